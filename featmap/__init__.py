@@ -1,0 +1,56 @@
+"""featmap: feature similarity and interaction mapping in convolutional networks.
+
+The public names are loaded when they are first used, so that ``import featmap`` and ``featmap --help``
+do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FeatmapError": "errors",
+    "Unit": "units",
+    "parse_unit": "units",
+    "Network": "models",
+    "load": "models",
+    "Objective": "objectives",
+    "channel": "objectives",
+    "objective": "objectives",
+    "Recipe": "recipes",
+    "RECIPES": "recipes",
+    "recipe": "recipes",
+    "maximise": "api",
+    "probe": "api",
+    "similarity": "mapping",
+    "SimilarityMap": "mapping",
+    "open_arrays": "mapping",
+    "MEASURES": "measures",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+if TYPE_CHECKING:
+    from featmap.api import maximise, probe
+    from featmap.errors import FeatmapError
+    from featmap.mapping import SimilarityMap, open_arrays, similarity
+    from featmap.measures import MEASURES
+    from featmap.models import Network, load
+    from featmap.objectives import Objective, channel, objective
+    from featmap.recipes import RECIPES, Recipe, recipe
+    from featmap.units import Unit, parse_unit
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"featmap.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,349 @@
+"""The command line: parse, make one library call, print where the result lies."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featmap.errors import FeatmapError
+
+if TYPE_CHECKING:
+    from featmap.models import Network
+    from featmap.recipes import Recipe
+    from featmap.runs import Job
+
+app = typer.Typer(
+    name="featmap",
+    help="Feature similarity and interaction mapping in convolutional networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Option(help="reference, a torchvision classification network, or package.module:factory.")]
+Weights = Annotated[
+    str | None, typer.Option(help="A .safetensors file or state dict, random, random:SEED, or a published set's name.")
+]
+Mean = Annotated[str | None, typer.Option(help="Input mean of images in [0, 1]: three numbers, joined by commas.")]
+Std = Annotated[str | None, typer.Option(help="Input standard deviation: three numbers, joined by commas.")]
+InputSize = Annotated[int | None, typer.Option(help="The network's own input size in pixels.")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="See `featmap recipes`. Default: by device.")]
+Size = Annotated[int | None, typer.Option(help="Size of the finished images in pixels.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the descent, all octaves together.")]
+Metric = Annotated[str | None, typer.Option(help="Distance to C: l1, l2, linf or linf-elementwise.")]
+Constant = Annotated[float | None, typer.Option("--C", help="The large constant (no effect under l1).")]
+Rows = Annotated[int | None, typer.Option(help="Images descended together; part of the recipe.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the noise. Default: the recipe's.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")]
+Start = Annotated[Path | None, typer.Option(help="A photograph to start from instead of noise.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the settings>.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Measure a few steps; print time, memory and disk; do nothing.")
+]
+Features = Annotated[str, typer.Option(help="Channels such as 0-15,42, or all.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    """Feature similarity and interaction mapping in convolutional networks."""
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise FeatmapError(f"{option} {text!r}: write three numbers joined by commas, such as 0.5,0.5,0.5") from None
+
+
+def _network(model: str, weights: str | None, mean: str | None, std: str | None, input_size: int | None) -> Network:
+    """Load the network and print the line that names it."""
+    from featmap import console, models
+
+    network = models.load(
+        model, weights, mean=_numbers(mean, "--mean"), std=_numbers(std, "--std"), input_size=input_size
+    )
+    console.out().print(str(network))
+    return network
+
+
+def _recipe(
+    network: Network,
+    device: str,
+    name: str | None,
+    size: int | None,
+    steps: int | None,
+    metric: str | None,
+    constant: float | None,
+    rows: int | None,
+) -> Recipe:
+    from featmap import console, mapping, runs
+
+    changes = {"metric": metric, "C": constant, "rows": rows}
+    recipe = mapping.resolve(network, runs.device(device), name, size, steps, **changes)
+    if constant is not None and recipe.metric == "l1":
+        console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")
+    return recipe
+
+
+def _dry_run(job: Job, folder: Path) -> None:
+    from featmap import console, runs
+
+    found = runs.estimate(job, folder)
+    minutes = f"{found.seconds:.0f} s" if found.seconds < 120 else f"{found.seconds / 60:.1f} minutes"
+    console.out().print(
+        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps at {job.recipe.size} pixels: "
+        f"about {minutes}, {found.memory / 1e9:.1f} GB of memory, {found.disk / 1e6:,.0f} MB on disk "
+        f"({found.free / 1e9:,.1f} GB free); it would go to {folder}"
+    )
+
+
+@app.command()
+def similarity(
+    layer: Annotated[str, typer.Option(help="The layer whose features are mapped; `featmap layers` lists them.")],
+    features: Annotated[
+        str, typer.Option(help="Channels shown in tables and figures, such as 0-15,42, or all.")
+    ] = "all",
+    stimuli: Annotated[
+        str, typer.Option(help="Images used: of the whole layer, or only of the features shown.")
+    ] = "layer",
+    measure: Annotated[
+        str, typer.Option(help="What the heatmap shows: coactivation, raw, relative, selective, profile.")
+    ] = "coactivation",
+    neighbours: Annotated[int, typer.Option(help="k of the nearest-neighbour graph.")] = 10,
+    model: Model = "reference",
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    recipe: RecipeName = None,
+    size: Size = None,
+    steps: Steps = None,
+    metric: Metric = None,
+    constant: Constant = None,
+    rows: Rows = None,
+    seed: Seed = None,
+    seeds: Seeds = 1,
+    start: Start = None,
+    device: Device = "auto",
+    out: Out = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Map how alike the features of a layer are: images, A, measures, clusters, graph, figures."""
+    from featmap import console, mapping, runs, tables
+
+    tables.check_view(measure, neighbours)
+    where = runs.device(device)
+    network = _network(model, weights, mean, std, input_size)
+    chosen = _recipe(network, device, recipe, size, steps, metric, constant, rows)
+    job, shown = mapping.similarity_job(
+        layer, network, chosen, features=features, stimuli=stimuli, seed=seed, seeds=seeds, where=where, start=start
+    )
+    if dry_run:
+        _dry_run(job, out or mapping.default_folder(job))
+        return
+    run = mapping.open_run(job, out)
+    if len(shown) < len(job.objectives):
+        console.err().print(
+            f"note: {len(shown)} features are shown; all {len(job.objectives)} of the layer are stimuli "
+            "(--stimuli shown makes only those shown: quicker, another similarity)"
+        )
+    found = _watched(
+        lambda watcher: mapping.run_similarity(job, shown, run, measure=measure, neighbours=neighbours, watcher=watcher)
+    )
+    for line in found.lines():
+        console.out().print(line)
+    console.out().print(
+        f"result: {run.folder} (heatmap.png, features.png, neighbours.png, features.csv, graph.graphml, arrays.zarr)"
+    )
+
+
+@app.command()
+def optimize(
+    units: Annotated[list[str] | None, typer.Argument(help="Units such as inception4a:17, or sums 'a + b'.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Instead of units: a layer, with --features.")] = None,
+    features: Features = "all",
+    model: Model = "reference",
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    recipe: RecipeName = None,
+    size: Size = None,
+    steps: Steps = None,
+    metric: Metric = None,
+    constant: Constant = None,
+    rows: Rows = None,
+    seed: Seed = None,
+    seeds: Seeds = 1,
+    start: Start = None,
+    device: Device = "auto",
+    out: Out = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make maximising images only: of features, rows, neurons, sets, prefixes, layers, class logits, sums."""
+    from featmap import api, console, mapping, runs, tables
+    from featmap.units import parse_channels
+
+    if bool(units) == bool(layer):
+        raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
+    where = runs.device(device)
+    network = _network(model, weights, mean, std, input_size)
+    chosen = _recipe(network, device, recipe, size, steps, metric, constant, rows)
+    if layer:
+        count = network.layer(layer, chosen.size).channels
+        units = [f"{layer}:{c}" for c in parse_channels(features, count, layer)]
+    job = api.maximise_job(units or [], network, chosen, seed=seed, seeds=seeds, where=where, start=start)
+    if dry_run:
+        _dry_run(job, out or mapping.default_folder(job))
+        return
+    run = mapping.open_run(job, out)
+
+    def work(watcher: Any) -> None:
+        mapping.carry_out(job, run, watcher)
+        tables.write_images(job, run, watcher)
+        mapping.complete(job, run)
+
+    _watched(work)
+    console.out().print(tables.image_line(run.folder))
+    console.out().print(f"result: {run.folder} (features.png, images.csv, images/, arrays.zarr)")
+
+
+@app.command()
+def probe(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a folder of photographs.")],
+    layers: Annotated[str, typer.Option(help="Layers whose responses are wanted, joined by commas.")],
+    model: Annotated[str | None, typer.Option(help="Default: the run's own network, or reference.")] = None,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    size: Annotated[int | None, typer.Option(help="Photographs are brought to this size in pixels.")] = None,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Record the responses of any layers to a run's images or to a folder of photographs."""
+    from featmap import api, console
+    from featmap.store import MANIFEST, digest
+
+    if model is None and (source / MANIFEST).is_file():
+        if any(v is not None for v in (weights, mean, std, input_size)):
+            raise FeatmapError(
+                "--weights, --mean, --std and --input-size go with --model; without it the run's own network is used"
+            )
+        network = api.network_of(source)
+        console.out().print(str(network))
+    else:
+        network = _network(model or "reference", weights, mean, std, input_size)
+    wanted = [name.strip() for name in layers.split(",") if name.strip()]
+    if not wanted:
+        raise FeatmapError("--layers names no layer; write --layers inception4a,inception4b")
+    settings = {"source": str(source.resolve()), "layers": wanted, "size": size, "model": network.identity()}
+    folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
+    found = _watched(lambda w: api.probe(source, wanted, network, size=size, device=device, out=folder, watcher=w))
+    console.out().print(f"{found.sizes['image']} images x {found.sizes['response']} responses")
+    console.out().print(f"result: {folder} (responses.parquet, responses.csv, arrays.zarr)")
+
+
+@app.command()
+def neighbours(
+    unit: Annotated[str, typer.Argument(help="A feature, such as inception4a:17.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished similarity run.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="How many to list.")] = 10,
+) -> None:
+    """List the features most like one feature, and those most opposed to it."""
+    from featmap import console, lookup
+
+    for line in lookup.neighbour_lines(unit, run, count):
+        console.out().print(line)
+
+
+@app.command()
+def layers(
+    match: Annotated[str, typer.Option(help="Only names that match this pattern, such as 'inception4*'.")] = "*",
+    model: Model = "reference",
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    size: Annotated[int | None, typer.Option(help="Image size that the grids are for.")] = None,
+) -> None:
+    """List every layer that can be asked for: channels and their branches, grid, receptive field."""
+    from featmap import console, lookup
+
+    network = _network(model, weights, mean, std, input_size)
+    for line in lookup.layer_lines(network, size, match):
+        console.out().print(line)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe; without it all are listed.")] = None,
+) -> None:
+    """Print recipes: all their settings, and what was chosen where the article says nothing."""
+    from featmap import console, lookup
+
+    for line in lookup.recipe_lines(name):
+        console.out().print(line)
+
+
+def _watched(work: Callable[[Any], Any]) -> Any:
+    """Run `work` with progress bars, and print the warnings it raises as notes."""
+    from featmap.console import Bars
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        with Bars() as bars:
+            result = work(bars)
+    for text in dict.fromkeys(str(w.message) for w in caught if w.category.__module__.startswith("featmap")):
+        bars.note(f"note: {text}")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors end in one line and a status: 2 for input, 130 for Ctrl-C, 1 for a fault of ours."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    try:
+        status = typer.main.get_command(app).main(args=given, prog_name="featmap", standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; what is finished is kept, and the same command goes on from here", 130, debug)
+    except FeatmapError as error:
+        _fail(str(error), 2, debug)
+    except Exception as error:
+        message, status = _explain(error)
+        _fail(message, status, debug)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return one line and the exit status for an error that is not one of ours."""
+    if type(error).__name__ == "Abort":
+        return "interrupted; what is finished is kept, and the same command goes on from here", 130
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # what typer raises for arguments
+        hint = getattr(getattr(error, "ctx", None), "command_path", "featmap")
+        return f"{' '.join(error.format_message().split())} (see {hint} --help)", 2
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({text[:120]}); give fewer --rows or a smaller --size", 2
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
+
+
+def _fail(message: str, status: int, debug: bool) -> None:
+    if debug:
+        raise
+    print(f"featmap: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,104 @@
+"""Image parameterisations: what the descent moves, and the B x 3 x H x W image that it stands for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from featmap import transforms
+from featmap.recipes import Recipe
+
+# square root of the colour covariance of natural images, and its use, as in Olah et al. 2017 (10.23915/distill.00007)
+_COLOUR = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+_COLOUR = _COLOUR / torch.linalg.vector_norm(_COLOUR, dim=0).max()
+
+
+class Pixels:
+    """The image itself."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def start(self, images: Tensor) -> Tensor:
+        """Return the parameters of these images (B x 3 x H x W)."""
+        return images
+
+    def image(self, parameters: Tensor) -> Tensor:
+        """Return the images of these parameters."""
+        return parameters
+
+
+class Fourier:
+    """A decorrelated spectrum, divided by frequency, through a sigmoid: the image always lies in [0, 1]."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def start(self, images: Tensor) -> Tensor:
+        """Return the real spectrum parameters, B x 3 x H x (W // 2 + 1) x 2, of these images."""
+        logit = torch.logit(images.clamp(0.02, 0.98))
+        mixed = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
+        spectrum = torch.fft.rfft2(mixed, norm="ortho")
+        return torch.view_as_real(spectrum / self._scale(images)).contiguous()
+
+    def image(self, parameters: Tensor) -> Tensor:
+        """Return the images of these parameters, B x 3 x H x W in (0, 1)."""
+        size = parameters.shape[2]
+        spectrum = torch.view_as_complex(parameters) * self._scale(parameters)
+        mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
+        return torch.sigmoid(torch.einsum("ij,bjhw->bihw", _COLOUR.to(mixed), mixed))
+
+    def _scale(self, like: Tensor) -> Tensor:
+        size = like.shape[2]
+        fy = torch.fft.fftfreq(size)[:, None]
+        fx = torch.fft.rfftfreq(size)[None]
+        frequency = torch.sqrt(fx * fx + fy * fy).clamp(min=1 / size)
+        return (1 / frequency / math.sqrt(size)).to(like.device)
+
+
+PARAMETERISATIONS: dict[str, type[Pixels] | type[Fourier]] = {"pixels": Pixels, "fourier": Fourier}
+
+
+def null_images(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
+    """Return the image (3 x H x W) that the recipe makes when the gradient is zero.
+
+    No network is needed: without a gradient the steps move nothing, so only blur, resize and clamp act.
+    """
+    first = first_image(recipe, seed, start)[None]
+    form = PARAMETERISATIONS[recipe.parameterisation](recipe)
+    for octave in recipe.octaves:
+        assert isinstance(octave.size, int)
+        first = transforms.resize(first, octave.size)
+        parameters = form.start(first)
+        for i in range(octave.steps):
+            parameters = after_step(recipe, parameters, between(octave.sigma, i, octave.steps))
+        first = form.image(parameters)
+    return finished(recipe, first)[0]
+
+
+def first_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
+    """Return where the descent starts: the noise of (seed, size), or a photograph (3 x H x W in [0, 1])."""
+    size = recipe.sizes[0]
+    if start is not None:
+        return transforms.resize(start[None].float(), size)[0]
+    return recipe.mean + recipe.std * transforms.noise(seed, size)
+
+
+def after_step(recipe: Recipe, parameters: Tensor, sigma: float) -> Tensor:
+    """Return the parameters after what follows each step: blur and, if the recipe says so, the clamp."""
+    if recipe.parameterisation != "pixels":
+        return parameters
+    parameters = transforms.blur(parameters, sigma)
+    return parameters.clamp(0, 1) if recipe.clamp == "every" else parameters
+
+
+def finished(recipe: Recipe, images: Tensor) -> Tensor:
+    """Return the images as they are stored."""
+    return images if recipe.clamp == "never" else images.clamp(0, 1)
+
+
+def between(ends: tuple[float, float], i: int, steps: int) -> float:
+    """Return the value of a schedule at step i of `steps`."""
+    return ends[0] * (steps - i) / steps + ends[1] * i / steps

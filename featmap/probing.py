@@ -1,0 +1,93 @@
+"""The probe: responses of the untouched network, in float32, to exactly the images it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featmap.models import Network
+from featmap.objectives import BatchLoss, Objective
+from featmap.taps import Taps
+
+
+class Probe:
+    """The untouched network on a device, ready to tell its layers' responses.
+
+    Images are taken `rows` at a time, the last batch padded, so that a response depends on the image alone:
+    a batch of another size may round differently. The module is moved to `device` for the time of the
+    context and back afterwards.
+    """
+
+    def __init__(self, network: Network, rows: int = 16, device: torch.device | str = "cpu") -> None:
+        self.network, self.rows, self.device = network, rows, torch.device(device)
+
+    def responses(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the mean over the grid of each layer's features: N x C, float32.
+
+        Parameters
+        ----------
+        images : N x 3 x H x W in [0, 1] (pixels beyond it are taken as they are)
+        layers : names of the layers
+
+        Source: DESIGN of the measure: the article, section "Feature Visualization from First Principles"
+        (its plot of average activations).
+        """
+        with self._lent(), torch.no_grad(), Taps(self.network.module, layers) as taps:
+            batches = [
+                {k: v[:n].mean((2, 3)).float().cpu().numpy() for k, v in taps.run(batch).items()}
+                for batch, n in self._batches(images)
+            ]
+        return {k: np.concatenate([b[k] for b in batches]) for k in layers}
+
+    def maps(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the layers' outputs themselves: N x C x H x W, float32."""
+        with self._lent(), torch.no_grad(), Taps(self.network.module, layers) as taps:
+            batches = [
+                {k: v[:n].float().cpu().numpy() for k, v in taps.run(batch).items()}
+                for batch, n in self._batches(images)
+            ]
+        return {k: np.concatenate([b[k] for b in batches]) for k in layers}
+
+    def activations(self, images: Tensor, objectives: Sequence[Objective]) -> np.ndarray:
+        """Return J of objective i on image i: its units' means over their own neurons, weighted; N, float32."""
+        size = int(images.shape[2])
+        layers = list(dict.fromkeys(layer for o in objectives for layer in o.layers))
+        shapes = {layer: self.network.layer(layer, size).shape for layer in layers}
+        values: list[np.ndarray] = []
+        with self._lent(), torch.no_grad(), Taps(self.network.module, layers) as taps:
+            for batch, n in self._batches(images):
+                chosen = list(objectives[len(values) * self.rows :][:n])
+                chosen += [chosen[0]] * (self.rows - n)
+                _, means = BatchLoss(chosen, shapes, "l1", 0.0, self.device)(taps.run(batch))
+                values.append(joint(means, chosen)[:n].cpu().numpy())
+        return np.concatenate(values)
+
+    def _batches(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
+        for first in range(0, len(images), self.rows):
+            batch = images[first : first + self.rows].float()
+            n = len(batch)
+            if n < self.rows:
+                batch = torch.cat([batch, batch[:1].expand(self.rows - n, -1, -1, -1)])
+            yield self.network.normalise(batch.to(self.device)), n
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        module = self.network.module
+        home = next((p.device for p in module.parameters()), self.device)
+        try:
+            module.to(self.device)
+            yield
+        finally:
+            module.to(home)
+
+
+def joint(means: Tensor, objectives: Sequence[Objective]) -> Tensor:
+    """Return the weighted sum of each row's term activations (R x T, NaN beyond a row's terms): R."""
+    weights = torch.zeros_like(means)
+    for row, target in enumerate(objectives):
+        weights[row, : len(target.terms)] = torch.tensor([w for w, _ in target.terms])
+    return (torch.nan_to_num(means, nan=0.0) * weights).sum(1) if means.shape[1] > 1 else (means * weights)[:, 0]

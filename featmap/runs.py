@@ -1,0 +1,359 @@
+"""Plan a run of descents and probes, and do its work units: from objectives to stored images and responses."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from featmap import images as forms
+from featmap.descent import descend
+from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
+from featmap.errors import FeatmapError, RecipeError
+from featmap.models import Network
+from featmap.objectives import Objective
+from featmap.prepare import prepared
+from featmap.probing import Probe, joint
+from featmap.recipes import Recipe
+from featmap.store import ArraySpec, Run
+from featmap.units import Shape
+
+STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
+LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
+RISE = 1e-6
+
+
+def device(name: str = "auto") -> torch.device:
+    """Return the device of that name: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, mps.
+
+    Raises
+    ------
+    FeatmapError
+        if the machine has none of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(name)
+    except RuntimeError as error:
+        raise FeatmapError(f"device {name!r} is unknown; allowed: auto, cpu, cuda, cuda:N, mps") from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise FeatmapError(
+            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; give --device cpu"
+        )
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise FeatmapError(f"device {name!r}: there is no Metal device here; give --device cpu")
+    if wanted.type not in ("cpu", "cuda", "mps"):
+        raise FeatmapError(f"device {name!r} is not supported; allowed: auto, cpu, cuda, cuda:N, mps")
+    return wanted
+
+
+def check_seeds(seed: int | None, seeds: int, recipe: Recipe) -> tuple[int, ...]:
+    """Return the seeds of a run: `seeds` consecutive ones from `seed` (or the recipe's own)."""
+    first = recipe.default_seed if seed is None else seed
+    if seeds < 1 or not 0 <= first < 2**31:
+        raise RecipeError(f"seed {first}, {seeds} seeds; give --seed 0 to 2147483647 and --seeds 1 or more")
+    return tuple(range(first, first + seeds))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run's numbers depend on.
+
+    Parameters
+    ----------
+    objectives : one an image; `labels` are their names
+    responses : layers whose features' responses to every image are recorded (the columns of A)
+    start : a photograph to start from (3 x H x W in [0, 1]) instead of noise
+    about : further settings that belong to the identity of the run (what is shown, which command)
+    """
+
+    network: Network
+    objectives: tuple[Objective, ...]
+    recipe: Recipe
+    seeds: tuple[int, ...] = (0,)
+    responses: tuple[str, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Tensor | None = None
+    about: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the images."""
+        return [str(o) for o in self.objectives]
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that are maximised."""
+        return list(dict.fromkeys(layer for o in self.objectives for layer in o.layers))
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the responses, ``layer:channel``."""
+        size = self.recipe.size
+        return [f"{la}:{c}" for la in self.responses for c in range(self.network.layer(la, size).channels)]
+
+    def check(self) -> Job:
+        """Return this job with every unit checked against the network at every size of the recipe."""
+        checked = []
+        for target in self.objectives:
+            terms = tuple((w, self.network.unit(u, self.recipe.size)) for w, u in target.terms)
+            for size in set(self.recipe.sizes):
+                for _, unit in terms:
+                    unit.check(self.network.layer(unit.layer, size).shape)
+            checked.append(Objective(terms))
+        for layer in self.responses:
+            self.network.layer(layer, self.recipe.size)
+        return replace(self, objectives=tuple(checked))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this run from any other, as plain JSON values."""
+        names = "\n".join(self.labels)
+        photo = None if self.start is None else hashlib.sha256(self.start.numpy().tobytes()).hexdigest()
+        return {
+            "model": self.network.identity(),
+            "images": {
+                "count": len(self.labels),
+                "first": self.labels[0],
+                "last": self.labels[-1],
+                "sha256": hashlib.sha256(names.encode()).hexdigest(),
+            },
+            "responses": list(self.responses),
+            "recipe": self.recipe.identity(),
+            "seeds": list(self.seeds),
+            "start": photo,
+            "device": self.device.type,
+            **dict(self.about),
+        }
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Return the arrays of the run folder; a chunk is what one batch makes."""
+        seeds, count, rows = len(self.seeds), len(self.objectives), self.recipe.rows
+        size, steps, columns = self.recipe.size, self.recipe.steps, len(self.columns)
+        pixels = ("channel", "y", "x")
+        meanings = (("flag_values", list(range(len(STATUSES)))), ("flag_meanings", " ".join(STATUSES)))
+        specs = {
+            "images": ArraySpec(("seed", "image", *pixels), (seeds, count, 3, size, size), (1, rows, 3, size, size)),
+            "null_images": ArraySpec(("seed", *pixels), (seeds, 3, size, size), (1, 3, size, size)),
+            "activation": ArraySpec(("seed", "image"), (seeds, count), (1, rows)),
+            "null_activation": ArraySpec(("seed", "image"), (seeds, count), (1, rows)),
+            "curve": ArraySpec(("seed", "image", "step"), (seeds, count, steps), (1, rows, steps)),
+            "status": ArraySpec(("seed", "image"), (seeds, count), (1, rows), "uint8", meanings),
+        }
+        if columns:
+            dims = ("seed", "image", "response")
+            specs["A"] = ArraySpec(dims, (seeds, count, columns), (1, rows, columns))
+            specs["null"] = ArraySpec(("seed", "response"), (seeds, columns), (1, columns))
+        return specs
+
+    def coords(self) -> dict[str, np.ndarray]:
+        """Return the labels along the arrays' dimensions."""
+        found = {
+            "seed": np.array(self.seeds, dtype=np.int64),
+            "image": np.array(self.labels),
+            "step": np.arange(self.recipe.steps, dtype=np.int64),
+            "channel": np.array(["red", "green", "blue"]),
+        }
+        return found | ({"response": np.array(self.columns)} if self.responses else {})
+
+    def units(self) -> list[WorkUnit]:
+        """Return the work units of the run."""
+        return plan(len(self.objectives), self.recipe.rows, self.seeds)
+
+
+class Worker:
+    """A network that is loaded and prepared once, and does work units of a job."""
+
+    def __init__(self, job: Job, watcher: Watcher | None = None) -> None:
+        self.job, self.watcher = job, watcher or Silent()
+        network, recipe = job.network, job.recipe
+        folds = network.trace(recipe.size).folds
+        self.module = prepared(network.module, folds, job.layers, job.device)
+        self.probe = Probe(network, recipe.rows, job.device)
+        self.shapes: dict[int, dict[str, Shape]] = {
+            size: {la: network.layer(la, size).shape for la in job.layers} for size in set(recipe.sizes)
+        }
+        self._nulls: dict[int, Tensor] = {}
+
+    def null_image(self, seed: int) -> Tensor:
+        """Return the null image of a seed, 3 x H x W."""
+        if seed not in self._nulls:
+            self._nulls[seed] = forms.null_images(self.job.recipe, seed, self.job.start).float()
+        return self._nulls[seed]
+
+    def make(self, unit: WorkUnit) -> dict[str, np.ndarray]:
+        """Return what one work unit gives, by the names of the run's arrays."""
+        return self._batch(unit) if unit.last else self._null(unit.seed)
+
+    def work(self, unit: WorkUnit, store: Run) -> None:
+        """Do one work unit and land it in the run folder."""
+        at = self.job.seeds.index(unit.seed)
+        region = (at, slice(unit.first, unit.last)) if unit.last else (at,)
+        made = self.make(unit)
+        store.land(
+            unit.name,
+            {k: ((*region, *[slice(None)] * (v.ndim - len(region) + 1)), v) for k, v in made.items()},
+        )
+
+    def _null(self, seed: int) -> dict[str, np.ndarray]:
+        image = self.null_image(seed)
+        made = {"null_images": image.numpy()}
+        if self.job.responses:
+            made["null"] = self._responses(image[None])[0]
+        return made
+
+    def _responses(self, images: Tensor) -> np.ndarray:
+        found = self.probe.responses(images, self.job.responses)
+        return np.concatenate([found[la] for la in self.job.responses], axis=1)
+
+    def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:
+        job = self.job
+        chosen = job.objectives[unit.first : unit.last]
+        null = self.null_image(unit.seed)
+
+        def on_step(_: int, means: Tensor) -> None:
+            self.watcher.step(float(means[: len(chosen), 0].mean()))
+
+        result = descend(
+            self.module,
+            job.network.normalise,
+            chosen,
+            job.recipe,
+            self.shapes,
+            seed=unit.seed,
+            start=job.start,
+            device=job.device,
+            on_step=on_step,
+        )
+        reached = self.probe.activations(result.images, chosen)
+        nothing = self.probe.activations(null.expand(len(chosen), -1, -1, -1), chosen)
+        curve = torch.stack([joint(result.curve[:, k], chosen) for k in range(result.curve.shape[1])], dim=1).numpy()
+        made = {
+            "images": result.images.numpy(),
+            "activation": reached,
+            "null_activation": nothing,
+            "curve": curve,
+        }
+        if job.responses:
+            made["A"] = self._responses(result.images)
+        made["status"] = statuses(made, result.moved.numpy(), result.revived.numpy())
+        return made
+
+
+def statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray) -> np.ndarray:
+    """Return each row's status as an index into `STATUSES`.
+
+    dead: it never had a gradient, or none without help and did not rise with it; unconverged: it had one and
+    did not rise above the null image; not-finite: NaN or infinity in its image or responses.
+    """
+    with np.errstate(invalid="ignore"):
+        floor = RISE * np.maximum(1.0, np.abs(made["null_activation"]))
+        rose = made["activation"] - made["null_activation"] > floor
+    finite = np.isfinite(made["activation"]) & np.isfinite(made["images"]).all((1, 2, 3))
+    if "A" in made:
+        finite &= np.isfinite(made["A"]).all(1)
+    found = np.where(rose, np.where(revived, RESCUED, LIVE), np.where(revived | ~moved, DEAD, UNCONVERGED))
+    return np.where(finite, found, NOT_FINITE).astype(np.uint8)
+
+
+def execute(job: Job, store: Run, watcher: Watcher | None = None) -> int:
+    """Do what is left of a job in its run folder; return how many work units were made now."""
+    watcher = watcher or Silent()
+    holder: list[Worker] = []
+
+    def work(unit: WorkUnit) -> None:
+        if not holder:
+            holder.append(Worker(job, watcher))
+        holder[0].work(unit, store)
+
+    with remembered_settings():
+        return run_here(job.units(), store, work, job.recipe.steps, watcher)
+
+
+@contextmanager
+def remembered_settings() -> Iterator[None]:
+    """Turn off what would change bits between runs on a GPU, and restore it afterwards."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+
+
+def environment(where: torch.device) -> dict[str, Any]:
+    """Return what bits may depend on besides the settings: versions, threads, processor."""
+    names = ("featmap", "torch", "torchvision", "numpy", "scipy", "networkx", "zarr", "xarray")
+    return {
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take: seconds, bytes of memory, bytes on disk; `free` bytes there are."""
+
+    seconds: float
+    memory: int
+    disk: int
+    free: int
+
+
+def disk_needed(job: Job) -> int:
+    """Return the bytes of the run's arrays before compression, tables and figures included by a tenth."""
+    cells = sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in job.arrays().values())
+    square = 8 * len(job.columns) * len(job.labels) * 6  # six tables as parquet and CSV, about 8 bytes a cell
+    return int(1.1 * cells + square + 20e6)
+
+
+def free_space(folder: Path) -> int:
+    """Return the free bytes on the file system that `folder` lies or will lie on."""
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    return int(psutil.disk_usage(str(there)).free)
+
+
+def estimate(job: Job, folder: Path) -> Estimate:
+    """Measure three steps of one batch at each of the recipe's sizes and extrapolate."""
+    worker, seconds = Worker(job), 0.0
+    batches = sum(1 for u in job.units() if u.last)
+    with remembered_settings():
+        for octave in job.recipe.octaves:
+            stamps: list[float] = []
+            short = replace(job.recipe, octaves=(replace(octave, steps=3),))
+            descend(
+                worker.module,
+                job.network.normalise,
+                job.objectives[: job.recipe.rows],
+                short,
+                worker.shapes,
+                seed=job.seeds[0],
+                device=job.device,
+                on_step=lambda _, __, s=stamps: s.append(time.perf_counter()),  # type: ignore[misc]
+            )
+            seconds += batches * octave.steps * (stamps[2] - stamps[0]) / 2
+    largest = max(job.recipe.sizes)
+    reach = max(job.network.layer(la, largest).reach for la in job.layers)
+    memory = psutil.Process().memory_info().rss + int(4 * job.recipe.rows * reach * 1.5)
+    return Estimate(seconds, memory, disk_needed(job), free_space(folder))
+
+
+def image_batches(count: int, rows: int) -> Sequence[tuple[int, int]]:
+    """Return the (first, last) of batches of `rows`."""
+    return [(k, min(k + rows, count)) for k in range(0, count, rows)]

@@ -1,0 +1,303 @@
+"""What a similarity run writes beside its arrays: tables, the graph, figures and the summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import xarray as xr
+from PIL import Image
+
+from featmap import graph, measures, plots
+from featmap.engine import Watcher
+from featmap.errors import FeatmapError, nearest
+from featmap.graph import Clusters
+from featmap.store import ARRAYS, Run
+from featmap.trace import Layer
+
+if TYPE_CHECKING:
+    from featmap.mapping import SimilarityMap
+    from featmap.runs import Job
+
+NEAREST = 5
+PAIRS = 24
+LABELS = {
+    "coactivation": "co-activation (share of the feature's own best response)",
+    "relative": "response relative to the image's own feature",
+    "selective": "response, standardised over images",
+    "profile": "profile similarity S",
+    "raw": "average activation",
+}
+
+
+def check_view(measure: str, neighbours: int) -> None:
+    """Refuse a measure that is unknown, or a number of neighbours below 1."""
+    if measure not in measures.MEASURES:
+        allowed = ", ".join(measures.MEASURES)
+        raise FeatmapError(f"measure {measure!r} is unknown{nearest(measure, measures.MEASURES)}; allowed: {allowed}")
+    if neighbours < 1:
+        raise FeatmapError(f"neighbours {neighbours}: a neighbour graph takes 1 or more; 10 is the default")
+
+
+def features(
+    names: Sequence[str],
+    layer: Layer,
+    statuses: Sequence[str],
+    activation: np.ndarray,
+    A: pd.DataFrame,
+    null: pd.Series,
+    frames: dict[str, pd.DataFrame],
+    clusters: Clusters,
+) -> pd.DataFrame:
+    """Return one row a feature: status, activation, branch, cluster, nearest neighbours.
+
+    `activation` is the response to its own image, `null_activation` that to the null image, `identity`
+    whether no other image excites the feature more. `community` is Louvain's answer, `cluster` the same
+    where the nulls allow clusters and empty where they do not.
+    """
+    channels = [int(n.rpartition(":")[2]) for n in names]
+    table = pd.DataFrame(
+        {
+            "channel": channels,
+            "branch": [layer.branch(c) for c in channels],
+            "status": list(statuses),
+            "activation": activation,
+            "null_activation": null.to_numpy(),
+        },
+        index=pd.Index(names, name="feature"),
+    )
+    live = list(clusters.labels.index)
+    # dead features' images show nothing, so identity is judged among the images of the live ones
+    best = A.loc[live].max(axis=0) if live else A.max(axis=0)
+    own = pd.Series(np.diag(A.to_numpy()), index=names)
+    table["identity"] = pd.array(own >= best, dtype="boolean")
+    table.loc[~table.index.isin(live), "identity"] = pd.NA
+    for column, labels in (("cluster", clusters.labels), ("community", clusters.communities.labels)):
+        wanted = labels if column == "community" or clusters.allowed else labels.iloc[:0]
+        table[column] = pd.Series(wanted, dtype="Int64").reindex(table.index)
+    closest = measures.nearest(frames["profile"], NEAREST)
+    for rank in range(1, NEAREST + 1):
+        ranked = closest[closest.groupby("feature", sort=False).cumcount() == rank - 1].set_index("feature")
+        table[f"nearest_{rank}"] = ranked["other"].reindex(table.index)
+        table[f"similarity_{rank}"] = ranked["similarity"].reindex(table.index)
+    return table
+
+
+def summarise(
+    table: pd.DataFrame,
+    A: pd.DataFrame,
+    frames: dict[str, pd.DataFrame],
+    clusters: Clusters,
+    live: list[str],
+    shown: list[str],
+) -> dict[str, Any]:
+    """Return the run's findings as plain JSON values."""
+    pairs = measures.top_pairs(frames["profile"], 5)
+    undefined = {name: measures.count_undefined(frame) for name, frame in frames.items()}
+    rate = measures.identity_rate(A, live) if live else None
+    return {
+        "features": len(table),
+        "shown": len(shown),
+        "statuses": dict(Counter(table["status"])),
+        "identity_rate": rate,
+        "clusters": {
+            "allowed": bool(clusters.allowed),
+            "count": int(clusters.labels.nunique()) if clusters.allowed else 0,
+            "sizes": sorted(Counter(clusters.communities.labels).values(), reverse=True),
+            "modularity": float(clusters.communities.modularity),
+            "p_permuted": float(clusters.p_permuted),
+            "p_one_factor": float(clusters.p_factor),
+            "louvain_self_agreement": float(clusters.communities.self_agreement),
+            "sentence": clusters.summary(),
+        },
+        "most_similar": [[r.feature, r.other, float(r.similarity)] for r in pairs.itertuples()],
+        "undefined": undefined,
+    }
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """Return the summary in words, one line a finding."""
+    counts = ", ".join(f"{n} {status}" for status, n in summary["statuses"].items())
+    shown = "" if summary["shown"] == summary["features"] else f"; {summary['shown']} shown"
+    lines = [f"{summary['features']} features: {counts}{shown}"]
+    if summary["identity_rate"] is not None:
+        lines.append(
+            f"identity rate {summary['identity_rate']:.3f}: the share of live features that no other image excites more than their own"
+        )
+    lines.append(summary["clusters"]["sentence"])
+    pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in summary["most_similar"][:3])
+    if pairs:
+        lines.append(f"most similar: {pairs}")
+    masked = {k: v for k, v in summary["undefined"].items() if v}
+    if masked:
+        lines.append("undefined (left empty): " + ", ".join(f"{n} cells of {k}" for k, n in masked.items()))
+    if "seeds" in summary:
+        s = summary["seeds"]
+        lines.append(
+            f"{s['count']} seeds: S correlates {s['correlation_of_S']:.4f} between single seeds; clusters agree with "
+            f"ARI {s['ari_of_clusters']:.2f} (Louvain with itself {s['ari_of_louvain_with_itself']:.2f})"
+        )
+    return lines
+
+
+def write(run: Run, found: SimilarityMap, measure: str, neighbours: int, watcher: Watcher) -> None:
+    """Write the tables, the graph and the figures of a similarity run."""
+    names = ("activations", "coactivation", "relative", "selective", "profile")
+    total = len(names) + 5
+    for k, name in enumerate(names):
+        watcher.stage("tables and figures", k, total)
+        frame = found.activations if name == "activations" else found.measures[name]
+        rows = [f for f in found.shown if f in frame.index]
+        write_frame(run, name, frame.loc[rows, [f for f in found.shown if f in frame.columns]])
+    write_frame(run, "features", found.features.loc[found.shown])
+    nodes = [f for f in found.shown if f in found.clusters.graph]
+    run.write("graph.graphml", lambda p: nx.write_graphml(graphml(found, nodes, neighbours), p))
+    watcher.stage("tables and figures", len(names) + 2, total)
+    draw(run, found, measure, nodes)
+    watcher.stage("tables and figures", total, total)
+
+
+def write_frame(run: Run, name: str, frame: pd.DataFrame) -> None:
+    """Write a table as parquet and CSV, both with the labels of its rows."""
+    frame = frame.rename_axis(index="feature" if name == "features" else "image")
+    run.write(f"{name}.parquet", frame.to_parquet)
+    run.write(f"{name}.csv", lambda p: frame.to_csv(p, float_format="%.9g", lineterminator="\n"))
+
+
+def graphml(found: SimilarityMap, nodes: list[str], neighbours: int) -> nx.Graph:
+    """Return the neighbour graph of the features shown, with what is known of each on its node."""
+    drawn: nx.Graph = nx.Graph(found.clusters.graph.subgraph(nodes))
+    drawn.graph = {"k": neighbours, "weight": "profile similarity S"}
+    for name, row in found.features.loc[nodes].iterrows():
+        drawn.nodes[name].update(
+            channel=int(row["channel"]),
+            branch=str(row["branch"]),
+            status=str(row["status"]),
+            activation=float(row["activation"]),
+            community=int(row["community"]),
+        )
+        if found.clusters.allowed:
+            drawn.nodes[name]["cluster"] = int(row["cluster"])
+    return drawn
+
+
+def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None:
+    """Write heatmap, contact sheet and pairs of nearest features."""
+    clusters = found.clusters.labels.loc[nodes] if found.clusters.allowed else None
+    order = nodes
+    if len(nodes) > 1:
+        S = found.measures["profile"].loc[nodes, nodes]
+        grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
+        linkage, leaves = graph.leaf_order(S, grouping)
+        order = [nodes[i] for i in leaves]
+        values = found.activations if measure == "raw" else found.measures[measure]
+        layer = nodes[0].rpartition(":")[0]
+        figure = plots.heatmap(
+            values.loc[nodes, nodes],
+            linkage=linkage,
+            clusters=clusters,
+            title=f"{layer}: {len(nodes)} features",
+            cbar_label=LABELS[measure],
+            centre=0.0,
+        )
+        for path in plots.save(figure, run.folder / "heatmap", ("png", "svg")):
+            run.note_file(path)
+    order += [f for f in found.shown if f not in set(nodes)]
+    data = found.dataset
+    images = dict(zip(found.shown, data["images"].isel(seed=0).sel(image=found.shown).values, strict=True))
+    table = found.features
+    captions = [
+        f"{table.activation[f]:.3g}" + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
+    ]
+    groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
+    sheet = plots.contact_sheet(
+        np.stack([images[f] for f in order]),
+        order,
+        captions=captions,
+        groups=groups if found.clusters.allowed else None,
+        title=f"{len(order)} maximising images, in the order of the heatmap",
+        columns=None,
+    )
+    for path in plots.save(sheet, run.folder / "features", ("png",)):
+        run.note_file(path)
+    rows = _pairs(found, nodes, images)
+    if rows:
+        pairs = plots.pair_sheet(rows, f"The {len(rows)} most similar pairs")
+        for path in plots.save(pairs, run.folder / "neighbours", ("png",)):
+            run.note_file(path)
+
+
+def _pairs(found: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[plots.PairRow]:
+    if len(nodes) < 2:
+        return []
+    C = found.measures["coactivation"]
+    rows = []
+    for pair in measures.top_pairs(found.measures["profile"].loc[nodes, nodes], PAIRS).itertuples():
+        a, b = str(pair.feature), str(pair.other)
+        both = " / ".join("undefined" if pd.isna(v) else f"{v:.2f}" for v in (C.loc[a, b], C.loc[b, a]))
+        rows.append(plots.PairRow(images[a], images[b], a, b, f"S {pair.similarity:.3f}, co-activation {both}"))
+    return rows
+
+
+def write_images(job: Job, run: Run, watcher: Watcher) -> None:
+    """Write the table, a picture a unit and the contact sheet of an optimisation run."""
+    from featmap.runs import STATUSES
+
+    data = xr.open_zarr(run.folder / ARRAYS, consolidated=True)
+    frame = data[["activation", "null_activation", "status"]].to_dataframe().reset_index()
+    frame["status"] = [STATUSES[int(s)] for s in frame["status"]]
+    run.manifest["files"] = {}
+    run.write("images.csv", lambda p: frame.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
+    labels = job.labels
+    for k, label in enumerate(labels):
+        pixels = data["images"].isel(seed=0, image=k).values
+        picture = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+        run.write(f"images/{k:05d}-{file_name(label)}.png", picture.save)
+        watcher.stage("pictures", k + 1, len(labels))
+    first = frame[frame["seed"] == job.seeds[0]]
+    captions = [
+        f"{a:.3g}" + ("" if s == "live" else f" {s}") for a, s in zip(first["activation"], first["status"], strict=True)
+    ]
+    sheet = plots.contact_sheet(
+        data["images"].isel(seed=0).values,
+        labels,
+        captions=captions,
+        groups=None,
+        title=f"{len(labels)} maximising images",
+        columns=None,
+    )
+    for path in plots.save(sheet, run.folder / "features", ("png",)):
+        run.note_file(path)
+
+
+def file_name(label: str) -> str:
+    """Return a unit's name as every file system takes it."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)[:80]
+
+
+def image_line(folder: Path) -> str:
+    """Return what an optimisation run reached, in one line."""
+    frame = pd.read_csv(folder / "images.csv")
+    counts = ", ".join(f"{n} {status}" for status, n in Counter(frame["status"]).items())
+    best = frame.loc[frame["activation"].idxmax()] if frame["activation"].notna().any() else None
+    reached = "" if best is None else f"; highest activation {best['activation']:.4g} ({best['image']})"
+    return f"{len(frame)} images: {counts}{reached}"
+
+
+def read_frame(folder: Path, name: str) -> pd.DataFrame:
+    """Return a table of a finished run.
+
+    Raises
+    ------
+    FeatmapError
+        if the run has not written it.
+    """
+    path = folder / f"{name}.parquet"
+    if not path.is_file():
+        raise FeatmapError(f"run {str(folder)!r} has no {path.name} yet; run its command again to finish it")
+    return pd.read_parquet(path)

@@ -1,0 +1,64 @@
+"""Blur, resize, jitter and noise. Every random number comes from a generator made here, for its purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def generator(*key: object) -> np.random.Generator:
+    """Return the random generator that belongs to `key`, the same on every machine.
+
+    NumPy's rather than torch's: its normal deviates do not depend on the processor's vector width.
+    """
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def noise(seed: int, size: int) -> Tensor:
+    """Return standard normal noise, 3 x size x size, that depends on (seed, size) only."""
+    return torch.from_numpy(generator("noise", seed, size).standard_normal((3, size, size), dtype=np.float32))
+
+
+def shift(seed: int, step: int, most: int) -> tuple[int, int]:
+    """Return the jitter of a step, rows and columns in [-most, most]; depends on (seed, step) only."""
+    dy, dx = generator("jitter", seed, step).integers(-most, most + 1, size=2)
+    return int(dy), int(dx)
+
+
+def jitter(images: Tensor, seed: int, step: int, most: int) -> Tensor:
+    """Return the images rolled by the step's jitter (B x 3 x H x W, the same for every row)."""
+    return images if most == 0 else torch.roll(images, shift(seed, step, most), dims=(2, 3))
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Return the images under a 3-tap Gaussian with reflected borders, as torchvision's `gaussian_blur` has it.
+
+    Parameters
+    ----------
+    images : B x 3 x H x W
+    sigma : in pixels; 0 leaves the images as they are
+
+    Source: the article, section "Feature Visualization from First Principles" (kernel 3).
+    """
+    if sigma <= 0:
+        return images
+    side = math.exp(-0.5 / sigma**2)
+    centre, edge = 1 / (1 + 2 * side), side / (1 + 2 * side)
+    for dim in (2, 3):
+        padded = F.pad(images, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0), mode="reflect")
+        n = images.shape[dim]
+        images = padded.narrow(dim, 1, n) * centre + (padded.narrow(dim, 0, n) + padded.narrow(dim, 2, n)) * edge
+    return images
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Return the images at size x size (bilinear, antialiased when made smaller)."""
+    if images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
