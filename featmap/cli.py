@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -104,7 +105,7 @@ def _dry_run(job: Job, folder: Path) -> None:
     found = runs.estimate(job, folder)
     minutes = f"{found.seconds:.0f} s" if found.seconds < 120 else f"{found.seconds / 60:.1f} minutes"
     console.out().print(
-        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps at {job.recipe.size} pixels: "
+        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, {job.recipe.size} pixels: "
         f"about {minutes}, {found.memory / 1e9:.1f} GB of memory, {found.disk / 1e6:,.0f} MB on disk "
         f"({found.free / 1e9:,.1f} GB free); it would go to {folder}"
     )
@@ -172,7 +173,7 @@ def similarity(
 
 @app.command()
 def optimize(
-    units: Annotated[list[str] | None, typer.Argument(help="Units such as inception4a:17, or sums 'a + b'.")] = None,
+    units: Annotated[list[str] | None, typer.Argument(help="Units such as inception4a:17, sums 'a + b'.")] = None,
     layer: Annotated[str | None, typer.Option(help="Instead of units: a layer, with --features.")] = None,
     features: Features = "all",
     model: Model = "reference",
@@ -314,6 +315,9 @@ def _watched(work: Callable[[Any], Any]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors end in one line and a status: 2 for input, 130 for Ctrl-C, 1 for a fault of ours."""
+    # torch's threads wait by spinning; where anything else runs, that makes a descent two to four times slower.
+    # It has to be said before torch is loaded, and a setting of the user's own comes first.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
@@ -323,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted; what is finished is kept, and the same command goes on from here", 130, debug)
     except FeatmapError as error:
         _fail(str(error), 2, debug)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever happened ends in one line
         message, status = _explain(error)
         _fail(message, status, debug)
     sys.exit(status if isinstance(status, int) else 0)

@@ -77,8 +77,8 @@ def grow(seen: Field, function: str, args: Sequence[Any], kwargs: dict[str, Any]
         window = _pair(_get(args, kwargs, 1, "kernel_size"))
         stride = _get(args, kwargs, 2, "stride", None)
         padding = _pair(_get(args, kwargs, 3, "padding", 0))
-        dilation = _get(args, kwargs, 4, "dilation", 1) if "max" in function else 1
-        return _window(seen, window, _pair(stride) if stride else window, padding, _pair(dilation))
+        spread = _pair(_get(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
+        return _window(seen, window, _pair(stride) if stride else window, padding, spread)
     if function == "pad":
         left, _, top, _ = (*_get(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
         start = (seen.start[0] - top * seen.jump[0], seen.start[1] - left * seen.jump[1])

@@ -27,7 +27,8 @@ def layer_frame(network: Network, size: int | None = None) -> pd.DataFrame:
     trace = network.trace(size)
     if not trace.layers:
         raise FeatmapError(
-            f"{network.name} has no layer at {trace.size} pixels ({trace.failure or 'no convolutional grid'}); give --size"
+            f"{network.name} has no layer at {trace.size} pixels "
+            f"({trace.failure or 'no convolutional grid'}); give --size"
         )
     rows = [
         (
@@ -93,7 +94,8 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     features = tables.read_frame(folder, "features")
     if unit not in features.index:
         raise UnitError(
-            f"feature {unit!r} is not in this run{nearest(unit, features.index)}; it shows {features.index[0]} to {features.index[-1]}"
+            f"feature {unit!r} is not in this run{nearest(unit, features.index)}; "
+            f"it shows {features.index[0]} to {features.index[-1]}"
         )
     if unit not in S.index:
         raise UnitError(f"feature {unit!r} is {features.status[unit]} in this run and has no similarity to others")

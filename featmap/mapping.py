@@ -16,7 +16,7 @@ import xarray as xr
 
 from featmap import graph, measures, runs, tables
 from featmap.engine import Silent, Watcher
-from featmap.errors import StoreError, UnitError
+from featmap.errors import FeatmapError, StoreError, UnitError
 from featmap.models import Network, load
 from featmap.objectives import channel
 from featmap.photographs import read_photograph
@@ -66,7 +66,8 @@ class SimilarityMap:
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
-        return f"<b>featmap similarity</b> {escape(str(self.folder))}<ul>{items}</ul>{self.features.head(20)._repr_html_()}"
+        head = self.features.head(20)._repr_html_()
+        return f"<b>featmap similarity</b> {escape(str(self.folder))}<ul>{items}</ul>{head}"
 
 
 def open_arrays(folder: str | Path) -> xr.Dataset:
@@ -143,7 +144,8 @@ def open_run(job: Job, out: str | Path | None) -> Run:
     need, free = runs.disk_needed(job), runs.free_space(folder)
     if need > free and not (folder / "manifest.json").exists():
         raise StoreError(
-            f"run folder {str(folder)!r}: no space: {need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free; give another --out"
+            f"run folder {str(folder)!r}: no space: {need / 1e6:,.0f} MB needed, "
+            f"{free / 1e6:,.0f} MB free; give another --out"
         )
     about = {
         "network": str(job.network),
@@ -318,9 +320,13 @@ def _over_seeds(
         frames.append(S)
         parts.append(graph.communities(graph.neighbour_graph(S, neighbours)).labels.to_numpy())
     pairs = [(i, j) for i in range(len(parts)) for j in range(i)]
+    try:
+        agreement: float | None = float(measures.seed_agreement(frames))
+    except FeatmapError:  # fewer than two similarities that vary: nothing to correlate
+        agreement = None
     return {
         "count": len(job.seeds),
-        "correlation_of_S": float(measures.seed_agreement(frames)),
+        "correlation_of_S": agreement,
         "ari_of_clusters": float(np.mean([graph.adjusted_rand(parts[i], parts[j]) for i, j in pairs])),
         "ari_of_louvain_with_itself": float(clusters.communities.self_agreement),
     }

@@ -19,7 +19,6 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from featmap.errors import FeatmapError, UnitError
 
@@ -223,7 +222,7 @@ def correlations(values: np.ndarray, method: Correlation = "pearson") -> np.ndar
     N = max(len(Z), 1)
     varies = np.sqrt((Z**2).sum(axis=0) / N) > EPS
     if method == "spearman" and Z.size:
-        Z = rankdata(np.round(Z, DIGITS), axis=0)
+        Z = pd.DataFrame(np.round(Z, DIGITS)).rank().to_numpy()
     Z = Z - Z.sum(axis=0) / N
     norm = np.sqrt((Z**2).sum(axis=0))
     Z = Z / np.where(varies & (norm > 0), norm, np.nan)
@@ -278,7 +277,7 @@ def count_undefined(frame: pd.DataFrame) -> int:
 def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:
     """Return the share of live features that no live image drives more than their own image does.
 
-    In [0, 1]; 1 where every descent found its feature; one that answers all images alike counts as lost.
+    In [0, 1]; 1 where every descent found its feature. Images are compared where their response is finite.
     Raises UnitError if no live feature is both a row and a column of A.
     """
     data = _read(A, pd.Series(0.0, index=A.columns), live)
@@ -287,8 +286,7 @@ def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:
         raise UnitError("no live feature is both a row and a column of A, so none has its own image")
     values = data.values[data.live_rows][:, has]
     high = np.where(np.isfinite(values), values, -np.inf).max(axis=0)
-    low = np.where(np.isfinite(values), values, np.inf).min(axis=0)
-    return float(np.mean((data.own[has] >= high) & (high > low + floors(_largest(values)))))
+    return float(np.mean(data.own[has] >= high))
 
 
 def square(S: pd.DataFrame) -> np.ndarray:

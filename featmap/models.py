@@ -218,7 +218,8 @@ def _reference(weights: str | Path | None) -> Network:
     digest = files.sha256_file(path)
     if digest != card["sha256"]:
         raise ModelError(
-            f"the bundled weights {path} are damaged (SHA-256 {digest[:12]}, not {card['sha256'][:12]}); reinstall featmap"
+            f"the bundled weights {path} are damaged (SHA-256 {digest[:12]}, not {card['sha256'][:12]}); "
+            "reinstall featmap"
         )
     module = build(weights=None, num_classes=len(classes), aux_logits=False, transform_input=False, init_weights=False)
     files.fit(module, files.read_state(path), "reference", path.name)

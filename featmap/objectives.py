@@ -104,7 +104,7 @@ def l1(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
 
 @_metric("l2")
 def l2(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
-    """Return 5 * sqrt(sum((C - z)^2)), the factor as the article writes it (section "Feature Maps are Metric Invariant")."""
+    """Return 5 * sqrt(sum((C - z)^2)), with the article's factor (its section "Feature Maps are Metric Invariant")."""
     gap = C - values if mask is None else (C - values) * mask
     return 5 * torch.linalg.vector_norm(gap.flatten(1), dim=1)
 

@@ -11,39 +11,32 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import colors as mcolors
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from featmap.errors import FeatmapError
 
-# Okabe and Ito's colours (no black), then always the farthest next one in OKLab under normal, protan, deutan
-# and tritan sight (Machado et al. 2009, doi:10.1109/TVCG.2009.113), in an order in which neighbours differ.
+# Okabe and Ito's colours (no black), then always the farthest next one in OKLab under normal, protan, deutan and
+# tritan sight (Machado et al. 2009, doi:10.1109/TVCG.2009.113), in an order in which neighbours differ.
 _COLOURS = (
     "0072b2e69f00009e73d55e00cc79a756b4e9f0e442a52d6996b4874b1e969678ff695a0078ffb4004bc3692d2d"
     "785ae1a55a4b87d2ff966987f0c3785a4b96ff78d25a2d6978a55a872d4b96e1a57878d2f0783ca5f0e1a5784b"
 )
-_INK, _FAINT, _GRAY = "#222222", "#555555", "#c9c9c9"
-_DPI, _LARGEST = 150, 5000  # pixels in an inch, in the longer side of a PNG
-_EM = 0.61  # DejaVu Sans: the mean width of a character, in font sizes
-_NAMED = 64  # features up to which each is named on the heatmap
-_STYLE = {
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "svg.fonttype": "none",
-    "svg.hashsalt": "featmap",
-}
-_STYLE |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
-_house_style = matplotlib.style.context(["default", _STYLE])  # draw alike whatever the user's matplotlibrc says
-_OPTIONS: dict[str, dict[str, Any]] = {  # no dates in a file; a large PNG in seconds
-    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},
+_FAINT, _GRAY, _SHADES = "#555555", "#c9c9c9", "RdBu_r"
+_DPI, _LARGEST, _NAMED = 150, 5000, 64  # pixels an inch; a PNG's longer side; features with a name each on the heatmap
+_STYLE = {"font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"], "svg.fonttype": "none", "svg.hashsalt": "featmap"}
+_house_style = plt.style.context(["default", _STYLE])  # draw alike whatever the user's matplotlibrc says
+_OPTIONS: dict[str, dict[str, Any]] = {  # no date in any file; seconds, not half a minute, for a large PNG
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 1}},
     "svg": {"metadata": {"Date": None}},
 }
 
@@ -60,16 +53,12 @@ class PairRow:
 
 
 def cluster_colours(k: int) -> list[tuple[float, float, float]]:
-    """Return the colours of clusters 0 .. k - 1 as RGB in [0, 1].
-
-    A cluster has the same colour in every figure, whatever k is. The first 30 differ; then they repeat.
-    """
+    """Return the colours of clusters 0 .. k - 1 as RGB in [0, 1]: the same in every figure; 30, then again."""
     return [_colour(c) for c in range(k)]
 
 
-def _colour(cluster: int | None) -> tuple[float, float, float]:
-    at = 0 if cluster is None else 6 * cluster % len(_COLOURS)
-    return mcolors.to_rgb(_GRAY if cluster is None else f"#{_COLOURS[at : at + 6]}")
+def _colour(cluster: int) -> tuple[float, float, float]:
+    return mcolors.to_rgb(f"#{_COLOURS[6 * cluster % len(_COLOURS) :][:6]}" if cluster >= 0 else _GRAY)
 
 
 def _plain(text: object) -> str:
@@ -77,42 +66,45 @@ def _plain(text: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
 
 
+def _inches(text: str) -> float:
+    """Return the width of a text set in one point."""
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=100), False)[0]) / 7200
+
+
 def _fit(texts: Iterable[str], inches: float, largest: float) -> tuple[float, list[str]]:
     """Return the font size at which all texts fit into a width, and the texts: at the smallest without middles."""
     lines = [_plain(text) for text in texts]
-    size = float(np.clip(72 * inches / _EM / max([1, *map(len, lines)]), 5.5, largest))
-    half = int(72 * inches / _EM / size) // 2
-    return size, [t if len(t) <= 2 * half else f"{t[: half - 1]}…{t[-half:]}" for t in lines]
+    size = float(np.clip(inches / max([1e-6, *map(_inches, lines)]), 5.5, largest))
+    for i, line in enumerate(lines):
+        half = int(len(line) * inches / max(_inches(line) * size, 1e-6)) // 2
+        if 2 * half + 1 < len(line):
+            lines[i] = f"{line[: half - 1]}…{line[len(line) - half :]}"
+    return size, lines
 
 
 def _wrap(text: str, inches: float, size: float) -> str:
-    """Break a text into lines of at most a width; its own line breaks are kept."""
-    room = int(72 * inches / _EM / size)
-    return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(_plain(line), room))
+    """Break a text into lines of about a width; its own line breaks are kept."""
+    lines: list[str] = []
+    for line in map(_plain, text.splitlines()):
+        room = int(len(line) * inches / max(_inches(line) * size, inches)) + 1
+        lines += textwrap.wrap(line, room, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
-def _write(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
-    """Write a text as it is: `$` is a character, not the start of a formula."""
+def _write(axes: plt.Axes, x: float, y: float, text: str, size: float, on: Any = "white", **style: Any) -> None:
+    """Write a text as it is (`$` is a character, not the start of a formula), black or white for a background."""
+    style.setdefault("color", "black" if np.dot(mcolors.to_rgb(on), (0.299, 0.587, 0.114)) > 0.55 else "white")
     axes.text(x, y, text, parse_math=False, fontsize=size, **{"ha": "center", "va": "top"} | style)
 
 
-def _swatch(page: Axes, x: float, y: float, colour: Any, text: str) -> None:
-    page.add_patch(plt.Rectangle((x, y), 0.16, 0.12, facecolor=colour))
-    _write(page, x + 0.21, y + 0.06, text, 8, ha="left", va="center")
-
-
-def _page(figure: Figure, width: float, below: float, title: str) -> tuple[Axes, float]:
-    """Size a figure for a title and what lies below it, all in inches.
-
-    Returns an Axes behind all of it, in inches from the upper left corner, and where the title ends.
-    """
+def _page(figure: Figure, width: float, below: float, title: str) -> tuple[plt.Axes, float]:
+    """Size a figure for a title and what is below it; return an Axes in inches behind it all, the title's end."""
     size = max(11.0, 0.65 * width)
-    heading = _wrap(title, width - 0.3, size)
+    heading = _wrap(title, width - 0.4, size)
     top = 0.2 + size / 55 * len(heading.splitlines())
-    FigureCanvasAgg(figure)
-    figure.set_size_inches(width, top + below)
-    limits: dict[str, Any] = {"xlim": (0, width), "ylim": (top + below, 0), "autoscale_on": False}
-    page = figure.add_axes((0, 0, 1, 1), zorder=-1, **limits)
+    FigureCanvasAgg(figure).figure.set_size_inches(width, top + below)
+    page = figure.add_axes((0, 0, 1, 1), zorder=-1)
+    page.set(xlim=(0, width), ylim=(top + below, 0), autoscale_on=False)
     page.set_axis_off()
     _write(page, width / 2, 0.13, heading, size)
     return page, top
@@ -130,56 +122,46 @@ def heatmap(
 ) -> Figure:
     """Draw a square table of similarities with dendrograms and bands of cluster colours.
 
-    `values` is [n, n], rows maximising images, columns responses, with equal labels in equal order, without
-    dead features; cells missing or not finite are undefined: drawn gray, counted in a note. `linkage` is scipy's
-    [n - 1, 4] of the features in that order and orders rows and columns. `clusters` holds a number >= 0 by
-    label; a feature without one is gray. `centre` is the value drawn white (None: 0, for co-activation "as the
-    null image"); equal distances from it are equally strong. Colours run from the 1st to the 99th percentile off
-    the diagonal, and on to the diagonal's value (1 for co-activation) unless that takes most of the contrast;
-    an arrow on the colour bar says that cells lie beyond its end.
-
-    Raises FeatmapError if `values` is empty or not square, or `linkage` or `clusters` do not belong to it.
+    `values` is [n, n], rows maximising images, columns responses, with equal labels in equal order, without dead
+    features; cells missing or not finite are undefined: drawn gray, counted in a note. `linkage` is scipy's
+    [n - 1, 4] of the features in that order and orders rows and columns. `clusters` holds a number by label; a
+    feature without one, or with one < 0, is gray. `centre` is drawn white (None: 0, for co-activation "as the null
+    image"). Colours reach equally far on both sides, to the diagonal (1 for co-activation); if 99 % of the other
+    cells keep to 40 % of that, to these only, and a note names the diagonal. Arrows on the colour bar: cells beyond.
+    Raises FeatmapError if `values` is empty or not square, or `linkage` does not belong to it.
     """
     names, n = list(values.index), len(values)
     if n == 0 or names != list(values.columns):
-        raise FeatmapError(f"A heatmap needs equal row and column labels; the table is {values.shape}.")
+        raise FeatmapError(f"a heatmap needs features, and rows named as its columns; the table is {values.shape}")
     if n > 1 and np.shape(linkage) != (n - 1, 4):
-        raise FeatmapError(f"A linkage of {n} features is {(n - 1, 4)}, not {np.shape(linkage)}.")
-    if clusters is not None and not set(names) & set(clusters.index):
-        raise FeatmapError("The clusters name none of the features of the table.")
+        raise FeatmapError(f"a linkage of {n} features has the shape {(n - 1, 4)}, not {np.shape(linkage)}")
     table = values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
-    table = np.where(np.isfinite(table), table, np.nan)
-    numbers = _numbers([] if clusters is None else clusters.reindex(names))
-    grid = _cluster_grid(table, linkage, [_colour(c) for c in numbers] or None, float(centre or 0))
+    table, eye = np.where(np.isfinite(table), table, np.nan), np.eye(n, dtype=bool)
+    own, middle = table[eye & np.isfinite(table)], float(centre or 0)
+    reach = _reach(np.abs(own - middle), np.abs(table[~eye & np.isfinite(table)] - middle))
+    numbers = [] if clusters is None else [-1 if pd.isna(c) else max(-1, int(c)) for c in clusters.reindex(names)]
+    grid = _cluster_grid(table, linkage, [_colour(c) for c in numbers] or None, middle - reach, middle + reach)
+    alike = own.size > 0 and np.ptp(own) < 1e-6 and own[0] > middle + reach
+    notes: list[tuple[Any, str]] = [(plt.colormaps[_SHADES](1.0), f"diagonal: {own[0]:.3g}")] if alike else []
+    notes += [(_GRAY, f"undefined ({np.isnan(table).sum():,} cells)")] * bool(np.isnan(table).any())
+    notes += [(_GRAY, "in no cluster")] * (-1 in numbers)
     order = list(grid.dendrogram_row.reordered_ind) if n > 1 else [0]
-    notes = [f"undefined ({np.isnan(table).sum():,} cells)"] * bool(np.isnan(table).any())
-    notes += ["in no cluster"] * (None in numbers)
     _arrange(grid, [names[i] for i in order], title, cbar_label, notes)
     _number_bands(grid, [numbers[i] for i in order if numbers])
     return grid.figure
 
 
-def _numbers(clusters: Iterable[Any]) -> list[int | None]:
-    return [None if c is None or pd.isna(c) or c < 0 else int(c) for c in clusters]
+def _reach(own: np.ndarray, other: np.ndarray) -> float:
+    """Return how far from its centre the heatmap's colours reach, given how far the cells (diagonal, others) lie."""
+    reach = np.percentile(np.append(other, 0), 99)
+    top = np.median(own) if own.size else reach
+    return float(max(top, reach) if top <= 2.5 * reach or reach == 0 else reach) or 1.0
 
 
-def _colour_range(table: np.ndarray, centre: float) -> tuple[float, float]:
-    """Return the values at which the colours of `heatmap` end."""
-    own, other = np.diagonal(table), table[~np.eye(len(table), dtype=bool)]
-    own, other = own[np.isfinite(own)], np.append(other[np.isfinite(other)], centre)
-    low, high = min(np.percentile(other, 1), centre), max(np.percentile(other, 99), centre)
-    top, reach = max([np.median(own), high] if own.size else [high]), max(high - centre, centre - low)
-    high = top if reach == 0 or top - centre <= 2.5 * reach else max(high, centre + reach)
-    return float(low), float(high if high > low else low + 1)
-
-
-def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None, centre: float) -> Any:
+def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None, low: float, high: float) -> Any:
     """Return seaborn's ClusterGrid without any text in it, its figure taken out of pyplot's hands."""
-    n, (low, high) = len(table), _colour_range(table, centre)
-    beyond = int(np.nanmin(table, initial=low) < low) + 2 * int(np.nanmax(table, initial=high) > high)
-    reach = 2 * max(high - centre, centre - low)
-    shades = np.linspace((low - centre) / reach + 0.5, (high - centre) / reach + 0.5, 256)
-    colours = mcolors.ListedColormap(matplotlib.colormaps["RdBu_r"](shades))
+    n, beyond = len(table), int(np.any(table < low)) + 2 * int(np.any(table > high))
+    twice = {"linkage": np.asarray(linkage, dtype=float) if n > 1 else None, "cluster": n > 1, "colors": band}
     limit, known = sys.getrecursionlimit(), set(plt.get_fignums())
     sys.setrecursionlimit(max(limit, 1000 + 4 * n))  # scipy walks a tree by recursion, be it one long chain
     try:
@@ -187,13 +169,11 @@ def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None
             return sns.clustermap(
                 pd.DataFrame(table),
                 mask=np.isnan(table),
-                **dict.fromkeys(("row_linkage", "col_linkage"), linkage if n > 1 else None),
-                **dict.fromkeys(("row_cluster", "col_cluster"), n > 1),
-                **dict.fromkeys(("row_colors", "col_colors"), band),
+                **{f"{axis}_{key}": value for axis in ("row", "col") for key, value in twice.items()},
                 **dict.fromkeys(("xticklabels", "yticklabels"), False),
-                **{"cmap": colours, "vmin": low, "vmax": high, "rasterized": True},
+                **{"cmap": _SHADES, "vmin": low, "vmax": high, "rasterized": True},
                 cbar_kws={"extend": ("neither", "min", "max", "both")[beyond]},
-                tree_kws={"linewidths": 0.9 if n <= _NAMED else 0.5, "colors": [_INK]},
+                tree_kws={"linewidths": 0.9 if n <= _NAMED else 0.5},
             )
     finally:
         sys.setrecursionlimit(limit)
@@ -201,20 +181,21 @@ def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None
             plt.close(number)
 
 
-def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: list[str]) -> None:
+def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: list[tuple[Any, str]]) -> None:
     """Place all parts by inches: trees and bands, the mesh, its names, then the colour bar and the notes."""
-    # Whole pixels a cell at _DPI, or some would be drawn wider than others.
-    cell = max(2, round(_DPI * np.clip(0.16, 3.6 / len(names), 9.6 / len(names)))) / _DPI
-    side = min(24.0, cell * len(names))
-    room = _name_ticks(grid.ax_heatmap, names, cell)
+    cell = max(2, round(_DPI * np.clip(0.16, 3.6 / len(names), 9.6 / len(names)))) / _DPI  # whole pixels: all alike
+    mesh, side = grid.ax_heatmap, min(24.0, cell * len(names))
+    step = 1 if len(names) <= _NAMED else -(-len(names) // 32)
+    size, lines = _fit(names[::step], 2.2, min(9.0, 58 * cell * step))
+    room = max(map(_inches, lines)) * size + 0.08
     tree, band, edge = float(np.clip(0.11 * side, 0.6, 1.0)), 0.19, 0.15
     before = tree + (0 if grid.ax_row_colors is None else band + 0.03)
     left, bar_at, bar = edge + before, edge + before + side + room + 0.42, float(np.clip(0.45 * side, 2, 4))
-    width = bar_at + max([1.3, *(_EM * len(note) * 8 / 72 + 0.36 for note in notes)])
-    page, top = _page(grid.figure, width, before + side + room + 0.45, title)
+    width = bar_at + max([1.3, *(_inches(note) * 8 + 0.4 for _, note in notes)])
+    page, top = _page(grid.figure, width, before + side + room + 0.4, title)
     top, height = top + before, grid.figure.get_figheight()
     for axes, x, y, w, h in (
-        (grid.ax_heatmap, left, top, side, side),
+        (mesh, left, top, side, side),
         (grid.ax_row_colors, left - 0.03 - band, top, band, side),
         (grid.ax_col_colors, left, top - 0.03 - band, side, band),
         (grid.ax_row_dendrogram, edge, top, tree, side),
@@ -223,39 +204,30 @@ def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: li
     ):
         if axes is not None:
             axes.set_position((x / width, 1 - (y + h) / height, w / width, h / height))
-    grid.ax_cbar.tick_params(labelsize=8, width=0.6, length=3)
-    grid.ax_cbar.set_ylabel(_wrap(cbar_label, bar, 9), fontsize=9, labelpad=6, parse_math=False)
-    if grid.ax_row_colors is not None:
-        _write(page, left - 0.03 - band / 2, top + side + 0.06, "cluster", 8, rotation=90)
-    for i, note in enumerate(notes):
-        _swatch(page, bar_at, top + bar + 0.3 + 0.2 * i, _GRAY, note)
-
-
-def _name_ticks(mesh: Axes, names: list[str], cell: float) -> float:
-    """Name the features (above _NAMED: every so many) on both axes; return the inches that the names take."""
-    step = 1 if len(names) <= _NAMED else -(-len(names) // 32)
-    size, lines = _fit(names[::step], 2.2, min(9.0, 58 * cell * step))
     for axis, angle in ((mesh.xaxis, 90), (mesh.yaxis, 0)):
-        at = np.arange(0, len(names), step) + 0.5
-        axis.set_ticks(at, lines, rotation=angle, fontsize=size, parse_math=False)
+        axis.set_ticks(np.arange(0, len(names), step) + 0.5, lines, rotation=angle, fontsize=size, parse_math=False)
     mesh.tick_params(length=2, width=0.6, pad=2)
     mesh.set_xlabel("response of feature", fontsize=9.5, labelpad=5)
     mesh.set_ylabel("maximising image of feature", fontsize=9.5, labelpad=5)
     mesh.set_facecolor(_GRAY)
-    return max(map(len, lines)) * _EM * size / 72 + 0.08
+    grid.ax_cbar.tick_params(labelsize=8, width=0.6, length=3)
+    grid.ax_cbar.set_ylabel(_wrap(cbar_label, bar, 9), fontsize=9, labelpad=6, parse_math=False)
+    if grid.ax_row_colors is not None:
+        _write(page, left - 0.03 - band / 2, top + side + 0.06, "cluster", 8, rotation=90)
+    for i, (colour, note) in enumerate(notes):
+        page.add_patch(plt.Rectangle((bar_at, top + bar + 0.3 + 0.2 * i), 0.16, 0.12, facecolor=colour))
+        _write(page, bar_at + 0.21, top + bar + 0.36 + 0.2 * i, note, 8, ha="left", va="center")
 
 
-def _number_bands(grid: Any, numbers: list[int | None]) -> None:
+def _number_bands(grid: Any, numbers: list[int]) -> None:
     """Write each cluster's number on those of its stretches of the two bands that are long enough."""
     side, end = grid.ax_heatmap.get_position().height * grid.figure.get_figheight(), 0.0
     for number, stretch in groupby(numbers):
-        length = len(list(stretch))
-        end += length
-        if number is not None and length * side / len(numbers) >= 0.07 * len(str(number)) + 0.03:
-            ink = "black" if np.dot(_colour(number), (0.299, 0.587, 0.114)) > 0.55 else "white"
-            style: dict[str, Any] = {"size": 7.5, "color": ink, "va": "center_baseline"}
-            _write(grid.ax_row_colors, 0.5, end - length / 2, str(number), **style)
-            _write(grid.ax_col_colors, end - length / 2, 0.5, str(number), **style)
+        end += (length := len(list(stretch)))
+        if number >= 0 and length * side / len(numbers) >= 0.07 * len(str(number)) + 0.03:
+            at, style = end - length / 2, {"on": _colour(number), "va": "center_baseline"}
+            _write(grid.ax_row_colors, 0.5, at, str(number), 7.5, **style)
+            _write(grid.ax_col_colors, at, 0.5, str(number), 7.5, **style)
 
 
 class _Picture(AxesImage):
@@ -264,22 +236,23 @@ class _Picture(AxesImage):
     def make_image(self, renderer: Any, magnification: float = 1.0, unsampled: bool = False) -> Any:
         if unsampled:
             return super().make_image(renderer, magnification, unsampled)
-        x0, y0, x1, y1 = np.rint(magnification * np.asarray(self.get_window_extent().extents)).astype(int)
-        size = max(1, x1 - x0), max(1, y1 - y0)
-        image = Image.fromarray(np.asarray(self.get_array())).resize(size, Image.Resampling.BICUBIC)
-        return np.array(image.convert("RGBA")), x0 / magnification, y0 / magnification, None
+        x0, y0, x1, y1 = np.rint(np.multiply(self.get_window_extent().extents, magnification)).astype(int)
+        image = Image.fromarray(np.asarray(self.get_array()))
+        image = image.resize((max(1, x1 - x0), max(1, y1 - y0)), Image.Resampling.BICUBIC).convert("RGBA")
+        return np.array(image)[::-1], x0 / magnification, y0 / magnification, None
 
 
-def _show(page: Axes, pixels: np.ndarray, x: float, y: float, w: float, h: float) -> None:
+def _show(page: plt.Axes, pixels: np.ndarray, x: float, y: float, w: float, h: float) -> None:
     picture = _Picture(page, extent=(x, x + w, y + h, y), interpolation="none", origin="upper")
     picture.set_data(pixels)
     page.add_image(picture)
 
 
 def _pixels(image: np.ndarray, longest: int) -> np.ndarray:
-    """Return float [3, h, w] as uint8 [h, w, 3], clipped to [0, 1], its longer side at most `longest`."""
-    finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0)
-    tile = Image.fromarray(np.rint(255 * finite.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0).copy())
+    """Return float [3, h, w] as uint8 [h, w, 3], clipped to [0, 1], its longer side at most `longest`, not tiny."""
+    finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
+    zoom = max(1, longest // (3 * max(finite.shape)))  # a thumbnail's frame would be as coarse as its pixels
+    tile = Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1))
     tile.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return np.asarray(tile)
 
@@ -296,103 +269,80 @@ def contact_sheet(
 ) -> Figure:
     """Draw all images, in the order given, row by row, each with its label and caption below.
 
-    `images` is float [n, 3, h, w], clipped to [0, 1] (NaN gray). `groups` holds cluster numbers (None or
-    negative: in no cluster), drawn as frames in the heatmap's colours. `columns` is the number of images in a
-    row; None chooses.
-
-    Raises FeatmapError if there is no image, or a list has another length than the images.
+    `images` is float [n, 3, h, w], clipped to [0, 1] (NaN gray). `groups` holds cluster numbers (None or negative: in
+    no cluster): frames in the heatmap's colours, numbered where a cluster begins. `columns` None chooses. Raises
+    FeatmapError if there is no image, or a list has another length than the images.
     """
     n = len(images)
     if n == 0 or np.shape(images)[1:2] != (3,) or np.ndim(images) != 4:
-        raise FeatmapError(f"A contact sheet needs n > 0 images [n, 3, h, w], not {np.shape(images)}.")
+        raise FeatmapError(f"a contact sheet needs n > 0 images [n, 3, h, w], not {np.shape(images)}")
     for name, given in (("labels", labels), ("captions", captions), ("groups", groups)):
         if given is not None and len(given) != n:
-            raise FeatmapError(f"A contact sheet of {n} images needs as many {name}, not {len(given)}.")
+            raise FeatmapError(f"a contact sheet of {n} images needs as many {name}, not {len(given)}")
     across = min(n, max(1, columns or int(np.ceil(np.sqrt(1.5 * n)))))
-    down, side = -(-n // across), float(np.clip(7 / across, 0.9, 1.6))
+    down, side = -(-n // across), float(np.clip(7 / across, 0.82, 1.6))
     tiles = np.stack([_pixels(image, int(1.5 * _DPI * side)) for image in images])
-    h, w = tiles.shape[1:3]
-    inch = max(h, w) / side  # in pixels of the mosaic
+    (h, w), inch = tiles.shape[1:3], max(tiles.shape[1:3]) / side  # in pixels of the mosaic
     frame, under = max(1, round(0.035 * inch)), 0.22 if captions is None else 0.34
     rise, pitch = h + 2 * frame + round(under * inch), w + 2 * frame + round(0.07 * inch)
     cells = np.full((down * across, rise, pitch, 3), 255, np.uint8)
-    numbers = _numbers([] if groups is None else groups)
+    numbers = [] if groups is None else [-1 if g is None else max(-1, int(g)) for g in groups]
     if numbers:
-        colours = np.array([_colour(c) for c in numbers])[:, None, None]
-        cells[:n, : h + 2 * frame, : w + 2 * frame] = np.rint(255 * colours)
+        cells[:n, : h + 2 * frame, : w + 2 * frame] = np.multiply([[[_colour(c)]] for c in numbers], 255).round()
     cells[:n, frame : frame + h, frame : frame + w] = tiles
     mosaic = cells.reshape(down, across, rise, pitch, 3).swapaxes(1, 2).reshape(down * rise, across * pitch, 3)
-    wide, tall = across * pitch / inch, down * rise / inch
-    width = max(wide + 0.2, 3.4)
-    key = sorted(set(numbers), key=lambda c: (c is None, c))
-    a_row = int((width - 1.1) / 0.42)
-    lines = -(-len(key) // a_row)
-    page, top = _page(Figure(), width, 0.2 * lines + tall + 0.12, title)
-    for i, c in enumerate(key):
-        _swatch(
-            page,
-            0.78 + 0.42 * (i % a_row),
-            top + 0.2 * (i // a_row),
-            _colour(c),
-            "none" if c is None else str(c),
-        )
-    _write(page, 0.14, top + 0.06, "cluster" if key else "", 8, ha="left", va="center")
-    top, left = top + 0.2 * lines + 0.04, (width - wide + 0.07) / 2
+    wide, tall, figure = across * pitch / inch, down * rise / inch, Figure()
+    page, top = _page(figure, max(wide + 0.2, 3.4), tall + 0.12, title)
+    top, left = top + 0.04, (max(wide + 0.2, 3.4) - wide + 0.07) / 2
     _show(page, mosaic, left, top, wide, tall)
     (size, names), (small, notes) = _fit(labels, side, 8), _fit(captions or [""] * n, side, 7)
     for i in range(n):
-        x, y = (
-            left + (i % across * pitch + frame + w / 2) / inch,
-            top + (i // across * rise + h + 2 * frame) / inch,
-        )
-        _write(page, x, y + 0.03, names[i], size)
-        _write(page, x, y + 0.16, notes[i], small, color=_FAINT)
-    return page.figure
+        x, y = left + i % across * pitch / inch, top + i // across * rise / inch  # of the frame's upper left corner
+        middle, bottom = x + (frame + w / 2) / inch, y + (2 * frame + h) / inch
+        _write(page, middle, bottom + 0.03, names[i], size)
+        _write(page, middle, bottom + 0.16, notes[i], small, color=_FAINT)
+        if numbers and (i == 0 or numbers[i] != numbers[i - 1]):
+            text = "no cluster" if numbers[i] < 0 else f"cluster {numbers[i]}" if i == 0 else str(numbers[i])
+            box = {"facecolor": _colour(numbers[i]), "edgecolor": "none", "pad": 2}
+            _write(page, x + 0.04, y + 0.03, text, 7.5, on=_colour(numbers[i]), ha="left", bbox=box)
+    return figure
 
 
 @_house_style
 def pair_sheet(pairs: Sequence[PairRow], title: str) -> Figure:
-    """Draw pairs of images as cards in the order given, row by row: two images, their names, their text.
-
-    Raises FeatmapError if there is no pair.
-    """
+    """Draw pairs of images as cards in the order given, row by row; raises FeatmapError if there is none."""
     if not pairs:
-        raise FeatmapError("A sheet of pairs needs at least one pair.")
-    across = min(len(pairs), 4)
-    side, pitch = 1.2, 2.78
-    texts = [_wrap(pair.text, 2.48, 7.5) for pair in pairs]
+        raise FeatmapError("a sheet of pairs needs at least one pair")
+    across, side, pitch, figure = min(len(pairs), 4), 1.2, 2.78, Figure()
+    texts = [_wrap(pair.text, 2 * side, 7.5) for pair in pairs]
     size, names = _fit([label for p in pairs for label in (p.left_label, p.right_label)], side, 8)
-    rise = side + 0.4 + 0.15 * max(text.count("\n") + 1 for text in texts)
-    page, top = _page(Figure(), across * pitch + 0.1, -(-len(pairs) // across) * rise, title)
+    rise = side + 0.55 + 0.15 * max(text.count("\n") for text in texts)
+    page, top = _page(figure, across * pitch + 0.1, -(-len(pairs) // across) * rise, title)
     for i, pair in enumerate(pairs):
         x, y = 0.2 + i % across * pitch, top + i // across * rise
         for k, image in enumerate((pair.left_image, pair.right_image)):
-            _show(page, _pixels(image, 2 * _DPI), x + k * (side + 0.08), y, side, side)
-            _write(page, x + k * (side + 0.08) + side / 2, y + side + 0.04, names[2 * i + k], size)
+            _show(page, _pixels(image, 2 * _DPI), x + 1.28 * k, y, side, side)
+            _write(page, x + 1.28 * k + side / 2, y + side + 0.04, names[2 * i + k], size)
         _write(page, x + 1.24, y + side + 0.2, texts[i], 7.5, color=_FAINT)
-    return page.figure
+    return figure
 
 
 @_house_style
 def save(
     figure: Figure, path_without_suffix: str | Path, formats: Sequence[str] = ("png", "svg"), dpi: int = _DPI
 ) -> list[Path]:
-    """Write a figure to `path_without_suffix` + "." + format, close it, return the paths.
+    """Write a figure to `path_without_suffix` + "." + each format (png, svg), close it, return the paths.
 
-    Each file appears whole or not at all; the same figure gives the same bytes. A PNG has at most 5000 pixels a
-    side: a larger figure is written at fewer dots per inch. Raises FeatmapError if a format is not png or svg.
+    Files appear whole or not at all, the same bytes every time. A PNG's side has at most 5000 pixels, whatever `dpi`.
     """
-    if unknown := set(formats) - set(_OPTIONS):
-        raise FeatmapError(f"Figures are saved as png and svg, not as {', '.join(sorted(unknown))}.")
-    base, paths = Path(path_without_suffix), []
+    base, dots = Path(path_without_suffix), min(dpi, _LARGEST / max(figure.get_size_inches()))
+    paths = [base.with_name(f"{base.name}.{suffix}") for suffix in formats]
     base.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in formats:
+    for path, suffix in zip(paths, formats, strict=True):
         part = base.with_name(f".{base.name}.{os.getpid()}.part.{suffix}")
-        paths.append(base.with_name(f"{base.name}.{suffix}"))
-        options: dict[str, Any] = {"dpi": min(dpi, _LARGEST / max(figure.get_size_inches()))}
         try:
-            figure.savefig(part, **options, **_OPTIONS[suffix])
-            part.replace(paths[-1])
+            figure.savefig(part, dpi=dots, **_OPTIONS[suffix])
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
     plt.close(figure)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ class Probe:
     """The untouched network on a device, ready to tell its layers' responses.
 
     Images are taken `rows` at a time, the last batch padded, so that a response depends on the image alone:
-    a batch of another size may round differently. The module is moved to `device` for the time of the
-    context and back afterwards.
+    a batch of another size may round differently. A module that lies on another device is copied, not moved.
     """
 
     def __init__(self, network: Network, rows: int = 16, device: torch.device | str = "cpu") -> None:
         self.network, self.rows, self.device = network, rows, torch.device(device)
+        home = next((p.device for p in network.module.parameters()), self.device)
+        there = home.type == self.device.type and self.device.index in (None, home.index)
+        self.module = network.module if there else copy.deepcopy(network.module).to(self.device)
 
     def responses(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the mean over the grid of each layer's features: N x C, float32.
@@ -33,10 +35,9 @@ class Probe:
         images : N x 3 x H x W in [0, 1] (pixels beyond it are taken as they are)
         layers : names of the layers
 
-        Source: DESIGN of the measure: the article, section "Feature Visualization from First Principles"
-        (its plot of average activations).
+        Source: the article, section "Feature Visualization from First Principles" (its plot of average activations).
         """
-        with self._lent(), torch.no_grad(), Taps(self.network.module, layers) as taps:
+        with torch.no_grad(), Taps(self.module, layers) as taps:
             batches = [
                 {k: v[:n].mean((2, 3)).float().cpu().numpy() for k, v in taps.run(batch).items()}
                 for batch, n in self._batches(images)
@@ -45,7 +46,7 @@ class Probe:
 
     def maps(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the layers' outputs themselves: N x C x H x W, float32."""
-        with self._lent(), torch.no_grad(), Taps(self.network.module, layers) as taps:
+        with torch.no_grad(), Taps(self.module, layers) as taps:
             batches = [
                 {k: v[:n].float().cpu().numpy() for k, v in taps.run(batch).items()}
                 for batch, n in self._batches(images)
@@ -58,7 +59,7 @@ class Probe:
         layers = list(dict.fromkeys(layer for o in objectives for layer in o.layers))
         shapes = {layer: self.network.layer(layer, size).shape for layer in layers}
         values: list[np.ndarray] = []
-        with self._lent(), torch.no_grad(), Taps(self.network.module, layers) as taps:
+        with torch.no_grad(), Taps(self.module, layers) as taps:
             for batch, n in self._batches(images):
                 chosen = list(objectives[len(values) * self.rows :][:n])
                 chosen += [chosen[0]] * (self.rows - n)
@@ -73,16 +74,6 @@ class Probe:
             if n < self.rows:
                 batch = torch.cat([batch, batch[:1].expand(self.rows - n, -1, -1, -1)])
             yield self.network.normalise(batch.to(self.device)), n
-
-    @contextmanager
-    def _lent(self) -> Iterator[None]:
-        module = self.network.module
-        home = next((p.device for p in module.parameters()), self.device)
-        try:
-            module.to(self.device)
-            yield
-        finally:
-            module.to(home)
 
 
 def joint(means: Tensor, objectives: Sequence[Objective]) -> Tensor:

@@ -127,7 +127,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines = [f"{summary['features']} features: {counts}{shown}"]
     if summary["identity_rate"] is not None:
         lines.append(
-            f"identity rate {summary['identity_rate']:.3f}: the share of live features that no other image excites more than their own"
+            f"identity rate {summary['identity_rate']:.3f}: "
+            "the share of live features that no other image excites more than their own"
         )
     lines.append(summary["clusters"]["sentence"])
     pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in summary["most_similar"][:3])
@@ -138,8 +139,9 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         lines.append("undefined (left empty): " + ", ".join(f"{n} cells of {k}" for k, n in masked.items()))
     if "seeds" in summary:
         s = summary["seeds"]
+        agreement = "undefined" if s["correlation_of_S"] is None else f"{s['correlation_of_S']:.4f}"
         lines.append(
-            f"{s['count']} seeds: S correlates {s['correlation_of_S']:.4f} between single seeds; clusters agree with "
+            f"{s['count']} seeds: correlation of S between single seeds {agreement}; clusters agree with "
             f"ARI {s['ari_of_clusters']:.2f} (Louvain with itself {s['ari_of_louvain_with_itself']:.2f})"
         )
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -99,10 +99,8 @@ class Taps:
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """Return each tapped layer's output, N x C x H x W, for `images` as the module takes them."""
         self._values, self._calls = {}, {}
-        try:
+        with suppress(_Stop):
             self.module(images)
-        except _Stop:
-            pass
         missing = [name for name in self.layers if name not in self._values]
         if missing:
             raise UnitError(

@@ -71,7 +71,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds pickled code or is damaged, and featmap reads nothing but tensors"
         raise ModelError(
-            f"weights {str(path)!r} cannot be read ({reason[:160]}); give a .safetensors file or a state dict saved with torch.save"
+            f"weights {str(path)!r} cannot be read ({reason[:160]}); "
+            "give a .safetensors file or a state dict saved with torch.save"
         ) from error
     return _unwrapped(found, path)
 

@@ -1,0 +1,1 @@
+"""Studies: one file each, run as ``python -m analyses.NAME`` from a checkout, built on the public library."""

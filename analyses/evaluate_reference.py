@@ -1,0 +1,83 @@
+"""Accuracy of a network on a folder or zip of labelled images, as the bundled network's card states it.
+
+    python -m analyses.evaluate_reference IMAGES [--model reference] [--sizes 64,96,128]
+
+IMAGES holds one folder a class (`n01443537/17.webp`), as a directory or a zip. A class belongs to the
+network's output of the same name; images are brought to each size bicubically and go in as [0, 1].
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.progress import track
+
+from featmap import FeatmapError, Network, load
+from featmap.taps import frozen
+
+SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
+
+
+def labelled_images(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (class, file's bytes) of every picture in a folder or zip, in the order of their names."""
+    if source.is_dir():
+        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
+            yield path.parent.name, path.read_bytes()
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
+                yield Path(name).parent.name, archive.read(name)
+    else:
+        raise FeatmapError(f"images {str(source)!r}: neither a folder nor a zip")
+
+
+def evaluate(network: Network, source: Path, size: int, rows: int = 64) -> dict[str, float]:
+    """Return the share of images whose class is the network's first (`top1`), or among its first five (`top5`)."""
+    index = {name: k for k, name in enumerate(network.categories)}
+    items = list(labelled_images(source))
+    unknown = {label for label, _ in items} - index.keys()
+    if not items or unknown:
+        raise FeatmapError(
+            f"images {str(source)!r}: no images, or classes that {network.name} lacks: {sorted(unknown)[:3]}"
+        )
+    first = five = 0
+    with frozen(network.module) as module, torch.inference_mode():
+        for k in track(range(0, len(items), rows), description=f"{size} pixels"):
+            batch = items[k : k + rows]
+            images = torch.stack([_tensor(data, size) for _, data in batch])
+            wanted = torch.tensor([index[label] for label, _ in batch])[:, None]
+            ranked = module(network.normalise(images)).topk(5, dim=1).indices
+            first += int((ranked[:, :1] == wanted).sum())
+            five += int((ranked == wanted).sum())
+    return {"top1": first / len(items), "top5": five / len(items)}
+
+
+def _tensor(data: bytes, size: int) -> torch.Tensor:
+    with Image.open(io.BytesIO(data)) as picture:
+        pixels = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def main(
+    images: Path,
+    model: str = "reference",
+    weights: Annotated[str | None, typer.Option()] = None,
+    sizes: str = "64,96,128",
+) -> None:
+    """Print the accuracy at each size as JSON."""
+    network = load(model, weights)
+    found = {size: evaluate(network, images, int(size)) for size in sizes.split(",")}
+    print(json.dumps({"network": str(network), "accuracy": found}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

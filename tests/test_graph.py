@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import networkx as nx
+import numpy as np
+import oracles
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.cluster.hierarchy import is_monotonic, is_valid_linkage, leaves_list, linkage
+from scipy.spatial.distance import squareform
+from sklearn.metrics import adjusted_rand_score
+
+from featmap import graph as graphs
+from featmap.errors import FeatmapError
+from featmap.graph import adjusted_rand, communities, find_clusters, leaf_order, neighbour_graph
+from featmap.measures import profile, to_masked
+
+pytestmark = pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning")
+laws = settings(deadline=None, derandomize=True, max_examples=25)
+
+
+def rng(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def labels(n: int) -> list[str]:
+    return [f"inception4a:{i}" for i in range(n)]
+
+
+def frame(values: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(values, index=labels(len(values)), columns=labels(values.shape[1]))
+
+
+def zeros(A: pd.DataFrame) -> pd.Series:
+    return pd.Series(0.0, index=A.columns)
+
+
+def gaussian(n: int, seed: int = 0) -> pd.DataFrame:
+    return frame(rng(seed).standard_normal((n, n)))
+
+
+def planted(sizes: list[int], seed: int = 0, noise: float = 0.5) -> tuple[pd.DataFrame, np.ndarray]:
+    """A in which features of one block, in shuffled order and of any scale, share their images."""
+    block = rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    n = len(block)
+    A = (block[:, None] == block) + noise * rng(seed + 1).standard_normal((n, n)) + 2 * np.eye(n)
+    return frame(A * rng(seed + 2).uniform(0.01, 100, n)), block
+
+
+def similarity(n: int, seed: int = 0) -> pd.DataFrame:
+    A = gaussian(n, seed)
+    return profile(A, zeros(A))
+
+
+def edges(graph: nx.Graph) -> dict[tuple[str, str], float]:
+    return {(min(a, b), max(a, b)): w for a, b, w in graph.edges(data="weight")}
+
+
+# --- the neighbour graph --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 99])
+def test_neighbour_graph_agrees_with_plain_loops(k: int) -> None:
+    S = similarity(33, k)
+    graph = neighbour_graph(S, k)
+    assert list(graph) == list(S.columns) and graph.graph == {"k": k}
+    expected = oracles.neighbours(S, k)
+    assert edges(graph).keys() == expected.keys()
+    assert all(w == pytest.approx(expected[e], abs=1e-11) for e, w in edges(graph).items())
+
+
+def test_edges_come_in_canonical_order_and_as_plain_floats() -> None:
+    graph = neighbour_graph(similarity(33))
+    at = {node: i for i, node in enumerate(graph)}
+    ends = [(at[a], at[b]) for a, b in graph.edges]
+    assert ends == sorted(ends) and all(a < b for a, b in ends)
+    assert {type(w) for _, _, w in graph.edges(data="weight")} == {float}
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(6, 40), k=st.integers(1, 8), copies=st.integers(0, 5))
+@laws
+def test_the_order_of_features_does_not_change_the_graph(seed: int, n: int, k: int, copies: int) -> None:
+    # Copies are exact ties: which of them is a neighbour must not hang on the order either.
+    A = gaussian(n, seed)
+    A.iloc[:, :copies] = A.iloc[:, [0] * copies]
+    order = list(rng(seed).permutation(A.columns))
+    one = neighbour_graph(profile(A, zeros(A)), k)
+    two = neighbour_graph(profile(A.loc[order, order], zeros(A)), k)
+    assert edges(one).keys() == edges(two).keys()
+    assert all(edges(two)[e] == pytest.approx(w, abs=1e-9) for e, w in edges(one).items())
+    assert list(two) == order
+
+
+def test_undefined_and_negative_similarities_join_nothing() -> None:
+    S = frame(np.array([[1, 0.5, -0.9, np.nan], [0.5, 1, 0.0, np.nan], [-0.9, 0.0, 1, np.nan], [np.nan] * 4]))
+    graph = neighbour_graph(S.convert_dtypes(), 3)
+    assert edges(graph) == {("inception4a:0", "inception4a:1"): 0.5}
+    assert list(graph) == labels(4)
+
+
+def test_labels_sort_by_number() -> None:
+    # Three exact ties for inception4a:0, of which k = 1 takes the lowest number, not the first text.
+    values = np.full((11, 11), -1.0)
+    values[0, [2, 9, 10]] = values[[2, 9, 10], 0] = 0.5
+    graph = neighbour_graph(frame(values).iloc[::-1, ::-1], 1)
+    assert sorted(graph["inception4a:0"]) == ["inception4a:10", "inception4a:2", "inception4a:9"]
+    values[2, 0] = values[0, 2] = values[9, 0] = values[0, 9] = 0.4
+    values[2, 3] = values[3, 2] = values[9, 3] = values[3, 9] = values[10, 3] = values[3, 10] = 0.9
+    assert edges(neighbour_graph(frame(values).iloc[::-1, ::-1], 1)) == {
+        ("inception4a:2", "inception4a:3"): 0.9,
+        ("inception4a:3", "inception4a:9"): 0.9,
+        ("inception4a:10", "inception4a:3"): 0.9,
+        ("inception4a:0", "inception4a:10"): 0.5,
+    }
+
+
+def test_bad_settings_are_refused() -> None:
+    A = gaussian(40)
+    S = profile(A, zeros(A))
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: neighbour_graph(S, 0), "k = 0"),
+        (lambda: neighbour_graph(A), "not symmetric"),
+        (lambda: communities(neighbour_graph(S), runs=1), "runs = 1"),
+        (lambda: communities(neighbour_graph(S), seed=-1), "seed = -1"),
+        (lambda: find_clusters(A, zeros(A), draws=0), "draws = 0"),
+        (lambda: find_clusters(A, zeros(A), alpha=1.0), "alpha = 1.0"),
+        (lambda: adjusted_rand([0], [0, 1]), "1 and 2 things"),
+        (lambda: leaf_order(S, [0] * 39), "each of the 40 features"),
+        (lambda: leaf_order(S, pd.Series(0, index=S.columns[1:])), "each of the 40 features"),
+    ]
+    for call, match in calls:
+        with pytest.raises(FeatmapError, match=match):
+            call()
+
+
+# --- agreement, modularity, consensus -------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=30))
+@settings(deadline=None, derandomize=True, max_examples=100)
+def test_adjusted_rand_agrees_with_scikit_learn_and_plain_loops(pairs: list[tuple[int, int]]) -> None:
+    one, two = (list(x) for x in zip(*pairs, strict=True))
+    found = adjusted_rand(one, two)
+    assert found == pytest.approx(adjusted_rand_score(one, two), abs=1e-12)
+    assert found == pytest.approx(oracles.adjusted_rand(one, two), abs=1e-12)
+    assert found == pytest.approx(adjusted_rand(two, one), abs=1e-12)
+    assert adjusted_rand(one, [9 - x for x in one]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        # scikit-learn's documentation of adjusted_rand_score gives 0.57 (here exactly 4/7) and -0.5.
+        ([0, 0, 1, 2], [0, 0, 1, 1], 4 / 7),
+        ([0, 0, 1, 1], [0, 1, 0, 1], -0.5),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0.0),
+        ([0, 1, 2], [2, 0, 1], 1.0),
+        ([], [], 1.0),
+    ],
+)
+def test_adjusted_rand_of_known_cases(one: list[int], two: list[int], expected: float) -> None:
+    assert adjusted_rand(one, two) == pytest.approx(expected, abs=1e-12)
+
+
+def test_modularities_agree_with_networkx() -> None:
+    graph = neighbour_graph(similarity(40), 5)
+    found = communities(graph, runs=8)
+    parts = [set(found.labels.index[found.labels == c]) for c in found.labels.unique()]
+    assert found.modularity == pytest.approx(nx.community.modularity(graph, parts), abs=1e-12)
+    numbers = nx.convert_node_labels_to_integers(graph)  # labels are in natural order already
+    for seed, modularity in zip(np.random.SeedSequence(0).generate_state(8), found.run_modularity, strict=True):
+        run = nx.community.louvain_communities(numbers, seed=int(seed))
+        assert modularity == pytest.approx(nx.community.modularity(numbers, run), abs=1e-12)
+    assert found.mean_modularity == pytest.approx(sum(found.run_modularity) / 8)
+
+
+def test_consensus_agrees_with_plain_loops() -> None:
+    compared = 0
+    for seed in range(40):
+        n = 3 + seed % 4
+        runs = np.where(rng(seed).random((300, n)) < 0.7, np.arange(n) // 2, rng(seed + 1).integers(0, 3, (300, n)))
+        share = (runs[:, :, None] == runs[:, None, :]).mean(axis=0)[np.triu_indices(n, 1)]
+        if len(np.unique(share)) < len(share):
+            continue  # equal distances may be joined in either order
+        compared += 1
+        found = graphs._consensus(runs)
+        groups = {frozenset(np.flatnonzero(found == c).tolist()) for c in found}
+        assert groups == {frozenset(g) for g in oracles.consensus(runs.tolist())}
+    assert compared >= 10
+
+
+def test_consensus_of_runs_that_split_differently() -> None:
+    # By hand: 0 and 1 together in 2 of 3 runs (distance 1/3), 2 and 3 always; across never or once.
+    runs = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+    assert graphs._by_size(graphs._consensus(runs)).tolist() == [0, 0, 1, 1]
+
+
+def test_two_cliques_are_two_communities_of_modularity_one_half() -> None:
+    # Equal disjoint cliques: all weight inside, half of all ends in each, so Q = 1 - 2 / 4.
+    found = communities(nx.disjoint_union(nx.complete_graph(5), nx.complete_graph(5)), runs=5)
+    assert found.labels.tolist() == [0] * 5 + [1] * 5
+    assert found.modularity == found.mean_modularity == pytest.approx(0.5)
+    assert found.self_agreement == 1.0
+
+
+def test_labels_go_by_falling_size_then_by_first_member() -> None:
+    graph = nx.Graph()
+    graph.add_nodes_from(labels(9))
+    graph.add_edges_from((f"inception4a:{a}", f"inception4a:{b}") for a, b in [(1, 2), (3, 4), (5, 6), (6, 7), (5, 7)])
+    found = communities(graph, runs=3)
+    assert found.labels.tolist() == [3, 1, 1, 2, 2, 0, 0, 0, 4]
+    assert found.sizes == [3, 2, 2, 1, 1]
+
+
+def test_communities_do_not_depend_on_how_the_graph_was_built() -> None:
+    graph, turned = neighbour_graph(similarity(40)), nx.Graph()
+    turned.add_nodes_from(reversed(list(graph)))
+    turned.add_weighted_edges_from((b, a, w) for a, b, w in reversed(list(graph.edges(data="weight"))))
+    one, two = communities(graph, runs=10), communities(turned, runs=10)
+    assert one.run_modularity == two.run_modularity
+    assert adjusted_rand(one.labels, two.labels.reindex(one.labels.index)) == 1.0
+    assert communities(graph, runs=10, seed=1).run_modularity != one.run_modularity
+
+
+def test_graphs_without_edges_or_nodes() -> None:
+    lonely = nx.Graph()
+    lonely.add_nodes_from(labels(3))
+    found = communities(lonely, runs=3)
+    assert (found.labels.tolist(), found.modularity, found.self_agreement) == ([0, 1, 2], 0.0, 1.0)
+    empty = communities(nx.Graph(), runs=3)
+    assert len(empty.labels) == 0 and empty.sizes == []
+
+
+# --- clusters against the nulls -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[12, 12, 12], [8, 8, 8, 8, 8], [16, 12, 8]])
+def test_planted_blocks_are_found(sizes: list[int]) -> None:
+    A, block = planted(sizes)
+    found = find_clusters(A, zeros(A), runs=10, draws=24)
+    assert found.allowed and found.labels.index.equals(A.columns)
+    assert adjusted_rand(found.labels, block) == 1.0
+    assert found.p_permuted == found.p_factor == pytest.approx(1 / 25)
+    assert found.summary().startswith(f"{len(sizes)} clusters hold {len(block)} of {len(block)} features: modularity")
+
+
+def test_scaled_copies_are_clusters() -> None:
+    seeds = gaussian(40, 3).iloc[:, :8].to_numpy()
+    A = frame(np.repeat(seeds, 5, axis=1) * rng(4).uniform(0.1, 10, 40))
+    found = find_clusters(A, zeros(A), k=4, runs=10, draws=24)
+    assert found.allowed
+    assert adjusted_rand(found.labels, np.repeat(np.arange(8), 5)) == 1.0
+    assert found.communities.self_agreement == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_unstructured_data_hold_no_clusters(seed: int) -> None:
+    A = gaussian(40, seed)
+    found = find_clusters(A, zeros(A), runs=10, draws=24, seed=seed)
+    assert not found.allowed and set(found.labels) == {0}
+    assert len(found.communities.sizes) > 1
+    assert found.summary() == f"No clusters among 40 features: {found.reason}."
+    assert "is within what" in found.reason
+
+
+def test_one_gradient_is_modular_and_no_cluster() -> None:
+    # Features along one axis beat permuted columns; only the second null tells them from clusters.
+    axis = rng(0).standard_normal((2, 48))
+    A = frame(2 * np.outer(*axis) + rng(1).standard_normal((48, 48)))
+    found = find_clusters(A, zeros(A), runs=10, draws=24)
+    assert found.p_permuted == pytest.approx(1 / 25) and found.p_factor > 0.05
+    assert not found.allowed and "one common factor" in found.reason
+
+
+def test_the_factor_null_keeps_the_leading_factor_and_the_residual_variance() -> None:
+    A, _ = planted([10, 10, 10])
+    Z, _ = graphs.centred(A.to_numpy())
+    u, s, v = np.linalg.svd(Z)
+    common = s[0] * np.outer(u[:, 0], v[0])
+    null, generator = graphs._one_factor(A.to_numpy()), rng(0)
+    noise = np.stack([null(generator) for _ in range(400)]) - common
+    assert np.abs(noise.mean(axis=0)).max() < 0.3
+    assert noise.std(axis=(0, 1)) == pytest.approx((Z - common).std(axis=0), rel=0.05)
+
+
+def test_p_counts_the_draws_that_reach_the_data() -> None:
+    A = gaussian(36, 5)
+    found = find_clusters(A, zeros(A), runs=5, draws=19)
+    for p, draws in ((found.p_permuted, found.permuted), (found.p_factor, found.factor)):
+        assert len(draws) == 19
+        assert p == (1 + sum(q >= found.communities.mean_modularity for q in draws)) / 20
+
+
+def test_clusters_do_not_depend_on_the_order_of_features() -> None:
+    A, _ = planted([12, 12, 12], noise=1.0)
+    order = list(rng(9).permutation(A.columns))
+    one = find_clusters(A, zeros(A), runs=5, draws=9)
+    two = find_clusters(A.loc[order, order], zeros(A), runs=5, draws=9)
+    assert adjusted_rand(one.communities.labels, two.communities.labels.reindex(A.columns)) == 1.0
+    for a, b in ((one.permuted, two.permuted), (one.factor, two.factor)):
+        assert b == pytest.approx(a, abs=1e-9)
+
+
+def test_only_live_features_are_clustered() -> None:
+    A, block = planted([12, 12, 12])
+    dead = list(A.columns[::7])
+    A[dead] = 0.0
+    live = [x for x in A.columns if x not in dead]
+    found = find_clusters(A, zeros(A), live, runs=5, draws=24)
+    assert list(found.labels.index) == live and found.allowed
+    assert adjusted_rand(found.labels, block[A.columns.isin(live)]) == 1.0
+
+
+def test_a_live_feature_without_a_profile_is_a_cluster_of_its_own() -> None:
+    A, _ = planted([12, 12, 12])
+    A["inception4a:5"] = 1.0
+    found = find_clusters(A, zeros(A), runs=5, draws=24)
+    assert found.allowed and found.communities.sizes[-1] == 1
+    assert found.labels["inception4a:5"] == len(found.communities.sizes) - 1
+    assert "hold 35 of 36 features" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("n", "live", "reason"),
+    [
+        (4, 0, "0 images"),
+        (4, 1, "1 images"),
+        (4, 2, "2 images"),
+        (4, 4, "no two features have a similarity above 0"),
+    ],
+)
+def test_too_little_to_cluster_is_an_answer(n: int, live: int, reason: str) -> None:
+    A = frame(np.eye(n))
+    found = find_clusters(A, zeros(A), labels(live), runs=3, draws=5)
+    assert not found.allowed and reason in found.reason and set(found.labels) <= {0}
+    assert (found.p_permuted, found.p_factor, len(found.permuted)) == (1.0, 1.0, 0)
+
+
+def test_progress_reaches_its_total() -> None:
+    seen: list[tuple[int, int]] = []
+    A = gaussian(12)
+    find_clusters(A, zeros(A), runs=2, draws=4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 8) for i in range(1, 9)]
+
+
+def test_same_input_same_output_in_every_process() -> None:
+    script = (
+        "import numpy as np, pandas as pd\nfrom featmap.graph import find_clusters\n"
+        "names = [f'inception4a:{i}' for i in range(40)]\n"
+        "A = pd.DataFrame(np.random.Generator(np.random.PCG64(7)).standard_normal((40, 40)), names, names)\n"
+        "c = find_clusters(A, pd.Series(0.0, index=names), runs=5, draws=3)\n"
+        "print(c.communities.labels.tolist(), c.communities.run_modularity, c.permuted, c.factor)\n"
+    )
+    here = io.StringIO()
+    with contextlib.redirect_stdout(here):
+        exec(script, {})
+    hashing = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    env = {**os.environ, "PYTHONHASHSEED": hashing}
+    there = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert there.stdout == here.getvalue()
+
+
+# --- the order of leaves --------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 30), clusters=st.integers(1, 6))
+@laws
+def test_leaf_order_is_a_valid_linkage_with_whole_clusters(seed: int, n: int, clusters: int) -> None:
+    S, cluster = similarity(max(n, 3), seed).iloc[:n, :n], rng(seed).integers(0, clusters, n)
+    tree, order = leaf_order(S, cluster)
+    assert is_valid_linkage(tree) and is_monotonic(tree)
+    assert tree[:, 2].min() >= 0 and tree[:, 2].max() <= 2
+    assert sorted(order) == list(range(n)) and list(leaves_list(tree)) == list(order)
+    changes = sum(a != b for a, b in zip(cluster[order], cluster[order][1:], strict=False))
+    assert changes == len(set(cluster)) - 1
+    again = leaf_order(S, pd.Series(cluster, index=S.columns).sample(frac=1, random_state=0))
+    assert (again[0] == tree).all()
+
+
+def test_leaf_order_of_one_cluster_is_average_linkage() -> None:
+    S = similarity(20)
+    distance = np.sqrt(2 - 2 * to_masked(S).data)
+    np.fill_diagonal(distance, 0.0)
+    expected = linkage(squareform(distance, checks=False), method="average")
+    assert leaf_order(S, [0] * 20)[0][:, 2:] == pytest.approx(expected[:, 2:], abs=1e-12)
+
+
+def test_clusters_join_at_their_mean_distance() -> None:
+    # By hand: pairs at S = 1 inside (distance 0); across, distances sqrt(2), sqrt(1), sqrt(2), sqrt(1).
+    values = np.array([[1, 1, 0, 0.5], [1, 1, 0, 0.5], [0, 0, 1, 1], [0.5, 0.5, 1, 1]])
+    tree, _ = leaf_order(frame(values), [0, 0, 1, 1])
+    assert tree[:, 2] == pytest.approx([0, 0, (1 + np.sqrt(2)) / 2], abs=1e-12)
+
+
+def test_optimal_order_is_no_longer_than_any_other_and_skipped_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    S, cluster = similarity(24), np.repeat([0, 1, 2], 8)
+    distance = np.sqrt(2 - 2 * to_masked(S).data)
+    _, best = leaf_order(S, cluster)
+    monkeypatch.setattr(graphs, "ORDERED_LEAVES", 23)
+    _, plain = leaf_order(S, cluster)
+    assert distance[best[:-1], best[1:]].sum() < distance[plain[:-1], plain[1:]].sum()
+
+
+def test_leaf_order_of_undefined_and_of_few_features() -> None:
+    S = similarity(6)
+    S.iloc[2, :] = S.iloc[:, 2] = pd.NA
+    as_zero = S.fillna(0.0)
+    as_zero.iloc[2, 2] = 1.0
+    assert (leaf_order(S, [0] * 6)[0] == leaf_order(as_zero, [0] * 6)[0]).all()
+    tree, order = leaf_order(S.iloc[:1, :1], [0])
+    assert tree.shape == (0, 4) and order.tolist() == [0]

@@ -1,0 +1,125 @@
+"""Tiny networks for runs, maps and the command line; each is a factory that ``--model tests.tiny:name`` can name."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+FEATURES = 11
+COPIES = {6: (0, 3.0), 7: (1, 0.25), 8: (2, 10.0), 9: (3, 1.0), 10: (4, 0.01), 11: (5, 7.0)}
+"""Feature of `planted` -> (the feature that it copies, the factor on it)."""
+
+LIVE, DEAD, CONSTANT, OVERFLOWING = range(4)
+"""The features of `sick`."""
+
+
+def _conv(inputs: int, outputs: int, seed: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight = torch.randn(conv.weight.shape, generator=generator)
+        conv.weight.copy_((weight - weight.mean((1, 2, 3), keepdim=True)) / math.sqrt(9 * inputs))
+        if conv.bias is not None:
+            conv.bias.fill_(0.1)
+    return conv
+
+
+def small(seed: int = 1) -> nn.Module:
+    """Two convolutions with a ReLU between them; `second` has `FEATURES` features."""
+    return nn.Sequential(
+        OrderedDict(first=_conv(3, 6, seed, 2, bias=True), relu=nn.ReLU(), second=_conv(6, FEATURES, seed + 1))
+    ).eval()
+
+
+def other() -> nn.Module:
+    """`small` with other weights."""
+    return small(seed=101)
+
+
+def wide() -> nn.Module:
+    """`small` with 24 features in `second`: a run of many batches."""
+    return nn.Sequential(
+        OrderedDict(first=_conv(3, 6, 1, 2, bias=True), relu=nn.ReLU(), second=_conv(6, 24, 2))
+    ).eval()
+
+
+def planted() -> nn.Module:
+    """Six features and a scaled copy of each (`COPIES`)."""
+    features = _conv(3, 12, 7)
+    with torch.no_grad():
+        for copy, (original, factor) in COPIES.items():
+            features.weight[copy] = factor * features.weight[original]
+    return nn.Sequential(OrderedDict(features=features)).eval()
+
+
+def one() -> nn.Module:
+    """A layer of one feature."""
+    return nn.Sequential(OrderedDict(features=_conv(3, 1, 3))).eval()
+
+
+def two() -> nn.Module:
+    """A layer of two features."""
+    return nn.Sequential(OrderedDict(features=_conv(3, 2, 3))).eval()
+
+
+class _Sick(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 1)
+        self.relu = nn.ReLU()
+        self.grow = nn.Identity()
+        with torch.no_grad():
+            self.features.weight.copy_(torch.tensor([[1.0, -1, 0], [-1, -1, -1], [0, 0, 0], [0, 1, 1]])[:, :, None, None])
+            self.features.bias.copy_(torch.tensor([0.5, -50.0, 0.25, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.features(x))
+        factors = torch.tensor([1.0, 1.0, 1.0, math.inf]).view(1, -1, 1, 1)
+        return self.grow(x * factors)
+
+
+def sick() -> nn.Module:
+    """Layer `grow`: a live, a dead and a constant feature, and one that is infinite whatever the image."""
+    return _Sick().eval()
+
+
+def asleep() -> nn.Module:
+    """A layer (`relu`) of three features that are all dead."""
+    features = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        features.weight.fill_(-1.0)
+        features.bias.fill_(-50.0)
+    return nn.Sequential(OrderedDict(features=features, relu=nn.ReLU())).eval()
+
+
+def shrinking() -> nn.Module:
+    """Without padding: `last` takes images of 15 pixels or more."""
+    layers = OrderedDict(
+        first=nn.Conv2d(3, 4, 3, stride=2),
+        middle=nn.Conv2d(4, 4, 3, stride=2),
+        last=nn.Conv2d(4, 5, 3),
+    )
+    module = nn.Sequential(layers).eval()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for tensor in module.parameters():
+            tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return module
+
+
+def hostile() -> nn.Module:
+    """A layer whose name is markup."""
+    return nn.Sequential(OrderedDict({"<script>alert('&')</script>": _conv(3, 4, 9)})).eval()
+
+
+def failing() -> nn.Module:
+    """A factory that fails, in two lines."""
+    raise RuntimeError("first line\nsecond line")
+
+
+def not_a_module() -> str:
+    """A factory that makes something else."""
+    return "a network"
