@@ -21,7 +21,7 @@ from featmap.objectives import Objective, objective
 from featmap.probing import Probe
 from featmap.recipes import Recipe
 from featmap.runs import Job, Worker
-from featmap.store import MANIFEST, ArraySpec, Run
+from featmap.store import MANIFEST, ArraySpec, Run, sha256
 from featmap.units import Unit
 
 ROWS = 16
@@ -105,6 +105,7 @@ def _in_memory(job: Job, watcher: Watcher | None) -> xr.Dataset:
     specs, coords = job.arrays(), job.coords()
     arrays = {k: np.empty(s.shape, dtype=s.dtype) for k, s in specs.items()}
     worker = Worker(job, watcher)
+    (watcher or Silent()).begin(sum(job.recipe.steps for u in job.units() if u.last), 0)
     with runs.remembered_settings():
         for unit in job.units():
             at = job.seeds.index(unit.seed)
@@ -129,27 +130,36 @@ class Source:
             yield self.read(first, min(first + rows, len(self.labels)))
 
 
-def source(images: Any, size: int) -> Source:
+def source(images: Any, size: int | None, natural: int) -> Source:
     """Return the images of a run folder, a folder of photographs, a dataset or an array.
 
     Parameters
     ----------
-    images : a run folder; a folder of photographs (brought to `size`); what `maximise` returned; or
-        N x 3 x H x W in [0, 1]
+    images : a run folder; a folder of photographs (brought to `size`, or to `natural` where that is None);
+        what `maximise` returned; or N x 3 x H x W in [0, 1]
     """
+    if size is not None and size < 1:
+        raise FeatmapError(f"size {size}: an image has at least 1 pixel; give --size 32 or more")
+    side = size or natural
     if isinstance(images, (str, Path)):
         folder = Path(images)
         if (folder / MANIFEST).is_file():
+            if Run.read(folder).manifest.get("status") != "complete":
+                raise FeatmapError(f"run {str(folder)!r} is not finished; run its own command again first")
             images = mapping.open_arrays(folder)
+            if size is not None and size != images.sizes.get("y", size):
+                raise FeatmapError(
+                    f"--size {size}: the run's images are stored at {images.sizes['y']} pixels; leave --size out"
+                )
         else:
             paths = photographs.find_photographs(folder)
             names = [p.relative_to(folder).as_posix() for p in paths]
-            listed = "\n".join(f"{n} {p.stat().st_size}" for n, p in zip(names, paths, strict=True))
+            listed = "\n".join(f"{n} {sha256(p)}" for n, p in zip(names, paths, strict=True))
             return Source(
                 names,
-                size,
+                side,
                 hashlib.sha256(listed.encode()).hexdigest(),
-                lambda a, b: torch.stack([photographs.read_photograph(p, size) for p in paths[a:b]]),
+                lambda a, b: torch.stack([photographs.read_photograph(p, side) for p in paths[a:b]]),
             )
     if isinstance(images, xr.Dataset):
         return _from_dataset(images)
@@ -204,7 +214,7 @@ def probe(
     network = load(model, weights)
     where = runs.device(device)
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    given = source(images, size or network.input_size)
+    given = source(images, size, network.input_size)
     columns = [f"{la}:{c}" for la in wanted for c in range(network.layer(la, given.size).channels)]
     if out is not None:
         return _probe_to_folder(network, given, wanted, columns, where, Path(out), watcher or Silent())

@@ -27,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
+
 Model = Annotated[str, typer.Option(help="reference, a torchvision classification network, or package.module:factory.")]
 Weights = Annotated[
     str | None, typer.Option(help="A .safetensors file or state dict, random, random:SEED, or a published set's name.")
@@ -324,19 +326,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = typer.main.get_command(app).main(args=given, prog_name="featmap", standalone_mode=False)
     except KeyboardInterrupt:
-        _fail("interrupted; what is finished is kept, and the same command goes on from here", 130, debug)
+        _fail(INTERRUPTED, 130, debug)
     except FeatmapError as error:
         _fail(str(error), 2, debug)
     except Exception as error:  # noqa: BLE001 - the boundary: whatever happened ends in one line
         message, status = _explain(error)
         _fail(message, status, debug)
+    if status == 130:  # some versions of typer answer Ctrl-C themselves
+        print(f"featmap: {INTERRUPTED}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Return one line and the exit status for an error that is not one of ours."""
     if type(error).__name__ == "Abort":
-        return "interrupted; what is finished is kept, and the same command goes on from here", 130
+        return INTERRUPTED, 130
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # what typer raises for arguments
         hint = getattr(getattr(error, "ctx", None), "command_path", "featmap")
         return f"{' '.join(error.format_message().split())} (see {hint} --help)", 2

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from featmap import graph, measures, runs, tables
+from featmap import findings, graph, measures, runs, tables
 from featmap.engine import Silent, Watcher
 from featmap.errors import FeatmapError, StoreError, UnitError
 from featmap.models import Network, load
@@ -24,7 +24,7 @@ from featmap.recipes import Recipe
 from featmap.recipes import recipe as named_recipe
 from featmap.runs import STATUSES, Job
 from featmap.store import ARRAYS, Run, digest
-from featmap.units import parse_channels
+from featmap.units import parse_channels, written_channels
 
 STIMULI = ("layer", "shown")
 DEFAULT_NEIGHBOURS = 10
@@ -127,7 +127,7 @@ def similarity_job(
         (layer,),
         where or torch.device("cpu"),
         None if start is None else read_photograph(Path(start), recipe.sizes[0]),
-        (("command", "similarity"), ("layer", layer), ("shown", listed.strip()), ("stimuli", stimuli)),
+        (("command", "similarity"), ("layer", layer), ("shown", written_channels(chosen)), ("stimuli", stimuli)),
     ).check()
     return job, shown
 
@@ -253,12 +253,13 @@ def run_similarity(
     watcher = watcher or Silent()
     made = carry_out(job, run, watcher)
     view = {"measure": measure, "neighbours": neighbours}
-    found = analyse(job, shown, run.folder, neighbours, watcher)
-    if made or run.manifest.get("view") != view or not run.is_complete():
-        begun = time.perf_counter()
+    finished = not made and run.is_complete()
+    begun = time.perf_counter()
+    found = analyse(job, shown, run.folder, neighbours, watcher, read_clusters=finished)
+    if not finished or run.manifest.get("view") != view:
         run.manifest["files"] = {}
         tables.write(run, found, measure, neighbours, watcher)
-        run.manifest["timings"]["tables_and_figures"] = round(time.perf_counter() - begun, 3)
+        run.manifest["timings"]["clusters_tables_figures"] = round(time.perf_counter() - begun, 3)
         run.manifest |= {"view": view, "summary": found.summary}
         complete(job, run)
     return found
@@ -269,8 +270,13 @@ def combined_status(status: np.ndarray) -> np.ndarray:
     return status.max(axis=0)
 
 
-def analyse(job: Job, shown: list[str], folder: Path, neighbours: int, watcher: Watcher) -> SimilarityMap:
-    """Return measures, clusters and tables of the arrays in a run folder."""
+def analyse(
+    job: Job, shown: list[str], folder: Path, neighbours: int, watcher: Watcher, read_clusters: bool = False
+) -> SimilarityMap:
+    """Return measures, clusters and tables of the arrays in a run folder.
+
+    `read_clusters` says that those in the folder belong to these arrays, so that they need not be found again.
+    """
     data = open_arrays(folder)
     names = job.labels
     responses = data["A"].sel(response=names).values.astype(np.float64)
@@ -280,13 +286,11 @@ def analyse(job: Job, shown: list[str], folder: Path, neighbours: int, watcher: 
     A = pd.DataFrame(responses.mean(0), index=names, columns=names)
     null = pd.Series(nulls.mean(0), index=names)
     frames = {name: m(A, null, live) for name, m in measures.MEASURES.items() if name != "raw"}
-    clusters = graph.find_clusters(
-        A,
-        null,
-        live,
-        k=neighbours,
-        progress=lambda done, total: watcher.stage("clusters and nulls", done, total),
-    )
+    clusters = findings.read(folder / findings.NAME, frames["profile"], neighbours) if read_clusters else None
+    if clusters is None:
+        clusters = graph.find_clusters(
+            A, null, live, k=neighbours, progress=lambda done, total: watcher.stage("clusters and nulls", done, total)
+        )
     layer = job.network.layer(job.responses[0], job.recipe.size)
     features = tables.features(
         names,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -63,7 +64,9 @@ class Network:
 
     def trace(self, size: int | None = None) -> Trace:
         """Return what one forward pass at `size` pixels (default: the network's own) tells of the layers."""
-        size = size or self.input_size
+        size = self.input_size if size is None else size
+        if size < 1:
+            raise UnitError(f"size {size}: an image has at least 1 pixel; give --size 32 or more")
         if size not in self._traces:
             with frozen(self.module):
                 self._traces[size] = trace(self.module, size)
@@ -196,6 +199,9 @@ def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | No
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != 3:
             raise ModelError(f"--{name} takes three numbers (red, green, blue), not {len(values)}")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and not all(math.isfinite(v) for v in values):
+            raise ModelError(f"--{name} {','.join(map(str, values))}: give three finite numbers")
     if std is not None and any(v <= 0 for v in std):
         raise ModelError(f"--std {','.join(map(str, std))}: a standard deviation is above 0")
     if size is not None and size < 1:
@@ -341,7 +347,7 @@ def _factory(path: str) -> nn.Module:
         raise ModelError(
             f"model {path!r} cannot be imported ({error}); give package.module:factory, importable from here"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"model {path!r}: the factory failed ({type(error).__name__}: {error})") from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"model {path!r}: the factory returned {type(made).__name__}, not a torch.nn.Module")

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -18,10 +19,8 @@ from matplotlib import colors as mcolors
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
-from matplotlib.textpath import text_to_path
-from PIL import Image
+from PIL import Image, ImageFont
 
 from featmap.errors import FeatmapError
 
@@ -33,10 +32,12 @@ _COLOURS = (
 )
 _FAINT, _GRAY, _SHADES = "#555555", "#c9c9c9", "RdBu_r"
 _DPI, _LARGEST, _NAMED = 150, 5000, 64  # pixels an inch; a PNG's longer side; features with a name each on the heatmap
-_STYLE = {"font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"], "svg.fonttype": "none", "svg.hashsalt": "featmap"}
+_STYLE = {"font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"], "text.hinting": "none"}
+_STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "featmap"}
+_FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 100)
 _house_style = plt.style.context(["default", _STYLE])  # draw alike whatever the user's matplotlibrc says
-_OPTIONS: dict[str, dict[str, Any]] = {  # no date in any file; seconds, not half a minute, for a large PNG
-    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 1}},
+_OPTIONS: dict[str, dict[str, Any]] = {  # no dates; zlib's Z_RLE (3): half the seconds for pictures, and no larger
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 1, "compress_type": 3}},
     "svg": {"metadata": {"Date": None}},
 }
 
@@ -68,18 +69,17 @@ def _plain(text: object) -> str:
 
 def _inches(text: str) -> float:
     """Return the width of a text set in one point."""
-    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=100), False)[0]) / 7200
+    return _FONT.getlength(text) / 7200
 
 
 def _fit(texts: Iterable[str], inches: float, largest: float) -> tuple[float, list[str]]:
     """Return the font size at which all texts fit into a width, and the texts: at the smallest without middles."""
     lines = [_plain(text) for text in texts]
-    size = float(np.clip(inches / max([1e-6, *map(_inches, lines)]), 5.5, largest))
-    for i, line in enumerate(lines):
-        half = int(len(line) * inches / max(_inches(line) * size, 1e-6)) // 2
-        if 2 * half + 1 < len(line):
-            lines[i] = f"{line[: half - 1]}…{line[len(line) - half :]}"
-    return size, lines
+    widths = [_inches(line) for line in lines]
+    size = float(np.clip(inches / max([1e-6, *widths]), 5.5, largest))
+    halves = [int(len(t) * inches / max(w * size, 1e-6)) // 2 for t, w in zip(lines, widths, strict=True)]
+    pairs = zip(lines, halves, strict=True)
+    return size, [t if len(t) <= 2 * k + 1 else f"{t[: k - 1]}…{t[len(t) - k :]}" for t, k in pairs]
 
 
 def _wrap(text: str, inches: float, size: float) -> str:
@@ -280,7 +280,7 @@ def contact_sheet(
         if given is not None and len(given) != n:
             raise FeatmapError(f"a contact sheet of {n} images needs as many {name}, not {len(given)}")
     across = min(n, max(1, columns or int(np.ceil(np.sqrt(1.5 * n)))))
-    down, side = -(-n // across), float(np.clip(7 / across, 0.82, 1.6))
+    down, side = -(-n // across), float(np.clip(7 / across, 0.78, 1.6))
     tiles = np.stack([_pixels(image, int(1.5 * _DPI * side)) for image in images])
     (h, w), inch = tiles.shape[1:3], max(tiles.shape[1:3]) / side  # in pixels of the mosaic
     frame, under = max(1, round(0.035 * inch)), 0.22 if captions is None else 0.34

@@ -115,7 +115,7 @@ class Job:
             checked.append(Objective(terms))
         for layer in self.responses:
             self.network.layer(layer, self.recipe.size)
-        return replace(self, objectives=tuple(checked))
+        return replace(self, objectives=tuple(dict.fromkeys(checked)))
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this run from any other, as plain JSON values."""
@@ -255,14 +255,12 @@ def statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray
     """Return each row's status as an index into `STATUSES`.
 
     dead: it never had a gradient, or none without help and did not rise with it; unconverged: it had one and
-    did not rise above the null image; not-finite: NaN or infinity in its image or responses.
+    did not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
     """
     with np.errstate(invalid="ignore"):
         floor = RISE * np.maximum(1.0, np.abs(made["null_activation"]))
         rose = made["activation"] - made["null_activation"] > floor
     finite = np.isfinite(made["activation"]) & np.isfinite(made["images"]).all((1, 2, 3))
-    if "A" in made:
-        finite &= np.isfinite(made["A"]).all(1)
     found = np.where(rose, np.where(revived, RESCUED, LIVE), np.where(revived | ~moved, DEAD, UNCONVERGED))
     return np.where(finite, found, NOT_FINITE).astype(np.uint8)
 

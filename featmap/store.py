@@ -131,14 +131,25 @@ class Run:
                     "give another --out, or the settings it was made with"
                 )
             self.manifest = earlier.manifest
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
             raise StoreError(f"{str(self.folder)!r} exists and is no run folder; give another --out")
         with clear_faults(f"run folder {str(self.folder)!r}"):
             if not self.manifest:
-                self.manifest = {"format": FORMAT, "status": "running", "identity": self.identity} | about
+                # first of all, so that a folder that is left half made is known for what it is
+                self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
+                self.save()
+            if self.manifest["status"] == "laying" or not self._is_laid(arrays):
                 self._lay(arrays, coords)
+                self.manifest["status"] = "running"
                 self.save()
         return self
+
+    def _is_laid(self, arrays: dict[str, ArraySpec]) -> bool:
+        try:
+            root: Any = zarr.open_group(self.folder / ARRAYS, mode="r", zarr_format=2)
+            return all(name in root and tuple(root[name].shape) == spec.shape for name, spec in arrays.items())
+        except (OSError, ValueError, KeyError):
+            return False
 
     def _lay(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
         """Write the arrays' metadata and coordinates; the manifest that follows says that they are whole."""
@@ -167,7 +178,8 @@ class Run:
     def save(self) -> None:
         """Write the manifest."""
         text = json.dumps(self.manifest, indent=1, sort_keys=False, ensure_ascii=False)
-        write_atomically(self.folder / MANIFEST, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+        with clear_faults(f"run folder {str(self.folder)!r}"):
+            write_atomically(self.folder / MANIFEST, lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
     @property
     def arrays(self) -> Any:
@@ -209,7 +221,11 @@ class Run:
         path = self._record(unit)
         with suppress(OSError, ValueError):
             record = json.loads(path.read_text(encoding="utf-8"))
-            if all(sha256(self.folder / file) == known for file, known in record.items()):
+            if (
+                isinstance(record, dict)
+                and record
+                and all(sha256(self.folder / file) == known for file, known in record.items())
+            ):
                 return dict(record)
         return None
 
@@ -233,6 +249,11 @@ class Run:
         return all((self.folder / f).is_file() and sha256(self.folder / f) == s for f, s in files.items())
 
 
+def _is_foreign(path: Path) -> bool:
+    """Is this anything but what a write that was cut off leaves behind?"""
+    return not (path.name.startswith(".") and ".part" in path.name)
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Name the first settings in which two identities differ."""
     flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
@@ -250,5 +271,8 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(values, dict):
         for key, value in values.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list) and any(isinstance(v, (dict, list)) for v in values):
+        for k, value in enumerate(values, 1):
+            yield from _flat(value, f"{prefix}.{k}")
     else:
         yield prefix, values

@@ -13,11 +13,11 @@ import pandas as pd
 import xarray as xr
 from PIL import Image
 
-from featmap import graph, measures, plots
+from featmap import findings, graph, measures, plots
 from featmap.engine import Watcher
 from featmap.errors import FeatmapError, nearest
 from featmap.graph import Clusters
-from featmap.store import ARRAYS, Run
+from featmap.store import ARRAYS, Run, clear_faults
 from featmap.trace import Layer
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def write(run: Run, found: SimilarityMap, measure: str, neighbours: int, watcher
         write_frame(run, name, frame.loc[rows, [f for f in found.shown if f in frame.columns]])
     write_frame(run, "features", found.features.loc[found.shown])
     nodes = [f for f in found.shown if f in found.clusters.graph]
+    clusters = findings.to_json(found.clusters, neighbours)
+    run.write(findings.NAME, lambda p: p.write_text(clusters, encoding="utf-8"))
     run.write("graph.graphml", lambda p: nx.write_graphml(graphml(found, nodes, neighbours), p))
     watcher.stage("tables and figures", len(names) + 2, total)
     draw(run, found, measure, nodes)
@@ -191,7 +193,7 @@ def graphml(found: SimilarityMap, nodes: list[str], neighbours: int) -> nx.Graph
 def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None:
     """Write heatmap, contact sheet and pairs of nearest features."""
     clusters = found.clusters.labels.loc[nodes] if found.clusters.allowed else None
-    order = nodes
+    order = list(nodes)
     if len(nodes) > 1:
         S = found.measures["profile"].loc[nodes, nodes]
         grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
@@ -207,8 +209,7 @@ def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None
             cbar_label=LABELS[measure],
             centre=0.0,
         )
-        for path in plots.save(figure, run.folder / "heatmap", ("png", "svg")):
-            run.note_file(path)
+        _save(run, figure, "heatmap", ("png", "svg"))
     order += [f for f in found.shown if f not in set(nodes)]
     data = found.dataset
     images = dict(zip(found.shown, data["images"].isel(seed=0).sel(image=found.shown).values, strict=True))
@@ -225,13 +226,18 @@ def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None
         title=f"{len(order)} maximising images, in the order of the heatmap",
         columns=None,
     )
-    for path in plots.save(sheet, run.folder / "features", ("png",)):
-        run.note_file(path)
+    _save(run, sheet, "features", ("png",))
     rows = _pairs(found, nodes, images)
     if rows:
         pairs = plots.pair_sheet(rows, f"The {len(rows)} most similar pairs")
-        for path in plots.save(pairs, run.folder / "neighbours", ("png",)):
-            run.note_file(path)
+        _save(run, pairs, "neighbours", ("png",))
+
+
+def _save(run: Run, figure: Any, name: str, formats: tuple[str, ...]) -> None:
+    with clear_faults(f"run folder {str(run.folder)!r}"):
+        paths = plots.save(figure, run.folder / name, formats)
+    for path in paths:
+        run.note_file(path)
 
 
 def _pairs(found: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[plots.PairRow]:
@@ -273,8 +279,7 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         title=f"{len(labels)} maximising images",
         columns=None,
     )
-    for path in plots.save(sheet, run.folder / "features", ("png",)):
-        run.note_file(path)
+    _save(run, sheet, "features", ("png",))
 
 
 def file_name(label: str) -> str:

@@ -61,4 +61,6 @@ def resize(images: Tensor, size: int) -> Tensor:
     """Return the images at size x size (bilinear, antialiased when made smaller)."""
     if images.shape[2:] == (size, size):
         return images
+    if images.device.type == "mps":  # Metal has no antialiased resize
+        return resize(images.cpu(), size).to(images.device)
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)

@@ -16,7 +16,7 @@ The notation follows the article's tensor slices, `[f, :, :]`, `[f, m, :]` and `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -210,6 +210,17 @@ def parse_channels(text: str, channels: int, layer: str = "the layer") -> list[i
             )
         chosen.update(range(low, high + 1))
     return sorted(chosen)
+
+
+def written_channels(channels: Sequence[int]) -> str:
+    """Return sorted channels as `parse_channels` reads them, shortest: ``0-15,42``."""
+    parts: list[list[int]] = []
+    for c in channels:
+        if parts and c == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], c]
+        else:
+            parts.append([c])
+    return ",".join("-".join(map(str, p)) for p in parts)
 
 
 def labels(units: Iterable[Unit]) -> list[str]:

@@ -19,9 +19,7 @@ units = st.one_of(
     st.builds(Unit, names, index, index),
     st.builds(Unit, names, index, index, index),
     st.builds(lambda n, f, k: Unit(n, f, first=k), names, index, index),
-    st.builds(
-        lambda n, p: Unit(n, neurons=tuple(sorted(p))), names, st.sets(points, min_size=2, max_size=5)
-    ),
+    st.builds(lambda n, p: Unit(n, neurons=tuple(sorted(p))), names, st.sets(points, min_size=2, max_size=5)),
 )
 
 

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 FEATURES = 11
 COPIES = {6: (0, 3.0), 7: (1, 0.25), 8: (2, 10.0), 9: (3, 1.0), 10: (4, 0.01), 11: (5, 7.0)}
@@ -41,14 +41,12 @@ def other() -> nn.Module:
 
 def wide() -> nn.Module:
     """`small` with 24 features in `second`: a run of many batches."""
-    return nn.Sequential(
-        OrderedDict(first=_conv(3, 6, 1, 2, bias=True), relu=nn.ReLU(), second=_conv(6, 24, 2))
-    ).eval()
+    return nn.Sequential(OrderedDict(first=_conv(3, 6, 1, 2, bias=True), relu=nn.ReLU(), second=_conv(6, 24, 2))).eval()
 
 
 def planted() -> nn.Module:
     """Six features and a scaled copy of each (`COPIES`)."""
-    features = _conv(3, 12, 7)
+    features = _conv(3, 12, 14)
     with torch.no_grad():
         for copy, (original, factor) in COPIES.items():
             features.weight[copy] = factor * features.weight[original]
@@ -65,25 +63,13 @@ def two() -> nn.Module:
     return nn.Sequential(OrderedDict(features=_conv(3, 2, 3))).eval()
 
 
-class _Sick(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Conv2d(3, 4, 1)
-        self.relu = nn.ReLU()
-        self.grow = nn.Identity()
-        with torch.no_grad():
-            self.features.weight.copy_(torch.tensor([[1.0, -1, 0], [-1, -1, -1], [0, 0, 0], [0, 1, 1]])[:, :, None, None])
-            self.features.bias.copy_(torch.tensor([0.5, -50.0, 0.25, 0.0]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.features(x))
-        factors = torch.tensor([1.0, 1.0, 1.0, math.inf]).view(1, -1, 1, 1)
-        return self.grow(x * factors)
-
-
 def sick() -> nn.Module:
-    """Layer `grow`: a live, a dead and a constant feature, and one that is infinite whatever the image."""
-    return _Sick().eval()
+    """Layer `relu`: a live, a dead and a constant feature, and one that is infinite whatever the image."""
+    features = nn.Conv2d(3, 4, 1)
+    with torch.no_grad():
+        features.weight.copy_(torch.tensor([[1.0, -1, 0], [-1, -1, -1], [0, 0, 0], [0, 1, 1]])[:, :, None, None])
+        features.bias.copy_(torch.tensor([0.5, -50.0, 0.25, math.inf]))
+    return nn.Sequential(OrderedDict(features=features, relu=nn.ReLU())).eval()
 
 
 def asleep() -> nn.Module:

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "featmap"
+FILES = sorted(SOURCE.rglob("*.py"))
+MODULES = [p.stem for p in FILES if p.stem != "__init__"]
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "units": {"errors"},
+    "fields": set(),
+    "trace": {"fields"},
+    "taps": {"errors"},
+    "weights": {"errors"},
+    "models": {"errors", "units", "taps", "trace", "weights"},
+    "recipes": {"errors"},
+    "transforms": set(),
+    "images": {"recipes", "transforms"},
+    "objectives": {"errors", "units"},
+    "prepare": set(),
+    "descent": {"errors", "units", "taps", "recipes", "transforms", "images", "objectives"},
+    "probing": {"errors", "models", "taps", "objectives"},
+    "photographs": {"errors"},
+    "store": {"errors"},
+    "engine": {"errors", "store"},
+    "runs": {
+        *("errors", "units", "models", "recipes", "images", "objectives"),
+        *("descent", "prepare", "probing", "engine", "store"),
+    },
+    "measures": {"errors"},
+    "graph": {"errors", "measures"},
+    "plots": {"errors"},
+    "findings": {"graph"},
+    "tables": {"errors", "measures", "graph", "findings", "plots", "trace", "engine", "store", "runs"},
+    "mapping": {
+        *("errors", "units", "models", "recipes", "objectives", "photographs"),
+        *("engine", "store", "runs", "measures", "graph", "findings", "tables"),
+    },
+    "api": {
+        *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
+        *("engine", "store", "runs", "mapping"),
+    },
+    "lookup": {"errors", "models", "recipes", "store", "tables"},
+    "console": set(),
+}
+"""What each module may import of featmap, written so that nothing below sees anything above it. `cli` sees all."""
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(path: Path) -> set[str]:
+    """The featmap modules that a file imports when it runs; what only a type checker sees does not count."""
+    module = tree(path)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(module)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(module):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("featmap.")}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "featmap":
+            rest = (node.module or "").partition(".")[2]
+            found |= {rest.split(".")[0]} if rest else {a.name for a in node.names}
+    return found & {p.stem for p in FILES}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(MODULES) - {"cli"} == set(ALLOWED)
+
+
+def test_the_table_has_no_cycle() -> None:
+    placed: set[str] = set()
+    while len(placed) < len(ALLOWED):
+        ready = {m for m, needs in ALLOWED.items() if needs <= placed} - placed
+        assert ready, f"a cycle among {sorted(set(ALLOWED) - placed)}"
+        placed |= ready
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem in ALLOWED], ids=lambda p: p.stem)
+def test_imports_run_one_way(path: Path) -> None:
+    assert imported(path) <= ALLOWED[path.stem]
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert [p.stem for p in FILES if "cli" in imported(p)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def calls(path: Path, name: str) -> list[ast.Call]:
+    return [n for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == name]
+
+
+def test_checkpoints_are_read_as_tensors_only() -> None:
+    loads = [c for p in FILES for c in calls(p, "torch.load")]
+    assert loads
+    for call in loads:
+        given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert given.get("weights_only") == "True"
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    forbidden = ("pickle.load", "pickle.loads", "eval", "exec", "np.load", "joblib.load", "torch.hub.load")
+    assert [(p.stem, name) for p in FILES for name in forbidden if calls(p, name)] == []
+
+
+def test_no_error_is_swallowed_whole() -> None:
+    found = []
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            if broad and all(isinstance(s, ast.Pass) for s in node.body):
+                found.append(f"{path.stem}:{node.lineno}")
+    assert found == []
+
+
+def public(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, ast.AST]]:
+    found: list[tuple[str, ast.AST]] = []
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            found.append((f"{prefix}{node.name}", node))
+            if isinstance(node, ast.ClassDef):
+                found += public(node.body, f"{prefix}{node.name}.")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_what_is_public_is_documented(path: Path) -> None:
+    module = tree(path)
+    assert ast.get_docstring(module)
+    assert [name for name, node in public(module.body) if not ast.get_docstring(node)] == []  # type: ignore[arg-type]
+
+
+LIGHT = """
+import json, sys
+seen = {}
+import featmap
+seen["featmap"] = "torch" in sys.modules
+assert "similarity" in dir(featmap)
+from featmap import cli
+try:
+    cli.main(["--help"])
+except SystemExit as end:
+    seen["status"] = end.code
+seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr"} & set(sys.modules))
+import featmap.measures, featmap.graph, featmap.plots
+seen["measures, graph, plots"] = "torch" in sys.modules
+print("\\n" + json.dumps(seen))
+"""
+
+
+def test_help_and_measures_do_without_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], cwd=SOURCE.parent, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "Usage: featmap" in done.stdout
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {"featmap": False, "status": 0, "help": [], "measures, graph, plots": False}
