@@ -259,7 +259,7 @@ def run_similarity(
     if not finished or run.manifest.get("view") != view:
         run.manifest["files"] = {}
         tables.write(run, found, measure, neighbours, watcher)
-        run.manifest["timings"]["clusters_tables_figures"] = round(time.perf_counter() - begun, 3)
+        run.manifest["timings"]["tables_and_figures"] = round(time.perf_counter() - begun, 3)
         run.manifest |= {"view": view, "summary": found.summary}
         complete(job, run)
     return found

@@ -160,7 +160,12 @@ class Run:
             values = np.asarray(values)
             # without a fill value: xarray would take a 0 that equals it for a missing number
             array = root.create_array(
-                name, shape=values.shape, dtype=values.dtype, chunks=values.shape or "auto", fill_value=None
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=values.shape or "auto",
+                fill_value=None,
+                overwrite=True,
             )
             array[...] = values
             array.attrs["_ARRAY_DIMENSIONS"] = [name]
@@ -170,6 +175,7 @@ class Run:
                 shape=spec.shape,
                 dtype=spec.dtype,
                 chunks=spec.chunks,
+                overwrite=True,  # a write that failed a moment ago may still be ending in zarr's own thread
                 fill_value=float("nan") if spec.dtype.startswith("float") else None,
             )
             array.attrs.update({"_ARRAY_DIMENSIONS": list(spec.dims)} | dict(spec.attrs))

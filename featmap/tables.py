@@ -66,8 +66,8 @@ def features(
             "channel": channels,
             "branch": [layer.branch(c) for c in channels],
             "status": list(statuses),
-            "activation": activation,
-            "null_activation": null.to_numpy(),
+            "activation": masked(activation),
+            "null_activation": masked(null.to_numpy()),
         },
         index=pd.Index(names, name="feature"),
     )
@@ -86,6 +86,11 @@ def features(
         table[f"nearest_{rank}"] = ranked["other"].reindex(table.index)
         table[f"similarity_{rank}"] = ranked["similarity"].reindex(table.index)
     return table
+
+
+def masked(values: np.ndarray) -> Any:
+    """Return numbers as a column in which those that are not finite are undefined."""
+    return pd.array(np.where(np.isfinite(values), values, np.nan), dtype="Float64")
 
 
 def summarise(
@@ -153,7 +158,7 @@ def write(run: Run, found: SimilarityMap, measure: str, neighbours: int, watcher
     total = len(names) + 5
     for k, name in enumerate(names):
         watcher.stage("tables and figures", k, total)
-        frame = found.activations if name == "activations" else found.measures[name]
+        frame = measures.raw(found.activations, found.null) if name == "activations" else found.measures[name]
         rows = [f for f in found.shown if f in frame.index]
         write_frame(run, name, frame.loc[rows, [f for f in found.shown if f in frame.columns]])
     write_frame(run, "features", found.features.loc[found.shown])
@@ -199,7 +204,7 @@ def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None
         grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
         linkage, leaves = graph.leaf_order(S, grouping)
         order = [nodes[i] for i in leaves]
-        values = found.activations if measure == "raw" else found.measures[measure]
+        values = measures.raw(found.activations, found.null) if measure == "raw" else found.measures[measure]
         layer = nodes[0].rpartition(":")[0]
         figure = plots.heatmap(
             values.loc[nodes, nodes],
@@ -215,7 +220,7 @@ def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None
     images = dict(zip(found.shown, data["images"].isel(seed=0).sel(image=found.shown).values, strict=True))
     table = found.features
     captions = [
-        f"{table.activation[f]:.3g}" + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
+        _number(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
     ]
     groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
     sheet = plots.contact_sheet(
@@ -240,6 +245,10 @@ def _save(run: Run, figure: Any, name: str, formats: tuple[str, ...]) -> None:
         run.note_file(path)
 
 
+def _number(value: Any) -> str:
+    return "undefined" if pd.isna(value) else f"{value:.3g}"
+
+
 def _pairs(found: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[plots.PairRow]:
     if len(nodes) < 2:
         return []
@@ -258,6 +267,8 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
 
     data = xr.open_zarr(run.folder / ARRAYS, consolidated=True)
     frame = data[["activation", "null_activation", "status"]].to_dataframe().reset_index()
+    for column in ("activation", "null_activation"):
+        frame[column] = masked(frame[column].to_numpy())
     frame["status"] = [STATUSES[int(s)] for s in frame["status"]]
     run.manifest["files"] = {}
     run.write("images.csv", lambda p: frame.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
@@ -269,7 +280,7 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         watcher.stage("pictures", k + 1, len(labels))
     first = frame[frame["seed"] == job.seeds[0]]
     captions = [
-        f"{a:.3g}" + ("" if s == "live" else f" {s}") for a, s in zip(first["activation"], first["status"], strict=True)
+        _number(a) + ("" if s == "live" else f" {s}") for a, s in zip(first["activation"], first["status"], strict=True)
     ]
     sheet = plots.contact_sheet(
         data["images"].isel(seed=0).values,

@@ -199,12 +199,6 @@ def test_seeds_are_averaged_and_their_agreement_is_told(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["summary"]["seeds"] == seeds
 
 
-grown = pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="`tables.draw` appends to `nodes` itself where it has fewer than two"
-)
-
-
-@grown
 def test_a_layer_with_dead_features_completes_with_statuses(tmp_path: Path) -> None:
     found = similarity("relu", tiny.asleep(), out=tmp_path / "run", **FAST)
     assert list(found.features["status"]) == ["dead"] * 3
@@ -214,14 +208,12 @@ def test_a_layer_with_dead_features_completes_with_statuses(tmp_path: Path) -> N
         assert (tmp_path / "run" / name).is_file()
 
 
-@grown
 def test_a_layer_with_a_feature_that_is_not_finite_completes(tmp_path: Path) -> None:
     found = similarity("relu", tiny.sick(), out=tmp_path / "run", **FAST)
     assert found.features["status"]["relu:3"] == "not-finite"
     no_nan(tmp_path / "run")
 
 
-@pytest.mark.xfail(strict=True, reason="one feature that is not finite makes every image of its layer not-finite")
 def test_a_feature_that_is_not_finite_leaves_the_others_alone(tmp_path: Path) -> None:
     found = similarity("relu", tiny.sick(), out=tmp_path / "run", **FAST)
     assert list(found.features["status"]) == ["live", "dead", "dead", "not-finite"]
@@ -266,12 +258,9 @@ def test_a_photograph_to_start_from(tmp_path: Path) -> None:
     assert np.corrcoef(negative["images"].values[0, 0].ravel(), given.ravel())[0, 1] < -0.5
 
 
-raw_error = pytest.mark.xfail(strict=True, reason="figures and later manifests are written outside `clear_faults`")
-
-
 @pytest.mark.parametrize(
     "name",
-    ["profile.csv", "graph.graphml", *[pytest.param(f, marks=raw_error) for f in ("heatmap.svg", "manifest.json")]],
+    ["profile.csv", "graph.graphml", "heatmap.svg", "manifest.json"],
 )
 def test_a_disk_that_fills_up_at_the_end_is_one_line(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

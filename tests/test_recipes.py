@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, fields, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,7 @@ def test_the_registry() -> None:
 
 @pytest.mark.parametrize("name", ["artcle", "", "FAST", "fast "])
 def test_an_unknown_recipe(name: str) -> None:
-    with pytest.raises(RecipeError, match="is unknown.*allowed: .*article") as caught:
+    with pytest.raises(RecipeError, match=r"is unknown.*allowed: .*article") as caught:
         recipe(name)
     assert len(str(caught.value).splitlines()) == 1 and isinstance(caught.value, FeatmapError)
 
@@ -71,7 +72,7 @@ def test_article_lowres_only_makes_smaller() -> None:
     assert sizes == sorted(sizes, reverse=True) == [299, 260, 224]
     ends = [(o.rate, o.sigma) for o in ARTICLE_LOWRES.octaves]
     assert ends[0][0][0] == 0.4 and ends[-1][0][1] == 0.3 and ends[0][1][0] == 2.4 and ends[-1][1][1] == 0.8
-    assert all(a[0][1] == b[0][0] and a[1][1] == b[1][0] for a, b in zip(ends, ends[1:], strict=False)), "one schedule"
+    assert all(a[0][1] == b[0][0] and a[1][1] == b[1][0] for a, b in pairwise(ends)), "one schedule"
 
 
 def test_article_normalised_moves_a_pixel_by_hundredths() -> None:
@@ -182,6 +183,8 @@ def test_other_fields_can_be_changed() -> None:
         ({"rows": 0}, "rows 0"),
         ({"metric": "l3"}, r"metric 'l3' is unknown \(nearest: .*allowed: l1, l2, linf, linf-elementwise"),
         ({"metric": "L1"}, "metric 'L1' is unknown"),
+        ({"C": float("nan")}, "C nan: give a finite number"),
+        ({"C": float("inf")}, "C inf: give a finite number"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, words: str) -> None:
@@ -199,7 +202,6 @@ def test_settings_that_cannot_be(changes: dict, words: str) -> None:
         {"optimiser": "sgd"},  # runs as Adam
         {"clamp": "always"},  # clamps at the end
         {"parameterisation": "wavelets"},  # a KeyError later
-        {"C": float("nan")},
         {"jitter": -1},  # NumPy's ValueError later
         {"std": float("nan")},
         {"rescue": -0.5},

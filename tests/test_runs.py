@@ -107,7 +107,6 @@ def test_statuses_of_a_sick_layer() -> None:
     assert found[tiny.OVERFLOWING] == "not-finite"
 
 
-@pytest.mark.xfail(strict=True, reason="one feature that is not finite makes every image of its layer not-finite")
 def test_one_feature_that_is_not_finite_leaves_the_others_their_status(tmp_path: Path) -> None:
     data = carried_out(job_of(tiny.sick(), "relu"), tmp_path / "run")
     found = [STATUSES[s] for s in data["status"].values[0]]
@@ -354,7 +353,6 @@ def test_a_killed_run_goes_on_bit_for_bit(forker: Forker, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a folder laid in part has no manifest yet and is taken for a stranger's")
 def test_a_run_killed_while_its_folder_is_laid_goes_on(forker: Forker, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     child = forker.start(command(folder), tmp_path / "log")
@@ -373,7 +371,6 @@ def test_a_run_killed_while_its_folder_is_laid_goes_on(forker: Forker, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="typer turns Ctrl-C into a plain status 130 before `main` sees it: no line")
 def test_ctrl_c_ends_in_one_line_and_status_130(forker: Forker, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     child = forker.start(command(folder), tmp_path / "log")

@@ -142,7 +142,7 @@ def test_a_layer_asked_for_twice_is_given_once() -> None:
 def test_an_unknown_layer(layer: str) -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(UnitError, match="no layer .* in this network; `featmap layers` lists them"):
+    with pytest.raises(UnitError, match=r"no layer .* in this network; `featmap layers` lists them"):
         Taps(net, [layer]).__enter__()
     assert state_of(net) == before
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.units import Shape, Unit, feature, labels, parse_channels, parse_unit
+from featmap.units import Shape, Unit, feature, labels, parse_channels, parse_unit, written_channels
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 
@@ -229,6 +229,14 @@ def test_all_channels() -> None:
     assert parse_channels("all", 5) == [0, 1, 2, 3, 4]
     assert parse_channels(" all ", 2) == [0, 1]
     assert parse_channels("0-15,42", 64) == [*range(16), 42]
+
+
+@given(st.sets(st.integers(0, 40), min_size=1))
+@repeatable
+def test_channels_that_are_written_are_read_again(chosen: set[int]) -> None:
+    text = written_channels(sorted(chosen))
+    assert parse_channels(text, 41) == sorted(chosen)
+    assert len(text.split(",")) == sum(c - 1 not in chosen for c in chosen), "as few ranges as there are"
 
 
 @pytest.mark.parametrize(
