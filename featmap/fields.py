@@ -44,6 +44,101 @@ class Field:
         return f"{self.size[0]} x {self.size[1]}"
 
 
+# leave each position of the grid where it is (for those that need not, `featmap.trace` looks at their arguments)
+POINTWISE = frozenset(
+    {
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "rsub",
+        "neg",
+        "abs",
+        "pow",
+        "square",
+        "sqrt",
+        "rsqrt",
+        "exp",
+        "log",
+        "sigmoid",
+        "tanh",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "minimum",
+        "maximum",
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "radd",
+        "rmul",
+        "truediv",
+        "rtruediv",
+        "where",
+        "logsigmoid",
+        "softplus",
+        "mish",
+        "gelu",
+        "silu",
+        "elu",
+        "selu",
+        "celu",
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "prelu",
+        "rrelu",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "hardshrink",
+        "softshrink",
+        "softsign",
+        "threshold",
+        "batch_norm",
+        "dropout",
+        "dropout2d",
+        "alpha_dropout",
+        "feature_dropout",
+        "stochastic_depth",
+        "contiguous",
+        "clone",
+        "detach",
+        "to",
+        "float",
+        "double",
+        "half",
+        "type",
+        "bfloat16",
+        "cat",
+        "concat",
+        "concatenate",
+        "chunk",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "linear",
+        "layer_norm",
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "unbind",
+        "getitem",
+    }
+)
 WHOLE = Field((0, 0), (0, 0), (0, 0), whole=True)
 
 
@@ -73,19 +168,20 @@ def grow(seen: Field, function: str, args: Sequence[Any], kwargs: dict[str, Any]
         if padding == "same":
             padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
         return _window(seen, kernel, stride, _pair(0 if padding == "valid" else padding), dilation)
-    if "pool2d" in function and "adaptive" not in function:
+    if function.startswith(("max_pool2d", "avg_pool2d")):
         window = _pair(_get(args, kwargs, 1, "kernel_size"))
         stride = _get(args, kwargs, 2, "stride", None)
         padding = _pair(_get(args, kwargs, 3, "padding", 0))
         spread = _pair(_get(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
         return _window(seen, window, _pair(stride) if stride else window, padding, spread)
     if function == "pad":
+        if _get(args, kwargs, 2, "mode", "constant") == "circular":
+            return WHOLE
         left, _, top, _ = (*_get(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
         start = (seen.start[0] - top * seen.jump[0], seen.start[1] - left * seen.jump[1])
         return Field(seen.size, seen.jump, start)
-    if function in {"conv_transpose2d", "interpolate", "upsample", "grid_sample", "roll", "matmul", "bmm"}:
-        return WHOLE
-    return seen
+    # anything that is not known to leave each position where it is may have mixed them
+    return seen if function.strip("_") in POINTWISE else WHOLE
 
 
 def _window(seen: Field, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Field:

@@ -48,7 +48,9 @@ class Fourier:
         size = parameters.shape[2]
         spectrum = torch.view_as_complex(parameters) * self._scale(parameters)
         mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
-        return torch.sigmoid(torch.einsum("ij,bjhw->bihw", _COLOUR.to(mixed), mixed))
+        logits = torch.einsum("ij,bjhw->bihw", _COLOUR.to(mixed), mixed)
+        # row by row: the last elements of a batch are rounded otherwise than those that fill a vector register
+        return torch.stack([torch.sigmoid(row) for row in logits])
 
     def _scale(self, like: Tensor) -> Tensor:
         size = like.shape[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -106,11 +107,16 @@ class Network:
     def unit(self, unit: Unit, size: int | None = None) -> Unit:
         """Return `unit` checked against this network; ``class:k`` becomes its last layer's feature k."""
         if unit.layer == CLASS and CLASS not in self.trace(size).layers:
+            if self.trace(size).failure:
+                raise UnitError(self._too_small(self._last_layer(), self.trace(size)))
             vectors = [n for n, la in self.trace(size).layers.items() if (la.height, la.width) == (1, 1)]
             if not vectors:
                 raise UnitError(f"{unit}: {self.name} has no layer of class logits; name a layer")
             unit = unit.on(vectors[-1])
         return unit.check(self.layer(unit.layer, size).shape)
+
+    def _last_layer(self) -> str:
+        return ([*self.trace().layers] or ["the last"])[-1]
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this network from any other, as plain JSON values."""
@@ -169,7 +175,11 @@ def load(
         in one line that says what was given, what is allowed and what to do.
     """
     if isinstance(model, Network):
+        if any(v is not None for v in (weights, mean, std, input_size)):
+            raise ModelError("a Network has its weights and normalisation already; load it anew to change them")
         return model
+    if not isinstance(model, (str, nn.Module)):
+        raise ModelError(f"model of type {type(model).__name__}; allowed: a name, package.module:factory, or a module")
     _check_normalisation(mean, std, input_size)
     if isinstance(model, nn.Module):
         network = _own(model, type(model).__name__, weights)
@@ -339,19 +349,28 @@ def _random_seed(weights: str | Path) -> int | None:
 def _factory(path: str) -> nn.Module:
     """Return the module that ``package.module:factory`` makes."""
     where, _, name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    before = list(sys.path)
+    sys.path.insert(0, "")
     try:
         made = getattr(importlib.import_module(where), name)()
     except (ImportError, AttributeError) as error:
         raise ModelError(
-            f"model {path!r} cannot be imported ({error}); give package.module:factory, importable from here"
+            f"model {path!r} cannot be imported ({_first_line(error)}); "
+            "give package.module:factory, importable from here"
         ) from error
     except (Exception, SystemExit) as error:
-        raise ModelError(f"model {path!r}: the factory failed ({type(error).__name__}: {error})") from error
+        raise ModelError(
+            f"model {path!r}: the factory failed ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    finally:
+        sys.path[:] = before
     if not isinstance(made, nn.Module):
         raise ModelError(f"model {path!r}: the factory returned {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _own(module: nn.Module, name: str, weights: str | Path | None) -> Network:
@@ -362,6 +381,7 @@ def _own(module: nn.Module, name: str, weights: str | Path | None) -> Network:
     label, digest = "its own", ""
     if weights is not None:
         path = Path(weights)
+        module = copy.deepcopy(module)  # the caller's own keeps its weights
         files.fit(module, files.read_state(path), name, path.name)
         label, digest = path.name, files.sha256_file(path)
     digest = digest or files.sha256_state(module)

@@ -29,6 +29,9 @@ class Objective:
     def __add__(self, other: Objective) -> Objective:
         return Objective(self.terms + other.terms)
 
+    def __radd__(self, other: int) -> Objective:
+        return self if other == 0 else NotImplemented  # sum() begins with 0
+
     def __mul__(self, factor: float) -> Objective:
         return Objective(tuple((factor * w, u) for w, u in self.terms))
 
@@ -41,12 +44,17 @@ class Objective:
         return self + -other
 
     def __str__(self) -> str:
-        return " + ".join(str(u) if w == 1 else f"{w:g} * {u}" for w, u in self.terms)
+        return " + ".join(str(u) if w == 1 else f"{_written(w)} * {u}" for w, u in self.terms)
 
     @property
     def layers(self) -> list[str]:
         """The layers that the terms lie in, each once."""
         return list(dict.fromkeys(u.layer for _, u in self.terms))
+
+
+def _written(weight: float) -> str:
+    """Return a weight so that no other weight is written alike."""
+    return str(int(weight)) if weight == int(weight) and abs(weight) < 1e15 else repr(float(weight))
 
 
 def objective(given: Objective | Unit | str) -> Objective:
@@ -91,6 +99,17 @@ def _metric(name: str) -> Callable[[Loss], Loss]:
     return register
 
 
+def _by_row(reduce: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Return `reduce` of each row by itself: over many rows at once its rounding depends on how many there are."""
+    return torch.stack([reduce(row) for row in values])
+
+
+def _gap(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
+    """Return C - z, and 0 outside the unit whatever lies there (0 times NaN would be NaN)."""
+    gap = C - values
+    return gap if mask is None else torch.where(mask, gap, torch.zeros_like(gap))
+
+
 @_metric("l1")
 def l1(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
     """Return sum(C - z) over the unit, as the article's code has it.
@@ -98,15 +117,13 @@ def l1(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
     The distance is unsigned there, so its gradient is the same for every C. `values` is K x P x H x W, the
     result K.
     """
-    gap = C - values
-    return (gap if mask is None else gap * mask).flatten(1).sum(1)
+    return _by_row(torch.sum, _gap(values, mask, C))
 
 
 @_metric("l2")
 def l2(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
     """Return 5 * sqrt(sum((C - z)^2)), with the article's factor (its section "Feature Maps are Metric Invariant")."""
-    gap = C - values if mask is None else (C - values) * mask
-    return 5 * torch.linalg.vector_norm(gap.flatten(1), dim=1)
+    return 5 * _by_row(torch.linalg.vector_norm, _gap(values, mask, C))
 
 
 @_metric("linf")
@@ -116,15 +133,13 @@ def linf(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
     That is what the article's ``torch.linalg.norm(target - focus, ord=inf)`` computes of a grid. A row or a
     neuron is a vector there, of which it computes the largest element; this is handled in `batch_loss`.
     """
-    gap = (C - values).abs()
-    return (gap if mask is None else gap * mask).sum(3).flatten(1).amax(1)
+    return _by_row(lambda gap: gap.abs().sum(2).amax(), _gap(values, mask, C))
 
 
 @_metric("linf-elementwise")
 def linf_elementwise(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
     """Return the largest |C - z| over the unit's neurons."""
-    gap = (C - values).abs()
-    return (gap if mask is None else gap * mask).flatten(1).amax(1)
+    return _gap(values, mask, C).abs().flatten(1).amax(1)
 
 
 _VECTORS = {"row", "neuron", "neurons"}
@@ -186,9 +201,9 @@ class BatchLoss:
         device: torch.device | str,
     ) -> _Group:
         rows, terms, weights, used, masks = zip(*items, strict=True)
-        mask = None if masks[0] is None else torch.stack([m for m in masks if m is not None]).float()
+        mask = None if masks[0] is None else torch.stack([m for m in masks if m is not None])
         each = len(used[0]) * shape[1] * shape[2]
-        counts = torch.full((len(items),), float(each)) if mask is None else mask.flatten(1).sum(1)
+        counts = torch.full((len(items),), float(each)) if mask is None else mask.flatten(1).sum(1).float()
         return _Group(
             layer,
             metric,
@@ -212,6 +227,6 @@ class BatchLoss:
             for term in range(self.most_terms):
                 chosen = g.terms == term
                 losses = losses.index_add(0, g.rows[chosen], loss[chosen])
-            kept = values.detach() if g.mask is None else values.detach() * g.mask
-            means[g.rows, g.terms] = kept.flatten(1).sum(1) / g.counts
+            kept = values.detach() if g.mask is None else torch.where(g.mask, values.detach(), 0.0)
+            means[g.rows, g.terms] = _by_row(torch.sum, kept) / g.counts
         return losses, means

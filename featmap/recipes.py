@@ -12,6 +12,11 @@ from featmap.errors import RecipeError, nearest
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
 LEAST_ROWS = 2
+CHOICES = {
+    "parameterisation": ("pixels", "fourier"),
+    "optimiser": ("gradient", "rms", "adam"),
+    "clamp": ("never", "end", "every"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,15 @@ class Recipe:
             raise RecipeError(
                 f"metric {self.metric!r} is unknown{nearest(self.metric, METRICS)}; allowed: {', '.join(METRICS)}"
             )
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"{name} {getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}")
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std >= 0):
+            raise RecipeError(
+                f"noise of mean {self.mean}, standard deviation {self.std}: give finite numbers, std from 0"
+            )
+        if self.jitter < 0 or not 0 <= self.rescue <= 1:
+            raise RecipeError(f"jitter {self.jitter}, rescue {self.rescue}: jitter is from 0, rescue from 0 to 1")
         if not math.isfinite(self.C):
             raise RecipeError(f"C {self.C}: give a finite number; the article's is 200")
         if self.rows < LEAST_ROWS:
@@ -163,13 +177,19 @@ def _side(size: int | float | None, final: int, last: int | float | None) -> int
 
 def _share(octaves: list[Octave], steps: int) -> list[Octave]:
     """Share out `steps` over the octaves in their own proportions; drop those that get none."""
+    if steps < 1:
+        raise RecipeError(f"steps {steps}: every octave takes at least 1 step; give --steps 1 or more")
     total, done, shared, given = sum(o.steps for o in octaves), 0, [], 0
     for octave in octaves:
         done += octave.steps
         upto = round(steps * done / total)
         shared.append(replace(octave, steps=upto - given))
         given = upto
-    return [o for o in shared if o.steps > 0] or shared[-1:]
+    if shared[-1].steps == 0:  # the last octave makes the size that was asked for
+        most = max(range(len(shared)), key=lambda k: shared[k].steps)
+        shared[most] = replace(shared[most], steps=shared[most].steps - 1)
+        shared[-1] = replace(shared[-1], steps=1)
+    return [o for o in shared if o.steps > 0]
 
 
 RECIPES: dict[str, Recipe] = {}

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from featmap import images as forms
-from featmap.descent import descend
+from featmap.descent import Descent, OnStep, descend
 from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, RecipeError
 from featmap.models import Network
@@ -178,13 +179,54 @@ class Worker:
     def __init__(self, job: Job, watcher: Watcher | None = None) -> None:
         self.job, self.watcher = job, watcher or Silent()
         network, recipe = job.network, job.recipe
-        folds = network.trace(recipe.size).folds
-        self.module = prepared(network.module, folds, job.layers, job.device)
+        self._modules: dict[tuple[str, ...], torch.nn.Module] = {}
         self.probe = Probe(network, recipe.rows, job.device)
         self.shapes: dict[int, dict[str, Shape]] = {
             size: {la: network.layer(la, size).shape for la in job.layers} for size in set(recipe.sizes)
         }
         self._nulls: dict[int, Tensor] = {}
+
+    def module(self, layers: tuple[str, ...]) -> torch.nn.Module:
+        """Return the network prepared for descents on these layers."""
+        if layers not in self._modules:
+            network = self.job.network
+            folds = network.trace(self.job.recipe.size).folds
+            self._modules[layers] = prepared(network.module, folds, layers, self.job.device)
+        return self._modules[layers]
+
+    def descend(self, objectives: Sequence[Objective], recipe: Recipe, seed: int, on_step: OnStep) -> Descent:
+        """Return the descents of a batch, its rows grouped by the layers they need.
+
+        Only rows of the same layers share a batch: how the network is prepared, and what NaN in a deeper layer
+        does to the gradients behind it, must not depend on a row's neighbours.
+        """
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for row, target in enumerate(objectives):
+            groups.setdefault(tuple(sorted(target.layers)), []).append(row)
+        found: list[Descent] = []
+        for layers, rows in groups.items():
+            found.append(
+                descend(
+                    self.module(layers),
+                    self.job.network.normalise,
+                    [objectives[r] for r in rows],
+                    recipe,
+                    self.shapes,
+                    seed=seed,
+                    start=self.job.start,
+                    device=self.job.device,
+                    on_step=on_step if len(found) == len(groups) - 1 else None,
+                )
+            )
+        back = torch.argsort(torch.tensor([r for rows in groups.values() for r in rows]))
+        terms = max(f.curve.shape[2] for f in found)
+        curves = [functional.pad(f.curve, (0, terms - f.curve.shape[2]), value=float("nan")) for f in found]
+        return Descent(
+            torch.cat([f.images for f in found])[back],
+            torch.cat(curves)[back],
+            torch.cat([f.revived for f in found])[back],
+            torch.cat([f.moved for f in found])[back],
+        )
 
     def null_image(self, seed: int) -> Tensor:
         """Return the null image of a seed, 3 x H x W."""
@@ -223,19 +265,9 @@ class Worker:
         null = self.null_image(unit.seed)
 
         def on_step(_: int, means: Tensor) -> None:
-            self.watcher.step(float(means[: len(chosen), 0].mean()))
+            self.watcher.step(float(means[:, 0].mean()))
 
-        result = descend(
-            self.module,
-            job.network.normalise,
-            chosen,
-            job.recipe,
-            self.shapes,
-            seed=unit.seed,
-            start=job.start,
-            device=job.device,
-            on_step=on_step,
-        )
+        result = self.descend(chosen, job.recipe, unit.seed, on_step)
         reached = self.probe.activations(result.images, chosen)
         nothing = self.probe.activations(null.expand(len(chosen), -1, -1, -1), chosen)
         curve = torch.stack([joint(result.curve[:, k], chosen) for k in range(result.curve.shape[1])], dim=1).numpy()
@@ -335,15 +367,11 @@ def estimate(job: Job, folder: Path) -> Estimate:
         for octave in job.recipe.octaves:
             stamps: list[float] = []
             short = replace(job.recipe, octaves=(replace(octave, steps=3),))
-            descend(
-                worker.module,
-                job.network.normalise,
+            worker.descend(
                 job.objectives[: job.recipe.rows],
                 short,
-                worker.shapes,
-                seed=job.seeds[0],
-                device=job.device,
-                on_step=lambda _, __, s=stamps: s.append(time.perf_counter()),  # type: ignore[misc]
+                job.seeds[0],
+                lambda _, __, s=stamps: s.append(time.perf_counter()),  # type: ignore[misc]
             )
             seconds += batches * octave.steps * (stamps[2] - stamps[0]) / 2
     largest = max(job.recipe.sizes)

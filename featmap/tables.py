@@ -127,7 +127,8 @@ def summarise(
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """Return the summary in words, one line a finding."""
-    counts = ", ".join(f"{n} {status}" for status, n in summary["statuses"].items())
+    order = ("live", "rescued", "dead", "unconverged", "not-finite")
+    counts = ", ".join(f"{summary['statuses'][s]} {s}" for s in order if s in summary["statuses"])
     shown = "" if summary["shown"] == summary["features"] else f"; {summary['shown']} shown"
     lines = [f"{summary['features']} features: {counts}{shown}"]
     if summary["identity_rate"] is not None:

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from featmap.errors import UnitError
 
 
-class _Stop(Exception):
-    """Raised inside the forward pass as soon as every tapped layer has its output."""
+class _Stop(BaseException):
+    """Raised inside the forward pass once every tapped layer has its output; no forward's own `except` catches it."""
 
 
 @contextmanager
@@ -58,6 +58,7 @@ class Taps:
         self._places = {name: _place(name) for name in self.layers}
         self._values: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
+        self._running = False
         self._handles: list[RemovableHandle] = []
         self._lent: Any = None
 
@@ -82,6 +83,8 @@ class Taps:
         wanted = {k: name for name, (p, k) in self._places.items() if p == path}
 
         def note(_: nn.Module, __: Any, out: Any) -> None:
+            if not self._running:  # a pass that somebody else makes inside this context
+                return
             self._calls[path] = k = self._calls.get(path, 0) + 1
             name = wanted.get(k)
             if name is None:
@@ -98,9 +101,12 @@ class Taps:
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """Return each tapped layer's output, N x C x H x W, for `images` as the module takes them."""
-        self._values, self._calls = {}, {}
-        with suppress(_Stop):
-            self.module(images)
+        self._values, self._calls, self._running = {}, {}, True
+        try:
+            with suppress(_Stop):
+                self.module(images)
+        finally:
+            self._running = False
         missing = [name for name in self.layers if name not in self._values]
         if missing:
             raise UnitError(

@@ -20,6 +20,7 @@ from featmap.fields import WHOLE, Field, grow, join
 
 GRID = (2, 3)
 _REDUCING = {
+    "__getitem__",
     "mean",
     "sum",
     "amax",
@@ -30,6 +31,7 @@ _REDUCING = {
     "adaptive_max_pool2d",
     "linear",
 }
+REGROUPING = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ class _Watch(TorchFunctionMode):
             self.uses.update({id(t) for t in inputs})
         tagged = [t for t in inputs if id(t) in self.tags]
         for tensor in results:
-            if tagged and not (id(tensor) in self.tags and any(tensor is t for t in inputs)):
+            if tagged and id(tensor) in self.tags and any(tensor is t for t in inputs):
+                own = self.tags[id(tensor)]  # changed in place: it sees what went into it as well
+                own.field = join([grow(self.tags[id(t)].field, name, args, kwargs) for t in tagged])
+            elif tagged:
                 self.kept.append(tensor)
                 self.elements += tensor.numel()
                 self.tags[id(tensor)] = self._tag(name, tensor, tagged, args, kwargs)
@@ -142,7 +147,9 @@ class _Watch(TorchFunctionMode):
         tags = [self.tags[id(t)] for t in inputs]
         axes = _axes(name, out, inputs[0], tags[0].axes, args, kwargs)
         seen = join([t.field for t in tags])
-        if name in _REDUCING and not _keeps_grid(out, axes, inputs[0], tags[0].axes):
+        if tags[0].axes is not None and _mixes(name, inputs[0], tags[0].axes, args, kwargs):
+            seen = WHOLE
+        elif name in _REDUCING and not _keeps_grid(out, axes, inputs[0], tags[0].axes):
             seen = join([WHOLE if not _one(t, tag) else tag.field for t, tag in zip(inputs, tags, strict=True)])
         elif axes is None and any(t.axes and not _one(i, t) for i, t in zip(inputs, tags, strict=True)):
             seen = WHOLE
@@ -188,22 +195,31 @@ def _axes(
         return None
     if name in {"permute", "transpose", "swapaxes", "movedim", "moveaxis"}:
         order = _order(name, source.dim(), args, kwargs)
-        return (order.index(axes[0]), order.index(axes[1])) if order else None
+        moved = (order.index(axes[0]), order.index(axes[1])) if order else (1, 0)
+        return moved if moved[0] < moved[1] else None  # a grid turned over is not followed further
     last = (out.dim() - 2, out.dim() - 1)
-    if name in {
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "unfold",
-        "chunk",
-        "split",
-    }:
+    if name == "__getitem__" and out.dim() == source.dim():
+        return axes if _plain(args[1]) else None
+    if name in REGROUPING and not (name == "__getitem__" and not _plain(args[1])):
         kept = axes == (source.dim() - 2, source.dim() - 1) and out.shape[-2:] == source.shape[-2:]
         return last if kept and out.dim() >= 3 else None
+    if name in REGROUPING:
+        return None
     return axes if out.dim() == source.dim() else None
+
+
+def _plain(index: Any) -> bool:
+    """Does this index only pick and slice (which cannot put positions in another order)?"""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts)
+
+
+def _mixes(name: str, source: Tensor, axes: tuple[int, int], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Does a linear map or a layer norm run over the grid itself?"""
+    if name == "linear":
+        return source.dim() - 1 in axes
+    over = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+    return name == "layer_norm" and max(axes) >= source.dim() - len(tuple(over))
 
 
 def _order(name: str, dims: int, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int] | None:
@@ -269,7 +285,9 @@ def trace(module: nn.Module, size: int) -> Trace:
         layer = _layer(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, watch)
         if name and layer is not None:
             found.layers[layer.name] = layer
-    found.folds = _folds(module, fed, made, watch, found.calls)
+    found.folds = _folds(
+        module, fed, made, watch, found.calls, Counter(id(o.tensor) for c in outputs.values() for o in c)
+    )
     found.elements = watch.elements
     return found
 
@@ -320,13 +338,21 @@ def _layer(name: str, kind: str, output: _Output, watch: _Watch) -> Layer | None
 
 
 def _folds(
-    module: nn.Module, fed: dict[str, int], made: dict[int, str], watch: _Watch, calls: Counter[str]
+    module: nn.Module,
+    fed: dict[str, int],
+    made: dict[int, str],
+    watch: _Watch,
+    calls: Counter[str],
+    given_out: Counter[int],
 ) -> list[tuple[str, str]]:
-    """Return the pairs in which only the batch norm reads the convolution's output."""
+    """Return the pairs in which only the batch norm reads the convolution's output, and only the convolution gives it.
+
+    A container that ends in the convolution gives out the same tensor, and may be asked for it.
+    """
     pairs = []
     for norm, key in fed.items():
         conv = made.get(key)
-        if conv is None or watch.uses[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
+        if conv is None or watch.uses[key] != 1 or given_out[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
             continue
         if getattr(module.get_submodule(norm), "running_mean", None) is not None:
             pairs.append((conv, norm))

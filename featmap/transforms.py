@@ -51,6 +51,8 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     side = math.exp(-0.5 / sigma**2)
     centre, edge = 1 / (1 + 2 * side), side / (1 + 2 * side)
     for dim in (2, 3):
+        if images.shape[dim] == 1:  # a single pixel has nothing to be reflected
+            continue
         padded = F.pad(images, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0), mode="reflect")
         n = images.shape[dim]
         images = padded.narrow(dim, 1, n) * centre + (padded.narrow(dim, 0, n) + padded.narrow(dim, 2, n)) * edge

@@ -324,11 +324,6 @@ def test_a_misfit_leaves_the_users_module_alone(tmp_path: Path) -> None:
     assert sha256_state(module) == digest
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="DOUBT models: with --weights FILE the user's own module object is overwritten for good",
-)
 def test_weights_for_a_module_of_ones_own_leave_the_object_alone(tmp_path: Path) -> None:
     module = networks.linear_network()
     digest, path = sha256_state(module), tmp_path / "w.pth"
@@ -437,13 +432,7 @@ def test_a_factory() -> None:
         ("tests.networks:TARGET", "the factory failed (TypeError: 'tuple' object is not callable)"),
         ("tests.networks:ConvNorm", "the factory failed (TypeError"),
         (":make", "the factory failed"),
-        pytest.param(
-            "tests.networks:failing",
-            "the factory failed (RuntimeError: no such thing",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="BUG models: a message of several lines is not cut"
-            ),
-        ),
+        ("tests.networks:failing", "the factory failed (RuntimeError: no such thing"),
     ],
 )
 def test_factories_that_fail(path: str, words: str) -> None:
@@ -553,11 +542,6 @@ def test_googlenets_classes_are_its_last_layer() -> None:
     assert str(network.unit(parse_unit("class:999"), 48)) == "fc:999"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="BUG models: where the pass fails before the logits, class:k is feature k of some vector before them",
-)
 def test_classes_of_a_network_that_does_not_take_this_size() -> None:
     fixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 10))
     network = load(fixed, input_size=16)

@@ -86,11 +86,6 @@ def test_what_is_printed_is_read_again(target: Objective) -> None:
     assert objective(str(target)) == target
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="BUG objectives: weights are printed with 6 digits, so other sums have one label (and one run identity)",
-)
 def test_other_weights_have_other_names() -> None:
     one, other = 0.12345678 * channel("a", 1), 0.12345679 * channel("a", 1)
     assert one != other
@@ -284,11 +279,6 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(metric: str) -> None:
     assert torch.equal(gradient[others], expected[others])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="BUG objectives: values outside the mask are multiplied by 0, and NaN * 0 is NaN",
-)
 @pytest.mark.parametrize("metric", METRICS)
 def test_what_lies_outside_a_unit_does_not_count(metric: str) -> None:
     found = outputs(1, seed=7)

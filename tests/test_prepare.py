@@ -119,11 +119,6 @@ def test_a_tapped_convolution_is_not_folded(layer: str, kept: str) -> None:
         torch.testing.assert_close(twins.run(x)[layer], taps.run(x)[layer])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="BUG prepare: a container whose output is the convolution's is tapped, and the convolution is folded",
-)
 def test_a_tapped_container_that_ends_in_a_convolution_is_not_folded() -> None:
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), nn.ReLU())
     networks.randomised(net, seed=2).eval()

@@ -155,9 +155,6 @@ def test_steps_are_shared_out_in_proportion(steps: int) -> None:
             assert shared.size == chosen.resolved(96).size, "the finished size is reached all the same"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="BUG recipes: a single step falls to the middle octave and its size"
-)
 @pytest.mark.parametrize("name", ["article", "article-lowres"])
 def test_a_single_step_makes_an_image_of_the_size_asked_for(name: str) -> None:
     assert recipe(name).resolved(96, size=96, steps=1).size == 96
@@ -193,9 +190,6 @@ def test_settings_that_cannot_be(changes: dict, words: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="BUG recipes: these settings are taken without a word"
-)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -219,9 +219,6 @@ def test_nested_taps_give_back_the_outermost_state() -> None:
     assert state_of(net) == before
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnitError, reason="DOUBT taps: a Taps' hooks also stop the passes that others make inside it"
-)
 def test_taps_stop_their_own_passes_only() -> None:
     net = networks.small_inception()
     with Taps(net, ["stem"]), torch.no_grad(), Taps(net, ["mixed"]) as inner:
@@ -264,9 +261,6 @@ class Cautious(nn.Module):
         return self.second(x)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="BUG taps: _Stop is an Exception, so a forward catches it"
-)
 def test_a_forward_that_catches_errors_is_stopped_as_well() -> None:
     net = Cautious()
     with torch.no_grad(), Taps(net, ["first"]) as taps:
