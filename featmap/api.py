@@ -59,6 +59,9 @@ def maximise(
     model: Any = "reference",
     *,
     weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
     recipe: str | Recipe | None = None,
     size: int | None = None,
     steps: int | None = None,
@@ -75,7 +78,7 @@ def maximise(
     Parameters
     ----------
     units : "inception4a:17", a `Unit`, an `Objective`, or several
-    model, weights : see `featmap.load`
+    model, weights, mean, std, input_size : the network, see `featmap.load`
     recipe, size, steps : how the images are made; `changes` are other fields of the recipe (metric, C, rows)
     seed, seeds : the first seed of the noise and how many of them
     start : a photograph to start from instead of noise
@@ -90,7 +93,7 @@ def maximise(
     Source: the article, section "Feature Visualization from First Principles".
     """
     where = runs.device(device)
-    network = load(model, weights)
+    network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = mapping.resolve(network, where, recipe, size, steps, **changes)
     job = maximise_job(units, network, chosen, seed=seed, seeds=seeds, where=where, start=start)
     if out is not None:
@@ -191,6 +194,9 @@ def probe(
     model: Any = "reference",
     *,
     weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
     size: int | None = None,
     device: str = "auto",
     out: str | Path | None = None,
@@ -202,6 +208,7 @@ def probe(
     ----------
     images : see `source`
     layers : one or more names, as `featmap layers` prints them
+    model, weights, mean, std, input_size : the network, see `featmap.load`
     size : of photographs, in pixels (default: the network's own input size)
     out : a run folder to keep the responses in and to go on from; None works in memory
 
@@ -211,18 +218,19 @@ def probe(
         dimensions image x response, float32, responses labelled "layer:channel". The untouched network in
         evaluation mode, no jitter.
     """
-    network = load(model, weights)
+    network = load(model, weights, mean=mean, std=std, input_size=input_size)
     where = runs.device(device)
-    wanted = [layers] if isinstance(layers, str) else list(layers)
+    wanted = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
     given = source(images, size, network.input_size)
     columns = [f"{la}:{c}" for la in wanted for c in range(network.layer(la, given.size).channels)]
     if out is not None:
         return _probe_to_folder(network, given, wanted, columns, where, Path(out), watcher or Silent())
     prober = Probe(network, ROWS, where)
     pieces = []
-    for batch in given.batches(ROWS):
-        found = prober.responses(batch, wanted)
-        pieces.append(np.concatenate([found[la] for la in wanted], axis=1))
+    with runs.remembered_settings():
+        for batch in given.batches(ROWS):
+            found = prober.responses(batch, wanted)
+            pieces.append(np.concatenate([found[la] for la in wanted], axis=1))
     return xr.DataArray(
         np.concatenate(pieces),
         dims=("image", "response"),
@@ -266,7 +274,8 @@ def _probe_to_folder(
         watcher.step(float(values.mean()))
 
     units = [u for u in plan(len(given.labels), ROWS, (0,)) if u.last]
-    run_here(units, run, work, 1, watcher)
+    with runs.remembered_settings():
+        run_here(units, run, work, 1, watcher)
     data = mapping.open_arrays(folder)["A"]
     frame = data.to_pandas()
     frame.index.name = "image"

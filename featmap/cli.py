@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -53,8 +54,19 @@ DryRun = Annotated[
 Features = Annotated[str, typer.Option(help="Channels such as 0-15,42, or all.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from featmap import __version__
+
+        print(f"featmap {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
     ] = False,
@@ -102,9 +114,9 @@ def _recipe(
 
 
 def _dry_run(job: Job, folder: Path) -> None:
-    from featmap import console, runs
+    from featmap import console, estimates
 
-    found = runs.estimate(job, folder)
+    found = estimates.estimate(job, folder)
     minutes = f"{found.seconds:.0f} s" if found.seconds < 120 else f"{found.seconds / 60:.1f} minutes"
     console.out().print(
         f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, {job.recipe.size} pixels: "
@@ -168,9 +180,9 @@ def similarity(
     )
     for line in found.lines():
         console.out().print(line)
-    console.out().print(
-        f"result: {run.folder} (heatmap.png, features.png, neighbours.png, features.csv, graph.graphml, arrays.zarr)"
-    )
+    main_files = ("heatmap.png", "features.png", "neighbours.png", "features.csv", "graph.graphml")
+    written = [name for name in main_files if name in run.manifest["files"]]
+    console.out().print(f"result: {run.folder} ({', '.join([*written, 'arrays.zarr'])})")
 
 
 @app.command()
@@ -322,7 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [a for a in given if a != "--debug"]
+    given = [a for a in given if a != "--debug"] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = typer.main.get_command(app).main(args=given, prog_name="featmap", standalone_mode=False)
     except KeyboardInterrupt:

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from featmap import findings, graph, measures, runs, tables
+from featmap import estimates, findings, graph, measures, runs, tables
 from featmap.engine import Silent, Watcher
-from featmap.errors import FeatmapError, StoreError, UnitError
+from featmap.errors import FeatmapError, RecipeError, StoreError, UnitError
 from featmap.models import Network, load
 from featmap.objectives import channel
 from featmap.photographs import read_photograph
@@ -28,6 +28,7 @@ from featmap.units import parse_channels, written_channels
 
 STIMULI = ("layer", "shown")
 DEFAULT_NEIGHBOURS = 10
+CHANGEABLE = ("metric", "C", "rows", "jitter", "parameterisation", "optimiser", "clamp", "rescue")
 
 
 @dataclass(eq=False)
@@ -89,7 +90,16 @@ def resolve(
     steps: int | None = None,
     **changes: Any,
 ) -> Recipe:
-    """Return the recipe with this network's sizes and the changes asked for."""
+    """Return the recipe with this network's sizes and the changes asked for.
+
+    Raises
+    ------
+    RecipeError
+        for a setting that is unknown or out of range.
+    """
+    unknown = [name for name in changes if name not in CHANGEABLE]
+    if unknown:
+        raise RecipeError(f"setting {unknown[0]!r} is unknown; allowed: {', '.join(CHANGEABLE)}")
     return named_recipe(recipe or default_recipe(where)).resolved(network.input_size, size, steps, **changes)
 
 
@@ -135,13 +145,13 @@ def similarity_job(
 def default_folder(job: Job) -> Path:
     """Return where a job's run goes if nobody says: its name ends in a hash of all that its numbers depend on."""
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{job.network.name}-{job.layers[0]}")
-    return Path("runs") / f"{name}-{job.recipe.name}-{digest(job.identity())}"
+    return Path("runs") / f"{name[:80]}-{job.recipe.name}-{digest(job.identity())}"
 
 
 def open_run(job: Job, out: str | Path | None) -> Run:
     """Return the job's run folder, new or taken up, with room enough for what is to come."""
     folder = default_folder(job) if out is None else Path(out)
-    need, free = runs.disk_needed(job), runs.free_space(folder)
+    need, free = estimates.disk_needed(job), estimates.free_space(folder)
     if need > free and not (folder / "manifest.json").exists():
         raise StoreError(
             f"run folder {str(folder)!r}: no space: {need / 1e6:,.0f} MB needed, "
@@ -162,7 +172,8 @@ def carry_out(job: Job, run: Run, watcher: Watcher) -> int:
     """Make what is missing of the run's arrays; return how many work units were made now."""
     now = runs.environment(job.device)
     if now != run.manifest["environment"]:
-        run.manifest.setdefault("later_environments", []).append(now)
+        later = run.manifest.setdefault("later_environments", [])
+        later += [now] if now not in later else []
         watcher.note("this run was begun with other library versions or threads: images may differ in the last bits")
     begun = time.perf_counter()
     made = runs.execute(job, run, watcher)
@@ -186,6 +197,9 @@ def similarity(
     model: Any = "reference",
     *,
     weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
     features: str | Sequence[int] = "all",
     stimuli: str = "layer",
     measure: str = "coactivation",
@@ -206,7 +220,7 @@ def similarity(
     Parameters
     ----------
     layer : as `featmap layers` prints it
-    model, weights : see `featmap.load`
+    model, weights, mean, std, input_size : the network, see `featmap.load`
     features : those that tables and figures show, "0-15,42" or a sequence; the rest are stimuli all the same
     stimuli : "layer": the images of all the layer's features; "shown": only those of the features shown
     measure : what the heatmap shows, a key of `featmap.measures.MEASURES`
@@ -223,7 +237,7 @@ def similarity(
     Source: the article, section "Feature Visualization from First Principles".
     """
     where = runs.device(device)
-    network = load(model, weights)
+    network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = resolve(network, where, recipe, size, steps, **changes)
     tables.check_view(measure, neighbours)
     job, shown = similarity_job(

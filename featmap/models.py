@@ -55,6 +55,7 @@ class Network:
     notes: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
+    layout: torch.memory_format = torch.channels_last
     _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -98,7 +99,10 @@ class Network:
     def _too_small(self, name: str, found: Trace) -> str:
         low, high = found.size, max(self.input_size, 2 * found.size)
         if high > LARGEST or name not in self.trace(high).layers:
-            return f"layer {name!r} at {found.size} pixels: the network fails ({found.failure})"
+            return (
+                f"layer {name!r} at {found.size} pixels: the network fails ({found.failure}); "
+                "featmap gives it N x 3 x H x W images in float32"
+            )
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if name in self.trace(middle).layers else (middle, high)
@@ -124,6 +128,7 @@ class Network:
             "name": self.name,
             "weights": self.weights,
             "sha256": self.sha256,
+            "architecture": files.architecture(self.module),
             "mean": list(self.mean),
             "std": list(self.std),
             "transform_input": bool(getattr(self.module, "transform_input", False)),

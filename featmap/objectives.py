@@ -131,7 +131,7 @@ def linf(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
     """Return the largest row sum of |C - z|.
 
     That is what the article's ``torch.linalg.norm(target - focus, ord=inf)`` computes of a grid. A row or a
-    neuron is a vector there, of which it computes the largest element; this is handled in `batch_loss`.
+    neuron is a vector there, of which it computes the largest element; `BatchLoss` sees to it.
     """
     return _by_row(lambda gap: gap.abs().sum(2).amax(), _gap(values, mask, C))
 

@@ -25,7 +25,9 @@ def find_photographs(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FeatmapError(f"images {str(folder)!r}: there is no such folder; give a folder of photographs or a run")
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = [
+        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    ]
     if not found:
         raise FeatmapError(f"images {str(folder)!r}: no photographs in it ({', '.join(SUFFIXES)})")
     return sorted(found, key=lambda p: p.relative_to(folder).as_posix())

@@ -11,12 +11,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def prepared(
-    module: nn.Module, folds: Iterable[tuple[str, str]], layers: Sequence[str], device: torch.device
+    module: nn.Module,
+    folds: Iterable[tuple[str, str]],
+    layers: Sequence[str],
+    device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
 ) -> nn.Module:
     """Return a frozen copy of `module` for descents on `device`; the module itself is not touched.
 
     Batch norms are folded into the convolutions before them (`folds`, from `featmap.trace`), except where
-    the convolution's own output is asked for, and the weights lie channels-last. The gradient equals the
+    the convolution's own output is asked for, and the weights lie in `layout`. The gradient equals the
     untouched network's to 1e-10 in float64; in float32 units at a ReLU's boundary may flip.
     """
     twin = copy.deepcopy(module).eval().requires_grad_(False)
@@ -28,4 +32,4 @@ def prepared(
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         twin.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
         twin.set_submodule(norm_name, nn.Identity())
-    return twin.to(device).to(memory_format=torch.channels_last)
+    return twin.to(device).to(memory_format=layout)

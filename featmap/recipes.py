@@ -19,6 +19,13 @@ CHOICES = {
 }
 
 
+def whole(name: str, value: Any) -> int:
+    """Return `value` if it is a whole number, and refuse it in one line if not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"{name} {value!r}: give a whole number")
+    return value
+
+
 @dataclass(frozen=True)
 class Octave:
     """A stretch of the descent at one image size.
@@ -74,6 +81,11 @@ class Recipe:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole("rows", self.rows)
+        whole("jitter", self.jitter)
+        for number in ("C", "rescue", "mean", "std"):
+            if isinstance(getattr(self, number), bool) or not isinstance(getattr(self, number), (int, float)):
+                raise RecipeError(f"{number} {getattr(self, number)!r}: give a number")
         if self.metric not in METRICS:
             raise RecipeError(
                 f"metric {self.metric!r} is unknown{nearest(self.metric, METRICS)}; allowed: {', '.join(METRICS)}"
@@ -131,6 +143,9 @@ class Recipe:
             for sizes or steps that cannot be had.
         """
         last = self.octaves[-1].size
+        for name, value in (("size", size), ("steps", steps)):
+            if value is not None:
+                whole(name, value)
         own = natural if self.largest is None else min(natural, self.largest)
         final = size if size is not None else last if isinstance(last, int) else own
         if final < 1:

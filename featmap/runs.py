@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -21,12 +18,12 @@ from torch import Tensor
 from featmap import images as forms
 from featmap.descent import Descent, OnStep, descend
 from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
-from featmap.errors import FeatmapError, RecipeError
+from featmap.errors import FeatmapError, ModelError, RecipeError
 from featmap.models import Network
 from featmap.objectives import Objective
 from featmap.prepare import prepared
 from featmap.probing import Probe, joint
-from featmap.recipes import Recipe
+from featmap.recipes import Recipe, whole
 from featmap.store import ArraySpec, Run
 from featmap.units import Shape
 
@@ -62,7 +59,8 @@ def device(name: str = "auto") -> torch.device:
 
 def check_seeds(seed: int | None, seeds: int, recipe: Recipe) -> tuple[int, ...]:
     """Return the seeds of a run: `seeds` consecutive ones from `seed` (or the recipe's own)."""
-    first = recipe.default_seed if seed is None else seed
+    first = recipe.default_seed if seed is None else whole("seed", seed)
+    whole("seeds", seeds)
     if seeds < 1 or not 0 <= first < 2**31:
         raise RecipeError(f"seed {first}, {seeds} seeds; give --seed 0 to 2147483647 and --seeds 1 or more")
     return tuple(range(first, first + seeds))
@@ -116,7 +114,29 @@ class Job:
             checked.append(Objective(terms))
         for layer in self.responses:
             self.network.layer(layer, self.recipe.size)
+        if self.network.arguments.get("model") is None or ":" in self.network.arguments["model"]:
+            self._try_step(checked)
         return replace(self, objectives=tuple(dict.fromkeys(checked)))
+
+    def _try_step(self, objectives: Sequence[Objective]) -> None:
+        """Make one step on each layer of somebody's own network, so that a fault shows before there is a folder."""
+        firsts = {tuple(o.layers): o for o in reversed(objectives)}
+        short = replace(self.recipe, octaves=(replace(self.recipe.octaves[-1], steps=1),))
+        for layout in (torch.channels_last, torch.contiguous_format):
+            self.network.layout = layout
+            try:
+                worker = Worker(replace(self, objectives=tuple(firsts.values()), recipe=short, responses=()))
+                worker.descend(tuple(firsts.values())[: short.rows], short, self.seeds[0], lambda _, __: None)
+                return
+            except (FeatmapError, MemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - somebody else's network may raise anything
+                fault = error
+        raise ModelError(
+            f"network {self.network.name} cannot be descended in a batch of {short.rows} at {short.size} pixels, on "
+            f"{', '.join(self.layers)} ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0][:160]}); "
+            "its forward has to take any batch and pass gradients"
+        ) from fault
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this run from any other, as plain JSON values."""
@@ -191,7 +211,7 @@ class Worker:
         if layers not in self._modules:
             network = self.job.network
             folds = network.trace(self.job.recipe.size).folds
-            self._modules[layers] = prepared(network.module, folds, layers, self.job.device)
+            self._modules[layers] = prepared(network.module, folds, layers, self.job.device, network.layout)
         return self._modules[layers]
 
     def descend(self, objectives: Sequence[Objective], recipe: Recipe, seed: int, on_step: OnStep) -> Descent:
@@ -290,7 +310,7 @@ def statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray
     did not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
     """
     with np.errstate(invalid="ignore"):
-        floor = RISE * np.maximum(1.0, np.abs(made["null_activation"]))
+        floor = RISE * np.maximum(np.abs(made["activation"]), np.abs(made["null_activation"]))
         rose = made["activation"] - made["null_activation"] > floor
     finite = np.isfinite(made["activation"]) & np.isfinite(made["images"]).all((1, 2, 3))
     found = np.where(rose, np.where(revived, RESCUED, LIVE), np.where(revived | ~moved, DEAD, UNCONVERGED))
@@ -313,13 +333,14 @@ def execute(job: Job, store: Run, watcher: Watcher | None = None) -> int:
 
 @contextmanager
 def remembered_settings() -> Iterator[None]:
-    """Turn off what would change bits between runs on a GPU, and restore it afterwards."""
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    """Turn off what would change bits between runs or round to less than float32 on a GPU; restore it afterwards."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def environment(where: torch.device) -> dict[str, Any]:
@@ -332,54 +353,3 @@ def environment(where: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads(),
     }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a job will take: seconds, bytes of memory, bytes on disk; `free` bytes there are."""
-
-    seconds: float
-    memory: int
-    disk: int
-    free: int
-
-
-def disk_needed(job: Job) -> int:
-    """Return the bytes of the run's arrays before compression, tables and figures included by a tenth."""
-    cells = sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in job.arrays().values())
-    square = 8 * len(job.columns) * len(job.labels) * 6  # six tables as parquet and CSV, about 8 bytes a cell
-    return int(1.1 * cells + square + 20e6)
-
-
-def free_space(folder: Path) -> int:
-    """Return the free bytes on the file system that `folder` lies or will lie on."""
-    there = folder.resolve()
-    while not there.exists():
-        there = there.parent
-    return int(psutil.disk_usage(str(there)).free)
-
-
-def estimate(job: Job, folder: Path) -> Estimate:
-    """Measure three steps of one batch at each of the recipe's sizes and extrapolate."""
-    worker, seconds = Worker(job), 0.0
-    batches = sum(1 for u in job.units() if u.last)
-    with remembered_settings():
-        for octave in job.recipe.octaves:
-            stamps: list[float] = []
-            short = replace(job.recipe, octaves=(replace(octave, steps=3),))
-            worker.descend(
-                job.objectives[: job.recipe.rows],
-                short,
-                job.seeds[0],
-                lambda _, __, s=stamps: s.append(time.perf_counter()),  # type: ignore[misc]
-            )
-            seconds += batches * octave.steps * (stamps[2] - stamps[0]) / 2
-    largest = max(job.recipe.sizes)
-    reach = max(job.network.layer(la, largest).reach for la in job.layers)
-    memory = psutil.Process().memory_info().rss + int(4 * job.recipe.rows * reach * 1.5)
-    return Estimate(seconds, memory, disk_needed(job), free_space(folder))
-
-
-def image_batches(count: int, rows: int) -> Sequence[tuple[int, int]]:
-    """Return the (first, last) of batches of `rows`."""
-    return [(k, min(k + rows, count)) for k in range(0, count, rows)]

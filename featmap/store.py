@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -138,48 +137,46 @@ class Run:
                 # first of all, so that a folder that is left half made is known for what it is
                 self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
                 self.save()
-            if self.manifest["status"] == "laying" or not self._is_laid(arrays):
-                self._lay(arrays, coords)
+            self._lay(arrays, coords)
+            if self.manifest["status"] == "laying":
                 self.manifest["status"] = "running"
                 self.save()
         return self
 
-    def _is_laid(self, arrays: dict[str, ArraySpec]) -> bool:
-        try:
-            root: Any = zarr.open_group(self.folder / ARRAYS, mode="r", zarr_format=2)
-            return all(name in root and tuple(root[name].shape) == spec.shape for name, spec in arrays.items())
-        except (OSError, ValueError, KeyError):
-            return False
-
     def _lay(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
-        """Write the arrays' metadata and coordinates; the manifest that follows says that they are whole."""
+        """Write what is missing of the arrays' metadata and coordinates; chunks that lie there stay."""
         (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.folder / ARRAYS, ignore_errors=True)
-        root = zarr.open_group(self.folder / ARRAYS, mode="w", zarr_format=2)
-        for name, values in coords.items():
-            values = np.asarray(values)
-            # without a fill value: xarray would take a 0 that equals it for a missing number
-            array = root.create_array(
-                name,
-                shape=values.shape,
-                dtype=values.dtype,
-                chunks=values.shape or "auto",
-                fill_value=None,
-                overwrite=True,
-            )
-            array[...] = values
-            array.attrs["_ARRAY_DIMENSIONS"] = [name]
+        root: Any = zarr.open_group(self.folder / ARRAYS, mode="a", zarr_format=2, use_consolidated=False)
+        changed = not (self.folder / ARRAYS / ".zmetadata").is_file()
+        for name, given in coords.items():
+            values = np.asarray(given)
+            if not _holds(root, name, values):
+                # without a fill value: xarray would take a 0 that equals it for a missing number
+                array = root.create_array(
+                    name,
+                    shape=values.shape,
+                    dtype=values.dtype,
+                    chunks=values.shape or "auto",
+                    fill_value=None,
+                    overwrite=True,
+                    attributes={"_ARRAY_DIMENSIONS": [name]},
+                )
+                array[...] = values
+                changed = True
         for name, spec in arrays.items():
-            array = root.create_array(
-                name,
-                shape=spec.shape,
-                dtype=spec.dtype,
-                chunks=spec.chunks,
-                overwrite=True,  # a write that failed a moment ago may still be ending in zarr's own thread
-                fill_value=float("nan") if spec.dtype.startswith("float") else None,
-            )
-            array.attrs.update({"_ARRAY_DIMENSIONS": list(spec.dims)} | dict(spec.attrs))
-        zarr.consolidate_metadata(self.folder / ARRAYS, zarr_format=2)
+            if not _is_like(root, name, spec):
+                root.create_array(
+                    name,
+                    shape=spec.shape,
+                    dtype=spec.dtype,
+                    chunks=spec.chunks,
+                    overwrite=True,
+                    fill_value=float("nan") if spec.dtype.startswith("float") else None,
+                    attributes={"_ARRAY_DIMENSIONS": list(spec.dims)} | dict(spec.attrs),
+                )
+                changed = True
+        if changed:
+            zarr.consolidate_metadata(self.folder / ARRAYS, zarr_format=2)
 
     def save(self) -> None:
         """Write the manifest."""
@@ -190,7 +187,7 @@ class Run:
     @property
     def arrays(self) -> Any:
         """The zarr group of arrays."""
-        return zarr.open_group(self.folder / ARRAYS, mode="r+", zarr_format=2)
+        return zarr.open_group(self.folder / ARRAYS, mode="r+", zarr_format=2, use_consolidated=False)
 
     def land(self, unit: str, pieces: dict[str, tuple[tuple[slice | int, ...], np.ndarray]]) -> None:
         """Store what one work unit made; `pieces` maps an array to a whole-chunk region and its values."""
@@ -253,6 +250,25 @@ class Run:
             return False
         files = self.manifest.get("files", {})
         return all((self.folder / f).is_file() and sha256(self.folder / f) == s for f, s in files.items())
+
+
+def _holds(root: Any, name: str, values: np.ndarray) -> bool:
+    """Does the group hold these coordinates, chunk and all?"""
+    try:
+        found = root[name]
+        same = found.shape == values.shape and dict(found.attrs) == {"_ARRAY_DIMENSIONS": [name]}
+        return same and bool(np.array_equal(found[...], values))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_like(root: Any, name: str, spec: ArraySpec) -> bool:
+    """Does the group hold an array of this kind?"""
+    try:
+        found = root[name]
+        return (tuple(found.shape), tuple(found.chunks), str(found.dtype)) == (spec.shape, spec.chunks, spec.dtype)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _is_foreign(path: Path) -> bool:

@@ -88,6 +88,20 @@ def features(
     return table
 
 
+def distinct_pairs(S: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Return the n most similar pairs, no feature in two of them: a clique of near copies is one finding, not n."""
+    taken: set[str] = set()
+    rows: list[tuple[str, str, float]] = []
+    count = len(S.columns)
+    for pair in measures.top_pairs(S, count * (count - 1) // 2).itertuples():
+        if len(rows) == n:
+            break
+        if pair.feature not in taken and pair.other not in taken:
+            taken |= {pair.feature, pair.other}
+            rows.append((str(pair.feature), str(pair.other), float(pair.similarity)))
+    return pd.DataFrame(rows, columns=["feature", "other", "similarity"])
+
+
 def masked(values: np.ndarray) -> Any:
     """Return numbers as a column in which those that are not finite are undefined."""
     return pd.array(np.where(np.isfinite(values), values, np.nan), dtype="Float64")
@@ -102,7 +116,7 @@ def summarise(
     shown: list[str],
 ) -> dict[str, Any]:
     """Return the run's findings as plain JSON values."""
-    pairs = measures.top_pairs(frames["profile"], 5)
+    pairs = distinct_pairs(frames["profile"], 5)
     undefined = {name: measures.count_undefined(frame) for name, frame in frames.items()}
     rate = measures.identity_rate(A, live) if live else None
     return {
@@ -134,12 +148,12 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     if summary["identity_rate"] is not None:
         lines.append(
             f"identity rate {summary['identity_rate']:.3f}: "
-            "the share of live features that no other image excites more than their own"
+            "the share of live features that no other live feature's image excites more than their own"
         )
     lines.append(summary["clusters"]["sentence"])
     pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in summary["most_similar"][:3])
     if pairs:
-        lines.append(f"most similar: {pairs}")
+        lines.append(f"most similar pairs (each feature once): {pairs}")
     masked = {k: v for k, v in summary["undefined"].items() if v}
     if masked:
         lines.append("undefined (left empty): " + ", ".join(f"{n} cells of {k}" for k, n in masked.items()))
@@ -235,7 +249,7 @@ def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None
     _save(run, sheet, "features", ("png",))
     rows = _pairs(found, nodes, images)
     if rows:
-        pairs = plots.pair_sheet(rows, f"The {len(rows)} most similar pairs")
+        pairs = plots.pair_sheet(rows, f"The {len(rows)} most similar pairs (each feature once)")
         _save(run, pairs, "neighbours", ("png",))
 
 
@@ -255,7 +269,7 @@ def _pairs(found: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]
         return []
     C = found.measures["coactivation"]
     rows = []
-    for pair in measures.top_pairs(found.measures["profile"].loc[nodes, nodes], PAIRS).itertuples():
+    for pair in distinct_pairs(found.measures["profile"].loc[nodes, nodes], PAIRS).itertuples():
         a, b = str(pair.feature), str(pair.other)
         both = " / ".join("undefined" if pd.isna(v) else f"{v:.2f}" for v in (C.loc[a, b], C.loc[b, a]))
         rows.append(plots.PairRow(images[a], images[b], a, b, f"S {pair.similarity:.3f}, co-activation {both}"))

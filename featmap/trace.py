@@ -283,7 +283,7 @@ def trace(module: nn.Module, size: int) -> Trace:
     ordered = [(out, name, k) for name, calls in outputs.items() for k, out in enumerate(calls, 1)]
     for out, name, k in sorted(ordered, key=lambda item: item[0].place):
         layer = _layer(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, watch)
-        if name and layer is not None:
+        if name and layer is not None and ":" not in name:  # such a name could not be written in a unit
             found.layers[layer.name] = layer
     found.folds = _folds(
         module, fed, made, watch, found.calls, Counter(id(o.tensor) for c in outputs.values() for o in c)
@@ -354,6 +354,9 @@ def _folds(
         conv = made.get(key)
         if conv is None or watch.uses[key] != 1 or given_out[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
             continue
-        if getattr(module.get_submodule(norm), "running_mean", None) is not None:
+        both = module.get_submodule(conv), module.get_submodule(norm)
+        # pruning and weight norm make the weight anew before each call
+        hooked = any(m._forward_pre_hooks or m._forward_hooks for m in both) or "weight" not in both[0]._parameters
+        if not hooked and getattr(both[1], "running_mean", None) is not None:
             pairs.append((conv, norm))
     return pairs

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 import socket
 import urllib.error
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,16 @@ def sha256_state(module: nn.Module) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def architecture(module: nn.Module) -> str:
+    """Return a short hash of what a network is besides its weights: its modules, and the code of those not torch's."""
+    digest = hashlib.sha256(repr(module).encode())
+    for kind in sorted({type(m) for m in module.modules()}, key=lambda k: (k.__module__, k.__qualname__)):
+        if not kind.__module__.startswith(("torch.", "torchvision.")):
+            with suppress(OSError, TypeError):
+                digest.update(inspect.getsource(kind).encode())
+    return digest.hexdigest()[:16]
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

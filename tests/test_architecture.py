@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "units", "models", "recipes", "images", "objectives"),
         *("descent", "prepare", "probing", "engine", "store"),
     },
+    "estimates": {"runs"},
     "measures": {"errors"},
     "graph": {"errors", "measures"},
     "plots": {"errors"},
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "tables": {"errors", "measures", "graph", "findings", "plots", "trace", "engine", "store", "runs"},
     "mapping": {
         *("errors", "units", "models", "recipes", "objectives", "photographs"),
-        *("engine", "store", "runs", "measures", "graph", "findings", "tables"),
+        *("engine", "store", "runs", "estimates", "measures", "graph", "findings", "tables"),
     },
     "api": {
         *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),

@@ -1,0 +1,58 @@
+"""What a job will take: measured steps, extrapolated."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from featmap.runs import Job, Worker, remembered_settings
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take: seconds, bytes of memory, bytes on disk; `free` bytes there are."""
+
+    seconds: float
+    memory: int
+    disk: int
+    free: int
+
+
+def disk_needed(job: Job) -> int:
+    """Return the bytes of the run's arrays before compression, tables and figures included by a tenth."""
+    cells = sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in job.arrays().values())
+    square = 8 * len(job.columns) * len(job.labels) * 6  # six tables as parquet and CSV, about 8 bytes a cell
+    return int(1.1 * cells + square + 20e6)
+
+
+def free_space(folder: Path) -> int:
+    """Return the free bytes on the file system that `folder` lies or will lie on."""
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    return int(psutil.disk_usage(str(there)).free)
+
+
+def estimate(job: Job, folder: Path) -> Estimate:
+    """Measure three steps of one batch at each of the recipe's sizes and extrapolate."""
+    worker, seconds = Worker(job), 0.0
+    batches = sum(1 for u in job.units() if u.last)
+    with remembered_settings():
+        for octave in job.recipe.octaves:
+            stamps: list[float] = []
+            short = replace(job.recipe, octaves=(replace(octave, steps=3),))
+            worker.descend(
+                job.objectives[: job.recipe.rows],
+                short,
+                job.seeds[0],
+                lambda _, __, s=stamps: s.append(time.perf_counter()),  # type: ignore[misc]
+            )
+            seconds += batches * octave.steps * (stamps[2] - stamps[0]) / 2
+    largest = max(job.recipe.sizes)
+    reach = max(job.network.layer(la, largest).reach for la in job.layers)
+    memory = psutil.Process().memory_info().rss + int(4 * job.recipe.rows * reach * 1.5)
+    return Estimate(seconds, memory, disk_needed(job), free_space(folder))
