@@ -3,7 +3,7 @@
     python -m analyses.evaluate_reference IMAGES [--model reference] [--sizes 64,96,128]
 
 IMAGES holds one folder a class (`n01443537/17.webp`), as a directory or a zip. A class belongs to the
-network's output of the same name; images are brought to each size bicubically and go in as [0, 1].
+network's output of the same name; images are brought to each size bilinearly and go in as [0, 1].
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def evaluate(network: Network, source: Path, size: int, rows: int = 64) -> dict[
 
 def _tensor(data: bytes, size: int) -> torch.Tensor:
     with Image.open(io.BytesIO(data)) as picture:
-        pixels = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        pixels = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
 
 

@@ -1,6 +1,33 @@
-"""Settings of the test run that must be made before torch is loaded."""
+"""Settings of the test run that must be made before torch is loaded, and what several files share."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # other work beside the tests would slow them down severalfold
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Run tiny networks on one thread: on busy cores two wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1], ids=["1 thread"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run on one thread where a test does not ask for two (by indirect parameters)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

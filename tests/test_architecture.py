@@ -176,3 +176,8 @@ def test_help_and_measures_do_without_torch() -> None:
     assert "Usage: featmap" in done.stdout
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen == {"featmap": False, "status": 0, "help": [], "measures, graph, plots": False}
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.stem)
+def test_a_test_file_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

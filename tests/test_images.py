@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +16,7 @@ from featmap.images import PARAMETERISATIONS, finished, first_image, null_images
 from featmap.objectives import channel
 from featmap.recipes import ARTICLE, FAST, INTERACT, RECIPES, Octave, Recipe
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def two_octaves(**changes: Any) -> Recipe:

@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line(
 
 
 def test_a_full_disk_is_seen_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(mapping.runs, "free_space", lambda _: 1000)
+    monkeypatch.setattr(mapping.estimates, "free_space", lambda _: 1000)
     with pytest.raises(StoreError, match=r"no space: .* MB needed.*--out"):
         similarity("features", tiny.planted(), out=tmp_path / "run", **FAST)
     assert list(tmp_path.iterdir()) == []

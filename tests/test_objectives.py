@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,17 +14,11 @@ from featmap.objectives import METRIC_LOSSES, BatchLoss, Objective, channel, obj
 from featmap.recipes import METRICS
 from featmap.units import Unit, parse_unit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
 SHAPES = {"a": (5, 4, 3), "b": (3, 2, 6), "logits": (4, 1, 1)}
 EVERY_KIND = ["a:1", "a:2:3", "a:4:0:2", "a:0:1:1+3:2:0+3:3:2", "a:1:..5", "a:all", "b:2", "b:0:1", "logits:3"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def outputs(rows: int, seed: int = 0) -> dict[str, Tensor]:

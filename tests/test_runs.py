@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 
 import featmap
-from featmap import api, mapping, runs
+from featmap import api, estimates, mapping, runs
 from featmap.engine import Silent
 from featmap.errors import FeatmapError, RecipeError
 from featmap.models import load
@@ -242,7 +242,7 @@ def test_seeds_count_up_from_the_first() -> None:
 
 
 def test_an_estimate_writes_nothing_and_is_positive(tmp_path: Path) -> None:
-    found = runs.estimate(job_of(tiny.small(), "second"), tmp_path / "nowhere")
+    found = estimates.estimate(job_of(tiny.small(), "second"), tmp_path / "nowhere")
     assert found.seconds > 0
     assert found.memory > 1e6
     assert found.free > found.disk > 0
