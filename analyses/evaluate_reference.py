@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,29 +19,16 @@ import typer
 from PIL import Image
 from rich.progress import track
 
+from analyses.commands import run
+from analyses.labelled import labelled_files
 from featmap import FeatmapError, Network, load
 from featmap.taps import frozen
-
-SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
-
-
-def labelled_images(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (class, file's bytes) of every picture in a folder or zip, in the order of their names."""
-    if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield path.parent.name, path.read_bytes()
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
-                yield Path(name).parent.name, archive.read(name)
-    else:
-        raise FeatmapError(f"images {str(source)!r}: neither a folder nor a zip")
 
 
 def evaluate(network: Network, source: Path, size: int, rows: int = 64) -> dict[str, float]:
     """Return the share of images whose class is the network's first (`top1`), or among its first five (`top5`)."""
     index = {name: k for k, name in enumerate(network.categories)}
-    items = list(labelled_images(source))
+    items = list(labelled_files(source))
     unknown = {label for label, _ in items} - index.keys()
     if not items or unknown:
         raise FeatmapError(
@@ -80,4 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featmap import boundary
 from featmap.browsing import make_atlas
 from featmap.errors import FeatmapError
 from featmap.interactive import interact
@@ -53,8 +52,6 @@ app = typer.Typer(
 app.command()(interact)
 app.command(name="atlas")(make_atlas)
 app.command()(validate)
-
-INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
 
 
 def _version(wanted: bool) -> None:
@@ -295,45 +292,6 @@ def recipes(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors end in one line and a status: 2 for input, 130 for Ctrl-C, 1 for a fault of ours."""
-    # torch's threads wait by spinning; where anything else runs, that makes a descent two to four times slower.
-    # It has to be said before torch is loaded, and a setting of the user's own comes first.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Run the command line; see `featmap.boundary.run`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [a for a in given if a != "--debug"] or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = typer.main.get_command(app).main(args=given, prog_name="featmap", standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail(INTERRUPTED, 130, debug)
-    except FeatmapError as error:
-        _fail(str(error), 2, debug)
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever happened ends in one line
-        message, status = _explain(error)
-        _fail(message, status, debug)
-    if status == 130:  # some versions of typer answer Ctrl-C themselves
-        print(f"featmap: {INTERRUPTED}", file=sys.stderr)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    """Return one line and the exit status for an error that is not one of ours."""
-    if type(error).__name__ == "Abort":
-        return INTERRUPTED, 130
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # what typer raises for arguments
-        hint = getattr(getattr(error, "ctx", None), "command_path", "featmap")
-        return f"{' '.join(error.format_message().split())} (see {hint} --help)", 2
-    text = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({text[:120]}); give fewer --rows or a smaller --size", 2
-    return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
-
-
-def _fail(message: str, status: int, debug: bool) -> None:
-    if debug:
-        raise
-    print(f"featmap: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+    boundary.run(app, "featmap", given if [a for a in given if a != "--debug"] else ["--help"])

@@ -232,9 +232,8 @@ def _reference(weights: str | Path | None) -> Network:
     folder = data_folder()
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     classes = tuple(card["classes"])
-    build: Callable[..., nn.Module] = torchvision.models.googlenet
     if weights is not None:
-        return _filled("reference", lambda n, init: _googlenet(n or len(classes), init), weights, classes)
+        return _filled("reference", lambda n, init: googlenet(n or len(classes), init), weights, classes)
     path = folder / card["file"]
     digest = files.sha256_file(path)
     if digest != card["sha256"]:
@@ -242,12 +241,13 @@ def _reference(weights: str | Path | None) -> Network:
             f"the bundled weights {path} are damaged (SHA-256 {digest[:12]}, not {card['sha256'][:12]}); "
             "reinstall featmap"
         )
-    module = build(weights=None, num_classes=len(classes), aux_logits=False, transform_input=False, init_weights=False)
+    module = googlenet(len(classes), init=False)
     files.fit(module, files.read_state(path), "reference", path.name)
     return Network(module.eval(), "reference", card["file"], digest, 96, IMAGENET_MEAN, IMAGENET_STD, (), classes)
 
 
-def _googlenet(classes: int, init: bool) -> nn.Module:
+def googlenet(classes: int, init: bool) -> nn.Module:
+    """Return the bundled network's architecture; `init` draws its weights from torch's global generator."""
     return torchvision.models.googlenet(
         weights=None, num_classes=classes, aux_logits=False, transform_input=False, init_weights=init
     )

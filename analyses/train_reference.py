@@ -1,0 +1,372 @@
+"""Train the bundled network: torchvision's GoogLeNet on Tiny-ImageNet, from noise or from given weights onward.
+
+    python -m analyses.train_reference --data FOLDER_OR_ZIPS --out FILE [--init FILE] [--plan 4x48,4x64]
+
+`--data` (once or several times) is a folder or zip with one folder a class, or a folder of such zips. Stochastic
+gradient descent with Nesterov momentum on random resized crops and flips; the rate rises over the first steps, stays,
+and falls linearly to zero; what is stored is an exponential moving average of weights and batch statistics.
+
+Every few minutes a checkpoint `FILE.checkpoint` is written: after Ctrl-C, or a process that was killed, the same
+command goes on from it. A batch and its crops depend on (seed, epoch, batch) alone, so that they are the same after
+an interruption. The plan may be changed on the way, as the rate depends on the share of the plan that is done.
+
+Written: FILE (safetensors; weights of convolutions and of the classifier in float16, the rest in float32) and
+FILE.json (how it was made), from which `python -m analyses.reference_card` makes the card.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms import v2
+
+from analyses.commands import run
+from analyses.labelled import Labelled, read_labelled
+from featmap import FeatmapError, runs
+from featmap.models import IMAGENET_MEAN, IMAGENET_STD, googlenet
+from featmap.store import write_atomically
+from featmap.weights import fit, read_state, sha256_file
+
+WARM, AVERAGE = 500, 0.998
+AREA = (0.35, 1.0)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some epochs at one image size in pixels."""
+
+    epochs: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training's numbers depend on besides data, plan and initial weights."""
+
+    rows: int = 128
+    rate: float = 0.2
+    fall: float = 0.7
+    momentum: float = 0.9
+    decay: float = 1e-4
+    smoothing: float = 0.1
+    seed: int = 0
+    precision: str = "float32"
+
+
+def read_plan(text: str) -> tuple[Stretch, ...]:
+    """Return the stretches of a plan such as ``4x48,4x64``: epochs x pixels.
+
+    Raises
+    ------
+    FeatmapError
+        for anything else.
+    """
+    found = []
+    for part in text.split(","):
+        epochs, by, size = part.strip().partition("x")
+        if not (by and epochs.isdigit() and size.isdigit() and int(epochs) > 0 and int(size) >= 32):
+            raise FeatmapError(
+                f"plan {text!r}: {part!r} is no stretch; give epochs x pixels (32 or more), such as 4x48,4x64"
+            )
+        found.append(Stretch(int(epochs), int(size)))
+    return tuple(found)
+
+
+def sizes(plan: Sequence[Stretch]) -> list[int]:
+    """Return the image size of every epoch."""
+    return [s.size for s in plan for _ in range(s.epochs)]
+
+
+def share_of_rate(step: int, total: int, fall: float) -> float:
+    """Return the rate of a step as a share of the largest: up over the first steps, level, down to 0 in the end."""
+    warm = min(WARM, total // 10)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return min(1.0, (total - step) / max(1.0, fall * total))
+
+
+def bfloat16_pays(where: torch.device) -> bool:
+    """Does this device multiply bfloat16 faster than float32?"""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return where.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Return the parameters with weight decay (convolutions, classifier), and those without (norms, biases)."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return the order in which an epoch takes the images."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+@contextmanager
+def drawn_from(seed: tuple[int, int, int], where: torch.device) -> Iterator[None]:
+    """Let everything inside draw from one seed: torchvision's transforms and dropout know torch's global state only.
+
+    That state is given back as it was.
+    """
+    devices = [where.index or 0] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+        yield
+
+
+def augmented(images: Tensor, size: int) -> Tensor:
+    """Return random crops and flips of N x 3 x H x W (uint8) at `size` pixels, normalised."""
+    crop = v2.Compose(
+        [v2.RandomResizedCrop(size, scale=AREA, ratio=(0.8, 1.25), antialias=True), v2.RandomHorizontalFlip()]
+    )
+    cropped = torch.stack([crop(image) for image in images])
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])(cropped)
+
+
+class Training:
+    """A network on its way, with all that a checkpoint has to hold."""
+
+    def __init__(self, data: Labelled, plan: Sequence[Stretch], settings: Settings, where: torch.device) -> None:
+        self.data, self.settings, self.where = data, settings, where
+        self.sizes = sizes(plan)
+        self.batches = len(data.labels) // settings.rows
+        if not self.batches:
+            raise FeatmapError(
+                f"{len(data.labels)} images make no batch of {settings.rows}; give more, or fewer --rows"
+            )
+        with drawn_from((settings.seed, 0, 0), torch.device("cpu")):
+            module = googlenet(len(data.classes), init=True)
+        self.module = module.to(where).to(memory_format=torch.channels_last)
+        self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=True)
+        self.optimiser = torch.optim.SGD(
+            groups(self.module, settings.decay), settings.rate, momentum=settings.momentum, nesterov=True
+        )
+        self.loss = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
+        self.step, self.history = 0, list[dict[str, Any]]()
+        self.origin: dict[str, Any] = {"init": None, "plans": []}
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole plan."""
+        return len(self.sizes) * self.batches
+
+    def begin_from(self, weights: Path) -> None:
+        """Start from a file's weights in place of random ones."""
+        fit(self.module, read_state(weights), "GoogLeNet", weights.name)
+        fit(self.average.module, read_state(weights), "GoogLeNet", weights.name)
+        self.origin["init"] = {"file": weights.name, "sha256": sha256_file(weights)}
+
+    def advance(self) -> float:
+        """Make one step; return its loss."""
+        settings = self.settings
+        epoch, batch = divmod(self.step, self.batches)
+        chosen = order(settings.seed, epoch, len(self.data.labels))[batch * settings.rows : (batch + 1) * settings.rows]
+        labels = self.data.labels[chosen].to(self.where)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.rate * share_of_rate(self.step, self.total, settings.fall)
+        self.module.train()
+        mixed = torch.autocast(self.where.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+        with drawn_from((settings.seed, epoch, batch), self.where):
+            images = augmented(self.data.images[chosen], self.sizes[epoch])
+            images = images.to(self.where, memory_format=torch.channels_last)
+            with mixed:
+                scores = self.module(images)
+        loss = self.loss(scores.float(), labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.average.update_parameters(self.module)
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        held = {
+            "settings": vars(self.settings),
+            "data": self.data.digest,
+            "network": self.module.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "origin": self.origin,
+        }
+        write_atomically(path, lambda p: torch.save(held, p))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        FeatmapError
+            if it is damaged, or was made with other settings or data.
+        """
+        try:
+            held = torch.load(path, map_location=self.where, weights_only=True)
+            given = {**vars(self.settings), "data": self.data.digest}
+            known = {**held["settings"], "data": held["data"]}
+            different = [k for k in given if given[k] != known.get(k)]
+            if different:
+                k = different[0]
+                raise FeatmapError(
+                    f"{path} was made with {k} {known.get(k)!r}, not {given[k]!r}; give that, or delete the checkpoint"
+                )
+            self.module.load_state_dict(held["network"])
+            self.average.load_state_dict(held["average"])
+            self.optimiser.load_state_dict(held["optimiser"])
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise FeatmapError(f"checkpoint {path} cannot be read ({reason}); delete it to begin anew") from error
+        self.step, self.history, self.origin = int(held["step"]), list(held["history"]), dict(held["origin"])
+
+
+def stored_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return what is stored of a network: weights of two and more dimensions in float16, the rest as trained."""
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    return {k: v.half() if v.dim() > 1 else v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def accuracy(module: nn.Module, data: Labelled, size: int, where: torch.device, rows: int = 128) -> float:
+    """Return the share of images whose class is the network's first, quickly; `evaluate_reference` is exact."""
+    right = 0
+    prepare = v2.Compose(
+        [
+            v2.Resize([size, size], antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    module.eval()
+    with torch.inference_mode():
+        for k in range(0, len(data.labels), rows):
+            images = prepare(data.images[k : k + rows]).to(where, memory_format=torch.channels_last)
+            with torch.autocast(where.type, torch.bfloat16, enabled=bfloat16_pays(where)):
+                right += int((module(images).argmax(1).cpu() == data.labels[k : k + rows]).sum())
+    return right / len(data.labels)
+
+
+@contextmanager
+def _bars(training: Training) -> Iterator[tuple[Progress, Any]]:
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, speed_estimate_period=600, disable=not sys.stderr.isatty()) as bars:
+        yield bars, bars.add_task("", total=training.total, completed=training.step, epoch="", loss=float("nan"))
+
+
+def carry_out(training: Training, checkpoint: Path, every: float, validation: Labelled | None) -> None:
+    """Make the steps that are left; write a checkpoint every so many seconds, and when interrupted."""
+    saved = begun = time.monotonic()
+    first, recent = training.step, list[float]()
+    with _bars(training) as (bars, task):
+        try:
+            while training.step < training.total:
+                recent.append(training.advance())
+                epoch, into = divmod(training.step, training.batches)
+                bars.update(task, completed=training.step, epoch=f"{epoch + 1}/{len(training.sizes)}", loss=recent[-1])
+                if into == 0:
+                    row: dict[str, Any] = {"epoch": epoch, "size": training.sizes[epoch - 1], "loss": _mean(recent)}
+                    if validation is not None:
+                        row["top1"] = accuracy(training.average.module, validation, row["size"], training.where)
+                    training.history.append(row)
+                    recent = []
+                    training.save(checkpoint)
+                    left = (time.monotonic() - begun) / (training.step - first) * (training.total - training.step)
+                    bars.console.print(f"{json.dumps(row)}, about {left / 60:.0f} minutes left", markup=False)
+                if time.monotonic() - saved > every:
+                    training.save(checkpoint)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            training.save(checkpoint)
+            raise
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
+
+
+def finish(training: Training, out: Path) -> None:
+    """Write the averaged network and how it was made."""
+    write_atomically(out, lambda p: save_file(stored_state(training.average.module), p))
+    names = ("featmap", "torch", "torchvision", "numpy")
+    record = {
+        "file": out.name,
+        "sha256": sha256_file(out),
+        "bytes": out.stat().st_size,
+        "classes": training.data.classes,
+        "settings": vars(training.settings) | {"warm_up_steps": WARM, "average": AVERAGE, "crop_area": AREA},
+        **training.origin,
+        "history": training.history,
+        "images": len(training.data.labels),
+        "device": training.where.type,
+        "versions": {n: version(n) for n in names},
+    }
+    text = json.dumps(record, indent=1)
+    write_atomically(out.with_name(out.name + ".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def main(
+    data: Annotated[list[Path], typer.Option(help="Training images: a folder or zip, one folder a class.")],
+    out: Annotated[Path, typer.Option(help="Where the weights go (.safetensors).")],
+    init: Annotated[Path | None, typer.Option(help="Weights to go on from; without it, random ones.")] = None,
+    plan: Annotated[str, typer.Option(help="Epochs x pixels, in order.")] = "12x48,12x64",
+    rate: Annotated[float, typer.Option(help="Largest step size.")] = 0.2,
+    fall: Annotated[float, typer.Option(help="Share of the plan in which the rate falls to 0.")] = 0.7,
+    rows: Annotated[int, typer.Option(help="Images in a batch.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it pays.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    validation: Annotated[Path | None, typer.Option(help="Images to look at after every epoch.")] = None,
+    every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 3.0,
+) -> None:
+    """Train, or go on training; write weights and how they were made."""
+    where = runs.device(device)
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise FeatmapError(f"precision {precision!r} is unknown; allowed: auto, float32, bfloat16")
+    if rate <= 0 or not 0 < fall <= 1 or rows < 2:
+        raise FeatmapError(f"rate {rate}, fall {fall}, rows {rows}: rate is above 0, fall in (0, 1], rows from 2")
+    chosen = precision if precision != "auto" else "bfloat16" if bfloat16_pays(where) else "float32"
+    settings = Settings(rows=rows, rate=rate, fall=fall, seed=seed, precision=chosen)
+    stretches = read_plan(plan)
+    training = Training(read_labelled(data), stretches, settings, where)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    if checkpoint.is_file():
+        training.resume(checkpoint)
+        print(f"going on from step {training.step} of {training.total}", file=sys.stderr)
+    elif init is not None:
+        training.begin_from(init)
+    if training.step < training.total and (not training.origin["plans"] or training.origin["plans"][-1][1] != plan):
+        training.origin["plans"].append([training.step, plan])
+    looked_at = None if validation is None else read_labelled([validation], training.data.classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    carry_out(training, checkpoint, 60 * every, looked_at)
+    finish(training, out)
+    print(out)
+
+
+if __name__ == "__main__":
+    run(main)
