@@ -54,8 +54,8 @@ def labelled_files(source: Path) -> Iterator[tuple[str, bytes]]:
         for path in paths:
             yield _class(path), path.read_bytes()
         if not paths:
-            for archive in sorted(source.glob("*.zip")):
-                yield from labelled_files(archive)
+            for inner in sorted(source.glob("*.zip")):
+                yield from labelled_files(inner)
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):

@@ -1,0 +1,239 @@
+"""What every study of an experiment of the article has in common: its claim, its options, what it stores.
+
+A study is a file with a `STUDY` (claim, layers, what is measured) and a function `measure(context)` that returns an
+`Outcome`: tidy rows, findings with intervals, a verdict, one sentence with a number, figures. `command` makes it a
+command line. Descents go through the library with `context.folder(...)` as their run folder, so that a study that was
+interrupted goes on where it stopped.
+
+Stored in `--results` (default: analyses/results), under the study's name, for each network: MODEL.json (findings and
+settings), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m analyses.tables` makes analyses/README.md of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analyses.commands import run
+from featmap import FeatmapError, Network, drawing, load, transforms
+from featmap.console import Bars, err, out
+from featmap.store import digest, write_atomically
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FEATURES, SEEDS, LEVEL = 16, 3, 0.95
+NETWORKS = ("reference", "googlenet", "inception_v3", "resnet50")
+LATE = {
+    "reference": ("inception4a", "inception5a"),
+    "googlenet": ("inception4a", "inception5a"),
+    "inception_v3": ("Mixed_6b", "Mixed_7a"),
+    "resnet50": ("layer3.2", "layer4.2"),
+}
+"""A middle and a late layer of each network that the article looks at."""
+
+Verdict = Literal["holds", "holds in part", "does not hold", "not decided"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment of the article.
+
+    Parameters
+    ----------
+    name : of the study, its file and its folder of results
+    section : the article's section that makes the claim
+    claim : our paraphrase of it
+    measured : what the study measures, in one line
+    layers : the layers it takes of each network; those of networks that are not listed are given by ``--layers``
+    full : what ``--full`` changes, in words
+    """
+
+    name: str
+    section: str
+    claim: str
+    measured: str
+    full: str
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LATE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured figure: its value, an interval (low to high; None where there is none), of how many it is.
+
+    `words` says what it is, so that table and reader need nothing else; `unit` is "" for a pure number.
+    """
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    words: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study found; `conclusion` is one sentence with a number."""
+
+    rows: pd.DataFrame
+    findings: Sequence[Finding]
+    verdict: Verdict
+    conclusion: str
+    figures: Mapping[str, Figure | bytes]
+    """By what follows MODEL in the file's name: "", "-detail" for a matplotlib figure, "-growth.webp" for bytes."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a study works with: the network, its layers, the options, where runs lie, what shows progress."""
+
+    study: Study
+    network: Network
+    layers: tuple[str, ...]
+    full: bool
+    features: int
+    seeds: int
+    device: str
+    runs: Path
+    watcher: Bars
+
+    def drawn(self, layer: str, count: int | None = None) -> list[int]:
+        """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
+        channels = self.network.layer(layer, self.network.input_size).channels
+        wanted = min(count or self.features, channels)
+        rng = transforms.generator("study", self.network.name, layer)
+        return sorted(rng.choice(channels, wanted, replace=False).tolist())
+
+    def units(self, layer: str, count: int | None = None) -> list[str]:
+        """Return the drawn features as units, ``layer:channel``."""
+        return [f"{layer}:{c}" for c in self.drawn(layer, count)]
+
+    def folder(self, *parts: Any, **settings: Any) -> Path:
+        """Return the run folder of one piece of the work: named by `parts`, a hash of `settings` and of the weights."""
+        given = {"sha256": self.network.sha256, "parts": parts, "settings": settings, "full": self.full}
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(map(str, (self.network.name, *parts))))
+        return self.runs / self.study.name / f"{name[:80]}-{digest(json.loads(json.dumps(given, default=str)))}"
+
+    def say(self, text: str) -> None:
+        """Tell what is being done."""
+        err().print(f"{self.study.name}: {text}")
+
+
+def interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+    """Return the mean of values and its t-interval; with one value the interval is that value.
+
+    Give one value an independent case (a feature, after averaging over seeds), never pairs that share features.
+    """
+    found = np.asarray(values, dtype=float)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        raise FeatmapError("a study has no defined value to average; give other --layers or more --features")
+    mean = float(found.mean())
+    spread = float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0
+    reach = spread * float(stats.t.ppf((1 + level) / 2, max(1, len(found) - 1)))
+    return mean, mean - reach, mean + reach
+
+
+def mean_finding(name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "") -> Finding:
+    """Return the mean of independent values with its t-interval as a finding; undefined values are left out."""
+    finite = np.asarray(values, dtype=float)
+    mean, low, high = interval(finite)
+    return Finding(name, mean, low, high, int(np.isfinite(finite).sum()), words, unit)
+
+
+def share_finding(name: str, hits: int, count: int, words: str) -> Finding:
+    """Return a share with Wilson's interval as a finding."""
+    found = stats.binomtest(hits, count).proportion_ci(LEVEL, "wilson")
+    return Finding(name, hits / count, float(found.low), float(found.high), count, words)
+
+
+def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
+    """Store what a study found; return the files."""
+    where = results / context.study.name
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", context.network.name)
+    held = {
+        "study": context.study.name,
+        "network": str(context.network),
+        "model": context.network.name,
+        "stem": name,
+        "weights_sha256": context.network.sha256,
+        "settings": {
+            "layers": list(context.layers),
+            "features": context.features,
+            "seeds": context.seeds,
+            "full": context.full,
+            "device": context.device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__.partition("+")[0],
+        },
+        "verdict": outcome.verdict,
+        "conclusion": outcome.conclusion,
+        "findings": [asdict(f) for f in outcome.findings],
+        "figures": [f"{name}{s}" + (".png" if isinstance(f, Figure) else "") for s, f in outcome.figures.items()],
+    }
+    text = json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False)
+    frame = outcome.rows
+    table = where / f"{name}.csv"
+    write_atomically(table, lambda p: frame.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))
+    for suffix, figure in outcome.figures.items():
+        if isinstance(figure, Figure):
+            drawing.save(figure, where / f"{name}{suffix}", ("png",), dpi=100)
+        else:
+            write_atomically(where / f"{name}{suffix}", lambda p, made=figure: p.write_bytes(made))  # type: ignore[misc]
+    record = where / f"{name}.json"
+    write_atomically(record, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    return [record, table]
+
+
+def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[..., Outcome]:
+    """Return the function that is a study's command line."""
+
+    def main(
+        model: Annotated[str, typer.Option(help="reference, googlenet, inception_v3, resnet50 or another.")] = (
+            "reference"
+        ),
+        weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
+        layers: Annotated[str | None, typer.Option(help="Layers in place of its own, joined by commas.")] = None,
+        features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = FEATURES,
+        seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = SEEDS,
+        full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
+        device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+        runs: Annotated[Path, typer.Option(help="Where the runs lie, to go on from.")] = Path("runs/studies"),
+        results: Annotated[Path, typer.Option(help="Where the table and figures go.")] = RESULTS,
+    ) -> Outcome:
+        if features < 1 or seeds < 1:
+            raise FeatmapError(f"--features {features}, --seeds {seeds}: give 1 or more of each")
+        network = load(model, weights)
+        chosen = tuple(n.strip() for n in layers.split(",") if n.strip()) if layers else study.layers.get(model, ())
+        if not chosen:
+            raise FeatmapError(
+                f"study {study.name}: no layers are known for {model!r}; give --layers, as `featmap layers` prints them"
+            )
+        for layer in chosen:
+            network.layer(layer, network.input_size)
+        with Bars() as bars:
+            context = Context(study, network, chosen, full, features, seeds, device, runs, bars)
+            outcome = measure(context)
+        for path in save(context, outcome, results):
+            context.say(str(path))
+        out().print(outcome.conclusion)
+        return outcome
+
+    main.__doc__ = f"{study.claim}\n\nMeasured: {study.measured}.\n\nWith --full: {study.full}."
+    return main
+
+
+def start(study: Study, measure: Callable[[Context], Outcome]) -> None:
+    """Run a study as a command; the last lines of its file are ``if __name__ == "__main__": start(STUDY, measure)``."""
+    run(command(study, measure))
