@@ -1,0 +1,172 @@
+"""Put trained weights into data/ with their card: accuracy at three sizes, checksum, how they were made, a sheet.
+
+    python -m analyses.reference_card WEIGHTS --validation IMAGES [--checkpoint WEIGHTS.checkpoint] [--data data]
+
+WEIGHTS and the record beside it (WEIGHTS.json) are what `python -m analyses.train_reference` wrote. Written: the
+weights, card.json, CARD.md, and features.png: eight features, drawn at random, of each of six layers. With the
+checkpoint, the accuracy of the weights before they were rounded to float16 stands in the card too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import save_file
+
+from analyses.commands import run
+from analyses.evaluate_reference import evaluate
+from featmap import FeatmapError, drawing, load, maximise, sheets, transforms
+from featmap.console import Bars, err
+from featmap.models import Network
+from featmap.store import write_atomically
+
+SIZES = (64, 96, 128)
+LAYERS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception5a", "inception5b")
+FEATURES = 8
+ARCHITECTURE = "torchvision.models.googlenet(weights=None, num_classes=200, aux_logits=False, transform_input=False)"
+
+
+def accuracies(network: Network, images: Path) -> dict[str, dict[str, float]]:
+    """Return top1 and top5 at each size, by name and size."""
+    found = {size: evaluate(network, images, size) for size in SIZES}
+    return {k: {str(size): round(found[size][k], 4) for size in SIZES} for k in ("top1", "top5")}
+
+
+def before_rounding(checkpoint: Path, folder: Path) -> Network:
+    """Return the network of a checkpoint's averaged weights, in float32."""
+    held = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    path = folder / f".{checkpoint.name}.float32.safetensors"
+    state = {k.removeprefix("module."): v.contiguous() for k, v in held.items() if k.startswith("module.")}
+    try:
+        save_file(state, path)
+        return load("reference", path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def draw(weights: Path, path: Path) -> None:
+    """Draw eight features, chosen at random, of each of six layers."""
+    network = load("reference", weights)
+    chosen = {
+        la: sorted(
+            transforms.generator("card", la).choice(network.layer(la, network.input_size).channels, FEATURES, False)
+        )
+        for la in LAYERS
+    }
+    units = [f"{la}:{c}" for la, channels in chosen.items() for c in channels]
+    with Bars() as bars:
+        found = maximise(units, network, recipe="standard", watcher=bars)
+    reached = [f"{a:.3g}" for a in found["activation"].values[0]]
+    sheet = sheets.contact_sheet(
+        np.asarray(found["images"].values[0]),
+        units,
+        captions=reached,
+        groups=None,
+        title="Maximising images of the bundled network, and the activation each reaches",
+        columns=FEATURES,
+    )
+    drawing.save(sheet, path.with_suffix(""), ("png",), dpi=110)
+
+
+def sentence(record: dict[str, Any]) -> str:
+    """Return how the network was trained, in words."""
+    settings, history = record["settings"], record["history"]
+    begun = record["init"]
+    stretches: list[list[int]] = []
+    for row in history:
+        if not stretches or stretches[-1][1] != row["size"]:
+            stretches.append([0, row["size"]])
+        stretches[-1][0] += 1
+    epochs = ", then ".join(f"{n} epochs at {size} px" for n, size in stretches)
+    origin = "from random weights" if begun is None else f"from earlier weights (SHA-256 {begun['sha256'][:12]})"
+    return (
+        f"`python -m analyses.train_reference`, {origin}: {epochs}; {record['images']:,} images; "
+        f"SGD, Nesterov {settings['momentum']}, batch {settings['rows']}, rate {settings['rate']}, level and then "
+        f"falling to 0 over the last {100 * settings['fall']:.0f} % of the steps, weight decay {settings['decay']:g} "
+        f"(not on norms and biases), label smoothing {settings['smoothing']}, random resized crops (area "
+        f"{settings['crop_area'][0]} to {settings['crop_area'][1]:g}) and flips, exponential moving average "
+        f"({settings['average']}) of weights and statistics, {settings['precision']}, seed {settings['seed']}"
+    )
+
+
+def written(card: dict[str, Any], record: dict[str, Any]) -> str:
+    """Return CARD.md."""
+    exact = "; ".join(
+        f"{100 * card['top1'][s]:.1f} % and {100 * card['top5'][s]:.1f} % at {s} px" for s in map(str, SIZES)
+    )
+    cost = ""
+    if card.get("top1_float32"):
+        lost = max(card["top1_float32"][str(s)] - card["top1"][str(s)] for s in SIZES)
+        cost = f" (rounding cost at most {max(0.0, 100 * lost):.2f} points of top-1)"
+    earlier = "".join(f" Before that: {text}." for text in card["training"][:-1])
+    rows = {
+        "architecture": f"`{ARCHITECTURE}`",
+        "input": "RGB in [0, 1], then ImageNet mean (.485 .456 .406) and standard deviation (.229 .224 .225)",
+        "data": f"the {record['images']:,} training images of Tiny-ImageNet (200 classes, 64 x 64; images of ImageNet, "
+        "whose terms are non-commercial research)",
+        "classes": "sorted wnids, in `card.json`",
+        "training": f"{card['training'][-1]}.{earlier}",
+        "accuracy": "on the 10,000 validation images (re-encoded as WebP, brought to size bilinearly), top-1 and "
+        f"top-5: {exact}",
+        "measured by": "`python -m analyses.evaluate_reference IMAGES`",
+        "terms": "the weights: Apache-2.0, as featmap itself; the images they were trained on: ImageNet's terms, "
+        "non-commercial research use. Whoever uses the weights commercially should satisfy themselves that they may",
+        "file": f"safetensors, convolutions and classifier in float16, the rest as trained{cost}; SHA-256 in "
+        "`card.json`",
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    return f"""# {Path(card["file"]).stem}
+
+| | |
+|---|---|
+{table}
+
+Tensors load with `load_state_dict` after `.float()` of the floating ones. Made by `python -m analyses.reference_card`.
+
+![Eight features, drawn at random, of each of six layers](features.png)
+"""
+
+
+def main(
+    weights: Annotated[Path, typer.Argument(help="What analyses.train_reference wrote.")],
+    validation: Annotated[Path, typer.Option(help="Labelled images that were not trained on.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="The training's checkpoint, to tell what float16 costs.")] = (
+        None
+    ),
+    data: Annotated[Path, typer.Option(help="Where weights and card go.")] = Path("data"),
+) -> None:
+    """Evaluate trained weights and write them with their card."""
+    beside = weights.with_name(weights.name + ".json")
+    if not beside.is_file():
+        raise FeatmapError(f"{beside} is missing; analyses.train_reference writes it beside the weights")
+    record = json.loads(beside.read_text(encoding="utf-8"))
+    before = data / "card.json"
+    earlier = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
+    history = list(earlier.get("training", []))
+    if record["init"] is None or record["init"]["sha256"] != earlier.get("sha256"):
+        history = history[:-1] if earlier.get("sha256") == record["sha256"] else []
+    found = accuracies(load("reference", weights), validation)
+    card = {"file": weights.name, "sha256": record["sha256"], "bytes": record["bytes"], **found}
+    if checkpoint is not None:
+        exact = before_rounding(checkpoint, weights.parent)
+        card["top1_float32"] = accuracies(exact, validation)["top1"]
+    card["training"] = [*history, sentence(record)]
+    card["record"] = {k: record[k] for k in ("settings", "init", "plans", "history", "device", "versions")}
+    card["classes"] = record["classes"]
+    data.mkdir(parents=True, exist_ok=True)
+    draw(weights, data / "features.png")
+    write_atomically(data / weights.name, lambda p: shutil.copyfile(weights, p))
+    text = json.dumps(card, indent=1)
+    write_atomically(data / "card.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    write_atomically(data / "CARD.md", lambda p: p.write_text(written(card, record), encoding="utf-8"))
+    err().print(f"{data / 'CARD.md'}: {json.dumps(found)}")
+
+
+if __name__ == "__main__":
+    run(main)
