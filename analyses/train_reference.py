@@ -319,7 +319,9 @@ def carry_out(training: Training, checkpoint: Path, every: float, validation: La
                     recent = []
                     training.save(checkpoint)
                     left = (time.monotonic() - begun) / (training.step - first) * (training.total - training.step)
-                    bars.console.print(f"{json.dumps(row)}, about {left / 60:.0f} minutes left", markup=False, soft_wrap=True)
+                    bars.console.print(
+                        f"{json.dumps(row)}, about {left / 60:.0f} minutes left", markup=False, soft_wrap=True
+                    )
                 if time.monotonic() - saved > every:
                     training.save(checkpoint)
                     saved = time.monotonic()
