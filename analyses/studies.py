@@ -56,6 +56,7 @@ class Study:
     measured : what the study measures, in one line
     layers : the layers it takes of each network; those of networks that are not listed are given by ``--layers``
     full : what ``--full`` changes, in words
+    takes_image : whether ``--image`` may name a photograph that it starts from
     """
 
     name: str
@@ -64,6 +65,7 @@ class Study:
     measured: str
     full: str
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LATE)
+    takes_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a study works with: the network, its layers, the options, where runs lie, what shows progress."""
+    """What a study works with: the network, its layers, the options, where runs lie, what shows progress.
+
+    `image` is a photograph's path, of a study that takes one and was given one.
+    """
 
     study: Study
     network: Network
@@ -107,6 +112,7 @@ class Context:
     device: str
     runs: Path
     watcher: Bars
+    image: Path | None = None
 
     def drawn(self, layer: str, count: int | None = None) -> list[int]:
         """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
@@ -173,6 +179,7 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
             "features": context.features,
             "seeds": context.seeds,
             "full": context.full,
+            **({"image": context.image.name} if context.image else {}),
             "device": context.device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__.partition("+")[0],
@@ -209,11 +216,14 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = SEEDS,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+        image: Annotated[Path | None, typer.Option(help="A photograph, for a study that starts from one.")] = None,
         runs: Annotated[Path, typer.Option(help="Where the runs lie, to go on from.")] = Path("runs/studies"),
         results: Annotated[Path, typer.Option(help="Where the table and figures go.")] = RESULTS,
     ) -> Outcome:
         if features < 1 or seeds < 1:
             raise FeatmapError(f"--features {features}, --seeds {seeds}: give 1 or more of each")
+        if image is not None and not study.takes_image:
+            raise FeatmapError(f"study {study.name} starts from noise only; leave --image out")
         network = load(model, weights)
         chosen = tuple(n.strip() for n in layers.split(",") if n.strip()) if layers else study.layers.get(model, ())
         if not chosen:
@@ -223,7 +233,7 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         for layer in chosen:
             network.layer(layer, network.input_size)
         with Bars() as bars:
-            context = Context(study, network, chosen, full, features, seeds, device, runs, bars)
+            context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image)
             outcome = measure(context)
         for path in save(context, outcome, results):
             context.say(str(path))

@@ -103,10 +103,11 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in records]
     for model, record in records.items():
         settings = record["settings"]
+        asked = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         lines += [
             "",
             f"{model}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
-            f"{'--full; ' if settings['full'] else ''}torch {settings['torch']}, {settings['device']}, "
+            f"{asked}torch {settings['torch']}, {settings['device']}, "
             f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
         ]
         for figure in record["figures"]:
