@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors"},
     "engine": {"errors", "store"},
     "runs": {
-        *("errors", "models", "recipes", "images", "objectives"),
+        *("errors", "models", "recipes", "transforms", "images", "objectives"),
         *("batches", "descent", "probing", "engine", "store"),
     },
     "interaction": set(),
@@ -46,7 +46,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "folders": {"errors", "models", "recipes", "engine", "store", "runs"},
     "interplay": {"interaction"},
-    "estimates": {"models", "recipes", "objectives", "batches", "runs", "folders", "joints"},
+    "estimates": {
+        *("models", "recipes", "objectives", "descent", "batches", "probing"),
+        *("runs", "folders", "joints"),
+    },
     "measures": {"errors"},
     "graph": {"errors", "measures"},
     "drawing": set(),
@@ -107,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "lookup": {"errors", "models", "recipes", "store", "tables"},
     "console": set(),
+    "boundary": {"errors", "console"},
     "predictors": {"interaction"},
     "judging": {"predictors"},
     "screening": {
