@@ -57,6 +57,7 @@ class Study:
     layers : the layers it takes of each network; those of networks that are not listed are given by ``--layers``
     full : what ``--full`` changes, in words
     takes_image : whether ``--image`` may name a photograph that it starts from
+    seeds : of the noise, where ``--seeds`` does not say; a claim about named units wants five
     """
 
     name: str
@@ -66,6 +67,7 @@ class Study:
     full: str
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LATE)
     takes_image: bool = False
+    seeds: int = SEEDS
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Outcome:
 class Context:
     """What a study works with: the network, its layers, the options, where runs lie, what shows progress.
 
-    `image` is a photograph's path, of a study that takes one and was given one.
+    `image` is a photograph's path, of a study that takes one and was given one; in `results` lies what was stored of
+    other networks, for a study that compares them.
     """
 
     study: Study
@@ -113,6 +116,7 @@ class Context:
     runs: Path
     watcher: Bars
     image: Path | None = None
+    results: Path = RESULTS
 
     def drawn(self, layer: str, count: int | None = None) -> list[int]:
         """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
@@ -213,7 +217,7 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
         layers: Annotated[str | None, typer.Option(help="Layers in place of its own, joined by commas.")] = None,
         features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = FEATURES,
-        seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = SEEDS,
+        seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = study.seeds,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         image: Annotated[Path | None, typer.Option(help="A photograph, for a study that starts from one.")] = None,
@@ -233,7 +237,7 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         for layer in chosen:
             network.layer(layer, network.input_size)
         with Bars() as bars:
-            context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image)
+            context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image, results)
             outcome = measure(context)
         for path in save(context, outcome, results):
             context.say(str(path))

@@ -30,16 +30,16 @@ HEAD = """\
 # Studies
 
 Every experiment of the article that featmap grew from ("Feature Visualization I: Feature Maps"), as a command that
-anyone can run from a checkout, on the bundled network or with `--model googlenet`, `inception_v3` or `resnet50` where their
-weights can be had, or on any other network with `--layers`:
+anyone can run from a checkout, on the bundled network or with `--model googlenet`, `inception_v3` or `resnet50` where
+their weights can be had, or on any other network with `--layers`:
 
     python -m analyses.NAME
     python -m analyses.tables       # makes this page of the stored results
 
 A study draws 16 features at random of each of its layers and takes three seeds of the noise, unless its claim names its
 units; brackets hold 95 % intervals over features (n of them), each averaged over seeds before, unless a row says
-otherwise. What the claims say is our paraphrase. A claim is judged on the network and at the sizes that were measured, and on nothing
-else: the bundled network is a small one trained on small images, the article's were ImageNet's.
+otherwise. What the claims say is our paraphrase. A claim is judged on the network and at the sizes that were measured,
+and on nothing else: the bundled network is a small one trained on small images, the article's were ImageNet's.
 """
 
 
@@ -107,11 +107,11 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         lines += [
             "",
             f"{model}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
-            f"{asked}torch {settings['torch']}, {settings['device']}, "
-            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
+            f"{asked}--features {settings['features']} --seeds {settings['seeds']}; torch {settings['torch']}, "
+            f"{settings['device']}, {settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
         ]
         for figure in record["figures"]:
-            if figure.endswith(".png"):
+            if figure.endswith((".png", ".webp")):
                 lines += ["", f"![{study.name}, {model}](results/{study.name}/{figure})"]
             else:
                 lines += ["", f"[{figure}](results/{study.name}/{figure})"]
