@@ -175,6 +175,7 @@ def descend(
         torch.zeros(recipe.rows, dtype=torch.bool, device=device),
         on_step=on_step,
         every=frames,
+        wanted=wanted,
     )
     image = torch.cat([first, first[:1].expand(padding, -1, -1, -1)]).to(device).contiguous()
     with Taps(module, layers) as taps:
@@ -189,7 +190,7 @@ def descend(
         torch.stack(loop.agreement, dim=1)[:wanted].float().cpu(),
         loop.revived[:wanted].cpu(),
         loop.moved[:wanted].cpu(),
-        tuple(frame[:wanted] for frame in loop.frames),
+        tuple(loop.frames),
     )
 
 
@@ -213,6 +214,7 @@ class _Loop:
     moved: Tensor
     on_step: OnStep | None
     every: int = 0
+    wanted: int = 0
     curve: list[Tensor] = field(default_factory=list)
     agreement: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
@@ -248,7 +250,7 @@ class _Loop:
         done = len(self.curve)
         if self.every and (done % self.every == 0 or done == self.recipe.steps):
             image = forms.finished(self.recipe, self.form.image(parameters).detach())
-            self.frames.append(image.float().cpu())
+            self.frames.append(image[: self.wanted].float().cpu())
 
     def _gradient(self, taps: Taps, loss: BatchLoss, parameters: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradient, the agreement of its terms, and the terms' activations."""
