@@ -109,7 +109,7 @@ class Context:
     """What a study works with: the network, its layers, the options, where runs lie, what shows progress.
 
     `image` is a photograph's path, of a study that takes one and was given one; in `results` lies what was stored of
-    other networks, for a study that compares them. `feature` is the channel that the claim names, or another in its place.
+    other networks, for a study that compares them. `feature` is the channel that the claim names, or the one asked for.
     """
 
     study: Study

@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "graph": {"errors", "measures"},
     "drawing": set(),
     "crossings": {"errors", "measures"},
+    "divergence": set(),
     "reliability": set(),
     "marks": set(),
     "agreement": {"measures", "reliability"},
@@ -261,7 +262,7 @@ except SystemExit as end:
     seen["status"] = end.code
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
-import featmap.appraisal, featmap.agreement, featmap.trialplots
+import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.divergence
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """
