@@ -12,7 +12,7 @@ def effective_number(values: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    values : N x D, responses standardised so that features compare (see `featmap.interaction.standardised`)
+    values : N x D, responses scaled so that features compare
 
     Returns
     -------
@@ -25,6 +25,40 @@ def effective_number(values: np.ndarray) -> np.ndarray:
         shares = energy / np.where(np.isfinite(whole) & (whole > TINY**2), whole, np.nan)
         found: np.ndarray = shares.sum(1) ** 2 / np.square(shares).sum(1)
     return found
+
+
+def excited_share(responses: np.ndarray, yardstick: np.ndarray) -> np.ndarray:
+    """Return the share of features that each image excites more than any yardstick image does.
+
+    Parameters
+    ----------
+    responses, yardstick : N x D and M x D, of the same D features
+
+    Returns
+    -------
+    N values in [0, 1]; 1 / (M + 1) is what one more yardstick image would have. NaN without features, or for an image
+    with a response that is not finite.
+    """
+    if not responses.shape[1]:
+        return np.full(len(responses), np.nan)
+    beyond = (responses > yardstick.max(axis=0)).mean(axis=1)
+    return np.where(np.isfinite(responses).all(axis=1), beyond, np.nan)
+
+
+def relative_spread(responses: np.ndarray, yardstick: np.ndarray) -> np.ndarray:
+    """Return the `effective_number` of features that each image excites, over the median of yardstick images.
+
+    What counts is a response above the mean over the yardstick (M x D), as a share of the feature's largest such
+    response to any of the N + M images: a deviation would blow up features that hardly vary over the yardstick. Low:
+    the image excites few features. NaN where undefined.
+    """
+    centre = yardstick.mean(axis=0)
+    rises = [np.maximum(r.astype(np.float64) - centre, 0) for r in (responses, yardstick)]
+    largest = np.maximum(*(r.max(axis=0, initial=0) for r in rises))
+    known = np.isfinite(largest) & (largest > TINY)
+    mine, theirs = (effective_number(r[:, known] / largest[known]) for r in rises)
+    theirs = theirs[np.isfinite(theirs)]
+    return mine / np.median(theirs) if len(theirs) else np.full(len(mine), np.nan)
 
 
 def effective_classes(logits: np.ndarray) -> np.ndarray:

@@ -27,6 +27,28 @@ def test_effective_number_is_free_of_scale_and_between_one_and_all() -> None:
     assert ((found >= 1) & (found <= 9)).all()
 
 
+def test_excited_is_what_exceeds_the_whole_yardstick() -> None:
+    yardstick = np.array([[0.0, 1, 2, 3], [1, 0, 3, 2]])
+    rows = np.array([[1.0, 1, 3, 3], [2, 0, 4, 0], [9, 9, 9, 9], [np.nan, 9, 9, 9]])
+    found = coherence.excited_share(rows, yardstick)
+    assert found[:3].tolist() == [0, 0.5, 1] and np.isnan(found[3])
+    assert np.isnan(coherence.excited_share(np.ones((2, 0)), np.ones((3, 0)))).all()
+
+
+def test_one_more_yardstick_image_is_excited_by_chance() -> None:
+    images = RNG.normal(size=(20, 4000))
+    assert coherence.excited_share(images[:1], images[1:]) == pytest.approx([1 / 20], abs=0.01)
+
+
+def test_spread_is_relative_to_the_yardstick_and_free_of_each_features_scale() -> None:
+    yardstick = np.eye(6)[[0, 1, 2, 3]] + np.eye(6)[[1, 2, 3, 0]]  # each excites two of four
+    rows = np.array([[0.9, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+    found = coherence.relative_spread(rows, yardstick)
+    scaled = coherence.relative_spread(rows * [1, 1e6, 3, 1e-6, 1, 1], yardstick * [1, 1e6, 3, 1e-6, 1, 1])
+    assert found == pytest.approx([0.5, 2]) and scaled == pytest.approx(found)
+    assert np.isnan(coherence.relative_spread(np.zeros((2, 3)), np.zeros((4, 3)))).all()
+
+
 def test_effective_classes() -> None:
     logits = np.array([[0.0, 0, 0, 0], [1000, 0, 0, 0], [5, 5, -1000, -1000], [np.nan, 0, 0, 0]])
     found = coherence.effective_classes(logits)
