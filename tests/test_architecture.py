@@ -52,6 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "drawing": set(),
     "crossings": {"errors", "measures"},
     "reliability": set(),
+    "spectra": set(),
+    "likeness": {"measures"},
     "marks": set(),
     "agreement": {"measures", "reliability"},
     "trials": {"agreement", "graph", "marks", "measures", "reliability"},
@@ -257,7 +259,7 @@ except SystemExit as end:
     seen["status"] = end.code
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
-import featmap.appraisal, featmap.agreement, featmap.trialplots
+import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """
