@@ -123,7 +123,7 @@ def figures(probe: Probe, images: torch.Tensor, layer: str, logits: str | None, 
     responses = maps.mean((2, 3)).astype(np.float64)[:, yard.varies]
     excited = coherence.excited_share(responses, yard.responses)
     spread = coherence.relative_spread(responses, yard.responses)
-    within, across = coherence.likeness(coherence.directions(maps[:-1], yard.centre, yard.spread))
+    within, across = coherence.position_likeness(coherence.directions(maps[:-1], yard.centre, yard.spread))
     if logits is None:
         classes = np.full(len(maps), np.nan)
     else:

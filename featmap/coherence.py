@@ -88,7 +88,7 @@ def directions(maps: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.n
     return z / np.where(np.isfinite(length) & (length > TINY), length, np.nan)
 
 
-def likeness(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def position_likeness(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean cosine of positions of one image, and of positions of that image and all others.
 
     Parameters

@@ -55,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "partitions": {"graph", "reliability"},
     "palettes": {"reliability"},
     "coherence": {"interaction"},
+    "spectra": set(),
+    "likeness": {"measures"},
     "marks": set(),
     "agreement": {"measures", "reliability"},
     "trials": {"agreement", "graph", "marks", "measures", "reliability"},
@@ -260,7 +262,7 @@ except SystemExit as end:
     seen["status"] = end.code
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
-import featmap.appraisal, featmap.agreement, featmap.trialplots
+import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """

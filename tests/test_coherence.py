@@ -61,7 +61,7 @@ def test_likeness_is_the_mean_cosine_over_pairs_of_positions() -> None:
     vectors = RNG.normal(size=(3, 4, 5))
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     vectors[1, 2] = np.nan
-    within, across = coherence.likeness(vectors)
+    within, across = coherence.position_likeness(vectors)
     for i in range(3):
         own = [v for v in vectors[i] if np.isfinite(v).all()]
         rest = [v for k in range(3) if k != i for v in vectors[k] if np.isfinite(v).all()]
@@ -70,9 +70,9 @@ def test_likeness_is_the_mean_cosine_over_pairs_of_positions() -> None:
 
 
 def test_one_position_has_no_likeness_of_its_own() -> None:
-    within, across = coherence.likeness(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    within, across = coherence.position_likeness(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
     assert np.isnan(within).all() and across.tolist() == [0, 0]
-    assert np.isnan(coherence.likeness(np.ones((1, 2, 1)))[1]).all()
+    assert np.isnan(coherence.position_likeness(np.ones((1, 2, 1)))[1]).all()
 
 
 def test_directions_standardise_and_drop_what_does_not_vary() -> None:
