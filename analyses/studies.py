@@ -181,6 +181,14 @@ def mean_finding(name: str, values: Sequence[float] | np.ndarray, words: str, un
     return Finding(name, mean, low, high, int(np.isfinite(finite).sum()), words, unit)
 
 
+def plain_finding(
+    name: str, value: float, count: int, words: str, low: float = np.nan, high: float = np.nan, unit: str = ""
+) -> Finding:
+    """Return a figure that comes with its interval, or without one; what is not finite is undefined."""
+    numbers = [float(v) if np.isfinite(v) else None for v in (value, low, high)]
+    return Finding(name, *numbers, count, words, unit)
+
+
 def share_finding(name: str, hits: int, count: int, words: str) -> Finding:
     """Return a share with Wilson's interval as a finding."""
     found = stats.binomtest(hits, count).proportion_ci(LEVEL, "wilson")

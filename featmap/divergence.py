@@ -53,7 +53,7 @@ def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
     return float(np.exp(np.polyfit(at - at[0], np.log(gap), 1)[0]))
 
 
-def likeness(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def profile_correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation of response profiles over the features that both define.
 
     Parameters

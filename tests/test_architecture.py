@@ -56,6 +56,11 @@ ALLOWED: dict[str, set[str]] = {
     "crossings": {"errors", "measures"},
     "divergence": set(),
     "reliability": set(),
+    "partitions": {"graph", "reliability"},
+    "palettes": {"reliability"},
+    "coherence": {"interaction"},
+    "spectra": set(),
+    "likeness": {"measures"},
     "marks": set(),
     "agreement": {"measures", "reliability"},
     "trials": {"agreement", "graph", "marks", "measures", "reliability"},
@@ -262,7 +267,8 @@ except SystemExit as end:
     seen["status"] = end.code
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
-import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.divergence
+import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness
+import featmap.divergence
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from featmap.divergence import distances, growth, half_life, likeness
+from featmap.divergence import distances, growth, half_life, profile_correlation
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 STEPS = np.arange(0, 61, 4)
@@ -49,26 +49,27 @@ def test_growth_leaves_out_what_is_equal_and_says_undefined() -> None:
 
 @repeatable
 @given(st.integers(0, 1000))
-def test_likeness_is_pearsons(seed: int) -> None:
+def test_profile_correlation_is_pearsons(seed: int) -> None:
     rng = np.random.default_rng(seed)
     one, two = rng.normal(size=(2, 3, 4, 9)) + 5
     one[0, 0, 2] = two[0, 0, 5] = np.nan
-    found = likeness(one, two)
+    found = profile_correlation(one, two)
     assert found.shape == (3, 4)
     assert found[1, 2] == pytest.approx(stats.pearsonr(one[1, 2], two[1, 2])[0], abs=1e-12)
     kept = [0, 1, 3, 4, 6, 7, 8]
     assert found[0, 0] == pytest.approx(stats.pearsonr(one[0, 0, kept], two[0, 0, kept])[0], abs=1e-12)
-    np.testing.assert_allclose(likeness(3 * one - 7, two), found, atol=1e-10)
-    np.testing.assert_allclose(likeness(one, -one), -1)
+    np.testing.assert_allclose(profile_correlation(3 * one - 7, two), found, atol=1e-10)
+    np.testing.assert_allclose(profile_correlation(one, -one), -1)
     np.testing.assert_allclose(
-        likeness(one[:, :1], two), [[likeness(a[0], b) for b in bs] for a, bs in zip(one, two, strict=True)]
+        profile_correlation(one[:, :1], two),
+        [[profile_correlation(a[0], b) for b in bs] for a, bs in zip(one, two, strict=True)],
     )
 
 
-def test_likeness_that_is_undefined() -> None:
+def test_a_profile_correlation_that_is_undefined() -> None:
     flat, rising = np.full(5, 0.1), np.arange(5.0)
-    assert np.isnan(likeness(flat, rising)) and np.isnan(likeness(rising[:2], rising[:2]))
-    assert np.isnan(likeness(np.full(5, np.nan), rising))
+    assert np.isnan(profile_correlation(flat, rising)) and np.isnan(profile_correlation(rising[:2], rising[:2]))
+    assert np.isnan(profile_correlation(np.full(5, np.nan), rising))
 
 
 def test_half_life() -> None:
