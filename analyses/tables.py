@@ -103,14 +103,15 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in records]
     for model, record in records.items():
         settings = record["settings"]
+        asked = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         lines += [
             "",
             f"{model}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
-            f"{'--full; ' if settings['full'] else ''}torch {settings['torch']}, {settings['device']}, "
-            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
+            f"{asked}--features {settings['features']} --seeds {settings['seeds']}; torch {settings['torch']}, "
+            f"{settings['device']}, {settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
         ]
         for figure in record["figures"]:
-            if figure.endswith(".png"):
+            if figure.endswith((".png", ".webp")):
                 lines += ["", f"![{study.name}, {model}](results/{study.name}/{figure})"]
             else:
                 lines += ["", f"[{figure}](results/{study.name}/{figure})"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -171,3 +172,14 @@ def save(
             part.unlink(missing_ok=True)
     plt.close(figure)
     return paths
+
+
+@house_style
+def webp(figure: Figure, dpi: int = DPI, quality: int = 88) -> bytes:
+    """Return a figure as WebP and close it: pictures take a fifth of their PNG. Same bytes every time."""
+    stream, written = io.BytesIO(), io.BytesIO()
+    figure.savefig(stream, format="png", dpi=min(dpi, LARGEST / max(figure.get_size_inches())), **_OPTIONS["png"])
+    plt.close(figure)
+    with Image.open(stream) as drawn:
+        drawn.convert("RGB").save(written, "WEBP", quality=quality, method=4)
+    return written.getvalue()

@@ -36,6 +36,11 @@ def eight_bit(image: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8))
 
 
+def compressed(image: np.ndarray) -> float:
+    """Return how many bytes a pixel of float [3, h, w] takes as PNG: low for what is flat or repeats, 3 for noise."""
+    return len(_written(eight_bit(image), None)) / float(np.prod(image.shape[1:]))
+
+
 def _written(picture: Image.Image, quality: int | None) -> bytes:
     stream = io.BytesIO()
     if quality is None:

@@ -155,3 +155,29 @@ def _row(one: np.ndarray, two: np.ndarray, j: int) -> float:
     if len(x) < 3 or any(v.var() <= EPS * np.square(v).mean() for v in (x, y)):
         return float("nan")
     return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+
+
+def trend(values: np.ndarray, places: np.ndarray, draws: int = DRAWS) -> Interval:
+    """Return Spearman's correlation of values with places (the depth of their layer), with its bootstrap.
+
+    N values and N places; values are drawn with replacement within each place, so that the interval is about these
+    places, not others. Values that are not finite are left out. Undefined (NaN) below three values, or where all values
+    or all places are one.
+    """
+    known = np.isfinite(values)
+    given, at = np.asarray(values, dtype=np.float64)[known], np.asarray(places)[known]
+    value = _spearman(given, at)
+    if not np.isfinite(value):
+        return Interval(value)
+    rng, groups = seeded("trend", len(given), draws), [np.flatnonzero(at == place) for place in np.unique(at)]
+    found = np.empty(draws)
+    for k in range(draws):
+        chosen = np.concatenate([rng.choice(g, len(g)) for g in groups])
+        found[k] = _spearman(given[chosen], at[chosen])
+    return Interval(value, *percentiles(found))
+
+
+def _spearman(one: np.ndarray, two: np.ndarray) -> float:
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(two) == 0:
+        return float("nan")
+    return float(np.clip(np.corrcoef(stats.rankdata(one), stats.rankdata(two))[0, 1], -1, 1))

@@ -159,10 +159,11 @@ def as_json(found: Interplay, table: pd.DataFrame, row: pd.Series) -> dict[str, 
 
 
 def panel_of(found: Interplay, table: pd.DataFrame, row: pd.Series, at: int) -> panels.Panel:
-    """Return what the panel shows; its pictures are those of joint descent `at`."""
+    """Return what the panel shows of one group (`row` of the summary); its pictures are those of joint descent `at`."""
     job = found.job
     g, seed = job.joints[at]
     group, letters = job.groups[g], LETTERS[: job.members]
+    own = table[table["group"] == job.labels[g]]
     names, one = tuple(map(str, group)), table.iloc[at]
     solos = [found.image("solo_images", found.rows[u, seed, False]) for u in group]
     points = interaction.lattice(job.members)
@@ -193,7 +194,7 @@ def panel_of(found: Interplay, table: pd.DataFrame, row: pd.Series, at: int) -> 
         owner=interaction.territory(maps).owner,
         curves=curves,
         levels=tuple(float(one[f"solo_{c}"]) for c in letters),
-        strips=tuple(strips(table, row)),
+        strips=tuple(strips(own, row)),
         sentence=sentence(row, job),
         notes=(
             f"{key}; pictures of seed {seed}, contrast alike for all; balance {job.balance}, recipe {job.recipe.name}, "

@@ -1,0 +1,176 @@
+"""Is the image of two features together far from linear? The article's pair, beside pairs drawn at random."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
+from featmap import FeatmapError, drawing, interplay, pairings, panels, runs, transforms, verdicts
+from featmap.interaction import t_interval
+from featmap.interplay import OK, Interplay
+from featmap.joints import Group, JointJob
+from featmap.units import Unit
+
+CHANNELS = (199, 201)
+SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
+LAYERS = ("inception4a", "inception4b")
+
+STUDY = Study(
+    "joint_pair",
+    section="Layer and Neuron Interactions",
+    claim="The image of feature 199 of Mixed 6a together with feature 201 of Mixed 6b is far from a linear combination "
+    "of theirs: what one of them calls for fills some regions and is missing from others.",
+    measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, beside "
+    "pairs of the same layers drawn at random; the claim holds if the response nonlinearity lies above its floor "
+    "(p < 0.05 over seeds) and nearer to its ceiling than to its floor, in part if it is only above the floor",
+    full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps in place of {SIZE} and 60",
+    layers={
+        "reference": LAYERS,
+        "googlenet": LAYERS,
+        "inception_v3": ("Mixed_6a", "Mixed_6b"),
+        "resnet50": ("layer3.2", "layer3.3"),
+    },
+    seeds=5,
+)
+FIGURES = {
+    "image_nonlinearity": "share of the joint image's pixels that the solo images do not explain",
+    "image_nonlinearity_floor": "floor of that share",
+    "retention_a": "share of its solo response that the first feature keeps on the joint image",
+    "retention_b": "share of its solo response that the second feature keeps on the joint image",
+    "crosstalk_a_on_b": "share of its solo response that the first feature gives to the image of the second",
+    "crosstalk_b_on_a": "share of its solo response that the second feature gives to the image of the first",
+    "second_difference": "second difference over the joint image's response",
+    "joint_gain": "joint gain over the best blend of the solo images",
+    "territory_divided": "share of firing positions where only one of the two fires",
+    "territory_correlation": "correlation of the two activation maps on the joint image",
+    "gradient_agreement": "mean cosine of the two gradients along the joint descent",
+}
+
+
+def pair_of(context: Context) -> Group:
+    """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round.
+
+    Raises
+    ------
+    FeatmapError
+        for other than two layers.
+    """
+    if len(context.layers) != 2:
+        raise FeatmapError(f"study {STUDY.name}: {len(context.layers)} layers; give two, as --layers FIRST,SECOND")
+    size = context.network.input_size
+    return tuple(
+        Unit(layer, channel % context.network.layer(layer, size).channels)
+        for layer, channel in zip(context.layers, CHANNELS, strict=True)
+    )
+
+
+def others(context: Context, named: Group) -> list[Group]:
+    """Return pairs drawn at random, a third as many as `features`; no feature is in two pairs, or in the named one.
+
+    Within one layer, a feature may be in two of them.
+    """
+    count = max(1, context.features // 3)
+    drawn = []
+    for k, unit in enumerate(named):
+        free = [c for c in context.drawn(unit.layer, count + 1) if c != unit.channel][:count]
+        order = transforms.generator("pairs", unit.layer, k).permutation(len(free))
+        drawn.append([Unit(unit.layer, free[i]) for i in order])
+    return [(a, b) for a, b in zip(*drawn, strict=False) if a != b]
+
+
+def job_of(context: Context) -> JointJob:
+    """Return the descents of the named pair and of the random ones: one job, so that solo images are made once."""
+    size, steps = (FULL_SIZE, FULL_STEPS) if context.full else (min(SIZE, context.network.input_size), None)
+    named = pair_of(context)
+    return pairings.pairs_job(
+        (named, *others(context, named)),
+        context.network,
+        pairings.resolve(context.network, size=size, steps=steps),
+        seeds=context.seeds,
+        where=runs.device(context.device),
+    )
+
+
+def verdict(row: pd.Series) -> Verdict:
+    """Return what one pair's row of the summary says of the claim."""
+    if not np.isfinite(row["p"]):
+        return "not decided"
+    if row["p"] >= 0.05:
+        return "does not hold"
+    middle = (row["response_nonlinearity_floor"] + row["response_nonlinearity_ceiling"]) / 2
+    return "holds" if row["response_nonlinearity"] > middle else "holds in part"
+
+
+def findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
+    """Return the named pair's figures (its table of seeds, its row of the summary) and those of the random pairs."""
+    n = int(row["seeds"])
+    excess = pair["response_nonlinearity"] - pair["response_nonlinearity_floor"]
+    low, high = t_interval(excess.tolist()) or (np.nan, np.nan)
+    share = "of the joint image's response that no mixture of the solo images' explains"
+    found = [
+        plain_finding(
+            "headline", row["response_nonlinearity"], n, f"the pair: share {share}; n seeds", row["low"], row["high"]
+        ),
+        plain_finding("floor", row["response_nonlinearity_floor"], n, "floor of that share (a feature against itself)"),
+        plain_finding("ceiling", row["response_nonlinearity_ceiling"], n, "its ceiling (images of unrelated features)"),
+        plain_finding("excess", row["excess"], n, "the pair's share less its floor; n seeds", low, high),
+        plain_finding("p", row["p"], n, "p of a share not above its floor; n seeds"),
+    ]
+    for name, words in FIGURES.items():
+        low, high = t_interval(pair[name].tolist()) or (np.nan, np.nan)
+        found.append(plain_finding(name, row[name], n, f"the pair: {words}; n seeds", low, high))
+    return found + compared(row, random)
+
+
+def compared(row: pd.Series, random: pd.DataFrame) -> list[Finding]:
+    """Return what the random pairs' rows of the summary say, and where the named pair stands among them."""
+    known = random["excess"].dropna()
+    count, words = len(known), "random pairs: the share less its floor; n pairs"
+    if not count:
+        return [plain_finding("random_excess", np.nan, 0, words)]
+    found = [mean_finding("random_excess", known.to_numpy(), words)]
+    above = float((random["q"] < 0.05).sum() / count) if random["q"].notna().any() else np.nan
+    found.append(plain_finding("random_above", above, count, "random pairs above their floor (FDR 5 %), as a share"))
+    below = float((known < row["excess"]).mean()) if np.isfinite(row["excess"]) else np.nan
+    return [*found, plain_finding("rank", below, count, "random pairs that are more linear than the pair, as a share")]
+
+
+def conclusion(job: JointJob, row: pd.Series, random: pd.DataFrame) -> str:
+    """Return the sentence."""
+    said = verdicts.sentence(row, job).rstrip(".")
+    known = random["excess"].dropna()
+    if len(known) and np.isfinite(row["excess"]):
+        said += (
+            f"; the share lies {row['excess']:.3f} above its floor, in {len(known)} pairs drawn at random "
+            f"{known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
+        )
+    return f"{job.labels[0]}: {said}."
+
+
+def measure(context: Context) -> Outcome:
+    """Measure the article's pair and random ones."""
+    job = job_of(context)
+    folder = context.folder("pairs", recipe=job.recipe.digest, pairs=job.labels, seeds=job.seeds)
+    run = pairings.open_run(job, folder)
+    pairings.carry_out(job, run, context.watcher)
+    held = Interplay(job, run.arrays)
+    table = held.table()
+    summary = interplay.summary(table)
+    row, random = summary.iloc[0], summary.iloc[1:]
+    pair = table[table["group"] == job.labels[0]]
+    own = [k for k, (g, _) in enumerate(job.joints) if g == 0]
+    defined = [k for k in own if held.status(k) == OK]
+    rows = verdicts.long(table, job)
+    rows.insert(0, "named", (rows["a"] + " + " + rows["b"]) == job.labels[0])
+    return Outcome(
+        rows,
+        findings(pair, row, random),
+        verdict(row),
+        conclusion(job, row, random),
+        {".webp": drawing.webp(panels.panel(verdicts.panel_of(held, table, row, (defined or own)[0])), dpi=100)},
+    )
+
+
+if __name__ == "__main__":
+    start(STUDY, measure)
