@@ -267,8 +267,7 @@ except SystemExit as end:
     seen["status"] = end.code
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
-import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness
-import featmap.divergence
+import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness, featmap.divergence
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """
