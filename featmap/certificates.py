@@ -66,8 +66,8 @@ def page(job: Job, found: Validation, images: Path | None, count: int | None) ->
         lacking = [k for k in ("incoming", "outgoing") if f"{k}_weights" not in trial.figures]
         if lacking:
             notes.append(
-                f"{layer} is not held to {' and '.join(lacking)} weights: between its features and the next convolution "
-                "on that side lies what mixes channels (a sum, a reshape), or there is none."
+                f"{layer} is not held to {' and '.join(lacking)} weights: between its features and the next "
+                "convolution on that side lies what mixes channels (a sum, a reshape), or there is none."
             )
     return appraisal.page("Is the map true?", str(job.network), found, notes)
 
