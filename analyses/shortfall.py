@@ -13,7 +13,7 @@ import numpy as np
 
 from featmap import agreement
 from featmap.measures import correlations
-from featmap.reliability import Interval, mean_correlation
+from featmap.reliability import Interval, mean_correlation, seeded
 
 BEST = 8
 FIGURES = {
@@ -21,8 +21,8 @@ FIGURES = {
     "within_branch": "pairs of one branch alone",
     "across_branches": "pairs of two branches alone",
     "less_branch_means": "each pair of branches less its mean: what is left if branches differed only as wholes",
-    "stimuli_reliability": "reliability of S over the choice of stimuli (split halves of the maximising images)",
-    "corrected_for_stimuli": "S with P, corrected for the few stimuli and the few photographs",
+    "stimuli_reliability": "reliability of S over the choice of stimuli, at least (split halves of the images)",
+    "corrected_for_stimuli": "S with P, corrected for few stimuli and few photographs: at most this",
     "other_layers_images": "S taken over the other layers' maximising images, with P",
     "all_images": "S taken over all layers' maximising images, with P",
     "own_images_left_out": "S without each feature's response to its own image (its mean instead), with P",
@@ -30,7 +30,8 @@ FIGURES = {
     "early": "S over images stopped after a quarter of the steps, with P",
     "early_multiple": "those images' responses as a multiple of the best photograph's (median)",
     "by_rank": "S and P both by Spearman's correlation in place of Pearson's",
-    "favourites_with_P": f"S over each feature's {BEST} best photographs (in place of its maximising image), with P",
+    "favourites_with_P": f"S over each feature's {BEST} best of half the photographs (in place of its maximising "
+    "image), with P of the other half",
     "favourites_with_S": "the same with S: only that the images are synthetic is between them",
     "top_photographs": f"S with P over those photographs alone that are among some feature's {BEST} best",
     "noise_with_P": "S over images of 1/f noise, with P: what any unnatural images reach",
@@ -82,11 +83,11 @@ def explained(known: Known) -> dict[str, Interval]:
     S, P = correlations(A), correlations(photographs)
     found = {"raw": _r(S, P)}
     found |= _by_branch(S, P, np.array(known.branches, dtype=object))
+    # a feature's own image falls into one half only, so that the whole is more reliable than its halves foretell
     stimuli, halves = agreement.split_half(A), agreement.split_half(photographs)
     found["stimuli_reliability"] = stimuli
-    with np.errstate(invalid="ignore"):
-        scale = float(np.sqrt(stimuli.value * halves.value))
-    found["corrected_for_stimuli"] = Interval(*(min(v / scale, 1.0) for v in vars(found["raw"]).values()))
+    corrected = (agreement.disattenuated(r, stimuli.value, halves.value) for r in vars(found["raw"]).values())
+    found["corrected_for_stimuli"] = Interval(*corrected)
     if len(known.others) >= 8:
         found["other_layers_images"] = _r(correlations(known.others), P)
         found["all_images"] = _r(correlations(np.vstack([A, known.others])), P)
@@ -96,9 +97,9 @@ def explained(known: Known) -> dict[str, Interval]:
         found["early"] = _r(correlations(known.early), P)
         found["early_multiple"] = Interval(float(np.nanmedian(agreement.multiples(np.diag(known.early), photographs))))
     found["by_rank"] = _r(correlations(A, "spearman"), correlations(photographs, "spearman"))
+    favourites, apart = _favourites(photographs)
+    found |= {"favourites_with_P": _r(favourites, apart), "favourites_with_S": _r(favourites, S)}
     best = agreement.best_photographs(photographs, min(BEST, len(photographs)))
-    favourites = correlations(photographs[best].mean(axis=1))
-    found |= {"favourites_with_P": _r(favourites, P), "favourites_with_S": _r(favourites, S)}
     found["top_photographs"] = _r(S, correlations(photographs[np.unique(best)]))
     if known.noise is not None:
         found["noise_with_P"] = _r(correlations(known.noise), P)
@@ -109,6 +110,14 @@ def explained(known: Known) -> dict[str, Interval]:
 
 def _r(one: np.ndarray, two: np.ndarray) -> Interval:
     return mean_correlation([(one, two)])
+
+
+def _favourites(photographs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return S over each feature's best photographs of one random half, and S over all of the other half."""
+    order = seeded("favourites", len(photographs)).permutation(len(photographs))
+    one, two = (photographs[np.sort(part)] for part in np.array_split(order, 2))
+    best = agreement.best_photographs(one, min(BEST, len(one)))
+    return correlations(one[best].mean(axis=1)), correlations(two)
 
 
 def _by_branch(S: np.ndarray, P: np.ndarray, branches: np.ndarray) -> dict[str, Interval]:
@@ -186,7 +195,7 @@ def reason(found: Callable[[str], float | None], wanted: float) -> list[str]:
         )
     few = found("stimuli_reliability")
     if few is not None and few < 0.95:
-        said.append(f"S rests on few stimuli here (reliability over their choice {few:.3f}): more features mend that")
+        said.append(f"S may rest on few stimuli (reliability over their choice at least {few:.3f}): try more features")
     noise = found("noise_with_P")
     if noise is not None:
         said.append(f"images of 1/f noise reach {noise:.3f}" + ("" if noise < raw else ", no less than the map"))

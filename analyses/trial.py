@@ -30,7 +30,9 @@ import featmap
 from analyses import shortfall, trialpage
 from analyses.commands import run
 from featmap import FeatmapError, LayerMaps, Network, Recipe, appraisal, load, reliability, transforms
-from featmap.console import Bars, err, out
+from featmap.console import err, out
+from featmap.engine import Watcher
+from featmap.options import watched
 from featmap.photographs import SUFFIXES
 from featmap.store import Run, digest, sha256, write_atomically
 from featmap.trials import WANTED, Trial, Validation
@@ -65,7 +67,7 @@ class Plan:
         about = {"weights": self.network.sha256, "features": self.features, "recipe": self.recipe} | settings
         return self.runs / f"{name}-{digest(json.loads(json.dumps(about, default=str)))}"
 
-    def map(self, name: str, watcher: Bars, layers: list[str] | None = None, **settings: Any) -> LayerMaps:
+    def map(self, name: str, watcher: Watcher, layers: list[str] | None = None, **settings: Any) -> LayerMaps:
         """Make a map of the drawn features of the layers (None: all)."""
         chosen = {la: self.features[la] for la in layers or self.layers}
         given = self.recipe | settings
@@ -104,7 +106,7 @@ def photographs(given: Path, runs: Path) -> Path:
     return folder
 
 
-def measured(plan: Plan, watcher: Bars) -> dict[str, Any]:
+def measured(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     """Make map, trial and explanations; return what is stored: figures, shortfall (tables), about (plain values)."""
     made = plan.map("map", watcher)
     found = featmap.validate(
@@ -134,7 +136,7 @@ def _recipe(made: LayerMaps) -> Recipe:
     return Recipe.from_identity(Run.read(made.folder).identity["recipe"])
 
 
-def _noise(plan: Plan, watcher: Bars) -> pd.DataFrame:
+def _noise(plan: Plan, watcher: Watcher) -> pd.DataFrame:
     size = plan.recipe.get("size") or plan.network.input_size
     watcher.note(f"{NOISE} images of 1/f noise through {', '.join(plan.layers)}")
     found = featmap.probe(transforms.pink(NOISE, size).numpy(), plan.layers, plan.network)
@@ -163,7 +165,7 @@ def _known(trial: Trial, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame)
     )
 
 
-def _longer(plan: Plan, found: Validation, steps: int, watcher: Bars) -> dict[str, Any] | None:
+def _longer(plan: Plan, found: Validation, steps: int, watcher: Watcher) -> dict[str, Any] | None:
     """Return what more steps do for the repeatability of the layer that repeats worst, if it falls short."""
     known = {layer: r for layer, t in found.trained.items() if (r := t.value("repeatability")) is not None}
     worst = min(known, key=lambda layer: known[layer], default=None)
@@ -251,9 +253,7 @@ def main(
             runs,
             full,
         )
-        with Bars() as watcher:
-            found = measured(plan, watcher)
-        store(found, results)
+        store(watched(lambda watcher: measured(plan, watcher)), results)
         err().print(f"results: {results}")
     text = trialpage.page(results)
     write_atomically(page, lambda p: p.write_text(text, encoding="utf-8"))

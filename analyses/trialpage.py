@@ -76,7 +76,7 @@ def page(results: Path) -> str:
 def _intro(about: dict[str, Any]) -> str:
     shares = ", ".join(f"{la} {some} of {every}" for la, (some, every) in about["layers"].items())
     return (
-        f"`featmap validate` of one map of {len(about['layers'])} layers, and what its figures come to. Network: "
+        f"`featmap validate` of one map of {len(about['layers'])} layers, and what its figures come to, made with "
         f"{about['network']}. Features, each layer's own images being its stimuli: {shares}."
     )
 
@@ -171,7 +171,7 @@ def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
 
 def _made(about: dict[str, Any]) -> list[str]:
     again = "python -m analyses.trial --images PHOTOGRAPHS" + (" --full" if about["full"] else "")
-    null = f"; {about['null_seeds']} maps with random weights" if not about["without_random"] else ""
+    null = f"; maps with random weights: {about['null_seeds']}" if not about["without_random"] else ""
     return [
         f"- `{again}`; the numbers lie in [analyses/results/trial](results/trial), and without `--images` "
         "this page is made of them anew.",

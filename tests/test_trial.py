@@ -13,7 +13,7 @@ from scipy import stats
 from test_reliability import symmetric, upper
 
 from analyses import shortfall, trial, trialpage
-from featmap import FeatmapError
+from featmap import FeatmapError, reliability
 from featmap.measures import correlations
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning")
@@ -42,11 +42,12 @@ def test_explanations_by_hand() -> None:
     for name, chosen in (("within_branch", inside), ("across_branches", sorted(set(pairs) - set(inside)))):
         x, y = ([t[p] for p in chosen] for t in (S, P))
         assert found[name].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+    order = reliability.seeded("favourites", 400).permutation(400)
+    half, rest = (given.photographs[sorted(part)] for part in (order[:200], order[200:]))
+    liked = [half[np.argsort(-half[:, j], kind="stable")[: shortfall.BEST]].mean(axis=0) for j in range(n)]
+    x, y = upper(correlations(np.array(liked))), upper(correlations(rest))
+    assert found["favourites_with_P"].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
     best = [np.argsort(-given.photographs[:, j], kind="stable")[: shortfall.BEST] for j in range(n)]
-    F = np.array([given.photographs[b].mean(axis=0) for b in best])
-    assert found["favourites_with_P"].value == pytest.approx(
-        stats.pearsonr(upper(correlations(F)), upper(P)).statistic, abs=1e-12
-    )
     top = given.photographs[sorted({int(k) for b in best for k in b})]
     assert found["top_photographs"].value == pytest.approx(
         stats.pearsonr(upper(S), upper(correlations(top))).statistic, abs=1e-12
