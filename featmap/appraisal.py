@@ -54,7 +54,7 @@ def written(value: float | None, whole: bool = False) -> str:
         return "–"
     if whole:
         return f"{value:.0f}"
-    return f"{value:.4f}" if 0.99 <= abs(value) < 1 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.4f}" if 0.98 <= abs(value) < 1 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def sentence(figure: Figure) -> str:

@@ -62,6 +62,13 @@ def page(job: Job, found: Validation, images: Path | None, count: int | None) ->
         f"attenuation below a split-half reliability of {agreement.CORRECTABLE}.",
         "Formulas and sources: the docstrings of featmap/reliability.py, featmap/agreement.py and featmap/trials.py.",
     ]
+    for layer, trial in found.trained.items():
+        lacking = [k for k in ("incoming", "outgoing") if f"{k}_weights" not in trial.figures]
+        if lacking:
+            notes.append(
+                f"{layer} is not held to {' and '.join(lacking)} weights: between its features and the next "
+                "convolution on that side lies what mixes channels (a sum, a reshape), or there is none."
+            )
     return appraisal.page("Is the map true?", str(job.network), found, notes)
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from featmap import crosstables, drawing, layouts, measures, plots, tables
+from featmap import crosstables, drawing, layouts, marks, measures, plots, tables
 from featmap.engine import Watcher
 from featmap.errors import FeatmapError
 from featmap.maps import SimilarityMap, combined_status, open_arrays
@@ -76,6 +76,7 @@ def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, 
         "clusters": _clusters(found, table, S, order),
         "cross": _crossings(found, run, names, hrefs),
         "notes": found.lines(),
+        "unreliable": marks.unreliable(run.manifest.get("reliability", {})),
     }
     _add_rows(page, names, run, probe, watcher)
     return page
@@ -110,7 +111,7 @@ def _list(values: Any) -> list[Any]:
 
 
 def _features(table: pd.DataFrame) -> dict[str, Any]:
-    wanted = ("status", "activation", "null_activation", "branch", "cluster", "community", "identity")
+    wanted = ("status", "activation", "null_activation", "branch", "cluster", "community", "identity", "reliability")
     found = {c: _list(table[c].astype(object).where(table[c].notna(), None)) for c in wanted if c in table}
     return {"name": [str(name) for name in table.index], **found}
 

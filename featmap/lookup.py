@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from featmap import recipes, tables
+from featmap import marks, recipes, tables
 from featmap.errors import FeatmapError, UnitError, nearest
 from featmap.models import Network
 from featmap.store import Run
@@ -129,6 +129,10 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     return found.sort_values("S", ascending=False, kind="stable").reset_index(drop=True)
 
 
+def _is_marked(unit: str, folder: Path) -> bool:
+    return marks.is_marked(tables.read_frame(_folder_of(unit, folder), "features"), unit)
+
+
 def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
     """Yield the features most like `unit` and those most opposed to it."""
     if count < 1:
@@ -142,7 +146,8 @@ def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
     if "reliable" in frame:
         shown["reliable"] = ["" if pd.isna(v) else "yes" if v else "no ?" for v in frame["reliable"]]
     shown["cluster"] = ["" if pd.isna(v) else str(int(v)) for v in frame["cluster"]]
-    yield f"most like {unit}"
+    name = f"{unit} (unreliable, marked ?)" if _is_marked(unit, folder) else unit
+    yield f"most like {name}"
     yield from table(shown.head(count))
-    yield f"most opposed to {unit}"
+    yield f"most opposed to {name}"
     yield from table(shown.iloc[::-1].head(count))

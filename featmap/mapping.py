@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,6 +26,7 @@ from featmap.units import parse_channels, written_channels
 __all__ = ["LayerMaps", "SimilarityMap", "open_arrays", "similarity"]
 
 STIMULI = ("layer", "shown")
+Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 DEFAULT_NEIGHBOURS = 10
 CHANGEABLE = ("metric", "C", "rows", "jitter", "parameterisation", "optimiser", "clamp", "rescue", "gradients")
 
@@ -62,7 +63,7 @@ def similarity_job(
     recipe: Recipe,
     *,
     probe_layers: str | Sequence[str] = (),
-    features: str | Sequence[int] = "all",
+    features: Features = "all",
     stimuli: str = "layer",
     seed: int | None = None,
     seeds: int = 1,
@@ -79,9 +80,9 @@ def similarity_job(
     if stimuli not in STIMULI:
         raise UnitError(f"stimuli {stimuli!r} is unknown; allowed: layer (images of all its features) or shown")
     layers, probed = _layers(layer, probe_layers)
-    listed = features if isinstance(features, str) else ",".join(map(str, features))
     channels = {name: network.layer(name, recipe.size).channels for name in layers}
-    chosen = {name: parse_channels(listed, count, name) for name, count in channels.items()}
+    listed = _listed(features, layers)
+    chosen = {name: parse_channels(listed[name], count, name) for name, count in channels.items()}
     mapped = chosen if stimuli == "shown" else {name: list(range(count)) for name, count in channels.items()}
     written = {name: written_channels(c) for name, c in chosen.items()}
     several = len(layers) > 1
@@ -101,6 +102,20 @@ def similarity_job(
         ),
     ).check()
     return job, [f"{name}:{c}" for name in layers for c in chosen[name]]
+
+
+def _listed(features: Features, layers: list[str]) -> dict[str, str]:
+    """Return the channels asked for, as `parse_channels` reads them, by layer."""
+    if isinstance(features, Mapping):
+        if set(features) != set(layers):
+            raise UnitError(
+                f"features are given for the layers {', '.join(map(str, features))}, the run maps {', '.join(layers)}; "
+                "name the same layers, or give one list for all"
+            )
+        given: dict[str, str | Sequence[int]] = dict(features)
+    else:
+        given = dict.fromkeys(layers, features)
+    return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in given.items()}
 
 
 def _layers(layer: str | Sequence[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
@@ -151,7 +166,7 @@ def similarity(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
-    features: str | Sequence[int] = "all",
+    features: Features = "all",
     stimuli: str = "layer",
     measure: str = "coactivation",
     recipe: str | Recipe | None = None,
@@ -173,7 +188,8 @@ def similarity(
     layer : as `featmap layers` prints it; a list of layers maps each of them and every ordered pair
     probe_layers : layers whose responses to the one layer's images are recorded in the same forward passes
     model, weights, mean, std, input_size : the network, see `featmap.load`
-    features : those that tables and figures show, "0-15,42" or a sequence; the rest are stimuli all the same
+    features : those that tables and figures show, "0-15,42" or a sequence, or either by layer; the rest are stimuli
+        all the same
     stimuli : "layer": the images of all the layer's features; "shown": only those of the features shown
     measure : what the heatmap shows, a key of `featmap.measures.MEASURES`
     recipe, size, steps : how the images are made; `changes` are other fields of the recipe (metric, C, rows)

@@ -20,12 +20,15 @@ def enter(table: pd.DataFrame, reliability: Mapping[str, float | None]) -> None:
     if not reliability:
         return
     names = [str(f) for f in table.index]
-    values = [reliability.get(f) for f in names]
+    values, below = [reliability.get(f) for f in names], set(unreliable(reliability))
     table["reliability"] = pd.array([np.nan if v is None else v for v in values], dtype="Float64")
-    holds = [
-        None if f not in reliability else v is not None and v >= RELIABLE for f, v in zip(names, values, strict=True)
-    ]
+    holds = [None if f not in reliability else f not in below for f in names]
     table["reliable"] = pd.array(holds, dtype="boolean")
+
+
+def unreliable(reliability: Mapping[str, float | None]) -> list[str]:
+    """Return the names of the features that are marked: below `RELIABLE`, or without any reliability."""
+    return [name for name, value in reliability.items() if value is None or value < RELIABLE]
 
 
 def is_marked(table: pd.DataFrame, name: str) -> bool:

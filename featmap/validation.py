@@ -14,7 +14,20 @@ from typing import Any
 
 import pandas as pd
 
-from featmap import api, appraisal, certificates, estimates, findings, folders, mapping, maps, photographs, runs, tables
+from featmap import (
+    api,
+    appraisal,
+    atlases,
+    certificates,
+    estimates,
+    findings,
+    folders,
+    mapping,
+    maps,
+    photographs,
+    runs,
+    tables,
+)
 from featmap.engine import Silent, Watcher
 from featmap.errors import FeatmapError, ModelError
 from featmap.estimates import Estimate
@@ -177,6 +190,11 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     identity = {"command": "validate", "run": digest(given.run.identity)}
     about = {"network": str(given.job.network), "environment": runs.environment(given.job.device)}
     store = Run(given.folder, identity).open({}, {}, about)
+    with store.held():
+        return _carried_out(given, store, watcher)
+
+
+def _carried_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
     for job, folder in descents(given):
         watcher.note(f"{'random weights' if job.network is given.random else 'trained'}: seed {job.seeds[0]}")
         _descend(job, folder, watcher)
@@ -228,26 +246,30 @@ def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
 
 
 def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
-    """Enter each feature's reliability into the run's tables, and mark the unreliable ones in its figures."""
+    """Enter each feature's reliability into the run's tables, and mark the unreliable ones in its figures and atlas."""
     known = {
         name: None if pd.isna(row["reliability"]) else round(float(row["reliability"]), 6)
         for trial in trained.values()
         for name, row in trial.features.iterrows()
         if not pd.isna(row["reliable"])
     }
-    run, view = given.run, given.run.manifest.get("view", {})
-    if run.manifest.get("reliability") == known:
-        return
-    run.manifest["reliability"] = known
-    run.save()
-    mapping.run_similarity(
-        given.job,
-        given.shown,
-        run,
-        measure=view.get("measure", "coactivation"),
-        neighbours=int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS)),
-        watcher=watcher,
-    )
+    given.run.lock()
+    with given.run.held():
+        run = Run.read(given.run.folder)  # as it is now: it may have been drawn anew while the descents went on
+        view = run.manifest.get("view", {})
+        if run.manifest.get("reliability") != known:
+            run.manifest["reliability"] = known
+            run.save()
+            mapping.run_similarity(
+                given.job,
+                given.shown,
+                run,
+                measure=view.get("measure", "coactivation"),
+                neighbours=int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS)),
+                watcher=watcher,
+            )
+        if atlases.KEY in run.manifest and not atlases.is_current(run):
+            atlases.atlas(run.folder, network=given.job.network, watcher=watcher)
 
 
 def lines(found: Validation) -> list[str]:

@@ -37,6 +37,32 @@ def test_mantels_p_is_that_of_all_permutations_by_hand() -> None:
     assert agreement.mantel(one, two, permutations=2999).p == pytest.approx(exact, abs=0.03)
 
 
+@pytest.mark.parametrize("holes", [0, 5])
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_mantels_p_counts_the_permutations_that_reach_the_correlation(holes: int, method: str, grouped: bool) -> None:
+    n = 12
+    one, two = symmetric(n, 1), symmetric(n, 2, symmetric(n, 1), 0.05)
+    for k in range(holes):  # without holes only the sum of products is taken anew for a permutation
+        one[k, k + 3] = one[k + 3, k] = np.nan
+    groups = np.repeat([0, 1], n // 2) if grouped else None
+    labels = np.zeros(n, dtype=int) if groups is None else groups
+    known = np.isfinite(one) & np.triu(labels[:, None] == labels, 1)
+    x, y = (np.where(known | known.T, t, np.nan) for t in (one, two))
+    if method == "spearman":
+        x, y = reliability.ranked(x), reliability.ranked(y)
+    observed = stats.pearsonr(x[known], y[known]).statistic
+    rng, reached = reliability.seeded("mantel", method, n, 60), 0
+    for _ in range(60):
+        order = agreement._shuffled(labels, rng)
+        moved = y[np.ix_(order, order)]
+        both = np.isfinite(x) & np.isfinite(moved) & np.triu(np.ones((n, n), dtype=bool), 1)
+        reached += stats.pearsonr(x[both], moved[both]).statistic >= observed - 1e-12
+    found = agreement.mantel(one, two, method=method, groups=groups, permutations=60)
+    assert found.r.value == pytest.approx(observed, abs=1e-12)
+    assert 0 < reached < 60 and found.p == (1 + reached) / 61
+
+
 def test_groups_are_permuted_within_and_pairs_across_them_do_not_count() -> None:
     groups = np.repeat([0, 1], 7)
     same = groups[:, None] == groups

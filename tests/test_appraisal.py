@@ -100,7 +100,16 @@ def test_every_figure_has_a_sentence_and_the_page_shows_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (0.99871, "0.9987"), (0.5, "0.500"), (12.34, "12.3"), (1, "1.000")]
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.99871, "0.9987"),
+        (0.98996, "0.9900"),
+        (0.98991, "0.9899"),
+        (0.5, "0.500"),
+        (12.34, "12.3"),
+        (1, "1.000"),
+    ],
 )
 def test_numbers_as_the_page_writes_them(value: float | None, text: str) -> None:
     assert appraisal.written(value) == text

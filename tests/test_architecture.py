@@ -14,6 +14,7 @@ MODULES = [p.stem for p in FILES if p.stem != "__init__"]
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "boundary": {"errors"},
     "units": {"errors"},
     "fields": set(),
     "trace": {"fields"},
@@ -80,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "validation": {
         *("errors", "units", "models", "recipes", "objectives", "photographs", "untrained"),
         *("engine", "store", "runs", "folders", "estimates", "findings", "tables", "maps", "mapping", "api"),
-        *("appraisal", "certificates", "evidence", "trials"),
+        *("appraisal", "atlases", "certificates", "evidence", "trials"),
     },
     "validating": {"errors", "options", "console", "validation"},
     "plots": {"errors", "drawing"},
@@ -114,7 +115,7 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "units", "models", "recipes", "engine", "store", "runs", "folders", "mapping"),
         *("joints", "jointwork", "interplay", "verdicts"),
     },
-    "lookup": {"errors", "models", "recipes", "store", "tables"},
+    "lookup": {"errors", "models", "marks", "recipes", "store", "tables"},
     "console": set(),
     "boundary": {"errors", "console"},
     "predictors": {"interaction"},
@@ -142,7 +143,7 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors", "units", "store", "tables", "maps", "verdicts", "pictures", "reproduction"},
     "layerpages": {
         *("errors", "units", "engine", "store", "runs", "measures", "tables", "crosstables", "maps"),
-        *("drawing", "plots", "layouts", "pictures", "reproduction"),
+        *("drawing", "marks", "plots", "layouts", "pictures", "reproduction"),
     },
     "pages": {"layerpages", "reports"},
     "atlases": {

@@ -14,7 +14,7 @@ FM.link = (k, ...children) => {
 // Two features' images side by side with every measure of the pair, in one direction or in both.
 FM.pair = (i, j, both) => {
   const [a, b] = [FM.names[i], FM.names[j]];
-  const figure = (k) => FM.element("figure", {}, FM.image(k, 128), FM.element("figcaption", {}, FM.link(k, FM.names[k])));
+  const figure = (k) => FM.element("figure", {}, FM.image(k, 128), FM.element("figcaption", {}, FM.link(k, FM.marked(FM.names[k]))));
   const head = FM.element("tr", {}, FM.element("th", {}, "measure"), FM.element("th", {}, "image of 1st, response of 2nd"));
   if (both) head.append(FM.element("th", {}, "image of 2nd, response of 1st"));
   const rows = Object.entries(FM.measures).map(([name, of]) => {
@@ -28,12 +28,19 @@ FM.pair = (i, j, both) => {
 };
 
 FM.single = (k) =>
-  FM.element("figure", { class: "single" }, FM.image(k, 160), FM.element("figcaption", {}, FM.element("b", {}, FM.names[k]), FM.element("br"), FM.facts(k)));
+  FM.element("figure", { class: "single" }, FM.image(k, 160), FM.element("figcaption", {}, FM.element("b", {}, FM.marked(FM.names[k])), FM.element("br"), FM.facts(k)));
 
 FM.facts = (k) => {
   const f = FM.data.features;
   const cluster = f.cluster && f.cluster[k] !== null ? `, cluster ${f.cluster[k]}` : "";
   return `activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
+};
+
+// Of a validated run only; those below the bound are marked wherever they are named.
+FM.reliability = (k) => {
+  const values = FM.data.features.reliability;
+  if (!values) return null;
+  return FM.unreliable.has(FM.names[k]) ? `${FM.number(values[k])}: unreliable, marked ?` : FM.number(values[k]);
 };
 
 FM.definitions = (k) => {
@@ -45,6 +52,7 @@ FM.definitions = (k) => {
     ["activation reached", FM.number(f.activation[k])],
     ["null image", FM.number(f.null_activation[k])],
     ["status", f.status[k]],
+    ["reliability over seeds", FM.reliability(k)],
     ["branch", said(f.branch && f.branch[k])],
     ["community", said(f.community && f.community[k])],
     ["own image is its best", f.identity && f.identity[k] !== null ? (f.identity[k] ? "yes" : "no") : null],
@@ -117,7 +125,7 @@ FM.neighbours = (ranked) =>
   );
 
 // A feature of another layer: a link to its page where it has one.
-FM.elsewhere = (href, name) => (href ? FM.element("a", { href: href + FM.hash(name) }, name) : name);
+FM.elsewhere = (href, name) => (href ? FM.element("a", { href: href + FM.hash(name) }, FM.marked(name)) : FM.marked(name));
 
 // What the image does to other layers; folded away where they are many.
 FM.across = (k) =>
@@ -128,7 +136,7 @@ FM.across = (k) =>
     const head = ["strongest responses", "standard deviations", "activation"].map((text) => FM.element("th", {}, text));
     const alike = FM.element("p", {}, similar[k].length ? "most similar by profile: " : "no similar feature is defined");
     similar[k].forEach(([name, s], at) => alike.append(at ? ", " : "", FM.elsewhere(href, name), ` ${FM.number(s)}`));
-    const best = strongest[k].length ? `: strongest ${strongest[k][0][0]}` : "";
+    const best = strongest[k].length ? `: strongest ${FM.marked(strongest[k][0][0])}` : "";
     const table = FM.element("table", {}, FM.element("tr", {}, ...head), ...rows);
     const made = FM.element("details", {}, FM.element("summary", {}, `In ${layer}${best}`), table, alike);
     made.open = FM.data.cross.length <= 3;
@@ -146,7 +154,7 @@ FM.card = (k) => {
   FM.carded = k;
   const place = document.getElementById("card");
   const ranked = FM.ranked(k);
-  const title = FM.element("h2", {}, FM.element("a", { href: FM.hash(FM.names[k]), title: "permanent link" }, FM.names[k]));
+  const title = FM.element("h2", {}, FM.element("a", { href: FM.hash(FM.names[k]), title: "permanent link" }, FM.marked(FM.names[k])));
   const shown = FM.element("figure", {}, FM.image(k, 210), FM.element("figcaption", {}, `seed ${FM.data.seed}; ${FM.data.coding}`));
   const images = FM.element("div", { class: "images" }, shown);
   const descent = document.getElementById("descent");

@@ -2,7 +2,7 @@
 // Clusters with their mosaics, and the search by name.
 
 // Within one layer the channel says it all.
-FM.short = (k) => (FM.data.layer === "" ? FM.names[k] : FM.names[k].split(":").at(-1));
+FM.short = (k) => (FM.data.layer === "" ? FM.names[k] : FM.marked(FM.names[k]).split(":").at(-1));
 
 FM.mosaic = (members) =>
   FM.element("ul", { class: "mosaic" }, ...members.map((k) => FM.element("li", {}, FM.link(k, FM.thumbnail(k), FM.element("span", {}, FM.short(k))))));
@@ -14,7 +14,7 @@ FM.cluster = ({ number, members, within, outside, central, activation }) => {
     "section",
     { "data-cluster": number },
     FM.element("h3", {}, swatch, `Cluster ${number}`),
-    FM.element("p", {}, figures, FM.link(central, FM.names[central])),
+    FM.element("p", {}, figures, FM.link(central, FM.marked(FM.names[central]))),
     FM.mosaic(members),
   );
 };
@@ -68,7 +68,7 @@ FM.search = () => {
         event.preventDefault();
         choose(k);
       };
-      return FM.element("li", { role: "option", onpointerdown: act }, FM.thumbnail(k), FM.names[k]);
+      return FM.element("li", { role: "option", onpointerdown: act }, FM.thumbnail(k), FM.marked(FM.names[k]));
     });
     const none = FM.element("li", { class: "none" }, `no feature of this page is called ${field.value}`);
     list.replaceChildren(...(items.length ? items : [none]));

@@ -27,9 +27,12 @@ FM.load = () => {
   FM.at = new Map(FM.names.map((name, k) => [name, k]));
   FM.A = FM.blob("A");
   FM.S = FM.blob("S");
+  FM.unreliable = new Set(data.unreliable || []); // as a validation found, of all layers of the run
   FM.scales = {};
   for (const [name, values] of Object.entries(data.scales || {})) FM.scales[name] = FM.floats(values);
 };
+
+FM.marked = (name) => (FM.unreliable.has(name) ? `${name} ?` : name);
 
 FM.raw = (i, j) => FM.A[i * FM.count + j];
 
@@ -66,7 +69,7 @@ FM.ranked = (k) => {
 FM.describe = (k) => {
   const f = FM.data.features;
   const cluster = f.cluster && f.cluster[k] !== null ? `, cluster ${f.cluster[k]}` : "";
-  return `maximising image of ${FM.names[k]}, activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
+  return `maximising image of ${FM.marked(FM.names[k])}, activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
 };
 
 FM.colour = (cluster) => {
