@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from featmap import folders, mapping, photographs, runs
-from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
+from featmap.engine import HERE, Engine, Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, UnitError
 from featmap.models import Network, load
 from featmap.objectives import Objective, objective
@@ -70,6 +70,7 @@ def maximise(
     device: str = "auto",
     start: str | Path | None = None,
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> xr.Dataset:
@@ -83,6 +84,7 @@ def maximise(
     seed, seeds : the first seed of the noise and how many of them
     start : a photograph to start from instead of noise
     out : a run folder to keep the result in and to go on from; None works in memory
+    engine : where the descents run, "here", "ray" (which takes a run folder) or a `featmap.Engine`
 
     Returns
     -------
@@ -92,16 +94,19 @@ def maximise(
 
     Source: the article, section "Feature Visualization from First Principles".
     """
-    where = runs.device(device)
+    where, engine = runs.device(device), Engine.of(engine)
+    if out is None and engine.name != HERE:
+        raise FeatmapError(f"engine {engine.name}: workers write into a run folder; give out, or use engine here")
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = mapping.resolve(network, where, recipe, size, steps, **changes)
     job = maximise_job(units, network, chosen, seed=seed, seeds=seeds, where=where, start=start)
     if out is not None:
         with mapping.open_run(job, out).held() as run:
-            mapping.carry_out(job, run, watcher or Silent())
+            mapping.carry_out(job, run, watcher or Silent(), engine)
             mapping.complete(job, run)
         return mapping.open_arrays(run.folder)
-    return _in_memory(job, watcher)
+    with runs.thread_count(engine.threads_of_each(torch.get_num_threads())):
+        return _in_memory(job, watcher)
 
 
 def _in_memory(job: Job, watcher: Watcher | None) -> xr.Dataset:

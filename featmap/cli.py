@@ -14,9 +14,11 @@ from featmap.browsing import make_atlas
 from featmap.errors import FeatmapError
 from featmap.interactive import interact
 from featmap.options import (
+    Address,
     Constant,
     Device,
     DryRun,
+    EngineName,
     Features,
     InputSize,
     Mean,
@@ -31,8 +33,11 @@ from featmap.options import (
     Start,
     Std,
     Steps,
+    Threads,
     Weights,
+    Workers,
     print_dry_run,
+    read_engine,
     read_layers,
     read_network,
     read_recipe,
@@ -112,6 +117,10 @@ def similarity(
     seeds: Seeds = 1,
     start: Start = None,
     device: Device = "auto",
+    engine: EngineName = "here",
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
     out: Out = None,
     dry_run: DryRun = False,
     atlas: Annotated[bool, typer.Option("--atlas/--no-atlas", help="Make atlas.html, the page of the run.")] = True,
@@ -126,7 +135,7 @@ def similarity(
     wanted = read_layers(layers, "--layers") if layers is not None else [layer or ""]
     probed = [] if probe_layer is None else read_layers(probe_layer, "--probe-layer")
     tables.check_view(measure, neighbours)
-    where = runs.device(device)
+    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
     job, shown = mapping.similarity_job(
@@ -151,7 +160,9 @@ def similarity(
             "(--stimuli shown makes only those shown: quicker, another similarity)"
         )
     found = watched(
-        lambda watcher: mapping.run_similarity(job, shown, run, measure=measure, neighbours=neighbours, watcher=watcher)
+        lambda watcher: mapping.run_similarity(
+            job, shown, run, measure=measure, neighbours=neighbours, engine=runner, watcher=watcher
+        )
     )
     for line in found.lines():
         console.out().print(line)
@@ -183,6 +194,10 @@ def optimize(
     seeds: Seeds = 1,
     start: Start = None,
     device: Device = "auto",
+    engine: EngineName = "here",
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
     out: Out = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -192,7 +207,7 @@ def optimize(
 
     if bool(units) == bool(layer):
         raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
-    where = runs.device(device)
+    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
     if layer:
@@ -206,7 +221,7 @@ def optimize(
 
     def work(watcher: Any) -> None:
         with run.held():
-            mapping.carry_out(job, run, watcher)
+            mapping.carry_out(job, run, watcher, runner)
             tables.write_images(job, run, watcher)
             mapping.complete(job, run)
 

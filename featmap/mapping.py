@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 
 from featmap import crosstables, estimates, folders, maps, marks, runs, tables
-from featmap.engine import Silent, Watcher
+from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import RecipeError, UnitError
 from featmap.maps import LayerMaps, SimilarityMap, open_arrays
 from featmap.models import Network, load
@@ -127,9 +127,9 @@ def open_run(job: Job, out: str | Path | None) -> Run:
     return folders.open_run(job, default_folder(job) if out is None else Path(out), estimates.disk_needed(job))
 
 
-def carry_out(job: Job, run: Run, watcher: Watcher) -> int:
+def carry_out(job: Job, run: Run, watcher: Watcher, engine: Engine | None = None) -> int:
     """Make what is missing of the run's arrays; return how many work units were made now."""
-    return folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
+    return folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher, engine), engine)
 
 
 def complete(job: Job, run: Run) -> None:
@@ -162,6 +162,7 @@ def similarity(
     device: str = "auto",
     start: str | Path | None = None,
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> SimilarityMap | LayerMaps:
@@ -179,6 +180,7 @@ def similarity(
     seed, seeds : the first seed and how many maps to make and average
     neighbours : k of the neighbour graph
     out : the run folder; the same call with the same folder goes on where it stopped
+    engine : where the descents run, "here", "ray" or a `featmap.Engine`
 
     Returns
     -------
@@ -198,7 +200,7 @@ def similarity(
 
     Source: the article, section "Feature Visualization from First Principles".
     """
-    where = runs.device(device)
+    where, engine = runs.device(device), Engine.of(engine)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = resolve(network, where, recipe, size, steps, **changes)
     tables.check_view(measure, neighbours)
@@ -214,7 +216,8 @@ def similarity(
         where=where,
         start=start,
     )
-    found = run_similarity(job, shown, open_run(job, out), measure=measure, neighbours=neighbours, watcher=watcher)
+    run = open_run(job, out)
+    found = run_similarity(job, shown, run, measure=measure, neighbours=neighbours, engine=engine, watcher=watcher)
     return found.maps[layer] if isinstance(layer, str) else found
 
 
@@ -225,12 +228,13 @@ def run_similarity(
     *,
     measure: str = "coactivation",
     neighbours: int = DEFAULT_NEIGHBOURS,
+    engine: Engine | None = None,
     watcher: Watcher | None = None,
 ) -> LayerMaps:
     """Do what is left of a similarity run and return what it found."""
     watcher = watcher or Silent()
     with run.held():
-        made = carry_out(job, run, watcher)
+        made = carry_out(job, run, watcher, engine)
         reliability = run.manifest.get("reliability", {})
         view: dict[str, Any] = {"measure": measure, "neighbours": neighbours}
         view |= {"reliability": digest(reliability)} if reliability else {}

@@ -31,9 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "photographs": {"errors"},
     "store": {"errors"},
     "engine": {"errors", "store"},
+    "cluster": {"errors", "engine", "store"},
     "runs": {
         *("errors", "models", "recipes", "images", "objectives"),
-        *("batches", "descent", "probing", "engine", "store"),
+        *("batches", "descent", "probing", "engine", "cluster", "store"),
     },
     "interaction": set(),
     "joints": {
@@ -140,7 +141,7 @@ ALLOWED: dict[str, set[str]] = {
         *("layerpages", "reports", "pages"),
     },
     "browsing": {"errors", "options", "console", "atlases"},
-    "options": {"errors", "models", "recipes", "runs", "estimates", "mapping", "console"},
+    "options": {"errors", "engine", "models", "recipes", "runs", "estimates", "mapping", "console"},
 }
 """What each module may import of featmap, written so that nothing below sees anything above it. `cli` sees all."""
 
