@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import torch
 
-from featmap import crosstables, estimates, folders, maps, marks, runs, tables
+from featmap import blocks, crosstables, estimates, folders, maps, marks, overviews, runs, tables
 from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import RecipeError, UnitError
 from featmap.maps import LayerMaps, SimilarityMap, open_arrays
@@ -70,6 +70,8 @@ def similarity_job(
 ) -> tuple[Job, list[str]]:
     """Return the checked job of the maps of one layer or several, and the names of the features to show.
 
+    What `layer` may be says `featmap.blocks.named`.
+
     Raises
     ------
     FeatmapError
@@ -77,7 +79,7 @@ def similarity_job(
     """
     if stimuli not in STIMULI:
         raise UnitError(f"stimuli {stimuli!r} is unknown; allowed: layer (images of all its features) or shown")
-    layers, probed = _layers(layer, probe_layers)
+    layers, probed = _layers(blocks.named(layer, network, recipe.size), probe_layers)
     listed = features if isinstance(features, str) else ",".join(map(str, features))
     channels = {name: network.layer(name, recipe.size).channels for name in layers}
     chosen = {name: parse_channels(listed, count, name) for name, count in channels.items()}
@@ -102,11 +104,9 @@ def similarity_job(
     return job, [f"{name}:{c}" for name in layers for c in chosen[name]]
 
 
-def _layers(layer: str | Sequence[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
+def _layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the layers to maximise and those to probe beside them, each once."""
-    layers, probed = (list(dict.fromkeys([n] if isinstance(n, str) else n)) for n in (layer, probe_layers))
-    if not layers:
-        raise UnitError("no layer; give at least one, such as inception4a")
+    probed = list(dict.fromkeys([probe_layers] if isinstance(probe_layers, str) else probe_layers))
     if len(layers) > 1 and probed:
         raise UnitError(
             f"{len(layers)} layers and probe layers ({', '.join(probed)}) exclude each other: several layers are "
@@ -170,7 +170,8 @@ def similarity(
 
     Parameters
     ----------
-    layer : as `featmap layers` prints it; a list of layers maps each of them and every ordered pair
+    layer : as `featmap layers` prints it; a list of layers maps each of them and every ordered pair, and so do
+        "all" (the network's blocks), "convs" (all convolutions) and patterns, see `featmap.blocks.named`
     probe_layers : layers whose responses to the one layer's images are recorded in the same forward passes
     model, weights, mean, std, input_size : the network, see `featmap.load`
     features : those that tables and figures show, "0-15,42" or a sequence; the rest are stimuli all the same
@@ -188,7 +189,8 @@ def similarity(
         for a name: the layer's map, square frames [N, N]; in `crossings`, by (layer, probed layer), what the
         probed layers' features do on its images: frames [N, M], labelled as all others.
     LayerMaps
-        for a list of names: `maps` by layer, `crossings` by ordered pair (l, k), frames [N_l, N_k].
+        for several: `maps` by layer, `crossings` by ordered pair (l, k), frames [N_l, N_k]. From
+        `featmap.gram.LARGE` features on, these are read anew each time that they are asked for.
 
     In a crossing `profile` lies in [-1, 1]; `coactivation`, the share of the column feature's own best, needs
     that feature's own image and is there between listed layers only; `relative` and `selective` are unbounded.
@@ -218,7 +220,7 @@ def similarity(
     )
     run = open_run(job, out)
     found = run_similarity(job, shown, run, measure=measure, neighbours=neighbours, engine=engine, watcher=watcher)
-    return found.maps[layer] if isinstance(layer, str) else found
+    return found.maps[layer] if isinstance(layer, str) and list(found.maps) == [layer] else found
 
 
 def run_similarity(
@@ -238,6 +240,8 @@ def run_similarity(
         reliability = run.manifest.get("reliability", {})
         view: dict[str, Any] = {"measure": measure, "neighbours": neighbours}
         view |= {"reliability": digest(reliability)} if reliability else {}
+        if overviews.is_large(job):
+            return overviews.carry_out(job, shown, run, view, made, watcher)
         finished = not made and run.is_complete()
         begun = time.perf_counter()
         found = maps.analyse(job, shown, run.folder, neighbours, watcher, finished, measure)

@@ -14,6 +14,7 @@ MODULES = [p.stem for p in FILES if p.stem != "__init__"]
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "boundary": {"errors"},
     "units": {"errors"},
     "fields": set(),
     "trace": {"fields"},
@@ -47,9 +48,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "folders": {"errors", "models", "recipes", "engine", "store", "runs"},
     "interplay": {"interaction"},
-    "estimates": {"models", "recipes", "objectives", "batches", "runs", "folders", "joints"},
+    "estimates": {"models", "recipes", "objectives", "batches", "runs", "folders", "joints", "gram"},
     "measures": {"errors"},
     "graph": {"errors", "measures"},
+    "gram": {"measures"},
+    "blocks": {"errors", "models", "trace"},
+    "overviews": {
+        *("runs", "folders", "engine", "store", "measures", "crossings", "gram", "marks"),
+        *("tables", "crosstables", "maps"),
+    },
     "drawing": set(),
     "crossings": {"errors", "measures"},
     "reliability": set(),
@@ -96,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     "mapping": {
         *("errors", "units", "models", "recipes", "objectives", "photographs"),
         *("engine", "store", "runs", "folders", "estimates", "marks", "tables", "crosstables", "maps"),
+        *("blocks", "overviews"),
     },
     "api": {
         *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
