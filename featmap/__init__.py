@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FeatmapError": "errors",
+    "Engine": "engine",
     "Unit": "units",
     "parse_unit": "units",
     "Network": "models",
@@ -47,6 +48,7 @@ __all__ = [*sorted(_HOMES), "__version__"]
 if TYPE_CHECKING:
     from featmap.api import maximise, probe
     from featmap.atlases import atlas
+    from featmap.engine import Engine
     from featmap.errors import FeatmapError
     from featmap.mapping import similarity
     from featmap.maps import LayerMaps, SimilarityMap, open_arrays

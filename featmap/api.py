@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from featmap import folders, mapping, photographs, runs
-from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
+from featmap.engine import HERE, Engine, Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, UnitError
 from featmap.models import Network, load
 from featmap.objectives import Objective, objective
@@ -81,6 +81,7 @@ def maximise(
     frames: int = 0,
     responses: str | Sequence[str] | None = None,
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> xr.Dataset:
@@ -96,6 +97,7 @@ def maximise(
     frames : keep every image at the start, after every so many steps and at the end; 0 keeps none
     responses : layers whose responses are recorded as well; None: with `frames` those of the units, else none
     out : a run folder to keep the result in and to go on from; None works in memory
+    engine : where the descents run, "here", "ray" (which takes a run folder) or a `featmap.Engine`
 
     Returns
     -------
@@ -109,7 +111,9 @@ def maximise(
 
     Source: the article, section "Feature Visualization from First Principles".
     """
-    where = runs.device(device)
+    where, engine = runs.device(device), Engine.of(engine)
+    if out is None and engine.name != HERE:
+        raise FeatmapError(f"engine {engine.name}: workers write into a run folder; give out, or use engine here")
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = mapping.resolve(network, where, recipe, size, steps, **changes)
     job = maximise_job(
@@ -117,10 +121,11 @@ def maximise(
     )
     if out is not None:
         with mapping.open_run(job, out).held() as run:
-            mapping.carry_out(job, run, watcher or Silent())
+            mapping.carry_out(job, run, watcher or Silent(), engine)
             mapping.complete(job, run)
         return mapping.open_arrays(run.folder)
-    return _in_memory(job, watcher)
+    with runs.thread_count(engine.threads_of_each(torch.get_num_threads())):
+        return _in_memory(job, watcher)
 
 
 def _in_memory(job: Job, watcher: Watcher | None) -> xr.Dataset:

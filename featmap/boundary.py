@@ -10,13 +10,16 @@ from typing import Any, NoReturn
 
 import typer
 
-from featmap.errors import FeatmapError
+from featmap.errors import FeatmapError, IncompleteError
 
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line; errors end in one line and a status: 2 for input, 130 for Ctrl-C, 1 for a fault of ours."""
+    """Run a command line; errors end in one line and a status.
+
+    The status is 2 for bad input, 3 for a run that left work units out, 130 for Ctrl-C, 1 for a fault of ours.
+    """
     # torch's threads wait by spinning; where anything else runs, that makes a descent two to four times slower.
     # It has to be said before torch is loaded, and a setting of the user's own comes first.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,6 +34,8 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         status = typer.main.get_command(app).main(args=given, prog_name=name, standalone_mode=False)
     except KeyboardInterrupt:
         _fail(name, INTERRUPTED, 130, debug)
+    except IncompleteError as error:
+        _fail(name, str(error), 3, debug)
     except FeatmapError as error:
         _fail(name, str(error), 2, debug)
     except Exception as error:  # noqa: BLE001 - the boundary: whatever happened ends in one line

@@ -14,9 +14,11 @@ from featmap.browsing import make_atlas
 from featmap.errors import FeatmapError
 from featmap.interactive import interact
 from featmap.options import (
+    Address,
     Constant,
     Device,
     DryRun,
+    EngineName,
     Features,
     Frames,
     InputSize,
@@ -32,8 +34,11 @@ from featmap.options import (
     Start,
     Std,
     Steps,
+    Threads,
     Weights,
+    Workers,
     print_dry_run,
+    read_engine,
     read_layers,
     read_network,
     read_recipe,
@@ -78,16 +83,17 @@ def options(
 @app.command()
 def similarity(
     layer: Annotated[
-        str | None, typer.Option(help="The layer whose features are mapped; `featmap layers` lists them.")
+        str | None,
+        typer.Option(
+            help="The layer that is mapped (see `featmap layers`); by commas or patterns several, and every pair of "
+            "them; all: the network's blocks; convs: its convolutions."
+        ),
     ] = None,
     probe_layer: Annotated[
         str | None,
         typer.Option(help="With --layer: other layers, joined by commas, whose responses are recorded too."),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Instead of --layer: several, joined by commas; all are mapped, and every pair of them."),
-    ] = None,
+    layers: Annotated[str | None, typer.Option(help="The same as --layer with several.")] = None,
     features: Annotated[
         str, typer.Option(help="Channels of each layer maximised that are shown, such as 0-15,42, or all.")
     ] = "all",
@@ -113,6 +119,10 @@ def similarity(
     seeds: Seeds = 1,
     start: Start = None,
     device: Device = "auto",
+    engine: EngineName = "here",
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
     out: Out = None,
     dry_run: DryRun = False,
     atlas: Annotated[bool, typer.Option("--atlas/--no-atlas", help="Make atlas.html, the page of the run.")] = True,
@@ -124,10 +134,10 @@ def similarity(
         raise FeatmapError("give either --layer inception4a or --layers inception4a,inception4b")
     if layers is not None and probe_layer is not None:
         raise FeatmapError("--layers and --probe-layer exclude each other: listed layers are recorded at all images")
-    wanted = read_layers(layers, "--layers") if layers is not None else [layer or ""]
+    wanted: Any = read_layers(layers, "--layers") if layers is not None else layer
     probed = [] if probe_layer is None else read_layers(probe_layer, "--probe-layer")
     tables.check_view(measure, neighbours)
-    where = runs.device(device)
+    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
     job, shown = mapping.similarity_job(
@@ -142,22 +152,29 @@ def similarity(
         where=where,
         start=start,
     )
+    if [*job.layers] not in (wanted, [wanted]):
+        names = ", ".join(job.layers)
+        console.out().print(f"{len(job.layers)} layers, {len(job.objectives):,} features: {names}")
     if dry_run:
         print_dry_run(job, out or mapping.default_folder(job))
         return
     run = mapping.open_run(job, out)
     if len(shown) < len(job.objectives):
         console.err().print(
-            f"note: {len(shown)} features are shown; all {len(job.objectives)} of {' and '.join(wanted)} are stimuli "
-            "(--stimuli shown makes only those shown: quicker, another similarity)"
+            f"note: {len(shown)} features are shown; all {len(job.objectives)} of {' and '.join(job.layers)} are "
+            "stimuli (--stimuli shown makes only those shown: quicker, another similarity)"
         )
     found = watched(
-        lambda watcher: mapping.run_similarity(job, shown, run, measure=measure, neighbours=neighbours, watcher=watcher)
+        lambda watcher: mapping.run_similarity(
+            job, shown, run, measure=measure, neighbours=neighbours, engine=runner, watcher=watcher
+        )
     )
     for line in found.lines():
         console.out().print(line)
     written = crosstables.main_files(run, found)
-    if atlas:
+    if atlas and found.told:
+        console.out().print(f"no atlas of a run so large unless it is asked for: featmap atlas {run.folder}")
+    elif atlas:
         if not atlases.is_current(run):
             watched(lambda watcher: atlases.atlas(run.folder, network=network, watcher=watcher))
         written = [atlases.NAME, *written]
@@ -185,6 +202,10 @@ def optimize(
     start: Start = None,
     frames: Frames = 0,
     device: Device = "auto",
+    engine: EngineName = "here",
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
     out: Out = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -194,7 +215,7 @@ def optimize(
 
     if bool(units) == bool(layer):
         raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
-    where = runs.device(device)
+    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
     if layer:
@@ -210,7 +231,7 @@ def optimize(
 
     def work(watcher: Any) -> None:
         with run.held():
-            mapping.carry_out(job, run, watcher)
+            mapping.carry_out(job, run, watcher, runner)
             tables.write_images(job, run, watcher)
             mapping.complete(job, run)
 

@@ -58,11 +58,11 @@ class Bars:
         if done == total:
             self.progress.update(self.tasks["descent"], completed=total or 1)
 
-    def step(self, activation: float) -> None:
-        """Count one step of a batch."""
-        self.done += 1
+    def step(self, activation: float, count: int = 1) -> None:
+        """Count one step of a batch, or several."""
+        self.done += count
         detail = f"activation {activation:.3g}"
-        self.progress.update(self.tasks["descent"], advance=1, detail=detail)
+        self.progress.update(self.tasks["descent"], advance=count, detail=detail)
         now = time.monotonic()
         if not self.live and now - self.said > EVERY:
             self.said = now

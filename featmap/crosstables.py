@@ -85,14 +85,17 @@ def lines(summary: Sequence[dict[str, Any]]) -> list[str]:
 def main_files(run: Run, found: LayerMaps) -> list[str]:
     """Return what of a finished run's tables and figures is worth looking at first."""
     places = tables.places(list(found.maps)).values()
-    if len(found.maps) > 1:
+    if found.told:
+        wanted = [f"{tables.CROSS}/{name}" for name in ("neighbours.parquet", "partners.parquet", "graph.graphml")]
+    elif len(found.maps) > 1:
         wanted = [f"{place}heatmap.png" for place in places]
     else:
         wanted = ["heatmap.png", "features.png", "neighbours.png", "features.csv", "graph.graphml"]
     pairs = [f"{folder}heatmap.png" for folder in pair_folders(list(found.crossings)).values()]
     wanted += [f"{LAYERS}.png", *(pairs if len(pairs) <= 2 else ())]
     written = [name for name in wanted if name in run.manifest["files"]]
-    return written + [f"{tables.CROSS}/*/heatmap.png"] * (len(pairs) > 2)
+    drawn_pairs = len(pairs) > 2 and not found.told
+    return written + [f"{tables.CROSS}/*/heatmap.png"] * drawn_pairs + ["*/heatmap.png"] * bool(found.told)
 
 
 def read(folder: Path) -> pd.DataFrame | None:

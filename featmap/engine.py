@@ -1,12 +1,68 @@
-"""Work units, and running them here: idempotent batches that land one by one and are never made twice."""
+"""Work units, where they are run, and running them here: idempotent batches that land one by one, never twice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from importlib.util import find_spec
+from typing import Any, Protocol, TypeVar
 
+from featmap.errors import FeatmapError
 from featmap.store import Run
+
+HERE, RAY = "here", "ray"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where a run's work units are done.
+
+    Bits depend on the number of threads and on nothing else of this: an image made by any worker is that of the
+    plain loop at as many threads.
+
+    Parameters
+    ----------
+    name : "here", one unit after another in this process; "ray", by workers of a Ray cluster
+    workers : processes that hold the network, each with a GPU of its own or a share of the cores. None: one for
+        each GPU of the cluster; on CPUs as many as have their `threads`, which then are 1 where nothing is said
+    threads : of one worker, or of this process. None: as many as torch takes here, shared out among the workers
+    address : of a running cluster, "auto" for the one that this machine belongs to; None starts one for this run
+
+    Raises
+    ------
+    FeatmapError
+        for an unknown name or numbers out of range, and where Ray is wanted and not installed.
+    """
+
+    name: str = HERE
+    workers: int | None = None
+    threads: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in (HERE, RAY):
+            raise FeatmapError(f"engine {self.name!r} is unknown; allowed: {HERE}, {RAY}")
+        for what, number in (("workers", self.workers), ("threads", self.threads)):
+            if number is not None and (not isinstance(number, int) or not 1 <= number <= 4096):
+                raise FeatmapError(f"{what} {number}: give a whole number from 1 to 4096")
+        if self.name == HERE and (self.workers is not None or self.address is not None):
+            raise FeatmapError("--workers and --address go with --engine ray; here one process does it all")
+        if self.name == RAY and find_spec("ray") is None:
+            raise FeatmapError("engine ray: Ray is not installed; pip install 'featmap[ray]', or leave out --engine")
+
+    @staticmethod
+    def of(given: str | Engine) -> Engine:
+        """Return the engine that a caller named or made."""
+        return given if isinstance(given, Engine) else Engine(given)
+
+    def threads_of_each(self, here: int) -> int:
+        """Return the threads of one worker (or of this process), where torch takes `here` of them in this process."""
+        if self.threads is not None:
+            return self.threads
+        if self.name == HERE:
+            return here
+        return 1 if self.workers is None else max(1, here // self.workers)
 
 
 @dataclass(frozen=True)
@@ -38,14 +94,43 @@ class Landing(Protocol):
 _U = TypeVar("_U", bound=Landing)
 
 
+class Hand(Protocol):
+    """What does work units: a network that is loaded and prepared once."""
+
+    def work(self, unit: Any, store: Run) -> None:
+        """Do one unit and land it in the run folder."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What any process has to know to do units of a run; it can be sent to another.
+
+    Parameters
+    ----------
+    make : makes the worker, which tells the watcher of its steps
+    settings : what holds while it works
+    environment : what its bits depend on besides the settings, as plain JSON values
+    steps : what a unit that makes images counts for in the progress
+    cost : how much work a unit is, in any measure; the largest are handed out first
+    gpu : does a worker need a GPU of its own?
+    """
+
+    make: Callable[[Watcher], Hand]
+    settings: Callable[[], AbstractContextManager[None]]
+    environment: Callable[[], dict[str, Any]]
+    steps: int
+    cost: Callable[[Any], float]
+    gpu: bool = False
+
+
 class Watcher(Protocol):
     """What is told of the work's progress."""
 
     def begin(self, total: int, done: int) -> None:
         """`done` of `total` steps lie in the store already."""
 
-    def step(self, activation: float) -> None:
-        """One more step was made; `activation` is the batch's mean."""
+    def step(self, activation: float, count: int = 1) -> None:
+        """One more step was made, or `count`; `activation` is the batch's mean."""
 
     def landed(self) -> None:
         """One more work unit is safe."""
@@ -63,7 +148,7 @@ class Silent:
     def begin(self, total: int, done: int) -> None:
         """Take no notice."""
 
-    def step(self, activation: float) -> None:
+    def step(self, activation: float, count: int = 1) -> None:
         """Take no notice."""
 
     def landed(self) -> None:
@@ -89,10 +174,16 @@ def run_here(units: Iterable[_U], store: Run, work: Callable[[_U], None], steps:
     `steps` is what one batch counts for in the progress; a null image counts for none.
     """
     units = list(units)
-    open_units = [u for u in units if not store.is_done(u.name)]
-    total = steps * sum(1 for u in units if u.last)
-    watcher.begin(total, total - steps * sum(1 for u in open_units if u.last))
+    open_units = begin(units, store, steps, watcher)
     for unit in open_units:
         work(unit)
         watcher.landed()
     return len(open_units)
+
+
+def begin(units: Sequence[_U], store: Run, steps: int, watcher: Watcher) -> list[_U]:
+    """Return the units that have not landed yet, and tell the watcher how many steps lie in the store already."""
+    open_units = [u for u in units if not store.is_done(u.name)]
+    total = steps * sum(1 for u in units if u.last)
+    watcher.begin(total, total - steps * sum(1 for u in open_units if u.last))
+    return open_units

@@ -26,6 +26,10 @@ class StoreError(FeatmapError):
     """A run folder that cannot be read, written or gone on with."""
 
 
+class IncompleteError(FeatmapError):
+    """A run that ended with work units left out. All others are kept, and the same call makes the rest."""
+
+
 def nearest(given: str, known: Iterable[str], n: int = 3) -> str:
     """Return `` (nearest: a, b)`` for the known names closest to `given`, or an empty string."""
     close = difflib.get_close_matches(given, list(known), n=n, cutoff=0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from featmap import folders
+from featmap import folders, gram
 from featmap.batches import Batches
 from featmap.descent import frame_steps
 from featmap.joints import JointJob
@@ -35,8 +36,12 @@ class Estimate:
 
 def disk_needed(job: Job) -> int:
     """Return the bytes of the run's arrays before compression, tables and figures included by a tenth."""
+    counts, columns = Counter(tuple(o.layers) for o in job.objectives), len(job.columns)
+    cells = len(job.labels) * columns
+    if gram.is_large([*counts.values()]):
+        cells = sum(n * n for n in counts.values())
     # five tables as parquet and CSV, 22 bytes a cell together as measured on inception4a
-    tables = 5 * 22 * len(job.columns) * len(job.labels)
+    tables = 5 * 22 * cells
     return int(1.1 * folders.bytes_of(job) + tables + 20e6)
 
 
@@ -54,6 +59,8 @@ def estimate(job: Job, folder: Path) -> Estimate:
     seconds = share * _seconds(job.network, job.recipe, job.device, job.seeds[0], job.start, counted)
     seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
     memory = _memory(job.network, job.recipe, job.layers) + _frame_bytes(job)
+    if gram.is_large([len(group) for group in groups.values()]):
+        memory = max(memory, psutil.Process().memory_info().rss + gram.memory(len(job.objectives)))
     return Estimate(seconds, memory, disk_needed(job), folders.free_space(folder))
 
 

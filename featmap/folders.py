@@ -12,11 +12,11 @@ import psutil
 import torch
 
 from featmap import runs
-from featmap.engine import Watcher
+from featmap.engine import Engine, Watcher
 from featmap.errors import StoreError
 from featmap.models import Network
 from featmap.recipes import Recipe
-from featmap.store import MANIFEST, ArraySpec, Run, digest
+from featmap.store import MANIFEST, UNITS, ArraySpec, Run, digest
 
 
 class AnyJob(Protocol):
@@ -92,13 +92,10 @@ def open_run(job: AnyJob, folder: Path, need: int) -> Run:
     return Run(folder, job.identity()).open(job.arrays(), job.coords(), about)
 
 
-def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int]) -> int:
+def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int], engine: Engine | None = None) -> int:
     """Make what is missing of the run's arrays by `execute`; return how many work units it made now."""
-    now = runs.environment(job.device)
-    if now != run.manifest["environment"]:
-        later = run.manifest.setdefault("later_environments", [])
-        later += [now] if now not in later else []
-        watcher.note("this run was begun with other library versions or threads: images may differ in the last bits")
+    if run.manifest["status"] != "complete":
+        _enter(run, job, engine or Engine(), watcher)
     begun = time.perf_counter()
     made = execute()
     if made:
@@ -107,6 +104,19 @@ def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int
         run.manifest["status"] = "running"
         run.save()
     return made
+
+
+def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher) -> None:
+    """Note in the manifest what the units will be made with and where."""
+    now = runs.environment(job.device) | {"threads": engine.threads_of_each(torch.get_num_threads())}
+    used = {"engine": engine.name, "workers": engine.workers, "threads": now["threads"]}
+    known = run.manifest.setdefault("engines", [])
+    known += [] if used in known else [used]
+    if any((run.folder / UNITS).glob("[!.]*")):
+        runs.enter_environment(run, now, watcher)
+    else:  # nothing is made yet: the run begins in this environment
+        run.manifest["environment"] = now
+    run.save()
 
 
 def complete(run: Run, names: Iterable[str]) -> None:

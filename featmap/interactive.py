@@ -8,8 +8,10 @@ import typer
 
 from featmap.errors import FeatmapError
 from featmap.options import (
+    Address,
     Device,
     DryRun,
+    EngineName,
     InputSize,
     Mean,
     Model,
@@ -19,8 +21,11 @@ from featmap.options import (
     Size,
     Std,
     Steps,
+    Threads,
     Weights,
+    Workers,
     print_estimate,
+    read_engine,
     read_layers,
     read_network,
     watched,
@@ -56,6 +61,10 @@ def interact(
     seed: Seed = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds. Default: 5 for a group, 3 for layers.")] = None,
     device: Device = "auto",
+    engine: EngineName = "here",
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
     out: Out = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -70,7 +79,7 @@ def interact(
         raise FeatmapError("--layers takes --features, one list for each of the two: --features 0-15 0-15")
     if units and features:
         raise FeatmapError("--features goes with --layers; name single units as inception4a:17 inception4b:201")
-    where = runs.device(device)
+    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = pairings.resolve(network, recipe, size, steps, rows=rows)
     probed = read_layers(probe_layers, "--probe-layers") if probe_layers is not None else []
@@ -94,7 +103,7 @@ def interact(
             what = f"{len(given.job.objectives)} features, {given.checks} + {given.top} pairs, {chosen.size} pixels"
             print_estimate(screening.estimate(given, folder), what, folder)
             return
-        done = watched(lambda watcher: screening.carry_out(given, folder, watcher))
+        done = watched(lambda watcher: screening.carry_out(given, folder, watcher, runner))
         for line in done.lines():
             console.out().print(line)
         console.out().print(f"result: {folder} (screening.png, predictors.csv, predicted.parquet, check/, top/)")
@@ -116,7 +125,7 @@ def interact(
         print_estimate(estimates.estimate_joint(job, folder), what, folder)
         return
     run = pairings.open_run(job, folder)
-    found = watched(lambda watcher: pairings.carry_out(job, run, watcher))
+    found = watched(lambda watcher: pairings.carry_out(job, run, watcher, runner))
     for line in pairings.lines(job, found):
         console.out().print(line)
     for note in found.notes:

@@ -204,6 +204,18 @@ class JointJob:
             found += [Piece(stage, first, min(first + rows, count)) for first in range(0, count, rows)]
         return found
 
+    def cost(self, piece: Piece) -> float:
+        """Return how much work a piece is: the numbers computed in its passes, one for each set of layers."""
+        if piece.stage == "ground":
+            return 0.0
+        rows = slice(piece.first, piece.last)
+        sets: set[tuple[str, ...]]
+        if piece.stage == "solo":
+            sets = {(solo.unit.layer,) for solo in self.solos[rows]}
+        else:
+            sets = {tuple(u.layer for u in self.groups[g]) for g, _ in self.joints[rows]}
+        return float(sum(max(self.network.layer(la, self.recipe.size).reach for la in layers) for layers in sets))
+
     def arrays(self) -> dict[str, ArraySpec]:
         """Return the arrays of the run folder; a chunk is what one batch makes."""
         rows, size, steps = self.recipe.rows, self.recipe.size, self.recipe.steps

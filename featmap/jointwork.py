@@ -12,7 +12,7 @@ from featmap import images as forms
 from featmap import interaction, runs, transforms
 from featmap.batches import Batches
 from featmap.descent import Descent
-from featmap.engine import Silent, Watcher, run_here
+from featmap.engine import Engine, Silent, Watcher
 from featmap.joints import MEMBERS, PINK, Group, JointJob, Piece, Solo, neurons
 from featmap.objectives import Objective
 from featmap.probing import Probe
@@ -192,9 +192,11 @@ def yardstick(probe: Probe, pink: Tensor, layers: Sequence[str]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def execute(job: JointJob, store: Run, watcher: Watcher | None = None) -> int:
-    """Do what is left of a job in its run folder; return how many pieces were made now."""
-    watcher = watcher or Silent()
-    worker = JointWorker(job, watcher)
-    with runs.remembered_settings():
-        return run_here(job.pieces(), store, lambda piece: worker.work(piece, store), job.recipe.steps, watcher)
+def execute(job: JointJob, store: Run, watcher: Watcher | None = None, engine: Engine | None = None) -> int:
+    """Do what is left of a job in its run folder; return how many pieces were made now.
+
+    Joint descents read the solos of their units, so that none begins before all solos lie in the folder.
+    """
+    engine, pieces = engine or Engine(), job.pieces()
+    waves = [[p for p in pieces if (p.stage == "joint") == late] for late in (False, True)]
+    return runs.perform(runs.task_of(job, JointWorker, engine), waves, store, watcher, engine)

@@ -209,6 +209,8 @@ def _means(values: np.ndarray) -> np.ndarray:
 
 def _crossings(found: SimilarityMap, run: Run, names: list[str], hrefs: dict[str, str]) -> list[dict[str, Any]]:
     """Return for each other layer, by feature: its strongest responses to the image, its most similar features."""
+    if "network" in run.manifest["summary"]:  # a run so large has no tables of pairs
+        return []
     layers = run.identity.get("layers") or [run.identity["layer"]]
     pairs = [(one, other) for one in layers for other in run.identity["responses"] if other != one]
     layer, entries = names[0].rpartition(":")[0], []

@@ -10,8 +10,8 @@ from typing import Any, overload
 import torch
 from numpy.typing import ArrayLike
 
-from featmap import crosstables, estimates, folders, maps, marks, runs, tables
-from featmap.engine import Silent, Watcher
+from featmap import blocks, crosstables, estimates, folders, maps, marks, overviews, runs, tables
+from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import RecipeError, UnitError
 from featmap.maps import LayerMaps, SimilarityMap, open_arrays
 from featmap.models import Network, load
@@ -72,6 +72,8 @@ def similarity_job(
 ) -> tuple[Job, list[str]]:
     """Return the checked job of the maps of one layer or several, and the names of the features to show.
 
+    What `layer` may be says `featmap.blocks.named`.
+
     Raises
     ------
     FeatmapError
@@ -79,7 +81,7 @@ def similarity_job(
     """
     if stimuli not in STIMULI:
         raise UnitError(f"stimuli {stimuli!r} is unknown; allowed: layer (images of all its features) or shown")
-    layers, probed = _layers(layer, probe_layers)
+    layers, probed = _layers(blocks.named(layer, network, recipe.size), probe_layers)
     channels = {name: network.layer(name, recipe.size).channels for name in layers}
     listed = _listed(features, layers)
     chosen = {name: parse_channels(listed[name], count, name) for name, count in channels.items()}
@@ -118,11 +120,9 @@ def _listed(features: Features, layers: list[str]) -> dict[str, str]:
     return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in given.items()}
 
 
-def _layers(layer: str | Sequence[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
+def _layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the layers to maximise and those to probe beside them, each once."""
-    layers, probed = (list(dict.fromkeys([n] if isinstance(n, str) else n)) for n in (layer, probe_layers))
-    if not layers:
-        raise UnitError("no layer; give at least one, such as inception4a")
+    probed = list(dict.fromkeys([probe_layers] if isinstance(probe_layers, str) else probe_layers))
     if len(layers) > 1 and probed:
         raise UnitError(
             f"{len(layers)} layers and probe layers ({', '.join(probed)}) exclude each other: several layers are "
@@ -143,9 +143,9 @@ def open_run(job: Job, out: str | Path | None) -> Run:
     return folders.open_run(job, default_folder(job) if out is None else Path(out), estimates.disk_needed(job))
 
 
-def carry_out(job: Job, run: Run, watcher: Watcher) -> int:
+def carry_out(job: Job, run: Run, watcher: Watcher, engine: Engine | None = None) -> int:
     """Make what is missing of the run's arrays; return how many work units were made now."""
-    return folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
+    return folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher, engine), engine)
 
 
 def complete(job: Job, run: Run) -> None:
@@ -178,6 +178,7 @@ def similarity(
     device: str = "auto",
     start: str | Path | ArrayLike | None = None,
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> SimilarityMap | LayerMaps:
@@ -185,7 +186,8 @@ def similarity(
 
     Parameters
     ----------
-    layer : as `featmap layers` prints it; a list of layers maps each of them and every ordered pair
+    layer : as `featmap layers` prints it; a list of layers maps each of them and every ordered pair, and so do
+        "all" (the network's blocks), "convs" (all convolutions) and patterns, see `featmap.blocks.named`
     probe_layers : layers whose responses to the one layer's images are recorded in the same forward passes
     model, weights, mean, std, input_size : the network, see `featmap.load`
     features : those that tables and figures show, "0-15,42" or a sequence, or either by layer; the rest are stimuli
@@ -197,6 +199,7 @@ def similarity(
     start : a photograph, or 3 x H x H of floats, to start from instead of noise
     neighbours : k of the neighbour graph
     out : the run folder; the same call with the same folder goes on where it stopped
+    engine : where the descents run, "here", "ray" or a `featmap.Engine`
 
     Returns
     -------
@@ -204,7 +207,8 @@ def similarity(
         for a name: the layer's map, square frames [N, N]; in `crossings`, by (layer, probed layer), what the
         probed layers' features do on its images: frames [N, M], labelled as all others.
     LayerMaps
-        for a list of names: `maps` by layer, `crossings` by ordered pair (l, k), frames [N_l, N_k].
+        for several: `maps` by layer, `crossings` by ordered pair (l, k), frames [N_l, N_k]. From
+        `featmap.gram.LARGE` features on, these are read anew each time that they are asked for.
 
     In a crossing `profile` lies in [-1, 1]; `coactivation`, the share of the column feature's own best, needs
     that feature's own image and is there between listed layers only; `relative` and `selective` are unbounded.
@@ -216,7 +220,7 @@ def similarity(
 
     Source: the article, section "Feature Visualization from First Principles".
     """
-    where = runs.device(device)
+    where, engine = runs.device(device), Engine.of(engine)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = resolve(network, where, recipe, size, steps, **changes)
     tables.check_view(measure, neighbours)
@@ -232,8 +236,9 @@ def similarity(
         where=where,
         start=start,
     )
-    found = run_similarity(job, shown, open_run(job, out), measure=measure, neighbours=neighbours, watcher=watcher)
-    return found.maps[layer] if isinstance(layer, str) else found
+    run = open_run(job, out)
+    found = run_similarity(job, shown, run, measure=measure, neighbours=neighbours, engine=engine, watcher=watcher)
+    return found.maps[layer] if isinstance(layer, str) and list(found.maps) == [layer] else found
 
 
 def run_similarity(
@@ -243,15 +248,18 @@ def run_similarity(
     *,
     measure: str = "coactivation",
     neighbours: int = DEFAULT_NEIGHBOURS,
+    engine: Engine | None = None,
     watcher: Watcher | None = None,
 ) -> LayerMaps:
     """Do what is left of a similarity run and return what it found."""
     watcher = watcher or Silent()
     with run.held():
-        made = carry_out(job, run, watcher)
+        made = carry_out(job, run, watcher, engine)
         reliability = run.manifest.get("reliability", {})
         view: dict[str, Any] = {"measure": measure, "neighbours": neighbours}
         view |= {"reliability": digest(reliability)} if reliability else {}
+        if overviews.is_large(job):
+            return overviews.carry_out(job, shown, run, view, made, watcher)
         finished = not made and run.is_complete()
         begun = time.perf_counter()
         found = maps.analyse(job, shown, run.folder, neighbours, watcher, finished, measure)

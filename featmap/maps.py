@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,26 @@ from featmap.runs import STATUSES, Job
 from featmap.store import ARRAYS, Run
 
 Pair = tuple[str, str]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Later(Mapping[_K, _V]):
+    """Values by key that are read anew whenever one is asked for, so that no two need fit into memory."""
+
+    def __init__(self, keys: Sequence[_K], read: Callable[[_K], _V]) -> None:
+        self._keys, self._read = dict.fromkeys(keys), read
+
+    def __getitem__(self, key: _K) -> _V:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[_K]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 @dataclass(eq=False)
@@ -76,13 +97,15 @@ class LayerMaps:
     crossings : the cross-layer map of every ordered pair (l, k): l maximised, k responding
     layers : one row an ordered pair, see `featmap.crossings.layer_table`
     summary : the figures that the command prints
+    told : of a large run, what it found in words; its maps and crossings are read anew when they are asked for
     """
 
     folder: Path
-    maps: dict[str, SimilarityMap]
-    crossings: dict[Pair, Crossing]
+    maps: Mapping[str, SimilarityMap]
+    crossings: Mapping[Pair, Crossing]
     layers: pd.DataFrame
     summary: dict[str, Any]
+    told: Sequence[str] = ()
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -91,6 +114,8 @@ class LayerMaps:
 
     def lines(self) -> list[str]:
         """Return what was found, in words."""
+        if self.told:
+            return list(self.told)
         if len(self.maps) == 1:
             return next(iter(self.maps.values())).lines()
         own = [f"{layer}: {line}" for layer, found in self.maps.items() for line in found.lines()]
@@ -133,7 +158,7 @@ def analyse(
     data = open_arrays(folder)
     places = tables.places(job.layers)
     maps = {
-        layer: _map_of(job, layer, shown, folder, places[layer], data, neighbours, watcher, read_findings)
+        layer: map_of(job, layer, shown, folder, places[layer], data, neighbours, watcher, read_findings)
         for layer in job.layers
     }
     crossed = _crossings(job, maps, data)
@@ -152,7 +177,7 @@ def analyse(
     return LayerMaps(folder, maps, crossed, table, found.summary)
 
 
-def _map_of(
+def map_of(
     job: Job,
     layer: str,
     shown: list[str],
@@ -200,8 +225,8 @@ def features_of(job: Job, layer: str) -> list[str]:
     return [str(o) for o in job.objectives if list(o.layers) == [layer]]
 
 
-def stored(folder: str | Path) -> dict[str, SimilarityMap]:
-    """Return the maps of a finished similarity run by layer, from its folder alone: no network is needed.
+def stored(folder: str | Path, wanted: Sequence[str] | None = None) -> dict[str, SimilarityMap]:
+    """Return the maps of a finished similarity run by layer (those `wanted`), from its folder: no network is needed.
 
     `features` has the rows of the features shown; `crossings` is empty.
 
@@ -218,6 +243,8 @@ def stored(folder: str | Path) -> dict[str, SimilarityMap]:
     summaries = run.manifest["summary"].get("layers") or {layers[0]: run.manifest["summary"]}
     found = {}
     for layer, place in tables.places(layers).items():
+        if wanted is not None and layer not in wanted:
+            continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
         own = data.sel(image=names, response=names)
         status = combined_status(own["status"].values.astype(int))

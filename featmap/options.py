@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:
+    from featmap.engine import Engine
     from featmap.estimates import Estimate
     from featmap.models import Network
     from featmap.recipes import Recipe
@@ -38,6 +40,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the settings>.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few steps; print time, memory and disk; do nothing.")
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Where descents run: here, or ray (pip install 'featmap[ray]').")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="With --engine ray: processes that hold the network. Default: one a GPU, or a core.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Of each worker, or here: bits depend on it. Default: this machine's, shared out.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="With --engine ray: of a running cluster, or auto. Default: one for this run.")
 ]
 Features = Annotated[str, typer.Option(help="Channels such as 0-15,42, or all.")]
 
@@ -88,6 +102,17 @@ def read_recipe(
     if constant is not None and recipe.metric == "l1":
         console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")
     return recipe
+
+
+def read_engine(name: str, workers: int | None, threads: int | None, address: str | None) -> Engine:
+    """Return the engine that the options name, and take its threads for all that this process does."""
+    import torch
+
+    from featmap.engine import Engine
+
+    engine = Engine(name, workers, threads, address)
+    torch.set_num_threads(engine.threads_of_each(torch.get_num_threads()))
+    return replace(engine, threads=torch.get_num_threads())
 
 
 def print_estimate(found: Estimate, what: str, folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from featmap import folders, interplay, jointwork, mapping, runs, verdicts
-from featmap.engine import Silent, Watcher
+from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import UnitError
 from featmap.interplay import Interplay
 from featmap.joints import Group, JointJob
@@ -179,11 +179,11 @@ def _layers(job: JointJob) -> list[str]:
     return [u.layer for u in job.groups[0]]
 
 
-def carry_out(job: JointJob, run: Run, watcher: Watcher | None = None) -> Interaction:
+def carry_out(job: JointJob, run: Run, watcher: Watcher | None = None, engine: Engine | None = None) -> Interaction:
     """Do what is left of an interaction run, write its report and return what it found."""
     watcher = watcher or Silent()
     with run.held():
-        made = folders.carry_out(job, run, watcher, lambda: jointwork.execute(job, run, watcher))
+        made = folders.carry_out(job, run, watcher, lambda: jointwork.execute(job, run, watcher, engine), engine)
         found = Interplay(job, run.arrays)
         finished = not made and run.is_complete()
         begun = time.perf_counter()
@@ -241,6 +241,7 @@ def interact(
     seeds: int = SEEDS_OF_ONE,
     device: str = "auto",
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> Interaction:
@@ -257,6 +258,7 @@ def interact(
         nonlinear, and the report says so
     seed, seeds : the first seed and how many; an interval takes three, a claim five
     out : the run folder; the same call with the same folder goes on where it stopped
+    engine : where the descents run, "here", "ray" or a `featmap.Engine`
 
     Returns
     -------
@@ -270,6 +272,7 @@ def interact(
 
     Source: the article, section "Layer and Neuron Interactions".
     """
+    engine = Engine.of(engine)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = resolve(network, recipe, size, steps, **changes)
     job = group_job(
@@ -282,7 +285,7 @@ def interact(
         seeds=seeds,
         where=runs.device(device),
     )
-    return carry_out(job, open_run(job, folder_of(job, out)), watcher)
+    return carry_out(job, open_run(job, folder_of(job, out)), watcher, engine)
 
 
 def interact_layers(
@@ -303,6 +306,7 @@ def interact_layers(
     seeds: int = SEEDS_OF_MANY,
     device: str = "auto",
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> Interaction:
@@ -316,6 +320,7 @@ def interact_layers(
     The rest, and what is returned, is as in `interact`; the solo descents are made once each, and pairs are ranked
     with control of the false discovery rate.
     """
+    engine = Engine.of(engine)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = resolve(network, recipe, size, steps, **changes)
     job = pairs_job(
@@ -328,4 +333,4 @@ def interact_layers(
         seeds=seeds,
         where=runs.device(device),
     )
-    return carry_out(job, open_run(job, folder_of(job, out)), watcher)
+    return carry_out(job, open_run(job, folder_of(job, out)), watcher, engine)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from featmap import images as forms
 from featmap import transforms
 from featmap.batches import Batches
 from featmap.descent import Descent, OnStep, frame_steps
-from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
+from featmap.engine import HERE, Engine, Landing, Silent, Task, Watcher, WorkUnit, begin, plan, run_here
 from featmap.errors import FeatmapError, ModelError, RecipeError
 from featmap.models import Network
 from featmap.objectives import Objective
@@ -212,6 +213,11 @@ class Job:
         """Return the work units of the run."""
         return plan(len(self.objectives), self.recipe.rows, self.seeds)
 
+    def cost(self, unit: WorkUnit) -> float:
+        """Return how much work a unit is: the numbers computed in its passes, one for each set of layers."""
+        sets = {tuple(sorted(o.layers)) for o in self.objectives[unit.first : unit.last]}
+        return float(sum(max(self.network.layer(la, self.recipe.size).reach for la in layers) for layers in sets))
+
 
 class Worker:
     """A network that is loaded and prepared once, and does work units of a job."""
@@ -306,18 +312,83 @@ def statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray
     return np.where(finite, found, NOT_FINITE).astype(np.uint8)
 
 
-def execute(job: Job, store: Run, watcher: Watcher | None = None) -> int:
+def execute(job: Job, store: Run, watcher: Watcher | None = None, engine: Engine | None = None) -> int:
     """Do what is left of a job in its run folder; return how many work units were made now."""
-    watcher = watcher or Silent()
-    holder: list[Worker] = []
+    engine = engine or Engine()
+    return perform(task_of(job, Worker, engine), [job.units()], store, watcher, engine)
 
-    def work(unit: WorkUnit) -> None:
-        if not holder:
-            holder.append(Worker(job, watcher))
-        holder[0].work(unit, store)
 
-    with remembered_settings():
-        return run_here(job.units(), store, work, job.recipe.steps, watcher)
+def task_of(job: Any, kind: Callable[[Any, Watcher], Any], engine: Engine) -> Task:
+    """Return what any process has to know to do units of a job (a `Job` or `JointJob`) by a worker of this kind."""
+    if engine.name != HERE:  # a worker sees one GPU, its own, whatever number that has here
+        job = replace(job, device=torch.device(job.device.type))
+    return Task(
+        partial(kind, job),
+        remembered_settings,
+        partial(environment, job.device),
+        job.recipe.steps,
+        job.cost,
+        job.device.type == "cuda",
+    )
+
+
+def perform(
+    task: Task,
+    waves: Sequence[Sequence[Landing]],
+    store: Run,
+    watcher: Watcher | None = None,
+    engine: Engine | None = None,
+) -> int:
+    """Do the units that have not landed, those of a wave after those of the one before; return how many were made.
+
+    Raises
+    ------
+    IncompleteError
+        where an engine of several processes left units out.
+    """
+    watcher, engine = watcher or Silent(), engine or Engine()
+    threads = engine.threads_of_each(torch.get_num_threads())
+    if engine.name == HERE:
+        holder: list[Any] = []
+
+        def work(unit: Landing) -> None:
+            if not holder:
+                holder.append(task.make(watcher))
+            holder[0].work(unit, store)
+
+        with task.settings(), thread_count(threads):
+            return run_here([u for wave in waves for u in wave], store, work, task.steps, watcher)
+    open_units = {u.name for u in begin([u for wave in waves for u in wave], store, task.steps, watcher)}
+    if not open_units:
+        return 0
+    from featmap import cluster  # only where it is asked for: Ray may not be installed
+
+    left = [[u for u in wave if u.name in open_units] for wave in waves]
+    note: Callable[[dict[str, Any]], None] = partial(enter_environment, store, watcher=watcher)
+    return cluster.run(task, [wave for wave in left if wave], store, watcher, engine, threads, note)
+
+
+def enter_environment(store: Run, now: dict[str, Any], watcher: Watcher) -> None:
+    """Note in the manifest, and say, that units are made in another environment than the run was begun in."""
+    later = store.manifest.get("later_environments", [])
+    if now == store.manifest["environment"] or now in later:
+        return
+    store.manifest["later_environments"] = [*later, now]
+    store.save()
+    watcher.note(
+        "parts of this run are made with other library versions or threads: images may differ in the last bits"
+    )
+
+
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Let torch take so many threads; restore their number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

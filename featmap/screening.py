@@ -19,7 +19,7 @@ import torch
 
 from featmap import estimates, folders, interaction, pairings, runs, screenplots, tables, transforms, verdicts
 from featmap.batches import Batches
-from featmap.engine import Silent, Watcher
+from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import FeatmapError, UnitError
 from featmap.joints import PINK, Group, JointJob
 from featmap.jointwork import yardstick
@@ -197,23 +197,23 @@ def estimate(given: Plan, folder: Path) -> estimates.Estimate:
     )
 
 
-def carry_out(given: Plan, folder: Path, watcher: Watcher | None = None) -> Screening:
+def carry_out(given: Plan, folder: Path, watcher: Watcher | None = None, engine: Engine | None = None) -> Screening:
     """Do what is left of a screening and return what it found."""
     watcher = watcher or Silent()
     job = given.job
     run = folders.open_run(job, folder, int(1.1 * folders.bytes_of(job) + 100e6))
     with run.held():
         watcher.note(f"1 of 3: {len(job.objectives)} solo runs, {SOLO_SEEDS} seeds")
-        made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
+        made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher, engine), engine)
         done = not made and run.is_complete()
         watcher.note(f"2 of 3: {given.checks} pairs drawn at random, {len(given.seeds)} fresh seeds")
-        check = _exact(given, _drawn(given), folder / "check", watcher)
+        check = _exact(given, _drawn(given), folder / "check", watcher, engine)
         predicted = pd.read_parquet(folder / "predicted.parquet") if done else predict(given, run, watcher)
         table, predicted = judged(predicted, check.summary)
         best = str(table["predictor"].iloc[0])
         chosen = _chosen(given, predicted, best, float(table["spearman"].iloc[0]))
         watcher.note(f"3 of 3: the {len(chosen)} pairs that {best} puts first")
-        top = _exact(given, chosen, folder / "top", watcher)
+        top = _exact(given, chosen, folder / "top", watcher, engine)
         found = Screening(folder, table, best, reliability(check.figures), check, top)
         if not done:
             run.manifest["files"] = {}
@@ -251,9 +251,11 @@ def foreseen(given: Plan) -> list[tuple[Group, ...]]:
     return [_drawn(given), tuple(some)]
 
 
-def _exact(given: Plan, groups: tuple[Group, ...], folder: Path, watcher: Watcher) -> pairings.Interaction:
+def _exact(
+    given: Plan, groups: tuple[Group, ...], folder: Path, watcher: Watcher, engine: Engine | None
+) -> pairings.Interaction:
     job = exact_job(given, groups)
-    found = pairings.carry_out(job, pairings.open_run(job, folder), watcher)
+    found = pairings.carry_out(job, pairings.open_run(job, folder), watcher, engine)
     return replace(found, summary=verdicts.with_units(found.summary, job))
 
 
@@ -349,6 +351,7 @@ def screen(
     seeds: int = SEEDS,
     device: str = "auto",
     out: str | Path | None = None,
+    engine: str | Engine = "here",
     watcher: Watcher | None = None,
     **changes: Any,
 ) -> Screening:
@@ -363,6 +366,7 @@ def screen(
 
     The rest is as in `featmap.interact`.
     """
+    engine = Engine.of(engine)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = pairings.resolve(network, recipe, size, steps, **changes)
     given = plan(
@@ -378,4 +382,4 @@ def screen(
         seeds=seeds,
         where=runs.device(device),
     )
-    return carry_out(given, folder_of(given, out), watcher)
+    return carry_out(given, folder_of(given, out), watcher, engine)

@@ -263,15 +263,16 @@ def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None
         )
         save(run, figure, f"{found.place}heatmap", ("png", "svg"))
     order += [f for f in found.shown if f not in set(nodes)]
-    data = found.dataset
-    images = dict(zip(found.shown, data["images"].isel(seed=0).sel(image=found.shown).values, strict=True))
+    # read in the order in which they are drawn: of a large layer a second copy would not fit into memory
+    pictures = found.dataset["images"].isel(seed=0).sel(image=order).values
+    images = dict(zip(order, pictures, strict=True))
     table = found.features
     captions = [
         _number(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
     ]
     groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
     sheet = sheets.contact_sheet(
-        np.stack([images[f] for f in order]),
+        pictures,
         marks.named(table, order),
         captions=captions,
         groups=groups if found.clusters.allowed else None,

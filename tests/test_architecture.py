@@ -32,9 +32,10 @@ ALLOWED: dict[str, set[str]] = {
     "photographs": {"errors"},
     "store": {"errors"},
     "engine": {"errors", "store"},
+    "cluster": {"errors", "engine", "store"},
     "runs": {
         *("errors", "models", "recipes", "transforms", "images", "objectives"),
-        *("batches", "descent", "probing", "engine", "store"),
+        *("batches", "descent", "probing", "engine", "cluster", "store"),
     },
     "interaction": set(),
     "joints": {
@@ -49,10 +50,16 @@ ALLOWED: dict[str, set[str]] = {
     "interplay": {"interaction"},
     "estimates": {
         *("models", "recipes", "objectives", "descent", "batches", "probing"),
-        *("runs", "folders", "joints"),
+        *("runs", "folders", "joints", "gram"),
     },
     "measures": {"errors"},
     "graph": {"errors", "measures"},
+    "gram": {"measures"},
+    "blocks": {"errors", "models", "trace"},
+    "overviews": {
+        *("runs", "folders", "engine", "store", "measures", "crossings", "gram", "marks"),
+        *("tables", "crosstables", "maps"),
+    },
     "drawing": set(),
     "crossings": {"errors", "measures"},
     "divergence": set(),
@@ -105,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
     "mapping": {
         *("errors", "units", "models", "recipes", "objectives", "photographs"),
         *("engine", "store", "runs", "folders", "estimates", "marks", "tables", "crosstables", "maps"),
+        *("blocks", "overviews"),
     },
     "api": {
         *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
@@ -151,7 +159,7 @@ ALLOWED: dict[str, set[str]] = {
         *("layerpages", "reports", "pages"),
     },
     "browsing": {"errors", "options", "console", "atlases"},
-    "options": {"errors", "models", "recipes", "runs", "estimates", "mapping", "console"},
+    "options": {"errors", "engine", "models", "recipes", "runs", "estimates", "mapping", "console"},
 }
 """What each module may import of featmap, written so that nothing below sees anything above it. `cli` sees all."""
 

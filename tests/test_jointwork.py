@@ -226,7 +226,7 @@ class Noting(Silent):
     def begin(self, total: int, done: int) -> None:
         self.total, self.done = total, done
 
-    def step(self, activation: float) -> None:
+    def step(self, activation: float, count: int = 1) -> None:
         assert np.isfinite(activation)
         self.steps += 1
 
