@@ -16,7 +16,7 @@ from scipy import stats
 import featmap
 from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
 from analyses.tables import stored
-from featmap import FeatmapError, coherence, drawing, interaction, runs, transforms
+from featmap import FeatmapError, coherence, devices, drawing, interaction, runs, transforms
 from featmap.probing import Probe
 
 YARDSTICK, HEADLINE = 64, "excited"
@@ -100,7 +100,7 @@ def class_layer(context: Context, size: int) -> str | None:
 def measured(context: Context, data: xr.Dataset) -> pd.DataFrame:
     """Return a row a feature and seed: status and the figures of `MEASURES` (empty where undefined)."""
     size, found = data.sizes["y"], []
-    probe = Probe(context.network, 16, runs.device(context.device))
+    probe = Probe(context.network, 16, devices.device(context.device))
     logits = class_layer(context, size)
     names = [str(n) for n in data["image"].values]
     for layer in context.layers:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
-from featmap import FeatmapError, drawing, interplay, pairings, panels, runs, transforms, verdicts
+from featmap import FeatmapError, devices, drawing, interplay, pairings, panels, transforms, verdicts
 from featmap.interaction import t_interval
 from featmap.interplay import OK, Interplay
 from featmap.joints import Group, JointJob
@@ -88,7 +88,7 @@ def job_of(context: Context) -> JointJob:
         context.network,
         pairings.resolve(context.network, size=size, steps=steps),
         seeds=context.seeds,
-        where=runs.device(context.device),
+        where=devices.device(context.device),
     )
 
 

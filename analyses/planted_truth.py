@@ -26,9 +26,10 @@ from scipy import stats
 
 from featmap import drawing, graph, load, measures, trialplots
 from featmap.agreement import extreme_activation
+from featmap.devices import remembered_settings
 from featmap.mapping import similarity_job
 from featmap.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
-from featmap.runs import Worker, remembered_settings
+from featmap.runs import Worker
 
 NOISE = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 NEIGHBOURS = 5

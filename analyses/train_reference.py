@@ -37,7 +37,7 @@ from torchvision.transforms import v2
 
 from analyses.commands import run
 from analyses.labelled import Labelled, read_labelled
-from featmap import FeatmapError, runs
+from featmap import FeatmapError, devices
 from featmap.models import IMAGENET_MEAN, IMAGENET_STD, googlenet
 from featmap.store import write_atomically
 from featmap.weights import fit, read_state, sha256_file
@@ -369,7 +369,7 @@ def main(
     every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 3.0,
 ) -> None:
     """Train, or go on training; write weights and how they were made."""
-    where = runs.device(device)
+    where = devices.device(device)
     if precision not in ("auto", "float32", "bfloat16"):
         raise FeatmapError(f"precision {precision!r} is unknown; allowed: auto, float32, bfloat16")
     if rate <= 0 or not 0 < fall <= 1 or rows < 2:

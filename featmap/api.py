@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from featmap import folders, mapping, photographs, runs
+from featmap import devices, folders, mapping, photographs, runs
 from featmap.engine import HERE, Engine, Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, UnitError
 from featmap.models import Network, load
@@ -111,7 +111,7 @@ def maximise(
 
     Source: the article, section "Feature Visualization from First Principles".
     """
-    where, engine = runs.device(device), Engine.of(engine)
+    where, engine = devices.device(device), Engine.of(engine)
     if out is None and engine.name != HERE:
         raise FeatmapError(f"engine {engine.name}: workers write into a run folder; give out, or use engine here")
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
@@ -124,7 +124,7 @@ def maximise(
             mapping.carry_out(job, run, watcher or Silent(), engine)
             mapping.complete(job, run)
         return mapping.open_arrays(run.folder)
-    with runs.thread_count(engine.threads_of_each(torch.get_num_threads())):
+    with devices.thread_count(engine.threads_of_each(torch.get_num_threads())):
         return _in_memory(job, watcher)
 
 
@@ -133,7 +133,7 @@ def _in_memory(job: Job, watcher: Watcher | None) -> xr.Dataset:
     arrays = {k: np.empty(s.shape, dtype=s.dtype) for k, s in specs.items()}
     worker = Worker(job, watcher)
     (watcher or Silent()).begin(sum(job.recipe.steps for u in job.units() if u.last), 0)
-    with runs.remembered_settings():
+    with devices.remembered_settings():
         for unit in job.units():
             at = job.seeds.index(unit.seed)
             for name, values in worker.make(unit).items():
@@ -243,7 +243,7 @@ def probe(
         evaluation mode, no jitter.
     """
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
-    where = runs.device(device)
+    where = devices.device(device)
     wanted = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
     given = source(images, size, network.input_size)
     columns = [f"{la}:{c}" for la in wanted for c in range(network.layer(la, given.size).channels)]
@@ -251,7 +251,7 @@ def probe(
         return _probe_to_folder(network, given, wanted, columns, where, Path(out), watcher or Silent())
     prober = Probe(network, ROWS, where)
     pieces = []
-    with runs.remembered_settings():
+    with devices.remembered_settings():
         for batch in given.batches(ROWS):
             found = prober.responses(batch, wanted)
             pieces.append(np.concatenate([found[la] for la in wanted], axis=1))
@@ -284,7 +284,7 @@ def _probe_to_folder(
     about = {
         "network": str(network),
         "model_arguments": network.arguments,
-        "environment": runs.environment(where),
+        "environment": devices.environment(where),
         "timings": {},
     }
     coords = {"image": np.array(given.labels), "response": np.array(columns)}
@@ -299,7 +299,7 @@ def _probe_to_folder(
             watcher.step(float(values.mean()))
 
         units = [u for u in plan(len(given.labels), ROWS, (0,)) if u.last]
-        with runs.remembered_settings():
+        with devices.remembered_settings():
             run_here(units, run, work, 1, watcher)
         data = mapping.open_arrays(folder)["A"]
         frame = data.to_pandas()

@@ -128,7 +128,7 @@ def similarity(
     atlas: Annotated[bool, typer.Option("--atlas/--no-atlas", help="Make atlas.html, the page of the run.")] = True,
 ) -> None:
     """Map how alike the features of a layer, or of several, are: images, A, measures, clusters, graph, figures."""
-    from featmap import atlases, console, crosstables, mapping, runs, tables
+    from featmap import atlases, console, crosstables, devices, mapping, tables
 
     if (layer is None) == (layers is None):
         raise FeatmapError("give either --layer inception4a or --layers inception4a,inception4b")
@@ -137,7 +137,7 @@ def similarity(
     wanted: Any = read_layers(layers, "--layers") if layers is not None else layer
     probed = [] if probe_layer is None else read_layers(probe_layer, "--probe-layer")
     tables.check_view(measure, neighbours)
-    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
+    where, runner = devices.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
     job, shown = mapping.similarity_job(
@@ -210,12 +210,12 @@ def optimize(
     dry_run: DryRun = False,
 ) -> None:
     """Make maximising images only: of features, rows, neurons, sets, prefixes, layers, class logits, sums."""
-    from featmap import api, console, mapping, runs, tables
+    from featmap import api, console, devices, mapping, tables
     from featmap.units import parse_channels
 
     if bool(units) == bool(layer):
         raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
-    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
+    where, runner = devices.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
     if layer:

@@ -14,12 +14,13 @@ import torch
 from featmap import folders, gram
 from featmap.batches import Batches
 from featmap.descent import frame_steps
+from featmap.devices import remembered_settings
 from featmap.joints import JointJob
 from featmap.models import Network
 from featmap.objectives import Objective
 from featmap.probing import Probe
 from featmap.recipes import Recipe
-from featmap.runs import Job, remembered_settings
+from featmap.runs import Job
 
 MEASURED = 6
 

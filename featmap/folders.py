@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from featmap import runs
+from featmap import devices, runs
 from featmap.engine import Engine, Watcher
 from featmap.errors import StoreError
 from featmap.models import Network
@@ -85,7 +85,7 @@ def open_run(job: AnyJob, folder: Path, need: int) -> Run:
         "network": str(job.network),
         "model_arguments": job.network.arguments,
         "command": dict(job.about).get("command"),
-        "environment": runs.environment(job.device),
+        "environment": devices.environment(job.device),
         "recipe_notes": list(job.recipe.notes),
         "timings": {},
     }
@@ -108,7 +108,7 @@ def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int
 
 def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher) -> None:
     """Note in the manifest what the units will be made with and where."""
-    now = runs.environment(job.device) | {"threads": engine.threads_of_each(torch.get_num_threads())}
+    now = devices.environment(job.device) | {"threads": engine.threads_of_each(torch.get_num_threads())}
     used = {"engine": engine.name, "workers": engine.workers, "threads": now["threads"]}
     known = run.manifest.setdefault("engines", [])
     known += [] if used in known else [used]

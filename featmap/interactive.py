@@ -69,7 +69,7 @@ def interact(
     dry_run: DryRun = False,
 ) -> None:
     """Maximise units together and measure how far that is from the sum of its parts."""
-    from featmap import console, estimates, pairings, runs, screening
+    from featmap import console, devices, estimates, pairings, screening
 
     if bool(units) == bool(layers):
         raise FeatmapError("give either units (inception4a:17 inception4b:201) or two --layers with --features")
@@ -79,7 +79,7 @@ def interact(
         raise FeatmapError("--layers takes --features, one list for each of the two: --features 0-15 0-15")
     if units and features:
         raise FeatmapError("--features goes with --layers; name single units as inception4a:17 inception4b:201")
-    where, runner = runs.device(device), read_engine(engine, workers, threads, address)
+    where, runner = devices.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
     chosen = pairings.resolve(network, recipe, size, steps, rows=rows)
     probed = read_layers(probe_layers, "--probe-layers") if probe_layers is not None else []

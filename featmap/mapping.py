@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from numpy.typing import ArrayLike
 
-from featmap import blocks, crosstables, estimates, folders, maps, marks, overviews, runs, tables
+from featmap import blocks, crosstables, devices, estimates, folders, maps, marks, overviews, runs, tables
 from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import RecipeError, UnitError
 from featmap.maps import LayerMaps, SimilarityMap, open_arrays
@@ -220,7 +220,7 @@ def similarity(
 
     Source: the article, section "Feature Visualization from First Principles".
     """
-    where, engine = runs.device(device), Engine.of(engine)
+    where, engine = devices.device(device), Engine.of(engine)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = resolve(network, where, recipe, size, steps, **changes)
     tables.check_view(measure, neighbours)

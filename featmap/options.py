@@ -95,10 +95,10 @@ def read_recipe(
     rows: int | None,
 ) -> Recipe:
     """Return the recipe with the changes that were asked for; say so where one has no effect."""
-    from featmap import console, mapping, runs
+    from featmap import console, devices, mapping
 
     changes = {"metric": metric, "C": constant, "rows": rows}
-    recipe = mapping.resolve(network, runs.device(device), name, size, steps, **changes)
+    recipe = mapping.resolve(network, devices.device(device), name, size, steps, **changes)
     if constant is not None and recipe.metric == "l1":
         console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")
     return recipe

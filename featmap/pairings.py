@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from featmap import folders, interplay, jointwork, mapping, runs, verdicts
+from featmap import devices, folders, interplay, jointwork, mapping, runs, verdicts
 from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import UnitError
 from featmap.interplay import Interplay
@@ -283,7 +283,7 @@ def interact(
         probe_layers=probe_layers,
         seed=seed,
         seeds=seeds,
-        where=runs.device(device),
+        where=devices.device(device),
     )
     return carry_out(job, open_run(job, folder_of(job, out)), watcher, engine)
 
@@ -331,6 +331,6 @@ def interact_layers(
         probe_layers=probe_layers,
         seed=seed,
         seeds=seeds,
-        where=runs.device(device),
+        where=devices.device(device),
     )
     return carry_out(job, open_run(job, folder_of(job, out)), watcher, engine)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from featmap import images as forms
 from featmap import transforms
 from featmap.batches import Batches
 from featmap.descent import Descent, OnStep, frame_steps
+from featmap.devices import environment, remembered_settings, thread_count
 from featmap.engine import HERE, Engine, Landing, Silent, Task, Watcher, WorkUnit, begin, plan, run_here
 from featmap.errors import FeatmapError, ModelError, RecipeError
 from featmap.models import Network
@@ -30,31 +28,6 @@ from featmap.store import ArraySpec, Run
 STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
 LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
 RISE = 1e-6
-
-
-def device(name: str = "auto") -> torch.device:
-    """Return the device of that name: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, mps.
-
-    Raises
-    ------
-    FeatmapError
-        if the machine has none of that name.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        wanted = torch.device(name)
-    except RuntimeError as error:
-        raise FeatmapError(f"device {name!r} is unknown; allowed: auto, cpu, cuda, cuda:N, mps") from error
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise FeatmapError(
-            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; give --device cpu"
-        )
-    if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise FeatmapError(f"device {name!r}: there is no Metal device here; give --device cpu")
-    if wanted.type not in ("cpu", "cuda", "mps"):
-        raise FeatmapError(f"device {name!r} is not supported; allowed: auto, cpu, cuda, cuda:N, mps")
-    return wanted
 
 
 def check_seeds(seed: int | None, seeds: int, recipe: Recipe) -> tuple[int, ...]:
@@ -378,38 +351,3 @@ def enter_environment(store: Run, now: dict[str, Any], watcher: Watcher) -> None
     watcher.note(
         "parts of this run are made with other library versions or threads: images may differ in the last bits"
     )
-
-
-@contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Let torch take so many threads; restore their number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def remembered_settings() -> Iterator[None]:
-    """Turn off what would change bits between runs or round to less than float32 on a GPU; restore it afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-def environment(where: torch.device) -> dict[str, Any]:
-    """Return what bits may depend on besides the settings: versions, threads, processor."""
-    names = ("featmap", "torch", "torchvision", "numpy", "scipy", "networkx", "zarr", "xarray")
-    return {
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
-        "threads": torch.get_num_threads(),
-    }

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from featmap import estimates, folders, interaction, pairings, runs, screenplots, tables, transforms, verdicts
+from featmap import devices, estimates, folders, interaction, pairings, runs, screenplots, tables, transforms, verdicts
 from featmap.batches import Batches
 from featmap.engine import Engine, Silent, Watcher
 from featmap.errors import FeatmapError, UnitError
@@ -289,7 +289,7 @@ def _side(given: Plan, run: Run, units: Sequence[Unit], others: Sequence[Unit], 
     network, recipe = job.network, job.recipe
     at = {label: k for k, label in enumerate(job.labels)}
     rows = np.array([at[str(u)] for u in units])
-    with runs.remembered_settings():
+    with devices.remembered_settings():
         probe = Probe(network, recipe.rows, job.device)
         pink = transforms.pink(PINK, recipe.size)
         deviation = yardstick(probe, pink, given.probed)
@@ -380,6 +380,6 @@ def screen(
         probe_layers=probe_layers,
         seed=seed,
         seeds=seeds,
-        where=runs.device(device),
+        where=devices.device(device),
     )
     return carry_out(given, folder_of(given, out), watcher, engine)

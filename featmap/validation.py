@@ -19,6 +19,7 @@ from featmap import (
     appraisal,
     atlases,
     certificates,
+    devices,
     estimates,
     findings,
     folders,
@@ -160,7 +161,7 @@ def job_of(run: Run, network: Network) -> tuple[Job, list[str]]:
         Recipe.from_identity(identity["recipe"]),
         tuple(identity["seeds"]),
         tuple(identity["responses"]),
-        runs.device(identity["device"]),
+        devices.device(identity["device"]),
         None,
         about,
     ).check()
@@ -188,7 +189,7 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     """Make what is missing of a validation, judge the map, write the page and mark the run's tables and figures."""
     watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(given.run.identity)}
-    about = {"network": str(given.job.network), "environment": runs.environment(given.job.device)}
+    about = {"network": str(given.job.network), "environment": devices.environment(given.job.device)}
     store = Run(given.folder, identity).open({}, {}, about)
     with store.held():
         return _carried_out(given, store, watcher)

@@ -30,10 +30,12 @@ ALLOWED: dict[str, set[str]] = {
     "batches": {"models", "taps", "objectives", "prepare", "recipes", "descent"},
     "probing": {"errors", "units", "models", "taps", "objectives"},
     "photographs": {"errors"},
+    "devices": {"errors"},
     "store": {"errors"},
     "engine": {"errors", "store"},
     "cluster": {"errors", "engine", "store"},
     "runs": {
+        "devices",
         *("errors", "models", "recipes", "transforms", "images", "objectives"),
         *("batches", "descent", "probing", "engine", "cluster", "store"),
     },
@@ -46,9 +48,10 @@ ALLOWED: dict[str, set[str]] = {
         *("units", "images", "transforms", "objectives", "batches", "descent", "probing"),
         *("interaction", "engine", "store", "runs", "joints"),
     },
-    "folders": {"errors", "models", "recipes", "engine", "store", "runs"},
+    "folders": {"devices", "errors", "models", "recipes", "engine", "store", "runs"},
     "interplay": {"interaction"},
     "estimates": {
+        "devices",
         *("models", "recipes", "objectives", "descent", "batches", "probing"),
         *("runs", "folders", "joints", "gram"),
     },
@@ -86,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         *("engine", "store", "runs", "tables", "api"),
     },
     "validation": {
+        "devices",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "untrained"),
         *("engine", "store", "runs", "folders", "estimates", "findings", "tables", "maps", "mapping", "api"),
         *("appraisal", "atlases", "certificates", "evidence", "trials"),
@@ -110,25 +114,28 @@ ALLOWED: dict[str, set[str]] = {
         *("findings", "tables", "crosstables"),
     },
     "mapping": {
+        "devices",
         *("errors", "units", "models", "recipes", "objectives", "photographs"),
         *("engine", "store", "runs", "folders", "estimates", "marks", "tables", "crosstables", "maps"),
         *("blocks", "overviews"),
     },
     "api": {
+        "devices",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
         *("engine", "store", "runs", "folders", "mapping"),
     },
     "verdicts": {"recipes", "interaction", "interplay", "crossplots", "panels", "sheets", "tables", "store"},
     "pairings": {
+        "devices",
         *("errors", "units", "models", "recipes", "engine", "store", "runs", "folders", "mapping"),
         *("joints", "jointwork", "interplay", "verdicts"),
     },
     "lookup": {"errors", "models", "marks", "recipes", "store", "tables"},
     "console": set(),
-    "boundary": {"errors", "console"},
     "predictors": {"interaction"},
     "judging": {"predictors"},
     "screening": {
+        "devices",
         *("errors", "units", "models", "recipes", "transforms", "objectives", "batches", "probing"),
         *(
             "engine",
@@ -144,7 +151,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *("pairings", "predictors", "judging", "screenplots"),
     },
-    "interactive": {"errors", "options", "console", "estimates", "pairings", "screening", "runs"},
+    "interactive": {"devices", "errors", "options", "console", "estimates", "pairings", "screening", "runs"},
     "pictures": set(),
     "layouts": set(),
     "reproduction": {"errors", "recipes"},
@@ -159,7 +166,7 @@ ALLOWED: dict[str, set[str]] = {
         *("layerpages", "reports", "pages"),
     },
     "browsing": {"errors", "options", "console", "atlases"},
-    "options": {"errors", "engine", "models", "recipes", "runs", "estimates", "mapping", "console"},
+    "options": {"devices", "errors", "engine", "models", "recipes", "runs", "estimates", "mapping", "console"},
 }
 """What each module may import of featmap, written so that nothing below sees anything above it. `cli` sees all."""
 
