@@ -158,7 +158,7 @@ def run(
     """
     landed, count = 0, sum(map(len, waves))
     payload = _packed(task)
-    with _connected(engine, threads, count, task.gpu) as (ray, size):
+    with connected(engine, threads, count, task.gpu) as (ray, size):
         if size < (engine.workers or 0):
             watcher.note(f"{engine.workers} workers asked for; the cluster has room for {size}")
         start = _starter(ray, payload, store, threads, task.gpu)
@@ -270,7 +270,7 @@ def _starter(ray: Any, payload: bytes, store: Run, threads: int, gpu: bool) -> C
 
 
 @contextmanager
-def _connected(engine: Engine, threads: int, units: int, gpu: bool) -> Iterator[tuple[Any, int]]:
+def connected(engine: Engine, threads: int, units: int, gpu: bool = False) -> Iterator[tuple[Any, int]]:
     """Lend Ray, connected, with the number of workers that there is room for; disconnect if it was not before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here tells anybody of itself
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -298,11 +298,17 @@ def _begin(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -> Non
         given |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise FeatmapError(
-            f"engine ray: no cluster at {engine.address or 'this machine'} ({_brief(error)}); start one with "
-            "`ray start --head`, or leave out --address"
-        ) from error
+    except Exception as error:  # of which Ray raises many kinds, some of them plain
+        if engine.address is None:
+            what = (
+                f"Ray did not start here ({_brief(error)}); try again when this machine is less busy, or --engine here"
+            )
+        else:
+            what = (
+                f"no cluster at {engine.address!r} ({_brief(error)}); start one with `ray start --head`, or leave out "
+                "--address"
+            )
+        raise FeatmapError(f"engine ray: {what}") from error
 
 
 def _room(ray: Any, engine: Engine, threads: int, gpu: bool) -> int:
