@@ -23,6 +23,7 @@ from featmap.store import Run
 
 TRIES = 3
 POLL = 0.5  # seconds between two looks at Ctrl-C
+LONG = 60.0  # seconds without any worker, of which the user is told
 STORE_BYTES = 128 * 2**20
 NAMED = 10
 
@@ -98,6 +99,7 @@ class _Crew:
     idle: list[Any] = field(default_factory=list)
     busy: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     deaths_at_start: int = 0
+    waited: float = 0.0
 
     def staff(self, wanted: int) -> None:
         """Start workers until there are as many as are wanted and allowed."""
@@ -114,6 +116,8 @@ class _Crew:
     def answers(self) -> Iterator[tuple[Any, Any, Any]]:
         """Yield (worker, unit, what came of it): None where the worker died."""
         done, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=POLL)
+        working = done or any(unit is not None for _, unit in self.busy.values())
+        self.waited = 0.0 if working else self.waited + POLL
         for answer in done:
             actor, unit = self.busy.pop(answer)
             try:
@@ -181,6 +185,8 @@ def _wave(
     while queue or any(unit is not None for _, unit in crew.busy.values()):
         crew.staff(len(queue) + sum(unit is not None for _, unit in crew.busy.values()))
         crew.hand_out(queue)
+        if crew.waited == LONG:
+            watcher.note("still waiting for a first worker: is the cluster busy with other work?")
         for actor, unit, answer in crew.answers():
             if unit is None:
                 _welcome(crew, actor, answer, note)
@@ -300,9 +306,7 @@ def _begin(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -> Non
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
     except Exception as error:  # of which Ray raises many kinds, some of them plain
         if engine.address is None:
-            what = (
-                f"Ray did not start here ({_brief(error)}); try again when this machine is less busy, or --engine here"
-            )
+            what = f"Ray did not start here ({_brief(error)}); try again when it is less busy, or --engine here"
         else:
             what = (
                 f"no cluster at {engine.address!r} ({_brief(error)}); start one with `ray start --head`, or leave out "
