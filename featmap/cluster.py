@@ -23,6 +23,7 @@ from featmap.store import Run
 
 TRIES = 3
 POLL = 0.5  # seconds between two looks at Ctrl-C
+LONG = 60.0  # seconds without any worker, of which the user is told
 STORE_BYTES = 128 * 2**20
 NAMED = 10
 
@@ -98,6 +99,7 @@ class _Crew:
     idle: list[Any] = field(default_factory=list)
     busy: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     deaths_at_start: int = 0
+    waited: float = 0.0
 
     def staff(self, wanted: int) -> None:
         """Start workers until there are as many as are wanted and allowed."""
@@ -114,6 +116,8 @@ class _Crew:
     def answers(self) -> Iterator[tuple[Any, Any, Any]]:
         """Yield (worker, unit, what came of it): None where the worker died."""
         done, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=POLL)
+        working = done or any(unit is not None for _, unit in self.busy.values())
+        self.waited = 0.0 if working else self.waited + POLL
         for answer in done:
             actor, unit = self.busy.pop(answer)
             try:
@@ -158,7 +162,7 @@ def run(
     """
     landed, count = 0, sum(map(len, waves))
     payload = _packed(task)
-    with _connected(engine, threads, count, task.gpu) as (ray, size):
+    with connected(engine, threads, count, task.gpu) as (ray, size):
         if size < (engine.workers or 0):
             watcher.note(f"{engine.workers} workers asked for; the cluster has room for {size}")
         start = _starter(ray, payload, store, threads, task.gpu)
@@ -181,6 +185,8 @@ def _wave(
     while queue or any(unit is not None for _, unit in crew.busy.values()):
         crew.staff(len(queue) + sum(unit is not None for _, unit in crew.busy.values()))
         crew.hand_out(queue)
+        if crew.waited == LONG:
+            watcher.note("still waiting for a first worker: is the cluster busy with other work?")
         for actor, unit, answer in crew.answers():
             if unit is None:
                 _welcome(crew, actor, answer, note)
@@ -270,7 +276,7 @@ def _starter(ray: Any, payload: bytes, store: Run, threads: int, gpu: bool) -> C
 
 
 @contextmanager
-def _connected(engine: Engine, threads: int, units: int, gpu: bool) -> Iterator[tuple[Any, int]]:
+def connected(engine: Engine, threads: int, units: int, gpu: bool = False) -> Iterator[tuple[Any, int]]:
     """Lend Ray, connected, with the number of workers that there is room for; disconnect if it was not before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here tells anybody of itself
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -298,11 +304,15 @@ def _begin(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -> Non
         given |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise FeatmapError(
-            f"engine ray: no cluster at {engine.address or 'this machine'} ({_brief(error)}); start one with "
-            "`ray start --head`, or leave out --address"
-        ) from error
+    except Exception as error:  # of which Ray raises many kinds, some of them plain
+        if engine.address is None:
+            what = f"Ray did not start here ({_brief(error)}); try again when it is less busy, or --engine here"
+        else:
+            what = (
+                f"no cluster at {engine.address!r} ({_brief(error)}); start one with `ray start --head`, or leave out "
+                "--address"
+            )
+        raise FeatmapError(f"engine ray: {what}") from error
 
 
 def _room(ray: Any, engine: Engine, threads: int, gpu: bool) -> int:

@@ -110,13 +110,15 @@ def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher) -> None:
     """Note in the manifest what the units will be made with and where."""
     now = devices.environment(job.device) | {"threads": engine.threads_of_each(torch.get_num_threads())}
     used = {"engine": engine.name, "workers": engine.workers, "threads": now["threads"]}
-    known = run.manifest.setdefault("engines", [])
-    known += [] if used in known else [used]
+    known = run.manifest.get("engines", [])
+    noted = {"engines": known if used in known else [*known, used]}
     if any((run.folder / UNITS).glob("[!.]*")):
         runs.enter_environment(run, now, watcher)
     else:  # nothing is made yet: the run begins in this environment
-        run.manifest["environment"] = now
-    run.save()
+        noted["environment"] = now
+    if any(run.manifest.get(name) != value for name, value in noted.items()):
+        run.manifest |= noted
+        run.save()
 
 
 def complete(run: Run, names: Iterable[str]) -> None:

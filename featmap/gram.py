@@ -40,7 +40,7 @@ def block_rows(features: int, chunk: int) -> int:
 
 def memory(features: int) -> int:
     """Return about how many bytes `compare` takes for so many features."""
-    return 3 * BUDGET + 8 * features * min(LEFTS, features) + 8 * 8 * SLICE
+    return 4 * BUDGET + 8 * features * min(LEFTS, features) + 8 * 8 * SLICE
 
 
 @dataclass(frozen=True, eq=False)

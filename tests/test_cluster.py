@@ -36,7 +36,7 @@ def connected() -> Iterator[None]:
     """One cluster for all: starting it takes longer than the tests."""
     from featmap import cluster
 
-    with cluster._connected(Engine("ray", workers=3, threads=1), 1, 3, False):
+    with cluster.connected(Engine("ray", workers=3, threads=1), 1, 3):
         yield
 
 
