@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from featmap.divergence import distances, growth, half_life, profile_correlation
+from featmap.divergence import crossing, distances, growth, half_life, profile_correlation
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 STEPS = np.arange(0, 61, 4)
@@ -45,6 +45,17 @@ def test_growth_leaves_out_what_is_equal_and_says_undefined() -> None:
     assert growth(STEPS, gaps) == pytest.approx(1.2)
     assert np.isnan(growth(STEPS, np.zeros(len(STEPS))))
     assert np.isnan(growth(STEPS[:2], gaps[3:5]))
+
+
+def test_growth_that_is_over_at_once_is_that_of_the_first_steps() -> None:
+    gaps = np.array([1e-8, 1e-4, 1e-1, 0.2, 0.3, 0.3])
+    assert growth(np.arange(6), gaps) == pytest.approx(np.exp(np.log(1e-1 / 1e-8) / 2))
+
+
+def test_the_step_at_which_a_level_is_crossed() -> None:
+    gaps = np.array([0.0, 0.1, np.nan, 0.3, 0.2])
+    assert crossing(np.arange(0, 50, 10), gaps, 0.2) == 30 and crossing(np.arange(5), gaps, 0.05) == 1
+    assert crossing(np.arange(5), gaps, 0.3) == np.inf
 
 
 @repeatable
