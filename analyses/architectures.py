@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import featmap
-from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
+from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, averaged, interval, start
 from analyses.tables import stored
 from featmap import FeatmapError, coherence, drawing, interaction, runs, transforms
 from featmap.probing import Probe
@@ -149,15 +149,6 @@ def findings(context: Context, table: pd.DataFrame) -> list[Finding]:
         own = means[HEADLINE].to_numpy()[[key[0] == layer for key in means.index]]
         found.append(averaged(f"{layer}:{HEADLINE}", own, f"{layer}: {MEASURES[HEADLINE]}"))
     return found
-
-
-def averaged(name: str, values: np.ndarray, words: str) -> Finding:
-    """Return the mean over features with its interval, or that it is undefined."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return plain_finding(name, np.nan, 0, words)
-    mean, low, high = interval(known)
-    return plain_finding(name, mean, len(known), words, low, high)
 
 
 @dataclass(frozen=True)

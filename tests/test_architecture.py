@@ -112,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "lookup": {"errors", "models", "recipes", "store", "tables"},
     "console": set(),
+    "boundary": {"errors", "console"},
     "predictors": {"interaction"},
     "judging": {"predictors"},
     "screening": {
