@@ -11,6 +11,7 @@ settings), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m analyses.tabl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
 from analyses.commands import run
-from featmap import FeatmapError, Network, drawing, load, transforms
+from featmap import FeatmapError, Network, drawing, load, maximise, transforms
 from featmap.console import Bars, err, out
 from featmap.store import digest, write_atomically
 
@@ -58,6 +60,8 @@ class Study:
     full : what ``--full`` changes, in words
     takes_image : whether ``--image`` may name a photograph that it starts from
     seeds : of the noise, where ``--seeds`` does not say; a claim about named units wants five
+    features : drawn of each layer, where ``--features`` does not say
+    feature : the channel that the claim names, where ``--feature`` names no other; None where it names none
     """
 
     name: str
@@ -68,6 +72,8 @@ class Study:
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LATE)
     takes_image: bool = False
     seeds: int = SEEDS
+    features: int = FEATURES
+    feature: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Context:
     """What a study works with: the network, its layers, the options, where runs lie, what shows progress.
 
     `image` is a photograph's path, of a study that takes one and was given one; in `results` lies what was stored of
-    other networks, for a study that compares them.
+    other networks, for a study that compares them. `feature` is the channel that the claim names, or the one asked for.
     """
 
     study: Study
@@ -117,6 +123,7 @@ class Context:
     watcher: Bars
     image: Path | None = None
     results: Path = RESULTS
+    feature: int | None = None
 
     def drawn(self, layer: str, count: int | None = None) -> list[int]:
         """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
@@ -133,11 +140,23 @@ class Context:
         """Return the run folder of one piece of the work: named by `parts`, a hash of `settings` and of the weights."""
         given = {"sha256": self.network.sha256, "parts": parts, "settings": settings, "full": self.full}
         name = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(map(str, (self.network.name, *parts))))
-        return self.runs / self.study.name / f"{name[:80]}-{digest(json.loads(json.dumps(given, default=str)))}"
+        return self.runs / self.study.name / f"{name[:80]}-{digest(json.loads(json.dumps(given, default=_told)))}"
+
+    def maximise(self, units: Sequence[str], *parts: Any, **settings: Any) -> xr.Dataset:
+        """Return `featmap.maximise` of some units, kept in a run folder of its own, to go on from."""
+        folder = self.folder(*parts, units=list(units), **settings)
+        return maximise(units, self.network, device=self.device, out=folder, watcher=self.watcher, **settings)
 
     def say(self, text: str) -> None:
         """Tell what is being done."""
         err().print(f"{self.study.name}: {text}")
+
+
+def _told(value: Any) -> str:
+    """Return what tells a setting that is no plain value from others: of an array the SHA-256 of its bytes."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return str(value)
 
 
 def interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
@@ -199,6 +218,7 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
             "seeds": context.seeds,
             "full": context.full,
             **({"image": context.image.name} if context.image else {}),
+            **({"feature": context.feature} if context.feature is not None else {}),
             "device": context.device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__.partition("+")[0],
@@ -231,8 +251,9 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         ),
         weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
         layers: Annotated[str | None, typer.Option(help="Layers in place of its own, joined by commas.")] = None,
-        features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = FEATURES,
+        features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = study.features,
         seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = study.seeds,
+        feature: Annotated[int | None, typer.Option(help="Channel in place of the one that the claim names.")] = None,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         image: Annotated[Path | None, typer.Option(help="A photograph, for a study that starts from one.")] = None,
@@ -243,6 +264,8 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
             raise FeatmapError(f"--features {features}, --seeds {seeds}: give 1 or more of each")
         if image is not None and not study.takes_image:
             raise FeatmapError(f"study {study.name} starts from noise only; leave --image out")
+        if feature is not None and study.feature is None:
+            raise FeatmapError(f"the claim of study {study.name} names no feature; leave --feature out")
         network = load(model, weights)
         chosen = tuple(n.strip() for n in layers.split(",") if n.strip()) if layers else study.layers.get(model, ())
         if not chosen:
@@ -251,8 +274,9 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
             )
         for layer in chosen:
             network.layer(layer, network.input_size)
+        named = study.feature if feature is None else feature
         with Bars() as bars:
-            context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image, results)
+            context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
             outcome = measure(context)
         for path in save(context, outcome, results):
             context.say(str(path))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from featmap import folders, mapping, photographs, runs
@@ -19,7 +20,7 @@ from featmap.errors import FeatmapError, UnitError
 from featmap.models import Network, load
 from featmap.objectives import Objective, objective
 from featmap.probing import Probe
-from featmap.recipes import Recipe
+from featmap.recipes import Recipe, whole
 from featmap.runs import Job, Worker
 from featmap.store import MANIFEST, ArraySpec, Run, sha256
 from featmap.units import Unit
@@ -35,22 +36,30 @@ def maximise_job(
     seed: int | None = None,
     seeds: int = 1,
     where: torch.device | None = None,
-    start: str | Path | None = None,
+    start: str | Path | ArrayLike | None = None,
+    frames: int = 0,
+    responses: str | Sequence[str] | None = None,
 ) -> Job:
     """Return the checked job that makes the maximising images of some units or sums of units."""
     given = [units] if isinstance(units, (str, Unit, Objective)) else list(units)
     if not given:
         raise UnitError("no units; give at least one, such as inception4a:17")
     targets = tuple(dict.fromkeys(objective(u) for u in given))
-    photo = None if start is None else photographs.read_photograph(Path(start), recipe.sizes[0])
+    if whole("frames", frames) < 0:
+        raise FeatmapError(f"frames {frames}: keep an image every 1 or more steps, or give 0 for none")
+    if responses is None:
+        responses = list(dict.fromkeys(layer for o in targets for layer in o.layers)) if frames else []
+    layers = [responses] if isinstance(responses, str) else responses
     return Job(
         network,
         targets,
         recipe,
         runs.check_seeds(seed, seeds, recipe),
-        device=where or torch.device("cpu"),
-        start=photo,
-        about=(("command", "optimize"),),
+        tuple(dict.fromkeys(network.unit(Unit(layer, 0), recipe.size).layer for layer in layers)),
+        where or torch.device("cpu"),
+        None if start is None else photographs.starting_image(start, recipe.sizes[0]),
+        (("command", "optimize"),),
+        frames,
     ).check()
 
 
@@ -68,7 +77,9 @@ def maximise(
     seed: int | None = None,
     seeds: int = 1,
     device: str = "auto",
-    start: str | Path | None = None,
+    start: str | Path | ArrayLike | None = None,
+    frames: int = 0,
+    responses: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     watcher: Watcher | None = None,
     **changes: Any,
@@ -79,9 +90,11 @@ def maximise(
     ----------
     units : "inception4a:17", a `Unit`, an `Objective`, or several
     model, weights, mean, std, input_size : the network, see `featmap.load`
-    recipe, size, steps : how the images are made; `changes` are other fields of the recipe (metric, C, rows)
+    recipe, size, steps : how the images are made; `changes` are other fields of the recipe (metric, C, rows, gradients)
     seed, seeds : the first seed of the noise and how many of them
-    start : a photograph to start from instead of noise
+    start : a photograph to start from instead of noise, or 3 x H x H of floats (its size is brought to the recipe's)
+    frames : keep every image at the start, after every so many steps and at the end; 0 keeps none
+    responses : layers whose responses are recorded as well; None: with `frames` those of the units, else none
     out : a run folder to keep the result in and to go on from; None works in memory
 
     Returns
@@ -89,13 +102,19 @@ def maximise(
     xarray.Dataset
         `images` (seed, image, channel, y, x), `activation` and `null_activation` (seed, image), `curve`
         (seed, image, step), `status` (seed, image; an index into `featmap.runs.STATUSES`), `null_images`.
+        With `responses` also `A` (seed, image, response) and `null` (seed, response). With `frames` also `frames`
+        (seed, image, frame, channel, y, x), labelled by the steps made: as they would be stored, brought to the
+        final size; and `frame_A` (seed, image, frame, response), the untouched network's responses to each at the
+        size that it had. The last frame is the image, and its row of `frame_A` is that of `A`, bit for bit.
 
     Source: the article, section "Feature Visualization from First Principles".
     """
     where = runs.device(device)
     network = load(model, weights, mean=mean, std=std, input_size=input_size)
     chosen = mapping.resolve(network, where, recipe, size, steps, **changes)
-    job = maximise_job(units, network, chosen, seed=seed, seeds=seeds, where=where, start=start)
+    job = maximise_job(
+        units, network, chosen, seed=seed, seeds=seeds, where=where, start=start, frames=frames, responses=responses
+    )
     if out is not None:
         with mapping.open_run(job, out).held() as run:
             mapping.carry_out(job, run, watcher or Silent())

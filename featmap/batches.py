@@ -41,6 +41,7 @@ class Batches:
         seed: int | Sequence[int],
         start: Tensor | None = None,
         on_step: OnStep | None = None,
+        frames: int = 0,
     ) -> Descent:
         """Return the descents of a batch; see `featmap.descent.descend` for what is given and returned."""
         groups: dict[tuple[str, ...], list[int]] = {}
@@ -60,6 +61,7 @@ class Batches:
                     start=start[rows] if start is not None and start.dim() == 4 else start,
                     device=self.device,
                     on_step=on_step if len(found) == len(groups) - 1 else None,
+                    frames=frames,
                 )
             )
         back = torch.argsort(torch.tensor([r for rows in groups.values() for r in rows]))
@@ -71,6 +73,7 @@ class Batches:
             torch.cat([f.agreement for f in found])[back],
             torch.cat([f.revived for f in found])[back],
             torch.cat([f.moved for f in found])[back],
+            tuple(torch.cat(same_step)[back] for same_step in zip(*(f.frames for f in found), strict=True)),
         )
 
     def influence(self, objectives: Sequence[Objective], images: Tensor, rows: int, layer: str) -> Tensor:

@@ -18,6 +18,7 @@ from featmap.options import (
     Device,
     DryRun,
     Features,
+    Frames,
     InputSize,
     Mean,
     Metric,
@@ -182,6 +183,7 @@ def optimize(
     seed: Seed = None,
     seeds: Seeds = 1,
     start: Start = None,
+    frames: Frames = 0,
     device: Device = "auto",
     out: Out = None,
     dry_run: DryRun = False,
@@ -198,7 +200,9 @@ def optimize(
     if layer:
         count = network.layer(layer, chosen.size).channels
         units = [f"{layer}:{c}" for c in parse_channels(features, count, layer)]
-    job = api.maximise_job(units or [], network, chosen, seed=seed, seeds=seeds, where=where, start=start)
+    job = api.maximise_job(
+        units or [], network, chosen, seed=seed, seeds=seeds, where=where, start=start, frames=frames
+    )
     if dry_run:
         print_dry_run(job, out or mapping.default_folder(job))
         return

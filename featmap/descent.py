@@ -30,8 +30,9 @@ class Descent:
 
     `images` R x 3 x H x W, float32, as they are to be stored; `curve` R x steps x terms, the activation of
     each term's unit before every step; `agreement` R x steps, the mean cosine of its terms' gradients at that
-    step, NaN where fewer than two of them have one; `revived` whether the row got its gradient through dead
-    ReLUs; `moved` whether it ever had a gradient at all.
+    step, NaN where fewer than two of them have one (or where they were taken together); `revived` whether the row
+    got its gradient through dead ReLUs; `moved` whether it ever had a gradient at all. `frames` are the images at
+    `frame_steps`, as they would be stored, R x 3 x h x w at the size they had then; the last one is `images`.
     """
 
     images: Tensor
@@ -39,6 +40,12 @@ class Descent:
     agreement: Tensor
     revived: Tensor
     moved: Tensor
+    frames: tuple[Tensor, ...] = ()
+
+
+def frame_steps(steps: int, every: int) -> list[int]:
+    """Return after how many steps images are kept: at the start, after each `every` steps, and at the end."""
+    return [*range(0, steps, every), steps] if every else []
 
 
 class _LeakyGradient(torch.autograd.Function):
@@ -129,11 +136,12 @@ def descend(
     start: Tensor | None = None,
     device: torch.device | str = "cpu",
     on_step: OnStep | None = None,
+    frames: int = 0,
 ) -> Descent:
     """Make the maximising images of up to `recipe.rows` objectives.
 
     Where an objective is a sum, each unit's gradient is taken by itself and then they are added: the article's
-    other way of writing it, which here tells how far the gradients agree.
+    other way of writing it, which here tells how far the gradients agree. (`recipe.gradients` has the choice.)
 
     Parameters
     ----------
@@ -145,6 +153,7 @@ def descend(
     seed : of the noise and of the jitter; one, or one for each objective
     start : an image to start from instead of noise, 3 x H x W, or one for each objective, N x 3 x H x W
     on_step : called with (step, activations R x T) after each step
+    frames : keep the images at the start and after every so many steps; 0 keeps none
 
     Source: the article, sections "Feature Visualization from First Principles" and "Layer and Neuron Interactions".
     """
@@ -165,6 +174,8 @@ def descend(
         torch.zeros(recipe.rows, dtype=torch.bool, device=device),
         torch.zeros(recipe.rows, dtype=torch.bool, device=device),
         on_step=on_step,
+        every=frames,
+        wanted=wanted,
     )
     image = torch.cat([first, first[:1].expand(padding, -1, -1, -1)]).to(device).contiguous()
     with Taps(module, layers) as taps:
@@ -179,6 +190,7 @@ def descend(
         torch.stack(loop.agreement, dim=1)[:wanted].float().cpu(),
         loop.revived[:wanted].cpu(),
         loop.moved[:wanted].cpu(),
+        tuple(loop.frames),
     )
 
 
@@ -201,13 +213,18 @@ class _Loop:
     revived: Tensor
     moved: Tensor
     on_step: OnStep | None
+    every: int = 0
+    wanted: int = 0
     curve: list[Tensor] = field(default_factory=list)
     agreement: list[Tensor] = field(default_factory=list)
+    frames: list[Tensor] = field(default_factory=list)
 
     def octave(self, taps: Taps, loss: BatchLoss, image: Tensor, octave: Octave) -> Tensor:
         """Return the images after one octave."""
         recipe, parameters = self.recipe, self.form.start(image)
         direction = _Steps(recipe.optimiser)
+        if not self.curve:
+            self._keep(parameters)
         for i in range(octave.steps):
             step = len(self.curve)
             g, agreement, means = self._gradient(taps, loss, parameters, step)
@@ -225,7 +242,15 @@ class _Loop:
             self.agreement.append(agreement)
             if self.on_step is not None:
                 self.on_step(step, means)
+            self._keep(parameters)
         return self.form.image(parameters).detach()
+
+    def _keep(self, parameters: Tensor) -> None:
+        """Keep the images as they are now, if it is time."""
+        done = len(self.curve)
+        if self.every and (done % self.every == 0 or done == self.recipe.steps):
+            image = forms.finished(self.recipe, self.form.image(parameters).detach())
+            self.frames.append(image[: self.wanted].float().cpu())
 
     def _gradient(self, taps: Taps, loss: BatchLoss, parameters: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradient, the agreement of its terms, and the terms' activations."""
@@ -233,6 +258,9 @@ class _Loop:
         moving = transforms.jitter(self.form.image(p), self.seeds, step, self.recipe.jitter)
         losses, means = loss.by_term(taps.run(self.normalise(moving)))
         terms = losses.shape[1]
+        if self.recipe.gradients == "together":
+            (g,) = torch.autograd.grad(losses.sum(), p)
+            return g, torch.full_like(means[:, 0], float("nan")), means
         each = [torch.autograd.grad(losses[:, k].sum(), p, retain_graph=k < terms - 1)[0] for k in range(terms)]
         g, agreement = joined(torch.stack(each))
         return g, agreement, means

@@ -12,9 +12,11 @@ import torch
 
 from featmap import folders
 from featmap.batches import Batches
+from featmap.descent import frame_steps
 from featmap.joints import JointJob
 from featmap.models import Network
 from featmap.objectives import Objective
+from featmap.probing import Probe
 from featmap.recipes import Recipe
 from featmap.runs import Job, remembered_settings
 
@@ -50,7 +52,9 @@ def estimate(job: Job, folder: Path) -> Estimate:
     share = len(job.objectives) / sum(map(len, measured))
     counted = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
     seconds = share * _seconds(job.network, job.recipe, job.device, job.seeds[0], job.start, counted)
-    return Estimate(seconds, _memory(job.network, job.recipe, job.layers), disk_needed(job), folders.free_space(folder))
+    seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
+    memory = _memory(job.network, job.recipe, job.layers) + _frame_bytes(job)
+    return Estimate(seconds, memory, disk_needed(job), folders.free_space(folder))
 
 
 def estimate_joint(job: JointJob, folder: Path) -> Estimate:
@@ -92,6 +96,27 @@ def _seconds(
                 )
                 seconds += count * octave.steps * (stamps[2] - stamps[0]) / 2
     return seconds
+
+
+def _frame_seconds(job: Job) -> float:
+    """Return the seconds that a batch's frames take to be probed."""
+    kept, done, seconds = frame_steps(job.recipe.steps, job.frames), 0, 0.0
+    probe = Probe(job.network, job.recipe.rows, job.device)
+    for octave in job.recipe.octaves:
+        frames = sum(done < step <= done + octave.steps or step == done == 0 for step in kept)
+        done += octave.steps
+        if frames and job.responses:
+            assert isinstance(octave.size, int)
+            begun = time.perf_counter()
+            probe.responses(torch.zeros(job.recipe.rows, 3, octave.size, octave.size), job.responses)
+            seconds += frames * (time.perf_counter() - begun)
+    return seconds
+
+
+def _frame_bytes(job: Job) -> int:
+    """Return the bytes of a batch's frames, which are held twice."""
+    kept = len(frame_steps(job.recipe.steps, job.frames))
+    return 2 * 4 * kept * job.recipe.rows * 3 * max(job.recipe.sizes) ** 2
 
 
 def _memory(network: Network, recipe: Recipe, layers: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from numpy.typing import ArrayLike
 
 from featmap import crosstables, estimates, folders, maps, marks, runs, tables
 from featmap.engine import Silent, Watcher
@@ -15,7 +16,7 @@ from featmap.errors import RecipeError, UnitError
 from featmap.maps import LayerMaps, SimilarityMap, open_arrays
 from featmap.models import Network, load
 from featmap.objectives import channel
-from featmap.photographs import read_photograph
+from featmap.photographs import starting_image
 from featmap.recipes import Recipe
 from featmap.recipes import recipe as named_recipe
 from featmap.runs import Job
@@ -26,7 +27,7 @@ __all__ = ["LayerMaps", "SimilarityMap", "open_arrays", "similarity"]
 
 STIMULI = ("layer", "shown")
 DEFAULT_NEIGHBOURS = 10
-CHANGEABLE = ("metric", "C", "rows", "jitter", "parameterisation", "optimiser", "clamp", "rescue")
+CHANGEABLE = ("metric", "C", "rows", "jitter", "parameterisation", "optimiser", "clamp", "rescue", "gradients")
 
 
 def default_recipe(where: torch.device) -> str:
@@ -66,7 +67,7 @@ def similarity_job(
     seed: int | None = None,
     seeds: int = 1,
     where: torch.device | None = None,
-    start: str | Path | None = None,
+    start: str | Path | ArrayLike | None = None,
 ) -> tuple[Job, list[str]]:
     """Return the checked job of the maps of one layer or several, and the names of the features to show.
 
@@ -91,7 +92,7 @@ def similarity_job(
         runs.check_seeds(seed, seeds, recipe),
         (*layers, *probed),
         where or torch.device("cpu"),
-        None if start is None else read_photograph(Path(start), recipe.sizes[0]),
+        None if start is None else starting_image(start, recipe.sizes[0]),
         (
             ("command", "similarity"),
             ("layers", layers) if several else ("layer", layers[0]),
@@ -160,7 +161,7 @@ def similarity(
     seeds: int = 1,
     neighbours: int = DEFAULT_NEIGHBOURS,
     device: str = "auto",
-    start: str | Path | None = None,
+    start: str | Path | ArrayLike | None = None,
     out: str | Path | None = None,
     watcher: Watcher | None = None,
     **changes: Any,
@@ -177,6 +178,7 @@ def similarity(
     measure : what the heatmap shows, a key of `featmap.measures.MEASURES`
     recipe, size, steps : how the images are made; `changes` are other fields of the recipe (metric, C, rows)
     seed, seeds : the first seed and how many maps to make and average
+    start : a photograph, or 3 x H x H of floats, to start from instead of noise
     neighbours : k of the neighbour graph
     out : the run folder; the same call with the same folder goes on where it stopped
 

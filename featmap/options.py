@@ -33,6 +33,7 @@ Rows = Annotated[int | None, typer.Option(help="Images descended together; part 
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise. Default: the recipe's.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")]
 Start = Annotated[Path | None, typer.Option(help="A photograph to start from instead of noise.")]
+Frames = Annotated[int, typer.Option(help="Keep every image after each so many steps, too; 0 keeps none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the settings>.")]
 DryRun = Annotated[

@@ -16,6 +16,7 @@ CHOICES = {
     "parameterisation": ("pixels", "fourier"),
     "optimiser": ("gradient", "rms", "adam"),
     "clamp": ("never", "end", "every"),
+    "gradients": ("separate", "together"),
 }
 
 
@@ -58,6 +59,9 @@ class Recipe:
         "linf" (as the article's code computes it: the largest row sum), "linf-elementwise"
     C : the large constant
     rescue : share of the steps in which a row without gradient gets it through dead ReLUs
+    gradients : of a sum: each term's gradient taken by itself and then added, "separate"; or the gradient of the
+        sum of losses in one pass, "together" (the article's code). They differ by rounding; only the first tells
+        how far the terms agree and whether they cancel. One term has the same bits either way
     rows : number of images descended together; batches are padded to it
     largest : where no size is asked for, the network's own input size up to this one is taken
     default_seed : the seed where none is asked for
@@ -75,6 +79,7 @@ class Recipe:
     metric: str = "l1"
     C: float = 200.0
     rescue: float = 0.25
+    gradients: Literal["separate", "together"] = "separate"
     rows: int = 16
     largest: int | None = None
     default_seed: int = 0
@@ -164,6 +169,8 @@ class Recipe:
         known.pop("notes")
         known.pop("default_seed")
         known.pop("largest")
+        if self.gradients == "separate":  # runs that were made before there was a choice stay what they are
+            known.pop("gradients")
         return json.loads(json.dumps(known))
 
     @property

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from featmap import images as forms
+from featmap import transforms
 from featmap.batches import Batches
-from featmap.descent import Descent, OnStep
+from featmap.descent import Descent, OnStep, frame_steps
 from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, ModelError, RecipeError
 from featmap.models import Network
@@ -72,8 +73,9 @@ class Job:
     ----------
     objectives : one an image; `labels` are their names
     responses : layers whose features' responses to every image are recorded (the columns of A)
-    start : a photograph to start from (3 x H x W in [0, 1]) instead of noise
+    start : an image to start from (3 x H x H; a photograph lies in [0, 1]) instead of noise
     about : further settings that belong to the identity of the run (what is shown, which command)
+    frames : keep every image at the start and after every so many steps, and the responses to it; 0 keeps none
     """
 
     network: Network
@@ -84,6 +86,7 @@ class Job:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     start: Tensor | None = None
     about: tuple[tuple[str, Any], ...] = ()
+    frames: int = 0
 
     @property
     def labels(self) -> list[str]:
@@ -110,8 +113,9 @@ class Job:
                 for _, unit in terms:
                     unit.check(self.network.layer(unit.layer, size).shape)
             checked.append(Objective(terms))
-        for layer in self.responses:
-            self.network.layer(layer, self.recipe.size)
+        for size in {self.recipe.size, *(self.recipe.sizes if self.frames else ())}:
+            for layer in self.responses:
+                self.network.layer(layer, size)
         if self.network.arguments.get("model") is None or ":" in self.network.arguments["model"]:
             self._try_step(checked)
         return replace(self, objectives=tuple(dict.fromkeys(checked)))
@@ -123,7 +127,7 @@ class Job:
         for layout in (torch.channels_last, torch.contiguous_format):
             self.network.layout = layout
             try:
-                worker = Worker(replace(self, objectives=tuple(firsts.values()), recipe=short, responses=()))
+                worker = Worker(replace(self, objectives=tuple(firsts.values()), recipe=short, responses=(), frames=0))
                 worker.descend(tuple(firsts.values())[: short.rows], short, self.seeds[0], lambda _, __: None)
                 return
             except (FeatmapError, MemoryError):
@@ -153,6 +157,7 @@ class Job:
             "seeds": list(self.seeds),
             "start": photo,
             "device": self.device.type,
+            **({"frames": self.frames} if self.frames else {}),
             **dict(self.about),
         }
 
@@ -174,6 +179,21 @@ class Job:
             dims = ("seed", "image", "response")
             specs["A"] = ArraySpec(dims, (seeds, count, columns), (1, rows, columns))
             specs["null"] = ArraySpec(("seed", "response"), (seeds, columns), (1, columns))
+        return specs | self._frame_arrays()
+
+    def _frame_arrays(self) -> dict[str, ArraySpec]:
+        first, kept = (len(self.seeds), len(self.objectives)), len(frame_steps(self.recipe.steps, self.frames))
+        if not kept:
+            return {}
+        dims, picture = ("seed", "image", "frame"), (3, self.recipe.size, self.recipe.size)
+        specs = {
+            "frames": ArraySpec(
+                (*dims, "channel", "y", "x"), (*first, kept, *picture), (1, self.recipe.rows, 1, *picture)
+            )
+        }
+        if columns := len(self.columns):
+            shape = (*first, kept, columns)
+            specs["frame_A"] = ArraySpec((*dims, "response"), shape, (1, self.recipe.rows, *shape[2:]))
         return specs
 
     def coords(self) -> dict[str, np.ndarray]:
@@ -184,6 +204,8 @@ class Job:
             "step": np.arange(self.recipe.steps, dtype=np.int64),
             "channel": np.array(["red", "green", "blue"]),
         }
+        if self.frames:
+            found["frame"] = np.array(frame_steps(self.recipe.steps, self.frames), dtype=np.int64)
         return found | ({"response": np.array(self.columns)} if self.responses else {})
 
     def units(self) -> list[WorkUnit]:
@@ -203,7 +225,7 @@ class Worker:
 
     def descend(self, objectives: Sequence[Objective], recipe: Recipe, seed: int, on_step: OnStep) -> Descent:
         """Return the descents of a batch."""
-        return self.batches.descend(objectives, recipe, seed, self.job.start, on_step)
+        return self.batches.descend(objectives, recipe, seed, self.job.start, on_step, self.job.frames)
 
     def null_image(self, seed: int) -> Tensor:
         """Return the null image of a seed, 3 x H x W."""
@@ -236,6 +258,15 @@ class Worker:
         found = self.probe.responses(images, self.job.responses)
         return np.concatenate([found[la] for la in self.job.responses], axis=1)
 
+    def _frames(self, frames: Sequence[Tensor]) -> dict[str, np.ndarray]:
+        """Return the frames at the final size, and the responses to them at the size that each had."""
+        if not frames:
+            return {}
+        made = {"frames": np.stack([transforms.resize(f, self.job.recipe.size).numpy() for f in frames], axis=1)}
+        if self.job.responses:
+            made["frame_A"] = np.stack([self._responses(f) for f in frames], axis=1)
+        return made
+
     def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:
         job = self.job
         chosen = job.objectives[unit.first : unit.last]
@@ -256,6 +287,7 @@ class Worker:
         }
         if job.responses:
             made["A"] = self._responses(result.images)
+        made |= self._frames(result.frames)
         made["status"] = statuses(made, result.moved.numpy(), result.revived.numpy())
         return made
 

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors"},
     "engine": {"errors", "store"},
     "runs": {
-        *("errors", "models", "recipes", "images", "objectives"),
+        *("errors", "models", "recipes", "transforms", "images", "objectives"),
         *("batches", "descent", "probing", "engine", "store"),
     },
     "interaction": set(),
@@ -46,11 +46,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "folders": {"errors", "models", "recipes", "engine", "store", "runs"},
     "interplay": {"interaction"},
-    "estimates": {"models", "recipes", "objectives", "batches", "runs", "folders", "joints"},
+    "estimates": {
+        *("models", "recipes", "objectives", "descent", "batches", "probing"),
+        *("runs", "folders", "joints"),
+    },
     "measures": {"errors"},
     "graph": {"errors", "measures"},
     "drawing": set(),
     "crossings": {"errors", "measures"},
+    "divergence": set(),
     "reliability": set(),
     "partitions": {"graph", "reliability"},
     "palettes": {"reliability"},
@@ -264,6 +268,7 @@ except SystemExit as end:
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
 import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness
+import featmap.divergence
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import tiny
+import torch
+from studying import context_of, found
+from torch import nn
+
+from analyses import coactivation
+from analyses.coactivation import STUDY, measure, ranked
+from featmap.errors import FeatmapError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def primaries() -> nn.Module:
+    """Three features that have nothing in common: the mean of red, of green and of blue."""
+    features = nn.Conv2d(3, 3, 1, bias=False)
+    with torch.no_grad():
+        features.weight.copy_(torch.eye(3)[:, :, None, None])
+    return nn.Sequential(OrderedDict(features=features)).eval()
+
+
+def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: Path) -> None:
+    """`planted_1x1`: the best image of features 0 and 2 is one colour, (1, 0, 1), at which they give 1.5 and 4.5."""
+    context = context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path, features=4, seeds=2, feature=0)
+    outcome = measure(context)
+    assert found(outcome, "named_share") == pytest.approx(3.0, abs=1e-3)
+    assert found(outcome, "named_own") == pytest.approx(1.0, abs=1e-3)
+    rows = outcome.rows
+    own = rows[(rows.part == "runner-up: own best") & (rows.target.astype(int) == 0)]
+    assert set(own.feature) == {1, 2, 3} and own[own.feature == 2].activation.to_numpy() == pytest.approx(4.5, abs=0.01)
+    curve = rows[(rows.part == "curve") & (rows.seed == 0)].pivot(index="step", columns="feature", values="activation")
+    assert list(curve.index) == list(range(41))
+    np.testing.assert_allclose(curve[2], 3 * curve[0], rtol=1e-4)
+    assert curve[0].iloc[-1] == pytest.approx(1.5, abs=0.01) and "feature 2 ended at 3.00" in outcome.conclusion
+    profile = rows[rows.part == "profile"].set_index("feature").activation
+    np.testing.assert_allclose(profile, [1.5, 0.0, 4.5, -(0.2 + 0.2 + 0.4)], atol=0.01)
+
+
+def test_features_that_have_nothing_in_common_do_not_rise_together(tmp_path: Path) -> None:
+    context = context_of(STUDY, primaries(), ("features",), tmp_path, features=3, seeds=2, feature=1)
+    outcome = measure(context)
+    assert found(outcome, "named_share") == pytest.approx(0.5, abs=0.03), "the others stay at the noise's mean"
+    assert found(outcome, "own:features") == pytest.approx(0, abs=1e-5)
+    assert found(outcome, "floor:features") == pytest.approx(0, abs=1e-5)
+    assert found(outcome, "almost:features") == 0
+    assert outcome.verdict == "does not hold"
+
+
+def test_what_a_runner_up_has_anyway_is_its_floor(tmp_path: Path) -> None:
+    """Feature 3 likes the colour (0.8, 0.2, 0.6), at which feature 2 gives 2.7 of its own 4.5."""
+    context = context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path, features=4, feature=0)
+    outcome = measure(context)
+    rows = outcome.rows[outcome.rows.target.astype(int) == 0]
+    by = {
+        p: float(rows[(rows.part == f"runner-up: {p}") & (rows.feature == 2)].activation.iloc[-1])
+        for p in ("null", "on other images")
+    }
+    # of features 1 and 3: 1 turns the noise's green to 1, 3 makes its colour all over
+    assert by["on other images"] == pytest.approx((3 * (0.5 - 1 + 0.25) + 2.7) / 2, abs=0.06)
+    assert by["null"] == pytest.approx(3 * 0.25, abs=0.06)
+
+
+def test_a_layer_of_one_feature_and_of_dead_ones_is_not_decided(tmp_path: Path) -> None:
+    alone = measure(context_of(STUDY, tiny.one(), ("features",), tmp_path / "one", feature=0))
+    dead = measure(context_of(STUDY, tiny.asleep(), ("relu",), tmp_path / "dead", feature=1))
+    assert alone.verdict == dead.verdict == "not decided"
+    assert dead.conclusion.startswith("relu:1 did not rise") and dead.findings == []
+
+
+def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FeatmapError, match="channel"):
+        measure(context_of(STUDY, tiny.two(), ("features",), tmp_path, feature=5))
+
+
+def test_several_layers_and_what_was_made_is_taken_up(tmp_path: Path) -> None:
+    context = context_of(STUDY, networks.small_inception(), ("mixed", "pool"), tmp_path, features=2, feature=1)
+    first = measure(context)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("units/*.json")}
+    again = measure(context)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("units/*.json")} == before
+    assert first.conclusion == again.conclusion and first.rows.equals(again.rows)
+    assert {f.name for f in first.findings} >= {"share:mixed", "named_share"}
+
+
+def test_ranks_leave_out_the_target_and_what_is_not_finite() -> None:
+    profile = np.array([2.0, np.nan, 5.0, 3.0, np.inf, 3.0])
+    assert list(ranked(profile, 2)) == [3, 5, 0]
+    assert np.isnan(coactivation.quotient(np.ones(2), np.array([1.0, 0.0])))
