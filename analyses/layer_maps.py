@@ -314,7 +314,7 @@ def _plane(axes: Axes, found: Colours) -> None:
         fontsize=9.5,
     )
     if found.names:
-        axes.legend(fontsize=8, title="cluster: features", title_fontsize=8, loc="lower left")
+        axes.legend(fontsize=8, title="cluster: features", title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.tick_params(labelsize=8)
 
 
