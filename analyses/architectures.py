@@ -266,6 +266,8 @@ def _dots(axes: Axes, context: Context, live: pd.DataFrame, name: str, other: st
     axes.set_xticks(range(len(context.layers)), context.layers, rotation=20, ha="right", fontsize=8)
     axes.set_xlim(-0.6, len(context.layers) - 0.4)
     axes.set_title(title, fontsize=10)
+    if name != "positions":
+        axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7.5)
     axes.spines[["top", "right"]].set_visible(False)

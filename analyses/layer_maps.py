@@ -131,10 +131,12 @@ def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
 def figures(images: np.ndarray) -> dict[str, np.ndarray]:
     """Return the figures of `MEASURES` of each image, N x 3 x H x W in [0, 1], and its commonest colour."""
     flat = palettes.flatness(images)
+    pattern = spectra.mean_frequency(images)
+    pattern[np.isnan(pattern) & np.isfinite(flat)] = 0  # a flat colour has no pattern whose frequency there could be
     found = {
         "flatness": flat,
         "waves": coherence.waves(images),
-        "frequency": spectra.mean_frequency(images) * (1 - flat),
+        "frequency": pattern * (1 - flat),
         "bytes": np.array([pictures.compressed(image) for image in images]),
     }
     colours = np.stack([palettes.dominant(image) for image in images])
