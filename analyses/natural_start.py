@@ -32,7 +32,7 @@ from analyses.studies import (
     start,
     yardstick,
 )
-from featmap import drawing, mapping, runs, transforms
+from featmap import devices, drawing, mapping, transforms
 from featmap.divergence import half_life, profile_correlation
 from featmap.photographs import read_photograph
 from featmap.runs import LIVE, RESCUED
@@ -82,7 +82,7 @@ class Leaving:
 def measure(context: Context) -> Outcome:
     """Maximise features from the photograph and from noise, one by one and all at once."""
     settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "fast"}
-    recipe = mapping.resolve(context.network, runs.device(context.device), settings["recipe"])
+    recipe = mapping.resolve(context.network, devices.device(context.device), settings["recipe"])
     photograph = natural(context, recipe.sizes[0])
     leavings, together, pictures = [], [], []
     for layer in context.layers:

@@ -28,7 +28,18 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analyses.commands import run
-from featmap import FeatmapError, Network, drawing, interaction, load, mapping, maximise, probe, runs, transforms
+from featmap import (
+    FeatmapError,
+    Network,
+    devices,
+    drawing,
+    interaction,
+    load,
+    mapping,
+    maximise,
+    probe,
+    transforms,
+)
 from featmap.console import Bars, err, out
 from featmap.images import first_image
 from featmap.store import digest, write_atomically
@@ -156,7 +167,7 @@ class Context:
 def beginning(context: Context, settings: Mapping[str, Any], seed: int) -> np.ndarray:
     """Return the noise of a seed that a descent with these settings starts from, 3 x H x H."""
     kept = {k: settings[k] for k in ("recipe", "size", "steps") if k in settings}
-    recipe = mapping.resolve(context.network, runs.device(context.device), **kept)
+    recipe = mapping.resolve(context.network, devices.device(context.device), **kept)
     noise: np.ndarray = first_image(recipe, seed).numpy()
     return noise
 
@@ -233,6 +244,13 @@ def geometric_findings(name: str, values: Sequence[float] | np.ndarray, words: s
         return []
     mean, low, high = np.exp(interval(given))
     return [Finding(name, float(mean), float(low), float(high), int(np.isfinite(given).sum()), words)]
+
+
+def averaged(name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "") -> Finding:
+    """Return `mean_finding`, or that it is undefined where no value is defined."""
+    if np.isfinite(np.asarray(values, dtype=float)).any():
+        return mean_finding(name, values, words, unit)
+    return plain_finding(name, np.nan, 0, words, unit=unit)
 
 
 def share_finding(name: str, hits: int, count: int, words: str) -> Finding:
