@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -13,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy import stats
 from studying import context_of
 
 from analyses import branches, studies
 from analyses.studies import Finding, Outcome, Study
-from featmap import FeatmapError
+from featmap import FeatmapError, drawing
 
 STUDY = Study("some", section="A section", claim="Claims.", measured="a figure", full="more", layers={})
 VALUES = np.array([0.2, 0.5, 0.9, 0.4])
@@ -111,6 +113,20 @@ def run(
         studies.start(branches.STUDY, measure or (lambda context: pytest.fail("measured")))
     said = capsys.readouterr()
     return end.value.code, said.out, said.err
+
+
+def test_a_figure_as_webp_has_its_size_and_the_same_bytes() -> None:
+    def drawn() -> bytes:
+        figure = Figure(figsize=(3, 2))
+        figure.add_axes((0.1, 0.1, 0.8, 0.8)).plot([0, 1])
+        return drawing.webp(figure, dpi=100)
+
+    found = drawn()
+    with Image.open(io.BytesIO(found)) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (300, 200))
+        colours = np.asarray(picture.convert("L"))
+    assert colours.max() > 250 > 150 > colours.min()
+    assert drawn() == found
 
 
 RANDOM = ["--weights", "random"]

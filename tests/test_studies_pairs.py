@@ -15,13 +15,16 @@ from studying import context_of, found
 from torch import Tensor, nn
 
 from analyses import branches, joint_pair
-from featmap import FeatmapError
+from featmap import FeatmapError, panels
 from featmap.interaction import ROUNDING
+from featmap.panels import Panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_linear_network_has_no_interaction(tmp_path: Path) -> None:
+def test_a_linear_network_has_no_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, draw = list[Panel](), panels.panel
+    monkeypatch.setattr(panels, "panel", lambda given: (shown.append(given), draw(given))[1])
     context = context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3, features=6)
     outcome = joint_pair.measure(context)
     assert found(outcome, "headline") < ROUNDING and found(outcome, "p") == 1
@@ -30,6 +33,8 @@ def test_a_linear_network_has_no_interaction(tmp_path: Path) -> None:
     assert outcome.conclusion.startswith("conv2:7 + conv3:1: 0.0 %")  # channels 199 and 201 of 8 and 5, counted round
     pairs = outcome.rows.groupby(["a", "b"])["named"].first()
     assert len(pairs) == 3 and pairs.sum() == 1 and pairs["conv2:7", "conv3:1"]
+    assert [p.title for p in shown] == ["conv2:7 + conv3:1"]  # of three pairs in the run, its own seeds only
+    assert {len(strip.values) for strip in shown[0].strips} == {3}
     used = [name for pair in pairs.index for name in pair]
     assert len(set(used)) == len(used)
 
@@ -38,6 +43,11 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     outcome = joint_pair.measure(context_of(joint_pair.STUDY, gated(), ("colours", "gates"), tmp_path, features=1))
     assert outcome.verdict == "not decided"
     assert outcome.figures[".webp"][:4] == b"RIFF"
+
+
+def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
+    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
+    assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
 
 
 def test_a_pair_takes_two_layers(tmp_path: Path) -> None:
