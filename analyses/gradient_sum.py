@@ -124,8 +124,7 @@ def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:
     """Return the study's figures."""
     found = []
     for name, values, words in (
-        ("first", [p.ways[1] for p in partings], f"the two ways: difference after {steps[1]} steps (pixels 0 to 1)"),
-        ("ways", [p.ways[-1] for p in partings], f"the two ways: difference after {steps[-1]} steps"),
+        ("ways", [p.ways[-1] for p in partings], f"the two ways: difference after {steps[-1]} steps (pixels 0 to 1)"),
         ("rounding", [p.rounding[-1] for p in partings], "a start raised by one rounding: difference at the end"),
         ("seeds", [p.seeds for p in partings], "two seeds: difference at the end"),
         ("same", [p.same for p in partings], "the two ways: likeness of response profiles"),
@@ -133,6 +132,8 @@ def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:
     ):
         if np.isfinite(values).any():
             found.append(mean_finding(name, values, words))
+    words = f"the two ways: difference after {steps[1]} steps (geometric mean)"
+    found += geometric_findings("first", [p.ways[1] for p in partings], words)
     found += geometric_findings(
         "growth",
         [growth(steps, p.rounding) for p in partings],
@@ -176,9 +177,9 @@ def outcome(steps: np.ndarray, partings: Sequence[Parting]) -> Outcome:
     said = "no pair of features rose"
     if "ways" in value:
         said = (
-            f"Over {len(partings)} pairs the images of the two ways differ by {value['first']:.1e} after {steps[1]} "
-            f"steps and by {value['ways']:.2g} after {steps[-1]} (root mean square, pixels 0 to 1), where one rounding "
-            f"of the start makes {value['rounding']:.2g}"
+            f"Over {len(partings)} pairs the images of the two ways differ by {value.get('first', 0):.1e} after "
+            f"{steps[1]} steps and by {value['ways']:.2g} after {steps[-1]} (root mean square, pixels 0 to 1), where "
+            f"one rounding of the start makes {value['rounding']:.2g}"
         )
         said += f" and another seed {value['seeds']:.2g}" if "seeds" in value else ""
         said += f"; a rounding grows by {value['growth']:.2f} a step" if "growth" in value else ""

@@ -302,7 +302,8 @@ def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], togethe
         axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start's own")
     axes.set(xlabel="step", xlim=(0, max(1, steps[-1])))
     axes.set_title(drawing.plain(layer), fontsize=10)
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
 
 
 if __name__ == "__main__":
