@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from featmap.measures import standardise
 
@@ -64,3 +66,27 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     held = rows - rows.mean(1, keepdims=True)
     length = np.linalg.norm(held, axis=1, keepdims=True)
     return np.divide(held, length, out=np.full_like(held, np.nan), where=length > 1e-9 * np.sqrt(held.shape[1]))
+
+
+def pairwise(rows: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation of every two of N rows (flattened): N x N, NaN for rows that do not vary."""
+    held = _unit(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
+    return np.asarray(np.clip(held @ held.T, -1, 1))
+
+
+def kinds(correlations: np.ndarray, alike: float) -> np.ndarray:
+    """Return which of N things are of one kind: N labels from 0, by average linkage of 1 - correlation.
+
+    Two kinds are joined as long as their members correlate with more than `alike` on average. What has an undefined
+    correlation with itself is of no kind: -1.
+    """
+    labels = np.full(len(correlations), -1)
+    known = np.flatnonzero(np.isfinite(correlations.diagonal()))
+    if len(known) == 1:
+        labels[known] = 0
+    elif len(known):
+        apart = np.clip(1 - correlations[np.ix_(known, known)], 0, None)
+        np.fill_diagonal(apart, 0.0)
+        tree = linkage(squareform((apart + apart.T) / 2, checks=False), "average")
+        labels[known] = fcluster(tree, 1 - alike, "distance") - 1
+    return labels

@@ -107,3 +107,22 @@ def figure_uri(path: Any) -> tuple[str, tuple[int, int]]:
         picture = opened.convert("RGB")
     picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
     return _uri(_written(picture, 88), 88), picture.size
+
+
+def animated(frames: Sequence[np.ndarray], milliseconds: int, side: int, quality: int = 70) -> bytes:
+    """Return frames, float [3, h, w] in [0, 1], as an animated WebP that repeats for ever.
+
+    `milliseconds` a frame, the last one five times as long; longer side `side` pixels. At least one frame.
+    """
+    pictures = []
+    for frame in frames:
+        picture = eight_bit(frame)
+        scale = side / max(picture.size)
+        kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+        pictures.append(picture.resize([max(1, round(scale * n)) for n in picture.size], kind))
+    stream = io.BytesIO()
+    lasting = [milliseconds] * (len(pictures) - 1) + [5 * milliseconds]
+    pictures[0].save(
+        stream, "WEBP", save_all=True, append_images=pictures[1:], duration=lasting, loop=0, quality=quality, method=4
+    )
+    return stream.getvalue()

@@ -24,6 +24,8 @@ PROMINENT = 30.0
 """What a peak has to have of its neighbourhood's power to be a grid's: about 15 dB."""
 VISIBLE = 0.01
 """And of the image's variance."""
+FAINT = 2 / 255
+"""And its root mean square, for images whose brightness runs from 0 to 1: two steps of eight bits."""
 LEAST_SIDE = 32
 RING, LOBE, AROUND = 64, 3.0, 8.0
 TINY = float(np.finfo(np.float64).tiny)
@@ -90,18 +92,20 @@ class Grid:
 
     `period` in pixels and `direction` ("rows" repeat downwards, "columns" sideways, "diagonal", "antidiagonal"), None
     and "" where no frequency of a grid is a peak; `prominence` the peak's power over its neighbourhood's; `share` of
-    the image's variance that it holds. Both are 0 without a peak, NaN where the image has no spectrum.
+    the image's variance that it holds; `contrast` its root mean square over the channels, in the image's own unit.
+    They are 0 without a peak, NaN where there is nothing to tell it by.
     """
 
     period: int | None
     direction: str
     prominence: float
     share: float
+    contrast: float
 
     @property
     def found(self) -> bool:
-        """Whether the image has a grid: a peak both `PROMINENT` and `VISIBLE`."""
-        return self.prominence >= PROMINENT and self.share >= VISIBLE
+        """Whether the image has a grid: a peak that is `PROMINENT`, `VISIBLE` and not `FAINT`."""
+        return self.prominence >= PROMINENT and self.share >= VISIBLE and self.contrast >= FAINT
 
 
 DIRECTIONS = {"rows": (1, 0), "columns": (0, 1), "diagonal": (1, 1), "antidiagonal": (1, -1)}
@@ -119,12 +123,15 @@ def grid(image: np.ndarray) -> Grid:
     whatever its slope) and for `VISIBLE` of the variance. A coherent grating whose length happens to be a whole
     number of pixels passes too.
 
-    Images of fewer than `LEAST_SIDE` pixels a side have too few frequencies to tell: NaN.
+    Images that are not finite, and those of fewer than `LEAST_SIDE` pixels a side, which have too few frequencies: NaN.
     """
-    held, window = _windowed(image[None])
-    height, width = held.shape[2:]
-    if min(height, width) < LEAST_SIDE or not np.isfinite(held).all():
-        return Grid(None, "", float("nan"), float("nan"))
+    given = np.asarray(image, dtype=np.float64)
+    height, width = given.shape[1:]
+    if min(height, width) < LEAST_SIDE or not np.isfinite(given).all():
+        return Grid(None, "", *[float("nan")] * 3)
+    held, window = _windowed(given[None])
+    if not np.isfinite(held).all():
+        return Grid(None, "", 0.0, 0.0, 0.0)
     spectrum, around = np.square(np.abs(np.fft.fft2(held[0]))).sum(0), _around(held[0])
     whole = np.square(held).sum() / np.square(window).sum()
     seen = []
@@ -136,10 +143,11 @@ def grid(image: np.ndarray) -> Grid:
                 continue  # at half a cycle a pixel the two diagonals are one
             beside = _neighbourhood(spectrum, down / period, across / period)
             # half a cycle a pixel is its own mirror; any other wave has half of its power there
-            variance = (1 if period == 2 else 2) * at / window.sum() ** 2 / whole
-            seen.append(Grid(period, direction, float(at / max(beside, TINY)), float(min(1.0, variance))))
+            variance = (1 if period == 2 else 2) * at / window.sum() ** 2
+            contrast = float(np.sqrt(variance / len(given)))
+            seen.append(Grid(period, direction, float(at / max(beside, TINY)), min(1.0, variance / whole), contrast))
     ordered = sorted(seen, key=lambda g: (g.found, g.period if g.found else 0, g.prominence))
-    return ordered[-1] if seen else Grid(None, "", 0.0, 0.0)
+    return ordered[-1] if seen else Grid(None, "", 0.0, 0.0, 0.0)
 
 
 WAVES = tuple(sign / p for sign in (0, 1, -1) for p in (PERIODS if sign else (1,)))

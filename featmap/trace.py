@@ -82,6 +82,12 @@ class Trace:
     elements: int = 0
     failure: str = ""
 
+    def field(self, layer: str, channel: int) -> Field:
+        """Return the receptive field of one channel: its branch's own, where that is a layer by itself."""
+        whole = self.layers[layer]
+        own = self.layers.get(f"{layer}.{whole.branch(channel)}")
+        return whole.field if own is None else own.field
+
 
 @dataclass
 class _Tag:

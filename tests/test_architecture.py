@@ -72,6 +72,8 @@ ALLOWED: dict[str, set[str]] = {
     "coherence": {"interaction"},
     "spectra": set(),
     "likeness": {"measures"},
+    "extents": {"fields"},
+    "linear": {"errors", "models"},
     "marks": set(),
     "agreement": {"measures", "reliability"},
     "trials": {"agreement", "graph", "marks", "measures", "reliability"},
@@ -284,6 +286,7 @@ except SystemExit as end:
 seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
 import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness, featmap.divergence
+import featmap.extents
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featmap import spectra
-from featmap.likeness import likeness
+from featmap.likeness import kinds, likeness, pairwise
 from featmap.transforms import pink
 
 SIZE = 96
@@ -95,7 +95,8 @@ def test_an_image_without_variation_has_no_spectrum() -> None:
     assert np.isfinite(spectra.high_share(images)).tolist() == [False, False, True]
     assert np.isfinite(spectra.mean_frequency(images)).tolist() == [False, False, True]
     assert [spectra.grid(image).found for image in images] == [False, False, False]
-    assert np.isnan(spectra.grid(images[0]).prominence)
+    assert spectra.grid(images[0]).prominence == 0
+    assert np.isnan(spectra.grid(images[1]).prominence)
     assert np.isnan(spectra.grid(noise(0, 31)).prominence)  # too small to tell
 
 
@@ -143,7 +144,12 @@ def test_a_faint_grid_is_not_visible() -> None:
     found = spectra.grid(smooth + wave(0.5, 0.0, 0.03, phase=0.0))
     assert found.prominence > spectra.PROMINENT
     assert found.share < spectra.VISIBLE
+    assert found.contrast == pytest.approx(0.03, rel=0.1)
     assert not found.found
+    flat = spectra.grid(np.full((3, SIZE, SIZE), 0.5) + wave(0.25, 0.0, 0.01))  # all that there is, but nobody sees it
+    assert flat.share == pytest.approx(1, abs=0.01)
+    assert flat.contrast == pytest.approx(0.01 / np.sqrt(2), rel=0.01)
+    assert not flat.found
 
 
 def likeness_by_loop(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -179,3 +185,19 @@ def test_likeness_leaves_out_what_is_undefined() -> None:
     assert np.isnan(found.same[2]) and np.isnan(found.different[2])
     np.testing.assert_allclose(np.delete(found.beyond, 2), whole.beyond, atol=1e-12)
     assert np.isnan(likeness(first[:1], second[:1]).same).all()
+
+
+def test_kinds_are_what_correlates() -> None:
+    rng = np.random.default_rng(2)
+    patterns = rng.standard_normal((3, 400))
+    which = np.array([0, 1, 0, 2, 2, 0, 1])
+    things = patterns[which] + 0.3 * rng.standard_normal((7, 400))
+    r = pairwise(things)
+    np.testing.assert_allclose(r, np.corrcoef(things), atol=1e-12)
+    labels = kinds(r, 0.5)
+    assert [[bool(a == b) for b in labels] for a in labels] == (which[:, None] == which).tolist()
+    assert len(set(kinds(r, 0.999))) == 7  # nothing is as alike as that
+    assert set(kinds(r, -1.1)) == {0}
+    things[3] = 1.0  # does not vary
+    assert kinds(pairwise(things), 0.5)[3] == -1
+    assert kinds(pairwise(things[:1]), 0.5).tolist() == [0]

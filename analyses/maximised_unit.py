@@ -1,0 +1,364 @@
+"""Where does a maximised neuron change the image, how far does the change reach, and is it one pattern?
+
+    python -m analyses.maximised_unit
+
+Neurons ``layer:f:m:n`` are maximised in linear steps (the recipe `interact`), so that an image less its null image is
+the sum of the neuron's gradients: at several places of the grid, and in the middle of it from several starts. As many
+features are drawn of each branch of a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.drawn import panels, strips
+from analyses.made import (
+    Made,
+    by_channel,
+    by_feature,
+    difference_of,
+    make,
+    mean_of,
+    share_of,
+    side,
+    tidy,
+    written,
+)
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
+from featmap import extents, transforms
+from featmap.drawing import GRAY, colour, house_style, pixels, webp
+from featmap.fields import Field
+from featmap.likeness import kinds, pairwise
+from featmap.measures import standardise
+from featmap.recipes import INTERACT, Recipe
+from featmap.sheets import contact_sheet
+from featmap.trace import Layer
+
+STEPS, FULL_STEPS, FULL = 24, 300, 299
+STARTS = 6
+GOOD, HALF = 0.9, 0.5
+"""Share of a neuron's best activation that a start has to reach; share of the distance between neurons that is
+clear."""
+MANY = 0.05
+RESCUE = 0.25
+"""A single neuron is often dead on noise: in the first quarter of the steps its gradient passes dead ReLUs."""
+SHOWN, SIDE = 3, 96
+
+STUDY = Study(
+    "maximised_unit",
+    section="Feature Visualization from First Principles",
+    claim="A unit's place in the tensor is where its image changes; a neuron of an interior channel has a wider field "
+    "than one of an exterior channel, because of the module's branches; one neuron can answer several patterns.",
+    measured="centre of the change's energy against the centre of the analytic receptive field, the radius that holds "
+    "90 % of the energy by branch, and how many clearly different images of one neuron, from different starts, reach "
+    "90 % of its best activation (clearly: further apart than half the median distance between different neurons')",
+    full="299 pixels and 300 steps; one size instead of octaves, since a neuron's place in the grid belongs to a size",
+    layers={
+        "reference": ("inception3b", "inception4a"),
+        "googlenet": ("inception3b", "inception4a"),
+        "inception_v3": ("Mixed_5d", "Mixed_6b"),
+        "resnet50": ("layer2.3", "layer3.2"),
+    },
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """One layer's neurons: those in the middle of the grid from many starts, and those at other places.
+
+    `fields` are the receptive fields of the `channels`, `branches` their branches' names.
+    """
+
+    layer: Layer
+    channels: list[int]
+    fields: list[Field]
+    branches: list[str]
+    middle: Made
+    around: Made | None
+    places: list[tuple[int, int]]
+
+    def interior(self, channel: int) -> bool:
+        """Is the channel of a branch that is neither the first nor the last (without branches: of the middle half)?"""
+        if self.layer.branches:
+            return self.layer.branch(channel) not in (self.layer.branches[0][0], self.layer.branches[-1][0])
+        return 0.25 <= channel / self.layer.channels < 0.75
+
+
+def measure(context: Context, size: int | None = None, steps: int = STEPS, starts: int = STARTS) -> Outcome:
+    """Maximise the neurons and measure place, reach and variety of what changes."""
+    recipe = INTERACT.resolved(FULL, size or side(context), steps, rescue=RESCUE)
+    if context.full:
+        recipe = INTERACT.resolved(FULL, FULL, FULL_STEPS, rescue=RESCUE)
+    neurons = [_neurons(context, name, recipe, starts) for name in context.layers]
+    rows = pd.concat([part for n in neurons for part in (*_places(n), *_reaches(n), *_kinds(n))], ignore_index=True)
+    found = _findings(rows, neurons)
+    verdict, conclusion = judged(found)
+    figures: dict[str, Figure | bytes] = {"": draw(rows, neurons), "-images.webp": webp(sheet(neurons), dpi=100)}
+    return Outcome(rows, list(found.values()), verdict, conclusion, figures)
+
+
+def stratified(context: Context, layer: Layer) -> list[int]:
+    """Return channels drawn at random, as many of each branch; those of `Context.drawn` where there are no branches."""
+    if not layer.branches:
+        return context.drawn(layer.name)
+    each, first, chosen = max(1, context.features // len(layer.branches)), 0, []
+    for branch, width in layer.branches:
+        rng = transforms.generator("study", context.network.name, layer.name, branch)
+        chosen += (first + rng.choice(width, min(each, width), replace=False)).tolist()
+        first += width
+    return sorted(chosen)
+
+
+def places(height: int, width: int) -> list[tuple[int, int]]:
+    """Return up to four places a quarter of the grid from its borders, without its middle."""
+    rows, columns = ({n // 4, 3 * n // 4} for n in (height, width))
+    return sorted({(m, n) for m in rows for n in columns} - {(height // 2, width // 2)})
+
+
+def _neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neurons:
+    trace = context.network.trace(recipe.size)
+    layer = context.network.layer(name, recipe.size)
+    channels, around = stratified(context, layer), places(layer.height, layer.width)
+    starts = max(starts, context.seeds)
+    context.say(f"{name}: {len(channels)} neurons, {starts} starts, {len(around)} other places")
+    m, n = layer.height // 2, layer.width // 2
+    middle = make(context, [f"{name}:{f}:{m}:{n}" for f in channels], recipe, name, "middle", probe=name, seeds=starts)
+    elsewhere = [f"{name}:{f}:{m}:{n}" for f in channels for m, n in around]
+    return Neurons(
+        layer,
+        channels,
+        [trace.field(name, f) for f in channels],
+        [layer.branch(f) for f in channels],
+        middle,
+        make(context, elsewhere, recipe, name, "around") if around else None,
+        around,
+    )
+
+
+def _places(n: Neurons) -> list[pd.DataFrame]:
+    """Return where the neurons' images changed, where their fields are, and how far that is from other places."""
+    if n.around is None:
+        return []
+    found = np.stack([extents.centres(c) for c in n.around.changes])
+    at = np.array([extents.middle(f, *place) for f in n.fields for place in n.places])
+    error = np.linalg.norm(found - at, axis=2)
+    count, rows = len(n.places), []
+    for axis, what in enumerate(("row", "column")):
+        rows.append(tidy(f"{what} found", n.layer.name, n.around, found[..., axis], "interact"))
+        rows.append(tidy(f"{what} of the field", n.layer.name, n.around, at[:, axis] + 0 * error, "interact"))
+    rows.append(tidy("error", n.layer.name, n.around, error, "interact"))
+    if count > 1:
+        own = at.reshape(-1, count, 2)
+        away = [
+            np.linalg.norm(found.reshape(len(found), -1, count, 2) - np.roll(own, k, axis=1), axis=3)
+            for k in range(1, count)
+        ]
+        rows.append(tidy("error of another place", n.layer.name, n.around, np.mean(away, 0).reshape(error.shape), ""))
+    return rows
+
+
+def _reaches(n: Neurons) -> list[pd.DataFrame]:
+    radius = np.stack([extents.radii(c) for c in n.middle.changes])
+    return [
+        tidy("radius", n.layer.name, n.middle, radius, "interact"),
+        tidy("interior", n.layer.name, n.middle, np.array([float(n.interior(f)) for f in n.channels]), ""),
+        tidy("field side", n.layer.name, n.middle, np.array([np.sqrt(np.prod(f.size)) for f in n.fields]), ""),
+    ]
+
+
+def _kinds(n: Neurons) -> list[pd.DataFrame]:
+    """Return how many clearly different images reach `GOOD` of each neuron's best, by pixels and by response
+    profile."""
+    A = n.middle.responses
+    Z = standardise(A.reshape(-1, A.shape[2]), np.ones(A.shape[0] * A.shape[1], dtype=bool)).reshape(A.shape)
+    Z = Z[..., np.isfinite(Z).all((0, 1))]
+    rows = []
+    for what, held in (("images", n.middle.changes), ("profiles", Z)):
+        apart = _between(held, n.middle.live)
+        counts, own = several(held, n.middle, 1 - HALF * apart)
+        rows.append(tidy(f"different {what}", n.layer.name, n.middle, counts, "interact"))
+        rows.append(tidy(f"distance of {what} between starts", n.layer.name, n.middle, own, "interact"))
+        rows.append(tidy(f"distance of {what} between neurons", n.layer.name, n.middle, apart + 0 * own, "interact"))
+    good = reaching(n.middle)
+    rows.append(tidy("good starts", n.layer.name, n.middle, np.where(good.any(0), good.sum(0), np.nan), "interact"))
+    return rows
+
+
+def _between(held: np.ndarray, live: np.ndarray) -> float:
+    """Return the median distance (1 - correlation) of images of different neurons from the same start; S x N x ..."""
+    found = []
+    for one, known in zip(held, live, strict=True):
+        r = pairwise(one[known]) if known.sum() > 1 else np.empty((0, 0))
+        found += r[np.triu_indices(len(r), 1)].tolist()
+    return float(1 - np.nanmedian(found)) if np.isfinite(found).any() else float("nan")
+
+
+def reaching(made: Made) -> np.ndarray:
+    """Return which starts reach `GOOD` of their neuron's best activation: S x N."""
+    value = np.where(made.live, made.activation, -np.inf)
+    best = value.max(0)
+    return (value >= GOOD * best) & (best > 0) & made.live
+
+
+def several(held: np.ndarray, made: Made, alike: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many kinds of images reach `GOOD` of each neuron's best, and their mean distance: N each.
+
+    `held` is S x N x ..., what is compared; images are of one kind while they correlate with more than `alike`.
+    """
+    good = reaching(made)
+    counts, apart = np.full(good.shape[1], np.nan), np.full(good.shape[1], np.nan)
+    for k in range(good.shape[1]):
+        if good[:, k].any() and np.isfinite(alike):
+            r = pairwise(held[good[:, k], k])
+            counts[k] = len(set(kinds(r, alike)) - {-1})
+            pairs = r[np.triu_indices(len(r), 1)]
+            apart[k] = 1 - np.nanmean(pairs) if np.isfinite(pairs).any() else np.nan
+    return counts, apart
+
+
+def _relative(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return the radii over their layer's mean, of interior and of exterior channels."""
+    radius = by_feature(rows, "radius", "interact")
+    inside = by_feature(rows, "interior", "").reindex(radius.index) > 0.5
+    relative = radius / radius.groupby("layer").transform("mean")
+    return relative[inside], relative[~inside]
+
+
+def _followed(rows: pd.DataFrame) -> pd.Series:
+    """Return, for each feature, the correlation of where its images changed with where its fields are."""
+    wide = {
+        (what, kind): by_feature(rows, f"{what} {kind}", "interact")
+        for what in ("row", "column")
+        for kind in ("found", "of the field")
+    }
+    pairs = pd.concat(
+        [pd.DataFrame({"found": wide[w, "found"], "field": wide[w, "of the field"]}) for w in ("row", "column")]
+    ).reset_index()
+    if pairs.empty:
+        return pd.Series(dtype=float)
+    pairs["feature"] = pairs["feature"].str.split(":").str[0]
+    centred = pairs.groupby(["layer", "feature"])[["found", "field"]]
+    return centred.apply(lambda g: g["found"].corr(g["field"]) if g["field"].std() > 0 else np.nan).dropna()
+
+
+def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> dict[str, Finding]:
+    inside, outside = _relative(rows)
+    found = [
+        mean_of("follows", _followed(rows), "correlation of where the image changes with where the field is"),
+        mean_of("error", by_channel(rows, "error", "interact"), "distance of the two centres", "pixels"),
+        mean_of(
+            "floor", by_channel(rows, "error of another place", ""), "distance from another place's field", "pixels"
+        ),
+        difference_of(
+            "wider", inside, outside, "radius of 90 % of the change over its layer's mean, interior less exterior"
+        ),
+    ]
+    for n in neurons:
+        for branch in dict.fromkeys(n.branches) if n.layer.branches else ():
+            wanted = [u.split(":", 1)[1] for u, b in zip(n.middle.units, n.branches, strict=True) if b == branch]
+            values = by_feature(rows, "radius", "interact")
+            own = values[[la == n.layer.name and f in wanted for la, f in values.index]]
+            seen = n.fields[n.branches.index(branch)]
+            words = f"radius of 90 % of the change, {n.layer.name} {branch} (field {seen})"
+            found.append(mean_of(f"radius {n.layer.name} {branch}", own, words, "pixels"))
+    for what, words in (("images", "by pixels"), ("profiles", "by response profile")):
+        counts = by_feature(rows, f"different {what}", "interact")
+        found.append(mean_of(f"kinds {what}", counts, f"clearly different images at 90 % of the best, {words}"))
+        found.append(share_of(f"several {what}", counts > 1, f"share of neurons with two or more of them, {words}"))
+        for between in ("starts", "neurons"):
+            apart = by_feature(rows, f"distance of {what} between {between}", "interact")
+            found.append(mean_of(f"{what} {between}", apart, f"distance of {what} between {between} (1 - r)"))
+    good = by_feature(rows, "good starts", "interact")
+    found.append(mean_of("good", good, f"starts of {len(neurons[0].middle.images)} that reach 90 % of the best"))
+    return {finding.name: finding for finding in found}
+
+
+def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
+    """Return verdict and conclusion.
+
+    Place: the centres' distance lies below that from another place's field. Branches: interior channels' radius lies
+    above exterior ones'. Several patterns: more than one neuron in twenty (by the interval) has two or more clearly
+    different images by response profile.
+    """
+    error, floor, wider, several_ = (found[k] for k in ("error", "floor", "wider", "several profiles"))
+    held = [
+        error.high is not None and floor.low is not None and error.high < floor.low,
+        (wider.low or 0) > 0,
+        (several_.low or 0) > MANY,
+    ]
+    verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
+    span = "" if wider.low is None else f" [{written(wider.low, '+.2f')}, {written(wider.high, '+.2f')}]"
+    return verdict, (
+        f"The image changes {written(error.value, '.1f')} pixels from the middle of the neuron's field "
+        f"({written(floor.value, '.1f')} from another place's, correlation {written(found['follows'].value)}); the "
+        f"radius of interior channels' changes is {written(wider.value, '+.2f')}{span} of their layer's mean more than "
+        f"exterior ones'; {written(several_.value, '.0%')} of the neurons answer two or more clearly different "
+        f"patterns ({written(found['several images'].value, '.0%')} by pixels)."
+    )
+
+
+@house_style
+def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
+    """Draw where images change against the fields, how far by branch, and the number of different images."""
+    figure, (left, middle, right) = panels(
+        (
+            "Where the image changes, by where the neuron's field is",
+            "Radius that holds 90 % of the change, by branch",
+            "Clearly different images of one neuron at 90 % of its best",
+        ),
+        widths=(1.0, 1.5, 0.9),
+    )
+    for k, n in enumerate(neurons):
+        for what, mark in (("row", "o"), ("column", "^")):
+            x = by_feature(rows, f"{what} of the field", "interact")
+            y = by_feature(rows, f"{what} found", "interact")
+            own = x.index.get_level_values(0) == n.layer.name
+            label = f"{n.layer.name}, {what}s"
+            left.plot(x[own], y[own], mark, color=colour(k), markersize=2.5, alpha=0.5, label=label)
+    left.axline((0, 0), slope=1, color=GRAY, linewidth=0.8)
+    left.set_xlabel("middle of the field (pixels)", fontsize=8)
+    left.set_ylabel("middle of the change (pixels)", fontsize=8)
+    left.legend(fontsize=6.5, frameon=False)
+    radius, groups = by_feature(rows, "radius", "interact"), []
+    for n in neurons:
+        for branch in dict.fromkeys(n.branches):
+            wanted = {u.split(":", 1)[1] for u, b in zip(n.middle.units, n.branches, strict=True) if b == branch}
+            chosen = [la == n.layer.name and f in wanted for la, f in radius.index]
+            seen = n.fields[n.branches.index(branch)]
+            groups.append((f"{branch or n.layer.name} ({seen})", radius[chosen]))
+    strips(middle, groups, "pixels")
+    middle.set_xticks(range(len(groups)), [g for g, _ in groups], rotation=60, fontsize=7, ha="right")
+    middle.set_xlabel("branch (receptive field in pixels)", fontsize=8)
+    middle.set_ylim(bottom=0)
+    counts = [(w, by_feature(rows, f"different {w}", "interact")) for w in ("images", "profiles")]
+    strips(right, [(f"by {'pixels' if w == 'images' else 'response profile'}", v) for w, v in counts], "images")
+    right.set_ylim(bottom=0)
+    return figure
+
+
+@house_style
+def sheet(neurons: Sequence[Neurons]) -> Figure:
+    """Draw a few neurons' changes from their starts, the best first: a row a neuron."""
+    images, labels, captions = [], [], []
+    columns = min(len(neurons[0].middle.images), 6)
+    for n in neurons:
+        counts = np.nan_to_num(several(n.middle.changes, n.middle, HALF)[0])
+        for k in np.argsort(-counts, kind="stable")[:SHOWN]:
+            order = np.argsort(-n.middle.activation[:, k], kind="stable")[:columns]
+            for s in order:
+                change = n.middle.changes[s, k]
+                scale = np.abs(change).max() or 1.0
+                images.append(pixels(0.5 + 0.5 * change / scale, SIDE).transpose(2, 0, 1) / 255)
+                labels.append(n.middle.units[k])
+                captions.append(f"start {s}: {n.middle.activation[s, k]:.3g}")
+    title = "One neuron from several starts: what changed, each to its own largest change, and the activation reached"
+    return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=columns)
+
+
+if __name__ == "__main__":
+    start(STUDY, measure)

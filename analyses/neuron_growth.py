@@ -1,0 +1,332 @@
+"""Does one more neuron of a feature change the whole image, or only its own field?
+
+    python -m analyses.neuron_growth
+
+Reading-order prefixes ``layer:f:..k`` of a feature's grid are maximised from the same noise, each from the start, and
+the image of k + 1 neurons is compared with that of k. All steps are plain and without blur or clamp: a step is a
+constant times the gradient (the constant brings the first gradient of the whole feature to the same size for all
+features). So in a network that is linear from image to neuron the added neuron changes nothing outside its receptive
+field, and inside it what it changes alone. That network is put to the same test: the linear twin, without ReLUs and
+maxima.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.drawn import panels, strips
+from analyses.made import COLUMNS, Made, by_channel, make, mean_of, side, tidy, written
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
+from featmap import Network, extents, transforms
+from featmap.drawing import FAINT, house_style, pixels, webp
+from featmap.fields import Field
+from featmap.linear import linear_twin
+from featmap.pictures import animated
+from featmap.recipes import Octave, Recipe
+from featmap.sheets import contact_sheet
+
+STEPS, FULL_STEPS, FULL = 24, 300, 299
+RATE, BLUR = 0.02, (1.0, 0.3)
+ADDED, TWINS = 2, 4
+"""Neurons added to each feature; features of the linear twin."""
+LARGEST, OWN = 0.8, 0.95
+"""Share of the image that an added neuron's field may cover; share of its own change that makes its own pixels."""
+FRAMES, SHOWN, SIDE = 48, 6, 110
+
+STUDY = Study(
+    "neuron_growth",
+    section="Feature Visualization from First Principles",
+    claim="A feature's neurons optimised in reading order, one more at a time, each change the whole image and not "
+    "only their own field, to which they would keep if they were linearly independent.",
+    measured="the share of the change that one more neuron makes (its energy) which lies outside the neuron's "
+    "receptive field, and outside the pixels that the neuron changes alone; beside it the same for the difference of "
+    "two seeds (everything changed) and for the network without ReLUs and maxima (nothing may); two neurons added to "
+    "each feature, drawn at random among those whose field leaves a fifth of the image",
+    full="299 pixels and 300 steps",
+    layers={
+        "reference": ("inception3b", "inception4a"),
+        "googlenet": ("inception3b", "inception4a"),
+        "inception_v3": ("Mixed_5b", "Mixed_5d"),
+        "resnet50": ("layer2.0", "layer2.3"),
+    },
+)
+NETWORK, TWIN = "network", "linear twin"
+
+
+def plain(size: int, steps: int, rate: float = RATE, sigma: tuple[float, float] = (0.0, 0.0)) -> Recipe:
+    """Return the recipe of plain steps: a constant times the gradient."""
+    octave = Octave(steps, (rate, rate), sigma, size)
+    return Recipe("plain", (octave,), optimiser="gradient", std=0.1, clamp="never", rescue=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """What one more neuron did, for N added neurons over S seeds.
+
+    `before`, `after` and `alone` are the images of the prefix without it, with it, and of the neuron by itself;
+    `fields` the receptive fields of their channels and `places` where in the grid they lie.
+    """
+
+    layer: str
+    before: Made
+    after: Made
+    alone: Made
+    fields: list[Field]
+    places: list[tuple[int, int]]
+
+    @property
+    def changes(self) -> np.ndarray:
+        """What the added neuron changed: S x N x 3 x H x W."""
+        found: np.ndarray = self.after.images - self.before.images
+        return found
+
+    @property
+    def bounds(self) -> list[tuple[slice, slice]]:
+        """The rows and columns that each added neuron sees."""
+        size = self.after.images.shape[-1]
+        return [f.bounds(*place, size, size) for f, place in zip(self.fields, self.places, strict=True)]
+
+
+def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
+    """Add neurons to prefixes and measure where the image changes."""
+    size, steps = (FULL, FULL_STEPS) if context.full else (size or side(context), steps)
+    networks = (
+        (NETWORK, context.network, context.features, context.seeds),
+        (TWIN, linear_twin(context.network), TWINS, 1),
+    )
+    parts, grown = [pd.DataFrame(columns=COLUMNS)], []
+    for layer in context.layers:
+        for name, network, features, seeds in networks:
+            scales = gauged(context, network, layer, context.drawn(layer)[:features], size)
+            one = _growth(context, network, layer, scales, size, steps, seeds)
+            if one is None:
+                context.say(f"{name}, {layer}: undefined at {size} pixels: one neuron a feature, or no gradient")
+                continue
+            context.say(f"{name}, {layer}: {len(one.places)} neurons added to {len(scales)} features with a gradient")
+            parts += _rows(one, name)
+            grown += [one] if name == NETWORK else []
+    rows = pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
+    found = _findings(rows)
+    verdict, conclusion = judged(found)
+    figures: dict[str, Figure | bytes] = {"": draw(rows)}
+    if grown:
+        figures |= _pictures(context, grown[-1], size, steps)
+    return Outcome(rows, list(found.values()), verdict, conclusion, figures)
+
+
+def gauged(context: Context, network: Network, layer: str, channels: Sequence[int], size: int) -> dict[int, float]:
+    """Return the RMS over the image of each feature's gradient on the first seed's noise; not of those that have none.
+
+    A plain step of size 1 is the gradient itself.
+    """
+    made = make(
+        context, [f"{layer}:{f}" for f in channels], plain(size, 1, 1.0), layer, "gauge", seeds=1, network=network
+    )
+    rms = np.sqrt(np.square(made.changes[0].astype(np.float64)).mean((1, 2, 3)))
+    return {f: float(r) for f, r in zip(channels, rms, strict=True) if np.isfinite(r) and r > 0}
+
+
+def added(network: Network, layer: str, channel: int, size: int) -> list[int]:
+    """Return which neurons, in reading order from 0, are added to a feature: never the first, which has no prefix."""
+    shape, seen = network.layer(layer, size), network.trace(size).field(layer, channel)
+    every = range(1, shape.height * shape.width)
+    narrow = [k for k in every if extents.coverage(seen, k // shape.width, k % shape.width, size, size) <= LARGEST]
+    chosen = narrow or list(every)
+    rng = transforms.generator("growth", layer, channel, size)
+    return sorted(rng.choice(chosen, min(ADDED, len(chosen)), replace=False).tolist()) if chosen else []
+
+
+def _growth(
+    context: Context, network: Network, layer: str, scales: Mapping[int, float], size: int, steps: int, seeds: int
+) -> Growth | None:
+    width, trace = network.layer(layer, size).width, network.trace(size)
+    chosen = [(f, k) for f in scales for k in added(network, layer, f, size)]
+    if not chosen:
+        return None
+    weight = {f: f"{1 / scale:.6g} * {layer}:{f}" for f, scale in scales.items()}
+    units = [
+        *(f"{weight[f]}:..{k}" for f, k in chosen),
+        *(f"{weight[f]}:..{k + 1}" for f, k in chosen),
+        *(f"{weight[f]}:{k // width}:{k % width}" for f, k in chosen),
+    ]
+    unique = list(dict.fromkeys(units))
+    made = make(context, unique, plain(size, steps), layer, "growth", seeds=seeds, network=network)
+    n, at = len(chosen), np.array([unique.index(u) for u in units])
+    every = replace(made, **{k: getattr(made, k)[:, at] for k in ("images", "activation", "live")}, units=tuple(units))
+    before, after, alone = (every.only(slice(k * n, (k + 1) * n)) for k in range(3))
+    fields = [trace.field(layer, f) for f, _ in chosen]
+    return Growth(layer, before, after, alone, fields, [(k // width, k % width) for _, k in chosen])
+
+
+def _rows(grown: Growth, name: str) -> list[pd.DataFrame]:
+    """Return what each added neuron changed, as tidy rows; neurons that changed nothing have no shares."""
+    alone = replace(grown.alone, live=np.ones_like(grown.alone.live))
+    size = grown.after.images.shape[-1]
+    rest = np.array([1 - extents.coverage(f, *p, size, size) for f, p in zip(grown.fields, grown.places, strict=True)])
+    outside = np.stack([extents.outside(c, grown.bounds) for c in grown.changes])
+    outside[:, rest <= 0] = np.nan
+    beyond = np.stack([_beyond(c, own) for c, own in zip(grown.changes, grown.alone.changes, strict=True)])
+    moved = (extents.energy(grown.changes.reshape(-1, *grown.changes.shape[2:])).sum((1, 2)) > 0).astype(float)
+    found = {
+        "outside the field": outside,
+        "beyond its own pixels": beyond,
+        "change elsewhere": _elsewhere(grown, rest),
+        "changes something": moved.reshape(outside.shape),
+        "area outside the field": rest,
+    }
+    if len(grown.changes) > 1:
+        seeds = np.roll(grown.after.changes, 1, axis=0) - grown.after.changes
+        share = np.stack([extents.outside(c, grown.bounds) for c in seeds])
+        share[:, rest <= 0] = np.nan
+        found["outside the field, two seeds"] = share
+    return [tidy(what, grown.layer, alone, values, name) for what, values in found.items()]
+
+
+def _beyond(changes: np.ndarray, alone: np.ndarray) -> np.ndarray:
+    """Return the share of each change's energy outside the pixels that hold `OWN` of what the neuron changes alone."""
+    held = extents.energy(changes)
+    found = np.full(len(held), np.nan)
+    for k, (one, own) in enumerate(zip(held, alone, strict=True)):
+        pixels_ = extents.region(own, OWN)
+        if one.sum() > 0 and pixels_.any():
+            found[k] = one[~pixels_].sum() / one.sum()
+    return found
+
+
+def _elsewhere(grown: Growth, rest: np.ndarray) -> np.ndarray:
+    """Return how far the image outside the field moved: its change over what was there before, root of energies."""
+    found = np.full(grown.changes.shape[:2], np.nan)
+    for s, (change, before) in enumerate(zip(grown.changes, grown.before.changes, strict=True)):
+        now, then = (extents.energy(x) for x in (change, before))
+        for k, bounds in enumerate(grown.bounds):
+            total = then[k].sum() - then[k][bounds].sum()
+            if rest[k] > 0 and total > 0:
+                found[s, k] = np.sqrt(max(0.0, now[k].sum() - now[k][bounds].sum()) / total)
+    return found
+
+
+def _findings(rows: pd.DataFrame) -> dict[str, Finding]:
+    def of(name: str, what: str, words: str, network: str = NETWORK) -> Finding:
+        return mean_of(name, by_channel(rows, what, network), words)
+
+    found = [
+        of("outside", "outside the field", "share of the added neuron's change outside its receptive field"),
+        of("outside linear", "outside the field", "the same without ReLUs and maxima", TWIN),
+        of("outside seeds", "outside the field, two seeds", "the same for the difference of two seeds"),
+        of("area", "area outside the field", "share of the image outside the field"),
+        of(
+            "beyond",
+            "beyond its own pixels",
+            f"share of the change outside the pixels with {OWN:.0%} of its change alone",
+        ),
+        of("beyond linear", "beyond its own pixels", "the same without ReLUs and maxima", TWIN),
+        of(
+            "elsewhere",
+            "change elsewhere",
+            "change outside the field over what the image was there, less the null image",
+        ),
+        of("elsewhere linear", "change elsewhere", "the same without ReLUs and maxima", TWIN),
+        of("moves", "changes something", "share of added neurons that change anything"),
+    ]
+    return {finding.name: finding for finding in found}
+
+
+def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
+    """Return verdict and conclusion.
+
+    The claim holds if the share outside the field is at least half of what it is between two seeds (the whole image
+    changed), in part if it only lies above the linear twin's, and not if it does not.
+    """
+    outside, linear, seeds = (found[k] for k in ("outside", "outside linear", "outside seeds"))
+    verdict: Verdict = "not decided"
+    if outside.low is not None and outside.value is not None:
+        above = outside.low > max(linear.high or 0.0, 1e-6)
+        whole = above and seeds.value is not None and outside.low >= seeds.value / 2
+        verdict = "holds" if whole else "holds in part" if above else "does not hold"
+    return verdict, (
+        f"One more neuron makes {written(outside.value, '.1%')} of its change outside its receptive field "
+        f"(without ReLUs and maxima {written(linear.value, '.1g')}, between two seeds {written(seeds.value, '.1%')}) "
+        f"and {written(found['beyond'].value, '.1%')} outside the pixels that it changes alone (without ReLUs and "
+        f"maxima {written(found['beyond linear'].value, '.1%')}); outside its field the image moves by "
+        f"{written(found['elsewhere'].value, '.1%')} of what it was."
+    )
+
+
+@house_style
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw the shares outside the field and outside a neuron's own pixels, and how far the rest of the image moves."""
+    figure, (left, middle, right) = panels(
+        (
+            "Share of the change outside the added neuron's receptive field",
+            "Share outside the pixels that it changes alone (line: 5 %, linear)",
+            "Change outside the field, over what the image was there",
+        ),
+        widths=(1.3, 1.0, 1.0),
+    )
+    both = (("network", NETWORK), ("without ReLUs and maxima", TWIN))
+    groups = [(words, by_channel(rows, "outside the field", name)) for words, name in both]
+    groups.append(("two seeds", by_channel(rows, "outside the field, two seeds", NETWORK)))
+    strips(left, groups, "share of energy")
+    strips(middle, [(w, by_channel(rows, "beyond its own pixels", name)) for w, name in both], "share of energy")
+    middle.axhline(1 - OWN, color=FAINT, linewidth=0.8)
+    strips(right, [(w, by_channel(rows, "change elsewhere", name)) for w, name in both], "ratio of lengths")
+    for axes in (left, middle, right):
+        axes.set_ylim(bottom=-0.02)
+    return figure
+
+
+def _pictures(context: Context, grown: Growth, size: int, steps: int) -> dict[str, bytes]:
+    """Return the strip and the animation of one feature's prefixes, made with blur so that patterns can be seen."""
+    layer = context.network.layer(grown.layer, size)
+    unit = grown.alone.units[0]
+    weighted, channel = unit.rsplit(":", 2)[0], int(unit.rsplit(":", 3)[1])
+    total = layer.height * layer.width
+    counts = np.unique(np.linspace(1, total, min(total, FRAMES)).round().astype(int)).tolist()
+    recipe = plain(size, steps, sigma=BLUR)
+    made = make(context, [f"{weighted}:..{k}" for k in counts], recipe, grown.layer, "frames", seeds=1)
+    seen = context.network.trace(size).field(grown.layer, channel)
+    images = made.images[0]
+    change = np.diff(images, axis=0, prepend=made.nulls)
+    strength = np.sqrt(extents.energy(change))
+    top = float(np.quantile(strength, 0.995)) or 1.0
+    pairs = []
+    for image, held, k in zip(images, strength, counts, strict=True):
+        shade = np.repeat(1 - np.clip(held / top, 0, 1)[None], 3, axis=0)
+        place = ((k - 1) // layer.width, (k - 1) % layer.width)
+        pairs.append((np.clip(image, 0, 1), framed(shade, seen.bounds(*place, size, size))))
+    frames = [np.concatenate([image, np.ones((3, size, 4)), shade], axis=2) for image, shade in pairs]
+    name = f"{grown.layer}:{channel}"
+    chosen = np.unique(np.linspace(0, len(counts) - 1, SHOWN).round().astype(int)).tolist()
+    return {
+        "-strip.webp": webp(_strip(name, [pairs[i] for i in chosen], [counts[i] for i in chosen]), dpi=100),
+        "-growth.webp": animated(frames, 250, 2 * 150, quality=55),
+    }
+
+
+def framed(image: np.ndarray, bounds: tuple[slice, slice]) -> np.ndarray:
+    """Return an image, 3 x H x W, with an orange frame around some rows and columns."""
+    found, colour = image.copy(), np.array([0.9, 0.5, 0.0])[:, None]
+    rows, columns = bounds
+    for edge in (rows.start, rows.stop - 1):
+        found[:, edge, columns] = colour
+    for edge in (columns.start, columns.stop - 1):
+        found[:, rows, edge] = colour
+    return found
+
+
+@house_style
+def _strip(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], counts: Sequence[int]) -> Figure:
+    images = [pixels(pair[k], SIDE).transpose(2, 0, 1) / 255 for k in (0, 1) for pair in pairs]
+    labels = [f"{name}:..{k}" for k in counts] + [f"neuron {k}" for k in counts]
+    captions = [f"{k} neurons" for k in counts] + ["change by one more frame"] * len(counts)
+    title = "Neurons in reading order: the image, and where it changed (dark) against the last neuron's field (orange)"
+    return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(counts))
+
+
+if __name__ == "__main__":
+    start(STUDY, measure)
