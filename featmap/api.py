@@ -13,15 +13,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from featmap import folders, mapping, photographs, runs
+from featmap import folders, integrity, mapping, photographs, runs
 from featmap.engine import Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, UnitError
+from featmap.manifests import is_run
 from featmap.models import Network, load
 from featmap.objectives import Objective, objective
 from featmap.probing import Probe
 from featmap.recipes import Recipe
 from featmap.runs import Job, Worker
-from featmap.store import MANIFEST, ArraySpec, Run, sha256
+from featmap.store import ArraySpec, Run, readable, sha256
 from featmap.units import Unit
 
 ROWS = 16
@@ -146,9 +147,10 @@ def source(images: Any, size: int | None, natural: int) -> Source:
     side = size or natural
     if isinstance(images, (str, Path)):
         folder = Path(images)
-        if (folder / MANIFEST).is_file():
+        if is_run(folder):
             if Run.read(folder).manifest.get("status") != "complete":
                 raise FeatmapError(f"run {str(folder)!r} is not finished; run its own command again first")
+            integrity.require(folder)
             images = mapping.open_arrays(folder)
             if size is not None and size != images.sizes.get("y", size):
                 raise FeatmapError(
@@ -295,11 +297,12 @@ def network_of(folder: Path) -> Network:
         if it cannot be loaded again, or its weights are others now.
     """
     run = Run.read(folder)
-    arguments = run.manifest.get("model_arguments") or {}
-    if not arguments.get("model"):
-        raise FeatmapError(f"run {str(folder)!r} was made with a network of the caller's own; name it with --model")
-    network = load(**arguments)
-    if network.sha256 != run.identity["model"]["sha256"]:
+    with readable(folder):
+        arguments, known = run.manifest.get("model_arguments") or {}, str(run.identity["model"]["sha256"])
+        if not arguments.get("model"):
+            raise FeatmapError(f"run {str(folder)!r} was made with a network of the caller's own; name it with --model")
+        network = load(**arguments)
+    if network.sha256 != known:
         raise FeatmapError(
             f"run {str(folder)!r} was made with other weights than {network.weights} now; give --model and --weights"
         )

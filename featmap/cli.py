@@ -39,6 +39,7 @@ from featmap.options import (
     watched,
 )
 from featmap.validating import validate
+from featmap.verifying import verify
 
 app = typer.Typer(
     name="featmap",
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command()(interact)
 app.command(name="atlas")(make_atlas)
 app.command()(validate)
+app.command()(verify)
 
 
 def _version(wanted: bool) -> None:
@@ -230,9 +232,10 @@ def probe(
 ) -> None:
     """Record the responses of any layers to a run's images or to a folder of photographs."""
     from featmap import api, console
-    from featmap.store import MANIFEST, digest
+    from featmap.manifests import is_run
+    from featmap.store import digest
 
-    if model is None and (source / MANIFEST).is_file():
+    if model is None and is_run(source):
         if any(v is not None for v in (weights, mean, std, input_size)):
             raise FeatmapError(
                 "--weights, --mean, --std and --input-size go with --model; without it the run's own network is used"

@@ -203,6 +203,8 @@ def carry_out(given: Plan, folder: Path, watcher: Watcher | None = None) -> Scre
     job = given.job
     run = folders.open_run(job, folder, int(1.1 * folders.bytes_of(job) + 100e6))
     with run.held():
+        for part in (folder / "check", folder / "top"):
+            run.note_part(part)
         watcher.note(f"1 of 3: {len(job.objectives)} solo runs, {SOLO_SEEDS} seeds")
         made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
         done = not made and run.is_complete()

@@ -14,7 +14,20 @@ from typing import Any
 
 import pandas as pd
 
-from featmap import api, appraisal, certificates, estimates, findings, folders, mapping, maps, photographs, runs, tables
+from featmap import (
+    api,
+    appraisal,
+    certificates,
+    estimates,
+    findings,
+    folders,
+    integrity,
+    mapping,
+    maps,
+    photographs,
+    runs,
+    tables,
+)
 from featmap.engine import Silent, Watcher
 from featmap.errors import FeatmapError, ModelError
 from featmap.estimates import Estimate
@@ -23,7 +36,7 @@ from featmap.models import Network, load
 from featmap.objectives import objective
 from featmap.recipes import Recipe
 from featmap.runs import Job
-from featmap.store import MANIFEST, Run, digest
+from featmap.store import MANIFEST, Run, digest, readable
 from featmap.trials import Trial, Validation, permuted
 from featmap.units import parse_channels
 from featmap.untrained import untrained
@@ -85,13 +98,27 @@ def plan(
         for a run that is unfinished, of another command or network, or settings out of range.
     """
     run = Run.read(Path(folder))
+    with readable(Path(folder)):
+        return _plan(run, images, seeds, null_seeds, network, out)
+
+
+def _plan(
+    run: Run,
+    images: str | Path | None,
+    seeds: int,
+    null_seeds: int,
+    network: Network | None,
+    out: str | Path | None,
+) -> Plan:
+    folder = run.folder
     if run.identity.get("command") != "similarity" or run.manifest.get("status") != "complete":
         raise FeatmapError(
             f"run {str(folder)!r} is no finished similarity run; `featmap similarity` makes one, and finishes it"
         )
     if run.identity.get("start") is not None:
         raise FeatmapError(f"run {str(folder)!r} began from a photograph: all its seeds are one, none can be added")
-    network = network or api.network_of(Path(folder))
+    integrity.require(folder, pages=False, parts=False)
+    network = network or api.network_of(folder)
     job, shown = job_of(run, network)
     if seeds < 2 or null_seeds < 0:
         raise FeatmapError(
@@ -176,8 +203,24 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(given.run.identity)}
     about = {"network": str(given.job.network), "environment": runs.environment(given.job.device)}
-    store = Run(given.folder, identity).open({}, {}, about)
+    _note_in_run(given)
+    with Run(given.folder, identity).open({}, {}, about).held() as store:
+        store.manifest["status"] = "running"
+        store.save()
+        return _carry_out(given, store, watcher)
+
+
+def _note_in_run(given: Plan) -> None:
+    """Let the judged run know of a validation that lies inside it."""
+    if given.folder.resolve().is_relative_to(given.run.folder.resolve()):
+        with Run.read(given.run.folder).held() as run:
+            run.manifest = Run.read(run.folder).manifest
+            run.note_part(run.folder / given.folder.resolve().relative_to(run.folder.resolve()))
+
+
+def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
     for job, folder in descents(given):
+        store.note_part(folder)
         watcher.note(f"{'random weights' if job.network is given.random else 'trained'}: seed {job.seeds[0]}")
         _descend(job, folder, watcher)
     places = tables.places(given.job.layers)
@@ -189,6 +232,7 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
         given.job.network,
         [maps.open_arrays(f) for f in (given.run.folder, *further)],
         len(given.job.seeds),
+        store,
         given.folder,
         {layer: given.run.folder / place / findings.NAME for layer, place in places.items()},
     )
@@ -201,6 +245,7 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
             given.random,
             [maps.open_arrays(where / f"seed-{s}") for s in given.null_seeds],
             1,
+            store,
             where,
             {layer: where / place / findings.NAME for layer, place in places.items()},
         )
@@ -221,10 +266,10 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
 
 def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
     """Do what is left of one similarity job's descents."""
-    run = folders.open_run(job, folder, estimates.disk_needed(job))
-    made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
-    if made or run.manifest["status"] != "complete":
-        folders.complete(run, (u.name for u in job.units()))
+    with folders.open_run(job, folder, estimates.disk_needed(job)).held() as run:
+        made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
+        if made or run.manifest["status"] != "complete":
+            folders.complete(run, (u.name for u in job.units()))
 
 
 def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
@@ -235,11 +280,14 @@ def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
         for name, row in trial.features.iterrows()
         if not pd.isna(row["reliable"])
     }
-    run, view = given.run, given.run.manifest.get("view", {})
-    if run.manifest.get("reliability") == known:
-        return
-    run.manifest["reliability"] = known
-    run.save()
+    with Run.read(given.run.folder).held() as run:
+        run.manifest = Run.read(run.folder).manifest  # read again now that nobody else writes it
+        view = run.manifest.get("view", {})
+        if run.manifest.get("reliability", {}) != known:
+            run.manifest["reliability"] = known
+            run.save()
+        elif view.get("reliability") == (digest(known) if known else None) and run.is_complete():
+            return
     mapping.run_similarity(
         given.job,
         given.shown,

@@ -29,7 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     "batches": {"models", "taps", "objectives", "prepare", "recipes", "descent"},
     "probing": {"errors", "units", "models", "taps", "objectives"},
     "photographs": {"errors"},
-    "store": {"errors"},
+    "boundary": {"errors"},
+    "writing": {"errors"},
+    "manifests": {"errors", "writing"},
+    "metadata": {"writing"},
+    "store": {"errors", "writing", "manifests", "metadata"},
+    "integrity": {"errors", "writing", "manifests", "metadata", "store"},
+    "verifying": {"console", "integrity"},
     "engine": {"errors", "store"},
     "runs": {
         *("errors", "models", "recipes", "images", "objectives"),
@@ -44,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         *("units", "images", "transforms", "objectives", "batches", "descent", "probing"),
         *("interaction", "engine", "store", "runs", "joints"),
     },
-    "folders": {"errors", "models", "recipes", "engine", "store", "runs"},
+    "folders": {"errors", "models", "recipes", "engine", "writing", "store", "runs"},
     "interplay": {"interaction"},
     "estimates": {"models", "recipes", "objectives", "batches", "runs", "folders", "joints"},
     "measures": {"errors"},
@@ -69,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         *("engine", "store", "runs", "tables", "api"),
     },
     "validation": {
+        "integrity",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "untrained"),
         *("engine", "store", "runs", "folders", "estimates", "findings", "tables", "maps", "mapping", "api"),
         *("appraisal", "certificates", "evidence", "trials"),
@@ -82,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "findings": {"graph"},
     "tables": {
         *("errors", "measures", "graph", "marks", "findings", "drawing", "plots", "sheets", "trace"),
-        *("engine", "store", "runs"),
+        *("engine", "writing", "store", "runs"),
     },
     "crosstables": {
         *("measures", "graph", "marks", "crossings", "crossplots", "tables"),
@@ -97,6 +104,8 @@ ALLOWED: dict[str, set[str]] = {
         *("engine", "store", "runs", "folders", "estimates", "marks", "tables", "crosstables", "maps"),
     },
     "api": {
+        "integrity",
+        "manifests",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
         *("engine", "store", "runs", "folders", "mapping"),
     },
@@ -136,6 +145,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pages": {"layerpages", "reports"},
     "atlases": {
+        "integrity",
         *("errors", "models", "probing", "engine", "store", "tables", "crosstables", "maps", "api"),
         *("layerpages", "reports", "pages"),
     },
