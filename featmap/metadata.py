@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import MemoryStore
 
-from featmap.writing import sha256
+from featmap.writing import sha256, write_atomically
 
 ARRAYS = "arrays.zarr"
 
@@ -32,26 +33,22 @@ class ArraySpec:
 def lay(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, str]:
     """Make a run folder's metadata and coordinates what they should be; return their files with SHA-256.
 
-    They are made beside it and moved over what differs: chunks of the arrays stay as they are.
+    They are made in memory and replace what differs: chunks of the arrays stay as they are.
     """
-    part = folder / f".arrays.{os.getpid()}.part.zarr"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _make(part, arrays, coords)
-        found = {}
-        for made in sorted(p for p in part.rglob("*") if p.is_file()):
-            home = folder / ARRAYS / made.relative_to(part)
-            found[home.relative_to(folder).as_posix()] = known = sha256(made)
-            if not home.is_file() or sha256(home) != known:
-                home.parent.mkdir(parents=True, exist_ok=True)
-                made.replace(home)
-        return found
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    found = {}
+    for name, content in sorted(_made(arrays, coords).items()):
+        home, known = folder / ARRAYS / name, hashlib.sha256(content).hexdigest()
+        found[home.relative_to(folder).as_posix()] = known
+        if not home.is_file() or sha256(home) != known:
+            write_atomically(home, partial(Path.write_bytes, data=content))
+    return found
 
 
-def _make(place: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
-    root: Any = zarr.open_group(place, mode="a", zarr_format=2, use_consolidated=False)
+def _made(arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Return the files by name."""
+    files: dict[str, Any] = {}
+    store = MemoryStore(files)
+    root: Any = zarr.open_group(store, mode="a", zarr_format=2, use_consolidated=False)
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, given in coords.items():
             values = np.asarray(given)
@@ -74,7 +71,8 @@ def _make(place: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarra
             fill_value=float("nan") if spec.dtype.startswith("float") else None,
             attributes={"_ARRAY_DIMENSIONS": list(spec.dims)} | dict(spec.attrs),
         )
-    zarr.consolidate_metadata(place, zarr_format=2)
+    zarr.consolidate_metadata(store, zarr_format=2)
+    return {name: content.to_bytes() for name, content in files.items()}
 
 
 def chunk_names(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[str]:

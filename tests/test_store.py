@@ -150,7 +150,7 @@ def test_a_damaged_manifest_is_one_clear_error_and_mended_from_its_copy(tmp_path
     assert (tmp_path / MANIFEST).read_bytes() == before
     for name in (MANIFEST, COPY):
         (tmp_path / name).write_bytes(text)
-    with pytest.raises(StoreError, match="and its copy .* are damaged"):
+    with pytest.raises(StoreError, match=r"and its copy .* are damaged"):
         opened(tmp_path)
 
 
