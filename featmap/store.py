@@ -110,6 +110,8 @@ class Run:
                 raise StoreError(f"{str(self.folder)!r} exists and is no run folder; give another --out")
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
+            if self.is_held():
+                sweep(self.folder)
             # first of all, so that a folder that is left half made is known for what it is
             self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
             self.save()

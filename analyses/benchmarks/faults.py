@@ -159,8 +159,8 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> tuple[str, ...]:
 def landed(folder: Path) -> dict[str, int]:
     """Return the files of the work units that have landed, with the times they were written at."""
     run, found = Run(folder, {}), {}
-    for path in sorted((folder / "units").glob("*.json")):
-        record = run.record(path.stem) if path.name != Path(COPY).name else None
+    for path in sorted((folder / "units").glob("[!.]*.json")):
+        record = run.record(path.stem)
         for name in (*record, f"units/{path.name}") if record else ():
             found[name] = (folder / name).stat().st_mtime_ns
     return found

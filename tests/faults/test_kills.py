@@ -18,9 +18,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 
 def outcomes(*arguments: object) -> list[dict[str, Any]]:
+    """The outcomes of kills of commands."""
+    return process("tests.faults.driver", *arguments)
+
+
+def process(*arguments: object) -> list[dict[str, Any]]:
     """The outcomes of kills that a process of its own makes."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.driver", *map(str, arguments)],
+        [sys.executable, "-m", *map(str, arguments)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -44,20 +49,20 @@ def test_a_kill_at_any_moment_loses_nothing(name: str, tmp_path: Path) -> None:
     assert lost(found) == []
 
 
-@pytest.mark.slow
 def test_a_kill_between_any_two_moves_loses_nothing(tmp_path: Path) -> None:
-    found = outcomes("moves", tmp_path, "optimize", 1, 1)
+    """Of a run that the store alone makes, without torch: children of such a process are quickly forked."""
+    found = process("tests.faults.storing", tmp_path)
     assert [o["moment"] for o in found] == list(range(1, len(found) + 1))
     assert [o["killed"] for o in found] == [True] * (len(found) - 1) + [False]
-    # metadata and coordinates, two manifests three times, chunks and a record of three units, table, pictures, sheet
-    assert len(found) > 40
-    assert lost(found) == []
+    assert len(found) > 20  # owner, two manifests thrice, metadata and coordinates, chunks and records, a table
+    assert [o for o in found if o["differing"] or o["redone"] or o["faults"]] == []
 
 
 @pytest.mark.slow
-def test_a_kill_while_tables_and_figures_are_written_loses_nothing(tmp_path: Path) -> None:
-    found = outcomes("moves", tmp_path, "similarity", 3, 7)
-    assert max(o["landed"] for o in found) == 5
+@pytest.mark.parametrize(("name", "first", "step"), [("optimize", 2, 6), ("similarity", 52, 5)])
+def test_a_kill_before_a_move_of_a_command_loses_nothing(name: str, first: int, step: int, tmp_path: Path) -> None:
+    found = outcomes("moves", tmp_path, name, first, step)
+    assert len(found) > 5
     assert lost(found) == []
 
 
@@ -74,8 +79,6 @@ def test_the_table_goes_between_its_marks() -> None:
     new = faults.between("# Page\n", "table")
     assert new == "# Page\n<!-- faults -->\ntable\n<!-- /faults -->\n"
     assert faults.between(new + "after\n", "other") == "# Page\n<!-- faults -->\nother\n<!-- /faults -->\nafter\n"
-    found = [
-        {"run": n, "killed": True, "landed": 2, "redone": [], "differing": ["x"], "faults": []} for n in faults.RUNS
-    ]
-    text = faults.table([o | {"lost_nothing": False} for o in found])
+    one = {"killed": True, "landed": 2, "redone": [], "differing": ["x"], "faults": [], "lost_nothing": False}
+    text = faults.table([one | {"run": name} for name in faults.RUNS])
     assert "| similarity | 1 | 0 | 2 | 0 | 1 | 0 | 0 |" in text
