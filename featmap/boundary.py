@@ -51,6 +51,8 @@ def _explain(error: Exception, name: str) -> tuple[str, int]:
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({text[:120]}); give fewer --rows or a smaller --size", 2
+    if isinstance(error, OSError) and error.errno and error.filename:  # the user's disk, folders and names
+        return f"{str(error.filename)[:160]!r}: {error.strerror}; give another path, or mend this one", 2
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
 
 

@@ -190,10 +190,15 @@ def _side(size: int | float | None, final: int, last: int | float | None) -> int
     return size if not isinstance(last, int) else max(1, round(size * final / last))
 
 
+MOST_STEPS = 1_000_000
+
+
 def _share(octaves: list[Octave], steps: int) -> list[Octave]:
     """Share out `steps` over the octaves in their own proportions; drop those that get none."""
-    if steps < 1:
-        raise RecipeError(f"steps {steps}: every octave takes at least 1 step; give --steps 1 or more")
+    if not 1 <= steps <= MOST_STEPS:
+        raise RecipeError(
+            f"steps {steps}: every octave takes at least 1 step; give --steps 1 or more, {MOST_STEPS:,} at most"
+        )
     total, done, shared, given = sum(o.steps for o in octaves), 0, [], 0
     for octave in octaves:
         done += octave.steps

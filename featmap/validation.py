@@ -120,10 +120,11 @@ def _plan(
     integrity.require(folder, pages=False, parts=False)
     network = network or api.network_of(folder)
     job, shown = job_of(run, network)
-    if seeds < 2 or null_seeds < 0:
+    most = runs.MOST_SEEDS
+    if not 2 <= seeds <= most or not 0 <= null_seeds <= most:
         raise FeatmapError(
             f"seeds {seeds}, null seeds {null_seeds}: repeatability takes 2 seeds or more (5 is the default), "
-            "the null 0 or more"
+            f"the null 0 or more, {most:,} at most"
         )
     own = job.seeds
     every = (*own, *range(own[-1] + 1, own[-1] + 1 + seeds - len(own)))

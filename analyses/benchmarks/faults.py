@@ -144,8 +144,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     for name in (LOCK, OWNER):
         found.pop(name, None)
-    for name in (MANIFEST, COPY):
-        if name in found:
+    for name in found:
+        if Path(name).name in (MANIFEST, Path(COPY).name):
             values = json.loads(found[name])
             found[name] = json.dumps({k: v for k, v in values.items() if k not in ("timings", CHECKSUM)}).encode()
     return found
