@@ -278,13 +278,14 @@ def _probe_to_folder(
 
         units = [u for u in plan(len(given.labels), ROWS, (0,)) if u.last]
         with runs.remembered_settings():
-            run_here(units, run, work, 1, watcher)
+            made = run_here(units, run, work, 1, watcher)
         data = mapping.open_arrays(folder)["A"]
-        frame = data.to_pandas()
-        frame.index.name = "image"
-        run.write("responses.parquet", frame.to_parquet)
-        run.write("responses.csv", lambda p: frame.to_csv(p, float_format="%.9g", lineterminator="\n"))
-        folders.complete(run, (u.name for u in units))
+        if made or not run.is_complete():
+            frame = data.to_pandas()
+            frame.index.name = "image"
+            run.write("responses.parquet", frame.to_parquet)
+            run.write("responses.csv", lambda p: frame.to_csv(p, float_format="%.9g", lineterminator="\n"))
+            folders.complete(run, (u.name for u in units))
         return data
 
 

@@ -12,6 +12,7 @@ import typer
 
 from featmap.errors import FeatmapError
 
+LONGEST = 1000
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
 
 
@@ -59,5 +60,8 @@ def _explain(error: Exception, name: str) -> tuple[str, int]:
 def _fail(name: str, message: str, status: int, debug: bool) -> None:
     if debug:
         raise
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # what was given may be as long as a command line allows
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    print(f"{name}: {line}", file=sys.stderr)
     sys.exit(status)

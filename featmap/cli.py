@@ -208,9 +208,9 @@ def optimize(
 
     def work(watcher: Any) -> None:
         with run.held():
-            mapping.carry_out(job, run, watcher)
-            tables.write_images(job, run, watcher)
-            mapping.complete(job, run)
+            if mapping.carry_out(job, run, watcher) or not run.is_complete() or not run.manifest["files"]:
+                tables.write_images(job, run, watcher)
+                mapping.complete(job, run)
 
     watched(work)
     console.out().print(tables.image_line(run.folder))

@@ -12,6 +12,7 @@ from featmap.errors import RecipeError, nearest
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
 LEAST_ROWS = 2
+MOST_ROWS, MOST_STEPS = 65_536, 1_000_000
 CHOICES = {
     "parameterisation": ("pixels", "fourier"),
     "optimiser": ("gradient", "rms", "adam"),
@@ -106,6 +107,8 @@ class Recipe:
                 f"rows {self.rows}: a batch of one image rounds differently from the same image in a batch; "
                 f"give {LEAST_ROWS} or more"
             )
+        if self.rows > MOST_ROWS:
+            raise RecipeError(f"rows {self.rows}: {MOST_ROWS:,} at most; 16 is the default")
         if not self.octaves or any(o.steps < 1 for o in self.octaves):
             raise RecipeError(f"recipe {self.name}: every octave takes at least 1 step; give --steps 1 or more")
 
@@ -188,9 +191,6 @@ def _side(size: int | float | None, final: int, last: int | float | None) -> int
     if isinstance(size, float):
         return max(1, round(size * final))
     return size if not isinstance(last, int) else max(1, round(size * final / last))
-
-
-MOST_STEPS = 1_000_000
 
 
 def _share(octaves: list[Octave], steps: int) -> list[Octave]:
