@@ -14,15 +14,16 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from featmap import devices, folders, mapping, photographs, runs
+from featmap import devices, folders, integrity, mapping, photographs, runs
 from featmap.engine import HERE, Engine, Silent, Watcher, WorkUnit, plan, run_here
 from featmap.errors import FeatmapError, UnitError
+from featmap.manifests import is_run
 from featmap.models import Network, load
 from featmap.objectives import Objective, objective
 from featmap.probing import Probe
 from featmap.recipes import Recipe, whole
 from featmap.runs import Job, Worker
-from featmap.store import MANIFEST, ArraySpec, Run, sha256
+from featmap.store import ArraySpec, Run, readable, sha256
 from featmap.units import Unit
 
 ROWS = 16
@@ -170,9 +171,10 @@ def source(images: Any, size: int | None, natural: int) -> Source:
     side = size or natural
     if isinstance(images, (str, Path)):
         folder = Path(images)
-        if (folder / MANIFEST).is_file():
+        if is_run(folder):
             if Run.read(folder).manifest.get("status") != "complete":
                 raise FeatmapError(f"run {str(folder)!r} is not finished; run its own command again first")
+            integrity.require(folder)
             images = mapping.open_arrays(folder)
             if size is not None and size != images.sizes.get("y", size):
                 raise FeatmapError(
@@ -300,13 +302,14 @@ def _probe_to_folder(
 
         units = [u for u in plan(len(given.labels), ROWS, (0,)) if u.last]
         with devices.remembered_settings():
-            run_here(units, run, work, 1, watcher)
+            made = run_here(units, run, work, 1, watcher)
         data = mapping.open_arrays(folder)["A"]
-        frame = data.to_pandas()
-        frame.index.name = "image"
-        run.write("responses.parquet", frame.to_parquet)
-        run.write("responses.csv", lambda p: frame.to_csv(p, float_format="%.9g", lineterminator="\n"))
-        folders.complete(run, (u.name for u in units))
+        if made or not run.is_complete():
+            frame = data.to_pandas()
+            frame.index.name = "image"
+            run.write("responses.parquet", frame.to_parquet)
+            run.write("responses.csv", lambda p: frame.to_csv(p, float_format="%.9g", lineterminator="\n"))
+            folders.complete(run, (u.name for u in units))
         return data
 
 
@@ -319,11 +322,12 @@ def network_of(folder: Path) -> Network:
         if it cannot be loaded again, or its weights are others now.
     """
     run = Run.read(folder)
-    arguments = run.manifest.get("model_arguments") or {}
-    if not arguments.get("model"):
-        raise FeatmapError(f"run {str(folder)!r} was made with a network of the caller's own; name it with --model")
-    network = load(**arguments)
-    if network.sha256 != run.identity["model"]["sha256"]:
+    with readable(folder):
+        arguments, known = run.manifest.get("model_arguments") or {}, str(run.identity["model"]["sha256"])
+        if not arguments.get("model"):
+            raise FeatmapError(f"run {str(folder)!r} was made with a network of the caller's own; name it with --model")
+        network = load(**arguments)
+    if network.sha256 != known:
         raise FeatmapError(
             f"run {str(folder)!r} was made with other weights than {network.weights} now; give --model and --weights"
         )

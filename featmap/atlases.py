@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from featmap import api, crosstables, layerpages, maps, pages, reports
+from featmap import api, crosstables, integrity, layerpages, maps, pages, reports
 from featmap.engine import Silent, Watcher
 from featmap.errors import FeatmapError, StoreError
 from featmap.models import Network
 from featmap.probing import Probe
 from featmap.reports import Report
-from featmap.store import Run, clear_faults, digest, sha256, write_atomically
+from featmap.store import Run, clear_faults, digest, readable, sha256, write_atomically
 
 NAME = "atlas.html"
 KEY = "atlas"  # of the manifest
@@ -48,13 +49,34 @@ def atlas(
     FeatmapError
         for a run that is not finished, or of a command that makes no images.
     """
-    run, watcher = Run.read(Path(folder)), watcher or Silent()
-    command = str(run.identity.get("command") or "")
-    if run.manifest.get("status") != "complete":
+    watcher = watcher or Silent()
+    for one in (folder, *interactions):
+        _check(Path(one))
+    inside = out is None or Path(out).resolve().is_relative_to(Path(folder).resolve())
+    with Run.read(Path(folder)).held() if inside else nullcontext(), readable(Path(folder)):
+        # read again now that nobody else writes it
+        return _atlas(Run.read(Path(folder)), interactions, activation_maps, network, out, watcher)
+
+
+def _check(folder: Path) -> None:
+    """Refuse a run that is not finished or not what was written."""
+    if Run.read(folder).manifest.get("status") != "complete":
         raise StoreError(f"run {str(folder)!r} is not finished; its own command goes on with it")
+    integrity.require(folder, pages=False)
+
+
+def _atlas(
+    run: Run,
+    interactions: Sequence[str | Path],
+    activation_maps: bool,
+    network: Network | None,
+    out: str | Path | None,
+    watcher: Watcher,
+) -> list[Path]:
+    command = str(run.identity.get("command") or "")
     if command == "probe":
         raise StoreError(
-            f"run {str(folder)!r} is of `featmap probe`, which makes no images; an atlas shows runs of "
+            f"run {str(run.folder)!r} is of `featmap probe`, which makes no images; an atlas shows runs of "
             "similarity, optimize or interact"
         )
     brought = [report for other in interactions for report in reports.of_run(Path(other))]
@@ -75,7 +97,7 @@ def is_current(run: Run) -> bool:
     noted = run.manifest.get(KEY)
     if not isinstance(noted, dict) or noted.get("of") != _made_of(run):
         return False
-    return all((run.folder / name).is_file() for name in noted["pages"])
+    return run.holds(noted["pages"])
 
 
 def _made_of(run: Run) -> str:
@@ -91,6 +113,11 @@ def _write(run: Run, folder: Path, made: Iterator[tuple[str, str]]) -> list[Path
         names.append(name)
     if folder.resolve() == run.folder.resolve():
         run.manifest[KEY] = {"of": _made_of(run), "pages": {name: sha256(folder / name) for name in names}}
+        run.save()
+    elif folder.resolve().is_relative_to(run.folder.resolve()):
+        for name in names:
+            path = (folder / name).resolve()
+            run.manifest.setdefault("added", {})[path.relative_to(run.folder.resolve()).as_posix()] = sha256(path)
         run.save()
     return [folder / name for name in names]
 

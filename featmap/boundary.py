@@ -12,6 +12,7 @@ import typer
 
 from featmap.errors import FeatmapError, IncompleteError
 
+LONGEST = 1000
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
 
 
@@ -56,11 +57,16 @@ def _explain(error: Exception, name: str) -> tuple[str, int]:
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({text[:120]}); give fewer --rows or a smaller --size", 2
+    if isinstance(error, OSError) and error.errno and error.filename:  # the user's disk, folders and names
+        return f"{str(error.filename)[:160]!r}: {error.strerror}; give another path, or mend this one", 2
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
 
 
 def _fail(name: str, message: str, status: int, debug: bool) -> None:
     if debug:
         raise
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # what was given may be as long as a command line allows
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    print(f"{name}: {line}", file=sys.stderr)
     sys.exit(status)

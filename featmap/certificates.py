@@ -23,7 +23,8 @@ PAGE = "validation.md"
 
 def write(store: Run, job: Job, found: Validation, images: Path | None, shown: list[str], watcher: Watcher) -> None:
     """Write everything into the validation's folder and note its checksums."""
-    store.manifest["files"] = {}
+    # the clusters of the maps with random weights are noted as they are found
+    store.manifest["files"] = {k: v for k, v in store.manifest.get("files", {}).items() if k.startswith("random/")}
     tables.write_frame(store, "figures", found.figures, "row")
     text = json.dumps(json.loads(found.figures.to_json(orient="records")), indent=1) + "\n"
     store.write("validation.json", lambda p: p.write_text(text, encoding="utf-8"))

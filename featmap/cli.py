@@ -45,6 +45,7 @@ from featmap.options import (
     watched,
 )
 from featmap.validating import validate
+from featmap.verifying import verify
 
 app = typer.Typer(
     name="featmap",
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.command()(interact)
 app.command(name="atlas")(make_atlas)
 app.command()(validate)
+app.command()(verify)
 
 
 def _version(wanted: bool) -> None:
@@ -231,9 +233,9 @@ def optimize(
 
     def work(watcher: Any) -> None:
         with run.held():
-            mapping.carry_out(job, run, watcher, runner)
-            tables.write_images(job, run, watcher)
-            mapping.complete(job, run)
+            if mapping.carry_out(job, run, watcher, runner) or not run.is_complete() or not run.manifest["files"]:
+                tables.write_images(job, run, watcher)
+                mapping.complete(job, run)
 
     watched(work)
     console.out().print(tables.image_line(run.folder))
@@ -255,9 +257,10 @@ def probe(
 ) -> None:
     """Record the responses of any layers to a run's images or to a folder of photographs."""
     from featmap import api, console
-    from featmap.store import MANIFEST, digest
+    from featmap.manifests import is_run
+    from featmap.store import digest
 
-    if model is None and (source / MANIFEST).is_file():
+    if model is None and is_run(source):
         if any(v is not None for v in (weights, mean, std, input_size)):
             raise FeatmapError(
                 "--weights, --mean, --std and --input-size go with --model; without it the run's own network is used"

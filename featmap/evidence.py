@@ -14,7 +14,7 @@ from featmap.engine import Watcher
 from featmap.graph import Clusters
 from featmap.models import Network
 from featmap.runs import Job
-from featmap.store import digest, write_atomically
+from featmap.store import Run, digest
 from featmap.trials import Evidence, Trial, judge
 
 PATH_LAYERS = 8
@@ -48,7 +48,8 @@ class Side:
     network : the network
     sets : the arrays of all its descents, the judged map's own first
     kept : how many seeds of the first of `sets` that map is the mean of
-    folder : where responses to photographs go
+    store : the run folder of the validation
+    folder : in it, where responses to photographs go
     clusters : by layer, the file that the clusters of its map lie in, or go to
     """
 
@@ -56,6 +57,7 @@ class Side:
     network: Network
     sets: list[xr.Dataset]
     kept: int
+    store: Run
     folder: Path
     clusters: dict[str, Path]
 
@@ -84,9 +86,11 @@ def _natural(
     given = api.source(folder, size, size)
     name = f"photographs-{digest({'images': given.digest, 'layers': layers})}"
     watcher.note(f"{side.name}: {len(given.labels)} photographs through {', '.join(layers)}")
+    side.store.note_part(side.folder / name)
     natural = api.probe(folder, layers, side.network, size=size, device=where, out=side.folder / name, watcher=watcher)
     watcher.note(f"{side.name}: {len(job.labels)} maximising images through the same layers")
     first = side.sets[0].isel(seed=[0])
+    side.store.note_part(side.folder / "path")
     images = api.probe(first, layers, side.network, device=where, out=side.folder / "path", watcher=watcher)
     return natural, images
 
@@ -128,9 +132,12 @@ def _clusters(evidence: Evidence, side: Side, layer: str, watcher: Watcher) -> C
         return None
     frame = pd.DataFrame(evidence.own, index=evidence.names, columns=evidence.names)
     null, path = pd.Series(0.0, index=evidence.names), side.clusters[layer]
-    known = findings.read(path, measures.profile(frame, null, who), evidence.neighbours)
-    if known is not None:
-        return known
+    own = None if side.name == "trained" else path.relative_to(side.store.folder).as_posix()
+    noted = side.store.manifest.get("files", {})
+    if own is None or (own in noted and side.store.holds({own: noted[own]})):
+        known = findings.read(path, measures.profile(frame, null, who), evidence.neighbours)
+        if known is not None:
+            return known
     found = graph.find_clusters(
         frame,
         null,
@@ -138,7 +145,8 @@ def _clusters(evidence: Evidence, side: Side, layer: str, watcher: Watcher) -> C
         k=evidence.neighbours,
         progress=lambda done, total: watcher.stage(f"clusters of {layer}, {side.name}", done, total),
     )
-    if side.name != "trained":  # the run's own file is the run's business
+    if own is not None:  # the run's own file is the run's business
         text = findings.to_json(found, evidence.neighbours)
-        write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+        side.store.write(own, lambda p: p.write_text(text, encoding="utf-8"))
+        side.store.save()
     return found

@@ -17,6 +17,7 @@ from featmap.errors import StoreError
 from featmap.models import Network
 from featmap.recipes import Recipe
 from featmap.store import MANIFEST, UNITS, ArraySpec, Run, digest
+from featmap.writing import file_name
 
 
 class AnyJob(Protocol):
@@ -50,8 +51,8 @@ class AnyJob(Protocol):
 
 def default_folder(job: AnyJob, named: Iterable[str]) -> Path:
     """Return where a job's run goes if nobody says: its name ends in a hash of all that its numbers depend on."""
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join([job.network.name, *named]))
-    return Path("runs") / f"{name[:80]}-{job.recipe.name}-{digest(job.identity())}"
+    name = file_name("-".join([job.network.name, *named]))
+    return Path("runs") / f"{name}-{job.recipe.name}-{digest(job.identity())}"
 
 
 def bytes_of(job: AnyJob) -> int:

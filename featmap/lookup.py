@@ -12,7 +12,7 @@ import pandas as pd
 from featmap import marks, recipes, tables
 from featmap.errors import FeatmapError, UnitError, nearest
 from featmap.models import Network
-from featmap.store import Run
+from featmap.store import Run, readable
 
 
 def table(frame: pd.DataFrame) -> list[str]:
@@ -104,9 +104,11 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     Columns: other, S, coactivation (the other's response to this feature's image), coactivated_by (this
     feature's response to the other's image), cluster, and in a validated run `reliable`, of the other.
     """
-    folder = _folder_of(unit, folder)
-    S, C = tables.read_frame(folder, "profile"), tables.read_frame(folder, "coactivation")
-    features = tables.read_frame(folder, "features")
+    with readable(folder):
+        run, folder = Run.read(folder), _folder_of(unit, folder)
+        names = ("profile", "coactivation", "features")
+        run.check((folder / f"{name}.parquet").relative_to(run.folder).as_posix() for name in names)
+        S, C, features = (tables.read_frame(folder, name) for name in names)
     if unit not in features.index:
         raise UnitError(
             f"feature {unit!r} is not in this run{nearest(unit, features.index)}; "

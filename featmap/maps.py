@@ -18,7 +18,7 @@ from featmap.crossings import Crossing
 from featmap.engine import Watcher
 from featmap.errors import FeatmapError, StoreError
 from featmap.runs import STATUSES, Job
-from featmap.store import ARRAYS, Run
+from featmap.store import ARRAYS, Run, readable
 
 Pair = tuple[str, str]
 _K = TypeVar("_K")
@@ -132,8 +132,14 @@ def _html(folder: Path, lines: list[str]) -> str:
 
 def open_arrays(folder: str | Path) -> xr.Dataset:
     """Return the labelled arrays of a run folder, read lazily."""
-    Run.read(Path(folder))
-    return xr.open_zarr(Path(folder) / ARRAYS, consolidated=True)
+    run = Run.read(Path(folder))
+    with readable(run.folder):
+        if not run.holds(run.manifest.get("layout", {})):
+            raise StoreError(
+                f"run {str(folder)!r}: the metadata of its arrays are damaged; its own command mends them, "
+                "`featmap verify` names them"
+            )
+        return xr.open_zarr(run.folder / ARRAYS, consolidated=True)
 
 
 def combined_status(status: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ except (ImportError, RuntimeError, AttributeError) as error:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LARGEST = 1024
+WIDEST = 65_536
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
 Triple = tuple[float, float, float]
 
@@ -69,6 +70,8 @@ class Network:
         size = self.input_size if size is None else size
         if size < 1:
             raise UnitError(f"size {size}: an image has at least 1 pixel; give --size 32 or more")
+        if size > WIDEST:
+            raise UnitError(f"size {size}: images are at most {WIDEST} pixels wide; give a smaller --size")
         if size not in self._traces:
             with frozen(self.module):
                 self._traces[size] = trace(self.module, size)
@@ -221,6 +224,8 @@ def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | No
         raise ModelError(f"--std {','.join(map(str, std))}: a standard deviation is above 0")
     if size is not None and size < 1:
         raise ModelError(f"--input-size {size}: give 1 or more pixels")
+    if size is not None and size > WIDEST:
+        raise ModelError(f"--input-size {size}: give {WIDEST} pixels at most")
 
 
 def _triple(values: Sequence[float]) -> Triple:

@@ -52,6 +52,9 @@ class Objective:
         return list(dict.fromkeys(u.layer for _, u in self.terms))
 
 
+MOST_TERMS = 256
+
+
 def _written(weight: float) -> str:
     """Return a weight so that no other weight is written alike."""
     return str(int(weight)) if weight == int(weight) and abs(weight) < 1e15 else repr(float(weight))
@@ -69,7 +72,10 @@ def objective(given: Objective | Unit | str) -> Objective:
         return given
     if isinstance(given, Unit):
         return Objective(((1.0, given),))
-    return Objective(tuple(_term(part) for part in re.split(r"\s+\+\s+", given.strip())))
+    parts = re.split(r"\s+\+\s+", given.strip())
+    if len(parts) > MOST_TERMS:
+        raise UnitError(f"a sum of {len(parts):,} units; write {MOST_TERMS} at most, or a set layer:f:m:n+f:m:n")
+    return Objective(tuple(_term(part) for part in parts))
 
 
 def _term(text: str) -> tuple[float, Unit]:

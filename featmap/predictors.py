@@ -167,7 +167,7 @@ def concentration(a: Side, b: Side) -> np.ndarray:
     def own(side: Side) -> np.ndarray:
         square = side.r[0] ** 2
         total = square.sum(1)
-        found: np.ndarray = square.max(1) / np.where(total > TINY, total, np.nan)
+        found: np.ndarray = square.max(1, initial=0) / np.where(total > TINY, total, np.nan)
         return found
 
     return _outer_mean(own(a), own(b))

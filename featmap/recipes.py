@@ -12,6 +12,7 @@ from featmap.errors import RecipeError, nearest
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
 LEAST_ROWS = 2
+MOST_ROWS, MOST_STEPS = 65_536, 1_000_000
 CHOICES = {
     "parameterisation": ("pixels", "fourier"),
     "optimiser": ("gradient", "rms", "adam"),
@@ -111,6 +112,8 @@ class Recipe:
                 f"rows {self.rows}: a batch of one image rounds differently from the same image in a batch; "
                 f"give {LEAST_ROWS} or more"
             )
+        if self.rows > MOST_ROWS:
+            raise RecipeError(f"rows {self.rows}: {MOST_ROWS:,} at most; 16 is the default")
         if not self.octaves or any(o.steps < 1 for o in self.octaves):
             raise RecipeError(f"recipe {self.name}: every octave takes at least 1 step; give --steps 1 or more")
 
@@ -199,8 +202,10 @@ def _side(size: int | float | None, final: int, last: int | float | None) -> int
 
 def _share(octaves: list[Octave], steps: int) -> list[Octave]:
     """Share out `steps` over the octaves in their own proportions; drop those that get none."""
-    if steps < 1:
-        raise RecipeError(f"steps {steps}: every octave takes at least 1 step; give --steps 1 or more")
+    if not 1 <= steps <= MOST_STEPS:
+        raise RecipeError(
+            f"steps {steps}: every octave takes at least 1 step; give --steps 1 or more, {MOST_STEPS:,} at most"
+        )
     total, done, shared, given = sum(o.steps for o in octaves), 0, [], 0
     for octave in octaves:
         done += octave.steps

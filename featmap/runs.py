@@ -28,14 +28,17 @@ from featmap.store import ArraySpec, Run
 STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
 LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
 RISE = 1e-6
+MOST_SEEDS = 10_000
 
 
 def check_seeds(seed: int | None, seeds: int, recipe: Recipe) -> tuple[int, ...]:
     """Return the seeds of a run: `seeds` consecutive ones from `seed` (or the recipe's own)."""
     first = recipe.default_seed if seed is None else whole("seed", seed)
     whole("seeds", seeds)
-    if seeds < 1 or not 0 <= first < 2**31:
-        raise RecipeError(f"seed {first}, {seeds} seeds; give --seed 0 to 2147483647 and --seeds 1 or more")
+    if not 1 <= seeds <= MOST_SEEDS or not 0 <= first < 2**31:
+        raise RecipeError(
+            f"seed {first}, {seeds} seeds; give --seed 0 to 2147483647 and --seeds 1 or more, {MOST_SEEDS:,} at most"
+        )
     return tuple(range(first, first + seeds))
 
 

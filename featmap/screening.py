@@ -20,7 +20,7 @@ import torch
 from featmap import devices, estimates, folders, interaction, pairings, runs, screenplots, tables, transforms, verdicts
 from featmap.batches import Batches
 from featmap.engine import Engine, Silent, Watcher
-from featmap.errors import FeatmapError, UnitError
+from featmap.errors import UnitError
 from featmap.joints import PINK, Group, JointJob
 from featmap.jointwork import yardstick
 from featmap.judging import judged, reliability
@@ -203,6 +203,8 @@ def carry_out(given: Plan, folder: Path, watcher: Watcher | None = None, engine:
     job = given.job
     run = folders.open_run(job, folder, int(1.1 * folders.bytes_of(job) + 100e6))
     with run.held():
+        for part in (folder / "check", folder / "top"):
+            run.note_part(part)
         watcher.note(f"1 of 3: {len(job.objectives)} solo runs, {SOLO_SEEDS} seeds")
         made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher, engine), engine)
         done = not made and run.is_complete()
@@ -212,6 +214,9 @@ def carry_out(given: Plan, folder: Path, watcher: Watcher | None = None, engine:
         table, predicted = judged(predicted, check.summary)
         best = str(table["predictor"].iloc[0])
         chosen = _chosen(given, predicted, best, float(table["spearman"].iloc[0]))
+        if not chosen:
+            watcher.note("no pair could be predicted: every unit's solo descent found nothing; others stand in")
+            chosen = _drawn(given)[: given.top]
         watcher.note(f"3 of 3: the {len(chosen)} pairs that {best} puts first")
         top = _exact(given, chosen, folder / "top", watcher, engine)
         found = Screening(folder, table, best, reliability(check.figures), check, top)
@@ -260,12 +265,10 @@ def _exact(
 
 
 def _chosen(given: Plan, predicted: pd.DataFrame, best: str, sign: float) -> tuple[Group, ...]:
-    """Return the pairs that a predictor puts first, leaving out those it says nothing of."""
+    """Return the pairs that a predictor puts first, leaving out those it says nothing of: there may be none."""
     values = predicted[best].to_numpy(dtype=float, na_value=np.nan) * (1 if sign >= 0 else -1)
     order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
     first = [int(k) for k in order[: given.top] if np.isfinite(values[k])]
-    if not first:
-        raise FeatmapError("no pair could be predicted: every unit's solo descent found nothing; try another recipe")
     units = {str(u): u for side in given.sides for u in side}
     return tuple((units[predicted["a"].iloc[k]], units[predicted["b"].iloc[k]]) for k in first)
 

@@ -6,14 +6,12 @@ with their SHA-256. A unit without a record, or whose chunks differ from it, is 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,53 +20,29 @@ import filelock
 import numpy as np
 import zarr
 
-from featmap.errors import StoreError
+from featmap import manifests
+from featmap.errors import FeatmapError, StoreError
+from featmap.manifests import FORMAT, MANIFEST
+from featmap.metadata import ARRAYS, ArraySpec, lay
+from featmap.writing import clear_faults, is_leftover, sha256, sweep, write_atomically
 
-FORMAT = 1
-MANIFEST, ARRAYS, UNITS = "manifest.json", "arrays.zarr", "units"
+__all__ = [
+    "ARRAYS",
+    "FORMAT",
+    "MANIFEST",
+    "UNITS",
+    "ArraySpec",
+    "Run",
+    "clear_faults",
+    "digest",
+    "readable",
+    "sha256",
+    "write_atomically",
+]
+
+UNITS = "units"
 LOCK, OWNER = ".lock", ".owner.json"
 _held: dict[Path, filelock.BaseFileLock] = {}
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array of a run: its dimensions, shape, chunk shape and type."""
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: str = "float32"
-    attrs: tuple[tuple[str, Any], ...] = ()
-
-
-@contextmanager
-def clear_faults(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals to write into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"{what}: no space left; free some, then the same command goes on from here") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{what}: not writable ({error.strerror}); give another folder with --out") from error
-        raise StoreError(f"{what}: {error.strerror or error}; the same command goes on once that is mended") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(identity: dict[str, Any]) -> str:
@@ -98,21 +72,11 @@ class Run:
         StoreError
             if there is none, its manifest is damaged, or a newer featmap wrote it.
         """
-        path = folder / MANIFEST
-        if not folder.is_dir():
-            raise StoreError(f"run {str(folder)!r}: there is no such folder; `featmap similarity` makes one")
-        if not path.is_file():
-            raise StoreError(f"{str(folder)!r} is no run folder (it has no {MANIFEST}); `featmap similarity` makes one")
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            version, identity = int(manifest["format"]), dict(manifest["identity"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StoreError(
-                f"{path} is damaged ({type(error).__name__}: {error}); delete the folder and run again"
-            ) from error
-        if version > FORMAT:
-            raise StoreError(f"{str(folder)!r} has format {version}, this featmap reads up to {FORMAT}; update featmap")
-        run = Run(folder, identity)
+        return Run._of(folder, manifests.read(folder))
+
+    @staticmethod
+    def _of(folder: Path, manifest: dict[str, Any]) -> Run:
+        run = Run(folder, dict(manifest["identity"]))
         run.manifest = manifest
         return run
 
@@ -124,31 +88,46 @@ class Run:
         StoreError
             if the folder holds something else or cannot be written.
         """
-        known = self.folder / MANIFEST
-        if self.folder.is_dir() and known.is_file():
-            self.lock()
-            earlier = Run.read(self.folder)
-            different = _differences(earlier.identity, self.identity)
-            if different:
-                raise StoreError(
-                    f"{str(self.folder)!r} holds a run made with other settings ({different}); "
-                    "give another --out, or the settings it was made with"
-                )
-            self.manifest = earlier.manifest
-        elif self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
-            raise StoreError(f"{str(self.folder)!r} exists and is no run folder; give another --out")
-        with clear_faults(f"run folder {str(self.folder)!r}"):
-            if not self.manifest:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.lock()
-                # first of all, so that a folder that is left half made is known for what it is
-                self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
-                self.save()
-            self._lay(arrays, coords)
-            if self.manifest["status"] == "laying":
-                self.manifest["status"] = "running"
-                self.save()
+        fresh = not self.is_held()
+        try:
+            self._open(about)
+            with clear_faults(f"run folder {str(self.folder)!r}"):
+                self._lay(arrays, coords)
+        except BaseException:
+            if fresh:
+                self.unlock()
+            raise
         return self
+
+    def _open(self, about: dict[str, Any]) -> None:
+        """Take the folder, and its manifest or a new one."""
+        with clear_faults(f"run folder {str(self.folder)!r}"):
+            if manifests.is_run(self.folder):
+                self.lock()
+                self._take_up()
+                return
+            if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
+                raise StoreError(f"{str(self.folder)!r} exists and is no run folder; give another --out")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            if self.is_held():
+                sweep(self.folder)
+            # first of all, so that a folder that is left half made is known for what it is
+            self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
+            self.save()
+
+    def _take_up(self) -> None:
+        """Go on with the run that lies in this folder, if it is this one."""
+        earlier = Run._of(self.folder, manifests.mended(self.folder))
+        different = _differences(earlier.identity, self.identity)
+        if different:
+            raise StoreError(
+                f"{str(self.folder)!r} holds a run made with other settings ({different}); "
+                "give another --out, or the settings it was made with"
+            )
+        self.manifest = earlier.manifest
+        if self.is_held():
+            sweep(self.folder)
 
     def lock(self) -> None:
         """Take this folder for this process, until `unlock` or its end, however it ends.
@@ -169,7 +148,7 @@ class Run:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise StoreError(
-                f"run folder {str(self.folder)!r} is being written by {self._owner()}; wait for it, stop it, "
+                f"run folder {str(self.folder)!r} is being written by {self.owner()}; wait for it, stop it, "
                 "or give another --out"
             ) from None
         except (OSError, RuntimeError):  # no locks here, or nothing can be written: that shows by itself
@@ -188,14 +167,20 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[Run]:
-        """Lend this folder; let it go in the end, also after an exception."""
+        """Lend this folder, locked; let it go in the end, also after an exception."""
+        self.lock()
         try:
             yield self
         finally:
             self.unlock()
 
-    def _owner(self) -> str:
-        with suppress(OSError, ValueError, KeyError, TypeError):
+    def is_held(self) -> bool:
+        """Does this process hold the lock?"""
+        return self.folder.resolve() in _held
+
+    def owner(self) -> str:
+        """Return in words who holds the lock, as far as that was written down."""
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             owner = json.loads((self.folder / OWNER).read_text(encoding="utf-8"))
             return f"process {owner['process']} on {owner['host']}"
         return "another process"
@@ -203,43 +188,18 @@ class Run:
     def _lay(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
         """Write what is missing of the arrays' metadata and coordinates; chunks that lie there stay."""
         (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
-        root: Any = zarr.open_group(self.folder / ARRAYS, mode="a", zarr_format=2, use_consolidated=False)
-        changed = not (self.folder / ARRAYS / ".zmetadata").is_file()
-        for name, given in coords.items():
-            values = np.asarray(given)
-            if not _holds(root, name, values):
-                # without a fill value: xarray would take a 0 that equals it for a missing number
-                array = root.create_array(
-                    name,
-                    shape=values.shape,
-                    dtype=values.dtype,
-                    chunks=values.shape or "auto",
-                    fill_value=None,
-                    overwrite=True,
-                    attributes={"_ARRAY_DIMENSIONS": [name]},
-                )
-                array[...] = values
-                changed = True
-        for name, spec in arrays.items():
-            if not _is_like(root, name, spec):
-                root.create_array(
-                    name,
-                    shape=spec.shape,
-                    dtype=spec.dtype,
-                    chunks=spec.chunks,
-                    overwrite=True,
-                    fill_value=float("nan") if spec.dtype.startswith("float") else None,
-                    attributes={"_ARRAY_DIMENSIONS": list(spec.dims)} | dict(spec.attrs),
-                )
-                changed = True
-        if changed:
-            zarr.consolidate_metadata(self.folder / ARRAYS, zarr_format=2)
+        known = self.manifest.get("layout")
+        if not known or not self.holds(known):
+            self.manifest["layout"] = lay(self.folder, arrays, coords)
+        if self.manifest["layout"] != known or self.manifest["status"] == "laying":
+            if self.manifest["status"] == "laying":
+                self.manifest["status"] = "running"
+            self.save()
 
     def save(self) -> None:
         """Write the manifest."""
-        text = json.dumps(self.manifest, indent=1, sort_keys=False, ensure_ascii=False)
         with clear_faults(f"run folder {str(self.folder)!r}"):
-            write_atomically(self.folder / MANIFEST, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+            manifests.write(self.folder, self.manifest)
 
     @property
     def arrays(self) -> Any:
@@ -258,7 +218,7 @@ class Run:
                 array[region] = values
                 for path in self._chunks(name, array, region):
                     record[path.relative_to(self.folder).as_posix()] = sha256(path)
-            text = json.dumps(record, indent=0)
+            text = text_of_record(record)
             write_atomically(self._record(unit), lambda p: p.write_text(text, encoding="utf-8"))
 
     def _chunks(self, name: str, array: Any, region: Sequence[slice | int]) -> Iterator[Path]:
@@ -278,16 +238,17 @@ class Run:
 
     def record(self, unit: str) -> dict[str, str] | None:
         """Return the files of a landed unit with their SHA-256, or None where it has to be made (again)."""
-        path = self._record(unit)
-        with suppress(OSError, ValueError):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if (
-                isinstance(record, dict)
-                and record
-                and all(sha256(self.folder / file) == known for file, known in record.items())
-            ):
+        with suppress(OSError, ValueError, RecursionError):
+            record = json.loads(self._record(unit).read_text(encoding="utf-8"))
+            if record and isinstance(record, dict) and self.holds(record):
                 return dict(record)
         return None
+
+    def holds(self, files: dict[str, Any]) -> bool:
+        """Are all these files (with their SHA-256) here, every byte of them?"""
+        with suppress(OSError, ValueError):
+            return all(sha256(self.folder / file) == known for file, known in files.items())
+        return False
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Write one table or figure atomically and note its checksum for the manifest."""
@@ -305,32 +266,62 @@ class Run:
         """Has the run ended, and are all its tables and figures as they were written?"""
         if self.manifest.get("status") != "complete":
             return False
+        return self.holds(self.manifest.get("files", {}))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse to go on where one of these files is not what was written.
+
+        Raises
+        ------
+        StoreError
+            that names the file.
+        """
         files = self.manifest.get("files", {})
-        return all((self.folder / f).is_file() and sha256(self.folder / f) == s for f, s in files.items())
+        for name in names:
+            if not (self.folder / name).is_file():
+                raise StoreError(
+                    f"run {str(self.folder)!r} has no {Path(name).name} yet; run its command again to finish it"
+                )
+            if name in files and not self.holds({name: files[name]}):
+                raise StoreError(
+                    f"run {str(self.folder)!r}: {name} has changed since it was written; "
+                    "its own command makes it again, `featmap verify` lists all that is damaged"
+                )
+
+    def note_part(self, folder: Path) -> None:
+        """Note a run folder that lies, or is about to lie, inside this one and belongs to it."""
+        parts = self.manifest.setdefault("parts", [])
+        name = folder.relative_to(self.folder).as_posix()
+        if name not in parts:
+            parts.append(name)
+            self.save()
 
 
-def _holds(root: Any, name: str, values: np.ndarray) -> bool:
-    """Does the group hold these coordinates, chunk and all?"""
+def text_of_record(record: dict[str, str]) -> str:
+    """Return the text of a work unit's record."""
+    return json.dumps(record, indent=0)
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn whatever a damaged run folder makes a reader stumble over into one line; errors of ours pass."""
     try:
-        found = root[name]
-        same = found.shape == values.shape and dict(found.attrs) == {"_ARRAY_DIMENSIONS": [name]}
-        return same and bool(np.array_equal(found[...], values))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_like(root: Any, name: str, spec: ArraySpec) -> bool:
-    """Does the group hold an array of this kind?"""
-    try:
-        found = root[name]
-        return (tuple(found.shape), tuple(found.chunks), str(found.dtype)) == (spec.shape, spec.chunks, spec.dtype)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        yield
+    except (FeatmapError, MemoryError):
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise StoreError(
+            f"run {str(folder)!r} cannot be read ({what}); `featmap verify` names what is damaged in it, "
+            "its own command mends that"
+        ) from error
 
 
 def _is_foreign(path: Path) -> bool:
     """Is this anything but what a write that was cut off leaves behind?"""
-    return path.name not in (LOCK, OWNER) and not (path.name.startswith(".") and ".part" in path.name)
+    if path.name == UNITS and path.is_dir():  # a first manifest is moved to there
+        return any(map(_is_foreign, path.iterdir()))
+    return path.name not in (LOCK, OWNER) and not is_leftover(path.name)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

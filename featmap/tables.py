@@ -19,12 +19,14 @@ from featmap.errors import FeatmapError, nearest
 from featmap.graph import Clusters
 from featmap.store import ARRAYS, MANIFEST, UNITS, Run, clear_faults
 from featmap.trace import Layer
+from featmap.writing import file_name
 
 if TYPE_CHECKING:
     from featmap.maps import SimilarityMap
     from featmap.runs import Job
 
 CROSS = "cross"  # the folder of what lies between layers
+OWN = ("validation", "atlas.html")  # what other commands add to a run folder
 NEAREST = 5
 PAIRS = 24
 LABELS = {
@@ -43,7 +45,7 @@ def places(layers: Sequence[str]) -> dict[str, str]:
     """
     if len(layers) == 1:
         return {layers[0]: ""}
-    taken = {ARRAYS, UNITS, CROSS, MANIFEST}
+    taken = {ARRAYS, UNITS, CROSS, MANIFEST, *OWN}
     return {layer: f"{unlike(file_name(layer), taken)}/" for layer in layers}
 
 
@@ -341,11 +343,6 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         columns=None,
     )
     save(run, sheet, "features", ("png",))
-
-
-def file_name(label: str) -> str:
-    """Return a unit's name as every file system takes it."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)[:80]
 
 
 def image_line(folder: Path) -> str:

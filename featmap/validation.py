@@ -23,6 +23,7 @@ from featmap import (
     estimates,
     findings,
     folders,
+    integrity,
     mapping,
     maps,
     photographs,
@@ -37,7 +38,7 @@ from featmap.models import Network, load
 from featmap.objectives import objective
 from featmap.recipes import Recipe
 from featmap.runs import Job
-from featmap.store import MANIFEST, Run, digest
+from featmap.store import MANIFEST, Run, digest, readable
 from featmap.trials import Trial, Validation, permuted
 from featmap.units import parse_channels
 from featmap.untrained import untrained
@@ -99,18 +100,33 @@ def plan(
         for a run that is unfinished, of another command or network, or settings out of range.
     """
     run = Run.read(Path(folder))
+    with readable(Path(folder)):
+        return _plan(run, images, seeds, null_seeds, network, out)
+
+
+def _plan(
+    run: Run,
+    images: str | Path | None,
+    seeds: int,
+    null_seeds: int,
+    network: Network | None,
+    out: str | Path | None,
+) -> Plan:
+    folder = run.folder
     if run.identity.get("command") != "similarity" or run.manifest.get("status") != "complete":
         raise FeatmapError(
             f"run {str(folder)!r} is no finished similarity run; `featmap similarity` makes one, and finishes it"
         )
     if run.identity.get("start") is not None:
         raise FeatmapError(f"run {str(folder)!r} began from a photograph: all its seeds are one, none can be added")
-    network = network or api.network_of(Path(folder))
+    integrity.require(folder, pages=False, parts=False)
+    network = network or api.network_of(folder)
     job, shown = job_of(run, network)
-    if seeds < 2 or null_seeds < 0:
+    most = runs.MOST_SEEDS
+    if not 2 <= seeds <= most or not 0 <= null_seeds <= most:
         raise FeatmapError(
             f"seeds {seeds}, null seeds {null_seeds}: repeatability takes 2 seeds or more (5 is the default), "
-            "the null 0 or more"
+            f"the null 0 or more, {most:,} at most"
         )
     own = job.seeds
     every = (*own, *range(own[-1] + 1, own[-1] + 1 + seeds - len(own)))
@@ -190,13 +206,24 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(given.run.identity)}
     about = {"network": str(given.job.network), "environment": devices.environment(given.job.device)}
-    store = Run(given.folder, identity).open({}, {}, about)
-    with store.held():
-        return _carried_out(given, store, watcher)
+    _note_in_run(given)
+    with Run(given.folder, identity).open({}, {}, about).held() as store:
+        store.manifest["status"] = "running"
+        store.save()
+        return _carry_out(given, store, watcher)
 
 
-def _carried_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
+def _note_in_run(given: Plan) -> None:
+    """Let the judged run know of a validation that lies inside it."""
+    if given.folder.resolve().is_relative_to(given.run.folder.resolve()):
+        with Run.read(given.run.folder).held() as run:
+            run.manifest = Run.read(run.folder).manifest
+            run.note_part(run.folder / given.folder.resolve().relative_to(run.folder.resolve()))
+
+
+def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
     for job, folder in descents(given):
+        store.note_part(folder)
         watcher.note(f"{'random weights' if job.network is given.random else 'trained'}: seed {job.seeds[0]}")
         _descend(job, folder, watcher)
     places = tables.places(given.job.layers)
@@ -208,6 +235,7 @@ def _carried_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
         given.job.network,
         [maps.open_arrays(f) for f in (given.run.folder, *further)],
         len(given.job.seeds),
+        store,
         given.folder,
         {layer: given.run.folder / place / findings.NAME for layer, place in places.items()},
     )
@@ -220,6 +248,7 @@ def _carried_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
             given.random,
             [maps.open_arrays(where / f"seed-{s}") for s in given.null_seeds],
             1,
+            store,
             where,
             {layer: where / place / findings.NAME for layer, place in places.items()},
         )
@@ -240,10 +269,10 @@ def _carried_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
 
 def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
     """Do what is left of one similarity job's descents."""
-    run = folders.open_run(job, folder, estimates.disk_needed(job))
-    made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
-    if made or run.manifest["status"] != "complete":
-        folders.complete(run, (u.name for u in job.units()))
+    with folders.open_run(job, folder, estimates.disk_needed(job)).held() as run:
+        made = folders.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
+        if made or run.manifest["status"] != "complete":
+            folders.complete(run, (u.name for u in job.units()))
 
 
 def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
@@ -254,23 +283,25 @@ def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
         for name, row in trial.features.iterrows()
         if not pd.isna(row["reliable"])
     }
-    given.run.lock()
-    with given.run.held():
-        run = Run.read(given.run.folder)  # as it is now: it may have been drawn anew while the descents went on
+    with Run.read(given.run.folder).held() as run:
+        run.manifest = Run.read(run.folder).manifest  # read again now that nobody else writes it
         view = run.manifest.get("view", {})
-        if run.manifest.get("reliability") != known:
+        changed = run.manifest.get("reliability", {}) != known
+        if changed:
             run.manifest["reliability"] = known
             run.save()
-            mapping.run_similarity(
-                given.job,
-                given.shown,
-                run,
-                measure=view.get("measure", "coactivation"),
-                neighbours=int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS)),
-                watcher=watcher,
-            )
-        if atlases.KEY in run.manifest and not atlases.is_current(run):
-            atlases.atlas(run.folder, network=given.job.network, watcher=watcher)
+        drawn = view.get("reliability") == (digest(known) if known else None) and run.is_complete()
+    if changed or not drawn:
+        mapping.run_similarity(
+            given.job,
+            given.shown,
+            run,
+            measure=view.get("measure", "coactivation"),
+            neighbours=int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS)),
+            watcher=watcher,
+        )
+    if atlases.KEY in run.manifest and not atlases.is_current(run):
+        atlases.atlas(run.folder, network=given.job.network, watcher=watcher)
 
 
 def lines(found: Validation) -> list[str]:

@@ -31,7 +31,12 @@ ALLOWED: dict[str, set[str]] = {
     "probing": {"errors", "units", "models", "taps", "objectives"},
     "photographs": {"errors"},
     "devices": {"errors"},
-    "store": {"errors"},
+    "writing": {"errors"},
+    "manifests": {"errors", "writing"},
+    "metadata": {"writing"},
+    "store": {"errors", "writing", "manifests", "metadata"},
+    "integrity": {"errors", "writing", "manifests", "metadata", "store"},
+    "verifying": {"console", "integrity"},
     "engine": {"errors", "store"},
     "cluster": {"errors", "engine", "store"},
     "runs": {
@@ -48,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         *("units", "images", "transforms", "objectives", "batches", "descent", "probing"),
         *("interaction", "engine", "store", "runs", "joints"),
     },
-    "folders": {"devices", "errors", "models", "recipes", "engine", "store", "runs"},
+    "folders": {"devices", "errors", "models", "recipes", "engine", "writing", "store", "runs"},
     "interplay": {"interaction"},
     "estimates": {
         "devices",
@@ -92,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "validation": {
         "devices",
+        "integrity",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "untrained"),
         *("engine", "store", "runs", "folders", "estimates", "findings", "tables", "maps", "mapping", "api"),
         *("appraisal", "atlases", "certificates", "evidence", "trials"),
@@ -105,7 +111,7 @@ ALLOWED: dict[str, set[str]] = {
     "findings": {"graph"},
     "tables": {
         *("errors", "measures", "graph", "marks", "findings", "drawing", "plots", "sheets", "trace"),
-        *("engine", "store", "runs"),
+        *("engine", "writing", "store", "runs"),
     },
     "crosstables": {
         *("measures", "graph", "marks", "crossings", "crossplots", "tables"),
@@ -123,6 +129,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api": {
         "devices",
+        "integrity",
+        "manifests",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
         *("engine", "store", "runs", "folders", "mapping"),
     },
@@ -164,6 +172,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pages": {"layerpages", "reports"},
     "atlases": {
+        "integrity",
         *("errors", "models", "probing", "engine", "store", "tables", "crosstables", "maps", "api"),
         *("layerpages", "reports", "pages"),
     },

@@ -277,8 +277,9 @@ def test_what_has_no_atlas_says_so(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "is no interaction run" in fail_with_run(capsys, "atlas", "run", "--interactions", "run")
     assert "go with --model" in fail_with_run(capsys, "atlas", "run", "--weights", "random")
     assert "run's own --model" in fail_with_run(capsys, "atlas", "run", "--model", "tests.tiny:other")
-    manifest = json.loads(Path("run/manifest.json").read_text())
-    Path("run/manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    begun = Run.read(Path("run"))
+    begun.manifest["status"] = "running"
+    begun.save()
     assert "is not finished" in fail_with_run(capsys, "atlas", "run")
     with pytest.raises(StoreError, match="no finished similarity run"):
         maps.stored("run")

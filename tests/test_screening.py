@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import featmap
-from featmap import models, pairings, screening
+from featmap import integrity, models, pairings, screening
 from featmap.errors import FeatmapError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,12 +144,14 @@ def test_bad_input_gets_one_line(network: models.Network, changes: dict[str, Any
         planned(network, **changes)
 
 
-def test_units_that_are_all_dead_cannot_be_screened(tmp_path: Path) -> None:
+def test_a_screening_of_units_that_are_all_dead_ends_and_says_so(tmp_path: Path) -> None:
     network = models.load(networks.dead_network())
     recipe = pairings.resolve(network, None, 8, 2, rows=4)
     given = screening.plan(("relu", "relu"), ("1-2", "2,4"), network, recipe, checks=3, top=1)
-    with pytest.raises(FeatmapError, match="no pair could be predicted"):
-        screening.carry_out(given, tmp_path / "run")
+    found = screening.carry_out(given, tmp_path / "run")
+    assert set(found.top.summary["status"]) == set(found.check.summary["status"]) == {"dead partner"}
+    assert found.lines()[0].startswith("no predictor could be judged")
+    assert integrity.inspect(tmp_path / "run").faults == []
 
 
 def test_from_python(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 from featmap.errors import StoreError
+from featmap.manifests import COPY
 from featmap.store import FORMAT, MANIFEST, ArraySpec, Run, clear_faults, digest, sha256, write_atomically
 
 IDENTITY = {"model": {"name": "m", "sha256": "ab"}, "recipe": {"steps": 3, "octaves": [{"size": 16}]}, "seeds": [0]}
@@ -139,12 +140,18 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}', b'{"format": "x", "identity": {}}']
 )
-def test_a_damaged_manifest_is_one_clear_error(tmp_path: Path, text: bytes) -> None:
+def test_a_damaged_manifest_is_one_clear_error_and_mended_from_its_copy(tmp_path: Path, text: bytes) -> None:
     opened(tmp_path)
+    before = (tmp_path / MANIFEST).read_bytes()
     (tmp_path / MANIFEST).write_bytes(text)
-    for read in (lambda: Run.read(tmp_path), lambda: opened(tmp_path)):
-        with pytest.raises(StoreError, match="is damaged"):
-            read()
+    with pytest.raises(StoreError, match="is damaged"):
+        Run.read(tmp_path)
+    opened(tmp_path)
+    assert (tmp_path / MANIFEST).read_bytes() == before
+    for name in (MANIFEST, COPY):
+        (tmp_path / name).write_bytes(text)
+    with pytest.raises(StoreError, match=r"and its copy .* are damaged"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -136,9 +135,9 @@ def test_unreliable_features_are_marked_in_the_runs_tables_and_figures(
     single = pd.read_parquet(run / "validation" / "second" / "features.parquet")
     assert table["reliability"].to_list() == pytest.approx(single["reliability"].to_list(), abs=1e-6)
     assert (table["reliable"] == (table["reliability"] >= 0.9)).all()
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["reliability"] |= {"second:3": 0.5, "second:5": None}
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    known = Run.read(run)
+    known.manifest["reliability"] |= {"second:3": 0.5, "second:5": None}
+    known.save()
     again = {"size": 16, "steps": 6, "rows": 4, "device": "cpu", "out": run, "neighbours": 4}
     found = similarity(["second", "first"], "tests.tiny:wide", **again).maps["second"]
     assert not found.features["reliable"]["second:3"] and not found.features["reliable"]["second:5"]

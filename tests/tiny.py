@@ -92,6 +92,34 @@ def asleep() -> nn.Module:
     return nn.Sequential(OrderedDict(features=features, relu=nn.ReLU())).eval()
 
 
+class Turning(nn.Module):
+    """The identity up to a limit a channel, NaN above it."""
+
+    def __init__(self, limits: tuple[float, ...]) -> None:
+        super().__init__()
+        self.limits = limits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0 * torch.sqrt(torch.tensor(self.limits).to(x)[:, None, None] - x)
+
+
+def turning() -> nn.Module:
+    """Layer `turn` of four features, of which the last two turn NaN as soon as a descent has raised them."""
+    first = nn.Conv2d(3, 4, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, -1, 0], [-1, 0, 1], [1, 0, 0], [0, 1, 1]])[:, :, None, None])
+    return nn.Sequential(OrderedDict(first=first, turn=Turning((9e9, 9e9, 1.01, 2.1)))).eval()
+
+
+def broken() -> nn.Module:
+    """Layer `features` of three features that are NaN whatever the image."""
+    features = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        for tensor in features.parameters():
+            tensor.fill_(math.nan)
+    return nn.Sequential(OrderedDict(features=features, relu=nn.ReLU())).eval()
+
+
 def shrinking() -> nn.Module:
     """Without padding: `last` takes images of 15 pixels or more."""
     layers = OrderedDict(

@@ -1,0 +1,156 @@
+"""Disks that fill up or cannot be written: one line, and the same command goes on once that is mended."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import kinds
+import pytest
+
+from analyses.benchmarks.faults import contents, differing
+from featmap import folders, integrity
+from featmap.errors import StoreError
+from tests.faults import storing
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PAGE = 4096
+RUN = ["optimize", "features:0", "features:1:2", "features:1", *kinds.TWO[:-1]]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Full:
+    """Files opened for writing take half of what is written to the k-th of them, then there is no space left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.count, self.at, self.real, self.folder = 0, 0, io.open, str(folder)
+        monkeypatch.setattr(io, "open", self)
+
+    def __call__(self, file: Any, mode: str = "r", *more: Any, **named: Any) -> IO[Any]:
+        stream: Any = self.real(file, mode, *more, **named)
+        if str(file).startswith(self.folder) and "r" not in mode:
+            self.count += 1
+            if self.count == self.at:
+                real = stream.write
+
+                def write(data: Any) -> int:
+                    real(bytes(data)[: len(data) // 2] if "b" in mode else data[: len(data) // 2])
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+                stream.write = write
+        return stream
+
+
+def test_a_disk_that_fills_within_any_write_is_one_error_and_the_same_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Full(monkeypatch, tmp_path)
+    storing.whole(tmp_path / "undisturbed")
+    expected, total = storing.bytes_of(tmp_path / "undisturbed"), full.count
+    assert total > 20
+    for k in range(1, total + 1):
+        folder = tmp_path / f"full-{k}"
+        full.count, full.at = 0, k
+        with pytest.raises(StoreError, match="no space left"):
+            storing.whole(folder)
+        full.at = 0
+        storing.whole(folder)
+        assert storing.bytes_of(folder) == expected
+        assert integrity.inspect(folder).faults == []
+
+
+def mount(place: Path, *options: str) -> None:
+    subprocess.run(["mount", *options, str(place)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A tiny disk in memory of one page, which can be enlarged."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        mount(place, "-t", "tmpfs", "-o", f"size={PAGE}", "tmpfs")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(REPOSITORY)
+    # the estimate would refuse so small a disk before the first write
+    monkeypatch.setattr(folders, "free_space", lambda folder: 10**12)
+
+
+MAP = ["similarity", "--layer", "features", *kinds.TWO[:-1]]
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize(
+    ("command", "sizes"), [(RUN, range(1, 100, 7)), (MAP, range(90, 600, 61))], ids=["images", "map"]
+)
+@pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning")
+def test_a_run_on_a_full_disk_goes_on_when_there_is_space(
+    command: list[str],
+    sizes: range,
+    disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds.quick_clusters(monkeypatch)
+    assert kinds.give(*command, "undisturbed") == 0
+    expected, refused = contents(Path("undisturbed")), 0
+    capsys.readouterr()
+    for pages in sizes:
+        mount(disk, "-o", f"remount,size={pages * PAGE}")
+        status, said = kinds.give(*command, "disk/run"), capsys.readouterr().err.splitlines()
+        refused += status == 2
+        assert status in (0, 2), said
+        assert status == 0 or said[-1].endswith("no space left; free some, then the same command goes on from here")
+        mount(disk, "-o", f"remount,size={1000 * PAGE}")
+        assert kinds.give(*command, "disk/run") == 0
+        capsys.readouterr()
+        assert differing(contents(disk / "run"), expected) == ()
+        assert integrity.inspect(disk / "run").faults == []
+        subprocess.run(["rm", "-r", str(disk / "run")], check=True)
+    assert 5 < refused < len(sizes)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_disk_that_fills_step_by_step_keeps_what_is_finished(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kinds.give(*RUN, "undisturbed") == 0
+    status, pages = 2, 20
+    while status:
+        pages += 5
+        mount(disk, "-o", f"remount,size={pages * PAGE}")
+        before = {p: p.stat().st_mtime_ns for p in (disk / "run").glob("units/[!.]*")}
+        status = kinds.give(*RUN, "disk/run")
+        assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert differing(contents(disk / "run"), contents(Path("undisturbed"))) == ()
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written(
+    disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mount(disk, "-o", f"remount,size={1000 * PAGE}")
+    assert kinds.give(*RUN, "disk/run") == 0
+    assert kinds.give(*RUN, "disk/damaged") == 0
+    kinds.flip(disk / "damaged" / "images.csv")
+    mount(disk, "-o", "remount,ro")
+    capsys.readouterr()
+    for words in (["verify", "disk/run"], [*RUN, "disk/run"], ["atlas", "disk/run", "--out", "elsewhere"]):
+        assert kinds.give(*words) == 0, capsys.readouterr().err
+    for words in (["atlas", "disk/run"], [*RUN, "disk/damaged"], [*RUN, "disk/new"]):
+        capsys.readouterr()
+        assert kinds.give(*words) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "not writable (Read-only file system); give another folder with --out" in said
+    assert kinds.give("verify", "disk/damaged") == 1

@@ -1,0 +1,84 @@
+"""A process killed at any moment loses nothing: the same command completes the run, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analyses.benchmarks import faults
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+def outcomes(*arguments: object) -> list[dict[str, Any]]:
+    """The outcomes of kills of commands."""
+    return process("tests.faults.driver", *arguments)
+
+
+def process(*arguments: object) -> list[dict[str, Any]]:
+    """The outcomes of kills that a process of its own makes."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def lost(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [o for o in found if o["redone"] or o["status"] or o["differing"] or o["faults"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["similarity", "interact"])
+def test_a_kill_at_any_moment_loses_nothing(name: str, tmp_path: Path) -> None:
+    found = outcomes("random", tmp_path, name, 8, 20)
+    assert sum(o["killed"] for o in found) == 8
+    assert len({o["landed"] for o in found}) > 1  # they did not all fall into the same stage
+    assert lost(found) == []
+
+
+def test_a_kill_between_any_two_moves_loses_nothing(tmp_path: Path) -> None:
+    """Of a run that the store alone makes, without torch: children of such a process are quickly forked."""
+    found = process("tests.faults.storing", tmp_path)
+    assert [o["moment"] for o in found] == list(range(1, len(found) + 1))
+    assert [o["killed"] for o in found] == [True] * (len(found) - 1) + [False]
+    assert len(found) > 20  # owner, two manifests thrice, metadata and coordinates, chunks and records, a table
+    assert [o for o in found if o["differing"] or o["redone"] or o["faults"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "first", "step"), [("optimize", 2, 6), ("similarity", 52, 5)])
+def test_a_kill_before_a_move_of_a_command_loses_nothing(name: str, first: int, step: int, tmp_path: Path) -> None:
+    found = outcomes("moves", tmp_path, name, first, step)
+    assert len(found) > 5
+    assert lost(found) == []
+
+
+def test_what_is_compared_would_show_a_difference(tmp_path: Path) -> None:
+    one, two = {"a": b"1", "b": b"2"}, {"a": b"1", "b": b"3", "c": b""}
+    assert faults.differing(one, two) == ("b", "c")
+    assert faults.differing(one, dict(one)) == ()
+    (tmp_path / "manifest.json").write_text('{"identity": 1, "timings": 2, "checksum": "3"}')
+    (tmp_path / ".lock").touch()
+    assert faults.contents(tmp_path) == {"manifest.json": b'{"identity": 1}'}
+
+
+def test_the_table_goes_between_its_marks() -> None:
+    new = faults.between("# Page\n", "table")
+    assert new == "# Page\n<!-- faults -->\ntable\n<!-- /faults -->\n"
+    assert faults.between(new + "after\n", "other") == "# Page\n<!-- faults -->\nother\n<!-- /faults -->\nafter\n"
+    one = {"killed": True, "landed": 2, "redone": [], "differing": ["x"], "faults": [], "lost_nothing": False}
+    text = faults.table([one | {"run": name} for name in faults.RUNS])
+    assert "| similarity | 1 | 0 | 2 | 0 | 1 | 0 | 0 |" in text
