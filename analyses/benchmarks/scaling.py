@@ -4,8 +4,9 @@
     python -m analyses.benchmarks.scaling --batches 64 --steps 60 --workers 1,2,4,8
 
 Measured: the same descents (features of the bundled network, one thread a worker) by the plain loop and by workers on
-Ray, for so many batches and for twice as many. The difference of the two is work alone; what is left of the first is
-the start of the workers. Then the driver's resident memory while workers make maps of two sizes.
+Ray. Efficiency is the work of the plain loop over the seconds that all workers together were ready: each from the
+moment that it had loaded the network to the end of the last batch. The start, until the last of them was ready, is told
+beside it. Then the driver's resident memory while workers make maps of two sizes.
 
 Simulated: units drawn from the measured times, handed out largest first to 8 and 64 workers, each of which starts and
 answers as slowly as was measured. Only the spread of the times and these delays count, so that it stands for GPUs as
@@ -31,7 +32,7 @@ import typer
 
 from analyses.benchmarks import records
 from analyses.commands import run
-from featmap import Engine, api, cluster, load, mapping
+from featmap import Engine, api, cluster, load, mapping, runs
 from featmap.engine import Silent
 from featmap.errors import FeatmapError
 from featmap.runs import Job
@@ -78,38 +79,48 @@ def job_of(batches: int, steps: int) -> Job:
     recipe = mapping.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=ROWS)
     channels = network.layer(LAYER, SIZE).channels
     if batches * ROWS > channels:
-        raise FeatmapError(f"batches {batches}: {LAYER} has {channels} features; give at most {channels // ROWS // 2}")
+        raise FeatmapError(f"batches {batches}: {LAYER} has {channels} features; give at most {channels // ROWS}")
     return api.maximise_job([f"{LAYER}:{c}" for c in range(batches * ROWS)], network, recipe)
 
 
-def timed(job: Job, engine: Engine) -> tuple[float, list[float]]:
-    """Return the seconds that a run takes, and those between the landings of its units."""
+def plainly(job: Job) -> list[float]:
+    """Return the seconds of each batch of the plain loop."""
     with tempfile.TemporaryDirectory() as folder:
         made, clock = mapping.open_run(job, Path(folder) / "run"), Clock()
-        begun = time.perf_counter()
         with made.held():
-            mapping.carry_out(job, made, clock, engine)
-        return time.perf_counter() - begun, np.diff(clock.times).tolist()
+            mapping.carry_out(job, made, clock, Engine(threads=1))
+    return np.diff(clock.times)[1:].tolist()  # the first is the null image, behind the loading of the network
 
 
-def measure(batches: int, steps: int, workers: list[int]) -> dict[str, Any]:
-    """Return the seconds of the plain loop and of every number of workers, for two amounts of the same work."""
-    jobs = [job_of(n, steps) for n in (batches, 2 * batches)]
-    timed(job_of(1, steps), Engine(threads=1))  # what is loaded once is not measured
-    plain = [timed(job, Engine(threads=1)) for job in jobs]
-    rows = [{"workers": 0} | _work_and_start(*(seconds for seconds, _ in plain))]
-    for n in workers:
-        seconds = [timed(job, Engine("ray", workers=n, threads=1))[0] for job in jobs]
-        rows.append({"workers": n} | _work_and_start(*seconds))
-    for row in rows:
-        row["speed_up"] = rows[0]["work"] / row["work"]
-    # the first landing of the plain loop is the null image, behind the loading of the network
-    return {"batches": batches, "steps": steps, "rows": rows, "unit_seconds": [round(t, 4) for t in plain[1][1][1:]]}
+def by_workers(job: Job, workers: int, work: float) -> dict[str, Any]:
+    """Return what so many workers make of a job that takes the plain loop `work` seconds."""
+    engine, ready = Engine("ray", workers=workers, threads=1), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        made, task = mapping.open_run(job, Path(folder) / "run"), runs.task_of(job, runs.Worker, engine)
+        with made.held():
+            begun = time.perf_counter()
+            cluster.run(task, [job.units()], made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
+            end = time.perf_counter()
+    available = sum(end - moment for moment in ready)
+    return {
+        "workers": workers,
+        "ready": len(ready),
+        "start": max(ready) - begun,
+        "seconds": end - begun,
+        "worker_seconds": available,
+        "efficiency": work / available,
+    }
 
 
-def _work_and_start(one: float, two: float) -> dict[str, float]:
-    work = max(two - one, 1e-9)
-    return {"seconds": one, "seconds_twice": two, "work": work, "start": max(one - work, 0.0)}
+def measure(job: Job, workers: list[int]) -> dict[str, Any]:
+    """Return the seconds of the plain loop and of every number of workers, on the same work."""
+    plainly(job_of(1, job.recipe.steps))  # what is loaded once is not measured
+    times = plainly(job)
+    # one cluster for all: each run starts its own workers in it
+    with cluster.connected(Engine("ray", workers=max(workers), threads=1), 1, max(workers)):
+        rows = [by_workers(job, n, sum(times)) for n in workers]
+    found = {"batches": len(times), "steps": job.recipe.steps, "work": sum(times)}
+    return found | {"unit_seconds": [round(t, 4) for t in times], "rows": rows}
 
 
 def driver(features: int) -> dict[str, Any]:
@@ -149,22 +160,24 @@ def table(found: dict[str, Any]) -> str:
         "## Workers",
         "",
         f"`python -m analyses.benchmarks.scaling` on {machine['processor']}, {cores} cores; "
-        f"{measured['batches']} and {2 * measured['batches']} batches of {ROWS} features of {LAYER}, {SIZE} pixels, "
-        f"{measured['steps']} steps, one thread a worker.",
+        f"{measured['batches']} batches of {ROWS} features of {LAYER}, {SIZE} pixels, {measured['steps']} steps, "
+        "one thread a worker: "
+        f"{measured['work']:.1f} s of work for the plain loop.",
         "",
-        "| | workers | start, s | work, s | speed-up | per worker | per core in use |",
+        "| | workers | start, s | whole, s | speed-up without the start | efficiency of a worker | of a core in use |",
         "|---|---|---|---|---|---|---|",
+        f"| measured | plain loop | | {measured['work']:.1f} | 1.00 | 100 % | 100 % |",
     ]
     for row in measured["rows"]:
-        n, up = row["workers"], row["speed_up"]
-        name = f"Ray, {n}" if n else "plain loop"
-        shares = f"{100 * up / n:.0f} % | {100 * up / min(n, cores):.0f} %" if n else "100 % | 100 %"
-        lines.append(f"| measured | {name} | {row['start']:.1f} | {row['work']:.1f} | {up:.2f} | {shares} |")
-    for row in found["simulated"]["rows"]:
-        share = f"{100 * row['efficiency']:.0f} %"
+        n, share = row["ready"], row["efficiency"]
         lines.append(
-            f"| **simulated** | {row['workers']} | {found['simulated']['start']:.1f} | "
-            f"{3600 * row['hours']:.0f} | {row['speed_up']:.1f} | {share} | |"
+            f"| measured | Ray, {n} | {row['start']:.1f} | {row['seconds']:.1f} | "
+            f"{n * share:.2f} | {100 * share:.0f} % | {100 * share * n / min(n, cores):.0f} % |"
+        )
+    for row in found["simulated"]["rows"]:
+        lines.append(
+            f"| **simulated** | {row['workers']} | {found['simulated']['start']:.1f} | {3600 * row['hours']:.1f} | "
+            f"{row['speed_up']:.1f} (with it) | {100 * row['efficiency']:.0f} % | |"
         )
     lines += [
         "",
@@ -182,19 +195,19 @@ def table(found: dict[str, Any]) -> str:
 
 def main(
     workers: Annotated[str, typer.Option(help="Numbers of workers, joined by commas.")] = "1,2,4",
-    batches: Annotated[int, typer.Option(help="Batches of the smaller amount of work.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps of a descent.")] = 20,
+    batches: Annotated[int, typer.Option(help="Batches of the same work for all.")] = 16,
+    steps: Annotated[int, typer.Option(help="Steps of a descent.")] = 40,
     features: Annotated[str, typer.Option(help="Sizes of the maps that the driver's memory is taken of.")] = "500,5000",
     out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "scaling.json",
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
 ) -> None:
     """Measure workers against the plain loop and the driver's memory; simulate many GPUs."""
     counts, sizes = (_whole(text, name) for text, name in ((workers, "--workers"), (features, "--features")))
-    # one cluster for all: each run starts its own workers in it
-    with cluster.connected(Engine("ray", workers=max(counts), threads=1), 1, max(counts)):
-        measured = measure(batches, steps, counts)
-    one = next((r for r in measured["rows"] if r["workers"] == 1), measured["rows"][-1])
-    delay = max(0.0, (one["work"] - measured["rows"][0]["work"]) / batches) if one["workers"] == 1 else 0.0
+    if batches < 1 or steps < 1:
+        raise FeatmapError(f"batches {batches}, steps {steps}: give 1 or more")
+    measured = measure(job_of(batches, steps), counts)
+    one = min(measured["rows"], key=lambda row: int(row["workers"]))
+    delay = max(0.0, (one["worker_seconds"] - measured["work"]) / batches)
     rows = [simulate(measured["unit_seconds"], n, one["start"], delay) for n in SIMULATED]
     found = {
         "machine": records.machine("ray", "zarr"),
