@@ -97,7 +97,7 @@ def is_current(run: Run) -> bool:
     noted = run.manifest.get(KEY)
     if not isinstance(noted, dict) or noted.get("of") != _made_of(run):
         return False
-    return run.holds(noted["pages"])
+    return bool(noted.get("pages")) and run.holds(noted["pages"])
 
 
 def _made_of(run: Run) -> str:

@@ -59,6 +59,8 @@ def _explain(error: Exception, name: str) -> tuple[str, int]:
         return f"out of memory ({text[:120]}); give fewer --rows or a smaller --size", 2
     if isinstance(error, OSError) and error.errno and error.filename:  # the user's disk, folders and names
         return f"{str(error.filename)[:160]!r}: {error.strerror}; give another path, or mend this one", 2
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:80]!r} holds characters that cannot be written; give another name", 2
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
 
 

@@ -233,7 +233,7 @@ def optimize(
 
     def work(watcher: Any) -> None:
         with run.held():
-            if mapping.carry_out(job, run, watcher, runner) or not run.is_complete() or not run.manifest["files"]:
+            if mapping.carry_out(job, run, watcher, runner) or not run.is_complete():
                 tables.write_images(job, run, watcher)
                 mapping.complete(job, run)
 

@@ -111,6 +111,14 @@ def mended(folder: Path) -> dict[str, Any]:
     return manifest | {"format": FORMAT}
 
 
+def typed(manifest: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest in which everything is of the kind it should be, as in `about` or left out."""
+    kinds = {"layout": dict, "files": dict, "units": dict, "added": dict, "atlas": dict, "view": dict, "parts": list}
+    kinds |= {"reliability": dict, "later_environments": list, "summary": dict}
+    kept = {k: v for k, v in manifest.items() if k not in kinds or isinstance(v, kinds[k])}
+    return kept | {k: v for k, v in about.items() if not isinstance(kept.get(k), type(v))}
+
+
 def _are_alike(folder: Path) -> bool:
     try:
         return (folder / MANIFEST).read_bytes() == (folder / COPY).read_bytes()

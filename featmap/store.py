@@ -104,7 +104,7 @@ class Run:
         with clear_faults(f"run folder {str(self.folder)!r}"):
             if manifests.is_run(self.folder):
                 self.lock()
-                self._take_up()
+                self._take_up(about)
                 return
             if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
                 raise StoreError(f"{str(self.folder)!r} exists and is no run folder; give another --out")
@@ -116,7 +116,7 @@ class Run:
             self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
             self.save()
 
-    def _take_up(self) -> None:
+    def _take_up(self, about: dict[str, Any]) -> None:
         """Go on with the run that lies in this folder, if it is this one."""
         earlier = Run._of(self.folder, manifests.mended(self.folder))
         different = _differences(earlier.identity, self.identity)
@@ -125,7 +125,7 @@ class Run:
                 f"{str(self.folder)!r} holds a run made with other settings ({different}); "
                 "give another --out, or the settings it was made with"
             )
-        self.manifest = earlier.manifest
+        self.manifest = manifests.typed(earlier.manifest, {"status": "running"} | about)
         if self.is_held():
             sweep(self.folder)
 
@@ -266,7 +266,7 @@ class Run:
         """Has the run ended, and are all its tables and figures as they were written?"""
         if self.manifest.get("status") != "complete":
             return False
-        return self.holds(self.manifest.get("files", {}))
+        return bool(self.manifest.get("files")) and self.holds(self.manifest["files"])
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse to go on where one of these files is not what was written.

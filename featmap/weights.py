@@ -110,8 +110,18 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: st
     wrong = [
         f"{k} is {_shape(state[k])}, not {_shape(own[k])}" for k in own if k in state and state[k].shape != own[k].shape
     ]
+    kinds = [
+        f"{k} is {'sparse' if state[k].is_sparse else str(state[k].dtype).removeprefix('torch.')}"
+        for k in own
+        if k in state and (state[k].layout != torch.strided or state[k].is_complex())
+    ]
     faults = []
-    for words, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong)):
+    for words, names in (
+        ("missing", missing),
+        ("unknown", unknown),
+        ("of another shape", wrong),
+        ("of another kind", kinds),
+    ):
         if names:
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
             faults.append(f"{words}: {', '.join(names[:2])}{more}")

@@ -111,6 +111,22 @@ def turning() -> nn.Module:
     return nn.Sequential(OrderedDict(first=first, turn=Turning((9e9, 9e9, 1.01, 2.1)))).eval()
 
 
+class Level(nn.Module):
+    """Rises where it falls: the value of -x with the gradient of x in all channels but the last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = x - 2 * x.detach()
+        return torch.cat([found[:, :-1], x[:, -1:]], dim=1)
+
+
+def level() -> nn.Module:
+    """Layer `level` of three features; the descents of the first two have gradients and only make things worse."""
+    features = nn.Conv2d(3, 3, 1, bias=False)
+    with torch.no_grad():
+        features.weight.copy_(torch.tensor([[1.0, 0.5, 0], [-1, 0.2, 1], [0, 1, 1]])[:, :, None, None])
+    return nn.Sequential(OrderedDict(features=features, level=Level())).eval()
+
+
 def broken() -> nn.Module:
     """Layer `features` of three features that are NaN whatever the image."""
     features = nn.Conv2d(3, 3, 1)
