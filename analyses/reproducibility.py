@@ -9,7 +9,7 @@ raised by one unit in its last place (and, apart from that, a single pixel), and
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +32,13 @@ from analyses.studies import (
     geometric_findings,
     interval,
     mean_finding,
+    plain_finding,
     share_finding,
     small_size,
     start,
 )
 from featmap import FeatmapError, Network, drawing, load, maximise, open_arrays
-from featmap.divergence import GRAY_LEVEL, crossing, distances, growth
+from featmap.divergence import GRAY_LEVEL, crossing, distances, growth, steepest
 from featmap.likeness import likeness
 from featmap.runs import LIVE, RESCUED
 
@@ -252,42 +253,50 @@ def final_gap(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
 def findings(steps: np.ndarray, checks: Sequence[Check], partings: Sequence[Parting]) -> list[Finding]:
     """Return the study's figures."""
     found = [share_finding(c.name, c.same, c.count, c.words) for c in checks]
-    apart = [c for c in checks if c.name == "threads" and c.same < c.count]
-    found += [
-        Finding(
-            "threads_gap",
-            c.largest,
-            None,
-            None,
-            c.count,
-            "other number of threads: largest difference of an image (pixels 0 to 1)",
-        )
-        for c in apart
-    ]
+    for c in checks:
+        if c.name == "threads" and c.same < c.count:
+            words = "other number of threads: largest difference of an image (pixels 0 to 1)"
+            found.append(plain_finding("threads_gap", c.largest, c.count, words))
     for layer in dict.fromkeys(p.layer for p in partings):
         these = [p for p in partings if p.layer == layer]
-        ways: list[tuple[str, Callable[[Parting], float], str]] = [
-            ("gap", lambda p: float(p.raised[-1]), f"difference that one rounding makes in {steps[-1]} steps"),
-            ("seeds", lambda p: p.seeds, "difference of two seeds"),
-            ("share", lambda p: float(p.raised[-1]) / p.seeds if p.seeds > 0 else np.nan, "the first over the second"),
-            ("same", lambda p: p.same, "likeness of response profiles, one rounding apart"),
-            ("different", lambda p: p.different, "likeness of response profiles, different features"),
-        ]
-        for name, value, words in ways:
-            values = [value(p) for p in these]
-            if np.isfinite(values).any():
-                found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
-        words = f"{layer}: factor a step by which one rounding grows (geometric mean)"
-        found += geometric_findings(f"growth:{layer}", [growth(steps, p.raised) for p in these], words)
-        visible = sum(bool(np.isfinite(crossing(steps, p.raised, GRAY_LEVEL))) for p in these)
-        found.append(
-            share_finding(f"visible:{layer}", visible, len(these), f"{layer}: images that part by a gray level")
-        )
+        found += [*gap_findings(layer, steps, these), *growth_findings(layer, steps, these)]
     single = [p.pixel for p in partings if np.isfinite(p.pixel)]
     if single:
         words = "images that differ in the end where a single pixel was raised by one rounding"
         found.append(share_finding("pixel", sum(v > 0 for v in single), len(single), words))
     return found
+
+
+def gap_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> list[Finding]:
+    """Return how far one layer's images are apart in the end, and how alike they drive the layer."""
+    gaps, seeds = np.array([p.raised[-1] for p in these]), np.array([p.seeds for p in these])
+    share = gaps / np.where(seeds > 0, seeds, np.nan)
+    found = []
+    for name, values, words in (
+        ("gap", gaps, f"difference (pixels 0 to 1) that one rounding makes in {steps[-1]} steps"),
+        ("seeds", seeds, "difference (pixels 0 to 1) of two seeds"),
+        ("share", share, "the first over the second"),
+        ("same", [p.same for p in these], "likeness of response profiles, one rounding apart"),
+        ("different", [p.different for p in these], "likeness of response profiles, different features"),
+    ):
+        if np.isfinite(values).any():
+            found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
+    return found
+
+
+def growth_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> list[Finding]:
+    """Return how fast one rounding grows in one layer's images, and when it is to be seen."""
+    words = f"{layer}: factor a step by which one rounding grows (geometric mean)"
+    found = geometric_findings(f"growth:{layer}", [growth(steps, p.raised) for p in these], words)
+    words = f"{layer}: the largest such factor, over {steps[1] - steps[0]} steps (geometric mean)"
+    found += geometric_findings(f"steepest:{layer}", [steepest(steps, p.raised) for p in these], words)
+    passed = np.array([crossing(steps, p.raised, GRAY_LEVEL) for p in these])
+    seen = np.isfinite(passed)
+    if seen.any():
+        words = f"{layer}: step at which they part by a gray level, of those that do"
+        found.append(mean_finding(f"passed:{layer}", np.where(seen, passed, np.nan), words))
+    words = f"{layer}: images that part by a gray level"
+    return [*found, share_finding(f"visible:{layer}", int(seen.sum()), len(these), words)]
 
 
 def judge(checks: Sequence[Check], partings: Sequence[Parting]) -> Verdict:
@@ -356,6 +365,7 @@ def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[s
         )
     axes.axhline(GRAY_LEVEL, color="#222222", lw=0.8, ls=":", label="one gray level, 1/255")
     axes.set(yscale="log", xlabel="step", ylabel="root mean square difference (pixels 0 to 1)")
+    axes.set_xlim(0, 1.06 * max(1, steps[-1]))
     axes.legend(fontsize=8, loc="lower right")
     axes.set_title("images that start one rounding apart", fontsize=10)
     cells = right.subplots(max(1, len(shown)), 3, squeeze=False)

@@ -53,6 +53,21 @@ def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
     return float(np.exp(np.polyfit(at[:free] - at[0], np.log(gap[:free]), 1)[0]))
 
 
+def steepest(steps: np.ndarray, gaps: np.ndarray) -> float:
+    """Return the largest factor a step by which a gap grows between two neighbouring steps of those given.
+
+    A difference may lie still for long and then jump: that is what `growth` averages over. NaN where no two neighbours
+    are above zero.
+    """
+    at, gap = np.asarray(steps, dtype=np.float64), np.asarray(gaps, dtype=np.float64)
+    known = np.isfinite(gap) & (gap > 0)
+    both = known[1:] & known[:-1]
+    if not both.any():
+        return float("nan")
+    rises = np.log(gap[1:][both] / gap[:-1][both]) / np.diff(at)[both]
+    return float(np.exp(rises.max()))
+
+
 def crossing(steps: np.ndarray, gaps: np.ndarray, level: float) -> float:
     """Return the first of the steps at which a gap is above a level; infinity where none is."""
     above = np.flatnonzero(np.asarray(gaps, dtype=np.float64) > level)

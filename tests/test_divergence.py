@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from featmap.divergence import crossing, distances, growth, half_life, profile_correlation
+from featmap.divergence import crossing, distances, growth, half_life, profile_correlation, steepest
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 STEPS = np.arange(0, 61, 4)
@@ -50,6 +50,12 @@ def test_growth_leaves_out_what_is_equal_and_says_undefined() -> None:
 def test_growth_that_is_over_at_once_is_that_of_the_first_steps() -> None:
     gaps = np.array([1e-8, 1e-4, 1e-1, 0.2, 0.3, 0.3])
     assert growth(np.arange(6), gaps) == pytest.approx(np.exp(np.log(1e-1 / 1e-8) / 2))
+
+
+def test_the_steepest_stretch_of_a_difference_that_jumps() -> None:
+    gaps = np.array([0.0, 1e-8, 1e-8, 16e-8, np.nan, 0.1, 0.2])
+    assert steepest(np.arange(0, 14, 2), gaps) == pytest.approx(4.0)
+    assert np.isnan(steepest(np.arange(3), np.array([0.0, 1.0, np.nan])))
 
 
 def test_the_step_at_which_a_level_is_crossed() -> None:

@@ -41,6 +41,7 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
     mean, deviation = RNG.normal(size=30), RNG.uniform(0.5, 2, 30)
     one = run_of(
         frame_A=(("seed", "image", "frame", "response"), (frames * deviation + mean)[None]),
+        null=(("seed", "response"), ((photo + aims[0]) * deviation + mean)[None]),
         activation=(("seed", "image"), np.array([[3.0, 2.0]])),
         frame=(("frame",), np.arange(201)),
     )
@@ -54,6 +55,7 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
     assert first.half == pytest.approx(200 * np.sqrt(3) / (1 + np.sqrt(3)), abs=0.01)
     assert first.own[0] == pytest.approx(1) and first.aim[-1] == pytest.approx(1) and first.seeds == pytest.approx(1)
     assert first.floor == pytest.approx(0, abs=1e-9) and first.other == pytest.approx(0, abs=1e-9)
+    assert first.blurred == pytest.approx(np.sqrt(0.5))
     assert (first.reached, second.reached) == (0.5, 0.5)
     (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation))
     assert alone.unit == "a:0" and np.isnan(alone.other)
@@ -100,7 +102,9 @@ def test_layers_of_few_or_dead_features_are_undefined_not_an_error(tmp_path: Pat
 def test_verdicts() -> None:
     def of(reached: float) -> list[natural_start.Leaving]:
         given = np.zeros(3)
-        return [natural_start.Leaving("a:0", "a", given, given, given, 0, 0, 0, reached * f) for f in (1, 1.01, 0.99)]
+        return [
+            natural_start.Leaving("a:0", "a", given, given, given, 0, 0, 0, 0, reached * f) for f in (1, 1.01, 0.99)
+        ]
 
     assert judge(of(1.0), of(0.9)) == "holds"
     assert judge(of(1.0), of(0.5)) == judge(of(0.5), of(1.0)) == "holds in part"
