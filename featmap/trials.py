@@ -143,6 +143,7 @@ class Stages(Protocol):
         """`done` of `total` parts of a stage are made."""
 
 
+@np.errstate(invalid="ignore")  # features that are infinite whatever the image; `live` leaves them out
 def judge(evidence: Evidence, network: str = "trained", watcher: Stages | None = None) -> Trial:
     """Return all figures of a layer's map that its evidence allows."""
 

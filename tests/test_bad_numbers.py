@@ -82,10 +82,11 @@ def test_a_descent_that_turns_nan_was_finite_before(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["sick", "turning", "broken"])
 def test_no_command_stumbles(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     layer, other, found = NETWORKS[name]
-    ours = ["--model", f"tests.tiny:{name}", *OPTIONS]
+    steps = "40" if name == "turning" else "6"
+    ours = ["--model", f"tests.tiny:{name}", *OPTIONS[:3], steps, *OPTIONS[4:]]
     out = give(capsys, "similarity", "--layers", f"{layer},{other}", *ours, "--seeds", "2", "--out", "maps")
     assert f"{layer}: {len(found)} features: " in out
     give(

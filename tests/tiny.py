@@ -93,22 +93,22 @@ def asleep() -> nn.Module:
 
 
 class Turning(nn.Module):
-    """The identity up to a limit a channel, NaN above it."""
+    """The identity; a channel whose mean over the grid is above its limit is NaN."""
 
     def __init__(self, limits: tuple[float, ...]) -> None:
         super().__init__()
         self.limits = limits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 0 * torch.sqrt(torch.tensor(self.limits).to(x)[:, None, None] - x)
+        return x + 0 * torch.sqrt(torch.tensor(self.limits).to(x)[:, None, None] - x.mean((2, 3), keepdim=True))
 
 
 def turning() -> nn.Module:
     """Layer `turn` of four features, of which the last two turn NaN as soon as a descent has raised them."""
     first = nn.Conv2d(3, 4, 1, bias=False)
     with torch.no_grad():
-        first.weight.copy_(torch.tensor([[1.0, -1, 0], [-1, 0, 1], [1, 0, 0], [0, 1, 1]])[:, :, None, None])
-    return nn.Sequential(OrderedDict(first=first, turn=Turning((9e9, 9e9, 1.01, 2.1)))).eval()
+        first.weight.copy_(torch.tensor([[0.0, 1, -1], [0, -1, 1], [1, 0, 0], [1, 1, 0]])[:, :, None, None])
+    return nn.Sequential(OrderedDict(first=first, turn=Turning((9e9, 9e9, 0.7, 1.3)))).eval()
 
 
 class Level(nn.Module):

@@ -59,10 +59,10 @@ def test_a_kill_between_any_two_moves_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "first", "step"), [("optimize", 2, 6), ("similarity", 52, 5)])
+@pytest.mark.parametrize(("name", "first", "step"), [("optimize", 2, 10), ("similarity", 52, 7)])
 def test_a_kill_before_a_move_of_a_command_loses_nothing(name: str, first: int, step: int, tmp_path: Path) -> None:
     found = outcomes("moves", tmp_path, name, first, step)
-    assert len(found) > 5
+    assert len(found) > 4
     assert lost(found) == []
 
 
