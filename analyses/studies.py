@@ -235,6 +235,13 @@ def geometric_findings(name: str, values: Sequence[float] | np.ndarray, words: s
     return [Finding(name, float(mean), float(low), float(high), int(np.isfinite(given).sum()), words)]
 
 
+def averaged(name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "") -> Finding:
+    """Return `mean_finding`, or that it is undefined where no value is defined."""
+    if np.isfinite(np.asarray(values, dtype=float)).any():
+        return mean_finding(name, values, words, unit)
+    return plain_finding(name, np.nan, 0, words, unit=unit)
+
+
 def share_finding(name: str, hits: int, count: int, words: str) -> Finding:
     """Return a share with Wilson's interval as a finding."""
     found = stats.binomtest(hits, count).proportion_ci(LEVEL, "wilson")
