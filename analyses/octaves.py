@@ -205,7 +205,7 @@ def sheet(sets: Sets) -> Figure:
             made = sets[layer][label]
             images.append(pixels(made.images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(made.units[k])
-            captions.append(label)
+            captions.append(label if made.live[0, k] else f"{label}: no gradient")
     return contact_sheet(
         np.stack(images),
         labels,
