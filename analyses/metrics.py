@@ -2,8 +2,8 @@
 
     python -m analyses.metrics
 
-Every feature is maximised under each metric of its distance to a large constant C, and under L2 with smaller and
-other C.
+Every feature is maximised under each metric of its distance to a large constant C, and under L2 with C from far
+beyond the activation reached down to it.
 """
 
 from __future__ import annotations
@@ -170,12 +170,12 @@ def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
     image = {label: written(found[f"image {label}"].value) for label in (L2, with_C(FACTORS[-1]))}
     return verdict, (
         f"That the patterns are the same {words[halves[0]]}: profiles agree with l1's by {written(agree[L2])} (l2), "
-        f"{written(agree[LINF])} (linf) and {written(agree[ELEMENT])} (linf-elementwise) beyond different features' (two "
-        f"seeds of l1: {written(found[f'agreement {L1}'].value)}), where there is a gradient ({written(live[LINF], '.0%')} "
-        f"of the features under linf, {written(live[ELEMENT], '.0%')} elementwise); that l1 has the least high-frequency "
-        f"noise {words[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} and linf-elementwise {more[ELEMENT]} of the "
-        f"power more; l2's images correlate with l1's by {image[L2]} with C = 200 and by {image[with_C(FACTORS[-1])]} with "
-        f"C at {FACTORS[-1]:g} times the activation reached."
+        f"{written(agree[LINF])} (linf) and {written(agree[ELEMENT])} (linf-elementwise) beyond different features' "
+        f"(two seeds of l1: {written(found[f'agreement {L1}'].value)}), where there is a gradient (linf: "
+        f"{written(live[LINF], '.0%')} of the features, elementwise: {written(live[ELEMENT], '.0%')}); that l1 has the "
+        f"least high-frequency noise {words[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} and linf-elementwise "
+        f"{more[ELEMENT]} of the power more; l2's images correlate with l1's by {image[L2]} with C = 200 and by "
+        f"{image[with_C(FACTORS[-1])]} with C at {FACTORS[-1]:g} times the activation reached."
     )
 
 
