@@ -175,7 +175,7 @@ def draw(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
     figure, (left, middle, right) = panels(
         (
             "Power at high frequencies",
-            "Response profiles of the same feature by two recipes (filled) and of different features (gray)",
+            "Response profiles of the same feature by two recipes (dots) and of different features (gray)",
             "First layer's features with a grid",
         ),
         widths=(1.1, 1.6, 0.9),
