@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import featmap
-from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
+from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, averaged, interval, start
 from analyses.tables import stored
 from featmap import FeatmapError, coherence, drawing, interaction, runs, transforms
 from featmap.probing import Probe
@@ -151,15 +151,6 @@ def findings(context: Context, table: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def averaged(name: str, values: np.ndarray, words: str) -> Finding:
-    """Return the mean over features with its interval, or that it is undefined."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return plain_finding(name, np.nan, 0, words)
-    mean, low, high = interval(known)
-    return plain_finding(name, mean, len(known), words, low, high)
-
-
 @dataclass(frozen=True)
 class Mean:
     """A mean of `count` features with its standard error."""
@@ -275,6 +266,8 @@ def _dots(axes: Axes, context: Context, live: pd.DataFrame, name: str, other: st
     axes.set_xticks(range(len(context.layers)), context.layers, rotation=20, ha="right", fontsize=8)
     axes.set_xlim(-0.6, len(context.layers) - 0.4)
     axes.set_title(title, fontsize=10)
+    if name != "positions":
+        axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7.5)
     axes.spines[["top", "right"]].set_visible(False)

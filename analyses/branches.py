@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import featmap
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, averaged, plain_finding, start
 from featmap import drawing, graph, measures, partitions, transforms
 from featmap.maps import SimilarityMap
 from featmap.partitions import Agreement
@@ -151,7 +151,7 @@ def findings(one: Divided) -> list[Finding]:
             f"{layer}:contrast", gap.value, n, f"{layer}: mean S within a branch less that across", gap.low, gap.high
         ),
         plain_finding(f"{layer}:contrast_p", one.contrast.p, n, f"{layer}: p of that difference"),
-        mean_finding(f"{layer}:own_neighbour", one.own, own),
+        averaged(f"{layer}:own_neighbour", one.own, own),
         plain_finding(f"{layer}:own_chance", float(one.chance.mean()), n, f"{layer}: that share by chance"),
     ]
 

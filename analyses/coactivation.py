@@ -327,6 +327,8 @@ def draw_dots(axes: plt.Axes, runners: Sequence[Runner], names: tuple[str, str],
             mean, low, high = interval(values)
             axes.errorbar(at + 0.3, mean, [[mean - low], [high - mean]], fmt="o", color=DARK, ms=4, capsize=3)
     axes.set_xticks([3 * k + 0.5 for k in range(len(layers))], layers, fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
     shown = [axes.plot([], [], "o", color=shade, ms=4)[0] for shade in SHADES]
     axes.legend(shown, words, fontsize=8)
     axes.axhline(0, color="#cccccc", lw=0.8, zorder=0)

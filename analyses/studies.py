@@ -28,12 +28,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analyses.commands import run
-from featmap import FeatmapError, Network, drawing, load, maximise, transforms
+from featmap import FeatmapError, Network, drawing, interaction, load, mapping, maximise, probe, runs, transforms
 from featmap.console import Bars, err, out
+from featmap.images import first_image
 from featmap.store import digest, write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
-FEATURES, SEEDS, LEVEL = 16, 3, 0.95
+FEATURES, SEEDS, LEVEL, PINK = 16, 3, 0.95, 64
 NETWORKS = ("reference", "googlenet", "inception_v3", "resnet50")
 LATE = {
     "reference": ("inception4a", "inception5a"),
@@ -152,6 +153,36 @@ class Context:
         err().print(f"{self.study.name}: {text}")
 
 
+def beginning(context: Context, settings: Mapping[str, Any], seed: int) -> np.ndarray:
+    """Return the noise of a seed that a descent with these settings starts from, 3 x H x H."""
+    kept = {k: settings[k] for k in ("recipe", "size", "steps") if k in settings}
+    recipe = mapping.resolve(context.network, runs.device(context.device), **kept)
+    noise: np.ndarray = first_image(recipe, seed).numpy()
+    return noise
+
+
+def small_size(network: Network, layers: Sequence[str], wanted: int = 64) -> int:
+    """Return a small image size for many steps: `wanted` pixels, or the next of some that all the layers can take.
+
+    Never above the network's own input size, which is the last that is tried.
+    """
+    sizes = [s for s in (wanted, 80, 96, 128, 160) if wanted <= s < network.input_size]
+    for size in sizes:
+        if all(layer in network.trace(size).layers for layer in layers):
+            return size
+    return network.input_size
+
+
+def yardstick(context: Context, layers: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of every feature of some layers over 64 images with a 1/f spectrum.
+
+    A feature that does not vary over them has no deviation: NaN (`featmap.interaction.deviations`).
+    """
+    images = transforms.pink(PINK, size)
+    found = [probe(images, layer, context.network, device=context.device).values for layer in layers]
+    return np.concatenate([r.mean(0) for r in found]), np.concatenate([interaction.deviations(r) for r in found])
+
+
 def _told(value: Any) -> str:
     """Return what tells a setting that is no plain value from others: of an array the SHA-256 of its bytes."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
@@ -187,6 +218,28 @@ def plain_finding(
     """Return a figure that comes with its interval, or without one; what is not finite is undefined."""
     numbers = [float(v) if np.isfinite(v) else None for v in (value, low, high)]
     return Finding(name, *numbers, count, words, unit)
+
+
+def logs(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return natural logarithms; NaN of what is not above zero."""
+    given = np.asarray(values, dtype=float)
+    return np.log(np.where(given > 0, given, np.nan))
+
+
+def geometric_findings(name: str, values: Sequence[float] | np.ndarray, words: str) -> list[Finding]:
+    """Return the geometric mean of independent positive values, with its interval, if there are any."""
+    given = logs(values)
+    if not np.isfinite(given).any():
+        return []
+    mean, low, high = np.exp(interval(given))
+    return [Finding(name, float(mean), float(low), float(high), int(np.isfinite(given).sum()), words)]
+
+
+def averaged(name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "") -> Finding:
+    """Return `mean_finding`, or that it is undefined where no value is defined."""
+    if np.isfinite(np.asarray(values, dtype=float)).any():
+        return mean_finding(name, values, words, unit)
+    return plain_finding(name, np.nan, 0, words, unit=unit)
 
 
 def share_finding(name: str, hits: int, count: int, words: str) -> Finding:

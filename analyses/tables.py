@@ -45,7 +45,7 @@ and on nothing else: the bundled network is a small one trained on small images,
 
 def study_of(name: str) -> Study:
     """Return the study of a file of this folder."""
-    found = import_module(f"analyses.{name}").STUDY
+    found = getattr(import_module(f"analyses.{name}"), "STUDY", None)
     if not isinstance(found, Study) or found.name != name:
         raise FeatmapError(f"analyses/{name}.py holds no study of that name")
     return found

@@ -27,6 +27,17 @@ def effective_number(values: np.ndarray) -> np.ndarray:
     return found
 
 
+def waves(images: np.ndarray) -> np.ndarray:
+    """Return how many waves make up each image: the `effective_number` of its Fourier coefficients.
+
+    N values in [1, H W] for images N x C x H x W in [0, 1], of the deviation from middle gray, channels' power added: 1
+    for a flat colour (the wave of frequency 0), 2 for one grating about gray (it counts with its mirror image), high
+    for what neither is flat nor repeats. Free of contrast. NaN for an image that is gray throughout or not finite.
+    """
+    spectrum = np.fft.fft2(np.asarray(images, dtype=np.float64) - 0.5)
+    return effective_number(np.sqrt(np.square(np.abs(spectrum)).sum(axis=1)).reshape(len(images), -1))
+
+
 def excited_share(responses: np.ndarray, yardstick: np.ndarray) -> np.ndarray:
     """Return the share of features that each image excites more than any yardstick image does.
 

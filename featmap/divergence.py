@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 EPS = 1e-12
+GRAY_LEVEL = 1 / 255
+"""What a picture of 8 bits can show at least, in pixels from 0 to 1."""
 EARLY = 0.1
 """A difference grows freely up to this share of its largest value; nearer to it images themselves may hold it."""
 LEAST = 3
@@ -31,7 +33,7 @@ def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
     """Return the factor a step by which a difference grows while it is small.
 
     exp of the slope of a least-squares line through log(gap), over the steps from the first gap above zero until it
-    reaches `EARLY` of its largest value; where those are fewer than `LEAST`, over all gaps above zero.
+    reaches `EARLY` of its largest value; where those are fewer than `LEAST`, over the first `LEAST`.
 
     Parameters
     ----------
@@ -47,13 +49,32 @@ def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
     at, gap = at[known], gap[known]
     if len(gap) < LEAST:
         return float("nan")
-    free = int(np.argmax(gap >= EARLY * gap.max())) + 1
-    if free >= LEAST:
-        at, gap = at[:free], gap[:free]
-    return float(np.exp(np.polyfit(at - at[0], np.log(gap), 1)[0]))
+    free = max(int(np.argmax(gap >= EARLY * gap.max())) + 1, LEAST)
+    return float(np.exp(np.polyfit(at[:free] - at[0], np.log(gap[:free]), 1)[0]))
 
 
-def likeness(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def steepest(steps: np.ndarray, gaps: np.ndarray) -> float:
+    """Return the largest factor a step by which a gap grows between two neighbouring steps of those given.
+
+    A difference may lie still for long and then jump: that is what `growth` averages over. NaN where no two neighbours
+    are above zero.
+    """
+    at, gap = np.asarray(steps, dtype=np.float64), np.asarray(gaps, dtype=np.float64)
+    known = np.isfinite(gap) & (gap > 0)
+    both = known[1:] & known[:-1]
+    if not both.any():
+        return float("nan")
+    rises = np.log(gap[1:][both] / gap[:-1][both]) / np.diff(at)[both]
+    return float(np.exp(rises.max()))
+
+
+def crossing(steps: np.ndarray, gaps: np.ndarray, level: float) -> float:
+    """Return the first of the steps at which a gap is above a level; infinity where none is."""
+    above = np.flatnonzero(np.asarray(gaps, dtype=np.float64) > level)
+    return float(steps[above[0]]) if len(above) else float("inf")
+
+
+def profile_correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation of response profiles over the features that both define.
 
     Parameters

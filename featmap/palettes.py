@@ -109,7 +109,7 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
 class Palette:
     """Clusters of colours: each colour's cluster (0 the largest), their mean silhouette, and p against one cloud.
 
-    All colours are in cluster 0 and the rest is NaN where there are fewer than four different ones.
+    All colours are in cluster 0 and the rest is NaN where there are fewer than four, or all are alike.
     """
 
     labels: np.ndarray
@@ -142,7 +142,7 @@ def palette(points: np.ndarray, draws: int = DRAWS) -> Palette:
     (1 + b) / (draws + 1).
     """
     n = len(points)
-    if len(np.unique(points.round(9), axis=0)) < 4:
+    if n < 4 or not np.ptp(points.round(9), axis=0).any():
         return Palette(np.zeros(n, dtype=int), float("nan"), float("nan"))
     value, labels = _best(points)
     rng = seeded("palette", n, draws)

@@ -27,6 +27,16 @@ def test_effective_number_is_free_of_scale_and_between_one_and_all() -> None:
     assert ((found >= 1) & (found <= 9)).all()
 
 
+def test_waves_of_colours_gratings_and_noise() -> None:
+    y = np.arange(16)
+    grating = np.broadcast_to(0.4 * np.cos(2 * np.pi * 3 * y / 16), (3, 16, 16))
+    flat = np.full((3, 16, 16), 0.3) * np.array([1, -1, 0.5])[:, None, None]
+    both, noise = grating + np.swapaxes(grating, 1, 2), 0.1 * RNG.normal(size=(3, 16, 16))
+    found = coherence.waves(0.5 + np.stack([grating, 0.01 * grating, flat, both, noise, np.zeros((3, 16, 16))]))
+    assert found[:4] == pytest.approx([2, 2, 1, 4])
+    assert 128 < found[4] < 256 and np.isnan(found[5])
+
+
 def test_excited_is_what_exceeds_the_whole_yardstick() -> None:
     yardstick = np.array([[0.0, 1, 2, 3], [1, 0, 3, 2]])
     rows = np.array([[1.0, 1, 3, 3], [2, 0, 4, 0], [9, 9, 9, 9], [np.nan, 9, 9, 9]])

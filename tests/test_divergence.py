@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from featmap.divergence import distances, growth, half_life, likeness
+from featmap.divergence import crossing, distances, growth, half_life, profile_correlation, steepest
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 STEPS = np.arange(0, 61, 4)
@@ -47,28 +47,46 @@ def test_growth_leaves_out_what_is_equal_and_says_undefined() -> None:
     assert np.isnan(growth(STEPS[:2], gaps[3:5]))
 
 
+def test_growth_that_is_over_at_once_is_that_of_the_first_steps() -> None:
+    gaps = np.array([1e-8, 1e-4, 1e-1, 0.2, 0.3, 0.3])
+    assert growth(np.arange(6), gaps) == pytest.approx(np.exp(np.log(1e-1 / 1e-8) / 2))
+
+
+def test_the_steepest_stretch_of_a_difference_that_jumps() -> None:
+    gaps = np.array([0.0, 1e-8, 1e-8, 16e-8, np.nan, 0.1, 0.2])
+    assert steepest(np.arange(0, 14, 2), gaps) == pytest.approx(4.0)
+    assert np.isnan(steepest(np.arange(3), np.array([0.0, 1.0, np.nan])))
+
+
+def test_the_step_at_which_a_level_is_crossed() -> None:
+    gaps = np.array([0.0, 0.1, np.nan, 0.3, 0.2])
+    assert crossing(np.arange(0, 50, 10), gaps, 0.2) == 30 and crossing(np.arange(5), gaps, 0.05) == 1
+    assert crossing(np.arange(5), gaps, 0.3) == np.inf
+
+
 @repeatable
 @given(st.integers(0, 1000))
-def test_likeness_is_pearsons(seed: int) -> None:
+def test_profile_correlation_is_pearsons(seed: int) -> None:
     rng = np.random.default_rng(seed)
     one, two = rng.normal(size=(2, 3, 4, 9)) + 5
     one[0, 0, 2] = two[0, 0, 5] = np.nan
-    found = likeness(one, two)
+    found = profile_correlation(one, two)
     assert found.shape == (3, 4)
     assert found[1, 2] == pytest.approx(stats.pearsonr(one[1, 2], two[1, 2])[0], abs=1e-12)
     kept = [0, 1, 3, 4, 6, 7, 8]
     assert found[0, 0] == pytest.approx(stats.pearsonr(one[0, 0, kept], two[0, 0, kept])[0], abs=1e-12)
-    np.testing.assert_allclose(likeness(3 * one - 7, two), found, atol=1e-10)
-    np.testing.assert_allclose(likeness(one, -one), -1)
+    np.testing.assert_allclose(profile_correlation(3 * one - 7, two), found, atol=1e-10)
+    np.testing.assert_allclose(profile_correlation(one, -one), -1)
     np.testing.assert_allclose(
-        likeness(one[:, :1], two), [[likeness(a[0], b) for b in bs] for a, bs in zip(one, two, strict=True)]
+        profile_correlation(one[:, :1], two),
+        [[profile_correlation(a[0], b) for b in bs] for a, bs in zip(one, two, strict=True)],
     )
 
 
-def test_likeness_that_is_undefined() -> None:
+def test_a_profile_correlation_that_is_undefined() -> None:
     flat, rising = np.full(5, 0.1), np.arange(5.0)
-    assert np.isnan(likeness(flat, rising)) and np.isnan(likeness(rising[:2], rising[:2]))
-    assert np.isnan(likeness(np.full(5, np.nan), rising))
+    assert np.isnan(profile_correlation(flat, rising)) and np.isnan(profile_correlation(rising[:2], rising[:2]))
+    assert np.isnan(profile_correlation(np.full(5, np.nan), rising))
 
 
 def test_half_life() -> None:

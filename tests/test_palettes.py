@@ -73,7 +73,13 @@ def test_one_cloud_is_no_palette() -> None:
     assert palettes.palette(0.1 * RNG.normal(size=(40, 2)), draws=99).p > 0.05
 
 
-@pytest.mark.parametrize("points", [np.zeros((5, 2)), np.array([[0.0, 0.1]]), np.repeat(np.eye(2), 3, 0)])
+def test_two_exact_colours_are_two_clusters() -> None:
+    found = palettes.palette(np.repeat(np.eye(2), [3, 4], axis=0), draws=99)
+    assert (found.count, found.silhouette, found.p) == (2, 1, 0.01)
+    assert found.labels.tolist() == [1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("points", [np.zeros((5, 2)), np.array([[0.0, 0.1]]), np.eye(3)[:, :2], np.empty((0, 2))])
 def test_too_few_colours_are_no_palette(points: np.ndarray) -> None:
     found = palettes.palette(points)
     assert found.count == 1 and np.isnan(found.p) and len(found.labels) == len(points)

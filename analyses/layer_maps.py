@@ -1,0 +1,358 @@
+"""What do the features of every main layer look like, and how do their images change with depth?
+
+Objects cannot be counted; what can is how much of an image one flat colour is, and of how many waves it is made. A
+recipe that clamps pixels draws strong colours to the corners of the colour cube, so that clusters of colours alone say
+little: what counts is which corners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+import featmap
+from analyses.studies import (
+    Context,
+    Finding,
+    Outcome,
+    Study,
+    Verdict,
+    averaged,
+    interval,
+    plain_finding,
+    share_finding,
+    start,
+)
+from featmap import coherence, drawing, palettes, pictures, reliability, runs, sheets, spectra
+from featmap.palettes import Palette
+from featmap.reliability import Interval
+
+SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
+GOOGLENET = (
+    *("conv1", "conv2", "conv3", "inception3a", "inception3b"),
+    *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "inception5a", "inception5b"),
+)
+INCEPTION = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+)
+RESNET = ("relu", "layer1.0", "layer1.2", "layer2.0", "layer2.3", "layer3.0", "layer3.5", "layer4.0", "layer4.2")
+
+STUDY = Study(
+    "layer_maps",
+    section="Mapping InceptionV3 Features",
+    claim="From the first layer to the last, images go from colours (in InceptionV3's first layer a palette like CMYK "
+    "with green for yellow) through patterns to objects; a gray square is a feature without a gradient. ResNet's go "
+    'the same way (section "Mapping ResNet Features").',
+    measured=f"the images of the first {SHOWN} features of every main layer: the share of the deviation from gray that "
+    "one colour holds (flatness), the number of waves that make up the image, its mean spatial frequency, its bytes as "
+    f"PNG, each as a rank correlation with depth; clusters of the dominant colours of up to {COLOURS} features of the "
+    "first layer in the opponent plane of OKLab, against one Gaussian cloud; features without a gradient, with the "
+    "recipe's rescue and without. The claim holds if flatness falls and waves rise with depth (intervals), the palette "
+    "has p < 0.05 and is of cyan, magenta and green or yellow without red and blue, and features without a gradient, "
+    "if any, are gray; in part if one of these is so",
+    full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
+    layers={"reference": GOOGLENET, "googlenet": GOOGLENET, "inception_v3": INCEPTION, "resnet50": RESNET},
+)
+MEASURES = {
+    "flatness": "flatness of an image (1: one colour, 0: a pattern about gray)",
+    "waves": "waves that make up an image (effective number)",
+    "frequency": "mean spatial frequency (cycles a pixel; a flat colour counts as 0)",
+    "bytes": "bytes a pixel as PNG",
+}
+Trends = dict[str, Interval]
+Counted = tuple[int, int]
+SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
+
+
+@dataclass(frozen=True, eq=False)
+class Colours:
+    """The first layer's features: names, their commonest colours (sRGB, n x 3; OKLab, n x 3), the clusters of these."""
+
+    names: list[str]
+    rgb: np.ndarray
+    lab: np.ndarray
+    palette: Palette
+
+    def hues(self) -> list[str]:
+        """Return the clusters' colours in words, the largest cluster first."""
+        if not self.names:
+            return []
+        return [palettes.hue_name(self.lab[self.palette.labels == k].mean(0)) for k in range(self.palette.count)]
+
+
+def made(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
+    """Return the images of some units."""
+    recipe = "article-normalised" if context.full else "fast"
+    return featmap.maximise(
+        units,
+        context.network,
+        recipe=recipe,
+        seeds=seeds,
+        device=context.device,
+        out=context.folder(part, units=units, recipe=recipe, seeds=seeds, **changes),
+        watcher=context.watcher,
+        **changes,
+    )
+
+
+def first_units(context: Context) -> list[str]:
+    """Return the first features of every layer, as units."""
+    count = FULL_SHOWN if context.full else SHOWN
+    size = context.network.input_size
+    return [f"{la}:{c}" for la in context.layers for c in range(min(count, context.network.layer(la, size).channels))]
+
+
+def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
+    """Return a row an image: part of the study, layer, feature, seed, status, and the figures of `MEASURES`."""
+    found = []
+    names = [str(n) for n in data["image"].values]
+    for s, seed in enumerate(data["seed"].values):
+        images = np.asarray(data["images"][s].values)
+        shown = images.clip(0, 1)
+        about = {
+            "part": part,
+            "layer": [n.rpartition(":")[0] for n in names],
+            "feature": names,
+            "seed": int(seed),
+            "status": [runs.STATUSES[int(c)] for c in data["status"][s].values],
+        }
+        found.append(pd.DataFrame(about | figures(shown)))
+    return pd.concat(found, ignore_index=True)
+
+
+def figures(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the figures of `MEASURES` of each image, N x 3 x H x W in [0, 1], and its commonest colour."""
+    flat = palettes.flatness(images)
+    pattern = spectra.mean_frequency(images)
+    pattern[np.isnan(pattern) & np.isfinite(flat)] = 0  # a flat colour has no pattern whose frequency there could be
+    found = {
+        "flatness": flat,
+        "waves": coherence.waves(images),
+        "frequency": pattern * (1 - flat),
+        "bytes": np.array([pictures.compressed(image) for image in images]),
+    }
+    colours = np.stack([palettes.dominant(image) for image in images])
+    return found | {f"dominant_{c}": v for c, v in zip("rgb", colours.T, strict=True)}
+
+
+def colours(data: xr.Dataset) -> Colours:
+    """Return the first layer's live features' commonest colours, over all seeds' pixels together."""
+    status = data["status"].values.max(axis=0)
+    kept = np.flatnonzero(np.isin(status, (runs.LIVE, runs.RESCUED)))
+    images = data["images"].values
+    rgb = np.array([palettes.dominant(np.concatenate(images[:, k], axis=2)) for k in kept]).reshape(-1, 3)
+    lab = palettes.oklab(rgb)
+    return Colours([str(data["image"].values[k]) for k in kept], rgb, lab, palettes.palette(lab[:, 1:]))
+
+
+def by_feature(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
+    """Return the live features' figures, averaged over seeds, with the depth of their layer (from 0)."""
+    live = table[table["status"].isin(("live", "rescued"))]
+    means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean().reset_index()
+    means["depth"] = [layers.index(la) for la in means["layer"]]
+    return means
+
+
+def fields(context: Context, size: int) -> list[float]:
+    """Return the side of each layer's receptive field in pixels, NaN for the whole image."""
+    found = [context.network.layer(la, size).field for la in context.layers]
+    return [np.nan if f.whole else float(max(f.size)) for f in found]
+
+
+def trends(means: pd.DataFrame) -> Trends:
+    """Return the rank correlation of every measure with depth."""
+    return {name: reliability.trend(means[name].to_numpy(), means["depth"].to_numpy()) for name in MEASURES}
+
+
+def dead(table: pd.DataFrame) -> Counted:
+    """Return how many features are without a gradient for some seed, and of how many."""
+    lost = table.assign(dead=table["status"] == "dead").groupby("feature")["dead"].any()
+    return int(lost.sum()), len(lost)
+
+
+def findings(
+    context: Context, means: pd.DataFrame, by_depth: Trends, found: Colours, before: Counted, after: Counted, size: int
+) -> list[Finding]:
+    """Return every figure."""
+    seen, n = found.palette, len(found.names)
+    first, last = (means[means["layer"] == la] for la in (context.layers[0], context.layers[-1]))
+    named = f"clusters of the first layer's dominant colours ({', '.join(found.hues())})"
+    hued = np.hypot(found.lab[:, 1], found.lab[:, 2]) >= palettes.GRAY
+    rows = [
+        plain_finding("palette", seen.count if np.isfinite(seen.p) else np.nan, n, named),
+        plain_finding("palette_silhouette", seen.silhouette, n, "mean silhouette of these clusters"),
+        plain_finding("palette_p", seen.p, n, "p of that silhouette against one Gaussian cloud"),
+        averaged("hued", hued, "first-layer features whose dominant colour is not gray, as a share"),
+        share_finding("dead_before", *before, "features without a gradient where nothing rescues them, as a share"),
+        share_finding("dead_after", *after, "features without a gradient with the recipe's rescue, as a share"),
+    ]
+    for name, trend in by_depth.items():
+        words = f"rank correlation with depth: {SHORT[name]}"
+        rows.append(plain_finding(f"{name}_trend", trend.value, len(means), words, trend.low, trend.high))
+    for name, words in MEASURES.items():
+        rows += [
+            averaged(f"{name}_{end}", own[name].to_numpy(), f"{layer}: {words}")
+            for end, own, layer in (("first", first, context.layers[0]), ("last", last, context.layers[-1]))
+        ]
+    sides = np.array(fields(context, size))
+    growth = reliability.trend(sides, np.arange(len(sides)), draws=0).value
+    words = "rank correlation with depth: receptive field (n layers)"
+    rows.append(plain_finding("field_trend", growth, len(sides), words))
+    for end, k in (("first", 0), ("last", -1)):
+        rows.append(plain_finding(f"field_{end}", sides[k], 1, f"{context.layers[k]}: receptive field", unit="pixels"))
+    return rows
+
+
+def parts(by_depth: Trends, found: Colours, before: Counted, gray: bool) -> dict[str, bool | None]:
+    """Return which parts of the claim were seen; None where there was nothing to see."""
+    hues, flat, waves = set(found.hues()), by_depth["flatness"], by_depth["waves"]
+    depth = None
+    if np.isfinite([flat.high, waves.low]).all():
+        depth = bool(flat.high < 0 < waves.low)
+    palette = None
+    if np.isfinite(found.palette.p):
+        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not {"red", "blue"} & hues
+        palette = bool(printed and found.palette.p < 0.05)
+    return {"depth": depth, "palette": palette, "gray": gray if before[0] else None}
+
+
+def verdict(seen: dict[str, bool | None]) -> Verdict:
+    """Return what the parts say together."""
+    decided = [v for v in seen.values() if v is not None]
+    if seen["depth"] is None or not decided:
+        return "not decided"
+    return "holds" if all(decided) else "holds in part" if any(decided) else "does not hold"
+
+
+def conclusion(by_depth: Trends, found: Colours, before: Counted, after: Counted) -> str:
+    """Return the sentence."""
+
+    def said(value: float) -> str:
+        return f"{value:.2f}" if np.isfinite(value) else "undefined"
+
+    changes = ", ".join(f"{SHORT[name]} {said(t.value)}" for name, t in by_depth.items())
+    seen = found.palette
+    if not np.isfinite(seen.p):
+        palette = "the first layer's colours are too few for a palette"
+    else:
+        palette = f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g})"
+    return (
+        f"Rank correlations with depth: {changes}; {palette}; {before[0]} of {before[1]} features have no gradient "
+        f"without rescue, {after[0]} with it."
+    )
+
+
+def sheet(context: Context, data: xr.Dataset) -> Figure:
+    """Draw the first features of every layer, a row a layer."""
+    names = [str(n) for n in data["image"].values]
+    status = [runs.STATUSES[int(c)] for c in data["status"][0].values]
+    odd = [s if s != "live" else "" for s in status]
+    count = FULL_SHOWN if context.full else SHOWN
+    return sheets.contact_sheet(
+        data["images"][0].values,
+        names,
+        captions=odd if any(odd) else None,
+        groups=None,
+        title=f"{context.network.name}: the first {count} features of every main layer",
+        columns=count,
+    )
+
+
+@drawing.house_style
+def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> Figure:
+    """Draw the first layer's colours in the opponent plane, and every measure and the receptive field by layer."""
+    drawn, layers = Figure(figsize=(10.5, 9), layout="constrained"), context.layers
+    grid = drawn.add_gridspec(3, 6, height_ratios=(1.5, 1, 1))
+    _plane(drawn.add_subplot(grid[0, :3]), found)
+    places = [(0, slice(3, 6)), *((row, slice(first, first + 3)) for row in (1, 2) for first in (0, 3))]
+    axes = [drawn.add_subplot(grid[place]) for place in places]
+    axes[0].plot(fields(context, size), "o-", color=drawing.colour(0), markersize=4)
+    axes[0].set_title(f"side of the receptive field, pixels (line: the image's {size})", fontsize=9.5)
+    axes[0].set_yscale("log")
+    axes[0].axhline(size, color=drawing.GRAY, linewidth=0.8)
+    for ax, (name, words) in zip(axes[1:], MEASURES.items(), strict=True):
+        _by_layer(ax, means, name, len(layers))
+        ax.set_title(words, fontsize=9.5)
+    for k, ax in enumerate(axes):
+        ax.set_xlim(-0.6, len(layers) - 0.4)
+        ax.set_xticks(range(len(layers)), layers if k not in (1, 2) else [""] * len(layers), rotation=90)
+        ax.tick_params(labelsize=7.5)
+        ax.spines[["top", "right"]].set_visible(False)
+    return drawn
+
+
+def _plane(axes: Axes, found: Colours) -> None:
+    corners = palettes.oklab(np.array(list(palettes.CORNERS.values())))
+    for name, (_, a, b) in zip(palettes.CORNERS, corners, strict=True):
+        axes.text(a, b, name, ha="center", va="center", fontsize=8, color=drawing.FAINT)
+    axes.add_patch(Circle((0, 0), palettes.GRAY, fill=False, edgecolor=drawing.GRAY, linewidth=0.8))
+    for k in range(found.palette.count):
+        own = found.palette.labels == k
+        label = f"{found.hues()[k]}: {int(own.sum())}" if own.any() else None
+        axes.scatter(
+            found.lab[own, 1],
+            found.lab[own, 2],
+            c=found.rgb[own],
+            edgecolors=[drawing.colour(k)],
+            linewidths=1.6,
+            s=52,
+            label=label,
+        )
+    axes.set(xlim=(-0.38, 0.38), ylim=(-0.38, 0.38), aspect="equal")
+    axes.set_xlabel("OKLab a: green to red", fontsize=9)
+    axes.set_ylabel("OKLab b: blue to yellow", fontsize=9)
+    p = found.palette.p
+    axes.set_title(
+        f"first layer: dominant colours of {len(found.names)} features,\nframed by cluster"
+        + (f" (p = {p:.2g} against one cloud)" if np.isfinite(p) else ""),
+        fontsize=9.5,
+    )
+    if found.names:
+        axes.legend(fontsize=8, title="cluster: features", title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axes.tick_params(labelsize=8)
+
+
+def _by_layer(axes: Axes, means: pd.DataFrame, name: str, layers: int) -> None:
+    axes.plot(means["depth"], means[name], "o", color=drawing.colour(0), alpha=0.35, markersize=3.5, mew=0)
+    for k in range(layers):
+        values = means[means["depth"] == k][name].to_numpy()
+        if np.isfinite(values).any():
+            mean, low, high = interval(values)
+            axes.errorbar(k, mean, [[mean - low], [high - mean]], fmt="_", color="black", capsize=2, linewidth=1)
+
+
+def measure(context: Context) -> Outcome:
+    """Map every main layer, and measure how its images change with depth."""
+    units = first_units(context)
+    data = made(context, units, "maps", context.seeds)
+    plain = made(context, units, "without-rescue", 1, rescue=0.0)
+    size = int(data.sizes["y"])
+    first = context.layers[0]
+    channels = min(COLOURS, context.network.layer(first, size).channels)
+    palette_data = made(context, [f"{first}:{c}" for c in range(channels)], "first-layer", context.seeds)
+    table, lost = table_of(data, "maps"), table_of(plain, "without rescue")
+    means, found = by_feature(table, context.layers), colours(palette_data)
+    before, after = dead(lost), dead(table[table["seed"] == int(plain["seed"].values[0])])
+    null, without = plain["null_images"][0].values, np.flatnonzero(lost["status"] == "dead")
+    gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
+    by_depth = trends(means)
+    maps = drawing.webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
+    return Outcome(
+        pd.concat([table, lost, table_of(palette_data, "first layer")], ignore_index=True),
+        findings(context, means, by_depth, found, before, after, size),
+        verdict(parts(by_depth, found, before, gray)),
+        conclusion(by_depth, found, before, after),
+        {"": figure(context, means, found, size), "-maps.webp": maps},
+    )
+
+
+if __name__ == "__main__":
+    start(STUDY, measure)

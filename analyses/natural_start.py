@@ -1,0 +1,323 @@
+"""Descent from a photograph instead of noise: many features at once, and how fast the photograph is left.
+
+    python -m analyses.natural_start --image PHOTOGRAPH [--layers inception4a,inception5a]
+
+Without `--image` an image with the spectrum of natural ones takes the photograph's place: the project holds no
+photographs. Each feature is maximised from it and from noise; so are all drawn features of a layer as one sum, and the
+whole layer. Profiles are the responses of all features of the layer, each in its own deviation over 1/f images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analyses.studies import (
+    PINK,
+    Context,
+    Finding,
+    Outcome,
+    Study,
+    Verdict,
+    interval,
+    mean_finding,
+    plain_finding,
+    start,
+    yardstick,
+)
+from featmap import drawing, mapping, runs, transforms
+from featmap.divergence import half_life, profile_correlation
+from featmap.photographs import read_photograph
+from featmap.runs import LIVE, RESCUED
+
+ENOUGH = 0.8
+PHOTO, NOISE, TOGETHER = "#d62728", "#0072b2", "#222222"
+
+STUDY = Study(
+    "natural_start",
+    section="Layer and Neuron Interactions",
+    claim="The descent may start from a natural image instead of noise, also for many features at once.",
+    measured="what drawn features reach from a photograph over what they reach from noise; correlation of the response "
+    "profile at every step with the photograph's own and with that of the noise-started image of the same feature; the "
+    "half-life of the first; the same for all drawn features as one sum and for the whole layer. Without `--image` the "
+    "start is an image with a 1/f spectrum, no photograph",
+    full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
+    takes_image=True,
+)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """How one feature's descent (or all at once) leaves the photograph.
+
+    `own` and `aim` are the profile's correlations by frame: with the photograph's, and with the noise-started image of
+    the same unit (mean over seeds). `floor` is the noise-started image's correlation with the photograph, `other` the
+    final image's correlation with other features' noise-started images, `seeds` that of two seeds of the same feature,
+    `blurred` the correlation of the photograph's null image (the same blur, no gradient) with the photograph.
+    `reached` is the activation from the photograph over that from noise, both above the noise's null image.
+    """
+
+    unit: str
+    layer: str
+    steps: np.ndarray
+    own: np.ndarray
+    aim: np.ndarray
+    floor: float
+    other: float
+    seeds: float
+    blurred: float
+    reached: float
+
+    @property
+    def half(self) -> float:
+        """Steps until the correlation with the photograph has fallen half the way to its floor."""
+        return half_life(self.steps, self.own, self.floor)
+
+
+def measure(context: Context) -> Outcome:
+    """Maximise features from the photograph and from noise, one by one and all at once."""
+    settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "fast"}
+    recipe = mapping.resolve(context.network, runs.device(context.device), settings["recipe"])
+    photograph = natural(context, recipe.sizes[0])
+    leavings, together, pictures = [], [], []
+    for layer in context.layers:
+        units = context.units(layer)
+        context.say(f"features of {layer}")
+        photo, noise = descents(context, layer, units, photograph, settings, "features")
+        scale = yardstick(context, [layer], recipe.size)
+        leavings += left(layer, photo, noise, scale)
+        pictures.append(
+            (layer, photo["images"].values[0], noise["images"].values[0], [str(u) for u in photo["image"].values])
+        )
+        context.say(f"all features of {layer} at once")
+        every = [" + ".join(units), f"{layer}:all"] if len(units) > 1 else [f"{layer}:all"]
+        joint = descents(context, layer, every, photograph, settings | {"gradients": "together"}, "at-once")
+        together += left(layer, *joint, scale)
+    return outcome(context, photograph, leavings, together, pictures)
+
+
+def natural(context: Context, size: int) -> np.ndarray:
+    """Return the photograph, 3 x H x H in [0, 1], or an image with a 1/f spectrum that is not among the yardstick's."""
+    if context.image is not None:
+        read: np.ndarray = read_photograph(context.image, size).numpy()
+        return read
+    context.say("no --image: starting from an image with a 1/f spectrum in a photograph's place")
+    made: np.ndarray = transforms.pink(PINK + 1, size)[PINK].clamp(0, 1).numpy()
+    return made
+
+
+def descents(
+    context: Context, layer: str, units: Sequence[str], photograph: np.ndarray, settings: dict[str, Any], part: str
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return the runs of some units from the photograph, with frames, and from noise."""
+    frames = 5 if context.full else 1
+    photo = context.maximise(units, part, layer, "photo", start=photograph, frames=frames, responses=layer, **settings)
+    noise = context.maximise(units, part, layer, "noise", seeds=context.seeds, responses=layer, **settings)
+    return photo, noise
+
+
+def left(layer: str, photo: xr.Dataset, noise: xr.Dataset, scale: tuple[np.ndarray, np.ndarray]) -> list[Leaving]:
+    """Return how each unit leaves the photograph; units that did not rise from noise are left out."""
+    mean, deviation = scale
+    frames = (photo["frame_A"].values[0].astype(np.float64) - mean) / deviation
+    ends = (noise["A"].values.astype(np.float64) - mean) / deviation
+    own = profile_correlation(frames, frames[:, :1])
+    aims = profile_correlation(frames, ends[:, :, None])  # seed x unit x frame
+    good = np.isin(noise["status"].values, (LIVE, RESCUED)).all(0)
+    blurred = profile_correlation((photo["null"].values[0].astype(np.float64) - mean) / deviation, frames[0, 0])
+    names = [str(u) for u in photo["image"].values]
+    found = []
+    for k, name in enumerate(names):
+        if not good[k]:
+            continue
+        others = [m for m in range(len(names)) if m != k and good[m]]
+        pairs = [(a, b) for a in range(len(ends)) for b in range(a)]
+        null = noise["null_activation"].values[:, k].mean()
+        rise = noise["activation"].values[:, k].mean() - null
+        found.append(
+            Leaving(
+                name,
+                layer,
+                photo["frame"].values,
+                own[k],
+                aims[:, k].mean(0),
+                float(profile_correlation(ends[:, k], frames[k, 0]).mean()),
+                mean_of(profile_correlation(frames[k, -1], ends[:, others])),
+                mean_of(np.array([profile_correlation(ends[a, k], ends[b, k]) for a, b in pairs])),
+                float(blurred),
+                float((photo["activation"].values[0, k] - null) / rise) if rise > 0 else float("nan"),
+            )
+        )
+    return found
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Return the mean of what is defined; NaN where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def findings(leavings: Sequence[Leaving], together: Sequence[Leaving]) -> list[Finding]:
+    """Return the study's figures; a half-life that was never reached is left out and counted."""
+    found = []
+    for layer in dict.fromkeys(r.layer for r in leavings):
+        these = [r for r in leavings if r.layer == layer]
+        halves = np.array([r.half for r in these])
+        for name, values, words, unit in (
+            ("reached", [r.reached for r in these], "activation reached from the photograph over that from noise", ""),
+            (
+                "half",
+                np.where(np.isfinite(halves), halves, np.nan),
+                "half-life of the photograph's own profile",
+                "steps",
+            ),
+            ("own", [r.own[-1] for r in these], "profile's correlation with the photograph's, at the end", ""),
+            ("floor", [r.floor for r in these], "the same of noise-started images", ""),
+            ("aim", [r.aim[-1] for r in these], "with the noise-started image of the same feature", ""),
+            ("other", [r.other for r in these], "with noise-started images of other features", ""),
+            ("seeds", [r.seeds for r in these], "two noise-started images of the same feature", ""),
+        ):
+            if np.isfinite(values).any():
+                found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}", unit))
+        if np.isfinite(these[0].blurred):
+            words = (
+                f"{layer}: correlation with the photograph's profile of the photograph under the recipe's blur alone"
+            )
+            found.append(plain_finding(f"blurred:{layer}", these[0].blurred, 1, words))
+        never = int(np.isinf(halves).sum())
+        if never:
+            words = f"{layer}: features that never left half of the photograph's profile"
+            found.append(plain_finding(f"never:{layer}", never, len(these), words))
+    for r in together:
+        if np.isfinite(r.half):
+            words = f"{r.layer}: half-life with {called(r.unit)} at once"
+            found.append(plain_finding(f"half:{short(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
+        if np.isfinite(r.reached):
+            words = f"{r.layer}: activation of {called(r.unit)} at once, from the photograph over that from noise"
+            found.append(plain_finding(f"reached:{short(r.unit)}:{r.layer}", r.reached, 1, words))
+    return found
+
+
+def short(unit: str) -> str:
+    """Return "sum" or "layer"."""
+    return "sum" if " + " in unit else "layer"
+
+
+def called(unit: str) -> str:
+    """Return what was maximised at once, in words."""
+    return f"{unit.count(' + ') + 1} drawn features" if " + " in unit else "the whole layer"
+
+
+def judge(leavings: Sequence[Leaving], together: Sequence[Leaving]) -> Verdict:
+    """Return the verdict.
+
+    It holds where drawn features reach `ENOUGH` of what they reach from noise (lower end of the interval), and so does
+    every sum of them and whole layer; in part where one of the two does; not where neither.
+    """
+    alone, joint = (np.array([r.reached for r in rs], dtype=float) for rs in (leavings, together))
+    if not np.isfinite(alone).any():
+        return "not decided"
+    good = interval(alone)[1] >= ENOUGH
+    all_at_once = bool(np.isfinite(joint).any()) and bool((joint[np.isfinite(joint)] >= ENOUGH).all())
+    return "holds" if good and all_at_once else "holds in part" if good or all_at_once else "does not hold"
+
+
+def outcome(
+    context: Context,
+    photograph: np.ndarray,
+    leavings: Sequence[Leaving],
+    together: Sequence[Leaving],
+    pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
+) -> Outcome:
+    """Return rows, figures, verdict and conclusion."""
+    rows = [
+        (r.layer, r.unit if r in leavings else called(r.unit), what, step, v)
+        for r in (*leavings, *together)
+        for what, values in (("own", r.own), ("aim", r.aim))
+        for step, v in zip(r.steps, values, strict=True)
+    ]
+    for r in (*leavings, *together):
+        name, end = (r.unit if r in leavings else called(r.unit)), r.steps[-1]
+        rows += [(r.layer, name, w, end, getattr(r, w)) for w in ("floor", "blurred", "other", "seeds", "reached")]
+    made = findings(leavings, together)
+    what = "the photograph" if context.image else "an image with a 1/f spectrum (no photograph was given)"
+    reached = np.array([r.reached for r in leavings], dtype=float)
+    said = "no feature rose from noise"
+    if np.isfinite(reached).any():
+        mean, low, high = interval(reached)
+        count = int(np.isfinite(reached).sum())
+        said = f"From {what} {count} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what they reach from noise"
+    halves = np.array([r.half for r in leavings], dtype=float)
+    if np.isfinite(halves).any():
+        mean, low, high = interval(np.where(np.isfinite(halves), halves, np.nan))
+        blurred = mean_of(np.array([r.blurred for r in leavings]))
+        said += (
+            f", and its own response profile is half left after {mean:.1f} [{low:.1f}, {high:.1f}] steps; the recipe's "
+            f"blur alone, without any gradient, leaves a correlation of {blurred:.2f} with it in the end"
+        )
+    table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])
+    figure = draw(photograph, leavings, together, pictures)  # of pictures: a fifth of its size as PNG
+    return Outcome(table, made, judge(leavings, together), said + ".", {".webp": drawing.webp(figure, dpi=100)})
+
+
+@drawing.house_style
+def draw(
+    photograph: np.ndarray,
+    leavings: Sequence[Leaving],
+    together: Sequence[Leaving],
+    pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
+) -> Figure:
+    """Draw the correlations over the steps by layer, and the first features' images from both starts."""
+    figure = plt.figure(figsize=(9, 3.2 + 1.9 * len(pictures)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.2, 1.9 * len(pictures)))
+    panes = top.subplots(1, len(pictures), squeeze=False, sharey=True)[0]
+    for axes, (layer, *_) in zip(panes, pictures, strict=True):
+        draw_curves(axes, layer, [r for r in leavings if r.layer == layer], [r for r in together if r.layer == layer])
+    panes[0].set_ylabel("correlation of profiles")
+    cells = bottom.subplots(2 * len(pictures), 7, squeeze=False)
+    for pane in cells.flat:
+        pane.set_axis_off()
+    for k, (_, photo, noise, names) in enumerate(pictures):
+        cells[2 * k][0].imshow(drawing.pixels(photograph, 128), interpolation="nearest")
+        cells[2 * k][0].set_title("start", fontsize=8)
+        cells[2 * k + 1][0].text(0.5, 0.5, "from noise", ha="center", va="center", fontsize=8)
+        for m, name in enumerate(names[:6]):
+            cells[2 * k][m + 1].imshow(drawing.pixels(photo[m], 128), interpolation="nearest")
+            cells[2 * k][m + 1].set_title(drawing.plain(name), fontsize=8)
+            cells[2 * k + 1][m + 1].imshow(drawing.pixels(noise[m], 128), interpolation="nearest")
+    return figure
+
+
+def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], together: Sequence[Leaving]) -> None:
+    """Draw a thin line a feature and their mean; all at once dashed."""
+    steps = next((r.steps for r in (*leavings, *together)), np.zeros(1))
+    for name, shade, words in (
+        ("own", PHOTO, "with the start's own"),
+        ("aim", NOISE, "with the noise-started image's"),
+    ):
+        lines = np.array([getattr(r, name) for r in leavings], dtype=float)
+        for line in lines:
+            axes.plot(steps, line, color=shade, lw=0.5, alpha=0.35)
+        whole = [line for line in lines if np.isfinite(line).all()]
+        if whole:
+            axes.plot(steps, np.mean(whole, axis=0), color=shade, lw=2.2, label=words)
+    for r, style in zip(together, ("--", ":"), strict=False):
+        axes.plot(r.steps, r.own, color=TOGETHER, lw=1.2, ls=style, label=f"start's own, {called(r.unit)} at once")
+    floors = [r.floor for r in leavings if np.isfinite(r.floor)]
+    if floors:
+        axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start's own")
+    axes.set(xlabel="step", xlim=(0, max(1, steps[-1])))
+    axes.set_title(drawing.plain(layer), fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    start(STUDY, measure)

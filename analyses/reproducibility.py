@@ -1,0 +1,384 @@
+"""Whether the same seed gives the same bits, and whether one rounding is enough to give another image.
+
+    python -m analyses.reproducibility [--layers inception4a,inception5a]
+
+Bits are compared between processes, numbers of threads, and what else was asked for. Then every pixel of the start is
+raised by one unit in its last place (and, apart from that, a single pixel), and the difference is followed to the end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analyses.studies import (
+    Context,
+    Finding,
+    Outcome,
+    Study,
+    Verdict,
+    beginning,
+    geometric_findings,
+    interval,
+    mean_finding,
+    plain_finding,
+    share_finding,
+    small_size,
+    start,
+)
+from featmap import FeatmapError, Network, drawing, load, maximise, open_arrays
+from featmap.divergence import GRAY_LEVEL, crossing, distances, growth, steepest
+from featmap.likeness import likeness
+from featmap.runs import LIVE, RESCUED
+
+STEPS, BITS_STEPS, EVERY = 300, 60, 4
+SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")
+
+STUDY = Study(
+    "reproducibility",
+    section="Feature Visualization from First Principles",
+    claim="With the seed set, a program gives the same image at every run on one machine, but not on Colab; rounding "
+    "is suspected of it.",
+    measured="whether images have the same bits in another process, with another number of threads, alone and in "
+    "another order; and how far images part whose start differs by one rounding in every pixel, beside two seeds: "
+    "recipe `article-normalised`, 300 steps at a small size, 8 features a layer, one seed",
+    full="at 299, 340 and 380 pixels",
+    seeds=1,
+    features=8,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of bits: how many of how many images are the same, and how far the others are at most."""
+
+    name: str
+    words: str
+    same: int
+    count: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How one feature's images part, root mean square differences; arrays by frame, mean over seeds.
+
+    `pixel` is the final difference where one pixel was raised (NaN where that was not tried), `seeds` that to another
+    seed's image. `same` is the likeness of the profiles of the raised start's image and the plain one's, `different`
+    that to other features' images.
+    """
+
+    unit: str
+    layer: str
+    raised: np.ndarray
+    pixel: float
+    seeds: float
+    same: float
+    different: float
+
+
+def measure(context: Context) -> Outcome:
+    """Compare bits, then follow one rounding."""
+    settings: dict[str, Any] = {"recipe": "article-normalised", "rows": max(2, min(16, context.features))}
+    if not context.full:
+        settings |= {"size": small_size(context.network, context.layers), "steps": STEPS}
+    checks = bits(context, settings)
+    partings: list[Parting] = []
+    shown: list[tuple[str, np.ndarray]] = []
+    steps = np.zeros(1)
+    for layer in context.layers:
+        context.say(f"one rounding, {layer}")
+        found, pictures, steps = follow(context, layer, settings)
+        partings += found
+        shown += pictures
+    return outcome(context, steps, checks, partings, shown)
+
+
+# ---------------------------------------------------------------- bits
+
+
+def bits(context: Context, settings: dict[str, Any]) -> list[Check]:
+    """Return whether the first layer's images repeat: in another process, alone, in another order, by threads."""
+    units = context.units(context.layers[0])
+    short = settings | ({} if context.full else {"steps": BITS_STEPS})
+    here = torch.get_num_threads()
+    other = 2 if here == 1 else 1
+    context.say(f"bits of {len(units)} images of {context.layers[0]}")
+    plain = context.maximise(units, "bits", threads_(here), **short)
+    alone = context.maximise(units[-1:], "alone", threads_(here), **short)
+    order = context.maximise(units[::-1][: max(1, len(units) - 1)], "order", threads_(here), **short)
+    again = elsewhere(context, units, here, short)
+    with threads(other):
+        threaded = context.maximise(units, "bits", threads_(other), **short)
+    return [
+        check("process", "images with the same bits in another process", plain, again),
+        check("alone", "images with the same bits when asked for alone", plain, alone),
+        check("order", "images with the same bits among others, in reverse order", plain, order),
+        check("threads", f"images with the same bits with {other} threads instead of {here}", plain, threaded),
+    ]
+
+
+def threads_(count: int) -> str:
+    """Return what a folder is named by: what was made with so many threads is no other's."""
+    return f"{count}-threads"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run on so many threads; as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def elsewhere(context: Context, units: Sequence[str], count: int, settings: dict[str, Any]) -> xr.Dataset:
+    """Return the same images made by a process of its own.
+
+    Raises
+    ------
+    FeatmapError
+        if that process fails.
+    """
+    folder = context.folder("process", threads_(count), units=list(units), **settings)
+    named = context.network.arguments.get("model") is not None
+    network = dict(context.network.arguments) if named else replace(context.network, _traces={})
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_again, args=(network, list(units), folder, count, context.device, settings))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise FeatmapError(f"study reproducibility: its second process ended with status {process.exitcode}; see above")
+    return open_arrays(folder)
+
+
+def _again(
+    network: Network | dict[str, Any], units: list[str], folder: Path, count: int, device: str, settings: dict[str, Any]
+) -> None:
+    """Make images in this process, which was started for it."""
+    torch.set_num_threads(count)
+    maximise(units, load(**network) if isinstance(network, dict) else network, device=device, out=folder, **settings)
+
+
+def check(name: str, words: str, plain: xr.Dataset, other: xr.Dataset) -> Check:
+    """Compare the images that two runs have in common."""
+    row = {str(u): k for k, u in enumerate(plain["image"].values)}
+    pairs = [
+        (plain["images"].values[0, row[str(u)]], other["images"].values[0, k])
+        for k, u in enumerate(other["image"].values)
+    ]
+    same = sum(a.tobytes() == b.tobytes() for a, b in pairs)
+    return Check(name, words, same, len(pairs), max(float(distances(a, b)) for a, b in pairs))
+
+
+# ---------------------------------------------------------------- one rounding
+
+
+def follow(
+    context: Context, layer: str, settings: dict[str, Any]
+) -> tuple[list[Parting], list[tuple[str, np.ndarray]], np.ndarray]:
+    """Return how the images of a layer's features part, three images of the median one to show, and the steps."""
+    units, here = context.units(layer), threads_(torch.get_num_threads())
+    kept = settings | {"frames": EVERY * (5 if context.full else 1), "responses": layer}
+    found = []
+    for seed in range(context.seeds):
+        begin, after = beginning(context, settings, seed), beginning(context, settings, seed + 1)
+        plain = context.maximise(units, "plain", here, start=begin, **kept)
+        raised = context.maximise(units, "raised", here, start=up(begin), **kept)
+        next_seed = context.maximise(units, "seed", here, start=after, **(settings | {"responses": layer}))
+        first = layer == context.layers[0]
+        pixel = context.maximise(units, "pixel", here, start=up_one(begin), **settings) if first else None
+        found.append((plain, raised, next_seed, pixel))
+    partings = parted(layer, found)
+    images = [d["images"].values[0] for d in found[0][:3]]
+    names = [str(u) for u in found[0][0]["image"].values]
+    pictures = []
+    if partings:
+        middle = sorted(partings, key=lambda p: float(p.raised[-1]))[len(partings) // 2]
+        row = names.index(middle.unit)
+        pictures = [(middle.unit, np.stack([i[row] for i in images]))]
+    return partings, pictures, found[0][0]["frame"].values
+
+
+def up(image: np.ndarray) -> np.ndarray:
+    """Return an image every pixel of which is raised by one unit in its last place."""
+    raised: np.ndarray = np.nextafter(image, np.float32(np.inf))
+    return raised
+
+
+def up_one(image: np.ndarray) -> np.ndarray:
+    """Return an image of which the middle pixel's red is raised by one unit in its last place."""
+    raised, middle = image.copy(), image.shape[1] // 2
+    raised[0, middle, middle] = np.nextafter(image[0, middle, middle], np.float32(np.inf))
+    return raised
+
+
+def parted(layer: str, found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]]) -> list[Parting]:
+    """Return how each feature's images part; features that did not rise are left out."""
+    good = np.all([np.isin(p["status"].values[0], (LIVE, RESCUED)) for p, *_ in found], axis=0)
+    gaps = np.mean([distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in found], axis=0)
+    seeds = np.mean([final_gap(p, s) for p, _, s, _ in found], axis=0)
+    pixel = np.mean([final_gap(p, x) if x is not None else np.full(len(good), np.nan) for p, *_, x in found], axis=0)
+    alike = [likeness(p["A"].values[0], r["A"].values[0]) for p, r, *_ in found]
+    same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
+    units = [str(u) for u in found[0][0]["image"].values]
+    return [
+        Parting(u, layer, gaps[k], float(pixel[k]), float(seeds[k]), float(same[k]), float(different[k]))
+        for k, u in enumerate(units)
+        if good[k]
+    ]
+
+
+def final_gap(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
+    """Return the difference of two runs' finished images."""
+    return distances(one["images"].values[0], two["images"].values[0])
+
+
+# ---------------------------------------------------------------- what it comes to
+
+
+def findings(steps: np.ndarray, checks: Sequence[Check], partings: Sequence[Parting]) -> list[Finding]:
+    """Return the study's figures."""
+    found = [share_finding(c.name, c.same, c.count, c.words) for c in checks]
+    for c in checks:
+        if c.name == "threads" and c.same < c.count:
+            words = "other number of threads: largest difference of an image (pixels 0 to 1)"
+            found.append(plain_finding("threads_gap", c.largest, c.count, words))
+    for layer in dict.fromkeys(p.layer for p in partings):
+        these = [p for p in partings if p.layer == layer]
+        found += [*gap_findings(layer, steps, these), *growth_findings(layer, steps, these)]
+    single = [p.pixel for p in partings if np.isfinite(p.pixel)]
+    if single:
+        words = "images that differ in the end where a single pixel was raised by one rounding"
+        found.append(share_finding("pixel", sum(v > 0 for v in single), len(single), words))
+    return found
+
+
+def gap_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> list[Finding]:
+    """Return how far one layer's images are apart in the end, and how alike they drive the layer."""
+    gaps, seeds = np.array([p.raised[-1] for p in these]), np.array([p.seeds for p in these])
+    share = gaps / np.where(seeds > 0, seeds, np.nan)
+    found = []
+    for name, values, words in (
+        ("gap", gaps, f"difference (pixels 0 to 1) that one rounding makes in {steps[-1]} steps"),
+        ("seeds", seeds, "difference (pixels 0 to 1) of two seeds"),
+        ("share", share, "the first over the second"),
+        ("same", [p.same for p in these], "likeness of response profiles, one rounding apart"),
+        ("different", [p.different for p in these], "likeness of response profiles, different features"),
+    ):
+        if np.isfinite(values).any():
+            found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
+    return found
+
+
+def growth_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> list[Finding]:
+    """Return how fast one rounding grows in one layer's images, and when it is to be seen."""
+    words = f"{layer}: factor a step by which one rounding grows (geometric mean)"
+    found = geometric_findings(f"growth:{layer}", [growth(steps, p.raised) for p in these], words)
+    words = f"{layer}: the largest such factor, over {steps[1] - steps[0]} steps (geometric mean)"
+    found += geometric_findings(f"steepest:{layer}", [steepest(steps, p.raised) for p in these], words)
+    passed = np.array([crossing(steps, p.raised, GRAY_LEVEL) for p in these])
+    seen = np.isfinite(passed)
+    if seen.any():
+        words = f"{layer}: step at which they part by a gray level, of those that do"
+        found.append(mean_finding(f"passed:{layer}", np.where(seen, passed, np.nan), words))
+    words = f"{layer}: images that part by a gray level"
+    return [*found, share_finding(f"visible:{layer}", int(seen.sum()), len(these), words)]
+
+
+def judge(checks: Sequence[Check], partings: Sequence[Parting]) -> Verdict:
+    """Return the verdict.
+
+    Repeated: all images have the same bits in another process, alone and in another order. Enough: the interval of
+    the final difference that one rounding makes lies above one gray level of a picture. Both: the claim holds, with
+    rounding enough as its cause; repeated only: in part, rounding changes bits but not what is seen.
+    """
+    gaps = np.array([p.raised[-1] for p in partings], dtype=float)
+    if not all(c.same == c.count for c in checks if c.name != "threads"):
+        return "does not hold"
+    if not np.isfinite(gaps).any():
+        return "not decided"
+    return "holds" if interval(gaps)[1] > GRAY_LEVEL else "holds in part"
+
+
+def outcome(
+    context: Context,
+    steps: np.ndarray,
+    checks: Sequence[Check],
+    partings: Sequence[Parting],
+    shown: Sequence[tuple[str, np.ndarray]],
+) -> Outcome:
+    """Return rows, figures, verdict and conclusion."""
+    rows = [("bits", context.layers[0], c.name, "", c.same / c.count, c.count) for c in checks]
+    rows += [
+        ("one rounding", p.layer, p.unit, step, v, 1) for p in partings for step, v in zip(steps, p.raised, strict=True)
+    ]
+    for name in ("pixel", "seeds", "same", "different"):
+        rows += [(name, p.layer, p.unit, steps[-1], getattr(p, name), 1) for p in partings]
+    verdict = judge(checks, partings)
+    said = ", ".join(f"{c.same} of {c.count} ({c.name})" for c in checks)
+    said = f"Images had the same bits: {said}"
+    gaps = np.array([p.raised[-1] for p in partings], dtype=float)
+    if np.isfinite(gaps).any():
+        mean, low, high = interval(gaps)
+        enough = {
+            "holds": "rounding alone is enough to make another image",
+            "holds in part": "rounding alone does not show",
+        }
+        seeds = np.nanmean([p.seeds for p in partings])
+        said += (
+            f"; one rounding of the start grew to {mean:.2g} [{low:.2g}, {high:.2g}] in {steps[-1]} steps (root mean "
+            f"square, pixels 0 to 1; two seeds: {seeds:.2g}), {enough.get(verdict, 'bits do not repeat')}"
+        )
+    table = pd.DataFrame(rows, columns=["part", "layer", "case", "step", "value", "count"])
+    return Outcome(table, findings(steps, checks, partings), verdict, said + ".", {"": draw(steps, partings, shown)})
+
+
+@drawing.house_style
+def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[str, np.ndarray]]) -> Figure:
+    """Draw the growth of the difference, a line a feature, and three images of the middle feature of each layer."""
+    figure = plt.figure(figsize=(9, 4.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1))
+    axes = left.subplots()
+    for k, layer in enumerate(dict.fromkeys(p.layer for p in partings)):
+        lines = np.array([p.raised for p in partings if p.layer == layer])
+        lines = np.where(lines > 0, lines, np.nan)
+        for m, line in enumerate(lines):
+            label = f"{layer}: one rounding" if m == 0 else None
+            axes.plot(steps, line, color=SHADES[k % len(SHADES)], lw=1, alpha=0.7, label=label)
+        ends = [p.seeds for p in partings if p.layer == layer]
+        axes.plot(
+            [steps[-1] * 1.03] * len(ends), ends, "_", color=SHADES[k % len(SHADES)], ms=9, label=f"{layer}: two seeds"
+        )
+    axes.axhline(GRAY_LEVEL, color="#222222", lw=0.8, ls=":", label="one gray level, 1/255")
+    axes.set(yscale="log", xlabel="step", ylabel="root mean square difference (pixels 0 to 1)")
+    axes.set_xlim(0, 1.06 * max(1, steps[-1]))
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_title("images that start one rounding apart", fontsize=10)
+    cells = right.subplots(max(1, len(shown)), 3, squeeze=False)
+    for row, panes in enumerate(cells):
+        for column, pane in enumerate(panes):
+            pane.set_axis_off()
+            if row < len(shown):
+                unit, images = shown[row]
+                pane.imshow(drawing.pixels(images[column], 256), interpolation="nearest")
+                title = ("start as it is", "one rounding up", "another seed")[column]
+                pane.set_title(f"{unit}\n{title}" if column == 0 else title, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    start(STUDY, measure)

@@ -1,0 +1,162 @@
+"""The studies of rounding: two ways to take a gradient, and bits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import tiny
+import torch
+from studying import context_of, found
+from torch import nn
+
+from analyses import gradient_sum, reproducibility
+from analyses.gradient_sum import Parting
+from analyses.reproducibility import Check
+from featmap.errors import FeatmapError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def colours() -> nn.Module:
+    """Layers `first` and `second` of 1 x 1 convolutions: every gradient is one colour, at every pixel, always."""
+    first, second = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in (first, second):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+    return nn.Sequential(OrderedDict(first=first, second=second)).eval()
+
+
+# ---------------------------------------------------------------- gradient_sum
+
+
+def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients there do not depend on the image, so nothing amplifies a rounding: blur makes it smaller."""
+    monkeypatch.setattr(gradient_sum, "STEPS", 30)
+    context = context_of(gradient_sum.STUDY, colours(), ("first", "second"), tmp_path, features=4, seeds=2)
+    outcome = gradient_sum.measure(context)
+    assert outcome.verdict == "holds"
+    assert found(outcome, "ways") < 1e-5 and found(outcome, "rounding") < 1e-5
+    assert found(outcome, "seeds") > 100 * found(outcome, "ways")
+    assert found(outcome, "growth") < 1.2
+    rows = outcome.rows
+    assert set(rows["difference"]) == {"ways", "rounding", "seeds"}
+    one = rows[(rows.pair == rows.pair[0]) & (rows["difference"] == "rounding")]
+    assert list(one.step) == [*range(0, 29, 4), 30]
+    # one unit in the last place of noise about 0.5: half of a float's epsilon there, root mean square
+    assert one.rms.iloc[0] == pytest.approx(2.0**-24 * 0.75, rel=0.25)
+
+
+def test_verdicts_on_two_ways() -> None:
+    def of(ways: float, rounding: float, spread: float = 1.0) -> list[Parting]:
+        factors = (1.0, 1.1 * spread, 0.9 / spread)
+        return [
+            Parting(f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 1.0, 0.0)
+            for k, w in enumerate(factors)
+        ]
+
+    assert gradient_sum.judge(of(1e-4, 1e-7)) == "holds", "nobody sees it"
+    assert gradient_sum.judge(of(0.05, 0.06)) == "holds in part", "no more than rounding does"
+    assert gradient_sum.judge(of(0.05, 1e-4)) == "does not hold"
+    assert gradient_sum.judge([]) == "not decided"
+    assert gradient_sum.judge(of(np.nan, 1.0)) == "not decided"
+
+
+def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:
+    context = context_of(gradient_sum.STUDY, networks.small_inception(), ("mixed", "narrow"), tmp_path, features=5)
+    pairs = [p.split(" + ") for p in gradient_sum.pairs_of(context)]
+    assert len(pairs) == 5
+    assert sorted(a for a, _ in pairs) == sorted(context.units("mixed"))
+    assert sorted(b for _, b in pairs) == sorted(context.units("narrow"))
+    with pytest.raises(FeatmapError, match="two layers"):
+        gradient_sum.pairs_of(context_of(gradient_sum.STUDY, tiny.small(), ("second",), tmp_path))
+
+
+def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_sum, "STEPS", 5)
+    outcome = gradient_sum.measure(context_of(gradient_sum.STUDY, tiny.asleep(), ("relu", "relu"), tmp_path))
+    assert outcome.verdict == "not decided" and outcome.findings == []
+
+
+# ---------------------------------------------------------------- reproducibility
+
+
+def few_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    monkeypatch.setattr(reproducibility, "STEPS", steps)
+    monkeypatch.setattr(reproducibility, "BITS_STEPS", 5)
+
+
+@pytest.mark.slow
+def test_bits_repeat_and_one_rounding_shows_nothing_on_a_linear_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_steps(monkeypatch, 20)
+    context = context_of(reproducibility.STUDY, colours(), ("first", "second"), tmp_path, features=3)
+    outcome = reproducibility.measure(context)
+    for name in ("process", "alone", "order"):
+        assert found(outcome, name) == 1.0
+    assert outcome.verdict == "holds in part", "bits differ, pictures do not"
+    for layer in ("first", "second"):
+        assert found(outcome, f"gap:{layer}") < 1e-5 < found(outcome, f"seeds:{layer}")
+        assert found(outcome, f"visible:{layer}") == 0
+    assert torch.get_num_threads() == 1, "as before"
+    made = {p.parent.parent.name.rpartition("-")[0].partition("-")[2] for p in tmp_path.rglob("units/s*-000000-*.json")}
+    assert {"process-1-threads", "alone-1-threads", "bits-1-threads", "bits-2-threads"} <= made
+
+
+def test_one_rounding_decides_where_a_descent_stands_on_an_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_steps(monkeypatch, 60)
+    monkeypatch.setattr(reproducibility, "elsewhere", lambda c, units, k, s: c.maximise(units, "process", **s))
+    context = context_of(reproducibility.STUDY, Unstable().eval(), ("features",), tmp_path, features=5)
+    outcome = reproducibility.measure(context)
+    assert found(outcome, "gap:features") > 0.02
+    assert found(outcome, "growth:features") > 1.5
+    assert outcome.verdict == "holds"
+
+
+class Unstable(nn.Module):
+    """Features that rise with a colour and with a fine ripple of it, whose slope is steep and of either sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 1, bias=False)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.rand(6, 3, 1, 1, generator=torch.Generator().manual_seed(1)) + 0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(torch.sin(400 * x) + x)
+
+
+def test_verdicts_on_bits() -> None:
+    def checks(same: int = 8, threads: int = 8) -> list[Check]:
+        return [Check(n, n, same, 8, 0.0) for n in ("process", "alone", "order")] + [
+            Check("threads", "", threads, 8, 0.0)
+        ]
+
+    def partings(gap: float) -> list[reproducibility.Parting]:
+        return [
+            reproducibility.Parting(f"a:{k}", "a", np.array([1e-8, gap * f]), 0.0, 0.2, 1.0, 0.0)
+            for k, f in enumerate((1, 1.2, 0.9))
+        ]
+
+    assert reproducibility.judge(checks(), partings(0.1)) == "holds"
+    assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds", "threads are known to change bits"
+    assert reproducibility.judge(checks(), partings(1e-3)) == "holds in part"
+    assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"
+    assert reproducibility.judge(checks(), []) == "not decided"
+
+
+def test_raising_by_one_rounding() -> None:
+    image = np.random.default_rng(0).normal(0.5, 0.1, (3, 8, 8)).astype(np.float32)
+    raised, single = reproducibility.up(image), reproducibility.up_one(image)
+    assert (raised > image).all() and (
+        (raised.view(np.int32) - image.view(np.int32)) == np.where(image > 0, 1, -1)
+    ).all()
+    changed = np.argwhere(single != image)
+    assert changed.tolist() == [[0, 4, 4]] and single[0, 4, 4] == raised[0, 4, 4]

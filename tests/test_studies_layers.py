@@ -1,0 +1,191 @@
+"""Studies of layers and architectures, on tiny networks whose images are known."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from studying import context_of, found
+from torch import nn
+
+from analyses import architectures, layer_maps
+from analyses.architectures import Mean
+from analyses.studies import Context, mean_finding, plain_finding, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CYAN, MAGENTA, GREEN = (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, -1.0)
+SIZE = 32
+
+
+def pointwise(rows: Any, bias: Any = 0.0) -> nn.Conv2d:
+    """A 1 x 1 convolution of these weights."""
+    weight = torch.as_tensor(rows, dtype=torch.float32)
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    with torch.no_grad():
+        conv.weight.copy_(weight[:, :, None, None])
+        conv.bias.copy_(torch.as_tensor(bias).expand(len(weight)))
+    return conv
+
+
+def stacked() -> nn.Module:
+    """`first` likes three flat colours, `second` patterns about gray; in `relu` every second feature is dead."""
+    first = pointwise([CYAN, MAGENTA, GREEN] * 2)
+    second = nn.Conv2d(6, 4, 5, padding=2, bias=False)
+    with torch.no_grad():
+        second.weight.copy_(torch.randn(second.weight.shape, generator=torch.Generator().manual_seed(2)))
+        second.weight.sub_(second.weight.mean((2, 3), keepdim=True))
+    relu = nn.Sequential(pointwise(torch.eye(4), torch.tensor([0.5, -1e4, 0.5, -1e4])), nn.ReLU())
+    return nn.Sequential(OrderedDict(first=first, second=second, relu=relu)).eval()
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    layers = ("first", "second", "relu")
+    return layer_maps.measure(context_of(layer_maps.STUDY, stacked(), layers, tmp_path_factory.mktemp("runs"), SIZE))
+
+
+def test_colours_become_patterns(mapped: Any) -> None:
+    assert found(mapped, "flatness_first") > 0.95 and found(mapped, "waves_first") < 1.2
+    assert found(mapped, "flatness_last") < 0.1 and found(mapped, "waves_last") > 4
+    trend = next(f for f in mapped.findings if f.name == "flatness_trend")
+    assert trend.high < 0 and trend.count == 12  # 6 + 4 + 2 live features
+    assert found(mapped, "frequency_first") < 0.02 < found(mapped, "frequency_last")
+    assert found(mapped, "field_first") == 1 and found(mapped, "field_last") == 5
+
+
+def test_the_first_layers_palette_is_named(mapped: Any) -> None:
+    assert found(mapped, "palette") == 3 and found(mapped, "palette_silhouette") > 0.95
+    words = next(f.words for f in mapped.findings if f.name == "palette")
+    assert all(colour in words for colour in ("cyan", "magenta", "green"))
+    rows = mapped.rows[(mapped.rows["part"] == "first layer") & (mapped.rows["feature"] == "first:0")]
+    assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
+    assert found(mapped, "hued") == 1
+
+
+def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
+    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 14)
+    dead = mapped.rows[mapped.rows["status"] == "dead"]
+    assert set(dead["feature"]) == {"relu:1", "relu:3"}
+    assert "2 of 14 features have no gradient without rescue, 2 with it" in mapped.conclusion
+    assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
+
+
+def test_a_palette_with_red_is_not_the_claims() -> None:
+    points = np.array([[0.9, 0, 0], [0, 0.9, 0.9], [0.9, 0, 0.9], [0, 0.9, 0]]).repeat(3, 0)
+    lab = layer_maps.palettes.oklab(points)
+    colours = layer_maps.Colours([str(k) for k in range(12)], points, lab, layer_maps.palettes.palette(lab[:, 1:]))
+    flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
+    by_depth = {"flatness": flat, "waves": rising}
+    assert layer_maps.parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
+    assert layer_maps.verdict({"depth": True, "palette": False, "gray": None}) == "holds in part"
+    assert layer_maps.verdict({"depth": False, "palette": False, "gray": None}) == "does not hold"
+    assert layer_maps.verdict({"depth": None, "palette": True, "gray": None}) == "not decided"
+
+
+def copies() -> nn.Module:
+    """Six features that like one colour, and six classes by the same weights."""
+    scales = torch.tensor([1.0, 2, 0.5, 4, 1, 3])
+    layers = OrderedDict(features=pointwise(scales[:, None] * torch.tensor([CYAN])), pool=nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(layers | OrderedDict(flat=nn.Flatten(), fc=nn.Linear(6, 3))).eval()
+
+
+def rivals() -> nn.Module:
+    """Three features, each of which likes a colour that the two others dislike."""
+    return nn.Sequential(OrderedDict(features=pointwise([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]))).eval()
+
+
+def coherence_of(module: nn.Module, tmp_path: Path, **settings: Any) -> Any:
+    return architectures.measure(context_of(architectures.STUDY, module, ("features",), tmp_path, 16, **settings))
+
+
+def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
+    outcome = coherence_of(copies(), tmp_path)
+    assert found(outcome, "excited") == 1 and found(outcome, "features:excited") == 1
+    assert found(outcome, "positions") > 0.99 and found(outcome, "positions_across") > 0.99  # one flat colour
+    assert 1 <= found(outcome, "classes") <= 3
+    assert outcome.verdict == "not decided" and "googlenet and inception_v3" in outcome.conclusion
+
+
+def test_rivals_are_excited_alone(tmp_path: Path) -> None:
+    outcome = coherence_of(rivals(), tmp_path, features=3, seeds=2)
+    assert found(outcome, "excited") == pytest.approx(1 / 3)
+    assert found(outcome, "positions") > 0.99 > 0 > found(outcome, "positions_across")
+    assert len(outcome.rows) == 6 and set(outcome.rows["seed"]) == {0, 1}
+    assert next(f for f in outcome.findings if f.name == "classes").value is None  # no vector of logits
+
+
+def test_a_grid_of_one_position_leaves_positions_undefined(tmp_path: Path) -> None:
+    module = nn.Sequential(OrderedDict(start=rivals().features, features=nn.AdaptiveAvgPool2d(1))).eval()
+    outcome = coherence_of(module, tmp_path, features=3)
+    assert next(f for f in outcome.findings if f.name == "positions").value is None
+    assert found(outcome, "excited") == pytest.approx(1 / 3)
+
+
+def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
+    rng = np.random.Generator(np.random.PCG64(4))
+    one, two = rng.normal(0.2, 0.1, 16), rng.normal(0.3, 0.2, 12)
+    means = [architectures.mean_of(mean_finding("excited", v, "")) for v in (one, two)]
+    assert None not in means
+    expected = stats.ttest_ind(one, two, equal_var=False).pvalue
+    assert architectures.below(*means) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert architectures.below(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
+    assert architectures.mean_of(plain_finding("excited", 0.2, 16, "")) is None
+
+
+def means(google: float, inception: float, resnet: float | None = None) -> dict[str, Mean]:
+    given = {"googlenet": google, "inception_v3": inception, "resnet50": resnet, "reference": 0.5}
+    return {name: Mean(value, 0.01, 16) for name, value in given.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (means(0.2, 0.4, 0.3), "holds"),
+        (means(0.2, 0.4, 0.2), "holds"),
+        (means(0.2, 0.4, 0.5), "holds in part"),
+        (means(0.2, 0.4, 0.1), "holds in part"),
+        (means(0.2, 0.4), "holds in part"),
+        (means(0.4, 0.2, 0.3), "does not hold"),
+        (means(0.2, 0.21, 0.2), "not decided"),
+    ],
+)
+def test_the_verdict_over_networks(given: dict[str, Mean], expected: str) -> None:
+    assert architectures.judged(given)[0] == expected
+    assert architectures.judged(given, random="inception_v3")[0] == "not decided"
+    assert architectures.judged({"reference": Mean(0.5, 0.1, 9)})[0] == "not decided"
+
+
+def stored(context: Context, name: str, value: float, weights: str = "published") -> None:
+    """Store an outcome of a network of that name."""
+    context.network.name, context.network.weights = name, weights
+    headline = mean_finding("excited", [value - 0.01, value, value + 0.01], "")
+    outcome = architectures.Outcome(pd.DataFrame({"x": [1]}), [headline], "not decided", "", {})
+    save(context, outcome, context.results)
+
+
+def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+
+    def context(**settings: Any) -> Context:
+        return context_of(architectures.STUDY, rivals(), ("features",), tmp_path, results=results, **settings)
+
+    stored(context(), "googlenet", 0.2)
+    stored(context(), "inception_v3", 0.4)
+    stored(context(), "resnet50", 0.3, "random:0")
+    stored(context(full=True), "vgg", 0.3)
+    known = architectures.known(context(), mean_finding("excited", [0.4, 0.6], ""))
+    assert {name: round(m.value, 6) for name, m in known.items()} == {
+        "googlenet": 0.2,
+        "inception_v3": 0.4,
+        "Sequential": 0.5,
+    }
+    assert architectures.judged(known)[0] == "holds in part"  # without ResNet
+    record = json.loads((results / "architectures" / "vgg.json").read_text(encoding="utf-8"))
+    assert record["settings"]["full"] is True

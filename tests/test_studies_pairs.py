@@ -1,0 +1,130 @@
+"""Studies of the article's pair and of branches, on tiny networks whose answers are known."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from couples import gated
+from networks import linear_network
+from studying import context_of, found
+from torch import Tensor, nn
+
+from analyses import branches, joint_pair
+from featmap import FeatmapError, panels
+from featmap.interaction import ROUNDING
+from featmap.panels import Panel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_linear_network_has_no_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, draw = list[Panel](), panels.panel
+    monkeypatch.setattr(panels, "panel", lambda given: (shown.append(given), draw(given))[1])
+    context = context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3, features=6)
+    outcome = joint_pair.measure(context)
+    assert found(outcome, "headline") < ROUNDING and found(outcome, "p") == 1
+    assert abs(found(outcome, "random_excess")) < ROUNDING
+    assert outcome.verdict == "does not hold"
+    assert outcome.conclusion.startswith("conv2:7 + conv3:1: 0.0 %")  # channels 199 and 201 of 8 and 5, counted round
+    pairs = outcome.rows.groupby(["a", "b"])["named"].first()
+    assert len(pairs) == 3 and pairs.sum() == 1 and pairs["conv2:7", "conv3:1"]
+    assert [p.title for p in shown] == ["conv2:7 + conv3:1"]  # of three pairs in the run, its own seeds only
+    assert {len(strip.values) for strip in shown[0].strips} == {3}
+    used = [name for pair in pairs.index for name in pair]
+    assert len(set(used)) == len(used)
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    outcome = joint_pair.measure(context_of(joint_pair.STUDY, gated(), ("colours", "gates"), tmp_path, features=1))
+    assert outcome.verdict == "not decided"
+    assert outcome.figures[".webp"][:4] == b"RIFF"
+
+
+def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
+    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
+    assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
+
+
+def test_a_pair_takes_two_layers(tmp_path: Path) -> None:
+    with pytest.raises(FeatmapError, match="give two"):
+        joint_pair.measure(context_of(joint_pair.STUDY, linear_network(), ("conv2",), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("p", "share", "expected"),
+    [
+        (np.nan, 0.9, "not decided"),
+        (0.2, 0.9, "does not hold"),
+        (0.01, 0.61, "holds"),
+        (0.01, 0.59, "holds in part"),
+    ],
+)
+def test_far_is_nearer_to_the_ceiling_than_to_the_floor(p: float, share: float, expected: str) -> None:
+    row = {"p": p, "response_nonlinearity": share}
+    row |= {"response_nonlinearity_floor": 0.3, "response_nonlinearity_ceiling": 0.9}
+    assert joint_pair.verdict(pd.Series(row)) == expected
+
+
+WIDTH = 6
+
+
+class Module(nn.Module):
+    """Twelve 1 x 1 features of two kinds, near copies of one another; `apart`: a branch has those of one kind."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        kinds = torch.tensor([[1.0, -1.0, 0.2], [-0.2, 0.3, 1.0]]).repeat_interleave(WIDTH, 0)
+        kinds = kinds + 0.1 * torch.randn(kinds.shape, generator=torch.Generator().manual_seed(3))
+        order = torch.arange(2 * WIDTH) if apart else torch.arange(2 * WIDTH).view(2, -1).T.flatten()
+        for k, weight in enumerate(kinds[order].view(2, WIDTH, 3)):
+            conv = nn.Conv2d(3, WIDTH, 1, bias=False)
+            conv.weight.data = weight[:, :, None, None]
+            self.add_module(f"branch{k + 1}", conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch1(x), self.branch2(x)], 1)
+
+
+def module(apart: bool) -> nn.Module:
+    return nn.Sequential(OrderedDict(mixed=Module(apart))).eval()
+
+
+def test_branches_of_one_kind_each_are_the_clusters(tmp_path: Path) -> None:
+    outcome = branches.measure(context_of(branches.STUDY, module(True), ("mixed",), tmp_path, seeds=2))
+    assert found(outcome, "mixed:ari") == 1 and found(outcome, "mixed:ari_seed") == 1
+    assert found(outcome, "mixed:ari_p") < 0.01  # two of 924 ways to halve twelve
+    assert found(outcome, "mixed:own_neighbour") == 1
+    assert found(outcome, "mixed:own_chance") == pytest.approx(5 / 11)
+    rows = outcome.rows
+    assert found(outcome, "mixed:contrast") == pytest.approx((rows["S_within"] - rows["S_across"]).mean())
+    assert (rows["S_within"] > 0.5).all() and (rows["S_across"] < -0.5).all()
+    assert outcome.verdict == "holds" and "ARI of 1.000" in outcome.conclusion
+
+
+def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
+    outcome = branches.measure(context_of(branches.STUDY, module(False), ("mixed",), tmp_path))
+    assert found(outcome, "mixed:ari") < 0 and found(outcome, "mixed:ari_p") > 0.5
+    assert found(outcome, "mixed:contrast") < 0
+    assert outcome.verdict == "does not hold"
+    with_other = outcome.rows.query("feature == 'mixed:0'").iloc[0]
+    assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
+
+
+def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:
+    outcome = branches.measure(context_of(branches.STUDY, linear_network(), ("conv2",), tmp_path))
+    assert outcome.verdict == "not decided" and outcome.findings[0].value is None
+    assert "join no branches" in outcome.conclusion and not outcome.figures
+
+
+def test_a_large_layer_gives_as_many_of_each_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "WHOLE", 8)
+    context = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2)
+    chosen = branches.chosen(context, context.network.layer("mixed", 16))
+    assert len(chosen) == 8 and sum(c < WIDTH for c in chosen) == 4 and chosen == sorted(set(chosen))
+    whole = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2, full=True)
+    assert branches.chosen(whole, whole.network.layer("mixed", 16)) == list(range(12))
