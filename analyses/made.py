@@ -147,7 +147,7 @@ def tidy(measure: str, layer: str, made: Made, values: np.ndarray, recipe: str, 
 def by_feature(rows: pd.DataFrame, measure: str, recipe: str, against: str = "") -> pd.Series:
     """Return one measure of every feature, over its seeds, with (layer, feature) as its index."""
     chosen = rows[(rows["measure"] == measure) & (rows["recipe"] == recipe) & (rows["against"] == against)]
-    return chosen.groupby(["layer", "feature"])["value"].mean()
+    return chosen.groupby(["layer", "feature"])["value"].mean().astype(float)
 
 
 def by_channel(rows: pd.DataFrame, measure: str, recipe: str) -> pd.Series:
@@ -155,7 +155,7 @@ def by_channel(rows: pd.DataFrame, measure: str, recipe: str) -> pd.Series:
     index."""
     values = by_feature(rows, measure, recipe).reset_index()
     values["feature"] = values["feature"].astype(str).str.split(":").str[0]
-    return values.groupby(["layer", "feature"])["value"].mean()
+    return values.groupby(["layer", "feature"])["value"].mean().astype(float)
 
 
 def likeness_rows(layer: str, one: Made, two: Made, recipe: str, against: str) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
     python -m analyses.metrics
 
-Every feature is maximised under each metric of its distance to a large constant C, and under L2 with smaller and
-smaller C.
+Every feature is maximised under each metric of its distance to a large constant C, and under L2 with C from far
+beyond the activation reached down to it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from featmap.sheets import contact_sheet
 L1, L2, LINF, ELEMENT = METRICS
 OTHERS = (L2, LINF, ELEMENT)
 SIZE, STEPS, FULL = 96, 36, 299
-FACTORS = (30.0, 10.0, 3.0, 1.0)
-"""C as a multiple of the activation that a layer's features reach under L1."""
+FACTORS = (1000.0, 10.0, 3.0, 1.0)
+"""C as a multiple of the activation a that a layer's features reach under L1: far beyond it, down to it."""
 SHOWN, SIDE = 4, 96
 
 STUDY = Study(
@@ -36,17 +36,17 @@ STUDY = Study(
     claim="L1, L2 and Linf between a feature's activations and a large constant give the same qualitative patterns; L1 "
     "leaves the least high-frequency noise.",
     measured="agreement of response profiles of the same feature (less that of different features) between L1 and "
-    "every other metric, with another seed beside it; the same and the images' correlation for L2 with smaller C; "
+    "every other metric, with another seed beside it; the same and the images' correlation for L2 with other C; "
     "high-frequency power (above half the Nyquist frequency, of the image clipped to [0, 1]) less that of L1, paired; "
     "the gradient is divided by its RMS",
     full="the article's sizes and steps: octaves of 299, 340 and 380 pixels, 300 steps",
 )
 
 Sets = dict[str, dict[str, Made]]
-"""Layer -> metric, or L2 with a C as `smaller` names it -> its images."""
+"""Layer -> metric, or L2 with a C as `with_C` names it -> its images."""
 
 
-def smaller(factor: float) -> str:
+def with_C(factor: float) -> str:
     """Return what L2 with a C of `factor` times the activation reached is called."""
     return f"l2, C = {factor:g} a"
 
@@ -64,7 +64,7 @@ def measure(context: Context, size: int = SIZE, steps: int = STEPS) -> Outcome:
 
 def _layer(context: Context, layer: str, base: Recipe) -> dict[str, Made]:
     units = context.units(layer)
-    context.say(f"{layer}: {len(units)} features, {len(METRICS)} metrics, {len(FACTORS)} smaller C")
+    context.say(f"{layer}: {len(units)} features, {len(METRICS)} metrics, {len(FACTORS)} other C")
 
     def under(seeds: int, **settings: Any) -> Made:
         recipe = base.resolved(FULL, None, None, **settings)
@@ -73,7 +73,7 @@ def _layer(context: Context, layer: str, base: Recipe) -> dict[str, Made]:
     made = {metric: under(context.seeds, metric=metric) for metric in METRICS}
     reached = reference(made[L1])
     for factor in FACTORS if reached else ():
-        made[smaller(factor)] = under(1, metric=L2, C=float(f"{factor * reached:.3g}"))
+        made[with_C(factor)] = under(1, metric=L2, C=float(f"{factor * reached:.3g}"))
     return made
 
 
@@ -95,14 +95,20 @@ def _rows(layer: str, made: Mapping[str, Made]) -> pd.DataFrame:
             tidy("live", layer, one, over_seeds(one.live, everywhere), label),
             likeness_rows(layer, one, made[L1], label, L1),
         ]
+    if len(made[L1].images) > 1:
+        values = correlations(made[L1], made[L1], turn=1)
+        rows.append(tidy("image correlation", layer, made[L1], values, L1, "l1, another seed"))
     return pd.concat(rows)
 
 
-def correlations(one: Made, two: Made) -> np.ndarray:
-    """Return the correlation of each image's change with that of the same seed in another set: S x N, S the fewer."""
+def correlations(one: Made, two: Made, turn: int = 0) -> np.ndarray:
+    """Return the correlation of each image's change with that of the same seed in another set: S x N, S the fewer.
+
+    Of the seed `turn` places further on, where that is asked for.
+    """
     count = min(len(one.images), len(two.images))
     a, b = (m.changes[:count].reshape(count, len(m.units), -1).astype(np.float64) for m in (one, two))
-    a, b = (x - x.mean(2, keepdims=True) for x in (a, b))
+    a, b = (x - x.mean(2, keepdims=True) for x in (a, np.roll(b, -turn, axis=0)))
     length = np.sqrt(np.square(a).sum(2) * np.square(b).sum(2))
     return np.where(length > 0, (a * b).sum(2) / np.where(length > 0, length, 1), np.nan)
 
@@ -118,12 +124,14 @@ def _findings(rows: pd.DataFrame, sets: Sets) -> dict[str, Finding]:
         found.append(mean_of(f"floor {m}", floor, f"agreement of different features, {words}"))
         live = by_feature(rows, "live", m)
         found.append(share_of(f"live {m}", live > 0.5, f"share of features that {m} moves and raises"))
-    for label in (L2, *map(smaller, FACTORS)):
+    for label in (L2, *map(with_C, FACTORS)):
         words = f"correlation of the image with l1's, {'l2, C = 200' if label == L2 else label}"
         found.append(mean_of(f"image {label}", by_feature(rows, "image correlation", label, L1), words))
+    words = "correlation of l1's image with that of another seed"
+    found.append(mean_of("image floor", by_feature(rows, "image correlation", L1, "l1, another seed"), words))
     for factor in FACTORS:
-        words = f"agreement beyond chance, {smaller(factor)} and l1"
-        found.append(mean_of(f"agreement {smaller(factor)}", beyond(rows, smaller(factor), L1), words))
+        words = f"agreement beyond chance, {with_C(factor)} and l1"
+        found.append(mean_of(f"agreement {with_C(factor)}", beyond(rows, with_C(factor), L1), words))
     return {finding.name: finding for finding in found}
 
 
@@ -157,27 +165,28 @@ def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
     elif False in halves:
         verdict = "does not hold"
     words = {True: "holds", False: "does not hold", None: "is not decided"}
-    ceiling = written(found[f"agreement {L1}"].value)
-    values = {m: written(found[f"agreement {m}"].value) for m in OTHERS}
+    agree, live = ({m: found[f"{what} {m}"].value for m in OTHERS} for what in ("agreement", "live"))
     more = {m: written(found[f"more {m}"].value, "+.4f") for m in OTHERS}
+    image = {label: written(found[f"image {label}"].value) for label in (L2, with_C(FACTORS[-1]))}
     return verdict, (
-        f"That the patterns are the same {words[halves[0]]}: profiles agree with l1's by {values[L2]} (l2), "
-        f"{values[LINF]} (linf) and {values[ELEMENT]} (linf-elementwise) beyond different features' (two seeds of l1: "
-        f"{ceiling}); that l1 has the least high-frequency noise {words[halves[1]]}: l2 has {more[L2]}, linf "
-        f"{more[LINF]}, linf-elementwise {more[ELEMENT]} of the power more; with C at {FACTORS[-1]:g} times the "
-        f"activation reached l2's images correlate {written(found[f'image {smaller(FACTORS[-1])}'].value)} with l1's, "
-        f"with C = 200 {written(found[f'image {L2}'].value)}."
+        f"That the patterns are the same {words[halves[0]]}: profiles agree with l1's by {written(agree[L2])} (l2), "
+        f"{written(agree[LINF])} (linf) and {written(agree[ELEMENT])} (linf-elementwise) beyond different features' "
+        f"(two seeds of l1: {written(found[f'agreement {L1}'].value)}), where there is a gradient (linf: "
+        f"{written(live[LINF], '.0%')} of the features, elementwise: {written(live[ELEMENT], '.0%')}); that l1 has the "
+        f"least high-frequency noise {words[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} and linf-elementwise "
+        f"{more[ELEMENT]} of the power more; l2's images correlate with l1's by {image[L2]} with C = 200 and by "
+        f"{image[with_C(FACTORS[-1])]} with C at {FACTORS[-1]:g} times the activation reached."
     )
 
 
 @house_style
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw agreements, high-frequency power against L1, and what a smaller C does to L2."""
+    """Draw agreements, high-frequency power against L1, and what a other C does to L2."""
     figure, (left, middle, right) = panels(
         (
             "Response profiles: the same feature under a metric and under l1; gray: different features",
             "High-frequency share of the power less that under l1",
-            "l2 with smaller C (a: activation reached under l1)",
+            "l2 with other C (a: activation reached under l1; dotted: images of two seeds of l1)",
         ),
         widths=(1.2, 1.0, 1.2),
     )
@@ -190,7 +199,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     base = by_feature(rows, "high share", L1)
     strips(middle, [(names[m], (by_feature(rows, "high share", m) - base).dropna()) for m in OTHERS], "difference")
     middle.axhline(0, color=FAINT, linewidth=0.8)
-    labels = [L2, *map(smaller, FACTORS)]
+    labels = [with_C(FACTORS[0]), L2, *map(with_C, FACTORS[1:])]
     for k, (name, values) in enumerate(
         {
             "image, with l1's image": [by_feature(rows, "image correlation", la, L1) for la in labels],
@@ -199,7 +208,12 @@ def draw(rows: pd.DataFrame) -> Figure:
     ):
         means = [v.mean() if len(v) else np.nan for v in values]
         right.plot(range(len(labels)), means, "os"[k] + "-", color=colour(k), markersize=4, label=name)
-    right.set_xticks(range(len(labels)), ["C = 200", *(f"{f:g} a" for f in FACTORS)], fontsize=8)
+    right.set_xticks(
+        range(len(labels)), ["C = 200" if la == L2 else la.rpartition("= ")[2] for la in labels], fontsize=8
+    )
+    floor = by_feature(rows, "image correlation", L1, "l1, another seed")
+    if len(floor):
+        right.axhline(floor.mean(), color=colour(0), linestyle=":", linewidth=1)
     right.set_ylabel("correlation", fontsize=8)
     right.legend(fontsize=7, frameon=False)
     right.set_ylim(top=1.05)
@@ -215,7 +229,7 @@ def sheet(sets: Sets) -> Figure:
         for layer, k in chosen:
             images.append(pixels(sets[layer][metric].images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(sets[layer][metric].units[k])
-            captions.append(metric)
+            captions.append(metric if sets[layer][metric].live[0, k] else f"{metric}: not moved")
     title = "The same features under four metrics"
     return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(chosen))
 

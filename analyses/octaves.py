@@ -175,7 +175,7 @@ def draw(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
     figure, (left, middle, right) = panels(
         (
             "Power at high frequencies",
-            "Response profiles of the same feature by two recipes (filled) and of different features (gray)",
+            "Response profiles of the same feature by two recipes (dots) and of different features (gray)",
             "First layer's features with a grid",
         ),
         widths=(1.1, 1.6, 0.9),
@@ -205,7 +205,7 @@ def sheet(sets: Sets) -> Figure:
             made = sets[layer][label]
             images.append(pixels(made.images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(made.units[k])
-            captions.append(label)
+            captions.append(label if made.live[0, k] else f"{label}: no gradient")
     return contact_sheet(
         np.stack(images),
         labels,

@@ -1,0 +1,143 @@
+"""The studies of octaves and metrics on networks whose answer is known."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from analyses import metrics, octaves
+from analyses.made import difference_of, over_seeds, ratio_of, share_of
+from analyses.studies import Finding, Outcome
+from featmap.recipes import ARTICLE_LOWRES, ARTICLE_NORMALISED
+from tests.studying import context_of, found
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def linear(stride: int, features: int = 6, bias: float = 0.0) -> nn.Module:
+    """One convolution: its gradient is a constant (stride 1) or repeats every `stride` pixels, whatever the image."""
+    conv = nn.Conv2d(3, features, 3, stride, 1)
+    with torch.no_grad():
+        conv.bias.fill_(bias)
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(4)))
+    return nn.Sequential(OrderedDict(features=conv)).eval()
+
+
+def put(module: nn.Module, tmp_path: Path, size: int = 40, seeds: int = 2) -> Outcome:
+    context = context_of(octaves.STUDY, module, ("features",), tmp_path, size=size, features=4, seeds=seeds)
+    return octaves.measure(context, size, 9)
+
+
+def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Path) -> None:
+    outcome = put(linear(2), tmp_path)
+    periods = outcome.rows[outcome.rows["measure"] == "grid period"]
+    assert set(periods.loc[periods["recipe"] == octaves.PLAIN, "value"]) == {2.0}
+    assert found(outcome, f"grid {octaves.PLAIN}") == 1
+    assert found(outcome, f"grid {octaves.LOWRES}") == 0
+    assert found(outcome, "less") > 0.1
+    assert outcome.verdict == "holds in part"  # all of the features are no minority
+
+
+def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) -> None:
+    outcome = put(linear(1), tmp_path)
+    assert found(outcome, f"grid {octaves.PLAIN}") == found(outcome, f"grid {octaves.OCTAVES}") == 0
+    # a constant is added to white noise, of which 1 - pi / 16 lies above half the Nyquist frequency
+    assert found(outcome, f"high {octaves.PLAIN}") == pytest.approx(1 - np.pi / 16, abs=0.03)
+    assert found(outcome, f"high {octaves.OCTAVES}") < 0.1
+    # in a linear network both recipes move along the same constant gradient
+    assert found(outcome, f"{octaves.PLAIN}, {octaves.OCTAVES}") > 1
+    assert found(outcome, f"{octaves.PLAIN}, {octaves.PLAIN}") > 1
+    same = outcome.rows[outcome.rows["measure"] == "same"]
+    assert same["value"].min() > 0.98
+
+
+def test_one_seed_and_two_features_do(tmp_path: Path) -> None:
+    context = context_of(octaves.STUDY, linear(2), ("features",), tmp_path, size=24, features=2, seeds=1)
+    outcome = octaves.measure(context, 24, 3)
+    again = next(f for f in outcome.findings if f.name == f"{octaves.PLAIN}, {octaves.PLAIN}")
+    assert (again.value, again.count) == (None, 0)  # there is no other seed
+    assert "undefined" in outcome.conclusion
+    assert np.isfinite(outcome.rows["value"].to_numpy()).all()
+
+
+def test_the_full_recipes_are_the_articles_sizes() -> None:
+    chosen = octaves.recipes(None, None)
+    assert chosen[octaves.OCTAVES].sizes == (299, 340, 380)
+    assert chosen[octaves.LOWRES].sizes == ARTICLE_LOWRES.sizes == (299, 260, 224)
+    assert (chosen[octaves.PLAIN].sizes, chosen[octaves.PLAIN].steps) == ((299,), 300)
+    assert all(o.sigma == (0, 0) for o in chosen[octaves.PLAIN].octaves)
+    assert {r.optimiser for r in chosen.values()} == {"rms"}
+    reduced = octaves.recipes(96, 45)
+    assert {r.size for r in reduced.values()} == {96} and {r.steps for r in reduced.values()} == {45}
+
+
+def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
+    context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=24, features=4, seeds=2)
+    outcome = metrics.measure(context, 24, 6)
+    # with C = 200 every neuron of L2 weighs 200 - z, which is all but the same: L1 again
+    assert found(outcome, "image l2") > 0.9995
+    assert found(outcome, "agreement l2") == pytest.approx(found(outcome, "agreement l1"), abs=0.02)
+    # L2 with C at what was reached does not push what is there already
+    correlations = [found(outcome, f"image {metrics.with_C(f)}") for f in metrics.FACTORS]
+    assert correlations == sorted(correlations, reverse=True)
+    assert correlations[0] > 0.99 > correlations[-1]
+    assert [found(outcome, f"live {m}") for m in metrics.METRICS] == [1, 1, 1, 1]
+    high = outcome.rows[outcome.rows["measure"] == "high share"]
+    wide = high.pivot_table(index="feature", columns="recipe", values="value")  # by hand: seeds first, then pairs
+    assert found(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
+
+
+def test_image_correlations_are_numpys(tmp_path: Path) -> None:
+    context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=16, features=3, seeds=2)
+    sets = metrics._layer(context, "features", ARTICLE_NORMALISED.resolved(299, 16, 3))
+    one, two = sets["linf"], sets["l1"]
+    expected = [
+        [np.corrcoef(one.changes[s, k].ravel(), two.changes[s, k].ravel())[0, 1] for k in range(3)] for s in range(2)
+    ]
+    np.testing.assert_allclose(metrics.correlations(one, two), expected, atol=1e-6)
+    assert metrics.correlations(sets[metrics.with_C(1.0)], two).shape == (1, 3)
+
+
+def finding(value: float | None, low: float | None = None, high: float | None = None) -> Finding:
+    return Finding("", value, low, high, 8, "")
+
+
+@pytest.mark.parametrize(
+    ("l2", "linf", "more_l2", "more_linf", "verdict"),
+    [
+        ((0.9, 0.8), (0.6, 0.5), (0.01, 0.02), (0.03, 0.04), "holds"),
+        ((0.9, 0.8), (0.6, 0.5), (-0.01, 0.02), (0.03, 0.04), "holds in part"),  # L2's noise is undecided
+        ((0.9, 0.8), (0.3, 0.2), (-0.03, -0.02), (0.03, 0.04), "does not hold"),
+        ((0.9, 0.8), (None, None), (-0.03, 0.02), (None, None), "not decided"),
+    ],
+)
+def test_the_verdict_on_metrics_follows_its_rules(
+    l2: tuple, linf: tuple, more_l2: tuple, more_linf: tuple, verdict: str
+) -> None:
+    held = {f"agreement {m}": finding(*v) for m, v in (("l1", (0.9, 0.8)), ("l2", l2), ("linf", linf))}
+    held |= {"agreement linf-elementwise": finding(0.1, 0.0), "more linf-elementwise": finding(0.1, 0.0, 0.2)}
+    held |= {f"more {m}": finding(v[0], *v) for m, v in (("l2", more_l2), ("linf", more_linf))}
+    held |= {f"live {m}": finding(1.0) for m in metrics.OTHERS}
+    held |= {"image l2": finding(1.0), f"image {metrics.with_C(metrics.FACTORS[-1])}": finding(0.5)}
+    found_, conclusion = metrics.judged(held)
+    assert found_ == verdict
+    assert "by 1.00 with C = 200 and by 0.50 with C at 1 times" in conclusion
+
+
+def test_helpers_average_as_they_say() -> None:
+    values, live = np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([[True, True], [True, True]])
+    assert over_seeds(values, live).tolist() == [2.0, 2.0]
+    assert np.isnan(over_seeds(values, ~live)).all()
+    assert ratio_of("", pd.Series([2.0, 8.0, -1.0]), "").value == pytest.approx(4)
+    assert ratio_of("", pd.Series([], dtype=float), "").value is None
+    assert share_of("", pd.Series([True, False, True, True]), "").value == 0.75
+    welch = difference_of("", pd.Series([3.0, 5.0, 4.0]), pd.Series([1.0, 1.5]), "")
+    assert welch.value == pytest.approx(2.75)
+    assert welch.low is not None and welch.low < 2.75 < (welch.high or 0)
+    assert difference_of("", pd.Series([3.0]), pd.Series([1.0, 1.5]), "").value is None
