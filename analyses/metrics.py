@@ -16,7 +16,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.drawn import panels, strips
-from analyses.made import Made, beyond, by_feature, likeness_rows, make, mean_of, over_seeds, share_of, tidy, written
+from analyses.made import (
+    Made,
+    beyond,
+    by_feature,
+    likeness_rows,
+    make,
+    mean_of,
+    over_seeds,
+    share_of,
+    side,
+    tidy,
+    written,
+)
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
 from featmap import spectra
 from featmap.drawing import FAINT, colour, house_style, pixels, webp
@@ -25,7 +37,7 @@ from featmap.sheets import contact_sheet
 
 L1, L2, LINF, ELEMENT = METRICS
 OTHERS = (L2, LINF, ELEMENT)
-SIZE, STEPS, FULL = 96, 36, 299
+STEPS, FULL = 36, 299
 FACTORS = (1000.0, 10.0, 3.0, 1.0)
 """C as a multiple of the activation a that a layer's features reach under L1: far beyond it, down to it."""
 SHOWN, SIDE = 4, 96
@@ -51,9 +63,10 @@ def with_C(factor: float) -> str:
     return f"l2, C = {factor:g} a"
 
 
-def measure(context: Context, size: int = SIZE, steps: int = STEPS) -> Outcome:
+def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Make the images under every metric and C, and compare them with those under L1."""
-    base = ARTICLE_NORMALISED.resolved(FULL) if context.full else ARTICLE_NORMALISED.resolved(FULL, size, steps)
+    reduced = (size or side(context), steps)
+    base = ARTICLE_NORMALISED.resolved(FULL, *(() if context.full else reduced))
     sets = {layer: _layer(context, layer, base) for layer in context.layers}
     rows = pd.concat([_rows(layer, made) for layer, made in sets.items()], ignore_index=True)
     found = _findings(rows, sets)

@@ -15,7 +15,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.drawn import bars, panels, strips
-from analyses.made import Made, beyond, by_feature, likeness_rows, make, mean_of, ratio_of, share_of, tidy, written
+from analyses.made import (
+    Made,
+    beyond,
+    by_feature,
+    likeness_rows,
+    make,
+    mean_of,
+    ratio_of,
+    share_of,
+    side,
+    tidy,
+    written,
+)
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
 from featmap import spectra
 from featmap.drawing import house_style, pixels, webp
@@ -24,7 +36,7 @@ from featmap.sheets import contact_sheet
 
 FIRST = {"reference": "conv1", "googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3", "resnet50": "relu"}
 """The first layer with its ReLU; of other networks, the first that there is."""
-SIZE, STEPS = 96, 45
+STEPS = 45
 PLAIN, LOWRES, OCTAVES = "plain descent", "low resolution", "octaves"
 PAIRS = ((PLAIN, OCTAVES), (LOWRES, OCTAVES), (PLAIN, LOWRES))
 LABELS = (PLAIN, LOWRES, OCTAVES)
@@ -65,9 +77,9 @@ def first_layer(context: Context) -> str:
     return FIRST.get(context.network.name) or next(iter(context.network.trace().layers))
 
 
-def measure(context: Context, size: int | None = SIZE, steps: int | None = STEPS) -> Outcome:
+def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Make every feature's images under the three recipes and compare them."""
-    chosen = recipes(None, None) if context.full else recipes(size, steps)
+    chosen = recipes(None, None) if context.full else recipes(size or side(context), steps)
     first = first_layer(context)
     sets: Sets = {}
     for layer in dict.fromkeys((*context.layers, first)):
