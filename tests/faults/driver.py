@@ -1,7 +1,6 @@
-"""Kills made by a process of its own, which has loaded torch and can fork: prints a JSON list of outcomes.
+"""Kills made by a process of its own, which has loaded torch once and can fork: prints outcomes as JSON.
 
-python -m tests.faults.driver random PLACE RUN KILLS SEED
-python -m tests.faults.driver moves PLACE RUN FIRST STEP
+python -m tests.faults.driver PLACE
 """
 
 from __future__ import annotations
@@ -32,13 +31,16 @@ def at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.O
         number += step
 
 
-def main(how: str, place: str, name: str, *numbers: str) -> None:
+def main(place: Path) -> None:
     torch.set_num_threads(1)
-    one, two = map(int, numbers)
-    made = at_moves(name, one, two, Path(place))
-    found = faults.random_kills(name, one, two, Path(place)) if how == "random" else made
-    print(json.dumps([asdict(o) for o in found]))
+    found = {
+        "random similarity": faults.random_kills("similarity", 8, 20, place / "a"),
+        "random interact": faults.random_kills("interact", 8, 20, place / "b"),
+        "moves of optimize": at_moves("optimize", 2, 14, place / "c"),
+        "moves of similarity": at_moves("similarity", 54, 9, place / "d"),
+    }
+    print(json.dumps({name: [asdict(o) for o in made] for name, made in found.items()}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))
