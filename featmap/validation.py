@@ -210,7 +210,9 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     with Run(given.folder, identity).open({}, {}, about).held() as store:
         store.manifest["status"] = "running"
         store.save()
-        return _carry_out(given, store, watcher)
+        found = _carry_out(given, store, watcher)
+    _draw_atlas(given, watcher)  # now that the validation inside the run is complete: an atlas reads whole runs only
+    return found
 
 
 def _note_in_run(given: Plan) -> None:
@@ -276,7 +278,7 @@ def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
 
 
 def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
-    """Enter each feature's reliability into the run's tables, and mark the unreliable ones in its figures and atlas."""
+    """Enter each feature's reliability into the run's tables, and mark the unreliable ones in its figures."""
     known = {
         name: None if pd.isna(row["reliability"]) else round(float(row["reliability"]), 6)
         for trial in trained.values()
@@ -300,6 +302,11 @@ def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
             neighbours=int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS)),
             watcher=watcher,
         )
+
+
+def _draw_atlas(given: Plan, watcher: Watcher) -> None:
+    """Make the run's atlas again if it has one that shows other marks."""
+    run = Run.read(given.run.folder)
     if atlases.KEY in run.manifest and not atlases.is_current(run):
         atlases.atlas(run.folder, network=given.job.network, watcher=watcher)
 
