@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from test_cli import SMALL, at_home, fail, fail_with_run, succeed
 
 from featmap import jointwork
@@ -100,8 +101,8 @@ def test_a_file_that_is_missing_is_written_again(capsys: pytest.CaptureFixture[s
     Path("run/figures.csv").write_text("rubbish")
     succeed(capsys, *PAIR, "--out", "run")
     after = files_of("run")
-    assert {p: b for p, (_, b) in after.items() if p.name != "manifest.json"} == {
-        p: b for p, (_, b) in before.items() if p.name != "manifest.json"
+    assert {p: b for p, (_, b) in after.items() if p.name not in tiny.MANIFESTS} == {
+        p: b for p, (_, b) in before.items() if p.name not in tiny.MANIFESTS
     }
 
 
@@ -142,13 +143,13 @@ def test_an_interrupted_run_goes_on(
             main([*arguments, "--out", "cut"])
     assert end.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
-    kept = {p: p.stat().st_mtime_ns for p in Path("cut/units").iterdir()}
+    kept = tiny.landed("cut")
     assert len(kept) == stop
     succeed(capsys, *arguments, "--out", "cut")
     succeed(capsys, *arguments, "--out", "whole")
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     for path in Path("whole").rglob("*"):
-        if path.is_file() and path.name != "manifest.json":
+        if path.is_file() and path.name not in tiny.MANIFESTS:
             assert path.read_bytes() == (Path("cut") / path.relative_to("whole")).read_bytes(), path
 
 

@@ -106,7 +106,7 @@ def test_the_manifest_tells_how_it_was_made(planted: SimilarityMap) -> None:
         if p.is_file() and p.name != ".lock"
     }
     assert set(manifest["files"]) == present - {"manifest.json"}
-    assert set(manifest["units"]) == {p.stem for p in (planted.folder / "units").iterdir()}
+    assert set(manifest["units"]) == {p.stem for p in tiny.landed(planted.folder)}
 
 
 def test_the_arrays_open_in_xarray_with_names(planted: SimilarityMap) -> None:
@@ -147,12 +147,12 @@ def test_the_same_call_again_writes_nothing(planted: SimilarityMap) -> None:
 
 
 def test_a_lost_figure_is_drawn_again_from_the_arrays(planted: SimilarityMap) -> None:
-    units = {p: p.stat().st_mtime_ns for p in (planted.folder / "units").iterdir()}
+    units = tiny.landed(planted.folder)
     picture = (planted.folder / "heatmap.png").read_bytes()
     (planted.folder / "heatmap.png").unlink()
     similarity("features", tiny.planted(), out=planted.folder, **FAST)
     assert (planted.folder / "heatmap.png").read_bytes() == picture
-    assert {p: p.stat().st_mtime_ns for p in (planted.folder / "units").iterdir()} == units
+    assert tiny.landed(planted.folder) == units
 
 
 def no_nan(folder: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from torch import nn
+
+MANIFESTS = frozenset({"manifest.json", ".manifest.json"})
+"""A run's manifest and its copy, which tell times."""
 
 FEATURES = 11
 COPIES = {6: (0, 3.0), 7: (1, 0.25), 8: (2, 10.0), 9: (3, 1.0), 10: (4, 0.01), 11: (5, 7.0)}
@@ -17,6 +21,11 @@ SCALES = (1.0, 4.0, 0.5, 1.0, 16.0, 2.0, 0.125, 1.0, 8.0)
 
 LIVE, DEAD, CONSTANT, OVERFLOWING = range(4)
 """The features of `sick`."""
+
+
+def landed(folder: str | Path) -> dict[Path, int]:
+    """The records of the work units that have landed in a run folder, and when they were written."""
+    return {p: p.stat().st_mtime_ns for p in (Path(folder) / "units").iterdir() if p.name not in MANIFESTS}
 
 
 def _conv(inputs: int, outputs: int, seed: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
