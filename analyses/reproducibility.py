@@ -9,8 +9,7 @@ raised by one unit in its last place (and, apart from that, a single pixel), and
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from analyses.studies import (
     start,
 )
 from featmap import FeatmapError, Network, drawing, load, maximise, open_arrays
+from featmap.devices import thread_count
 from featmap.divergence import GRAY_LEVEL, crossing, distances, growth, steepest
 from featmap.likeness import likeness
 from featmap.runs import LIVE, RESCUED
@@ -119,7 +119,7 @@ def bits(context: Context, settings: dict[str, Any]) -> list[Check]:
     alone = context.maximise(units[-1:], "alone", threads_(here), **short)
     order = context.maximise(units[::-1][: max(1, len(units) - 1)], "order", threads_(here), **short)
     again = elsewhere(context, units, here, short)
-    with threads(other):
+    with thread_count(other):
         threaded = context.maximise(units, "bits", threads_(other), **short)
     return [
         check("process", "images with the same bits in another process", plain, again),
@@ -132,17 +132,6 @@ def bits(context: Context, settings: dict[str, Any]) -> list[Check]:
 def threads_(count: int) -> str:
     """Return what a folder is named by: what was made with so many threads is no other's."""
     return f"{count}-threads"
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run on so many threads; as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def elsewhere(context: Context, units: Sequence[str], count: int, settings: dict[str, Any]) -> xr.Dataset:
