@@ -178,8 +178,7 @@ def _hold(found: Findings, manifest: dict[str, Any], inner: bool) -> None:
 
 def _recorded(folder: Path) -> list[str]:
     """Return the units that have a record."""
-    files = (folder / UNITS).glob("*.json")
-    return sorted(p.stem for p in files if p.name != Path(COPY).name and not is_leftover(p.name))
+    return sorted(p.stem for p in (folder / UNITS).glob("*.json") if not is_leftover(p.name))
 
 
 def _units(found: Findings, manifest: dict[str, Any]) -> set[str]:
@@ -234,7 +233,7 @@ def _foreign(folder: Path, known: set[str], parts: list[str]) -> Iterator[tuple[
             inner = (here / name).as_posix()
             if inner in parts:
                 below.remove(name)
-            elif is_run(folder / inner):
+            elif is_run(folder / inner) and f"{inner}/{MANIFEST}" not in known:
                 below.remove(name)
                 yield inner, "a run folder of its own"
             elif (folder / inner).is_symlink():

@@ -12,7 +12,7 @@ from featmap.writing import write_atomically
 
 FORMAT = 2
 """Format 1, of earlier versions, had no checksums of the manifest itself and of the arrays' metadata."""
-MANIFEST, COPY = "manifest.json", "units/.manifest.json"
+MANIFEST, COPY = "manifest.json", ".copy/manifest.json"
 CHECKSUM = "checksum"
 NEWER = "update featmap"
 

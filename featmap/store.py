@@ -319,7 +319,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 def _is_foreign(path: Path) -> bool:
     """Is this anything but what a write that was cut off leaves behind?"""
-    if path.name == UNITS and path.is_dir():  # a first manifest is moved to there
+    if path.name == Path(manifests.COPY).parent.name and path.is_dir():  # a first manifest is moved to there
         return any(map(_is_foreign, path.iterdir()))
     return path.name not in (LOCK, OWNER) and not is_leftover(path.name)
 

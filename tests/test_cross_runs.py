@@ -83,7 +83,7 @@ def test_a_layers_own_map_is_that_of_a_run_of_its_own(paired: LayerMaps, tmp_pat
         for name in ("images", "A", "null", "activation", "null_activation", "curve", "status"):
             assert whole[name].values.tobytes() == alone.dataset[name].values.tobytes(), (layer, name)
         places = {p.relative_to(tmp_path / layer).as_posix(): p for p in (tmp_path / layer).glob("*.*")}
-        own = set(places) - {"manifest.json", "arrays.zarr", ".lock"}
+        own = set(places) - {"manifest.json", "arrays.zarr", ".lock", ".copy"}
         assert own == {p.name for p in (paired.folder / layer).iterdir()}
         for name in own:
             assert places[name].read_bytes() == (paired.folder / layer / name).read_bytes(), name
@@ -156,7 +156,7 @@ def test_every_file_is_there_and_labelled(paired: LayerMaps, probing: Similarity
     written = json.loads((paired.folder / "manifest.json").read_text())
     present = {p.relative_to(paired.folder).as_posix() for p in paired.folder.rglob("*") if p.is_file()}
     assert set(written["files"]) == {
-        p for p in present if p.split("/")[0] not in ("arrays.zarr", "units", "manifest.json", ".lock")
+        p for p in present if p.split("/")[0] not in ("arrays.zarr", "units", "manifest.json", ".lock", ".copy")
     }
     assert written["identity"]["layers"] == LAYERS
     unpickled(paired.folder)

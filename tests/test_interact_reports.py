@@ -80,7 +80,7 @@ def clean(folder: Path) -> None:
 
 
 def test_the_files_of_one_group(pair: Interaction) -> None:
-    names = {p.name for p in pair.folder.iterdir() if p.name != ".lock"}
+    names = {p.name for p in pair.folder.iterdir() if p.name not in (".lock", ".copy")}
     tables = {f"{name}.{suffix}" for name in ("figures", "interaction") for suffix in ("csv", "parquet")}
     assert names == tables | {"manifest.json", "arrays.zarr", "units", "interaction.json", "panel.png", "panel.svg"}
     files = json.loads((pair.folder / "manifest.json").read_text())["files"]
@@ -277,7 +277,7 @@ LABEL = "cross-talk: share of its solo response that y:2 gives to the image of x
 
 def test_the_files_of_two_layers(layers: Interaction) -> None:
     names = {p.relative_to(layers.folder).as_posix() for p in layers.folder.rglob("*") if p.is_file()}
-    names = {n for n in names if not n.startswith(("arrays.zarr", "units/", ".lock"))}
+    names = {n for n in names if not n.startswith(("arrays.zarr", "units/", ".lock", ".copy"))}
     tables = {f"{name}.{suffix}" for name in ("figures", "pairs", "ranking") for suffix in ("csv", "parquet")}
     shown = verdicts.shown_figures([c for c in layers.summary.columns if layers.summary[c].notna().any()])
     heat = {f"matrices/{figure}.{suffix}" for figure in shown for suffix in ("png", "svg")}
