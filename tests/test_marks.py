@@ -14,7 +14,7 @@ import twofold
 from browser import Tab, chromium, needs_chromium
 from test_atlas import data_of
 
-from featmap import atlases, cli, marks, store, validation
+from featmap import atlases, cli, manifests, marks, store, validation
 from featmap.errors import UnitError
 from featmap.mapping import similarity, similarity_job
 from featmap.models import load
@@ -50,7 +50,7 @@ def loose(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(run, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["reliability"] |= LOOSE
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifests.write(folder, manifest)
     similarity(["second", "first"], "tests.tiny:wide", features="0-5", out=folder, neighbours=4, **FEW)
     atlases.atlas(folder)
     return folder

@@ -9,9 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-MANIFESTS = frozenset({"manifest.json", ".manifest.json"})
-"""A run's manifest and its copy, which tell times."""
-
 FEATURES = 11
 COPIES = {6: (0, 3.0), 7: (1, 0.25), 8: (2, 10.0), 9: (3, 1.0), 10: (4, 0.01), 11: (5, 7.0)}
 """Feature of `planted` -> (the feature that it copies, the factor on it)."""
@@ -25,7 +22,7 @@ LIVE, DEAD, CONSTANT, OVERFLOWING = range(4)
 
 def landed(folder: str | Path) -> dict[Path, int]:
     """The records of the work units that have landed in a run folder, and when they were written."""
-    return {p: p.stat().st_mtime_ns for p in (Path(folder) / "units").iterdir() if p.name not in MANIFESTS}
+    return {p: p.stat().st_mtime_ns for p in (Path(folder) / "units").iterdir()}
 
 
 def _conv(inputs: int, outputs: int, seed: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
