@@ -284,9 +284,10 @@ def neighbours(
     count: Annotated[int, typer.Option("--count", "-n", help="How many to list.")] = 10,
 ) -> None:
     """List the features most like one feature, and those most opposed to it."""
-    from featmap import console, lookup
+    from featmap import console
+    from featmap.neighbours import neighbour_lines
 
-    for line in lookup.neighbour_lines(unit, run, count):
+    for line in neighbour_lines(unit, run, count):
         console.out().print(line)
 
 

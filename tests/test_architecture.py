@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,8 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "units", "models", "recipes", "engine", "store", "runs", "folders", "mapping"),
         *("joints", "jointwork", "interplay", "verdicts"),
     },
-    "lookup": {"errors", "models", "marks", "recipes", "store", "tables"},
+    "lookup": {"errors", "recipes"},
+    "neighbours": {"errors", "marks", "lookup", "store", "tables"},
     "console": set(),
     "predictors": {"interaction"},
     "judging": {"predictors"},
@@ -292,7 +294,11 @@ try:
     cli.main(["--help"])
 except SystemExit as end:
     seen["status"] = end.code
-seen["help"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
+try:
+    cli.main(["recipes"])
+except SystemExit as end:
+    seen["status"] += end.code
+seen["help, recipes"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
 import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness, featmap.divergence
 import featmap.extents
@@ -301,13 +307,34 @@ print("\\n" + json.dumps(seen))
 """
 
 
-def test_help_and_measures_do_without_torch() -> None:
+LAYERS = """
+import json, sys
+from featmap import cli
+try:
+    cli.main(["layers", "--match", "inception4a"])
+except SystemExit as end:
+    assert end.code == 0
+print("\\n" + json.dumps(sorted({"pandas", "matplotlib", "zarr", "scipy", "networkx", "xarray"} & set(sys.modules))))
+"""
+
+
+def seen_by(program: str) -> tuple[str, Any]:
+    """What a program in a process of its own prints, and the JSON in its last line."""
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT], cwd=SOURCE.parent, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program], cwd=SOURCE.parent, capture_output=True, text=True, timeout=120, check=True
     )
-    assert "Usage: featmap" in done.stdout
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen == {"featmap": False, "status": 0, "help": [], "measures, graph, plots": False}
+    return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_help_recipes_and_measures_do_without_torch() -> None:
+    printed, seen = seen_by(LIGHT)
+    assert "Usage: featmap" in printed and "article-normalised" in printed
+    assert seen == {"featmap": False, "status": 0, "help, recipes": [], "measures, graph, plots": False}
+
+
+def test_layers_are_listed_without_what_reads_runs() -> None:
+    printed, seen = seen_by(LAYERS)
+    assert "inception4a" in printed and seen == []
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.stem)

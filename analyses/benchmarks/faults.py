@@ -30,12 +30,11 @@ import torch
 from torch import nn
 
 from analyses import commands
+from analyses.benchmarks import records
 from featmap import atlases, cli, integrity, mapping, pairings  # so that forked children need not load them  # noqa: F401
 from featmap.manifests import CHECKSUM, COPY, MANIFEST
 from featmap.store import LOCK, OWNER, Run
 
-HERE = Path(__file__).resolve().parent
-MARKS = ("<!-- faults -->", "<!-- /faults -->")
 SMALL = ["--model", "analyses.benchmarks.faults:network", "--size", "16", "--steps", "40", "--rows", "2"]
 RUNS = {
     "optimize": ["optimize", "second:0", "second:1", "first:2:1", *SMALL, "--device", "cpu"],
@@ -121,22 +120,23 @@ def kill_after(arguments: list[str], seconds: float) -> bool:
     return ended(pid) == -signal.SIGKILL
 
 
+def die_at_move(number: int) -> None:
+    """Make this process die when it is about to move its `number`-th file into place."""
+    real, count = os.replace, 0
+
+    def replace(source: Any, target: Any, **more: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(source, target, **more)
+
+    os.replace = replace
+
+
 def kill_at_move(arguments: list[str], number: int) -> bool:
     """Give a command that is killed when it is about to move its `number`-th file into place; did it get there?"""
-
-    def arm() -> None:
-        real, count = os.replace, 0
-
-        def replace(source: Any, target: Any, **more: Any) -> None:
-            nonlocal count
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(source, target, **more)
-
-        os.replace = replace
-
-    return ended(fork(arguments, arm)) == -signal.SIGKILL
+    return ended(fork(arguments, lambda: die_at_move(number))) == -signal.SIGKILL
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -251,26 +251,19 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def between(text: str, new: str) -> str:
-    """Return a page with what stands between the marks replaced, the marks added at its end where it has none."""
-    before, mark, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2] if mark else "\n"
-    return f"{before}{MARKS[0]}\n{new}\n{MARKS[1]}{after}"
-
-
-def main(kills: int = 200, seed: int = 0, workers: int = 2, out: Path = HERE) -> None:
+def main(kills: int = 200, seed: int = 0, workers: int = 2, out: Path = records.FOLDER) -> None:
     """Kill runs at random moments; write faults.json and the table in README.md."""
     torch.set_num_threads(1)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         found = study(kills, seed, workers, Path(place))
     hit = [o for o in found if o["killed"]]
-    result = {"kills": len(hit), "seed": seed, "lost_nothing": sum(o["lost_nothing"] for o in hit), "outcomes": found}
-    (out / "faults.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    readme = out / "README.md"
-    page = readme.read_text(encoding="utf-8") if readme.is_file() else "# Benchmarks\n\n"
-    words = f"Kills at random moments (`python -m analyses.benchmarks.faults --kills {kills} --seed {seed}`):"
-    readme.write_text(between(page, f"{words}\n\n{table(found)}"), encoding="utf-8")
+    result = {"machine": records.machine("zarr"), "kills": len(hit), "seed": seed}
+    result |= {"lost_nothing": sum(o["lost_nothing"] for o in hit), "outcomes": found}
+    records.write(out / "faults.json", result)
+    words = f"`python -m analyses.benchmarks.faults --kills {kills} --seed {seed}`: the same command after each kill."
+    readme = out / records.README.name
+    records.write_table("faults", f"## Kills at random moments\n\n{words}\n\n{table(found)}", readme)
     print(f"{result['lost_nothing']} of {len(hit)} killed runs lost nothing; {time.perf_counter() - begun:.0f} s")
     print(f"result: {out / 'faults.json'}, {readme}")
 

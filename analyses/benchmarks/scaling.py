@@ -1,7 +1,7 @@
 """How work units scale: workers beside the plain loop, the driver's memory, and many GPUs in a simulation.
 
-    python -m analyses.benchmarks.scaling                # about four minutes on two cores
-    python -m analyses.benchmarks.scaling --batches 64 --steps 60 --workers 1,2,4,8
+    python -m analyses.benchmarks.scaling                # about five minutes on two cores
+    python -m analyses.benchmarks.scaling --workers 1,2,4,8
 
 Measured: the same descents (features of the bundled network, one thread a worker) by the plain loop and by workers on
 Ray. Efficiency is the work of the plain loop over the seconds that all workers together were ready: each from the
@@ -195,7 +195,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main(
     workers: Annotated[str, typer.Option(help="Numbers of workers, joined by commas.")] = "1,2,4",
-    batches: Annotated[int, typer.Option(help="Batches of the same work for all.")] = 16,
+    batches: Annotated[int, typer.Option(help="Batches of the same work for all.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of a descent.")] = 40,
     features: Annotated[str, typer.Option(help="Sizes of the maps that the driver's memory is taken of.")] = "500,5000",
     out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "scaling.json",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from analyses.benchmarks.faults import die_at_move, ended
 from featmap import integrity
 from featmap.store import ArraySpec, Run
 
@@ -49,21 +50,12 @@ def forked(work: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return ended(pid)
 
 
 def killed_at(folder: Path, number: int) -> None:
     """Make the run, and die before its `number`-th move."""
-    real, count = os.replace, 0
-
-    def replace(source: Any, target: Any, **more: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(source, target, **more)
-
-    os.replace = replace
+    die_at_move(number)
     whole(folder)
 
 

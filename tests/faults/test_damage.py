@@ -76,26 +76,12 @@ def mended(kind: str, place: Path, every: int) -> int:
     return len(names)
 
 
-@pytest.mark.parametrize(
-    ("kind", "every"),
-    [("optimize", 1), ("probe", 1), ("interact", 13), ("atlas of interact", 41), ("pairs", 53)],
-)
+SLOW = [("similarity", 2), ("several layers", 53), ("probe layer", 41), ("screening", 97), ("validate", 53)]
+QUICK = [("optimize", 1), ("probe", 1), ("interact", 13), ("atlas of interact", 41), ("pairs", 53)]
+
+
+@pytest.mark.parametrize(("kind", "every"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_the_runs_own_command_makes_just_what_is_damaged_again(
-    kind: str, every: int, made: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kinds.quick_clusters(monkeypatch)
-    monkeypatch.syspath_prepend(REPOSITORY)
-    shutil.copytree(made(kind), tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    assert mended(kind, tmp_path, every) > 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "every"),
-    [("similarity", 2), ("several layers", 53), ("probe layer", 41), ("screening", 97), ("validate", 53)],
-)
-def test_maps_and_runs_of_several_parts_are_mended_too(
     kind: str, every: int, made: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds.quick_clusters(monkeypatch)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from analyses.benchmarks import faults
+from analyses.benchmarks import faults, records
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -76,10 +76,15 @@ def test_what_is_compared_would_show_a_difference(tmp_path: Path) -> None:
     assert faults.contents(tmp_path) == {"manifest.json": b'{"identity": 1}'}
 
 
-def test_the_table_goes_between_its_marks() -> None:
-    new = faults.between("# Page\n", "table")
-    assert new == "# Page\n<!-- faults -->\ntable\n<!-- /faults -->\n"
-    assert faults.between(new + "after\n", "other") == "# Page\n<!-- faults -->\nother\n<!-- /faults -->\nafter\n"
+def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# Page\n")
+    records.write_table("faults", "table", page)
+    new = page.read_text()
+    assert new.startswith("# Page\n\n<!-- faults") and "-->\ntable\n<!--" in new
+    page.write_text(new + "after\n")
+    records.write_table("faults", "other", page)
+    assert page.read_text() == new.replace("table", "other") + "after\n"
     one = {"killed": True, "landed": 2, "redone": [], "differing": ["x"], "faults": [], "lost_nothing": False}
     text = faults.table([one | {"run": name} for name in faults.RUNS])
     assert "| similarity | 1 | 0 | 2 | 0 | 1 | 0 | 0 |" in text
