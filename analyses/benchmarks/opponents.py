@@ -1,0 +1,190 @@
+"""Whom the descent is measured against: the article's recipe and other tools, each as its own defaults have it.
+
+An opponent makes one feature's image at a time, as it would for its user: the whole network in float32, its own image
+size, steps, parameterisation and robustness transforms. Nothing here is tuned for or against it. The tools come with
+``pip install 'featmap[bench]'``; one that is not installed is left out with a word.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import functional
+
+from featmap import Network
+from featmap.images import between
+from featmap.recipes import Octave
+from featmap.recipes import recipe as named
+from featmap.transforms import noise
+
+Make = Callable[[Network, str, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """A way of making a feature's image.
+
+    Parameters
+    ----------
+    name : as the tables call it
+    size : of its finished image in pixels
+    words : its settings
+    make : (network, layer, channel, seed) -> the finished image, 1 x 3 x size x size in the network's [0, 1], as the
+        tool leaves it (not clamped)
+    package : that it needs, None for none
+    steps : of its descent; a shorter one (for tests) is made with `with_steps`
+    """
+
+    name: str
+    size: int
+    words: str
+    make: Make
+    package: str | None = None
+
+    @property
+    def here(self) -> bool:
+        """Is it installed?"""
+        return self.package is None or find_spec(MODULES[self.package]) is not None
+
+    @property
+    def version(self) -> str:
+        """Return the package's version, "" where it needs none."""
+        return version(self.package) if self.package is not None and self.here else ""
+
+
+MODULES = {"torch-lucent": "lucent", "dreamlens": "dreamlens"}
+"""What a package is imported as."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators that other tools draw from; restore them afterwards."""
+    before = random.getstate()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before)
+
+
+# ---------------------------------------------------------------- the article
+
+
+class _Reached(Exception):
+    """The layer has its output."""
+
+
+@contextmanager
+def cut(module: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Lend a function that gives a layer's output and computes nothing behind it, as the article's `NewModel` does."""
+    kept: list[Tensor] = []
+
+    def stop(_: nn.Module, __: object, output: Tensor) -> None:
+        kept.append(output)
+        raise _Reached
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            module(images)
+        except _Reached:
+            return kept.pop()
+        raise ValueError(f"layer {layer!r} was not reached")
+
+    handle = module.get_submodule(layer).register_forward_hook(stop)
+    try:
+        yield run
+    finally:
+        handle.remove()
+
+
+def article_loop(
+    network: Network, layer: str, channel: int, image: Tensor, octaves: tuple[Octave, ...], *, normalised: bool
+) -> Tensor:
+    """Return the image of the article's own loop: one image, weights with gradients, torchvision's blur.
+
+    Source: the article, section "Feature Visualization from First Principles" (`octave`, `layer_gradient`).
+    """
+    with cut(network.module, layer) as run:
+        for octave in octaves:
+            assert isinstance(octave.size, int)
+            if image.shape[2] != octave.size:
+                image = functional.resize(image, [octave.size, octave.size], antialias=True)
+            for i in range(octave.steps):
+                image = image.detach().requires_grad_(True)
+                focus = run(network.normalise(image))[0, channel]
+                loss = torch.sum(200.0 - focus)
+                loss.backward()
+                assert image.grad is not None
+                gradient = image.grad
+                if normalised:
+                    scale = gradient.square().mean().sqrt()
+                    gradient = gradient / scale if scale > 0 else torch.zeros_like(gradient)
+                with torch.no_grad():
+                    image = image - between(octave.rate, i, octave.steps) * gradient
+                    sigma = between(octave.sigma, i, octave.steps)
+                    image = functional.gaussian_blur(image, [3, 3], [sigma, sigma])
+    network.module.zero_grad(set_to_none=True)
+    return image.detach()
+
+
+def _article(name: str) -> Make:
+    def make(network: Network, layer: str, channel: int, seed: int) -> Tensor:
+        recipe = named(name)
+        octaves = recipe.resolved(network.input_size).octaves
+        assert isinstance(octaves[0].size, int)
+        first = recipe.mean + recipe.std * noise(seed, octaves[0].size)[None]
+        return article_loop(network, layer, channel, first, octaves, normalised=recipe.optimiser == "rms")
+
+    return make
+
+
+# ---------------------------------------------------------------- other tools
+
+
+def _lucent(network: Network, layer: str, channel: int, seed: int) -> Tensor:
+    from lucent.optvis import objectives, render
+
+    with seeded(seed):
+        goal = objectives.channel(layer.replace(".", "_"), channel)
+        images = render.render_vis(network.module, goal, show_image=False, progress=False)
+    return torch.from_numpy(images[-1]).permute(0, 3, 1, 2).contiguous()
+
+
+def _dreamlens(network: Network, layer: str, channel: int, seed: int) -> Tensor:
+    from dreamlens import FeatureVisualizer
+
+    with seeded(seed):
+        made = FeatureVisualizer(network.module, quiet=True).maximize_channel(layer, channel)
+        with torch.no_grad():
+            return made.image().detach().float().cpu()
+
+
+ARTICLE = "300 steps at 299, 340 and 380 pixels, blur, one image, weights with gradients, stopped at the layer"
+OPPONENTS = (
+    Opponent("article", 380, f"the article's recipe: {ARTICLE}", _article("article")),
+    Opponent(
+        "article-normalised",
+        380,
+        f"the same with the gradient over its root mean square, step sizes / 10: {ARTICLE}",
+        _article("article-normalised"),
+    ),
+    Opponent(
+        "lucent",
+        128,
+        "512 Adam steps on a 128-pixel Fourier image, padded, jittered, scaled, turned, enlarged to 224 pixels",
+        _lucent,
+        "torch-lucent",
+    ),
+    Opponent(
+        "dreamlens", 256, "120 steps on a 256-pixel Fourier image, scaled and turned at random", _dreamlens, "dreamlens"
+    ),
+)

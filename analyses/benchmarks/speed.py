@@ -1,0 +1,349 @@
+"""How fast a maximising image is made: beside the article's recipe and other tools, and step by step.
+
+    python -m analyses.benchmarks.speed                       # about half an hour on two cores; pip install '.[bench]'
+    python -m analyses.benchmarks.speed --features 3 --layer inception5a
+
+In one run, on the same features of one layer, taken in turns: every opponent (`analyses.benchmarks.opponents`) makes a
+feature's image with its own defaults and is timed; between them, a few steps of ours are timed at each size that
+counts, in a batch of the recipe's rows, as a map makes them. Everyone's final image goes through one protocol: clamped
+to [0, 1], resized to the size named, put to the untouched network in float32, without jitter; its activation is the
+mean of the feature's grid, its high-frequency share the power above a quarter of the sampling rate.
+
+The headline: the seconds a feature that ours needs to reach the opponent's activation at the opponent's image size with
+no more high-frequency share than the opponent's image has, as a ratio of the opponent's seconds. A feature for which
+that is never reached counts as ratio 0. In a second table the same at our default size, to which the opponent's image
+is brought.
+
+Then the chain of improvements of one step at 224 pixels, in turns too, with its share of the peak of a matrix product
+measured in the same run. Written: `speed.json`, `speed.png` and a table in `README.md`.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from analyses.benchmarks import records, steps
+from analyses.benchmarks.opponents import OPPONENTS, Opponent
+from analyses.commands import run
+from featmap import Network, channel, devices, drawing, load, mapping, spectra, transforms
+from featmap.batches import Batches
+from featmap.console import err
+from featmap.descent import frame_steps
+from featmap.errors import FeatmapError
+from featmap.objectives import Objective
+from featmap.probing import Probe
+from featmap.recipes import Recipe
+
+RECIPES, SHADES = ("fast", "standard"), ("#0072b2", "#e69f00")
+SIZES = (64, 96, 128, 160, 224)
+"""Image sizes whose cost is told."""
+TIMED = 5
+"""Steps of ours that are timed in each turn, after a first that is not."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """An opponent's image of one feature: its seconds, and by size its activation and high-frequency share."""
+
+    opponent: str
+    feature: str
+    seconds: float
+    activation: dict[int, float]
+    high: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one of our recipes reaches at one size, by feature (rows) and number of steps (columns)."""
+
+    recipe: str
+    size: int
+    steps: list[int]
+    activation: list[list[float]]
+    high: list[list[float]]
+
+
+def judged(network: Network, layer: str, channels: Sequence[int], images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return activation and high-frequency share of some features' images, N x 3 x H x H, by the protocol."""
+    clamped = images.float().clamp(0, 1)
+    found = Probe(network, max(2, min(16, len(clamped)))).responses(clamped, [layer])[layer]
+    return found[np.arange(len(channels)), list(channels)], spectra.high_share(clamped.numpy())
+
+
+def judge(network: Network, layer: str, feature: int, image: Tensor, sizes: Sequence[int]) -> dict[int, Any]:
+    """Return (activation, high-frequency share) of one image, 1 x 3 x H x H, by the size that it is brought to."""
+    found = {}
+    for size in sizes:
+        activation, high = judged(network, layer, [feature], transforms.resize(image.float().clamp(0, 1), size))
+        found[size] = float(activation[0]), float(high[0])
+    return found
+
+
+def resolved(network: Network, name: str, size: int | None = None, rows: int | None = None, **more: Any) -> Recipe:
+    """Return one of our recipes at a size (None: its default), on the CPU."""
+    return mapping.resolve(network, torch.device("cpu"), name, size, rows=rows, **more)
+
+
+def course(network: Network, layer: str, channels: Sequence[int], name: str, size: int, seed: int) -> Course:
+    """Follow one of our recipes to its end, and judge its images at every second step."""
+    recipe = resolved(network, name, size, rows=max(2, len(channels)))
+    made = Batches(network, torch.device("cpu")).descend(_objectives(layer, channels), recipe, seed, frames=2)
+    found = [judged(network, layer, channels, images) for images in made.frames]
+    columns = [np.array(kind).T.tolist() for kind in zip(*found, strict=True)]
+    return Course(name, size, frame_steps(recipe.steps, 2), columns[0], columns[1])
+
+
+def _objectives(layer: str, channels: Sequence[int]) -> list[Objective]:
+    return [channel(layer, c) for c in channels]
+
+
+def step_seconds(batches: Batches, layer: str, size: int, rows: int | None = None) -> float:
+    """Return the seconds that a step takes a feature at one size, in a full batch."""
+    recipe = resolved(batches.network, "fast", size, rows, steps=TIMED + 1)
+    count = batches.network.layer(layer, size).channels
+    stamps: list[float] = []
+    batches.descend(
+        _objectives(layer, [k % count for k in range(recipe.rows)]),
+        recipe,
+        0,
+        on_step=lambda *_: stamps.append(time.perf_counter()),
+    )
+    return (stamps[-1] - stamps[0]) / TIMED / recipe.rows
+
+
+def first_reached(found: Course, row: int, activation: float, high: float) -> int | None:
+    """Return after how many steps ours has an activation and at most a high-frequency share; None if never."""
+    for k, step in enumerate(found.steps):
+        if step and found.activation[row][k] >= activation and found.high[row][k] <= high:
+            return step
+    return None
+
+
+def ratios(finals: Sequence[Final], found: Course, features: Sequence[str], seconds: float) -> list[float]:
+    """Return each feature's seconds of an opponent over ours to reach it, 0 where it is not reached."""
+    values = []
+    for final in finals:
+        size = found.size
+        step = first_reached(found, features.index(final.feature), final.activation[size], final.high[size])
+        values.append(0.0 if step is None else final.seconds / (step * seconds))
+    return values
+
+
+def compare(
+    network: Network, layer: str, channels: Sequence[int], opponents: Sequence[Opponent], seed: int
+) -> dict[str, Any]:
+    """Return what all made of the same features: finals, our courses, seconds of a step by size, ratios."""
+    own = resolved(network, "fast").size
+    batches, features = Batches(network, torch.device("cpu")), [f"{layer}:{c}" for c in channels]
+    sizes = sorted({own, *(o.size for o in opponents)})
+    finals: list[Final] = []
+    timed: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn, feature in enumerate(channels):
+        for k in range(len(opponents)):
+            opponent = opponents[(k + turn) % len(opponents)]
+            err().print(f"{features[turn]}: {opponent.name}")
+            begun = time.perf_counter()
+            image = opponent.make(network, layer, feature, seed)
+            seconds = time.perf_counter() - begun
+            values = judge(network, layer, feature, image, sorted({own, opponent.size}))
+            activation, high = ({s: v[j] for s, v in values.items()} for j in (0, 1))
+            finals.append(Final(opponent.name, features[turn], seconds, activation, high))
+        for size in sizes:
+            timed[size].append(step_seconds(batches, layer, size))
+    courses = []
+    for name in RECIPES:
+        for size in sizes:
+            err().print(f"ours, {name}, {size} pixels")
+            courses.append(course(network, layer, channels, name, size, seed))
+    rows = []
+    for opponent in opponents:
+        mine = [f for f in finals if f.opponent == opponent.name]
+        for found in courses:
+            if found.size in (own, opponent.size):
+                step = float(np.median(timed[found.size]))
+                values = ratios(mine, found, features, step)
+                rows.append({"opponent": opponent.name, "recipe": found.recipe, "size": found.size, "ratios": values})
+    return {
+        "features": features,
+        "own_size": own,
+        "opponents": [{"name": o.name, "size": o.size, "words": o.words, "version": o.version} for o in opponents],
+        "finals": [asdict(f) for f in finals],
+        "courses": [asdict(c) for c in courses],
+        "step_seconds": {str(size): values for size, values in timed.items()},
+        "rows": rows,
+    }
+
+
+def costs(network: Network, layer: str) -> dict[str, Any]:
+    """Return what a step costs by image size, and three steps of so many features at the smallest size."""
+    batches = Batches(network, torch.device("cpu"))
+    sizes = {size: min(step_seconds(batches, layer, size) for _ in range(2)) for size in SIZES}
+    count, counts = network.layer(layer, SIZES[0]).channels, {}
+    recipe = resolved(network, "fast", SIZES[0], steps=3)
+    for features in (n for n in (64, 128, 256, 512) if n <= count):
+        begun = time.perf_counter()
+        for first in range(0, features, recipe.rows):
+            batches.descend(_objectives(layer, range(first, min(features, first + recipe.rows))), recipe, 0)
+        counts[features] = time.perf_counter() - begun
+    return {"by_size": {str(k): v for k, v in sizes.items()}, "by_features": {str(k): v for k, v in counts.items()}}
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the median and the range of some ratios, and how many of them were reached."""
+    reached = [v for v in values if v > 0]
+    middle = f"**{np.median(values):.0f}**" if len(reached) * 2 > len(values) else "not reached"
+    return f"{middle} ({min(values):.0f} to {max(values):.0f}), {len(reached)} of {len(values)}"
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return all numbers as Markdown."""
+    machine, compared = found["machine"], found["compared"]
+    lines = [
+        "## Speed",
+        "",
+        f"`python -m analyses.benchmarks.speed` on {machine['processor']}, {machine['cores']} cores, torch "
+        f"{machine['versions']['torch']}; {len(compared['features'])} features of {found['layer']} of "
+        f"{found['network']}: {', '.join(compared['features'])}. {found['words']}",
+        "",
+        "| opponent | image | seconds a feature (median) | what it does |",
+        "|---|---|---|---|",
+    ]
+    for o in compared["opponents"]:
+        seconds = np.median([f["seconds"] for f in compared["finals"] if f["opponent"] == o["name"]])
+        lines.append(f"| {o['name']} {o['version']} | {o['size']} px | {seconds:.1f} | {o['words']} |")
+    for title, chosen in (
+        ("At the opponent's image size", lambda row, o: row["size"] == o["size"]),
+        (f"At our default size, {compared['own_size']} pixels", lambda row, o: row["size"] == compared["own_size"]),
+    ):
+        lines += [
+            "",
+            f"{title}: the opponent's seconds over ours to reach its activation with no more high frequencies; median "
+            "(range), features that reach it.",
+            "",
+            "| opponent | " + " | ".join(f"ours, `{name}`" for name in RECIPES) + " |",
+            "|---|" + "---|" * len(RECIPES),
+        ]
+        for o in compared["opponents"]:
+            cells = [
+                spread(row["ratios"])
+                for name in RECIPES
+                for row in compared["rows"]
+                if row["opponent"] == o["name"] and row["recipe"] == name and chosen(row, o)
+            ]
+            lines.append(f"| {o['name']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *steps.table(found["steps"]), "", *_cost_lines(found)])
+
+
+def _cost_lines(found: dict[str, Any]) -> list[str]:
+    sizes, counts = found["costs"]["by_size"], found["costs"]["by_features"]
+    return [
+        "Cost of ours, a step and feature in a full batch: "
+        + ", ".join(f"{1000 * v:.1f} ms at {k} px" for k, v in sizes.items())
+        + f"; three steps at {next(iter(sizes))} px of "
+        + ", ".join(f"{k} features {v:.1f} s" for k, v in counts.items())
+        + f". Peak memory of the whole run, opponents included: {found['peak_MB']:,.0f} MB.",
+    ]
+
+
+@drawing.house_style
+def draw(found: dict[str, Any]) -> Figure:
+    """Draw what ours has after so many seconds over the opponent's activation, a line a feature; a dot the opponent."""
+    compared = found["compared"]
+    opponents = compared["opponents"]
+    figure, axes = plt.subplots(
+        1, len(opponents), figsize=(3 * len(opponents), 3.2), layout="constrained", squeeze=False
+    )
+    for pane, o in zip(axes[0], opponents, strict=True):
+        finals = [f for f in compared["finals"] if f["opponent"] == o["name"]]
+        step = float(np.median(compared["step_seconds"][str(o["size"])]))
+        for c, shade in zip([c for c in compared["courses"] if c["size"] == o["size"]], SHADES, strict=True):
+            for k, final in enumerate(finals):
+                reached = final["activation"][o["size"]]
+                row = compared["features"].index(final["feature"])
+                if reached > 0:
+                    label = f"ours, {c['recipe']}" if k == 0 else None
+                    values = np.array(c["activation"][row]) / reached
+                    pane.plot(np.array(c["steps"]) * step, values, color=shade, lw=0.9, alpha=0.8, label=label)
+        seconds = float(np.median([f["seconds"] for f in finals]))
+        pane.plot([seconds], [1], "o", color="#222222", label=o["name"])
+        pane.axhline(1, color=drawing.FAINT, lw=0.8)
+        pane.set(xscale="log", yscale="log", xlabel="seconds a feature", title=f"{o['name']}, {o['size']} px")
+        pane.legend(fontsize=7)
+    axes[0][0].set_ylabel("activation over the opponent's")
+    return figure
+
+
+def chosen_features(network: Network, layer: str, count: int, seed: int) -> list[int]:
+    """Return some channels of a layer drawn at random, in order."""
+    channels = network.layer(layer, network.input_size).channels
+    if not 1 <= count <= channels:
+        raise FeatmapError(f"--features {count}: {layer} has {channels}; give 1 to {channels}")
+    drawn = transforms.generator("speed", network.name, layer, seed).choice(channels, count, replace=False)
+    return sorted(int(c) for c in drawn)
+
+
+def main(
+    layer: Annotated[str, typer.Option(help="The layer whose features are made.")] = "inception4a",
+    features: Annotated[int, typer.Option(help="How many, drawn at random.")] = 5,
+    model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
+    weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the features drawn and of every image.")] = 0,
+    out: Annotated[Path, typer.Option(help="The numbers, as JSON; the figure lies beside it.")] = records.FOLDER
+    / "speed.json",
+    readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
+) -> None:
+    """Measure seconds a feature beside the article's recipe and other tools, and what speeds up a step."""
+    network = load(model, weights)
+    err().print(str(network))
+    channels = chosen_features(network, layer, features, seed)
+    opponents = [o for o in OPPONENTS if o.here]
+    for o in OPPONENTS:
+        if not o.here:
+            err().print(f"{o.name} is left out: pip install 'featmap[bench]' brings it")
+    with devices.remembered_settings():
+        chain = steps.measure(network, layer)
+        compared = compare(network, layer, channels, opponents, seed)
+        found = {
+            "machine": records.machine("torchvision"),
+            "network": network.name,
+            "sha256": network.sha256,
+            "layer": layer,
+            "seed": seed,
+            "threads": torch.get_num_threads(),
+            "words": WORDS,
+            "steps": chain,
+            "compared": compared,
+            "costs": costs(network, layer),
+        }
+    scale = 1 if sys.platform == "darwin" else 1024
+    found["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+    records.write(out, found)
+    drawing.save(draw(found), out.with_suffix(""), ("png",), dpi=150)
+    records.write_table("speed", table(found), readme)
+    print(table(found))
+
+
+WORDS = (
+    "Everyone's final image is clamped to [0, 1], brought to the size named and put to the untouched network in "
+    "float32; ours is made in batches of 16 features, as a map makes them, the opponents one by one, as they do."
+)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,132 @@
+"""The benchmark of speed: its opponents, its protocol, its chain of variants, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from analyses.benchmarks import opponents, speed, steps
+from featmap import Network, channel, load, spectra, transforms
+from featmap.batches import Batches
+from featmap.recipes import recipe
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def inception() -> Network:
+    return load(networks.small_inception(), input_size=32)
+
+
+@pytest.mark.parametrize("name", ["article", "article-normalised"])
+def test_the_articles_own_loop_makes_what_our_recipe_of_its_name_makes(name: str) -> None:
+    network = inception()
+    octaves = tuple(
+        replace(o, steps=6, size=size, rate=(0.02, 0.01))
+        for o, size in zip(recipe(name).octaves, (24, 28, 32), strict=True)
+    )
+    short = replace(recipe(name), octaves=octaves, rows=2)
+    first = short.mean + short.std * transforms.noise(3, 24)[None]
+    theirs = opponents.article_loop(network, "mixed", 2, first, octaves, normalised=short.optimiser == "rms")
+    ours = Batches(network, CPU).descend([channel("mixed", 2)], short, 3).images
+    assert torch.linalg.vector_norm(theirs - ours) < 1e-3 * torch.linalg.vector_norm(theirs - theirs.mean())
+    assert all(p.grad is None for p in network.module.parameters())
+
+
+def test_an_image_is_judged_clamped_and_at_the_size_named() -> None:
+    network = inception()
+    image = 3 * torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1)) - 1
+    found = speed.judge(network, "mixed", 4, image, [32, 40])
+    for size in (32, 40):
+        shown = transforms.resize(image.clamp(0, 1), size)
+        with torch.no_grad():
+            kept = steps._through(network.module, "mixed", network.normalise(shown))
+        activation, high = found[size]
+        assert activation == pytest.approx(float(kept[0, 4].mean()), rel=1e-5)
+        assert high == pytest.approx(float(spectra.high_share(shown.numpy())[0]), rel=1e-6)
+
+
+def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequencies() -> None:
+    found = speed.Course("fast", 32, [0, 2, 4, 6], [[9.0, 1.0, 2.0, 3.0]] * 2, [[0.0, 0.5, 0.4, 0.1]] * 2)
+    assert speed.first_reached(found, 0, 1.0, 0.5) == 2, "the start does not count"
+    assert speed.first_reached(found, 0, 1.0, 0.3) == 6
+    assert speed.first_reached(found, 0, 3.5, 1.0) is None
+    finals = [speed.Final("x", f"a:{k}", 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
+    assert speed.ratios(finals, found, ["a:0", "a:1"], 0.5) == [12.0 / (4 * 0.5), 0.0]
+    assert speed.spread([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
+    assert speed.spread([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
+
+
+def test_a_course_is_judged_like_any_image() -> None:
+    network = inception()
+    found = speed.course(network, "mixed", [1, 4], "fast", 32, 0)
+    made = Batches(network, CPU).descend(
+        [channel("mixed", 1), channel("mixed", 4)], speed.resolved(network, "fast", 32, 2), 0
+    )
+    activation, high = speed.judged(network, "mixed", [1, 4], made.images)
+    assert found.steps == [*range(0, 40, 2), 40]
+    assert np.allclose([row[-1] for row in found.activation], activation, rtol=1e-5)
+    assert np.allclose([row[-1] for row in found.high], high, rtol=1e-5)
+    assert found.activation[0][-1] > found.activation[0][0]
+
+
+def test_every_variant_of_a_step_has_the_same_gradient() -> None:
+    network = inception()
+    gradients = {v.name: steps.stepper(v, network, "mixed", 32)()[0] for v in steps.variants(network, "mixed", 32)}
+    first = gradients.pop("the whole network, weights with gradients, one image")
+    size = torch.linalg.vector_norm(first)
+    assert size > 0 and len(gradients) == 6
+    for name, gradient in gradients.items():
+        gap = torch.linalg.vector_norm(gradient - first) / size
+        assert gap < (0.15 if name == "bfloat16" else 1e-4), (name, gap)
+
+
+def test_operations_are_counted_forward_and_back_to_the_image() -> None:
+    network = load(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False)).eval(), input_size=16)
+    assert steps.flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
+
+
+def test_an_opponent_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(opponents.MODULES, "torch-lucent", "no_such_module_at_all")
+    here = {o.name: o.here for o in opponents.OPPONENTS}
+    assert here["article"] and here["article-normalised"] and not here["lucent"]
+
+
+def test_global_generators_are_as_before() -> None:
+    before = torch.get_rng_state()
+    with opponents.seeded(4):
+        one = torch.rand(2)
+    with opponents.seeded(4):
+        assert torch.equal(one, torch.rand(2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_benchmark_writes_numbers_table_and_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def weak(network: Network, layer: str, feature: int, seed: int) -> Tensor:
+        return 0.5 + 0.1 * transforms.noise(seed + feature, 24)[None]
+
+    monkeypatch.setattr(speed, "OPPONENTS", (opponents.Opponent("weak", 24, "noise", weak),))
+    monkeypatch.setattr(speed, "SIZES", (24, 32))
+    monkeypatch.setattr(steps, "SIZE", 32)
+    monkeypatch.setattr(steps, "ROUNDS", 2)
+    monkeypatch.setattr(steps, "MATRIX", 64)
+    monkeypatch.setattr(speed, "load", lambda *_: inception())
+    page, numbers = tmp_path / "README.md", tmp_path / "speed.json"
+    speed.main(layer="mixed", features=2, out=numbers, readme=page)
+    found = json.loads(numbers.read_text())
+    assert speed.table(found) in page.read_text() and speed.table(found) in capsys.readouterr().out
+    assert numbers.with_suffix(".png").stat().st_size > 5000
+    assert len(found["compared"]["finals"]) == 2
+    assert {r["size"] for r in found["compared"]["rows"]} == {24, 32}
+    for row in found["compared"]["rows"]:
+        assert len(row["ratios"]) == 2 and all(r >= 0 for r in row["ratios"])
+    assert found["steps"]["rows"][0]["variant"].startswith("the whole network")
