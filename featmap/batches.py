@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from featmap.descent import Descent, OnStep, descend
+from featmap.descent import REDUCED, Descent, OnStep, descend
 from featmap.models import Network
 from featmap.objectives import BatchLoss, Objective
 from featmap.prepare import prepared
@@ -25,14 +25,15 @@ class Batches:
 
     def __init__(self, network: Network, device: torch.device) -> None:
         self.network, self.device = network, device
-        self._modules: dict[tuple[str, ...], nn.Module] = {}
+        self._modules: dict[tuple[tuple[str, ...], str], nn.Module] = {}
 
-    def module(self, layers: tuple[str, ...], size: int) -> nn.Module:
-        """Return the network prepared for descents on these layers."""
-        if layers not in self._modules:
-            folds = self.network.trace(size).folds
-            self._modules[layers] = prepared(self.network.module, folds, layers, self.device, self.network.layout)
-        return self._modules[layers]
+    def module(self, layers: tuple[str, ...], size: int, precision: str = "float32") -> nn.Module:
+        """Return the network prepared for descents on these layers, with weights in that precision."""
+        if (layers, precision) not in self._modules:
+            folds, dtype = self.network.trace(size).folds, REDUCED.get(precision)
+            made = prepared(self.network.module, folds, layers, self.device, self.network.layout, dtype)
+            self._modules[layers, precision] = made
+        return self._modules[layers, precision]
 
     def descend(
         self,
@@ -52,7 +53,7 @@ class Batches:
             shapes = {size: {la: self.network.layer(la, size).shape for la in layers} for size in set(recipe.sizes)}
             found.append(
                 descend(
-                    self.module(layers, recipe.size),
+                    self.module(layers, recipe.size, recipe.precision),
                     self.network.normalise,
                     [objectives[r] for r in rows],
                     recipe,

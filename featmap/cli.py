@@ -26,6 +26,7 @@ from featmap.options import (
     Metric,
     Model,
     Out,
+    Precision,
     RecipeName,
     Rows,
     Seed,
@@ -117,6 +118,7 @@ def similarity(
     metric: Metric = None,
     constant: Constant = None,
     rows: Rows = None,
+    precision: Precision = None,
     seed: Seed = None,
     seeds: Seeds = 1,
     start: Start = None,
@@ -141,7 +143,7 @@ def similarity(
     tables.check_view(measure, neighbours)
     where, runner = devices.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
-    chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
+    chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows, precision)
     job, shown = mapping.similarity_job(
         wanted,
         network,
@@ -199,6 +201,7 @@ def optimize(
     metric: Metric = None,
     constant: Constant = None,
     rows: Rows = None,
+    precision: Precision = None,
     seed: Seed = None,
     seeds: Seeds = 1,
     start: Start = None,
@@ -219,7 +222,7 @@ def optimize(
         raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
     where, runner = devices.device(device), read_engine(engine, workers, threads, address)
     network = read_network(model, weights, mean, std, input_size)
-    chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows)
+    chosen = read_recipe(network, device, recipe, size, steps, metric, constant, rows, precision)
     if layer:
         count = network.layer(layer, chosen.size).channels
         units = [f"{layer}:{c}" for c in parse_channels(features, count, layer)]

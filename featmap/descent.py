@@ -21,6 +21,8 @@ from featmap.units import Shape
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 LEAK = 0.1
 CANCELLED = 1e-5
+REDUCED = {"bfloat16": torch.bfloat16}
+"""Precisions of a recipe in which the network computes in another type than the image's."""
 OnStep = Callable[[int, Tensor], None]
 
 
@@ -145,7 +147,8 @@ def descend(
 
     Parameters
     ----------
-    module : the network, usually a prepared copy; restored to its state afterwards
+    module : the network, usually a prepared copy with weights in the recipe's precision; restored to its state
+        afterwards
     normalise : from [0, 1] to what the module takes
     objectives : at most `recipe.rows`; the batch is padded to it with the first one
     recipe : resolved (its sizes in pixels)
@@ -256,7 +259,7 @@ class _Loop:
         """Return the gradient, the agreement of its terms, and the terms' activations."""
         p = parameters.detach().requires_grad_(True)
         moving = transforms.jitter(self.form.image(p), self.seeds, step, self.recipe.jitter)
-        losses, means = loss.by_term(taps.run(self.normalise(moving)))
+        losses, means = loss.by_term(self._outputs(taps, self.normalise(moving)))
         terms = losses.shape[1]
         if self.recipe.gradients == "together":
             (g,) = torch.autograd.grad(losses.sum(), p)
@@ -264,3 +267,10 @@ class _Loop:
         each = [torch.autograd.grad(losses[:, k].sum(), p, retain_graph=k < terms - 1)[0] for k in range(terms)]
         g, agreement = joined(torch.stack(each))
         return g, agreement, means
+
+    def _outputs(self, taps: Taps, images: Tensor) -> dict[str, Tensor]:
+        """Return the layers' outputs for images as the module takes them, in the images' own type."""
+        reduced = REDUCED.get(self.recipe.precision)
+        if reduced is None:
+            return taps.run(images)
+        return {layer: values.to(images.dtype) for layer, values in taps.run(images.to(reduced)).items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from featmap import folders, gram
+from featmap import folders, gram, memory
 from featmap.batches import Batches
 from featmap.descent import frame_steps
 from featmap.devices import remembered_settings
@@ -59,10 +59,10 @@ def estimate(job: Job, folder: Path) -> Estimate:
     counted = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
     seconds = share * _seconds(job.network, job.recipe, job.device, job.seeds[0], job.start, counted)
     seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
-    memory = _memory(job.network, job.recipe, job.layers) + _frame_bytes(job)
+    held = _memory(job.network, job.recipe, job.layers) + _frame_bytes(job)
     if gram.is_large([len(group) for group in groups.values()]):
-        memory = max(memory, psutil.Process().memory_info().rss + gram.memory(len(job.objectives)))
-    return Estimate(seconds, memory, disk_needed(job), folders.free_space(folder))
+        held = max(held, psutil.Process().memory_info().rss + gram.memory(len(job.objectives)))
+    return Estimate(seconds, held, disk_needed(job), folders.free_space(folder))
 
 
 def estimate_joint(job: JointJob, folder: Path) -> Estimate:
@@ -128,5 +128,4 @@ def _frame_bytes(job: Job) -> int:
 
 
 def _memory(network: Network, recipe: Recipe, layers: Sequence[str]) -> int:
-    reach = max(network.layer(la, max(recipe.sizes)).reach for la in layers)
-    return int(psutil.Process().memory_info().rss + 4 * recipe.rows * reach * 1.5)
+    return int(psutil.Process().memory_info().rss) + memory.needed(network, recipe, layers)

@@ -28,7 +28,18 @@ __all__ = ["LayerMaps", "SimilarityMap", "open_arrays", "similarity"]
 STIMULI = ("layer", "shown")
 Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 DEFAULT_NEIGHBOURS = 10
-CHANGEABLE = ("metric", "C", "rows", "jitter", "parameterisation", "optimiser", "clamp", "rescue", "gradients")
+CHANGEABLE = (
+    "metric",
+    "C",
+    "rows",
+    "jitter",
+    "parameterisation",
+    "optimiser",
+    "clamp",
+    "rescue",
+    "gradients",
+    "precision",
+)
 
 
 def default_recipe(where: torch.device) -> str:

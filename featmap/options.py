@@ -32,6 +32,9 @@ Steps = Annotated[int | None, typer.Option(help="Steps of the descent, all octav
 Metric = Annotated[str | None, typer.Option(help="Distance to C: l1, l2, linf or linf-elementwise.")]
 Constant = Annotated[float | None, typer.Option("--C", help="The large constant (no effect under l1).")]
 Rows = Annotated[int | None, typer.Option(help="Images descended together; part of the recipe.")]
+Precision = Annotated[
+    str | None, typer.Option(help="Of the descent's arithmetic: float32 or bfloat16. Responses are always float32.")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise. Default: the recipe's.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")]
 Start = Annotated[Path | None, typer.Option(help="A photograph to start from instead of noise.")]
@@ -93,11 +96,12 @@ def read_recipe(
     metric: str | None,
     constant: float | None,
     rows: int | None,
+    precision: str | None,
 ) -> Recipe:
     """Return the recipe with the changes that were asked for; say so where one has no effect."""
     from featmap import console, devices, mapping
 
-    changes = {"metric": metric, "C": constant, "rows": rows}
+    changes = {"metric": metric, "C": constant, "rows": rows, "precision": precision}
     recipe = mapping.resolve(network, devices.device(device), name, size, steps, **changes)
     if constant is not None and recipe.metric == "l1":
         console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")

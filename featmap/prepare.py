@@ -16,12 +16,14 @@ def prepared(
     layers: Sequence[str],
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Return a frozen copy of `module` for descents on `device`; the module itself is not touched.
 
     Batch norms are folded into the convolutions before them (`folds`, from `featmap.trace`), except where
-    the convolution's own output is asked for, and the weights lie in `layout`. The gradient equals the
-    untouched network's to 1e-10 in float64; in float32 units at a ReLU's boundary may flip.
+    the convolution's own output is asked for, and the weights lie in `layout`, in `dtype` (None: as they are). Without
+    a `dtype` the gradient equals the untouched network's to 1e-10 in float64; in float32 units at a ReLU's boundary
+    may flip.
     """
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     wanted = {layer.rpartition("@")[0] or layer for layer in layers}
@@ -32,4 +34,4 @@ def prepared(
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         twin.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
         twin.set_submodule(norm_name, nn.Identity())
-    return twin.to(device).to(memory_format=layout)
+    return twin.to(device, dtype).to(memory_format=layout)

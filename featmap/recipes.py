@@ -18,6 +18,7 @@ CHOICES = {
     "optimiser": ("gradient", "rms", "adam"),
     "clamp": ("never", "end", "every"),
     "gradients": ("separate", "together"),
+    "precision": ("float32", "bfloat16"),
 }
 
 
@@ -63,6 +64,8 @@ class Recipe:
     gradients : of a sum: each term's gradient taken by itself and then added, "separate"; or the gradient of the
         sum of losses in one pass, "together" (the article's code). They differ by rounding; only the first tells
         how far the terms agree and whether they cancel. One term has the same bits either way
+    precision : of the network's arithmetic in the descent, "float32" or "bfloat16" (eight bits of mantissa); the image,
+        the loss and the step stay in float32, and responses are always those of the untouched network in float32
     rows : number of images descended together; batches are padded to it
     largest : where no size is asked for, the network's own input size up to this one is taken
     default_seed : the seed where none is asked for
@@ -81,6 +84,7 @@ class Recipe:
     C: float = 200.0
     rescue: float = 0.25
     gradients: Literal["separate", "together"] = "separate"
+    precision: Literal["float32", "bfloat16"] = "float32"
     rows: int = 16
     largest: int | None = None
     default_seed: int = 0
@@ -172,8 +176,9 @@ class Recipe:
         known.pop("notes")
         known.pop("default_seed")
         known.pop("largest")
-        if self.gradients == "separate":  # runs that were made before there was a choice stay what they are
-            known.pop("gradients")
+        for setting, first in (("gradients", "separate"), ("precision", "float32")):
+            if known[setting] == first:  # runs that were made before there was a choice stay what they are
+                known.pop(setting)
         return json.loads(json.dumps(known))
 
     @property

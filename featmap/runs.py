@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featmap import images as forms
-from featmap import transforms
+from featmap import memory, transforms
 from featmap.batches import Batches
 from featmap.descent import Descent, OnStep, frame_steps
 from featmap.devices import environment, remembered_settings, thread_count
@@ -93,6 +93,7 @@ class Job:
         for size in {self.recipe.size, *(self.recipe.sizes if self.frames else ())}:
             for layer in self.responses:
                 self.network.layer(layer, size)
+        memory.check(self.network, self.recipe, self.layers, self.device)
         if self.network.arguments.get("model") is None or ":" in self.network.arguments["model"]:
             self._try_step(checked)
         return replace(self, objectives=tuple(dict.fromkeys(checked)))

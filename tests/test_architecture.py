@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "store"},
     "cluster": {"errors", "engine", "store"},
     "runs": {
+        "memory",
         "devices",
         *("errors", "models", "recipes", "transforms", "images", "objectives"),
         *("batches", "descent", "probing", "engine", "cluster", "store"),
@@ -56,7 +57,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "folders": {"devices", "errors", "models", "recipes", "engine", "writing", "store", "runs"},
     "interplay": {"interaction"},
+    "memory": {"errors", "models", "recipes"},
     "estimates": {
+        "memory",
         "devices",
         *("models", "recipes", "objectives", "descent", "batches", "probing"),
         *("runs", "folders", "joints", "gram"),
