@@ -26,6 +26,8 @@ POLL = 0.5  # seconds between two looks at Ctrl-C
 LONG = 60.0  # seconds without any worker, of which the user is told
 STORE_BYTES = 128 * 2**20
 NAMED = 10
+CONNECT_SECONDS = 10.0
+NOBODY = f"no worker is left: {TRIES} in a row died while they loaded the network"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class _Crew:
     idle: list[Any] = field(default_factory=list)
     busy: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     deaths_at_start: int = 0
+    ready: int = 0
     waited: float = 0.0
 
     def staff(self, wanted: int) -> None:
@@ -124,6 +127,10 @@ class _Crew:
                 yield actor, unit, self.ray.get(answer)
             except self.ray.exceptions.RayError:
                 yield actor, unit, None
+
+    def is_gone(self) -> bool:
+        """Is nobody left, and will nobody come?"""
+        return not self.size and not self.idle and not self.busy
 
     def dismiss(self, actor: Any) -> None:
         """End one worker, if it still lives."""
@@ -207,10 +214,13 @@ def _wave(
                 else:
                     left_out[unit.name] = "its worker died" if answer is None else answer.fault
                     watcher.note(f"work unit {unit.name} is left out after {TRIES} tries ({left_out[unit.name]})")
+        if crew.is_gone():
+            left_out |= {unit.name: NOBODY for unit in queue}
+            break
         if len(left_out) >= TRIES and not landed:
             break
     if left_out:
-        raise IncompleteError(_told(left_out, count, bool(queue)))
+        raise IncompleteError(_told(left_out, count, bool(queue) and not crew.is_gone()))
     return landed
 
 
@@ -219,7 +229,9 @@ def _welcome(crew: _Crew, actor: Any, answer: dict[str, Any] | None, note: Calla
     if answer is None:
         crew.dismiss(actor)
         crew.deaths_at_start += 1
-        if crew.deaths_at_start >= TRIES:
+        if crew.deaths_at_start >= TRIES and crew.ready:  # those that live go on by themselves
+            crew.size = len(crew.idle) + len(crew.busy)
+        elif crew.deaths_at_start >= TRIES:
             raise FeatmapError(
                 f"engine ray: {TRIES} workers died while they loaded the network; give fewer --workers if memory is "
                 "short, or leave out --engine to see what happens"
@@ -228,6 +240,7 @@ def _welcome(crew: _Crew, actor: Any, answer: dict[str, Any] | None, note: Calla
     if "fault" in answer:
         raise FeatmapError(f"engine ray: {answer['fault']}")
     note(answer)
+    crew.deaths_at_start, crew.ready = 0, crew.ready + 1
     crew.idle.append(actor)
 
 
@@ -242,9 +255,10 @@ def _release(crew: _Crew, actor: Any, alive: bool) -> None:
 def _told(left_out: dict[str, str], count: int, rest: bool) -> str:
     named = ", ".join(f"{name} ({why})" for name, why in list(left_out.items())[:NAMED])
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+    tried = "" if NOBODY in left_out.values() else f" after {TRIES} tries each"
     which = "nothing could be made and the rest was not tried" if rest else "what is finished is kept"
     return (
-        f"{len(left_out)} of {count} work units were left out after {TRIES} tries each: {named}{more}; {which}; "
+        f"{len(left_out)} of {count} work units were left out{tried}: {named}{more}; {which}; "
         "the same command makes what is missing"
     )
 
@@ -296,6 +310,7 @@ def connected(engine: Engine, threads: int, units: int, gpu: bool = False) -> It
 
 def _begin(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -> None:
     """Connect to the cluster at the engine's address, or start one on this machine."""
+    _knock(engine.address)
     given: dict[str, Any] = {"address": engine.address}
     if engine.address is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -313,6 +328,28 @@ def _begin(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -> Non
                 "--address"
             )
         raise FeatmapError(f"engine ray: {what}") from error
+
+
+def _knock(address: str | None) -> None:
+    """Refuse an address at which nobody answers: Ray itself would try for many minutes.
+
+    Raises
+    ------
+    FeatmapError
+        if it is no address, or there is nobody.
+    """
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise FeatmapError(f"engine ray: --address {address!r}: give host:port, ray://host:port or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise FeatmapError(
+            f"engine ray: no cluster at {address!r} ({_brief(error)}); start one with `ray start --head`, or leave "
+            "out --address"
+        ) from error
 
 
 def _room(ray: Any, engine: Engine, threads: int, gpu: bool) -> int:

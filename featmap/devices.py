@@ -27,6 +27,8 @@ def device(name: str = "auto") -> torch.device:
         wanted = torch.device(name)
     except RuntimeError as error:
         raise FeatmapError(f"device {name!r} is unknown; allowed: auto, cpu, cuda, cuda:N, mps") from error
+    if wanted.type in ("cpu", "mps") and wanted.index:
+        raise FeatmapError(f"device {name!r}: there is one of these; give --device {wanted.type}")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise FeatmapError(
             f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; give --device cpu"

@@ -43,7 +43,7 @@ def disk_needed(job: Job) -> int:
         cells = sum(n * n for n in counts.values())
     # five tables as parquet and CSV, 22 bytes a cell together as measured on inception4a
     tables = 5 * 22 * cells
-    return int(1.1 * folders.bytes_of(job) + tables + 20e6)
+    return int(1.3 * folders.bytes_of(job) + tables) + folders.OWN_FILES
 
 
 def estimate(job: Job, folder: Path) -> Estimate:

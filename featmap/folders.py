@@ -19,6 +19,9 @@ from featmap.recipes import Recipe
 from featmap.store import MANIFEST, UNITS, ArraySpec, Run, digest
 from featmap.writing import file_name
 
+OWN_FILES = 2_000_000
+"""Bytes of what any run writes, however small; pictures of the images come to at most a fifth of their arrays."""
+
 
 class AnyJob(Protocol):
     """What a run folder has to know of the job that it belongs to."""
@@ -95,7 +98,11 @@ def open_run(job: AnyJob, folder: Path, need: int) -> Run:
 
 def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int], engine: Engine | None = None) -> int:
     """Make what is missing of the run's arrays by `execute`; return how many work units it made now."""
-    if run.manifest["status"] != "complete":
+    noted = run.manifest.get("units") or {}
+    lost = [name for name in noted if not run.is_done(name)]
+    if lost or run.manifest["status"] != "complete":
+        for name in lost:
+            run.forget(name)
         _enter(run, job, engine or Engine(), watcher)
     begun = time.perf_counter()
     made = execute()
@@ -117,9 +124,8 @@ def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher) -> None:
         runs.enter_environment(run, now, watcher)
     else:  # nothing is made yet: the run begins in this environment
         noted["environment"] = now
-    if any(run.manifest.get(name) != value for name, value in noted.items()):
-        run.manifest |= noted
-        run.save()
+    run.manifest |= noted
+    run.save()
 
 
 def complete(run: Run, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 
 from featmap.errors import StoreError
-from featmap.manifests import COPY, FORMAT, MANIFEST, NEWER, is_run, parse
+from featmap.manifests import COPY, FORMAT, MANIFEST, is_newer, is_run, parse
 from featmap.metadata import chunk_names
 from featmap.store import LOCK, OWNER, UNITS, Run, readable, text_of_record
 from featmap.writing import is_leftover, sha256
@@ -92,7 +92,7 @@ def inspect(folder: Path, inner: bool = True) -> Findings:
     try:
         manifest = Run.read(folder).manifest
     except StoreError as error:
-        if not is_run(folder) or NEWER in str(error):
+        if not is_run(folder) or is_newer(folder, error):
             raise
         kind = CHANGED if (folder / MANIFEST).is_file() else MISSING
         found.faults.append(Fault(kind, MANIFEST, f"what follows is held to its copy, {COPY}"))
@@ -169,7 +169,7 @@ def _hold(found: Findings, manifest: dict[str, Any], inner: bool) -> None:
             found.compare(name, checksum, detail)
     chunks = _units(found, manifest)
     _unmade(found, layout, chunks)
-    known |= chunks | {f"{UNITS}/{name}.json" for name in _recorded(found.folder)}
+    known |= chunks | {f"{UNITS}/{name}.json" for name in _named(found.folder, manifest)}
     parts = list(manifest.get("parts", []))
     found.faults += [Fault(FOREIGN, *words) for words in _foreign(found.folder, known, parts)]
     for part in parts if inner else ():
@@ -181,11 +181,17 @@ def _recorded(folder: Path) -> list[str]:
     return sorted(p.stem for p in (folder / UNITS).glob("*.json") if not is_leftover(p.name))
 
 
+def _named(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Return the units that belong here: those that the manifest notes, and before it is complete all recorded ones."""
+    noted = manifest.get("units") or {}
+    return sorted(noted if noted and manifest["status"] == "complete" else {*noted, *_recorded(folder)})
+
+
 def _units(found: Findings, manifest: dict[str, Any]) -> set[str]:
     """Hold every unit's record to the manifest and its chunks to the record; return the chunks that belong here."""
     noted: dict[str, Any] = manifest.get("units") or {}
     chunks: set[str] = set()
-    for name in sorted({*noted, *_recorded(found.folder)}):
+    for name in _named(found.folder, manifest):
         file, known = f"{UNITS}/{name}.json", noted.get(name)
         record = _record(found.folder / file)
         if record is None or known not in (None, record):

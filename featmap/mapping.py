@@ -65,7 +65,9 @@ def resolve(
     unknown = [name for name in changes if name not in CHANGEABLE]
     if unknown:
         raise RecipeError(f"setting {unknown[0]!r} is unknown; allowed: {', '.join(CHANGEABLE)}")
-    return named_recipe(recipe or default_recipe(where)).resolved(network.input_size, size, steps, **changes)
+    return named_recipe(default_recipe(where) if recipe is None else recipe).resolved(
+        network.input_size, size, steps, **changes
+    )
 
 
 def similarity_job(

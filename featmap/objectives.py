@@ -84,6 +84,8 @@ def _term(text: str) -> tuple[float, Unit]:
         weight = float(factor) if star else 1.0
     except ValueError:
         weight = math.nan
+    if weight == 0:
+        raise UnitError(f"{text!r}: a weight of 0 leaves the unit out; write it without, or another weight")
     if not math.isfinite(weight):
         raise UnitError(f"{text!r}: {factor.strip()!r} is no number; write 0.5 * layer:channel")
     return weight, parse_unit(unit)

@@ -167,7 +167,8 @@ def folder_of(job: JointJob, out: str | Path | None) -> Path:
 
 def open_run(job: JointJob, folder: Path) -> Run:
     """Return the job's run folder, new or taken up."""
-    return folders.open_run(job, folder, int(1.1 * folders.bytes_of(job) + 400 * len(job.joints) + 20e6))
+    need = int(1.1 * folders.bytes_of(job)) + 400 * len(job.joints) + folders.OWN_FILES
+    return folders.open_run(job, folder, need)
 
 
 def of_layers(job: JointJob) -> bool:

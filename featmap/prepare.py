@@ -23,7 +23,8 @@ def prepared(
     Batch norms are folded into the convolutions before them (`folds`, from `featmap.trace`), except where
     the convolution's own output is asked for, and the weights lie in `layout`, in `dtype` (None: as they are). Without
     a `dtype` the gradient equals the untouched network's to 1e-10 in float64; in float32 units at a ReLU's boundary
-    may flip.
+    may flip. Weights that are no numbers become 0 in the copy: a zero gradient times NaN is NaN, so that one broken
+    feature would spoil the gradients of all others in its layer. Its own response is the untouched network's.
     """
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     wanted = {layer.rpartition("@")[0] or layer for layer in layers}
@@ -34,4 +35,7 @@ def prepared(
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         twin.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
         twin.set_submodule(norm_name, nn.Identity())
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            tensor.nan_to_num_(0.0, 0.0, 0.0)
     return twin.to(device, dtype).to(memory_format=layout)

@@ -152,6 +152,8 @@ class Run:
                 "or give another --out"
             ) from None
         except (OSError, RuntimeError):  # no locks here, or nothing can be written: that shows by itself
+            if (self.folder / LOCK).is_dir():
+                raise StoreError(f"{str(self.folder / LOCK)!r} is a folder where the lock lies; move it away") from None
             return
         _held[place] = lock
         owner = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
@@ -237,17 +239,31 @@ class Run:
         return self.record(unit) is not None
 
     def record(self, unit: str) -> dict[str, str] | None:
-        """Return the files of a landed unit with their SHA-256, or None where it has to be made (again)."""
+        """Return the files of a landed unit with their SHA-256, or None where it has to be made (again).
+
+        It has where the record is not as records are written, or not the one that a complete run noted.
+        """
+        noted = (self.manifest.get("units") or {}).get(unit)
         with suppress(OSError, ValueError, RecursionError):
-            record = json.loads(self._record(unit).read_text(encoding="utf-8"))
-            if record and isinstance(record, dict) and self.holds(record):
+            path = self._record(unit)
+            text = path.read_text(encoding="utf-8")
+            record = json.loads(text)
+            is_ours = isinstance(record, dict) and text_of_record(record) == text and not path.is_symlink()
+            if is_ours and record and noted in (None, record) and self.holds(record):
                 return dict(record)
         return None
 
+    def forget(self, unit: str) -> None:
+        """Forget that a unit has landed: it is to be made again."""
+        (self.manifest.get("units") or {}).pop(unit, None)
+        with clear_faults(f"run folder {str(self.folder)!r}"):
+            self._record(unit).unlink(missing_ok=True)
+
     def holds(self, files: dict[str, Any]) -> bool:
-        """Are all these files (with their SHA-256) here, every byte of them?"""
+        """Are all these files (with their SHA-256) here, every byte of them, and no link in their place?"""
         with suppress(OSError, ValueError):
-            return all(sha256(self.folder / file) == known for file, known in files.items())
+            paths = {self.folder / file: known for file, known in files.items()}
+            return all(not path.is_symlink() and sha256(path) == known for path, known in paths.items())
         return False
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:

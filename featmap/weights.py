@@ -110,11 +110,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: st
     wrong = [
         f"{k} is {_shape(state[k])}, not {_shape(own[k])}" for k in own if k in state and state[k].shape != own[k].shape
     ]
-    kinds = [
-        f"{k} is {'sparse' if state[k].is_sparse else str(state[k].dtype).removeprefix('torch.')}"
-        for k in own
-        if k in state and (state[k].layout != torch.strided or state[k].is_complex())
-    ]
+    kinds = [f"{k} is {kind}" for k in own if k in state and (kind := _other_kind(state[k], own[k]))]
     faults = []
     for words, names in (
         ("missing", missing),
@@ -130,6 +126,19 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: st
             f"weights {source} do not fit {network} ({'; '.join(faults)}); give the network they were trained for"
         )
     module.load_state_dict(state, strict=False)
+
+
+def _other_kind(given: Tensor, own: Tensor) -> str:
+    """Return what kind of tensor was given in place of numbers like those of `own`; "" where it is one like these."""
+    if given.is_meta:
+        return "without values (meta)"
+    if given.is_quantized:
+        return "quantized"
+    if given.layout != torch.strided:
+        return "sparse" if given.is_sparse else str(given.layout).removeprefix("torch.")
+    if given.is_complex() or given.is_floating_point() != own.is_floating_point():
+        return str(given.dtype).removeprefix("torch.")
+    return ""
 
 
 def _shape(tensor: Tensor) -> str:
