@@ -103,7 +103,7 @@ def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int
     if lost or run.manifest["status"] != "complete":
         for name in lost:
             run.forget(name)
-        _enter(run, job, engine or Engine(), watcher)
+        _enter(run, job, engine or Engine(), watcher, bool(lost))
     begun = time.perf_counter()
     made = execute()
     if made:
@@ -114,7 +114,7 @@ def carry_out(job: AnyJob, run: Run, watcher: Watcher, execute: Callable[[], int
     return made
 
 
-def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher) -> None:
+def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher, changed: bool) -> None:
     """Note in the manifest what the units will be made with and where."""
     now = devices.environment(job.device) | {"threads": engine.threads_of_each(torch.get_num_threads())}
     used = {"engine": engine.name, "workers": engine.workers, "threads": now["threads"]}
@@ -124,8 +124,9 @@ def _enter(run: Run, job: AnyJob, engine: Engine, watcher: Watcher) -> None:
         runs.enter_environment(run, now, watcher)
     else:  # nothing is made yet: the run begins in this environment
         noted["environment"] = now
-    run.manifest |= noted
-    run.save()
+    if changed or any(run.manifest.get(name) != value for name, value in noted.items()):
+        run.manifest |= noted
+        run.save()
 
 
 def complete(run: Run, names: Iterable[str]) -> None:

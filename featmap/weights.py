@@ -110,7 +110,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: st
     wrong = [
         f"{k} is {_shape(state[k])}, not {_shape(own[k])}" for k in own if k in state and state[k].shape != own[k].shape
     ]
-    kinds = [f"{k} is {kind}" for k in own if k in state and (kind := _other_kind(state[k], own[k]))]
+    kinds = [f"{k} is {kind}" for k in own if k in state and (kind := _other_kind(state[k]))]
     faults = []
     for words, names in (
         ("missing", missing),
@@ -128,17 +128,15 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: st
     module.load_state_dict(state, strict=False)
 
 
-def _other_kind(given: Tensor, own: Tensor) -> str:
-    """Return what kind of tensor was given in place of numbers like those of `own`; "" where it is one like these."""
+def _other_kind(given: Tensor) -> str:
+    """Return what kind of tensor was given in place of plain numbers; "" for these."""
     if given.is_meta:
         return "without values (meta)"
     if given.is_quantized:
         return "quantized"
     if given.layout != torch.strided:
         return "sparse" if given.is_sparse else str(given.layout).removeprefix("torch.")
-    if given.is_complex() or given.is_floating_point() != own.is_floating_point():
-        return str(given.dtype).removeprefix("torch.")
-    return ""
+    return str(given.dtype).removeprefix("torch.") if given.is_complex() else ""
 
 
 def _shape(tensor: Tensor) -> str:

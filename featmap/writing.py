@@ -31,7 +31,9 @@ def clear_faults(what: str) -> Iterator[None]:
             raise StoreError(f"{what}: not writable ({error.strerror}); give another folder with --out") from error
         if error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR) and error.filename is not None:
             there = os.fsdecode(error.filename2 or error.filename)
-            raise StoreError(f"{what}: {there!r} is in the way ({error.strerror}); move it away") from error
+            raise StoreError(
+                f"{what}: {there!r} is in the way ({error.strerror}); move it away, or give another --out"
+            ) from error
         if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.EINVAL):
             raise StoreError(f"{what}: cannot be made ({error.strerror}); give another folder with --out") from error
         raise StoreError(f"{what}: {error.strerror or error}; the same command goes on once that is mended") from error
