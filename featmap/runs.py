@@ -93,7 +93,7 @@ class Job:
         for size in {self.recipe.size, *(self.recipe.sizes if self.frames else ())}:
             for layer in self.responses:
                 self.network.layer(layer, size)
-        memory.check(self.network, self.recipe, self.layers, self.device)
+        memory.check(self.network, self.recipe, [la for o in checked for la in o.layers], self.device)
         if self.network.arguments.get("model") is None or ":" in self.network.arguments["model"]:
             self._try_step(checked)
         return replace(self, objectives=tuple(dict.fromkeys(checked)))

@@ -114,7 +114,9 @@ def test_no_table_of_pairs_is_written_and_all_is_noted(large: LayerMaps) -> None
     manifest = json.loads((large.folder / "manifest.json").read_text(), parse_constant=pytest.fail)
     present = {p.relative_to(large.folder).as_posix() for p in large.folder.rglob("*") if p.is_file()}
     own = {
-        p for p in present if p.split("/")[0] not in ("arrays.zarr", "units", "manifest.json", ".lock", ".owner.json")
+        p
+        for p in present
+        if p.split("/")[0] not in ("arrays.zarr", "units", "manifest.json", ".copy", ".lock", ".owner.json")
     }
     assert set(manifest["files"]) == own and manifest["status"] == "complete"
 
