@@ -150,9 +150,9 @@ def _findings(rows: pd.DataFrame, sets: Sets) -> dict[str, Finding]:
 
 def same_patterns(found: Mapping[str, Finding]) -> bool | None:
     """Return whether L2 and Linf give L1's patterns: agreement above 0, and at least half of what two seeds reach."""
-    ceiling = found[f"agreement {L1}"].value or 0.0
+    ceiling = found[f"agreement {L1}"].value
     pairs = [found[f"agreement {m}"] for m in (L2, LINF)]
-    if any(f.value is None or f.low is None for f in pairs):
+    if ceiling is None or any(f.value is None or f.low is None for f in pairs):
         return None
     return all(f.low > 0 and f.value >= ceiling / 2 for f in pairs)  # type: ignore[operator]
 

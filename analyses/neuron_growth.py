@@ -240,14 +240,15 @@ def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Return verdict and conclusion.
 
     The claim holds if the share outside the field is at least half of what it is between two seeds (the whole image
-    changed), in part if it only lies above the linear twin's, and not if it does not.
+    changed), in part if it only lies above the linear twin's, and does not if it stays below that half.
     """
     outside, linear, seeds = (found[k] for k in ("outside", "outside linear", "outside seeds"))
     verdict: Verdict = "not decided"
     if outside.low is not None and outside.value is not None:
         above = outside.low > max(linear.high or 0.0, 1e-6)
         whole = above and seeds.value is not None and outside.low >= seeds.value / 2
-        verdict = "holds" if whole else "holds in part" if above else "does not hold"
+        small = outside.high is not None and seeds.value is not None and outside.high < seeds.value / 2
+        verdict = "holds" if whole else "holds in part" if above else "does not hold" if small else "not decided"
     return verdict, (
         f"One more neuron makes {written(outside.value, '.1%')} of its change outside its receptive field "
         f"(without ReLUs and maxima {written(linear.value, '.1g')}, between two seeds {written(seeds.value, '.1%')}) "

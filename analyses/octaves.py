@@ -168,7 +168,7 @@ def judged(found: dict[str, Finding]) -> tuple[Verdict, str]:
     plain, octaves = found[f"grid {PLAIN}"].value, found[f"grid {OCTAVES}"].value
     held = [
         (less.low or 0) > 0,
-        across.value is not None and (across.low or 0) > 0 and across.value >= (again.value or 0) / 2,
+        None not in (across.value, again.value) and (across.low or 0) > 0 and across.value >= again.value / 2,
         plain is not None and octaves is not None and octaves < plain < 0.5,
     ]
     verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"

@@ -84,6 +84,16 @@ def text_cell(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def is_random(record: dict[str, Any]) -> bool:
+    """Is this of a network whose weights were drawn, not trained?"""
+    return ", weights random" in record.get("network", "")
+
+
+def shown(model: str, record: dict[str, Any]) -> str:
+    """Return a network's name as the page writes it."""
+    return f"{model} with random weights" if is_random(record) else model
+
+
 def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     """Return the part of the page that one study has."""
     lines = [
@@ -95,18 +105,22 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         "",
     ]
     for model, record in records.items():
-        lines += [f"**{model}**: the claim {record['verdict']}. {text_cell(record['conclusion'])}", ""]
+        verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
+        lines += [f"**{shown(model, record)}**: the claim {verdict}. {text_cell(record['conclusion'])}", ""]
     lines += ["| network | figure | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:
-            lines.append(f"| {model} | {text_cell(finding['words'])} | {cell(finding)} | {finding['count']:,} |")
-    lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in records]
+            lines.append(
+                f"| {shown(model, record)} | {text_cell(finding['words'])} | {cell(finding)} | {finding['count']:,} |"
+            )
+    trained = {model for model, record in records.items() if not is_random(record)}
+    lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in trained]
     for model, record in records.items():
         settings = record["settings"]
         asked = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         lines += [
             "",
-            f"{model}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
+            f"{shown(model, record)}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
             f"{asked}--features {settings['features']} --seeds {settings['seeds']}; torch {settings['torch']}, "
             f"{settings['device']}, {settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
         ]

@@ -134,8 +134,10 @@ def test_in_a_network_with_kinks_it_changes_more_and_its_twin_does_not(tmp_path:
     [
         ((0.4, 0.3), (0.0, 0.0), 0.5, "holds"),
         ((0.4, 0.2), (0.0, 0.0), 0.5, "holds in part"),
-        ((0.1, 0.02), (0.04, 0.05), 0.5, "does not hold"),
-        ((0.1, -0.02), (0.0, 0.0), 0.5, "does not hold"),
+        ((0.1, 0.02, 0.18), (0.04, 0.05), 0.5, "does not hold"),
+        ((0.1, -0.02, 0.22), (0.0, 0.0), 0.5, "does not hold"),
+        ((0.25, -0.28, 0.78), (0.0, 0.0), 0.5, "not decided"),
+        ((0.1, -0.02, 0.22), (0.0, 0.0), None, "not decided"),
         ((None, None), (0.0, 0.0), None, "not decided"),
     ],
 )

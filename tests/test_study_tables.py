@@ -182,6 +182,14 @@ def test_settings_table_and_figures_are_linked() -> None:
     assert "0123456789ab; --full; --features" in tables.section(STUDY, {"own": full})
 
 
+def test_random_weights_are_named_so_and_measure_no_published_network() -> None:
+    drawn = record("resnet50") | {"network": "network resnet50, weights random:0, SHA-256 ab"}
+    lines = tables.section(STUDY, {"resnet50": drawn}).splitlines()
+    assert "**resnet50 with random weights**: the claim holds. It is 0.5." in lines
+    assert "| resnet50 with random weights | a thing | 0.5 [0.25, 0.75] | 16 |" in lines
+    assert "| resnet50 | not measured | | |" in lines
+
+
 def test_hostile_words_stay_in_their_row() -> None:
     words = finding(words="a | b <img src=x>", value=None, low=None, high=None, count=12345)
     text = tables.section(STUDY, {"own": record("own", findings=[words], conclusion="1 <b>|\n| x |")})
