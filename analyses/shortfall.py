@@ -35,7 +35,7 @@ FIGURES = {
     "favourites_with_P": f"S over each feature's {BEST} best of half the photographs (in place of its maximising "
     "image), with P of the other half",
     "favourites_with_S": "the same with S: that images are synthetic, and the choice of photographs, is between them",
-    "favourites_with_favourites": "the same with S over the best of the other half: the most that the choice of "
+    "favourites_with_favourites": "the same with S over the best of the other half: what the choice of "
     "photographs leaves",
     "top_photographs": f"S with P over those photographs alone that are among some feature's {BEST} best",
     "noise_with_P": "S over images of 1/f noise, with P: what any unnatural images reach",
@@ -226,5 +226,5 @@ def _cause(natural: Interval | None, synthetic: Interval | None, ceiling: Interv
     held = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (natural, synthetic, ceiling)]
     return [
         f"{lies}: each feature's best photographs in place of its image give an S that correlates {held[0]} with P and "
-        f"{held[1]} with S, and {held[2]} with that of other such photographs, the most to be had"
+        f"{held[1]} with S, and {held[2]} with that of other such photographs, to which the second is to be held"
     ]

@@ -78,8 +78,8 @@ def page(results: Path) -> str:
         lines += [*_table(figures[figures["network"] == "random weights"], layers, MAIN), ""]
     permuted = figures[figures["network"] == "columns permuted"]
     lines += [
-        f"A permuted within its columns (mean and 95 % of {PERMUTATIONS} draws; of clusters and modularity least and "
-        f"most of {CLUSTERED}):",
+        f"A permuted within its columns (mean and 95 % of {PERMUTATIONS} draws; of clusters and modularity median, "
+        f"least and most of {CLUSTERED}, of which the nulls let one in twenty pass):",
         "",
     ]
     lines += [*_table(permuted, layers, {k: MAIN[k] for k in PERMUTED}), ""]
@@ -128,7 +128,7 @@ def _cell(row: pd.Series | None, name: str) -> str:
     whole = name in WHOLE
     text = written(float(row["value"]), whole)
     if pd.notna(row["low"]):
-        text += span(float(row["low"]), float(row["high"]))
+        text += span(float(row["low"]), float(row["high"]), whole=whole)
     return text + (f" at {row['name'][5:]}" if name == "path_worst" else "")
 
 

@@ -62,9 +62,9 @@ def written(value: float | None, whole: bool = False) -> str:
     return f"{value:.4f}" if 0.98 <= abs(value) < 1 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def span(low: float | None, high: float | None, form: str = " [{}, {}]") -> str:
+def span(low: float | None, high: float | None, form: str = " [{}, {}]", whole: bool = False) -> str:
     """Return an interval as the page shows it, "" where there is none or its ends are one."""
-    return "" if low is None or low == high else form.format(written(low), written(high))
+    return "" if low is None or low == high else form.format(written(low, whole), written(high, whole))
 
 
 def sentence(figure: Figure) -> str:
@@ -136,8 +136,8 @@ def _on_seeds(trial: Trial, found: Verdict) -> None:
         found.may_not.append(f"rest anything on this map: a repetition would correlate only {written(r)} with it")
     if r is not None and r >= RELIABLE and stimuli is not None and stimuli < WANTED:
         found.may_not.append(
-            f"take them for similarities over any stimuli: over the choice of the {count} images their reliability is "
-            f"at least {written(stimuli)}, and not known to be {WANTED}"
+            f"take the similarities for those over other stimuli: over the choice of the {count} images their "
+            f"reliability is {written(stimuli)} or more, and not known to be {WANTED}"
         )
     if r is not None and r < WANTED and needed is not None:
         found.mend.append(f"--seeds {needed:.0f} for the run: then {WANTED} is to be expected")
@@ -166,7 +166,7 @@ def _on_clusters(trial: Trial, random: Trial | None, found: Verdict) -> None:
             f"seeds of Louvain by {written(itself)} (0.8 and nine tenths of that are wanted)"
         )
     k = trial.evidence.neighbours
-    found.may_not.append(f"look for groups of fewer than {k + 1} features: a graph of {k} neighbours merges them")
+    found.may_not.append(f"look for groups of fewer than {k + 1} features: a graph of {k} neighbours can merge them")
     null = None if random is None else random.value("clusters")
     if null:
         found.may_not.append(f"take clusters as such for learnt: with random weights there are {null:.0f}")
@@ -224,7 +224,7 @@ def _on_path(trial: Trial, random: Trial | None, found: Verdict) -> None:
         return
     layer = trial.evidence.layer
     lows = {name: -1.0 if f.low is None else f.low for name, f in known.items()}
-    worst, own = min(lows, key=lambda name: lows[name]), lows.get(layer, -1.0)
+    worst, own = min(known, key=lambda name: known[name].value or 0.0), lows.get(layer, -1.0)
     over = trial.value("path_passed_over")
     looked = f"at the {len(known)} layers looked at"
     looked += f", of {len(scores) + int(over)} on the way" if over else ""
@@ -235,7 +235,7 @@ def _on_path(trial: Trial, random: Trial | None, found: Verdict) -> None:
             f"take the images for typical liked stimuli: with random weights their path scores {written(null)} at "
             f"{layer} too (trained {_spanned(trial, f'path:{layer}')})"
         )
-    elif lows[worst] >= TYPICAL:
+    elif min(lows.values()) >= TYPICAL:
         found.may.append(f"take the images for typical liked stimuli {looked} ({text})")
     elif own >= TYPICAL:
         found.may.append(
@@ -243,9 +243,8 @@ def _on_path(trial: Trial, random: Trial | None, found: Verdict) -> None:
         )
         found.may_not.append(f"take the way there for that of photographs {looked} ({text})")
     else:
-        head = (
-            "at all " if min(f.value for f in known.values() if f.value is not None) < ATYPICAL else "without reserve "
-        )
+        highest = [f.value if f.high is None else f.high for f in known.values()]
+        head = "at all " if any(h is not None and h < ATYPICAL for h in highest) else "without reserve "
         itself = f"; {layer} itself: {_spanned(trial, f'path:{layer}')}" if layer in known and layer != worst else ""
         found.may_not.append(f"take the images {head}for what photographs do to the layers {looked} ({text}{itself})")
 
@@ -300,7 +299,7 @@ def _table(trial: Trial, random: Trial | None, permuted: dict[str, Figure]) -> l
             "–" if figure.p is None else f"{figure.p:.3g}",
             "–" if figure.count is None else f"{figure.count:,}",
             "–" if null is None else written(null.value, whole),
-            "–" if drawn is None else written(drawn.value) + span(drawn.low, drawn.high, " ({} to {})"),
+            "–" if drawn is None else written(drawn.value, whole) + span(drawn.low, drawn.high, " ({} to {})", whole),
             sentence(figure).replace("|", "\\|"),
         ]
         rows.append("| " + " | ".join(cells) + " |")

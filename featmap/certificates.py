@@ -70,7 +70,8 @@ def page(job: Job, found: Validation, images: Path | None, count: int | None) ->
         else f"{count:,} photographs of the folder {images.name!r}.",
         f"Intervals are what their column says; bootstrap over features: {reliability.DRAWS} draws, pairs of a feature "
         "with its own copy dropped; p: permutations of features, one-sided; A permuted: mean and 95 % range of "
-        f"{permutations.DRAWS} draws, of clusters and modularity least and most of {permutations.CLUSTERED}.",
+        f"{permutations.DRAWS} draws, of clusters and modularity median, least and most of "
+        f"{permutations.CLUSTERED} (the nulls let one such table in twenty pass).",
         f"A feature is marked below a reliability of {marks.RELIABLE} in the run's map (by Spearman-Brown from seeds).",
         f"The processing path is measured on each feature's {trials.BEST} best photographs; nothing is corrected for "
         f"attenuation below a split-half reliability of {agreement.CORRECTABLE}.",

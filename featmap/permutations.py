@@ -13,7 +13,7 @@ from featmap.reliability import Interval
 from featmap.trials import DRAWN, RANGE, Evidence, Figure, Taker, photographic
 
 DRAWS = 20
-CLUSTERED, NULLS = 3, 39
+CLUSTERED, NULLS = 5, 39
 """Draws of permuted A whose clusters are looked for, and the null draws that each is held to."""
 
 
@@ -21,7 +21,7 @@ def permuted(evidence: Evidence, draws: int = DRAWS) -> dict[str, Figure]:
     """Return what is left of every correlation with A permuted within its columns, and of its clusters.
 
     Of correlations mean and range of the draws; of the first `CLUSTERED` of them the modularity, and how many clusters
-    the nulls would allow.
+    the nulls would allow, each the median with least and most: the nulls let one such table in twenty pass.
     """
     taker = Taker(evidence, "columns permuted")
     who = evidence.live
@@ -56,5 +56,5 @@ def _permuted_clusters(evidence: Evidence, A: np.ndarray, taker: Taker) -> None:
         counts.append(len([s for s in found.communities.sizes if s > 1]) if found.allowed else 0)
         modularities.append(found.communities.mean_modularity)
     for name, values in (("clusters", counts), ("modularity", modularities)):
-        spread = Interval(float(np.mean(values)), min(values), max(values))
+        spread = Interval(float(np.median(values)), min(values), max(values))
         taker.take(name, spread, count=CLUSTERED, interval=RANGE)

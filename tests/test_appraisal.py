@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,10 @@ def test_unreliable_features_are_named() -> None:
 def test_single_similarities_are_those_of_so_many_features_and_images() -> None:
     held = {"repeatability_of_map": (0.995,), "stimuli_reliability": (0.86,)}
     assert "of these 4 features over their 4 images" in said(trial(held))
-    assert "over any stimuli: over the choice of the 4 images their reliability is at least 0.860" in said(trial(held))
-    assert "any stimuli" not in said(trial(held | {"stimuli_reliability": (0.995,)}))
+    assert "those over other stimuli: over the choice of the 4 images their reliability is 0.860 or more" in said(
+        trial(held)
+    )
+    assert "other stimuli" not in said(trial(held | {"stimuli_reliability": (0.995,)}))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,9 @@ def test_the_path_is_judged_by_its_worst_layer_at_the_lower_end() -> None:
         text = said(trial({"path:b": (0.95, 0.9), "path:a": reaches_below}))
         assert typical not in text and "may not: take the images without reserve" in text
     assert "no more alike than any" in said(trial({"path:a": (None,)}))
+    wide = trial({"path:b": (0.45, 0.1), "path:a": (0.85, 0.75)})
+    wide.figures["path:b"] = replace(wide.figures["path:b"], high=0.7)
+    assert "without reserve" in said(wide) and "lowest at b: 0.450 [0.100, 0.700]; a itself: 0.850" in said(wide)
 
 
 def test_a_path_that_random_weights_score_on_as_well_says_nothing() -> None:
