@@ -223,3 +223,13 @@ def test_figures_are_drawn_of_what_there_is() -> None:
         trialplots.agreements([], [], "title")
     with pytest.raises(FeatmapError, match="nothing to draw"):
         trialplots.curves([], "title")
+
+
+def test_partitions_of_one_cluster_or_of_single_features_agree_on_nothing() -> None:
+    one, single, two = np.zeros(4, dtype=int), np.arange(4), np.array([0, 0, 1, 1])
+    found, _, count = trials._agreed([(one, one), (single, single)])
+    assert np.isnan(found.value) and count == 0
+    found, _, count = trials._agreed([(one, one), (two, two)])
+    assert (found.value, count) == (1.0, 1) and np.isnan(found.low)
+    found, _, count = trials._agreed([(two, two), (two, one)])
+    assert (found.value, found.low, found.high, count) == (0.5, 0.0, 1.0, 2)
