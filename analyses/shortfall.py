@@ -1,7 +1,8 @@
 """Why similarity over maximising images and over photographs differ: each explanation as a number. No torch.
 
 Every figure is Pearson's correlation of two D x D similarities over pairs of features with its bootstrap interval
-over features, unless its words say otherwise. P is S over all photographs, S that of the map.
+over features, unless its words say otherwise. P is S over all photographs, S that of the map. What rests on random
+halves of the photographs is the mean over `SPLITS` of them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from featmap import agreement
 from featmap.measures import correlations
 from featmap.reliability import Interval, mean_correlation, seeded
 
-BEST = 8
+BEST, SPLITS = 8, 20
 FIGURES = {
     "raw": "S with P, as the map is",
     "within_branch": "pairs of one branch alone",
     "across_branches": "pairs of two branches alone",
     "less_branch_means": "each pair of branches less its mean: what is left if branches differed only as wholes",
     "stimuli_reliability": "reliability of S over the choice of stimuli, at least (split halves of the images)",
-    "corrected_for_stimuli": "S with P, corrected for few stimuli and few photographs: at most this",
+    "corrected_for_stimuli": "S with P, corrected for few stimuli and few photographs: at most this (the raw interval "
+    "over the same reliabilities)",
     "other_layers_images": "S taken over the other layers' maximising images, with P",
     "all_images": "S taken over all layers' maximising images, with P",
     "own_images_left_out": "S without each feature's response to its own image (its mean instead), with P",
@@ -32,7 +34,9 @@ FIGURES = {
     "by_rank": "S and P both by Spearman's correlation in place of Pearson's",
     "favourites_with_P": f"S over each feature's {BEST} best of half the photographs (in place of its maximising "
     "image), with P of the other half",
-    "favourites_with_S": "the same with S: only that the images are synthetic is between them",
+    "favourites_with_S": "the same with S: that images are synthetic, and the choice of photographs, is between them",
+    "favourites_with_favourites": "the same with S over the best of the other half: what the choice of "
+    "photographs leaves",
     "top_photographs": f"S with P over those photographs alone that are among some feature's {BEST} best",
     "noise_with_P": "S over images of 1/f noise, with P: what any unnatural images reach",
     "dimensions_S": "effective number of dimensions of S (participation ratio of its eigenvalues)",
@@ -53,6 +57,9 @@ GAINS = {
     "less_leading_axis": "taking the leading axis out",
 }
 """Figures that an explanation would raise above the raw one, and the explanation in words."""
+
+
+_WHAT = ("P", "S", "favourites")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +104,7 @@ def explained(known: Known) -> dict[str, Interval]:
         found["early"] = _r(correlations(known.early), P)
         found["early_multiple"] = Interval(float(np.nanmedian(agreement.multiples(np.diag(known.early), photographs))))
     found["by_rank"] = _r(correlations(A, "spearman"), correlations(photographs, "spearman"))
-    favourites, apart = _favourites(photographs)
-    found |= {"favourites_with_P": _r(favourites, apart), "favourites_with_S": _r(favourites, S)}
+    found |= _favourites(photographs, S)
     best = agreement.best_photographs(photographs, min(BEST, len(photographs)))
     found["top_photographs"] = _r(S, correlations(photographs[np.unique(best)]))
     if known.noise is not None:
@@ -112,12 +118,16 @@ def _r(one: np.ndarray, two: np.ndarray) -> Interval:
     return mean_correlation([(one, two)])
 
 
-def _favourites(photographs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return S over each feature's best photographs of one random half, and S over all of the other half."""
-    order = seeded("favourites", len(photographs)).permutation(len(photographs))
-    one, two = (photographs[np.sort(part)] for part in np.array_split(order, 2))
-    best = agreement.best_photographs(one, min(BEST, len(one)))
-    return correlations(one[best].mean(axis=1)), correlations(two)
+def _favourites(photographs: np.ndarray, S: np.ndarray) -> dict[str, Interval]:
+    """Return how S over each feature's best photographs of a half goes with P, S and such favourites of the other."""
+    rng, pairs = seeded("favourites", len(photographs)), {f"favourites_with_{what}": [] for what in _WHAT}
+    for _ in range(SPLITS):
+        halves = [photographs[np.sort(part)] for part in np.array_split(rng.permutation(len(photographs)), 2)]
+        liked = [h[agreement.best_photographs(h, min(BEST, len(h)))].mean(axis=1) for h in halves]
+        one, two = (correlations(x) for x in liked)
+        for what, other in zip(_WHAT, (correlations(halves[1]), S, two), strict=True):
+            pairs[f"favourites_with_{what}"].append((one, other))
+    return {name: mean_correlation(given) for name, given in pairs.items()}
 
 
 def _by_branch(S: np.ndarray, P: np.ndarray, branches: np.ndarray) -> dict[str, Interval]:
@@ -166,11 +176,16 @@ def less_leading(table: np.ndarray) -> np.ndarray:
     return table - values[-1] * np.outer(axes[:, -1], axes[:, -1])
 
 
-def reason(found: Callable[[str], float | None], wanted: float) -> list[str]:
+def reason(figure: Callable[[str], Interval | None], wanted: float) -> list[str]:
     """Return, in sentences, what the figures say of a raw correlation below `wanted`: what mends it, what does not.
 
-    `found` gives a figure's value by name, None where there is none.
+    `figure` gives a figure by name, None where there is none.
     """
+
+    def found(name: str) -> float | None:
+        given = figure(name)
+        return None if given is None or not np.isfinite(given.value) else given.value
+
     raw = found("raw")
     if raw is None or raw >= wanted:
         return []
@@ -182,17 +197,7 @@ def reason(found: Callable[[str], float | None], wanted: float) -> list[str]:
         said.append(f"most is gained by {GAINS[best]}: {known[best]:.3f} in place of {raw:.3f}, {reached}")
     else:
         said.append(f"none of the changes tried raises {raw:.3f} by 0.02 or more")
-    natural, synthetic = found("favourites_with_P"), found("favourites_with_S")
-    if natural is not None and synthetic is not None:
-        lies = (
-            "the shortfall lies in the images' being synthetic, not in the choice of strong stimuli"
-            if natural > synthetic + 0.05
-            else "the choice of strong stimuli accounts for the shortfall as much as the images' being synthetic"
-        )
-        said.append(
-            f"{lies}: each feature's best photographs in place of its image give an S that correlates {natural:.3f} "
-            f"with P and {synthetic:.3f} with S"
-        )
+    said += _cause(*(figure(f"favourites_with_{what}") for what in _WHAT))
     few = found("stimuli_reliability")
     if few is not None and few < 0.95:
         said.append(f"S may rest on few stimuli (reliability over their choice at least {few:.3f}): try more features")
@@ -200,3 +205,26 @@ def reason(found: Callable[[str], float | None], wanted: float) -> list[str]:
     if noise is not None:
         said.append(f"images of 1/f noise reach {noise:.3f}" + ("" if noise < raw else ", no less than the map"))
     return said
+
+
+def _cause(natural: Interval | None, synthetic: Interval | None, ceiling: Interval | None) -> list[str]:
+    """Return whether images' being synthetic or the choice of strong stimuli makes the shortfall, as intervals allow.
+
+    `natural` is what strong photographs in place of images reach with P, `synthetic` with S, `ceiling` with other
+    strong photographs.
+    """
+    if natural is None or synthetic is None or ceiling is None:
+        return []
+    if synthetic.high < natural.low:
+        lies = "the shortfall lies mostly in the images' being synthetic, not in the choice of strong stimuli"
+    elif natural.high < synthetic.low:
+        lies = "the shortfall lies mostly in the choice of strong stimuli, not in the images' being synthetic"
+    elif max(natural.high, synthetic.high) < ceiling.low:
+        lies = "both the choice of strong stimuli and the images' being synthetic make the shortfall"
+    else:
+        lies = "the choice of strong stimuli and the images' being synthetic are not told apart"
+    held = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (natural, synthetic, ceiling)]
+    return [
+        f"{lies}: each feature's best photographs in place of its image give an S that correlates {held[0]} with P and "
+        f"{held[1]} with S, and {held[2]} with that of other such photographs, to which the second is to be held"
+    ]

@@ -12,32 +12,44 @@ import pandas as pd
 
 from analyses import shortfall
 from featmap import FeatmapError, reliability
-from featmap.appraisal import NATURAL, WANTED, WHOLE, written
+from featmap.agreement import CORRECTABLE
+from featmap.appraisal import NATURAL, WANTED, WHOLE, span, written
 from featmap.marks import RELIABLE
+from featmap.permutations import CLUSTERED
+from featmap.permutations import DRAWS as PERMUTATIONS
+from featmap.reliability import Interval
 
 MAIN = {
     "repeatability": "S of one seed with S of another",
+    "stimuli_reliability": "reliability of S over the choice of stimuli, at least (split halves of the images)",
     "seeds_needed": f"seeds that a map of r {WANTED} takes",
     "feature_reliability": "a feature's reliability (median; 90 % of features)",
     "unreliable_features": f"features below {RELIABLE}, marked",
     "ari_of_seeds": "clusters of two seeds, ARI (least and most)",
-    "ari_of_louvain": "Louvain with itself, ARI",
+    "ari_of_louvain": "clusters of one map with other seeds of Louvain, ARI (least and most)",
     "clusters": "clusters that the nulls allow",
+    "modularity": "modularity of Louvain's runs",
     "photographs_pearson": "S with S over photographs, raw",
     "photographs_spearman": "the same in ranks",
     "photographs_reliability": "split-half reliability of S over photographs",
-    "photographs_corrected": "corrected for attenuation",
+    "photographs_corrected": f"corrected for attenuation (a dash: a reliability below {CORRECTABLE})",
     "dora_layer_spearman": "DORA's distance, layer-wise, in ranks",
     "dora_pair_spearman": "DORA's distance, pair-wise, in ranks",
     "multiple": "response to the image over that to the best photograph (median; 90 % of features)",
     "below_best_photograph": "share of features with a photograph above their image",
     "path": "processing path, at the layer itself",
     "path_worst": "processing path, lowest on the way",
+    "path_passed_over": "layers on the way that were not looked at",
     "incoming_weights": "S with the cosine of incoming weights",
+    "incoming_weights_spearman": "the same in ranks",
     "outgoing_weights": "S with the cosine of outgoing weights",
+    "outgoing_weights_spearman": "the same in ranks",
 }
 """Name of a figure -> its row's name; `path` and `path_worst` are picked from the figures `path:LAYER`."""
-PERMUTED = ("photographs_pearson", "incoming_weights", "outgoing_weights")
+PERMUTED = (
+    *("clusters", "modularity", "photographs_pearson", "photographs_spearman"),
+    *("incoming_weights", "incoming_weights_spearman", "outgoing_weights", "outgoing_weights_spearman"),
+)
 HEADS = {"may": "May be concluded", "may_not": "May not", "mend": "What would mend it"}
 
 
@@ -58,17 +70,27 @@ def page(results: Path) -> str:
         ) from error
     layers = list(about["layers"])
     lines = ["# Is the map true?", "", _intro(about), "", *_verdicts(about), "## The main figures", ""]
+    lines += ["Brackets: 95 %, bootstrap over features, unless the row says otherwise.", ""]
     lines += [*_table(figures[figures["network"] == "trained"], layers, MAIN), ""]
     if (figures["network"] == "random weights").any():
-        lines += ["The same network with random weights:", ""]
+        null = about["null_seeds"]
+        lines += [f"The same network with random weights, one draw of them, {null} seed(s) of noise to begin from:", ""]
         lines += [*_table(figures[figures["network"] == "random weights"], layers, MAIN), ""]
     permuted = figures[figures["network"] == "columns permuted"]
-    lines += ["A permuted within its columns (mean and range of the draws):", ""]
+    lines += [
+        f"A permuted within its columns (mean and 95 % of {PERMUTATIONS} draws; of clusters and modularity median, "
+        f"least and most of {CLUSTERED}, of which the nulls let one in twenty pass):",
+        "",
+    ]
     lines += [*_table(permuted, layers, {k: MAIN[k] for k in PERMUTED}), ""]
     lines += [f"## Repeatability: what falls short of {WANTED}", "", *_repeats(about, figures), ""]
     lines += [f"## Photographs: what falls short of {NATURAL} raw, and why", "", *_reasons(explained, layers), ""]
     lines += [*_table(explained, layers, shortfall.FIGURES), ""]
-    lines += ["P is S over all photographs, S that of the map; brackets are 95 % intervals over features.", ""]
+    lines += [
+        "P is S over all photographs, S that of the map; brackets: 95 %, bootstrap over features. What rests on random "
+        f"halves is the mean over {shortfall.SPLITS} of them.",
+        "",
+    ]
     lines += ["## How it was made", "", *_made(about), ""]
     return escape("\n".join(lines), quote=False)
 
@@ -105,8 +127,8 @@ def _cell(row: pd.Series | None, name: str) -> str:
         return "–"
     whole = name in WHOLE
     text = written(float(row["value"]), whole)
-    if not whole and pd.notna(row["low"]):
-        text += f" [{written(float(row['low']))}, {written(float(row['high']))}]"
+    if pd.notna(row["low"]):
+        text += span(float(row["low"]), float(row["high"]), whole=whole)
     return text + (f" at {row['name'][5:]}" if name == "path_worst" else "")
 
 
@@ -144,8 +166,10 @@ def _repeats(about: dict[str, Any], figures: pd.DataFrame) -> list[str]:
         elif marked:
             lines.append(f"- {layer}: {written(r)}.{marked}")
     if not lines:
+        some, every = (sum(counts[k] for counts in about["layers"].values()) for k in (0, 1))
         lines.append(
-            f"No layer and no feature: all layers are at {WANTED} or above, all features at {RELIABLE} or above."
+            f"None of the {some:,} features that were measured, of {every:,} in these layers, and no layer by them: "
+            f"all layers are at {WANTED} or above, all features at {RELIABLE} or above."
         )
     longer = about["longer"]
     if longer:
@@ -163,7 +187,8 @@ def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
     lines = []
     for layer in layers:
         rows = explained[(explained["layer"] == layer) & explained["value"].notna()]
-        known = {str(n): float(v) for n, v in zip(rows["name"], rows["value"], strict=True)}
+        ends = zip(rows["value"], rows["low"], rows["high"], strict=True)
+        known = {str(n): Interval(*map(float, e)) for n, e in zip(rows["name"], ends, strict=True)}
         said = shortfall.reason(known.get, NATURAL)
         lines += [f"- {layer}: {'; '.join(said)}."] if said else []
     return lines or [f"No layer: all are at {NATURAL} or above."]
@@ -171,7 +196,7 @@ def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
 
 def _made(about: dict[str, Any]) -> list[str]:
     again = "python -m analyses.trial --images PHOTOGRAPHS" + (" --full" if about["full"] else "")
-    null = f"; maps with random weights: {about['null_seeds']}" if not about["without_random"] else ""
+    null = f"; random weights: one draw, {about['null_seeds']} seed(s)" if not about["without_random"] else ""
     return [
         f"- `{again}`; the numbers lie in [analyses/results/trial](results/trial), and without `--images` "
         "this page is made of them anew.",

@@ -13,12 +13,14 @@ from scipy import stats
 
 from featmap.measures import correlations
 from featmap.reliability import (
+    DRAWS,
     EPS,
     Interval,
     mean_correlation,
     pair_correlation,
     percentiles,
     ranked,
+    resampled,
     seeded,
     spearman_brown,
 )
@@ -106,27 +108,31 @@ def _shuffled(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order
 
 
-def split_half(responses: np.ndarray, splits: int = SPLITS) -> Interval:
-    """Return the reliability of S from photographs: halves of the photographs, correlated, for the whole.
+def split_half(responses: np.ndarray, splits: int = SPLITS, draws: int = DRAWS) -> Interval:
+    """Return the reliability of S over the choice of images: halves of the images, correlated, for the whole.
 
-    `responses` is N photographs x D features. N is split at random into halves, S is taken from each (by the formula
-    of `measures.profile`) and correlated over pairs; the mean over `splits` is brought to the full number by
-    `spearman_brown` with k = 2. The interval is the range that 95 % of the splits keep to. Undefined below eight
-    photographs.
+    `responses` is N images (photographs, or maximising ones) x D features. N is split at random into halves, S is
+    taken from each (by the formula of `measures.profile`) and correlated over pairs; the mean over `splits` is brought
+    to the full number by `spearman_brown` with k = 2. The interval is the bootstrap over features of that mean, as in
+    `mean_correlation`. Undefined below eight images.
     """
     if len(responses) < 8:
         return Interval(float("nan"))
-    rng, found = seeded("halves", *responses.shape, splits), []
+    rng, found, drawn = seeded("halves", *responses.shape, splits), [], []
+    features = responses.shape[1]
+    weights = resampled(features, draws) if features >= 4 else None
     for _ in range(splits):
         order = rng.permutation(len(responses))
         half = len(order) // 2
         one, two = (correlations(responses[np.sort(part)]) for part in (order[:half], order[half : 2 * half]))
-        found.append(pair_correlation(one, two)[0])
-    known = [r for r in found if np.isfinite(r)]
-    if not known:
+        r = float(pair_correlation(one, two)[0])
+        if np.isfinite(r):
+            found.append(r)
+            drawn.append(pair_correlation(one, two, weights) if weights is not None else np.full(draws, np.nan))
+    if not found:
         return Interval(float("nan"))
-    low, high = np.percentile(known, [2.5, 97.5])
-    return Interval(*(spearman_brown(float(r), 2) for r in (np.mean(known), low, high)))
+    low, high = percentiles(np.mean(drawn, axis=0))
+    return Interval(*(spearman_brown(float(r), 2) for r in (np.mean(found), low, high)))
 
 
 def disattenuated(r: float, one: float, two: float) -> float:
@@ -311,16 +317,20 @@ def permuted_columns(A: np.ndarray, draw: int) -> np.ndarray:
     return seeded("permuted", draw, *A.shape).permuted(A, axis=0)
 
 
-def over_permutations(A: np.ndarray, others: Sequence[np.ndarray], draws: int = 20) -> list[Interval]:
+def over_permutations(
+    A: np.ndarray, others: Sequence[np.ndarray], draws: int = 20, method: str = "pearson"
+) -> list[Interval]:
     """Return the correlation of S with other tables when A is permuted within columns: mean and range of the draws.
 
-    `A` is D x D (no NaN), `others` D x D tables; the interval holds 95 % of the draws.
+    `A` is D x D (no NaN), `others` D x D tables; `method` as in `mantel`; the interval holds 95 % of the draws.
     """
     found: list[list[float]] = [[] for _ in others]
+    given = [ranked(t) if method == "spearman" else t for t in others]
     for draw in range(draws):
         S = correlations(permuted_columns(A, draw))
-        for values, other in zip(found, others, strict=True):
-            values.append(float(pair_correlation(S, other)[0]))
+        for values, other in zip(found, given, strict=True):
+            own = ranked(np.where(np.isfinite(other), S, np.nan)) if method == "spearman" else S
+            values.append(float(pair_correlation(own, other)[0]))
     intervals = []
     for values in found:
         known = [v for v in values if np.isfinite(v)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from featmap import agreement, api, appraisal, marks, reliability, sheets, tables, trialplots, trials
+from featmap import agreement, api, appraisal, marks, permutations, reliability, sheets, tables, trialplots, trials
 from featmap.engine import Watcher
 from featmap.store import Run
 from featmap.trials import Trial, Validation
@@ -32,7 +32,8 @@ def write(store: Run, job: Job, found: Validation, images: Path | None, shown: l
     source = None if images is None else api.source(images, job.recipe.size, job.recipe.size)
     for layer, trial in found.trained.items():
         if source is not None:
-            trial.features["best_photograph"] = [source.labels[k] for k in trial.features["best_photograph"]]
+            best = trial.features["best_photograph"]
+            trial.features["best_photograph"] = [None if pd.isna(k) else source.labels[k] for k in best]
         tables.write_frame(store, f"{places[layer]}features", trial.features, "feature")
         clouds, steps = _clouds(trial), _steps(trial, found.random.get(layer))
         drawn = trialplots.agreements(clouds, steps, f"{layer}: what its similarity is held to")
@@ -41,8 +42,20 @@ def write(store: Run, job: Job, found: Validation, images: Path | None, shown: l
         if source is not None and responses is not None:
             own = [f for f in shown if f in trial.features.index]
             _panels(store, trial, responses, source, own, places[layer], watcher)
+    _drop_stale(store, places)
     written = page(job, found, images, None if source is None else len(source.labels))
     store.write(PAGE, lambda p: p.write_text(written, encoding="utf-8"))
+
+
+def _drop_stale(store: Run, places: dict[str, str]) -> None:
+    """Remove panels of an earlier validation, with photographs, that were not drawn again."""
+    for place in places.values():
+        folder = store.folder / place / "panels"
+        for path in folder.glob("*"):
+            if path.relative_to(store.folder).as_posix() not in store.manifest["files"]:
+                path.unlink()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def page(job: Job, found: Validation, images: Path | None, count: int | None) -> str:
@@ -50,14 +63,15 @@ def page(job: Job, found: Validation, images: Path | None, count: int | None) ->
     first = next(iter(found.trained.values()))
     seeds = len(first.evidence.seeds)
     notes = [
-        f"{seeds} seeds, {first.evidence.kept} of them the run's own; recipe {job.recipe.name}, {job.recipe.steps} "
-        f"steps, {job.recipe.size} pixels; device {job.device.type}.",
+        f"{seeds} seeds, {first.evidence.kept} of them the run's own; {_random(found)}.",
+        f"Recipe {job.recipe.name}, {job.recipe.steps} steps, {job.recipe.size} pixels; device {job.device.type}.",
         "No photographs."
         if count is None or images is None
         else f"{count:,} photographs of the folder {images.name!r}.",
-        f"Intervals of correlations: bootstrap over features ({reliability.DRAWS} draws, pairs of a feature with its "
-        "own copy dropped); p: permutations of features, one-sided; A permuted: mean and 95 % range of "
-        f"{trials.DRAWS} draws.",
+        f"Intervals are what their column says; bootstrap over features: {reliability.DRAWS} draws, pairs of a feature "
+        "with its own copy dropped; p: permutations of features, one-sided; A permuted: mean and 95 % range of "
+        f"{permutations.DRAWS} draws, of clusters and modularity median, least and most of "
+        f"{permutations.CLUSTERED} (the nulls let one such table in twenty pass).",
         f"A feature is marked below a reliability of {marks.RELIABLE} in the run's map (by Spearman-Brown from seeds).",
         f"The processing path is measured on each feature's {trials.BEST} best photographs; nothing is corrected for "
         f"attenuation below a split-half reliability of {agreement.CORRECTABLE}.",
@@ -71,6 +85,14 @@ def page(job: Job, found: Validation, images: Path | None, count: int | None) ->
                 "convolution on that side lies what mixes channels (a sum, a reshape), or there is none."
             )
     return appraisal.page("Is the map true?", str(job.network), found, notes)
+
+
+def _random(found: Validation) -> str:
+    """Return in words what random weights stand for."""
+    if not found.random:
+        return "no random weights"
+    seeds = len(next(iter(found.random.values())).evidence.seeds)
+    return f"random weights: one draw of them, {seeds} seed(s) of noise to descend from"
 
 
 def _clouds(trial: Trial) -> list[trialplots.Cloud]:

@@ -18,24 +18,37 @@ from featmap.store import Run, digest
 from featmap.trials import Evidence, Trial, judge
 
 PATH_LAYERS = 8
+"""How many of the outermost layers on the way are looked at, and how many of those inside them."""
 
 
-def path_of(network: Network, layer: str, size: int, most: int = PATH_LAYERS) -> list[str]:
-    """Return the layers on the way to a layer, itself last: the outermost ones done before it, `most` spread evenly."""
+def path_of(network: Network, layer: str, size: int, most: int = PATH_LAYERS) -> tuple[list[str], int]:
+    """Return the layers on the way to a layer that are looked at, itself last, and how many are not.
+
+    Of the layers done before it, `most` of the outermost, spread evenly, and `most` of those inside them or inside the
+    layer itself: two ways may part and join again within one block. Layers of fewer than three channels cannot be
+    looked at, what is no module is no layer.
+    """
     names = list(network.trace(size).layers)
-    bare = [name.partition("@")[0] for name in names]
     before = names[: names.index(layer)]
+    bare = {name: name.partition("@")[0] for name in before}
     target = layer.partition("@")[0]
-    outer = [
-        name
-        for name, path in zip(before, bare, strict=False)
-        if not path.startswith(f"{target}.")
-        and not any(path.startswith(f"{other}.") for other in bare[: len(before)])
-        and network.layer(name, size).channels >= 3
-    ]
-    if len(outer) > most:
-        outer = [outer[k] for k in np.unique(np.linspace(0, len(outer) - 1, most).round().astype(int))]
-    return [*outer, layer]
+    around = {target, *bare.values()}
+
+    def is_inside(name: str) -> bool:
+        path = bare[name]
+        return any(path[:k] in around for k, sign in enumerate(path) if sign == ".")
+
+    able = [name for name in before if network.layer(name, size).channels >= 3]
+    inner = [name for name in able if is_inside(name)]
+    outer = [name for name in able if not is_inside(name)]
+    chosen = {*_spread(outer, most), *_spread(inner, most)}
+    return [*(name for name in before if name in chosen), layer], len(before) - len(chosen)
+
+
+def _spread(names: list[str], most: int) -> list[str]:
+    if len(names) <= most:
+        return names
+    return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, most).round().astype(int))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +82,8 @@ def trials_of(job: Job, side: Side, images: Path | None, neighbours: int, watche
     """
     size, layers, found = job.recipe.size, job.layers, {}
     ways = {layer: path_of(side.network, layer, size) for layer in layers}
-    seen = None if images is None else _natural(job, side, images, [la for way in ways.values() for la in way], watcher)
+    passed = [la for way, _ in ways.values() for la in way]
+    seen = None if images is None else _natural(job, side, images, passed, watcher)
     for layer in layers:
         evidence = _evidence(job, layer, side, seen, ways[layer])
         evidence.neighbours = neighbours
@@ -84,19 +98,20 @@ def _natural(
     """Return the layers' responses to photographs, and to the first seed's maximising images."""
     layers, size, where = list(dict.fromkeys(layers)), job.recipe.size, job.device.type
     given = api.source(folder, size, size)
-    name = f"photographs-{digest({'images': given.digest, 'layers': layers})}"
     watcher.note(f"{side.name}: {len(given.labels)} photographs through {', '.join(layers)}")
-    side.store.note_part(side.folder / name)
-    natural = api.probe(folder, layers, side.network, size=size, device=where, out=side.folder / name, watcher=watcher)
+    # a part of the validation is noted once it is whole: what is given up half made belongs to nothing
+    place = side.folder / f"photographs-{digest({'images': given.digest, 'layers': layers})}"
+    natural = api.probe(folder, layers, side.network, size=size, device=where, out=place, watcher=watcher)
+    side.store.note_part(place)
     watcher.note(f"{side.name}: {len(job.labels)} maximising images through the same layers")
-    first = side.sets[0].isel(seed=[0])
-    side.store.note_part(side.folder / "path")
-    images = api.probe(first, layers, side.network, device=where, out=side.folder / "path", watcher=watcher)
+    first, place = side.sets[0].isel(seed=[0]), side.folder / f"path-{digest({'layers': layers})}"
+    images = api.probe(first, layers, side.network, device=where, out=place, watcher=watcher)
+    side.store.note_part(place)
     return natural, images
 
 
 def _evidence(
-    job: Job, layer: str, side: Side, seen: tuple[xr.DataArray, xr.DataArray] | None, way: list[str]
+    job: Job, layer: str, side: Side, seen: tuple[xr.DataArray, xr.DataArray] | None, way: tuple[list[str], int]
 ) -> Evidence:
     names, size = maps.features_of(job, layer), job.recipe.size
     A = np.concatenate([d["A"].sel(image=names, response=names).values for d in side.sets])
@@ -108,7 +123,8 @@ def _evidence(
     if seen is not None:
         natural, images = seen
         evidence.photographs = natural.sel(response=names).values
-        for place in way:
+        looked_at, evidence.passed_over = way
+        for place in looked_at:
             columns = [f"{place}:{c}" for c in range(side.network.layer(place, size).channels)]
             pair = images.sel(image=names, response=columns).values, natural.sel(response=columns).values
             evidence.paths[place] = pair

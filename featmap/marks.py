@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,27 @@ MARK = " ?"
 def enter(table: pd.DataFrame, reliability: Mapping[str, float | None]) -> None:
     """Give a table of features (its index) the columns `reliability` and `reliable`, if a validation found any.
 
-    A feature of which it found none (dead in one of the seeds) is not reliable; one it does not name is unknown.
+    A feature of which it found none (dead in one of the seeds) is not reliable; one it does not name is unknown. A
+    column `nearest_k` is followed by `nearest_k_reliable`, of the neighbour that it names.
     """
     if not reliability:
         return
-    names = [str(f) for f in table.index]
-    values, below = [reliability.get(f) for f in names], set(unreliable(reliability))
+    values = [reliability.get(str(f)) for f in table.index]
     table["reliability"] = pd.array([np.nan if v is None else v for v in values], dtype="Float64")
-    holds = [None if f not in reliability else f not in below for f in names]
-    table["reliable"] = pd.array(holds, dtype="boolean")
+    table["reliable"] = reliable(reliability, table.index)
+    for name in [str(c) for c in table.columns]:
+        if re.fullmatch(r"nearest_[0-9]+", name):
+            marked = reliable(reliability, table[name])
+            if f"{name}_reliable" in table:
+                table[f"{name}_reliable"] = marked
+            else:
+                table.insert(int(table.columns.get_loc(name)) + 1, f"{name}_reliable", marked)
+
+
+def reliable(reliability: Mapping[str, float | None], names: Iterable[object]) -> pd.api.extensions.ExtensionArray:
+    """Return of each feature whether it is reliable, as a column; undefined where a validation does not name it."""
+    below = set(unreliable(reliability))
+    return pd.array([f not in below if f in reliability else pd.NA for f in map(str, names)], dtype="boolean")
 
 
 def unreliable(reliability: Mapping[str, float | None]) -> list[str]:

@@ -194,7 +194,7 @@ def _neighbours(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
         at, rank = np.nonzero(found.nearest[group] >= 0)
         near, S = found.nearest[group][at, rank], found.similarity[group][at, rank]
         columns = {"feature": names[group][at], "rank": rank + 1, "neighbour": names[near], "similarity": S}
-        yield pd.DataFrame(columns).astype({"feature": "string", "neighbour": "string"})
+        yield _marked(live, pd.DataFrame(columns).astype({"feature": "string", "neighbour": "string"}), "neighbour")
 
 
 def _partners(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
@@ -204,7 +204,17 @@ def _partners(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
         at, other = np.nonzero(found.partner[group] >= 0)
         columns = {"feature": names[group][at], "layer": layers[other]}
         columns |= {"partner": names[found.partner[group][at, other]], "similarity": found.best[group][at, other]}
-        yield pd.DataFrame(columns).astype(dict.fromkeys(("feature", "layer", "partner"), "string"))
+        frame = pd.DataFrame(columns).astype(dict.fromkeys(("feature", "layer", "partner"), "string"))
+        yield _marked(live, frame, "partner")
+
+
+def _marked(live: Stimuli, frame: pd.DataFrame, other: str) -> pd.DataFrame:
+    """Return a table of features and others with `reliable` and OTHER_reliable, if a validation found any."""
+    known = live.run.manifest.get("reliability", {})
+    if known:
+        frame["reliable"] = marks.reliable(known, frame["feature"])
+        frame[f"{other}_reliable"] = marks.reliable(known, frame[other])
+    return frame
 
 
 def edges(found: Overview) -> Iterator[tuple[int, int, float]]:
@@ -217,7 +227,10 @@ def edges(found: Overview) -> Iterator[tuple[int, int, float]]:
 
 def _write_graph(path: Path, live: Stimuli, found: Overview) -> None:
     """Write the neighbour graph as GraphML, line by line."""
-    keys = (("layer", "node", "string"), ("status", "node", "string"), ("weight", "edge", "double"))
+    known = live.run.manifest.get("reliability", {})
+    below = set(marks.unreliable(known))
+    keys = [("layer", "node", "string"), ("status", "node", "string"), ("weight", "edge", "double")]
+    keys += [("reliable", "node", "boolean")] if known else []
     layer = np.repeat(np.array(live.layers, dtype=object), [g.stop - g.start for g in live.groups])
     with path.open("w", encoding="utf-8", newline="\n") as out:
         out.write('<?xml version="1.0" encoding="utf-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n')
@@ -226,6 +239,7 @@ def _write_graph(path: Path, live: Stimuli, found: Overview) -> None:
         out.write('<graph edgedefault="undirected">\n')
         for name, where, status in zip(live.names, layer, live.statuses, strict=True):
             data = f'<data key="layer">{escape(where)}</data><data key="status">{status}</data>'
+            data += f'<data key="reliable">{str(name not in below).lower()}</data>' if name in known else ""
             out.write(f"<node id={quoteattr(name)}>{data}</node>\n")
         for i, j, S in edges(found):
             ends = f"source={quoteattr(live.names[i])} target={quoteattr(live.names[j])}"

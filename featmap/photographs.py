@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from featmap.errors import FeatmapError
@@ -24,8 +24,10 @@ def find_photographs(folder: Path) -> list[Path]:
     FeatmapError
         if there is no such folder or no photograph in it.
     """
+    if folder.is_file():
+        raise FeatmapError(f"images {str(folder)!r}: that is a file; give the folder of the photographs, unpacked")
     if not folder.is_dir():
-        raise FeatmapError(f"images {str(folder)!r}: there is no such folder; give a folder of photographs or a run")
+        raise FeatmapError(f"images {str(folder)!r}: there is no such folder; give a folder of photographs")
     found = [
         p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
     ]
@@ -37,19 +39,72 @@ def find_photographs(folder: Path) -> list[Path]:
 def read_photograph(path: Path, size: int) -> Tensor:
     """Return a photograph as 3 x size x size in [0, 1]: shorter side resized to `size`, middle cut out.
 
+    16-bit gray is brought to 8 bits by scale (65535 is white); what is transparent lies on white.
+
     Raises
     ------
     FeatmapError
         if the file is missing or no picture.
     """
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-            square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        reason = "there is no such file" if not path.exists() else f"{type(error).__name__}"
-        raise FeatmapError(f"image {str(path)!r} cannot be read ({reason}); give a JPEG or PNG") from error
+        square = ImageOps.fit(_opened(path), (size, size), Image.Resampling.BICUBIC)
+    except _FAULTS as error:
+        raise FeatmapError(
+            f"image {str(path)!r} cannot be read ({_reason(path, error)}); give a JPEG or PNG"
+        ) from error
     return torch.from_numpy(np.array(square, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
+
+
+_FAULTS = (OSError, Image.DecompressionBombError, SyntaxError, ValueError)
+
+
+def _opened(path: Path) -> Image.Image:
+    """Return a picture upright, whole, in RGB."""
+    with Image.open(path) as picture:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
+        gray = np.clip(np.round(np.asarray(upright, dtype=np.float64) / 257.0), 0, 255)
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if upright.has_transparency_data:
+        over = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "nobody may read it"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has too many pixels"
+    return "it is cut short or no picture"
+
+
+def check(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
+    """Open every photograph, so that none turns out unreadable hours later; `progress` is told (done, total).
+
+    Raises
+    ------
+    FeatmapError
+        that names the first one that cannot be read, and how many others cannot.
+    """
+    bad: list[tuple[Path, Exception]] = []
+    for k, path in enumerate(paths):
+        try:
+            _opened(path)
+        except _FAULTS as error:
+            bad.append((path, error))
+        if progress is not None:
+            progress(k + 1, len(paths))
+    if bad:
+        path, first = bad[0]
+        others = {0: "", 1: ", nor can 1 other"}.get(len(bad) - 1, f", nor can {len(bad) - 1:,} others")
+        raise FeatmapError(
+            f"image {str(path)!r} cannot be read ({_reason(path, first)}){others}; "
+            "take what cannot be read out of the folder, or put JPEG or PNG files in its place"
+        ) from first
 
 
 def starting_image(given: Any, size: int) -> Tensor:

@@ -5,7 +5,7 @@ Formulas: `reliability` (seeds), `agreement` (photographs, weights, the processi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +24,9 @@ from featmap.reliability import Interval
 BEST = 8
 """How many best photographs of a feature the processing path is measured on."""
 WANTED = 0.99
-DRAWS = 20
+BOOTSTRAP = "95 %, bootstrap over features"
+FEATURES, RANGE, DRAWN = "90 % of features", "least and most", "95 % of draws"
+"""What an interval is."""
 
 
 @dataclass(eq=False)
@@ -41,6 +43,7 @@ class Evidence:
     photographs : N x D responses to photographs, or None
     paths : by layer, from the earliest: its C features' responses to the images of the first seed (D x C) and to the
         photographs (N x C)
+    passed_over : how many layers on the way are not among them
     incoming, outgoing : tables of weight cosines and D labels of the features' spaces, or None
     clusters : those of the run's own map, or None
     neighbours : k of the neighbour graph
@@ -55,6 +58,7 @@ class Evidence:
     kept: int
     photographs: np.ndarray | None = None
     paths: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    passed_over: int = 0
     incoming: tuple[np.ndarray, np.ndarray] | None = None
     outgoing: tuple[np.ndarray, np.ndarray] | None = None
     clusters: Clusters | None = None
@@ -82,7 +86,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the page: what, its value and interval, a p-value, how many it rests on (each None: undefined)."""
+    """One figure of the page: what, its value and interval, a p-value, how many it rests on (each None: undefined).
+
+    `interval` says what `low` to `high` is; `note` what else is to be known, or why there is no value.
+    """
 
     layer: str
     network: str
@@ -93,6 +100,7 @@ class Figure:
     p: float | None = None
     count: int | None = None
     note: str = ""
+    interval: str = ""
 
 
 @dataclass(eq=False)
@@ -114,12 +122,17 @@ class Trial:
         found = self.figures.get(name)
         return None if found is None else found.p
 
+    def low(self, name: str) -> float | None:
+        """Return the lower end of a figure's interval, None where there is none."""
+        found = self.figures.get(name)
+        return None if found is None else found.low
+
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-class _Taker:
+class Taker:
     """Collects figures of one layer."""
 
     def __init__(self, evidence: Evidence, network: str) -> None:
@@ -127,12 +140,28 @@ class _Taker:
         self.figures: dict[str, Figure] = {}
 
     def take(
-        self, name: str, found: Interval | float, p: float = np.nan, count: int | None = None, note: str = ""
+        self,
+        name: str,
+        found: Interval | float,
+        p: float = np.nan,
+        count: int | None = None,
+        note: str = "",
+        interval: str = BOOTSTRAP,
     ) -> None:
+        """Take a figure; `interval` says what the ends of `found` are."""
         value = found if isinstance(found, Interval) else Interval(float(found))
         low, high = _number(value.low), _number(value.high)
         self.figures[name] = Figure(
-            self.layer, self.network, name, _number(value.value), low, high, _number(p), count, note
+            self.layer,
+            self.network,
+            name,
+            _number(value.value),
+            low,
+            high,
+            _number(p),
+            count,
+            note,
+            "" if low is None else interval,
         )
 
 
@@ -151,7 +180,7 @@ def judge(evidence: Evidence, network: str = "trained", watcher: Stages | None =
         if watcher is not None:
             watcher.stage(f"figures of {evidence.layer}, {network}", done, total)
 
-    taker = _Taker(evidence, network)
+    taker = Taker(evidence, network)
     table = pd.DataFrame(index=pd.Index(evidence.names, name="feature"))
     repeated(evidence, taker, table)
     report(1, 5)
@@ -169,7 +198,7 @@ def judge(evidence: Evidence, network: str = "trained", watcher: Stages | None =
     return Trial(evidence, taker.figures, table, best)
 
 
-def repeated(evidence: Evidence, taker: _Taker, table: pd.DataFrame) -> None:
+def repeated(evidence: Evidence, taker: Taker, table: pd.DataFrame) -> None:
     """Take repeatability over seeds: of S, of clusters, of each feature."""
     who, kept = evidence.alive, evidence.kept
     tables = [evidence.profile(A, who) for A in evidence.seeds]
@@ -183,6 +212,8 @@ def repeated(evidence: Evidence, taker: _Taker, table: pd.DataFrame) -> None:
     taker.take("repeatability_of_all", of_all, count=seeds)
     needed = reliability.seeds_needed(found.value, WANTED)
     taker.take("seeds_needed", np.nan if needed is None else needed)
+    live = np.ix_(evidence.live, evidence.live)
+    taker.take("stimuli_reliability", agreement.split_half(evidence.own[live]), count=int(evidence.live.sum()))
     single = reliability.feature_reliability(tables)
     own = np.array([reliability.spearman_brown(r, kept) for r in single])
     table["reliability_single_seed"] = masked(single)
@@ -193,19 +224,35 @@ def repeated(evidence: Evidence, taker: _Taker, table: pd.DataFrame) -> None:
         return
     known = single[np.isfinite(single)]
     quartiles = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
-    taker.take("feature_reliability", Interval(*map(float, quartiles)), count=len(known))
+    taker.take("feature_reliability", Interval(*map(float, quartiles)), count=len(known), interval=FEATURES)
     marked = int((~table["reliable"]).sum())
     taker.take("unreliable_features", marked, count=len(own))
     names = pd.Index(np.array(evidence.names)[who])
     frames = [pd.DataFrame(t[inside], index=names, columns=names) for t in tables]
-    parts = [graph.communities(graph.neighbour_graph(f, evidence.neighbours)) for f in frames]
-    labels = [p.labels.to_numpy() for p in parts]
-    ari = [graph.adjusted_rand(a, b) for a, b in combinations(labels, 2)]
-    taker.take("ari_of_seeds", Interval(float(np.mean(ari)), min(ari), max(ari)), count=len(ari))
-    taker.take("ari_of_louvain", float(np.mean([p.self_agreement for p in parts])), count=len(parts))
+    graphs = [graph.neighbour_graph(f, evidence.neighbours) for f in frames]
+    labels, again = ([graph.communities(g, seed=k).labels.to_numpy() for g in graphs] for k in (0, 1))
+    taker.take("ari_of_seeds", *_agreed(combinations(labels, 2)), interval=RANGE)
+    taker.take("ari_of_louvain", *_agreed(zip(labels, again, strict=True)), interval=RANGE)
 
 
-def natural(evidence: Evidence, photographs: np.ndarray, taker: _Taker, table: pd.DataFrame) -> np.ndarray:
+def _agreed(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval, float, int]:
+    """Return the mean ARI of pairs of partitions with the least and most, no p-value, and their number.
+
+    A pair of which both put all features into one cluster, or each into one of its own, agrees on nothing: it does
+    not count.
+    """
+    ari = [graph.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
+    if not ari:
+        return Interval(float("nan")), float("nan"), 0
+    ends = (min(ari), max(ari)) if len(ari) > 1 else (float("nan"), float("nan"))
+    return Interval(float(np.mean(ari)), *ends), float("nan"), len(ari)
+
+
+def _is_trivial(labels: np.ndarray) -> bool:
+    return len(np.unique(labels)) in (1, len(labels))
+
+
+def natural(evidence: Evidence, photographs: np.ndarray, taker: Taker, table: pd.DataFrame) -> np.ndarray:
     """Take agreement with photographs; return each feature's best ones (D x `BEST`)."""
     S, who = evidence.S, evidence.live
     P = photographic(photographs, who)
@@ -217,7 +264,7 @@ def natural(evidence: Evidence, photographs: np.ndarray, taker: _Taker, table: p
     taker.take("photographs_reliability", halves, count=len(photographs))
     mine = taker.figures["repeatability_of_map"].value
     corrected = agreement.disattenuated(raw.r.value, np.nan if mine is None else mine, halves.value)
-    taker.take("photographs_corrected", corrected)
+    taker.take("photographs_corrected", corrected, note=_uncorrected(mine, halves.value))
     mean, deviation = photographs.mean(axis=0), photographs.std(axis=0)
     for kind in ("layer", "pair"):
         distance = np.full(S.shape, np.nan)
@@ -229,12 +276,20 @@ def natural(evidence: Evidence, photographs: np.ndarray, taker: _Taker, table: p
     table["multiple_of_best_photograph"] = masked(np.where(who, ratio, np.nan))
     known = ratio[who & np.isfinite(ratio)]
     spread = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
-    taker.take("multiple", Interval(*map(float, spread)), count=len(known))
+    taker.take("multiple", Interval(*map(float, spread)), count=len(known), interval=FEATURES)
     below = float((known < 1).mean()) if len(known) else np.nan
     taker.take("below_best_photograph", below, count=len(known))
     best = agreement.best_photographs(photographs, min(BEST, len(photographs)))
-    table["best_photograph"] = best[:, 0]
+    table["best_photograph"] = pd.array([k if w else pd.NA for k, w in zip(best[:, 0], who, strict=True)], "Int64")
     return best
+
+
+def _uncorrected(mine: float | None, photographs: float) -> str:
+    """Return which reliability is too low for a correction, "" where none is."""
+    least = agreement.CORRECTABLE
+    named = (("the map's own", mine), ("the photographs'", photographs))
+    low = [f"{what} reliability is {v:.3f}" for what, v in named if v is not None and np.isfinite(v) and v < least]
+    return f"{' and '.join(low)}, below {least}" if low else ""
 
 
 def photographic(photographs: np.ndarray, who: np.ndarray) -> np.ndarray:
@@ -244,9 +299,10 @@ def photographic(photographs: np.ndarray, who: np.ndarray) -> np.ndarray:
     return full
 
 
-def paths(evidence: Evidence, taker: _Taker, table: pd.DataFrame, best: np.ndarray) -> None:
+def paths(evidence: Evidence, taker: Taker, table: pd.DataFrame, best: np.ndarray) -> None:
     """Take the processing-path check at every layer from the first to the features' own."""
-    who = evidence.live
+    who, passed = evidence.live, evidence.passed_over
+    taker.take("path_passed_over", passed, count=len(evidence.paths) + passed)
     for layer, (images, photographs) in evidence.paths.items():
         found: PathCheck = agreement.processing_path(
             images[who].astype(np.float64), photographs.astype(np.float64), best[who]
@@ -259,7 +315,7 @@ def paths(evidence: Evidence, taker: _Taker, table: pd.DataFrame, best: np.ndarr
             table["path_score"] = masked(scores)
 
 
-def wired(evidence: Evidence, taker: _Taker) -> None:
+def wired(evidence: Evidence, taker: Taker) -> None:
     """Take the agreement of S with the cosines of incoming and outgoing weights."""
     for name, given in (("incoming", evidence.incoming), ("outgoing", evidence.outgoing)):
         if given is not None:
@@ -270,7 +326,7 @@ def wired(evidence: Evidence, taker: _Taker) -> None:
             taker.take(f"{name}_weights_spearman", by_rank.r, by_rank.p, by_rank.pairs)
 
 
-def clustered(evidence: Evidence, clusters: Clusters, taker: _Taker) -> None:
+def clustered(evidence: Evidence, clusters: Clusters, taker: Taker) -> None:
     """Take what the run's clusters are, and what is left of modularity with A permuted within columns."""
     taker.take("clusters", len([s for s in clusters.communities.sizes if s > 1]) if clusters.allowed else 0)
     p = max(clusters.p_permuted, clusters.p_factor)
@@ -278,26 +334,7 @@ def clustered(evidence: Evidence, clusters: Clusters, taker: _Taker) -> None:
     if len(clusters.permuted):
         low, high = np.percentile(clusters.permuted, [2.5, 97.5])
         null = Interval(float(clusters.permuted.mean()), float(low), float(high))
-        taker.take("modularity_permuted", null, count=len(clusters.permuted))
-
-
-def permuted(evidence: Evidence, draws: int = DRAWS) -> dict[str, Figure]:
-    """Return what is left of every correlation with A permuted within its columns: mean and range of the draws."""
-    taker = _Taker(evidence, "columns permuted")
-    who = evidence.live
-    inside = np.ix_(who, who)
-    if who.sum() < 4:
-        return {}
-    others = {"repeatability": evidence.S[inside]}
-    if evidence.photographs is not None:
-        others["photographs_pearson"] = photographic(evidence.photographs, who)[inside]
-    for name, given in (("incoming_weights", evidence.incoming), ("outgoing_weights", evidence.outgoing)):
-        if given is not None:
-            others[name] = given[0][inside]
-    found = agreement.over_permutations(evidence.own[inside], list(others.values()), draws)
-    for name, value in zip(others, found, strict=True):
-        taker.take(name, value, count=draws)
-    return taker.figures
+        taker.take("modularity_permuted", null, count=len(clusters.permuted), interval=DRAWN)
 
 
 def masked(values: np.ndarray) -> pd.api.extensions.ExtensionArray:
@@ -334,7 +371,7 @@ class Validation:
 
     @property
     def figures(self) -> pd.DataFrame:
-        """A row a figure: layer, network, name, value, low, high, p, count, note; undefined cells empty."""
+        """A row a figure: layer, network, name, value, low, high, p, count, note, interval (what low to high is)."""
         rows: list[Figure] = []
         for layer, trial in self.trained.items():
             rows += trial.figures.values()

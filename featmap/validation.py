@@ -8,6 +8,7 @@ that a later call with more seeds, or with photographs, makes only what is new.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ from featmap.engine import Silent, Watcher
 from featmap.errors import FeatmapError, ModelError
 from featmap.estimates import Estimate
 from featmap.evidence import Side, trials_of
+from featmap.manifests import is_run
 from featmap.models import Network, load
 from featmap.objectives import objective
+from featmap.permutations import permuted
 from featmap.recipes import Recipe
 from featmap.runs import Job
 from featmap.store import MANIFEST, Run, digest, readable
-from featmap.trials import Trial, Validation, permuted
+from featmap.trials import Trial, Validation
 from featmap.units import parse_channels
 from featmap.untrained import untrained
 
@@ -131,6 +134,8 @@ def _plan(
     own = job.seeds
     every = (*own, *range(own[-1] + 1, own[-1] + 1 + seeds - len(own)))
     if images is not None:
+        if is_run(Path(images)):
+            raise FeatmapError(f"images {str(images)!r} is a run; give a folder of photographs")
         count = len(photographs.find_photographs(Path(images)))
         if count < FEWEST_PHOTOGRAPHS:
             raise FeatmapError(
@@ -206,6 +211,9 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(given.run.identity)}
     about = {"network": str(given.job.network), "environment": devices.environment(given.job.device)}
+    if given.images is not None:
+        paths = photographs.find_photographs(given.images)
+        photographs.check(paths, lambda done, total: watcher.stage("photographs opened", done, total))
     _note_in_run(given)
     with Run(given.folder, identity).open({}, {}, about).held() as store:
         store.manifest["status"] = "running"
@@ -225,9 +233,9 @@ def _note_in_run(given: Plan) -> None:
 
 def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
     for job, folder in descents(given):
-        store.note_part(folder)
         watcher.note(f"{'random weights' if job.network is given.random else 'trained'}: seed {job.seeds[0]}")
         _descend(job, folder, watcher)
+        store.note_part(folder)
     places = tables.places(given.job.layers)
     view = given.run.manifest.get("view", {})
     neighbours = int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS))
@@ -259,6 +267,7 @@ def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
     found = Validation(given.folder, trained, random, permutations, given.reason)
     certificates.write(store, given.job, found, given.images, given.shown, watcher)
     mark(given, trained, watcher)
+    _drop_abandoned(store)
     store.manifest |= {
         "status": "complete",
         "seeds": list(given.seeds),
@@ -267,6 +276,16 @@ def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
     }
     store.save()
     return found
+
+
+def _drop_abandoned(store: Run) -> None:
+    """Remove what earlier validations left half made of other seeds or photographs: it belongs to nothing any more."""
+    for place in (*store.folder.glob("*"), *store.folder.glob("random/*")):
+        if is_run(place) and _is_made(place):
+            store.note_part(place)
+        elif is_run(place):
+            shutil.rmtree(place)
+    store.manifest["parts"] = [p for p in store.manifest.get("parts", []) if is_run(store.folder / p)]
 
 
 def _descend(job: Job, folder: Path, watcher: Watcher) -> None:

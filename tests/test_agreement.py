@@ -88,6 +88,20 @@ def test_the_reliability_of_photographs_rises_with_their_number() -> None:
     assert math.isnan(agreement.split_half(many[:7]).value)
 
 
+def test_the_interval_of_split_halves_is_the_bootstrap_over_features() -> None:
+    rng = np.random.default_rng(4)
+    many = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 10)) + rng.normal(size=(60, 10))
+    found = agreement.split_half(many, splits=3)
+    order, pairs = reliability.seeded("halves", 60, 10, 3), []
+    for _ in range(3):
+        drawn = order.permutation(60)
+        pairs.append((correlations(many[sorted(drawn[:30])]), correlations(many[sorted(drawn[30:])])))
+    whole = reliability.mean_correlation(pairs)
+    for ours, theirs in zip(vars(found).values(), vars(whole).values(), strict=True):
+        assert ours == pytest.approx(reliability.spearman_brown(theirs, 2), abs=1e-9)
+    assert found.low < found.value < found.high
+
+
 def test_nothing_is_corrected_by_unreliable_tables() -> None:
     assert agreement.disattenuated(0.81, 0.95, 0.9) == pytest.approx(0.81 / math.sqrt(0.855))
     assert agreement.disattenuated(0.99, 0.95, 0.9) == 1.0
@@ -182,6 +196,11 @@ def test_permuted_columns_leave_nothing() -> None:
     S = correlations(A)
     (found,) = agreement.over_permutations(A, [S], draws=30)
     assert abs(found.value) < 0.05 and found.low < 0 < found.high
+    (ranks,) = agreement.over_permutations(A, [S], draws=5, method="spearman")
+    by_hand = [
+        stats.spearmanr(upper(correlations(agreement.permuted_columns(A, k))), upper(S)).statistic for k in range(5)
+    ]
+    assert ranks.value == pytest.approx(np.mean(by_hand), abs=1e-9)
     drawn = agreement.permuted_columns(A, 0)
     assert (np.sort(drawn, axis=0) == np.sort(A, axis=0)).all() and (drawn != A).any()
 

@@ -86,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "marks": set(),
     "agreement": {"measures", "reliability"},
     "trials": {"agreement", "graph", "marks", "measures", "reliability"},
+    "permutations": {"agreement", "graph", "measures", "reliability", "trials"},
     "appraisal": {"marks", "trials"},
     "planted": {"errors", "measures", "recipes", "transforms"},
     "untrained": {"errors", "models", "taps", "transforms", "weights"},
@@ -96,12 +97,14 @@ ALLOWED: dict[str, set[str]] = {
         *("engine", "models", "store", "runs", "maps", "api"),
     },
     "certificates": {
-        *("agreement", "appraisal", "marks", "reliability", "trials", "sheets", "trialplots"),
+        *("agreement", "appraisal", "marks", "permutations", "reliability", "trials", "sheets", "trialplots"),
         *("engine", "store", "runs", "tables", "api"),
     },
     "validation": {
         "devices",
         "integrity",
+        "manifests",
+        "permutations",
         *("errors", "units", "models", "recipes", "objectives", "photographs", "untrained"),
         *("engine", "store", "runs", "folders", "estimates", "findings", "tables", "maps", "mapping", "api"),
         *("appraisal", "atlases", "certificates", "evidence", "trials"),

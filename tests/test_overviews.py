@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from featmap import atlases, cli, estimates, gram, mapping, maps, overviews, run
 from featmap.mapping import similarity
 from featmap.maps import LayerMaps
 from featmap.models import load
+from featmap.store import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning")
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
@@ -145,6 +147,26 @@ def test_a_lost_file_is_made_again_and_only_its_layer(large: LayerMaps) -> None:
     assert all(path.read_bytes() == known for path, known in kept.items())
     untouched = [p for p in before if p.parent.name in ("first", "second")]
     assert len(untouched) > 20 and all(times(large.folder)[p] == before[p] for p in untouched)
+
+
+def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerMaps, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(large.folder, folder)
+    known = Run.read(folder)
+    known.manifest["reliability"] = dict.fromkeys(large.maps["second"].features.index, 0.95) | {"second:3": 0.5}
+    known.save()
+    similarity(LAYERS, three(), neighbours=K, seeds=2, out=folder, **FAST)
+    for name, other in ((overviews.NEIGHBOURS, "neighbour"), (overviews.PARTNERS, "partner")):
+        plain, marked = (pd.read_parquet(f / f"{name}.parquet") for f in (large.folder, folder))
+        assert "reliable" not in plain
+        pd.testing.assert_frame_equal(marked[plain.columns], plain)
+        for column, whose in (("reliable", "feature"), (f"{other}_reliable", other)):
+            bad, unknown = marked[whose] == "second:3", ~marked[whose].str.startswith("second:")
+            assert bad.any() and not marked.loc[bad, column].any()
+            assert marked.loc[unknown, column].isna().all() and marked.loc[~bad & ~unknown, column].all()
+    graph = nx.read_graphml(folder / overviews.GRAPH)
+    assert graph.nodes["second:3"]["reliable"] is False and graph.nodes["second:1"]["reliable"] is True
+    assert "reliable" not in graph.nodes["first:1"]
 
 
 def test_an_interrupted_mapping_goes_on_with_the_next_layer(

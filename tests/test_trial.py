@@ -42,11 +42,17 @@ def test_explanations_by_hand() -> None:
     for name, chosen in (("within_branch", inside), ("across_branches", sorted(set(pairs) - set(inside)))):
         x, y = ([t[p] for p in chosen] for t in (S, P))
         assert found[name].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
-    order = reliability.seeded("favourites", 400).permutation(400)
-    half, rest = (given.photographs[sorted(part)] for part in (order[:200], order[200:]))
-    liked = [half[np.argsort(-half[:, j], kind="stable")[: shortfall.BEST]].mean(axis=0) for j in range(n)]
-    x, y = upper(correlations(np.array(liked))), upper(correlations(rest))
-    assert found["favourites_with_P"].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+    rng, r = reliability.seeded("favourites", 400), []
+    for _ in range(shortfall.SPLITS):
+        order = rng.permutation(400)
+        halves = [given.photographs[sorted(part)] for part in (order[:200], order[200:])]
+        liked = [
+            [h[np.argsort(-h[:, j], kind="stable")[: shortfall.BEST]].mean(axis=0) for j in range(n)] for h in halves
+        ]
+        x, y = (upper(correlations(np.array(mine))) for mine in liked)
+        r.append([stats.pearsonr(x, other).statistic for other in (upper(correlations(halves[1])), upper(S), y)])
+    for name, by_hand in zip(("P", "S", "favourites"), np.mean(r, axis=0), strict=True):
+        assert found[f"favourites_with_{name}"].value == pytest.approx(by_hand, abs=1e-12)
     best = [np.argsort(-given.photographs[:, j], kind="stable")[: shortfall.BEST] for j in range(n)]
     top = given.photographs[sorted({int(k) for b in best for k in b})]
     assert found["top_photographs"].value == pytest.approx(
@@ -86,13 +92,34 @@ def test_dimensions_axes_and_own_images() -> None:
 def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
     found = shortfall.explained(known(shift=2.0))
     assert found["raw"].value < 0.7 < found["favourites_with_P"].value
-    said = shortfall.reason(lambda name: found[name].value if name in found else None, 0.85)
-    assert any("images' being synthetic, not in the choice" in line for line in said)
-    assert shortfall.reason({"raw": 0.9}.get, 0.85) == [] and shortfall.reason({}.get, 0.85) == []
-    said = shortfall.reason({"raw": 0.6, "early": 0.9, "noise_with_P": 0.7}.get, 0.85)
+    said = shortfall.reason(found.get, 0.85)
+    assert any("mostly in the images' being synthetic, not in the choice" in line for line in said)
+    assert reason(raw=0.9) == [] and reason() == []
+    said = reason(raw=0.6, early=0.9, noise_with_P=0.7)
     assert "stopping descents early: 0.900" in said[0] and "enough" in said[0] and "no less than the map" in said[1]
-    said = shortfall.reason({"raw": 0.6, "early": 0.61}.get, 0.85)
-    assert said == ["none of the changes tried raises 0.600 by 0.02 or more"]
+    assert reason(raw=0.6, early=0.61) == ["none of the changes tried raises 0.600 by 0.02 or more"]
+
+
+def reason(**values: float) -> list[str]:
+    return shortfall.reason({name: reliability.Interval(v) for name, v in values.items()}.get, 0.85)
+
+
+@pytest.mark.parametrize(
+    ("natural", "synthetic", "ceiling", "words"),
+    [
+        ((0.84, 0.94), (0.70, 0.80), (0.9, 0.98), "mostly in the images' being synthetic"),
+        ((0.70, 0.80), (0.84, 0.94), (0.9, 0.98), "mostly in the choice of strong stimuli"),
+        ((0.70, 0.80), (0.75, 0.85), (0.9, 0.98), "both the choice"),
+        ((0.88, 0.93), (0.80, 0.89), (0.9, 0.98), "not told apart"),
+    ],
+)
+def test_causes_are_told_apart_by_their_intervals(
+    natural: tuple[float, float], synthetic: tuple[float, float], ceiling: tuple[float, float], words: str
+) -> None:
+    given = {"raw": reliability.Interval(0.6), "early": reliability.Interval(0.6)}
+    for name, (low, high) in (("P", natural), ("S", synthetic), ("favourites", ceiling)):
+        given[f"favourites_with_{name}"] = reliability.Interval((low + high) / 2, low, high)
+    assert words in " ".join(shortfall.reason(given.get, 0.85))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +155,7 @@ def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
     assert trialpage.page(made / "results") == text
     for words in ("**second**", "| S of one seed with S of another |", "random weights", "40 photographs", "12 of 24"):
         assert words in text
+    assert "one draw of them, 1 seed(s) of noise" in text and "| modularity of Louvain's runs |" in text
     assert "nan" not in text.lower() and str(made) not in text
     trial.main(None, results=made / "results", page=made / "again.md")
     assert (made / "again.md").read_text() == text

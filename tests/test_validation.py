@@ -14,7 +14,7 @@ import tiny
 import twofold
 from scipy import stats
 
-from featmap import appraisal, cli, measures, planted, reliability, runs, validation
+from featmap import appraisal, cli, integrity, measures, planted, reliability, runs, validation
 from featmap.errors import FeatmapError
 from featmap.mapping import similarity
 from featmap.maps import open_arrays
@@ -54,10 +54,21 @@ def test_a_network_of_two_ways_is_caught_by_the_processing_path(two_ways: dict[s
     assert honest.value("path:ways") > 0.8  # type: ignore[operator]
     assert honest.value("path:features") > 0.8  # type: ignore[operator]
     held = appraisal.verdict(trap)
-    assert any("take the images" in line and "ways -0.0" in line for line in held.may_not)
+    assert any("take the images at all for" in line and "lowest at ways: -0.0" in line for line in held.may_not)
     assert any("typical liked stimuli" in line for line in appraisal.verdict(honest).may)
     assert trap.p("photographs_pearson") > 0.05 > honest.p("photographs_pearson")  # type: ignore[operator]
     assert any("carry any of it over" in line for line in held.may_not)
+
+
+@pytest.mark.parametrize("layer", ["features", "block"])
+def test_two_ways_within_a_block_are_caught_there(tmp_path: Path, photographs: Path, layer: str) -> None:
+    module = twofold.hidden()
+    similarity(layer, module, out=tmp_path / "run", **FEW)
+    found = validation.validate(tmp_path / "run", images=photographs, seeds=2, null_seeds=0, model=module)
+    score = found.trained[layer].figures["path:block.ways"]
+    assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
+    assert any("lowest at block.ways: -0.0" in line for line in appraisal.verdict(found.trained[layer]).may_not)
+    assert found.trained[layer].value("path_passed_over") == 0
 
 
 def test_every_figure_can_be_had_again_from_the_stored_arrays(two_ways: dict[str, Validation]) -> None:
@@ -93,6 +104,12 @@ def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Pa
     assert trial.value("clusters") == 4 and trial.value("ari_of_seeds") == 1
     assert trial.p("incoming_weights") == 0.001
     assert null.value("clusters") == 0
+    assert found.permuted["features"]["clusters"].value == 0
+    assert trial.figures["modularity"].value > 1.2 * found.permuted["features"]["modularity"].value  # type: ignore[operator]
+    assert trial.figures["ari_of_louvain"].value == 1 and trial.figures["ari_of_seeds"].low is None
+    assert "one draw of them, 2 seed(s) of noise" in (tmp_path / "run" / "validation" / "validation.md").read_text()
+    left = found.permuted["features"]["incoming_weights_spearman"]
+    assert left.low < 0 < left.high and abs(left.value) < 0.2  # type: ignore[operator]
     left = found.permuted["features"]["incoming_weights"]
     assert left.low < 0 < left.high and abs(left.value) < 0.2  # type: ignore[operator]
     assert "photographs_pearson" not in trial.figures
@@ -191,6 +208,7 @@ WRONG = [
     ("too few seeds", {"seeds": 1}, "2 seeds or more"),
     ("fewer than no null", {"null_seeds": -1}, "the null 0 or more"),
     ("no such images", {"images": "nowhere"}, "no such folder"),
+    ("a file for a folder", {"images": __file__}, "that is a file"),
 ]
 
 
@@ -211,21 +229,91 @@ def test_a_run_of_another_kind_or_network_is_refused(judged: Path, tmp_path: Pat
         shutil.copy(path, few)
     with pytest.raises(FeatmapError, match="5 photographs; give 32 or more"):
         validation.plan(judged, images=few)
+    with pytest.raises(FeatmapError, match="is a run; give a folder of photographs"):
+        validation.plan(judged, images=judged)
     with pytest.raises(FeatmapError, match="no finished similarity run"):
         validation.plan(judged / "validation")
 
 
-def test_the_path_leads_through_the_outermost_layers_before() -> None:
+def test_the_path_leads_through_outer_layers_and_some_inside_them() -> None:
     from networks import small_inception
 
     from featmap.evidence import path_of
     from featmap.models import load
 
     network = load(small_inception(), input_size=16)
-    assert path_of(network, "mixed", 16) == ["stem", "norm", "relu@1", "mixed"]
-    assert path_of(network, "narrow", 16) == ["stem", "norm", "relu@1", "mixed", "narrow"]
-    assert path_of(network, "mixed.branch2.1", 16)[-2:] == ["mixed.branch2.0", "mixed.branch2.1"]
-    assert path_of(load("reference"), "inception4a", 96)[-3:] == ["inception3b", "maxpool3", "inception4a"]
+    names = list(network.trace(16).layers)
+    inside = [n for n in names if n.startswith("mixed.")]
+    assert len(inside) == 10
+    assert path_of(network, "mixed", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed"], 0)
+    assert path_of(network, "narrow", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed", "narrow"], 0)
+    way = path_of(network, "mixed.branch2.1", 16)[0]
+    assert "mixed.branch2.0" in way and way[-1] == "mixed.branch2.1" and "mixed" not in way
+    few, over = path_of(network, "narrow", 16, 2)
+    assert few == ["stem", inside[0], inside[-1], "mixed", "narrow"] and over == names.index("narrow") - 4
+    reference = load("reference")
+    way, over = path_of(reference, "inception5b", 96)
+    outer = [n for n in way if "." not in n]
+    assert outer[-2:] == ["inception5a", "inception5b"] and len(outer) == 9 and len(way) == 17
+    assert over == list(reference.trace(96).layers).index("inception5b") - 16 > 30
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_an_unreadable_photograph_leaves_the_run_as_it_was(judged: Path, photographs: Path, tmp_path: Path) -> None:
+    run, broken = tmp_path / "run", tmp_path / "broken"
+    shutil.copytree(judged, run)
+    shutil.copytree(photographs, broken)
+    cut = sorted(broken.iterdir())[40]
+    cut.write_bytes(cut.read_bytes()[:200])
+    before = state(run)
+    with pytest.raises(FeatmapError, match=rf"{cut.name}.*cut short"):
+        validation.validate(run, images=broken, seeds=4, null_seeds=1)
+    assert state(run) == before
+    bare = tmp_path / "bare"
+    shutil.copytree(judged, bare, ignore=shutil.ignore_patterns("validation"))
+    known = Run.read(bare)
+    known.manifest |= {"parts": []}
+    known.save()
+    with pytest.raises(FeatmapError, match="cut short"):
+        validation.validate(bare, images=broken, seeds=2, null_seeds=0)
+    assert not (bare / "validation").exists() and integrity.inspect(bare).faults == []
+    validation.validate(bare, images=photographs, seeds=2, null_seeds=0)
+    assert integrity.inspect(bare).faults == []
+
+
+def test_what_was_given_up_half_made_is_dropped(
+    judged: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, fewer = tmp_path / "run", tmp_path / "fewer"
+    shutil.copytree(judged, run)
+    shutil.copytree(photographs, fewer)
+    sorted(fewer.iterdir())[0].unlink()
+    real = Run.land
+
+    def stopped(self: Run, unit: str, pieces: Any) -> None:
+        if "photographs-" in self.folder.name:
+            raise KeyboardInterrupt
+        real(self, unit, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "land", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            validation.validate(run, images=fewer, seeds=3, null_seeds=1)
+    assert len(list((run / "validation").glob("photographs-*"))) == 2
+    validation.validate(run, images=photographs, seeds=3, null_seeds=1)
+    assert len(list((run / "validation").glob("photographs-*"))) == 1
+    assert integrity.inspect(run).faults == []
+
+
+def test_panels_go_when_there_are_no_photographs_any_more(judged: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(judged, run)
+    assert integrity.inspect(run).faults == [] and list(run.glob("validation/*/panels/*.png"))
+    validation.validate(run, seeds=3, null_seeds=1)
+    assert not list(run.glob("validation/*/panels")) and integrity.inspect(run).faults == []
 
 
 def test_reliability_of_the_run_is_that_of_its_seeds(judged: Path) -> None:

@@ -44,6 +44,26 @@ def _network(trap: bool) -> nn.Module:
     return nn.Sequential(OrderedDict(ways=Gate(trap), features=features)).eval()
 
 
+class Block(nn.Module):
+    """The two ways and what joins them again, within one module."""
+
+    def __init__(self, trap: bool) -> None:
+        super().__init__()
+        whole = _network(trap)
+        self.ways, self.join = whole.ways, whole.features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.ways(x))
+
+
+def hidden() -> nn.Module:
+    """The trap within a block, and a layer after it that passes on what the block gives."""
+    features = nn.Conv2d(FEATURES, FEATURES, 1, bias=False)
+    with torch.no_grad():
+        features.weight.copy_(torch.eye(FEATURES)[:, :, None, None])
+    return nn.Sequential(OrderedDict(block=Block(True), features=features)).eval()
+
+
 def trap() -> nn.Module:
     """Rough images (those made from noise) are answered by other weights than smooth ones (photographs)."""
     return _network(True)
