@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from featmap.recipes import Octave, Recipe
 from featmap.taps import Taps
 from featmap.units import Shape
 
-BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+ADAM_EPS = 1e-8
 LEAK = 0.1
 CANCELLED = 1e-5
 REDUCED = {"bfloat16": torch.bfloat16}
@@ -50,36 +51,54 @@ def frame_steps(steps: int, every: int) -> list[int]:
     return [*range(0, steps, every), steps] if every else []
 
 
-class _LeakyGradient(torch.autograd.Function):
-    """A ReLU whose gradient also passes, damped, where its input is negative."""
+class _Gate:
+    """Whether gradients pass, damped, through ReLUs whose input is not above zero."""
+
+    def __init__(self) -> None:
+        self.open = False
+
+
+class _GatedReLU(torch.autograd.Function):
+    """A ReLU whose gradient can be taken twice of one pass: as it is, and with the gate open."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(min=0)
+    def forward(ctx: Any, x: Tensor, gate: _Gate, in_place: bool) -> Tensor:
+        ctx.gate = gate
+        ctx.save_for_backward(x > 0)
+        if in_place:
+            ctx.mark_dirty(x)
+            return x.relu_()
+        return x.relu()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return torch.where(x > 0, grad, LEAK * grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (above,) = ctx.saved_tensors
+        return torch.where(above, grad, LEAK * grad if ctx.gate.open else torch.zeros_like(grad)), None, None
 
 
-class _ThroughDeadReLUs(TorchFunctionMode):
-    """Replaces every ReLU that runs inside it by one whose gradient does not die."""
+class _GatedReLUs(TorchFunctionMode):
+    """Replaces every ReLU that runs inside it by one with a gate."""
 
     NAMES = frozenset({"relu", "relu_"})
 
+    def __init__(self, gate: _Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self.NAMES:
-            return _LeakyGradient.apply(args[0] if args else (kwargs or {})["input"])
-        return func(*args, **(kwargs or {}))
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name not in self.NAMES:
+            return func(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        in_place = name == "relu_" or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
+        return _GatedReLU.apply(x, self.gate, in_place and x.requires_grad and not x._is_view())
 
 
 class _Steps:
     """The optimiser's rule; its state is one row's own, so that rows stay independent."""
 
-    def __init__(self, rule: str) -> None:
-        self.rule, self.count = rule, 0
+    def __init__(self, rule: str, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.rule, self.betas, self.count = rule, betas, 0
         self.first: Tensor | None = None
         self.second: Tensor | None = None
 
@@ -93,12 +112,13 @@ class _Steps:
         self.count += 1
         if self.first is None or self.second is None:
             self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        self.first.mul_(BETA1).add_(gradient, alpha=1 - BETA1)
-        self.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        spread = (self.second / (1 - BETA2**self.count)).sqrt()
+        one, two = self.betas
+        self.first.mul_(one).add_(gradient, alpha=1 - one)
+        self.second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        spread = (self.second / (1 - two**self.count)).sqrt()
         # a gradient of any size gives a step of the same size, so the floor goes by the largest of the image
         floor = spread.flatten(1).amax(1).view(-1, *[1] * (spread.dim() - 1)) * ADAM_EPS
-        mean = self.first / (1 - BETA1**self.count)
+        mean = self.first / (1 - one**self.count)
         return torch.where(spread > 0, mean / (spread + floor), torch.zeros_like(mean))
 
 
@@ -179,6 +199,7 @@ def descend(
         on_step=on_step,
         every=frames,
         wanted=wanted,
+        asks=device.type == "cpu",
     )
     image = torch.cat([first, first[:1].expand(padding, -1, -1, -1)]).to(device).contiguous()
     with Taps(module, layers) as taps:
@@ -218,6 +239,8 @@ class _Loop:
     on_step: OnStep | None
     every: int = 0
     wanted: int = 0
+    asks: bool = True
+    """Whether it waits for the answer if any row is without a gradient; a GPU goes on without."""
     curve: list[Tensor] = field(default_factory=list)
     agreement: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
@@ -225,19 +248,13 @@ class _Loop:
     def octave(self, taps: Taps, loss: BatchLoss, image: Tensor, octave: Octave) -> Tensor:
         """Return the images after one octave."""
         recipe, parameters = self.recipe, self.form.start(image)
-        direction = _Steps(recipe.optimiser)
+        direction = _Steps(recipe.optimiser, recipe.betas)
         if not self.curve:
             self._keep(parameters)
         for i in range(octave.steps):
             step = len(self.curve)
             g, agreement, means = self._gradient(taps, loss, parameters, step)
             alive = g.flatten(1).any(1)
-            if step < recipe.rescue * recipe.steps and not bool(alive.all()):
-                with _ThroughDeadReLUs():
-                    through, _, _ = self._gradient(taps, loss, parameters, step)
-                through = torch.where(alive.view(-1, *[1] * (g.dim() - 1)), g, through)
-                self.revived |= ~alive & through.flatten(1).any(1)
-                g, alive = through, through.flatten(1).any(1)
             self.moved |= alive
             parameters = parameters - forms.between(octave.rate, i, octave.steps) * direction(g)
             parameters = forms.after_step(recipe, parameters, forms.between(octave.sigma, i, octave.steps))
@@ -256,17 +273,35 @@ class _Loop:
             self.frames.append(image[: self.wanted].float().cpu())
 
     def _gradient(self, taps: Taps, loss: BatchLoss, parameters: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient, the agreement of its terms, and the terms' activations."""
-        p = parameters.detach().requires_grad_(True)
+        """Return the gradient, the agreement of its terms, and the terms' activations.
+
+        In the first steps a row without a gradient gets the one through dead ReLUs, by a second backward pass.
+        """
+        p, gate = parameters.detach().requires_grad_(True), _Gate()
         moving = transforms.jitter(self.form.image(p), self.seeds, step, self.recipe.jitter)
-        losses, means = loss.by_term(self._outputs(taps, self.normalise(moving)))
+        rescued = step < self.recipe.rescue * self.recipe.steps
+        with _GatedReLUs(gate) if rescued else nullcontext():
+            losses, means = loss.by_term(self._outputs(taps, self.normalise(moving)))
+        g, agreement = self._backward(losses, p, keep=rescued)
+        if not rescued:
+            return g, agreement, means
+        alive = g.flatten(1).any(1)
+        if self.asks and bool(alive.all()):
+            return g, agreement, means
+        gate.open = True
+        through, _ = self._backward(losses, p)
+        through = torch.where(alive.view(-1, *[1] * (g.dim() - 1)), g, through)
+        self.revived |= ~alive & through.flatten(1).any(1)
+        return through, agreement, means
+
+    def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the terms' losses (R x T) by the parameters, and the agreement of the terms."""
         terms = losses.shape[1]
         if self.recipe.gradients == "together":
-            (g,) = torch.autograd.grad(losses.sum(), p)
-            return g, torch.full_like(means[:, 0], float("nan")), means
-        each = [torch.autograd.grad(losses[:, k].sum(), p, retain_graph=k < terms - 1)[0] for k in range(terms)]
-        g, agreement = joined(torch.stack(each))
-        return g, agreement, means
+            (g,) = torch.autograd.grad(losses.sum(), p, retain_graph=keep)
+            return g, torch.full_like(losses[:, 0].detach(), float("nan"))
+        each = [torch.autograd.grad(losses[:, k].sum(), p, retain_graph=keep or k < terms - 1)[0] for k in range(terms)]
+        return joined(torch.stack(each))
 
     def _outputs(self, taps: Taps, images: Tensor) -> dict[str, Tensor]:
         """Return the layers' outputs for images as the module takes them, in the images' own type."""

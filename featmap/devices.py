@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -51,6 +53,30 @@ def thread_count(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_TRIM, _MMAP = -1, -3
+"""What `mallopt` of the GNU C library calls its thresholds for giving memory back."""
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let the C library keep what is freed, and give it back in the end; where there is no `mallopt`, nothing happens.
+
+    A step frees and asks for the same large blocks again and again; each time the system would clear their pages anew.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is None or not hasattr(library, "mallopt"):
+        yield
+        return
+    library.mallopt(_MMAP, 2**30)
+    library.mallopt(_TRIM, 2**31 - 1)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP, 32 * 2**20)  # the largest that it comes to by itself
+        library.mallopt(_TRIM, 64 * 2**20)
+        library.malloc_trim(0)
+
+
 @contextmanager
 def remembered_settings() -> Iterator[None]:
     """Turn off what would change bits between runs or round to less than float32 on a GPU; restore it afterwards."""
@@ -58,7 +84,8 @@ def remembered_settings() -> Iterator[None]:
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
     cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
     try:
-        yield
+        with kept_memory():
+            yield
     finally:
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
@@ -121,6 +122,44 @@ class Task:
     steps: int
     cost: Callable[[Any], float]
     gpu: bool = False
+
+
+class Behind:
+    """A run folder whose units land while the next one is made. Whoever asks it for anything else waits for that."""
+
+    def __init__(self, store: Run, thread: ThreadPoolExecutor) -> None:
+        self._store, self._thread = store, thread
+        self._landing: Future[None] | None = None
+
+    def land(self, name: str, parts: Any) -> None:
+        """Land a unit as soon as the one before it has landed; what went wrong with that one is raised here."""
+        self.wait()
+        self._landing = self._thread.submit(self._store.land, name, parts)
+
+    def wait(self) -> None:
+        """Wait until everything has landed."""
+        landing, self._landing = self._landing, None
+        if landing is not None:
+            landing.result()
+
+    def __getattr__(self, name: str) -> Any:
+        self.wait()
+        return getattr(self._store, name)
+
+
+@contextmanager
+def landing(store: Run, behind: bool) -> Iterator[Any]:
+    """Lend the run folder; with `behind`, one whose units land in a thread while the device makes the next.
+
+    Everything has landed when the context is left, by Ctrl-C too.
+    """
+    if not behind:
+        yield store
+        return
+    with ThreadPoolExecutor(1) as thread:
+        kept = Behind(store, thread)
+        yield kept
+        kept.wait()
 
 
 class Watcher(Protocol):

@@ -75,7 +75,7 @@ class JointWorker:
             self.job.recipe,
             [seed for seed, _ in starts],
             torch.stack([self.start(*start) for start in starts]),
-            lambda _, means: self.watcher.step(float(means[:, 0].mean())),
+            runs.told(self.watcher, self.job.device),
         )
 
     def solo(self, piece: Piece, store: Run) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -72,17 +72,33 @@ class Probe:
 
     def activations(self, images: Tensor, objectives: Sequence[Objective]) -> np.ndarray:
         """Return J of objective i on image i: its units' means over their own neurons, weighted; N, float32."""
-        size = int(images.shape[2])
-        layers = list(dict.fromkeys(layer for o in objectives for layer in o.layers))
-        shapes = {layer: self.network.layer(layer, size).shape for layer in layers}
-        values: list[np.ndarray] = []
-        with torch.no_grad(), Taps(self.module, layers) as taps:
-            for batch, n in self._batches(images):
-                chosen = list(objectives[len(values) * self.rows :][:n])
-                chosen += [chosen[0]] * (self.rows - n)
-                _, means = BatchLoss(chosen, shapes, "l1", 0.0, self.device)(taps.run(batch))
-                values.append(joint(means, chosen)[:n].cpu().numpy())
-        return np.concatenate(values)
+        return self.look(images, objectives, ())[0]
+
+    def look(
+        self, images: Tensor, objectives: Sequence[Objective], layers: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return J of objective i on image i (N), and the responses of all features of some layers, N x C: one pass."""
+        reached: list[np.ndarray] = []
+        responses: list[np.ndarray] = []
+        wanted = list(dict.fromkeys([*layers, *(layer for o in objectives for layer in o.layers)]))
+        for out in self.outputs(images, wanted):
+            done, n = sum(len(r) for r in reached), len(next(iter(out.values())))
+            reached.append(self.reached(out, objectives[done : done + n]))
+            means = [out[la].mean((2, 3)) for la in layers]
+            responses.append(torch.cat(means, dim=1).cpu().numpy() if means else np.empty((n, 0), np.float32))
+        return np.concatenate(reached), np.concatenate(responses)
+
+    def reached(self, outputs: Mapping[str, Tensor], objectives: Sequence[Objective]) -> np.ndarray:
+        """Return J of objective i on row i of some outputs, or on the one row that they have."""
+        n, padding = len(objectives), [objectives[0]] * max(0, self.rows - len(objectives))
+        used = {layer: outputs[layer] for o in objectives for layer in o.layers}
+        shapes = {layer: (v.shape[1], v.shape[2], v.shape[3]) for layer, v in used.items()}
+        given = {
+            layer: torch.cat([v.expand(n, -1, -1, -1), v[:1].expand(len(padding), -1, -1, -1)])
+            for layer, v in used.items()
+        }
+        _, means = BatchLoss([*objectives, *padding], shapes, "l1", 0.0, self.device)(given)
+        return joint(means, [*objectives, *padding])[:n].cpu().numpy()
 
     def _batches(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
         for first in range(0, len(images), self.rows):

@@ -53,6 +53,7 @@ class Recipe:
     parameterisation : "pixels", or "fourier" (decorrelated spectrum through a sigmoid; Olah et al., 2017,
         10.23915/distill.00007)
     optimiser : "gradient" (plain), "rms" (gradient over its root mean square over the whole image) or "adam"
+    betas : how much of the past Adam's two means keep at each step, both in [0, 1)
     octaves : stretches of the descent; the image is resized between them
     mean, std : of the noise that every unit starts from
     clamp : pixels are kept in [0, 1] "never", at the "end", or after "every" step
@@ -76,6 +77,7 @@ class Recipe:
     octaves: tuple[Octave, ...]
     parameterisation: Literal["pixels", "fourier"] = "pixels"
     optimiser: Literal["gradient", "rms", "adam"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
     mean: float = 0.5
     std: float = 0.2
     clamp: Literal["never", "end", "every"] = "end"
@@ -107,6 +109,8 @@ class Recipe:
             raise RecipeError(
                 f"noise of mean {self.mean}, standard deviation {self.std}: give finite numbers, std from 0"
             )
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise RecipeError(f"betas {self.betas}: give two numbers from 0 to less than 1, such as (0.9, 0.999)")
         if self.jitter < 0 or not 0 <= self.rescue <= 1:
             raise RecipeError(f"jitter {self.jitter}, rescue {self.rescue}: jitter is from 0, rescue from 0 to 1")
         if not math.isfinite(self.C):
@@ -176,7 +180,7 @@ class Recipe:
         known.pop("notes")
         known.pop("default_seed")
         known.pop("largest")
-        for setting, first in (("gradients", "separate"), ("precision", "float32")):
+        for setting, first in (("gradients", "separate"), ("precision", "float32"), ("betas", (0.9, 0.999))):
             if known[setting] == first:  # runs that were made before there was a choice stay what they are
                 known.pop(setting)
         return json.loads(json.dumps(known))
@@ -194,6 +198,8 @@ class Recipe:
         known["octaves"] = tuple(
             Octave(o["steps"], tuple(o["rate"]), tuple(o["sigma"]), o["size"]) for o in values["octaves"]
         )
+        if "betas" in known:
+            known["betas"] = tuple(known["betas"])
         return Recipe(**known)
 
 

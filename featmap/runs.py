@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +19,7 @@ from featmap import memory, transforms
 from featmap.batches import Batches
 from featmap.descent import Descent, OnStep, frame_steps
 from featmap.devices import environment, remembered_settings, thread_count
-from featmap.engine import HERE, Engine, Landing, Silent, Task, Watcher, WorkUnit, begin, plan, run_here
+from featmap.engine import HERE, Engine, Landing, Silent, Task, Watcher, WorkUnit, begin, landing, plan, run_here
 from featmap.errors import FeatmapError, ModelError, RecipeError
 from featmap.models import Network
 from featmap.objectives import Objective
@@ -29,6 +31,8 @@ STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
 LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
 RISE = 1e-6
 MOST_SEEDS = 10_000
+PAUSE = 0.25
+"""Seconds between two looks at what a GPU has reached."""
 
 
 def check_seeds(seed: int | None, seeds: int, recipe: Recipe) -> tuple[int, ...]:
@@ -205,6 +209,7 @@ class Worker:
         self.batches = Batches(network, job.device)
         self.probe = Probe(network, recipe.rows, job.device)
         self._nulls: dict[int, Tensor] = {}
+        self._null_outputs: dict[int, dict[str, Tensor]] = {}
 
     def descend(self, objectives: Sequence[Objective], recipe: Recipe, seed: int, on_step: OnStep) -> Descent:
         """Return the descents of a batch."""
@@ -215,6 +220,12 @@ class Worker:
         if seed not in self._nulls:
             self._nulls[seed] = forms.null_images(self.job.recipe, seed, self.job.start).float()
         return self._nulls[seed]
+
+    def null_activation(self, seed: int, objectives: Sequence[Objective]) -> np.ndarray:
+        """Return each objective's activation on the null image of a seed, which the network sees once."""
+        if seed not in self._null_outputs:
+            (self._null_outputs[seed],) = self.probe.outputs(self.null_image(seed)[None], self.job.layers)
+        return self.probe.reached(self._null_outputs[seed], objectives)
 
     def make(self, unit: WorkUnit) -> dict[str, np.ndarray]:
         """Return what one work unit gives, by the names of the run's arrays."""
@@ -253,26 +264,34 @@ class Worker:
     def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:
         job = self.job
         chosen = job.objectives[unit.first : unit.last]
-        null = self.null_image(unit.seed)
-
-        def on_step(_: int, means: Tensor) -> None:
-            self.watcher.step(float(means[:, 0].mean()))
-
-        result = self.descend(chosen, job.recipe, unit.seed, on_step)
-        reached = self.probe.activations(result.images, chosen)
-        nothing = self.probe.activations(null.expand(len(chosen), -1, -1, -1), chosen)
+        result = self.descend(chosen, job.recipe, unit.seed, told(self.watcher, job.device))
+        reached, responses = self.probe.look(result.images, chosen, job.responses)
         curve = torch.stack([joint(result.curve[:, k], chosen) for k in range(result.curve.shape[1])], dim=1).numpy()
         made = {
             "images": result.images.numpy(),
             "activation": reached,
-            "null_activation": nothing,
+            "null_activation": self.null_activation(unit.seed, chosen),
             "curve": curve,
         }
         if job.responses:
-            made["A"] = self._responses(result.images)
+            made["A"] = responses
         made |= self._frames(result.frames)
         made["status"] = statuses(made, result.moved.numpy(), result.revived.numpy())
         return made
+
+
+def told(watcher: Watcher, device: torch.device) -> OnStep:
+    """Return what tells a watcher of each step; a GPU is asked for the activation now and then, for it has to stop."""
+    pause = 0.0 if device.type == "cpu" else PAUSE
+    known, asked = 0.0, -math.inf
+
+    def on_step(_: int, means: Tensor) -> None:
+        nonlocal known, asked
+        if time.monotonic() - asked >= pause:
+            known, asked = float(means[:, 0].mean()), time.monotonic()
+        watcher.step(known)
+
+    return on_step
 
 
 def statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray) -> np.ndarray:
@@ -331,9 +350,9 @@ def perform(
         def work(unit: Landing) -> None:
             if not holder:
                 holder.append(task.make(watcher))
-            holder[0].work(unit, store)
+            holder[0].work(unit, kept)
 
-        with task.settings(), thread_count(threads):
+        with task.settings(), thread_count(threads), landing(store, task.gpu) as kept:
             return run_here([u for wave in waves for u in wave], store, work, task.steps, watcher)
     open_units = {u.name for u in begin([u for wave in waves for u in wave], store, task.steps, watcher)}
     if not open_units:

@@ -93,6 +93,12 @@ def test_operations_are_counted_forward_and_back_to_the_image() -> None:
     assert steps.flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
 
 
+def test_time_is_shared_out_over_operations() -> None:
+    one, two = torch.rand(400, 400), torch.rand(400, 400)
+    shares = steps.operations(lambda: (one @ two).relu())
+    assert max(shares, key=lambda name: shares[name]) == "mm" and 0.5 < sum(shares.values()) <= 1.001
+
+
 def test_an_opponent_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(opponents.MODULES, "torch-lucent", "no_such_module_at_all")
     here = {o.name: o.here for o in opponents.OPPONENTS}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from analyses.benchmarks.opponents import cut
@@ -135,7 +136,26 @@ def measure(network: Network, layer: str) -> dict[str, Any]:
         }
         for v in chain
     ]
-    return {"size": size, "gflop": count / 1e9, "peak_gflops": {k: v / 1e9 for k, v in peak.items()}, "rows": rows}
+    best = next(v for v in reversed(chain) if v.dtype is torch.float32)
+    shares = operations(work[best.name][0])
+    return {"operations": {"of": best.name, "shares": shares}} | {
+        "size": size,
+        "gflop": count / 1e9,
+        "peak_gflops": {k: v / 1e9 for k, v in peak.items()},
+        "rows": rows,
+    }
+
+
+def operations(step: Callable[[], object], least: float = 0.01) -> dict[str, float]:
+    """Return the share of a step's time that each of torch's operations takes by itself, largest first."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(3):
+            step()
+    times = {e.key.removeprefix("aten::"): float(e.self_cpu_time_total) for e in seen.key_averages()}
+    whole = sum(times.values())
+    ordered = sorted(times.items(), key=lambda item: -item[1])
+    return {name: round(t / whole, 4) for name, t in ordered if t >= least * whole}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -161,4 +181,7 @@ def table(found: dict[str, Any]) -> str:
             f"| {row['variant']} | {row['ms']:.1f} | {article / row['ms']:.2f} | {whole / row['ms']:.2f} | "
             f"{row['share']:.2f} |"
         )
+    taken = found["operations"]
+    shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in taken["shares"].items())
+    lines += ["", f"Where the time of a step goes ({taken['of']}, float32): {shares}."]
     return "\n".join(lines)

@@ -1,0 +1,284 @@
+"""Which recipe makes more activation of the same work: candidates side by side, winners and losers.
+
+    python -m analyses.benchmarks.search                                       # half an hour on two cores
+    python -m analyses.benchmarks.search --model resnet50 --weights random --layers layer2.3,layer3.5,layer4.2
+    python -m analyses.benchmarks.search --only adam-20,quick-24               # beside the first, which is the base
+
+Every candidate makes the images of the same features, drawn at random, of three layers, with three seeds, all
+candidates in turns at each batch; each is one change to a recipe that is named with it. What is told of it:
+
+- its work: steps, each weighted by its image's area over the finished image's, and seconds a feature over those of the
+  base in the same turns (median);
+- activation over the base's on the same feature, geometric mean over features after that over seeds, with a 95 %
+  interval over features (both on the untouched network, images clamped to [0, 1]);
+- the high-frequency share of its images (median), smoothness turned round;
+- identity rate: the share of features whose own image, of all images drawn, excites them most, by Wilson's interval;
+- settled: after which share of its steps the median row has 99 % of the activation that it ends with, which is what
+  stopping rows early could save at most.
+
+What no candidate is: a start from another feature's image, or steps of a row that depend on its neighbours. An image
+depends on model, recipe, seed and unit alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from scipy import stats
+
+from analyses.benchmarks import records
+from analyses.benchmarks.speed import chosen_features
+from analyses.commands import run
+from featmap import Network, channel, devices, load, mapping, spectra
+from featmap.batches import Batches
+from featmap.console import err
+from featmap.errors import FeatmapError
+from featmap.probing import Probe
+from featmap.recipes import Octave, Recipe
+
+LAYERS = ("inception3a", "inception4c", "inception5a")
+SETTLED = 0.99
+QUICK = (0.8, 0.99)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe to be tried, and what it tries in words."""
+
+    recipe: Recipe
+    words: str
+
+
+def _of(name: str, words: str, *octaves: Octave, **changes: Any) -> Candidate:
+    changes.setdefault("clamp", "every")
+    return Candidate(Recipe(name, octaves, largest=128, **changes), words)
+
+
+BLUR, HALF = (1.0, 0.4), 0.5
+CANDIDATES = (
+    _of("adam-40", "Adam, 40 steps", Octave(40, (0.03, 0.02), BLUR)),
+    _of("adam-20", "half the steps, twice as long", Octave(20, (0.06, 0.02), BLUR)),
+    _of("quick-20", "shorter memory (0.8, 0.99), long steps", Octave(20, (0.08, 0.01), BLUR), betas=QUICK),
+    _of("quick-24", "the same, 24 steps", Octave(24, (0.08, 0.01), BLUR), betas=QUICK),
+    _of("quick-28", "shorter memory, 28 steps of middling length", Octave(28, (0.06, 0.01), BLUR), betas=QUICK),
+    _of("quick-30", "shorter memory, 30 long steps", Octave(30, (0.08, 0.01), BLUR), betas=QUICK),
+    _of("quick-weak-blur", "quick-20 under a weaker blur", Octave(20, (0.08, 0.01), (0.8, 0.3)), betas=QUICK),
+    _of(
+        "coarse-to-fine",
+        "10 steps at half the size, then 14",
+        Octave(10, (0.08, 0.04), (1.0, 0.7), HALF),
+        Octave(14, (0.06, 0.01), (0.8, 0.4)),
+        betas=QUICK,
+    ),
+    _of(
+        "growing",
+        "three sizes, 0.7, 0.85 and 1",
+        Octave(8, (0.08, 0.06), (1.0, 0.8), 0.7),
+        Octave(8, (0.06, 0.04), (0.8, 0.6), 0.85),
+        Octave(10, (0.04, 0.01), (0.6, 0.4)),
+        betas=QUICK,
+    ),
+    _of("normalised-24", "gradient over its RMS", Octave(24, (0.1, 0.02), BLUR), optimiser="rms"),
+    _of("quiet-start", "adam-40 from a quarter of the noise", Octave(40, (0.03, 0.02), BLUR), std=0.05),
+    _of("jitter-40", "adam-40, rolled by up to 4 pixels", Octave(40, (0.03, 0.02), BLUR), jitter=4),
+    _of("fourier-40", "Fourier image, no blur", Octave(40, (0.05, 0.05)), parameterisation="fourier", clamp="end"),
+    _of(
+        "fourier-slow",
+        "Fourier image, steps that shrink",
+        Octave(40, (0.05, 0.005)),
+        parameterisation="fourier",
+        clamp="end",
+    ),
+    _of("adam-120", "Adam, 120 steps", Octave(120, (0.03, 0.01), BLUR)),
+    _of("quick-60", "shorter memory, 60 steps", Octave(60, (0.06, 0.005), BLUR), betas=QUICK),
+    _of("quick-80", "shorter memory, 80 shorter steps", Octave(80, (0.04, 0.005), BLUR), betas=QUICK),
+)
+BASE = CANDIDATES[0].recipe.name
+
+
+def chosen(only: str | None) -> list[Candidate]:
+    """Return the candidates of those names, the base first; all where none are named.
+
+    Raises
+    ------
+    FeatmapError
+        for a name that no candidate has.
+    """
+    known = {c.recipe.name: c for c in CANDIDATES}
+    names = list(known) if only is None else [n.strip() for n in only.split(",") if n.strip()]
+    for name in names:
+        if name not in known:
+            raise FeatmapError(f"candidate {name!r} is unknown; allowed: {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys([BASE, *names])]
+
+
+def work(recipe: Recipe) -> float:
+    """Return the steps of a resolved recipe, each weighted by its image's area over the finished image's."""
+    return float(sum(o.steps * (side / recipe.size) ** 2 for o, side in zip(recipe.octaves, recipe.sizes, strict=True)))
+
+
+def settled(curve: np.ndarray) -> np.ndarray:
+    """Return after which share of its steps each row has `SETTLED` of its last activation, for N x steps.
+
+    NaN for a row that ends without activation.
+    """
+    last = curve[:, -1:]
+    above = curve >= SETTLED * last
+    first = above.argmax(1) / max(1, curve.shape[1] - 1)
+    return np.where(last[:, 0] > 0, first, np.nan)
+
+
+@dataclass
+class Tally:
+    """What is known of one candidate: by layer and seed, over the features drawn."""
+
+    activation: list[list[float]]
+    high: list[list[float]]
+    own: list[list[bool]]
+    settled: list[list[float]]
+    seconds: list[float]
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Enter one layer and seed."""
+        self.seconds += found.pop("seconds")
+        for kind, values in found.items():
+            getattr(self, kind).append(values)
+
+
+def tried(network: Network, layer: str, channels: Sequence[int], recipes: Sequence[Recipe], seed: int) -> list[Any]:
+    """Return what each recipe made of some features of a layer with one seed, all in turns at each batch."""
+    batches, rows = Batches(network, torch.device("cpu")), recipes[0].rows
+    parts: list[list[Any]] = [[] for _ in recipes]
+    seconds: list[list[float]] = [[] for _ in recipes]
+    for turn, first in enumerate(range(0, len(channels), rows)):
+        objectives = [channel(layer, c) for c in channels[first : first + rows]]
+        for k in range(len(recipes)):
+            which = (k + turn) % len(recipes)
+            begun = time.perf_counter()
+            parts[which].append(batches.descend(objectives, recipes[which], seed))
+            seconds[which].append((time.perf_counter() - begun) / len(objectives))
+    found = []
+    for made, took in zip(parts, seconds, strict=True):
+        images = torch.cat([m.images for m in made]).clamp(0, 1)
+        responses = Probe(network, rows).responses(images, [layer])[layer][:, list(channels)]
+        curve = torch.cat([m.curve for m in made])[:, :, 0].numpy()
+        found.append(
+            {
+                "activation": responses.diagonal().tolist(),
+                "high": spectra.high_share(images.numpy()).tolist(),
+                "own": (responses.argmax(0) == np.arange(len(channels))).tolist(),
+                "settled": settled(curve).tolist(),
+                "seconds": took,
+            }
+        )
+    return found
+
+
+def row(name: str, mine: Tally, base: Tally, seeds: int) -> dict[str, Any]:
+    """Return one candidate's figures."""
+    shape = (-1, seeds, len(mine.activation[0]))
+    ours, theirs = (np.array(t.activation, dtype=float).reshape(shape) for t in (mine, base))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.log(np.where((ours > 0) & (theirs > 0), ours / theirs, np.nan))
+    undefined = np.isnan(gain)
+    each = np.where(undefined, 0, gain).sum(1) / np.where(undefined.all(1), np.nan, (~undefined).sum(1))
+    by_feature = each[np.isfinite(each)]
+    reach = stats.t.ppf(0.975, max(1, len(by_feature) - 1)) * stats.sem(by_feature) if len(by_feature) > 1 else 0.0
+    own = np.array(mine.own)
+    rate = stats.binomtest(int(own.sum()), own.size).proportion_ci(0.95, "wilson")
+    middle = float(by_feature.mean())
+    return {
+        "name": name,
+        "activation": [float(np.exp(v)) for v in (middle, middle - reach, middle + reach)],
+        "lost": int(((ours <= 0) & (theirs > 0)).sum()),
+        "high": float(np.nanmedian(np.array(mine.high, dtype=float))),
+        "identity": [float(own.mean()), float(rate.low), float(rate.high)],
+        "settled": float(np.nanmedian(np.array(mine.settled, dtype=float))),
+        "seconds": float(np.median(np.array(mine.seconds) / np.array(base.seconds))),
+    }
+
+
+def measure(
+    network: Network, layers: Sequence[str], candidates: Sequence[Candidate], features: int, seeds: int
+) -> list[dict[str, Any]]:
+    """Return the figures of every candidate."""
+    recipes = [mapping.resolve(network, torch.device("cpu"), c.recipe) for c in candidates]
+    tallies = [Tally([], [], [], [], []) for _ in candidates]
+    for layer in layers:
+        channels = chosen_features(network, layer, features, 0)
+        for seed in range(seeds):
+            err().print(f"{network.name} {layer}, seed {seed}: {len(channels)} features, {len(recipes)} recipes")
+            for tally, found in zip(tallies, tried(network, layer, channels, recipes, seed), strict=True):
+                tally.add(found)
+    rows = [row(r.name, t, tallies[0], seeds) for r, t in zip(recipes, tallies, strict=True)]
+    for made, r, c in zip(rows, recipes, candidates, strict=True):
+        made |= {"words": c.words, "steps": r.steps, "work": work(r), "size": r.size, "recipe": r.identity()}
+    return rows
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return all networks' figures as Markdown."""
+    lines = ["## Recipes", ""]
+    for known in found["networks"].values():
+        lines += [
+            f"`python -m analyses.benchmarks.search` on {known['network']}, {', '.join(known['layers'])}: "
+            f"{known['features']} features of each, {known['seeds']} seeds, {known['rows'][0]['size']} pixels.",
+            "",
+            "| recipe | what it is | work, steps at full size | seconds | activation | high frequencies | "
+            "own image excites most | settled after |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for r in known["rows"]:
+            middle, low, high = r["activation"]
+            lines.append(
+                f"| {r['name']} | {r['words']} | {r['work']:.0f} | {r['seconds']:.2f} | "
+                f"{middle:.3f} [{low:.3f}, {high:.3f}] | {r['high']:.4f} | {r['identity'][0]:.3f} "
+                f"[{r['identity'][1]:.3f}, {r['identity'][2]:.3f}] | {100 * r['settled']:.0f} % |"
+            )
+        lines.append("")
+    lines.append(f"Seconds and activation are over those of {BASE}. What the columns mean says the script's beginning.")
+    return "\n".join(lines)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
+    weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
+    layers: Annotated[str, typer.Option(help="Joined by commas.")] = ",".join(LAYERS),
+    features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = 64,
+    seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = 3,
+    only: Annotated[str | None, typer.Option(help="Names of candidates, joined by commas.")] = None,
+    out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "search.json",
+    readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
+) -> None:
+    """Try recipes side by side, and tell which make more activation of the same work."""
+    if seeds < 1:
+        raise FeatmapError(f"--seeds {seeds}: give 1 or more")
+    network, candidates = load(model, weights), chosen(only)
+    names = [n.strip() for n in layers.split(",") if n.strip()]
+    with devices.remembered_settings():
+        rows = measure(network, names, candidates, features, seeds)
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
+    found["networks"][f"{network.name} {weights or ''}".strip()] = {
+        "machine": records.machine("torchvision"),
+        "network": str(network),
+        "sha256": network.sha256,
+        "layers": names,
+        "features": features,
+        "seeds": seeds,
+        "rows": rows,
+    }
+    records.write(out, found)
+    records.write_table("search", table(found), readme)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    run(main)
