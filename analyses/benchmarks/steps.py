@@ -100,10 +100,10 @@ def flops(network: Network, layer: str, size: int) -> int:
     return int(counted.get_total_flops())
 
 
-def product(dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Return a function that multiplies two square matrices."""
+def product(dtype: torch.dtype, where: torch.device = CPU) -> Callable[[], Tensor]:
+    """Return a function that multiplies two square matrices on a device."""
     generator = torch.Generator().manual_seed(1)
-    one, two = (torch.rand(MATRIX, MATRIX, generator=generator).to(dtype) for _ in range(2))
+    one, two = (torch.rand(MATRIX, MATRIX, generator=generator).to(where, dtype) for _ in range(2))
     return lambda: one @ two
 
 
@@ -118,11 +118,11 @@ def measure(network: Network, layer: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in (*work, *peaks)}
     for turn in range(rounds + 1):
         for name, (step, rows) in work.items():
-            took = _seconds(step)
+            took = synchronised(step)
             if turn:  # the first warms up
                 seconds[name].append(took / rows)
         for name, multiply in peaks.items():
-            took = min(_seconds(multiply) for _ in range(3))
+            took = min(synchronised(multiply) for _ in range(3))
             if turn:
                 seconds[name].append(took)
     count = flops(network, layer, size)
@@ -158,9 +158,12 @@ def operations(step: Callable[[], object], least: float = 0.01) -> dict[str, flo
     return {name: round(t / whole, 4) for name, t in ordered if t >= least * whole}
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def synchronised(work: Callable[[], object], where: torch.device = CPU) -> float:
+    """Return the seconds that some work takes, until the device is done."""
     begun = time.perf_counter()
     work()
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
     return time.perf_counter() - begun
 
 

@@ -1,0 +1,201 @@
+"""What whole commands cost, from their start to their last page: seconds, peak memory, share of the machine's peak.
+
+    python -m analyses.benchmarks.whole                        # the jobs that this machine is meant for
+    python -m analyses.benchmarks.whole --job network          # all inception features, on a GPU
+
+Each job is the command of a user in a process of its own, in an empty folder. Its descents' share of the peak is the
+floating-point operations of all its images' steps, forward and back to the image, over the seconds of descents and
+probe and over what a large matrix product reaches on the same device in the same precision. A job that was not run
+here keeps the row that was stored before, or says "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+
+from analyses.benchmarks import records, steps
+from analyses.commands import run
+from featmap import Network, blocks, devices, load
+from featmap.console import err
+from featmap.errors import FeatmapError
+from featmap.recipes import Recipe
+from featmap.store import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, what it shows in words, the device that it is meant for, the aim in words."""
+
+    words: str
+    arguments: tuple[str, ...]
+    device: str
+    aim: str
+
+
+JOBS = {
+    "heatmap": Job(
+        "all 512 features of inception4a, start to heatmap and page",
+        ("--layer", "inception4a"),
+        "cpu",
+        "under 5 minutes on two cores",
+    ),
+    "wide": Job(
+        "2,048 features of ResNet50's layer4.2 (random weights, 64 pixels, 4 steps)",
+        ("--model", "resnet50", "--weights", "random", "--layer", "layer4.2", "--size", "64", "--steps", "4"),
+        "cpu",
+        "under 4,295 MB",
+    ),
+    "network": Job(
+        "all 5,488 inception features of GoogLeNet, `standard`, bfloat16, 128 rows",
+        ("--layer", "inception*", "--recipe", "standard", "--precision", "bfloat16", "--rows", "128"),
+        "cuda",
+        "under 60 seconds and 0.30 of the peak on an H100",
+    ),
+}
+
+
+COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
+
+
+def carried_out(arguments: tuple[str, ...], device: str, folder: Path) -> tuple[float, float]:
+    """Run `featmap similarity` with these arguments; return its seconds and the peak of its resident memory in MB.
+
+    Raises
+    ------
+    FeatmapError
+        if it ends with a status that is not 0.
+    """
+    command = [*COMMAND, "similarity", *arguments, "--device", device, "--out", str(folder)]
+    begun, peak = time.perf_counter(), 0
+    with psutil.Popen(command, stdout=sys.stderr) as process:
+        while process.poll() is None:
+            peak = max(peak, _resident(process))
+            time.sleep(0.05)
+    if process.returncode:
+        raise FeatmapError(
+            f"featmap {' '.join(arguments)} ended with status {process.returncode}; see what it said above"
+        )
+    return time.perf_counter() - begun, peak / 1e6
+
+
+def _resident(process: psutil.Popen) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:  # it ended between two looks
+        return 0
+
+
+def operations(network: Network, manifest: dict[str, Any]) -> float:
+    """Return the floating-point operations of all steps of a similarity run, forward and back to the image."""
+    recipe = Recipe.from_identity(manifest["identity"]["recipe"])
+    seeds = len(manifest["identity"]["seeds"])
+    layers = blocks.named(_layers(manifest["identity"]), network, recipe.size)
+    whole = 0.0
+    for layer in layers:
+        images = seeds * network.layer(layer, recipe.size).channels
+        for octave, side in zip(recipe.octaves, recipe.sizes, strict=True):
+            whole += images * octave.steps * steps.flops(network, layer, side)
+    return whole
+
+
+def _layers(identity: dict[str, Any]) -> list[str]:
+    return list(identity["layers"]) if "layers" in identity else [identity["layer"]]
+
+
+def peak(where: torch.device, precision: str) -> float:
+    """Return the operations a second that a large matrix product reaches on a device, the best of five."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    multiply = steps.product(dtype, where)
+    steps.synchronised(multiply, where)
+    return 2 * steps.MATRIX**3 / min(steps.synchronised(multiply, where) for _ in range(5))
+
+
+def measure(name: str, device: str | None = None) -> dict[str, Any]:
+    """Return what one job costs."""
+    job = JOBS[name]
+    where = devices.device(device or job.device)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        seconds, memory = carried_out(job.arguments, where.type, out)
+        manifest = Run.read(out).manifest
+        given = dict(zip(job.arguments[::2], job.arguments[1::2], strict=True))
+        network = load(given.get("--model", "reference"), given.get("--weights"))
+        descents = manifest["timings"]["descent_and_probe"]
+        recipe = Recipe.from_identity(manifest["identity"]["recipe"])
+        rate = operations(network, manifest) / descents
+    top = peak(where, recipe.precision)
+    return {
+        "machine": records.machine("torchvision"),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+        "seconds": seconds,
+        "descents_s": descents,
+        "memory_MB": memory,
+        "size": recipe.size,
+        "steps": recipe.steps,
+        "gflops": rate / 1e9,
+        "peak_gflops": top / 1e9,
+        "sha256": network.sha256,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return all jobs as Markdown."""
+    lines = [
+        "## Whole commands",
+        "",
+        "`python -m analyses.benchmarks.whole`: `featmap similarity` in a process of its own, from its start to its "
+        "page.",
+        "",
+        "| job | device | seconds | of these descents and probe | peak memory, MB | share of the peak | aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, job in JOBS.items():
+        known = found.get(name)
+        if known is None:
+            lines.append(f"| {job.words} | {job.device} | not measured | | | | {job.aim} |")
+            continue
+        device = known["device"]
+        if device == "cpu":
+            device = f"{known['machine']['processor']}, {known['machine']['cores']} cores"
+        lines.append(
+            f"| {job.words}; {known['size']} pixels, {known['steps']} steps | {device} | {known['seconds']:.0f} | "
+            f"{known['descents_s']:.0f} | {known['memory_MB']:,.0f} | {known['gflops'] / known['peak_gflops']:.2f} | "
+            f"{job.aim} |"
+        )
+    return "\n".join(lines)
+
+
+def main(
+    job: Annotated[list[str] | None, typer.Option(help=f"One or more of {', '.join(JOBS)}.")] = None,
+    device: Annotated[str | None, typer.Option(help="In place of the one that the job is meant for.")] = None,
+    out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "whole.json",
+    readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
+) -> None:
+    """Measure what whole commands cost on this machine."""
+    for name in job or []:
+        if name not in JOBS:
+            raise FeatmapError(f"job {name!r} is unknown; allowed: {', '.join(JOBS)}")
+    here = [name for name, j in JOBS.items() if torch.cuda.is_available() == (j.device == "cuda")]
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in job or here:
+        err().print(f"{name}: featmap similarity {' '.join(JOBS[name].arguments)}")
+        found[name] = measure(name, device)
+        records.write(out, found)
+    records.write_table("whole", table(found), readme)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    run(main)
