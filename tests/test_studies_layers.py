@@ -35,19 +35,21 @@ def pointwise(rows: Any, bias: Any = 0.0) -> nn.Conv2d:
 
 
 def stacked() -> nn.Module:
-    """`first` likes three flat colours, `second` patterns about gray; in `relu` every second feature is dead."""
+    """Three layers like three flat colours, three patterns about gray; in `relu` every second feature is dead."""
     first = pointwise([CYAN, MAGENTA, GREEN] * 2)
     second = nn.Conv2d(6, 4, 5, padding=2, bias=False)
     with torch.no_grad():
         second.weight.copy_(torch.randn(second.weight.shape, generator=torch.Generator().manual_seed(2)))
         second.weight.sub_(second.weight.mean((2, 3), keepdim=True))
     relu = nn.Sequential(pointwise(torch.eye(4), torch.tensor([0.5, -1e4, 0.5, -1e4])), nn.ReLU())
-    return nn.Sequential(OrderedDict(first=first, second=second, relu=relu)).eval()
+    colours = OrderedDict(first=first, again=pointwise(torch.eye(6)), anew=pointwise(torch.eye(6)))
+    patterns = OrderedDict(second=second, third=pointwise(torch.eye(4)), fourth=pointwise(torch.eye(4)))
+    return nn.Sequential(colours | patterns | OrderedDict(relu=relu)).eval()
 
 
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    layers = ("first", "second", "relu")
+    layers = ("first", "again", "anew", "second", "third", "fourth", "relu")
     return layer_maps.measure(context_of(layer_maps.STUDY, stacked(), layers, tmp_path_factory.mktemp("runs"), SIZE))
 
 
@@ -55,7 +57,7 @@ def test_colours_become_patterns(mapped: Any) -> None:
     assert found(mapped, "flatness_first") > 0.95 and found(mapped, "waves_first") < 1.2
     assert found(mapped, "flatness_last") < 0.1 and found(mapped, "waves_last") > 4
     trend = next(f for f in mapped.findings if f.name == "flatness_trend")
-    assert trend.high < 0 and trend.count == 12  # 6 + 4 + 2 live features
+    assert trend.high < 0 and trend.count == 7 and "32 features" in trend.words  # 3 x 6 + 3 x 4 + 2 live ones
     assert found(mapped, "frequency_first") < 0.02 < found(mapped, "frequency_last")
     assert found(mapped, "field_first") == 1 and found(mapped, "field_last") == 5
 
@@ -70,11 +72,27 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
 
 
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
-    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 14)
+    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 34)
     dead = mapped.rows[mapped.rows["status"] == "dead"]
     assert set(dead["feature"]) == {"relu:1", "relu:3"}
-    assert "2 of 14 features have no gradient without rescue, 2 with it" in mapped.conclusion
+    assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
     assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
+
+
+def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
+    outcome = layer_maps.measure(context_of(layer_maps.STUDY, stacked(), ("first", "second", "relu"), tmp_path, SIZE))
+    trend = next(f for f in outcome.findings if f.name == "flatness_trend")
+    assert trend.value is not None and trend.value < -0.5 and trend.low is trend.high is None
+    assert outcome.verdict == "not decided"
+
+
+def test_a_skewed_measure_has_its_interval_on_its_own_scale() -> None:
+    values = np.array([1.0, 1, 1, 2, 2, 3, 5, 140])
+    mean, low, high = layer_maps.summary("waves", values)
+    assert mean == pytest.approx(stats.gmean(values))
+    reach = stats.t.ppf(0.975, 7) * np.log(values).std(ddof=1) / np.sqrt(8)
+    assert 1 <= low < mean < high == pytest.approx(mean * np.exp(reach))
+    assert layer_maps.summary("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
 
 
 def test_a_palette_with_red_is_not_the_claims() -> None:
