@@ -267,8 +267,8 @@ def conclusion(by_depth: Trends, found: Colours, before: Counted, after: Counted
     else:
         palette = f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g})"
     return (
-        f"Rank correlations with depth, over layers: {changes}; {palette}; {before[0]} of {before[1]} features have no gradient "
-        f"without rescue, {after[0]} with it."
+        f"Rank correlations with depth, over layers: {changes}; {palette}; {before[0]} of {before[1]} features have no "
+        f"gradient without rescue, {after[0]} with it."
     )
 
 
