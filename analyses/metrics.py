@@ -266,7 +266,7 @@ def agreeing(found: Mapping[str, Finding], m: str) -> str:
     agreement, top = found[f"agreement {m}"].value, found[f"ceiling {m}"].value
     live = written(found[f"live {m}"].value, ".0%")
     if agreement is None:
-        return f"an undefined amount ({m}, which moves {live} of the features)"
+        return f"undefined ({m}, which moves {live} of the features: too few to compare)"
     return f"{written(agreement)} ({m}, which moves {live} of the features; two seeds of l1 by {written(top)})"
 
 
