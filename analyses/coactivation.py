@@ -4,13 +4,14 @@
 
 The feature that the claim names (of the last layer) is followed step by step; the drawn features of every layer say how
 often the like happens. A runner-up is measured in two units: as a share of the target's activation, which is the
-article's plot and is ruled by the features' scales, and as a share of its own best, which is not.
+article's plot and is ruled by the features' scales, and as a share of its own best, which is not. It is chosen as the
+highest of hundreds, so that it is high whatever the target: whether it belongs to the target's image is asked of a null
+in which every feature's responses are permuted among the images and the highest is chosen again (`featmap.runners`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,25 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, interval, mean_finding, share_finding, start
+from analyses.rankings import COLUMNS, Runner, channels, known_best, permuted, quotient, ranked, ranking_rows, risen
+from analyses.studies import (
+    Context,
+    Finding,
+    Outcome,
+    Study,
+    Verdict,
+    averaged,
+    interval,
+    mean_finding,
+    plain_finding,
+    share_finding,
+    start,
+)
 from featmap import drawing
+from featmap.runners import DRAWS, Chosen
 from featmap.runs import LIVE, RESCUED
 
-ALMOST, RANKED = 0.8, 7
+ALMOST, RANKED, PROFILE, P = 0.8, 7, 512, 0.05
 RED, DARK, SHADES = "#d62728", "#222222", ("#0072b2", "#9a9a9a")
 
 STUDY = Study(
@@ -34,55 +49,14 @@ STUDY = Study(
     "not stay as they were, and another one ends almost as active as the target.",
     measured="every feature's average activation at every step for the named feature, and how high the highest other "
     "feature ends, for it and for drawn features: as a share of the target's activation and of its own best, beside "
-    "what it has on the null image and on other features' images",
+    "what it has on the null image and on other features' images. The claim holds if the named feature's runner-up "
+    f"rises above its null image and to {ALMOST:g} of the target's activation, and drawn features' runners-up lie "
+    "further above what they have on the other drawn features' images, over the target's activation, than the highest "
+    f"of responses permuted among these images within each feature ({DRAWS} draws, p < {P} in every layer); in part if "
+    "one of these is so",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     feature=5,
 )
-
-
-@dataclass(frozen=True)
-class Runner:
-    """The highest other feature of one maximised feature; every array is by seed.
-
-    `own` is the runner-up's response to its own image, `elsewhere` its mean response to other features' images and
-    `rank` its mean rank among all features there (1: the highest).
-    """
-
-    layer: str
-    target: int
-    channel: int
-    activation: np.ndarray
-    null: np.ndarray
-    reached: np.ndarray
-    own: np.ndarray
-    elsewhere: np.ndarray
-    rank: float
-
-    @property
-    def share(self) -> float:
-        """Its activation over the target's, mean over seeds; NaN where the target's is not above zero."""
-        return quotient(self.activation, self.reached)
-
-    @property
-    def before(self) -> float:
-        """What it has on the null image, over the target's activation."""
-        return quotient(self.null, self.reached)
-
-    @property
-    def coactivation(self) -> float:
-        """The share of its own best, above the null image, that it gives to the target's image."""
-        return quotient(self.activation - self.null, self.own - self.null)
-
-    @property
-    def floor(self) -> float:
-        """The same on other features' images."""
-        return quotient(self.elsewhere - self.null, self.own - self.null)
-
-
-def quotient(over: np.ndarray, under: np.ndarray) -> float:
-    """Return the mean over seeds of a quotient; NaN where a denominator is not above zero."""
-    good = np.isfinite(over) & np.isfinite(under) & (under > 1e-9)
-    return float(np.mean(over[good] / under[good])) if good.all() and len(good) else float("nan")
 
 
 def measure(context: Context) -> Outcome:
@@ -93,33 +67,21 @@ def measure(context: Context) -> Outcome:
     steps = context.maximise([f"{named_layer}:{named}"], "named", frames=5 if context.full else 1, **settings)
     ranking = ranked(steps["A"].values.mean(0)[0], named)[:RANKED]
     runners, of_named = [], []
+    made: dict[str, xr.Dataset] = {}
+    chosen: dict[str, Chosen] = {}
+    owns: dict[str, dict[int, np.ndarray]] = {}
     for layer in context.layers:
         context.say(f"drawn features of {layer}")
         drawn = context.maximise(context.units(layer), "drawn", responses=layer, **settings)
+        made[layer], chosen[layer] = drawn, permuted(layer, drawn)
         pairs = [(t, best) for t in risen(drawn) if (best := highest(drawn, t)) is not None]
         extra = list(ranking) if layer == named_layer else []
-        own = own_best(context, layer, [*(c for _, c in pairs), *extra], settings)
+        own = owns[layer] = own_best(context, layer, [*(c for _, c in pairs), *extra], settings)
         runners += [runner(layer, drawn, drawn, t, c, own) for t, c in pairs]
         if layer == named_layer:
             of_named = [runner(layer, steps, drawn, named, int(c), own) for c in ranking] if len(risen(steps)) else []
-    return outcome(context, steps, f"{named_layer}:{named}", of_named, runners)
-
-
-def channels(data: xr.Dataset) -> list[int]:
-    """Return the channels whose images a dataset holds."""
-    return [int(str(name).rpartition(":")[2]) for name in data["image"].values]
-
-
-def risen(data: xr.Dataset) -> list[int]:
-    """Return the channels whose descents rose from every seed."""
-    good = np.isin(data["status"].values, (LIVE, RESCUED)).all(0)
-    return [c for c, rose in zip(channels(data), good, strict=True) if rose]
-
-
-def ranked(profile: np.ndarray, target: int) -> np.ndarray:
-    """Return the other channels by their response, the highest first; those that are not finite are left out."""
-    order = np.argsort(-np.nan_to_num(profile, nan=-np.inf, posinf=-np.inf, neginf=-np.inf), kind="stable")
-    return np.array([c for c in order if c != target and np.isfinite(profile[c])], dtype=int)
+    rankings = [row for la, data in made.items() for row in ranking_rows(la, data, known_best(data, owns[la]))]
+    return outcome(steps, f"{named_layer}:{named}", of_named, runners, chosen, rankings)
 
 
 def highest(data: xr.Dataset, target: int) -> int | None:
@@ -165,7 +127,9 @@ def defined(values: Sequence[float]) -> bool:
     return bool(np.isfinite(np.asarray(values, dtype=float)).any())
 
 
-def findings(named: str, of_named: Sequence[Runner], runners: Sequence[Runner]) -> list[Finding]:
+def findings(
+    named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Chosen]
+) -> list[Finding]:
     """Return the study's figures; those that are undefined are left out."""
     found = []
     if of_named:
@@ -198,28 +162,59 @@ def findings(named: str, of_named: Sequence[Runner], runners: Sequence[Runner]) 
         if len(shares):
             words = f"features of {layer} whose runner-up reaches {ALMOST:g} of their activation"
             found.append(share_finding(f"almost:{layer}", int((shares >= ALMOST).sum()), len(shares), words))
+        found += permuted_findings(layer, chosen[layer]) if layer in chosen else []
     return found
 
 
-def judge(of_named: Sequence[Runner], runners: Sequence[Runner]) -> Verdict:
+def permuted_findings(layer: str, one: Chosen) -> list[Finding]:
+    """Return how far the runners-up lie above the other images, beside the same of permuted responses."""
+    if not np.isfinite(one.p):
+        return []
+    n, low, high = len(one.gap), *np.percentile(one.null, [2.5, 97.5])
+    unit = "over the target's activation"
+    words = f"drawn features of {layer}: the highest other less its mean on the other images, {unit}"
+    return [
+        averaged(f"gap:{layer}", one.gap, words),
+        plain_finding(
+            f"permuted:{layer}",
+            one.null.mean(),
+            n,
+            f"{layer}: the same with permuted responses (95 % of draws)",
+            low,
+            high,
+        ),
+        plain_finding(f"p:{layer}", one.p, n, f"{layer}: p of a gap not above that of permuted responses"),
+    ]
+
+
+def belong(chosen: Mapping[str, Chosen]) -> bool | None:
+    """Say whether the runners-up belong to their targets' images: gaps above the permuted ones in every layer."""
+    p = [one.p for one in chosen.values()]
+    return all(x < P for x in p) if p and np.isfinite(p).all() else None
+
+
+def judge(of_named: Sequence[Runner], chosen: Mapping[str, Chosen]) -> Verdict:
     """Return the verdict.
 
     Almost: the named feature's runner-up rises above its null image from every seed and reaches `ALMOST` of the
-    target's activation. Its own: over drawn features, the interval of the runner-up's share of its own best, less that
-    on other features' images, lies above zero: it is not a feature that is high on any image. Both: the claim holds;
-    one of them: in part.
+    target's activation. Its own: `belong`, it is not just the highest of many features that are high on some image.
+    Both: the claim holds; one of them: in part.
     """
-    gaps = np.array([r.coactivation - r.floor for r in runners], dtype=float)
-    if not of_named or not defined([of_named[0].share]) or not defined(gaps.tolist()):
+    own = belong(chosen)
+    if not of_named or not defined([of_named[0].share]) or own is None:
         return "not decided"
     first = of_named[0]
     almost = bool((first.activation > first.null).all()) and first.share >= ALMOST
-    own = interval(gaps)[1] > 0
     return "holds" if almost and own else "holds in part" if almost or own else "does not hold"
 
 
 def outcome(
-    context: Context, steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner]
+    steps: xr.Dataset,
+    named: str,
+    of_named: Sequence[Runner],
+    runners: Sequence[Runner],
+    chosen: Mapping[str, Chosen],
+    rankings: Sequence[tuple[Any, ...]],
 ) -> Outcome:
     """Return rows, figures, verdict and conclusion."""
     if of_named:
@@ -233,55 +228,100 @@ def outcome(
     shares = [r.share for r in runners]
     if defined(shares):
         mean, low, high = interval(shares)
-        own, floor = (np.nanmean([getattr(r, k) for r in runners] or [np.nan]) for k in ("coactivation", "floor"))
         said += (
             f"; over {int(np.isfinite(shares).sum())} drawn features the highest other one ends at {mean:.2f} "
-            f"[{low:.2f}, {high:.2f}] of the target's activation and {own:.2f} of its own best, which is {floor:.2f} "
-            "on other features' images"
+            f"[{low:.2f}, {high:.2f}] of the target's activation"
         )
+        known = {layer: one for layer, one in chosen.items() if np.isfinite(one.p)}
+        if known:
+            said += ", above its mean on the other images by " + " and ".join(
+                f"{one.gap.mean():.2f} ({layer}; with permuted responses {one.null.mean():.2f}, p {one.p:.2g})"
+                for layer, one in known.items()
+            )
     return Outcome(
-        table(steps, named, of_named, runners),
-        findings(named, of_named, runners),
-        judge(of_named, runners),
+        pd.DataFrame([*table(steps, named, of_named, runners), *rankings], columns=COLUMNS),
+        findings(named, of_named, runners, chosen),
+        judge(of_named, chosen),
         said + ".",
-        {"": draw(steps, named, of_named, runners)},
+        {"": draw(steps, named, of_named, runners, chosen)},
     )
 
 
-def table(steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner]) -> pd.DataFrame:
-    """Return tidy rows: the named feature's curves and final profile, and every drawn feature's runner-up."""
+def table(
+    steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner]
+) -> list[tuple[Any, ...]]:
+    """Return tidy rows: the named feature's curves and final profile, and every drawn feature's runner-up.
+
+    The profile holds the `PROFILE` highest features, or all if there are fewer.
+    """
     layer, _, target = named.rpartition(":")
     kept = [int(target), *(r.channel for r in of_named)]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for s, seed in enumerate(steps["seed"].values):
         for f, step in enumerate(steps["frame"].values):
-            rows += [("curve", layer, target, seed, step, c, steps["frame_A"].values[s, 0, f, c]) for c in kept]
+            rows += [("curve", layer, target, seed, step, c, None, steps["frame_A"].values[s, 0, f, c]) for c in kept]
     final, null = steps["A"].values.mean(0)[0], steps["null"].values.mean(0)
-    rows += [("profile", layer, target, "mean", len(steps["step"]), c, v) for c, v in enumerate(final)]
-    rows += [("null", layer, target, "mean", 0, c, v) for c, v in enumerate(null)]
+    for c in [int(target), *ranked(final, int(target))[: PROFILE - 1]]:
+        rows.append(("profile", layer, target, "mean", len(steps["step"]), c, None, final[c]))
+        rows.append(("null", layer, target, "mean", 0, c, None, null[c]))
     for r in (*of_named, *runners):
         quantities = (("activation", r.activation), ("null", r.null), ("target", r.reached), ("own best", r.own))
         for what, values in (*quantities, ("on other images", r.elsewhere)):
             pairs = zip(steps["seed"].values, values, strict=True)
-            rows += [(f"runner-up: {what}", r.layer, r.target, s, len(steps["step"]), r.channel, v) for s, v in pairs]
-    return pd.DataFrame(rows, columns=["part", "layer", "target", "seed", "step", "feature", "activation"])
+            last = len(steps["step"])
+            rows += [(f"runner-up: {what}", r.layer, r.target, s, last, r.channel, None, v) for s, v in pairs]
+    return rows
 
 
 @drawing.house_style
-def draw(steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner]) -> Figure:
+def draw(
+    steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Chosen]
+) -> Figure:
     """Draw the curves of all features, the final profile, and the drawn features' runners-up beside their floors."""
     figure, axes = plt.subplot_mosaic(
-        [["curves", "profile"], ["shares", "own"]], figsize=(9, 7), layout="constrained", height_ratios=(1.25, 1)
+        [["curves"] * 3 + ["profile"] * 3, ["shares"] * 2 + ["own"] * 2 + ["gap"] * 2],
+        figsize=(9, 7),
+        layout="constrained",
+        height_ratios=(1.25, 1),
     )
     target = int(named.rpartition(":")[2])
     first = of_named[0].channel if of_named else None
     draw_curves(axes["curves"], steps, named, target, first)
     draw_profile(axes["profile"], steps, target, first)
     draw_dots(axes["shares"], runners, ("share", "before"), ("on the target's image", "on the null image"))
-    axes["shares"].set_title("runner-up's activation over the target's", fontsize=10)
+    axes["shares"].set_title("runner-up's activation\nover the target's", fontsize=9)
     draw_dots(axes["own"], runners, ("coactivation", "floor"), ("on the target's image", "on other features' images"))
-    axes["own"].set_title("runner-up's share of its own best", fontsize=10)
+    axes["own"].set_title("runner-up's share\nof its own best", fontsize=9)
+    draw_gaps(axes["gap"], chosen)
     return figure
+
+
+def draw_gaps(axes: plt.Axes, chosen: Mapping[str, Chosen]) -> None:
+    """Draw how far the runners-up lie above the other images: mean with interval, and what permuted responses give."""
+    rng = np.random.default_rng(0)
+    for k, one in enumerate(chosen.values()):
+        if not np.isfinite(one.p):
+            continue
+        axes.plot(k + rng.uniform(-0.1, 0.1, len(one.gap)), one.gap, ".", color=SHADES[0], alpha=0.7)
+        mean, low, high = interval(one.gap)
+        axes.errorbar(k + 0.2, mean, [[mean - low], [high - mean]], fmt="o", color=DARK, ms=4, capsize=3)
+        low, high = np.percentile(one.null, [2.5, 97.5])
+        axes.errorbar(
+            k + 0.35,
+            one.null.mean(),
+            [[one.null.mean() - low], [high - one.null.mean()]],
+            fmt="s",
+            color=RED,
+            ms=4,
+            capsize=3,
+        )
+    axes.set_xticks(range(len(chosen)), list(chosen), fontsize=9)
+    axes.set_xlim(-0.5, len(chosen) - 0.3)
+    axes.set_title("runner-up less its mean on other\nimages, over the target's activation", fontsize=9)
+    shown = [axes.plot([], [], mark, color=shade, ms=4)[0] for mark, shade in (("o", DARK), ("s", RED))]
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
+    axes.legend(shown, ("on the target's image", "responses permuted"), fontsize=7.5)
 
 
 def draw_curves(axes: plt.Axes, steps: xr.Dataset, named: str, target: int, first: int | None) -> None:
@@ -330,7 +370,7 @@ def draw_dots(axes: plt.Axes, runners: Sequence[Runner], names: tuple[str, str],
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
     shown = [axes.plot([], [], "o", color=shade, ms=4)[0] for shade in SHADES]
-    axes.legend(shown, words, fontsize=8)
+    axes.legend(shown, words, fontsize=7.5)
     axes.axhline(0, color="#cccccc", lw=0.8, zorder=0)
 
 

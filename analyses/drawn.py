@@ -44,11 +44,11 @@ def name_groups(axes: plt.Axes, names: Sequence[str]) -> None:
     axes.set_xlim(-0.5, len(names) - 0.5)
 
 
-def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str) -> None:
+def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str, legend: bool = True) -> None:
     """Draw the values of each group (indexed by layer and feature) beside one another, with mean and interval.
 
     The interval is left out below `FEW` values. Layers have their colours in the order in which they come, and a
-    legend if there is more than one.
+    legend, if wanted, where there is more than one.
     """
     layers = list(dict.fromkeys(layer for _, values in groups for layer, _ in values.index))
     for at, (_, values) in enumerate(groups):
@@ -71,6 +71,7 @@ def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str) -> 
     if len(layers) > 1:
         for k, layer in enumerate(layers):
             axes.plot([], [], "o", color=colour(k), markersize=3, label=layer)
+    if legend and len(layers) > 1:
         axes.legend(fontsize=7, frameon=False, loc="best", handletextpad=0.1)
 
 

@@ -23,7 +23,6 @@ from analyses.studies import (
     Outcome,
     Study,
     Verdict,
-    averaged,
     interval,
     plain_finding,
     share_finding,
@@ -53,7 +52,8 @@ STUDY = Study(
     'the same way (section "Mapping ResNet Features").',
     measured=f"the images of the first {SHOWN} features of every main layer: the share of the deviation from gray that "
     "one colour holds (flatness), the number of waves that make up the image, its mean spatial frequency, its bytes as "
-    f"PNG, each as a rank correlation with depth; clusters of the dominant colours of up to {COLOURS} features of the "
+    "PNG, each as a rank correlation with depth (interval: bootstrap of the layers, and of the features within each, "
+    f"from {reliability.PLACES} layers on); clusters of the dominant colours of up to {COLOURS} features of the "
     "first layer in the opponent plane of OKLab, against one Gaussian cloud; features without a gradient, with the "
     "recipe's rescue and without. The claim holds if flatness falls and waves rise with depth (intervals), the palette "
     "has p < 0.05 and is of cyan, magenta and green or yellow without red and blue, and features without a gradient, "
@@ -67,8 +67,13 @@ MEASURES = {
     "frequency": "mean spatial frequency (cycles a pixel; a flat colour counts as 0)",
     "bytes": "bytes a pixel as PNG",
 }
+LIMITS = {"flatness": (0.0, 1.0), "waves": (1.0, np.inf), "frequency": (0.0, np.inf), "bytes": (0.0, np.inf)}
+"""What values a measure can have; no interval reaches beyond."""
+LOGGED = ("waves", "bytes")
+"""Measures that are averaged as logarithms: a few images have many times the waves of the others."""
 Trends = dict[str, Interval]
 Counted = tuple[int, int]
+HUED = "first-layer features whose dominant colour is not gray, as a share"
 SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
 
 
@@ -161,6 +166,20 @@ def by_feature(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
     return means
 
 
+def summary(name: str, values: np.ndarray) -> tuple[float, float, float]:
+    """Return a measure's mean over features (of `LOGGED` ones the geometric) and its interval, within `LIMITS`."""
+    mean, low, high = np.exp(interval(np.log(values))) if name in LOGGED else interval(values)
+    return float(mean), float(max(low, LIMITS[name][0])), float(min(high, LIMITS[name][1]))
+
+
+def summary_finding(name: str, end: str, layer: str, values: np.ndarray) -> Finding:
+    """Return the `summary` of one layer as a finding, undefined where no value is defined."""
+    known = values[np.isfinite(values)]
+    words = f"{layer}: {MEASURES[name]}{', geometric mean' if name in LOGGED else ''}"
+    mean, low, high = summary(name, known) if len(known) else (np.nan,) * 3
+    return plain_finding(f"{name}_{end}", mean, len(known), words, low, high)
+
+
 def fields(context: Context, size: int) -> list[float]:
     """Return the side of each layer's receptive field in pixels, NaN for the whole image."""
     found = [context.network.layer(la, size).field for la in context.layers]
@@ -168,7 +187,7 @@ def fields(context: Context, size: int) -> list[float]:
 
 
 def trends(means: pd.DataFrame) -> Trends:
-    """Return the rank correlation of every measure with depth."""
+    """Return the rank correlation of every measure with depth, its interval over layers."""
     return {name: reliability.trend(means[name].to_numpy(), means["depth"].to_numpy()) for name in MEASURES}
 
 
@@ -190,16 +209,16 @@ def findings(
         plain_finding("palette", seen.count if np.isfinite(seen.p) else np.nan, n, named),
         plain_finding("palette_silhouette", seen.silhouette, n, "mean silhouette of these clusters"),
         plain_finding("palette_p", seen.p, n, "p of that silhouette against one Gaussian cloud"),
-        averaged("hued", hued, "first-layer features whose dominant colour is not gray, as a share"),
+        share_finding("hued", int(hued.sum()), n, HUED) if n else plain_finding("hued", np.nan, 0, HUED),
         share_finding("dead_before", *before, "features without a gradient where nothing rescues them, as a share"),
         share_finding("dead_after", *after, "features without a gradient with the recipe's rescue, as a share"),
     ]
     for name, trend in by_depth.items():
-        words = f"rank correlation with depth: {SHORT[name]}"
-        rows.append(plain_finding(f"{name}_trend", trend.value, len(means), words, trend.low, trend.high))
-    for name, words in MEASURES.items():
+        words = f"rank correlation with depth: {SHORT[name]} ({len(means)} features; n layers)"
+        rows.append(plain_finding(f"{name}_trend", trend.value, means["depth"].nunique(), words, trend.low, trend.high))
+    for name in MEASURES:
         rows += [
-            averaged(f"{name}_{end}", own[name].to_numpy(), f"{layer}: {words}")
+            summary_finding(name, end, layer, own[name].to_numpy())
             for end, own, layer in (("first", first, context.layers[0]), ("last", last, context.layers[-1]))
         ]
     sides = np.array(fields(context, size))
@@ -238,15 +257,18 @@ def conclusion(by_depth: Trends, found: Colours, before: Counted, after: Counted
     def said(value: float) -> str:
         return f"{value:.2f}" if np.isfinite(value) else "undefined"
 
-    changes = ", ".join(f"{SHORT[name]} {said(t.value)}" for name, t in by_depth.items())
+    def reach(trend: Interval) -> str:
+        return f" [{trend.low:.2f}, {trend.high:.2f}]" if np.isfinite([trend.low, trend.high]).all() else ""
+
+    changes = ", ".join(f"{SHORT[name]} {said(t.value)}{reach(t)}" for name, t in by_depth.items())
     seen = found.palette
     if not np.isfinite(seen.p):
         palette = "the first layer's colours are too few for a palette"
     else:
         palette = f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g})"
     return (
-        f"Rank correlations with depth: {changes}; {palette}; {before[0]} of {before[1]} features have no gradient "
-        f"without rescue, {after[0]} with it."
+        f"Rank correlations with depth, over layers: {changes}; {palette}; {before[0]} of {before[1]} features have no "
+        f"gradient without rescue, {after[0]} with it."
     )
 
 
@@ -280,7 +302,7 @@ def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> 
     axes[0].axhline(size, color=drawing.GRAY, linewidth=0.8)
     for ax, (name, words) in zip(axes[1:], MEASURES.items(), strict=True):
         _by_layer(ax, means, name, len(layers))
-        ax.set_title(words, fontsize=9.5)
+        ax.set_title(words + (", geometric means" if name in LOGGED else ""), fontsize=9.5)
     for k, ax in enumerate(axes):
         ax.set_xlim(-0.6, len(layers) - 0.4)
         ax.set_xticks(range(len(layers)), layers if k not in (1, 2) else [""] * len(layers), rotation=90)
@@ -322,10 +344,12 @@ def _plane(axes: Axes, found: Colours) -> None:
 
 def _by_layer(axes: Axes, means: pd.DataFrame, name: str, layers: int) -> None:
     axes.plot(means["depth"], means[name], "o", color=drawing.colour(0), alpha=0.35, markersize=3.5, mew=0)
+    if name == "waves":
+        axes.set_yscale("log")
     for k in range(layers):
         values = means[means["depth"] == k][name].to_numpy()
         if np.isfinite(values).any():
-            mean, low, high = interval(values)
+            mean, low, high = summary(name, values[np.isfinite(values)])
             axes.errorbar(k, mean, [[mean - low], [high - mean]], fmt="_", color="black", capsize=2, linewidth=1)
 
 

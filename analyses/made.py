@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,17 +102,40 @@ def over_seeds(values: np.ndarray, live: np.ndarray) -> np.ndarray:
     return found
 
 
-def alike(one: Made, two: Made) -> Likeness:
+def alike(one: Made, two: Made, fewest: int = 2) -> Likeness:
     """Return how alike two sets of images of the same features drive the layer, over pairs of different seeds.
 
     Different seeds, so that a rest of the same noise is no likeness; with a single seed that one. `one` and `two` may
-    be the same: that is the agreement over seeds, undefined with one.
+    be the same: that is the agreement over seeds, undefined with one. So it is where fewer than `fewest` are live.
     """
     A = [np.where(m.live[..., None], m.responses, np.nan) for m in (one, two)]
     pairs = [(s, t) for s in range(len(A[0])) for t in range(len(A[1])) if s != t]
     if not pairs and one is not two:
         pairs = [(0, 0)]
-    return _mean([likeness(A[0][s], A[1][t]) for s, t in pairs], len(one.units))
+    return _mean([likeness(A[0][s], A[1][t], fewest) for s, t in pairs], len(one.units))
+
+
+def common(one: Made, two: Made) -> Made:
+    """Return `one`, live where `two` is live from the same seed too."""
+    return replace(one, live=one.live & two.live[: len(one.live)])
+
+
+def ceiling(one: Made, two: Made, fewest: int = 2) -> Likeness:
+    """Return what `alike` would be of `one` and `two` if both recipes did the same: `two` against its other seeds.
+
+    Over the same pairs of seeds and the same rows: those that are live in `one`. Undefined with one seed of `two`.
+    """
+    count = len(one.images)
+    if len(two.images) < 2:
+        return Likeness(*np.full((2, len(two.units)), np.nan))
+    first = replace(two, images=two.images[:count], live=common(one, two).live, A=two.responses[:count])
+    return alike(first, two, fewest)
+
+
+def compared(one: Made, two: Made) -> list[int]:
+    """Return how many images `alike` compares for each pair of seeds."""
+    pairs = [(s, t) for s in range(len(one.live)) for t in range(len(two.live)) if s != t]
+    return [int((one.live[s] & two.live[t]).sum()) for s, t in pairs or [(0, 0)]]
 
 
 def _mean(found: Sequence[Likeness], units: int) -> Likeness:
@@ -158,20 +181,29 @@ def by_channel(rows: pd.DataFrame, measure: str, recipe: str) -> pd.Series:
     return values.groupby(["layer", "feature"])["value"].mean().astype(float)
 
 
-def likeness_rows(layer: str, one: Made, two: Made, recipe: str, against: str) -> pd.DataFrame:
-    """Return how alike the same and different features of two sets are, as rows `same` and `different`."""
-    found = alike(one, two)
+def likeness_rows(
+    layer: str, one: Made, two: Made, recipe: str, against: str, found: Likeness | None = None, prefix: str = ""
+) -> pd.DataFrame:
+    """Return how alike the same and different features of two sets are, as rows `same` and `different`.
+
+    Or what was `found` of them, each name after a `prefix`.
+    """
+    found = found or alike(one, two)
     return pd.concat(
         [
-            tidy("same", layer, one, found.same, recipe, against),
-            tidy("different", layer, one, found.different, recipe, against),
+            tidy(f"{prefix}same", layer, one, found.same, recipe, against),
+            tidy(f"{prefix}different", layer, one, found.different, recipe, against),
         ]
     )
 
 
-def beyond(rows: pd.DataFrame, recipe: str, against: str) -> pd.Series:
-    """Return the agreement of each feature's response profiles between two recipes less that of different features."""
-    return by_feature(rows, "same", recipe, against) - by_feature(rows, "different", recipe, against)
+def beyond(rows: pd.DataFrame, recipe: str, against: str, prefix: str = "") -> pd.Series:
+    """Return the agreement of each feature's response profiles between two recipes less that of different features.
+
+    With a `prefix` what was stored under it, see `likeness_rows`.
+    """
+    same, different = (by_feature(rows, f"{prefix}{what}", recipe, against) for what in ("same", "different"))
+    return same - different
 
 
 def mean_of(name: str, values: pd.Series, words: str, unit: str = "") -> Finding:

@@ -8,18 +8,24 @@ beyond the activation reached down to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.drawn import panels, strips
 from analyses.made import (
     Made,
+    alike,
     beyond,
     by_feature,
+    ceiling,
+    common,
+    compared,
     likeness_rows,
     make,
     mean_of,
@@ -29,7 +35,7 @@ from analyses.made import (
     tidy,
     written,
 )
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, plain_finding, start
 from featmap import spectra
 from featmap.drawing import FAINT, colour, house_style, pixels, webp
 from featmap.recipes import ARTICLE_NORMALISED, METRICS, Recipe
@@ -41,6 +47,11 @@ STEPS, FULL = 36, 299
 FACTORS = (1000.0, 10.0, 3.0, 1.0)
 """C as a multiple of the activation a that a layer's features reach under L1: far beyond it, down to it."""
 SHOWN, SIDE = 4, 96
+FEWEST, MARGIN, TOP = 8, 0.05, "ceiling "
+"""Images that are compared at least, how far below the ceiling is still at it, what measures of the ceiling are called.
+"""
+
+CEILING = "ceiling (two seeds of l1, same features)"
 
 STUDY = Study(
     "metrics",
@@ -48,9 +59,12 @@ STUDY = Study(
     claim="L1, L2 and Linf between a feature's activations and a large constant give the same qualitative patterns; L1 "
     "leaves the least high-frequency noise.",
     measured="agreement of response profiles of the same feature (less that of different features) between L1 and "
-    "every other metric, with another seed beside it; the same and the images' correlation for L2 with other C; "
-    "high-frequency power (above half the Nyquist frequency, of the image clipped to [0, 1]) less that of L1, paired; "
-    "the gradient is divided by its RMS",
+    "every other metric, with its ceiling beside it: that of L1 with another seed of L1 on the same features, both "
+    f"undefined where fewer than {FEWEST} images are compared; the patterns are the same if agreement is above half "
+    "its ceiling (interval of the paired difference); for L2 with other C the same and the images' correlation with "
+    "L1's, which leave their ceiling (of images: those with the largest C) where the interval of what is lacking lies "
+    f"beyond {MARGIN}; high-frequency power (above half the Nyquist frequency, of the image clipped to [0, 1]) less "
+    "that of L1, paired; the gradient is divided by its RMS",
     full="the article's sizes and steps: octaves of 299, 340 and 380 pixels, 300 steps",
 )
 
@@ -69,9 +83,9 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     base = ARTICLE_NORMALISED.resolved(FULL, *(() if context.full else reduced))
     sets = {layer: _layer(context, layer, base) for layer in context.layers}
     rows = pd.concat([_rows(layer, made) for layer, made in sets.items()], ignore_index=True)
-    found = _findings(rows, sets)
+    found = _findings(rows, sets, base.C)
     verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(rows), "-images.webp": webp(sheet(sets), dpi=100)}
+    figures: dict[str, Figure | bytes] = {"": draw(rows, by_C(found)), "-images.webp": webp(sheet(sets), dpi=100)}
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
@@ -106,12 +120,21 @@ def _rows(layer: str, made: Mapping[str, Made]) -> pd.DataFrame:
             tidy("activation", layer, one, one.activation, label),
             tidy("image correlation", layer, one, correlations(one, made[L1]), label, L1),
             tidy("live", layer, one, over_seeds(one.live, everywhere), label),
-            likeness_rows(layer, one, made[L1], label, L1),
+            likenesses(layer, one, made[L1], label),
         ]
     if len(made[L1].images) > 1:
         values = correlations(made[L1], made[L1], turn=1)
         rows.append(tidy("image correlation", layer, made[L1], values, L1, "l1, another seed"))
     return pd.concat(rows)
+
+
+def likenesses(layer: str, one: Made, two: Made, label: str) -> pd.DataFrame:
+    """Return how alike the images of one recipe and of L1 are, and those of L1 and of its other seeds on these rows."""
+    if label == L1:
+        return likeness_rows(layer, two, two, L1, L1, alike(two, two, FEWEST))
+    both = common(one, two)
+    agreement = likeness_rows(layer, both, two, label, L1, alike(both, two, FEWEST))
+    return pd.concat([agreement, likeness_rows(layer, both, two, label, L1, ceiling(both, two, FEWEST), TOP)])
 
 
 def correlations(one: Made, two: Made, turn: int = 0) -> np.ndarray:
@@ -126,35 +149,86 @@ def correlations(one: Made, two: Made, turn: int = 0) -> np.ndarray:
     return np.where(length > 0, (a * b).sum(2) / np.where(length > 0, length, 1), np.nan)
 
 
-def _findings(rows: pd.DataFrame, sets: Sets) -> dict[str, Finding]:
+def _findings(rows: pd.DataFrame, sets: Sets, C: float) -> dict[str, Finding]:
     high = {m: by_feature(rows, "high share", m) for m in METRICS}
     found = [mean_of(f"high {m}", high[m], f"high-frequency share of the power, {m}") for m in METRICS]
     found += [mean_of(f"more {m}", high[m] - high[L1], f"high-frequency share, {m} less l1 (paired)") for m in OTHERS]
     for m in METRICS:
-        words = f"{m} and l1" if m != L1 else "l1, two seeds of it"
-        found.append(mean_of(f"agreement {m}", beyond(rows, m, L1), f"agreement beyond chance, {words}"))
-        floor = by_feature(rows, "different", m, L1)
-        found.append(mean_of(f"floor {m}", floor, f"agreement of different features, {words}"))
-        live = by_feature(rows, "live", m)
-        found.append(share_of(f"live {m}", live > 0.5, f"share of features that {m} moves and raises"))
-    for label in (L2, *map(with_C, FACTORS)):
-        words = f"correlation of the image with l1's, {'l2, C = 200' if label == L2 else label}"
-        found.append(mean_of(f"image {label}", by_feature(rows, "image correlation", label, L1), words))
+        found += _agreements(rows, m)
+    for m in OTHERS:
+        counts = [n for made in sets.values() for n in compared(common(made[m], made[L1]), made[L1])]
+        words = f"images compared at once, {m} and l1 (median of n pairs of seeds); below {FEWEST} none are"
+        found.append(plain_finding(f"compared {m}", float(np.median(counts)), len(counts), words))
     words = "correlation of l1's image with that of another seed"
     found.append(mean_of("image floor", by_feature(rows, "image correlation", L1, "l1, another seed"), words))
-    for factor in FACTORS:
-        words = f"agreement beyond chance, {with_C(factor)} and l1"
-        found.append(mean_of(f"agreement {with_C(factor)}", beyond(rows, with_C(factor), L1), words))
-    return {finding.name: finding for finding in found}
+    return {finding.name: finding for finding in [*found, *_other_C(rows, sets, C)]}
+
+
+def _agreements(rows: pd.DataFrame, m: str) -> list[Finding]:
+    words = f"{m} and l1" if m != L1 else "l1, two seeds of it"
+    agreement, top = beyond(rows, m, L1), beyond(rows, m, L1, TOP)
+    found = [mean_of(f"agreement {m}", agreement, f"agreement beyond chance, {words}")]
+    if m != L1:
+        found += [
+            mean_of(f"ceiling {m}", top, f"its ceiling: l1 and another seed of l1, on the images that {m} has"),
+            mean_of(f"half {m}", agreement - top / 2, f"agreement less half its ceiling (paired), {words}"),
+        ]
+    floor, live = by_feature(rows, "different", m, L1), by_feature(rows, "live", m)
+    found.append(mean_of(f"floor {m}", floor, f"agreement of different features, {words}"))
+    return [*found, share_of(f"live {m}", live > 0.5, f"share of features that {m} moves and raises")]
+
+
+def _other_C(rows: pd.DataFrame, sets: Sets, C: float) -> list[Finding]:
+    """Return agreement and correlation of L2's images with L1's with every C, and what they lack of their ceilings."""
+    first = rows[rows["seed"].isna() | (rows["seed"] == 0)]  # other C have one seed
+    far = by_feature(first, "image correlation", with_C(FACTORS[0]), L1)
+    found = []
+    for label in (L2, *map(with_C, FACTORS)):
+        name = f"l2, C = {C:g}" if label == L2 else label
+        agreement, own = beyond(rows, label, L1), by_feature(rows, "image correlation", label, L1)
+        if label != L2:
+            found.append(mean_of(f"agreement {label}", agreement, f"agreement beyond chance, {name} and l1"))
+        words = f"agreement less its ceiling (paired), {name} and l1"
+        found.append(mean_of(f"short {label}", agreement - beyond(rows, label, L1, TOP), words))
+        found.append(mean_of(f"image {label}", own, f"correlation of the image with l1's, {name}"))
+        less = by_feature(first, "image correlation", label, L1) - far
+        words = f"correlation of the image with l1's, {name} less {with_C(FACTORS[0])} (paired)"
+        found.append(mean_of(f"image short {label}", less, words))
+    times = [C / a for made in sets.values() if (a := reference(made[L1]))]
+    words = f"C = {C:g} over the activation a reached under l1 (mean of n layers)"
+    return [*found, plain_finding("C over a", float(np.mean(times)) if times else np.nan, len(times), words)]
 
 
 def same_patterns(found: Mapping[str, Finding]) -> bool | None:
-    """Return whether L2 and Linf give L1's patterns: agreement above 0, and at least half of what two seeds reach."""
-    ceiling = found[f"agreement {L1}"].value
-    pairs = [found[f"agreement {m}"] for m in (L2, LINF)]
-    if ceiling is None or any(f.value is None or f.low is None for f in pairs):
-        return None
-    return all(f.low > 0 and f.value >= ceiling / 2 for f in pairs)  # type: ignore[operator]
+    """Return whether L2 and Linf give L1's patterns: the agreement of both is above half its ceiling, on the same rows.
+
+    None where an interval spans that, or where too few images are there to compare.
+    """
+    halves = [found[f"half {m}"] for m in (L2, LINF)]
+    if any(f.high is not None and f.high < 0 for f in halves):
+        return False
+    return True if all(f.low is not None and f.low > 0 for f in halves) else None
+
+
+def by_C(found: Mapping[str, Finding]) -> list[str]:
+    """Return L2's labels by C, the largest first."""
+    times = found["C over a"].value or np.inf
+    factors = {L2: times} | {with_C(f): f for f in FACTORS}
+    return sorted(factors, key=lambda label: -factors[label])
+
+
+def span(found: Mapping[str, Finding], what: str, labels: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the last of L2's C, going down, at which something is at its ceiling, and the first that has left it.
+
+    At it: the interval of what is lacking lies above -`MARGIN`. Left: it lies below that. Between: neither.
+    """
+    at, lacking = None, [found[f"{what} {label}"] for label in labels]
+    for label, f in zip(labels, lacking, strict=True):
+        if f.high is not None and f.high < -MARGIN:
+            return at, label
+        if f.low is not None and f.low > -MARGIN:
+            at = label
+    return at, None
 
 
 def least_noise(found: Mapping[str, Finding]) -> bool | None:
@@ -178,59 +252,87 @@ def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
     elif False in halves:
         verdict = "does not hold"
     words = {True: "holds", False: "does not hold", None: "is not decided"}
-    agree, live = ({m: found[f"{what} {m}"].value for m in OTHERS} for what in ("agreement", "live"))
     more = {m: written(found[f"more {m}"].value, "+.4f") for m in OTHERS}
-    image = {label: written(found[f"image {label}"].value) for label in (L2, with_C(FACTORS[-1]))}
     return verdict, (
-        f"That the patterns are the same {words[halves[0]]}: profiles agree with l1's by {written(agree[L2])} (l2), "
-        f"{written(agree[LINF])} (linf) and {written(agree[ELEMENT])} (linf-elementwise) beyond different features' "
-        f"(two seeds of l1: {written(found[f'agreement {L1}'].value)}), where there is a gradient (linf: "
-        f"{written(live[LINF], '.0%')} of the features, elementwise: {written(live[ELEMENT], '.0%')}); that l1 has the "
-        f"least high-frequency noise {words[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} and linf-elementwise "
-        f"{more[ELEMENT]} of the power more; l2's images correlate with l1's by {image[L2]} with C = 200 and by "
-        f"{image[with_C(FACTORS[-1])]} with C at {FACTORS[-1]:g} times the activation reached."
+        f"That the patterns are the same {words[halves[0]]}: profiles agree with l1's beyond different features' by "
+        f"{', '.join(map(partial(agreeing, found), OTHERS))}; that l1 has the least high-frequency noise "
+        f"{words[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} of the power more; l2's profiles {ending(found)} (a "
+        f"is the activation reached; C = 200 is {written(found['C over a'].value, '.0f')} a)."
     )
+
+
+def agreeing(found: Mapping[str, Finding], m: str) -> str:
+    """Return one metric's agreement beside its ceiling, or why there is none."""
+    agreement, top = found[f"agreement {m}"].value, found[f"ceiling {m}"].value
+    live = written(found[f"live {m}"].value, ".0%")
+    if agreement is None:
+        return f"undefined ({m}, which moves {live} of the features: too few to compare)"
+    return f"{written(agreement)} ({m}, which moves {live} of the features; two seeds of l1 by {written(top)})"
+
+
+def ending(found: Mapping[str, Finding]) -> str:
+    """Return where L2 with C going down ceases to be like L1, for a sentence."""
+    told = []
+    for what, other in (("short", "agree as two seeds of l1 do"), ("image short", "its images are as with a large C")):
+        at, left = span(found, what, by_C(found))
+        ends = "for no C" if at is None else f"down to C = {tick(at)}"
+        told.append(f"{other} {ends}" + (f" and no more at {tick(left)}" if left else ""))
+    return ", ".join(told)
+
+
+def tick(label: str) -> str:
+    """Return a C without the metric."""
+    return "200" if label == L2 else label.rpartition("= ")[2]
 
 
 @house_style
-def draw(rows: pd.DataFrame) -> Figure:
-    """Draw agreements, high-frequency power against L1, and what a other C does to L2."""
+def draw(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
+    """Draw agreements, high-frequency power against L1, and what another C does to L2; `labels` by C."""
     figure, (left, middle, right) = panels(
         (
-            "Response profiles: the same feature under a metric and under l1; gray: different features",
+            "Profiles of the same feature under a metric and under l1",
             "High-frequency share of the power less that under l1",
-            "l2 with other C (a: activation reached under l1; dotted: images of two seeds of l1)",
+            "l2 with other C (a: activation reached under l1)",
         ),
         widths=(1.2, 1.0, 1.2),
+        tall=3.7,
     )
     names = {L1: "l1, other seeds", L2: "l2", LINF: "linf", ELEMENT: "linf, element"}
-    strips(left, [(names[m], by_feature(rows, "same", m, L1)) for m in METRICS], "correlation")
-    for at, m in enumerate(METRICS):
-        floor = by_feature(rows, "different", m, L1)
-        if len(floor):
-            left.plot([at - 0.3, at + 0.3], [floor.mean()] * 2, color="#888888", linewidth=2.5)
+    strips(left, [(names[m], by_feature(rows, "same", m, L1)) for m in METRICS], "correlation", legend=False)
+    for measure, colour_, words in (("different", "#888888", "different features"), (TOP + "same", "black", CEILING)):
+        for at, m in enumerate(METRICS):
+            level = by_feature(rows, measure, m, L1)
+            if len(level):
+                left.plot([at - 0.32, at + 0.32], [level.mean()] * 2, color=colour_, linewidth=1.6, alpha=0.8)
+        left.plot([], [], color=colour_, linewidth=1.6, label=words)
     base = by_feature(rows, "high share", L1)
-    strips(middle, [(names[m], (by_feature(rows, "high share", m) - base).dropna()) for m in OTHERS], "difference")
+    groups = [(names[m], (by_feature(rows, "high share", m) - base).dropna()) for m in OTHERS]
+    strips(middle, groups, "difference", legend=False)
     middle.axhline(0, color=FAINT, linewidth=0.8)
-    labels = [with_C(FACTORS[0]), L2, *map(with_C, FACTORS[1:])]
-    for k, (name, values) in enumerate(
-        {
-            "image, with l1's image": [by_feature(rows, "image correlation", la, L1) for la in labels],
-            "profile, with l1's of another seed": [by_feature(rows, "same", la, L1) for la in labels],
-        }.items()
-    ):
+    _by_C(right, rows, labels)
+    for axes in (left, middle, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), handletextpad=0.4)
+    return figure
+
+
+def _by_C(axes: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> None:
+    lines = {
+        "profile, with l1's of another seed": ("same", L1),
+        f"the same of l1: {CEILING}": (TOP + "same", L1),
+        "image, with l1's image": ("image correlation", L1),
+    }
+    for (name, (measure, against)), style in zip(lines.items(), ("s-", ":", "o-"), strict=True):
+        values = [by_feature(rows, measure, label, against) for label in labels]
         means = [v.mean() if len(v) else np.nan for v in values]
-        right.plot(range(len(labels)), means, "os"[k] + "-", color=colour(k), markersize=4, label=name)
-    right.set_xticks(
-        range(len(labels)), ["C = 200" if la == L2 else la.rpartition("= ")[2] for la in labels], fontsize=8
-    )
+        shade = "black" if style == ":" else colour(len(measure) % 2)
+        axes.plot(range(len(labels)), means, style, color=shade, markersize=4, label=name)
     floor = by_feature(rows, "image correlation", L1, "l1, another seed")
     if len(floor):
-        right.axhline(floor.mean(), color=colour(0), linestyle=":", linewidth=1)
-    right.set_ylabel("correlation", fontsize=8)
-    right.legend(fontsize=7, frameon=False)
-    right.set_ylim(top=1.05)
-    return figure
+        axes.axhline(floor.mean(), color=FAINT, linestyle="--", linewidth=1, label="l1's images of two seeds")
+    axes.set_xticks(range(len(labels)), [f"C = {tick(la)}" if la == L2 else tick(la) for la in labels], fontsize=8)
+    axes.set_ylabel("correlation", fontsize=8)
+    axes.set_ylim(top=1.05)
 
 
 @house_style
@@ -242,8 +344,8 @@ def sheet(sets: Sets) -> Figure:
         for layer, k in chosen:
             images.append(pixels(sets[layer][metric].images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(sets[layer][metric].units[k])
-            captions.append(metric if sets[layer][metric].live[0, k] else f"{metric}: not moved")
-    title = "The same features under four metrics"
+            captions.append(metric if sets[layer][metric].live[0, k] else "not moved")
+    title = f"The same features under {', '.join(METRICS[:-1])} and (bottom) {METRICS[-1]}"
     return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(chosen))
 
 

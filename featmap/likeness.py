@@ -32,23 +32,25 @@ class Likeness:
         return self.same - self.different
 
 
-def likeness(first: np.ndarray, second: np.ndarray) -> Likeness:
+def likeness(first: np.ndarray, second: np.ndarray, fewest: int = 2) -> Likeness:
     """Return how alike two sets of images of the same N features drive M responses.
 
     Parameters
     ----------
     first, second : N x M responses, images x features of the probed layer, the same of both in the same order
+    fewest : below so many rows to compare everything is undefined, at least 2
 
     Each set is standardised by column over its own images: a feature's scale, and what all images of one set do
     alike, are neither likeness nor unlikeness. Then rows are correlated (Pearson). Since columns have mean 0 over the
     set, profiles of different features correlate with about -1 / (N - 1) even by chance; with 2 images nothing but
-    that is left. A row that is not finite is left out, a column that does not vary in either set too; below 2 rows or 3
-    columns everything is undefined.
+    that is left, so that the agreement of sets of different N does not compare: give each a ceiling on its own rows. A
+    row that is not finite is left out, a column that does not vary in either set too; below 3 columns everything is
+    undefined.
     """
     sets = [np.asarray(x, dtype=np.float64) for x in (first, second)]
     rows = np.asarray(np.isfinite(sets[0]).all(1) & np.isfinite(sets[1]).all(1))
     r = np.full((len(rows), len(rows)), np.nan)
-    if rows.sum() >= 2:
+    if rows.sum() >= max(2, fewest):
         Z = [standardise(x[rows], np.ones(int(rows.sum()), dtype=bool)) for x in sets]
         varies = np.isfinite(Z[0]).all(0) & np.isfinite(Z[1]).all(0)
         if varies.sum() >= 3:

@@ -20,6 +20,8 @@ EPS = 1e-9
 """Floor of a variance, as a share of the mean square; of 1 + (k - 1) r; of a difference of mean correlations."""
 DRAWS = 1000
 LEVEL = 0.95
+PLACES = 5
+"""The fewest places (layers) whose trend has an interval."""
 
 
 def seeded(*key: object) -> np.random.Generator:
@@ -160,19 +162,22 @@ def _row(one: np.ndarray, two: np.ndarray, j: int) -> float:
 def trend(values: np.ndarray, places: np.ndarray, draws: int = DRAWS) -> Interval:
     """Return Spearman's correlation of values with places (the depth of their layer), with its bootstrap.
 
-    N values and N places; values are drawn with replacement within each place, so that the interval is about these
-    places, not others. Values that are not finite are left out. Undefined (NaN) below three values, or where all values
-    or all places are one.
+    N values and N places. Places are drawn with replacement, and within each drawn place its values: values of one
+    place share what the place is, so that resampling values alone would count a place as many times as it has values
+    (Davison & Hinkley, 1997, Bootstrap Methods, 3.8). The interval is undefined (NaN) below `PLACES` places, of which
+    not even a perfect order would be beyond chance (2 / 4! > 0.05). Values that are not finite are left out. All is
+    undefined below three values, or where all values or all places are one.
     """
     known = np.isfinite(values)
     given, at = np.asarray(values, dtype=np.float64)[known], np.asarray(places)[known]
     value = _spearman(given, at)
-    if not np.isfinite(value):
+    groups = [np.flatnonzero(at == place) for place in np.unique(at)]
+    if not np.isfinite(value) or len(groups) < PLACES:
         return Interval(value)
-    rng, groups = seeded("trend", len(given), draws), [np.flatnonzero(at == place) for place in np.unique(at)]
-    found = np.empty(draws)
+    rng, found = seeded("trend", len(given), draws), np.empty(draws)
     for k in range(draws):
-        chosen = np.concatenate([rng.choice(g, len(g)) for g in groups])
+        drawn = rng.integers(0, len(groups), len(groups))
+        chosen = np.concatenate([rng.choice(groups[g], len(groups[g])) for g in drawn])
         found[k] = _spearman(given[chosen], at[chosen])
     return Interval(value, *percentiles(found))
 

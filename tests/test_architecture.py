@@ -81,6 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "coherence": {"interaction"},
     "spectra": set(),
     "likeness": {"measures"},
+    "runners": {"reliability"},
     "extents": {"fields"},
     "linear": {"errors", "models"},
     "marks": set(),

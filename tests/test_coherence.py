@@ -106,6 +106,23 @@ def test_trend_is_spearmans_and_its_interval_holds_it() -> None:
     )
 
 
+def test_a_trend_is_judged_over_places_not_over_their_values() -> None:
+    """Twelve places whose levels have no trend: the interval holds 0 about 19 times in 20, not now and then."""
+    places, hits = np.repeat(np.arange(12), 4), 0
+    for k in range(40):
+        rng = np.random.default_rng(k)
+        values = rng.normal(size=12)[places] + 0.05 * rng.normal(size=48)
+        found = reliability.trend(values, places, draws=80)
+        hits += found.low <= 0 <= found.high
+    assert hits >= 34
+
+
+def test_few_places_have_no_interval() -> None:
+    places = np.repeat(np.arange(4), 8)
+    found = reliability.trend(places + 0.1 * RNG.normal(size=32), places, draws=50)
+    assert found.value > 0.9 and np.isnan([found.low, found.high]).all()
+
+
 def test_what_does_not_vary_has_no_trend() -> None:
     assert np.isnan(reliability.trend(np.ones(6), np.arange(6)).value)
     assert np.isnan(reliability.trend(np.arange(6.0), np.zeros(6)).value)

@@ -14,6 +14,7 @@ from torch import nn
 from analyses import coactivation
 from analyses.coactivation import STUDY, measure, ranked
 from featmap.errors import FeatmapError
+from featmap.runners import against_permuted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,13 +35,13 @@ def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: 
     assert found(outcome, "named_own") == pytest.approx(1.0, abs=1e-3)
     rows = outcome.rows
     own = rows[(rows.part == "runner-up: own best") & (rows.target.astype(int) == 0)]
-    assert set(own.feature) == {1, 2, 3} and own[own.feature == 2].activation.to_numpy() == pytest.approx(4.5, abs=0.01)
-    curve = rows[(rows.part == "curve") & (rows.seed == 0)].pivot(index="step", columns="feature", values="activation")
+    assert set(own.feature) == {1, 2, 3} and own[own.feature == 2].value.to_numpy() == pytest.approx(4.5, abs=0.01)
+    curve = rows[(rows.part == "curve") & (rows.seed == 0)].pivot(index="step", columns="feature", values="value")
     assert list(curve.index) == list(range(41))
     np.testing.assert_allclose(curve[2], 3 * curve[0], rtol=1e-4)
     assert curve[0].iloc[-1] == pytest.approx(1.5, abs=0.01) and "feature 2 ended at 3.00" in outcome.conclusion
-    profile = rows[rows.part == "profile"].set_index("feature").activation
-    np.testing.assert_allclose(profile, [1.5, 0.0, 4.5, -(0.2 + 0.2 + 0.4)], atol=0.01)
+    profile = rows[rows.part == "profile"].set_index("feature").value
+    np.testing.assert_allclose(profile.sort_index(), [1.5, 0.0, 4.5, -(0.2 + 0.2 + 0.4)], atol=0.01)
 
 
 def test_features_that_have_nothing_in_common_do_not_rise_together(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_what_a_runner_up_has_anyway_is_its_floor(tmp_path: Path) -> None:
     outcome = measure(context)
     rows = outcome.rows[outcome.rows.target.astype(int) == 0]
     by = {
-        p: float(rows[(rows.part == f"runner-up: {p}") & (rows.feature == 2)].activation.iloc[-1])
+        p: float(rows[(rows.part == f"runner-up: {p}") & (rows.feature == 2)].value.iloc[-1])
         for p in ("null", "on other images")
     }
     # of features 1 and 3: 1 turns the noise's green to 1, 3 makes its colour all over
@@ -72,6 +73,46 @@ def test_a_layer_of_one_feature_and_of_dead_ones_is_not_decided(tmp_path: Path) 
     dead = measure(context_of(STUDY, tiny.asleep(), ("relu",), tmp_path / "dead", feature=1))
     assert alone.verdict == dead.verdict == "not decided"
     assert dead.conclusion.startswith("relu:1 did not rise") and dead.findings == []
+
+
+def test_the_ranking_is_that_of_the_responses(tmp_path: Path) -> None:
+    """On feature 0's image, (1, 0, 1): 2 gives 4.5, all of its own best; 1 gives 0; 3 gives -0.8."""
+    outcome = measure(context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path, features=4, feature=0))
+    rows = outcome.rows[(outcome.rows.target.astype(int) == 0) & outcome.rows.part.str.startswith("ranking")]
+    held = rows.pivot(index="rank", columns="part", values="value")
+    assert list(rows[rows.part == "ranking: activation"].feature) == [2, 1, 3]
+    assert held["ranking: of target"].to_numpy() == pytest.approx([3, 0, -0.8 / 1.5], abs=0.01)
+    assert held["ranking: of own best"].to_numpy()[0] == pytest.approx(1, abs=1e-3)
+    assert held["ranking: null"].to_numpy()[0] == pytest.approx(0.75, abs=0.06)
+
+
+def scattered(partner: bool) -> np.ndarray:
+    """Responses of 40 features to the images of the first 12: a peak of each of 12 others, on one each or anywhere."""
+    rng = np.random.default_rng(3)
+    A = 0.1 * rng.random((12, 40))
+    A[np.arange(12), np.arange(12)] = 1.0
+    A[np.arange(12) if partner else rng.integers(0, 12, 12), 12 + np.arange(12)] = 0.9
+    return A
+
+
+def test_a_runner_up_that_is_only_the_highest_of_many_is_told_from_a_partner() -> None:
+    own, chance = (against_permuted(scattered(p), np.arange(12), 199) for p in (True, False))
+    assert own.gap.mean() > 0.8 and own.p == pytest.approx(1 / 200)
+    assert chance.gap.mean() > 0.4 and chance.p > 0.1, "large, since the highest was chosen, and yet nobody's own"
+    assert coactivation.belong({"a": own}) is True and coactivation.belong({"a": own, "b": chance}) is False
+
+
+def test_a_permutation_keeps_responses_and_own_images() -> None:
+    """With one response a feature apart from its own image's, nothing can be permuted but what is equal."""
+    A = np.ones((4, 6))
+    A[np.arange(4), np.arange(4)] = 2.0
+    found = against_permuted(A, np.arange(4), 20)
+    assert found.gap == pytest.approx(np.zeros(4)) and found.null == pytest.approx(np.zeros(20)) and found.p == 1
+    A[0, 4] = 3.0  # feature 4 has one peak: on image 0, wherever it is moved it leads, above a mean of 1, over 2
+    found = against_permuted(A, np.arange(4), 20)
+    assert found.gap == pytest.approx([1, 0, 0, 0]) and found.null == pytest.approx(np.full(20, 0.25)) and found.p == 1
+    assert np.isnan(against_permuted(A[:2], np.arange(2), 5).p)  # two images
+    assert coactivation.belong({"a": against_permuted(A[:2], np.arange(2), 5)}) is None
 
 
 def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:

@@ -35,19 +35,21 @@ def pointwise(rows: Any, bias: Any = 0.0) -> nn.Conv2d:
 
 
 def stacked() -> nn.Module:
-    """`first` likes three flat colours, `second` patterns about gray; in `relu` every second feature is dead."""
+    """Three layers like three flat colours, three patterns about gray; in `relu` every second feature is dead."""
     first = pointwise([CYAN, MAGENTA, GREEN] * 2)
     second = nn.Conv2d(6, 4, 5, padding=2, bias=False)
     with torch.no_grad():
         second.weight.copy_(torch.randn(second.weight.shape, generator=torch.Generator().manual_seed(2)))
         second.weight.sub_(second.weight.mean((2, 3), keepdim=True))
     relu = nn.Sequential(pointwise(torch.eye(4), torch.tensor([0.5, -1e4, 0.5, -1e4])), nn.ReLU())
-    return nn.Sequential(OrderedDict(first=first, second=second, relu=relu)).eval()
+    colours = OrderedDict(first=first, again=pointwise(torch.eye(6)), anew=pointwise(torch.eye(6)))
+    patterns = OrderedDict(second=second, third=pointwise(torch.eye(4)), fourth=pointwise(torch.eye(4)))
+    return nn.Sequential(colours | patterns | OrderedDict(relu=relu)).eval()
 
 
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    layers = ("first", "second", "relu")
+    layers = ("first", "again", "anew", "second", "third", "fourth", "relu")
     return layer_maps.measure(context_of(layer_maps.STUDY, stacked(), layers, tmp_path_factory.mktemp("runs"), SIZE))
 
 
@@ -55,7 +57,7 @@ def test_colours_become_patterns(mapped: Any) -> None:
     assert found(mapped, "flatness_first") > 0.95 and found(mapped, "waves_first") < 1.2
     assert found(mapped, "flatness_last") < 0.1 and found(mapped, "waves_last") > 4
     trend = next(f for f in mapped.findings if f.name == "flatness_trend")
-    assert trend.high < 0 and trend.count == 12  # 6 + 4 + 2 live features
+    assert trend.high < 0 and trend.count == 7 and "32 features" in trend.words  # 3 x 6 + 3 x 4 + 2 live ones
     assert found(mapped, "frequency_first") < 0.02 < found(mapped, "frequency_last")
     assert found(mapped, "field_first") == 1 and found(mapped, "field_last") == 5
 
@@ -70,11 +72,27 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
 
 
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
-    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 14)
+    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 34)
     dead = mapped.rows[mapped.rows["status"] == "dead"]
     assert set(dead["feature"]) == {"relu:1", "relu:3"}
-    assert "2 of 14 features have no gradient without rescue, 2 with it" in mapped.conclusion
+    assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
     assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
+
+
+def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
+    outcome = layer_maps.measure(context_of(layer_maps.STUDY, stacked(), ("first", "second", "relu"), tmp_path, SIZE))
+    trend = next(f for f in outcome.findings if f.name == "flatness_trend")
+    assert trend.value is not None and trend.value < -0.5 and trend.low is trend.high is None
+    assert outcome.verdict == "not decided"
+
+
+def test_a_skewed_measure_has_its_interval_on_its_own_scale() -> None:
+    values = np.array([1.0, 1, 1, 2, 2, 3, 5, 140])
+    mean, low, high = layer_maps.summary("waves", values)
+    assert mean == pytest.approx(stats.gmean(values))
+    reach = stats.t.ppf(0.975, 7) * np.log(values).std(ddof=1) / np.sqrt(8)
+    assert 1 <= low < mean < high == pytest.approx(mean * np.exp(reach))
+    assert layer_maps.summary("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
 
 
 def test_a_palette_with_red_is_not_the_claims() -> None:
@@ -107,25 +125,58 @@ def coherence_of(module: nn.Module, tmp_path: Path, **settings: Any) -> Any:
 
 def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
     outcome = coherence_of(copies(), tmp_path)
-    assert found(outcome, "excited") == 1 and found(outcome, "features:excited") == 1
-    assert found(outcome, "positions") > 0.99 and found(outcome, "positions_across") > 0.99  # one flat colour
-    assert 1 <= found(outcome, "classes") <= 3
+    assert found(outcome, "features:excited") == 1
+    assert found(outcome, "features:permuted") == 1 and found(outcome, "features:beyond") == 0  # one flat colour
+    assert found(outcome, "features:positions") > 0.99 and found(outcome, "features:positions_across") > 0.99
+    assert 1 <= found(outcome, "features:classes") <= 3
     assert outcome.verdict == "not decided" and "googlenet and inception_v3" in outcome.conclusion
 
 
 def test_rivals_are_excited_alone(tmp_path: Path) -> None:
     outcome = coherence_of(rivals(), tmp_path, features=3, seeds=2)
-    assert found(outcome, "excited") == pytest.approx(1 / 3)
-    assert found(outcome, "positions") > 0.99 > 0 > found(outcome, "positions_across")
+    assert found(outcome, "features:excited") == pytest.approx(1 / 3)
+    assert found(outcome, "features:positions") > 0.99 > 0 > found(outcome, "features:positions_across")
+    null = next(f for f in outcome.findings if f.name == "features:excited_null")
+    assert null.count == 2, "a null image a seed, not one a feature"
     assert len(outcome.rows) == 6 and set(outcome.rows["seed"]) == {0, 1}
-    assert next(f for f in outcome.findings if f.name == "classes").value is None  # no vector of logits
+    assert next(f for f in outcome.findings if f.name == "features:classes").value is None  # no vector of logits
 
 
 def test_a_grid_of_one_position_leaves_positions_undefined(tmp_path: Path) -> None:
     module = nn.Sequential(OrderedDict(start=rivals().features, features=nn.AdaptiveAvgPool2d(1))).eval()
     outcome = coherence_of(module, tmp_path, features=3)
-    assert next(f for f in outcome.findings if f.name == "positions").value is None
-    assert found(outcome, "excited") == pytest.approx(1 / 3)
+    assert next(f for f in outcome.findings if f.name == "features:positions").value is None
+    assert found(outcome, "features:excited") == pytest.approx(1 / 3)
+
+
+def smooth_or_red() -> nn.Module:
+    """Feature 0 answers to red, feature 1 to green that does not change from one pixel to the next."""
+    steps = nn.Conv2d(3, 3, (1, 2), bias=False)
+    with torch.no_grad():
+        steps.weight.zero_()
+        steps.weight[0, 0, 0, 0] = steps.weight[1, 1, 0, 0] = steps.weight[2, 1, 0, 1] = 1.0
+        steps.weight[1, 1, 0, 1] = steps.weight[2, 1, 0, 0] = -1.0
+    rough = pointwise([[1.0, 0, 0], [0, -1, -1]])
+    return nn.Sequential(OrderedDict(steps=steps, relu=nn.ReLU(), features=rough)).eval()
+
+
+def test_chance_is_what_the_colours_excite_without_the_pattern(tmp_path: Path) -> None:
+    network = context_of(architectures.STUDY, smooth_or_red(), ("features",), tmp_path, SIZE).network
+    probe = architectures.Probe(network, 16, torch.device("cpu"))
+    yard = architectures.yardstick(probe, "features", SIZE)
+    images = torch.zeros(2, 3, SIZE, SIZE)
+    images[:, 0], images[:, 1, :, SIZE // 2 :] = 1.0, 1.0  # all of it red, one edge of green
+    shares = architectures.figures(probe, images, "features", None, yard)
+    assert shares["excited"] == [1.0] and shares["permuted"] == [0.5] and shares["beyond"] == [0.5]
+
+
+def test_layers_are_not_pooled(tmp_path: Path) -> None:
+    """Of `copies` an image excites all features, of `rivals` a third: their mean, two thirds, is neither's."""
+    both = nn.Sequential(OrderedDict(rivals=rivals().features, features=pointwise([[1.0, -1, -1]] * 3))).eval()
+    context = context_of(architectures.STUDY, both, ("rivals", "features"), tmp_path, 16, features=3)
+    outcome = architectures.measure(context)
+    assert found(outcome, "rivals:excited") == pytest.approx(1 / 3) and found(outcome, "features:excited") == 1
+    assert "0.333 of rivals's features" in outcome.conclusion and "1 of features's features" in outcome.conclusion
 
 
 def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
@@ -139,9 +190,11 @@ def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
     assert architectures.mean_of(plain_finding("excited", 0.2, 16, "")) is None
 
 
-def means(google: float, inception: float, resnet: float | None = None) -> dict[str, Mean]:
+def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Means:
+    """Headlines of two layers of each network: one value for both, or two."""
     given = {"googlenet": google, "inception_v3": inception, "resnet50": resnet, "reference": 0.5}
-    return {name: Mean(value, 0.01, 16) for name, value in given.items() if value is not None}
+    pairs = {k: v if isinstance(v, tuple) else (v, v) for k, v in given.items() if v is not None}
+    return {k: {f"{k}-{i}": Mean(v, 0.01, 16) for i, v in enumerate(pair)} for k, pair in pairs.items()}
 
 
 @pytest.mark.parametrize(
@@ -149,23 +202,27 @@ def means(google: float, inception: float, resnet: float | None = None) -> dict[
     [
         (means(0.2, 0.4, 0.3), "holds"),
         (means(0.2, 0.4, 0.2), "holds"),
+        (means((0.2, 0.6), (0.4, 0.8), (0.3, 0.7)), "holds"),  # each layer with its like
         (means(0.2, 0.4, 0.5), "holds in part"),
         (means(0.2, 0.4, 0.1), "holds in part"),
         (means(0.2, 0.4), "holds in part"),
+        (means((0.2, 0.4), (0.4, 0.2), 0.3), "holds in part"),  # in one of the two layers, pooled in none
+        (means((0.2, 0.2), (0.4, 0.2), 0.3), "holds in part"),
+        (means((0.2, 0.2), (0.233, 0.2), 0.3), "not decided"),  # p = 0.026: one of two tests
         (means(0.4, 0.2, 0.3), "does not hold"),
         (means(0.2, 0.21, 0.2), "not decided"),
     ],
 )
-def test_the_verdict_over_networks(given: dict[str, Mean], expected: str) -> None:
+def test_the_verdict_over_networks(given: architectures.Means, expected: str) -> None:
     assert architectures.judged(given)[0] == expected
     assert architectures.judged(given, random="inception_v3")[0] == "not decided"
-    assert architectures.judged({"reference": Mean(0.5, 0.1, 9)})[0] == "not decided"
+    assert architectures.judged({"reference": {"layer": Mean(0.5, 0.1, 9)}})[0] == "not decided"
 
 
 def stored(context: Context, name: str, value: float, weights: str = "published") -> None:
     """Store an outcome of a network of that name."""
     context.network.name, context.network.weights = name, weights
-    headline = mean_finding("excited", [value - 0.01, value, value + 0.01], "")
+    headline = mean_finding("features:beyond", [value - 0.01, value, value + 0.01], "")
     outcome = architectures.Outcome(pd.DataFrame({"x": [1]}), [headline], "not decided", "", {})
     save(context, outcome, context.results)
 
@@ -180,8 +237,8 @@ def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
     stored(context(), "inception_v3", 0.4)
     stored(context(), "resnet50", 0.3, "random:0")
     stored(context(full=True), "vgg", 0.3)
-    known = architectures.known(context(), mean_finding("excited", [0.4, 0.6], ""))
-    assert {name: round(m.value, 6) for name, m in known.items()} == {
+    known = architectures.known(context(), [mean_finding("features:beyond", [0.4, 0.6], "")])
+    assert {name: round(m["features"].value, 6) for name, m in known.items()} == {
         "googlenet": 0.2,
         "inception_v3": 0.4,
         "Sequential": 0.5,

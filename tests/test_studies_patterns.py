@@ -78,16 +78,18 @@ def test_the_full_recipes_are_the_articles_sizes() -> None:
 
 
 def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
-    context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=24, features=4, seeds=2)
+    context = context_of(metrics.STUDY, linear(1, 8, 5.0), ("features",), tmp_path, size=24, features=8, seeds=2)
     outcome = metrics.measure(context, 24, 6)
     # with C = 200 every neuron of L2 weighs 200 - z, which is all but the same: L1 again
     assert found(outcome, "image l2") > 0.9995
-    assert found(outcome, "agreement l2") == pytest.approx(found(outcome, "agreement l1"), abs=0.02)
+    assert found(outcome, "agreement l2") == pytest.approx(found(outcome, "ceiling l2"), abs=0.02)
+    assert found(outcome, "ceiling l2") == pytest.approx(found(outcome, "agreement l1"))
+    assert found(outcome, "compared l2") == 8
     # L2 with C at what was reached does not push what is there already
     correlations = [found(outcome, f"image {metrics.with_C(f)}") for f in metrics.FACTORS]
     assert correlations == sorted(correlations, reverse=True)
     assert correlations[0] > 0.99 > correlations[-1]
-    assert [found(outcome, f"live {m}") for m in metrics.METRICS] == [1, 1, 1, 1]
+    assert [found(outcome, f"live {m}") for m in (metrics.L1, metrics.L2)] == [1, 1]
     high = outcome.rows[outcome.rows["measure"] == "high share"]
     wide = high.pivot_table(index="feature", columns="recipe", values="value")  # by hand: seeds first, then pairs
     assert found(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
@@ -111,23 +113,29 @@ def finding(value: float | None, low: float | None = None, high: float | None = 
 @pytest.mark.parametrize(
     ("l2", "linf", "more_l2", "more_linf", "verdict"),
     [
-        ((0.9, 0.8), (0.6, 0.5), (0.01, 0.02), (0.03, 0.04), "holds"),
-        ((0.9, 0.8), (0.6, 0.5), (-0.01, 0.02), (0.03, 0.04), "holds in part"),  # L2's noise is undecided
-        ((0.9, 0.8), (0.3, 0.2), (-0.03, -0.02), (0.03, 0.04), "does not hold"),
-        ((0.9, 0.8), (None, None), (-0.03, 0.02), (None, None), "not decided"),
+        ((0.4, 0.5), (0.1, 0.3), (0.01, 0.02), (0.03, 0.04), "holds"),
+        ((0.4, 0.5), (0.1, 0.3), (-0.01, 0.02), (0.03, 0.04), "holds in part"),  # L2's noise is undecided
+        ((0.4, 0.5), (-0.1, 0.3), (0.01, 0.02), (0.03, 0.04), "holds in part"),  # Linf's patterns are undecided
+        ((0.4, 0.5), (-0.3, -0.1), (-0.03, -0.02), (0.03, 0.04), "does not hold"),
+        ((0.4, 0.5), (None, None), (-0.03, 0.02), (None, None), "not decided"),
     ],
 )
 def test_the_verdict_on_metrics_follows_its_rules(
     l2: tuple, linf: tuple, more_l2: tuple, more_linf: tuple, verdict: str
 ) -> None:
-    held = {f"agreement {m}": finding(*v) for m, v in (("l1", (0.9, 0.8)), ("l2", l2), ("linf", linf))}
-    held |= {"agreement linf-elementwise": finding(0.1, 0.0), "more linf-elementwise": finding(0.1, 0.0, 0.2)}
+    held = {f"half {m}": finding(v[0], *v) for m, v in (("l2", l2), ("linf", linf))}
+    held |= {"agreement l2": finding(0.9), "agreement linf": finding(0.4), "agreement linf-elementwise": finding(None)}
+    held |= {f"{what} {m}": finding(0.75) for what in ("ceiling", "live") for m in metrics.OTHERS}
     held |= {f"more {m}": finding(v[0], *v) for m, v in (("l2", more_l2), ("linf", more_linf))}
-    held |= {f"live {m}": finding(1.0) for m in metrics.OTHERS}
-    held |= {"image l2": finding(1.0), f"image {metrics.with_C(metrics.FACTORS[-1])}": finding(0.5)}
+    held |= {"more linf-elementwise": finding(0.1, 0.0, 0.2), "C over a": finding(20.0)}
+    lacking = dict(zip(metrics.FACTORS, ((0, 0), (-0.04, 0.01), (-0.09, -0.03), (-0.3, -0.1)), strict=True))
+    for what in ("short", "image short"):
+        held |= {f"{what} l2": finding(0, -0.04 if what == "short" else -0.08, 0.01)}
+        held |= {f"{what} {metrics.with_C(f)}": finding(low, low, high) for f, (low, high) in lacking.items()}
     found_, conclusion = metrics.judged(held)
     assert found_ == verdict
-    assert "by 1.00 with C = 200 and by 0.50 with C at 1 times" in conclusion
+    assert "0.40 (linf, which moves 75% of the features; two seeds of l1 by 0.75)" in conclusion
+    assert "two seeds of l1 do down to C = 10 a and no more at 1 a" in conclusion and "200 is 20 a" in conclusion
 
 
 def test_helpers_average_as_they_say() -> None:
