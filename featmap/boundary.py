@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from featmap.errors import FeatmapError, IncompleteError
+from featmap.waiting import wait_briefly
 
 LONGEST = 1000
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
@@ -21,9 +21,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
 
     The status is 2 for bad input, 3 for a run that left work units out, 130 for Ctrl-C, 1 for a fault of ours.
     """
-    # torch's threads wait by spinning; where anything else runs, that makes a descent two to four times slower.
-    # It has to be said before torch is loaded, and a setting of the user's own comes first.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

@@ -12,7 +12,6 @@ here keeps the row that was stored before, or says "not measured".
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -188,7 +187,6 @@ def main(
             raise FeatmapError(f"job {name!r} is unknown; allowed: {', '.join(JOBS)}")
     here = [name for name, j in JOBS.items() if torch.cuda.is_available() == (j.device == "cuda")]
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in job or here:
         err().print(f"{name}: featmap similarity {' '.join(JOBS[name].arguments)}")
         found[name] = measure(name, device)
