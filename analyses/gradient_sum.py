@@ -32,7 +32,7 @@ from analyses.studies import (
     small_size,
     start,
 )
-from featmap import FeatmapError, drawing, runs, transforms
+from featmap import drawing, runs, transforms
 from featmap.divergence import GRAY_LEVEL, distances, growth
 from featmap.likeness import likeness
 
@@ -49,6 +49,7 @@ STUDY = Study(
     "that from a start in which every pixel is raised by one rounding, and that between seeds; recipe "
     "`article-normalised`, 100 steps at a small size",
     full="300 steps at 299, 340 and 380 pixels",
+    pair=True,
 )
 
 
@@ -69,10 +70,8 @@ class Parting:
 
 
 def pairs_of(context: Context) -> list[str]:
-    """Return pairs of drawn features, one of each of the first and the last layer, as sums."""
-    if len(context.layers) < 2:
-        raise FeatmapError("study gradient_sum takes two layers; give --layers inception4a,inception5a")
-    first, last = context.units(context.layers[0]), context.units(context.layers[-1])
+    """Return pairs of drawn features, one of each of the two layers, as sums."""
+    first, last = context.units(context.layers[0]), context.units(context.layers[1])
     order = transforms.generator("pairs", *context.layers).permutation(len(last))
     return [f"{a} + {last[k]}" for a, k in zip(first, order, strict=False)]
 
@@ -80,7 +79,7 @@ def pairs_of(context: Context) -> list[str]:
 def measure(context: Context) -> Outcome:
     """Descend every pair in both ways, and from a start that differs by one rounding."""
     pairs = pairs_of(context)
-    layers = (context.layers[0], context.layers[-1])
+    layers = (context.layers[0], context.layers[1])
     settings: dict[str, Any] = {"recipe": "article-normalised", "frames": 20 if context.full else 4}
     if not context.full:
         settings |= {"size": small_size(context.network, layers), "steps": STEPS}

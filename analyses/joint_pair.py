@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
-from featmap import FeatmapError, devices, drawing, interplay, pairings, panels, transforms, verdicts
+from featmap import devices, drawing, interplay, pairings, panels, transforms, verdicts
 from featmap.interaction import t_interval
 from featmap.interplay import OK, Interplay
 from featmap.joints import Group, JointJob
@@ -32,6 +32,7 @@ STUDY = Study(
         "resnet50": ("layer3.2", "layer3.3"),
     },
     seeds=5,
+    pair=True,
 )
 FIGURES = {
     "image_nonlinearity": "share of the joint image's pixels that the solo images do not explain",
@@ -49,15 +50,7 @@ FIGURES = {
 
 
 def pair_of(context: Context) -> Group:
-    """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round.
-
-    Raises
-    ------
-    FeatmapError
-        for other than two layers.
-    """
-    if len(context.layers) != 2:
-        raise FeatmapError(f"study {STUDY.name}: {len(context.layers)} layers; give two, as --layers FIRST,SECOND")
+    """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round."""
     size = context.network.input_size
     return tuple(
         Unit(layer, channel % context.network.layer(layer, size).channels)

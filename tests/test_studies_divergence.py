@@ -16,7 +16,6 @@ from torch import nn
 from analyses import gradient_sum, reproducibility
 from analyses.gradient_sum import Parting
 from analyses.reproducibility import Check
-from featmap.errors import FeatmapError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,8 +71,6 @@ def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> N
     assert len(pairs) == 5
     assert sorted(a for a, _ in pairs) == sorted(context.units("mixed"))
     assert sorted(b for _, b in pairs) == sorted(context.units("narrow"))
-    with pytest.raises(FeatmapError, match="two layers"):
-        gradient_sum.pairs_of(context_of(gradient_sum.STUDY, tiny.small(), ("second",), tmp_path))
 
 
 def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from studying import context_of, found
 from torch import Tensor, nn
 
 from analyses import branches, joint_pair
-from featmap import FeatmapError, panels
+from featmap import panels
 from featmap.interaction import ROUNDING
 from featmap.panels import Panel
 
@@ -48,11 +48,6 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
     job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
     assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
-
-
-def test_a_pair_takes_two_layers(tmp_path: Path) -> None:
-    with pytest.raises(FeatmapError, match="give two"):
-        joint_pair.measure(context_of(joint_pair.STUDY, linear_network(), ("conv2",), tmp_path))
 
 
 @pytest.mark.parametrize(
