@@ -173,7 +173,7 @@ def test_bad_input_ends_in_one_line(
         (
             gradient_sum,
             ["--layers", "inception4a"],
-            "study gradient_sum: it takes two layers, not 1; give --layers FIRST,SECOND",
+            "it takes two layers, not 1; give --layers FIRST,SECOND",
         ),
         (joint_pair, ["--layers", "conv1,conv2,conv3"], "study joint_pair: it takes two layers, not 3"),
         (coactivation, ["--feature", "99999"], "none of them 99999; give --feature 0 to "),
