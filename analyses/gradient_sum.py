@@ -50,9 +50,10 @@ STUDY = Study(
     "separate gradients give nearly identical results.",
     measured="root mean square difference of the two images at every fourth step, over pairs of drawn features, beside "
     "that from a start in which every pixel is raised by one rounding, and that between seeds; recipe "
-    "`article-normalised`, 100 steps at a small size; the claim holds if the interval of the final difference lies "
-    "below one gray level (1/255), in part if the two ways are no further apart than one rounding makes them: if the "
-    f"interval of the ratio lies below {MARGIN}",
+    "`article-normalised`, 100 steps at a small size",
+    rule="the claim holds if the interval of the final difference lies below one gray level (1/255), in part if "
+    "the two ways are no further apart than one rounding of the start makes them: if the interval of the "
+    f"ratio of the two differences lies below {MARGIN}",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )

@@ -25,8 +25,9 @@ STUDY = Study(
     "of theirs: what one of them calls for fills some regions and is missing from others.",
     measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, beside "
     "pairs of the same layers drawn at random; the claim holds if the response nonlinearity lies above its floor "
-    "(p < 0.05 over seeds) and nearer to its ceiling than to its floor and the joint image keeps a tenth of either "
-    "feature's solo response, in part if it is only above the floor",
+    "(p < 0.05 over seeds) and nearer to its ceiling than to its floor, in part if it is only above the floor",
+    rule=f"besides, the claim holds in part at most where the joint image keeps less than {LOST:.0%} of the solo "
+    "response of one of the two: then it is hardly an image of both",
     full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps in place of {SIZE} and 60",
     layers={
         "reference": LAYERS,

@@ -54,10 +54,12 @@ STUDY = Study(
     claim="A unit's place in the tensor is where its image changes; a neuron of an interior channel has a wider field "
     "than one of an exterior channel, because of the module's branches; one neuron can answer several patterns.",
     measured="centre of the change's energy against the centre of the analytic receptive field, the radius that holds "
-    "90 % of the energy by branch (interior channels against the first and against the last branch, at an image size "
-    "that holds the middle neurons' fields), and how many clearly different images of one neuron, from different "
-    "starts, reach 90 % of its best activation (clearly: further apart than half the median distance between "
-    "different neurons')",
+    "90 % of the energy by branch, and how many clearly different images of one neuron, from different starts, reach "
+    "90 % of its best activation (clearly: further apart than half the median distance between different neurons')",
+    rule="the claim holds if the two centres are nearer than another place's, interior channels' radius lies "
+    "above the first branch's and above the last one's (in layers whose middle neurons' fields fit into the "
+    "image), and more than one neuron in twenty has several different images by response profile; in part if "
+    "one of these is so",
     full="299 pixels and 300 steps; one size instead of octaves, since a neuron's place in the grid belongs to a size",
     layers={
         "reference": ("inception3b", "inception4a"),

@@ -49,9 +49,11 @@ STUDY = Study(
     claim="The descent may start from a natural image instead of noise, also for many features at once.",
     measured="what drawn features reach from a photograph over what they reach from noise; correlation of the response "
     "profile at every step with the photograph's own and with that of the noise-started image of the same feature; the "
-    "half-life of the first, beside that under the recipe's blur alone; the same for all drawn features as one sum and "
-    "for the whole layer. Without `--image` the start is an image with a 1/f spectrum, no photograph: then the claim "
-    "holds in part at most",
+    "half-life of the first; the same for all drawn features as one sum and for the whole layer. Without `--image` the "
+    "start is an image with a 1/f spectrum, no photograph",
+    rule="the claim holds if from a photograph the drawn features, by the lower end of their interval, and every "
+    f"sum and whole layer reach {ENOUGH} of what they reach from noise, in part if only one of these does; "
+    "without a photograph in part at most; half-lives stand beside that under the recipe's blur alone",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )

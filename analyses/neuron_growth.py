@@ -45,9 +45,11 @@ STUDY = Study(
     "only their own field, to which they would keep if they were linearly independent.",
     measured="the share of the change that one more neuron makes (its energy) which lies outside the neuron's "
     "receptive field, and outside the pixels that the neuron changes alone; beside it the same for the difference of "
-    "two seeds (everything changed; two seeds at least are made) and for the network without ReLUs and maxima (nothing "
-    "may); two neurons added to each feature, drawn at random among those whose field leaves a fifth of the image; the "
-    "claim holds if in every layer the share lies above half of that between two seeds, paired by feature",
+    "two seeds (everything changed) and for the network without ReLUs and maxima (nothing may); two neurons added to "
+    "each feature, drawn at random among those whose field leaves a fifth of the image",
+    rule="the claim holds if in every layer the share outside the field lies above that without ReLUs and maxima and, "
+    "paired by feature, above half of that between two seeds (two at least are made), in part if it does so in one of "
+    "the layers or only lies above the first",
     full="299 pixels and 300 steps",
     layers={
         "reference": ("inception3b", "inception4a"),

@@ -79,6 +79,7 @@ class Study:
     features : drawn of each layer, where ``--features`` does not say
     feature : the channel of the last layer that the claim names, where ``--feature`` names no other; None where it
         names none
+    rule : how the claim is judged, in words; stored with the verdict
     pair : whether it takes two layers, no more and no fewer
     """
 
@@ -93,6 +94,7 @@ class Study:
     features: int = FEATURES
     feature: int | None = None
     pair: bool = False
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,7 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
             "torch": torch.__version__.partition("+")[0],
         },
         "verdict": outcome.verdict,
+        **({"rule": context.study.rule} if context.study.rule else {}),
         "conclusion": outcome.conclusion,
         "findings": [asdict(f) for f in outcome.findings],
         "figures": [f"{name}{s}" + (".png" if isinstance(f, Figure) else "") for s, f in outcome.figures.items()],

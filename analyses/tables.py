@@ -124,6 +124,8 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         lines += [f"**{shown(model, record)}**: the claim {verdict}. {text_cell(record['conclusion'])}", ""]
+        if record.get("rule"):
+            lines += [f"Judged so: {text_cell(record['rule'])}.", ""]
     lines += ["| network | figure | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +111,10 @@ def test_what_is_stored(tmp_path: Path) -> None:
     assert held["figures"] == ["tests.networks-linear.png", "tests.networks-linear-film.webp"]
     assert all((record.parent / name).stat().st_size for name in held["figures"])
     assert table.read_bytes() == b'x,name\n0.333333,"a,b"\n,c\n'
+    assert "rule" not in held
+    ruled = replace(given, study=replace(STUDY, rule="the claim holds if so"))
+    (record, _) = studies.save(ruled, outcome, tmp_path / "other")
+    assert json.loads(record.read_text(encoding="utf-8"))["rule"] == "the claim holds if so"
     assert held["csv_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
     assert held["findings"][0]["count"] == 4 and held["settings"]["features"] == 4
     broken = Outcome(rows, [Finding("a", math.nan, None, None, 1, "w")], "holds", "", {})

@@ -43,6 +43,7 @@ def test_every_study_is_on_the_page_and_was_put_to_the_bundled_network() -> None
 def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
     study = tables.study_of(name)
     assert study.section in HEADINGS
+    assert not study.rule.endswith(".")
     assert study.claim.endswith(".") and not study.measured.endswith(".") and not study.full.endswith(".")
     assert study.layers.keys() == set(NETWORKS) and all(study.layers.values())
 
@@ -175,6 +176,13 @@ def test_networks_that_were_not_measured_are_named() -> None:
     assert "**googlenet**: the claim holds. It is 0.5." in lines
     assert '**Claim** (section "A section"): Claims.' in lines
     assert "**Measured**: a figure. With `--full`: more." in lines
+
+
+def test_a_verdict_is_shown_with_the_rule_that_it_was_stored_with() -> None:
+    lines = tables.section(STUDY, {"own": record("own", rule="the claim holds if it is | above 0")}).splitlines()
+    at = lines.index("**own**: the claim holds. It is 0.5.")
+    assert lines[at + 2] == r"Judged so: the claim holds if it is \| above 0."
+    assert "Judged" not in tables.section(STUDY, {"own": record("own")})
 
 
 def test_settings_table_and_figures_are_linked() -> None:
