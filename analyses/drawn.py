@@ -75,6 +75,37 @@ def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str, leg
         axes.legend(fontsize=7, frameon=False, loc="best", handletextpad=0.1)
 
 
+def layered(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], layers: Sequence[str], up: str) -> None:
+    """Draw the values of each group (indexed by layer and feature) layer by layer, each with its mean and interval.
+
+    A layer has its colour and mark in every group; the intervals are left out below `FEW` values. No legend.
+    """
+    room = 0.8 / max(len(layers), 1)
+    for at, (_, values) in enumerate(groups):
+        for k, layer in enumerate(layers):
+            own = np.sort(values[values.index.get_level_values(0) == layer].to_numpy(dtype=float))
+            middle = at + (k - (len(layers) - 1) / 2) * room
+            if not len(own):
+                across = axes.get_xaxis_transform()
+                axes.text(middle, 0.5, "undefined", fontsize=6, color=FAINT, ha="center", rotation=90, transform=across)
+                continue
+            x = middle + room * (0.4 * ((np.arange(len(own)) * 0.618) % 1) - 0.4)
+            axes.plot(x, own, "os^Dv"[k % 5], color=colour(k), markersize=2.8, alpha=0.55, markeredgewidth=0)
+            mean, low, high = interval(own)
+            reach = [[mean - low], [high - mean]] if len(own) >= FEW else None
+            axes.errorbar(
+                [middle + 0.2 * room], [mean], reach, fmt="s", color="black", mfc=colour(k), markersize=4, capsize=2
+            )
+    name_groups(axes, [name for name, _ in groups])
+    axes.set_ylabel(up, fontsize=SIZE)
+
+
+def layer_legend(figure: Figure, layers: Sequence[str]) -> None:
+    """Write below a figure which colour and mark is which layer's in `layered`."""
+    marks = [plt.Line2D([], [], marker="os^Dv"[k % 5], color=colour(k), ls="", ms=4) for k in range(len(layers))]
+    figure.legend(marks, layers, loc="outside lower center", ncols=len(layers), fontsize=7, frameon=False)
+
+
 def bars(axes: plt.Axes, findings: Mapping[str, Finding], up: str) -> None:
     """Draw findings as bars with their intervals, named by the keys; one without a value has none."""
     for at, finding in enumerate(findings.values()):

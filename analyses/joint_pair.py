@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
-from featmap import FeatmapError, devices, drawing, interplay, pairings, panels, transforms, verdicts
+from featmap import devices, drawing, interplay, pairings, panels, transforms, verdicts
 from featmap.interaction import t_interval
 from featmap.interplay import OK, Interplay
 from featmap.joints import Group, JointJob
@@ -14,6 +14,8 @@ from featmap.units import Unit
 
 CHANNELS = (199, 201)
 SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
+LOST = 0.1
+"""Below this share of its solo response a unit is lost: the joint image is the other one's."""
 LAYERS = ("inception4a", "inception4b")
 
 STUDY = Study(
@@ -24,6 +26,8 @@ STUDY = Study(
     measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, beside "
     "pairs of the same layers drawn at random; the claim holds if the response nonlinearity lies above its floor "
     "(p < 0.05 over seeds) and nearer to its ceiling than to its floor, in part if it is only above the floor",
+    rule=f"besides, the claim holds in part at most where the joint image keeps less than {LOST:.0%} of the solo "
+    "response of one of the two: then it is hardly an image of both",
     full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps in place of {SIZE} and 60",
     layers={
         "reference": LAYERS,
@@ -32,6 +36,7 @@ STUDY = Study(
         "resnet50": ("layer3.2", "layer3.3"),
     },
     seeds=5,
+    pair=True,
 )
 FIGURES = {
     "image_nonlinearity": "share of the joint image's pixels that the solo images do not explain",
@@ -49,15 +54,7 @@ FIGURES = {
 
 
 def pair_of(context: Context) -> Group:
-    """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round.
-
-    Raises
-    ------
-    FeatmapError
-        for other than two layers.
-    """
-    if len(context.layers) != 2:
-        raise FeatmapError(f"study {STUDY.name}: {len(context.layers)} layers; give two, as --layers FIRST,SECOND")
+    """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round."""
     size = context.network.input_size
     return tuple(
         Unit(layer, channel % context.network.layer(layer, size).channels)
@@ -93,13 +90,22 @@ def job_of(context: Context) -> JointJob:
 
 
 def verdict(row: pd.Series) -> Verdict:
-    """Return what one pair's row of the summary says of the claim."""
+    """Return what one pair's row of the summary says of the claim.
+
+    Where one of the two units is lost, the joint image is no image of both, and the claim holds in part at most.
+    """
     if not np.isfinite(row["p"]):
         return "not decided"
     if row["p"] >= 0.05:
         return "does not hold"
     middle = (row["response_nonlinearity_floor"] + row["response_nonlinearity_ceiling"]) / 2
-    return "holds" if row["response_nonlinearity"] > middle else "holds in part"
+    far = row["response_nonlinearity"] > middle
+    return "holds" if far and not lost(row) else "holds in part"
+
+
+def lost(row: pd.Series) -> list[str]:
+    """Return which of a pair's two units, "a" or "b", the joint image does not keep."""
+    return [c for c in "ab" if row[f"retention_{c}"] < LOST]
 
 
 def findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
@@ -126,25 +132,41 @@ def findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[F
 def compared(row: pd.Series, random: pd.DataFrame) -> list[Finding]:
     """Return what the random pairs' rows of the summary say, and where the named pair stands among them."""
     known = random["excess"].dropna()
-    count, words = len(known), "random pairs: the share less its floor; n pairs"
+    count, words = len(known), f"random pairs: the share less its floor; n pairs of {len(random)} drawn"
+    gaps = f"random pairs that are undefined{reasons(random)}"
+    undefined = plain_finding("random_undefined", len(random) - count, len(random), gaps)
     if not count:
-        return [plain_finding("random_excess", np.nan, 0, words)]
-    found = [mean_finding("random_excess", known.to_numpy(), words)]
+        return [plain_finding("random_excess", np.nan, 0, words), undefined]
+    found = [mean_finding("random_excess", known.to_numpy(), words), undefined]
     above = float((random["q"] < 0.05).sum() / count) if random["q"].notna().any() else np.nan
     found.append(plain_finding("random_above", above, count, "random pairs above their floor (FDR 5 %), as a share"))
+    kept = random.loc[known.index]
+    gone = float(np.mean([bool(lost(one)) for _, one in kept.iterrows()]))
+    found.append(plain_finding("random_lost", gone, count, f"random pairs that lose one unit (below {LOST:.0%} of it)"))
     below = float((known < row["excess"]).mean()) if np.isfinite(row["excess"]) else np.nan
     return [*found, plain_finding("rank", below, count, "random pairs that are more linear than the pair, as a share")]
+
+
+def reasons(random: pd.DataFrame) -> str:
+    """Return why some random pairs are undefined, in brackets; nothing where all are defined."""
+    why = sorted({str(s) for s in random.loc[random["excess"].isna(), "status"]})
+    return f" ({', '.join(why)})" if why else ""
 
 
 def conclusion(job: JointJob, row: pd.Series, random: pd.DataFrame) -> str:
     """Return the sentence."""
     said = verdicts.sentence(row, job).rstrip(".")
+    if np.isfinite([row["retention_a"], row["retention_b"]]).all():
+        said += f"; the joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
+        gone = [str(job.groups[0]["ab".index(c)]) for c in lost(row)]
+        said += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
     known = random["excess"].dropna()
     if len(known) and np.isfinite(row["excess"]):
         said += (
-            f"; the share lies {row['excess']:.3f} above its floor, in {len(known)} pairs drawn at random "
-            f"{known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
+            f"; the share lies {row['excess']:.3f} above its floor, in {len(known)} of {len(random)} pairs drawn at "
+            f"random {known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
         )
+        said += f", the others are undefined{reasons(random)}" if len(known) < len(random) else ""
     return f"{job.labels[0]}: {said}."
 
 

@@ -3,14 +3,14 @@
     python -m analyses.maximised_unit
 
 Neurons ``layer:f:m:n`` are maximised in linear steps (the recipe `interact`), so that an image less its null image is
-the sum of the neuron's gradients: at several places of the grid, and in the middle of it from several starts. As many
-features are drawn of each branch of a module.
+the sum of the neuron's gradients: at eight places of the grid, drawn for each channel, and in the middle of it from
+several starts. As many features are drawn of each branch of a module, and images are so large that they hold the fields
+of the neurons in their middle, up to a limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -29,15 +29,14 @@ from analyses.made import (
     tidy,
     written,
 )
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
-from featmap import extents, transforms
+from analyses.neurons import BACK, FRONT, INSIDE, Neurons, central, fits, fitting, places, stratified
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from featmap import extents
 from featmap.drawing import GRAY, colour, house_style, pixels, webp
-from featmap.fields import Field
 from featmap.likeness import kinds, pairwise
 from featmap.measures import standardise
 from featmap.recipes import INTERACT, Recipe
 from featmap.sheets import contact_sheet
-from featmap.trace import Layer
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6
@@ -57,6 +56,10 @@ STUDY = Study(
     measured="centre of the change's energy against the centre of the analytic receptive field, the radius that holds "
     "90 % of the energy by branch, and how many clearly different images of one neuron, from different starts, reach "
     "90 % of its best activation (clearly: further apart than half the median distance between different neurons')",
+    rule="the claim holds if the two centres are nearer than another place's, interior channels' radius lies "
+    "above the first branch's and above the last one's (in layers whose middle neurons' fields fit into the "
+    "image), and more than one neuron in twenty has several different images by response profile; in part if "
+    "one of these is so",
     full="299 pixels and 300 steps; one size instead of octaves, since a neuron's place in the grid belongs to a size",
     layers={
         "reference": ("inception3b", "inception4a"),
@@ -67,76 +70,40 @@ STUDY = Study(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Neurons:
-    """One layer's neurons: those in the middle of the grid from many starts, and those at other places.
-
-    `fields` are the receptive fields of the `channels`, `branches` their branches' names.
-    """
-
-    layer: Layer
-    channels: list[int]
-    fields: list[Field]
-    branches: list[str]
-    middle: Made
-    around: Made | None
-    places: list[tuple[int, int]]
-
-    def interior(self, channel: int) -> bool:
-        """Is the channel of a branch that is neither the first nor the last (without branches: of the middle half)?"""
-        if self.layer.branches:
-            return self.layer.branch(channel) not in (self.layer.branches[0][0], self.layer.branches[-1][0])
-        return 0.25 <= channel / self.layer.channels < 0.75
-
-
 def measure(context: Context, size: int | None = None, steps: int = STEPS, starts: int = STARTS) -> Outcome:
     """Maximise the neurons and measure place, reach and variety of what changes."""
-    recipe = INTERACT.resolved(FULL, size or side(context), steps, rescue=RESCUE)
+    size = size or fitting(context.network, context.layers, side(context))
+    recipe = INTERACT.resolved(FULL, size, steps, rescue=RESCUE)
     if context.full:
         recipe = INTERACT.resolved(FULL, FULL, FULL_STEPS, rescue=RESCUE)
-    neurons = [_neurons(context, name, recipe, starts) for name in context.layers]
-    rows = pd.concat([part for n in neurons for part in (*_places(n), *_reaches(n), *_kinds(n))], ignore_index=True)
-    found = _findings(rows, neurons)
+    made = [_neurons(context, name, recipe, starts) for name in context.layers]
+    rows = pd.concat([part for n in made for part in (*_places(n), *_reaches(n), *_kinds(n))], ignore_index=True)
+    found = _findings(rows, made, recipe.size)
     verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(rows, neurons), "-images.webp": webp(sheet(neurons), dpi=100)}
+    figures: dict[str, Figure | bytes] = {"": draw(rows, made), "-images.webp": webp(sheet(made), dpi=100)}
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
-def stratified(context: Context, layer: Layer) -> list[int]:
-    """Return channels drawn at random, as many of each branch; those of `Context.drawn` where there are no branches."""
-    if not layer.branches:
-        return context.drawn(layer.name)
-    each, first, chosen = max(1, context.features // len(layer.branches)), 0, []
-    for branch, width in layer.branches:
-        rng = transforms.generator("study", context.network.name, layer.name, branch)
-        chosen += (first + rng.choice(width, min(each, width), replace=False)).tolist()
-        first += width
-    return sorted(chosen)
-
-
-def places(height: int, width: int) -> list[tuple[int, int]]:
-    """Return up to four places a quarter of the grid from its borders, without its middle."""
-    rows, columns = ({n // 4, 3 * n // 4} for n in (height, width))
-    return sorted({(m, n) for m in rows for n in columns} - {(height // 2, width // 2)})
-
-
 def _neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neurons:
-    trace = context.network.trace(recipe.size)
-    layer = context.network.layer(name, recipe.size)
-    channels, around = stratified(context, layer), places(layer.height, layer.width)
-    starts = max(starts, context.seeds)
-    context.say(f"{name}: {len(channels)} neurons, {starts} starts, {len(around)} other places")
-    m, n = layer.height // 2, layer.width // 2
+    trace, layer = context.network.trace(recipe.size), context.network.layer(name, recipe.size)
+    channels = stratified(context, layer)
+    fields = [trace.field(name, f) for f in channels]
+    m, n = central(layer, fields, recipe.size)
+    others, starts = [places(layer, f, (m, n)) for f in channels], max(starts, context.seeds)
+    context.say(
+        f"{name}: {len(channels)} neurons, {starts} starts, {len(others[0])} other places, {recipe.size} pixels"
+    )
     middle = make(context, [f"{name}:{f}:{m}:{n}" for f in channels], recipe, name, "middle", probe=name, seeds=starts)
-    elsewhere = [f"{name}:{f}:{m}:{n}" for f in channels for m, n in around]
+    elsewhere = [f"{name}:{f}:{m}:{n}" for f, there in zip(channels, others, strict=True) for m, n in there]
     return Neurons(
         layer,
         channels,
-        [trace.field(name, f) for f in channels],
+        fields,
         [layer.branch(f) for f in channels],
         middle,
-        make(context, elsewhere, recipe, name, "around") if around else None,
-        around,
+        make(context, elsewhere, recipe, name, "around", seeds=1) if elsewhere else None,
+        others,
+        fits(context.network, name, recipe.size),
     )
 
 
@@ -145,9 +112,9 @@ def _places(n: Neurons) -> list[pd.DataFrame]:
     if n.around is None:
         return []
     found = np.stack([extents.centres(c) for c in n.around.changes])
-    at = np.array([extents.middle(f, *place) for f in n.fields for place in n.places])
+    at = np.array([extents.middle(f, *place) for f, there in zip(n.fields, n.places, strict=True) for place in there])
     error = np.linalg.norm(found - at, axis=2)
-    count, rows = len(n.places), []
+    count, rows = len(n.places[0]), []
     for axis, what in enumerate(("row", "column")):
         rows.append(tidy(f"{what} found", n.layer.name, n.around, found[..., axis], "interact"))
         rows.append(tidy(f"{what} of the field", n.layer.name, n.around, at[:, axis] + 0 * error, "interact"))
@@ -166,7 +133,7 @@ def _reaches(n: Neurons) -> list[pd.DataFrame]:
     radius = np.stack([extents.radii(c) for c in n.middle.changes])
     return [
         tidy("radius", n.layer.name, n.middle, radius, "interact"),
-        tidy("interior", n.layer.name, n.middle, np.array([float(n.interior(f)) for f in n.channels]), ""),
+        tidy("end", n.layer.name, n.middle, np.array([float(n.end(f)) for f in n.channels]), ""),
         tidy("field side", n.layer.name, n.middle, np.array([np.sqrt(np.prod(f.size)) for f in n.fields]), ""),
     ]
 
@@ -221,12 +188,13 @@ def several(held: np.ndarray, made: Made, alike: float) -> tuple[np.ndarray, np.
     return counts, apart
 
 
-def _relative(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return the radii over their layer's mean, of interior and of exterior channels."""
-    radius = by_feature(rows, "radius", "interact")
-    inside = by_feature(rows, "interior", "").reindex(radius.index) > 0.5
-    relative = radius / radius.groupby("layer").transform("mean")
-    return relative[inside], relative[~inside]
+def _relative(rows: pd.DataFrame, neurons: Sequence[Neurons], measure: str, recipe: str) -> dict[int, pd.Series]:
+    """Return the radii (or sides of fields) over their layer's mean, by the channels' end; of layers that are whole."""
+    values = by_feature(rows, measure, recipe)
+    values = values[values.index.get_level_values(0).isin([n.layer.name for n in neurons if n.whole])]
+    end = by_feature(rows, "end", "").reindex(values.index)
+    relative = values / values.groupby("layer").transform("mean")
+    return {at: relative[end == at] for at in (FRONT, INSIDE, BACK)}
 
 
 def _followed(rows: pd.DataFrame) -> pd.Series:
@@ -246,26 +214,50 @@ def _followed(rows: pd.DataFrame) -> pd.Series:
     return centred.apply(lambda g: g["found"].corr(g["field"]) if g["field"].std() > 0 else np.nan).dropna()
 
 
-def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> dict[str, Finding]:
-    inside, outside = _relative(rows)
+def _wider(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> list[Finding]:
+    """Return how much wider the changes and fields of interior channels are than each exterior branch's."""
+    radius, field = _relative(rows, neurons, "radius", "interact"), _relative(rows, neurons, "field side", "")
+    found = []
+    for at, which in ((FRONT, "first"), (BACK, "last")):
+        words = f"radius of 90 % of the change over its layer's mean, interior channels less the {which} branch's"
+        found.append(difference_of(f"wider {which}", radius[INSIDE], radius[at], words))
+        more = field[INSIDE].mean() - field[at].mean()
+        count = len(field[INSIDE]) + len(field[at])
+        found.append(plain_finding(f"field {which}", more, count, "the same of the analytic field's side"))
+    short = [n.layer.name for n in neurons if not n.whole]
+    words = f"layers whose middle neurons see beyond the {size} pixels, left out of this comparison"
+    words += f" ({', '.join(short)})" if short else ""
+    return [*found, plain_finding("truncated", len(short), len(neurons), words)]
+
+
+def _by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
+    """Return the radii of a layer's changes by branch; under the empty name where there are none."""
+    radius, found = by_feature(rows, "radius", "interact"), {}
+    for branch in dict.fromkeys(n.branches):
+        wanted = {u.split(":", 1)[1] for u, b in zip(n.middle.units, n.branches, strict=True) if b == branch}
+        found[branch] = radius[[la == n.layer.name and f in wanted for la, f in radius.index]]
+    return found
+
+
+def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict[str, Finding]:
     found = [
         mean_of("follows", _followed(rows), "correlation of where the image changes with where the field is"),
         mean_of("error", by_channel(rows, "error", "interact"), "distance of the two centres", "pixels"),
         mean_of(
             "floor", by_channel(rows, "error of another place", ""), "distance from another place's field", "pixels"
         ),
-        difference_of(
-            "wider", inside, outside, "radius of 90 % of the change over its layer's mean, interior less exterior"
-        ),
+        *_wider(rows, neurons, size),
     ]
     for n in neurons:
-        for branch in dict.fromkeys(n.branches) if n.layer.branches else ():
-            wanted = [u.split(":", 1)[1] for u, b in zip(n.middle.units, n.branches, strict=True) if b == branch]
-            values = by_feature(rows, "radius", "interact")
-            own = values[[la == n.layer.name and f in wanted for la, f in values.index]]
-            seen = n.fields[n.branches.index(branch)]
-            words = f"radius of 90 % of the change, {n.layer.name} {branch} (field {seen})"
+        radius = _by_branch(rows, n) if n.layer.branches else {}
+        first = next(iter(radius), "")
+        for branch, own in radius.items():
+            seen = f"{n.layer.name} {branch} (field {n.fields[n.branches.index(branch)]})"
+            words = f"radius of 90 % of the change, {seen}"
             found.append(mean_of(f"radius {n.layer.name} {branch}", own, words, "pixels"))
+            if branch != first:
+                words = f"the same less {first}'s"
+                found.append(difference_of(f"more {n.layer.name} {branch}", own, radius[first], f"{words} (pixels)"))
     for what, words in (("images", "by pixels"), ("profiles", "by response profile")):
         counts = by_feature(rows, f"different {what}", "interact")
         found.append(mean_of(f"kinds {what}", counts, f"clearly different images at 90 % of the best, {words}"))
@@ -282,62 +274,68 @@ def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Return verdict and conclusion.
 
     Place: the centres' distance lies below that from another place's field. Branches: interior channels' radius lies
-    above exterior ones'. Several patterns: more than one neuron in twenty (by the interval) has two or more clearly
-    different images by response profile.
+    above the first branch's and above the last one's, so that neither carries the claim alone. Several patterns: more
+    than one neuron in twenty (by the interval) has two or more clearly different images by response profile.
     """
-    error, floor, wider, several_ = (found[k] for k in ("error", "floor", "wider", "several profiles"))
+    error, floor, first, last, several_ = (
+        found[k] for k in ("error", "floor", "wider first", "wider last", "several profiles")
+    )
     held = [
         error.high is not None and floor.low is not None and error.high < floor.low,
-        (wider.low or 0) > 0,
+        (first.low or 0) > 0 and (last.low or 0) > 0,
         (several_.low or 0) > MANY,
     ]
     verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
-    span = "" if wider.low is None else f" [{written(wider.low, '+.2f')}, {written(wider.high, '+.2f')}]"
     return verdict, (
         f"The image changes {written(error.value, '.1f')} pixels from the middle of the neuron's field "
         f"({written(floor.value, '.1f')} from another place's, correlation {written(found['follows'].value)}); the "
-        f"radius of interior channels' changes is {written(wider.value, '+.2f')}{span} of their layer's mean more than "
-        f"exterior ones'; {written(several_.value, '.0%')} of the neurons answer two or more clearly different "
-        f"patterns ({written(found['several images'].value, '.0%')} by pixels)."
+        f"radius of interior channels' changes is {_spanned(first)} of their layer's mean more than the first branch's "
+        f"and {_spanned(last)} more than the last one's (of the fields {written(found['field first'].value, '+.2f')} "
+        f"and {written(found['field last'].value, '+.2f')}); {written(several_.value, '.0%')} of the neurons answer "
+        f"two or more clearly different patterns ({written(found['several images'].value, '.0%')} by pixels)."
     )
+
+
+def _spanned(finding: Finding) -> str:
+    """Return a difference with its interval, for a sentence."""
+    span = "" if finding.low is None else f" [{written(finding.low, '+.2f')}, {written(finding.high, '+.2f')}]"
+    return f"{written(finding.value, '+.2f')}{span}"
 
 
 @house_style
 def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
-    """Draw where images change against the fields, how far by branch, and the number of different images."""
-    figure, (left, middle, right) = panels(
-        (
-            "Where the image changes, by where the neuron's field is",
-            "Radius that holds 90 % of the change, by branch",
-            "Clearly different images of one neuron at 90 % of its best",
-        ),
-        widths=(1.0, 1.5, 0.9),
+    """Draw where images change against the fields by layer, how far by branch, and the number of different images."""
+    titles = [f"{n.layer.name}: middle of the change by that of the field" for n in neurons]
+    figure, axes = panels(
+        (*titles, "Radius that holds 90 % of the change, by branch", "Clearly different images at 90 % of the best"),
+        widths=(*[0.9] * len(neurons), 1.5, 0.8),
     )
-    for k, n in enumerate(neurons):
+    middle, right = axes[-2:]
+    for k, (left, n) in enumerate(zip(axes, neurons, strict=False)):
         for what, mark in (("row", "o"), ("column", "^")):
             x = by_feature(rows, f"{what} of the field", "interact")
             y = by_feature(rows, f"{what} found", "interact")
             own = x.index.get_level_values(0) == n.layer.name
-            label = f"{n.layer.name}, {what}s"
-            left.plot(x[own], y[own], mark, color=colour(k), markersize=2.5, alpha=0.5, label=label)
-    left.axline((0, 0), slope=1, color=GRAY, linewidth=0.8)
-    left.set_xlabel("middle of the field (pixels)", fontsize=8)
-    left.set_ylabel("middle of the change (pixels)", fontsize=8)
-    left.legend(fontsize=6.5, frameon=False)
-    radius, groups = by_feature(rows, "radius", "interact"), []
+            left.plot(x[own], y[own], mark, color=colour(k), markersize=2.5, alpha=0.5, label=f"{what}s")
+        left.axline((0, 0), slope=1, color=GRAY, linewidth=0.8)
+        left.set_xlabel("field (pixels)", fontsize=8)
+        left.legend(fontsize=6.5, frameon=False, loc="upper left", handletextpad=0.1)
+    axes[0].set_ylabel("change (pixels)", fontsize=8)
+    groups = []
     for n in neurons:
-        for branch in dict.fromkeys(n.branches):
-            wanted = {u.split(":", 1)[1] for u, b in zip(n.middle.units, n.branches, strict=True) if b == branch}
-            chosen = [la == n.layer.name and f in wanted for la, f in radius.index]
+        for branch, radius in _by_branch(rows, n).items():
             seen = n.fields[n.branches.index(branch)]
-            groups.append((f"{branch or n.layer.name} ({seen})", radius[chosen]))
+            groups.append((f"{n.layer.name} {branch}\n{seen}".replace(" \n", "\n"), radius))
     strips(middle, groups, "pixels")
-    middle.set_xticks(range(len(groups)), [g for g, _ in groups], rotation=60, fontsize=7, ha="right")
-    middle.set_xlabel("branch (receptive field in pixels)", fontsize=8)
+    middle.set_xticks(range(len(groups)), [g for g, _ in groups], rotation=90, fontsize=6.5)
+    middle.set_xlabel("branch, receptive field in pixels", fontsize=8)
     middle.set_ylim(bottom=0)
     counts = [(w, by_feature(rows, f"different {w}", "interact")) for w in ("images", "profiles")]
     strips(right, [(f"by {'pixels' if w == 'images' else 'response profile'}", v) for w, v in counts], "images")
     right.set_ylim(bottom=0)
+    for one in (middle, right):
+        if (legend := one.get_legend()) is not None:
+            legend.remove()  # the colours are those of the first panels
     return figure
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -32,13 +33,15 @@ from analyses.studies import (
     start,
     yardstick,
 )
-from featmap import devices, drawing, mapping, transforms
+from featmap import devices, drawing, mapping, probe, transforms
 from featmap.divergence import half_life, profile_correlation
+from featmap.images import null_frames
 from featmap.photographs import read_photograph
+from featmap.recipes import Recipe
 from featmap.runs import LIVE, RESCUED
 
 ENOUGH = 0.8
-PHOTO, NOISE, TOGETHER = "#d62728", "#0072b2", "#222222"
+PHOTO, NOISE, TOGETHER, BLUR = "#d62728", "#0072b2", "#222222", "#009e73"
 
 STUDY = Study(
     "natural_start",
@@ -48,6 +51,9 @@ STUDY = Study(
     "profile at every step with the photograph's own and with that of the noise-started image of the same feature; the "
     "half-life of the first; the same for all drawn features as one sum and for the whole layer. Without `--image` the "
     "start is an image with a 1/f spectrum, no photograph",
+    rule="the claim holds if from a photograph the drawn features, by the lower end of their interval, and every "
+    f"sum and whole layer reach {ENOUGH} of what they reach from noise, in part if only one of these does; "
+    "without a photograph in part at most; half-lives stand beside that under the recipe's blur alone",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
@@ -60,7 +66,7 @@ class Leaving:
     `own` and `aim` are the profile's correlations by frame: with the photograph's, and with the noise-started image of
     the same unit (mean over seeds). `floor` is the noise-started image's correlation with the photograph, `other` the
     final image's correlation with other features' noise-started images, `seeds` that of two seeds of the same feature,
-    `blurred` the correlation of the photograph's null image (the same blur, no gradient) with the photograph.
+    `blurred` the photograph's own correlation by frame under the same blur without gradient.
     `reached` is the activation from the photograph over that from noise, both above the noise's null image.
     """
 
@@ -72,13 +78,18 @@ class Leaving:
     floor: float
     other: float
     seeds: float
-    blurred: float
+    blurred: np.ndarray
     reached: float
 
     @property
     def half(self) -> float:
         """Steps until the correlation with the photograph has fallen half the way to its floor."""
         return half_life(self.steps, self.own, self.floor)
+
+    @property
+    def half_blurred(self) -> float:
+        """The same under blur alone."""
+        return half_life(self.steps, self.blurred, self.floor)
 
 
 def measure(context: Context) -> Outcome:
@@ -92,15 +103,29 @@ def measure(context: Context) -> Outcome:
         context.say(f"features of {layer}")
         photo, noise = descents(context, layer, units, photograph, settings, "features")
         scale = yardstick(context, [layer], recipe.size)
-        leavings += left(layer, photo, noise, scale)
+        still = blurred(context, layer, recipe, photograph, every(context))
+        leavings += left(layer, photo, noise, scale, still)
         pictures.append(
             (layer, photo["images"].values[0], noise["images"].values[0], [str(u) for u in photo["image"].values])
         )
         context.say(f"all features of {layer} at once")
-        every = [" + ".join(units), f"{layer}:all"] if len(units) > 1 else [f"{layer}:all"]
-        joint = descents(context, layer, every, photograph, settings | {"gradients": "together"}, "at-once")
-        together += left(layer, *joint, scale)
+        sums = [" + ".join(units), f"{layer}:all"] if len(units) > 1 else [f"{layer}:all"]
+        joint = descents(context, layer, sums, photograph, settings | {"gradients": "together"}, "at-once")
+        together += left(layer, *joint, scale, still)
     return outcome(context, photograph, leavings, together, pictures)
+
+
+def every(context: Context) -> int:
+    """Return how many steps lie between two frames."""
+    return 5 if context.full else 1
+
+
+def blurred(context: Context, layer: str, recipe: Recipe, photograph: np.ndarray, between: int) -> np.ndarray:
+    """Return the layer's responses to the photograph under the recipe's blur alone, frames x features."""
+    frames = null_frames(recipe, 0, torch.from_numpy(photograph), between)
+    sizes = sorted({f.shape[-1] for f in frames}, key=[f.shape[-1] for f in frames].index)
+    groups = [torch.stack([f for f in frames if f.shape[-1] == size]) for size in sizes]
+    return np.concatenate([probe(g, layer, context.network, device=context.device).values for g in groups])
 
 
 def natural(context: Context, size: int) -> np.ndarray:
@@ -117,21 +142,27 @@ def descents(
     context: Context, layer: str, units: Sequence[str], photograph: np.ndarray, settings: dict[str, Any], part: str
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Return the runs of some units from the photograph, with frames, and from noise."""
-    frames = 5 if context.full else 1
-    photo = context.maximise(units, part, layer, "photo", start=photograph, frames=frames, responses=layer, **settings)
+    kept = settings | {"frames": every(context), "responses": layer}
+    photo = context.maximise(units, part, layer, "photo", start=photograph, **kept)
     noise = context.maximise(units, part, layer, "noise", seeds=context.seeds, responses=layer, **settings)
     return photo, noise
 
 
-def left(layer: str, photo: xr.Dataset, noise: xr.Dataset, scale: tuple[np.ndarray, np.ndarray]) -> list[Leaving]:
-    """Return how each unit leaves the photograph; units that did not rise from noise are left out."""
+def left(
+    layer: str, photo: xr.Dataset, noise: xr.Dataset, scale: tuple[np.ndarray, np.ndarray], still: np.ndarray
+) -> list[Leaving]:
+    """Return how each unit leaves the photograph; units that did not rise from noise are left out.
+
+    `still` holds the responses under blur alone, frames x features.
+    """
     mean, deviation = scale
     frames = (photo["frame_A"].values[0].astype(np.float64) - mean) / deviation
     ends = (noise["A"].values.astype(np.float64) - mean) / deviation
     own = profile_correlation(frames, frames[:, :1])
     aims = profile_correlation(frames, ends[:, :, None])  # seed x unit x frame
     good = np.isin(noise["status"].values, (LIVE, RESCUED)).all(0)
-    blurred = profile_correlation((photo["null"].values[0].astype(np.float64) - mean) / deviation, frames[0, 0])
+    under_blur = (np.asarray(still, dtype=np.float64) - mean) / deviation
+    alone = profile_correlation(under_blur, under_blur[:1])
     names = [str(u) for u in photo["image"].values]
     found = []
     for k, name in enumerate(names):
@@ -151,7 +182,7 @@ def left(layer: str, photo: xr.Dataset, noise: xr.Dataset, scale: tuple[np.ndarr
                 float(profile_correlation(ends[:, k], frames[k, 0]).mean()),
                 mean_of(profile_correlation(frames[k, -1], ends[:, others])),
                 mean_of(np.array([profile_correlation(ends[a, k], ends[b, k]) for a, b in pairs])),
-                float(blurred),
+                alone,
                 float((photo["activation"].values[0, k] - null) / rise) if rise > 0 else float("nan"),
             )
         )
@@ -172,10 +203,11 @@ def findings(leavings: Sequence[Leaving], together: Sequence[Leaving]) -> list[F
         halves = np.array([r.half for r in these])
         for name, values, words, unit in (
             ("reached", [r.reached for r in these], "activation reached from the photograph over that from noise", ""),
+            ("half", finite(halves), f"half-life of the photograph's own profile{bounded(these)}", "steps"),
             (
-                "half",
-                np.where(np.isfinite(halves), halves, np.nan),
-                "half-life of the photograph's own profile",
+                "half_blurred",
+                finite([r.half_blurred for r in these]),
+                f"half-life under the recipe's blur alone, to the same ends{bounded(these, 'half_blurred')}",
                 "steps",
             ),
             ("own", [r.own[-1] for r in these], "profile's correlation with the photograph's, at the end", ""),
@@ -186,23 +218,35 @@ def findings(leavings: Sequence[Leaving], together: Sequence[Leaving]) -> list[F
         ):
             if np.isfinite(values).any():
                 found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}", unit))
-        if np.isfinite(these[0].blurred):
-            words = (
-                f"{layer}: correlation with the photograph's profile of the photograph under the recipe's blur alone"
-            )
-            found.append(plain_finding(f"blurred:{layer}", these[0].blurred, 1, words))
+        if np.isfinite(these[0].blurred[-1]):
+            words = f"{layer}: correlation with the photograph's profile of the photograph at the end of that blur"
+            found.append(plain_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
         never = int(np.isinf(halves).sum())
         if never:
             words = f"{layer}: features that never left half of the photograph's profile"
             found.append(plain_finding(f"never:{layer}", never, len(these), words))
     for r in together:
         if np.isfinite(r.half):
-            words = f"{r.layer}: half-life with {called(r.unit)} at once"
+            words = f"{r.layer}: half-life with {called(r.unit)} at once{bounded([r])}"
             found.append(plain_finding(f"half:{short(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
         if np.isfinite(r.reached):
             words = f"{r.layer}: activation of {called(r.unit)} at once, from the photograph over that from noise"
             found.append(plain_finding(f"reached:{short(r.unit)}:{r.layer}", r.reached, 1, words))
     return found
+
+
+def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return values with NaN in place of what is infinite."""
+    given = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(given), given, np.nan)
+
+
+def bounded(these: Sequence[Leaving], which: str = "half") -> str:
+    """Return what is to be said of half-lives that lie within the first step: they are upper bounds."""
+    early = sum(getattr(r, which) == r.steps[1] for r in these if len(r.steps) > 1)
+    if not early:
+        return ""
+    return f" (at most: in {early} of {len(these)} it lies within the first step)" if len(these) > 1 else " (at most)"
 
 
 def short(unit: str) -> str:
@@ -215,18 +259,21 @@ def called(unit: str) -> str:
     return f"{unit.count(' + ') + 1} drawn features" if " + " in unit else "the whole layer"
 
 
-def judge(leavings: Sequence[Leaving], together: Sequence[Leaving]) -> Verdict:
+def judge(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> Verdict:
     """Return the verdict.
 
     It holds where drawn features reach `ENOUGH` of what they reach from noise (lower end of the interval), and so does
-    every sum of them and whole layer; in part where one of the two does; not where neither.
+    every sum of them and whole layer; in part where one of the two does; not where neither. Without a photograph it
+    holds in part at most (another start than noise does), and what fails decides nothing.
     """
     alone, joint = (np.array([r.reached for r in rs], dtype=float) for rs in (leavings, together))
     if not np.isfinite(alone).any():
         return "not decided"
     good = interval(alone)[1] >= ENOUGH
     all_at_once = bool(np.isfinite(joint).any()) and bool((joint[np.isfinite(joint)] >= ENOUGH).all())
-    return "holds" if good and all_at_once else "holds in part" if good or all_at_once else "does not hold"
+    if not good and not all_at_once:
+        return "does not hold" if photograph else "not decided"
+    return "holds" if good and all_at_once and photograph else "holds in part"
 
 
 def outcome(
@@ -245,26 +292,42 @@ def outcome(
     ]
     for r in (*leavings, *together):
         name, end = (r.unit if r in leavings else called(r.unit)), r.steps[-1]
-        rows += [(r.layer, name, w, end, getattr(r, w)) for w in ("floor", "blurred", "other", "seeds", "reached")]
+        rows += [(r.layer, name, w, end, getattr(r, w)) for w in ("floor", "other", "seeds", "reached")]
+    first = {r.layer: r for r in (*together, *leavings)}
+    rows += [
+        (la, "blur alone", "own", step, v)
+        for la, r in first.items()
+        for step, v in zip(r.steps, r.blurred, strict=True)
+    ]
     made = findings(leavings, together)
-    what = "the photograph" if context.image else "an image with a 1/f spectrum (no photograph was given)"
-    reached = np.array([r.reached for r in leavings], dtype=float)
-    said = "no feature rose from noise"
-    if np.isfinite(reached).any():
-        mean, low, high = interval(reached)
-        count = int(np.isfinite(reached).sum())
-        said = f"From {what} {count} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what they reach from noise"
-    halves = np.array([r.half for r in leavings], dtype=float)
-    if np.isfinite(halves).any():
-        mean, low, high = interval(np.where(np.isfinite(halves), halves, np.nan))
-        blurred = mean_of(np.array([r.blurred for r in leavings]))
-        said += (
-            f", and its own response profile is half left after {mean:.1f} [{low:.1f}, {high:.1f}] steps; the recipe's "
-            f"blur alone, without any gradient, leaves a correlation of {blurred:.2f} with it in the end"
-        )
+    verdict = judge(leavings, together, context.image is not None)
+    said = conclusion(leavings, together, context.image is not None)
     table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])
     figure = draw(photograph, leavings, together, pictures)  # of pictures: a fifth of its size as PNG
-    return Outcome(table, made, judge(leavings, together), said + ".", {".webp": drawing.webp(figure, dpi=100)})
+    return Outcome(table, made, verdict, said, {".webp": drawing.webp(figure, dpi=100)})
+
+
+def conclusion(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> str:
+    """Return the sentence."""
+    reached = np.array([r.reached for r in leavings], dtype=float)
+    if not np.isfinite(reached).any():
+        return "0 features rose from noise."
+    mean, low, high = interval(reached)
+    what = "the photograph" if photograph else "an image with a 1/f spectrum (no photograph was given or tested)"
+    said = f"From {what} {int(np.isfinite(reached).sum())} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what "
+    said += "they reach from noise"
+    joint = finite([r.reached for r in together])
+    if np.isfinite(joint).any():
+        said += f", sums of them and whole layers {np.nanmin(joint):.2f} or more"
+    halves = finite([r.half for r in leavings])
+    if np.isfinite(halves).any():
+        most = "at most " if bounded(leavings) else ""
+        said += f"; of its own response profile half is left after {most}{np.nanmean(halves):.1f} steps"
+        alone = finite([r.half_blurred for r in leavings])
+        if np.isfinite(alone).any():
+            sooner = "sooner" if np.nanmean(halves) < np.nanmean(alone) else "no sooner"
+            said += f", {sooner} than under the recipe's blur alone ({np.nanmean(alone):.1f})"
+    return said + "."
 
 
 @drawing.house_style
@@ -310,6 +373,8 @@ def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], togethe
             axes.plot(steps, np.mean(whole, axis=0), color=shade, lw=2.2, label=words)
     for r, style in zip(together, ("--", ":"), strict=False):
         axes.plot(r.steps, r.own, color=TOGETHER, lw=1.2, ls=style, label=f"start's own, {called(r.unit)} at once")
+    for r in leavings[:1]:
+        axes.plot(r.steps, r.blurred, color=BLUR, lw=1.6, ls="-.", label="start's own, blur alone")
     floors = [r.floor for r in leavings if np.isfinite(r.floor)]
     if floors:
         axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start's own")

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.drawn import panels, strips
+from analyses.drawn import layer_legend, layered, panels
 from analyses.made import COLUMNS, Made, by_channel, make, mean_of, side, tidy, written
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
+from analyses.studies import Context, Finding, Outcome, Study, Verdict, plain_finding, start
 from featmap import Network, extents, transforms
 from featmap.drawing import FAINT, house_style, pixels, webp
 from featmap.fields import Field
@@ -47,6 +47,9 @@ STUDY = Study(
     "receptive field, and outside the pixels that the neuron changes alone; beside it the same for the difference of "
     "two seeds (everything changed) and for the network without ReLUs and maxima (nothing may); two neurons added to "
     "each feature, drawn at random among those whose field leaves a fifth of the image",
+    rule="the claim holds if in every layer the share outside the field lies above that without ReLUs and maxima and, "
+    "paired by feature, above half of that between two seeds (two at least are made), in part if it does so in one of "
+    "the layers or only lies above the first",
     full="299 pixels and 300 steps",
     layers={
         "reference": ("inception3b", "inception4a"),
@@ -56,6 +59,13 @@ STUDY = Study(
     },
 )
 NETWORK, TWIN = "network", "linear twin"
+GRADIENT = "has a gradient"
+LEFT = {
+    "outside the field": "changed in nothing by the added neurons, or seen whole by them",
+    "outside the field, two seeds": "seen whole by the added neurons",
+    "beyond its own pixels": "changed in nothing by the added neurons, alone or after others",
+}
+"""Why a feature that has a gradient has no value, by what is measured."""
 
 
 def plain(size: int, steps: int, rate: float = RATE, sigma: tuple[float, float] = (0.0, 0.0)) -> Recipe:
@@ -96,13 +106,15 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     """Add neurons to prefixes and measure where the image changes."""
     size, steps = (FULL, FULL_STEPS) if context.full else (size or side(context), steps)
     networks = (
-        (NETWORK, context.network, context.features, context.seeds),
+        (NETWORK, context.network, context.features, max(2, context.seeds)),
         (TWIN, linear_twin(context.network), TWINS, 1),
     )
     parts, grown = [pd.DataFrame(columns=COLUMNS)], []
     for layer in context.layers:
         for name, network, features, seeds in networks:
-            scales = gauged(context, network, layer, context.drawn(layer)[:features], size)
+            drawn = context.drawn(layer)[:features]
+            scales = gauged(context, network, layer, drawn, size)
+            parts.append(_gradients(layer, drawn, scales, name))
             one = _growth(context, network, layer, scales, size, steps, seeds)
             if one is None:
                 context.say(f"{name}, {layer}: undefined at {size} pixels: one neuron a feature, or no gradient")
@@ -111,9 +123,9 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
             parts += _rows(one, name)
             grown += [one] if name == NETWORK else []
     rows = pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
-    found = _findings(rows)
-    verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(rows)}
+    found = _findings(rows, context.layers)
+    verdict, conclusion = judged(found, context.layers)
+    figures: dict[str, Figure | bytes] = {"": draw(rows, context.layers)}
     if grown:
         figures |= _pictures(context, grown[-1], size, steps)
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
@@ -129,6 +141,13 @@ def gauged(context: Context, network: Network, layer: str, channels: Sequence[in
     )
     rms = np.sqrt(np.square(made.changes[0].astype(np.float64)).mean((1, 2, 3)))
     return {f: float(r) for f, r in zip(channels, rms, strict=True) if np.isfinite(r) and r > 0}
+
+
+def _gradients(layer: str, drawn: Sequence[int], scales: Mapping[int, float], name: str) -> pd.DataFrame:
+    """Return which of the drawn features have a gradient on the first seed's noise, as tidy rows."""
+    given = {"measure": GRADIENT, "layer": layer, "feature": [str(f) for f in drawn], "recipe": name, "against": ""}
+    rows = pd.DataFrame(given | {"seed": pd.array([pd.NA] * len(drawn), dtype="Int64")})
+    return rows.assign(value=[float(f in scales) for f in drawn])[list(COLUMNS)]
 
 
 def added(network: Network, layer: str, channel: int, size: int) -> list[int]:
@@ -210,56 +229,90 @@ def _elsewhere(grown: Growth, rest: np.ndarray) -> np.ndarray:
     return found
 
 
-def _findings(rows: pd.DataFrame) -> dict[str, Finding]:
-    def of(name: str, what: str, words: str, network: str = NETWORK) -> Finding:
-        return mean_of(name, by_channel(rows, what, network), words)
+def _counted(rows: pd.DataFrame, layer: str, what: str) -> str:
+    """Return of how many drawn features a figure is, and why the others are left out."""
+    drawn = _of(rows, GRADIENT, layer)
+    dead = int((drawn == 0).sum())
+    left = len(drawn) - dead - len(_of(rows, what, layer))
+    why = [f"{dead} without a gradient on noise"] * (dead > 0) + [f"{left} {LEFT[what]}"] * (left > 0)
+    return f"; of {len(drawn)} drawn" + (f" ({'; '.join(why)})" if why else "")
 
-    found = [
-        of("outside", "outside the field", "share of the added neuron's change outside its receptive field"),
-        of("outside linear", "outside the field", "the same without ReLUs and maxima", TWIN),
-        of("outside seeds", "outside the field, two seeds", "the same for the difference of two seeds"),
-        of("area", "area outside the field", "share of the image outside the field"),
-        of(
-            "beyond",
-            "beyond its own pixels",
-            f"share of the change outside the pixels with {OWN:.0%} of its change alone",
-        ),
-        of("beyond linear", "beyond its own pixels", "the same without ReLUs and maxima", TWIN),
-        of(
-            "elsewhere",
-            "change elsewhere",
-            "change outside the field over what the image was there, less the null image",
-        ),
-        of("elsewhere linear", "change elsewhere", "the same without ReLUs and maxima", TWIN),
-        of("moves", "changes something", "share of added neurons that change anything"),
-    ]
+
+def _of(rows: pd.DataFrame, what: str, layer: str, network: str = NETWORK) -> pd.Series:
+    """Return one figure of a layer's features, over their neurons and seeds."""
+    values = by_channel(rows, what, network)
+    return values[values.index.get_level_values(0) == layer]
+
+
+def _findings(rows: pd.DataFrame, layers: Sequence[str]) -> dict[str, Finding]:
+    found, linear = [], "the same without ReLUs and maxima"
+    for layer in layers:
+        outside, seeds = (_of(rows, f"outside the field{w}", layer) for w in ("", ", two seeds"))
+        beyond, area = _of(rows, "beyond its own pixels", layer), _of(rows, "area outside the field", layer)
+
+        def add(name: str, values: pd.Series, words: str, of: str = "", layer: str = layer) -> None:
+            said = _counted(rows, layer, of) if of else ""
+            found.append(mean_of(f"{name}:{layer}", values, f"{layer}: {words}{said}"))
+
+        add("outside", outside, "share of the added neuron's change outside its receptive field", "outside the field")
+        add("outside linear", _of(rows, "outside the field", layer, TWIN), linear)
+        add("outside seeds", seeds, "the same for the difference of two seeds", "outside the field, two seeds")
+        add("excess", (outside - seeds / 2).dropna(), "the first less half of that between seeds (paired by feature)")
+        add("area", area, "share of the image outside the field")
+        words = f"share of the change outside the pixels with {OWN:.0%} of its change alone"
+        add("beyond", beyond, words, "beyond its own pixels")
+        add("beyond linear", _of(rows, "beyond its own pixels", layer, TWIN), linear)
+        words = "change outside the field over what the image was there, less the null image"
+        add("elsewhere", _of(rows, "change elsewhere", layer), words)
+        add("elsewhere linear", _of(rows, "change elsewhere", layer, TWIN), linear)
+        add("moves", _of(rows, "changes something", layer), "share of added neurons that change anything")
+        drawn = _of(rows, GRADIENT, layer)
+        words = f"{layer}: drawn features without a gradient on noise, left out"
+        found.append(plain_finding(f"dead:{layer}", float((drawn == 0).sum()), len(drawn), words))
     return {finding.name: finding for finding in found}
 
 
-def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
-    """Return verdict and conclusion.
+def layer_verdict(found: Mapping[str, Finding], layer: str) -> Verdict:
+    """Return what one layer says.
 
-    The claim holds if the share outside the field is at least half of what it is between two seeds (the whole image
-    changed), in part if it only lies above the linear twin's, and does not if it stays below that half.
+    It holds if the share outside the field lies above the linear twin's and, paired by feature, above half of what it
+    is between two seeds (the whole image changed); in part if only above the twin's; not if it lies below that half.
     """
-    outside, linear, seeds = (found[k] for k in ("outside", "outside linear", "outside seeds"))
-    verdict: Verdict = "not decided"
-    if outside.low is not None and outside.value is not None:
-        above = outside.low > max(linear.high or 0.0, 1e-6)
-        whole = above and seeds.value is not None and outside.low >= seeds.value / 2
-        small = outside.high is not None and seeds.value is not None and outside.high < seeds.value / 2
-        verdict = "holds" if whole else "holds in part" if above else "does not hold" if small else "not decided"
+    outside, linear, excess = (found[f"{k}:{layer}"] for k in ("outside", "outside linear", "excess"))
+    if outside.low is None or outside.count < 2:
+        return "not decided"
+    if outside.low > max(linear.high or 0.0, 1e-6):
+        return "holds" if excess.count > 1 and (excess.low or 0) > 0 else "holds in part"
+    return "does not hold" if excess.count > 1 and (excess.high or 0) < 0 else "not decided"
+
+
+def judged(found: Mapping[str, Finding], layers: Sequence[str]) -> tuple[Verdict, str]:
+    """Return verdict and conclusion: of all layers if they agree, else in part if any holds or does so in part."""
+    said = {layer: layer_verdict(found, layer) for layer in layers}
+    some = any(v in ("holds", "holds in part") for v in said.values())
+    alike = next(iter(said.values())) if len(set(said.values())) == 1 else None
+    verdict: Verdict = alike or ("holds in part" if some else "not decided")
+
+    def of(name: str, form: str) -> str:
+        return " and ".join(_spanned(found[f"{name}:{layer}"], form) for layer in layers)
+
     return verdict, (
-        f"One more neuron makes {written(outside.value, '.1%')} of its change outside its receptive field "
-        f"(without ReLUs and maxima {written(linear.value, '.1g')}, between two seeds {written(seeds.value, '.1%')}) "
-        f"and {written(found['beyond'].value, '.1%')} outside the pixels that it changes alone (without ReLUs and "
-        f"maxima {written(found['beyond linear'].value, '.1%')}); outside its field the image moves by "
-        f"{written(found['elsewhere'].value, '.1%')} of what it was."
+        f"In {' and '.join(layers)} one more neuron makes {of('outside', '.0%')} of its change outside its receptive "
+        f"field (without ReLUs and maxima {of('outside linear', '.0e')}), which lies {of('excess', '+.0%')} above half "
+        f"of what it is between two seeds, and {of('beyond', '.0%')} outside the pixels that it changes alone; outside "
+        f"its field the image moves by {of('elsewhere', '.0%')} of what it was."
     )
 
 
+def _spanned(finding: Finding, form: str) -> str:
+    """Return a finding for a sentence, with its interval if it is of several features and no power of ten."""
+    if finding.low is None or finding.high is None or finding.count < 2 or form.endswith("e"):
+        return written(finding.value, form)
+    return f"{written(finding.value, form)} [{written(finding.low, form)}, {written(finding.high, form)}]"
+
+
 @house_style
-def draw(rows: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame, layers: Sequence[str]) -> Figure:
     """Draw the shares outside the field and outside a neuron's own pixels, and how far the rest of the image moves."""
     figure, (left, middle, right) = panels(
         (
@@ -267,17 +320,22 @@ def draw(rows: pd.DataFrame) -> Figure:
             "Share outside the pixels that it changes alone (line: 5 %, linear)",
             "Change outside the field, over what the image was there",
         ),
+        tall=3.6,
         widths=(1.3, 1.0, 1.0),
     )
     both = (("network", NETWORK), ("without ReLUs and maxima", TWIN))
     groups = [(words, by_channel(rows, "outside the field", name)) for words, name in both]
-    groups.append(("two seeds", by_channel(rows, "outside the field, two seeds", NETWORK)))
-    strips(left, groups, "share of energy")
-    strips(middle, [(w, by_channel(rows, "beyond its own pixels", name)) for w, name in both], "share of energy")
+    groups.insert(1, ("two seeds", by_channel(rows, "outside the field, two seeds", NETWORK)))
+    layered(left, groups, layers, "share of energy")
+    for axes, what, up in (
+        (middle, "beyond its own pixels", "share of energy"),
+        (right, "change elsewhere", "ratio of lengths"),
+    ):
+        layered(axes, [(w, by_channel(rows, what, name)) for w, name in both], layers, up)
     middle.axhline(1 - OWN, color=FAINT, linewidth=0.8)
-    strips(right, [(w, by_channel(rows, "change elsewhere", name)) for w, name in both], "ratio of lengths")
     for axes in (left, middle, right):
         axes.set_ylim(bottom=-0.02)
+    layer_legend(figure, layers)
     return figure
 
 

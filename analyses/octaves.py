@@ -217,13 +217,13 @@ def sheet(sets: Sets) -> Figure:
             made = sets[layer][label]
             images.append(pixels(made.images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(made.units[k])
-            captions.append(label if made.live[0, k] else f"{label}: no gradient")
+            captions.append(label if made.live[0, k] else "no gradient")
     return contact_sheet(
         np.stack(images),
         labels,
         captions=captions,
         groups=None,
-        title="The same features by plain descent, at low resolution and with octaves",
+        title="The same features by plain descent (top), at low resolution, and with octaves (bottom)",
         columns=len(chosen),
     )
 

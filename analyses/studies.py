@@ -5,8 +5,9 @@ A study is a file with a `STUDY` (claim, layers, what is measured) and a functio
 command line. Descents go through the library with `context.folder(...)` as their run folder, so that a study that was
 interrupted goes on where it stopped.
 
-Stored in `--results` (default: analyses/results), under the study's name, for each network: MODEL.json (findings and
-settings), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m analyses.tables` makes analyses/README.md of them.
+Stored in `--results` (default: analyses/results), under the study's name, for each network: MODEL.json (findings,
+settings and the SHA-256 of the rows), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m analyses.tables` makes
+analyses/README.md of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +44,9 @@ from featmap import (
 )
 from featmap.console import Bars, err, out
 from featmap.images import first_image
+from featmap.photographs import read_photograph
 from featmap.store import digest, write_atomically
+from featmap.writing import sha256
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FEATURES, SEEDS, LEVEL, PINK = 16, 3, 0.95, 64
@@ -73,7 +77,10 @@ class Study:
     takes_image : whether ``--image`` may name a photograph that it starts from
     seeds : of the noise, where ``--seeds`` does not say; a claim about named units wants five
     features : drawn of each layer, where ``--features`` does not say
-    feature : the channel that the claim names, where ``--feature`` names no other; None where it names none
+    feature : the channel of the last layer that the claim names, where ``--feature`` names no other; None where it
+        names none
+    rule : how the claim is judged, in words; stored with the verdict
+    pair : whether it takes two layers, no more and no fewer
     """
 
     name: str
@@ -86,6 +93,8 @@ class Study:
     seeds: int = SEEDS
     features: int = FEATURES
     feature: int | None = None
+    pair: bool = False
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,14 +290,17 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
             "torch": torch.__version__.partition("+")[0],
         },
         "verdict": outcome.verdict,
+        **({"rule": context.study.rule} if context.study.rule else {}),
         "conclusion": outcome.conclusion,
         "findings": [asdict(f) for f in outcome.findings],
         "figures": [f"{name}{s}" + (".png" if isinstance(f, Figure) else "") for s, f in outcome.figures.items()],
     }
-    text = json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False)
+    json.dumps(held, allow_nan=False)  # what cannot be told is no reason for half a result
     frame = outcome.rows
     table = where / f"{name}.csv"
     write_atomically(table, lambda p: frame.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))
+    held["csv_sha256"] = sha256(table)
+    text = json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False)
     for suffix, figure in outcome.figures.items():
         if isinstance(figure, Figure):
             drawing.save(figure, where / f"{name}{suffix}", ("png",), dpi=100)
@@ -297,6 +309,35 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
     record = where / f"{name}.json"
     write_atomically(record, lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return [record, table]
+
+
+def check(
+    study: Study, network: Network, layers: Sequence[str], feature: int | None, device: str, image: Path | None
+) -> None:
+    """Raise a FeatmapError for what a study could not be put to, before any of the work is done or told of."""
+    if study.pair and len(layers) != 2:
+        raise FeatmapError(f"study {study.name}: it takes two layers, not {len(layers)}; give --layers FIRST,SECOND")
+    channels = [network.layer(layer, network.input_size).channels for layer in layers]
+    if feature is not None and not 0 <= feature < channels[-1]:
+        raise FeatmapError(
+            f"layer {layers[-1]!r} has {channels[-1]} features, none of them {feature}; "
+            f"give --feature 0 to {channels[-1] - 1}"
+        )
+    devices.device(device)
+    if image is not None:
+        read_photograph(image, 8)
+
+
+def writable(option: str, folder: Path) -> None:
+    """Make a folder to write into, or raise a FeatmapError that names the option."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FeatmapError(
+            f"--{option}: {str(folder)!r} is no folder to write into ({error.strerror}); give another --{option}"
+        ) from error
 
 
 def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[..., Outcome]:
@@ -329,9 +370,10 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
             raise FeatmapError(
                 f"study {study.name}: no layers are known for {model!r}; give --layers, as `featmap layers` prints them"
             )
-        for layer in chosen:
-            network.layer(layer, network.input_size)
         named = study.feature if feature is None else feature
+        check(study, network, chosen, named, device, image)
+        for option, folder in (("runs", runs), ("results", results)):
+            writable(option, folder / study.name)
         with Bars() as bars:
             context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
             outcome = measure(context)

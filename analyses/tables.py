@@ -20,6 +20,7 @@ from analyses.commands import run
 from analyses.studies import NETWORKS, RESULTS, Study
 from featmap import FeatmapError
 from featmap.store import write_atomically
+from featmap.writing import sha256
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 ORDER = (
@@ -52,12 +53,28 @@ def study_of(name: str) -> Study:
 
 
 def stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
-    """Return what is stored of a study, by network: those of the article first."""
+    """Return what is stored of a study, by network: those of the article first.
+
+    Raises
+    ------
+    FeatmapError
+        if the table beside a record is not the one that was stored with it (records of old do not say which).
+    """
     found = {}
     for path in sorted((results / name).glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
+        if strays(path, record):
+            raise FeatmapError(
+                f"{name}/{path.stem}.csv is not the table that {path.name} was made with; run python -m analyses.{name}"
+            )
         found[str(record["model"])] = record
     return {m: found[m] for m in (*NETWORKS, *sorted(found)) if m in found}
+
+
+def strays(path: Path, record: dict[str, Any]) -> bool:
+    """Is the CSV beside a stored record another one than it was stored with, or gone?"""
+    table, told = path.with_suffix(".csv"), record.get("csv_sha256")
+    return told is not None and not (table.is_file() and sha256(table) == told)
 
 
 def number(value: float | None) -> str:
@@ -107,6 +124,8 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         lines += [f"**{shown(model, record)}**: the claim {verdict}. {text_cell(record['conclusion'])}", ""]
+        if record.get("rule"):
+            lines += [f"Judged so: {text_cell(record['rule'])}.", ""]
     lines += ["| network | figure | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:

@@ -9,6 +9,8 @@ GRAY_LEVEL = 1 / 255
 """What a picture of 8 bits can show at least, in pixels from 0 to 1."""
 EARLY = 0.1
 """A difference grows freely up to this share of its largest value; nearer to it images themselves may hold it."""
+STILL = 2.0
+"""A difference lies still while it is at most so many times its first value."""
 LEAST = 3
 
 
@@ -30,10 +32,12 @@ def distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
-    """Return the factor a step by which a difference grows while it is small.
+    """Return the factor a step by which a difference grows while it grows.
 
-    exp of the slope of a least-squares line through log(gap), over the steps from the first gap above zero until it
-    reaches `EARLY` of its largest value; where those are fewer than `LEAST`, over the first `LEAST`.
+    exp of the slope of a least-squares line through log(gap) over the growing part: from the last gap within `STILL`
+    times the first one (a difference may lie still for long) to the first that reaches `EARLY` of the largest (there
+    the images hold it). Over all gaps where the largest is not above the first over `EARLY`: such a one never grew.
+    Where a part of the steps is known only, it jumps between two of them, and the factor is a lower bound.
 
     Parameters
     ----------
@@ -49,23 +53,12 @@ def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
     at, gap = at[known], gap[known]
     if len(gap) < LEAST:
         return float("nan")
-    free = max(int(np.argmax(gap >= EARLY * gap.max())) + 1, LEAST)
-    return float(np.exp(np.polyfit(at[:free] - at[0], np.log(gap[:free]), 1)[0]))
-
-
-def steepest(steps: np.ndarray, gaps: np.ndarray) -> float:
-    """Return the largest factor a step by which a gap grows between two neighbouring steps of those given.
-
-    A difference may lie still for long and then jump: that is what `growth` averages over. NaN where no two neighbours
-    are above zero.
-    """
-    at, gap = np.asarray(steps, dtype=np.float64), np.asarray(gaps, dtype=np.float64)
-    known = np.isfinite(gap) & (gap > 0)
-    both = known[1:] & known[:-1]
-    if not both.any():
-        return float("nan")
-    rises = np.log(gap[1:][both] / gap[:-1][both]) / np.diff(at)[both]
-    return float(np.exp(rises.max()))
+    first, last = 0, len(gap) - 1
+    if gap.max() > gap[0] / EARLY:
+        last = int(np.argmax(gap >= EARLY * gap.max()))
+        first = int(np.flatnonzero(gap[:last] <= STILL * gap[0])[-1])
+    part = slice(first, last + 1)
+    return float(np.exp(np.polyfit(at[part] - at[first], np.log(gap[part]), 1)[0]))
 
 
 def crossing(steps: np.ndarray, gaps: np.ndarray, level: float) -> float:
@@ -103,6 +96,8 @@ def profile_correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 def half_life(steps: np.ndarray, values: np.ndarray, end: float) -> float:
     """Return the step at which a value has fallen half the way from its first to `end`, between two steps linearly.
 
+    Within the first step there is nothing to tell by how it falls: then that step, an upper bound.
+
     Parameters
     ----------
     steps, values : T; the values fall from values[0]
@@ -122,5 +117,7 @@ def half_life(steps: np.ndarray, values: np.ndarray, end: float) -> float:
         return float("nan")
     if not len(below):
         return float("inf")
+    if last == 1:
+        return float(at[1])
     share = (given[last - 1] - half) / (given[last - 1] - given[last])
     return float(at[last - 1] + share * (at[last] - at[last - 1]))

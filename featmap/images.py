@@ -68,16 +68,28 @@ def null_images(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tenso
 
     No network is needed: without a gradient the steps move nothing, so only blur, resize and clamp act.
     """
-    first = first_image(recipe, seed, start)[None]
+    return null_frames(recipe, seed, start, every=recipe.steps)[-1]
+
+
+def null_frames(recipe: Recipe, seed: int, start: Tensor | None = None, every: int = 1) -> list[Tensor]:
+    """Return the frames (3 x h x w, at the size they have then) of a descent whose gradient is zero.
+
+    As `featmap.descent.Descent.frames`: at the start, after every so many steps, and at the end (`null_images`).
+    """
+    image, found, done = first_image(recipe, seed, start)[None], list[Tensor](), 0
     form = PARAMETERISATIONS[recipe.parameterisation](recipe)
     for octave in recipe.octaves:
         assert isinstance(octave.size, int)
-        first = transforms.resize(first, octave.size)
-        parameters = form.start(first)
+        parameters = form.start(transforms.resize(image, octave.size))
+        if not found:
+            found.append(finished(recipe, form.image(parameters))[0])
         for i in range(octave.steps):
             parameters = after_step(recipe, parameters, between(octave.sigma, i, octave.steps))
-        first = form.image(parameters)
-    return finished(recipe, first)[0]
+            done += 1
+            if done % every == 0 or done == recipe.steps:
+                found.append(finished(recipe, form.image(parameters))[0])
+        image = form.image(parameters)
+    return found
 
 
 def first_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:

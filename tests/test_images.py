@@ -11,8 +11,8 @@ import torchvision.transforms.functional as TF
 from torch import Tensor
 
 from featmap import images, transforms
-from featmap.descent import descend
-from featmap.images import PARAMETERISATIONS, finished, first_image, null_images
+from featmap.descent import descend, frame_steps
+from featmap.images import PARAMETERISATIONS, finished, first_image, null_frames, null_images
 from featmap.objectives import channel
 from featmap.recipes import ARTICLE, FAST, INTERACT, RECIPES, Octave, Recipe
 
@@ -48,6 +48,18 @@ def test_the_null_image_is_a_descent_without_gradient(parameterisation: Any, opt
 def test_every_recipe_has_its_null_image(name: str) -> None:
     recipe = RECIPES[name].resolved(12, size=12, steps=6, rows=2)
     assert torch.equal(descended(recipe, networks.CONSTANT, 1), null_images(recipe, 1))
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_null_frames_are_those_of_a_descent_without_gradient(parameterisation: Any, every: int) -> None:
+    recipe = two_octaves(parameterisation=parameterisation)
+    shapes = {size: {"relu": (5, size, size)} for size in recipe.sizes}
+    dead = [channel("relu", networks.CONSTANT)]
+    made = descend(networks.dead_network(), lambda x: x, dead, recipe, shapes, seed=3, frames=every)
+    found = null_frames(recipe, 3, every=every)
+    assert [f.shape[-1] for f in found] == [17 if step <= 4 else 20 for step in frame_steps(recipe.steps, every)]
+    assert all(torch.equal(frame[0], null) for frame, null in zip(made.frames, found, strict=True))
 
 
 def test_a_null_image_of_a_photograph() -> None:

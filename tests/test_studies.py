@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import networks
@@ -18,7 +21,16 @@ from PIL import Image
 from scipy import stats
 from studying import context_of
 
-from analyses import branches, studies
+from analyses import (
+    branches,
+    coactivation,
+    gradient_sum,
+    joint_pair,
+    natural_start,
+    neuron_growth,
+    reproducibility,
+    studies,
+)
 from analyses.studies import Finding, Outcome, Study
 from featmap import FeatmapError, drawing
 
@@ -99,6 +111,11 @@ def test_what_is_stored(tmp_path: Path) -> None:
     assert held["figures"] == ["tests.networks-linear.png", "tests.networks-linear-film.webp"]
     assert all((record.parent / name).stat().st_size for name in held["figures"])
     assert table.read_bytes() == b'x,name\n0.333333,"a,b"\n,c\n'
+    assert "rule" not in held
+    ruled = replace(given, study=replace(STUDY, rule="the claim holds if so"))
+    (record, _) = studies.save(ruled, outcome, tmp_path / "other")
+    assert json.loads(record.read_text(encoding="utf-8"))["rule"] == "the claim holds if so"
+    assert held["csv_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
     assert held["findings"][0]["count"] == 4 and held["settings"]["features"] == 4
     broken = Outcome(rows, [Finding("a", math.nan, None, None, 1, "w")], "holds", "", {})
     with pytest.raises(ValueError, match="JSON"):
@@ -106,11 +123,11 @@ def test_what_is_stored(tmp_path: Path) -> None:
 
 
 def run(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any, measure: Any = None
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any, measure: Any = None, study: Study | None = None
 ) -> tuple[Any, str, str]:
     monkeypatch.setattr(sys, "argv", ["study", *arguments])
     with pytest.raises(SystemExit) as end:
-        studies.start(branches.STUDY, measure or (lambda context: pytest.fail("measured")))
+        studies.start(study or branches.STUDY, measure or (lambda context: pytest.fail("measured")))
     said = capsys.readouterr()
     return end.value.code, said.out, said.err
 
@@ -153,6 +170,43 @@ def test_bad_input_ends_in_one_line(
     assert code == 2 and out == ""
     (line,) = err.strip().splitlines()
     assert said in line and "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "said"),
+    [
+        (
+            gradient_sum,
+            ["--layers", "inception4a"],
+            "it takes two layers, not 1; give --layers FIRST,SECOND",
+        ),
+        (joint_pair, ["--layers", "conv1,conv2,conv3"], "study joint_pair: it takes two layers, not 3"),
+        (coactivation, ["--feature", "99999"], "none of them 99999; give --feature 0 to "),
+        (coactivation, ["--feature", "-1"], "none of them -1"),
+        (reproducibility, ["--device", "abacus"], "device 'abacus' is unknown"),
+        (natural_start, ["--image", "nowhere.jpg"], "there is no such file"),
+        (neuron_growth, ["--results", "FILE"], "--results: "),
+        (neuron_growth, ["--results", "FILE/below"], "--results: "),
+        (neuron_growth, ["--runs", "FILE"], "--runs: "),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_done_or_told_of(
+    study: ModuleType,
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("kept", encoding="utf-8")
+    free = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    given = [*RANDOM, *free, *(a.replace("FILE", str(taken)) for a in arguments)]
+    code, out, err = run(given, monkeypatch, capsys, study=study.STUDY)
+    assert code == 2 and out == ""
+    (line,) = err.strip().splitlines()
+    assert said in line and "Traceback" not in line
+    assert taken.read_text(encoding="utf-8") == "kept"
 
 
 def test_a_study_prints_its_sentence_and_stores_what_it_found(

@@ -16,7 +16,6 @@ from torch import nn
 from analyses import gradient_sum, reproducibility
 from analyses.gradient_sum import Parting
 from analyses.reproducibility import Check
-from featmap.errors import FeatmapError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,9 +60,26 @@ def test_verdicts_on_two_ways() -> None:
 
     assert gradient_sum.judge(of(1e-4, 1e-7)) == "holds", "nobody sees it"
     assert gradient_sum.judge(of(0.05, 0.06)) == "holds in part", "no more than rounding does"
-    assert gradient_sum.judge(of(0.05, 1e-4)) == "does not hold"
+    assert gradient_sum.judge(of(0.05, 0.02)) == gradient_sum.judge(of(0.05, 1e-4)) == "does not hold"
+    assert gradient_sum.judge(of(0.05, 0.05, 1.2)) == "not decided", "wide intervals decide nothing"
+    assert gradient_sum.judge(of(0.05, 0.042)) == "not decided", "about the margin"
+    assert gradient_sum.judge(of(0.05, 0.06)[:1]) == "not decided"
     assert gradient_sum.judge([]) == "not decided"
     assert gradient_sum.judge(of(np.nan, 1.0)) == "not decided"
+
+
+def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_that_did_not_rise() -> None:
+    ways = [[0.0, w, 0.03] for w in (0.0, 1e-8, 1e-6)]
+    given = [
+        Parting(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0) for k, w in enumerate(ways)
+    ]
+    outcome = gradient_sum.outcome(np.array([0, 4, 8]), given, 5)
+    assert found(outcome, "bits") == pytest.approx(1 / 3)
+    first, ratio = (next(f for f in outcome.findings if f.name == n) for n in ("first", "ratio"))
+    assert (first.value, first.count) == (pytest.approx(1e-7), 2)
+    assert (ratio.value, ratio.count) == (pytest.approx(0.75), 3)
+    assert outcome.conclusion.startswith("In 3 of 5 pairs") and "grows by 50 a step" in outcome.conclusion
+    assert "0.75 [0.75, 0.75] times as much as one rounding" in outcome.conclusion
 
 
 def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:
@@ -72,14 +88,13 @@ def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> N
     assert len(pairs) == 5
     assert sorted(a for a, _ in pairs) == sorted(context.units("mixed"))
     assert sorted(b for _, b in pairs) == sorted(context.units("narrow"))
-    with pytest.raises(FeatmapError, match="two layers"):
-        gradient_sum.pairs_of(context_of(gradient_sum.STUDY, tiny.small(), ("second",), tmp_path))
 
 
 def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_sum, "STEPS", 5)
     outcome = gradient_sum.measure(context_of(gradient_sum.STUDY, tiny.asleep(), ("relu", "relu"), tmp_path))
     assert outcome.verdict == "not decided" and outcome.findings == []
+    assert outcome.conclusion == "None of 3 pairs of features rose."
 
 
 # ---------------------------------------------------------------- reproducibility
@@ -99,7 +114,7 @@ def test_bits_repeat_and_one_rounding_shows_nothing_on_a_linear_network(
     outcome = reproducibility.measure(context)
     for name in ("process", "alone", "order"):
         assert found(outcome, name) == 1.0
-    assert outcome.verdict == "holds in part", "bits differ, pictures do not"
+    assert outcome.verdict == "holds in part" and "and does not show" in outcome.conclusion
     for layer in ("first", "second"):
         assert found(outcome, f"gap:{layer}") < 1e-5 < found(outcome, f"seeds:{layer}")
         assert found(outcome, f"visible:{layer}") == 0
@@ -117,7 +132,12 @@ def test_one_rounding_decides_where_a_descent_stands_on_an_edge(
     outcome = reproducibility.measure(context)
     assert found(outcome, "gap:features") > 0.02
     assert found(outcome, "growth:features") > 1.5
-    assert outcome.verdict == "holds"
+    assert next(f for f in outcome.findings if f.name == "alone").count == 5
+    assert "5 of 5 (alone)" in outcome.conclusion and "is enough to make another image" in outcome.conclusion
+    assert outcome.verdict == "holds in part", "another machine was not measured"
+    single = outcome.rows[(outcome.rows.part == "pixel")].value
+    assert f"in a single pixel changed {(single > 0).sum()} of 5 images" in outcome.conclusion
+    assert outcome.conclusion.endswith("another machine, as the claim's Colab, was not measured.")
 
 
 class Unstable(nn.Module):
@@ -145,9 +165,11 @@ def test_verdicts_on_bits() -> None:
             for k, f in enumerate((1, 1.2, 0.9))
         ]
 
-    assert reproducibility.judge(checks(), partings(0.1)) == "holds"
-    assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds", "threads are known to change bits"
-    assert reproducibility.judge(checks(), partings(1e-3)) == "holds in part"
+    assert reproducibility.judge(checks(), partings(0.1)) == "holds in part", "of one machine"
+    assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds in part", "threads may change bits"
+    assert reproducibility.enough(partings(0.1)) == "is enough to make another image"
+    assert reproducibility.enough(partings(1e-3)) == "does not show"
+    assert reproducibility.enough(partings(4e-3)) == "leaves undecided whether it shows"
     assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"
     assert reproducibility.judge(checks(), []) == "not decided"
 

@@ -16,7 +16,9 @@ from analyses import natural_start
 from analyses.natural_start import STUDY, judge, left, measure, natural
 from analyses.studies import PINK, small_size, yardstick
 from featmap import transforms
+from featmap.images import null_images
 from featmap.models import load
+from featmap.recipes import FAST, Octave
 from featmap.runs import DEAD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +43,6 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
     mean, deviation = RNG.normal(size=30), RNG.uniform(0.5, 2, 30)
     one = run_of(
         frame_A=(("seed", "image", "frame", "response"), (frames * deviation + mean)[None]),
-        null=(("seed", "response"), ((photo + aims[0]) * deviation + mean)[None]),
         activation=(("seed", "image"), np.array([[3.0, 2.0]])),
         frame=(("frame",), np.arange(201)),
     )
@@ -51,16 +52,22 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
         activation=(("seed", "image"), np.array([[4.0, 2.0], [6.0, 4.0]])),
         null_activation=(("seed", "image"), np.array([[1.0, 1.0], [1.0, 1.0]])),
     )
-    first, second = left("a", one, other, (mean, deviation))
+    still = np.array([photo, photo + aims[0], aims[1], *[aims[1]] * 198]) * deviation + mean
+    first, second = left("a", one, other, (mean, deviation), still)
     assert first.half == pytest.approx(200 * np.sqrt(3) / (1 + np.sqrt(3)), abs=0.01)
     assert first.own[0] == pytest.approx(1) and first.aim[-1] == pytest.approx(1) and first.seeds == pytest.approx(1)
     assert first.floor == pytest.approx(0, abs=1e-9) and first.other == pytest.approx(0, abs=1e-9)
-    assert first.blurred == pytest.approx(np.sqrt(0.5))
+    assert first.blurred[:3] == pytest.approx([1, np.sqrt(0.5), 0], abs=1e-9)
+    assert first.half_blurred == pytest.approx(1 + (np.sqrt(0.5) - 0.5) / np.sqrt(0.5)), "to the same end, 0"
+    assert natural_start.bounded([first, second]) == ""
+    quick = replace(second, own=np.array([1.0, 0.4, *[0.0] * 199]))
+    assert quick.half == 1 and natural_start.bounded([quick]) == " (at most)"
+    assert natural_start.bounded([first, quick]) == " (at most: in 1 of 2 it lies within the first step)"
     assert (first.reached, second.reached) == (0.5, 0.5)
-    (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation))
+    (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation), still)
     assert alone.unit == "a:0" and np.isnan(alone.other)
     missing = np.where(np.arange(30) == 7, np.nan, deviation)
-    assert left("a", one, other, (mean, missing))[0].half == pytest.approx(first.half, abs=10)
+    assert left("a", one, other, (mean, missing), still)[0].half == pytest.approx(first.half, abs=10)
 
 
 def photograph(path: Path, size: int) -> Path:
@@ -81,7 +88,12 @@ def test_features_with_one_best_image_reach_it_from_anywhere(tmp_path: Path) -> 
     assert outcome.conclusion.startswith("From the photograph 4 features")
     own = outcome.rows[(outcome.rows.part == "own") & (outcome.rows.step == 0)]
     np.testing.assert_allclose(own.value, 1)
-    assert set(outcome.rows.unit) == {*(f"features:{k}" for k in range(4)), "4 drawn features", "the whole layer"}
+    assert set(outcome.rows.unit) == {
+        *(f"features:{k}" for k in range(4)),
+        "4 drawn features",
+        "the whole layer",
+        "blur alone",
+    }
 
 
 def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> None:
@@ -89,27 +101,45 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
     image = natural(context, 16)
     assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
     assert not any(np.allclose(image, p.clamp(0, 1)) for p in transforms.pink(PINK, 16)), "not one of the yardstick's"
-    assert "no photograph was given" in measure(context).conclusion
+    outcome = measure(context)
+    assert "no photograph was given" in outcome.conclusion and outcome.verdict in ("holds in part", "not decided")
+
+
+def test_the_photograph_under_blur_alone_is_what_the_library_makes_without_a_gradient(tmp_path: Path) -> None:
+    context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=2)
+    photo = natural(context, 16)
+    recipe = replace(
+        FAST.resolved(16, size=16, steps=6), octaves=tuple(Octave(3, (0.1, 0.1), (1, 1), s) for s in (16, 20))
+    )
+    found_ = natural_start.blurred(context, "second", recipe, photo, 2)
+    assert found_.shape == (4, 11), "at steps 0, 2, 4 and 6, of which two at 20 pixels"
+    end = null_images(recipe, 0, torch.from_numpy(photo))
+    for frame, image in ((0, torch.from_numpy(photo)), (-1, end)):
+        with torch.no_grad():
+            plain = tiny.small()(image[None]).mean((2, 3)).numpy()[0]
+        np.testing.assert_allclose(found_[frame], plain, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_of_few_or_dead_features_are_undefined_not_an_error(tmp_path: Path) -> None:
     few = measure(context_of(STUDY, tiny.two(), ("features",), tmp_path / "two", features=2))
     assert "half:features" not in {f.name for f in few.findings}, "two features have no profile"
     dead = measure(context_of(STUDY, tiny.asleep(), ("relu",), tmp_path / "dead", features=2))
-    assert dead.verdict == "not decided" and dead.conclusion == "no feature rose from noise."
+    assert dead.verdict == "not decided" and dead.conclusion == "0 features rose from noise."
 
 
 def test_verdicts() -> None:
     def of(reached: float) -> list[natural_start.Leaving]:
         given = np.zeros(3)
         return [
-            natural_start.Leaving("a:0", "a", given, given, given, 0, 0, 0, 0, reached * f) for f in (1, 1.01, 0.99)
+            natural_start.Leaving("a:0", "a", given, given, given, 0, 0, 0, given, reached * f) for f in (1, 1.01, 0.99)
         ]
 
-    assert judge(of(1.0), of(0.9)) == "holds"
-    assert judge(of(1.0), of(0.5)) == judge(of(0.5), of(1.0)) == "holds in part"
-    assert judge(of(0.5), of(0.5)) == "does not hold"
-    assert judge(of(np.nan), of(1.0)) == "not decided"
+    assert judge(of(1.0), of(0.9), True) == "holds"
+    assert judge(of(1.0), of(0.5), True) == judge(of(0.5), of(1.0), True) == "holds in part"
+    assert judge(of(0.5), of(0.5), True) == "does not hold"
+    assert judge(of(np.nan), of(1.0), True) == "not decided"
+    assert judge(of(1.0), of(0.9), False) == judge(of(1.0), of(0.5), False) == "holds in part", "no photograph"
+    assert judge(of(0.5), of(0.5), False) == "not decided"
 
 
 def test_the_yardstick_and_small_sizes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from studying import context_of, found
 from torch import Tensor, nn
 
 from analyses import branches, joint_pair
-from featmap import FeatmapError, panels
+from featmap import panels
 from featmap.interaction import ROUNDING
 from featmap.panels import Panel
 
@@ -50,11 +50,6 @@ def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
     assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
 
 
-def test_a_pair_takes_two_layers(tmp_path: Path) -> None:
-    with pytest.raises(FeatmapError, match="give two"):
-        joint_pair.measure(context_of(joint_pair.STUDY, linear_network(), ("conv2",), tmp_path))
-
-
 @pytest.mark.parametrize(
     ("p", "share", "expected"),
     [
@@ -67,7 +62,38 @@ def test_a_pair_takes_two_layers(tmp_path: Path) -> None:
 def test_far_is_nearer_to_the_ceiling_than_to_the_floor(p: float, share: float, expected: str) -> None:
     row = {"p": p, "response_nonlinearity": share}
     row |= {"response_nonlinearity_floor": 0.3, "response_nonlinearity_ceiling": 0.9}
+    row |= {"retention_a": 0.4, "retention_b": 0.9}
     assert joint_pair.verdict(pd.Series(row)) == expected
+    lost = joint_pair.verdict(pd.Series(row | {"retention_a": 0.05}))
+    assert lost == ("holds in part" if expected == "holds" else expected), "an image of one unit is none of two"
+
+
+def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Path) -> None:
+    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3))
+    named = {
+        "status": "ok",
+        "seeds": 3,
+        "response_nonlinearity": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "p": 0.01,
+        "excess": 0.1,
+    }
+    named |= {"response_nonlinearity_floor": 0.1, "response_nonlinearity_ceiling": 0.5}
+    row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
+    values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
+    random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
+    said = joint_pair.conclusion(job, row, random)
+    assert "the joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7;" in said
+    assert (
+        "in 2 of 3 pairs drawn at random 0.150 (from 0.100 to 0.200), the others are undefined (dead partner)." in said
+    )
+    figures = {f.name: f for f in joint_pair.compared(row, random)}
+    assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
+    assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
+    assert figures["random_lost"].value == figures["random_above"].value == 0.5
+    whole = joint_pair.conclusion(job, row.replace(0.04, 0.4), random[:2])
+    assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 pairs" in whole
 
 
 WIDTH = 6

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from analyses import metrics, octaves
-from analyses.made import difference_of, over_seeds, ratio_of, share_of
+from analyses.made import Made, difference_of, over_seeds, ratio_of, share_of
 from analyses.studies import Finding, Outcome
+from featmap.drawing import fit
 from featmap.recipes import ARTICLE_LOWRES, ARTICLE_NORMALISED
 from tests.studying import context_of, found
 
@@ -55,6 +56,16 @@ def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) 
     assert found(outcome, f"{octaves.PLAIN}, {octaves.PLAIN}") > 1
     same = outcome.rows[outcome.rows["measure"] == "same"]
     assert same["value"].min() > 0.98
+
+
+def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, live = np.zeros((1, 3, 3, 8, 8)), np.array([[True, False, False]])
+    made = Made(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
+    told: list[str] = []
+    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
+    octaves.sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
+    assert set(told) == {*octaves.LABELS, "no gradient"} and len(told) == 27
+    assert fit(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
 
 
 def test_one_seed_and_two_features_do(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -42,6 +43,7 @@ def test_every_study_is_on_the_page_and_was_put_to_the_bundled_network() -> None
 def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
     study = tables.study_of(name)
     assert study.section in HEADINGS
+    assert not study.rule.endswith(".")
     assert study.claim.endswith(".") and not study.measured.endswith(".") and not study.full.endswith(".")
     assert study.layers.keys() == set(NETWORKS) and all(study.layers.values())
 
@@ -63,6 +65,8 @@ def faults(path: Path) -> list[str]:
     found += [f"{p.name} is large" for p in files if p.is_file() and p.stat().st_size > 500_000]
     if (record["study"], record["stem"]) != (path.parent.name, path.stem) or record["verdict"] not in get_args(Verdict):
         found.append("name or verdict")
+    if tables.strays(path, record):
+        found.append(f"{path.stem}.csv is another table")
     if not any(c.isdigit() for c in record["conclusion"]) or not record["conclusion"].endswith("."):
         found.append("a sentence with a number")
     names = [finding["name"] for finding in record["findings"]]
@@ -97,6 +101,8 @@ def test_faults_of_a_stored_result_are_seen(tmp_path: Path) -> None:
     assert seen(findings=[finding(), finding()]) == ["findings, each with a name of its own"]
     for wrong in (finding(low=0.8), finding(high=None), finding(value=None)):
         assert seen(findings=[wrong]) == ["the interval of a"]
+    held = hashlib.sha256(b"x").hexdigest()
+    assert seen(csv_sha256=held) == [] and seen(csv_sha256="0" * 64) == ["own.csv is another table"]
     (path.parent / "own.csv").write_bytes(b"x" * 600_000)
     assert seen() == ["own.csv is large"]
 
@@ -172,6 +178,13 @@ def test_networks_that_were_not_measured_are_named() -> None:
     assert "**Measured**: a figure. With `--full`: more." in lines
 
 
+def test_a_verdict_is_shown_with_the_rule_that_it_was_stored_with() -> None:
+    lines = tables.section(STUDY, {"own": record("own", rule="the claim holds if it is | above 0")}).splitlines()
+    at = lines.index("**own**: the claim holds. It is 0.5.")
+    assert lines[at + 2] == r"Judged so: the claim holds if it is \| above 0."
+    assert "Judged" not in tables.section(STUDY, {"own": record("own")})
+
+
 def test_settings_table_and_figures_are_linked() -> None:
     text = tables.section(STUDY, {"own": record("own")})
     assert "own: layers one, two; weights 0123456789ab; --features 4 --seeds 2; torch 2.9, cpu, 2 threads;" in text
@@ -203,6 +216,20 @@ def test_stored_results_come_in_the_articles_order(tmp_path: Path) -> None:
         (tmp_path / "some" / f"{model}.json").write_text(json.dumps(record(model)), encoding="utf-8")
     assert list(tables.stored("some", tmp_path)) == ["reference", "resnet50", "alexnet", "vgg"]
     assert tables.stored("other", tmp_path) == {}
+
+
+def test_a_table_that_was_changed_or_lost_makes_no_page(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    table, path = (tmp_path / "some" / f"own.{suffix}" for suffix in ("csv", "json"))
+    path.write_text(json.dumps(record("own", csv_sha256=hashlib.sha256(b"x\n1\n").hexdigest())), encoding="utf-8")
+    table.write_bytes(b"x\n1\n")
+    assert list(tables.stored("some", tmp_path)) == ["own"]
+    table.write_bytes(b"x\n2\n")
+    with pytest.raises(FeatmapError, match=r"own\.csv is not the table .*run python -m analyses\.some"):
+        tables.stored("some", tmp_path)
+    table.unlink()
+    with pytest.raises(FeatmapError, match="is not the table"):
+        tables.stored("some", tmp_path)
 
 
 def test_a_changed_result_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
