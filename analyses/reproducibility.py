@@ -375,7 +375,7 @@ def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[s
     axes.axhline(GRAY_LEVEL, color="#222222", lw=0.8, ls=":", label="one gray level, 1/255")
     axes.set(yscale="log", xlabel="step", ylabel="root mean square difference (pixels 0 to 1)")
     axes.set_xlim(0, 1.06 * max(1, steps[-1]))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     axes.set_title("images that start one rounding apart", fontsize=10)
     cells = right.subplots(max(1, len(shown)), 3, squeeze=False)
     for row, panes in enumerate(cells):
