@@ -250,7 +250,7 @@ def test_an_estimate_writes_nothing_and_is_positive(tmp_path: Path) -> None:
 
 
 FORKER = """
-import json, os, sys
+import json, os, signal, sys
 from featmap import api, cli, mapping, plots, runs, tables
 from featmap.models import load
 print("ready", flush=True)
@@ -259,6 +259,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
         log = os.open(given["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
