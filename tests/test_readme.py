@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import typer
 
+from analyses import showcase
 from featmap.cli import app
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 BLOCKS = re.findall(r"^    (featmap .*)$", README, flags=re.MULTILINE)
+
+
+def unknown_options(words: Sequence[str]) -> set[str]:
+    """Return the options of a command, its name first, that it does not have."""
+    known = {option for p in COMMANDS[words[0]].params for option in (*p.opts, *p.secondary_opts)}
+    return {word for word in words if word.startswith("--")} - known
 
 
 def test_every_command_is_documented() -> None:
@@ -22,9 +30,15 @@ def test_every_command_is_documented() -> None:
 
 @pytest.mark.parametrize("line", BLOCKS)
 def test_documented_commands_and_options_exist(line: str) -> None:
-    _, name, *rest = shlex.split(line.partition("  #")[0])
-    known = {option for p in COMMANDS[name].params for option in (*p.opts, *p.secondary_opts)}
-    assert {word for word in rest if word.startswith("--")} <= known
+    assert unknown_options(shlex.split(line.partition("  #")[0])[1:]) == set()
+
+
+def test_pictures_are_made_by_the_commands_beside_them() -> None:
+    for given in showcase.COMMANDS.values():
+        assert unknown_options(given) == set()
+    assert set(re.findall(r"analyses/pictures/(\w+)\.png", README)) == set(showcase.COMMANDS)
+    for name in showcase.PICTURES:
+        assert "featmap " + shlex.join(showcase.COMMANDS[name]) in README
 
 
 def test_the_two_commands_stand_at_the_top() -> None:

@@ -71,6 +71,8 @@ CANDIDATES = (
     _of("quick-28", "shorter memory, 28 steps of middling length", Octave(28, (0.06, 0.01), BLUR), betas=QUICK),
     _of("quick-30", "shorter memory, 30 long steps", Octave(30, (0.08, 0.01), BLUR), betas=QUICK),
     _of("quick-weak-blur", "quick-20 under a weaker blur", Octave(20, (0.08, 0.01), (0.8, 0.3)), betas=QUICK),
+    _of("quick-24-lighter", "quick-24 under a lighter blur", Octave(24, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
+    _of("quick-20-lighter", "quick-20 under a lighter blur", Octave(20, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
     _of(
         "coarse-to-fine",
         "10 steps at half the size, then 14",

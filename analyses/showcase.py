@@ -1,0 +1,112 @@
+"""Make the pictures of the project's front page anew, by the commands that stand beside them.
+
+    python -m analyses.showcase [--runs FOLDER] [--pictures analyses/pictures]    # some minutes on two cores
+
+Each is made by a command of a user in a process of its own: the heatmap (`featmap similarity`), the maximising images
+(`featmap optimize`), the panel of two features (`featmap interact`). The screenshot of the atlas is taken by Debian's
+Chromium, through Playwright (`pip install -e '.[test]'`); where there is none it is left as it was, and said so. Runs
+in `--runs` are gone on with. The commands print what the front page quotes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analyses.commands import run
+from featmap import FeatmapError
+from featmap.console import err
+from featmap.store import write_atomically
+
+COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
+LAYER, PAIR = "inception4a", ("inception4a:17", "inception4b:201")
+COMMANDS = {
+    "heatmap": ("similarity", "--layer", LAYER),
+    "features": ("optimize", "--layer", LAYER, "--features", "0-23"),
+    "interaction": ("interact", *PAIR),
+    "atlas": (
+        "similarity",
+        "--layer",
+        LAYER,
+        "--features",
+        "0-127",
+        "--stimuli",
+        "shown",
+        "--probe-layer",
+        "inception4b",
+    ),
+}
+"""What is made, and the command that makes it; the front page names the first three."""
+PICTURES = {"heatmap": "heatmap.png", "features": "features.png", "interaction": "panel.png"}
+SELECTED, HOVERED = f"#{LAYER}:81", (40, 40)
+"""Of the atlas: the feature whose card is shown, the row and column (as drawn) that the mouse is over."""
+WINDOW = {"width": 1280, "height": 900}
+
+
+def carried_out(name: str, runs: Path) -> Path:
+    """Carry out one of the commands, or go on with it; return its run folder.
+
+    Raises
+    ------
+    FeatmapError
+        if it ends with a status that is not 0.
+    """
+    folder = runs / name
+    err().print(f"featmap {' '.join(COMMANDS[name])}")
+    done = subprocess.run([*COMMAND, *COMMANDS[name], "--out", str(folder)], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise FeatmapError(f"featmap {' '.join(COMMANDS[name])} ended with {done.returncode}; see what it said above")
+    return folder
+
+
+def photograph(page: Path, picture: Path, selected: str = SELECTED, hovered: tuple[int, int] = HOVERED) -> bool:
+    """Write a picture of an atlas with a feature's card and a hovered pair; False where no browser is at hand."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        return False
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return False
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        tab = opened.new_context(offline=True, viewport=WINDOW).new_page()
+        tab.goto(page.absolute().as_uri() + selected)
+        for _ in range(300):
+            if tab.evaluate("typeof FM !== 'undefined' && FM.images !== null && FM.carded !== undefined"):
+                break
+            tab.wait_for_timeout(100)
+        else:
+            raise FeatmapError(f"{page} did not get ready within 30 seconds; open it in a browser to see why")
+        tab.mouse.move(*tab.evaluate("([i, j]) => FM.map.pixel(i, j)", list(hovered)))
+        tab.wait_for_selector("#tip:not([hidden])")
+        tab.wait_for_timeout(500)
+        shown = tab.screenshot()
+        opened.close()
+    write_atomically(picture, lambda p: p.write_bytes(shown))
+    return True
+
+
+def main(
+    runs: Annotated[Path, typer.Option(help="Where the runs lie, to be gone on with.")] = Path("runs/showcase"),
+    pictures: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("analyses/pictures"),
+) -> None:
+    """Make the front page's pictures."""
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name in COMMANDS:
+        folder = carried_out(name, runs)
+        picture = pictures / f"{name}.png"
+        if name in PICTURES:
+            made = (folder / PICTURES[name]).read_bytes()
+            write_atomically(picture, lambda p, made=made: p.write_bytes(made))
+        elif not photograph(folder / "atlas.html", picture):
+            err().print(f"{picture} is left as it was: no Chromium with Playwright here; open {folder / 'atlas.html'}")
+
+
+if __name__ == "__main__":
+    run(main)
