@@ -32,6 +32,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
@@ -177,6 +178,18 @@ class Training:
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
         self.step, self.history = 0, list[dict[str, Any]]()
         self.origin: dict[str, Any] = {"init": None, "plans": []}
+        self.schedule: LambdaLR | None = None
+
+    def begun(self) -> LambdaLR:
+        """Return the schedule of the step size from this step on: it depends on step, plan and settings alone."""
+        for group in self.optimiser.param_groups:
+            group["initial_lr"] = self.settings.rate
+
+        def share(step: int) -> float:
+            return share_of_rate(step, self.total, self.settings.fall)
+
+        self.schedule = LambdaLR(self.optimiser, share, last_epoch=self.step - 1)
+        return self.schedule
 
     @property
     def halved(self) -> bool:
@@ -200,8 +213,7 @@ class Training:
         epoch, batch = divmod(self.step, self.batches)
         chosen = order(settings.seed, epoch, len(self.data.labels))[batch * settings.rows : (batch + 1) * settings.rows]
         labels = self.data.labels[chosen].to(self.where)
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.rate * share_of_rate(self.step, self.total, settings.fall)
+        schedule = self.schedule or self.begun()
         self.module.train()
         mixed = torch.autocast(self.where.type, torch.bfloat16, enabled=self.halved)
         with drawn_from((settings.seed, epoch, batch), self.where):
@@ -213,6 +225,7 @@ class Training:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
+        schedule.step()
         self.average.update_parameters(self.module)
         self.step += 1
         return float(loss.detach())
@@ -258,6 +271,7 @@ class Training:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise FeatmapError(f"checkpoint {path} cannot be read ({reason}); delete it to begin anew") from error
         self.step, self.history, self.origin = int(held["step"]), list(held["history"]), dict(held["origin"])
+        self.schedule = None
 
 
 def stored_state(module: nn.Module) -> dict[str, Tensor]:

@@ -195,6 +195,29 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert short[0] == 0.5 and short[1:] == pytest.approx(np.arange(9, 0, -1) / 10)
 
 
+@pytest.mark.usefixtures("small")
+def test_steps_are_as_long_as_the_schedule_says_also_after_a_stop(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, step = list[float](), torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *given: Any) -> Any:
+        lengths.extend({group["lr"] for group in self.param_groups})
+        return step(self, *given)
+
+    one = training(pictures, rate=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", noted)
+        for _ in range(2):
+            one.advance()
+        one.save(tmp_path / "checkpoint")
+        later = training(pictures, rate=0.05)
+        later.resume(tmp_path / "checkpoint")
+        while later.step < later.total:
+            later.advance()
+    assert lengths == [0.05 * train_reference.share_of_rate(k, 6, 0.7) for k in range(6)]
+
+
 def test_batches_depend_on_seed_and_epoch_alone() -> None:
     first, second = (train_reference.order(0, epoch, 50) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(50)) and not np.array_equal(first, second)
