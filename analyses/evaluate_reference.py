@@ -21,12 +21,24 @@ from rich.progress import track
 
 from analyses.commands import run
 from analyses.labelled import labelled_files
-from featmap import FeatmapError, Network, load
+from featmap import FeatmapError, Network, devices, load
+from featmap.console import err
 from featmap.taps import frozen
 
 
-def evaluate(network: Network, source: Path, size: int, rows: int = 64) -> dict[str, float]:
-    """Return the share of images whose class is the network's first (`top1`), or among its first five (`top5`)."""
+def evaluate(
+    network: Network, source: Path, size: int, rows: int = 64, where: torch.device | None = None
+) -> dict[str, float]:
+    """Return the share of images whose class is the network's first (`top1`), or among its first five (`top5`).
+
+    `images` is how many there are. `where` is the device, by default the CPU.
+
+    Raises
+    ------
+    FeatmapError
+        if there are none, or one of a class that the network does not have.
+    """
+    where = where or torch.device("cpu")
     index = {name: k for k, name in enumerate(network.categories)}
     items = list(labelled_files(source))
     unknown = {label for label, _ in items} - index.keys()
@@ -35,15 +47,16 @@ def evaluate(network: Network, source: Path, size: int, rows: int = 64) -> dict[
             f"images {str(source)!r}: no images, or classes that {network.name} lacks: {sorted(unknown)[:3]}"
         )
     first = five = 0
-    with frozen(network.module) as module, torch.inference_mode():
-        for k in track(range(0, len(items), rows), description=f"{size} pixels"):
+    network.module.to(where)
+    with frozen(network.module) as module, torch.inference_mode(), devices.remembered_settings():
+        for k in track(range(0, len(items), rows), description=f"{size} pixels", console=err()):
             batch = items[k : k + rows]
-            images = torch.stack([_tensor(data, size) for _, data in batch])
+            images = torch.stack([_tensor(data, size) for _, data in batch]).to(where)
             wanted = torch.tensor([index[label] for label, _ in batch])[:, None]
-            ranked = module(network.normalise(images)).topk(5, dim=1).indices
+            ranked = module(network.normalise(images)).topk(min(5, len(index)), dim=1).indices.cpu()
             first += int((ranked[:, :1] == wanted).sum())
             five += int((ranked == wanted).sum())
-    return {"top1": first / len(items), "top5": five / len(items)}
+    return {"top1": first / len(items), "top5": five / len(items), "images": len(items)}
 
 
 def _tensor(data: bytes, size: int) -> torch.Tensor:
@@ -57,10 +70,14 @@ def main(
     model: str = "reference",
     weights: Annotated[str | None, typer.Option()] = None,
     sizes: str = "64,96,128",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Print the accuracy at each size as JSON."""
-    network = load(model, weights)
-    found = {size: evaluate(network, images, int(size)) for size in sizes.split(",")}
+    wanted = [size.strip() for size in sizes.split(",")]
+    if not all(size.isdigit() and int(size) >= 32 for size in wanted):
+        raise FeatmapError(f"sizes {sizes!r}: give numbers of pixels from 32, joined by commas, such as 64,96")
+    network, where = load(model, weights), devices.device(device)
+    found = {size: evaluate(network, images, int(size), where=where) for size in wanted}
     print(json.dumps({"network": str(network), "accuracy": found}, indent=1))
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from featmap import FeatmapError
 
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
+SETS = {"train", "val", "validation", "test"}
+"""Names of folders that hold no class but a whole set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,13 @@ class Labelled:
     labels: Tensor
     classes: list[str]
     digest: str
+
+    def shared(self, other: Labelled) -> int:
+        """Return how many of another collection's images are pixel for pixel among these."""
+        if self.images.shape[1:] != other.images.shape[1:]:
+            return 0
+        mine = {hashlib.blake2b(image).digest() for image in self.images.numpy()}
+        return sum(hashlib.blake2b(image).digest() in mine for image in other.images.numpy())
 
 
 def labelled_files(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -80,6 +89,11 @@ def read_labelled(sources: Sequence[Path], classes: Sequence[str] = ()) -> Label
     if not items:
         raise FeatmapError(f"images {', '.join(map(str, sources))}: no pictures there; give a folder a class")
     names = sorted(classes or {label for label, _ in items})
+    if not classes and (other := SETS & set(names)):
+        raise FeatmapError(
+            f"images {', '.join(map(str, sources))}: {min(other)!r} is a set of images, not a class; "
+            f"give the folder of the training images alone"
+        )
     index = {name: k for k, name in enumerate(names)}
     unknown = sorted({label for label, _ in items} - index.keys())
     if unknown:
@@ -94,7 +108,7 @@ def read_labelled(sources: Sequence[Path], classes: Sequence[str] = ()) -> Label
         list(pool.map(read, range(len(items)), chunksize=256))
     labels = torch.tensor([index[label] for label, _ in items])
     digest = hashlib.sha256(f"{names} {labels.tolist()}".encode())
-    digest.update(pixels.tobytes())
+    digest.update(pixels)
     return Labelled(torch.from_numpy(pixels), labels, names, digest.hexdigest())
 
 
@@ -102,7 +116,7 @@ def _pixels(data: bytes, shape: tuple[int, ...] | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             found = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
         raise FeatmapError(f"a picture cannot be read ({error}); remove or replace it") from error
     if shape is not None and found.shape != shape:
         raise FeatmapError(f"a picture has {found.shape[1:]} pixels, others {shape[1:]}; bring all to one size first")

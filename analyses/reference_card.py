@@ -10,14 +10,15 @@ checkpoint, the accuracy of the weights before they were rounded to float16 stan
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from analyses.commands import run
 from analyses.evaluate_reference import evaluate
@@ -25,6 +26,7 @@ from featmap import FeatmapError, drawing, load, maximise, sheets, transforms
 from featmap.console import Bars, err
 from featmap.models import Network
 from featmap.store import write_atomically
+from featmap.weights import sha256_file
 
 SIZES = (64, 96, 128)
 LAYERS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception5a", "inception5b")
@@ -32,22 +34,30 @@ FEATURES = 8
 ARCHITECTURE = "torchvision.models.googlenet(weights=None, num_classes=200, aux_logits=False, transform_input=False)"
 
 
-def accuracies(network: Network, images: Path) -> dict[str, dict[str, float]]:
-    """Return top1 and top5 at each size, by name and size."""
+def accuracies(network: Network, images: Path) -> dict[str, Any]:
+    """Return top1 and top5 at each size, by name and size, and of how many images (`validation_images`)."""
     found = {size: evaluate(network, images, size) for size in SIZES}
-    return {k: {str(size): round(found[size][k], 4) for size in SIZES} for k in ("top1", "top5")}
+    shares = {k: {str(size): round(found[size][k], 4) for size in SIZES} for k in ("top1", "top5")}
+    return shares | {"validation_images": found[SIZES[0]]["images"]}
 
 
-def before_rounding(checkpoint: Path, folder: Path) -> Network:
-    """Return the network of a checkpoint's averaged weights, in float32."""
+def before_rounding(checkpoint: Path, weights: Path) -> Network:
+    """Return the network of a checkpoint's averaged weights, in float32.
+
+    Raises
+    ------
+    FeatmapError
+        if the weights are not those of the checkpoint, rounded.
+    """
     held = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
-    path = folder / f".{checkpoint.name}.float32.safetensors"
     state = {k.removeprefix("module."): v.contiguous() for k, v in held.items() if k.startswith("module.")}
-    try:
+    stored = load_file(weights)
+    if any(not torch.equal(state[k].to(v.dtype), v) for k, v in stored.items()):
+        raise FeatmapError(f"{checkpoint} holds other weights than {weights}; leave --checkpoint out")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float32.safetensors"
         save_file(state, path)
         return load("reference", path)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def draw(weights: Path, path: Path) -> None:
@@ -84,11 +94,14 @@ def sentence(record: dict[str, Any]) -> str:
             stretches.append([0, row["size"]])
         stretches[-1][0] += 1
     epochs = ", then ".join(f"{n} epochs at {size} px" for n, size in stretches)
+    changed = [f"{plan} from step {step:,} on" for step, plan in record["plans"][1:]]
+    plans = f" (the plan was changed on the way: {'; '.join(changed)})" if changed else ""
     origin = "from random weights" if begun is None else f"from earlier weights (SHA-256 {begun['sha256'][:12]})"
     return (
-        f"`python -m analyses.train_reference`, {origin}: {epochs}; {record['images']:,} images; "
-        f"SGD, Nesterov {settings['momentum']}, batch {settings['rows']}, rate {settings['rate']}, level and then "
-        f"falling to 0 over the last {100 * settings['fall']:.0f} % of the steps, weight decay {settings['decay']:g} "
+        f"`python -m analyses.train_reference`, {origin}: {epochs}{plans}; {record['images']:,} images; "
+        f"SGD, Nesterov {settings['momentum']}, batch {settings['rows']}, rate {settings['rate']}, rising over the "
+        f"first {settings['warm_up_steps']} steps at most, level, and falling to 0 over the last "
+        f"{100 * settings['fall']:.0f} % of the steps, weight decay {settings['decay']:g} "
         f"(not on norms and biases), label smoothing {settings['smoothing']}, random resized crops (area "
         f"{settings['crop_area'][0]} to {settings['crop_area'][1]:g}) and flips, exponential moving average "
         f"({settings['average']}) of weights and statistics, {settings['precision']}, seed {settings['seed']}"
@@ -108,17 +121,18 @@ def written(card: dict[str, Any], record: dict[str, Any]) -> str:
     rows = {
         "architecture": f"`{ARCHITECTURE}`",
         "input": "RGB in [0, 1], then ImageNet mean (.485 .456 .406) and standard deviation (.229 .224 .225)",
-        "data": f"the {record['images']:,} training images of Tiny-ImageNet (200 classes, 64 x 64; images of ImageNet, "
-        "whose terms are non-commercial research)",
+        "data": f"the {record['images']:,} training images of Tiny-ImageNet ({len(card['classes'])} classes, 64 x 64; "
+        "images of ImageNet, whose terms are non-commercial research), re-encoded as WebP; SHA-256 of the pixels "
+        f"{record['data'][:12]}...",
         "classes": "sorted wnids, in `card.json`",
         "training": f"{card['training'][-1]}.{earlier}",
-        "accuracy": "on the 10,000 validation images (re-encoded as WebP, brought to size bilinearly), top-1 and "
+        "accuracy": f"on {card['validation_images']:,} validation images, brought to size bilinearly, top-1 and "
         f"top-5: {exact}",
         "measured by": "`python -m analyses.evaluate_reference IMAGES`",
         "terms": "the weights: Apache-2.0, as featmap itself; the images they were trained on: ImageNet's terms, "
         "non-commercial research use. Whoever uses the weights commercially should satisfy themselves that they may",
-        "file": f"safetensors, convolutions and classifier in float16, the rest as trained{cost}; SHA-256 in "
-        "`card.json`",
+        "file": f"safetensors, convolutions and classifier in float16, the rest as trained{cost}; SHA-256 "
+        f"`{card['sha256']}`",
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     return f"""# {Path(card["file"]).stem}
@@ -146,26 +160,59 @@ def main(
     if not beside.is_file():
         raise FeatmapError(f"{beside} is missing; analyses.train_reference writes it beside the weights")
     record = json.loads(beside.read_text(encoding="utf-8"))
-    before = data / "card.json"
-    earlier = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
-    history = list(earlier.get("training", []))
-    if record["init"] is None or record["init"]["sha256"] != earlier.get("sha256"):
-        history = history[:-1] if earlier.get("sha256") == record["sha256"] else []
-    found = accuracies(load("reference", weights), validation)
-    card = {"file": weights.name, "sha256": record["sha256"], "bytes": record["bytes"], **found}
+    if sha256_file(weights) != record["sha256"]:
+        raise FeatmapError(f"{weights} is not what {beside} tells of; train on, or take the pair that belongs together")
+    network = _telling(load("reference", weights), record["classes"])
+    card = {
+        "file": weights.name,
+        "sha256": record["sha256"],
+        "bytes": record["bytes"],
+        **accuracies(network, validation),
+    }
     if checkpoint is not None:
-        exact = before_rounding(checkpoint, weights.parent)
+        exact = _telling(before_rounding(checkpoint, weights), record["classes"])
         card["top1_float32"] = accuracies(exact, validation)["top1"]
-    card["training"] = [*history, sentence(record)]
-    card["record"] = {k: record[k] for k in ("settings", "init", "plans", "history", "device", "versions")}
+    card["training"] = [*descent(record, data / "card.json"), sentence(record)]
+    card["record"] = {k: record[k] for k in ("settings", "init", "plans", "history", "data", "device", "versions")}
     card["classes"] = record["classes"]
+    text, page, content = json.dumps(card, indent=1) + "\n", written(card, record), weights.read_bytes()
     data.mkdir(parents=True, exist_ok=True)
     draw(weights, data / "features.png")
-    write_atomically(data / weights.name, lambda p: shutil.copyfile(weights, p))
-    text = json.dumps(card, indent=1)
-    write_atomically(data / "card.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
-    write_atomically(data / "CARD.md", lambda p: p.write_text(written(card, record), encoding="utf-8"))
-    err().print(f"{data / 'CARD.md'}: {json.dumps(found)}")
+    # one after another, with nothing between: weights beside another's card are refused until this is run again
+    write_atomically(data / weights.name, lambda p: p.write_bytes(content))
+    write_atomically(data / "card.json", lambda p: p.write_text(text, encoding="utf-8"))
+    write_atomically(data / "CARD.md", lambda p: p.write_text(page, encoding="utf-8"))
+    err().print(f"{data / 'CARD.md'}: {json.dumps({k: card[k] for k in ('top1', 'top5')})}")
+
+
+def _telling(network: Network, classes: list[str]) -> Network:
+    """Return a network with the names of its outputs, those that its training's record tells."""
+    if (outputs := network.module.fc.out_features) != len(classes):
+        raise FeatmapError(
+            f"the weights tell {outputs} classes apart, their record {len(classes)}; take its own record"
+        )
+    return replace(network, categories=tuple(classes))
+
+
+def descent(record: dict[str, Any], before: Path) -> list[str]:
+    """Return how the weights that a training began from were trained, as the card that is there says.
+
+    Raises
+    ------
+    FeatmapError
+        if they are no weights of that card.
+    """
+    earlier = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
+    if record["init"] is None:
+        return []
+    if record["init"]["sha256"] == earlier.get("sha256"):
+        return list(earlier["training"])
+    if record["sha256"] == earlier.get("sha256"):  # the same card, made again
+        return list(earlier["training"][:-1])
+    raise FeatmapError(
+        f"the training began from weights {record['init']['sha256'][:12]}, {before} tells of "
+        f"{earlier.get('sha256', 'none')[:12]}; put the card of the former there first"
+    )
 
 
 if __name__ == "__main__":

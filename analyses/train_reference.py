@@ -6,9 +6,10 @@
 gradient descent with Nesterov momentum on random resized crops and flips; the rate rises over the first steps, stays,
 and falls linearly to zero; what is stored is an exponential moving average of weights and batch statistics.
 
-Every few minutes a checkpoint `FILE.checkpoint` is written: after Ctrl-C, or a process that was killed, the same
-command goes on from it. A batch and its crops depend on (seed, epoch, batch) alone, so that they are the same after
-an interruption. The plan may be changed on the way, as the rate depends on the share of the plan that is done.
+Every few minutes a checkpoint `FILE.checkpoint` is written, and at Ctrl-C after the step that is under way (a second
+Ctrl-C does not wait for that): the same command goes on from it, also after a process that was killed. A batch and its
+crops depend on (seed, epoch, batch) alone, so that they are the same after an interruption. The plan may be changed on
+the way, as the rate depends on the share of the plan that is done.
 
 Written: FILE (safetensors; weights of convolutions and of the classifier in float16, the rest in float32) and
 FILE.json (how it was made), from which `python -m analyses.reference_card` makes the card.
@@ -17,7 +18,11 @@ FILE.json (how it was made), from which `python -m analyses.reference_card` make
 from __future__ import annotations
 
 import json
+import math
+import pickle
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from filelock import FileLock, Timeout
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -39,11 +45,14 @@ from torchvision.transforms import v2
 from analyses.commands import run
 from analyses.labelled import Labelled, read_labelled
 from featmap import FeatmapError, devices
+from featmap.console import err
 from featmap.models import IMAGENET_MEAN, IMAGENET_STD, googlenet
 from featmap.store import write_atomically
 from featmap.weights import fit, read_state, sha256_file
 
 WARM, AVERAGE = 500, 0.998
+TOLD = 60.0
+"""Seconds between two lines where there is no terminal for a bar."""
 AREA = (0.35, 1.0)
 
 
@@ -142,8 +151,8 @@ def drawn_from(seed: tuple[int, int, int], where: torch.device) -> Iterator[None
 
     That state is given back as it was.
     """
-    devices = [where.index or 0] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    every = range(torch.cuda.device_count()) if where.type == "cuda" else []  # a seed given to torch goes to all
+    with torch.random.fork_rng(devices=every):
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
         yield
 
@@ -177,7 +186,9 @@ class Training:
         )
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
         self.step, self.history = 0, list[dict[str, Any]]()
+        self.losses = 0.0
         self.origin: dict[str, Any] = {"init": None, "plans": []}
+        self.midway = False
         self.schedule: LambdaLR | None = None
 
     def begun(self) -> LambdaLR:
@@ -208,8 +219,14 @@ class Training:
         self.origin["init"] = {"file": weights.name, "sha256": sha256_file(weights)}
 
     def advance(self) -> float:
-        """Make one step; return its loss."""
-        settings = self.settings
+        """Make one step; return its loss.
+
+        Raises
+        ------
+        FeatmapError
+            if the loss is no number any more; no checkpoint is written of that.
+        """
+        settings, self.midway = self.settings, True
         epoch, batch = divmod(self.step, self.batches)
         chosen = order(settings.seed, epoch, len(self.data.labels))[batch * settings.rows : (batch + 1) * settings.rows]
         labels = self.data.labels[chosen].to(self.where)
@@ -222,13 +239,15 @@ class Training:
             with mixed:
                 scores = self.module(images)
         loss = self.loss(scores.float(), labels)
+        if not math.isfinite(found := float(loss.detach())):
+            raise FeatmapError(f"the loss of step {self.step} is {found}: take a smaller --rate than {settings.rate}")
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         schedule.step()
         self.average.update_parameters(self.module)
-        self.step += 1
-        return float(loss.detach())
+        self.step, self.losses, self.midway = self.step + 1, self.losses + found, False
+        return found
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
@@ -240,6 +259,7 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "history": self.history,
+            "losses": self.losses,
             "origin": self.origin,
         }
         write_atomically(path, lambda p: torch.save(held, p))
@@ -267,10 +287,11 @@ class Training:
             self.module.load_state_dict(held["network"])
             self.average.load_state_dict(held["average"])
             self.optimiser.load_state_dict(held["optimiser"])
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+            self.step, self.history, self.origin = int(held["step"]), list(held["history"]), dict(held["origin"])
+            self.losses = float(held.get("losses", 0.0))
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise FeatmapError(f"checkpoint {path} cannot be read ({reason}); delete it to begin anew") from error
-        self.step, self.history, self.origin = int(held["step"]), list(held["history"]), dict(held["origin"])
         self.schedule = None
 
 
@@ -309,43 +330,79 @@ def _bars(training: Training) -> Iterator[tuple[Progress, Any]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, speed_estimate_period=600, disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=err(), speed_estimate_period=600, disable=not sys.stderr.isatty()) as bars:
         yield bars, bars.add_task("", total=training.total, completed=training.step, epoch="", loss=float("nan"))
 
 
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Yield what Ctrl-C sets, so that a step is never left half done; a second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(_: int, __: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # somebody else's, or ignored: left to them
+        yield asked
+        return
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def carry_out(training: Training, checkpoint: Path, every: float, validation: Labelled | None) -> None:
-    """Make the steps that are left; write a checkpoint every so many seconds, and when interrupted."""
-    saved = begun = time.monotonic()
-    first, recent = training.step, list[float]()
-    with _bars(training) as (bars, task):
+    """Make the steps that are left; write a checkpoint every so many seconds, and when interrupted.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        after Ctrl-C, with the checkpoint written.
+    """
+    saved = begun = told = time.monotonic()
+    first = training.step
+    with _asked_to_stop() as asked, _bars(training) as (bars, task):
         try:
             while training.step < training.total:
-                recent.append(training.advance())
+                loss = training.advance()
                 epoch, into = divmod(training.step, training.batches)
-                bars.update(task, completed=training.step, epoch=f"{epoch + 1}/{len(training.sizes)}", loss=recent[-1])
+                bars.update(task, completed=training.step, epoch=f"{epoch + 1}/{len(training.sizes)}", loss=loss)
+                left = (time.monotonic() - begun) / (training.step - first) * (training.total - training.step)
                 if into == 0:
-                    row: dict[str, Any] = {"epoch": epoch, "size": training.sizes[epoch - 1], "loss": _mean(recent)}
+                    row: dict[str, Any] = {"epoch": epoch, "size": training.sizes[epoch - 1]}
+                    row["loss"] = round(training.losses / training.batches, 4)
+                    training.history.append(row)
+                    training.losses = 0.0
+                    training.save(checkpoint)
                     if validation is not None:
                         row["top1"] = accuracy(
                             training.average.module, validation, row["size"], training.where, training.halved
                         )
-                    training.history.append(row)
-                    recent = []
-                    training.save(checkpoint)
-                    left = (time.monotonic() - begun) / (training.step - first) * (training.total - training.step)
-                    bars.console.print(
-                        f"{json.dumps(row)}, about {left / 60:.0f} minutes left", markup=False, soft_wrap=True
-                    )
+                        training.save(checkpoint)
+                    _say(bars, f"{json.dumps(row)}, about {left / 60:.0f} minutes left")
                 if time.monotonic() - saved > every:
                     training.save(checkpoint)
                     saved = time.monotonic()
+                if bars.disable and time.monotonic() - told > TOLD:
+                    _say(bars, f"step {training.step} of {training.total}, about {left / 60:.0f} minutes left")
+                    told = time.monotonic()
+                if asked.is_set():
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
-            training.save(checkpoint)
+            if not training.midway:
+                training.save(checkpoint)
             raise
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 4)
+def _say(bars: Progress, line: str) -> None:
+    bars.console.print(line, markup=False, soft_wrap=True)
 
 
 def finish(training: Training, out: Path) -> None:
@@ -361,10 +418,11 @@ def finish(training: Training, out: Path) -> None:
         **training.origin,
         "history": training.history,
         "images": len(training.data.labels),
+        "data": training.data.digest,
         "device": training.where.type,
         "versions": {n: version(n) for n in names},
     }
-    text = json.dumps(record, indent=1)
+    text = json.dumps(record, indent=1, allow_nan=False)
     write_atomically(out.with_name(out.name + ".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -386,25 +444,55 @@ def main(
     where = devices.device(device)
     if precision not in ("auto", "float32", "bfloat16"):
         raise FeatmapError(f"precision {precision!r} is unknown; allowed: auto, float32, bfloat16")
-    if rate <= 0 or not 0 < fall <= 1 or rows < 2:
-        raise FeatmapError(f"rate {rate}, fall {fall}, rows {rows}: rate is above 0, fall in (0, 1], rows from 2")
-    stretches, checkpoint = read_plan(plan), out.with_name(out.name + ".checkpoint")
-    if precision == "auto" and not checkpoint.is_file():
-        precision = "bfloat16" if bfloat16_pays(where) else "float32"
-    settings = Settings(rows=rows, rate=rate, fall=fall, seed=seed, precision=precision)
-    training = Training(read_labelled(data), stretches, settings, where)
+    if rate <= 0 or not 0 < fall <= 1 or rows < 2 or seed < 0:
+        raise FeatmapError(
+            f"rate {rate}, fall {fall}, rows {rows}, seed {seed}: rate is above 0, fall in (0, 1], rows from 2, "
+            f"seed from 0"
+        )
+    stretches = read_plan(plan)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(out), devices.remembered_settings():
+        settings = Settings(rows=rows, rate=rate, fall=fall, seed=seed, precision=precision)
+        training = Training(read_labelled(data), stretches, settings, where)
+        looked_at = None if validation is None else read_labelled([validation], training.data.classes)
+        if looked_at is not None and (shared := training.data.shared(looked_at)):
+            raise FeatmapError(f"{shared} images of --validation are among --data; give images that are not trained on")
+        checkpoint = out.with_name(out.name + ".checkpoint")
+        _begin(training, checkpoint, init, plan)
+        carry_out(training, checkpoint, 60 * every, looked_at)
+        finish(training, out)
+    print(out)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    try:
+        with FileLock(out.with_name(out.name + ".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise FeatmapError(f"another process trains {out}; wait for it, or give another --out") from None
+
+
+def _begin(training: Training, checkpoint: Path, init: Path | None, plan: str) -> None:
+    """Go on from a checkpoint, or begin from given or random weights, and note the plan."""
     if checkpoint.is_file():
         training.resume(checkpoint)
-        print(f"going on from step {training.step} of {training.total}", file=sys.stderr)
-    elif init is not None:
-        training.begin_from(init)
+        known = training.origin["init"]
+        if init is not None and (known is None or known["sha256"] != sha256_file(init)):
+            raise FeatmapError(f"{checkpoint} began from other weights than {init}; leave --init out, or delete it")
+        if training.step > training.total:
+            raise FeatmapError(
+                f"plan {plan!r} has {training.total} steps, {checkpoint} has {training.step}: give a longer one"
+            )
+        err().print(f"going on from step {training.step} of {training.total}")
+    else:
+        if training.settings.precision == "auto":
+            chosen = "bfloat16" if bfloat16_pays(training.where) else "float32"
+            training.settings = replace(training.settings, precision=chosen)
+        if init is not None:
+            training.begin_from(init)
     if training.step < training.total and (not training.origin["plans"] or training.origin["plans"][-1][1] != plan):
         training.origin["plans"].append([training.step, plan])
-    looked_at = None if validation is None else read_labelled([validation], training.data.classes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    carry_out(training, checkpoint, 60 * every, looked_at)
-    finish(training, out)
-    print(out)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
-from analyses import train_reference
+from analyses import reference_card, train_reference
 from analyses.labelled import read_labelled
 from analyses.train_reference import Settings, Stretch, Training, carry_out, finish, read_plan
 from featmap import FeatmapError, load
-from featmap.models import data_folder
+from featmap.models import IMAGENET_MEAN, IMAGENET_STD, data_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,13 +103,56 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
     assert [row["epoch"] for row in later.history] == [1, 2] and later.history[-1]["size"] == 40
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.skipif(os.name == "nt", reason="no signal can be raised there as a terminal does")
+@pytest.mark.parametrize("moment", ["backward", "average", "looking"])
+def test_ctrl_c_in_the_middle_of_a_step_finishes_it(
+    pictures: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, images = training(pictures), read_labelled([pictures])
+    carry_out(whole, tmp_path / "whole.checkpoint", 1e9, images)
+    finish(whole, tmp_path / "whole.safetensors")
+    moments: dict[str, tuple[Any, str]] = {
+        "backward": (torch.Tensor, "backward"),
+        "average": (train_reference.AveragedModel, "update_parameters"),
+        "looking": (train_reference, "accuracy"),
+    }
+    interrupted, where = training(pictures), moments[moment]
+    original, asked = getattr(*where), []
+
+    def pressed(*given: Any, **more: Any) -> Any:
+        found = original(*given, **more)
+        if interrupted.step == (3 if moment == "looking" else 1) and not asked:
+            asked.append(signal.raise_signal(signal.SIGINT))
+        return found
+
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*where, pressed)
+        carry_out(interrupted, tmp_path / "checkpoint", 1e9, images)
+    assert len(asked) == 1 and interrupted.step == (3 if moment == "looking" else 2)
+    later = training(pictures)
+    later.resume(tmp_path / "checkpoint")
+    carry_out(later, tmp_path / "checkpoint", 1e9, images)
+    finish(later, tmp_path / "later.safetensors")
+    assert (tmp_path / "later.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert later.history == whole.history and {"loss", "top1"} <= later.history[0].keys()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_training_that_diverged_ends_and_writes_nothing(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(FeatmapError, match=r"the loss of step \d+ is nan: take a smaller --rate than 1000"):
+        train_reference.main([pictures], tmp_path / "w.safetensors", plan="9x32", rate=1e12, every=0, **GIVEN)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import test_train_reference
-from analyses import train_reference
+from analyses import reference_card, train_reference
 from pathlib import Path
 train_reference.googlenet, step = test_train_reference.tiny, train_reference.Training.advance
 train_reference.Training.advance = lambda self: (time.sleep(0.25), step(self))[1]
@@ -294,8 +339,106 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any], said: str, p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("small")
+def test_what_must_not_be_trained_on_or_gone_on_with_is_refused(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    shutil.copytree(pictures, tmp_path / "sets" / "train")
+    shutil.copytree(pictures / "n01" / "images", tmp_path / "sets" / "val" / "images")
+    with pytest.raises(FeatmapError, match="'val' is a set of images, not a class"):
+        train_reference.main([tmp_path / "sets"], out, plan="1x32", **GIVEN)
+    with pytest.raises(FeatmapError, match="15 images of --validation are among --data"):
+        train_reference.main([pictures], out, plan="1x32", validation=pictures, **GIVEN)
+    one = training(pictures)
+    one.advance()
+    one.save(tmp_path / "weights.safetensors.checkpoint")
+    finish(one, tmp_path / "other.safetensors")
+    with pytest.raises(FeatmapError, match="began from other weights than"):
+        train_reference.main([pictures], out, plan="1x32", init=tmp_path / "other.safetensors", **GIVEN)
+    one.step = 5
+    one.save(tmp_path / "weights.safetensors.checkpoint")
+    with pytest.raises(FeatmapError, match=r"has 3 steps, .* has 5: give a longer one"):
+        train_reference.main([pictures], out, plan="1x32", **GIVEN)
+    with FileLock(tmp_path / "weights.safetensors.lock"), pytest.raises(FeatmapError, match="another process trains"):
+        train_reference.main([pictures], out, plan="2x32", **GIVEN)
+    (tmp_path / "weights.safetensors.checkpoint").write_bytes(b"no checkpoint")
+    with pytest.raises(FeatmapError, match=r"cannot be read .* delete it"):
+        train_reference.main([pictures], out, plan="2x32", **GIVEN)
+
+
+# ---------------------------------------------------------------- the card
+
+
+@pytest.fixture
+def delivered(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a GoogLeNet for three classes, just begun, with its record and checkpoint."""
+    one = Training(read_labelled([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
+    carry_out(one, tmp_path / "weights.safetensors.checkpoint", 1e9, None)
+    one.origin["plans"] = [[0, "1x32"]]
+    finish(one, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(reference_card, "draw", lambda weights, path: path.write_bytes(weights.read_bytes()[:9]))
+    monkeypatch.setattr(reference_card, "SIZES", (32, 40))
+    return tmp_path
+
+
+def test_a_card_is_made_of_what_is_there(pictures: Path, delivered: Path) -> None:
+    weights, data = delivered / "weights.safetensors", delivered / "data"
+    reference_card.main(weights, pictures, delivered / "weights.safetensors.checkpoint", data)
+    card, page = json.loads((data / "card.json").read_text()), (data / "CARD.md").read_text(encoding="utf-8")
+    assert (data / weights.name).read_bytes() == weights.read_bytes()
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest() and card["sha256"] in page
+    assert card["bytes"] == weights.stat().st_size and card["classes"] == list(CLASSES)
+    assert card["validation_images"] == 15 and "on 15 validation images" in page and "1 epochs at 32 px" in page
+    network = load("reference", weights)
+    for size in (32, 40):  # a slower second implementation of the accuracy
+        right = 0
+        for k, path in enumerate(sorted(pictures.rglob("*.png"))):
+            pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            given = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+            with torch.inference_mode():
+                network.module.eval()
+                scores = network.module(torch.tensor(given.transpose(2, 0, 1)[None], dtype=torch.float32))
+            right += int(scores.argmax() == k // EACH)
+        assert card["top1"][str(size)] == round(right / 15, 4) and f"{100 * right / 15:.1f} %" in page
+        assert card["top5"][str(size)] == 1
+    assert set(card["top1_float32"]) == {"32", "40"}
+    reference_card.main(weights, pictures, None, data)  # the same card again
+    assert json.loads((data / "card.json").read_text())["training"] == card["training"]
+
+
+def test_a_card_of_something_else_is_refused(pictures: Path, delivered: Path) -> None:
+    weights, data, record = (
+        delivered / "weights.safetensors",
+        delivered / "data",
+        delivered / "weights.safetensors.json",
+    )
+    told = json.loads(record.read_text())
+    for change, said in (
+        ({"sha256": "0" * 64}, "is not what .* tells of"),
+        ({"classes": ["n01", "n02", "n04"]}, "no images, or classes that reference lacks"),
+        ({"classes": ["n01", "n02"]}, "tell 3 classes apart, their record 2"),
+        ({"init": {"file": "x", "sha256": "1" * 64}}, "the training began from weights 111111111111"),
+    ):
+        record.write_text(json.dumps(told | change))
+        with pytest.raises(FeatmapError, match=said):
+            reference_card.main(weights, pictures, None, data)
+    record.write_text(json.dumps(told))
+    held = torch.load(delivered / "weights.safetensors.checkpoint", weights_only=True)
+    held["average"]["module.fc.bias"] += 1
+    torch.save(held, delivered / "other.checkpoint")
+    with pytest.raises(FeatmapError, match="holds other weights than"):
+        reference_card.main(weights, pictures, delivered / "other.checkpoint", data)
+    assert not (data / "card.json").exists()
+
+
 def test_the_bundled_weights_are_those_of_their_card() -> None:
     card = json.loads((data_folder() / "card.json").read_text(encoding="utf-8"))
     held = (data_folder() / card["file"]).read_bytes()
     assert (len(held), hashlib.sha256(held).hexdigest()) == (card["bytes"], card["sha256"])
+    assert len(held) < 14e6
+    stored = load_file(data_folder() / card["file"])
+    assert {v.dtype for v in stored.values() if v.dim() > 1} == {torch.float16}
+    page = (data_folder() / "CARD.md").read_text(encoding="utf-8")
+    assert card["sha256"] in page and (data_folder() / "features.png").is_file()
+    for size in ("64", "96", "128"):
+        assert f"{100 * card['top1'][size]:.1f} % and {100 * card['top5'][size]:.1f} % at {size} px" in page
     assert card["classes"] == sorted(set(card["classes"]))
