@@ -90,8 +90,12 @@ class _GatedReLUs(TorchFunctionMode):
         if name not in self.NAMES:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
+        if not x.requires_grad:  # nothing passes back through it
+            return func(*args, **kwargs)
         in_place = name == "relu_" or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
-        return _GatedReLU.apply(x, self.gate, in_place and x.requires_grad and not x._is_view())
+        if in_place and x._is_view():  # a function of one's own may not overwrite these: what they view would not know
+            return x.copy_(_GatedReLU.apply(x, self.gate, False))
+        return _GatedReLU.apply(x, self.gate, in_place)
 
 
 class _Steps:

@@ -67,7 +67,8 @@ def kept_memory() -> Iterator[None]:
     if library is None or not hasattr(library, "mallopt"):
         yield
         return
-    library.mallopt(_MMAP, 2**30)
+    if not library.mallopt(_MMAP, 2**30):  # older ones take no more than their own largest
+        library.mallopt(_MMAP, 32 * 2**20)
     library.mallopt(_TRIM, 2**31 - 1)
     try:
         yield

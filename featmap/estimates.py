@@ -95,13 +95,12 @@ def _seconds(
             short = replace(recipe, octaves=(replace(octave, steps=3),))
             for targets, count in counted:
                 stamps: list[float] = []
-                batches.descend(
-                    targets[: recipe.rows],
-                    short,
-                    seed,
-                    start,
-                    lambda _, __, s=stamps: s.append(time.perf_counter()),  # type: ignore[misc]
-                )
+
+                def stamp(_: int, means: torch.Tensor, into: list[float] = stamps) -> None:
+                    means.cpu()  # a GPU has done the step only when it can be asked for
+                    into.append(time.perf_counter())
+
+                batches.descend(targets[: recipe.rows], short, seed, start, stamp)
                 seconds += count * octave.steps * (stamps[2] - stamps[0]) / 2
     return seconds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from featmap.recipes import Recipe
 # square root of the colour covariance of natural images, and its use, as in Olah et al. 2017 (10.23915/distill.00007)
 _COLOUR = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
 _COLOUR = _COLOUR / torch.linalg.vector_norm(_COLOUR, dim=0).max()
+_COLOURS = tuple(map(tuple, _COLOUR.tolist()))
 
 
 class Pixels:
@@ -48,16 +50,21 @@ class Fourier:
         size = parameters.shape[2]
         spectrum = torch.view_as_complex(parameters) * self._scale(parameters)
         mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
-        logits = torch.einsum("ij,bjhw->bihw", _COLOUR.to(mixed), mixed)
+        logits = torch.einsum("ij,bjhw->bihw", transforms.on_device(_COLOURS, mixed.device, mixed.dtype), mixed)
         # row by row: the last elements of a batch are rounded otherwise than those that fill a vector register
         return torch.stack([torch.sigmoid(row) for row in logits])
 
     def _scale(self, like: Tensor) -> Tensor:
-        size = like.shape[2]
-        fy = torch.fft.fftfreq(size)[:, None]
-        fx = torch.fft.rfftfreq(size)[None]
+        return _scale(like.shape[2], like.device)
+
+
+@lru_cache(maxsize=16)
+def _scale(size: int, device: torch.device) -> Tensor:
+    """Return what each frequency of a spectrum is multiplied by, computed on the CPU and put on its device once."""
+    with torch.inference_mode(False):
+        fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
         frequency = torch.sqrt(fx * fx + fy * fy).clamp(min=1 / size)
-        return (1 / frequency / math.sqrt(size)).to(like.device)
+        return (1 / frequency / math.sqrt(size)).to(device)
 
 
 PARAMETERISATIONS: dict[str, type[Pixels] | type[Fourier]] = {"pixels": Pixels, "fourier": Fourier}

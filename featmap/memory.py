@@ -18,13 +18,15 @@ KEPT = 1.5
 def needed(network: Network, recipe: Recipe, layers: Sequence[str], rows: int | None = None) -> int:
     """Return about how many bytes a batch takes at the recipe's largest size, besides the network's own."""
     reach = max(network.layer(la, max(recipe.sizes)).reach for la in layers)
-    return int(4 * (recipe.rows if rows is None else rows) * reach * KEPT)
+    width = 2 if recipe.precision == "bfloat16" else 4
+    return int(width * (recipe.rows if rows is None else rows) * reach * KEPT)
 
 
 def free(device: torch.device) -> int:
     """Return the bytes of memory that are free on a device."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free to use
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return int(psutil.virtual_memory().available)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featmap import transforms
 from featmap import weights as files
 from featmap.errors import ModelError, UnitError, nearest
 from featmap.taps import frozen
@@ -61,9 +62,10 @@ class Network:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images in [0, 1], B x 3 x H x W, as the module takes them."""
-        mean = torch.tensor(self.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
-        return (images - mean) / std
+        mean, std = (
+            transforms.on_device(tuple(values), images.device, images.dtype) for values in (self.mean, self.std)
+        )
+        return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
     def trace(self, size: int | None = None) -> Trace:
         """Return what one forward pass at `size` pixels (default: the network's own) tells of the layers."""

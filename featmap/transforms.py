@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +59,13 @@ def jitter(images: Tensor, seeds: Sequence[int], step: int, most: int) -> Tensor
         return torch.roll(images, shift(seeds[0], step, most), dims=(2, 3))
     shifts = {s: shift(s, step, most) for s in set(seeds)}
     return torch.stack([torch.roll(image, shifts[s], dims=(1, 2)) for image, s in zip(images, seeds, strict=True)])
+
+
+@lru_cache(maxsize=64)
+def on_device(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return numbers as a tensor that is put on its device once: each time would let a GPU's loop wait."""
+    with torch.inference_mode(False):  # the tensor outlives the context that asked first
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "trace": {"fields"},
     "taps": {"errors"},
     "weights": {"errors"},
-    "models": {"errors", "units", "taps", "trace", "weights"},
+    "models": {"errors", "units", "taps", "trace", "transforms", "weights"},
     "recipes": {"errors"},
     "transforms": set(),
     "images": {"recipes", "transforms"},

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import featmap
 from featmap import channel, descent, devices, engine, load, runs
@@ -82,6 +83,68 @@ def test_with_the_gate_shut_the_gradient_is_the_plain_one_to_the_bit() -> None:
     gate.open = True
     (opened,) = torch.autograd.grad(loss, images)
     assert torch.equal(plain, shut) and not torch.equal(plain, opened)
+
+
+class OnAView(Plain):
+    """A ReLU that overwrites half of the channels of what it is given, whose result nobody takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(torch.relu(self.first(x)))
+        half = x[:, :3]
+        half.relu_()
+        return self.last(x)
+
+
+class HalfPlain(OnAView):
+    """The same without overwriting."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(torch.relu(self.first(x)))
+        return self.last(torch.cat([torch.relu(x[:, :3]), x[:, 3:]], 1))
+
+
+def test_a_relu_that_overwrites_a_view_is_seen_by_what_it_views() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    weights, found = networks.randomised(OnAView(), 3).state_dict(), []
+    for made in (OnAView(), HalfPlain()):
+        made.load_state_dict(weights)
+        given = images.clone().requires_grad_(True)
+        with descent._GatedReLUs(gate := descent._Gate()):
+            output = made(given)
+        loss = output.square().sum()
+        (shut,) = torch.autograd.grad(loss, given, retain_graph=True)
+        gate.open = True
+        (opened,) = torch.autograd.grad(loss, given)
+        found.append((output.detach(), shut, opened))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert bool((found[0][0][:, :3] >= 0).all()) and not torch.equal(found[0][1], found[0][2])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a GPU's loop wait: numbers read back, tensors made of Python's, copies between devices."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "lift_fresh", "_to_copy", "is_nonzero", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"parameterisation": "fourier", "clamp": "end"}, {"jitter": 2}])
+def test_the_loop_waits_for_nothing(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    network, counts = load(networks.dead_network()), []
+    objectives = [channel("relu", 0), channel("relu", networks.ASLEEP)]
+    monkeypatch.setattr(descent._Loop, "asks", property(lambda _: False, lambda *_: None), raising=False)
+    for steps in (4, 4, 24):
+        recipe = FAST.resolved(16, size=16, steps=steps, rows=2, **changes)
+        with Waits() as seen:
+            Batches(network, CPU).descend(objectives, recipe, 0)
+        counts.append(seen.count)
+    assert counts[1] == counts[2]  # nothing a step; the first run of all may put constants on the device
 
 
 # ---------------------------------------------------------------- landing behind
