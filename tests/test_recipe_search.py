@@ -30,30 +30,48 @@ def test_work_weights_steps_by_the_images_area() -> None:
     assert search.work(recipe) == 10 / 4 + 4
 
 
-def test_settled_is_the_share_of_steps_after_which_a_row_has_nearly_all() -> None:
-    curve = np.array([[0, 0.5, 0.995, 1.0, 1.0], [0, 0.2, 0.4, 0.6, 1.0], [0, 0, 0, 0, 0]])
-    assert search.settled(curve)[:2].tolist() == [0.5, 1.0] and np.isnan(search.settled(curve)[2])
+def test_a_row_is_stopped_once_it_hardly_rises() -> None:
+    curve = np.array([[1, 2, 3, 4, 4.02, 4.03, 4.04, 5], [1, 2, 3, 4, 5, 6, 7, 8], [0] * 8, [0, 0, 0, 0, 0, 0, 1, 2]])
+    found = search.stopped(curve)
+    assert found[0].tolist() == [7 / 8, 4.04 / 5], "4.04 is less than 1.02 times 4, three steps before"
+    assert found[1].tolist() == [1, 1] and np.isnan(found[2]).all() and found[3].tolist() == [1, 1]
+
+
+def tally(activation: float | list[float], high: float = 0.1, own: float = 1.0, seconds: float = 1.0) -> search.Tally:
+    """Four layers and seeds of three features."""
+    rows = [[activation] * 3 if isinstance(activation, float) else activation] * 4
+    return search.Tally(rows, [[high] * 3] * 4, [[own] * 3] * 4, [[[0.5, 0.9]] * 3] * 4, [seconds, 2 * seconds])  # type: ignore[list-item]
 
 
 def test_a_candidate_that_is_twice_the_base_has_a_gain_of_two() -> None:
-    own = [[True, False, True]] * 4
-    base = search.Tally([[1.0, 2.0, 0.0]] * 4, [[0.1] * 3] * 4, own, [[0.5] * 3] * 4, [2.0, 4.0])
-    twice = search.Tally([[2.0, 4.0, 1.0]] * 4, [[0.2] * 3] * 4, own, [[0.5] * 3] * 4, [1.0, 2.0])
+    base, twice = tally([1.0, 2.0, 0.0], seconds=2), tally([2.0, 4.0, 1.0], high=0.2)
     found = search.row("x", twice, base, seeds=2)
-    assert found["activation"] == pytest.approx([2, 2, 2]) and found["lost"] == 0
-    assert found["seconds"] == 0.5 and found["high"] == 0.2 and found["identity"][0] == pytest.approx(2 / 3)
+    assert found["activation"] == pytest.approx([2, 2, 2]) and found["lost"] == 0 and found["rows"] == 12
+    assert found["seconds"] == 0.5 and found["high"] == pytest.approx([2, 2, 2]) and found["high_share"] == 0.2
+    assert found["stopped"] == pytest.approx([0.5, 0.9])
     assert search.row("y", base, twice, seeds=2)["lost"] == 4
+
+
+def test_a_winner_is_faster_as_smooth_and_loses_nothing() -> None:
+    base = tally(1.0)
+    for mine, expected in (
+        (tally(0.95, seconds=0.5), True),
+        (tally(0.95, seconds=1.0), False),
+        (tally(0.95, high=0.11, seconds=0.5), False),
+        (tally([0.95, 0.95, 0.0], seconds=0.5), False),
+        (tally(0.95, own=0.9, seconds=0.5), False),
+        (tally(1.0), False),
+    ):
+        assert search.row("x", mine, base, seeds=2)["wins"] is expected
 
 
 def test_features_count_once_after_the_mean_over_their_seeds() -> None:
     rng = np.random.default_rng(2)
     gains = rng.normal(size=(3, 2, 5))  # layers, seeds, features
-    ones = np.ones((6, 5))
-    base = search.Tally(ones.tolist(), ones.tolist(), ones.tolist(), ones.tolist(), [1.0])
-    mine = search.Tally(np.exp(gains).reshape(6, 5).tolist(), *[ones.tolist()] * 3, [1.0])
-    each = gains.mean(1).ravel()
-    middle, low, high = np.log(search.row("x", mine, base, seeds=2)["activation"])
-    assert middle == pytest.approx(each.mean())
+    gains[0, 1, 0] = np.nan
+    each = np.nanmean(gains, axis=1).ravel()
+    (middle, low, high), count = search.over_features(gains.reshape(6, 5), 2)
+    assert middle == pytest.approx(each.mean()) and count == 15
     assert high - low == pytest.approx(2 * 2.1447867 * each.std(ddof=1) / np.sqrt(15)), "t of 14 degrees of freedom"
 
 
