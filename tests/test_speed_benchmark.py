@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,8 +62,9 @@ def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequ
     assert speed.first_reached(found, 0, 1.0, 0.5) == 2, "the start does not count"
     assert speed.first_reached(found, 0, 1.0, 0.3) == 6
     assert speed.first_reached(found, 0, 3.5, 1.0) is None
-    finals = [speed.Final("x", f"a:{k}", 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
-    assert speed.ratios(finals, found, ["a:0", "a:1"], 0.5) == [12.0 / (4 * 0.5), 0.0]
+    finals = [speed.Final("x", f"a:{k}", k, 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
+    paces = [speed.Pace(0, 0.5, 0.5)] * 2
+    assert speed.ratios(finals, found, ["a:0", "a:1"], paces, recipe("fast").resolved(32)) == [12.0 / (4 * 0.5), 0.0]
     assert speed.spread([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
     assert speed.spread([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
 
@@ -99,6 +104,28 @@ def test_time_is_shared_out_over_operations() -> None:
     assert max(shares, key=lambda name: shares[name]) == "mm" and 0.5 < sum(shares.values()) <= 1.001
 
 
+def test_seconds_of_ours_count_ends_and_the_steps_that_look_for_dead_rows() -> None:
+    short = replace(recipe("fast").resolved(32), rescue=0.25)
+    steps_made = short.steps
+    assert speed.Pace(5, 3, 1).seconds(1, short) == 8
+    assert speed.Pace(5, 3, 1).seconds(steps_made, short) == 5 + 3 * math.ceil(steps_made / 4) + (
+        steps_made - math.ceil(steps_made / 4)
+    )
+    final = [speed.Final("x", "mixed:1", turn, 60.0, {32: 1.0}, {32: 0.5}) for turn in (0, 1)]
+    course = speed.Course("fast", 32, [0, 2], [[9.0, 1.0]], [[0.0, 0.5]])
+    paces = [speed.Pace(0, 3, 1), speed.Pace(4, 3, 1)]
+    assert speed.ratios(final, course, ["mixed:1"], paces, short) == [10.0, 6.0]
+
+
+def test_a_pace_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, batches = inception(), Batches(inception(), CPU)
+    begun = time.perf_counter()
+    found = speed.pace(batches, "mixed", 32, [3, 4], rows=4)
+    whole = time.perf_counter() - begun
+    made = 4 * (found.ends + 4 * found.looking + 4 * found.step)
+    assert 0 < made < 3 * whole and min(found.looking, found.step) > 0 and network.name
+
+
 def test_an_opponent_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(opponents.MODULES, "torch-lucent", "no_such_module_at_all")
     here = {o.name: o.here for o in opponents.OPPONENTS}
@@ -106,21 +133,31 @@ def test_an_opponent_that_is_not_installed_is_left_out(monkeypatch: pytest.Monke
 
 
 def test_global_generators_are_as_before() -> None:
-    before = torch.get_rng_state()
-    with opponents.seeded(4):
-        one = torch.rand(2)
-    with opponents.seeded(4):
-        assert torch.equal(one, torch.rand(2))
-    assert torch.equal(before, torch.get_rng_state())
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    drawn = []
+    for _ in range(2):
+        with opponents.seeded(4):
+            drawn.append((torch.rand(2).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+    assert before[2] == np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
 def test_the_benchmark_writes_numbers_table_and_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def weak(network: Network, layer: str, feature: int, seed: int) -> Tensor:
-        return 0.5 + 0.1 * transforms.noise(seed + feature, 24)[None]
+    lent = []
 
-    monkeypatch.setattr(speed, "OPPONENTS", (opponents.Opponent("weak", 24, "noise", weak),))
+    def weak(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
+        """Noise; leaves hooks behind that keep what has gradients, as some tools do."""
+        images = torch.stack([0.5 + 0.1 * transforms.noise(seed + c, 24) for c in channels]).requires_grad_(True)
+        network.module.get_submodule(layer).register_forward_hook(lambda _, __, output: lent.append(output))
+        network.module(network.normalise(images))
+        network.module.kept = lent[-1]
+        return images.detach()
+
+    known = (opponents.Opponent("weak", 24, "noise", weak), opponents.Opponent("both", 24, "x", weak, None, True))
+    monkeypatch.setattr(speed, "OPPONENTS", known)
     monkeypatch.setattr(speed, "SIZES", (24, 32))
     monkeypatch.setattr(steps, "SIZE", 32)
     monkeypatch.setattr(steps, "ROUNDS", 2)
@@ -131,7 +168,9 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     found = json.loads(numbers.read_text())
     assert speed.table(found) in page.read_text() and speed.table(found) in capsys.readouterr().out
     assert numbers.with_suffix(".png").stat().st_size > 5000
-    assert len(found["compared"]["finals"]) == 2
+    finals = found["compared"]["finals"]
+    assert [(f["opponent"], f["turn"]) for f in finals] == [("weak", 0), ("both", 0), ("both", 0), ("weak", 1)]
+    assert len(lent) == 3, "one call for each feature, one for all in a batch; nobody else ran into its hooks"
     assert {r["size"] for r in found["compared"]["rows"]} == {24, 32}
     for row in found["compared"]["rows"]:
         assert len(row["ratios"]) == 2 and all(r >= 0 for r in row["ratios"])

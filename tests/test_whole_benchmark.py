@@ -46,6 +46,11 @@ def test_the_peak_is_that_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "MATRIX", 64)
     monkeypatch.setattr(steps, "synchronised", lambda work, where: 0.5)
     assert whole.peak(CPU, "float32") == 2 * 64**3 / 0.5
+    made = list[int]()
+    monkeypatch.setattr(steps, "product", lambda dtype, where, side: lambda: made.append(side))
+    monkeypatch.setattr(steps, "synchronised", lambda work, where: (work(), 0.5)[1])
+    assert whole.peak(torch.device("cuda"), "bfloat16") == 10 * 2 * 256**3 / 0.5
+    assert made == [256] * 60, "larger matrices, ten of them between two questions"
 
 
 @pytest.mark.slow

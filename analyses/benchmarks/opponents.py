@@ -1,19 +1,23 @@
 """Whom the descent is measured against: the article's recipe and other tools, each as its own defaults have it.
 
-An opponent makes one feature's image at a time, as it would for its user: the whole network in float32, its own image
-size, steps, parameterisation and robustness transforms. Nothing here is tuned for or against it. The tools come with
-``pip install 'featmap[bench]'``; one that is not installed is left out with a word.
+An opponent makes images as it would for its user: the whole network in float32, its own image size, steps,
+parameterisation and robustness transforms; one feature at a time, and once more, where it can, all in one batch by its
+own means. Nothing here is tuned for or against it. It gets a copy of the network, as some leave hooks behind. The tools
+come with ``pip install 'featmap[bench]'``; one that is not installed is left out with a word.
 """
 
 from __future__ import annotations
 
+import importlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import functional
@@ -24,22 +28,22 @@ from featmap.recipes import Octave
 from featmap.recipes import recipe as named
 from featmap.transforms import noise
 
-Make = Callable[[Network, str, int, int], Tensor]
+Make = Callable[[Network, str, Sequence[int], int], Tensor]
 
 
 @dataclass(frozen=True)
 class Opponent:
-    """A way of making a feature's image.
+    """A way of making features' images.
 
     Parameters
     ----------
     name : as the tables call it
     size : of its finished image in pixels
     words : its settings
-    make : (network, layer, channel, seed) -> the finished image, 1 x 3 x size x size in the network's [0, 1], as the
-        tool leaves it (not clamped)
+    make : (network, layer, channels, seed) -> the finished images, N x 3 x size x size in the network's [0, 1], as the
+        tool leaves them (not clamped)
     package : that it needs, None for none
-    steps : of its descent; a shorter one (for tests) is made with `with_steps`
+    batched : whether it makes all features at once
     """
 
     name: str
@@ -47,6 +51,12 @@ class Opponent:
     words: str
     make: Make
     package: str | None = None
+    batched: bool = False
+
+    def warm(self) -> None:
+        """Import what it needs, which is nobody's time."""
+        if self.package is not None:
+            importlib.import_module(MODULES[self.package])
 
     @property
     def here(self) -> bool:
@@ -66,14 +76,16 @@ MODULES = {"torch-lucent": "lucent", "dreamlens": "dreamlens"}
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that other tools draw from; restore them afterwards."""
-    before = random.getstate()
+    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what other tools draw from
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         try:
             yield
         finally:
             random.setstate(before)
+            np.random.set_state(numpy_before)  # noqa: NPY002
 
 
 # ---------------------------------------------------------------- the article
@@ -137,12 +149,12 @@ def article_loop(
 
 
 def _article(name: str) -> Make:
-    def make(network: Network, layer: str, channel: int, seed: int) -> Tensor:
+    def make(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
         recipe = named(name)
-        octaves = recipe.resolved(network.input_size).octaves
+        octaves, normalised = recipe.resolved(network.input_size).octaves, recipe.optimiser == "rms"
         assert isinstance(octaves[0].size, int)
         first = recipe.mean + recipe.std * noise(seed, octaves[0].size)[None]
-        return article_loop(network, layer, channel, first, octaves, normalised=recipe.optimiser == "rms")
+        return torch.cat([article_loop(network, layer, c, first, octaves, normalised=normalised) for c in channels])
 
     return make
 
@@ -150,25 +162,33 @@ def _article(name: str) -> Make:
 # ---------------------------------------------------------------- other tools
 
 
-def _lucent(network: Network, layer: str, channel: int, seed: int) -> Tensor:
-    from lucent.optvis import objectives, render
+def _lucent(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
+    from lucent.optvis import objectives, param, render
 
+    name, count = layer.replace(".", "_"), len(channels)
+    given: dict[str, Any] = {}
+    goal = objectives.channel(name, channels[0])
+    if count > 1:
+        goal = objectives.Objective.sum([objectives.channel(name, c, batch=k) for k, c in enumerate(channels)])
+        given["param_f"] = lambda: param.image(128, batch=count)
     with seeded(seed):
-        goal = objectives.channel(layer.replace(".", "_"), channel)
-        images = render.render_vis(network.module, goal, show_image=False, progress=False)
+        images = render.render_vis(network.module, goal, show_image=False, progress=False, **given)
     return torch.from_numpy(images[-1]).permute(0, 3, 1, 2).contiguous()
 
 
-def _dreamlens(network: Network, layer: str, channel: int, seed: int) -> Tensor:
+def _dreamlens(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
     from dreamlens import FeatureVisualizer
 
     with seeded(seed):
-        made = FeatureVisualizer(network.module, quiet=True).maximize_channel(layer, channel)
+        tool = FeatureVisualizer(network.module, quiet=True)
+        made = tool.maximize_channels(layer, channels) if len(channels) > 1 else tool.maximize_channel(layer, *channels)
         with torch.no_grad():
             return made.image().detach().float().cpu()
 
 
 ARTICLE = "300 steps at 299, 340 and 380 pixels, blur, one image, weights with gradients, stopped at the layer"
+LUCENT = "512 Adam steps on a 128-pixel Fourier image, padded, jittered, scaled, turned, enlarged to 224 pixels"
+DREAMLENS = "120 steps on a 256-pixel Fourier image, scaled and turned at random"
 OPPONENTS = (
     Opponent("article", 380, f"the article's recipe: {ARTICLE}", _article("article")),
     Opponent(
@@ -177,14 +197,8 @@ OPPONENTS = (
         f"the same with the gradient over its root mean square, step sizes / 10: {ARTICLE}",
         _article("article-normalised"),
     ),
-    Opponent(
-        "lucent",
-        128,
-        "512 Adam steps on a 128-pixel Fourier image, padded, jittered, scaled, turned, enlarged to 224 pixels",
-        _lucent,
-        "torch-lucent",
-    ),
-    Opponent(
-        "dreamlens", 256, "120 steps on a 256-pixel Fourier image, scaled and turned at random", _dreamlens, "dreamlens"
-    ),
+    Opponent("lucent", 128, LUCENT, _lucent, "torch-lucent"),
+    Opponent("lucent, batched", 128, f"{LUCENT}; all features in one batch", _lucent, "torch-lucent", True),
+    Opponent("dreamlens", 256, DREAMLENS, _dreamlens, "dreamlens"),
+    Opponent("dreamlens, batched", 256, f"{DREAMLENS}; all features in one batch", _dreamlens, "dreamlens", True),
 )

@@ -4,15 +4,18 @@
     python -m analyses.benchmarks.speed --features 3 --layer inception5a
 
 In one run, on the same features of one layer, taken in turns: every opponent (`analyses.benchmarks.opponents`) makes a
-feature's image with its own defaults and is timed; between them, a few steps of ours are timed at each size that
-counts, in a batch of the recipe's rows, as a map makes them. Everyone's final image goes through one protocol: clamped
+feature's image with its own defaults and is timed, imports left out; those that can make all features in one batch are
+timed once more so, in the first turn. In each turn a descent of ours is timed at each size that counts, in a batch of
+the recipe's rows, as a map makes them: what it begins and ends with, its steps while dead rows are looked for (the
+recipe's first quarter), and its other steps. What a map prepares once, the folded copy of the network, is told apart.
+Everyone's final image goes through one protocol: clamped
 to [0, 1], resized to the size named, put to the untouched network in float32, without jitter; its activation is the
 mean of the feature's grid, its high-frequency share the power above a quarter of the sampling rate.
 
 The headline: the seconds a feature that ours needs to reach the opponent's activation at the opponent's image size with
-no more high-frequency share than the opponent's image has, as a ratio of the opponent's seconds. A feature for which
-that is never reached counts as ratio 0. In a second table the same at our default size, to which the opponent's image
-is brought.
+no more high-frequency share than the opponent's image has, as a ratio of the opponent's seconds of the same turn. A
+feature for which that is never reached counts as ratio 0. In a second table the same at our default size, to which the
+opponent's image is brought.
 
 Then the chain of improvements of one step at 224 pixels, in turns too, with its share of the peak of a matrix product
 measured in the same run. Written: `speed.json`, `speed.png` and a table in `README.md`.
@@ -20,11 +23,13 @@ measured in the same run. Written: `speed.json`, `speed.png` and a table in `REA
 
 from __future__ import annotations
 
+import copy
+import math
 import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,16 +55,17 @@ from featmap.recipes import Recipe
 RECIPES, SHADES = ("fast", "standard"), ("#0072b2", "#e69f00")
 SIZES = (64, 96, 128, 160, 224)
 """Image sizes whose cost is told."""
-TIMED = 5
-"""Steps of ours that are timed in each turn, after a first that is not."""
+TIMED = 8
+"""Steps of ours that are timed in each turn; in half of them dead rows are looked for."""
 
 
 @dataclass(frozen=True)
 class Final:
-    """An opponent's image of one feature: its seconds, and by size its activation and high-frequency share."""
+    """An opponent's image of one feature: its turn and seconds, and by size its activation and high-frequency share."""
 
     opponent: str
     feature: str
+    turn: int
     seconds: float
     activation: dict[int, float]
     high: dict[int, float]
@@ -110,18 +116,38 @@ def _objectives(layer: str, channels: Sequence[int]) -> list[Objective]:
     return [channel(layer, c) for c in channels]
 
 
-def step_seconds(batches: Batches, layer: str, size: int, rows: int | None = None) -> float:
-    """Return the seconds that a step takes a feature at one size, in a full batch."""
-    recipe = resolved(batches.network, "fast", size, rows, steps=TIMED + 1)
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a feature of ours at one size, in a full batch.
+
+    Attributes
+    ----------
+    ends : what comes before the first step and after the last
+    looking : a step while dead rows are looked for
+    step : any other
+    """
+
+    ends: float
+    looking: float
+    step: float
+
+    def seconds(self, steps: int, recipe: Recipe) -> float:
+        """Return the seconds of so many steps of a recipe."""
+        looking = min(steps, math.ceil(recipe.rescue * recipe.steps))
+        return self.ends + looking * self.looking + (steps - looking) * self.step
+
+
+def pace(batches: Batches, layer: str, size: int, channels: Sequence[int] = (), rows: int | None = None) -> Pace:
+    """Time one descent of ours, of these channels and the layer's first ones, in a full batch."""
+    recipe = replace(resolved(batches.network, "fast", size, rows, steps=TIMED), rescue=0.5)
     count = batches.network.layer(layer, size).channels
-    stamps: list[float] = []
-    batches.descend(
-        _objectives(layer, [k % count for k in range(recipe.rows)]),
-        recipe,
-        0,
-        on_step=lambda *_: stamps.append(time.perf_counter()),
-    )
-    return (stamps[-1] - stamps[0]) / TIMED / recipe.rows
+    chosen = [*channels, *(k % count for k in range(recipe.rows))][: recipe.rows]
+    stamps = [time.perf_counter()]
+    batches.descend(_objectives(layer, chosen), recipe, 0, on_step=lambda *_: stamps.append(time.perf_counter()))
+    stamps.append(time.perf_counter())
+    took = np.diff(stamps) / recipe.rows  # what comes before and the first step, the others, what comes after
+    looking, step = float(np.median(took[1 : TIMED // 2])), float(np.median(took[TIMED // 2 : TIMED]))
+    return Pace(max(0.0, float(took[0] - looking)) + float(took[-1]), looking, step)
 
 
 def first_reached(found: Course, row: int, activation: float, high: float) -> int | None:
@@ -132,14 +158,38 @@ def first_reached(found: Course, row: int, activation: float, high: float) -> in
     return None
 
 
-def ratios(finals: Sequence[Final], found: Course, features: Sequence[str], seconds: float) -> list[float]:
-    """Return each feature's seconds of an opponent over ours to reach it, 0 where it is not reached."""
+def ratios(
+    finals: Sequence[Final], found: Course, features: Sequence[str], paces: Sequence[Pace], recipe: Recipe
+) -> list[float]:
+    """Return each feature's seconds of an opponent over ours, of the same turn, to reach it; 0 where it is not reached.
+
+    Parameters
+    ----------
+    paces : ours at the course's size, by turn
+    recipe : the course's, at its size
+    """
     values = []
     for final in finals:
         size = found.size
         step = first_reached(found, features.index(final.feature), final.activation[size], final.high[size])
-        values.append(0.0 if step is None else final.seconds / (step * seconds))
+        values.append(0.0 if step is None else final.seconds / paces[final.turn].seconds(step, recipe))
     return values
+
+
+def made(
+    opponent: Opponent, network: Network, layer: str, channels: Sequence[int], seed: int, turn: int, own: int
+) -> list[Final]:
+    """Let an opponent make some features' images on a copy of the network, time it, and judge them."""
+    lent = replace(network, module=copy.deepcopy(network.module))
+    begun = time.perf_counter()
+    images = opponent.make(lent, layer, channels, seed)
+    seconds = (time.perf_counter() - begun) / len(channels)
+    finals = []
+    for feature, image in zip(channels, images, strict=True):
+        values = judge(network, layer, feature, image[None], sorted({own, opponent.size}))
+        activation, high = ({s: v[j] for s, v in values.items()} for j in (0, 1))
+        finals.append(Final(opponent.name, f"{layer}:{feature}", turn, seconds, activation, high))
+    return finals
 
 
 def compare(
@@ -150,19 +200,23 @@ def compare(
     batches, features = Batches(network, torch.device("cpu")), [f"{layer}:{c}" for c in channels]
     sizes = sorted({own, *(o.size for o in opponents)})
     finals: list[Final] = []
-    timed: dict[int, list[float]] = {size: [] for size in sizes}
+    timed: dict[int, list[Pace]] = {size: [] for size in sizes}
+    for opponent in opponents:
+        opponent.warm()
+    stamps = [time.perf_counter()]
+    for _ in range(2):  # the first prepares the network
+        pace(batches, layer, sizes[0])
+        stamps.append(time.perf_counter())
+    first, second = np.diff(stamps)
     for turn, feature in enumerate(channels):
         for k in range(len(opponents)):
             opponent = opponents[(k + turn) % len(opponents)]
-            err().print(f"{features[turn]}: {opponent.name}")
-            begun = time.perf_counter()
-            image = opponent.make(network, layer, feature, seed)
-            seconds = time.perf_counter() - begun
-            values = judge(network, layer, feature, image, sorted({own, opponent.size}))
-            activation, high = ({s: v[j] for s, v in values.items()} for j in (0, 1))
-            finals.append(Final(opponent.name, features[turn], seconds, activation, high))
+            if not (opponent.batched and turn):
+                err().print(f"{'all features' if opponent.batched else features[turn]}: {opponent.name}")
+                chosen = channels if opponent.batched else [feature]
+                finals += made(opponent, network, layer, chosen, seed, turn, own)
         for size in sizes:
-            timed[size].append(step_seconds(batches, layer, size))
+            timed[size].append(pace(batches, layer, size, channels))
     courses = []
     for name in RECIPES:
         for size in sizes:
@@ -173,8 +227,8 @@ def compare(
         mine = [f for f in finals if f.opponent == opponent.name]
         for found in courses:
             if found.size in (own, opponent.size):
-                step = float(np.median(timed[found.size]))
-                values = ratios(mine, found, features, step)
+                recipe = resolved(network, found.recipe, found.size)
+                values = ratios(mine, found, features, timed[found.size], recipe)
                 rows.append({"opponent": opponent.name, "recipe": found.recipe, "size": found.size, "ratios": values})
     return {
         "features": features,
@@ -182,7 +236,8 @@ def compare(
         "opponents": [{"name": o.name, "size": o.size, "words": o.words, "version": o.version} for o in opponents],
         "finals": [asdict(f) for f in finals],
         "courses": [asdict(c) for c in courses],
-        "step_seconds": {str(size): values for size, values in timed.items()},
+        "paces": {str(size): [asdict(p) for p in values] for size, values in timed.items()},
+        "preparation_s": max(0.0, float(first - second)),
         "rows": rows,
     }
 
@@ -190,7 +245,7 @@ def compare(
 def costs(network: Network, layer: str) -> dict[str, Any]:
     """Return what a step costs by image size, and three steps of so many features at the smallest size."""
     batches = Batches(network, torch.device("cpu"))
-    sizes = {size: min(step_seconds(batches, layer, size) for _ in range(2)) for size in SIZES}
+    sizes = {size: min((pace(batches, layer, size) for _ in range(2)), key=lambda p: p.step) for size in SIZES}
     count, counts = network.layer(layer, SIZES[0]).channels, {}
     recipe = resolved(network, "fast", SIZES[0], steps=3)
     for features in (n for n in (64, 128, 256, 512) if n <= count):
@@ -198,7 +253,10 @@ def costs(network: Network, layer: str) -> dict[str, Any]:
         for first in range(0, features, recipe.rows):
             batches.descend(_objectives(layer, range(first, min(features, first + recipe.rows))), recipe, 0)
         counts[features] = time.perf_counter() - begun
-    return {"by_size": {str(k): v for k, v in sizes.items()}, "by_features": {str(k): v for k, v in counts.items()}}
+    return {
+        "by_size": {str(k): asdict(v) for k, v in sizes.items()},
+        "by_features": {str(k): v for k, v in counts.items()},
+    }
 
 
 # ---------------------------------------------------------------- what is written
@@ -207,8 +265,8 @@ def costs(network: Network, layer: str) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> str:
     """Return the median and the range of some ratios, and how many of them were reached."""
     reached = [v for v in values if v > 0]
-    middle = f"**{np.median(values):.0f}**" if len(reached) * 2 > len(values) else "not reached"
-    return f"{middle} ({min(values):.0f} to {max(values):.0f}), {len(reached)} of {len(values)}"
+    middle = f"**{np.median(values):.2g}**" if len(reached) * 2 > len(values) else "not reached"
+    return f"{middle} ({min(values):.2g} to {max(values):.2g}), {len(reached)} of {len(values)}"
 
 
 def table(found: dict[str, Any]) -> str:
@@ -252,12 +310,15 @@ def table(found: dict[str, Any]) -> str:
 
 def _cost_lines(found: dict[str, Any]) -> list[str]:
     sizes, counts = found["costs"]["by_size"], found["costs"]["by_features"]
+    steps_of = ", ".join(f"{1000 * v['step']:.1f} ms ({1000 * v['looking']:.1f}) at {k} px" for k, v in sizes.items())
+    largest, most = list(sizes.items())[-1]
     return [
-        "Cost of ours, a step and feature in a full batch: "
-        + ", ".join(f"{1000 * v:.1f} ms at {k} px" for k, v in sizes.items())
-        + f"; three steps at {next(iter(sizes))} px of "
+        "The whole step of ours as a descent makes it (gradient, optimiser, blur, clamp), a feature in a full batch, "
+        f"and in brackets while dead rows are looked for: {steps_of}; what a descent begins and ends with: "
+        f"{1000 * most['ends']:.1f} ms a feature at {largest} px; three steps at {next(iter(sizes))} px of "
         + ", ".join(f"{k} features {v:.1f} s" for k, v in counts.items())
-        + f". Peak memory of the whole run, opponents included: {found['peak_MB']:,.0f} MB.",
+        + f". What a map prepares once: {found['compared']['preparation_s']:.1f} s. Peak memory of the whole run, "
+        f"opponents included: {found['peak_MB']:,.0f} MB.",
     ]
 
 
@@ -271,7 +332,7 @@ def draw(found: dict[str, Any]) -> Figure:
     )
     for pane, o in zip(axes[0], opponents, strict=True):
         finals = [f for f in compared["finals"] if f["opponent"] == o["name"]]
-        step = float(np.median(compared["step_seconds"][str(o["size"])]))
+        step = float(np.median([p["step"] for p in compared["paces"][str(o["size"])]]))
         for c, shade in zip([c for c in compared["courses"] if c["size"] == o["size"]], SHADES, strict=True):
             for k, final in enumerate(finals):
                 reached = final["activation"][o["size"]]
@@ -341,7 +402,7 @@ def main(
 
 WORDS = (
     "Everyone's final image is clamped to [0, 1], brought to the size named and put to the untouched network in "
-    "float32; ours is made in batches of 16 features, as a map makes them, the opponents one by one, as they do."
+    "float32; ours is made in batches of 16 features, as a map makes them."
 )
 
 

@@ -100,10 +100,10 @@ def flops(network: Network, layer: str, size: int) -> int:
     return int(counted.get_total_flops())
 
 
-def product(dtype: torch.dtype, where: torch.device = CPU) -> Callable[[], Tensor]:
-    """Return a function that multiplies two square matrices on a device."""
-    generator = torch.Generator().manual_seed(1)
-    one, two = (torch.rand(MATRIX, MATRIX, generator=generator).to(where, dtype) for _ in range(2))
+def product(dtype: torch.dtype, where: torch.device = CPU, side: int | None = None) -> Callable[[], Tensor]:
+    """Return a function that multiplies two square matrices (None: `MATRIX` on a side) on a device."""
+    generator, side = torch.Generator().manual_seed(1), side or MATRIX
+    one, two = (torch.rand(side, side, generator=generator).to(where, dtype) for _ in range(2))
     return lambda: one @ two
 
 
