@@ -12,7 +12,6 @@ here keeps the row that was stored before, or says "not measured".
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -79,24 +78,24 @@ def carried_out(arguments: tuple[str, ...], device: str, folder: Path) -> tuple[
     command = [*COMMAND, "similarity", *arguments, "--device", device, "--out", str(folder)]
     begun, peak = time.perf_counter(), 0
     with psutil.Popen(command, stdout=sys.stderr) as process:
-        if hasattr(os, "wait4"):  # the system's own account
-            _, status, used = os.wait4(process.pid, 0)
-            code, peak = os.waitstatus_to_exitcode(status), used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-            process.returncode = code
-        else:
-            while process.poll() is None:
-                peak = max(peak, _resident(process))
-                time.sleep(0.05)
-            code = process.returncode
+        while process.poll() is None:
+            peak = max(peak, _most_resident(process))
+            time.sleep(0.05)
+        code = process.returncode
     if code:
         raise FeatmapError(f"featmap {' '.join(arguments)} ended with status {code}; see what it said above")
     return time.perf_counter() - begun, peak / 1e6
 
 
-def _resident(process: psutil.Popen) -> int:
+def _most_resident(process: psutil.Popen) -> int:
+    """Return the peak of a process's resident memory so far as Linux accounts for it; elsewhere what it is now."""
     try:
-        return int(process.memory_info().rss)
-    except psutil.Error:  # it ended between two looks
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.is_file():
+            return int(process.memory_info().rss)
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (psutil.Error, OSError):  # it ended between two looks
         return 0
 
 
