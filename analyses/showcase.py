@@ -5,25 +5,30 @@
 Each is made by a command of a user in a process of its own: the heatmap (`featmap similarity`), the maximising images
 (`featmap optimize`), the panel of two features (`featmap interact`). The screenshot of the atlas is taken by Debian's
 Chromium, through Playwright (`pip install -e '.[test]'`); where there is none it is left as it was, and said so. Runs
-in `--runs` are gone on with. The commands print what the front page quotes.
+in `--runs` are gone on with. The commands print what the front page quotes. `pictures.json` beside them says which
+weights and commands they are of.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from analyses.commands import run
-from featmap import FeatmapError
+from featmap import FeatmapError, load, recipes
 from featmap.console import err
-from featmap.store import write_atomically
+from featmap.store import digest, write_atomically
+from featmap.writing import sha256
 
 COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
+RECIPES = ("fast", "interact")
 LAYER, PAIR = "inception4a", ("inception4a:17", "inception4b:201")
 COMMANDS = {
     "heatmap": ("similarity", "--layer", LAYER),
@@ -43,7 +48,7 @@ COMMANDS = {
 }
 """What is made, and the command that makes it; the front page names the first three."""
 PICTURES = {"heatmap": "heatmap.png", "features": "features.png", "interaction": "panel.png"}
-SELECTED, HOVERED = f"#{LAYER}:81", (40, 40)
+SELECTED, HOVERED = f"#{LAYER}:81", (30, 44)
 """Of the atlas: the feature whose card is shown, the row and column (as drawn) that the mouse is over."""
 WINDOW = {"width": 1280, "height": 900}
 
@@ -56,7 +61,12 @@ def carried_out(name: str, runs: Path) -> Path:
     FeatmapError
         if it ends with a status that is not 0.
     """
-    folder = runs / name
+    given = {
+        "weights": load().sha256,
+        "command": COMMANDS[name],
+        "recipes": [recipes.recipe(n).identity() for n in RECIPES],
+    }
+    folder = runs / f"{name}-{digest(given)}"
     err().print(f"featmap {' '.join(COMMANDS[name])}")
     done = subprocess.run([*COMMAND, *COMMANDS[name], "--out", str(folder)], stdout=sys.stderr, check=False)
     if done.returncode:
@@ -98,14 +108,18 @@ def main(
 ) -> None:
     """Make the front page's pictures."""
     pictures.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Any] = {}
     for name in COMMANDS:
         folder = carried_out(name, runs)
         picture = pictures / f"{name}.png"
         if name in PICTURES:
-            made = (folder / PICTURES[name]).read_bytes()
-            write_atomically(picture, lambda p, made=made: p.write_bytes(made))
+            shutil.copyfile(folder / PICTURES[name], picture)
         elif not photograph(folder / "atlas.html", picture):
             err().print(f"{picture} is left as it was: no Chromium with Playwright here; open {folder / 'atlas.html'}")
+            continue
+        made[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": sha256(picture)}
+    text = json.dumps({"weights": load().sha256, "pictures": made}, indent=1) + "\n"
+    write_atomically(pictures / "pictures.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

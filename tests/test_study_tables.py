@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from analyses import tables
+from analyses import showcase, tables
 from analyses.studies import NETWORKS, RESULTS, Study, Verdict
 from featmap import FeatmapError, load
 from featmap.models import data_folder
@@ -111,6 +112,21 @@ def test_results_of_the_bundled_network_are_of_its_present_weights() -> None:
     sha256 = json.loads((data_folder() / "card.json").read_text(encoding="utf-8"))["sha256"]
     stored = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in STORED if p.stem == "reference"}
     assert {name: r["weights_sha256"] for name, r in stored.items()} == dict.fromkeys(stored, sha256)
+    trial = json.loads((RESULTS / "trial" / "trial.json").read_text(encoding="utf-8"))
+    assert sha256 in trial["network"] and sha256 in (RESULTS.parent / "validation.md").read_text(encoding="utf-8")
+    for name in ("speed", "search", "whole"):
+        path = RESULTS.parent / "benchmarks" / f"{name}.json"
+        assert not path.is_file() or sha256 in path.read_text(encoding="utf-8")
+
+
+def test_the_front_pages_pictures_are_of_the_present_weights() -> None:
+    card = json.loads((data_folder() / "card.json").read_text(encoding="utf-8"))
+    folder = RESULTS.parent / "pictures"
+    known = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+    assert known["weights"] == card["sha256"] and set(known["pictures"]) == set(showcase.COMMANDS)
+    for name, made in known["pictures"].items():
+        assert made["sha256"] == hashlib.sha256((folder / f"{name}.png").read_bytes()).hexdigest()
+        assert made["command"] == "featmap " + shlex.join(showcase.COMMANDS[name])
 
 
 @pytest.mark.parametrize(
