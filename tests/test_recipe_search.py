@@ -15,7 +15,7 @@ from featmap import Network, channel, load
 from featmap.batches import Batches
 from featmap.errors import FeatmapError, RecipeError
 from featmap.probing import Probe
-from featmap.recipes import FAST, Octave, Recipe
+from featmap.recipes import FAST, STANDARD, Octave, Recipe
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,6 +98,13 @@ def test_names_of_candidates() -> None:
     assert [c.recipe.name for c in search.chosen("quick-20")] == [search.BASE, "quick-20"]
     with pytest.raises(FeatmapError, match="candidate 'quick' is unknown; allowed: adam-40"):
         search.chosen("quick")
+
+
+def test_our_recipes_are_candidates() -> None:
+    tried = {c.recipe.name: c for c in search.CANDIDATES}
+    for ours, name in ((FAST, "quick-24-middle"), (STANDARD, "quick-60-lighter")):
+        assert (tried[name].recipe.octaves, tried[name].recipe.betas) == (ours.octaves, ours.betas)
+        assert f"`{ours.name}`" in tried[name].words
 
 
 def test_the_search_writes_numbers_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,11 +47,10 @@ from featmap.batches import Batches
 from featmap.console import err
 from featmap.errors import FeatmapError
 from featmap.probing import Probe
-from featmap.recipes import Octave, Recipe
+from featmap.recipes import QUICK, Octave, Recipe
 
 LAYERS = ("inception3a", "inception4c", "inception5a")
 RISE, STEPS_BACK = 1.02, 3
-QUICK = (0.8, 0.99)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,9 @@ CANDIDATES = (
     _of("quick-30", "shorter memory, 30 long steps", Octave(30, (0.08, 0.01), BLUR), betas=QUICK),
     _of("quick-weak-blur", "quick-20 under a weaker blur", Octave(20, (0.08, 0.01), (0.8, 0.3)), betas=QUICK),
     _of("quick-24-lighter", "quick-24 under a lighter blur", Octave(24, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
+    _of(
+        "quick-24-middle", "quick-24 under a blur between: `fast`", Octave(24, (0.08, 0.01), (0.95, 0.38)), betas=QUICK
+    ),
     _of("quick-20-lighter", "quick-20 under a lighter blur", Octave(20, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
     _of(
         "coarse-to-fine",
@@ -106,6 +108,12 @@ CANDIDATES = (
     ),
     _of("adam-120", "Adam, 120 steps", Octave(120, (0.03, 0.01), BLUR)),
     _of("quick-60", "shorter memory, 60 steps", Octave(60, (0.06, 0.005), BLUR), betas=QUICK),
+    _of(
+        "quick-60-lighter",
+        "quick-60 under a lighter blur: `standard`",
+        Octave(60, (0.06, 0.005), (0.92, 0.36)),
+        betas=QUICK,
+    ),
     _of("quick-80", "shorter memory, 80 shorter steps", Octave(80, (0.04, 0.005), BLUR), betas=QUICK),
 )
 BASE = CANDIDATES[0].recipe.name
