@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 import featmap
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, averaged, plain_finding, start
 from featmap import drawing, graph, measures, partitions, transforms
 from featmap.maps import SimilarityMap
 from featmap.partitions import Agreement
+from featmap.reliability import Interval
 from featmap.trace import Layer
 
-WHOLE, SHARE, NOTICEABLE = 256, 2, 0.1
+WHOLE, SHARE, NOTICEABLE, P = 256, 2, 0.1, 0.05
 SMALL, LARGER = 64, 96
 LAYERS = ("inception3a", "inception4a")
 
@@ -29,8 +31,10 @@ STUDY = Study(
     measured="agreement (adjusted Rand index, ARI) of the consensus clusters of S with the branches, against "
     f"{partitions.PERMUTATIONS:,} permutations of the branches, and S within a branch against S across branches, "
     f"bootstrapped over features; all features of a layer of up to {WHOLE}, of a larger one {SHARE} x --features of "
-    f"each branch; {SMALL} pixels ({LARGER} for networks of larger input). The claim holds if in every layer the ARI "
-    f"is above chance (p < 0.05) and at least {NOTICEABLE}; in part if ARI or contrast is above chance in any layer",
+    f"each branch; {SMALL} pixels ({LARGER} for networks of larger input)",
+    rule=f"the claim holds if in every layer the ARI is above chance (p < {P}) and the lower end of its interval above "
+    f"{NOTICEABLE}; in part if in any layer the ARI is above chance and that end above 0; it does not hold if in no "
+    "layer ARI or contrast is above chance; else it is not decided",
     full="all features of both layers, at 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": LAYERS,
@@ -157,12 +161,26 @@ def findings(one: Divided) -> list[Finding]:
 
 
 def verdict(layers: list[Divided]) -> Verdict:
-    """Return what the layers say of the claim."""
+    """Return what the layers say of the claim: by the lower ends of the intervals, as `STUDY.rule` words it."""
     if not layers:
         return "not decided"
-    if all(one.rand.p < 0.05 and one.rand.figure.value >= NOTICEABLE for one in layers):
+    ends = [one.rand.figure.low if one.rand.p < P else -np.inf for one in layers]
+    if all(low > NOTICEABLE for low in ends):
         return "holds"
-    return "holds in part" if any(min(one.rand.p, one.contrast.p) < 0.05 for one in layers) else "does not hold"
+    if any(low > 0 for low in ends):
+        return "holds in part"
+    above = any(min(one.rand.p, one.contrast.p) < P for one in layers)
+    return "not decided" if above else "does not hold"
+
+
+def told(value: float, digits: int = 3) -> str:
+    """Return a number to some digits, without the sign of what is rounded to zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def between(figure: Interval) -> str:
+    """Return a figure with its interval."""
+    return f"{told(figure.value)} [{told(figure.low)}, {told(figure.high)}]"
 
 
 def conclusion(layers: list[Divided], asked: tuple[str, ...]) -> str:
@@ -170,9 +188,9 @@ def conclusion(layers: list[Divided], asked: tuple[str, ...]) -> str:
     if not layers:
         return f"Undefined: {' and '.join(asked)} join no branches, or 0 or 1 of them have live features."
     said = [
-        f"in {one.layer} clusters and branches agree by an ARI of {one.rand.figure.value:.3f} (chance "
-        f"{one.rand.chance:.3f}, p {one.rand.p:.2g}), and S within a branch is {one.contrast.figure.value:.3f} above S "
-        f"across (p {one.contrast.p:.2g})"
+        f"in {one.layer} clusters and branches agree by an ARI of {between(one.rand.figure)} (chance "
+        f"{told(one.rand.chance)}, p {one.rand.p:.2g}), and S within a branch is {between(one.contrast.figure)} above "
+        f"S across (p {one.contrast.p:.2g})"
         for one in layers
     ]
     return "I" + "; ".join(said)[1:] + "."
@@ -204,13 +222,19 @@ def rows_of(one: Divided) -> pd.DataFrame:
 
 @drawing.house_style
 def figure(layers: list[Divided]) -> Figure:
-    """Draw a row a layer: the branches in each cluster, S between branches, ARI against its null."""
-    made = Figure(figsize=(10.5, 3.5 * len(layers)), layout="constrained")
+    """Draw a row a layer: the branches in each cluster, S between branches on one scale, ARI against its null."""
+    made = Figure(figsize=(11, 3.9 * len(layers)), layout="constrained")
     grid = made.subplots(len(layers), 3, squeeze=False, gridspec_kw={"width_ratios": (1.25, 1, 1)})
-    for axes, one in zip(grid, layers, strict=True):
+    tables = [partitions.between(one.S, one.branches) for one in layers]
+    known = np.concatenate([np.abs(t[np.isfinite(t)]) for t in tables])
+    reach = float(known.max(initial=0)) or 1.0
+    for axes, one, table in zip(grid, layers, tables, strict=True):
         _composition(axes[0], one)
-        _means(axes[1], one)
+        shown = _means(axes[1], one, table, reach)
         _null(axes[2], one)
+    made.colorbar(
+        shown, ax=grid[:, 1].tolist(), location="bottom", shrink=0.8, label="mean S (one scale for all layers)"
+    )
     return made
 
 
@@ -236,28 +260,29 @@ def _composition(axes: Axes, one: Divided) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _means(axes: Axes, one: Divided) -> None:
-    table, names = partitions.between(one.S, one.branches), list(_short(one.branches).values())
-    reach = float(np.nanmax(np.abs(table))) if np.isfinite(table).any() else 1.0
-    axes.imshow(table, cmap=drawing.SHADES, vmin=-reach, vmax=reach)
+def _means(axes: Axes, one: Divided, table: np.ndarray, reach: float) -> AxesImage:
+    names = list(_short(one.branches).values())
+    shown = axes.imshow(table, cmap=drawing.SHADES, vmin=-reach, vmax=reach)
     for (i, j), value in np.ndenumerate(table):
-        text = "" if np.isnan(value) else f"{value:.2f}"
+        text = "" if np.isnan(value) else told(value, 2)
         axes.text(
             j, i, text, ha="center", va="center", color="white" if abs(value) > 0.6 * reach else "black", fontsize=9
         )
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_title("mean S between branches")
+    return shown
 
 
 def _null(axes: Axes, one: Divided) -> None:
     axes.hist(one.rand.permuted, bins=24, color=drawing.GRAY, label=f"{len(one.rand.permuted):,} permutations")
     shown = one.rand.figure
-    axes.axvline(shown.value, color=drawing.colour(0), linewidth=2, label=f"found: {shown.value:.3f}")
+    axes.axvline(shown.value, color=drawing.colour(0), linewidth=2, label=f"found: {told(shown.value)}")
     if np.isfinite(shown.low):
         axes.axvspan(shown.low, shown.high, color=drawing.colour(0), alpha=0.15, linewidth=0, label="95 % interval")
+    axes.axvline(NOTICEABLE, color=drawing.colour(3), linewidth=1, linestyle="--", label=f"bar: {NOTICEABLE:g}")
     axes.set(xlabel="ARI of clusters with branches", ylabel="permutations", title=f"p = {one.rand.p:.2g}")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 

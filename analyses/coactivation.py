@@ -5,8 +5,8 @@
 The feature that the claim names (of the last layer) is followed step by step; the drawn features of every layer say how
 often the like happens. A runner-up is measured in two units: as a share of the target's activation, which is the
 article's plot and is ruled by the features' scales, and as a share of its own best, which is not. It is chosen as the
-highest of hundreds, so that it is high whatever the target: whether it belongs to the target's image is asked of a null
-in which every feature's responses are permuted among the images and the highest is chosen again (`featmap.runners`).
+highest of hundreds, so that it is high whatever the target: whether it belongs to the target's image is asked of other
+seeds than the one that it was chosen on, and of the other features' images there (`featmap.runners`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from analyses.rankings import COLUMNS, Runner, channels, known_best, permuted, quotient, ranked, ranking_rows, risen
+from analyses.rankings import (
+    COLUMNS,
+    Runner,
+    channels,
+    judged,
+    judged_rows,
+    known_best,
+    quotient,
+    ranked,
+    ranking_rows,
+    risen,
+)
 from analyses.studies import (
     Context,
     Finding,
     Outcome,
     Study,
     Verdict,
-    averaged,
     interval,
     mean_finding,
     plain_finding,
@@ -36,7 +46,7 @@ from analyses.studies import (
     start,
 )
 from featmap import drawing
-from featmap.runners import DRAWS, Chosen
+from featmap.runners import Judged
 from featmap.runs import LIVE, RESCUED
 
 ALMOST, RANKED, PROFILE, P = 0.8, 7, 512, 0.05
@@ -49,11 +59,13 @@ STUDY = Study(
     "not stay as they were, and another one ends almost as active as the target.",
     measured="every feature's average activation at every step for the named feature, and how high the highest other "
     "feature ends, for it and for drawn features: as a share of the target's activation and of its own best, beside "
-    "what it has on the null image and on other features' images. The claim holds if the named feature's runner-up "
-    f"rises above its null image and to {ALMOST:g} of the target's activation, and drawn features' runners-up lie "
-    "further above what they have on the other drawn features' images, over the target's activation, than the highest "
-    f"of responses permuted among these images within each feature ({DRAWS} draws, p < {P} in every layer); in part if "
-    "one of these is so",
+    "what it has on the null image and on other features' images. Each drawn feature's runner-up is also chosen on the "
+    "first seed and judged on the others: its activation there over the target's, the same less its mean on the other "
+    "drawn features' images, and the share of those images that drive it at least as high (by chance a half)",
+    rule=f"the claim holds if the named feature's runner-up rises above its null image and to {ALMOST:g} of the "
+    "target's activation, and in every layer fewer than half of the other drawn features' images drive a runner-up at "
+    "least as high, on seeds that it was not chosen on (Wilcoxon's signed ranks over features, one-sided, "
+    f"p < {P:g}); in part if one of these is so; not decided with one seed",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     feature=5,
 )
@@ -68,12 +80,12 @@ def measure(context: Context) -> Outcome:
     ranking = ranked(steps["A"].values.mean(0)[0], named)[:RANKED]
     runners, of_named = [], []
     made: dict[str, xr.Dataset] = {}
-    chosen: dict[str, Chosen] = {}
+    chosen: dict[str, Judged] = {}
     owns: dict[str, dict[int, np.ndarray]] = {}
     for layer in context.layers:
         context.say(f"drawn features of {layer}")
         drawn = context.maximise(context.units(layer), "drawn", responses=layer, **settings)
-        made[layer], chosen[layer] = drawn, permuted(layer, drawn)
+        made[layer], chosen[layer] = drawn, judged(drawn)
         pairs = [(t, best) for t in risen(drawn) if (best := highest(drawn, t)) is not None]
         extra = list(ranking) if layer == named_layer else []
         own = owns[layer] = own_best(context, layer, [*(c for _, c in pairs), *extra], settings)
@@ -81,6 +93,7 @@ def measure(context: Context) -> Outcome:
         if layer == named_layer:
             of_named = [runner(layer, steps, drawn, named, int(c), own) for c in ranking] if len(risen(steps)) else []
     rankings = [row for la, data in made.items() for row in ranking_rows(la, data, known_best(data, owns[la]))]
+    rankings += [row for la, data in made.items() for row in judged_rows(la, data, chosen[la])]
     return outcome(steps, f"{named_layer}:{named}", of_named, runners, chosen, rankings)
 
 
@@ -128,7 +141,7 @@ def defined(values: Sequence[float]) -> bool:
 
 
 def findings(
-    named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Chosen]
+    named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Judged]
 ) -> list[Finding]:
     """Return the study's figures; those that are undefined are left out."""
     found = []
@@ -162,38 +175,34 @@ def findings(
         if len(shares):
             words = f"features of {layer} whose runner-up reaches {ALMOST:g} of their activation"
             found.append(share_finding(f"almost:{layer}", int((shares >= ALMOST).sum()), len(shares), words))
-        found += permuted_findings(layer, chosen[layer]) if layer in chosen else []
+        found += judged_findings(layer, chosen[layer]) if layer in chosen else []
     return found
 
 
-def permuted_findings(layer: str, one: Chosen) -> list[Finding]:
-    """Return how far the runners-up lie above the other images, beside the same of permuted responses."""
+def judged_findings(layer: str, one: Judged) -> list[Finding]:
+    """Return what the runners-up chosen on the first seed do on the others; nothing where that is undefined."""
     if not np.isfinite(one.p):
         return []
-    n, low, high = len(one.gap), *np.percentile(one.null, [2.5, 97.5])
-    unit = "over the target's activation"
-    words = f"drawn features of {layer}: the highest other less its mean on the other images, {unit}"
+    what = f"{layer}: runner-up chosen on the first seed, on the others: "
     return [
-        averaged(f"gap:{layer}", one.gap, words),
-        plain_finding(
-            f"permuted:{layer}",
-            one.null.mean(),
-            n,
-            f"{layer}: the same with permuted responses (95 % of draws)",
-            low,
-            high,
+        mean_finding(f"held_share:{layer}", one.share, f"{what}its activation over the target's"),
+        mean_finding(f"gap:{layer}", one.gap, f"{what}the same less its mean on the other drawn features' images"),
+        mean_finding(
+            f"percentile:{layer}",
+            one.percentile,
+            f"{what}share of those images that drive it at least as high (by chance 0.5)",
         ),
-        plain_finding(f"p:{layer}", one.p, n, f"{layer}: p of a gap not above that of permuted responses"),
+        plain_finding(f"p:{layer}", one.p, len(one.gap), f"{layer}: p of a share that is no lower than a half"),
     ]
 
 
-def belong(chosen: Mapping[str, Chosen]) -> bool | None:
-    """Say whether the runners-up belong to their targets' images: gaps above the permuted ones in every layer."""
+def belong(chosen: Mapping[str, Judged]) -> bool | None:
+    """Say whether the runners-up belong to their targets' images, in every layer and on seeds that did not choose."""
     p = [one.p for one in chosen.values()]
     return all(x < P for x in p) if p and np.isfinite(p).all() else None
 
 
-def judge(of_named: Sequence[Runner], chosen: Mapping[str, Chosen]) -> Verdict:
+def judge(of_named: Sequence[Runner], chosen: Mapping[str, Judged]) -> Verdict:
     """Return the verdict.
 
     Almost: the named feature's runner-up rises above its null image from every seed and reaches `ALMOST` of the
@@ -213,7 +222,7 @@ def outcome(
     named: str,
     of_named: Sequence[Runner],
     runners: Sequence[Runner],
-    chosen: Mapping[str, Chosen],
+    chosen: Mapping[str, Judged],
     rankings: Sequence[tuple[Any, ...]],
 ) -> Outcome:
     """Return rows, figures, verdict and conclusion."""
@@ -232,12 +241,7 @@ def outcome(
             f"; over {int(np.isfinite(shares).sum())} drawn features the highest other one ends at {mean:.2f} "
             f"[{low:.2f}, {high:.2f}] of the target's activation"
         )
-        known = {layer: one for layer, one in chosen.items() if np.isfinite(one.p)}
-        if known:
-            said += ", above its mean on the other images by " + " and ".join(
-                f"{one.gap.mean():.2f} ({layer}; with permuted responses {one.null.mean():.2f}, p {one.p:.2g})"
-                for layer, one in known.items()
-            )
+        said += belonging(chosen)
     return Outcome(
         pd.DataFrame([*table(steps, named, of_named, runners), *rankings], columns=COLUMNS),
         findings(named, of_named, runners, chosen),
@@ -245,6 +249,21 @@ def outcome(
         said + ".",
         {"": draw(steps, named, of_named, runners, chosen)},
     )
+
+
+def belonging(chosen: Mapping[str, Judged]) -> str:
+    """Return what the sentence says of runners-up on seeds that they were not chosen on."""
+    known = {layer: one for layer, one in chosen.items() if np.isfinite(one.p)}
+    if not known:
+        return ""
+    told = []
+    for layer, one in known.items():
+        mean, low, high = interval(one.share)
+        told.append(
+            f"{mean:.2f} [{low:.2f}, {high:.2f}] of it ({layer}; {one.gap.mean():.2f} above its mean on the other "
+            f"features' images, {one.percentile.mean():.0%} of which drive it as high; p {one.p:.2g})"
+        )
+    return "; chosen on one seed, it has on the others " + " and ".join(told)
 
 
 def table(
@@ -275,11 +294,11 @@ def table(
 
 @drawing.house_style
 def draw(
-    steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Chosen]
+    steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Judged]
 ) -> Figure:
     """Draw the curves of all features, the final profile, and the drawn features' runners-up beside their floors."""
     figure, axes = plt.subplot_mosaic(
-        [["curves"] * 3 + ["profile"] * 3, ["shares"] * 2 + ["own"] * 2 + ["gap"] * 2],
+        [["curves"] * 3 + ["profile"] * 3, ["shares"] * 2 + ["own"] * 2 + ["judged"] * 2],
         figsize=(9, 7),
         layout="constrained",
         height_ratios=(1.25, 1),
@@ -292,36 +311,25 @@ def draw(
     axes["shares"].set_title("runner-up's activation\nover the target's", fontsize=9)
     draw_dots(axes["own"], runners, ("coactivation", "floor"), ("on the target's image", "on other features' images"))
     axes["own"].set_title("runner-up's share\nof its own best", fontsize=9)
-    draw_gaps(axes["gap"], chosen)
+    draw_judged(axes["judged"], chosen)
     return figure
 
 
-def draw_gaps(axes: plt.Axes, chosen: Mapping[str, Chosen]) -> None:
-    """Draw how far the runners-up lie above the other images: mean with interval, and what permuted responses give."""
+def draw_judged(axes: plt.Axes, chosen: Mapping[str, Judged]) -> None:
+    """Draw the share of other features' images that drive a runner-up as high: a dot a feature, mean and interval."""
     rng = np.random.default_rng(0)
     for k, one in enumerate(chosen.values()):
         if not np.isfinite(one.p):
             continue
-        axes.plot(k + rng.uniform(-0.1, 0.1, len(one.gap)), one.gap, ".", color=SHADES[0], alpha=0.7)
-        mean, low, high = interval(one.gap)
-        axes.errorbar(k + 0.2, mean, [[mean - low], [high - mean]], fmt="o", color=DARK, ms=4, capsize=3)
-        low, high = np.percentile(one.null, [2.5, 97.5])
-        axes.errorbar(
-            k + 0.35,
-            one.null.mean(),
-            [[one.null.mean() - low], [high - one.null.mean()]],
-            fmt="s",
-            color=RED,
-            ms=4,
-            capsize=3,
-        )
+        axes.plot(k + rng.uniform(-0.15, 0.15, len(one.percentile)), one.percentile, ".", color=SHADES[0], alpha=0.7)
+        mean, low, high = interval(one.percentile)
+        axes.errorbar(k + 0.3, mean, [[mean - low], [high - mean]], fmt="o", color=DARK, ms=4, capsize=3)
+        axes.text(k, 0.95, f"gap {one.gap.mean():.2f}\np {one.p:.2g}", ha="center", va="top", fontsize=8)
+    axes.axhline(0.5, color=RED, lw=0.8, ls="--")
+    axes.text(len(chosen) - 0.5, 0.51, "by chance", ha="right", va="bottom", fontsize=7.5, color=RED)
     axes.set_xticks(range(len(chosen)), list(chosen), fontsize=9)
-    axes.set_xlim(-0.5, len(chosen) - 0.3)
-    axes.set_title("runner-up less its mean on other\nimages, over the target's activation", fontsize=9)
-    shown = [axes.plot([], [], mark, color=shade, ms=4)[0] for mark, shade in (("o", DARK), ("s", RED))]
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
-    axes.legend(shown, ("on the target's image", "responses permuted"), fontsize=7.5)
+    axes.set(xlim=(-0.5, len(chosen) - 0.5), ylim=(-0.03, 1))
+    axes.set_title("share of other features' images that\ndrive it as high (seeds not chosen on)", fontsize=9)
 
 
 def draw_curves(axes: plt.Axes, steps: xr.Dataset, named: str, target: int, first: int | None) -> None:

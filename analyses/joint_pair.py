@@ -16,6 +16,8 @@ CHANNELS = (199, 201)
 SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
 LOST = 0.1
 """Below this share of its solo response a unit is lost: the joint image is the other one's."""
+MARGIN = 0.02
+"""A response nonlinearity that lies less than this above its floor is none to speak of."""
 LAYERS = ("inception4a", "inception4b")
 
 STUDY = Study(
@@ -24,10 +26,11 @@ STUDY = Study(
     claim="The image of feature 199 of Mixed 6a together with feature 201 of Mixed 6b is far from a linear combination "
     "of theirs: what one of them calls for fills some regions and is missing from others.",
     measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, beside "
-    "pairs of the same layers drawn at random; the claim holds if the response nonlinearity lies above its floor "
-    "(p < 0.05 over seeds) and nearer to its ceiling than to its floor, in part if it is only above the floor",
-    rule=f"besides, the claim holds in part at most where the joint image keeps less than {LOST:.0%} of the solo "
-    "response of one of the two: then it is hardly an image of both",
+    "pairs of the same layers drawn at random",
+    rule="the claim holds if the response nonlinearity lies above its floor (p < 0.05 over seeds) and nearer to its "
+    "ceiling than to its floor, in part if it is only above the floor, and in part at most where the joint image keeps "
+    f"less than {LOST:.0%} of the solo response of one of the two: then it is hardly an image of both; it does not "
+    f"hold if the 95 % interval of the nonlinearity less its floor ends below {MARGIN:g}; else it is not decided",
     full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps in place of {SIZE} and 60",
     layers={
         "reference": LAYERS,
@@ -89,15 +92,21 @@ def job_of(context: Context) -> JointJob:
     )
 
 
-def verdict(row: pd.Series) -> Verdict:
-    """Return what one pair's row of the summary says of the claim.
+def excess_of(pair: pd.DataFrame) -> tuple[float, float]:
+    """Return the interval over seeds of the nonlinearity less its floor, from a pair's table; NaN below three seeds."""
+    excess = pair["response_nonlinearity"] - pair["response_nonlinearity_floor"]
+    return t_interval(excess.tolist()) or (np.nan, np.nan)
+
+
+def verdict(row: pd.Series, excess: tuple[float, float]) -> Verdict:
+    """Return what one pair's row of the summary, and the interval of its excess, say of the claim.
 
     Where one of the two units is lost, the joint image is no image of both, and the claim holds in part at most.
     """
     if not np.isfinite(row["p"]):
         return "not decided"
     if row["p"] >= 0.05:
-        return "does not hold"
+        return "does not hold" if excess[1] < MARGIN else "not decided"
     middle = (row["response_nonlinearity_floor"] + row["response_nonlinearity_ceiling"]) / 2
     far = row["response_nonlinearity"] > middle
     return "holds" if far and not lost(row) else "holds in part"
@@ -111,8 +120,7 @@ def lost(row: pd.Series) -> list[str]:
 def findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
     """Return the named pair's figures (its table of seeds, its row of the summary) and those of the random pairs."""
     n = int(row["seeds"])
-    excess = pair["response_nonlinearity"] - pair["response_nonlinearity_floor"]
-    low, high = t_interval(excess.tolist()) or (np.nan, np.nan)
+    low, high = excess_of(pair)
     share = "of the joint image's response that no mixture of the solo images' explains"
     found = [
         plain_finding(
@@ -153,18 +161,22 @@ def reasons(random: pd.DataFrame) -> str:
     return f" ({', '.join(why)})" if why else ""
 
 
-def conclusion(job: JointJob, row: pd.Series, random: pd.DataFrame) -> str:
+def conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame) -> str:
     """Return the sentence."""
     said = verdicts.sentence(row, job).rstrip(".")
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
         said += f"; the joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
         gone = [str(job.groups[0]["ab".index(c)]) for c in lost(row)]
         said += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
+    if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
+        said += f"; at {row['territory_divided']:.0%} of the positions where any of the two fires only one does, and "
+        said += f"their maps correlate by {row['territory_correlation']:.2f}"
     known = random["excess"].dropna()
     if len(known) and np.isfinite(row["excess"]):
+        ends = f" [{excess[0]:.3f}, {excess[1]:.3f}]" if np.isfinite(excess).all() else ""
         said += (
-            f"; the share lies {row['excess']:.3f} above its floor, in {len(known)} of {len(random)} pairs drawn at "
-            f"random {known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
+            f"; the share lies {row['excess']:.3f}{ends} above its floor, in {len(known)} of {len(random)} pairs drawn "
+            f"at random {known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
         )
         said += f", the others are undefined{reasons(random)}" if len(known) < len(random) else ""
     return f"{job.labels[0]}: {said}."
@@ -188,8 +200,8 @@ def measure(context: Context) -> Outcome:
     return Outcome(
         rows,
         findings(pair, row, random),
-        verdict(row),
-        conclusion(job, row, random),
+        verdict(row, excess_of(pair)),
+        conclusion(job, row, excess_of(pair), random),
         {".webp": drawing.webp(panels.panel(verdicts.panel_of(held, table, row, (defined or own)[0])), dpi=100)},
     )
 

@@ -10,7 +10,6 @@ whole layer. Profiles are the responses of all features of the layer, each in it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analyses.leavings import Leaving, early, finite, half_findings, left_behind, mean_of
 from analyses.studies import (
     PINK,
     Context,
@@ -34,7 +34,7 @@ from analyses.studies import (
     yardstick,
 )
 from featmap import devices, drawing, mapping, probe, transforms
-from featmap.divergence import half_life, profile_correlation
+from featmap.divergence import profile_correlation
 from featmap.images import null_frames
 from featmap.photographs import read_photograph
 from featmap.recipes import Recipe
@@ -47,49 +47,18 @@ STUDY = Study(
     "natural_start",
     section="Layer and Neuron Interactions",
     claim="The descent may start from a natural image instead of noise, also for many features at once.",
-    measured="what drawn features reach from a photograph over what they reach from noise; correlation of the response "
-    "profile at every step with the photograph's own and with that of the noise-started image of the same feature; the "
-    "half-life of the first; the same for all drawn features as one sum and for the whole layer. Without `--image` the "
-    "start is an image with a 1/f spectrum, no photograph",
+    measured="what drawn features reach from a natural image over what they reach from noise; correlation of the "
+    "response profile at every step with that image's own and with the noise-started image's of the same feature; "
+    "the half-life of the first; the same for all drawn features as one sum and for the whole layer. The image is the "
+    "photograph that `--image` names; without it a 1/f image, no photograph",
     rule="the claim holds if from a photograph the drawn features, by the lower end of their interval, and every "
     f"sum and whole layer reach {ENOUGH} of what they reach from noise, in part if only one of these does; "
-    "without a photograph in part at most; half-lives stand beside that under the recipe's blur alone",
+    "without a photograph in part at most. A half-life within the first step is an upper bound: such features are "
+    "counted, and the image's profile is left sooner than under the recipe's blur alone only if the interval of the "
+    "paired differences, bounds taken as values, lies above 0",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """How one feature's descent (or all at once) leaves the photograph.
-
-    `own` and `aim` are the profile's correlations by frame: with the photograph's, and with the noise-started image of
-    the same unit (mean over seeds). `floor` is the noise-started image's correlation with the photograph, `other` the
-    final image's correlation with other features' noise-started images, `seeds` that of two seeds of the same feature,
-    `blurred` the photograph's own correlation by frame under the same blur without gradient.
-    `reached` is the activation from the photograph over that from noise, both above the noise's null image.
-    """
-
-    unit: str
-    layer: str
-    steps: np.ndarray
-    own: np.ndarray
-    aim: np.ndarray
-    floor: float
-    other: float
-    seeds: float
-    blurred: np.ndarray
-    reached: float
-
-    @property
-    def half(self) -> float:
-        """Steps until the correlation with the photograph has fallen half the way to its floor."""
-        return half_life(self.steps, self.own, self.floor)
-
-    @property
-    def half_blurred(self) -> float:
-        """The same under blur alone."""
-        return half_life(self.steps, self.blurred, self.floor)
 
 
 def measure(context: Context) -> Outcome:
@@ -189,64 +158,38 @@ def left(
     return found
 
 
-def mean_of(values: np.ndarray) -> float:
-    """Return the mean of what is defined; NaN where nothing is."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
-
-
-def findings(leavings: Sequence[Leaving], together: Sequence[Leaving]) -> list[Finding]:
+def findings(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> list[Finding]:
     """Return the study's figures; a half-life that was never reached is left out and counted."""
-    found = []
+    found, start_ = [], source(photograph)
     for layer in dict.fromkeys(r.layer for r in leavings):
         these = [r for r in leavings if r.layer == layer]
-        halves = np.array([r.half for r in these])
-        for name, values, words, unit in (
-            ("reached", [r.reached for r in these], "activation reached from the photograph over that from noise", ""),
-            ("half", finite(halves), f"half-life of the photograph's own profile{bounded(these)}", "steps"),
-            (
-                "half_blurred",
-                finite([r.half_blurred for r in these]),
-                f"half-life under the recipe's blur alone, to the same ends{bounded(these, 'half_blurred')}",
-                "steps",
-            ),
-            ("own", [r.own[-1] for r in these], "profile's correlation with the photograph's, at the end", ""),
-            ("floor", [r.floor for r in these], "the same of noise-started images", ""),
-            ("aim", [r.aim[-1] for r in these], "with the noise-started image of the same feature", ""),
-            ("other", [r.other for r in these], "with noise-started images of other features", ""),
-            ("seeds", [r.seeds for r in these], "two noise-started images of the same feature", ""),
+        for name, values, words in (
+            ("reached", [r.reached for r in these], f"activation reached from {start_} over that from noise"),
+            ("own", [r.own[-1] for r in these], "profile's correlation with the image's own, at the end"),
+            ("floor", [r.floor for r in these], "the same of noise-started images"),
+            ("aim", [r.aim[-1] for r in these], "with the noise-started image of the same feature"),
+            ("other", [r.other for r in these], "with noise-started images of other features"),
+            ("seeds", [r.seeds for r in these], "two noise-started images of the same feature"),
         ):
             if np.isfinite(values).any():
-                found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}", unit))
+                found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
+        found += half_findings(layer, these)
         if np.isfinite(these[0].blurred[-1]):
-            words = f"{layer}: correlation with the photograph's profile of the photograph at the end of that blur"
+            words = f"{layer}: correlation of {start_}'s profile at the end of that blur with its own"
             found.append(plain_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
-        never = int(np.isinf(halves).sum())
-        if never:
-            words = f"{layer}: features that never left half of the photograph's profile"
-            found.append(plain_finding(f"never:{layer}", never, len(these), words))
     for r in together:
         if np.isfinite(r.half):
-            words = f"{r.layer}: half-life with {called(r.unit)} at once{bounded([r])}"
+            words = f"{r.layer}: half-life with {called(r.unit)} at once{' (at most)' if early([r]) else ''}"
             found.append(plain_finding(f"half:{short(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
         if np.isfinite(r.reached):
-            words = f"{r.layer}: activation of {called(r.unit)} at once, from the photograph over that from noise"
+            words = f"{r.layer}: activation of {called(r.unit)} at once, from {start_} over that from noise"
             found.append(plain_finding(f"reached:{short(r.unit)}:{r.layer}", r.reached, 1, words))
     return found
 
 
-def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return values with NaN in place of what is infinite."""
-    given = np.asarray(values, dtype=float)
-    return np.where(np.isfinite(given), given, np.nan)
-
-
-def bounded(these: Sequence[Leaving], which: str = "half") -> str:
-    """Return what is to be said of half-lives that lie within the first step: they are upper bounds."""
-    early = sum(getattr(r, which) == r.steps[1] for r in these if len(r.steps) > 1)
-    if not early:
-        return ""
-    return f" (at most: in {early} of {len(these)} it lies within the first step)" if len(these) > 1 else " (at most)"
+def source(photograph: bool) -> str:
+    """Return what the descents started from, in words."""
+    return "the photograph" if photograph else "a 1/f image"
 
 
 def short(unit: str) -> str:
@@ -299,7 +242,7 @@ def outcome(
         for la, r in first.items()
         for step, v in zip(r.steps, r.blurred, strict=True)
     ]
-    made = findings(leavings, together)
+    made = findings(leavings, together, context.image is not None)
     verdict = judge(leavings, together, context.image is not None)
     said = conclusion(leavings, together, context.image is not None)
     table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])
@@ -313,21 +256,13 @@ def conclusion(leavings: Sequence[Leaving], together: Sequence[Leaving], photogr
     if not np.isfinite(reached).any():
         return "0 features rose from noise."
     mean, low, high = interval(reached)
-    what = "the photograph" if photograph else "an image with a 1/f spectrum (no photograph was given or tested)"
+    what = source(photograph) + ("" if photograph else " (no photograph was given or tested)")
     said = f"From {what} {int(np.isfinite(reached).sum())} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what "
     said += "they reach from noise"
     joint = finite([r.reached for r in together])
     if np.isfinite(joint).any():
         said += f", sums of them and whole layers {np.nanmin(joint):.2f} or more"
-    halves = finite([r.half for r in leavings])
-    if np.isfinite(halves).any():
-        most = "at most " if bounded(leavings) else ""
-        said += f"; of its own response profile half is left after {most}{np.nanmean(halves):.1f} steps"
-        alone = finite([r.half_blurred for r in leavings])
-        if np.isfinite(alone).any():
-            sooner = "sooner" if np.nanmean(halves) < np.nanmean(alone) else "no sooner"
-            said += f", {sooner} than under the recipe's blur alone ({np.nanmean(alone):.1f})"
-    return said + "."
+    return said + left_behind(leavings) + "."
 
 
 @drawing.house_style
@@ -338,12 +273,15 @@ def draw(
     pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
 ) -> Figure:
     """Draw the correlations over the steps by layer, and the first features' images from both starts."""
-    figure = plt.figure(figsize=(9, 3.2 + 1.9 * len(pictures)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3.2, 1.9 * len(pictures)))
+    figure = plt.figure(figsize=(9, 3.8 + 1.9 * len(pictures)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.8, 1.9 * len(pictures)))
     panes = top.subplots(1, len(pictures), squeeze=False, sharey=True)[0]
     for axes, (layer, *_) in zip(panes, pictures, strict=True):
         draw_curves(axes, layer, [r for r in leavings if r.layer == layer], [r for r in together if r.layer == layer])
     panes[0].set_ylabel("correlation of profiles")
+    shown = {label: line for pane in panes for line, label in zip(*pane.get_legend_handles_labels(), strict=True)}
+    if shown:
+        top.legend(shown.values(), shown, loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
     cells = bottom.subplots(2 * len(pictures), 7, squeeze=False)
     for pane in cells.flat:
         pane.set_axis_off()
@@ -380,8 +318,6 @@ def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], togethe
         axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start's own")
     axes.set(xlabel="step", xlim=(0, max(1, steps[-1])))
     axes.set_title(drawing.plain(layer), fontsize=10)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from featmap.runners import Chosen, against_permuted
+from featmap.runners import Judged, held_out
 from featmap.runs import LIVE, RESCUED
 
 TOP = 10
@@ -61,11 +61,22 @@ def quotient(over: np.ndarray, under: np.ndarray) -> float:
     return float(np.mean(over[good] / under[good])) if good.all() and len(good) else float("nan")
 
 
-def permuted(layer: str, drawn: xr.Dataset) -> Chosen:
-    """Return how high the drawn features' runners-up lie, and how high with responses permuted among the images."""
+def judged(drawn: xr.Dataset) -> Judged:
+    """Return the drawn features' runners-up, chosen on the first seed and judged on the others."""
     rose = [channels(drawn).index(c) for c in risen(drawn)]
-    A = drawn["A"].values.mean(0)[rose]
-    return against_permuted(A, np.array(risen(drawn), dtype=int), key=layer)
+    return held_out(drawn["A"].values[:, rose], np.array(risen(drawn), dtype=int))
+
+
+def judged_rows(layer: str, drawn: xr.Dataset, one: Judged) -> list[tuple[Any, ...]]:
+    """Return rows (see `COLUMNS`) of what the runners-up chosen on the first seed do on the others."""
+    if not np.isfinite(one.p):
+        return []
+    quantities = {"of target": one.share, "gap": one.gap, "percentile": one.percentile}
+    return [
+        (f"other seeds: {what}", layer, target, "mean", drawn.sizes["step"], int(channel), None, value)
+        for what, values in quantities.items()
+        for target, channel, value in zip(risen(drawn), one.channel, values, strict=True)
+    ]
 
 
 def known_best(drawn: xr.Dataset, own: Mapping[int, np.ndarray]) -> dict[int, float]:

@@ -207,3 +207,6 @@ def _strips(page: plt.Axes, figure: Figure, given: Panel, y: float, width: float
         "dots: seeds; black: mean; line: 95 % interval; gray bar: floor; dotted: ceiling; beyond the axis: at its end"
     )
     write(page, EDGE + left, y + h * len(given.strips) + 0.24, text, 7.5, **legend)
+    if any(len(strip.values) > 1 for strip in given.strips):
+        below = y + h * len(given.strips) + 0.04
+        write(page, width - right + 0.15, below, "mean (lowest to highest seed)", 7.5, **legend)

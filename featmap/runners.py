@@ -5,61 +5,60 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
-from featmap.reliability import seeded
-
-DRAWS = 999
 EPS = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
-    """How far the runners-up of T targets lie above what they have on the other images, over the target's activation.
+class Judged:
+    """The runners-up of T targets, chosen on the first seed and judged on the others; means over those seeds.
 
-    `gap` holds T values, `null` the mean over targets in each draw of permuted responses, `p` the share of draws (and
-    the observed one) whose mean is not below the observed; NaN, and no draws, where undefined.
+    `channel` holds T features, `share` their responses to the targets' images over the targets' own, `gap` the same
+    after their mean on the other targets' images is taken off, `percentile` the share of those images that drive them
+    at least as high (by chance a half), `p` that of percentiles no lower than a half. NaN where undefined.
     """
 
+    channel: np.ndarray
+    share: np.ndarray
     gap: np.ndarray
-    null: np.ndarray
+    percentile: np.ndarray
     p: float
 
 
-def against_permuted(A: np.ndarray, targets: np.ndarray, draws: int = DRAWS, key: str = "runners") -> Chosen:
-    """Compare the runners-up of features with those of responses that are permuted among the images.
+def held_out(A: np.ndarray, targets: np.ndarray) -> Judged:
+    """Choose each target's runner-up on the first seed and judge it on the others.
 
     Parameters
     ----------
-    A : T x M responses, images x features; row t is the image of feature `targets[t]`
+    A : S x T x M responses, seeds x images x features; image t is that of feature `targets[t]`
     targets : T channels, all different
-    draws : of permutations, each within every feature's responses to the images of *other* features
 
-    A target's runner-up is the other feature with the highest response to its image. Its gap is that response less its
-    mean on the other targets' images (its own image left out), over the target's own response. Being chosen as the
-    highest of M makes a gap large by itself; a draw permutes each feature's responses among the images, which keeps
-    every feature's responses and takes away what they have to do with the images, and chooses again. Undefined below
-    3 targets or 2 features, or where a response is not finite, or a target's own is not above `EPS`.
+    A target's runner-up is the other feature with the highest response to its image of seed 0. The highest of many is
+    high on the image that it was chosen on; on the images of other seeds it is high only if it answers to the target.
+    It is compared with itself on the other targets' images of the same seed, its own image left out. p is one-sided
+    by Wilcoxon's signed ranks over the targets, percentile less a half. Undefined below 2 seeds, 3 targets or
+    2 features, or where a response is not finite, or a target's own is not above `EPS`.
     """
-    T, M = A.shape
-    known = T >= 3 and M >= 2 and np.isfinite(A).all()
-    own = A[np.arange(T), targets] if known else np.zeros(T)
-    if not known or not (own > EPS).all():
-        return Chosen(np.full(T, np.nan), np.empty(0), float("nan"))
-    held = A.astype(np.float64)
-    held[np.arange(T), targets] = np.nan  # stays where it is
-    count = np.isfinite(held).sum(0)
-    sums = np.nansum(held, axis=0)
+    S, T, M = A.shape
+    at, nothing = np.arange(T), np.full(T, np.nan)
+    known = S >= 2 and T >= 3 and M >= 2 and np.isfinite(A).all()
+    if not known or not (A[:, at, targets] > EPS).all():
+        return Judged(nothing, nothing, nothing, nothing, float("nan"))
+    first, later = A[0].astype(np.float64), A[1:].astype(np.float64)
+    first[at, targets] = -np.inf
+    channel = first.argmax(1)
+    responses = later[:, :, channel]  # seed x image x target
+    high = responses[:, at, at]
+    others = ~np.eye(T, dtype=bool) & (targets[:, None] != channel)
+    count = others.sum(0)
+    own = later[:, at, targets]
+    gap = (high - (responses * others).sum(1) / count) / own
+    percentile = ((responses >= high[:, None]) & others).sum(1) / count
+    return Judged(channel, (high / own).mean(0), gap.mean(0), percentile.mean(0), below_half(percentile.mean(0)))
 
-    def gaps(x: np.ndarray) -> np.ndarray:
-        best = np.where(np.isfinite(x), x, -np.inf).argmax(1)
-        high = x[np.arange(T), best]
-        found: np.ndarray = (high - (sums[best] - high) / (count[best] - 1)) / own
-        return found
 
-    gap, rng, null = gaps(held), seeded("runners", key, T, M), np.empty(draws)
-    for k in range(draws):
-        moved = rng.permuted(held, axis=0)
-        for t, j in enumerate(targets):  # what came to lie on the feature's own image changes places with the gap
-            moved[np.flatnonzero(np.isnan(moved[:, j]))[0], j], moved[t, j] = moved[t, j], np.nan
-        null[k] = gaps(moved).mean()
-    return Chosen(gap, null, float((1 + (null >= gap.mean() - EPS).sum()) / (1 + draws)))
+def below_half(percentile: np.ndarray) -> float:
+    """Return the one-sided p of Wilcoxon's signed ranks that values lie no lower than a half; 1 if all are a half."""
+    apart = percentile - 0.5
+    return float(stats.wilcoxon(apart, alternative="less").pvalue) if (np.abs(apart) > EPS).any() else 1.0

@@ -82,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "coherence": {"interaction"},
     "spectra": set(),
     "likeness": {"measures"},
-    "runners": {"reliability"},
+    "runners": set(),
     "extents": {"fields"},
     "linear": {"errors", "models"},
     "marks": set(),

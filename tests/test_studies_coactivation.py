@@ -14,7 +14,8 @@ from torch import nn
 from analyses import coactivation
 from analyses.coactivation import STUDY, measure, ranked
 from featmap.errors import FeatmapError
-from featmap.runners import against_permuted
+from featmap.recipes import FAST
+from featmap.runners import held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +38,7 @@ def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: 
     own = rows[(rows.part == "runner-up: own best") & (rows.target.astype(int) == 0)]
     assert set(own.feature) == {1, 2, 3} and own[own.feature == 2].value.to_numpy() == pytest.approx(4.5, abs=0.01)
     curve = rows[(rows.part == "curve") & (rows.seed == 0)].pivot(index="step", columns="feature", values="value")
-    assert list(curve.index) == list(range(41))
+    assert list(curve.index) == list(range(FAST.steps + 1))
     np.testing.assert_allclose(curve[2], 3 * curve[0], rtol=1e-4)
     assert curve[0].iloc[-1] == pytest.approx(1.5, abs=0.01) and "feature 2 ended at 3.00" in outcome.conclusion
     profile = rows[rows.part == "profile"].set_index("feature").value
@@ -86,33 +87,59 @@ def test_the_ranking_is_that_of_the_responses(tmp_path: Path) -> None:
     assert held["ranking: null"].to_numpy()[0] == pytest.approx(0.75, abs=0.06)
 
 
-def scattered(partner: bool) -> np.ndarray:
-    """Responses of 40 features to the images of the first 12: a peak of each of 12 others, on one each or anywhere."""
-    rng = np.random.default_rng(3)
-    A = 0.1 * rng.random((12, 40))
-    A[np.arange(12), np.arange(12)] = 1.0
-    A[np.arange(12) if partner else rng.integers(0, 12, 12), 12 + np.arange(12)] = 0.9
+def scattered(scale: float, seed: int = 3) -> np.ndarray:
+    """Responses of 40 features to the images of the first 12, three seeds: small and drawn anew for each seed.
+
+    Features rise together on half of the images. A partner of each target has 0 on all images but the target's, and
+    `scale` there; 0: no partner.
+    """
+    rng = np.random.default_rng(seed)
+    A = 0.5 * rng.random((3, 12, 40)) * np.where(np.arange(12) % 2, 1, 0.2)[:, None]
+    if scale:
+        A[:, :, 12:24] = 0
+        A[:, np.arange(12), 12 + np.arange(12)] = scale
+    A[:, np.arange(12), np.arange(12)] = 1.0
     return A
 
 
-def test_a_runner_up_that_is_only_the_highest_of_many_is_told_from_a_partner() -> None:
-    own, chance = (against_permuted(scattered(p), np.arange(12), 199) for p in (True, False))
-    assert own.gap.mean() > 0.8 and own.p == pytest.approx(1 / 200)
-    assert chance.gap.mean() > 0.4 and chance.p > 0.1, "large, since the highest was chosen, and yet nobody's own"
-    assert coactivation.belong({"a": own}) is True and coactivation.belong({"a": own, "b": chance}) is False
+@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+def test_a_partner_is_found_whatever_its_scale(scale: float) -> None:
+    found = held_out(scattered(scale), np.arange(12))
+    assert list(found.channel) == list(range(12, 24)) and found.p < 0.001
+    for values, expected in ((found.share, scale), (found.gap, scale), (found.percentile, 0)):
+        assert values == pytest.approx(np.full(12, expected))
 
 
-def test_a_permutation_keeps_responses_and_own_images() -> None:
-    """With one response a feature apart from its own image's, nothing can be permuted but what is equal."""
-    A = np.ones((4, 6))
-    A[np.arange(4), np.arange(4)] = 2.0
-    found = against_permuted(A, np.arange(4), 20)
-    assert found.gap == pytest.approx(np.zeros(4)) and found.null == pytest.approx(np.zeros(20)) and found.p == 1
-    A[0, 4] = 3.0  # feature 4 has one peak: on image 0, wherever it is moved it leads, above a mean of 1, over 2
-    found = against_permuted(A, np.arange(4), 20)
-    assert found.gap == pytest.approx([1, 0, 0, 0]) and found.null == pytest.approx(np.full(20, 0.25)) and found.p == 1
-    assert np.isnan(against_permuted(A[:2], np.arange(2), 5).p)  # two images
-    assert coactivation.belong({"a": against_permuted(A[:2], np.arange(2), 5)}) is None
+def test_the_highest_of_responses_drawn_anew_is_nobodys_own() -> None:
+    """A p below 0.05 in about one of twenty draws of independent responses, a percentile of about a half."""
+    rng = np.random.default_rng(5)
+    drawn = [held_out(0.1 + rng.random((3, 12, 40)), np.arange(12)) for _ in range(100)]
+    assert np.mean([one.p < 0.05 for one in drawn]) <= 0.1
+    assert np.mean([one.percentile.mean() for one in drawn]) == pytest.approx(0.5, abs=0.02)
+    partner, chance = held_out(scattered(1.0), np.arange(12)), sorted(drawn, key=lambda one: one.p)[50]
+    assert coactivation.belong({"a": partner}) is True and coactivation.belong({"a": partner, "b": chance}) is False
+
+
+def test_a_runner_up_is_judged_on_seeds_that_did_not_choose_it() -> None:
+    """Feature 4 leads on the first seed; feature 5 would on the second. On it 4 has 1, 3, 0, 1 and the targets 2."""
+    A = np.zeros((2, 4, 6))
+    A[:, np.arange(4), np.arange(4)] = 2.0
+    A[0, :, 4], A[1, :, 5], A[1, :, 4] = 1.0, 5.0, [1, 3, 0, 1]
+    found = held_out(A, np.arange(4))
+    assert list(found.channel) == [4] * 4 and found.share == pytest.approx([0.5, 1.5, 0, 0.5])
+    assert found.gap == pytest.approx([(1 - 4 / 3) / 2, (3 - 2 / 3) / 2, -5 / 6, (1 - 4 / 3) / 2])
+    assert found.percentile == pytest.approx([2 / 3, 0, 1, 2 / 3])
+    A[0, 0, 1], A[1, :, 1] = 7.0, [1, 2, 3, 0]  # a target as runner-up: its own image, the second, is left out
+    assert held_out(A, np.arange(4)).percentile[0] == 0.5
+
+
+def test_one_seed_or_two_targets_decide_nothing() -> None:
+    A = scattered(10.0)
+    for few, targets in ((A[:1], 12), (A[:, :2], 2)):
+        found = held_out(few, np.arange(targets))
+        assert np.isnan(found.p) and np.isnan(found.percentile).all()
+        assert coactivation.belong({"a": found}) is None and coactivation.belonging({"a": found}) == ""
+        assert coactivation.judged_findings("a", found) == []
 
 
 def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import xarray as xr
 from PIL import Image
 from studying import context_of, found
 
-from analyses import natural_start
+from analyses import leavings, natural_start
 from analyses.natural_start import STUDY, judge, left, measure, natural
 from analyses.studies import PINK, small_size, yardstick
 from featmap import transforms
@@ -59,15 +59,43 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
     assert first.floor == pytest.approx(0, abs=1e-9) and first.other == pytest.approx(0, abs=1e-9)
     assert first.blurred[:3] == pytest.approx([1, np.sqrt(0.5), 0], abs=1e-9)
     assert first.half_blurred == pytest.approx(1 + (np.sqrt(0.5) - 0.5) / np.sqrt(0.5)), "to the same end, 0"
-    assert natural_start.bounded([first, second]) == ""
+    assert leavings.early([first, second]) == 0
     quick = replace(second, own=np.array([1.0, 0.4, *[0.0] * 199]))
-    assert quick.half == 1 and natural_start.bounded([quick]) == " (at most)"
-    assert natural_start.bounded([first, quick]) == " (at most: in 1 of 2 it lies within the first step)"
+    assert quick.half == 1 and leavings.early([quick, first, quick]) == 2
     assert (first.reached, second.reached) == (0.5, 0.5)
     (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation), still)
     assert alone.unit == "a:0" and np.isnan(alone.other)
     missing = np.where(np.arange(30) == 7, np.nan, deviation)
     assert left("a", one, other, (mean, missing), still)[0].half == pytest.approx(first.half, abs=10)
+
+
+def leaving(half: float, blurred: float) -> natural_start.Leaving:
+    """A feature whose two half-lives over ten steps, to an end of 0, are these: a fall by 1 / (2 half) a step."""
+    steps = np.arange(11)
+    own, still = (np.maximum(1 - steps / (2 * h), 0) if np.isfinite(h) else np.ones(11) for h in (half, blurred))
+    return natural_start.Leaving("a:0", "a", steps, own, own, 0.0, 0.0, 0.0, still, 1.0)
+
+
+def test_sooner_than_the_blur_is_what_the_paired_interval_says() -> None:
+    both, first, late = leaving(0.5, 0.7), leaving(0.6, 2.0), leaving(3.0, 2.0)
+    never = leaving(np.inf, 4.0)
+    assert leavings.sooner([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
+    said = leavings.left_behind([first, first, leaving(0.5, 3.0), both])
+    assert "within the first step by 4 of 4 features, under the recipe's blur alone by 1" in said
+    assert "not shown to be sooner (the blur's half-life less theirs is 1.00 [-0.30, 2.30] steps" in said
+    said = leavings.left_behind([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
+    assert ": sooner (the blur's half-life less theirs is 1.50 [0.26, 2.74] steps" in said
+    assert "sooner" not in leavings.left_behind([first, first]), "two features have no say"
+    assert leavings.left_behind([replace(first, own=np.full(11, np.nan))]) == ""
+
+
+def test_a_mean_of_bounds_has_no_interval_and_is_counted() -> None:
+    given = [leaving(0.6, 2.0), leaving(2.0, 2.5), leaving(3.0, 3.0)]
+    found_ = {f.name: f for f in leavings.half_findings("a", given)}
+    assert found_["half:a"].value == pytest.approx(2) and found_["half:a"].low is None
+    assert "at most" in found_["half:a"].words and found_["early_half:a"].value == pytest.approx(1 / 3)
+    assert found_["half_blurred:a"].low is not None and found_["early_half_blurred:a"].value == 0
+    assert found_["sooner:a"].value == pytest.approx(0.5)
 
 
 def photograph(path: Path, size: int) -> Path:
@@ -102,7 +130,11 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
     assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
     assert not any(np.allclose(image, p.clamp(0, 1)) for p in transforms.pink(PINK, 16)), "not one of the yardstick's"
     outcome = measure(context)
-    assert "no photograph was given" in outcome.conclusion and outcome.verdict in ("holds in part", "not decided")
+    assert not any("photograph" in f.words for f in outcome.findings)
+    assert "a 1/f image (no photograph was given" in outcome.conclusion and outcome.verdict in (
+        "holds in part",
+        "not decided",
+    )
 
 
 def test_the_photograph_under_blur_alone_is_what_the_library_makes_without_a_gradient(tmp_path: Path) -> None:

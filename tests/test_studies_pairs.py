@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from analyses import branches, joint_pair
 from featmap import panels
 from featmap.interaction import ROUNDING
+from featmap.maps import SimilarityMap
 from featmap.panels import Panel
+from featmap.partitions import Agreement
+from featmap.reliability import Interval
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,20 +54,25 @@ def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "share", "expected"),
+    ("p", "share", "upper", "expected"),
     [
-        (np.nan, 0.9, "not decided"),
-        (0.2, 0.9, "does not hold"),
-        (0.01, 0.61, "holds"),
-        (0.01, 0.59, "holds in part"),
+        (np.nan, 0.9, np.nan, "not decided"),
+        (0.2, 0.9, 0.067, "not decided"),
+        (0.2, 0.9, 0.019, "does not hold"),
+        (0.2, 0.9, np.nan, "not decided"),
+        (0.01, 0.61, 0.4, "holds"),
+        (0.01, 0.59, 0.4, "holds in part"),
+        (0.01, 0.31, 0.015, "holds in part"),
     ],
 )
-def test_far_is_nearer_to_the_ceiling_than_to_the_floor(p: float, share: float, expected: str) -> None:
+def test_far_is_nearer_to_the_ceiling_and_not_far_is_known_to_be_small(
+    p: float, share: float, upper: float, expected: str
+) -> None:
     row = {"p": p, "response_nonlinearity": share}
     row |= {"response_nonlinearity_floor": 0.3, "response_nonlinearity_ceiling": 0.9}
     row |= {"retention_a": 0.4, "retention_b": 0.9}
-    assert joint_pair.verdict(pd.Series(row)) == expected
-    lost = joint_pair.verdict(pd.Series(row | {"retention_a": 0.05}))
+    assert joint_pair.verdict(pd.Series(row), (-0.02, upper)) == expected
+    lost = joint_pair.verdict(pd.Series(row | {"retention_a": 0.05}), (-0.02, upper))
     assert lost == ("holds in part" if expected == "holds" else expected), "an image of one unit is none of two"
 
 
@@ -80,10 +88,15 @@ def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Pat
         "excess": 0.1,
     }
     named |= {"response_nonlinearity_floor": 0.1, "response_nonlinearity_ceiling": 0.5}
+    named |= {"territory_divided": 0.75, "territory_correlation": -0.354}
     row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
     values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
-    said = joint_pair.conclusion(job, row, random)
+    said = joint_pair.conclusion(job, row, (0.05, 0.15), random)
+    assert (
+        "at 75% of the positions where any of the two fires only one does, and their maps correlate by -0.35;" in said
+    )
+    assert "the share lies 0.100 [0.050, 0.150] above its floor" in said
     assert "the joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7;" in said
     assert (
         "in 2 of 3 pairs drawn at random 0.150 (from 0.100 to 0.200), the others are undefined (dead partner)." in said
@@ -92,8 +105,16 @@ def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Pat
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
-    whole = joint_pair.conclusion(job, row.replace(0.04, 0.4), random[:2])
+    whole = joint_pair.conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
     assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 pairs" in whole
+
+
+def test_the_interval_of_the_excess_is_over_seeds() -> None:
+    """Excesses of 0.01, 0.02 and 0.03: a standard error of 0.01 / sqrt(3), times 4.303."""
+    pair = pd.DataFrame({"response_nonlinearity": [0.11, 0.22, 0.33], "response_nonlinearity_floor": [0.1, 0.2, 0.3]})
+    reach = 4.30265 * 0.01 / np.sqrt(3)
+    assert joint_pair.excess_of(pair) == pytest.approx((0.02 - reach, 0.02 + reach), abs=1e-6)
+    assert np.isnan(joint_pair.excess_of(pair[:2])).all()
 
 
 WIDTH = 6
@@ -139,6 +160,25 @@ def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
     assert outcome.verdict == "does not hold"
     with_other = outcome.rows.query("feature == 'mixed:0'").iloc[0]
     assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
+
+
+def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.Divided:
+    """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
+    given, none = np.array([-0.0004]), np.zeros(0)
+    rand = Agreement(Interval(0.15, low, 0.2), p, given)
+    beside = Agreement(Interval(0.02, 0.01, 0.03), contrast, given)
+    return branches.Divided("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
+
+
+def test_it_holds_by_the_lower_end_of_the_interval_in_every_layer() -> None:
+    above, across, below, no = layer_of(0.001, 0.11), layer_of(0.001, 0.07), layer_of(0.001, -0.01), layer_of(0.3, 0.11)
+    assert branches.verdict([above, above]) == "holds"
+    assert branches.verdict([above, across]) == branches.verdict([across]) == "holds in part"
+    assert branches.verdict([above, no]) == "holds in part", "chance in one of two layers"
+    assert branches.verdict([below]) == branches.verdict([layer_of(0.3, 0.11, 0.01)]) == "not decided"
+    assert branches.verdict([no]) == "does not hold"
+    said = branches.conclusion([across], ("mixed",))
+    assert "an ARI of 0.150 [0.070, 0.200] (chance 0.000, p 0.001)" in said and "0.020 [0.010, 0.030] above S" in said
 
 
 def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:
