@@ -245,7 +245,8 @@ def conclusion(steps: np.ndarray, found: Mapping[str, Finding], partings: Sequen
     said = (
         f"In {len(partings)} of {drawn} pairs (those that rose), that nobody sees a difference "
         f"{WORDS[unseen(partings)]}: the images of the two ways differ by "
-        f"{spanned(found['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray level is {GRAY_LEVEL:.2g}"
+        f"{spanned(found['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
+        f"level is {GRAY_LEVEL:.2g}"
     )
     said += f", another seed makes {found['seeds'].value:.2g})" if "seeds" in found else ")"
     if "ratio" in found:

@@ -53,7 +53,7 @@ FEWEST, MARGIN, TOP = 8, 0.05, "ceiling "
 """Images that are compared at least, how far below the ceiling is still at it, what measures of the ceiling are called.
 """
 
-PLOTTED = "correlation of profiles (raw: chance not taken off)"
+PLOTTED = "raw correlation of profiles"
 CEILING = "ceiling (two seeds of l1, same features)"
 
 STUDY = Study(

@@ -43,6 +43,18 @@ def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Pat
     assert found(outcome, f"grid {octaves.LOWRES}") == 0
     assert found(outcome, "less") > 0.1
     assert outcome.verdict == "holds in part"  # all of the features are no minority
+    assert "fewer with them, does not hold: 100% [61%, 100%] do by plain descent" in outcome.conclusion
+    assert "That octaves are clearer holds" in outcome.conclusion
+
+
+@pytest.mark.parametrize(("less", "grid", "said"), [(-0.02, 0.1, True), (0.02, 0.1, False), (-0.02, 0.9, False)])
+def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
+    held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
+    held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
+    told = octaves.blurred(held)
+    assert (
+        "it is blur that clears" in told
+    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in told
 
 
 def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) -> None:
