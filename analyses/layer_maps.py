@@ -301,8 +301,8 @@ def conclusion(
     return (
         f"That colours become patterns with depth {WORDS[told['depth']]}, by rank correlations over layers: {changes}. "
         f"That the first layer's palette is like CMYK {WORDS[told['palette']]}: {palette}. That what has no gradient "
-        f"is gray {WORDS[told['gray']]}, where nothing rescues it: {before[0]} of {before[1]} features have no gradient "
-        f"without rescue, {after[0]} with it{drawn}."
+        f"is gray {WORDS[told['gray']]}, where nothing rescues it: {before[0]} of {before[1]} features have no "
+        f"gradient without rescue, {after[0]} with it{drawn}."
     )
 
 

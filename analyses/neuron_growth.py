@@ -382,7 +382,7 @@ def _strip(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], counts: Se
     images = [pixels(pair[k], SIDE).transpose(2, 0, 1) / 255 for k in (0, 1) for pair in pairs]
     labels = [f"{name}:..{k}" for k in counts] + [f"neuron {k}" for k in counts]
     captions = [f"{k} neuron{'s' * (k > 1)}" for k in counts] + ["change by one more frame"] * len(counts)
-    title = "Neurons in reading order: the image, and where it changed (dark) against the last neuron's field (orange)"
+    title = "Neurons in reading order; below, what changed (frame: the last one's field)"
     return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(counts))
 
 
