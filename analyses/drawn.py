@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analyses.studies import Finding, interval
+from analyses.studies import ANY, Finding, interval
 from featmap.drawing import FAINT, GRAY, colour, wrap
 
 FEW = 4
@@ -44,11 +44,17 @@ def name_groups(axes: plt.Axes, names: Sequence[str]) -> None:
     axes.set_xlim(-0.5, len(names) - 0.5)
 
 
-def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str, legend: bool = True) -> None:
+def strips(
+    axes: plt.Axes,
+    groups: Sequence[tuple[str, pd.Series]],
+    up: str,
+    legend: bool = True,
+    within: tuple[float, float] = ANY,
+) -> None:
     """Draw the values of each group (indexed by layer and feature) beside one another, with mean and interval.
 
-    The interval is left out below `FEW` values. Layers have their colours in the order in which they come, and a
-    legend, if wanted, where there is more than one.
+    The interval is cut at what is possible, `within`, and left out below `FEW` values. Layers have their colours in
+    the order in which they come, and a legend, if wanted, where there is more than one.
     """
     layers = list(dict.fromkeys(layer for _, values in groups for layer, _ in values.index))
     for at, (_, values) in enumerate(groups):
@@ -60,7 +66,7 @@ def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str, leg
             own = np.sort(values[values.index.get_level_values(0) == layer].to_numpy())
             x = at + 0.28 * ((np.arange(len(own)) * 0.618) % 1 - 0.5) - 0.12
             axes.plot(x, own, "o", color=colour(k), markersize=2.8, alpha=0.55, markeredgewidth=0)
-        mean, low, high = interval(values.to_numpy())
+        mean, low, high = interval(values.to_numpy(), within=within)
         if len(values) < FEW:
             low = high = mean
         axes.errorbar(
@@ -75,10 +81,17 @@ def strips(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], up: str, leg
         axes.legend(fontsize=7, frameon=False, loc="best", handletextpad=0.1)
 
 
-def layered(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], layers: Sequence[str], up: str) -> None:
+def layered(
+    axes: plt.Axes,
+    groups: Sequence[tuple[str, pd.Series]],
+    layers: Sequence[str],
+    up: str,
+    within: tuple[float, float] = ANY,
+) -> None:
     """Draw the values of each group (indexed by layer and feature) layer by layer, each with its mean and interval.
 
-    A layer has its colour and mark in every group; the intervals are left out below `FEW` values. No legend.
+    A layer has its colour and mark in every group, its mean too; the intervals are cut at what is possible, `within`,
+    and left out below `FEW` values. No legend.
     """
     room = 0.8 / max(len(layers), 1)
     for at, (_, values) in enumerate(groups):
@@ -91,10 +104,15 @@ def layered(axes: plt.Axes, groups: Sequence[tuple[str, pd.Series]], layers: Seq
                 continue
             x = middle + room * (0.4 * ((np.arange(len(own)) * 0.618) % 1) - 0.4)
             axes.plot(x, own, "os^Dv"[k % 5], color=colour(k), markersize=2.8, alpha=0.55, markeredgewidth=0)
-            mean, low, high = interval(own)
+            mean, low, high = interval(own, within=within)
             reach = [[mean - low], [high - mean]] if len(own) >= FEW else None
             axes.errorbar(
-                [middle + 0.2 * room], [mean], reach, fmt="s", color="black", mfc=colour(k), markersize=4, capsize=2
+                *([middle + 0.2 * room], [mean], reach),
+                fmt="os^Dv"[k % 5],
+                color="black",
+                mfc=colour(k),
+                markersize=4,
+                capsize=2,
             )
     name_groups(axes, [name for name, _ in groups])
     axes.set_ylabel(up, fontsize=SIZE)

@@ -18,7 +18,9 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analyses.made import WORDS, spanned
 from analyses.studies import (
+    POSITIVE,
     Context,
     Finding,
     Outcome,
@@ -40,6 +42,8 @@ from featmap.likeness import likeness
 STEPS = 100
 MARGIN = 1.25
 """Of equivalence, as is usual for ratios: the two ways are as far apart as one rounding up to this factor."""
+LESS = 0.05
+"""Profiles agree as they do after one rounding where they lack less than this of it."""
 SHADES = {"ways": "#d62728", "rounding": "#0072b2", "seeds": "#9a9a9a"}
 SAID = {"ways": "sum's gradient against separate ones", "rounding": "start raised by one rounding", "seeds": "seeds"}
 
@@ -48,12 +52,13 @@ STUDY = Study(
     section="Layer and Neuron Interactions",
     claim="To maximise two features of different layers, the gradient of the sum of their losses and the sum of their "
     "separate gradients give nearly identical results.",
-    measured="root mean square difference of the two images at every fourth step, over pairs of drawn features, beside "
-    "that from a start in which every pixel is raised by one rounding, and that between seeds; recipe "
-    "`article-normalised`, 100 steps at a small size",
+    measured="root mean square difference of the two images at every fourth step and likeness of their response "
+    "profiles at the end, over pairs of drawn features, beside those of a start in which every pixel is raised by one "
+    "rounding, and of two seeds; recipe `article-normalised`, 100 steps at a small size",
     rule="the claim holds if the interval of the final difference lies below one gray level (1/255), in part if "
-    "the two ways are no further apart than one rounding of the start makes them: if the interval of the "
-    f"ratio of the two differences lies below {MARGIN}",
+    "the two ways part no further than one rounding of the start makes them, in images or in profiles: if the interval "
+    f"of the ratio of the two differences lies below {MARGIN}, or that of the likeness of profiles of the two ways "
+    f"less that of one rounding (paired) above -{LESS}; it does not hold if both lie beyond",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )
@@ -64,7 +69,8 @@ class Parting:
     """How the descents of one pair of features part: root mean square differences, mean over seeds.
 
     `ways`, `rounding` are by frame; `seeds` is of the finished images, NaN with one seed; `same` and `different` are
-    the likenesses of response profiles under the two ways: of the pair's own images, of those of different pairs.
+    the likenesses of response profiles under the two ways: of the pair's own images, of those of different pairs;
+    `same_rounding` and `same_seeds` are the first of these after one rounding and of two seeds, or NaN.
     `grows` is the factor a step by which a rounding grows, geometric mean over seeds.
     """
 
@@ -75,11 +81,18 @@ class Parting:
     same: float
     different: float
     grows: float = float("nan")
+    same_rounding: float = float("nan")
+    same_seeds: float = float("nan")
 
     @property
     def ratio(self) -> float:
         """The final difference of the two ways over that of one rounding; NaN where that is none."""
         return float(self.ways[-1] / self.rounding[-1]) if self.rounding[-1] > 0 else float("nan")
+
+    @property
+    def lacking(self) -> float:
+        """The likeness of profiles under the two ways less that after one rounding."""
+        return self.same - self.same_rounding
 
 
 def pairs_of(context: Context) -> list[str]:
@@ -118,13 +131,15 @@ def parted(pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, x
     steps = found[0][0]["frame"].values
     grows = np.exp(np.mean([[np.log(growth(steps, gap)) for gap in table] for table in raised], axis=0))
     images = [s["images"].values[0] for s, _, _ in found]
-    seeds = np.mean(
-        [distances(a, b) for k, a in enumerate(images) for b in images[:k]] or [np.full(len(pairs), np.nan)], 0
-    )
-    alike = [likeness(s["A"].values[0], t["A"].values[0]) for s, t, _ in found]
+    none = [np.full(len(pairs), np.nan)]
+    seeds = np.mean([distances(a, b) for k, a in enumerate(images) for b in images[:k]] or none, 0)
+    A = [[way["A"].values[0] for way in ways] for ways in found]
+    alike = [likeness(s, t) for s, t, _ in A]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
+    rounded = np.mean([likeness(s, r).same for s, _, r in A], axis=0)
+    others = np.mean([likeness(a, b).same for k, (a, _, _) in enumerate(A) for b, _, _ in A[:k]] or none, 0)
     return [
-        Parting(pair, ways[k], rounding[k], float(seeds[k]), float(same[k]), float(different[k]), grows[k])
+        Parting(pair, ways[k], rounding[k], *(float(v[k]) for v in (seeds, same, different, grows, rounded, others)))
         for k, pair in enumerate(pairs)
         if good[k]
     ]
@@ -138,15 +153,23 @@ def gaps(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
 def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:
     """Return the study's figures."""
     found = []
-    for name, values, words in (
-        ("ways", [p.ways[-1] for p in partings], f"the two ways: difference after {steps[-1]} steps (pixels 0 to 1)"),
-        ("rounding", [p.rounding[-1] for p in partings], "a start raised by one rounding: difference at the end"),
-        ("seeds", [p.seeds for p in partings], "two seeds: difference at the end"),
+    for name, values, words, *within in (
+        (
+            "ways",
+            [p.ways[-1] for p in partings],
+            f"the two ways: difference after {steps[-1]} steps (pixels 0 to 1)",
+            POSITIVE,
+        ),
+        ("rounding", [p.rounding[-1] for p in partings], "a start raised by one rounding: the same", POSITIVE),
+        ("seeds", [p.seeds for p in partings], "two seeds: the same", POSITIVE),
         ("same", [p.same for p in partings], "the two ways: likeness of response profiles"),
+        ("same rounding", [p.same_rounding for p in partings], "one rounding: likeness of response profiles"),
+        ("same seeds", [p.same_seeds for p in partings], "two seeds: likeness of response profiles"),
+        ("lacking", [p.lacking for p in partings], "likeness, the two ways less one rounding (paired)"),
         ("different", [p.different for p in partings], "different pairs: likeness of response profiles"),
     ):
         if np.isfinite(values).any():
-            found.append(mean_finding(name, values, words))
+            found.append(mean_finding(name, values, words, "", *within))
     if not partings:
         return found
     apart = np.array([p.ways[1] > 0 for p in partings])
@@ -154,73 +177,92 @@ def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:
     found.append(share_finding("bits", int((~apart).sum()), len(apart), words))
     words = f"the two ways: difference after {steps[1]} steps, of the other pairs (geometric mean)"
     found += geometric_findings("first", [p.ways[1] for p in partings], words)
-    words = f"factor a step by which one rounding grows once it grows, at least (a look each {steps[1]} steps)"
+    words = (
+        f"factor a step by which one rounding grows while it grows (mean over the {steps[1]} steps between two looks)"
+    )
     found += geometric_findings("growth", [p.grows for p in partings], words)
     words = "the two ways over one rounding, at the end (geometric mean)"
     return found + geometric_findings("ratio", [p.ratio for p in partings], words)
 
 
-def judge(partings: Sequence[Parting]) -> Verdict:
-    """Return the verdict.
+def as_rounding(partings: Sequence[Parting]) -> tuple[bool | None, bool | None]:
+    """Return whether the two ways part no further than one rounding makes them: in images, in profiles.
 
-    It holds where the interval of the final difference lies below one gray level of a picture: nobody sees it. Where it
-    does not, the interval of the ratio to the difference that one rounding makes says whether the ways are the same and
-    the descent amplifies rounding: in part where it lies below `MARGIN`, not where it lies above, else not decided.
+    By the intervals of ratio and paired difference beside `MARGIN` and `LESS`; None where one spans its margin.
     """
+    ratio, lacking = logs([p.ratio for p in partings]), np.array([p.lacking for p in partings], dtype=float)
+    images = profiles = None
+    if np.isfinite(ratio).sum() > 1:
+        low, high = np.exp(interval(ratio)[1:])
+        images = True if high < MARGIN else False if low > MARGIN else None
+    if np.isfinite(lacking).sum() > 1:
+        _, low, high = interval(lacking)
+        profiles = True if low > -LESS else False if high < -LESS else None
+    return images, profiles
+
+
+def unseen(partings: Sequence[Parting]) -> bool | None:
+    """Return whether the interval of the final difference lies below one gray level of a picture: nobody sees it."""
     final = np.array([p.ways[-1] for p in partings], dtype=float)
     if not np.isfinite(final).any():
-        return "not decided"
-    if interval(final)[2] < GRAY_LEVEL:
+        return None
+    _, low, high = interval(final)
+    return True if high < GRAY_LEVEL else False if low > GRAY_LEVEL else None
+
+
+def judge(partings: Sequence[Parting]) -> Verdict:
+    """Return the verdict, see the rule and the functions above."""
+    hidden, parts = unseen(partings), as_rounding(partings)
+    if hidden:
         return "holds"
-    ratio = logs([p.ratio for p in partings])
-    if np.isfinite(ratio).sum() < 2:
+    if hidden is None and not np.isfinite([p.ways[-1] for p in partings]).any():
         return "not decided"
-    low, high = np.exp(interval(ratio)[1:])
-    return "holds in part" if high < MARGIN else "does not hold" if low > MARGIN else "not decided"
+    return "holds in part" if True in parts else "does not hold" if parts == (False, False) else "not decided"
 
 
 def outcome(steps: np.ndarray, partings: Sequence[Parting], drawn: int) -> Outcome:
     """Return rows, figures, verdict and conclusion; `drawn` pairs were to be made, `partings` are those that rose."""
     rows = pd.DataFrame(
         [
-            (p.pair, what, step, value)
+            (p.pair, what, step, value, same if step == steps[-1] else np.nan)
             for p in partings
-            for what, values in (("ways", p.ways), ("rounding", p.rounding))
+            for what, values, same in (("ways", p.ways, p.same), ("rounding", p.rounding, p.same_rounding))
             for step, value in zip(steps, values, strict=True)
         ]
-        + [(p.pair, "seeds", steps[-1], p.seeds) for p in partings],
-        columns=["pair", "difference", "step", "rms"],
+        + [(p.pair, "seeds", steps[-1], p.seeds, p.same_seeds) for p in partings],
+        columns=["pair", "difference", "step", "rms", "likeness"],
     )
     made = findings(steps, partings)
-    said = conclusion(steps, {f.name: f for f in made}, len(partings), drawn)
+    said = conclusion(steps, {f.name: f for f in made}, partings, drawn)
     return Outcome(rows, made, judge(partings), said, {"": draw(steps, partings)})
 
 
-def conclusion(steps: np.ndarray, found: Mapping[str, Finding], count: int, drawn: int) -> str:
+def conclusion(steps: np.ndarray, found: Mapping[str, Finding], partings: Sequence[Parting], drawn: int) -> str:
     """Return the sentence."""
     if "ways" not in found:
         return f"None of {drawn} pairs of features rose."
-    last, ratio = found["ways"], found.get("ratio")
+    images, profiles = as_rounding(partings)
     said = (
-        f"In {count} of {drawn} pairs (those that rose) the images of the two ways differ by {spanned(last, '.2g')} "
-        f"after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray level is {GRAY_LEVEL:.2g})"
+        f"In {len(partings)} of {drawn} pairs (those that rose), that nobody sees a difference "
+        f"{WORDS[unseen(partings)]}: the images of the two ways differ by "
+        f"{spanned(found['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
+        f"level is {GRAY_LEVEL:.2g}"
     )
-    if ratio is not None:
-        said += f", {spanned(ratio, '.2f')} times as much as one rounding of the start makes them (margin {MARGIN})"
-    for name, words in (
-        ("seeds", "; another seed makes {:.2g}"),
-        ("growth", ", a rounding grows by {:.0f} a step or more once it grows"),
-        ("same", ", and profiles agree with r {:.3f}"),
-    ):
-        if name in found and found[name].value is not None:
-            said += words.format(found[name].value)
+    said += f", another seed makes {found['seeds'].value:.2g})" if "seeds" in found else ")"
+    if "ratio" in found:
+        said += (
+            f"; that they are no further apart than one rounding of the start makes them {WORDS[images]}: "
+            f"{spanned(found['ratio'])} times as far (margin {MARGIN})"
+        )
+    if "lacking" in found:
+        said += (
+            f"; that profiles agree as after one rounding {WORDS[profiles]}: r {found['same'].value:.3f} against "
+            f"{found['same rounding'].value:.3f}, {spanned(found['lacking'], '+.4f')} (margin -{LESS}"
+        )
+        said += f"; two seeds agree by {found['same seeds'].value:.3f})" if "same seeds" in found else ")"
+    if "growth" in found:
+        said += f"; a rounding grows {spanned(found['growth'], '.1f')} times a step while it grows"
     return said + "."
-
-
-def spanned(finding: Finding, form: str) -> str:
-    """Return a finding that has an interval, for a sentence."""
-    value, low, high = (format(v, form) for v in (finding.value, finding.low, finding.high))
-    return f"{value} [{low}, {high}]"
 
 
 @drawing.house_style

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 import featmap
+from analyses.made import WORDS
 from analyses.studies import (
     Context,
     Finding,
@@ -33,6 +34,8 @@ from featmap.palettes import Palette
 from featmap.reliability import Interval
 
 SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
+BESIDE = 0.065
+"""How far beyond its corner of the opponent plane a colour is named."""
 GOOGLENET = (
     *("conv1", "conv2", "conv3", "inception3a", "inception3b"),
     *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "inception5a", "inception5b"),
@@ -55,9 +58,11 @@ STUDY = Study(
     "PNG, each as a rank correlation with depth (interval: bootstrap of the layers, and of the features within each, "
     f"from {reliability.PLACES} layers on); clusters of the dominant colours of up to {COLOURS} features of the "
     "first layer in the opponent plane of OKLab, against one Gaussian cloud; features without a gradient, with the "
-    "recipe's rescue and without. The claim holds if flatness falls and waves rise with depth (intervals), the palette "
-    "has p < 0.05 and is of cyan, magenta and green or yellow without red and blue, and features without a gradient, "
-    "if any, are gray; in part if one of these is so",
+    "recipe's rescue and without",
+    rule="the claim holds if flatness falls and waves rise with depth (intervals), the palette has p < 0.05 and is of "
+    "cyan, magenta and green or yellow without red and blue, and features without a gradient, if any, are gray; in "
+    "part if one of these is so",
+    features=SHOWN,
     full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={"reference": GOOGLENET, "googlenet": GOOGLENET, "inception_v3": INCEPTION, "resnet50": RESNET},
 )
@@ -73,7 +78,10 @@ LOGGED = ("waves", "bytes")
 """Measures that are averaged as logarithms: a few images have many times the waves of the others."""
 Trends = dict[str, Interval]
 Counted = tuple[int, int]
+PRINTED = ("cyan", "magenta", "green", "yellow")
+"""Colours of the claim's palette; black and gray, of no hue, belong to any."""
 HUED = "first-layer features whose dominant colour is not gray, as a share"
+LEFT = "what is drawn as dead is the image that the descent through the dead ReLU left: the feature has no activation"
 SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
 
 
@@ -92,6 +100,12 @@ class Colours:
             return []
         return [palettes.hue_name(self.lab[self.palette.labels == k].mean(0)) for k in range(self.palette.count)]
 
+    @property
+    def hued(self) -> np.ndarray:
+        """Which features' dominant colour is not gray."""
+        found: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY
+        return found
+
 
 def made(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
     """Return the images of some units."""
@@ -108,10 +122,14 @@ def made(context: Context, units: list[str], part: str, seeds: int, **changes: f
     )
 
 
+def shown(context: Context) -> int:
+    """Return how many features of a layer are shown."""
+    return max(FULL_SHOWN, context.features) if context.full else context.features
+
+
 def first_units(context: Context) -> list[str]:
     """Return the first features of every layer, as units."""
-    count = FULL_SHOWN if context.full else SHOWN
-    size = context.network.input_size
+    count, size = shown(context), context.network.input_size
     return [f"{la}:{c}" for la in context.layers for c in range(min(count, context.network.layer(la, size).channels))]
 
 
@@ -121,7 +139,7 @@ def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
     names = [str(n) for n in data["image"].values]
     for s, seed in enumerate(data["seed"].values):
         images = np.asarray(data["images"][s].values)
-        shown = images.clip(0, 1)
+        clipped = images.clip(0, 1)
         about = {
             "part": part,
             "layer": [n.rpartition(":")[0] for n in names],
@@ -129,7 +147,7 @@ def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
             "seed": int(seed),
             "status": [runs.STATUSES[int(c)] for c in data["status"][s].values],
         }
-        found.append(pd.DataFrame(about | figures(shown)))
+        found.append(pd.DataFrame(about | figures(clipped)))
     return pd.concat(found, ignore_index=True)
 
 
@@ -204,14 +222,15 @@ def findings(
     seen, n = found.palette, len(found.names)
     first, last = (means[means["layer"] == la] for la in (context.layers[0], context.layers[-1]))
     named = f"clusters of the first layer's dominant colours ({', '.join(found.hues())})"
-    hued = np.hypot(found.lab[:, 1], found.lab[:, 2]) >= palettes.GRAY
     rows = [
         plain_finding("palette", seen.count if np.isfinite(seen.p) else np.nan, n, named),
         plain_finding("palette_silhouette", seen.silhouette, n, "mean silhouette of these clusters"),
         plain_finding("palette_p", seen.p, n, "p of that silhouette against one Gaussian cloud"),
-        share_finding("hued", int(hued.sum()), n, HUED) if n else plain_finding("hued", np.nan, 0, HUED),
+        share_finding("hued", int(found.hued.sum()), n, HUED) if n else plain_finding("hued", np.nan, 0, HUED),
         share_finding("dead_before", *before, "features without a gradient where nothing rescues them, as a share"),
-        share_finding("dead_after", *after, "features without a gradient with the recipe's rescue, as a share"),
+        share_finding(
+            "dead_after", *after, f"features without a gradient with the recipe's rescue, as a share; {LEFT}"
+        ),
     ]
     for name, trend in by_depth.items():
         words = f"rank correlation with depth: {SHORT[name]} ({len(means)} features; n layers)"
@@ -230,6 +249,11 @@ def findings(
     return rows
 
 
+def outside(found: Colours) -> list[str]:
+    """Return the clusters' colours that lie outside the claim's palette, of hue."""
+    return [hue for hue in found.hues() if hue in palettes.CORNERS and hue not in PRINTED]
+
+
 def parts(by_depth: Trends, found: Colours, before: Counted, gray: bool) -> dict[str, bool | None]:
     """Return which parts of the claim were seen; None where there was nothing to see."""
     hues, flat, waves = set(found.hues()), by_depth["flatness"], by_depth["waves"]
@@ -238,7 +262,7 @@ def parts(by_depth: Trends, found: Colours, before: Counted, gray: bool) -> dict
         depth = bool(flat.high < 0 < waves.low)
     palette = None
     if np.isfinite(found.palette.p):
-        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not {"red", "blue"} & hues
+        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not outside(found)
         palette = bool(printed and found.palette.p < 0.05)
     return {"depth": depth, "palette": palette, "gray": gray if before[0] else None}
 
@@ -251,7 +275,9 @@ def verdict(seen: dict[str, bool | None]) -> Verdict:
     return "holds" if all(decided) else "holds in part" if any(decided) else "does not hold"
 
 
-def conclusion(by_depth: Trends, found: Colours, before: Counted, after: Counted) -> str:
+def conclusion(
+    by_depth: Trends, found: Colours, before: Counted, after: Counted, told: dict[str, bool | None], lost: list[str]
+) -> str:
     """Return the sentence."""
 
     def said(value: float) -> str:
@@ -265,10 +291,18 @@ def conclusion(by_depth: Trends, found: Colours, before: Counted, after: Counted
     if not np.isfinite(seen.p):
         palette = "the first layer's colours are too few for a palette"
     else:
-        palette = f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g})"
+        beyond = ", ".join(outside(found)) or "none"
+        palette = (
+            f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g}), of "
+            f"which outside such a palette: {beyond}; {int((~found.hued).sum())} of the {len(found.names)} features' "
+            "colours are gray"
+        )
+    drawn = f" ({', '.join(lost)}; {LEFT})" if lost else ""
     return (
-        f"Rank correlations with depth, over layers: {changes}; {palette}; {before[0]} of {before[1]} features have no "
-        f"gradient without rescue, {after[0]} with it."
+        f"That colours become patterns with depth {WORDS[told['depth']]}, by rank correlations over layers: {changes}. "
+        f"That the first layer's palette is like CMYK {WORDS[told['palette']]}: {palette}. That what has no gradient "
+        f"is gray {WORDS[told['gray']]}, where nothing rescues it: {before[0]} of {before[1]} features have no "
+        f"gradient without rescue, {after[0]} with it{drawn}."
     )
 
 
@@ -277,7 +311,7 @@ def sheet(context: Context, data: xr.Dataset) -> Figure:
     names = [str(n) for n in data["image"].values]
     status = [runs.STATUSES[int(c)] for c in data["status"][0].values]
     odd = [s if s != "live" else "" for s in status]
-    count = FULL_SHOWN if context.full else SHOWN
+    count = shown(context)
     return sheets.contact_sheet(
         data["images"][0].values,
         names,
@@ -314,7 +348,8 @@ def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> 
 def _plane(axes: Axes, found: Colours) -> None:
     corners = palettes.oklab(np.array(list(palettes.CORNERS.values())))
     for name, (_, a, b) in zip(palettes.CORNERS, corners, strict=True):
-        axes.text(a, b, name, ha="center", va="center", fontsize=8, color=drawing.FAINT)
+        out = BESIDE / np.hypot(a, b)  # markers lie on the corner itself
+        axes.text(a * (1 + out), b * (1 + out), name, ha="center", va="center", fontsize=8, color=drawing.FAINT)
     axes.add_patch(Circle((0, 0), palettes.GRAY, fill=False, edgecolor=drawing.GRAY, linewidth=0.8))
     for k in range(found.palette.count):
         own = found.palette.labels == k
@@ -328,7 +363,7 @@ def _plane(axes: Axes, found: Colours) -> None:
             s=52,
             label=label,
         )
-    axes.set(xlim=(-0.38, 0.38), ylim=(-0.38, 0.38), aspect="equal")
+    axes.set(xlim=(-0.42, 0.42), ylim=(-0.42, 0.42), aspect="equal")
     axes.set_xlabel("OKLab a: green to red", fontsize=9)
     axes.set_ylabel("OKLab b: blue to yellow", fontsize=9)
     p = found.palette.p
@@ -368,12 +403,15 @@ def measure(context: Context) -> Outcome:
     null, without = plain["null_images"][0].values, np.flatnonzero(lost["status"] == "dead")
     gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
     by_depth = trends(means)
+    told = parts(by_depth, found, before, gray)
+    status = data["status"][0].values
+    left = [str(n) for n, s in zip(data["image"].values, status, strict=True) if runs.STATUSES[int(s)] == "dead"]
     maps = drawing.webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(
         pd.concat([table, lost, table_of(palette_data, "first layer")], ignore_index=True),
         findings(context, means, by_depth, found, before, after, size),
-        verdict(parts(by_depth, found, before, gray)),
-        conclusion(by_depth, found, before, after),
+        verdict(told),
+        conclusion(by_depth, found, before, after, told, left),
         {"": figure(context, means, found, size), "-maps.webp": maps},
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 import featmap
-from analyses.studies import LEVEL, Context, Finding, interval, mean_finding, plain_finding, share_finding
+from analyses.studies import ANY, LEVEL, Context, Finding, interval, mean_finding, plain_finding, share_finding
 from featmap.likeness import Likeness, likeness
 from featmap.recipes import Recipe
 from featmap.runs import LIVE, RESCUED
@@ -206,10 +206,12 @@ def beyond(rows: pd.DataFrame, recipe: str, against: str, prefix: str = "") -> p
     return same - different
 
 
-def mean_of(name: str, values: pd.Series, words: str, unit: str = "") -> Finding:
-    """Return the mean of features' values with its interval; undefined where there is none."""
+def mean_of(name: str, values: pd.Series, words: str, unit: str = "", within: tuple[float, float] = ANY) -> Finding:
+    """Return the mean of features' values with its interval, cut at what is possible; undefined where there is none."""
     known = values[np.isfinite(values)]
-    return mean_finding(name, known, words, unit) if len(known) else plain_finding(name, np.nan, 0, words, unit=unit)
+    if known.empty:
+        return plain_finding(name, np.nan, 0, words, unit=unit)
+    return mean_finding(name, known, words, unit, within)
 
 
 def ratio_of(name: str, values: pd.Series, words: str) -> Finding:
@@ -232,6 +234,17 @@ def share_of(name: str, hits: pd.Series, words: str) -> Finding:
 def written(value: float | None, form: str = ".2f") -> str:
     """Return a number for a sentence."""
     return "undefined" if value is None else format(value, form)
+
+
+def spanned(finding: Finding, form: str = ".2f") -> str:
+    """Return a finding for a sentence, with its interval where it has one."""
+    if finding.low is None or finding.high is None:
+        return written(finding.value, form)
+    return f"{written(finding.value, form)} [{written(finding.low, form)}, {written(finding.high, form)}]"
+
+
+WORDS = {True: "holds", False: "does not hold", None: "is not decided"}
+"""What a sentence says of a part of a claim."""
 
 
 def difference_of(name: str, more: pd.Series, less: pd.Series, words: str) -> Finding:

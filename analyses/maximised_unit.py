@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from analyses.drawn import panels, strips
 from analyses.made import (
+    WORDS,
     Made,
     by_channel,
     by_feature,
@@ -26,11 +27,12 @@ from analyses.made import (
     mean_of,
     share_of,
     side,
+    spanned,
     tidy,
     written,
 )
 from analyses.neurons import BACK, FRONT, INSIDE, Neurons, central, fits, fitting, places, stratified
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from analyses.studies import POSITIVE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
 from featmap import extents
 from featmap.drawing import GRAY, colour, house_style, pixels, webp
 from featmap.likeness import kinds, pairwise
@@ -43,7 +45,7 @@ STARTS = 6
 GOOD, HALF = 0.9, 0.5
 """Share of a neuron's best activation that a start has to reach; share of the distance between neurons that is
 clear."""
-MANY = 0.05
+MANY, ALIKE = 0.05, 1e-6
 RESCUE = 0.25
 """A single neuron is often dead on noise: in the first quarter of the steps its gradient passes dead ReLUs."""
 SHOWN, SIDE = 3, 96
@@ -57,9 +59,10 @@ STUDY = Study(
     "90 % of the energy by branch, and how many clearly different images of one neuron, from different starts, reach "
     "90 % of its best activation (clearly: further apart than half the median distance between different neurons')",
     rule="the claim holds if the two centres are nearer than another place's, interior channels' radius lies "
-    "above the first branch's and above the last one's (in layers whose middle neurons' fields fit into the "
-    "image), and more than one neuron in twenty has several different images by response profile; in part if "
-    "one of these is so",
+    "above the first branch's and above the last one's (of these with the one whose analytic field is another than "
+    "theirs: where the fields are the same, as of GoogLeNet's last branch, there is nothing to differ; in layers whose "
+    "middle neurons' fields fit into the image), and more than one neuron in twenty has several different images by "
+    "response profile; in part if one of these is so",
     full="299 pixels and 300 steps; one size instead of octaves, since a neuron's place in the grid belongs to a size",
     layers={
         "reference": ("inception3b", "inception4a"),
@@ -242,7 +245,7 @@ def _by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
 def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict[str, Finding]:
     found = [
         mean_of("follows", _followed(rows), "correlation of where the image changes with where the field is"),
-        mean_of("error", by_channel(rows, "error", "interact"), "distance of the two centres", "pixels"),
+        mean_of("error", by_channel(rows, "error", "interact"), "distance of the two centres", "pixels", POSITIVE),
         mean_of(
             "floor", by_channel(rows, "error of another place", ""), "distance from another place's field", "pixels"
         ),
@@ -254,7 +257,7 @@ def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict
         for branch, own in radius.items():
             seen = f"{n.layer.name} {branch} (field {n.fields[n.branches.index(branch)]})"
             words = f"radius of 90 % of the change, {seen}"
-            found.append(mean_of(f"radius {n.layer.name} {branch}", own, words, "pixels"))
+            found.append(mean_of(f"radius {n.layer.name} {branch}", own, words, "pixels", POSITIVE))
             if branch != first:
                 words = f"the same less {first}'s"
                 found.append(difference_of(f"more {n.layer.name} {branch}", own, radius[first], f"{words} (pixels)"))
@@ -271,35 +274,35 @@ def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict
 
 
 def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
-    """Return verdict and conclusion.
-
-    Place: the centres' distance lies below that from another place's field. Branches: interior channels' radius lies
-    above the first branch's and above the last one's, so that neither carries the claim alone. Several patterns: more
-    than one neuron in twenty (by the interval) has two or more clearly different images by response profile.
-    """
-    error, floor, first, last, several_ = (
-        found[k] for k in ("error", "floor", "wider first", "wider last", "several profiles")
-    )
-    held = [
-        error.high is not None and floor.low is not None and error.high < floor.low,
-        (first.low or 0) > 0 and (last.low or 0) > 0,
-        (several_.low or 0) > MANY,
-    ]
+    """Return verdict and conclusion, by the rule of the study."""
+    error, floor, first, several_ = (found[k] for k in ("error", "floor", "wider first", "several profiles"))
+    place = error.high is not None and floor.low is not None and error.high < floor.low
+    held = (place, wider(found), (several_.low or 0) > MANY)
     verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
+    same = "" if compared(found, "last") else ", which is not compared: its field is the same"
     return verdict, (
-        f"The image changes {written(error.value, '.1f')} pixels from the middle of the neuron's field "
-        f"({written(floor.value, '.1f')} from another place's, correlation {written(found['follows'].value)}); the "
-        f"radius of interior channels' changes is {_spanned(first)} of their layer's mean more than the first branch's "
-        f"and {_spanned(last)} more than the last one's (of the fields {written(found['field first'].value, '+.2f')} "
-        f"and {written(found['field last'].value, '+.2f')}); {written(several_.value, '.0%')} of the neurons answer "
-        f"two or more clearly different patterns ({written(found['several images'].value, '.0%')} by pixels)."
+        f"That the image changes at the neuron's place {WORDS[held[0]]}: {written(error.value, '.1f')} pixels from the "
+        f"middle of its field ({written(floor.value, '.1f')} from another place's, correlation "
+        f"{written(found['follows'].value)}). That interior channels reach further {WORDS[held[1]]}: by "
+        f"{spanned(first, '+.2f')} of their layer's mean more than the first branch's, and by "
+        f"{spanned(found['wider last'], '+.2f')} more than the last one's{same} (fields: "
+        f"{written(found['field first'].value, '+.2f')} and {written(found['field last'].value, '+.2f')}). That one "
+        f"neuron answers several patterns {WORDS[held[2]]}: {written(several_.value, '.0%')} of the neurons have two "
+        f"or more clearly different images by response profile ({written(found['several images'].value, '.0%')} by "
+        "pixels)."
     )
 
 
-def _spanned(finding: Finding) -> str:
-    """Return a difference with its interval, for a sentence."""
-    span = "" if finding.low is None else f" [{written(finding.low, '+.2f')}, {written(finding.high, '+.2f')}]"
-    return f"{written(finding.value, '+.2f')}{span}"
+def compared(found: Mapping[str, Finding], which: str) -> bool:
+    """Return whether interior channels' analytic fields differ from a branch's, so that their reach can differ too."""
+    more = found[f"field {which}"].value
+    return more is not None and abs(more) > ALIKE
+
+
+def wider(found: Mapping[str, Finding]) -> bool | None:
+    """Return whether interior channels reach further than each branch that is compared; None where none is."""
+    chosen = [found[f"wider {which}"] for which in ("first", "last") if compared(found, which)]
+    return all((f.low or 0) > 0 for f in chosen) if chosen else None
 
 
 @house_style
@@ -326,7 +329,7 @@ def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
         for branch, radius in _by_branch(rows, n).items():
             seen = n.fields[n.branches.index(branch)]
             groups.append((f"{n.layer.name} {branch}\n{seen}".replace(" \n", "\n"), radius))
-    strips(middle, groups, "pixels")
+    strips(middle, groups, "pixels", within=POSITIVE)
     middle.set_xticks(range(len(groups)), [g for g, _ in groups], rotation=90, fontsize=6.5)
     middle.set_xlabel("branch, receptive field in pixels", fontsize=8)
     middle.set_ylim(bottom=0)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.drawn import panels, strips
+from analyses.made import WORDS as SAID
 from analyses.made import (
     Made,
     alike,
@@ -32,10 +33,11 @@ from analyses.made import (
     over_seeds,
     share_of,
     side,
+    spanned,
     tidy,
     written,
 )
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from analyses.studies import SHARE, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
 from featmap import spectra
 from featmap.drawing import FAINT, colour, house_style, pixels, webp
 from featmap.recipes import ARTICLE_NORMALISED, METRICS, Recipe
@@ -51,6 +53,7 @@ FEWEST, MARGIN, TOP = 8, 0.05, "ceiling "
 """Images that are compared at least, how far below the ceiling is still at it, what measures of the ceiling are called.
 """
 
+PLOTTED = "raw correlation of profiles"
 CEILING = "ceiling (two seeds of l1, same features)"
 
 STUDY = Study(
@@ -60,11 +63,16 @@ STUDY = Study(
     "leaves the least high-frequency noise.",
     measured="agreement of response profiles of the same feature (less that of different features) between L1 and "
     "every other metric, with its ceiling beside it: that of L1 with another seed of L1 on the same features, both "
-    f"undefined where fewer than {FEWEST} images are compared; the patterns are the same if agreement is above half "
-    "its ceiling (interval of the paired difference); for L2 with other C the same and the images' correlation with "
+    f"undefined where fewer than {FEWEST} images are compared; for L2 with other C the same and the images' "
+    "correlation with "
     "L1's, which leave their ceiling (of images: those with the largest C) where the interval of what is lacking lies "
     f"beyond {MARGIN}; high-frequency power (above half the Nyquist frequency, of the image clipped to [0, 1]) less "
     "that of L1, paired; the gradient is divided by its RMS",
+    rule="the patterns are the same if the profiles of l2 and of linf agree with l1's by more than half of the ceiling "
+    "(two seeds of l1) on the features that the metric moves: if the interval of agreement less half the ceiling "
+    "(paired) lies above 0, a wide margin, so that what is lacking of the whole ceiling is said beside it; l1 has the "
+    "least noise if the paired differences of the high-frequency shares of l2 and of linf lie above 0; the claim holds "
+    "if both are so, in part if one is",
     full="the article's sizes and steps: octaves of 299, 340 and 380 pixels, 300 steps",
 )
 
@@ -75,6 +83,10 @@ Sets = dict[str, dict[str, Made]]
 def with_C(factor: float) -> str:
     """Return what L2 with a C of `factor` times the activation reached is called."""
     return f"l2, C = {factor:g} a"
+
+
+FAR = f"image {with_C(FACTORS[0])}"
+"""The correlation of L2's images with the largest C with those of L1."""
 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
@@ -151,7 +163,7 @@ def correlations(one: Made, two: Made, turn: int = 0) -> np.ndarray:
 
 def _findings(rows: pd.DataFrame, sets: Sets, C: float) -> dict[str, Finding]:
     high = {m: by_feature(rows, "high share", m) for m in METRICS}
-    found = [mean_of(f"high {m}", high[m], f"high-frequency share of the power, {m}") for m in METRICS]
+    found = [mean_of(f"high {m}", high[m], f"high-frequency share of the power, {m}", "", SHARE) for m in METRICS]
     found += [mean_of(f"more {m}", high[m] - high[L1], f"high-frequency share, {m} less l1 (paired)") for m in OTHERS]
     for m in METRICS:
         found += _agreements(rows, m)
@@ -172,6 +184,7 @@ def _agreements(rows: pd.DataFrame, m: str) -> list[Finding]:
         found += [
             mean_of(f"ceiling {m}", top, f"its ceiling: l1 and another seed of l1, on the images that {m} has"),
             mean_of(f"half {m}", agreement - top / 2, f"agreement less half its ceiling (paired), {words}"),
+            mean_of(f"short {m}", agreement - top, f"agreement less its ceiling (paired), {words}"),
         ]
     floor, live = by_feature(rows, "different", m, L1), by_feature(rows, "live", m)
     found.append(mean_of(f"floor {m}", floor, f"agreement of different features, {words}"))
@@ -188,8 +201,8 @@ def _other_C(rows: pd.DataFrame, sets: Sets, C: float) -> list[Finding]:
         agreement, own = beyond(rows, label, L1), by_feature(rows, "image correlation", label, L1)
         if label != L2:
             found.append(mean_of(f"agreement {label}", agreement, f"agreement beyond chance, {name} and l1"))
-        words = f"agreement less its ceiling (paired), {name} and l1"
-        found.append(mean_of(f"short {label}", agreement - beyond(rows, label, L1, TOP), words))
+            words = f"agreement less its ceiling (paired), {name} and l1"
+            found.append(mean_of(f"short {label}", agreement - beyond(rows, label, L1, TOP), words))
         found.append(mean_of(f"image {label}", own, f"correlation of the image with l1's, {name}"))
         less = by_feature(first, "image correlation", label, L1) - far
         words = f"correlation of the image with l1's, {name} less {with_C(FACTORS[0])} (paired)"
@@ -251,29 +264,35 @@ def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
         verdict = "holds in part"
     elif False in halves:
         verdict = "does not hold"
-    words = {True: "holds", False: "does not hold", None: "is not decided"}
-    more = {m: written(found[f"more {m}"].value, "+.4f") for m in OTHERS}
+    more = {m: spanned(found[f"more {m}"], "+.4f") for m in OTHERS}
     return verdict, (
-        f"That the patterns are the same {words[halves[0]]}: profiles agree with l1's beyond different features' by "
-        f"{', '.join(map(partial(agreeing, found), OTHERS))}; that l1 has the least high-frequency noise "
-        f"{words[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} of the power more; l2's profiles {ending(found)} (a "
-        f"is the activation reached; C = 200 is {written(found['C over a'].value, '.0f')} a)."
+        f"That the patterns are the same (more than half of the ceiling, two seeds of l1) {SAID[halves[0]]} on the "
+        f"features that a metric moves: profiles agree with l1's beyond different features' by "
+        f"{'; '.join(map(partial(agreeing, found), OTHERS))}. That l1 has the least high-frequency noise "
+        f"{SAID[halves[1]]}: l2 has {more[L2]}, linf {more[LINF]} of the power more. l2's profiles {ending(found)}, "
+        f"though even these correlate with l1's images by {written(found[FAR].value)} only in pixels (a is the "
+        f"activation reached; C = 200 is {written(found['C over a'].value, '.0f')} a)."
     )
 
 
 def agreeing(found: Mapping[str, Finding], m: str) -> str:
-    """Return one metric's agreement beside its ceiling, or why there is none."""
-    agreement, top = found[f"agreement {m}"].value, found[f"ceiling {m}"].value
+    """Return one metric's agreement and what it lacks of its ceiling, or why there is none."""
+    agreement, short = found[f"agreement {m}"].value, found[f"short {m}"]
     live = written(found[f"live {m}"].value, ".0%")
     if agreement is None:
         return f"undefined ({m}, which moves {live} of the features: too few to compare)"
-    return f"{written(agreement)} ({m}, which moves {live} of the features; two seeds of l1 by {written(top)})"
+    below = short.high is not None and short.high < 0
+    against = f"{'clearly below' if below else 'against'} the ceiling: {spanned(short, '+.3f')}, n = {short.count}"
+    return f"{written(agreement)} ({m}, which moves {live} of the features; {against})"
 
 
 def ending(found: Mapping[str, Finding]) -> str:
     """Return where L2 with C going down ceases to be like L1, for a sentence."""
     told = []
-    for what, other in (("short", "agree as two seeds of l1 do"), ("image short", "its images are as with a large C")):
+    for what, other in (
+        ("short", "agree as two seeds of l1 do"),
+        ("image short", "its images are as with the largest C"),
+    ):
         at, left = span(found, what, by_C(found))
         ends = "for no C" if at is None else f"down to C = {tick(at)}"
         told.append(f"{other} {ends}" + (f" and no more at {tick(left)}" if left else ""))
@@ -298,7 +317,7 @@ def draw(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
         tall=3.7,
     )
     names = {L1: "l1, other seeds", L2: "l2", LINF: "linf", ELEMENT: "linf, element"}
-    strips(left, [(names[m], by_feature(rows, "same", m, L1)) for m in METRICS], "correlation", legend=False)
+    strips(left, [(names[m], by_feature(rows, "same", m, L1)) for m in METRICS], PLOTTED, legend=False)
     for measure, colour_, words in (("different", "#888888", "different features"), (TOP + "same", "black", CEILING)):
         for at, m in enumerate(METRICS):
             level = by_feature(rows, measure, m, L1)
@@ -324,14 +343,21 @@ def _by_C(axes: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> None:
     }
     for (name, (measure, against)), style in zip(lines.items(), ("s-", ":", "o-"), strict=True):
         values = [by_feature(rows, measure, label, against) for label in labels]
-        means = [v.mean() if len(v) else np.nan for v in values]
+        means, lows, highs = np.array([interval(v) if len(v) else (np.nan,) * 3 for v in values]).T
         shade = "black" if style == ":" else colour(len(measure) % 2)
         axes.plot(range(len(labels)), means, style, color=shade, markersize=4, label=name)
+        if style == ":":
+            axes.fill_between(range(len(labels)), lows, highs, color=shade, alpha=0.12, linewidth=0)
+        else:
+            reach = [means - lows, highs - means]
+            axes.errorbar(range(len(labels)), means, reach, fmt="none", ecolor=shade, capsize=2, linewidth=1)
     floor = by_feature(rows, "image correlation", L1, "l1, another seed")
     if len(floor):
-        axes.axhline(floor.mean(), color=FAINT, linestyle="--", linewidth=1, label="l1's images of two seeds")
+        mean, low, high = interval(floor)
+        axes.axhline(mean, color=FAINT, linestyle="--", linewidth=1, label="l1's images of two seeds")
+        axes.axhspan(low, high, color=FAINT, alpha=0.15, linewidth=0)
     axes.set_xticks(range(len(labels)), [f"C = {tick(la)}" if la == L2 else tick(la) for la in labels], fontsize=8)
-    axes.set_ylabel("correlation", fontsize=8)
+    axes.set_ylabel("correlation (raw), 95 % interval", fontsize=8)
     axes.set_ylim(top=1.05)
 
 

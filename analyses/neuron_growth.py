@@ -20,8 +20,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.drawn import layer_legend, layered, panels
-from analyses.made import COLUMNS, Made, by_channel, make, mean_of, side, tidy, written
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from analyses.made import COLUMNS, Made, by_channel, make, mean_of, side, spanned, tidy, written
+from analyses.studies import ANY, POSITIVE, SHARE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
 from featmap import Network, extents, transforms
 from featmap.drawing import FAINT, house_style, pixels, webp
 from featmap.fields import Field
@@ -252,7 +252,8 @@ def _findings(rows: pd.DataFrame, layers: Sequence[str]) -> dict[str, Finding]:
 
         def add(name: str, values: pd.Series, words: str, of: str = "", layer: str = layer) -> None:
             said = _counted(rows, layer, of) if of else ""
-            found.append(mean_of(f"{name}:{layer}", values, f"{layer}: {words}{said}"))
+            within = ANY if name == "excess" else POSITIVE if name.startswith("elsewhere") else SHARE
+            found.append(mean_of(f"{name}:{layer}", values, f"{layer}: {words}{said}", "", within))
 
         add("outside", outside, "share of the added neuron's change outside its receptive field", "outside the field")
         add("outside linear", _of(rows, "outside the field", layer, TWIN), linear)
@@ -306,9 +307,7 @@ def judged(found: Mapping[str, Finding], layers: Sequence[str]) -> tuple[Verdict
 
 def _spanned(finding: Finding, form: str) -> str:
     """Return a finding for a sentence, with its interval if it is of several features and no power of ten."""
-    if finding.low is None or finding.high is None or finding.count < 2 or form.endswith("e"):
-        return written(finding.value, form)
-    return f"{written(finding.value, form)} [{written(finding.low, form)}, {written(finding.high, form)}]"
+    return written(finding.value, form) if finding.count < 2 or form.endswith("e") else spanned(finding, form)
 
 
 @house_style
@@ -317,7 +316,7 @@ def draw(rows: pd.DataFrame, layers: Sequence[str]) -> Figure:
     figure, (left, middle, right) = panels(
         (
             "Share of the change outside the added neuron's receptive field",
-            "Share outside the pixels that it changes alone (line: 5 %, linear)",
+            "Share outside the pixels that it changes alone (line: 5 %)",
             "Change outside the field, over what the image was there",
         ),
         tall=3.6,
@@ -326,12 +325,12 @@ def draw(rows: pd.DataFrame, layers: Sequence[str]) -> Figure:
     both = (("network", NETWORK), ("without ReLUs and maxima", TWIN))
     groups = [(words, by_channel(rows, "outside the field", name)) for words, name in both]
     groups.insert(1, ("two seeds", by_channel(rows, "outside the field, two seeds", NETWORK)))
-    layered(left, groups, layers, "share of energy")
-    for axes, what, up in (
-        (middle, "beyond its own pixels", "share of energy"),
-        (right, "change elsewhere", "ratio of lengths"),
+    layered(left, groups, layers, "share of energy", SHARE)
+    for axes, what, up, within in (
+        (middle, "beyond its own pixels", "share of energy", SHARE),
+        (right, "change elsewhere", "ratio of lengths", POSITIVE),
     ):
-        layered(axes, [(w, by_channel(rows, what, name)) for w, name in both], layers, up)
+        layered(axes, [(w, by_channel(rows, what, name)) for w, name in both], layers, up, within)
     middle.axhline(1 - OWN, color=FAINT, linewidth=0.8)
     for axes in (left, middle, right):
         axes.set_ylim(bottom=-0.02)
@@ -382,8 +381,8 @@ def framed(image: np.ndarray, bounds: tuple[slice, slice]) -> np.ndarray:
 def _strip(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], counts: Sequence[int]) -> Figure:
     images = [pixels(pair[k], SIDE).transpose(2, 0, 1) / 255 for k in (0, 1) for pair in pairs]
     labels = [f"{name}:..{k}" for k in counts] + [f"neuron {k}" for k in counts]
-    captions = [f"{k} neurons" for k in counts] + ["change by one more frame"] * len(counts)
-    title = "Neurons in reading order: the image, and where it changed (dark) against the last neuron's field (orange)"
+    captions = [f"{k} neuron{'s' * (k > 1)}" for k in counts] + ["change by one more frame"] * len(counts)
+    title = "Neurons in reading order; below, what changed (frame: the last one's field)"
     return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(counts))
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from analyses.drawn import bars, panels, strips
 from analyses.made import (
+    WORDS,
     Made,
     beyond,
     by_feature,
@@ -25,10 +26,11 @@ from analyses.made import (
     ratio_of,
     share_of,
     side,
+    spanned,
     tidy,
     written,
 )
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, start
+from analyses.studies import SHARE, Context, Finding, Outcome, Study, Verdict, start
 from featmap import spectra
 from featmap.drawing import house_style, pixels, webp
 from featmap.recipes import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
@@ -52,6 +54,11 @@ STUDY = Study(
     measured="high-frequency power (above half the Nyquist frequency), activation reached and agreement of response "
     "profiles of the same features under three recipes, all with the gradient divided by its RMS, and the share of "
     "first-layer features with a regular grid in the spectrum (spectra of the images as shown, clipped to [0, 1])",
+    rule="octaves are clearer if the high-frequency share of plain descent less theirs (paired) lies above 0; the "
+    "patterns are the same if the agreement of plain descent and octaves lies above 0 and its mean is at least half of "
+    "that of two seeds of plain descent; grids are a minority's if the share of first-layer features that show one by "
+    "plain descent is below a half and that with octaves lower still; the claim holds if all three are so, in part if "
+    "one is",
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
 )
@@ -142,8 +149,9 @@ def _findings(rows: pd.DataFrame) -> dict[str, Finding]:
     reached = {label: by_feature(rows, "activation", label) for label in LABELS}
     less = high[PLAIN] - high[OCTAVES]
     found = [
-        *(mean_of(f"high {la}", high[la], f"high-frequency share of the power, {la}") for la in LABELS),
+        *(mean_of(f"high {la}", high[la], f"high-frequency share of the power, {la}", "", SHARE) for la in LABELS),
         mean_of("less", less, f"high-frequency share, {PLAIN} less octaves (paired)"),
+        mean_of("less low", high[LOWRES] - high[OCTAVES], f"high-frequency share, {LOWRES} less octaves (paired)"),
         *(
             ratio_of(f"ratio {la}", reached[la] / reached[PLAIN], f"activation, {la} over {PLAIN} (geometric mean)")
             for la in (LOWRES, OCTAVES)
@@ -158,12 +166,7 @@ def _findings(rows: pd.DataFrame) -> dict[str, Finding]:
 
 
 def judged(found: dict[str, Finding]) -> tuple[Verdict, str]:
-    """Return verdict and conclusion.
-
-    Clearer: the paired difference of high-frequency shares lies above 0. The same patterns: the agreement of plain
-    descent and octaves lies above 0 and its mean is at least half of what two seeds of plain descent reach. Grids: some
-    of the first layer's features show one under plain descent, fewer than half do, and fewer do with octaves.
-    """
+    """Return verdict and conclusion, by the rule of the study; parts that are undefined are not so."""
     less, across, again = found["less"], found[f"{PLAIN}, {OCTAVES}"], found[f"{PLAIN}, {PLAIN}"]
     plain, octaves = found[f"grid {PLAIN}"].value, found[f"grid {OCTAVES}"].value
     held = [
@@ -172,12 +175,25 @@ def judged(found: dict[str, Finding]) -> tuple[Verdict, str]:
         plain is not None and octaves is not None and octaves < plain < 0.5,
     ]
     verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
+    clearer, same, minority = (WORDS[bool(part)] for part in held)
     return verdict, (
-        f"Octaves leave {written(found[f'high {OCTAVES}'].value, '.3f')} of the power at high frequencies, plain "
-        f"descent {written(found[f'high {PLAIN}'].value, '.3f')}; the same features' images by both agree "
-        f"{written(across.value)} beyond different features' (two seeds of plain descent: {written(again.value)}); "
-        f"{written(plain, '.0%')} of the first layer's features show a grid without octaves, "
-        f"{written(octaves, '.0%')} with them."
+        f"That octaves are clearer {clearer}: they leave {written(found[f'high {OCTAVES}'].value, '.3f')} of the power "
+        f"at high frequencies, plain descent {written(found[f'high {PLAIN}'].value, '.3f')}. That the patterns are the "
+        f"same {same}: images of a feature by both agree {written(across.value)} beyond different features' (two seeds "
+        f"of plain descent: {written(again.value)}). That a minority of the first layer's features shows a grid "
+        f"without octaves, and fewer with them, {minority}: {spanned(found[f'grid {PLAIN}'], '.0%')} do by plain "
+        f"descent, {written(octaves, '.0%')} with octaves{blurred(found)}."
+    )
+
+
+def blurred(found: dict[str, Finding]) -> str:
+    """Return what the low-resolution recipe, which has blur and no octaves that grow, leaves; and what that says."""
+    less, grid, octaves = found["less low"], found[f"grid {LOWRES}"], found[f"grid {OCTAVES}"]
+    fewer = None not in (grid.value, octaves.value, less.high) and less.high < 0 and grid.value <= octaves.value  # type: ignore[operator]
+    return (
+        f"; the low-resolution recipe, with blur and without octaves, leaves "
+        f"{written(found[f'high {LOWRES}'].value, '.3f')} of the power there and grids in {written(grid.value, '.0%')}"
+        + (", less than octaves do: it is blur that clears, not octaves alone" if fewer else "")
     )
 
 
@@ -187,12 +203,17 @@ def draw(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
     figure, (left, middle, right) = panels(
         (
             "Power at high frequencies",
-            "Response profiles of the same feature by two recipes (dots) and of different features (gray)",
-            "First layer's features with a grid",
+            "Response profiles by two recipes: the same feature (dots), different features (gray)",
+            "Grids in the first layer",
         ),
         widths=(1.1, 1.6, 0.9),
     )
-    strips(left, [(label, by_feature(rows, "high share", label)) for label in LABELS], "share above half of Nyquist")
+    strips(
+        left,
+        [(label, by_feature(rows, "high share", label)) for label in LABELS],
+        "share above half of Nyquist",
+        within=SHARE,
+    )
     left.set_ylim(bottom=0)
     pairs = (*PAIRS, *AGAIN)
     names = [f"{a}, {b}" if a != b else f"{a}, other seeds" for a, b in pairs]
@@ -202,7 +223,7 @@ def draw(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
         floor = by_feature(rows, "different", a, b)
         if len(floor):
             middle.plot([at - 0.3, at + 0.3], [floor.mean()] * 2, color="#888888", linewidth=2.5)
-    bars(right, {label: found[f"grid {label}"] for label in LABELS}, "share of features")
+    bars(right, {label: found[f"grid {label}"] for label in LABELS}, "share of features with a grid")
     right.set_ylim(0, 1)
     return figure
 

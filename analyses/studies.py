@@ -50,6 +50,8 @@ from featmap.writing import sha256
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FEATURES, SEEDS, LEVEL, PINK = 16, 3, 0.95, 64
+ANY, POSITIVE, SHARE = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0)
+"""What values a quantity can have: any, a length, a share; no interval reaches beyond."""
 NETWORKS = ("reference", "googlenet", "inception_v3", "resnet50")
 LATE = {
     "reference": ("inception4a", "inception5a"),
@@ -210,8 +212,10 @@ def _told(value: Any) -> str:
     return str(value)
 
 
-def interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
-    """Return the mean of values and its t-interval; with one value the interval is that value.
+def interval(
+    values: Sequence[float] | np.ndarray, level: float = LEVEL, within: tuple[float, float] = ANY
+) -> tuple[float, float, float]:
+    """Return the mean of values and its t-interval, cut at what is possible; with one value the interval is that value.
 
     Give one value an independent case (a feature, after averaging over seeds), never pairs that share features.
     """
@@ -222,13 +226,15 @@ def interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tupl
     mean = float(found.mean())
     spread = float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0
     reach = spread * float(stats.t.ppf((1 + level) / 2, max(1, len(found) - 1)))
-    return mean, mean - reach, mean + reach
+    return mean, max(mean - reach, within[0]), min(mean + reach, within[1])
 
 
-def mean_finding(name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "") -> Finding:
+def mean_finding(
+    name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "", within: tuple[float, float] = ANY
+) -> Finding:
     """Return the mean of independent values with its t-interval as a finding; undefined values are left out."""
     finite = np.asarray(values, dtype=float)
-    mean, low, high = interval(finite)
+    mean, low, high = interval(finite, within=within)
     return Finding(name, mean, low, high, int(np.isfinite(finite).sum()), words, unit)
 
 

@@ -47,6 +47,16 @@ def test_the_interval_is_students_t() -> None:
     assert studies.interval(VALUES, 0.5)[1:] == pytest.approx(narrow)
 
 
+def test_no_interval_reaches_beyond_what_is_possible() -> None:
+    values = np.array([0.9, 1, 1, 0.7])
+    mean, low, high = studies.interval(values)
+    assert high > 1
+    assert studies.interval(values, within=studies.SHARE) == (mean, low, 1.0)
+    radii = studies.mean_finding("a", [2.0, 2, 3, 40], "a radius", "pixels", studies.POSITIVE)
+    assert radii.low == 0 and radii.high == pytest.approx(studies.interval([2.0, 2, 3, 40])[2])
+    assert (studies.mean_finding("a", [2.0, 2, 3, 40], "any").low or 0) < 0
+
+
 def test_one_value_is_its_own_interval_and_none_is_an_error() -> None:
     assert studies.interval([0.3]) == (0.3, 0.3, 0.3)
     with pytest.raises(FeatmapError, match="no defined value to average; give other --layers or more --features"):

@@ -42,6 +42,9 @@ def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, m
     assert found(outcome, "ways") < 1e-5 and found(outcome, "rounding") < 1e-5
     assert found(outcome, "seeds") > 100 * found(outcome, "ways")
     assert found(outcome, "growth") < 1.2
+    # a linear network answers to the sum of two layers' images alike, whatever the rounding and the way
+    assert found(outcome, "same") == pytest.approx(found(outcome, "same rounding"), abs=1e-6)
+    assert abs(found(outcome, "lacking")) < 1e-6 and found(outcome, "same seeds") <= found(outcome, "same")
     rows = outcome.rows
     assert set(rows["difference"]) == {"ways", "rounding", "seeds"}
     one = rows[(rows.pair == rows.pair[0]) & (rows["difference"] == "rounding")]
@@ -51,16 +54,22 @@ def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, m
 
 
 def test_verdicts_on_two_ways() -> None:
-    def of(ways: float, rounding: float, spread: float = 1.0) -> list[Parting]:
+    def of(ways: float, rounding: float, spread: float = 1.0, lacking: float = np.nan) -> list[Parting]:
         factors = (1.0, 1.1 * spread, 0.9 / spread)
         return [
-            Parting(f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 1.0, 0.0)
+            Parting(f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 0.9, 0.0, 5.0, 0.9 + w * lacking)
             for k, w in enumerate(factors)
         ]
 
     assert gradient_sum.judge(of(1e-4, 1e-7)) == "holds", "nobody sees it"
     assert gradient_sum.judge(of(0.05, 0.06)) == "holds in part", "no more than rounding does"
-    assert gradient_sum.judge(of(0.05, 0.02)) == gradient_sum.judge(of(0.05, 1e-4)) == "does not hold"
+    for rounding in (0.02, 1e-4):
+        assert gradient_sum.judge(of(0.05, rounding, 1.0, 0.2)) == "does not hold", "neither images nor profiles"
+        assert gradient_sum.judge(of(0.05, rounding, 1.0, 0.01)) == "holds in part", "profiles do"
+        assert gradient_sum.judge(of(0.05, rounding, 1.0, 0.05)) == "not decided", "profiles are about the margin"
+        assert gradient_sum.judge(of(0.05, rounding)) == "not decided", "profiles are undefined"
+    assert gradient_sum.judge(of(0.05, 0.042, 1.0, 0.01)) == "holds in part", "images undecided, profiles do"
+    assert gradient_sum.judge(of(0.05, 0.06, 1.0, 0.2)) == "holds in part", "images do"
     assert gradient_sum.judge(of(0.05, 0.05, 1.2)) == "not decided", "wide intervals decide nothing"
     assert gradient_sum.judge(of(0.05, 0.042)) == "not decided", "about the margin"
     assert gradient_sum.judge(of(0.05, 0.06)[:1]) == "not decided"
@@ -71,15 +80,26 @@ def test_verdicts_on_two_ways() -> None:
 def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_that_did_not_rise() -> None:
     ways = [[0.0, w, 0.03] for w in (0.0, 1e-8, 1e-6)]
     given = [
-        Parting(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0) for k, w in enumerate(ways)
+        Parting(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0, 0.91 + k / 100, 0.6)
+        for k, w in enumerate(ways)
     ]
     outcome = gradient_sum.outcome(np.array([0, 4, 8]), given, 5)
     assert found(outcome, "bits") == pytest.approx(1 / 3)
     first, ratio = (next(f for f in outcome.findings if f.name == n) for n in ("first", "ratio"))
     assert (first.value, first.count) == (pytest.approx(1e-7), 2)
     assert (ratio.value, ratio.count) == (pytest.approx(0.75), 3)
-    assert outcome.conclusion.startswith("In 3 of 5 pairs") and "grows by 50 a step" in outcome.conclusion
-    assert "0.75 [0.75, 0.75] times as much as one rounding" in outcome.conclusion
+    lacking = next(f for f in outcome.findings if f.name == "lacking")
+    assert (lacking.value, lacking.low) == (
+        pytest.approx(-0.02),
+        pytest.approx(-0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5),
+    )
+    last = outcome.rows[outcome.rows.step == 8].pivot(index="pair", columns="difference", values="likeness")
+    assert lacking.value == pytest.approx((last["ways"] - last["rounding"]).mean())
+    said = outcome.conclusion
+    assert said.startswith("In 3 of 5 pairs") and "grows 50.0 [50.0, 50.0] times a step while it grows" in said
+    assert "nobody sees a difference does not hold" in said
+    assert "than one rounding of the start makes them holds: 0.75 [0.75, 0.75] times as far" in said
+    assert "as after one rounding holds: r 0.900 against 0.920" in said and "two seeds agree by 0.600" in said
 
 
 def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def stacked() -> nn.Module:
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory: pytest.TempPathFactory) -> Any:
     layers = ("first", "again", "anew", "second", "third", "fourth", "relu")
-    return layer_maps.measure(context_of(layer_maps.STUDY, stacked(), layers, tmp_path_factory.mktemp("runs"), SIZE))
+    runs = tmp_path_factory.mktemp("runs")
+    return layer_maps.measure(context_of(layer_maps.STUDY, stacked(), layers, runs, SIZE, features=8))
 
 
 def test_colours_become_patterns(mapped: Any) -> None:
@@ -69,6 +70,8 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
     rows = mapped.rows[(mapped.rows["part"] == "first layer") & (mapped.rows["feature"] == "first:0")]
     assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
     assert found(mapped, "hued") == 1
+    assert "palette is like CMYK holds" in mapped.conclusion
+    assert "outside such a palette: none; 0 of the 6 features' colours are gray" in mapped.conclusion
 
 
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
@@ -76,11 +79,14 @@ def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
     dead = mapped.rows[mapped.rows["status"] == "dead"]
     assert set(dead["feature"]) == {"relu:1", "relu:3"}
     assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
+    assert f"2 with it (relu:1, relu:3; {layer_maps.LEFT})" in mapped.conclusion
     assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
 
 
 def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
-    outcome = layer_maps.measure(context_of(layer_maps.STUDY, stacked(), ("first", "second", "relu"), tmp_path, SIZE))
+    few = context_of(layer_maps.STUDY, stacked(), ("first", "second", "relu"), tmp_path, SIZE, features=3)
+    outcome = layer_maps.measure(few)
+    assert (outcome.rows["part"] == "maps").sum() == 9, "as many features of each layer as the record says"
     trend = next(f for f in outcome.findings if f.name == "flatness_trend")
     assert trend.value is not None and trend.value < -0.5 and trend.low is trend.high is None
     assert outcome.verdict == "not decided"
@@ -101,6 +107,10 @@ def test_a_palette_with_red_is_not_the_claims() -> None:
     colours = layer_maps.Colours([str(k) for k in range(12)], points, lab, layer_maps.palettes.palette(lab[:, 1:]))
     flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
     by_depth = {"flatness": flat, "waves": rising}
+    assert layer_maps.outside(colours) == ["red"] and colours.hued.all()
+    told = layer_maps.parts(by_depth, colours, (0, 9), True)
+    said = layer_maps.conclusion(by_depth, colours, (0, 9), (0, 9), told, [])
+    assert "like CMYK does not hold" in said and "outside such a palette: red; 0 of the 12 features'" in said
     assert layer_maps.parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
     assert layer_maps.verdict({"depth": True, "palette": False, "gray": None}) == "holds in part"
     assert layer_maps.verdict({"depth": False, "palette": False, "gray": None}) == "does not hold"

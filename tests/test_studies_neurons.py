@@ -89,7 +89,7 @@ def test_neurons_change_the_image_at_their_place_and_as_far_as_their_branch_sees
     assert found(outcome, "truncated") == 0
     assert found(outcome, "kinds images") == found(outcome, "kinds profiles") == 1  # linear: one pattern each
     assert found(outcome, "images starts") < 1e-4
-    assert outcome.verdict == "holds in part"
+    assert outcome.verdict == "holds in part" and "answers several patterns does not hold: 0%" in outcome.conclusion
 
 
 def test_a_neuron_that_is_the_larger_of_two_answers_two_patterns(tmp_path: Path) -> None:
@@ -156,9 +156,23 @@ def test_one_branch_cannot_carry_the_claim() -> None:
 
     good = {"error": (2, 3), "floor": (20, 30), "wider first": (0.2, 0.4), "several profiles": (0.2, 0.4)}
     good |= dict.fromkeys(("follows", "several images", "field first", "field last"), (0.5, 0.6))
-    for last, verdict in (((0.1, 0.2), "holds"), ((-0.1, 0.2), "holds in part")):
-        given = {name: finding(name, *ends) for name, ends in (good | {"wider last": last}).items()}
+    for last, field, verdict in (
+        ((0.1, 0.2), 0.5, "holds"),
+        ((-0.1, 0.2), 0.5, "holds in part"),
+        ((-0.1, 0.2), 0.0, "holds"),  # the same analytic field: nothing to differ
+    ):
+        ends = good | {"wider last": last, "field last": (field, field)}
+        given = {name: finding(name, *of) for name, of in ends.items()}
         assert maximised_unit.judged(given)[0] == verdict
+        assert ("not compared" in maximised_unit.judged(given)[1]) == (field == 0)
+    none = {name: finding(name, 0, 0) for name in (*good, "wider last")}
+    assert maximised_unit.wider(none) is None and "reach further is not decided" in maximised_unit.judged(none)[1]
+
+
+def test_a_radius_of_few_channels_has_no_interval_below_0(tmp_path: Path) -> None:
+    context = context_of(maximised_unit.STUDY, windows(), ("mixed",), tmp_path, size=24, features=8)
+    held = maximised_unit.measure(context, 24, 2, starts=1).findings
+    assert [f.low for f in held if f.name.startswith("radius") and (f.low or 0) < 0] == []
 
 
 def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path: Path) -> None:
@@ -176,6 +190,17 @@ def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path
     own = outcome.rows[outcome.rows["measure"] == "beyond its own pixels"]["value"]
     assert own.max() < 0.05 + 1e-6  # what it changes with the others is what it changes alone
     assert outcome.verdict == "does not hold"
+    shares = [f for f in outcome.findings if f.name.split(":")[0] not in ("excess", "dead")]
+    assert all((f.low or 0) >= 0 for f in shares)
+    assert all((f.high or 0) <= 1 for f in shares if not f.name.startswith("elsewhere"))
+
+
+def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(neuron_growth, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
+    pair = (np.zeros((3, 8, 8)), np.zeros((3, 8, 8)))
+    neuron_growth._strip("a:0", [pair] * 2, [1, 7])
+    assert told[:2] == ["1 neuron", "7 neurons"]
 
 
 def test_in_a_network_with_kinks_it_changes_more_and_its_twin_does_not(tmp_path: Path) -> None:

@@ -43,6 +43,18 @@ def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Pat
     assert found(outcome, f"grid {octaves.LOWRES}") == 0
     assert found(outcome, "less") > 0.1
     assert outcome.verdict == "holds in part"  # all of the features are no minority
+    assert "fewer with them, does not hold: 100% [61%, 100%] do by plain descent" in outcome.conclusion
+    assert "That octaves are clearer holds" in outcome.conclusion
+
+
+@pytest.mark.parametrize(("less", "grid", "said"), [(-0.02, 0.1, True), (0.02, 0.1, False), (-0.02, 0.9, False)])
+def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
+    held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
+    held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
+    told = octaves.blurred(held)
+    assert (
+        "it is blur that clears" in told
+    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in told
 
 
 def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) -> None:
@@ -106,6 +118,18 @@ def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
     assert found(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
 
 
+def test_what_a_metric_lacks_of_its_ceiling_is_paired_by_feature() -> None:
+    values = {"same": (0.8, 0.5, 0.3), "ceiling same": (0.9, 0.6, 0.6), "live": (1.0, 1.0, 1.0)}
+    values |= {"different": (0.0, 0.1, 0.0), "ceiling different": (0.0, 0.0, 0.1)}
+    rows = pd.DataFrame([(m, f"{k}", v) for m, row in values.items() for k, v in enumerate(row)])
+    rows = rows.set_axis(["measure", "feature", "value"], axis=1).assign(layer="a", recipe="linf", seed=0)
+    rows["against"] = np.where(rows["measure"] == "live", "", "l1")
+    short = next(f for f in metrics._agreements(rows, "linf") if f.name == "short linf")
+    lacking = np.array([-0.1, -0.2, -0.2])
+    reach = 4.302653 * lacking.std(ddof=1) / 3**0.5
+    assert (short.value, short.low) == (pytest.approx(lacking.mean()), pytest.approx(lacking.mean() - reach, abs=1e-6))
+
+
 def test_image_correlations_are_numpys(tmp_path: Path) -> None:
     context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=16, features=3, seeds=2)
     sets = metrics._layer(context, "features", ARTICLE_NORMALISED.resolved(299, 16, 3))
@@ -141,11 +165,15 @@ def test_the_verdict_on_metrics_follows_its_rules(
     held |= {"more linf-elementwise": finding(0.1, 0.0, 0.2), "C over a": finding(20.0)}
     lacking = dict(zip(metrics.FACTORS, ((0, 0), (-0.04, 0.01), (-0.09, -0.03), (-0.3, -0.1)), strict=True))
     for what in ("short", "image short"):
+        held |= {f"{what} {m}": finding(-0.15, -0.2, -0.1) for m in ("linf", "linf-elementwise")}
         held |= {f"{what} l2": finding(0, -0.04 if what == "short" else -0.08, 0.01)}
         held |= {f"{what} {metrics.with_C(f)}": finding(low, low, high) for f, (low, high) in lacking.items()}
+    held[metrics.FAR] = finding(0.73)
     found_, conclusion = metrics.judged(held)
     assert found_ == verdict
-    assert "0.40 (linf, which moves 75% of the features; two seeds of l1 by 0.75)" in conclusion
+    lacking = "0.40 (linf, which moves 75% of the features; clearly below the ceiling: -0.150 [-0.200, -0.100], n = 8)"
+    assert lacking in conclusion and "against the ceiling: +0.000 [-0.040, +0.010]" in conclusion
+    assert "correlate with l1's images by 0.73 only in pixels" in conclusion
     assert "two seeds of l1 do down to C = 10 a and no more at 1 a" in conclusion and "200 is 20 a" in conclusion
 
 
