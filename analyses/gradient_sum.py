@@ -58,7 +58,8 @@ STUDY = Study(
     rule="the claim holds if the interval of the final difference lies below one gray level (1/255), in part if "
     "the two ways part no further than one rounding of the start makes them, in images or in profiles: if the interval "
     f"of the ratio of the two differences lies below {MARGIN}, or that of the likeness of profiles of the two ways "
-    f"less that of one rounding (paired) above -{LESS} (a margin set when that figure was known); it does not hold if both lie beyond",
+    f"less that of one rounding (paired) above -{LESS} (a margin set when that figure was known); it does not hold if "
+    "both lie beyond",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )
