@@ -12,9 +12,7 @@ import pandas as pd
 import pytest
 import tiny
 from browser import Tab, chromium, needs_chromium, read_pair
-from PIL import Image
 
-from analyses import showcase
 from featmap.atlases import atlas
 from featmap.mapping import similarity
 
@@ -272,12 +270,3 @@ def test_markup_in_a_name_is_text(browser: Any, tmp_path: Path) -> None:
     again = Tab(browser, page, "#" + link.partition("#")[2])
     assert again.ready().locator("#card h2").text_content() == name
     again.close()
-
-
-def test_the_front_pages_picture_shows_card_and_pair(run: Path, tmp_path: Path) -> None:
-    assert showcase.photograph(run / "atlas.html", tmp_path / "one.png", "#features:4", (0, 1))
-    assert showcase.photograph(run / "atlas.html", tmp_path / "two.png", "#features:5", (2, 3))
-    one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
-    with Image.open(tmp_path / "one.png") as picture:
-        assert picture.size == (1280, 900)
-    assert one != two

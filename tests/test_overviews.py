@@ -100,7 +100,7 @@ def test_the_neighbour_graph_joins_each_feature_to_its_nearest_in_any_layer(larg
 
 def test_partners_are_the_first_of_the_dense_tables(large: LayerMaps, dense: LayerMaps) -> None:
     found = pd.read_parquet(large.folder / f"{overviews.PARTNERS}.parquet")
-    assert len(found) > 40
+    assert len(found) > 35
     for row in found.itertuples():
         one = row.feature.rpartition(":")[0]
         S = dense.crossings[one, row.layer].measures["profile"].loc[row.feature]
@@ -166,7 +166,7 @@ def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerM
             assert marked.loc[unknown, column].isna().all() and marked.loc[~bad & ~unknown, column].all()
     graph = nx.read_graphml(folder / overviews.GRAPH)
     assert graph.nodes["second:3"]["reliable"] is False and graph.nodes["second:1"]["reliable"] is True
-    assert "reliable" not in graph.nodes["first:1"]
+    assert "reliable" not in graph.nodes["first:3"]
 
 
 def test_an_interrupted_mapping_goes_on_with_the_next_layer(
