@@ -67,6 +67,7 @@ def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequ
     assert speed.ratios(finals, found, ["a:0", "a:1"], paces, recipe("fast").resolved(32)) == [12.0 / (4 * 0.5), 0.0]
     assert speed.spread([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
     assert speed.spread([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
+    assert speed.spread([1234.5, 0.42, 15.6]) == "**16** (0.42 to 1,234), 3 of 3"
 
 
 def test_a_course_is_judged_like_any_image() -> None:
@@ -167,6 +168,7 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     speed.main(layer="mixed", features=2, out=numbers, readme=page)
     found = json.loads(numbers.read_text())
     assert speed.table(found) in page.read_text() and speed.table(found) in capsys.readouterr().out
+    assert "\n| batch norms folded | " in page.read_text() and "\nWhere the time of a step goes (" in page.read_text()
     assert numbers.with_suffix(".png").stat().st_size > 5000
     finals = found["compared"]["finals"]
     assert [(f["opponent"], f["turn"]) for f in finals] == [("weak", 0), ("both", 0), ("both", 0), ("weak", 1)]

@@ -265,8 +265,12 @@ def costs(network: Network, layer: str) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> str:
     """Return the median and the range of some ratios, and how many of them were reached."""
     reached = [v for v in values if v > 0]
-    middle = f"**{np.median(values):.2g}**" if len(reached) * 2 > len(values) else "not reached"
-    return f"{middle} ({min(values):.2g} to {max(values):.2g}), {len(reached)} of {len(values)}"
+    middle = f"**{_times(float(np.median(values)))}**" if len(reached) * 2 > len(values) else "not reached"
+    return f"{middle} ({_times(min(values))} to {_times(max(values))}), {len(reached)} of {len(values)}"
+
+
+def _times(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def table(found: dict[str, Any]) -> str:
@@ -284,7 +288,8 @@ def table(found: dict[str, Any]) -> str:
     ]
     for o in compared["opponents"]:
         seconds = np.median([f["seconds"] for f in compared["finals"] if f["opponent"] == o["name"]])
-        lines.append(f"| {o['name']} {o['version']} | {o['size']} px | {seconds:.1f} | {o['words']} |")
+        name = f"{o['name']} {o['version']}".strip()
+        lines.append(f"| {name} | {o['size']} px | {seconds:.1f} | {o['words']} |")
     for title, chosen in (
         ("At the opponent's image size", lambda row, o: row["size"] == o["size"]),
         (f"At our default size, {compared['own_size']} pixels", lambda row, o: row["size"] == compared["own_size"]),
@@ -305,7 +310,7 @@ def table(found: dict[str, Any]) -> str:
                 if row["opponent"] == o["name"] and row["recipe"] == name and chosen(row, o)
             ]
             lines.append(f"| {o['name']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *steps.table(found["steps"]), "", *_cost_lines(found)])
+    return "\n".join([*lines, "", steps.table(found["steps"]), "", *_cost_lines(found)])
 
 
 def _cost_lines(found: dict[str, Any]) -> list[str]:

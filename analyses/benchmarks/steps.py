@@ -184,6 +184,12 @@ def table(found: dict[str, Any]) -> str:
             f"| {row['variant']} | {row['ms']:.1f} | {article / row['ms']:.2f} | {whole / row['ms']:.2f} | "
             f"{row['share']:.2f} |"
         )
+    if any(row["share"] > 1 for row in found["rows"]):
+        lines += [
+            "",
+            "(A share above 1: convolutions can take fewer operations than are counted, and need not be as slow as "
+            "the library's matrix product.)",
+        ]
     taken = found["operations"]
     shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in taken["shares"].items())
     lines += ["", f"Where the time of a step goes ({taken['of']}, float32): {shares}."]
