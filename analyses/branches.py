@@ -12,15 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 import featmap
+from analyses.made import spanned
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, averaged, plain_finding, start
 from featmap import drawing, graph, measures, partitions, transforms
 from featmap.maps import SimilarityMap
 from featmap.partitions import Agreement
-from featmap.reliability import Interval
 from featmap.trace import Layer
 
 WHOLE, SHARE, NOTICEABLE, P = 256, 2, 0.1, 0.05
 SMALL, LARGER = 64, 96
+NUMBER = "z.3f"
+"""As numbers are told; what is rounded to zero has no sign."""
 LAYERS = ("inception3a", "inception4a")
 
 STUDY = Study(
@@ -173,24 +175,15 @@ def verdict(layers: list[Divided]) -> Verdict:
     return "not decided" if above else "does not hold"
 
 
-def told(value: float, digits: int = 3) -> str:
-    """Return a number to some digits, without the sign of what is rounded to zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def between(figure: Interval) -> str:
-    """Return a figure with its interval."""
-    return f"{told(figure.value)} [{told(figure.low)}, {told(figure.high)}]"
-
-
 def conclusion(layers: list[Divided], asked: tuple[str, ...]) -> str:
     """Return the sentence."""
     if not layers:
         return f"Undefined: {' and '.join(asked)} join no branches, or 0 or 1 of them have live features."
     said = [
-        f"in {one.layer} clusters and branches agree by an ARI of {between(one.rand.figure)} (chance "
-        f"{told(one.rand.chance)}, p {one.rand.p:.2g}), and S within a branch is {between(one.contrast.figure)} above "
-        f"S across (p {one.contrast.p:.2g})"
+        f"in {one.layer} clusters and branches agree by an ARI of {spanned(one.rand.figure, NUMBER)} (chance "
+        f"{one.rand.chance:{NUMBER}}, p {one.rand.p:.2g}), and S within a branch is "
+        f"{spanned(one.contrast.figure, NUMBER)} "
+        f"above S across (p {one.contrast.p:.2g})"
         for one in layers
     ]
     return "I" + "; ".join(said)[1:] + "."
@@ -264,7 +257,7 @@ def _means(axes: Axes, one: Divided, table: np.ndarray, reach: float) -> AxesIma
     names = list(_short(one.branches).values())
     shown = axes.imshow(table, cmap=drawing.SHADES, vmin=-reach, vmax=reach)
     for (i, j), value in np.ndenumerate(table):
-        text = "" if np.isnan(value) else told(value, 2)
+        text = "" if np.isnan(value) else f"{value:z.2f}"
         axes.text(
             j, i, text, ha="center", va="center", color="white" if abs(value) > 0.6 * reach else "black", fontsize=9
         )
@@ -277,7 +270,7 @@ def _means(axes: Axes, one: Divided, table: np.ndarray, reach: float) -> AxesIma
 def _null(axes: Axes, one: Divided) -> None:
     axes.hist(one.rand.permuted, bins=24, color=drawing.GRAY, label=f"{len(one.rand.permuted):,} permutations")
     shown = one.rand.figure
-    axes.axvline(shown.value, color=drawing.colour(0), linewidth=2, label=f"found: {told(shown.value)}")
+    axes.axvline(shown.value, color=drawing.colour(0), linewidth=2, label=f"found: {shown.value:{NUMBER}}")
     if np.isfinite(shown.low):
         axes.axvspan(shown.low, shown.high, color=drawing.colour(0), alpha=0.15, linewidth=0, label="95 % interval")
     axes.axvline(NOTICEABLE, color=drawing.colour(3), linewidth=1, linestyle="--", label=f"bar: {NOTICEABLE:g}")

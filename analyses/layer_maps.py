@@ -63,6 +63,7 @@ STUDY = Study(
     "cyan, magenta and green or yellow without red and blue, and features without a gradient, if any, are gray; in "
     "part if one of these is so",
     features=SHOWN,
+    full_features=FULL_SHOWN,
     full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={"reference": GOOGLENET, "googlenet": GOOGLENET, "inception_v3": INCEPTION, "resnet50": RESNET},
 )
@@ -122,14 +123,9 @@ def made(context: Context, units: list[str], part: str, seeds: int, **changes: f
     )
 
 
-def shown(context: Context) -> int:
-    """Return how many features of a layer are shown."""
-    return max(FULL_SHOWN, context.features) if context.full else context.features
-
-
 def first_units(context: Context) -> list[str]:
     """Return the first features of every layer, as units."""
-    count, size = shown(context), context.network.input_size
+    count, size = context.features, context.network.input_size
     return [f"{la}:{c}" for la in context.layers for c in range(min(count, context.network.layer(la, size).channels))]
 
 
@@ -311,7 +307,7 @@ def sheet(context: Context, data: xr.Dataset) -> Figure:
     names = [str(n) for n in data["image"].values]
     status = [runs.STATUSES[int(c)] for c in data["status"][0].values]
     odd = [s if s != "live" else "" for s in status]
-    count = shown(context)
+    count = context.features
     return sheets.contact_sheet(
         data["images"][0].values,
         names,

@@ -14,6 +14,7 @@ import featmap
 from analyses.studies import ANY, LEVEL, Context, Finding, interval, mean_finding, plain_finding, share_finding
 from featmap.likeness import Likeness, likeness
 from featmap.recipes import Recipe
+from featmap.reliability import Interval
 from featmap.runs import LIVE, RESCUED
 
 COLUMNS = ("measure", "layer", "feature", "seed", "recipe", "against", "value")
@@ -236,8 +237,8 @@ def written(value: float | None, form: str = ".2f") -> str:
     return "undefined" if value is None else format(value, form)
 
 
-def spanned(finding: Finding, form: str = ".2f") -> str:
-    """Return a finding for a sentence, with its interval where it has one."""
+def spanned(finding: Finding | Interval, form: str = ".2f") -> str:
+    """Return a finding or figure for a sentence, with its interval where it has one."""
     if finding.low is None or finding.high is None:
         return written(finding.value, form)
     return f"{written(finding.value, form)} [{written(finding.low, form)}, {written(finding.high, form)}]"

@@ -53,8 +53,8 @@ SELECTED, HOVERED = f"#{LAYER}:81", (30, 44)
 WINDOW = {"width": 1280, "height": 900}
 
 
-def carried_out(name: str, runs: Path) -> Path:
-    """Carry out one of the commands, or go on with it; return its run folder.
+def carried_out(name: str, weights: str, runs: Path) -> Path:
+    """Carry out one of the commands with the bundled weights (SHA-256), or go on with it; return its run folder.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def carried_out(name: str, runs: Path) -> Path:
         if it ends with a status that is not 0.
     """
     given = {
-        "weights": load().sha256,
+        "weights": weights,
         "command": COMMANDS[name],
         "recipes": [recipes.recipe(n).identity() for n in RECIPES],
     }
@@ -108,9 +108,9 @@ def main(
 ) -> None:
     """Make the front page's pictures."""
     pictures.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Any] = {}
+    made, weights = dict[str, Any](), load().sha256
     for name in COMMANDS:
-        folder = carried_out(name, runs)
+        folder = carried_out(name, weights, runs)
         picture = pictures / f"{name}.png"
         if name in PICTURES:
             shutil.copyfile(folder / PICTURES[name], picture)
@@ -118,7 +118,7 @@ def main(
             err().print(f"{picture} is left as it was: no Chromium with Playwright here; open {folder / 'atlas.html'}")
             continue
         made[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": sha256(picture)}
-    text = json.dumps({"weights": load().sha256, "pictures": made}, indent=1) + "\n"
+    text = json.dumps({"weights": weights, "pictures": made}, indent=1) + "\n"
     write_atomically(pictures / "pictures.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 

@@ -78,7 +78,7 @@ class Study:
     full : what ``--full`` changes, in words
     takes_image : whether ``--image`` may name a photograph that it starts from
     seeds : of the noise, where ``--seeds`` does not say; a claim about named units wants five
-    features : drawn of each layer, where ``--features`` does not say
+    features, full_features : of each layer, where ``--features`` does not say, and with ``--full`` (None: as many)
     feature : the channel of the last layer that the claim names, where ``--feature`` names no other; None where it
         names none
     rule : how the claim is judged, in words; stored with the verdict
@@ -94,6 +94,7 @@ class Study:
     takes_image: bool = False
     seeds: int = SEEDS
     features: int = FEATURES
+    full_features: int | None = None
     feature: int | None = None
     pair: bool = False
     rule: str = ""
@@ -355,7 +356,9 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         ),
         weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
         layers: Annotated[str | None, typer.Option(help="Layers in place of its own, joined by commas.")] = None,
-        features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = study.features,
+        features: Annotated[
+            int | None, typer.Option(help="Of each layer; by default as many as the study says.")
+        ] = None,
         seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = study.seeds,
         feature: Annotated[int | None, typer.Option(help="Channel in place of the one that the claim names.")] = None,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
@@ -364,6 +367,8 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
         runs: Annotated[Path, typer.Option(help="Where the runs lie, to go on from.")] = Path("runs/studies"),
         results: Annotated[Path, typer.Option(help="Where the table and figures go.")] = RESULTS,
     ) -> Outcome:
+        if features is None:
+            features = study.full_features if full and study.full_features else study.features
         if features < 1 or seeds < 1:
             raise FeatmapError(f"--features {features}, --seeds {seeds}: give 1 or more of each")
         if image is not None and not study.takes_image:

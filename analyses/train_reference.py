@@ -191,7 +191,7 @@ class Training:
         self.midway = False
         self.schedule: LambdaLR | None = None
 
-    def begun(self) -> LambdaLR:
+    def scheduled(self) -> LambdaLR:
         """Return the schedule of the step size from this step on: it depends on step, plan and settings alone."""
         for group in self.optimiser.param_groups:
             group["initial_lr"] = self.settings.rate
@@ -230,7 +230,7 @@ class Training:
         epoch, batch = divmod(self.step, self.batches)
         chosen = order(settings.seed, epoch, len(self.data.labels))[batch * settings.rows : (batch + 1) * settings.rows]
         labels = self.data.labels[chosen].to(self.where)
-        schedule = self.schedule or self.begun()
+        schedule = self.schedule or self.scheduled()
         self.module.train()
         mixed = torch.autocast(self.where.type, torch.bfloat16, enabled=self.halved)
         with drawn_from((settings.seed, epoch, batch), self.where):

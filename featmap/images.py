@@ -43,19 +43,16 @@ class Fourier:
         logit = torch.logit(images.clamp(0.02, 0.98))
         mixed = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
         spectrum = torch.fft.rfft2(mixed, norm="ortho")
-        return torch.view_as_real(spectrum / self._scale(images)).contiguous()
+        return torch.view_as_real(spectrum / _scale(images.shape[2], images.device)).contiguous()
 
     def image(self, parameters: Tensor) -> Tensor:
         """Return the images of these parameters, B x 3 x H x W in (0, 1)."""
         size = parameters.shape[2]
-        spectrum = torch.view_as_complex(parameters) * self._scale(parameters)
+        spectrum = torch.view_as_complex(parameters) * _scale(size, parameters.device)
         mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
         logits = torch.einsum("ij,bjhw->bihw", transforms.on_device(_COLOURS, mixed.device, mixed.dtype), mixed)
         # row by row: the last elements of a batch are rounded otherwise than those that fill a vector register
         return torch.stack([torch.sigmoid(row) for row in logits])
-
-    def _scale(self, like: Tensor) -> Tensor:
-        return _scale(like.shape[2], like.device)
 
 
 @lru_cache(maxsize=16)

@@ -45,9 +45,11 @@ def tally(activation: float | list[float], high: float = 0.1, own: float = 1.0, 
 
 def test_a_candidate_that_is_twice_the_base_has_a_gain_of_two() -> None:
     base, twice = tally([1.0, 2.0, 0.0], seconds=2), tally([2.0, 4.0, 1.0], high=0.2)
+    twice.own = [[True, False, True]] * 4
     found = search.row("x", twice, base, seeds=2)
     assert found["activation"] == pytest.approx([2, 2, 2]) and found["lost"] == 0 and found["rows"] == 12
     assert found["seconds"] == 0.5 and found["high"] == pytest.approx([2, 2, 2]) and found["high_share"] == 0.2
+    assert found["identity"][0] == pytest.approx(2 / 3)
     assert found["stopped"] == pytest.approx([0.5, 0.9])
     assert search.row("y", base, twice, seeds=2)["lost"] == 4
 

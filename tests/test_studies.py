@@ -240,3 +240,19 @@ def test_a_study_may_have_seeds_of_its_own(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         studies.start(own, lambda context: pytest.fail("measured"))
     assert "--seeds 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], 8), (["--full"], 12), (["--full", "--features", "3"], 3)])
+def test_a_study_may_have_more_features_where_it_is_full(
+    given: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    own, seen = replace(STUDY, features=8, full_features=12), list[int]()
+
+    def measure(context: studies.Context) -> Outcome:
+        seen.append(context.features)
+        return Outcome(pd.DataFrame({"x": [1]}), [], "holds", "It is 0.5.", {})
+
+    asked = ["--layers", "conv1", *RANDOM, "--results", str(tmp_path), *given]
+    assert run(asked, monkeypatch, capsys, measure, own)[0] == 0
+    (record,) = tmp_path.rglob("reference.json")
+    assert seen == [expected] and json.loads(record.read_text(encoding="utf-8"))["settings"]["features"] == expected

@@ -37,11 +37,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from scipy import stats
 
 from analyses.benchmarks import records
 from analyses.benchmarks.speed import chosen_features
 from analyses.commands import run
+from analyses.studies import interval
 from featmap import Network, channel, devices, load, mapping, spectra
 from featmap.batches import Batches
 from featmap.console import err
@@ -163,16 +163,8 @@ def over_features(values: np.ndarray, seeds: int) -> tuple[list[float], int]:
     ----------
     values : (layers x seeds) x features, seeds fastest; NaN where undefined
     """
-    shaped = values.reshape(-1, seeds, values.shape[1])
-    known = np.isfinite(shaped)
-    with np.errstate(invalid="ignore"):
-        each = (np.where(known, shaped, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)).ravel()
-    each = each[np.isfinite(each)]
-    if not len(each):
-        return [float("nan")] * 3, 0
-    reach = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) if len(each) > 1 else 0.0
-    middle = float(each.mean())
-    return [middle, middle - float(reach), middle + float(reach)], len(each)
+    each = np.ma.masked_invalid(values.reshape(-1, seeds, values.shape[1])).mean(1).compressed()
+    return (list(interval(each)) if len(each) else [float("nan")] * 3), len(each)
 
 
 @dataclass
