@@ -46,7 +46,6 @@ def lost(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_kill_at_any_moment_loses_nothing(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     found = outcomes[f"random {name}"]
     assert sum(o["killed"] for o in found) == 8
-    assert len({o["landed"] for o in found}) > 1  # they did not all fall into the same stage
     assert lost(found) == []
 
 
@@ -64,6 +63,7 @@ def test_a_kill_between_any_two_moves_loses_nothing(tmp_path: Path) -> None:
 def test_a_kill_before_a_move_of_a_command_loses_nothing(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     found = outcomes[f"moves of {name}"]
     assert len(found) > 3 and found[0]["killed"]
+    assert len({o["landed"] for o in found}) > 2  # moves are counted: these kills fall into several stages
     assert lost(found) == []
 
 
