@@ -22,15 +22,9 @@ from featmap.errors import ModelError, UnitError, nearest
 from featmap.taps import frozen
 from featmap.trace import Layer, Trace, trace
 from featmap.units import CLASS, Unit
+from featmap.vision import load_torchvision
 
-try:
-    import torchvision
-except (ImportError, RuntimeError, AttributeError) as error:
-    raise ModelError(
-        f"torchvision does not work with the installed torch {torch.__version__} ({str(error).splitlines()[0]}); "
-        "install the two together: pip install --force-reinstall torch torchvision"
-    ) from error
-
+torchvision = load_torchvision()
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LARGEST = 1024
 WIDEST = 65_536

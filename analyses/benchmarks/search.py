@@ -1,7 +1,7 @@
 """Which recipe makes more activation of the same work: candidates side by side, winners and losers.
 
     python -m analyses.benchmarks.search                                       # half an hour on two cores
-    python -m analyses.benchmarks.search --model resnet50 --weights random --layers layer2.3,layer3.5,layer4.2
+    python -m analyses.benchmarks.search --model resnet50 --weights random --layers layer1.2,layer2.3,layer3.5
     python -m analyses.benchmarks.search --only adam-20,quick-24               # beside the first, which is the base
 
 Every candidate makes the images of the same features, drawn at random, of three layers, with three seeds, all
@@ -249,10 +249,15 @@ def wins(found: dict[str, Any]) -> bool:
 
 
 def measure(
-    network: Network, layers: Sequence[str], candidates: Sequence[Candidate], features: int, seeds: int
+    network: Network,
+    layers: Sequence[str],
+    candidates: Sequence[Candidate],
+    features: int,
+    seeds: int,
+    size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the figures of every candidate."""
-    recipes = [mapping.resolve(network, torch.device("cpu"), c.recipe) for c in candidates]
+    """Return the figures of every candidate, at an image size (None: the recipes' own)."""
+    recipes = [mapping.resolve(network, torch.device("cpu"), c.recipe, size) for c in candidates]
     tallies = [Tally([], [], [], [], []) for _ in candidates]
     for layer in layers:
         channels = chosen_features(network, layer, features, 0)
@@ -303,6 +308,7 @@ def main(
     layers: Annotated[str, typer.Option(help="Joined by commas.")] = ",".join(LAYERS),
     features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = 64,
     seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = 3,
+    size: Annotated[int | None, typer.Option(help="Image size in pixels; as `featmap similarity` has it.")] = None,
     only: Annotated[str | None, typer.Option(help="Names of candidates, joined by commas.")] = None,
     out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "search.json",
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
@@ -313,7 +319,7 @@ def main(
     network, candidates = load(model, weights), chosen(only)
     names = [n.strip() for n in layers.split(",") if n.strip()]
     with devices.remembered_settings():
-        rows = measure(network, names, candidates, features, seeds)
+        rows = measure(network, names, candidates, features, seeds, size)
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
     found["networks"][f"{network.name} {weights or ''}".strip()] = {
         "machine": records.machine("torchvision"),
