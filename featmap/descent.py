@@ -192,7 +192,6 @@ def descend(
     padded = [*objectives, *[objectives[0]] * padding]
     seeds = [seed] * wanted if isinstance(seed, int) else list(seed)
     layers = list(dict.fromkeys(layer for o in padded for layer in o.layers))
-    first = _first_images(recipe, seeds, start)
     loop = _Loop(
         normalise,
         forms.PARAMETERISATIONS[recipe.parameterisation](recipe),
@@ -205,7 +204,8 @@ def descend(
         wanted=wanted,
         asks=device.type == "cpu",
     )
-    image = torch.cat([first, first[:1].expand(padding, -1, -1, -1)]).to(device).contiguous()
+    image = _first_images(recipe, seeds, start, device)
+    image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
     with Taps(module, layers) as taps:
         for octave in recipe.octaves:
             assert isinstance(octave.size, int)
@@ -222,12 +222,14 @@ def descend(
     )
 
 
-def _first_images(recipe: Recipe, seeds: Sequence[int], start: Tensor | None) -> Tensor:
-    """Return where each row starts, N x 3 x H x W."""
+def _first_images(recipe: Recipe, seeds: Sequence[int], start: Tensor | None, device: torch.device) -> Tensor:
+    """Return where each row starts, N x 3 x H x W; what rows have in common is brought to the device once."""
     if start is not None and start.dim() == 4:
-        return torch.stack([forms.first_image(recipe, s, one) for s, one in zip(seeds, start, strict=True)])
-    known = {s: forms.first_image(recipe, s, start) for s in dict.fromkeys(seeds)}
-    return torch.stack([known[s] for s in seeds])
+        each = [forms.first_image(recipe, s, one) for s, one in zip(seeds, start, strict=True)]
+        return torch.stack(each).to(device)
+    known = list(dict.fromkeys(seeds))
+    images = torch.stack([forms.first_image(recipe, s, start) for s in known]).to(device)
+    return images[torch.tensor([known.index(s) for s in seeds], device=device)]
 
 
 @dataclass
