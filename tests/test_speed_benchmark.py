@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -99,6 +100,49 @@ def test_operations_are_counted_forward_and_back_to_the_image() -> None:
     assert steps.flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
 
 
+def test_both_peaks_are_of_as_many_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in steps.PEAKS.values():
+        with steps.FlopCounterMode(display=False) as counted:
+            make(torch.float32, CPU, 64)()
+        assert counted.get_total_flops() == 2 * 64**3
+
+
+def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: Tensor) -> Tensor:
+        raise RuntimeError("no compiler here")
+
+    network = inception()
+    module = network.module
+    made = steps.Variant("torch.compile, float32", module, True, 2, dtype=torch.float32, run=broken, in_use=False)
+    monkeypatch.setattr(steps, "compiled", lambda *_: [made])
+    for name, value in (("SIZE", 32), ("ROUNDS", 2), ("MATRIX", 64)):
+        monkeypatch.setattr(steps, name, value)
+    found = steps.measure(network, "mixed", CPU, 2)
+    assert "torch.compile, float32 is left out: RuntimeError: no compiler here" in capsys.readouterr().err
+    assert [r["in_use"] for r in found["rows"]] == [True] * 7
+    assert list(found["operations"]) == ["2 images at once", "bfloat16"]
+    best = max(found["peak_gflops"]["float32"].values())
+    row = found["rows"][5]
+    assert row["share"] == pytest.approx(found["gflop"] / (row["ms"] / 1000) / best)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler looks at the normalised images'
+def test_steps_are_measured_on_a_device_and_by_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SIZE", 32), ("ROUNDS", 2), ("MATRIX", 64)):
+        monkeypatch.setattr(steps, name, value)
+    monkeypatch.setattr(steps, "load", lambda *_: inception())
+    page, numbers = tmp_path / "README.md", tmp_path / "steps.json"
+    steps.main(device="cpu", rows=2, layer="mixed", out=numbers, readme=page)
+    (found,) = json.loads(numbers.read_text()).values()
+    assert steps.table(found) in page.read_text()
+    assert found["images"] == 2 and all(r["ms"] > 0 for r in found["rows"])
+    tried = [r["variant"] for r in found["rows"] if not r["in_use"]]
+    if shutil.which("g++"):
+        assert tried == ["torch.compile, float32", "torch.compile, bfloat16"]
+        assert "| torch.compile, float32 (tried, not in use) | " in page.read_text()
+
+
 def test_time_is_shared_out_over_operations() -> None:
     one, two = torch.rand(400, 400), torch.rand(400, 400)
     shares = steps.operations(lambda: (one @ two).relu())
@@ -163,6 +207,7 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     monkeypatch.setattr(steps, "SIZE", 32)
     monkeypatch.setattr(steps, "ROUNDS", 2)
     monkeypatch.setattr(steps, "MATRIX", 64)
+    monkeypatch.setattr(steps, "compiled", lambda *_: [])
     monkeypatch.setattr(speed, "load", lambda *_: inception())
     page, numbers = tmp_path / "README.md", tmp_path / "speed.json"
     speed.main(layer="mixed", features=2, out=numbers, readme=page)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import networks
@@ -42,15 +43,22 @@ def test_seconds_and_memory_are_those_of_the_process(tmp_path: Path, monkeypatch
         whole.carried_out(("--layer", "x"), "cpu", tmp_path)
 
 
-def test_the_peak_is_that_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_that_of_the_faster_of_product_and_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "MATRIX", 64)
     monkeypatch.setattr(steps, "synchronised", lambda work, where: 0.5)
     assert whole.peak(CPU, "float32") == 2 * 64**3 / 0.5
-    made = list[int]()
-    monkeypatch.setattr(steps, "product", lambda dtype, where, side: lambda: made.append(side))
-    monkeypatch.setattr(steps, "synchronised", lambda work, where: (work(), 0.5)[1])
-    assert whole.peak(torch.device("cuda"), "bfloat16") == 10 * 2 * 256**3 / 0.5
-    assert made == [256] * 60, "larger matrices, ten of them between two questions"
+    made = list[tuple[str, int]]()
+
+    def faster(work: Callable[[], object], _: torch.device) -> float:
+        made.clear()
+        work()
+        return 0.5 if made[0][0] == "product" else 0.25
+
+    for kind, name in (("product", "matrix product"), ("pointwise", "1 x 1 convolution")):
+        monkeypatch.setitem(steps.PEAKS, name, lambda _, __, side, kind=kind: lambda: made.append((kind, side)))
+    monkeypatch.setattr(steps, "synchronised", faster)
+    assert whole.peak(torch.device("cuda"), "bfloat16") == 10 * 2 * 256**3 / 0.25
+    assert made == [("pointwise", 256)] * 10, "larger matrices, ten of them between two questions"
 
 
 @pytest.mark.slow

@@ -1,30 +1,57 @@
-"""The chain of improvements of one step of a descent, measured in turns, beside the peak of a matrix product."""
+"""The chain of improvements of one step of a descent, measured in turns, beside the peak of the machine.
+
+    python -m analyses.benchmarks.steps --device cuda --rows 128    # on a GPU; on a CPU it is a part of `speed`
+
+Each link adds one thing to the one before; on a GPU, and at the end, what is not in use yet is tried too: TF32,
+torch.compile, CUDA graphs. The peak is the better of a square matrix product and a 1 x 1 convolution of as many
+operations, measured in the same run: which library does the one and which the other, and which is the faster, differs
+from processor to processor. Written: `steps.json`, by device, and a table in `README.md`.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor
 
+from analyses.benchmarks import records
 from analyses.benchmarks.opponents import cut
-from featmap import Network
+from analyses.commands import run as run_command
+from featmap import Network, devices, load
+from featmap.console import err
 from featmap.prepare import prepared
 
 SIZE, ROUNDS, BATCH, MATRIX = 224, 5, 16, 2048
 CPU = torch.device("cpu")
+Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of taking a step: the module, whether it stops at the layer, images at once, layout, precision."""
+    """One way of taking a step.
+
+    Attributes
+    ----------
+    run : gives the layer's output for images as `module` takes them; None: the module's own forward up to the layer
+    stops : does it stop at the layer?
+    rows : images at once
+    tf32 : may float32 products be rounded to ten bits?
+    in_use : is it what featmap does, or was before it?
+    """
 
     name: str
     module: nn.Module
@@ -32,44 +59,86 @@ class Variant:
     rows: int
     layout: torch.memory_format = torch.contiguous_format
     dtype: torch.dtype = torch.float32
+    run: Run | None = None
+    tf32: bool = False
+    in_use: bool = True
 
 
-def variants(network: Network, layer: str, size: int) -> list[Variant]:
+def variants(network: Network, layer: str, size: int, where: torch.device = CPU, rows: int = BATCH) -> list[Variant]:
     """Return the chain; each link adds one thing to the one before."""
-    whole = copy.deepcopy(network.module).eval().requires_grad_(True)
-    frozen = copy.deepcopy(network.module).eval().requires_grad_(False)
+    whole = copy.deepcopy(network.module).eval().requires_grad_(True).to(where)
+    frozen = copy.deepcopy(network.module).eval().requires_grad_(False).to(where)
     folds = network.trace(size).folds
-    folded = prepared(network.module, folds, [layer], CPU, torch.contiguous_format)
-    last = prepared(network.module, folds, [layer], CPU, torch.channels_last)
-    half = prepared(network.module, folds, [layer], CPU, torch.channels_last).to(torch.bfloat16)
-    return [
+    folded = prepared(network.module, folds, [layer], where, torch.contiguous_format)
+    last = prepared(network.module, folds, [layer], where, torch.channels_last)
+    half = prepared(network.module, folds, [layer], where, torch.channels_last, torch.bfloat16)
+    nhwc = torch.channels_last
+    found = [
         Variant("the whole network, weights with gradients, one image", whole, False, 1),
         Variant("stopped at the layer (the article)", whole, True, 1),
         Variant("weights frozen", frozen, True, 1),
         Variant("batch norms folded", folded, True, 1),
-        Variant("channels last", last, True, 1, torch.channels_last),
-        Variant(f"{BATCH} images at once", last, True, BATCH, torch.channels_last),
-        Variant("bfloat16", half, True, BATCH, torch.channels_last, torch.bfloat16),
+        Variant("channels last", last, True, 1, nhwc),
+        Variant(f"{rows} images at once", last, True, rows, nhwc),
+        Variant("bfloat16", half, True, rows, nhwc, torch.bfloat16),
     ]
+    if where.type == "cuda":
+        found.append(Variant("TF32", last, True, rows, nhwc, tf32=True, in_use=False))
+    return found
 
 
-def stepper(variant: Variant, network: Network, layer: str, size: int) -> Callable[[], Tensor]:
+def compiled(network: Network, layer: str, size: int, where: torch.device, rows: int) -> list[Variant]:
+    """Return variants by torch's compiler, of the network up to the layer; on a GPU by CUDA graphs too."""
+    folds, nhwc = network.trace(size).folds, torch.channels_last
+    modes = {"torch.compile": "default"} | ({"CUDA graphs": "reduce-overhead"} if where.type == "cuda" else {})
+    found = []
+    for words, mode in modes.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            module = prepared(network.module, folds, [layer], where, nhwc, dtype)
+            run = _taken(torch.compile(create_feature_extractor(module, {layer: "out"}), mode=mode))
+            name = f"{words}, {str(dtype).removeprefix('torch.')}"
+            found.append(Variant(name, module, True, rows, nhwc, dtype, run, in_use=False))
+    return found
+
+
+def _taken(extractor: Callable[[Tensor], dict[str, Tensor]]) -> Run:
+    return lambda images: extractor(images)["out"]
+
+
+@contextmanager
+def products(tf32: bool) -> Iterator[None]:
+    """Let a GPU round float32 products to ten bits, or not; restored afterwards."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def stepper(
+    variant: Variant, network: Network, layer: str, size: int, where: torch.device = CPU
+) -> Callable[[], Tensor]:
     """Return a function that computes one step's gradient of a variant: of the mean of channel k in row k."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(variant.rows, 3, size, size, generator=generator)
-    images = images.to(memory_format=variant.layout)
-    rows = torch.arange(variant.rows)
+    images = images.to(where).to(memory_format=variant.layout)
+    rows = torch.arange(variant.rows, device=where)
 
     def step() -> Tensor:
         p = images.detach().requires_grad_(True)
         given = network.normalise(p).to(variant.dtype)
-        if variant.stops:
-            with cut(variant.module, layer) as run:
-                output = run(given)
-        else:
-            output = _through(variant.module, layer, given)
-        loss = -output[rows, rows % output.shape[1]].float().mean((1, 2)).sum()
-        loss.backward()
+        with products(variant.tf32):
+            if variant.run is not None:
+                output = variant.run(given)
+            elif variant.stops:
+                with cut(variant.module, layer) as run:
+                    output = run(given)
+            else:
+                output = _through(variant.module, layer, given)
+            loss = -output[rows, rows % output.shape[1]].float().mean((1, 2)).sum()
+            loss.backward()
         assert p.grad is not None
         variant.module.zero_grad(set_to_none=True)
         return p.grad
@@ -107,52 +176,121 @@ def product(dtype: torch.dtype, where: torch.device = CPU, side: int | None = No
     return lambda: one @ two
 
 
-def measure(network: Network, layer: str) -> dict[str, Any]:
-    """Return milliseconds an image and step of every variant, median over rounds in which all take turns."""
-    size, rounds = SIZE, ROUNDS
-    chain = variants(network, layer, size)
-    work: dict[str, tuple[Callable[[], Tensor], int]] = {
-        v.name: (stepper(v, network, layer, size), v.rows) for v in chain
-    }
-    peaks = {"float32": product(torch.float32), "bfloat16": product(torch.bfloat16)}
-    seconds: dict[str, list[float]] = {name: [] for name in (*work, *peaks)}
-    for turn in range(rounds + 1):
+def pointwise(dtype: torch.dtype, where: torch.device = CPU, side: int | None = None) -> Callable[[], Tensor]:
+    """Return a function that makes a 1 x 1 convolution of as many operations as `product` has, channels last."""
+    generator, side = torch.Generator().manual_seed(2), side or MATRIX
+    channels, rows = side // 4, side // 16  # rows x 16 x 16 positions x channels^2 = side^3
+    images = torch.rand(rows, channels, 16, 16, generator=generator).to(where, dtype)
+    weights = torch.rand(channels, channels, 1, 1, generator=generator).to(where, dtype)
+    images, weights = (t.to(memory_format=torch.channels_last) for t in (images, weights))
+    return lambda: functional.conv2d(images, weights)
+
+
+PEAKS = {"matrix product": product, "1 x 1 convolution": pointwise}
+
+
+def timed(
+    work: Mapping[str, tuple[Callable[[], object], int]], where: torch.device = CPU, best_of: int = 1
+) -> dict[str, list[float]]:
+    """Return seconds a row of each piece of work (with its number of rows), by rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(ROUNDS + 1):
         for name, (step, rows) in work.items():
-            took = synchronised(step)
+            took = min(synchronised(step, where) for _ in range(best_of))
             if turn:  # the first warms up
                 seconds[name].append(took / rows)
-        for name, multiply in peaks.items():
-            took = min(synchronised(multiply) for _ in range(3))
-            if turn:
-                seconds[name].append(took)
-    count = flops(network, layer, size)
-    peak = {name: 2 * MATRIX**3 / min(seconds[name]) for name in peaks}
-    rows = [
+    return seconds
+
+
+def peaks(where: torch.device = CPU, side: int | None = None) -> dict[str, dict[str, float]]:
+    """Return the operations a second that `PEAKS` reach on a device, by precision and kind, each the best of many."""
+    side, times = side or MATRIX, 1 if where.type == "cpu" else 10  # a GPU is asked less often than it is given work
+    found: dict[str, dict[str, float]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        kinds = {kind: (_repeated(make(dtype, where, side), times), times) for kind, make in PEAKS.items()}
+        took = timed(kinds, where, 3)
+        found[str(dtype).removeprefix("torch.")] = {kind: 2 * side**3 / min(took[kind]) for kind in kinds}
+    return found
+
+
+def _repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
+    def several() -> None:
+        for _ in range(times):
+            work()
+
+    return several
+
+
+def measure(
+    network: Network,
+    layer: str,
+    where: torch.device = CPU,
+    rows: int = BATCH,
+    more: bool = True,
+    side: int | None = None,
+) -> dict[str, Any]:
+    """Return milliseconds an image and step of every variant, median over rounds in which all take turns.
+
+    Parameters
+    ----------
+    rows : images at once in the last links
+    more : also by torch's compiler, which takes a minute
+    side : of the matrices that the peak is taken of
+    """
+    chain = variants(network, layer, SIZE, where, rows)
+    seconds = timed({v.name: (stepper(v, network, layer, SIZE, where), v.rows) for v in chain}, where)
+    before = peaks(where, side)
+    tried: list[Variant] = []
+    if more:
+        for v in compiled(network, layer, SIZE, where, rows):
+            base = next(u for u in chain if u.in_use and u.rows == rows and u.dtype is v.dtype)
+            steppers = {u.name: (stepper(u, network, layer, SIZE, where), rows) for u in (v, base)}
+            try:
+                took = timed(steppers, where)
+            except Exception as error:  # noqa: BLE001 - a compiler that is not there, or does not take the network
+                err().print(f"{v.name} is left out: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+                continue
+            # beside what it is held against, in the same rounds; brought to that one's time in the chain
+            ratio = float(np.median(np.array(took[v.name]) / np.array(took[base.name])))
+            seconds[v.name] = [ratio * t for t in seconds[base.name]]
+            tried.append(v)
+    count = flops(network, layer, SIZE)
+    after = peaks(where, side)
+    kinds = {p: {k: max(before[p][k], after[p][k]) for k in PEAKS} for p in before}
+    best = {p: max(values.values()) for p, values in kinds.items()}
+    found = [
         {
             "variant": v.name,
+            "precision": str(v.dtype).removeprefix("torch."),
+            "in_use": v.in_use,
             "ms": 1000 * float(np.median(seconds[v.name])),
             "all_ms": [1000 * t for t in seconds[v.name]],
-            "share": count / float(np.median(seconds[v.name])) / peak[str(v.dtype).removeprefix("torch.")],
+            "share": count / float(np.median(seconds[v.name])) / best[str(v.dtype).removeprefix("torch.")],
         }
-        for v in chain
+        for v in [*chain, *tried]
     ]
-    best = next(v for v in reversed(chain) if v.dtype is torch.float32)
-    shares = operations(work[best.name][0])
-    return {"operations": {"of": best.name, "shares": shares}} | {
-        "size": size,
+    shown = [v for v in chain if v.in_use][-2:]
+    shares = {v.name: operations(stepper(v, network, layer, SIZE, where), where) for v in shown}
+    return {
+        "size": SIZE,
+        "images": rows,
+        "matrix": side or MATRIX,
         "gflop": count / 1e9,
-        "peak_gflops": {k: v / 1e9 for k, v in peak.items()},
-        "rows": rows,
+        "peak_gflops": {p: {k: v / 1e9 for k, v in values.items()} for p, values in kinds.items()},
+        "rows": found,
+        "operations": shares,
     }
 
 
-def operations(step: Callable[[], object], least: float = 0.01) -> dict[str, float]:
+def operations(step: Callable[[], object], where: torch.device = CPU, least: float = 0.01) -> dict[str, float]:
     """Return the share of a step's time that each of torch's operations takes by itself, largest first."""
-    step()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    gpu = where.type == "cuda"
+    synchronised(step, where)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:
         for _ in range(3):
-            step()
-    times = {e.key.removeprefix("aten::"): float(e.self_cpu_time_total) for e in seen.key_averages()}
+            synchronised(step, where)
+    kind = "self_device_time_total" if gpu else "self_cpu_time_total"
+    times = {e.key.removeprefix("aten::"): float(getattr(e, kind)) for e in seen.key_averages()}
     whole = sum(times.values())
     ordered = sorted(times.items(), key=lambda item: -item[1])
     return {name: round(t / whole, 4) for name, t in ordered if t >= least * whole}
@@ -169,11 +307,14 @@ def synchronised(work: Callable[[], object], where: torch.device = CPU) -> float
 
 def table(found: dict[str, Any]) -> str:
     """Return the chain as Markdown."""
-    peak = found["peak_gflops"]
+    peaks_of = "; ".join(
+        f"in {precision} {', '.join(f'{kind} {v:,.0f}' for kind, v in kinds.items())} GFLOP/s"
+        for precision, kinds in found["peak_gflops"].items()
+    )
     lines = [
         f"One step of one image at {found['size']} pixels ({found['gflop']:.1f} GFLOP, forward and back to the image), "
-        f"median of rounds in which all take turns; the peak of a {MATRIX} x {MATRIX} matrix product in the same run "
-        f"is {peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in bfloat16.",
+        "median of rounds in which all take turns. The peak is the better of two in the same run, of "
+        f"{2 * found['matrix'] ** 3 / 1e9:,.0f} GFLOP each: {peaks_of}.",
         "",
         "| | ms | faster than the article | than the whole network | share of the peak |",
         "|---|---|---|---|---|",
@@ -181,16 +322,40 @@ def table(found: dict[str, Any]) -> str:
     whole, article = (found["rows"][k]["ms"] for k in (0, 1))
     for row in found["rows"]:
         lines.append(
-            f"| {row['variant']} | {row['ms']:.1f} | {article / row['ms']:.2f} | {whole / row['ms']:.2f} | "
-            f"{row['share']:.2f} |"
+            f"| {row['variant']}{'' if row['in_use'] else ' (tried, not in use)'} | {row['ms']:.1f} | "
+            f"{article / row['ms']:.2f} | {whole / row['ms']:.2f} | {row['share']:.2f} |"
         )
-    if any(row["share"] > 1 for row in found["rows"]):
-        lines += [
-            "",
-            "(A share above 1: convolutions can take fewer operations than are counted, and need not be as slow as "
-            "the library's matrix product.)",
-        ]
-    taken = found["operations"]
-    shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in taken["shares"].items())
-    lines += ["", f"Where the time of a step goes ({taken['of']}, float32): {shares}."]
+    for name, shares in found["operations"].items():
+        taken = ", ".join(f"`{what}` {100 * share:.0f} %" for what, share in shares.items())
+        lines += ["", f"Where the time of a step goes ({name}): {taken}."]
     return "\n".join(lines)
+
+
+def main(
+    device: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "auto",
+    rows: Annotated[int, typer.Option(help="Images at once in the last links of the chain.")] = BATCH,
+    layer: Annotated[str, typer.Option(help="The layer that a step goes to.")] = "inception4a",
+    model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
+    weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
+    out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "steps.json",
+    readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
+) -> None:
+    """Measure the chain of improvements of one step on a device."""
+    network, where = load(model, weights), devices.device(device)
+    with devices.remembered_settings():
+        side = MATRIX if where.type == "cpu" else 4 * MATRIX
+        found = measure(network, layer, where, rows, side=side)
+    known = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    machine = records.machine("torchvision")
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else machine["processor"]
+    known[name] = found | {"machine": machine, "network": network.name, "sha256": network.sha256, "layer": layer}
+    records.write(out, known)
+    parts = [
+        f"{name}, {v['layer']} of {v['network']}, {v['images']} images.\n\n{table(v)}" for name, v in known.items()
+    ]
+    records.write_table("steps", "\n\n".join(["## Steps by device", *parts]), readme)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    run_command(main)

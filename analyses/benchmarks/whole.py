@@ -5,8 +5,8 @@
 
 Each job is the command of a user in a process of its own, in an empty folder. Its descents' share of the peak is the
 floating-point operations of all its images' steps, forward and back to the image, over the seconds of descents and
-probe and over what a large matrix product reaches on the same device in the same precision. A job that was not run
-here keeps the row that was stored before, or says "not measured".
+probe and over what a large matrix product, or a 1 x 1 convolution where that is faster, reaches on the same device in
+the same precision. A job that was not run here keeps the row that was stored before, or says "not measured".
 """
 
 from __future__ import annotations
@@ -117,18 +117,10 @@ def _layers(identity: dict[str, Any]) -> list[str]:
 
 
 def peak(where: torch.device, precision: str) -> float:
-    """Return the operations a second that a large matrix product reaches on a device, the best of five."""
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    """Return the operations a second that a device reaches, the better of `steps.PEAKS`."""
     # a GPU is done with a matrix of a CPU's size before it is asked for the next one
-    side, times = (steps.MATRIX, 1) if where.type == "cpu" else (4 * steps.MATRIX, 10)
-    multiply = steps.product(dtype, where, side)
-
-    def several() -> None:
-        for _ in range(times):
-            multiply()
-
-    steps.synchronised(several, where)
-    return 2 * side**3 * times / min(steps.synchronised(several, where) for _ in range(5))
+    side = steps.MATRIX if where.type == "cpu" else 4 * steps.MATRIX
+    return max(steps.peaks(where, side)[precision].values())
 
 
 def measure(name: str, device: str | None = None) -> dict[str, Any]:
