@@ -65,6 +65,15 @@ class Engine:
             return here
         return 1 if self.workers is None else max(1, here // self.workers)
 
+    def sharing(self, here: int) -> int:
+        """Return how many workers share this machine's memory, where torch takes `here` threads in this process.
+
+        One where they belong to a cluster: what its machines have is not known here.
+        """
+        if self.name == HERE or self.address is not None:
+            return 1
+        return self.workers or max(1, here // self.threads_of_each(here))
+
 
 @dataclass(frozen=True)
 class WorkUnit:

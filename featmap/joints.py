@@ -78,6 +78,11 @@ class JointJob:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     about: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def layers(self) -> list[str]:
+        """The layers that are maximised."""
+        return list(dict.fromkeys(unit.layer for group in self.groups for unit in group))
+
     def check(self) -> JointJob:
         """Return this job with every unit checked against the network at every size of the recipe.
 

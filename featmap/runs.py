@@ -315,9 +315,17 @@ def execute(job: Job, store: Run, watcher: Watcher | None = None, engine: Engine
 
 
 def task_of(job: Any, kind: Callable[[Any, Watcher], Any], engine: Engine) -> Task:
-    """Return what any process has to know to do units of a job (a `Job` or `JointJob`) by a worker of this kind."""
+    """Return what any process has to know to do units of a job (a `Job` or `JointJob`) by a worker of this kind.
+
+    Raises
+    ------
+    RecipeError
+        where the batches of all workers do not fit into this machine's memory.
+    """
     if engine.name != HERE:  # a worker sees one GPU, its own, whatever number that has here
         job = replace(job, device=torch.device(job.device.type))
+    if job.device.type == "cpu" and (sharing := engine.sharing(torch.get_num_threads())) > 1:
+        memory.check(job.network, job.recipe, job.layers, job.device, sharing)
     return Task(
         partial(kind, job),
         remembered_settings,
