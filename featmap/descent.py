@@ -64,7 +64,7 @@ class _GatedReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: _Gate, in_place: bool) -> Tensor:
         ctx.gate = gate
-        ctx.save_for_backward(x > 0)
+        ctx.save_for_backward(x <= 0)  # of a NaN neither is true: the gradient passes, as torch has it
         if in_place:
             ctx.mark_dirty(x)
             return x.relu_()
@@ -72,8 +72,8 @@ class _GatedReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (above,) = ctx.saved_tensors
-        return torch.where(above, grad, LEAK * grad if ctx.gate.open else torch.zeros_like(grad)), None, None
+        (below,) = ctx.saved_tensors
+        return torch.where(below, LEAK * grad if ctx.gate.open else torch.zeros_like(grad), grad), None, None
 
 
 class _GatedReLUs(TorchFunctionMode):
@@ -247,6 +247,8 @@ class _Loop:
     wanted: int = 0
     asks: bool = True
     """Whether it waits for the answer if any row is without a gradient; a GPU goes on without."""
+    dead: bool = True
+    """Was a row without a gradient at the last step? Then the next pass is made so that it can be taken back twice."""
     curve: list[Tensor] = field(default_factory=list)
     agreement: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
@@ -284,21 +286,30 @@ class _Loop:
         In the first steps a row without a gradient gets the one through dead ReLUs, by a second backward pass.
         """
         p, gate = parameters.detach().requires_grad_(True), _Gate()
-        moving = transforms.jitter(self.form.image(p), self.seeds, step, self.recipe.jitter)
         rescued = step < self.recipe.rescue * self.recipe.steps
-        with _GatedReLUs(gate) if rescued else nullcontext():
-            losses, means = loss.by_term(self._outputs(taps, self.normalise(moving)))
-        g, agreement = self._backward(losses, p, keep=rescued)
+        gated = rescued and (self.dead or not self.asks)
+        losses, means = self._losses(taps, loss, p, step, gate if gated else None)
+        g, agreement = self._backward(losses, p, keep=gated)
         if not rescued:
             return g, agreement, means
         alive = g.flatten(1).any(1)
-        if self.asks and bool(alive.all()):
-            return g, agreement, means
+        if self.asks:
+            self.dead = dead = not bool(alive.all())
+            if not dead:
+                return g, agreement, means
+        if not gated:
+            losses, _ = self._losses(taps, loss, p, step, gate)
         gate.open = True
         through, _ = self._backward(losses, p)
         through = torch.where(alive.view(-1, *[1] * (g.dim() - 1)), g, through)
         self.revived |= ~alive & through.flatten(1).any(1)
         return through, agreement, means
+
+    def _losses(self, taps: Taps, loss: BatchLoss, p: Tensor, step: int, gate: _Gate | None) -> tuple[Tensor, Tensor]:
+        """Return the losses and activations of the rows' terms, R x T each; a gate is put into every ReLU."""
+        moving = transforms.jitter(self.form.image(p), self.seeds, step, self.recipe.jitter)
+        with nullcontext() if gate is None else _GatedReLUs(gate):
+            return loss.by_term(self._outputs(taps, self.normalise(moving)))
 
     def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
         """Return the gradient of the terms' losses (R x T) by the parameters, and the agreement of the terms."""

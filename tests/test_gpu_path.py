@@ -61,6 +61,33 @@ def test_a_gpu_that_does_not_ask_makes_the_same_images(monkeypatch: pytest.Monke
         assert torch.equal(getattr(asked, kind), getattr(unasked, kind)), kind
 
 
+def test_a_row_that_dies_unexpectedly_is_rescued_by_another_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether dead rows were expected (and one pass made that is taken back twice) or not: the same bits."""
+    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=80, rows=4)
+    objectives = [channel("relu", 0), channel("relu", networks.ASLEEP), channel("relu", 1)]
+    found, passes = [], []
+    real = descent._Loop._losses
+
+    def counted(self: descent._Loop, *given: Any) -> Any:
+        passes[-1].append(given[-1] is not None)
+        return real(self, *given)
+
+    monkeypatch.setattr(descent._Loop, "_losses", counted)
+    for expects in (None, True, False):
+        if expects is not None:
+            monkeypatch.setattr(descent._Loop, "dead", property(lambda _, e=expects: e, lambda *_: None), raising=False)
+        passes.append([])
+        found.append(Batches(network, CPU).descend(objectives, recipe, 0))
+    for other in found[1:]:
+        for name in ("images", "curve", "moved", "revived"):
+            assert torch.equal(getattr(found[0], name), getattr(other, name)), name
+    assert found[0].revived.tolist()[:2] == [False, True]
+    assert passes[1] == [True] * 20 + [False] * 60
+    again = sum(passes[2])  # steps in which a row was dead
+    assert passes[2][:2] == [False, True] and len(passes[2]) == 80 + again and 0 < again < 20
+    assert passes[0][0] and sum(passes[0]) <= again + 1 and len(passes[0]) == 80
+
+
 def test_relus_that_overwrite_are_rescued_like_those_that_do_not() -> None:
     weights = networks.randomised(InPlace(), 3).state_dict()
     weights["second.bias"] = weights["second.bias"] - torch.tensor([0.0, 9, 0, 0, 9, 0])
@@ -83,6 +110,14 @@ def test_with_the_gate_shut_the_gradient_is_the_plain_one_to_the_bit() -> None:
     gate.open = True
     (opened,) = torch.autograd.grad(loss, images)
     assert torch.equal(plain, shut) and not torch.equal(plain, opened)
+
+
+def test_gradients_pass_a_gate_as_they_pass_a_relu_where_there_is_no_number() -> None:
+    given = torch.tensor([float("nan"), -1.0, 0.0, 2.0], requires_grad=True)
+    (plain,) = torch.autograd.grad(given.relu().sum(), given)
+    with descent._GatedReLUs(descent._Gate()):
+        (shut,) = torch.autograd.grad(given.relu().sum(), given)
+    assert plain.tolist() == shut.tolist() == [1, 0, 0, 1]
 
 
 class OnAView(Plain):
