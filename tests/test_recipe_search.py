@@ -15,7 +15,7 @@ from featmap import Network, channel, load
 from featmap.batches import Batches
 from featmap.errors import FeatmapError, RecipeError
 from featmap.probing import Probe
-from featmap.recipes import FAST, STANDARD, Octave, Recipe
+from featmap.recipes import FAST, LARGE, STANDARD, Octave, Recipe
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,7 +104,7 @@ def test_names_of_candidates() -> None:
 
 def test_our_recipes_are_candidates() -> None:
     tried = {c.recipe.name: c for c in search.CANDIDATES}
-    for ours, name in ((FAST, "quick-24-middle"), (STANDARD, "quick-60-lighter")):
+    for ours, name in ((FAST, "quick-24-middle"), (STANDARD, "quick-60-lighter"), (LARGE, "half-then-whole")):
         assert (tried[name].recipe.octaves, tried[name].recipe.betas) == (ours.octaves, ours.betas)
         assert f"`{ours.name}`" in tried[name].words
 

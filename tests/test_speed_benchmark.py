@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from analyses.benchmarks import opponents, speed, steps
 from featmap import Network, channel, load, spectra, transforms
 from featmap.batches import Batches
-from featmap.recipes import recipe
+from featmap.recipes import Octave, recipe
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,12 +59,12 @@ def test_an_image_is_judged_clamped_and_at_the_size_named() -> None:
 
 
 def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequencies() -> None:
-    found = speed.Course("fast", 32, [0, 2, 4, 6], [[9.0, 1.0, 2.0, 3.0]] * 2, [[0.0, 0.5, 0.4, 0.1]] * 2)
+    found = speed.Course("fast", "float32", 32, [0, 2, 4, 6], [[9.0, 1.0, 2.0, 3.0]] * 2, [[0.0, 0.5, 0.4, 0.1]] * 2)
     assert speed.first_reached(found, 0, 1.0, 0.5) == 2, "the start does not count"
     assert speed.first_reached(found, 0, 1.0, 0.3) == 6
     assert speed.first_reached(found, 0, 3.5, 1.0) is None
     finals = [speed.Final("x", f"a:{k}", k, 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
-    paces = [speed.Pace(0, 0.5, 0.5)] * 2
+    paces = [{32: speed.Pace(0, 0.5, 0.5)}] * 2
     assert speed.ratios(finals, found, ["a:0", "a:1"], paces, recipe("fast").resolved(32)) == [12.0 / (4 * 0.5), 0.0]
     assert speed.spread([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
     assert speed.spread([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
@@ -73,7 +73,7 @@ def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequ
 
 def test_a_course_is_judged_like_any_image() -> None:
     network = inception()
-    found = speed.course(network, "mixed", [1, 4], "fast", 32, 0)
+    found = speed.course(network, "mixed", [1, 4], "fast", "float32", 32, 0)
     made = Batches(network, CPU).descend(
         [channel("mixed", 1), channel("mixed", 4)], speed.resolved(network, "fast", 32, 2), 0
     )
@@ -89,7 +89,7 @@ def test_every_variant_of_a_step_has_the_same_gradient() -> None:
     gradients = {v.name: steps.stepper(v, network, "mixed", 32)()[0] for v in steps.variants(network, "mixed", 32)}
     first = gradients.pop("the whole network, weights with gradients, one image")
     size = torch.linalg.vector_norm(first)
-    assert size > 0 and len(gradients) == 6
+    assert size > 0 and len(gradients) == 7
     for name, gradient in gradients.items():
         gap = torch.linalg.vector_norm(gradient - first) / size
         assert gap < (0.15 if name == "bfloat16" else 1e-4), (name, gap)
@@ -119,8 +119,8 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caps
         monkeypatch.setattr(steps, name, value)
     found = steps.measure(network, "mixed", CPU, 2)
     assert "torch.compile, float32 is left out: RuntimeError: no compiler here" in capsys.readouterr().err
-    assert [r["in_use"] for r in found["rows"]] == [True] * 7
-    assert list(found["operations"]) == ["2 images at once", "bfloat16"]
+    assert [r["in_use"] for r in found["rows"]] == [True] * 8
+    assert list(found["operations"]) == ["first convolution regrouped", "bfloat16"]
     best = max(found["peak_gflops"]["float32"].values())
     row = found["rows"][5]
     assert row["share"] == pytest.approx(found["gflop"] / (row["ms"] / 1000) / best)
@@ -151,15 +151,31 @@ def test_time_is_shared_out_over_operations() -> None:
 
 def test_seconds_of_ours_count_ends_and_the_steps_that_look_for_dead_rows() -> None:
     short = replace(recipe("fast").resolved(32), rescue=0.25)
-    steps_made = short.steps
-    assert speed.Pace(5, 3, 1).seconds(1, short) == 8
-    assert speed.Pace(5, 3, 1).seconds(steps_made, short) == 5 + 3 * math.ceil(steps_made / 4) + (
-        steps_made - math.ceil(steps_made / 4)
-    )
+    steps_made, looking = short.steps, math.ceil(short.steps / 4)
+    paces = {32: speed.Pace(5, 3, 1)}
+    assert speed.seconds(paces, 1, short) == 8
+    assert speed.seconds(paces, steps_made, short) == 5 + 3 * looking + (steps_made - looking)
     final = [speed.Final("x", "mixed:1", turn, 60.0, {32: 1.0}, {32: 0.5}) for turn in (0, 1)]
-    course = speed.Course("fast", 32, [0, 2], [[9.0, 1.0]], [[0.0, 0.5]])
-    paces = [speed.Pace(0, 3, 1), speed.Pace(4, 3, 1)]
-    assert speed.ratios(final, course, ["mixed:1"], paces, short) == [10.0, 6.0]
+    course = speed.Course("fast", "float32", 32, [0, 2], [[9.0, 1.0]], [[0.0, 0.5]])
+    by_turn = [{32: speed.Pace(0, 3, 1)}, {32: speed.Pace(4, 3, 1)}]
+    assert speed.ratios(final, course, ["mixed:1"], by_turn, short) == [10.0, 6.0]
+
+
+def test_steps_of_a_smaller_octave_cost_what_they_cost_there() -> None:
+    octaves = (Octave(4, (0.1, 0.1), size=16), Octave(4, (0.1, 0.1), size=32))
+    two = replace(recipe("fast"), octaves=octaves, rescue=0.75)
+    paces = {16: speed.Pace(100, 2, 1), 32: speed.Pace(5, 20, 10)}
+    assert speed.seconds(paces, 3, two) == 5 + 3 * 2
+    assert speed.seconds(paces, 5, two) == 5 + 4 * 2 + 20
+    assert speed.seconds(paces, 8, two) == 5 + 4 * 2 + 2 * 20 + 2 * 10
+
+
+def test_a_course_counts_steps_at_its_own_size_only() -> None:
+    network = inception()
+    found = speed.course(network, "mixed", [1, 4], "large", "bfloat16", 32, 0)
+    small, full = recipe("large").octaves
+    assert found.steps == [s for s in range(0, small.steps + full.steps + 1, 2) if s > small.steps]
+    assert [len(row) for row in found.activation + found.high] == [len(found.steps)] * 4
 
 
 def test_a_pace_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +235,8 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     assert [(f["opponent"], f["turn"]) for f in finals] == [("weak", 0), ("both", 0), ("both", 0), ("weak", 1)]
     assert len(lent) == 3, "one call for each feature, one for all in a batch; nobody else ran into its hooks"
     assert {r["size"] for r in found["compared"]["rows"]} == {24, 32}
+    assert {(r["recipe"], r["precision"]) for r in found["compared"]["rows"]} == set(speed.OURS)
+    assert "| opponent | `fast` | `standard` | `large` | `standard`, bfloat16 | " in page.read_text()
     for row in found["compared"]["rows"]:
         assert len(row["ratios"]) == 2 and all(r >= 0 for r in row["ratios"])
     assert found["steps"]["rows"][0]["variant"].startswith("the whole network")

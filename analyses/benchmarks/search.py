@@ -2,7 +2,7 @@
 
     python -m analyses.benchmarks.search                                       # half an hour on two cores
     python -m analyses.benchmarks.search --model resnet50 --weights random --layers layer1.2,layer2.3,layer3.5
-    python -m analyses.benchmarks.search --only adam-20,quick-24               # beside the first, which is the base
+    python -m analyses.benchmarks.search --size 224 --only quick-24-middle,half-then-whole,quick-60-lighter
 
 Every candidate makes the images of the same features, drawn at random, of three layers, with three seeds, all
 candidates in turns at each batch; each is one change to a recipe that is named with it. What is told of it:
@@ -93,6 +93,13 @@ CANDIDATES = (
         Octave(8, (0.08, 0.06), (1.0, 0.8), 0.7),
         Octave(8, (0.06, 0.04), (0.8, 0.6), 0.85),
         Octave(10, (0.04, 0.01), (0.6, 0.4)),
+        betas=QUICK,
+    ),
+    _of(
+        "half-then-whole",
+        "24 steps at half the size, then 24: `large`",
+        Octave(24, (0.1, 0.04), (0.92, 0.5), HALF),
+        Octave(24, (0.1, 0.004), (0.75, 0.345)),
         betas=QUICK,
     ),
     _of("normalised-24", "gradient over its RMS", Octave(24, (0.1, 0.02), BLUR), optimiser="rms"),
@@ -321,7 +328,8 @@ def main(
     with devices.remembered_settings():
         rows = measure(network, names, candidates, features, seeds, size)
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
-    found["networks"][f"{network.name} {weights or ''}".strip()] = {
+    key = f"{network.name} {weights or ''}".strip() + ("" if size is None else f" {size}")
+    found["networks"][key] = {
         "machine": records.machine("torchvision"),
         "network": str(network),
         "sha256": network.sha256,

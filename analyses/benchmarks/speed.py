@@ -5,12 +5,12 @@
 
 In one run, on the same features of one layer, taken in turns: every opponent (`analyses.benchmarks.opponents`) makes a
 feature's image with its own defaults and is timed, imports left out; those that can make all features in one batch are
-timed once more so, in the first turn. In each turn a descent of ours is timed at each size that counts, in a batch of
-the recipe's rows, as a map makes them: what it begins and ends with, its steps while dead rows are looked for (the
-recipe's first quarter), and its other steps. What a map prepares once, the folded copy of the network, is told apart.
-Everyone's final image goes through one protocol: clamped
-to [0, 1], resized to the size named, put to the untouched network in float32, without jitter; its activation is the
-mean of the feature's grid, its high-frequency share the power above a quarter of the sampling rate.
+timed once more so, in the first turn. In each turn a descent of ours is timed at each size and in each precision that
+counts, in a batch of the recipe's rows, as a map makes them: what it begins and ends with, its steps while dead rows
+are looked for (the recipe's first quarter), and its other steps. What a map prepares once, the folded copy of the
+network, is told apart. Everyone's final image goes through one protocol: clamped to [0, 1], resized to the size named,
+put to the untouched network in float32, without jitter; its activation is the mean of the feature's grid, its
+high-frequency share the power above a quarter of the sampling rate.
 
 The headline: the seconds a feature that ours needs to reach the opponent's activation at the opponent's image size with
 no more high-frequency share than the opponent's image has, as a ratio of the opponent's seconds of the same turn. A
@@ -28,7 +28,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +52,10 @@ from featmap.objectives import Objective
 from featmap.probing import Probe
 from featmap.recipes import Recipe
 
-RECIPES, SHADES = ("fast", "standard"), ("#0072b2", "#e69f00")
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+OURS = (("fast", FLOAT32), ("standard", FLOAT32), ("large", FLOAT32), ("standard", BFLOAT16), ("large", BFLOAT16))
+"""Recipes of ours that are held against the opponents, each with the precision of its descent."""
+SHADES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 SIZES = (64, 96, 128, 160, 224)
 """Image sizes whose cost is told."""
 TIMED = 8
@@ -73,9 +76,13 @@ class Final:
 
 @dataclass(frozen=True)
 class Course:
-    """What one of our recipes reaches at one size, by feature (rows) and number of steps (columns)."""
+    """What one of our recipes reaches at one size, by feature (rows) and number of steps (columns).
+
+    Only steps at that size count, not those of octaves at smaller ones.
+    """
 
     recipe: str
+    precision: str
     size: int
     steps: list[int]
     activation: list[list[float]]
@@ -103,13 +110,19 @@ def resolved(network: Network, name: str, size: int | None = None, rows: int | N
     return mapping.resolve(network, torch.device("cpu"), name, size, rows=rows, **more)
 
 
-def course(network: Network, layer: str, channels: Sequence[int], name: str, size: int, seed: int) -> Course:
+def course(
+    network: Network, layer: str, channels: Sequence[int], name: str, precision: str, size: int, seed: int
+) -> Course:
     """Follow one of our recipes to its end, and judge its images at every second step."""
-    recipe = resolved(network, name, size, rows=max(2, len(channels)))
+    recipe = resolved(network, name, size, max(2, len(channels)), precision=precision)
     made = Batches(network, torch.device("cpu")).descend(_objectives(layer, channels), recipe, seed, frames=2)
-    found = [judged(network, layer, channels, images) for images in made.frames]
-    columns = [np.array(kind).T.tolist() for kind in zip(*found, strict=True)]
-    return Course(name, size, frame_steps(recipe.steps, 2), columns[0], columns[1])
+    kept = [
+        (step, *judged(network, layer, channels, images))
+        for step, images in zip(frame_steps(recipe.steps, 2), made.frames, strict=True)
+        if images.shape[2] == size
+    ]
+    steps_made, activation, high = zip(*kept, strict=True)
+    return Course(name, precision, size, list(steps_made), np.array(activation).T.tolist(), np.array(high).T.tolist())
 
 
 def _objectives(layer: str, channels: Sequence[int]) -> list[Objective]:
@@ -131,15 +144,34 @@ class Pace:
     looking: float
     step: float
 
-    def seconds(self, steps: int, recipe: Recipe) -> float:
-        """Return the seconds of so many steps of a recipe."""
-        looking = min(steps, math.ceil(recipe.rescue * recipe.steps))
-        return self.ends + looking * self.looking + (steps - looking) * self.step
+
+def seconds(paces: Mapping[int, Pace], steps_made: int, recipe: Recipe) -> float:
+    """Return the seconds a feature of so many steps of a resolved recipe.
+
+    Parameters
+    ----------
+    paces : in the recipe's precision, by image size; of every octave's size
+    """
+    looking, whole = math.ceil(recipe.rescue * recipe.steps), paces[recipe.size].ends
+    done = 0
+    for octave, size in zip(recipe.octaves, recipe.sizes, strict=True):
+        here = min(octave.steps, steps_made - done)
+        looked = min(here, max(0, looking - done))
+        whole += looked * paces[size].looking + (here - looked) * paces[size].step
+        done += here
+    return whole
 
 
-def pace(batches: Batches, layer: str, size: int, channels: Sequence[int] = (), rows: int | None = None) -> Pace:
+def pace(
+    batches: Batches,
+    layer: str,
+    size: int,
+    channels: Sequence[int] = (),
+    rows: int | None = None,
+    precision: str = FLOAT32,
+) -> Pace:
     """Time one descent of ours, of these channels and the layer's first ones, in a full batch."""
-    recipe = replace(resolved(batches.network, "fast", size, rows, steps=TIMED), rescue=0.5)
+    recipe = replace(resolved(batches.network, "fast", size, rows, steps=TIMED, precision=precision), rescue=0.5)
     count = batches.network.layer(layer, size).channels
     chosen = [*channels, *(k % count for k in range(recipe.rows))][: recipe.rows]
     stamps = [time.perf_counter()]
@@ -159,20 +191,24 @@ def first_reached(found: Course, row: int, activation: float, high: float) -> in
 
 
 def ratios(
-    finals: Sequence[Final], found: Course, features: Sequence[str], paces: Sequence[Pace], recipe: Recipe
+    finals: Sequence[Final],
+    found: Course,
+    features: Sequence[str],
+    paces: Sequence[Mapping[int, Pace]],
+    recipe: Recipe,
 ) -> list[float]:
     """Return each feature's seconds of an opponent over ours, of the same turn, to reach it; 0 where it is not reached.
 
     Parameters
     ----------
-    paces : ours at the course's size, by turn
+    paces : ours in the course's precision, by turn and image size
     recipe : the course's, at its size
     """
     values = []
     for final in finals:
         size = found.size
         step = first_reached(found, features.index(final.feature), final.activation[size], final.high[size])
-        values.append(0.0 if step is None else final.seconds / paces[final.turn].seconds(step, recipe))
+        values.append(0.0 if step is None else final.seconds / seconds(paces[final.turn], step, recipe))
     return values
 
 
@@ -183,12 +219,12 @@ def made(
     lent = replace(network, module=copy.deepcopy(network.module))
     begun = time.perf_counter()
     images = opponent.make(lent, layer, channels, seed)
-    seconds = (time.perf_counter() - begun) / len(channels)
+    took = (time.perf_counter() - begun) / len(channels)
     finals = []
     for feature, image in zip(channels, images, strict=True):
         values = judge(network, layer, feature, image[None], sorted({own, opponent.size}))
         activation, high = ({s: v[j] for s, v in values.items()} for j in (0, 1))
-        finals.append(Final(opponent.name, f"{layer}:{feature}", turn, seconds, activation, high))
+        finals.append(Final(opponent.name, f"{layer}:{feature}", turn, took, activation, high))
     return finals
 
 
@@ -199,8 +235,10 @@ def compare(
     own = resolved(network, "fast").size
     batches, features = Batches(network, torch.device("cpu")), [f"{layer}:{c}" for c in channels]
     sizes = sorted({own, *(o.size for o in opponents)})
+    known = {(*mine, size): resolved(network, mine[0], size, precision=mine[1]) for mine in OURS for size in sizes}
+    needed = sorted({(r.precision, side) for r in known.values() for side in r.sizes})
     finals: list[Final] = []
-    timed: dict[int, list[Pace]] = {size: [] for size in sizes}
+    paces: dict[str, list[dict[int, Pace]]] = {precision: [] for precision, _ in needed}
     for opponent in opponents:
         opponent.warm()
     stamps = [time.perf_counter()]
@@ -208,6 +246,8 @@ def compare(
         pace(batches, layer, sizes[0])
         stamps.append(time.perf_counter())
     first, second = np.diff(stamps)
+    for precision in paces:
+        pace(batches, layer, sizes[0], precision=precision)
     for turn, feature in enumerate(channels):
         for k in range(len(opponents)):
             opponent = opponents[(k + turn) % len(opponents)]
@@ -215,28 +255,33 @@ def compare(
                 err().print(f"{'all features' if opponent.batched else features[turn]}: {opponent.name}")
                 chosen = channels if opponent.batched else [feature]
                 finals += made(opponent, network, layer, chosen, seed, turn, own)
-        for size in sizes:
-            timed[size].append(pace(batches, layer, size, channels))
+        for by_turn in paces.values():
+            by_turn.append({})
+        for precision, side in needed:
+            paces[precision][-1][side] = pace(batches, layer, side, channels, precision=precision)
     courses = []
-    for name in RECIPES:
-        for size in sizes:
-            err().print(f"ours, {name}, {size} pixels")
-            courses.append(course(network, layer, channels, name, size, seed))
+    for name, kind, size in known:
+        err().print(f"ours, {name}, {kind}, {size} pixels")
+        courses.append(course(network, layer, channels, name, kind, size, seed))
     rows = []
     for opponent in opponents:
         mine = [f for f in finals if f.opponent == opponent.name]
         for found in courses:
             if found.size in (own, opponent.size):
-                recipe = resolved(network, found.recipe, found.size)
-                values = ratios(mine, found, features, timed[found.size], recipe)
-                rows.append({"opponent": opponent.name, "recipe": found.recipe, "size": found.size, "ratios": values})
+                which = {"recipe": found.recipe, "precision": found.precision, "size": found.size}
+                recipe = known[found.recipe, found.precision, found.size]
+                values = ratios(mine, found, features, paces[found.precision], recipe)
+                rows.append({"opponent": opponent.name, **which, "ratios": values})
     return {
         "features": features,
         "own_size": own,
         "opponents": [{"name": o.name, "size": o.size, "words": o.words, "version": o.version} for o in opponents],
         "finals": [asdict(f) for f in finals],
-        "courses": [asdict(c) for c in courses],
-        "paces": {str(size): [asdict(p) for p in values] for size, values in timed.items()},
+        "courses": [asdict(c) | {"identity": known[c.recipe, c.precision, c.size].identity()} for c in courses],
+        "paces": {
+            precision: [{str(size): asdict(p) for size, p in turn.items()} for turn in turns]
+            for precision, turns in paces.items()
+        },
         "preparation_s": max(0.0, float(first - second)),
         "rows": rows,
     }
@@ -299,18 +344,22 @@ def table(found: dict[str, Any]) -> str:
             f"{title}: the opponent's seconds over ours to reach its activation with no more high frequencies; median "
             "(range), features that reach it.",
             "",
-            "| opponent | " + " | ".join(f"ours, `{name}`" for name in RECIPES) + " |",
-            "|---|" + "---|" * len(RECIPES),
+            "| opponent | " + " | ".join(_named(*mine) for mine in OURS) + " |",
+            "|---|" + "---|" * len(OURS),
         ]
         for o in compared["opponents"]:
             cells = [
                 spread(row["ratios"])
-                for name in RECIPES
+                for mine in OURS
                 for row in compared["rows"]
-                if row["opponent"] == o["name"] and row["recipe"] == name and chosen(row, o)
+                if row["opponent"] == o["name"] and (row["recipe"], row["precision"]) == mine and chosen(row, o)
             ]
             lines.append(f"| {o['name']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", steps.table(found["steps"]), "", *_cost_lines(found)])
+
+
+def _named(name: str, precision: str) -> str:
+    return f"`{name}`" + ("" if precision == FLOAT32 else f", {precision}")
 
 
 def _cost_lines(found: dict[str, Any]) -> list[str]:
@@ -335,22 +384,32 @@ def draw(found: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(
         1, len(opponents), figsize=(3 * len(opponents), 3.2), layout="constrained", squeeze=False
     )
+    paces = {
+        precision: {
+            int(size): Pace(*(float(np.median([turn[size][k] for turn in turns])) for k in ("ends", "looking", "step")))
+            for size in turns[0]
+        }
+        for precision, turns in compared["paces"].items()
+    }
     for pane, o in zip(axes[0], opponents, strict=True):
         finals = [f for f in compared["finals"] if f["opponent"] == o["name"]]
-        step = float(np.median([p["step"] for p in compared["paces"][str(o["size"])]]))
-        for c, shade in zip([c for c in compared["courses"] if c["size"] == o["size"]], SHADES, strict=True):
-            for k, final in enumerate(finals):
+        for c in (c for c in compared["courses"] if c["size"] == o["size"]):
+            mine = (c["recipe"], c["precision"])
+            recipe = Recipe.from_identity(c["identity"])
+            times = [seconds(paces[c["precision"]], step, recipe) for step in c["steps"]]
+            label: str | None = f"ours, {_named(*mine).replace('`', '')}"
+            for final in finals:
                 reached = final["activation"][o["size"]]
                 row = compared["features"].index(final["feature"])
                 if reached > 0:
-                    label = f"ours, {c['recipe']}" if k == 0 else None
                     values = np.array(c["activation"][row]) / reached
-                    pane.plot(np.array(c["steps"]) * step, values, color=shade, lw=0.9, alpha=0.8, label=label)
-        seconds = float(np.median([f["seconds"] for f in finals]))
-        pane.plot([seconds], [1], "o", color="#222222", label=o["name"])
+                    pane.plot(times, values, color=SHADES[OURS.index(mine)], lw=0.9, alpha=0.8, label=label)
+                    label = None
+        median = float(np.median([f["seconds"] for f in finals]))
+        pane.plot([median], [1], "o", color="#222222", label=o["name"])
         pane.axhline(1, color=drawing.FAINT, lw=0.8)
         pane.set(xscale="log", yscale="log", xlabel="seconds a feature", title=f"{o['name']}, {o['size']} px")
-        pane.legend(fontsize=7)
+        pane.legend(fontsize=6)
     axes[0][0].set_ylabel("activation over the opponent's")
     return figure
 

@@ -70,7 +70,8 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
     frozen = copy.deepcopy(network.module).eval().requires_grad_(False).to(where)
     folds = network.trace(size).folds
     folded = prepared(network.module, folds, [layer], where, torch.contiguous_format)
-    last = prepared(network.module, folds, [layer], where, torch.channels_last)
+    last = prepared(network.module, folds, [layer], where, torch.channels_last, regrouped=False)
+    grouped = prepared(network.module, folds, [layer], where, torch.channels_last, regrouped=True)
     half = prepared(network.module, folds, [layer], where, torch.channels_last, torch.bfloat16)
     nhwc = torch.channels_last
     found = [
@@ -80,6 +81,7 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
         Variant("batch norms folded", folded, True, 1),
         Variant("channels last", last, True, 1, nhwc),
         Variant(f"{rows} images at once", last, True, rows, nhwc),
+        Variant("first convolution regrouped", grouped, True, rows, nhwc, in_use=where.type == "cpu"),
         Variant("bfloat16", half, True, rows, nhwc, torch.bfloat16),
     ]
     if where.type == "cuda":
@@ -94,7 +96,7 @@ def compiled(network: Network, layer: str, size: int, where: torch.device, rows:
     found = []
     for words, mode in modes.items():
         for dtype in (torch.float32, torch.bfloat16):
-            module = prepared(network.module, folds, [layer], where, nhwc, dtype)
+            module = prepared(network.module, folds, [layer], where, nhwc, dtype, regrouped=False)
             run = _taken(torch.compile(create_feature_extractor(module, {layer: "out"}), mode=mode))
             name = f"{words}, {str(dtype).removeprefix('torch.')}"
             found.append(Variant(name, module, True, rows, nhwc, dtype, run, in_use=False))
