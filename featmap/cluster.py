@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from featmap.engine import Engine, Landing, Silent, Task, Watcher
 from featmap.errors import FeatmapError, IncompleteError
 from featmap.store import Run
@@ -25,6 +27,8 @@ TRIES = 3
 POLL = 0.5  # seconds between two looks at Ctrl-C
 LONG = 60.0  # seconds without any worker, of which the user is told
 STORE_BYTES = 128 * 2**20
+WORKER_BYTES = 700_000_000
+"""About what a process holds that has loaded torch, a network and its copy."""
 NAMED = 10
 CONNECT_SECONDS = 10.0
 NOBODY = f"no worker is left: {TRIES} in a row died while they loaded the network"
@@ -172,6 +176,10 @@ def run(
     with connected(engine, threads, count, task.gpu) as (ray, size):
         if size < (engine.workers or 0):
             watcher.note(f"{engine.workers} workers asked for; the cluster has room for {size}")
+        fits = size if task.gpu or len(ray.nodes()) > 1 else fitting(size, task.memory)
+        if fits < size:
+            watcher.note(f"{size} workers' batches do not fit into this machine's memory at once; {fits} are started")
+            size = fits
         start = _starter(ray, payload, store, threads, task.gpu)
         with _Crew(ray, start, max(1, size)) as crew:
             for wave in waves:
@@ -261,6 +269,12 @@ def _told(left_out: dict[str, str], count: int, rest: bool) -> str:
         f"{len(left_out)} of {count} work units were left out{tried}: {named}{more}; {which}; "
         "the same command makes what is missing"
     )
+
+
+def fitting(workers: int, each: int) -> int:
+    """Return how many of some workers fit into this machine's free memory with their batches: at least 1."""
+    free = int(psutil.virtual_memory().available)
+    return max(1, min(workers, free // (each + WORKER_BYTES)))
 
 
 def _packed(task: Task) -> bytes:

@@ -65,15 +65,6 @@ class Engine:
             return here
         return 1 if self.workers is None else max(1, here // self.workers)
 
-    def sharing(self, here: int) -> int:
-        """Return how many workers share this machine's memory, where torch takes `here` threads in this process.
-
-        One where they belong to a cluster: what its machines have is not known here.
-        """
-        if self.name == HERE or self.address is not None:
-            return 1
-        return self.workers or max(1, here // self.threads_of_each(here))
-
 
 @dataclass(frozen=True)
 class WorkUnit:
@@ -123,6 +114,7 @@ class Task:
     steps : what a unit that makes images counts for in the progress
     cost : how much work a unit is, in any measure; the largest are handed out first
     gpu : does a worker need a GPU of its own?
+    memory : bytes that a worker's batch takes, besides the network
     """
 
     make: Callable[[Watcher], Hand]
@@ -131,6 +123,7 @@ class Task:
     steps: int
     cost: Callable[[Any], float]
     gpu: bool = False
+    memory: int = 0
 
 
 class Behind:

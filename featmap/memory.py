@@ -30,24 +30,20 @@ def free(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def check(network: Network, recipe: Recipe, layers: Sequence[str], device: torch.device, workers: int = 1) -> None:
-    """Refuse a batch that does not fit, or as many as there are workers that share the memory.
+def check(network: Network, recipe: Recipe, layers: Sequence[str], device: torch.device) -> None:
+    """Refuse a batch that does not fit.
 
     Raises
     ------
     RecipeError
-        with the number of rows, or of workers, that would.
+        with the number of rows that would.
     """
-    each, there = needed(network, recipe, layers), free(device)
-    if workers * each <= there:
+    wanted, there = needed(network, recipe, layers), free(device)
+    if wanted <= there:
         return
     most = there // max(1, needed(network, recipe, layers, 1))
-    if workers > 1 and each <= there:
-        instead = f"give --workers {there // each} or fewer"
-    else:
-        instead = f"give --rows {most} or fewer" if most >= LEAST_ROWS else "give a smaller --size"
-    held = f"{recipe.rows} rows at {max(recipe.sizes)} pixels"
+    instead = f"give --rows {most} or fewer" if most >= LEAST_ROWS else "give a smaller --size"
     raise RecipeError(
-        f"{f'{workers} workers of ' if workers > 1 else ''}{held} need about {workers * each / 1e9:,.1f} GB of memory, "
+        f"{recipe.rows} rows at {max(recipe.sizes)} pixels need about {wanted / 1e9:,.1f} GB of memory, "
         f"{there / 1e9:,.1f} GB are free; {instead}"
     )

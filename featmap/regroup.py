@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 FEW = 4
 """Input channels up to which it pays: libraries compute 8 or 16 channels at a time and leave the rest idle."""
+FILL = 1.5
+"""How much larger zeros may make the kernel: measured on a CPU, 7 x 7 by 2 takes 0.6 of its time, 3 x 3 by 2 1.5."""
+
+
+def _filled(conv: nn.Conv2d) -> tuple[int, ...]:
+    """Return the kernel's sides, filled up to multiples of the stride."""
+    return tuple(-(-k // conv.stride[0]) * conv.stride[0] for k in conv.kernel_size)
 
 
 class Regrouped(nn.Conv2d):
     """A convolution of stride s over C channels, computed as one of stride 1 over C s^2 channels.
 
     Pixels are put into channels; the kernel is filled up with zeros to a multiple of s on each side. Weight and bias
-    stay what they were.
-
-    Parameters
-    ----------
-    conv : one that `can_be_regrouped`
+    stay what they were. Made of a convolution by `regroup`, so that whoever holds that one holds this.
     """
 
     grouped: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        count, channels, *sides = conv.weight.shape
-        kernel, s = (sides[0], sides[1]), conv.stride[0]
-        high, wide = (int(p) for p in conv.padding)
-        super().__init__(channels, count, kernel, s, (high, wide), bias=conv.bias is not None, device="meta")
-        self.weight, self.bias, self.training = conv.weight, conv.bias, conv.training
-        self.filled = tuple(-(-k // s) * s for k in kernel)
-        weight = conv.weight.detach().new_zeros(count, channels, *self.filled)
-        weight[:, :, : kernel[0], : kernel[1]] = conv.weight.detach()
-        high, wide = (k // s for k in self.filled)
+    def group(self) -> None:
+        """Lay out the weights."""
+        count, channels, *sides = self.weight.shape
+        s, filled = self.stride[0], _filled(self)
+        weight = self.weight.detach().new_zeros(count, channels, *filled)
+        weight[:, :, : sides[0], : sides[1]] = self.weight.detach()
+        high, wide = (k // s for k in filled)
         weight = weight.view(count, channels, high, s, wide, s).permute(0, 1, 3, 5, 2, 4)
         self.register_buffer("grouped", weight.reshape(count, channels * s * s, high, wide), persistent=False)
 
@@ -39,7 +41,7 @@ class Regrouped(nn.Conv2d):
         """Return what the convolution gives for B x C x H x W."""
         s, edges = self.stride[0], []
         for side, kernel, filled, padding in zip(
-            x.shape[-2:], self.kernel_size, self.filled, map(int, self.padding), strict=True
+            x.shape[-2:], self.kernel_size, _filled(self), map(int, self.padding), strict=True
         ):
             steps = (side + 2 * padding - kernel) // s
             edges.append((padding, steps * s + filled - side - padding))
@@ -48,7 +50,7 @@ class Regrouped(nn.Conv2d):
 
 
 def can_be_regrouped(module: nn.Module) -> bool:
-    """Return whether a module is a plain strided convolution over few channels."""
+    """Return whether a module is a plain strided convolution over few channels that is the faster for it."""
     return (
         type(module) is nn.Conv2d
         and module.in_channels <= FEW
@@ -57,14 +59,16 @@ def can_be_regrouped(module: nn.Module) -> bool:
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
+        and math.prod(_filled(module)) <= FILL * math.prod(module.kernel_size)
+        and "forward" not in vars(module)
+        and not any(map(len, (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)))
     )
 
 
 def regroup(module: nn.Module) -> None:
-    """Replace every convolution of a module that can be regrouped, in place."""
-    for name, child in list(module.named_modules()):
-        if name and can_be_regrouped(child):
-            assert isinstance(child, nn.Conv2d)
-            module.set_submodule(name, Regrouped(child))
+    """Turn every convolution of a module that can be regrouped into one that is, in place."""
+    for child in list(module.modules()):
+        if can_be_regrouped(child):
+            child.__class__ = Regrouped
+            assert isinstance(child, Regrouped)
+            child.group()

@@ -92,6 +92,7 @@ class Job:
             terms = tuple((w, self.network.unit(u, self.recipe.size)) for w, u in target.terms)
             for size in set(self.recipe.sizes):
                 for _, unit in terms:
+                    self._check_octave(unit.layer, size)
                     unit.check(self.network.layer(unit.layer, size).shape)
             checked.append(Objective(terms))
         for size in {self.recipe.size, *(self.recipe.sizes if self.frames else ())}:
@@ -101,6 +102,18 @@ class Job:
         if self.network.arguments.get("model") is None or ":" in self.network.arguments["model"]:
             self._try_step(checked)
         return replace(self, objectives=tuple(dict.fromkeys(checked)))
+
+    def _check_octave(self, layer: str, size: int) -> None:
+        """Refuse a recipe whose image is large enough for a layer, but not in an octave at another size."""
+        final = self.recipe.size
+        if size == final or layer in self.network.trace(size).layers:
+            return
+        least = self.network.least(layer, size)
+        instead = "give another --recipe" if least is None else f"give --size {math.ceil(least * final / size)} or more"
+        raise RecipeError(
+            f"recipe {self.recipe.name} at {final} pixels makes steps at {size}, which is too small for layer "
+            f"{layer!r} of {self.network.name}; {instead}"
+        )
 
     def _try_step(self, objectives: Sequence[Objective]) -> None:
         """Make one step on each layer of somebody's own network, so that a fault shows before there is a folder."""
@@ -315,17 +328,9 @@ def execute(job: Job, store: Run, watcher: Watcher | None = None, engine: Engine
 
 
 def task_of(job: Any, kind: Callable[[Any, Watcher], Any], engine: Engine) -> Task:
-    """Return what any process has to know to do units of a job (a `Job` or `JointJob`) by a worker of this kind.
-
-    Raises
-    ------
-    RecipeError
-        where the batches of all workers do not fit into this machine's memory.
-    """
+    """Return what any process has to know to do units of a job (a `Job` or `JointJob`) by a worker of this kind."""
     if engine.name != HERE:  # a worker sees one GPU, its own, whatever number that has here
         job = replace(job, device=torch.device(job.device.type))
-    if job.device.type == "cpu" and (sharing := engine.sharing(torch.get_num_threads())) > 1:
-        memory.check(job.network, job.recipe, job.layers, job.device, sharing)
     return Task(
         partial(kind, job),
         remembered_settings,
@@ -333,6 +338,7 @@ def task_of(job: Any, kind: Callable[[Any, Watcher], Any], engine: Engine) -> Ta
         job.recipe.steps,
         job.cost,
         job.device.type == "cuda",
+        memory.needed(job.network, job.recipe, job.layers),
     )
 
 

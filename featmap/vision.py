@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +40,21 @@ def _remove() -> None:
             del sys.modules[name]
 
 
+def _without_compiler() -> ModuleType | None:
+    """Import torchvision beside stand-ins for the compiler; None where it asks for more than they have."""
+    package, utils = _Later(_COMPILER), _Later(f"{_COMPILER}.utils")
+    for stand_in in (package, utils):
+        stand_in.__spec__ = ModuleSpec(stand_in.__name__, None, is_package=stand_in is package)
+    package.__path__ = []
+    sys.modules |= {package.__name__: package, utils.__name__: utils}
+    try:
+        return importlib.import_module("torchvision")
+    except Exception:  # noqa: BLE001 - of whatever kind: it is imported once more in the plain way, which tells
+        return None
+    finally:
+        _remove()
+
+
 def load_torchvision() -> ModuleType:
     """Import torchvision.
 
@@ -51,16 +67,13 @@ def load_torchvision() -> ModuleType:
     takes more than half of the time that it needs: three seconds. That function is left to be imported when it is
     called.
     """
-    if _COMPILER not in sys.modules and "torchvision" not in sys.modules:
-        package, utils = _Later(_COMPILER), _Later(f"{_COMPILER}.utils")
-        package.__path__ = []
-        sys.modules |= {package.__name__: package, utils.__name__: utils}
+    if _COMPILER not in sys.modules and "torchvision" not in sys.modules and (found := _without_compiler()):
+        return found
     try:
         return importlib.import_module("torchvision")
     except (ImportError, RuntimeError, AttributeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"torchvision does not work with the installed torch {torch.__version__} ({str(error).splitlines()[0]}); "
+            f"torchvision does not work with the installed torch {torch.__version__} ({said}); "
             "install the two together: pip install --force-reinstall torch torchvision"
         ) from error
-    finally:
-        _remove()

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hands
@@ -146,3 +147,29 @@ def test_a_network_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
 def test_a_run_folder_is_needed(network: Network) -> None:
     with pytest.raises(FeatmapError, match="give out"):
         api.maximise("second:0", network, engine="ray")
+
+
+class Noted(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_workers_that_do_not_fit_into_memory_are_not_started(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featmap import cluster
+
+    room = SimpleNamespace(available=int(1.5 * cluster.WORKER_BYTES))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
+    assert [cluster.fitting(4, each) for each in (0, 10**9)] == [1, 1]
+    job, watcher = job_of(network), Noted()
+    mapping.carry_out(job, mapping.open_run(job, tmp_path / "ray"), watcher, TWO)
+    assert "2 workers' batches do not fit into this machine's memory at once; 1 are started" in watcher.notes
+    room.available = 10**12
+    assert cluster.fitting(4, 10**9) == 4
+    same(tmp_path / "ray", made_here(job, tmp_path / "here"))

@@ -11,13 +11,8 @@ import torch
 
 import featmap
 from featmap import cli, mapping, memory
-from featmap.engine import Engine
 from featmap.errors import RecipeError
-from featmap.joints import JointJob
 from featmap.models import Network
-from featmap.objectives import channel
-from featmap.runs import Job, Worker, task_of
-from featmap.units import Unit
 
 CPU = torch.device("cpu")
 UNITS = [f"mixed:{k}" for k in range(7)]
@@ -103,20 +98,6 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_would(
     monkeypatch.setattr(memory, "free", lambda _: memory.needed(network, recipe, ["mixed"], 1))
     with pytest.raises(RecipeError, match="give a smaller --size"):
         featmap.maximise(UNITS, network, rows=2, out=tmp_path / "run", **SMALL)
-
-
-def test_workers_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = inception()
-    recipe = mapping.resolve(network, CPU, "fast", 32, rows=4)
-    job = Job(network, (channel("mixed", 1),), recipe, device=CPU).check()
-    pair = JointJob(network, ((Unit("mixed", 1), Unit("mixed", 2)),), recipe, device=CPU).check()
-    monkeypatch.setattr(memory, "free", lambda _: 3 * memory.needed(network, recipe, ["mixed"]) + 2)
-    for given in (job, pair):
-        with pytest.raises(RecipeError, match=r"^5 workers of 4 rows at 32 pixels need .* give --workers 3 or fewer$"):
-            task_of(given, Worker, Engine("ray", workers=5))
-        assert task_of(given, Worker, Engine("ray", workers=3)).steps == recipe.steps
-        assert task_of(given, Worker, Engine("ray", workers=5, address="auto")), "a cluster's machines are not this one"
-    assert Engine("ray").sharing(6) == 6 and Engine("ray", threads=2).sharing(6) == 3 and Engine().sharing(6) == 1
 
 
 def test_what_a_batch_needs_grows_with_rows_size_and_depth() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from analyses.benchmarks import opponents, speed, steps
 from featmap import Network, channel, load, spectra, transforms
 from featmap.batches import Batches
+from featmap.errors import FeatmapError
 from featmap.recipes import Octave, recipe
 
 CPU = torch.device("cpu")
@@ -28,6 +29,30 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def inception() -> Network:
     return load(networks.small_inception(), input_size=32)
+
+
+def test_aims_are_held_against_what_was_measured() -> None:
+    opponent = {"name": "lucent", "size": 128}
+    rows = [
+        {"opponent": "lucent", "recipe": name, "precision": "float32", "size": size, "ratios": ratios}
+        for name, size, ratios in (
+            ("fast", 128, [10.0, 50.0, 29.0]),
+            ("standard", 128, [31.0, 2.0, 30.0]),
+            ("fast", 96, [99.0] * 3),
+        )
+    ]
+    variants = [("whole", "float32", 40.0, 0.1), ("article", "float32", 30.0, 0.2), ("ours", "float32", 10.0, 0.9)]
+    chain = [
+        {"variant": v, "precision": p, "in_use": True, "ms": ms, "share": share}
+        for v, p, ms, share in [*variants, ("ours, half", "bfloat16", 5.0, 0.5)]
+    ]
+    lines = speed._aim_lines(
+        {"compared": {"opponents": [opponent], "own_size": 96, "rows": rows}, "steps": {"rows": chain}}
+    )
+    assert lines[2] == "| times sooner than lucent, 128 px | 30 | 30 (`standard`) | reached |"
+    assert lines[3] == "| times sooner than lucent, 96 px | 100 | 99 (`fast`) | **not reached** |"
+    assert lines[4] == "| a step in float32, times faster than the article's | 2.7 | 3 | reached |"
+    assert [line.endswith("| reached |") for line in lines[5:]] == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize("name", ["article", "article-normalised"])
@@ -100,6 +125,14 @@ def test_operations_are_counted_forward_and_back_to_the_image() -> None:
     assert steps.flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
 
 
+def test_what_is_compiled_is_what_it_is_held_against() -> None:
+    network = inception()
+    ours, plain = steps.compiled(network, "mixed", 32, CPU, 2, "torch.compile, float32")
+    assert ours.module is plain.module and ours.rows == plain.rows == 2 and plain.run is None and ours.run is not None
+    with pytest.raises(FeatmapError, match="--rows 1: give 2 or more"):
+        steps.main(rows=1)
+
+
 def test_both_peaks_are_of_as_many_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     for make in steps.PEAKS.values():
         with steps.FlopCounterMode(display=False) as counted:
@@ -108,17 +141,19 @@ def test_both_peaks_are_of_as_many_operations(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(_: Tensor) -> Tensor:
-        raise RuntimeError("no compiler here")
+    def broken(*given: object) -> None:
+        if given[-1] == "torch.compile, bfloat16":
+            raise AssertionError
+        raise RuntimeError("no compiler here\nand more")
 
     network = inception()
-    module = network.module
-    made = steps.Variant("torch.compile, float32", module, True, 2, dtype=torch.float32, run=broken, in_use=False)
-    monkeypatch.setattr(steps, "compiled", lambda *_: [made])
+    monkeypatch.setattr(steps, "compiled", broken)
     for name, value in (("SIZE", 32), ("ROUNDS", 2), ("MATRIX", 64)):
         monkeypatch.setattr(steps, name, value)
     found = steps.measure(network, "mixed", CPU, 2)
-    assert "torch.compile, float32 is left out: RuntimeError: no compiler here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "torch.compile, float32 is left out: RuntimeError: no compiler here\n" in said
+    assert "torch.compile, bfloat16 is left out: AssertionError" in said
     assert [r["in_use"] for r in found["rows"]] == [True] * 8
     assert list(found["operations"]) == ["first convolution regrouped", "bfloat16"]
     best = max(found["peak_gflops"]["float32"].values())
@@ -140,7 +175,7 @@ def test_steps_are_measured_on_a_device_and_by_the_compiler(tmp_path: Path, monk
     tried = [r["variant"] for r in found["rows"] if not r["in_use"]]
     if shutil.which("g++"):
         assert tried == ["torch.compile, float32", "torch.compile, bfloat16"]
-        assert "| torch.compile, float32 (tried, not in use) | " in page.read_text()
+        assert "| torch.compile, float32 (tried, not in use; not compiled, in the same rounds: " in page.read_text()
 
 
 def test_time_is_shared_out_over_operations() -> None:
@@ -223,7 +258,7 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     monkeypatch.setattr(steps, "SIZE", 32)
     monkeypatch.setattr(steps, "ROUNDS", 2)
     monkeypatch.setattr(steps, "MATRIX", 64)
-    monkeypatch.setattr(steps, "compiled", lambda *_: [])
+    monkeypatch.setattr(steps, "compilers", lambda _: {})
     monkeypatch.setattr(speed, "load", lambda *_: inception())
     page, numbers = tmp_path / "README.md", tmp_path / "speed.json"
     speed.main(layer="mixed", features=2, out=numbers, readme=page)

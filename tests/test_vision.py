@@ -15,7 +15,7 @@ image, box = torch.arange(64.0).view(1, 1, 8, 8), torch.tensor([[0.0, 0.0, 0.0, 
 seen["pooled"] = vision.ops.roi_align(image, box, 2, sampling_ratio=1).flatten().tolist()
 seen["tells"] = vision.ops.roi_align.__globals__["is_compile_supported"]("cuda") in (True, False)
 import torch._dynamo.utils
-seen["real"] = torch._dynamo.utils.__spec__ is not None and hasattr(torch._dynamo, "optimize")
+seen["real"] = hasattr(torch._dynamo, "optimize") and torch._dynamo.utils.__file__ is not None
 seen["compiled"] = torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2)).tolist()
 print("\\n" + json.dumps(seen))
 """
@@ -46,3 +46,19 @@ one, vision.importlib = importlib, types.SimpleNamespace(
 print("\\n" + json.dumps([vision.load_torchvision().same, "torch._dynamo.convert_frame" in sys.modules]))
 """
     assert seen_by(program)[1] == [True, True]
+
+
+def test_a_torchvision_that_asks_for_more_is_loaded_the_plain_way() -> None:
+    program = """
+import importlib, importlib.util, json, sys, types
+import featmap.vision as vision
+asked = []
+def fake(name):
+    asked.append(importlib.util.find_spec("torch._dynamo") is not None)
+    import torch._dynamo.config
+    return types.SimpleNamespace(there=torch._dynamo.config.__file__ is not None)
+vision.importlib = types.SimpleNamespace(
+    import_module=lambda n: fake(n) if n == "torchvision" else importlib.import_module(n))
+print("\\n" + json.dumps([vision.load_torchvision().there, asked, "torch._dynamo.convert_frame" in sys.modules]))
+"""
+    assert seen_by(program)[1] == [True, [True, True], True]

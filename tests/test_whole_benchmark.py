@@ -78,3 +78,11 @@ def test_a_job_is_measured_and_those_not_run_say_so(tmp_path: Path, monkeypatch:
     assert "cuda | not measured" in rows[2]
     with pytest.raises(FeatmapError, match="job 'x' is unknown; allowed: heatmap, wide, network"):
         whole.main(job=["x"], out=numbers, readme=page)
+
+
+def test_starts_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, time; time.sleep(0.3 if sys.argv[1] == 'layers' else 0)"
+    monkeypatch.setattr(whole, "COMMAND", (sys.executable, "-c", code))
+    found = whole.starting()
+    assert list(found) == ["--help", "layers"] and found["layers"] > found["--help"] + 0.2
+    assert "`featmap layers` 0.3" in whole.table({"starts": found}) and "(aim: 4)" in whole.table({"starts": found})

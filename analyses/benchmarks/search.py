@@ -282,8 +282,11 @@ def table(found: dict[str, Any]) -> str:
     """Return all networks' figures as Markdown."""
     lines = ["## Recipes", ""]
     for known in found["networks"].values():
+        names = [r["name"] for r in known["rows"]]
+        left = [c.recipe.name for c in CANDIDATES if c.recipe.name not in names]
+        command = "python -m analyses.benchmarks.search" + (f" --only {','.join(names[1:])}" if left else "")
         lines += [
-            f"`python -m analyses.benchmarks.search` on {known['network']}, {', '.join(known['layers'])}: "
+            f"`{command}` on {known['network']}, {', '.join(known['layers'])}: "
             f"{known['features']} features of each, {known['seeds']} seeds, {known['rows'][0]['size']} pixels.",
             "",
             "| recipe | what it is | work, steps at full size | seconds | activation | a second | lost | "

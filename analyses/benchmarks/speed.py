@@ -17,8 +17,8 @@ no more high-frequency share than the opponent's image has, as a ratio of the op
 feature for which that is never reached counts as ratio 0. In a second table the same at our default size, to which the
 opponent's image is brought.
 
-Then the chain of improvements of one step at 224 pixels, in turns too, with its share of the peak of a matrix product
-measured in the same run. Written: `speed.json`, `speed.png` and a table in `README.md`.
+Then the chain of improvements of one step at 224 pixels (`analyses.benchmarks.steps`), in turns too, with its share of
+the peak measured in the same run. Written: `speed.json`, `speed.png` and a table in `README.md`.
 """
 
 from __future__ import annotations
@@ -355,7 +355,38 @@ def table(found: dict[str, Any]) -> str:
                 if row["opponent"] == o["name"] and (row["recipe"], row["precision"]) == mine and chosen(row, o)
             ]
             lines.append(f"| {o['name']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", steps.table(found["steps"]), "", *_cost_lines(found)])
+    return "\n".join([*lines, "", *_aim_lines(found), "", steps.table(found["steps"]), "", *_cost_lines(found)])
+
+
+AIMS = {"lucent": (30, 100), "dreamlens": (10, 30), "article-normalised": (15, 50)}
+"""How many times sooner ours is meant to be: at the opponent's size, at our own."""
+STEP_AIMS = {"float32": (2.7, 3.9, 0.88), "bfloat16": (5.0, 7.0, 0.65)}
+"""A step's aims: times faster than the article's and than the whole network's, share of the peak."""
+
+
+def _aim_lines(found: dict[str, Any]) -> list[str]:
+    """Return what is aimed at beside what is measured, as Markdown."""
+    compared, rows = found["compared"], found["steps"]["rows"]
+    lines = ["| aim | | measured | |", "|---|---|---|---|"]
+
+    def enter(words: str, aim: float, value: float, note: str = "") -> None:
+        lines.append(
+            f"| {words} | {_times(aim)} | {_times(value)}{note} | {'reached' if value >= aim else '**not reached**'} |"
+        )
+
+    for o in compared["opponents"]:
+        for aim, size in zip(AIMS.get(o["name"], ()), (o["size"], compared["own_size"]), strict=False):
+            mine = [r for r in compared["rows"] if r["opponent"] == o["name"] and r["size"] == size]
+            best = max(mine, key=lambda r: float(np.median(r["ratios"])))
+            note = f" ({_named(best['recipe'], best['precision'])})"
+            enter(f"times sooner than {o['name']}, {size} px", aim, float(np.median(best["ratios"])), note)
+    whole, article = (rows[k]["ms"] for k in (0, 1))
+    for precision, (over_article, over_whole, share) in STEP_AIMS.items():
+        row = [r for r in rows if r["in_use"] and r["precision"] == precision][-1]
+        enter(f"a step in {precision}, times faster than the article's", over_article, article / row["ms"])
+        enter(f"a step in {precision}, times faster than the whole network's", over_whole, whole / row["ms"])
+        enter(f"a step in {precision}, share of the peak", share, row["share"])
+    return lines
 
 
 def _named(name: str, precision: str) -> str:
@@ -368,10 +399,11 @@ def _cost_lines(found: dict[str, Any]) -> list[str]:
     largest, most = list(sizes.items())[-1]
     return [
         "The whole step of ours as a descent makes it (gradient, optimiser, blur, clamp), a feature in a full batch, "
-        f"and in brackets while dead rows are looked for: {steps_of}; what a descent begins and ends with: "
+        f"and in brackets a step in which dead rows are looked for, as these features have it: {steps_of}; what a "
+        "descent begins and ends with: "
         f"{1000 * most['ends']:.1f} ms a feature at {largest} px; three steps at {next(iter(sizes))} px of "
         + ", ".join(f"{k} features {v:.1f} s" for k, v in counts.items())
-        + f". What a map prepares once: {found['compared']['preparation_s']:.1f} s. Peak memory of the whole run, "
+        + f". What a map prepares once: {found['compared']['preparation_s']:.1f} s. Peak memory of the comparison, "
         f"opponents included: {found['peak_MB']:,.0f} MB.",
     ]
 
@@ -442,8 +474,10 @@ def main(
         if not o.here:
             err().print(f"{o.name} is left out: pip install 'featmap[bench]' brings it")
     with devices.remembered_settings():
-        chain = steps.measure(network, layer)
         compared = compare(network, layer, channels, opponents, seed)
+        cost = costs(network, layer)
+        scale = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
         found = {
             "machine": records.machine("torchvision"),
             "network": network.name,
@@ -452,12 +486,11 @@ def main(
             "seed": seed,
             "threads": torch.get_num_threads(),
             "words": WORDS,
-            "steps": chain,
             "compared": compared,
-            "costs": costs(network, layer),
+            "costs": cost,
+            "peak_MB": peak,
+            "steps": steps.measure(network, layer),
         }
-    scale = 1 if sys.platform == "darwin" else 1024
-    found["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
     records.write(out, found)
     drawing.save(draw(found), out.with_suffix(""), ("png",), dpi=150)
     records.write_table("speed", table(found), readme)
@@ -466,7 +499,8 @@ def main(
 
 WORDS = (
     "Everyone's final image is clamped to [0, 1], brought to the size named and put to the untouched network in "
-    "float32; ours is made in batches of 16 features, as a map makes them."
+    "float32; ours is made in batches of 16 features, as a map makes them, the opponents' batches hold those that are "
+    "compared. Ours is judged at every second step, so that what is reached in two of them says no more than that."
 )
 
 

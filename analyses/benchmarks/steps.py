@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +34,9 @@ from analyses.benchmarks.opponents import cut
 from analyses.commands import run as run_command
 from featmap import Network, devices, load
 from featmap.console import err
+from featmap.errors import FeatmapError
 from featmap.prepare import prepared
+from featmap.recipes import LEAST_ROWS
 
 SIZE, ROUNDS, BATCH, MATRIX = 224, 5, 16, 2048
 CPU = torch.device("cpu")
@@ -89,18 +92,23 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
     return found
 
 
-def compiled(network: Network, layer: str, size: int, where: torch.device, rows: int) -> list[Variant]:
-    """Return variants by torch's compiler, of the network up to the layer; on a GPU by CUDA graphs too."""
-    folds, nhwc = network.trace(size).folds, torch.channels_last
+def compilers(where: torch.device) -> dict[str, tuple[str, torch.dtype]]:
+    """Return what torch's compiler is tried with, by name: its mode and the precision; on a GPU CUDA graphs too."""
     modes = {"torch.compile": "default"} | ({"CUDA graphs": "reduce-overhead"} if where.type == "cuda" else {})
-    found = []
-    for words, mode in modes.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            module = prepared(network.module, folds, [layer], where, nhwc, dtype, regrouped=False)
-            run = _taken(torch.compile(create_feature_extractor(module, {layer: "out"}), mode=mode))
-            name = f"{words}, {str(dtype).removeprefix('torch.')}"
-            found.append(Variant(name, module, True, rows, nhwc, dtype, run, in_use=False))
-    return found
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return {f"{words}, {kind}": (mode, dtype) for words, mode in modes.items() for kind, dtype in kinds.items()}
+
+
+def compiled(
+    network: Network, layer: str, size: int, where: torch.device, rows: int, name: str
+) -> tuple[Variant, Variant]:
+    """Return a variant by torch's compiler, of the network up to the layer, and the same without the compiler."""
+    mode, dtype = compilers(where)[name]
+    folds, nhwc = network.trace(size).folds, torch.channels_last
+    module = prepared(network.module, folds, [layer], where, nhwc, dtype, regrouped=False)
+    run = _taken(torch.compile(create_feature_extractor(module, {layer: "out"}), mode=mode))
+    plain = Variant("plain", module, True, rows, nhwc, dtype, in_use=False)
+    return replace(plain, name=name, run=run), plain
 
 
 def _taken(extractor: Callable[[Tensor], dict[str, Tensor]]) -> Run:
@@ -243,34 +251,35 @@ def measure(
     seconds = timed({v.name: (stepper(v, network, layer, SIZE, where), v.rows) for v in chain}, where)
     before = peaks(where, side)
     tried: list[Variant] = []
-    if more:
-        for v in compiled(network, layer, SIZE, where, rows):
-            base = next(u for u in chain if u.in_use and u.rows == rows and u.dtype is v.dtype)
-            steppers = {u.name: (stepper(u, network, layer, SIZE, where), rows) for u in (v, base)}
-            try:
-                took = timed(steppers, where)
-            except Exception as error:  # noqa: BLE001 - a compiler that is not there, or does not take the network
-                err().print(f"{v.name} is left out: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
-                continue
-            # beside what it is held against, in the same rounds; brought to that one's time in the chain
-            ratio = float(np.median(np.array(took[v.name]) / np.array(took[base.name])))
-            seconds[v.name] = [ratio * t for t in seconds[base.name]]
-            tried.append(v)
+    beside: dict[str, list[float]] = {}
+    for name in compilers(where) if more else ():
+        try:
+            pair = compiled(network, layer, SIZE, where, rows, name)
+            took = timed({v.name: (stepper(v, network, layer, SIZE, where), rows) for v in pair}, where)
+        except Exception as error:  # noqa: BLE001 - a compiler that is not there, or does not take the network
+            said = (str(error).strip().splitlines() or [""])[0][:200]
+            err().print(f"{name} is left out: {type(error).__name__}: {said}")
+            continue
+        tried.append(pair[0])
+        seconds[name], beside[name] = took[name], took["plain"]
     count = flops(network, layer, SIZE)
     after = peaks(where, side)
     kinds = {p: {k: max(before[p][k], after[p][k]) for k in PEAKS} for p in before}
     best = {p: max(values.values()) for p, values in kinds.items()}
-    found = [
-        {
+    found = []
+    for v in [*chain, *tried]:
+        median, precision = float(np.median(seconds[v.name])), str(v.dtype).removeprefix("torch.")
+        row = {
             "variant": v.name,
-            "precision": str(v.dtype).removeprefix("torch."),
+            "precision": precision,
             "in_use": v.in_use,
-            "ms": 1000 * float(np.median(seconds[v.name])),
+            "ms": 1000 * median,
             "all_ms": [1000 * t for t in seconds[v.name]],
-            "share": count / float(np.median(seconds[v.name])) / best[str(v.dtype).removeprefix("torch.")],
+            "share": None if v.tf32 else count / median / best[precision],  # of another unit's peak
         }
-        for v in [*chain, *tried]
-    ]
+        if v.name in beside:  # the same module in the same rounds, not compiled
+            row["plain_ms"] = 1000 * float(np.median(beside[v.name]))
+        found.append(row)
     shown = [v for v in chain if v.in_use][-2:]
     shares = {v.name: operations(stepper(v, network, layer, SIZE, where), where) for v in shown}
     return {
@@ -292,7 +301,9 @@ def operations(step: Callable[[], object], where: torch.device = CPU, least: flo
         for _ in range(3):
             synchronised(step, where)
     kind = "self_device_time_total" if gpu else "self_cpu_time_total"
-    times = {e.key.removeprefix("aten::"): float(getattr(e, kind)) for e in seen.key_averages()}
+    # a GPU's kernels are events of their own beside the operations that started them
+    events = [e for e in seen.key_averages() if e.device_type == DeviceType.CPU]
+    times = {e.key.removeprefix("aten::"): float(getattr(e, kind)) for e in events}
     whole = sum(times.values())
     ordered = sorted(times.items(), key=lambda item: -item[1])
     return {name: round(t / whole, 4) for name, t in ordered if t >= least * whole}
@@ -323,9 +334,11 @@ def table(found: dict[str, Any]) -> str:
     ]
     whole, article = (found["rows"][k]["ms"] for k in (0, 1))
     for row in found["rows"]:
+        plain = f"; not compiled, in the same rounds: {row['plain_ms']:.1f} ms" if "plain_ms" in row else ""
+        share = "" if row["share"] is None else f"{row['share']:.2f}"
         lines.append(
-            f"| {row['variant']}{'' if row['in_use'] else ' (tried, not in use)'} | {row['ms']:.1f} | "
-            f"{article / row['ms']:.2f} | {whole / row['ms']:.2f} | {row['share']:.2f} |"
+            f"| {row['variant']}{'' if row['in_use'] else f' (tried, not in use{plain})'} | {row['ms']:.1f} | "
+            f"{article / row['ms']:.2f} | {whole / row['ms']:.2f} | {share} |"
         )
     for name, shares in found["operations"].items():
         taken = ", ".join(f"`{what}` {100 * share:.0f} %" for what, share in shares.items())
@@ -343,6 +356,8 @@ def main(
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
 ) -> None:
     """Measure the chain of improvements of one step on a device."""
+    if rows < LEAST_ROWS:
+        raise FeatmapError(f"--rows {rows}: give {LEAST_ROWS} or more; featmap makes no image alone")
     network, where = load(model, weights), devices.device(device)
     with devices.remembered_settings():
         side = MATRIX if where.type == "cpu" else 4 * MATRIX

@@ -12,6 +12,7 @@ the same precision. A job that was not run here keeps the row that was stored be
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +63,23 @@ JOBS = {
         "under 60 seconds and 0.30 of the peak on an H100",
     ),
 }
+
+
+STARTS = {("--help",): 0.5, ("layers",): 4.0}
+"""Commands that only start, and the seconds that they are meant to take at most."""
+
+
+def starting() -> dict[str, float]:
+    """Return the seconds of commands that only start, each the best of three."""
+    found = {}
+    for arguments in STARTS:
+        took = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            subprocess.run([*COMMAND, *arguments], stdout=subprocess.DEVNULL, check=True)
+            took.append(time.perf_counter() - begun)
+        found[" ".join(arguments)] = min(took)
+    return found
 
 
 COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
@@ -120,7 +138,8 @@ def peak(where: torch.device, precision: str) -> float:
     """Return the operations a second that a device reaches, the better of `steps.PEAKS`."""
     # a GPU is done with a matrix of a CPU's size before it is asked for the next one
     side = steps.MATRIX if where.type == "cpu" else 4 * steps.MATRIX
-    return max(steps.peaks(where, side)[precision].values())
+    with devices.remembered_settings():
+        return max(steps.peaks(where, side)[precision].values())
 
 
 def measure(name: str, device: str | None = None) -> dict[str, Any]:
@@ -175,6 +194,11 @@ def table(found: dict[str, Any]) -> str:
             f"{known['descents_s']:.0f} | {known['memory_MB']:,.0f} | {known['gflops'] / known['peak_gflops']:.2f} | "
             f"{job.aim} |"
         )
+    if "starts" in found:
+        parts = [
+            f"`featmap {' '.join(a)}` {found['starts'][' '.join(a)]:.2f} s (aim: {aim:g})" for a, aim in STARTS.items()
+        ]
+        lines += ["", f"From start to end: {', '.join(parts)}."]
     return "\n".join(lines)
 
 
@@ -193,6 +217,9 @@ def main(
     for name in job or here:
         err().print(f"{name}: featmap similarity {' '.join(JOBS[name].arguments)}")
         found[name] = measure(name, device)
+        records.write(out, found)
+    if not job:
+        found["starts"] = starting()
         records.write(out, found)
     records.write_table("whole", table(found), readme)
     print(table(found))
