@@ -22,6 +22,7 @@ candidates in turns at each batch; each is one change to a recipe that is named 
 A winner has more activation a second than the base (the columns' ratio above 1 at the interval's lower end), loses no
 more than one row in 200, has no more high frequencies than the base and no lower identity rate by intervals that part.
 
+Candidates may be tried in pieces, each beside the base: rows of the same features that were stored before stay.
 What no candidate is: a start from another feature's image. An image depends on model, recipe, seed and unit alone.
 """
 
@@ -278,13 +279,31 @@ def measure(
     return rows
 
 
+def merged(
+    before: dict[str, Any], what: dict[str, Any], recipes: dict[str, Any], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the rows of candidates tried now, and of those tried before with the same features and recipe, in order.
+
+    Parameters
+    ----------
+    before : what was stored of the network
+    what : what rows have to have in common
+    recipes : each candidate's recipe, as `Recipe.identity` has it
+    """
+    same = {k: before.get(k) for k in what} == what
+    known = {r["name"]: r for r in before.get("rows", []) if same and recipes.get(r["name"]) == r["recipe"]}
+    known |= {r["name"]: r for r in rows}
+    return [known[name] for name in recipes if name in known]
+
+
 def table(found: dict[str, Any]) -> str:
     """Return all networks' figures as Markdown."""
     lines = ["## Recipes", ""]
     for known in found["networks"].values():
         names = [r["name"] for r in known["rows"]]
         left = [c.recipe.name for c in CANDIDATES if c.recipe.name not in names]
-        command = "python -m analyses.benchmarks.search" + (f" --only {','.join(names[1:])}" if left else "")
+        command = "python -m analyses.benchmarks.search" + (f" --size {known['asked']}" if known["asked"] else "")
+        command += f" --only {','.join(names[1:])}" if left else ""
         lines += [
             f"`{command}` on {known['network']}, {', '.join(known['layers'])}: "
             f"{known['features']} features of each, {known['seeds']} seeds, {known['rows'][0]['size']} pixels.",
@@ -332,15 +351,12 @@ def main(
         rows = measure(network, names, candidates, features, seeds, size)
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
     key = f"{network.name} {weights or ''}".strip() + ("" if size is None else f" {size}")
-    found["networks"][key] = {
-        "machine": records.machine("torchvision"),
-        "network": str(network),
-        "sha256": network.sha256,
-        "layers": names,
-        "features": features,
-        "seeds": seeds,
-        "rows": rows,
-    }
+    what = {"network": str(network), "sha256": network.sha256, "layers": names, "features": features}
+    what |= {"seeds": seeds, "asked": size}
+    recipes = {c.recipe.name: mapping.resolve(network, torch.device("cpu"), c.recipe, size) for c in CANDIDATES}
+    now = {name: r.identity() for name, r in recipes.items()}
+    rows = merged(found["networks"].get(key, {}), what, now, rows)
+    found["networks"][key] = {"machine": records.machine("torchvision"), **what, "rows": rows}
     records.write(out, found)
     records.write_table("search", table(found), readme)
     print(table(found))
