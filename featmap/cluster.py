@@ -176,9 +176,12 @@ def run(
     with connected(engine, threads, count, task.gpu) as (ray, size):
         if size < (engine.workers or 0):
             watcher.note(f"{engine.workers} workers asked for; the cluster has room for {size}")
-        fits = size if task.gpu or len(ray.nodes()) > 1 else fitting(size, task.memory)
+        fits = fitting(size, task.memory) if _is_here(ray, engine) and not task.gpu else size
         if fits < size:
-            watcher.note(f"{size} workers' batches do not fit into this machine's memory at once; {fits} are started")
+            watcher.note(
+                f"{size} workers' batches do not fit into this machine's memory at once; {fits} are started, of "
+                f"{threads} threads each (--workers {fits} gives each a share of all cores)"
+            )
             size = fits
         start = _starter(ray, payload, store, threads, task.gpu)
         with _Crew(ray, start, max(1, size)) as crew:
@@ -269,6 +272,14 @@ def _told(left_out: dict[str, str], count: int, rest: bool) -> str:
         f"{len(left_out)} of {count} work units were left out{tried}: {named}{more}; {which}; "
         "the same command makes what is missing"
     )
+
+
+def _is_here(ray: Any, engine: Engine) -> bool:
+    """Return whether all workers share the memory of this machine."""
+    if engine.address not in (None, "auto", "local"):
+        return False
+    living = [node for node in ray.nodes() if node["Alive"]]
+    return len(living) == 1 and living[0]["NodeManagerAddress"] == ray.util.get_node_ip_address()
 
 
 def fitting(workers: int, each: int) -> int:

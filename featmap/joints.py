@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featmap import interaction, runs, transforms
+from featmap import interaction, octaves, runs, transforms
 from featmap.errors import RecipeError, UnitError
 from featmap.interplay import LETTERS as MEMBERS
 from featmap.models import Network
@@ -99,6 +99,7 @@ class JointJob:
         for group in groups:
             if not 2 <= len(set(group)) == len(group) <= len(MEMBERS):
                 raise UnitError(f"{' '.join(map(str, group))}: interaction takes 2 to {len(MEMBERS)} units, each once")
+            octaves.check(self.network, self.recipe, [unit.layer for unit in group])
             for size in set(self.recipe.sizes):
                 for unit in group:
                     unit.check(self.network.layer(unit.layer, size).shape)

@@ -95,23 +95,22 @@ class Network:
             raise UnitError(f"layer {name!r} gives no N x C x H x W grid; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{nearest(name, found.layers)}; `featmap layers` lists them")
 
-    def least(self, name: str, size: int) -> int | None:
-        """Return the least size at which a layer has an output, above `size` that is too small; None: none."""
-        low, high = size, max(self.input_size, 2 * size)
-        if high > LARGEST or name not in self.trace(high).layers:
-            return None
+    def least(self, name: str, low: int, high: int) -> int:
+        """Return the least size at which a layer has an output: above `low`, which is too small, up to `high`."""
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if name in self.trace(middle).layers else (middle, high)
         return high
 
     def _too_small(self, name: str, found: Trace) -> str:
-        if (high := self.least(name, found.size)) is None:
+        high = max(self.input_size, 2 * found.size)
+        if high > LARGEST or name not in self.trace(high).layers:
             return (
                 f"layer {name!r} at {found.size} pixels: the network fails ({found.failure}); "
                 "featmap gives it N x 3 x H x W images in float32"
             )
-        return f"size {found.size} is too small for layer {name!r} of {self.name}; give --size {high} or more"
+        least = self.least(name, found.size, high)
+        return f"size {found.size} is too small for layer {name!r} of {self.name}; give --size {least} or more"
 
     def unit(self, unit: Unit, size: int | None = None) -> Unit:
         """Return `unit` checked against this network; ``class:k`` becomes its last layer's feature k."""

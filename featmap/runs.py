@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from featmap import images as forms
-from featmap import memory, transforms
+from featmap import memory, octaves, transforms
 from featmap.batches import Batches
 from featmap.descent import Descent, OnStep, frame_steps
 from featmap.devices import environment, remembered_settings, thread_count
@@ -90,9 +90,9 @@ class Job:
         checked = []
         for target in self.objectives:
             terms = tuple((w, self.network.unit(u, self.recipe.size)) for w, u in target.terms)
+            octaves.check(self.network, self.recipe, [unit.layer for _, unit in terms])
             for size in set(self.recipe.sizes):
                 for _, unit in terms:
-                    self._check_octave(unit.layer, size)
                     unit.check(self.network.layer(unit.layer, size).shape)
             checked.append(Objective(terms))
         for size in {self.recipe.size, *(self.recipe.sizes if self.frames else ())}:
@@ -102,18 +102,6 @@ class Job:
         if self.network.arguments.get("model") is None or ":" in self.network.arguments["model"]:
             self._try_step(checked)
         return replace(self, objectives=tuple(dict.fromkeys(checked)))
-
-    def _check_octave(self, layer: str, size: int) -> None:
-        """Refuse a recipe whose image is large enough for a layer, but not in an octave at another size."""
-        final = self.recipe.size
-        if size == final or layer in self.network.trace(size).layers:
-            return
-        least = self.network.least(layer, size)
-        instead = "give another --recipe" if least is None else f"give --size {math.ceil(least * final / size)} or more"
-        raise RecipeError(
-            f"recipe {self.recipe.name} at {final} pixels makes steps at {size}, which is too small for layer "
-            f"{layer!r} of {self.network.name}; {instead}"
-        )
 
     def _try_step(self, objectives: Sequence[Objective]) -> None:
         """Make one step on each layer of somebody's own network, so that a fault shows before there is a folder."""
@@ -338,7 +326,7 @@ def task_of(job: Any, kind: Callable[[Any, Watcher], Any], engine: Engine) -> Ta
         job.recipe.steps,
         job.cost,
         job.device.type == "cuda",
-        memory.needed(job.network, job.recipe, job.layers),
+        memory.needed(job.network, job.recipe, job.layers) if engine.name != HERE else 0,
     )
 
 

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "units", "taps", "trace", "transforms", "weights", "vision"},
     "recipes": {"errors"},
     "transforms": set(),
+    "octaves": {"errors", "models", "recipes"},
     "images": {"recipes", "transforms"},
     "objectives": {"errors", "units"},
     "regroup": set(),
@@ -44,13 +45,13 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "store"},
     "cluster": {"errors", "engine", "store"},
     "runs": {
-        "memory",
-        "devices",
+        *("memory", "octaves", "devices"),
         *("errors", "models", "recipes", "transforms", "images", "objectives"),
         *("batches", "descent", "probing", "engine", "cluster", "store"),
     },
     "interaction": set(),
     "joints": {
+        "octaves",
         *("errors", "units", "models", "recipes", "transforms", "objectives"),
         *("interaction", "interplay", "store", "runs"),
     },

@@ -169,7 +169,13 @@ def test_workers_that_do_not_fit_into_memory_are_not_started(
     assert [cluster.fitting(4, each) for each in (0, 10**9)] == [1, 1]
     job, watcher = job_of(network), Noted()
     mapping.carry_out(job, mapping.open_run(job, tmp_path / "ray"), watcher, TWO)
-    assert "2 workers' batches do not fit into this machine's memory at once; 1 are started" in watcher.notes
+    assert [n for n in watcher.notes if n.startswith("2 workers' batches do not fit") and "; 1 are started" in n]
+    nodes = [{"Alive": alive, "NodeManagerAddress": where} for alive, where in ((True, "a"), (False, "b"), (True, "c"))]
+    for count, address, here in ((1, None, True), (2, "auto", True), (3, None, False), (1, "ray://a:1", False)):
+        seen = SimpleNamespace(nodes=lambda n=count: nodes[:n], util=SimpleNamespace(get_node_ip_address=lambda: "a"))
+        assert cluster._is_here(seen, Engine("ray", address=address)) is here, (count, address)
+    nodes[0]["NodeManagerAddress"] = "another"
+    assert not cluster._is_here(SimpleNamespace(nodes=lambda: nodes[:1], util=seen.util), Engine("ray", address="auto"))
     room.available = 10**12
     assert cluster.fitting(4, 10**9) == 4
     same(tmp_path / "ray", made_here(job, tmp_path / "here"))

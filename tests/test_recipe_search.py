@@ -118,13 +118,15 @@ def test_the_search_writes_numbers_and_a_table(tmp_path: Path, monkeypatch: pyte
         assert len(known) == 1 and search.table({"networks": known}) in page.read_text()
     (found,) = known.values()
     assert [r["name"] for r in found["rows"]] == [search.BASE, "quick-20", "normalised-24"], "tried in pieces"
-    assert "`python -m analyses.benchmarks.search --only quick-20,normalised-24` on network " in page.read_text()
+    given = "--layers mixed --features 3 --seeds 2 --only quick-20,normalised-24"
+    assert f"`python -m analyses.benchmarks.search {given}` on network " in page.read_text()
+    assert found["rows"][1]["machine"]["cores"] > 0
     assert found["rows"][0]["activation"] == pytest.approx([1, 1, 1]) and found["rows"][0]["seconds"] == 1
     search.main(layers="mixed", features=3, seeds=1, size=24, only="quick-20", out=numbers, readme=page)
     search.main(layers="mixed", features=3, seeds=1, only="quick-20", out=numbers, readme=page)
     known = json.loads(numbers.read_text())["networks"]
     assert [len(v["rows"]) for v in known.values()] == [2, 2], "other seeds: what was stored before is not the same"
-    assert "search --size 24 --only quick-20` on network " in page.read_text()
+    assert "--features 3 --seeds 1 --size 24 --only quick-20` on network " in page.read_text()
 
 
 def test_a_row_of_another_recipe_under_the_same_name_is_dropped() -> None:

@@ -7,10 +7,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from featmap import channel, load
-from featmap.errors import FeatmapError, RecipeError, UnitError
+from featmap.errors import FeatmapError, RecipeError
 from featmap.images import between
 from featmap.recipes import (
     ARTICLE,
@@ -24,7 +22,6 @@ from featmap.recipes import (
     Recipe,
     recipe,
 )
-from featmap.runs import Job
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -259,16 +256,3 @@ def test_whatever_images_depend_on_is_in_the_identity(changes: dict) -> None:
     base = FAST.resolved(96)
     assert FAST.resolved(96, **changes).digest != base.digest
     assert replace(base, notes=("a note",), default_seed=5).digest == base.digest
-
-
-def test_an_octave_that_is_too_small_is_refused_with_the_size_of_the_image_that_would_do() -> None:
-    network = load(nn.Sequential(nn.Conv2d(3, 4, 7), nn.ReLU()).eval(), input_size=32)
-    job = Job(network, (channel("0", 1),), RECIPES["large"].resolved(32, size=10))
-    with pytest.raises(RecipeError, match=r"^recipe large at 10 pixels makes steps at 5, .* give --size 14 or more$"):
-        job.check()
-    for size in (14, 15):
-        assert replace(job, recipe=RECIPES["large"].resolved(32, size=size)).check()
-    with pytest.raises(RecipeError, match="give --size 16 or more"):
-        replace(job, recipe=RECIPES["large"].resolved(32, size=13)).check()
-    with pytest.raises(UnitError, match="size 6 is too small"):
-        replace(job, recipe=RECIPES["large"].resolved(32, size=6)).check()

@@ -32,27 +32,33 @@ def inception() -> Network:
 
 
 def test_aims_are_held_against_what_was_measured() -> None:
-    opponent = {"name": "lucent", "size": 128}
+    opponents_of = [{"name": "lucent", "size": 128}, {"name": "lucent, batched", "size": 128}]
     rows = [
-        {"opponent": "lucent", "recipe": name, "precision": "float32", "size": size, "ratios": ratios}
-        for name, size, ratios in (
-            ("fast", 128, [10.0, 50.0, 29.0]),
-            ("standard", 128, [31.0, 2.0, 30.0]),
-            ("fast", 96, [99.0] * 3),
+        {"opponent": opponent, "recipe": name, "precision": "float32", "size": size, "ratios": ratios}
+        for opponent, name, size, ratios in (
+            ("lucent", "fast", 128, [10.0, 50.0, 29.0]),
+            ("lucent", "standard", 128, [31.0, 0.0, 30.0]),
+            ("lucent", "fast", 96, [99.0] * 3),
+            ("lucent", "standard", 96, [90.0] * 3),
+            ("lucent, batched", "fast", 128, [40.0] * 3),
+            ("lucent, batched", "standard", 128, [41.0] * 3),
+            ("lucent, batched", "fast", 96, [50.0] * 3),
+            ("lucent, batched", "standard", 96, [60.0] * 3),
         )
     ]
-    variants = [("whole", "float32", 40.0, 0.1), ("article", "float32", 30.0, 0.2), ("ours", "float32", 10.0, 0.9)]
+    variants = [("whole", "float32", 40.0, 0.1), ("article", "float32", 30.0, 0.2), ("ours", "float32", 11.2, 0.9)]
     chain = [
         {"variant": v, "precision": p, "in_use": True, "ms": ms, "share": share}
         for v, p, ms, share in [*variants, ("ours, half", "bfloat16", 5.0, 0.5)]
     ]
-    lines = speed._aim_lines(
-        {"compared": {"opponents": [opponent], "own_size": 96, "rows": rows}, "steps": {"rows": chain}}
+    compared = {"opponents": opponents_of, "own_size": 96, "rows": rows}
+    lines = speed._aim_lines({"compared": compared, "steps": {"rows": chain}})
+    assert lines[2] == "| times sooner than lucent, 128 px | 30 | 30 (`standard`; 2 of 3 features) | reached |"
+    assert lines[3] == (
+        "| times sooner than lucent, batched, 96 px | 100 | 60 (`standard`; 3 of 3 features) | **not reached** |"
     )
-    assert lines[2] == "| times sooner than lucent, 128 px | 30 | 30 (`standard`) | reached |"
-    assert lines[3] == "| times sooner than lucent, 96 px | 100 | 99 (`fast`) | **not reached** |"
-    assert lines[4] == "| a step in float32, times faster than the article's | 2.7 | 3 | reached |"
-    assert [line.endswith("| reached |") for line in lines[5:]] == [True, True, True, True, False]
+    assert lines[4] == "| a step in float32, times faster than the article's | 2.7 | 2.68 | **not reached** |"
+    assert [line.endswith("| reached |") for line in lines[5:]] == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("name", ["article", "article-normalised"])

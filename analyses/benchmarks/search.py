@@ -52,6 +52,7 @@ from featmap.recipes import QUICK, Octave, Recipe
 
 LAYERS = ("inception3a", "inception4c", "inception5a")
 RISE, STEPS_BACK = 1.02, 3
+FEATURES, SEEDS = 64, 3
 
 
 @dataclass(frozen=True)
@@ -300,12 +301,8 @@ def table(found: dict[str, Any]) -> str:
     """Return all networks' figures as Markdown."""
     lines = ["## Recipes", ""]
     for known in found["networks"].values():
-        names = [r["name"] for r in known["rows"]]
-        left = [c.recipe.name for c in CANDIDATES if c.recipe.name not in names]
-        command = "python -m analyses.benchmarks.search" + (f" --size {known['asked']}" if known["asked"] else "")
-        command += f" --only {','.join(names[1:])}" if left else ""
         lines += [
-            f"`{command}` on {known['network']}, {', '.join(known['layers'])}: "
+            f"`{command(known)}` on {known['network']}, {', '.join(known['layers'])}: "
             f"{known['features']} features of each, {known['seeds']} seeds, {known['rows'][0]['size']} pixels.",
             "",
             "| recipe | what it is | work, steps at full size | seconds | activation | a second | lost | "
@@ -327,6 +324,22 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def command(known: dict[str, Any]) -> str:
+    """Return what makes the rows of a network again; they may have been made in pieces."""
+    names = [r["name"] for r in known["rows"]]
+    options = {
+        "model": (known["model"], "reference"),
+        "weights": (known["weights"], None),
+        "layers": (",".join(known["layers"]), ",".join(LAYERS)),
+        "features": (known["features"], FEATURES),
+        "seeds": (known["seeds"], SEEDS),
+        "size": (known["asked"], None),
+        "only": (",".join(names[1:] or names), ",".join(c.recipe.name for c in CANDIDATES[1:])),
+    }
+    given = [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
+    return " ".join(["python -m analyses.benchmarks.search", *given])
+
+
 def _bracket(values: Sequence[float]) -> str:
     return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]"
 
@@ -335,8 +348,8 @@ def main(
     model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
     weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
     layers: Annotated[str, typer.Option(help="Joined by commas.")] = ",".join(LAYERS),
-    features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = 64,
-    seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = 3,
+    features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = FEATURES,
+    seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = SEEDS,
     size: Annotated[int | None, typer.Option(help="Image size in pixels; as `featmap similarity` has it.")] = None,
     only: Annotated[str | None, typer.Option(help="Names of candidates, joined by commas.")] = None,
     out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "search.json",
@@ -352,11 +365,12 @@ def main(
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
     key = f"{network.name} {weights or ''}".strip() + ("" if size is None else f" {size}")
     what = {"network": str(network), "sha256": network.sha256, "layers": names, "features": features}
-    what |= {"seeds": seeds, "asked": size}
+    what |= {"seeds": seeds, "asked": size, "model": model, "weights": weights}
     recipes = {c.recipe.name: mapping.resolve(network, torch.device("cpu"), c.recipe, size) for c in CANDIDATES}
     now = {name: r.identity() for name, r in recipes.items()}
-    rows = merged(found["networks"].get(key, {}), what, now, rows)
-    found["networks"][key] = {"machine": records.machine("torchvision"), **what, "rows": rows}
+    machine = records.machine("torchvision")
+    rows = merged(found["networks"].get(key, {}), what, now, [r | {"machine": machine} for r in rows])
+    found["networks"][key] = {**what, "rows": rows}
     records.write(out, found)
     records.write_table("search", table(found), readme)
     print(table(found))
