@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import sys
 from collections.abc import Sequence
@@ -22,6 +24,8 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     The status is 2 for bad input, 3 for a run that left work units out, 130 for Ctrl-C, 1 for a fault of ours.
     """
     wait_briefly()
+    if arguments is None:  # a process of its own: what lives at its end need not be searched for garbage once more
+        atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

@@ -326,4 +326,4 @@ def recipes(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; see `featmap.boundary.run`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    boundary.run(app, "featmap", given if [a for a in given if a != "--debug"] else ["--help"])
+    boundary.run(app, "featmap", arguments if [a for a in given if a != "--debug"] else ["--help"])

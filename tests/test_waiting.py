@@ -43,3 +43,13 @@ def test_it_is_said_before_torch_is_there(module: str) -> None:
     plain = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     found = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["10000" if sys.platform == "linux" else "PASSIVE", "False"]
+
+
+@pytest.mark.parametrize(("call", "frozen"), [("main()", "True"), ("main(['recipes', 'fast'])", "False")])
+def test_only_a_process_of_its_own_ends_without_a_search_for_garbage(call: str, frozen: str) -> None:
+    program = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        f"sys.argv = ['featmap', 'recipes', 'fast']; from featmap import cli; cli.{call}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("fast\n") and done.stdout.splitlines()[-1] == frozen
