@@ -43,6 +43,8 @@ def prepared(
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             tensor.nan_to_num_(0.0, 0.0, 0.0)
-    if device.type == "cpu" and layout is torch.channels_last if regrouped is None else regrouped:
+    if regrouped is None:
+        regrouped = device.type == "cpu" and layout is torch.channels_last
+    if regrouped:
         regroup(twin)
     return twin.to(device, dtype).to(memory_format=layout)

@@ -48,7 +48,7 @@ from featmap.batches import Batches
 from featmap.console import err
 from featmap.errors import FeatmapError
 from featmap.probing import Probe
-from featmap.recipes import QUICK, Octave, Recipe
+from featmap.recipes import FAST, LARGE, QUICK, STANDARD, Octave, Recipe
 
 LAYERS = ("inception3a", "inception4c", "inception5a")
 RISE, STEPS_BACK = 1.02, 3
@@ -68,6 +68,10 @@ def _of(name: str, words: str, *octaves: Octave, **changes: Any) -> Candidate:
     return Candidate(Recipe(name, octaves, largest=128, **changes), words)
 
 
+def _ours(ours: Recipe, name: str, words: str) -> Candidate:
+    return Candidate(replace(ours, name=name, largest=128), f"{words}: `{ours.name}`")
+
+
 BLUR, HALF = (1.0, 0.4), 0.5
 CANDIDATES = (
     _of("adam-40", "Adam, 40 steps", Octave(40, (0.03, 0.02), BLUR)),
@@ -78,9 +82,7 @@ CANDIDATES = (
     _of("quick-30", "shorter memory, 30 long steps", Octave(30, (0.08, 0.01), BLUR), betas=QUICK),
     _of("quick-weak-blur", "quick-20 under a weaker blur", Octave(20, (0.08, 0.01), (0.8, 0.3)), betas=QUICK),
     _of("quick-24-lighter", "quick-24 under a lighter blur", Octave(24, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
-    _of(
-        "quick-24-middle", "quick-24 under a blur between: `fast`", Octave(24, (0.08, 0.01), (0.95, 0.38)), betas=QUICK
-    ),
+    _ours(FAST, "quick-24-middle", "quick-24 under a blur between"),
     _of("quick-20-lighter", "quick-20 under a lighter blur", Octave(20, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
     _of(
         "coarse-to-fine",
@@ -97,13 +99,7 @@ CANDIDATES = (
         Octave(10, (0.04, 0.01), (0.6, 0.4)),
         betas=QUICK,
     ),
-    _of(
-        "half-then-whole",
-        "24 steps at half the size, then 24: `large`",
-        Octave(24, (0.1, 0.04), (0.92, 0.5), HALF),
-        Octave(24, (0.1, 0.004), (0.75, 0.345)),
-        betas=QUICK,
-    ),
+    _ours(LARGE, "half-then-whole", "24 steps at half the size, then 24"),
     _of("normalised-24", "gradient over its RMS", Octave(24, (0.1, 0.02), BLUR), optimiser="rms"),
     _of("quiet-start", "adam-40 from a quarter of the noise", Octave(40, (0.03, 0.02), BLUR), std=0.05),
     _of("jitter-40", "adam-40, rolled by up to 4 pixels", Octave(40, (0.03, 0.02), BLUR), jitter=4),
@@ -117,12 +113,7 @@ CANDIDATES = (
     ),
     _of("adam-120", "Adam, 120 steps", Octave(120, (0.03, 0.01), BLUR)),
     _of("quick-60", "shorter memory, 60 steps", Octave(60, (0.06, 0.005), BLUR), betas=QUICK),
-    _of(
-        "quick-60-lighter",
-        "quick-60 under a lighter blur: `standard`",
-        Octave(60, (0.06, 0.005), (0.92, 0.36)),
-        betas=QUICK,
-    ),
+    _ours(STANDARD, "quick-60-lighter", "quick-60 under a lighter blur"),
     _of("quick-80", "shorter memory, 80 shorter steps", Octave(80, (0.04, 0.005), BLUR), betas=QUICK),
 )
 BASE = CANDIDATES[0].recipe.name

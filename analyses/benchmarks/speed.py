@@ -239,8 +239,8 @@ def compare(
     needed = sorted({(r.precision, side) for r in known.values() for side in r.sizes})
     finals: list[Final] = []
     paces: dict[str, list[dict[int, Pace]]] = {precision: [] for precision, _ in needed}
-    for layer_sides in needed:  # what is too small is told before anything is made
-        network.layer(layer, layer_sides[1])
+    for _, side in needed:  # what is too small is told before anything is made
+        network.layer(layer, side)
     for opponent in opponents:
         opponent.warm()
     stamps = [time.perf_counter()]

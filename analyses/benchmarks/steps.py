@@ -40,6 +40,7 @@ from featmap.recipes import LEAST_ROWS
 
 SIZE, ROUNDS, BATCH, MATRIX = 224, 5, 16, 2048
 CPU = torch.device("cpu")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Run = Callable[[Tensor], Tensor]
 
 
@@ -65,6 +66,11 @@ class Variant:
     run: Run | None = None
     tf32: bool = False
     in_use: bool = True
+
+    @property
+    def precision(self) -> str:
+        """The name of its type."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def variants(network: Network, layer: str, size: int, where: torch.device = CPU, rows: int = BATCH) -> list[Variant]:
@@ -95,8 +101,7 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
 def compilers(where: torch.device) -> dict[str, tuple[str, torch.dtype]]:
     """Return what torch's compiler is tried with, by name: its mode and the precision; on a GPU CUDA graphs too."""
     modes = {"torch.compile": "default"} | ({"CUDA graphs": "reduce-overhead"} if where.type == "cuda" else {})
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return {f"{words}, {kind}": (mode, dtype) for words, mode in modes.items() for kind, dtype in kinds.items()}
+    return {f"{words}, {kind}": (mode, dtype) for words, mode in modes.items() for kind, dtype in PRECISIONS.items()}
 
 
 def compiled(
@@ -212,15 +217,12 @@ def timed(
     return seconds
 
 
-def peaks(where: torch.device = CPU, side: int | None = None) -> dict[str, dict[str, float]]:
-    """Return the operations a second that `PEAKS` reach on a device, by precision and kind, each the best of many."""
+def peaks(precision: str, where: torch.device = CPU, side: int | None = None) -> dict[str, float]:
+    """Return the operations a second that each of `PEAKS` reaches on a device, the best of many."""
     side, times = side or MATRIX, 1 if where.type == "cpu" else 10  # a GPU is asked less often than it is given work
-    found: dict[str, dict[str, float]] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        kinds = {kind: (_repeated(make(dtype, where, side), times), times) for kind, make in PEAKS.items()}
-        took = timed(kinds, where, 3)
-        found[str(dtype).removeprefix("torch.")] = {kind: 2 * side**3 / min(took[kind]) for kind in kinds}
-    return found
+    made = {kind: make(PRECISIONS[precision], where, side) for kind, make in PEAKS.items()}
+    took = timed({kind: (_repeated(work, times), times) for kind, work in made.items()}, where, 3)
+    return {kind: 2 * side**3 / min(took[kind]) for kind in PEAKS}
 
 
 def _repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
@@ -236,7 +238,6 @@ def measure(
     layer: str,
     where: torch.device = CPU,
     rows: int = BATCH,
-    more: bool = True,
     side: int | None = None,
 ) -> dict[str, Any]:
     """Return milliseconds an image and step of every variant, median over rounds in which all take turns.
@@ -244,15 +245,14 @@ def measure(
     Parameters
     ----------
     rows : images at once in the last links
-    more : also by torch's compiler, which takes a minute
     side : of the matrices that the peak is taken of
     """
     chain = variants(network, layer, SIZE, where, rows)
     seconds = timed({v.name: (stepper(v, network, layer, SIZE, where), v.rows) for v in chain}, where)
-    before = peaks(where, side)
+    before = {p: peaks(p, where, side) for p in PRECISIONS}
     tried: list[Variant] = []
     beside: dict[str, list[float]] = {}
-    for name in compilers(where) if more else ():
+    for name in compilers(where):
         try:
             pair = compiled(network, layer, SIZE, where, rows, name)
             took = timed({v.name: (stepper(v, network, layer, SIZE, where), rows) for v in pair}, where)
@@ -263,19 +263,19 @@ def measure(
         tried.append(pair[0])
         seconds[name], beside[name] = took[name], took["plain"]
     count = flops(network, layer, SIZE)
-    after = peaks(where, side)
+    after = {p: peaks(p, where, side) for p in PRECISIONS}
     kinds = {p: {k: max(before[p][k], after[p][k]) for k in PEAKS} for p in before}
     best = {p: max(values.values()) for p, values in kinds.items()}
     found = []
     for v in [*chain, *tried]:
-        median, precision = float(np.median(seconds[v.name])), str(v.dtype).removeprefix("torch.")
+        median = float(np.median(seconds[v.name]))
         row = {
             "variant": v.name,
-            "precision": precision,
+            "precision": v.precision,
             "in_use": v.in_use,
             "ms": 1000 * median,
             "all_ms": [1000 * t for t in seconds[v.name]],
-            "share": None if v.tf32 else count / median / best[precision],  # of another unit's peak
+            "share": None if v.tf32 else count / median / best[v.precision],  # of another unit's peak
         }
         if v.name in beside:  # the same module in the same rounds, not compiled
             row["plain_ms"] = 1000 * float(np.median(beside[v.name]))

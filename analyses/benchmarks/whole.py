@@ -65,6 +65,7 @@ JOBS = {
 }
 
 
+COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
 STARTS = {("--help",): 0.5, ("layers",): 4.0}
 """Commands that only start, and the seconds that they are meant to take at most."""
 
@@ -80,9 +81,6 @@ def starting() -> dict[str, float]:
             took.append(time.perf_counter() - begun)
         found[" ".join(arguments)] = min(took)
     return found
-
-
-COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
 
 
 def carried_out(arguments: tuple[str, ...], device: str, folder: Path) -> tuple[float, float]:
@@ -139,7 +137,7 @@ def peak(where: torch.device, precision: str) -> float:
     # a GPU is done with a matrix of a CPU's size before it is asked for the next one
     side = steps.MATRIX if where.type == "cpu" else 4 * steps.MATRIX
     with devices.remembered_settings():
-        return max(steps.peaks(where, side)[precision].values())
+        return max(steps.peaks(precision, where, side).values())
 
 
 def measure(name: str, device: str | None = None) -> dict[str, Any]:
