@@ -15,10 +15,15 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import featmap
+from analyses.formulas import coherence
 from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, averaged, interval, start
 from analyses.tables import stored
-from featmap import FeatmapError, coherence, devices, drawing, interaction, runs, transforms
-from featmap.probing import Probe
+from featmap import FeatmapError, image_ops
+from featmap.optimize.responses import Probe
+from featmap.plotting import style
+from featmap.runs import device
+from featmap.runs import job as runs
+from featmap.stats import interaction
 
 YARDSTICK, PERMUTATIONS, HEADLINE = 64, 4, "beyond"
 P = 0.05
@@ -77,7 +82,7 @@ class Yardstick:
 
 def yardstick(probe: Probe, layer: str, size: int) -> Yardstick:
     """Return what a layer does on images with a 1/f spectrum."""
-    maps = probe.maps(transforms.pink(YARDSTICK, size), [layer])[layer].astype(np.float64)
+    maps = probe.maps(image_ops.pink(YARDSTICK, size), [layer])[layer].astype(np.float64)
     responses, flat = maps.mean((2, 3)), maps.transpose(1, 0, 2, 3).reshape(maps.shape[1], -1)
     varies = np.isfinite(interaction.deviations(responses))
     return Yardstick(varies, responses[:, varies], flat.mean(1), flat.std(1))
@@ -109,7 +114,7 @@ def class_layer(context: Context, size: int) -> str | None:
 def measured(context: Context, data: xr.Dataset) -> pd.DataFrame:
     """Return a row a feature and seed: status and the figures of `MEASURES` and `NULLS` (empty where undefined)."""
     size, found = data.sizes["y"], []
-    probe = Probe(context.network, 16, devices.device(context.device))
+    probe = Probe(context.network, 16, device.device(context.device))
     logits = class_layer(context, size)
     names = [str(n) for n in data["image"].values]
     for layer in context.layers:
@@ -161,7 +166,7 @@ def permuted(probe: Probe, images: torch.Tensor, layer: str, yard: Yardstick) ->
     found = []
     for k in range(PERMUTATIONS):
         flat = images.flatten(2)
-        order = transforms.generator("permuted", k, flat.shape[2]).permutation(flat.shape[2])
+        order = image_ops.generator("permuted", k, flat.shape[2]).permutation(flat.shape[2])
         moved = flat[:, :, torch.from_numpy(order)].reshape(images.shape)
         responses = probe.responses(moved, [layer])[layer].astype(np.float64)[:, yard.varies]
         found.append(coherence.excited_share(responses, yard.responses))
@@ -290,7 +295,7 @@ def conclusion(context: Context, found: list[Finding], why: str) -> str:
     )
 
 
-@drawing.house_style
+@style.house_style
 def figure(context: Context, table: pd.DataFrame, means: Means) -> Figure:
     """Draw each feature's figures by layer beside their floors, and the headlines of every network."""
     made = Figure(figsize=(10.5, 4), layout="constrained")
@@ -314,7 +319,7 @@ def _dots(axes: Axes, context: Context, live: pd.DataFrame, name: str, floors: d
         own = live[live["layer"] == layer].groupby("feature", sort=False)[[name, *floors]].mean()
         values = own[name].to_numpy()
         spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
-        axes.plot(k + spread, values, "o", color=drawing.colour(0), alpha=0.6, markersize=4, mew=0)
+        axes.plot(k + spread, values, "o", color=style.colour(0), alpha=0.6, markersize=4, mew=0)
         if np.isfinite(values).any():
             mean, low, high = interval(values)
             axes.errorbar(k + 0.33, mean, [[mean - low], [high - mean]], fmt="_", color="black", capsize=2.5)
@@ -337,8 +342,8 @@ def _networks(axes: Axes, means: Means) -> None:
     for k, (model, layer) in enumerate(names):
         one = means[model][layer]
         reach = one.error * float(stats.t.ppf((1 + LEVEL) / 2, one.count - 1))
-        axes.errorbar(one.value, k, xerr=reach, fmt="o", color=drawing.colour(list(means).index(model)), capsize=3)
-    axes.axvline(0, color=drawing.FAINT, linewidth=0.8)
+        axes.errorbar(one.value, k, xerr=reach, fmt="o", color=style.colour(list(means).index(model)), capsize=3)
+    axes.axvline(0, color=style.FAINT, linewidth=0.8)
     axes.set_yticks(range(len(names)), [f"{model}\n{layer}" for model, layer in names], fontsize=8)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axes.set_title("share excited less chance:\nnetworks measured so far, 95 %", fontsize=10)

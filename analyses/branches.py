@@ -12,12 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 import featmap
+from analyses.formulas import partitions
+from analyses.formulas.partitions import Agreement
 from analyses.made import spanned
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, averaged, plain_finding, start
-from featmap import drawing, graph, measures, partitions, transforms
-from featmap.maps import SimilarityMap
-from featmap.partitions import Agreement
-from featmap.trace import Layer
+from featmap import image_ops
+from featmap.mapping.result import SimilarityMap
+from featmap.network.trace import Layer
+from featmap.plotting import style
+from featmap.stats import clustering, measures
 
 WHOLE, SHARE, NOTICEABLE, P = 256, 2, 0.1, 0.05
 SMALL, LARGER = 64, 96
@@ -71,7 +74,7 @@ def chosen(context: Context, layer: Layer) -> list[int]:
     """Return the channels to map: all of a small layer, as many of each branch of a larger one."""
     if layer.channels <= WHOLE or context.full:
         return list(range(layer.channels))
-    rng, first, found = transforms.generator("branches", context.network.name, layer.name), 0, []
+    rng, first, found = image_ops.generator("branches", context.network.name, layer.name), 0, []
     for _, width in layer.branches:
         count = min(width, SHARE * context.features)
         found += (first + np.sort(rng.choice(width, count, replace=False))).tolist()
@@ -135,7 +138,7 @@ def by_seed(found: SimilarityMap, names: list[str], branches: np.ndarray) -> lis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", measures.FewStimuliWarning)
             S = measures.profile(A, pd.Series(data["null"][k].values.astype(np.float64), index=names), names)
-        labels = graph.communities(graph.neighbour_graph(S)).labels.reindex(names).to_numpy()
+        labels = clustering.communities(clustering.neighbour_graph(S)).labels.reindex(names).to_numpy()
         ari = float(partitions.rand_index(labels, branches)[0])
         rows.append((ari, float(partitions.contrast(measures.square(S), branches)[0])))
     return rows
@@ -213,7 +216,7 @@ def rows_of(one: Divided) -> pd.DataFrame:
     )
 
 
-@drawing.house_style
+@style.house_style
 def figure(layers: list[Divided]) -> Figure:
     """Draw a row a layer: the branches in each cluster, S between branches on one scale, ARI against its null."""
     made = Figure(figsize=(11, 3.9 * len(layers)), layout="constrained")
@@ -242,9 +245,7 @@ def _composition(axes: Axes, one: Divided) -> None:
     bottom = np.zeros(clusters.max() + 1)
     for k, (branch, short) in enumerate(_short(one.branches).items()):
         count = np.bincount(clusters[one.branches == branch], minlength=len(bottom)).astype(float)
-        axes.bar(
-            range(len(bottom)), count, bottom=bottom, color=drawing.colour(k), label=f"{short} ({int(count.sum())})"
-        )
+        axes.bar(range(len(bottom)), count, bottom=bottom, color=style.colour(k), label=f"{short} ({int(count.sum())})")
         bottom += count
     axes.set(xlabel="cluster of S", ylabel="features", title=f"{one.layer}: who is in the clusters")
     axes.legend(title="branch (features)", fontsize=8, title_fontsize=8)
@@ -255,7 +256,7 @@ def _composition(axes: Axes, one: Divided) -> None:
 
 def _means(axes: Axes, one: Divided, table: np.ndarray, reach: float) -> AxesImage:
     names = list(_short(one.branches).values())
-    shown = axes.imshow(table, cmap=drawing.SHADES, vmin=-reach, vmax=reach)
+    shown = axes.imshow(table, cmap=style.SHADES, vmin=-reach, vmax=reach)
     for (i, j), value in np.ndenumerate(table):
         text = "" if np.isnan(value) else f"{value:z.2f}"
         axes.text(
@@ -268,12 +269,12 @@ def _means(axes: Axes, one: Divided, table: np.ndarray, reach: float) -> AxesIma
 
 
 def _null(axes: Axes, one: Divided) -> None:
-    axes.hist(one.rand.permuted, bins=24, color=drawing.GRAY, label=f"{len(one.rand.permuted):,} permutations")
+    axes.hist(one.rand.permuted, bins=24, color=style.GRAY, label=f"{len(one.rand.permuted):,} permutations")
     shown = one.rand.figure
-    axes.axvline(shown.value, color=drawing.colour(0), linewidth=2, label=f"found: {shown.value:{NUMBER}}")
+    axes.axvline(shown.value, color=style.colour(0), linewidth=2, label=f"found: {shown.value:{NUMBER}}")
     if np.isfinite(shown.low):
-        axes.axvspan(shown.low, shown.high, color=drawing.colour(0), alpha=0.15, linewidth=0, label="95 % interval")
-    axes.axvline(NOTICEABLE, color=drawing.colour(3), linewidth=1, linestyle="--", label=f"bar: {NOTICEABLE:g}")
+        axes.axvspan(shown.low, shown.high, color=style.colour(0), alpha=0.15, linewidth=0, label="95 % interval")
+    axes.axvline(NOTICEABLE, color=style.colour(3), linewidth=1, linestyle="--", label=f"bar: {NOTICEABLE:g}")
     axes.set(xlabel="ARI of clusters with branches", ylabel="permutations", title=f"p = {one.rand.p:.2g}")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ The feature that the claim names (of the last layer) is followed step by step; t
 often the like happens. A runner-up is measured in two units: as a share of the target's activation, which is the
 article's plot and is ruled by the features' scales, and as a share of its own best, which is not. It is chosen as the
 highest of hundreds, so that it is high whatever the target: whether it belongs to the target's image is asked of other
-seeds than the one that it was chosen on, and of the other features' images there (`featmap.runners`).
+seeds than the one that it was chosen on, and of the other features' images there (`analyses.formulas.runners_up`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from analyses.formulas.runners_up import Judged
 from analyses.rankings import (
     COLUMNS,
     Runner,
@@ -45,9 +46,8 @@ from analyses.studies import (
     share_finding,
     start,
 )
-from featmap import drawing
-from featmap.runners import Judged
-from featmap.runs import LIVE, RESCUED
+from featmap.plotting import style
+from featmap.runs.job import LIVE, RESCUED
 
 ALMOST, RANKED, PROFILE, P = 0.8, 7, 512, 0.05
 RED, DARK, SHADES = "#d62728", "#222222", ("#0072b2", "#9a9a9a")
@@ -292,7 +292,7 @@ def table(
     return rows
 
 
-@drawing.house_style
+@style.house_style
 def draw(
     steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Judged]
 ) -> Figure:

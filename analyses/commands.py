@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from featmap import boundary
+from featmap.cli import entry
 
 
 def run(main: Callable[..., Any]) -> None:
@@ -16,4 +16,4 @@ def run(main: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(main)
     module = sys.modules["__main__"].__spec__
-    boundary.run(app, f"python -m {module.name}" if module is not None else main.__module__)
+    entry.run(app, f"python -m {module.name}" if module is not None else main.__module__)

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from analyses.studies import ANY, Finding, interval
-from featmap.drawing import FAINT, GRAY, colour, wrap
+from featmap.plotting.style import FAINT, GRAY, colour, wrap
 
 FEW = 4
 WIDE, SIZE = 9.0, 8.0

@@ -21,9 +21,10 @@ from rich.progress import track
 
 from analyses.commands import run
 from analyses.labelled import labelled_files
-from featmap import FeatmapError, Network, devices, load
-from featmap.console import err
-from featmap.taps import frozen
+from featmap import FeatmapError, Network, load
+from featmap.cli.console import err
+from featmap.network.hooks import frozen
+from featmap.runs import device as devices
 
 
 def evaluate(

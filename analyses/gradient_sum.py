@@ -18,6 +18,8 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analyses.formulas.divergence import GRAY_LEVEL, distances, growth
+from analyses.formulas.likeness import likeness
 from analyses.made import WORDS, spanned
 from analyses.studies import (
     POSITIVE,
@@ -35,9 +37,9 @@ from analyses.studies import (
     small_size,
     start,
 )
-from featmap import drawing, runs, transforms
-from featmap.divergence import GRAY_LEVEL, distances, growth
-from featmap.likeness import likeness
+from featmap import image_ops
+from featmap.plotting import style
+from featmap.runs import job as runs
 
 STEPS = 100
 MARGIN = 1.25
@@ -99,7 +101,7 @@ class Parting:
 def pairs_of(context: Context) -> list[str]:
     """Return pairs of drawn features, one of each of the two layers, as sums."""
     first, last = context.units(context.layers[0]), context.units(context.layers[1])
-    order = transforms.generator("pairs", *context.layers).permutation(len(last))
+    order = image_ops.generator("pairs", *context.layers).permutation(len(last))
     return [f"{a} + {last[k]}" for a, k in zip(first, order, strict=False)]
 
 
@@ -266,7 +268,7 @@ def conclusion(steps: np.ndarray, found: Mapping[str, Finding], partings: Sequen
     return said + "."
 
 
-@drawing.house_style
+@style.house_style
 def draw(steps: np.ndarray, partings: Sequence[Parting]) -> Figure:
     """Draw the differences over the steps: a line a pair, the median thick (where it is above 0)."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")

@@ -6,11 +6,16 @@ import numpy as np
 import pandas as pd
 
 from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
-from featmap import devices, drawing, interplay, pairings, panels, transforms, verdicts
-from featmap.interaction import t_interval
-from featmap.interplay import OK, Interplay
-from featmap.joints import Group, JointJob
-from featmap.units import Unit
+from featmap import image_ops
+from featmap.interaction import figures as interplay
+from featmap.interaction import report as verdicts
+from featmap.interaction import run as pairings
+from featmap.interaction.figures import OK, Interplay
+from featmap.interaction.job import Group, JointJob
+from featmap.network.unit import Unit
+from featmap.plotting import interaction_panel, style
+from featmap.runs import device
+from featmap.stats.interaction import t_interval
 
 CHANNELS = (199, 201)
 SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
@@ -74,7 +79,7 @@ def others(context: Context, named: Group) -> list[Group]:
     drawn = []
     for k, unit in enumerate(named):
         free = [c for c in context.drawn(unit.layer, count + 1) if c != unit.channel][:count]
-        order = transforms.generator("pairs", unit.layer, k).permutation(len(free))
+        order = image_ops.generator("pairs", unit.layer, k).permutation(len(free))
         drawn.append([Unit(unit.layer, free[i]) for i in order])
     return [(a, b) for a, b in zip(*drawn, strict=False) if a != b]
 
@@ -88,7 +93,7 @@ def job_of(context: Context) -> JointJob:
         context.network,
         pairings.resolve(context.network, size=size, steps=steps),
         seeds=context.seeds,
-        where=devices.device(context.device),
+        where=device.device(context.device),
     )
 
 
@@ -202,7 +207,11 @@ def measure(context: Context) -> Outcome:
         findings(pair, row, random),
         verdict(row, excess_of(pair)),
         conclusion(job, row, excess_of(pair), random),
-        {".webp": drawing.webp(panels.panel(verdicts.panel_of(held, table, row, (defined or own)[0])), dpi=100)},
+        {
+            ".webp": style.webp(
+                interaction_panel.panel(verdicts.panel_of(held, table, row, (defined or own)[0])), dpi=100
+            )
+        },
     )
 
 

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 import featmap
+from analyses.formulas import coherence, palettes, spectra
+from analyses.formulas.palettes import Palette
 from analyses.made import WORDS
 from analyses.studies import (
     Context,
@@ -29,9 +31,11 @@ from analyses.studies import (
     share_finding,
     start,
 )
-from featmap import coherence, drawing, palettes, pictures, reliability, runs, sheets, spectra
-from featmap.palettes import Palette
-from featmap.reliability import Interval
+from featmap.plotting import sheets, style
+from featmap.report import encode
+from featmap.runs import job as runs
+from featmap.stats import reliability
+from featmap.stats.reliability import Interval
 
 SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
 BESIDE = 0.065
@@ -156,7 +160,7 @@ def figures(images: np.ndarray) -> dict[str, np.ndarray]:
         "flatness": flat,
         "waves": coherence.waves(images),
         "frequency": pattern * (1 - flat),
-        "bytes": np.array([pictures.compressed(image) for image in images]),
+        "bytes": np.array([encode.compressed(image) for image in images]),
     }
     colours = np.stack([palettes.dominant(image) for image in images])
     return found | {f"dominant_{c}": v for c, v in zip("rgb", colours.T, strict=True)}
@@ -318,7 +322,7 @@ def sheet(context: Context, data: xr.Dataset) -> Figure:
     )
 
 
-@drawing.house_style
+@style.house_style
 def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> Figure:
     """Draw the first layer's colours in the opponent plane, and every measure and the receptive field by layer."""
     drawn, layers = Figure(figsize=(10.5, 9), layout="constrained"), context.layers
@@ -326,10 +330,10 @@ def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> 
     _plane(drawn.add_subplot(grid[0, :3]), found)
     places = [(0, slice(3, 6)), *((row, slice(first, first + 3)) for row in (1, 2) for first in (0, 3))]
     axes = [drawn.add_subplot(grid[place]) for place in places]
-    axes[0].plot(fields(context, size), "o-", color=drawing.colour(0), markersize=4)
+    axes[0].plot(fields(context, size), "o-", color=style.colour(0), markersize=4)
     axes[0].set_title(f"side of the receptive field, pixels (line: the image's {size})", fontsize=9.5)
     axes[0].set_yscale("log")
-    axes[0].axhline(size, color=drawing.GRAY, linewidth=0.8)
+    axes[0].axhline(size, color=style.GRAY, linewidth=0.8)
     for ax, (name, words) in zip(axes[1:], MEASURES.items(), strict=True):
         _by_layer(ax, means, name, len(layers))
         ax.set_title(words + (", geometric means" if name in LOGGED else ""), fontsize=9.5)
@@ -345,8 +349,8 @@ def _plane(axes: Axes, found: Colours) -> None:
     corners = palettes.oklab(np.array(list(palettes.CORNERS.values())))
     for name, (_, a, b) in zip(palettes.CORNERS, corners, strict=True):
         out = BESIDE / np.hypot(a, b)  # markers lie on the corner itself
-        axes.text(a * (1 + out), b * (1 + out), name, ha="center", va="center", fontsize=8, color=drawing.FAINT)
-    axes.add_patch(Circle((0, 0), palettes.GRAY, fill=False, edgecolor=drawing.GRAY, linewidth=0.8))
+        axes.text(a * (1 + out), b * (1 + out), name, ha="center", va="center", fontsize=8, color=style.FAINT)
+    axes.add_patch(Circle((0, 0), palettes.GRAY, fill=False, edgecolor=style.GRAY, linewidth=0.8))
     for k in range(found.palette.count):
         own = found.palette.labels == k
         label = f"{found.hues()[k]}: {int(own.sum())}" if own.any() else None
@@ -354,7 +358,7 @@ def _plane(axes: Axes, found: Colours) -> None:
             found.lab[own, 1],
             found.lab[own, 2],
             c=found.rgb[own],
-            edgecolors=[drawing.colour(k)],
+            edgecolors=[style.colour(k)],
             linewidths=1.6,
             s=52,
             label=label,
@@ -374,7 +378,7 @@ def _plane(axes: Axes, found: Colours) -> None:
 
 
 def _by_layer(axes: Axes, means: pd.DataFrame, name: str, layers: int) -> None:
-    axes.plot(means["depth"], means[name], "o", color=drawing.colour(0), alpha=0.35, markersize=3.5, mew=0)
+    axes.plot(means["depth"], means[name], "o", color=style.colour(0), alpha=0.35, markersize=3.5, mew=0)
     if name == "waves":
         axes.set_yscale("log")
     for k in range(layers):
@@ -402,7 +406,7 @@ def measure(context: Context) -> Outcome:
     told = parts(by_depth, found, before, gray)
     status = data["status"][0].values
     left = [str(n) for n, s in zip(data["image"].values, status, strict=True) if runs.STATUSES[int(s)] == "dead"]
-    maps = drawing.webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
+    maps = style.webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(
         pd.concat([table, lost, table_of(palette_data, "first layer")], ignore_index=True),
         findings(context, means, by_depth, found, before, after, size),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyses.formulas.divergence import half_life
 from analyses.studies import Finding, interval, mean_finding, plain_finding, share_finding
-from featmap.divergence import half_life
 
 FEWEST = 3
 """The fewest features whose mean difference has a say."""

@@ -11,11 +11,11 @@ import pandas as pd
 from scipy import stats
 
 import featmap
+from analyses.formulas.likeness import Likeness, likeness
 from analyses.studies import ANY, LEVEL, Context, Finding, interval, mean_finding, plain_finding, share_finding
-from featmap.likeness import Likeness, likeness
-from featmap.recipes import Recipe
-from featmap.reliability import Interval
-from featmap.runs import LIVE, RESCUED
+from featmap.optimize.recipe import Recipe
+from featmap.runs.job import LIVE, RESCUED
+from featmap.stats.reliability import Interval
 
 COLUMNS = ("measure", "layer", "feature", "seed", "recipe", "against", "value")
 

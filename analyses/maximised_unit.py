@@ -17,6 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.drawn import panels, strips
+from analyses.formulas import extents
+from analyses.formulas.likeness import kinds, pairwise
 from analyses.made import (
     WORDS,
     Made,
@@ -33,12 +35,10 @@ from analyses.made import (
 )
 from analyses.neurons import BACK, FRONT, INSIDE, Neurons, central, fits, fitting, places, stratified
 from analyses.studies import POSITIVE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
-from featmap import extents
-from featmap.drawing import GRAY, colour, house_style, pixels, webp
-from featmap.likeness import kinds, pairwise
-from featmap.measures import standardise
-from featmap.recipes import INTERACT, Recipe
-from featmap.sheets import contact_sheet
+from featmap.optimize.recipe import INTERACT, Recipe
+from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.style import GRAY, colour, house_style, pixels, webp
+from featmap.stats.measures import standardise
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.drawn import panels, strips
+from analyses.formulas import spectra
 from analyses.made import WORDS as SAID
 from analyses.made import (
     Made,
@@ -38,10 +39,9 @@ from analyses.made import (
     written,
 )
 from analyses.studies import SHARE, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
-from featmap import spectra
-from featmap.drawing import FAINT, colour, house_style, pixels, webp
-from featmap.recipes import ARTICLE_NORMALISED, METRICS, Recipe
-from featmap.sheets import contact_sheet
+from featmap.optimize.recipe import ARTICLE_NORMALISED, METRICS, Recipe
+from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.style import FAINT, colour, house_style, pixels, webp
 
 L1, L2, LINF, ELEMENT = METRICS
 OTHERS = (L2, LINF, ELEMENT)

@@ -19,6 +19,7 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analyses.formulas.divergence import profile_correlation
 from analyses.leavings import Leaving, early, finite, half_findings, left_behind, mean_of
 from analyses.studies import (
     PINK,
@@ -33,12 +34,14 @@ from analyses.studies import (
     start,
     yardstick,
 )
-from featmap import devices, drawing, mapping, probe, transforms
-from featmap.divergence import profile_correlation
-from featmap.images import null_frames
-from featmap.photographs import read_photograph
-from featmap.recipes import Recipe
-from featmap.runs import LIVE, RESCUED
+from featmap import image_ops, probe
+from featmap.mapping import run as mapping
+from featmap.optimize.parameterization import null_frames
+from featmap.optimize.photographs import read_photograph
+from featmap.optimize.recipe import Recipe
+from featmap.plotting import style as drawing
+from featmap.runs import device
+from featmap.runs.job import LIVE, RESCUED
 
 ENOUGH = 0.8
 PHOTO, NOISE, TOGETHER, BLUR = "#d62728", "#0072b2", "#222222", "#009e73"
@@ -64,7 +67,7 @@ STUDY = Study(
 def measure(context: Context) -> Outcome:
     """Maximise features from the photograph and from noise, one by one and all at once."""
     settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "fast"}
-    recipe = mapping.resolve(context.network, devices.device(context.device), settings["recipe"])
+    recipe = mapping.resolve(context.network, device.device(context.device), settings["recipe"])
     photograph = natural(context, recipe.sizes[0])
     leavings, together, pictures = [], [], []
     for layer in context.layers:
@@ -103,7 +106,7 @@ def natural(context: Context, size: int) -> np.ndarray:
         read: np.ndarray = read_photograph(context.image, size).numpy()
         return read
     context.say("no --image: starting from an image with a 1/f spectrum in a photograph's place")
-    made: np.ndarray = transforms.pink(PINK + 1, size)[PINK].clamp(0, 1).numpy()
+    made: np.ndarray = image_ops.pink(PINK + 1, size)[PINK].clamp(0, 1).numpy()
     return made
 
 

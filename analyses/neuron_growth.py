@@ -20,15 +20,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.drawn import layer_legend, layered, panels
+from analyses.formulas import extents
+from analyses.formulas.linear import linear_twin
 from analyses.made import COLUMNS, Made, by_channel, make, mean_of, side, spanned, tidy, written
 from analyses.studies import ANY, POSITIVE, SHARE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
-from featmap import Network, extents, transforms
-from featmap.drawing import FAINT, house_style, pixels, webp
-from featmap.fields import Field
-from featmap.linear import linear_twin
-from featmap.pictures import animated
-from featmap.recipes import Octave, Recipe
-from featmap.sheets import contact_sheet
+from featmap import Network, image_ops
+from featmap.network.receptive_field import Field
+from featmap.optimize.recipe import Octave, Recipe
+from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.style import FAINT, house_style, pixels, webp
+from featmap.report.encode import animated
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 RATE, BLUR = 0.02, (1.0, 0.3)
@@ -156,7 +157,7 @@ def added(network: Network, layer: str, channel: int, size: int) -> list[int]:
     every = range(1, shape.height * shape.width)
     narrow = [k for k in every if extents.coverage(seen, k // shape.width, k % shape.width, size, size) <= LARGEST]
     chosen = narrow or list(every)
-    rng = transforms.generator("growth", layer, channel, size)
+    rng = image_ops.generator("growth", layer, channel, size)
     return sorted(rng.choice(chosen, min(ADDED, len(chosen)), replace=False).tolist()) if chosen else []
 
 

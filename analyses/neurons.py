@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyses.formulas import extents
 from analyses.made import Made
 from analyses.studies import Context
-from featmap import Network, extents, transforms
-from featmap.fields import Field
-from featmap.trace import Layer
+from featmap import Network, image_ops
+from featmap.network.receptive_field import Field
+from featmap.network.trace import Layer
 
 PLACES, LARGEST, STEP = 8, 160, 16
 """Other places of each channel; the largest image that is tried for a field to fit into, in pixels, by steps."""
@@ -53,7 +54,7 @@ def stratified(context: Context, layer: Layer) -> list[int]:
         return context.drawn(layer.name)
     each, first, chosen = max(1, context.features // len(layer.branches)), 0, []
     for branch, width in layer.branches:
-        rng = transforms.generator("study", context.network.name, layer.name, branch)
+        rng = image_ops.generator("study", context.network.name, layer.name, branch)
         chosen += (first + rng.choice(width, min(each, width), replace=False)).tolist()
         first += width
     return sorted(chosen)
@@ -100,5 +101,5 @@ def places(layer: Layer, channel: int, middle: tuple[int, int]) -> list[tuple[in
     """
     rows, columns = (range(1, n - 1) if n > 3 else range(n) for n in (layer.height, layer.width))
     every = [(m, n) for m in rows for n in columns if (m, n) != middle]
-    rng = transforms.generator("places", layer.name, channel, layer.height, layer.width)
+    rng = image_ops.generator("places", layer.name, channel, layer.height, layer.width)
     return [every[i] for i in sorted(rng.choice(len(every), min(PLACES, len(every)), replace=False))] if every else []

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.drawn import bars, panels, strips
+from analyses.formulas import spectra
 from analyses.made import (
     WORDS,
     Made,
@@ -31,10 +32,9 @@ from analyses.made import (
     written,
 )
 from analyses.studies import SHARE, Context, Finding, Outcome, Study, Verdict, start
-from featmap import spectra
-from featmap.drawing import house_style, pixels, webp
-from featmap.recipes import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
-from featmap.sheets import contact_sheet
+from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
+from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.style import house_style, pixels, webp
 
 FIRST = {"reference": "conv1", "googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3", "resnet50": "relu"}
 """The first layer with its ReLU; of other networks, the first that there is."""

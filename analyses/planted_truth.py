@@ -2,7 +2,8 @@
 
     python -m analyses.planted_truth [--out analyses/planted_truth] [--draws 3]
 
-Each network has 32 features (`featmap.planted`): copies, scaled copies, blocks of cosine 0.6, pairs of cosines -0.9 to
+Each network has 32 features (`featmap.validation.planted`): copies, scaled copies, blocks of cosine 0.6, pairs of
+cosines -0.9 to
 0.9; as a linear layer, behind a ReLU, or behind two with a layer of mixtures between. Noise is the share of a feature's
 squared weights that is its own. All measures are taken from the same A (one maximising image a feature); DORA's
 distances are standardised over A's own rows, as there are no natural images for such a network.
@@ -24,12 +25,14 @@ import typer
 from rich.progress import track
 from scipy import stats
 
-from featmap import drawing, graph, load, measures, trialplots
-from featmap.agreement import extreme_activation
-from featmap.devices import remembered_settings
-from featmap.mapping import similarity_job
-from featmap.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
-from featmap.runs import Worker
+from featmap import load
+from featmap.mapping.run import similarity_job
+from featmap.plotting import scatter, style
+from featmap.runs.device import remembered_settings
+from featmap.runs.job import Worker
+from featmap.stats import clustering, measures
+from featmap.stats.agreement import extreme_activation
+from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
 
 NOISE = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 NEIGHBOURS = 5
@@ -72,8 +75,8 @@ def ari(S: np.ndarray, groups: np.ndarray) -> float:
     full = S.copy()
     np.fill_diagonal(full, 1.0)
     frame = measures.framed(full, names, names)
-    labels = graph.communities(graph.neighbour_graph(frame, NEIGHBOURS)).labels
-    return graph.adjusted_rand(groups, labels.to_numpy())
+    labels = clustering.communities(clustering.neighbour_graph(frame, NEIGHBOURS)).labels
+    return clustering.adjusted_rand(groups, labels.to_numpy())
 
 
 def recovered(structure: str, depth: str, noise: float, seed: int) -> list[dict[str, Any]]:
@@ -110,7 +113,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                     for name in SIMILARITIES
                 ]
                 panels.append((f"{structure}, {depth}", up, curves))
-    drawing.save(trialplots.curves(panels, "Planted similarity, and what a map finds of it", across=3), path)
+    style.save(scatter.curves(panels, "Planted similarity, and what a map finds of it", across=3), path)
 
 
 def main(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from featmap.runners import Judged, held_out
-from featmap.runs import LIVE, RESCUED
+from analyses.formulas.runners_up import Judged, held_out
+from featmap.runs.job import LIVE, RESCUED
 
 TOP = 10
 COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"]

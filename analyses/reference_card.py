@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from analyses.commands import run
 from analyses.evaluate_reference import evaluate
-from featmap import FeatmapError, drawing, load, maximise, sheets, transforms
-from featmap.console import Bars, err
-from featmap.models import Network
-from featmap.store import write_atomically
-from featmap.weights import sha256_file
+from featmap import FeatmapError, image_ops, load, maximise
+from featmap.cli.console import Bars, err
+from featmap.network.model import Network
+from featmap.network.weights import sha256_file
+from featmap.plotting import sheets, style
+from featmap.runs.store import write_atomically
 
 SIZES = (64, 96, 128)
 LAYERS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception5a", "inception5b")
@@ -65,7 +66,7 @@ def draw(weights: Path, path: Path) -> None:
     network = load("reference", weights)
     chosen = {
         la: sorted(
-            transforms.generator("card", la).choice(network.layer(la, network.input_size).channels, FEATURES, False)
+            image_ops.generator("card", la).choice(network.layer(la, network.input_size).channels, FEATURES, False)
         )
         for la in LAYERS
     }
@@ -81,7 +82,7 @@ def draw(weights: Path, path: Path) -> None:
         title="Maximising images of the bundled network, and the activation each reaches",
         columns=FEATURES,
     )
-    drawing.save(sheet, path.with_suffix(""), ("png",), dpi=110)
+    style.save(sheet, path.with_suffix(""), ("png",), dpi=110)
 
 
 def sentence(record: dict[str, Any]) -> str:

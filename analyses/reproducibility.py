@@ -21,6 +21,8 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analyses.formulas.divergence import GRAY_LEVEL, crossing, distances, growth
+from analyses.formulas.likeness import likeness
 from analyses.studies import (
     Context,
     Finding,
@@ -36,11 +38,10 @@ from analyses.studies import (
     small_size,
     start,
 )
-from featmap import FeatmapError, Network, drawing, load, maximise, open_arrays
-from featmap.devices import thread_count
-from featmap.divergence import GRAY_LEVEL, crossing, distances, growth
-from featmap.likeness import likeness
-from featmap.runs import LIVE, RESCUED
+from featmap import FeatmapError, Network, load, maximise, open_arrays
+from featmap.plotting import style
+from featmap.runs.device import thread_count
+from featmap.runs.job import LIVE, RESCUED
 
 STEPS, BITS_STEPS, EVERY, ALONE = 300, 60, 4, 8
 SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")
@@ -356,7 +357,7 @@ def conclusion(checks: Sequence[Check], partings: Sequence[Parting], steps: np.n
     return said + "; another machine, as the claim's Colab, was not measured."
 
 
-@drawing.house_style
+@style.house_style
 def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Draw the growth of the difference, a line a feature, and three images of the middle feature of each layer."""
     figure = plt.figure(figsize=(9, 4.6), layout="constrained")
@@ -383,7 +384,7 @@ def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[s
             pane.set_axis_off()
             if row < len(shown):
                 unit, images = shown[row]
-                pane.imshow(drawing.pixels(images[column], 256), interpolation="nearest")
+                pane.imshow(style.pixels(images[column], 256), interpolation="nearest")
                 title = ("start as it is", "one rounding up", "another seed")[column]
                 pane.set_title(f"{unit}\n{title}" if column == 0 else title, fontsize=8)
     return figure

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featmap import agreement
-from featmap.measures import correlations
-from featmap.reliability import Interval, mean_correlation, seeded
+from featmap.stats import agreement
+from featmap.stats.measures import correlations
+from featmap.stats.reliability import Interval, mean_correlation, seeded
 
 BEST, SPLITS = 8, 20
 FIGURES = {

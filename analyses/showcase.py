@@ -22,12 +22,13 @@ from typing import Annotated, Any
 import typer
 
 from analyses.commands import run
-from featmap import FeatmapError, load, recipes
-from featmap.console import err
-from featmap.store import digest, write_atomically
-from featmap.writing import sha256
+from featmap import FeatmapError, load
+from featmap.cli.console import err
+from featmap.files import sha256
+from featmap.optimize import recipe as recipes
+from featmap.runs.store import digest, write_atomically
 
-COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from featmap.cli.app import main; main()")
 RECIPES = ("fast", "interact")
 LAYER, PAIR = "inception4a", ("inception4a:17", "inception4b:201")
 COMMANDS = {

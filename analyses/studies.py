@@ -30,23 +30,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analyses.commands import run
-from featmap import (
-    FeatmapError,
-    Network,
-    devices,
-    drawing,
-    interaction,
-    load,
-    mapping,
-    maximise,
-    probe,
-    transforms,
-)
-from featmap.console import Bars, err, out
-from featmap.images import first_image
-from featmap.photographs import read_photograph
-from featmap.store import digest, write_atomically
-from featmap.writing import sha256
+from featmap import FeatmapError, Network, image_ops, load, maximise, probe
+from featmap.cli.console import Bars, err, out
+from featmap.files import sha256
+from featmap.mapping import run as mapping
+from featmap.optimize.parameterization import first_image
+from featmap.optimize.photographs import read_photograph
+from featmap.plotting import style
+from featmap.runs import device as devices
+from featmap.runs.store import digest, write_atomically
+from featmap.stats import interaction
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FEATURES, SEEDS, LEVEL, PINK = 16, 3, 0.95, 64
@@ -153,7 +146,7 @@ class Context:
         """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
         channels = self.network.layer(layer, self.network.input_size).channels
         wanted = min(count or self.features, channels)
-        rng = transforms.generator("study", self.network.name, layer)
+        rng = image_ops.generator("study", self.network.name, layer)
         return sorted(rng.choice(channels, wanted, replace=False).tolist())
 
     def units(self, layer: str, count: int | None = None) -> list[str]:
@@ -199,9 +192,9 @@ def small_size(network: Network, layers: Sequence[str], wanted: int = 64) -> int
 def yardstick(context: Context, layers: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of every feature of some layers over 64 images with a 1/f spectrum.
 
-    A feature that does not vary over them has no deviation: NaN (`featmap.interaction.deviations`).
+    A feature that does not vary over them has no deviation: NaN (`featmap.stats.interaction.deviations`).
     """
-    images = transforms.pink(PINK, size)
+    images = image_ops.pink(PINK, size)
     found = [probe(images, layer, context.network, device=context.device).values for layer in layers]
     return np.concatenate([r.mean(0) for r in found]), np.concatenate([interaction.deviations(r) for r in found])
 
@@ -310,7 +303,7 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
     text = json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False)
     for suffix, figure in outcome.figures.items():
         if isinstance(figure, Figure):
-            drawing.save(figure, where / f"{name}{suffix}", ("png",), dpi=100)
+            style.save(figure, where / f"{name}{suffix}", ("png",), dpi=100)
         else:
             write_atomically(where / f"{name}{suffix}", lambda p, made=figure: p.write_bytes(made))  # type: ignore[misc]
     record = where / f"{name}.json"

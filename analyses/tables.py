@@ -19,8 +19,8 @@ import typer
 from analyses.commands import run
 from analyses.studies import NETWORKS, RESULTS, Study
 from featmap import FeatmapError
-from featmap.store import write_atomically
-from featmap.writing import sha256
+from featmap.files import sha256
+from featmap.runs.store import write_atomically
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 ORDER = (

@@ -44,11 +44,12 @@ from torchvision.transforms import v2
 
 from analyses.commands import run
 from analyses.labelled import Labelled, read_labelled
-from featmap import FeatmapError, devices
-from featmap.console import err
-from featmap.models import IMAGENET_MEAN, IMAGENET_STD, googlenet
-from featmap.store import write_atomically
-from featmap.weights import fit, read_state, sha256_file
+from featmap import FeatmapError
+from featmap.cli.console import err
+from featmap.network.model import IMAGENET_MEAN, IMAGENET_STD, googlenet
+from featmap.network.weights import fit, read_state, sha256_file
+from featmap.runs import device as devices
+from featmap.runs.store import write_atomically
 
 WARM, AVERAGE = 500, 0.998
 TOLD = 60.0

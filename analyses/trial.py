@@ -29,13 +29,15 @@ import typer
 import featmap
 from analyses import shortfall, trialpage
 from analyses.commands import run
-from featmap import FeatmapError, LayerMaps, Network, Recipe, appraisal, load, reliability, transforms
-from featmap.console import err, out
-from featmap.engine import Watcher
-from featmap.options import watched
-from featmap.photographs import SUFFIXES
-from featmap.store import Run, digest, sha256, write_atomically
-from featmap.trials import WANTED, Trial, Validation
+from featmap import FeatmapError, LayerMaps, Network, Recipe, image_ops, load
+from featmap.cli.console import err, out
+from featmap.cli.options import watched
+from featmap.optimize.photographs import SUFFIXES
+from featmap.runs.engine import Watcher
+from featmap.runs.store import Run, digest, sha256, write_atomically
+from featmap.stats import reliability
+from featmap.validation import verdict
+from featmap.validation.figures import WANTED, Trial, Validation
 
 LAYERS = "inception3a,inception3b,inception4a,inception4c,inception4e,inception5b"
 FEATURES, SEEDS, FULL_SEEDS, NULL_SEEDS = 64, 3, 5, 2
@@ -84,7 +86,7 @@ def drawn(network: Network, layers: list[str], count: int | None, size: int | No
     found = {}
     for layer in layers:
         channels = network.layer(layer, size or network.input_size).channels
-        chosen = transforms.generator("trial", layer).choice(channels, min(count or channels, channels), replace=False)
+        chosen = image_ops.generator("trial", layer).choice(channels, min(count or channels, channels), replace=False)
         found[layer] = sorted(chosen.tolist())
     return found
 
@@ -139,7 +141,7 @@ def _recipe(made: LayerMaps) -> Recipe:
 def _noise(plan: Plan, watcher: Watcher) -> pd.DataFrame:
     size = plan.recipe.get("size") or plan.network.input_size
     watcher.note(f"{NOISE} images of 1/f noise through {', '.join(plan.layers)}")
-    found = featmap.probe(transforms.pink(NOISE, size).numpy(), plan.layers, plan.network)
+    found = featmap.probe(image_ops.pink(NOISE, size).numpy(), plan.layers, plan.network)
     return pd.DataFrame(found.values.astype(np.float64), columns=[str(r) for r in found["response"].values])
 
 
@@ -186,7 +188,7 @@ def _about(plan: Plan, made: LayerMaps, found: Validation) -> dict[str, Any]:
     first = next(iter(found.trained.values())).evidence
     verdicts = {}
     for layer, trial in found.trained.items():
-        held = appraisal.verdict(trial, found.random.get(layer))
+        held = verdict.verdict(trial, found.random.get(layer))
         table = trial.features
         bad = [str(n) for n in table.index[~table["reliable"].fillna(True)]]
         verdicts[layer] = {"may": held.may, "may_not": held.may_not, "mend": held.mend, "unreliable": bad}

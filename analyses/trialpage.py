@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 
 from analyses import shortfall
-from featmap import FeatmapError, reliability
-from featmap.agreement import CORRECTABLE
-from featmap.appraisal import NATURAL, WANTED, WHOLE, span, written
-from featmap.marks import RELIABLE
-from featmap.permutations import CLUSTERED
-from featmap.permutations import DRAWS as PERMUTATIONS
-from featmap.reliability import Interval
+from featmap import FeatmapError
+from featmap.mapping.flags import RELIABLE
+from featmap.stats import reliability
+from featmap.stats.agreement import CORRECTABLE
+from featmap.stats.reliability import Interval
+from featmap.validation.null import CLUSTERED
+from featmap.validation.null import DRAWS as PERMUTATIONS
+from featmap.validation.verdict import NATURAL, WANTED, WHOLE, span, written
 
 MAIN = {
     "repeatability": "S of one seed with S of another",

@@ -13,55 +13,55 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FeatmapError": "errors",
-    "Engine": "engine",
-    "Unit": "units",
-    "parse_unit": "units",
-    "Network": "models",
-    "load": "models",
-    "Objective": "objectives",
-    "channel": "objectives",
-    "objective": "objectives",
-    "Recipe": "recipes",
-    "RECIPES": "recipes",
-    "recipe": "recipes",
-    "maximise": "api",
-    "probe": "api",
-    "atlas": "atlases",
-    "similarity": "mapping",
-    "SimilarityMap": "maps",
-    "LayerMaps": "maps",
-    "open_arrays": "maps",
-    "interact": "pairings",
-    "interact_layers": "pairings",
-    "Interaction": "pairings",
-    "screen": "screening",
-    "Screening": "screening",
-    "MEASURES": "measures",
-    "validate": "validation",
-    "Validation": "trials",
-    "plant": "planted",
-    "Planted": "planted",
+    "Engine": "runs.engine",
+    "Unit": "network.unit",
+    "parse_unit": "network.unit",
+    "Network": "network.model",
+    "load": "network.model",
+    "Objective": "optimize.objective",
+    "channel": "optimize.objective",
+    "objective": "optimize.objective",
+    "Recipe": "optimize.recipe",
+    "RECIPES": "optimize.recipe",
+    "recipe": "optimize.recipe",
+    "maximise": "runs.maximise",
+    "probe": "runs.maximise",
+    "atlas": "report.atlas",
+    "similarity": "mapping.run",
+    "SimilarityMap": "mapping.result",
+    "LayerMaps": "mapping.result",
+    "open_arrays": "mapping.result",
+    "interact": "interaction.run",
+    "interact_layers": "interaction.run",
+    "Interaction": "interaction.run",
+    "screen": "interaction.screening",
+    "Screening": "interaction.screening",
+    "MEASURES": "stats.measures",
+    "validate": "validation.run",
+    "Validation": "validation.figures",
+    "plant": "validation.planted",
+    "Planted": "validation.planted",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:
-    from featmap.api import maximise, probe
-    from featmap.atlases import atlas
-    from featmap.engine import Engine
     from featmap.errors import FeatmapError
-    from featmap.mapping import similarity
-    from featmap.maps import LayerMaps, SimilarityMap, open_arrays
-    from featmap.measures import MEASURES
-    from featmap.models import Network, load
-    from featmap.objectives import Objective, channel, objective
-    from featmap.pairings import Interaction, interact, interact_layers
-    from featmap.planted import Planted, plant
-    from featmap.recipes import RECIPES, Recipe, recipe
-    from featmap.screening import Screening, screen
-    from featmap.trials import Validation
-    from featmap.units import Unit, parse_unit
-    from featmap.validation import validate
+    from featmap.interaction.run import Interaction, interact, interact_layers
+    from featmap.interaction.screening import Screening, screen
+    from featmap.mapping.result import LayerMaps, SimilarityMap, open_arrays
+    from featmap.mapping.run import similarity
+    from featmap.network.model import Network, load
+    from featmap.network.unit import Unit, parse_unit
+    from featmap.optimize.objective import Objective, channel, objective
+    from featmap.optimize.recipe import RECIPES, Recipe, recipe
+    from featmap.report.atlas import atlas
+    from featmap.runs.engine import Engine
+    from featmap.runs.maximise import maximise, probe
+    from featmap.stats.measures import MEASURES
+    from featmap.validation.figures import Validation
+    from featmap.validation.planted import Planted, plant
+    from featmap.validation.run import validate
 
 
 def __getattr__(name: str) -> Any:

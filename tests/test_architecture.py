@@ -11,234 +11,81 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "featmap"
 FILES = sorted(SOURCE.rglob("*.py"))
-MODULES = [p.stem for p in FILES if p.stem != "__init__"]
-
-ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "waiting": set(),
-    "boundary": {"errors", "waiting"},
-    "units": {"errors"},
-    "fields": set(),
-    "trace": {"fields"},
-    "taps": {"errors"},
-    "weights": {"errors"},
-    "vision": {"errors"},
-    "models": {"errors", "units", "taps", "trace", "transforms", "weights", "vision"},
-    "recipes": {"errors"},
-    "transforms": set(),
-    "octaves": {"errors", "models", "recipes"},
-    "images": {"recipes", "transforms"},
-    "objectives": {"errors", "units"},
-    "regroup": set(),
-    "prepare": {"regroup"},
-    "descent": {"errors", "units", "taps", "recipes", "transforms", "images", "objectives"},
-    "batches": {"models", "taps", "objectives", "prepare", "recipes", "descent"},
-    "probing": {"errors", "units", "models", "taps", "objectives"},
-    "photographs": {"errors"},
-    "devices": {"errors"},
-    "writing": {"errors"},
-    "manifests": {"errors", "writing"},
-    "metadata": {"writing"},
-    "store": {"errors", "writing", "manifests", "metadata"},
-    "integrity": {"errors", "writing", "manifests", "metadata", "store"},
-    "verifying": {"console", "integrity"},
-    "engine": {"errors", "store"},
-    "cluster": {"errors", "engine", "store"},
-    "runs": {
-        *("memory", "octaves", "devices"),
-        *("errors", "models", "recipes", "transforms", "images", "objectives"),
-        *("batches", "descent", "probing", "engine", "cluster", "store"),
-    },
-    "interaction": set(),
-    "joints": {
-        "octaves",
-        *("errors", "units", "models", "recipes", "transforms", "objectives"),
-        *("interaction", "interplay", "store", "runs"),
-    },
-    "jointwork": {
-        *("units", "images", "transforms", "objectives", "batches", "descent", "probing"),
-        *("interaction", "engine", "store", "runs", "joints"),
-    },
-    "folders": {"devices", "errors", "models", "recipes", "engine", "writing", "store", "runs"},
-    "interplay": {"interaction"},
-    "memory": {"errors", "models", "recipes"},
-    "estimates": {
-        "memory",
-        "devices",
-        *("models", "recipes", "objectives", "descent", "batches", "probing"),
-        *("runs", "folders", "joints", "gram"),
-    },
-    "measures": {"errors"},
-    "graph": {"errors", "measures"},
-    "gram": {"measures"},
-    "blocks": {"errors", "models", "trace"},
-    "overviews": {
-        *("runs", "folders", "engine", "store", "measures", "crossings", "gram", "marks"),
-        *("tables", "crosstables", "maps"),
-    },
-    "drawing": set(),
-    "crossings": {"errors", "measures"},
-    "divergence": set(),
-    "reliability": set(),
-    "partitions": {"graph", "reliability"},
-    "palettes": {"reliability"},
-    "coherence": {"interaction"},
-    "spectra": set(),
-    "likeness": {"measures"},
-    "runners": set(),
-    "extents": {"fields"},
-    "linear": {"errors", "models"},
-    "marks": set(),
-    "agreement": {"measures", "reliability"},
-    "trials": {"agreement", "graph", "marks", "measures", "reliability"},
-    "permutations": {"agreement", "graph", "measures", "reliability", "trials"},
-    "appraisal": {"marks", "trials"},
-    "planted": {"errors", "measures", "recipes", "transforms"},
-    "untrained": {"errors", "models", "taps", "transforms", "weights"},
-    "wiring": {"models", "taps"},
-    "trialplots": {"errors", "drawing"},
-    "evidence": {
-        *("agreement", "findings", "graph", "measures", "trials", "wiring"),
-        *("engine", "models", "store", "runs", "maps", "api"),
-    },
-    "certificates": {
-        *("agreement", "appraisal", "marks", "permutations", "reliability", "trials", "sheets", "trialplots"),
-        *("engine", "store", "runs", "tables", "api"),
-    },
-    "validation": {
-        "devices",
-        "integrity",
-        "manifests",
-        "permutations",
-        *("errors", "units", "models", "recipes", "objectives", "photographs", "untrained"),
-        *("engine", "store", "runs", "folders", "estimates", "findings", "tables", "maps", "mapping", "api"),
-        *("appraisal", "atlases", "certificates", "evidence", "trials"),
-    },
-    "validating": {"errors", "options", "console", "validation"},
-    "plots": {"errors", "drawing"},
-    "crossplots": {"errors", "drawing"},
-    "sheets": {"errors", "drawing"},
-    "panels": {"errors", "drawing"},
-    "screenplots": {"drawing"},
-    "findings": {"graph"},
-    "tables": {
-        *("errors", "measures", "graph", "marks", "findings", "drawing", "plots", "sheets", "trace"),
-        *("engine", "writing", "store", "runs"),
-    },
-    "crosstables": {
-        *("measures", "graph", "marks", "crossings", "crossplots", "tables"),
-        *("engine", "store"),
-    },
-    "maps": {
-        *("errors", "runs", "engine", "store", "measures", "graph", "crossings"),
-        *("findings", "tables", "crosstables"),
-    },
-    "mapping": {
-        "devices",
-        *("errors", "units", "models", "recipes", "objectives", "photographs"),
-        *("engine", "store", "runs", "folders", "estimates", "marks", "tables", "crosstables", "maps"),
-        *("blocks", "overviews"),
-    },
-    "api": {
-        "devices",
-        "integrity",
-        "manifests",
-        *("errors", "units", "models", "recipes", "objectives", "photographs", "probing"),
-        *("engine", "store", "runs", "folders", "mapping"),
-    },
-    "verdicts": {"recipes", "interaction", "interplay", "crossplots", "panels", "sheets", "tables", "store"},
-    "pairings": {
-        "devices",
-        *("errors", "units", "models", "recipes", "engine", "store", "runs", "folders", "mapping"),
-        *("joints", "jointwork", "interplay", "verdicts"),
-    },
-    "lookup": {"errors", "recipes"},
-    "neighbours": {"errors", "marks", "lookup", "store", "tables"},
-    "console": set(),
-    "predictors": {"interaction"},
-    "judging": {"predictors"},
-    "screening": {
-        "devices",
-        *("errors", "units", "models", "recipes", "transforms", "objectives", "batches", "probing"),
-        *(
-            "engine",
-            "store",
-            "runs",
-            "folders",
-            "estimates",
-            "interaction",
-            "joints",
-            "jointwork",
-            "tables",
-            "verdicts",
-        ),
-        *("pairings", "predictors", "judging", "screenplots"),
-    },
-    "interactive": {"devices", "errors", "options", "console", "estimates", "pairings", "screening", "runs"},
-    "pictures": set(),
-    "layouts": set(),
-    "reproduction": {"errors", "recipes"},
-    "reports": {"errors", "units", "store", "tables", "maps", "verdicts", "pictures", "reproduction"},
-    "layerpages": {
-        *("errors", "units", "engine", "store", "runs", "measures", "tables", "crosstables", "maps"),
-        *("drawing", "marks", "plots", "layouts", "pictures", "reproduction"),
-    },
-    "pages": {"layerpages", "reports"},
-    "atlases": {
-        "integrity",
-        *("errors", "models", "probing", "engine", "store", "tables", "crosstables", "maps", "api"),
-        *("layerpages", "reports", "pages"),
-    },
-    "browsing": {"errors", "options", "console", "atlases"},
-    "options": {"devices", "errors", "engine", "models", "recipes", "runs", "estimates", "mapping", "console"},
-}
-"""What each module may import of featmap, written so that nothing below sees anything above it. `cli` sees all."""
 
 
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+ROOMS: dict[str, set[str]] = {  # a room, and the rooms that it may import; every room may import flat modules
+    "network": set(),
+    "stats": set(),
+    "plotting": set(),
+    "optimize": {"network"},
+    "runs": {"optimize", "network", "stats", "plotting"},
+    "mapping": {"runs", "optimize", "network", "stats", "plotting"},
+    "interaction": {"runs", "optimize", "network", "stats", "plotting"},
+    "report": {"mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
+    "validation": {"report", "mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
+    "cli": {"validation", "report", "mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
+}
+FLAT = {"__init__", "__main__", "errors", "files", "rng", "image_ops"}
+LONGEST_CHAIN = 12
+
+
+def name_of(path: Path) -> str:
+    """``featmap/network/unit.py`` is ``network.unit``."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+MODULES = {name_of(p): p for p in FILES if p.stem != "__init__"}
+
+
 def imported(path: Path) -> set[str]:
-    """The featmap modules that a file imports when it runs; what only a type checker sees does not count."""
-    module = tree(path)
-    typing_only = {
-        id(inner)
-        for node in ast.walk(module)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
+    """The modules of featmap that a file imports, anywhere in it, for types too."""
     found: set[str] = set()
-    for node in ast.walk(module):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("featmap.")}
+            found |= {a.name.removeprefix("featmap.") for a in node.names if a.name.startswith("featmap.")}
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "featmap":
-            rest = (node.module or "").partition(".")[2]
-            found |= {rest.split(".")[0]} if rest else {a.name for a in node.names}
-    return found & {p.stem for p in FILES}
+            base = (node.module or "").partition(".")[2]
+            inside = {f"{base}.{a.name}".lstrip(".") for a in node.names}
+            found |= {name if name in MODULES else base for name in inside}
+    return found & set(MODULES)
 
 
-def test_every_module_has_its_place() -> None:
-    assert set(MODULES) - {"cli"} == set(ALLOWED)
+def room(name: str) -> str:
+    return name.partition(".")[0] if "." in name else ""
 
 
-def test_the_table_has_no_cycle() -> None:
-    placed: set[str] = set()
-    while len(placed) < len(ALLOWED):
-        ready = {m for m, needs in ALLOWED.items() if needs <= placed} - placed
-        assert ready, f"a cycle among {sorted(set(ALLOWED) - placed)}"
-        placed |= ready
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_follow_the_order_of_the_rooms(name: str) -> None:
+    allowed = {"", room(name)} | ROOMS.get(room(name), set())
+    assert {other for other in imported(MODULES[name]) if room(other) not in allowed} == set()
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.stem in ALLOWED], ids=lambda p: p.stem)
-def test_imports_run_one_way(path: Path) -> None:
-    assert imported(path) <= ALLOWED[path.stem]
+def test_the_top_level_holds_rooms_and_flat_modules() -> None:
+    assert {p.stem for p in SOURCE.glob("*.py")} <= FLAT
+    assert {p.name for p in SOURCE.iterdir() if p.is_dir() and p.name not in ("__pycache__", "_data")} == set(ROOMS)
+    assert len([p for p in SOURCE.iterdir() if p.name not in ("__pycache__", "_data")]) <= 18
 
 
-def test_nothing_imports_the_command_line() -> None:
-    assert [p.stem for p in FILES if "cli" in imported(p)] == []
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_room_has_five_to_fifteen_modules(name: str) -> None:
+    assert 5 <= len([m for m in MODULES if room(m) == name]) <= 15
+    assert (SOURCE / name / "__init__.py").read_text() == ""
+
+
+def test_modules_import_each_other_in_no_circle_and_no_long_chain() -> None:
+    needs = {name: imported(path) - {name} for name, path in MODULES.items()}
+    chains: dict[str, list[str]] = {}
+    while len(chains) < len(needs):
+        ready = [m for m in needs if m not in chains and needs[m] <= chains.keys()]
+        assert ready, f"a circle among {sorted(needs.keys() - chains.keys())}"
+        for name in ready:
+            chains[name] = [name, *max((chains[m] for m in needs[name]), key=len, default=[])]
+    longest = max(chains.values(), key=len)
+    assert len(longest) <= LONGEST_CHAIN, " > ".join(longest)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -287,7 +134,7 @@ def public(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, ast.AST]]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES.values(), ids=name_of)
 def test_what_is_public_is_documented(path: Path) -> None:
     module = tree(path)
     assert ast.get_docstring(module)
@@ -300,7 +147,7 @@ seen = {}
 import featmap
 seen["featmap"] = "torch" in sys.modules
 assert "similarity" in dir(featmap)
-from featmap import cli
+from featmap.cli import app as cli
 try:
     cli.main(["--help"])
 except SystemExit as end:
@@ -310,9 +157,10 @@ try:
 except SystemExit as end:
     seen["status"] += end.code
 seen["help, recipes"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
-import featmap.measures, featmap.graph, featmap.crossings, featmap.plots, featmap.sheets, featmap.crossplots
-import featmap.appraisal, featmap.agreement, featmap.trialplots, featmap.spectra, featmap.likeness, featmap.divergence
-import featmap.extents
+import featmap.stats.measures, featmap.stats.clustering, featmap.stats.cross_layer, featmap.stats.agreement
+import featmap.plotting.heatmaps, featmap.plotting.sheets, featmap.plotting.crossplots, featmap.plotting.scatter
+import featmap.validation.verdict, analyses.formulas.spectra, analyses.formulas.likeness
+import analyses.formulas.divergence, analyses.formulas.extents
 seen["measures, graph, plots"] = "torch" in sys.modules
 print("\\n" + json.dumps(seen))
 """
@@ -320,7 +168,7 @@ print("\\n" + json.dumps(seen))
 
 LAYERS = """
 import json, sys
-from featmap import cli
+from featmap.cli import app as cli
 try:
     cli.main(["layers", "--match", "inception4a"])
 except SystemExit as end:
@@ -349,6 +197,6 @@ def test_layers_are_listed_without_what_reads_runs() -> None:
     assert "inception4a" in printed and seen == []
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda p: p.stem)
 def test_a_test_file_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from analyses import showcase
-from featmap.cli import app
+from featmap.cli.app import app
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

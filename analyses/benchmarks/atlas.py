@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from featmap import graph, mapping
-from featmap.atlases import atlas
-from featmap.models import Network, load
-from featmap.runs import Job
-from featmap.store import Run
+from featmap.mapping import run as mapping
+from featmap.network.model import Network, load
+from featmap.report.atlas import atlas
+from featmap.runs.job import Job
+from featmap.runs.store import Run
+from featmap.stats import clustering
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (
@@ -64,12 +65,12 @@ def planted(folder: Path, features: int, size: int, draws: int = 19) -> tuple[Ru
     run, rng = mapping.open_run(job, folder), np.random.default_rng(0)
     A, null = responses(rng, features)
     _land(job, run, rng, A, null)
-    real = graph.find_clusters
-    graph.find_clusters = partial(real, runs=4, draws=draws)  # the nulls take minutes and are not what is measured
+    real = clustering.find_clusters
+    clustering.find_clusters = partial(real, runs=4, draws=draws)  # the nulls take minutes and are not what is measured
     try:
         mapping.run_similarity(job, shown, run)
     finally:
-        graph.find_clusters = real
+        clustering.find_clusters = real
     return run, made
 
 

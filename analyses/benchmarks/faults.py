@@ -31,9 +31,10 @@ from torch import nn
 
 from analyses import commands
 from analyses.benchmarks import records
-from featmap import atlases, cli, integrity, mapping, pairings  # so that forked children need not load them  # noqa: F401
-from featmap.manifests import CHECKSUM, COPY, MANIFEST
-from featmap.store import LOCK, OWNER, Run
+from featmap.cli import app
+from featmap.runs import integrity  # so that forked children need not load them
+from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST
+from featmap.runs.store import LOCK, OWNER, Run
 
 SMALL = ["--model", "analyses.benchmarks.faults:network", "--size", "16", "--steps", "40", "--rows", "2"]
 RUNS = {
@@ -99,7 +100,7 @@ def fork(arguments: list[str], before: Callable[[], None] | None = None) -> int:
         os.dup2(nowhere, 2)
         if before is not None:
             before()
-        cli.main(arguments)
+        app.main(arguments)
     except SystemExit as end:
         status = int(end.code or 0)
     finally:

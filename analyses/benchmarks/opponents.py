@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from featmap import Network
-from featmap.images import between
-from featmap.recipes import Octave
-from featmap.recipes import recipe as named
-from featmap.transforms import noise
+from featmap.image_ops import noise
+from featmap.optimize.parameterization import between
+from featmap.optimize.recipe import Octave
+from featmap.optimize.recipe import recipe as named
 
 Make = Callable[[Network, str, Sequence[int], int], Tensor]
 

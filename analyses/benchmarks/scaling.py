@@ -32,10 +32,13 @@ import typer
 
 from analyses.benchmarks import records
 from analyses.commands import run
-from featmap import Engine, api, cluster, load, mapping, runs
-from featmap.engine import Silent
+from featmap import Engine, load
 from featmap.errors import FeatmapError
-from featmap.runs import Job
+from featmap.mapping import run as mapping
+from featmap.runs import job as runs
+from featmap.runs import maximise, ray_engine
+from featmap.runs.engine import Silent
+from featmap.runs.job import Job
 
 ROWS, SIZE, LAYER = 4, 64, "inception4a"
 SIMULATED, UNITS = (8, 64), 1660  # ResNet50's 26,560 features in batches of 16
@@ -43,8 +46,9 @@ SIMULATED, UNITS = (8, 64), 1660  # ResNet50's 26,560 features in batches of 16
 DRIVER = """
 import json, sys, psutil, torch
 from torch import nn
-from featmap import Engine, load, mapping
-from featmap.engine import Silent
+from featmap import Engine, load
+from featmap.mapping import run as mapping
+from featmap.runs.engine import Silent
 features, folder = int(sys.argv[1]), sys.argv[2]
 rss = lambda: psutil.Process().memory_info().rss
 class Look(Silent):
@@ -80,7 +84,7 @@ def job_of(batches: int, steps: int) -> Job:
     channels = network.layer(LAYER, SIZE).channels
     if batches * ROWS > channels:
         raise FeatmapError(f"batches {batches}: {LAYER} has {channels} features; give at most {channels // ROWS}")
-    return api.maximise_job([f"{LAYER}:{c}" for c in range(batches * ROWS)], network, recipe)
+    return maximise.maximise_job([f"{LAYER}:{c}" for c in range(batches * ROWS)], network, recipe)
 
 
 def plainly(job: Job) -> list[float]:
@@ -99,7 +103,7 @@ def by_workers(job: Job, workers: int, work: float) -> dict[str, Any]:
         made, task = mapping.open_run(job, Path(folder) / "run"), runs.task_of(job, runs.Worker, engine)
         with made.held():
             begun = time.perf_counter()
-            cluster.run(task, [job.units()], made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
+            ray_engine.run(task, [job.units()], made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
             end = time.perf_counter()
     available = sum(end - moment for moment in ready)
     return {
@@ -117,7 +121,7 @@ def measure(job: Job, workers: list[int]) -> dict[str, Any]:
     plainly(job_of(1, job.recipe.steps))  # what is loaded once is not measured
     times = plainly(job)
     # one cluster for all: each run starts its own workers in it
-    with cluster.connected(Engine("ray", workers=max(workers), threads=1), 1, max(workers)):
+    with ray_engine.connected(Engine("ray", workers=max(workers), threads=1), 1, max(workers)):
         rows = [by_workers(job, n, sum(times)) for n in workers]
     found = {"batches": len(times), "steps": job.recipe.steps, "work": sum(times)}
     return found | {"unit_seconds": [round(t, 4) for t in times], "rows": rows}

@@ -42,13 +42,16 @@ import typer
 from analyses.benchmarks import records
 from analyses.benchmarks.speed import chosen_features
 from analyses.commands import run
+from analyses.formulas import spectra
 from analyses.studies import interval
-from featmap import Network, channel, devices, load, mapping, spectra
-from featmap.batches import Batches
-from featmap.console import err
+from featmap import Network, channel, load
+from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.probing import Probe
-from featmap.recipes import FAST, LARGE, QUICK, STANDARD, Octave, Recipe
+from featmap.mapping import run as mapping
+from featmap.optimize.batch import Batches
+from featmap.optimize.recipe import FAST, LARGE, QUICK, STANDARD, Octave, Recipe
+from featmap.optimize.responses import Probe
+from featmap.runs import device
 
 LAYERS = ("inception3a", "inception4c", "inception5a")
 RISE, STEPS_BACK = 1.02, 3
@@ -351,7 +354,7 @@ def main(
         raise FeatmapError(f"--seeds {seeds}: give 1 or more")
     network, candidates = load(model, weights), chosen(only)
     names = [n.strip() for n in layers.split(",") if n.strip()]
-    with devices.remembered_settings():
+    with device.remembered_settings():
         rows = measure(network, names, candidates, features, seeds, size)
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
     key = f"{network.name} {weights or ''}".strip() + ("" if size is None else f" {size}")

@@ -43,14 +43,18 @@ from torch import Tensor
 from analyses.benchmarks import records, steps
 from analyses.benchmarks.opponents import OPPONENTS, Opponent
 from analyses.commands import run
-from featmap import Network, channel, devices, drawing, load, mapping, spectra, transforms
-from featmap.batches import Batches
-from featmap.console import err
-from featmap.descent import frame_steps
+from analyses.formulas import spectra
+from featmap import Network, channel, image_ops, load
+from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.objectives import Objective
-from featmap.probing import Probe
-from featmap.recipes import Recipe
+from featmap.mapping import run as mapping
+from featmap.optimize.batch import Batches
+from featmap.optimize.descent import frame_steps
+from featmap.optimize.objective import Objective
+from featmap.optimize.recipe import Recipe
+from featmap.optimize.responses import Probe
+from featmap.plotting import style
+from featmap.runs import device
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 OURS = (("fast", FLOAT32), ("standard", FLOAT32), ("large", FLOAT32), ("standard", BFLOAT16), ("large", BFLOAT16))
@@ -100,7 +104,7 @@ def judge(network: Network, layer: str, feature: int, image: Tensor, sizes: Sequ
     """Return (activation, high-frequency share) of one image, 1 x 3 x H x H, by the size that it is brought to."""
     found = {}
     for size in sizes:
-        activation, high = judged(network, layer, [feature], transforms.resize(image.float().clamp(0, 1), size))
+        activation, high = judged(network, layer, [feature], image_ops.resize(image.float().clamp(0, 1), size))
         found[size] = float(activation[0]), float(high[0])
     return found
 
@@ -428,7 +432,7 @@ def _cost_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
-@drawing.house_style
+@style.house_style
 def draw(found: dict[str, Any]) -> Figure:
     """Draw what ours has after so many seconds over the opponent's activation, a line a feature; a dot the opponent."""
     compared = found["compared"]
@@ -459,7 +463,7 @@ def draw(found: dict[str, Any]) -> Figure:
                     label = None
         median = float(np.median([f["seconds"] for f in finals]))
         pane.plot([median], [1], "o", color="#222222", label=o["name"])
-        pane.axhline(1, color=drawing.FAINT, lw=0.8)
+        pane.axhline(1, color=style.FAINT, lw=0.8)
         pane.set(xscale="log", yscale="log", xlabel="seconds a feature", title=f"{o['name']}, {o['size']} px")
         pane.legend(fontsize=6)
     axes[0][0].set_ylabel("activation over the opponent's")
@@ -471,7 +475,7 @@ def chosen_features(network: Network, layer: str, count: int, seed: int) -> list
     channels = network.layer(layer, network.input_size).channels
     if not 1 <= count <= channels:
         raise FeatmapError(f"--features {count}: {layer} has {channels}; give 1 to {channels}")
-    drawn = transforms.generator("speed", network.name, layer, seed).choice(channels, count, replace=False)
+    drawn = image_ops.generator("speed", network.name, layer, seed).choice(channels, count, replace=False)
     return sorted(int(c) for c in drawn)
 
 
@@ -493,7 +497,7 @@ def main(
     for o in OPPONENTS:
         if not o.here:
             err().print(f"{o.name} is left out: pip install 'featmap[bench]' brings it")
-    with devices.remembered_settings():
+    with device.remembered_settings():
         compared = compare(network, layer, channels, opponents, seed)
         cost = costs(network, layer)
         scale = 1 if sys.platform == "darwin" else 1024
@@ -512,7 +516,7 @@ def main(
             "steps": steps.measure(network, layer),
         }
     records.write(out, found)
-    drawing.save(draw(found), out.with_suffix(""), ("png",), dpi=150)
+    style.save(draw(found), out.with_suffix(""), ("png",), dpi=150)
     records.write_table("speed", table(found), readme)
     print(table(found))
 

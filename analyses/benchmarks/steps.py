@@ -32,11 +32,12 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from analyses.benchmarks import records
 from analyses.benchmarks.opponents import cut
 from analyses.commands import run as run_command
-from featmap import Network, devices, load
-from featmap.console import err
+from featmap import Network, load
+from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.prepare import prepared
-from featmap.recipes import LEAST_ROWS
+from featmap.optimize.prepare import prepared
+from featmap.optimize.recipe import LEAST_ROWS
+from featmap.runs import device as devices
 
 SIZE, ROUNDS, BATCH, MATRIX = 224, 5, 16, 2048
 CPU = torch.device("cpu")

@@ -26,11 +26,13 @@ import typer
 
 from analyses.benchmarks import records, steps
 from analyses.commands import run
-from featmap import Network, blocks, devices, load
-from featmap.console import err
+from featmap import Network, load
+from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.recipes import Recipe
-from featmap.store import Run
+from featmap.network import selection
+from featmap.optimize.recipe import Recipe
+from featmap.runs import device as devices
+from featmap.runs.store import Run
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ JOBS = {
 }
 
 
-COMMAND = (sys.executable, "-c", "from featmap.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from featmap.cli.app import main; main()")
 STARTS = {("--help",): 0.5, ("layers",): 4.0}
 """Commands that only start, and the seconds that they are meant to take at most."""
 
@@ -119,7 +121,7 @@ def operations(network: Network, manifest: dict[str, Any]) -> float:
     """Return the floating-point operations of all steps of a similarity run, forward and back to the image."""
     recipe = Recipe.from_identity(manifest["identity"]["recipe"])
     seeds = len(manifest["identity"]["seeds"])
-    layers = blocks.named(_layers(manifest["identity"]), network, recipe.size)
+    layers = selection.named(_layers(manifest["identity"]), network, recipe.size)
     whole = 0.0
     for layer in layers:
         images = seeds * network.layer(layer, recipe.size).channels

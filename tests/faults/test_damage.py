@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import kinds
 import pytest
 
 from analyses.benchmarks.faults import contents, differing
-from featmap import integrity
+from featmap.runs import integrity
+from tests.helpers import kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning"),
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
     pytest.mark.usefixtures("one_thread"),
 ]
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kinds
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featmap
 from featmap.errors import FeatmapError
-from featmap.manifests import CHECKSUM, COPY, MANIFEST, text_of
+from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST, text_of
+from tests.helpers import kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 READERS = {
@@ -31,7 +31,7 @@ FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning"),
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
     pytest.mark.usefixtures("one_thread"),
 ]
 

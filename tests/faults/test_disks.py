@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import kinds
 import pytest
 
 from analyses.benchmarks.faults import contents, differing
-from featmap import folders, integrity
 from featmap.errors import StoreError
-from tests.faults import storing
+from featmap.runs import integrity, lifecycle
+from tests.helpers import kinds, storing
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PAGE = 4096
@@ -86,7 +85,7 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(REPOSITORY)
     # the estimate would refuse so small a disk before the first write
-    monkeypatch.setattr(folders, "free_space", lambda folder: 10**12)
+    monkeypatch.setattr(lifecycle, "free_space", lambda folder: 10**12)
 
 
 MAP = ["similarity", "--layer", "features", *kinds.TWO[:-1]]
@@ -96,7 +95,7 @@ MAP = ["similarity", "--layer", "features", *kinds.TWO[:-1]]
 @pytest.mark.parametrize(
     ("command", "sizes"), [(RUN, range(1, 100, 7)), (MAP, range(90, 600, 61))], ids=["images", "map"]
 )
-@pytest.mark.filterwarnings("ignore::featmap.measures.FewStimuliWarning")
+@pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 def test_a_run_on_a_full_disk_goes_on_when_there_is_space(
     command: list[str],
     sizes: range,

@@ -1,0 +1,78 @@
+"""The same network without its kinks: what a claim about nonlinearity has to be zero for."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from featmap.errors import ModelError
+from featmap.network.model import Network
+
+ACTIVATIONS = frozenset(
+    {
+        *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "selu", "celu", "gelu", "silu", "mish"),
+        *("hardswish", "hardtanh", "softplus"),
+    }
+)
+
+
+class _Straight(TorchFunctionMode):
+    """Passes on what goes into an activation function, and takes means where maxima would be taken."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in ACTIVATIONS:
+            return args[0] if args else kwargs["input"]
+        if name == "max_pool2d":
+            return _means(*args, **kwargs)
+        if name == "adaptive_max_pool2d":
+            return _adaptive_means(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _means(
+    input: Tensor,  # torch's own name: it may come as a keyword
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if dilation not in (1, (1, 1)):
+        raise ModelError(f"a maximum with dilation {dilation} has no mean to take its place; choose a layer before it")
+    return F.avg_pool2d(input, kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
+
+
+def _adaptive_means(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+    return F.adaptive_avg_pool2d(input, output_size)
+
+
+def linear_twin(network: Network) -> Network:
+    """Return a copy of the network that is affine from the image to every unit, with the same receptive fields.
+
+    The weights stay; every ReLU or its kin lets its input through, every maximum over a window becomes the mean over
+    it. Layers, units and fields are the network's own. Products of activations (attention, squeeze and excitation) are
+    left as they are: such a network's twin is not affine.
+    """
+    twin = copy.deepcopy(network.module)
+    kind = type(twin)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _Straight():
+            return kind.forward(self, *args, **kwargs)
+
+    twin.__class__ = type(f"Linear{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
+    return replace(
+        network,
+        module=twin,
+        name=f"{network.name}-linear",
+        weights=f"{network.weights}, without ReLUs and maxima",
+        arguments={},
+        _traces={},
+    )

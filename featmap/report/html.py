@@ -1,0 +1,202 @@
+"""HTML of the atlas: a stored run's values, the library and our scripts in one file that asks the network for nothing.
+
+Whatever comes from a run reaches the page as text: through `html.escape`, or as JSON that a script writes into text
+nodes. The page's own policy (Content-Security-Policy) forbids every request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from bokeh.resources import Resources
+
+from featmap.report.interaction import Report
+from featmap.report.layer_data import LayerPage
+
+SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "lists.js", "atlas.js")
+
+
+def asset(name: str) -> str:
+    """Return one of the files of the page: its scripts, style and frames."""
+    return (files("featmap.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def json_text(values: Any) -> str:
+    """Return values as JSON that may stand inside a script element, whatever texts it holds."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def filled(frame: str, **parts: str) -> str:
+    """Return a frame with each `{{name}}` replaced, once: what is put in is not looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(frame))
+
+
+def library() -> str:
+    """Return Bokeh's scripts, inline."""
+    resources = Resources(mode="inline", components=["bokeh", "bokeh-api"], minified=True)
+    return "".join(f"<script>{text}</script>\n" for text in resources.js_raw[:2])
+
+
+def _script(name: str) -> str:
+    return f"<script>\n{asset(name)}</script>\n"
+
+
+def _blob(name: str, values: np.ndarray) -> str:
+    """Return a bare array as base64 in an element that the page's scripts read: little-endian, its type beside it."""
+    kinds = {"float32": "Float32Array", "float64": "Float64Array", "uint8": "Uint8Array"}
+    data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return (
+        f'<script type="text/plain" id="blob-{name}" data-kind="{kinds[values.dtype.name]}">'
+        f"{b64encode(data.tobytes()).decode()}</script>\n"
+    )
+
+
+def _json(name: str, values: Any) -> str:
+    return f'<script type="application/json" id="{name}">{json_text(values)}</script>\n'
+
+
+def layer_page(page: LayerPage, reports: list[Report], index: str | None) -> str:
+    """Return the page of a layer; `index` is where the index over several layers lies, seen from this page."""
+    # numbers before scripts before pictures: the map is drawn while the pictures are still being read
+    first = {name: page.blobs[name] for name in ("A", "S") if name in page.blobs}
+    rest = {name: blob for name, blob in page.blobs.items() if name not in first}
+    back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'
+    return filled(
+        "layer.html",
+        title=escape(f"{page.title} - featmap atlas"),
+        heading=escape(page.title),
+        network=escape(page.data["network"]),
+        back=back,
+        style=asset("atlas.css"),
+        notes="".join(f"<li>{escape(line)}</li>" for line in page.data["notes"]),
+        reports=sections(reports),
+        numbers=_json("data", page.data) + "".join(_blob(name, blob) for name, blob in first.items()),
+        library=library(),
+        scripts="".join(map(_script, SCRIPTS)),
+        pictures="".join(_blob(name, blob) for name, blob in rest.items()) + _json("images", page.images),
+    )
+
+
+def index_page(
+    title: str,
+    network: str,
+    layers: dict[str, tuple[str, int, list[str]]],
+    table: pd.DataFrame,
+    reports: list[Report],
+) -> str:
+    """Return the index over several layers' pages.
+
+    Parameters
+    ----------
+    layers : by name: where its page lies, how many features it shows, what was found in words
+    table : one row an ordered pair, as `featmap.stats.cross_layer.layer_table` has it
+    """
+    cards = "".join(
+        f'<article><h3><a href="{escape(href)}">{escape(name)}</a></h3><p>{count} features</p>'
+        f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul></article>"
+        for name, (href, count, lines) in layers.items()
+    )
+    return filled(
+        "index.html",
+        title=escape(f"{title} - featmap atlas"),
+        heading=escape(title),
+        network=escape(network),
+        style=asset("atlas.css"),
+        grid=_grid(list(layers), {name: href for name, (href, _, _) in layers.items()}, table),
+        layers=cards,
+        reports=sections(reports),
+        data=_json("data", {name: href for name, (href, _, _) in layers.items()}),
+        scripts=_script("index.js"),
+    )
+
+
+def _shade(value: float) -> tuple[str, str]:
+    """Return the colour of a similarity in [0, 1] (cividis, made for colour-blind readers) and of text upon it."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    rgb = colormaps["cividis"](float(np.clip(value, 0, 1)))[:3]
+    return to_hex(rgb), "#000000" if np.dot(rgb, (0.299, 0.587, 0.114)) > 0.5 else "#ffffff"
+
+
+def _grid(layers: list[str], hrefs: dict[str, str], table: pd.DataFrame) -> str:
+    """Return the layer-to-layer map: how well the rows' features find partners in the columns' layers."""
+    known = {(str(r.layer), str(r.other)): r for r in table.itertuples()}
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in layers)
+    rows = []
+    for one in layers:
+        cells = []
+        for other in layers:
+            row = known.get((one, other))
+            if row is None or pd.isna(row.best):
+                cells.append(f'<td class="none">{"" if one == other else "undefined"}</td>')
+                continue
+            colour, ink = _shade(float(row.best))
+            floor = "" if pd.isna(row.floor) else f", by chance {row.floor:.3f}"
+            said = escape(f"{one} to {other}: best partner's S {row.best:.3f}{floor}, {row.features} features")
+            chance = "" if pd.isna(row.floor) else f"<small>{row.floor:.2f}</small>"
+            cells.append(
+                f'<td style="background:{colour};color:{ink}" title="{said}">'
+                f'<a href="{escape(hrefs[one])}" aria-label="{said}">{row.best:.2f}{chance}</a></td>'
+            )
+        link = f'<a href="{escape(hrefs[one])}">{escape(one)}</a>'
+        rows.append(f'<tr><th scope="row">{link}</th>{"".join(cells)}</tr>')
+    return f'<table class="grid"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def report_page(title: str, network: str, reports: list[Report]) -> str:
+    """Return the page of an interaction run alone."""
+    return filled(
+        "reports.html",
+        title=escape(f"{title} - featmap atlas"),
+        heading="Interactions",
+        network=escape(network),
+        style=asset("atlas.css"),
+        reports=sections(reports),
+    )
+
+
+def sections(reports: list[Report]) -> str:
+    """Return reports as sections of HTML: words, tables, figures with alt texts."""
+    return "".join(_section(report) for report in reports)
+
+
+def _section(report: Report) -> str:
+    words = "".join(f"<p>{escape(line)}</p>" for line in report.lines)
+    tables = "".join(_table(caption, frame) for caption, frame in report.tables)
+    figures = "".join(
+        f'<figure><img src="{p.uri}" width="{p.width}" height="{p.height}" alt="{escape(p.alt)}" loading="lazy">'
+        f"<figcaption>{escape(p.caption)}</figcaption></figure>"
+        for p in report.pictures
+    )
+    command = f"<pre>{escape(report.command)}</pre>" if report.command else ""
+    return (
+        f'<section class="report"><h2>{escape(report.title)}</h2>{words}'
+        f'<div class="figures">{figures}</div>{tables}{command}</section>'
+    )
+
+
+def _table(caption: str, frame: pd.DataFrame) -> str:
+    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
+    body = "".join(f"<tr>{''.join(_cell(v) for v in row)}</tr>" for row in frame.itertuples(index=False))
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return f"<td>{escape(value)}</td>"
+    if value is None or pd.isna(value):
+        return '<td class="none">undefined</td>'
+    number = str(value) if isinstance(value, (int, np.integer)) else f"{value:.3g}"
+    return f'<td class="number">{number}</td>'

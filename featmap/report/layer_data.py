@@ -1,0 +1,336 @@
+"""What the page of one layer shows, as plain values: read from a finished run, nothing measured anew but maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from featmap.errors import FeatmapError
+from featmap.mapping import cross_tables, flags, tables
+from featmap.mapping.result import SimilarityMap, combined_status, open_arrays
+from featmap.plotting import heatmaps, style
+from featmap.report import graph_layout
+from featmap.report.encode import ThumbnailSheet, choose, encoded
+from featmap.report.reproduction import Reproduction
+from featmap.runs.engine import Watcher
+from featmap.runs.job import STATUSES
+from featmap.runs.store import Run
+from featmap.stats import measures
+
+if TYPE_CHECKING:
+    from featmap.optimize.responses import Probe
+
+BATCH, ROWS = 64, 16
+MOST_STEPS, WIDEST_MAP, STRONGEST = 160, 28, 5
+LIBRARY = 1_500_000  # bytes of the drawing library in the page
+SMALL, LARGE = (512, 23_000_000), (2048, 76_000_000)  # features, bytes: the page stays below, between them by feature
+
+Maps = Callable[[np.ndarray, Sequence[str]], list[np.ndarray]]
+
+
+@dataclass
+class LayerPage:
+    """The values that a page shows: `data` as JSON, `blobs` as bare arrays, `images` as data URIs, in one order."""
+
+    title: str
+    data: dict[str, Any]
+    blobs: dict[str, np.ndarray] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
+
+
+def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, str], watcher: Watcher) -> LayerPage:
+    """Return the page of a layer's map.
+
+    Parameters
+    ----------
+    found : the map, as `featmap.mapping.result.stored` returns it
+    probe : of the run's network, for the activation maps; or why there are none
+    hrefs : where the pages of other layers lie, by layer, seen from this one
+    """
+    order, linkage, _ = tables.arranged(found)
+    names = order + [f for f in found.shown if f not in set(order)]
+    table, live_all = found.features.loc[names], list(found.clusters.labels.index)
+    A = measures.numbers(found.activations.loc[names, names], "A")
+    S = measures.square(found.measures["profile"].loc[order, order])
+    scales = measures.scales(found.activations, found.null, live_all).loc[names]
+    layer = names[0].rpartition(":")[0]
+    exact = np.array_equal(A, A.astype(np.float32).astype(np.float64), equal_nan=True)
+    page = LayerPage(layer, {}, {"A": A.astype(np.float32 if exact else np.float64)})
+    page.blobs["S"] = S[np.triu_indices(len(order))].astype(np.float32)
+    page.data = {
+        "layer": layer,
+        "live": len(order),
+        "features": _features(table),
+        "scales": {str(name): _list(column) for name, column in scales.items()},
+        "reach": _reaches(found, order),
+        "labels": {"raw": "average activation A"} | {k: v for k, v in tables.LABELS.items() if k != "raw"},
+        "measure": run.manifest["view"]["measure"],
+        "tree": _tree(linkage, len(order)),
+        "graph": _graph(found, order),
+        "clusters": _clusters(found, table, S, order),
+        "cross": _crossings(found, run, names, hrefs),
+        "notes": found.lines(),
+        "unreliable": flags.unreliable(run.manifest.get("reliability", {})),
+    }
+    _add_rows(page, names, run, probe, watcher)
+    return page
+
+
+def of_images(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPage:
+    """Return the page of a run of `featmap optimize`: its units' images without any map."""
+    data = open_arrays(run.folder)
+    names = [str(name) for name in data["image"].values]
+    status = combined_status(data["status"].values.astype(int))
+    columns = {
+        "status": [STATUSES[s] for s in status],
+        "activation": tables.masked(data["activation"].values.mean(0)),
+        "null_activation": tables.masked(data["null_activation"].values.mean(0)),
+    }
+    page = LayerPage(f"{len(names)} units", {})
+    page.data = {
+        "layer": "",
+        "live": 0,
+        "features": _features(pd.DataFrame(columns, index=pd.Index(names))),
+        "clusters": {"allowed": False, "sentence": "", "list": []},
+        "cross": [],
+        "notes": [],
+    }
+    _add_rows(page, names, run, probe, watcher)
+    return page
+
+
+def _list(values: Any) -> list[Any]:
+    """Return numbers as JSON has them: None for undefined."""
+    return [None if pd.isna(v) else v for v in np.asarray(values, dtype=object).tolist()]
+
+
+def _features(table: pd.DataFrame) -> dict[str, Any]:
+    wanted = ("status", "activation", "null_activation", "branch", "cluster", "community", "identity", "reliability")
+    found = {c: _list(table[c].astype(object).where(table[c].notna(), None)) for c in wanted if c in table}
+    return {"name": [str(name) for name in table.index], **found}
+
+
+def _reaches(found: SimilarityMap, order: list[str]) -> dict[str, float]:
+    """Return how far each measure's colours reach from 0, as in the run's own heatmaps."""
+    reaches = {}
+    for name in measures.MEASURES:
+        frame = found.activations if name == "raw" else found.measures[name]
+        values = np.abs(measures.numbers(frame.loc[order, order], name))
+        eye = np.eye(len(order), dtype=bool)
+        reaches[name] = heatmaps.reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
+    return reaches
+
+
+def _tree(linkage: np.ndarray, count: int) -> list[list[float]]:
+    """Return the dendrogram as joins: place and height of the left branch, of the right one, height of the join."""
+    order = _leaves(linkage, count)
+    place, height = dict(zip(order, np.arange(count) + 0.5, strict=True)), dict.fromkeys(range(count), 0.0)
+    joins = []
+    for k, (one, two, top, _) in enumerate(linkage):
+        (a, b), new = sorted((int(one), int(two)), key=place.__getitem__), count + k
+        joins.append([round(float(v), 4) for v in (place[a], height[a], place[b], height[b], top)])
+        place[new], height[new] = (place[a] + place[b]) / 2, float(top)
+    return joins
+
+
+def _leaves(linkage: np.ndarray, count: int) -> list[int]:
+    """Return the leaves from left to right, without recursion: a tree may be one long chain."""
+    if count < 2:
+        return list(range(count))
+    stack, found = [2 * count - 2], []
+    while stack:
+        node = stack.pop()
+        if node < count:
+            found.append(node)
+        else:
+            stack += [int(linkage[node - count, 1]), int(linkage[node - count, 0])]
+    return found
+
+
+def _graph(found: SimilarityMap, order: list[str]) -> dict[str, Any]:
+    """Return the neighbour graph of the features shown: node positions, edges by places in the order."""
+    graph: nx.Graph = nx.Graph()
+    graph.add_nodes_from(order)
+    at = {name: k for k, name in enumerate(order)}
+    whole = found.clusters.graph
+    inside = [(u, v) for u, v in whole.edges if u in at and v in at]
+    edges = sorted((min(at[u], at[v]), max(at[u], at[v]), round(float(whole[u][v]["weight"]), 6)) for u, v in inside)
+    graph.add_weighted_edges_from((order[i], order[j], w) for i, j, w in edges)
+    communities = {str(k): int(v) for k, v in found.clusters.communities.labels.items()}
+    points = graph_layout.by_community(graph, communities)
+    return {
+        "k": int(whole.graph["k"]),
+        "x": np.round(points[:, 0], 3).tolist(),
+        "y": np.round(points[:, 1], 3).tolist(),
+        "head": [e[0] for e in edges],
+        "tail": [e[1] for e in edges],
+        "weight": [e[2] for e in edges],
+    }
+
+
+def _clusters(found: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: list[str]) -> dict[str, Any]:
+    """Return the clusters' members (places in the order) and figures, or why there are none."""
+    listed: list[dict[str, Any]] = []
+    labels = table["cluster"].iloc[: len(order)].to_numpy(dtype=float, na_value=np.nan)
+    for number in sorted({int(c) for c in labels[np.isfinite(labels)]}):
+        inside = labels == number
+        members = np.flatnonzero(inside)
+        own = np.where(np.eye(len(members), dtype=bool), np.nan, S[np.ix_(members, members)])
+        central = members[int(np.argmax(np.nan_to_num(_means(own), nan=-2.0)))] if len(members) > 1 else members[0]
+        activation = table["activation"].iloc[members].to_numpy(dtype=float, na_value=np.nan)
+        listed.append(
+            {
+                "number": number,
+                "members": members.tolist(),
+                "within": _mean(own),
+                "outside": _mean(S[np.ix_(members, np.flatnonzero(~inside))]),
+                "central": int(central),
+                "activation": _mean(activation),
+            }
+        )
+    return {"allowed": bool(found.clusters.allowed), "sentence": found.clusters.summary(), "list": listed}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Return the mean of the finite ones, None where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    return np.array([np.nan if (m := _mean(row)) is None else m for row in values])
+
+
+def _crossings(found: SimilarityMap, run: Run, names: list[str], hrefs: dict[str, str]) -> list[dict[str, Any]]:
+    """Return for each other layer, by feature: its strongest responses to the image, its most similar features."""
+    if "network" in run.manifest["summary"]:  # a run so large has no tables of pairs
+        return []
+    layers = run.identity.get("layers") or [run.identity["layer"]]
+    pairs = [(one, other) for one in layers for other in run.identity["responses"] if other != one]
+    layer, entries = names[0].rpartition(":")[0], []
+    for (one, other), place in cross_tables.pair_folders(pairs).items():
+        if one != layer:
+            continue
+        Z, A = (tables.read_frame(run.folder, f"{place}{name}") for name in ("selective", "activations"))
+        z, a = (measures.numbers(frame.loc[names], "cross-layer responses") for frame in (Z, A))
+        columns = [str(column) for column in Z.columns]
+        strongest = []
+        for row, best in enumerate(np.argsort(np.where(np.isfinite(z), -z, np.inf), axis=1, kind="stable")):
+            top = [k for k in best[:STRONGEST] if np.isfinite(z[row, k])]
+            strongest.append([[columns[k], float(z[row, k]), _one(a[row, k])] for k in top])
+        partners = tables.read_frame(run.folder, f"{place}partners")
+        similar: dict[str, list[list[Any]]] = {name: [] for name in names}
+        for name, partner, s in zip(partners.index, partners["partner"], partners["similarity"], strict=True):
+            similar[str(name)].append([str(partner), float(s)])
+        entry = {"layer": other, "href": hrefs.get(other), "strongest": strongest}
+        entries.append(entry | {"similar": [similar[name] for name in names]})
+    return entries
+
+
+def _one(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, watcher: Watcher) -> None:
+    """Add what each feature has of its own: images, thumbnails, curve, activation map, how to make it again."""
+    data = open_arrays(run.folder).isel(seed=0)
+    curve = data["curve"].sel(image=names).values.astype(np.float32)
+    kept = np.unique(np.linspace(0, curve.shape[1] - 1, min(MOST_STEPS, curve.shape[1])).round().astype(int))
+    page.blobs["curve"] = curve[:, kept]
+    again = Reproduction(run.manifest)
+    page.data |= {
+        "network": str(run.manifest["network"]),
+        "steps": (kept + 1).tolist(),
+        "seed": again.seed,
+        "seeds": len(run.identity["seeds"]),
+        "palette": [to_hex(colormaps[style.SHADES](k)) for k in range(256)],
+        "gray": style.GRAY,
+        "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
+        "command": [again.command(name) for name in names],
+        "python": [again.python(name) for name in names],
+        "again": again.notes,
+    }
+    _add_images(page, names, data, probe, watcher)
+
+
+def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Probe | str, watcher: Watcher) -> None:
+    at = {name: k for k, name in enumerate(names)}
+    # in the order in which they lie in the store, so that no chunk is read twice
+    places = [k for k, name in enumerate(map(str, data["image"].values)) if name in at]
+    sheet, count = ThumbnailSheet(len(names)), len(names)
+    sample = data["images"].isel(image=places[:: -(-count // 16)]).values
+    coding = choose(list(sample), count, budget(count) - _spent(page, count, sheet))
+    images, maps = [""] * count, [np.zeros((1, 1), dtype=np.float32)] * count
+    largest: list[float | None] = [None] * count
+    reason = probe if isinstance(probe, str) else None
+    for first, pixels in _batches(data, places):
+        labels = [str(name) for name in data["image"].values[places[first : first + BATCH]]]
+        for name, image in zip(labels, pixels, strict=True):
+            images[at[name]] = encoded(image, coding)
+            sheet.put(at[name], image)
+        if reason is None and not isinstance(probe, str):
+            try:
+                for name, grid in zip(labels, activation_maps(probe, pixels, labels), strict=True):
+                    maps[at[name]] = grid
+            except FeatmapError as error:
+                reason = str(error)
+        watcher.stage("atlas", min(first + BATCH, count), count)
+    page.images = images
+    page.data |= {"thumbnails": sheet.as_json(), "coding": str(coding), "maps": {"reason": reason}}
+    if reason is None:
+        quantised = []
+        for k, grid in enumerate(maps):
+            top = float(np.max(np.where(np.isfinite(grid), grid, 0.0), initial=0.0))
+            largest[k] = float(f"{top:.6g}")
+            quantised.append(np.rint(255 * np.clip(np.nan_to_num(grid) / (top or 1.0), 0, 1)).astype(np.uint8))
+        page.data["maps"] |= {"shape": [list(q.shape) for q in quantised], "largest": largest}
+        page.blobs["maps"] = np.concatenate([q.ravel() for q in quantised])
+
+
+def budget(count: int) -> int:
+    """Return the bytes that a page of so many features may take."""
+    (few, low), (many, high) = SMALL, LARGE
+    return int(low + max(0, count - few) * (high - low) / (many - few))
+
+
+def _spent(page: LayerPage, count: int, sheet: ThumbnailSheet) -> int:
+    """Return about how many bytes of the page go to other things than images at full size."""
+    blobs = sum(-(-4 * blob.nbytes // 3) for blob in page.blobs.values())
+    return LIBRARY + blobs + len(json.dumps(page.data)) + count * (sheet.side**2 // 2 + WIDEST_MAP**2 * 4 // 3)
+
+
+def _batches(data: xr.Dataset, places: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    for first in range(0, len(places), BATCH):
+        yield first, data["images"].isel(image=places[first : first + BATCH]).values
+
+
+def activation_maps(probe: Probe, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+    """Return each feature's own activation on its own image, at most `WIDEST_MAP` on a side: h x w, float32.
+
+    `names` are features ("layer:channel"); any other unit raises FeatmapError.
+    """
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    from featmap.network.unit import parse_unit
+
+    units = [parse_unit(name) for name in names if "+" not in name and "*" not in name]
+    if len(units) < len(names) or any(unit.kind != "feature" for unit in units):
+        raise FeatmapError("activation maps are drawn for runs of features only")
+    layers, found = list(dict.fromkeys(unit.layer for unit in units)), list[np.ndarray]()
+    for out in probe.outputs(torch.from_numpy(np.ascontiguousarray(images)), layers):
+        for k in range(len(next(iter(out.values())))):
+            unit = units[len(found)]
+            grid = out[unit.layer][k, unit.channel]
+            side = (min(WIDEST_MAP, grid.shape[0]), min(WIDEST_MAP, grid.shape[1]))
+            found.append(adaptive_avg_pool2d(grid[None], side)[0].cpu().numpy())
+    return found

@@ -1,0 +1,34 @@
+"""The pictures of the front page: the atlas is photographed with a feature's card and a pair under the mouse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from analyses import showcase
+from featmap.mapping.run import similarity
+from featmap.report.atlas import atlas
+from tests.helpers import tiny
+from tests.helpers.browser import needs_chromium
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+def test_a_picture_of_the_atlas_shows_card_and_pair(tmp_path: Path) -> None:
+    similarity("features", tiny.planted(), features="0-8,10", out=tmp_path / "run", size=16, steps=6, device="cpu")
+    page, one, two = tmp_path / "run" / "atlas.html", tmp_path / "one.png", tmp_path / "two.png"
+    atlas(tmp_path / "run", activation_maps=False)
+    assert showcase.photograph(page, one, "#features:4", (0, 1))
+    assert showcase.photograph(page, two, "#features:5", (2, 3))
+    with Image.open(one) as picture:
+        assert picture.size == (1280, 900)
+    assert one.read_bytes() != two.read_bytes()
+
+
+def test_without_a_browser_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(showcase.shutil, "which", lambda _: None)
+    assert not showcase.photograph(tmp_path / "atlas.html", tmp_path / "one.png")
+    assert not list(tmp_path.iterdir())

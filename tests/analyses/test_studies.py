@@ -1,0 +1,259 @@
+"""What all studies have in common: figures with intervals, drawn features, run folders, what is stored, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import stats
+
+from analyses import (
+    branches,
+    coactivation,
+    gradient_sum,
+    joint_pair,
+    natural_start,
+    neuron_growth,
+    reproducibility,
+    studies,
+)
+from analyses.studies import Finding, Outcome, Study
+from featmap import FeatmapError
+from featmap.plotting import style
+from tests.helpers import networks
+from tests.helpers.studying import context_of
+
+STUDY = Study("some", section="A section", claim="Claims.", measured="a figure", full="more", layers={})
+VALUES = np.array([0.2, 0.5, 0.9, 0.4])
+
+
+def test_the_interval_is_students_t() -> None:
+    mean, low, high = studies.interval(VALUES)
+    expected = stats.t.interval(0.95, 3, loc=VALUES.mean(), scale=stats.sem(VALUES))
+    assert (mean, low, high) == pytest.approx((0.5, *expected))
+    assert studies.interval([0.2, math.nan, 0.5, 0.9, math.inf, 0.4]) == pytest.approx((mean, low, high))
+    narrow = stats.t.interval(0.5, 3, loc=VALUES.mean(), scale=stats.sem(VALUES))
+    assert studies.interval(VALUES, 0.5)[1:] == pytest.approx(narrow)
+
+
+def test_no_interval_reaches_beyond_what_is_possible() -> None:
+    values = np.array([0.9, 1, 1, 0.7])
+    mean, low, high = studies.interval(values)
+    assert high > 1
+    assert studies.interval(values, within=studies.SHARE) == (mean, low, 1.0)
+    radii = studies.mean_finding("a", [2.0, 2, 3, 40], "a radius", "pixels", studies.POSITIVE)
+    assert radii.low == 0 and radii.high == pytest.approx(studies.interval([2.0, 2, 3, 40])[2])
+    assert (studies.mean_finding("a", [2.0, 2, 3, 40], "any").low or 0) < 0
+
+
+def test_one_value_is_its_own_interval_and_none_is_an_error() -> None:
+    assert studies.interval([0.3]) == (0.3, 0.3, 0.3)
+    with pytest.raises(FeatmapError, match="no defined value to average; give other --layers or more --features"):
+        studies.interval([math.nan])
+
+
+def test_means_count_what_is_defined() -> None:
+    found = studies.mean_finding("a", [*VALUES, math.nan], "a thing", "pixels")
+    assert (found.value, found.count, found.unit) == (pytest.approx(0.5), 4, "pixels")
+    assert studies.averaged("a", VALUES, "a thing") == studies.mean_finding("a", VALUES, "a thing")
+    assert studies.averaged("a", [math.nan], "a thing", "px") == Finding("a", None, None, None, 0, "a thing", "px")
+    assert studies.averaged("a", [], "a thing").value is None
+
+
+def test_what_is_not_finite_is_undefined() -> None:
+    assert studies.plain_finding("a", math.nan, 3, "w") == Finding("a", None, None, None, 3, "w")
+    assert studies.plain_finding("a", 1.0, 3, "w", 0.5, math.inf) == Finding("a", 1.0, 0.5, None, 3, "w")
+
+
+@pytest.mark.parametrize(("hits", "count"), [(3, 10), (0, 16), (16, 16)])
+def test_shares_have_wilsons_interval(hits: int, count: int) -> None:
+    z, p = stats.norm.ppf(0.975), hits / count
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    found = studies.share_finding("a", hits, count, "w")
+    assert (found.value, found.low, found.high) == pytest.approx((p, middle - reach, middle + reach), abs=1e-12)
+
+
+def context(tmp_path: Path, **settings: Any) -> studies.Context:
+    return context_of(STUDY, networks.linear_network(), ("conv2",), tmp_path, **settings)
+
+
+def test_the_same_features_are_drawn_every_time(tmp_path: Path) -> None:
+    drawn = context(tmp_path).drawn("conv2")
+    assert drawn == context(tmp_path).drawn("conv2") == sorted(set(drawn))
+    assert len(drawn) == 4 and set(drawn) <= set(range(8))
+    assert context(tmp_path, features=99).drawn("conv2") == list(range(8))
+    assert context(tmp_path).drawn("conv2", 6) != drawn and len(context(tmp_path).drawn("conv2", 6)) == 6
+    assert context(tmp_path).units("conv2") == [f"conv2:{c}" for c in drawn]
+
+
+def test_a_run_folder_is_named_by_all_that_its_runs_depend_on(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    folder = given.folder("a layer/../x", steps=4)
+    assert folder == given.folder("a layer/../x", steps=4)
+    assert folder.parent == tmp_path / "some" and ".." not in folder.parts
+    others = [given.folder("a layer/../x", steps=5), given.folder("b", steps=4)]
+    others.append(context(tmp_path, full=True).folder("a layer/../x", steps=4))
+    given.network.sha256 = "other"
+    assert len({folder, *others, given.folder("a layer/../x", steps=4)}) == 5
+
+
+def test_what_is_stored(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    given.network.name = "tests.helpers.networks:linear"
+    figures: dict[str, Figure | bytes] = {"": Figure(figsize=(1, 1)), "-film.webp": b"RIFF"}
+    rows = pd.DataFrame({"x": [1 / 3, np.nan], "name": ["a,b", "c"]})
+    outcome = Outcome(rows, [studies.mean_finding("a", VALUES, "w")], "holds", "It is 0.5.", figures)
+    record, table = studies.save(given, outcome, tmp_path / "results")
+    held = json.loads(record.read_text(encoding="utf-8"))
+    assert record.name == "tests.helpers.networks-linear.json" and held["stem"] == "tests.networks-linear"
+    assert held["figures"] == ["tests.helpers.networks-linear.png", "tests.networks-linear-film.webp"]
+    assert all((record.parent / name).stat().st_size for name in held["figures"])
+    assert table.read_bytes() == b'x,name\n0.333333,"a,b"\n,c\n'
+    assert "rule" not in held
+    ruled = replace(given, study=replace(STUDY, rule="the claim holds if so"))
+    (record, _) = studies.save(ruled, outcome, tmp_path / "other")
+    assert json.loads(record.read_text(encoding="utf-8"))["rule"] == "the claim holds if so"
+    assert held["csv_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    assert held["findings"][0]["count"] == 4 and held["settings"]["features"] == 4
+    broken = Outcome(rows, [Finding("a", math.nan, None, None, 1, "w")], "holds", "", {})
+    with pytest.raises(ValueError, match="JSON"):
+        studies.save(given, broken, tmp_path / "results")
+
+
+def run(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any, measure: Any = None, study: Study | None = None
+) -> tuple[Any, str, str]:
+    monkeypatch.setattr(sys, "argv", ["study", *arguments])
+    with pytest.raises(SystemExit) as end:
+        studies.start(study or branches.STUDY, measure or (lambda context: pytest.fail("measured")))
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def test_a_figure_as_webp_has_its_size_and_the_same_bytes() -> None:
+    def drawn() -> bytes:
+        figure = Figure(figsize=(3, 2))
+        figure.add_axes((0.1, 0.1, 0.8, 0.8)).plot([0, 1])
+        return style.webp(figure, dpi=100)
+
+    found = drawn()
+    with Image.open(io.BytesIO(found)) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (300, 200))
+        colours = np.asarray(picture.convert("L"))
+    assert colours.max() > 250 > 150 > colours.min()
+    assert drawn() == found
+
+
+RANDOM = ["--weights", "random"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--features", "0"], "--features 0, --seeds 3: give 1 or more of each"),
+        (["--seeds", "-1"], "--seeds -1"),
+        (["--model", "googlnet"], "model 'googlnet' is unknown"),
+        (["--model", "alexnet", *RANDOM], "no layers are known for 'alexnet'; give --layers"),
+        (["--layers", "inception9z", *RANDOM], "no layer 'inception9z'"),
+        (["--layers", " , ", *RANDOM], "no layers are known"),
+        (["--image", "x.png"], "starts from noise only; leave --image out"),
+        (["--weights", "nothing.safetensors"], "nothing.safetensors"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    code, out, err = run(arguments, monkeypatch, capsys)
+    assert code == 2 and out == ""
+    (line,) = err.strip().splitlines()
+    assert said in line and "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "said"),
+    [
+        (
+            gradient_sum,
+            ["--layers", "inception4a"],
+            "it takes two layers, not 1; give --layers FIRST,SECOND",
+        ),
+        (joint_pair, ["--layers", "conv1,conv2,conv3"], "study joint_pair: it takes two layers, not 3"),
+        (coactivation, ["--feature", "99999"], "none of them 99999; give --feature 0 to "),
+        (coactivation, ["--feature", "-1"], "none of them -1"),
+        (reproducibility, ["--device", "abacus"], "device 'abacus' is unknown"),
+        (natural_start, ["--image", "nowhere.jpg"], "there is no such file"),
+        (neuron_growth, ["--results", "FILE"], "--results: "),
+        (neuron_growth, ["--results", "FILE/below"], "--results: "),
+        (neuron_growth, ["--runs", "FILE"], "--runs: "),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_done_or_told_of(
+    study: ModuleType,
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("kept", encoding="utf-8")
+    free = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    given = [*RANDOM, *free, *(a.replace("FILE", str(taken)) for a in arguments)]
+    code, out, err = run(given, monkeypatch, capsys, study=study.STUDY)
+    assert code == 2 and out == ""
+    (line,) = err.strip().splitlines()
+    assert said in line and "Traceback" not in line
+    assert taken.read_text(encoding="utf-8") == "kept"
+
+
+def test_a_study_prints_its_sentence_and_stores_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def measure(context: studies.Context) -> Outcome:
+        assert (context.features, context.seeds, context.full) == (2, 3, True)
+        assert context.results == tmp_path / "results" and context.layers == ("conv1",)
+        return Outcome(pd.DataFrame({"x": [1]}), [], "holds", "It is [bold]0.5[/bold].", {})
+
+    given = ["--features", "2", "--full", "--layers", "conv1", *RANDOM, "--results", str(tmp_path / "results")]
+    code, out, err = run(given, monkeypatch, capsys, measure)
+    assert (code, out) == (0, "It is [bold]0.5[/bold].\n")
+    record = tmp_path / "results" / "branches" / "reference.json"
+    assert str(record) in err and json.loads(record.read_text(encoding="utf-8"))["verdict"] == "holds"
+
+
+def test_a_study_may_have_seeds_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    own = Study("some", section="", claim="", measured="", full="", layers={}, seeds=5)
+    monkeypatch.setattr(sys, "argv", ["study", "--features", "0"])
+    with pytest.raises(SystemExit):
+        studies.start(own, lambda context: pytest.fail("measured"))
+    assert "--seeds 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], 8), (["--full"], 12), (["--full", "--features", "3"], 3)])
+def test_a_study_may_have_more_features_where_it_is_full(
+    given: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    own, seen = replace(STUDY, features=8, full_features=12), list[int]()
+
+    def measure(context: studies.Context) -> Outcome:
+        seen.append(context.features)
+        return Outcome(pd.DataFrame({"x": [1]}), [], "holds", "It is 0.5.", {})
+
+    asked = ["--layers", "conv1", *RANDOM, "--results", str(tmp_path), *given]
+    assert run(asked, monkeypatch, capsys, measure, own)[0] == 0
+    (record,) = tmp_path.rglob("reference.json")
+    assert seen == [expected] and json.loads(record.read_text(encoding="utf-8"))["settings"]["features"] == expected

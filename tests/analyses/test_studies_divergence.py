@@ -1,0 +1,203 @@
+"""The studies of rounding: two ways to take a gradient, and bits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from analyses import gradient_sum, reproducibility
+from analyses.gradient_sum import Parting
+from analyses.reproducibility import Check
+from tests.helpers import networks, tiny
+from tests.helpers.studying import context_of, found
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def colours() -> nn.Module:
+    """Layers `first` and `second` of 1 x 1 convolutions: every gradient is one colour, at every pixel, always."""
+    first, second = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in (first, second):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+    return nn.Sequential(OrderedDict(first=first, second=second)).eval()
+
+
+# ---------------------------------------------------------------- gradient_sum
+
+
+def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients there do not depend on the image, so nothing amplifies a rounding: blur makes it smaller."""
+    monkeypatch.setattr(gradient_sum, "STEPS", 30)
+    context = context_of(gradient_sum.STUDY, colours(), ("first", "second"), tmp_path, features=4, seeds=2)
+    outcome = gradient_sum.measure(context)
+    assert outcome.verdict == "holds"
+    assert found(outcome, "ways") < 1e-5 and found(outcome, "rounding") < 1e-5
+    assert found(outcome, "seeds") > 100 * found(outcome, "ways")
+    assert found(outcome, "growth") < 1.2
+    # a linear network answers to the sum of two layers' images alike, whatever the rounding and the way
+    assert found(outcome, "same") == pytest.approx(found(outcome, "same rounding"), abs=1e-6)
+    assert abs(found(outcome, "lacking")) < 1e-6 and found(outcome, "same seeds") <= found(outcome, "same")
+    rows = outcome.rows
+    assert set(rows["difference"]) == {"ways", "rounding", "seeds"}
+    one = rows[(rows.pair == rows.pair[0]) & (rows["difference"] == "rounding")]
+    assert list(one.step) == [*range(0, 29, 4), 30]
+    # one unit in the last place of noise about 0.5: half of a float's epsilon there, root mean square
+    assert one.rms.iloc[0] == pytest.approx(2.0**-24 * 0.75, rel=0.25)
+
+
+def test_verdicts_on_two_ways() -> None:
+    def of(ways: float, rounding: float, spread: float = 1.0, lacking: float = np.nan) -> list[Parting]:
+        factors = (1.0, 1.1 * spread, 0.9 / spread)
+        return [
+            Parting(f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 0.9, 0.0, 5.0, 0.9 + w * lacking)
+            for k, w in enumerate(factors)
+        ]
+
+    assert gradient_sum.judge(of(1e-4, 1e-7)) == "holds", "nobody sees it"
+    assert gradient_sum.judge(of(0.05, 0.06)) == "holds in part", "no more than rounding does"
+    for rounding in (0.02, 1e-4):
+        assert gradient_sum.judge(of(0.05, rounding, 1.0, 0.2)) == "does not hold", "neither images nor profiles"
+        assert gradient_sum.judge(of(0.05, rounding, 1.0, 0.01)) == "holds in part", "profiles do"
+        assert gradient_sum.judge(of(0.05, rounding, 1.0, 0.05)) == "not decided", "profiles are about the margin"
+        assert gradient_sum.judge(of(0.05, rounding)) == "not decided", "profiles are undefined"
+    assert gradient_sum.judge(of(0.05, 0.042, 1.0, 0.01)) == "holds in part", "images undecided, profiles do"
+    assert gradient_sum.judge(of(0.05, 0.06, 1.0, 0.2)) == "holds in part", "images do"
+    assert gradient_sum.judge(of(0.05, 0.05, 1.2)) == "not decided", "wide intervals decide nothing"
+    assert gradient_sum.judge(of(0.05, 0.042)) == "not decided", "about the margin"
+    assert gradient_sum.judge(of(0.05, 0.06)[:1]) == "not decided"
+    assert gradient_sum.judge([]) == "not decided"
+    assert gradient_sum.judge(of(np.nan, 1.0)) == "not decided"
+
+
+def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_that_did_not_rise() -> None:
+    ways = [[0.0, w, 0.03] for w in (0.0, 1e-8, 1e-6)]
+    given = [
+        Parting(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0, 0.91 + k / 100, 0.6)
+        for k, w in enumerate(ways)
+    ]
+    outcome = gradient_sum.outcome(np.array([0, 4, 8]), given, 5)
+    assert found(outcome, "bits") == pytest.approx(1 / 3)
+    first, ratio = (next(f for f in outcome.findings if f.name == n) for n in ("first", "ratio"))
+    assert (first.value, first.count) == (pytest.approx(1e-7), 2)
+    assert (ratio.value, ratio.count) == (pytest.approx(0.75), 3)
+    lacking = next(f for f in outcome.findings if f.name == "lacking")
+    assert (lacking.value, lacking.low) == (
+        pytest.approx(-0.02),
+        pytest.approx(-0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5),
+    )
+    last = outcome.rows[outcome.rows.step == 8].pivot(index="pair", columns="difference", values="likeness")
+    assert lacking.value == pytest.approx((last["ways"] - last["rounding"]).mean())
+    said = outcome.conclusion
+    assert said.startswith("In 3 of 5 pairs") and "grows 50.0 [50.0, 50.0] times a step while it grows" in said
+    assert "nobody sees a difference does not hold" in said
+    assert "than one rounding of the start makes them holds: 0.75 [0.75, 0.75] times as far" in said
+    assert "as after one rounding holds: r 0.900 against 0.920" in said and "two seeds agree by 0.600" in said
+
+
+def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:
+    context = context_of(gradient_sum.STUDY, networks.small_inception(), ("mixed", "narrow"), tmp_path, features=5)
+    pairs = [p.split(" + ") for p in gradient_sum.pairs_of(context)]
+    assert len(pairs) == 5
+    assert sorted(a for a, _ in pairs) == sorted(context.units("mixed"))
+    assert sorted(b for _, b in pairs) == sorted(context.units("narrow"))
+
+
+def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_sum, "STEPS", 5)
+    outcome = gradient_sum.measure(context_of(gradient_sum.STUDY, tiny.asleep(), ("relu", "relu"), tmp_path))
+    assert outcome.verdict == "not decided" and outcome.findings == []
+    assert outcome.conclusion == "None of 3 pairs of features rose."
+
+
+# ---------------------------------------------------------------- reproducibility
+
+
+def few_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    monkeypatch.setattr(reproducibility, "STEPS", steps)
+    monkeypatch.setattr(reproducibility, "BITS_STEPS", 5)
+
+
+@pytest.mark.slow
+def test_bits_repeat_and_one_rounding_shows_nothing_on_a_linear_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_steps(monkeypatch, 20)
+    context = context_of(reproducibility.STUDY, colours(), ("first", "second"), tmp_path, features=3)
+    outcome = reproducibility.measure(context)
+    for name in ("process", "alone", "order"):
+        assert found(outcome, name) == 1.0
+    assert outcome.verdict == "holds in part" and "and does not show" in outcome.conclusion
+    for layer in ("first", "second"):
+        assert found(outcome, f"gap:{layer}") < 1e-5 < found(outcome, f"seeds:{layer}")
+        assert found(outcome, f"visible:{layer}") == 0
+    assert torch.get_num_threads() == 1, "as before"
+    made = {p.parent.parent.name.rpartition("-")[0].partition("-")[2] for p in tmp_path.rglob("units/s*-000000-*.json")}
+    assert {"process-1-threads", "alone-1-threads", "bits-1-threads", "bits-2-threads"} <= made
+
+
+def test_one_rounding_decides_where_a_descent_stands_on_an_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_steps(monkeypatch, 60)
+    monkeypatch.setattr(reproducibility, "elsewhere", lambda c, units, k, s: c.maximise(units, "process", **s))
+    context = context_of(reproducibility.STUDY, Unstable().eval(), ("features",), tmp_path, features=5)
+    outcome = reproducibility.measure(context)
+    assert found(outcome, "gap:features") > 0.02
+    assert found(outcome, "growth:features") > 1.5
+    assert next(f for f in outcome.findings if f.name == "alone").count == 5
+    assert "5 of 5 (alone)" in outcome.conclusion and "is enough to make another image" in outcome.conclusion
+    assert outcome.verdict == "holds in part", "another machine was not measured"
+    single = outcome.rows[(outcome.rows.part == "pixel")].value
+    assert f"in a single pixel changed {(single > 0).sum()} of 5 images" in outcome.conclusion
+    assert outcome.conclusion.endswith("another machine, as the claim's Colab, was not measured.")
+
+
+class Unstable(nn.Module):
+    """Features that rise with a colour and with a fine ripple of it, whose slope is steep and of either sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 1, bias=False)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.rand(6, 3, 1, 1, generator=torch.Generator().manual_seed(1)) + 0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(torch.sin(400 * x) + x)
+
+
+def test_verdicts_on_bits() -> None:
+    def checks(same: int = 8, threads: int = 8) -> list[Check]:
+        return [Check(n, n, same, 8, 0.0) for n in ("process", "alone", "order")] + [
+            Check("threads", "", threads, 8, 0.0)
+        ]
+
+    def partings(gap: float) -> list[reproducibility.Parting]:
+        return [
+            reproducibility.Parting(f"a:{k}", "a", np.array([1e-8, gap * f]), 0.0, 0.2, 1.0, 0.0)
+            for k, f in enumerate((1, 1.2, 0.9))
+        ]
+
+    assert reproducibility.judge(checks(), partings(0.1)) == "holds in part", "of one machine"
+    assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds in part", "threads may change bits"
+    assert reproducibility.enough(partings(0.1)) == "is enough to make another image"
+    assert reproducibility.enough(partings(1e-3)) == "does not show"
+    assert reproducibility.enough(partings(4e-3)) == "leaves undecided whether it shows"
+    assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"
+    assert reproducibility.judge(checks(), []) == "not decided"
+
+
+def test_raising_by_one_rounding() -> None:
+    image = np.random.default_rng(0).normal(0.5, 0.1, (3, 8, 8)).astype(np.float32)
+    raised, single = reproducibility.up(image), reproducibility.up_one(image)
+    assert (raised > image).all() and (
+        (raised.view(np.int32) - image.view(np.int32)) == np.where(image > 0, 1, -1)
+    ).all()
+    changed = np.argwhere(single != image)
+    assert changed.tolist() == [[0, 4, 4]] and single[0, 4, 4] == raised[0, 4, 4]

@@ -1,0 +1,258 @@
+"""Studies of layers and architectures, on tiny networks whose images are known."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from analyses import architectures, layer_maps
+from analyses.architectures import Mean
+from analyses.studies import Context, mean_finding, plain_finding, save
+from tests.helpers.studying import context_of, found
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CYAN, MAGENTA, GREEN = (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, -1.0)
+SIZE = 32
+
+
+def pointwise(rows: Any, bias: Any = 0.0) -> nn.Conv2d:
+    """A 1 x 1 convolution of these weights."""
+    weight = torch.as_tensor(rows, dtype=torch.float32)
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    with torch.no_grad():
+        conv.weight.copy_(weight[:, :, None, None])
+        conv.bias.copy_(torch.as_tensor(bias).expand(len(weight)))
+    return conv
+
+
+def stacked() -> nn.Module:
+    """Three layers like three flat colours, three patterns about gray; in `relu` every second feature is dead."""
+    first = pointwise([CYAN, MAGENTA, GREEN] * 2)
+    second = nn.Conv2d(6, 4, 5, padding=2, bias=False)
+    with torch.no_grad():
+        second.weight.copy_(torch.randn(second.weight.shape, generator=torch.Generator().manual_seed(2)))
+        second.weight.sub_(second.weight.mean((2, 3), keepdim=True))
+    relu = nn.Sequential(pointwise(torch.eye(4), torch.tensor([0.5, -1e4, 0.5, -1e4])), nn.ReLU())
+    colours = OrderedDict(first=first, again=pointwise(torch.eye(6)), anew=pointwise(torch.eye(6)))
+    patterns = OrderedDict(second=second, third=pointwise(torch.eye(4)), fourth=pointwise(torch.eye(4)))
+    return nn.Sequential(colours | patterns | OrderedDict(relu=relu)).eval()
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    layers = ("first", "again", "anew", "second", "third", "fourth", "relu")
+    runs = tmp_path_factory.mktemp("runs")
+    return layer_maps.measure(context_of(layer_maps.STUDY, stacked(), layers, runs, SIZE, features=8))
+
+
+def test_colours_become_patterns(mapped: Any) -> None:
+    assert found(mapped, "flatness_first") > 0.95 and found(mapped, "waves_first") < 1.2
+    assert found(mapped, "flatness_last") < 0.1 and found(mapped, "waves_last") > 4
+    trend = next(f for f in mapped.findings if f.name == "flatness_trend")
+    assert trend.high < 0 and trend.count == 7 and "32 features" in trend.words  # 3 x 6 + 3 x 4 + 2 live ones
+    assert found(mapped, "frequency_first") < 0.02 < found(mapped, "frequency_last")
+    assert found(mapped, "field_first") == 1 and found(mapped, "field_last") == 5
+
+
+def test_the_first_layers_palette_is_named(mapped: Any) -> None:
+    assert found(mapped, "palette") == 3 and found(mapped, "palette_silhouette") > 0.95
+    words = next(f.words for f in mapped.findings if f.name == "palette")
+    assert all(colour in words for colour in ("cyan", "magenta", "green"))
+    rows = mapped.rows[(mapped.rows["part"] == "first layer") & (mapped.rows["feature"] == "first:0")]
+    assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
+    assert found(mapped, "hued") == 1
+    assert "palette is like CMYK holds" in mapped.conclusion
+    assert "outside such a palette: none; 0 of the 6 features' colours are gray" in mapped.conclusion
+
+
+def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
+    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 34)
+    dead = mapped.rows[mapped.rows["status"] == "dead"]
+    assert set(dead["feature"]) == {"relu:1", "relu:3"}
+    assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
+    assert f"2 with it (relu:1, relu:3; {layer_maps.LEFT})" in mapped.conclusion
+    assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
+
+
+def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
+    few = context_of(layer_maps.STUDY, stacked(), ("first", "second", "relu"), tmp_path, SIZE, features=3)
+    outcome = layer_maps.measure(few)
+    assert (outcome.rows["part"] == "maps").sum() == 9, "as many features of each layer as the record says"
+    trend = next(f for f in outcome.findings if f.name == "flatness_trend")
+    assert trend.value is not None and trend.value < -0.5 and trend.low is trend.high is None
+    assert outcome.verdict == "not decided"
+
+
+def test_a_skewed_measure_has_its_interval_on_its_own_scale() -> None:
+    values = np.array([1.0, 1, 1, 2, 2, 3, 5, 140])
+    mean, low, high = layer_maps.summary("waves", values)
+    assert mean == pytest.approx(stats.gmean(values))
+    reach = stats.t.ppf(0.975, 7) * np.log(values).std(ddof=1) / np.sqrt(8)
+    assert 1 <= low < mean < high == pytest.approx(mean * np.exp(reach))
+    assert layer_maps.summary("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
+
+
+def test_a_palette_with_red_is_not_the_claims() -> None:
+    points = np.array([[0.9, 0, 0], [0, 0.9, 0.9], [0.9, 0, 0.9], [0, 0.9, 0]]).repeat(3, 0)
+    lab = layer_maps.palettes.oklab(points)
+    colours = layer_maps.Colours([str(k) for k in range(12)], points, lab, layer_maps.palettes.palette(lab[:, 1:]))
+    flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
+    by_depth = {"flatness": flat, "waves": rising}
+    assert layer_maps.outside(colours) == ["red"] and colours.hued.all()
+    told = layer_maps.parts(by_depth, colours, (0, 9), True)
+    said = layer_maps.conclusion(by_depth, colours, (0, 9), (0, 9), told, [])
+    assert "like CMYK does not hold" in said and "outside such a palette: red; 0 of the 12 features'" in said
+    assert layer_maps.parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
+    assert layer_maps.verdict({"depth": True, "palette": False, "gray": None}) == "holds in part"
+    assert layer_maps.verdict({"depth": False, "palette": False, "gray": None}) == "does not hold"
+    assert layer_maps.verdict({"depth": None, "palette": True, "gray": None}) == "not decided"
+
+
+def copies() -> nn.Module:
+    """Six features that like one colour, and six classes by the same weights."""
+    scales = torch.tensor([1.0, 2, 0.5, 4, 1, 3])
+    layers = OrderedDict(features=pointwise(scales[:, None] * torch.tensor([CYAN])), pool=nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(layers | OrderedDict(flat=nn.Flatten(), fc=nn.Linear(6, 3))).eval()
+
+
+def rivals() -> nn.Module:
+    """Three features, each of which likes a colour that the two others dislike."""
+    return nn.Sequential(OrderedDict(features=pointwise([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]))).eval()
+
+
+def coherence_of(module: nn.Module, tmp_path: Path, **settings: Any) -> Any:
+    return architectures.measure(context_of(architectures.STUDY, module, ("features",), tmp_path, 16, **settings))
+
+
+def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
+    outcome = coherence_of(copies(), tmp_path)
+    assert found(outcome, "features:excited") == 1
+    assert found(outcome, "features:permuted") == 1 and found(outcome, "features:beyond") == 0  # one flat colour
+    assert found(outcome, "features:positions") > 0.99 and found(outcome, "features:positions_across") > 0.99
+    assert 1 <= found(outcome, "features:classes") <= 3
+    assert outcome.verdict == "not decided" and "googlenet and inception_v3" in outcome.conclusion
+
+
+def test_rivals_are_excited_alone(tmp_path: Path) -> None:
+    outcome = coherence_of(rivals(), tmp_path, features=3, seeds=2)
+    assert found(outcome, "features:excited") == pytest.approx(1 / 3)
+    assert found(outcome, "features:positions") > 0.99 > 0 > found(outcome, "features:positions_across")
+    null = next(f for f in outcome.findings if f.name == "features:excited_null")
+    assert null.count == 2, "a null image a seed, not one a feature"
+    assert len(outcome.rows) == 6 and set(outcome.rows["seed"]) == {0, 1}
+    assert next(f for f in outcome.findings if f.name == "features:classes").value is None  # no vector of logits
+
+
+def test_a_grid_of_one_position_leaves_positions_undefined(tmp_path: Path) -> None:
+    module = nn.Sequential(OrderedDict(start=rivals().features, features=nn.AdaptiveAvgPool2d(1))).eval()
+    outcome = coherence_of(module, tmp_path, features=3)
+    assert next(f for f in outcome.findings if f.name == "features:positions").value is None
+    assert found(outcome, "features:excited") == pytest.approx(1 / 3)
+
+
+def smooth_or_red() -> nn.Module:
+    """Feature 0 answers to red, feature 1 to green that does not change from one pixel to the next."""
+    steps = nn.Conv2d(3, 3, (1, 2), bias=False)
+    with torch.no_grad():
+        steps.weight.zero_()
+        steps.weight[0, 0, 0, 0] = steps.weight[1, 1, 0, 0] = steps.weight[2, 1, 0, 1] = 1.0
+        steps.weight[1, 1, 0, 1] = steps.weight[2, 1, 0, 0] = -1.0
+    rough = pointwise([[1.0, 0, 0], [0, -1, -1]])
+    return nn.Sequential(OrderedDict(steps=steps, relu=nn.ReLU(), features=rough)).eval()
+
+
+def test_chance_is_what_the_colours_excite_without_the_pattern(tmp_path: Path) -> None:
+    network = context_of(architectures.STUDY, smooth_or_red(), ("features",), tmp_path, SIZE).network
+    probe = architectures.Probe(network, 16, torch.device("cpu"))
+    yard = architectures.yardstick(probe, "features", SIZE)
+    images = torch.zeros(2, 3, SIZE, SIZE)
+    images[:, 0], images[:, 1, :, SIZE // 2 :] = 1.0, 1.0  # all of it red, one edge of green
+    shares = architectures.figures(probe, images, "features", None, yard)
+    assert shares["excited"] == [1.0] and shares["permuted"] == [0.5] and shares["beyond"] == [0.5]
+
+
+def test_layers_are_not_pooled(tmp_path: Path) -> None:
+    """Of `copies` an image excites all features, of `rivals` a third: their mean, two thirds, is neither's."""
+    both = nn.Sequential(OrderedDict(rivals=rivals().features, features=pointwise([[1.0, -1, -1]] * 3))).eval()
+    context = context_of(architectures.STUDY, both, ("rivals", "features"), tmp_path, 16, features=3)
+    outcome = architectures.measure(context)
+    assert found(outcome, "rivals:excited") == pytest.approx(1 / 3) and found(outcome, "features:excited") == 1
+    assert "0.333 of rivals's features" in outcome.conclusion and "1 of features's features" in outcome.conclusion
+
+
+def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
+    rng = np.random.Generator(np.random.PCG64(4))
+    one, two = rng.normal(0.2, 0.1, 16), rng.normal(0.3, 0.2, 12)
+    means = [architectures.mean_of(mean_finding("excited", v, "")) for v in (one, two)]
+    assert None not in means
+    expected = stats.ttest_ind(one, two, equal_var=False).pvalue
+    assert architectures.below(*means) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert architectures.below(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
+    assert architectures.mean_of(plain_finding("excited", 0.2, 16, "")) is None
+
+
+def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Means:
+    """Headlines of two layers of each network: one value for both, or two."""
+    given = {"googlenet": google, "inception_v3": inception, "resnet50": resnet, "reference": 0.5}
+    pairs = {k: v if isinstance(v, tuple) else (v, v) for k, v in given.items() if v is not None}
+    return {k: {f"{k}-{i}": Mean(v, 0.01, 16) for i, v in enumerate(pair)} for k, pair in pairs.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (means(0.2, 0.4, 0.3), "holds"),
+        (means(0.2, 0.4, 0.2), "holds"),
+        (means((0.2, 0.6), (0.4, 0.8), (0.3, 0.7)), "holds"),  # each layer with its like
+        (means(0.2, 0.4, 0.5), "holds in part"),
+        (means(0.2, 0.4, 0.1), "holds in part"),
+        (means(0.2, 0.4), "holds in part"),
+        (means((0.2, 0.4), (0.4, 0.2), 0.3), "holds in part"),  # in one of the two layers, pooled in none
+        (means((0.2, 0.2), (0.4, 0.2), 0.3), "holds in part"),
+        (means((0.2, 0.2), (0.233, 0.2), 0.3), "not decided"),  # p = 0.026: one of two tests
+        (means(0.4, 0.2, 0.3), "does not hold"),
+        (means(0.2, 0.21, 0.2), "not decided"),
+    ],
+)
+def test_the_verdict_over_networks(given: architectures.Means, expected: str) -> None:
+    assert architectures.judged(given)[0] == expected
+    assert architectures.judged(given, random="inception_v3")[0] == "not decided"
+    assert architectures.judged({"reference": {"layer": Mean(0.5, 0.1, 9)}})[0] == "not decided"
+
+
+def stored(context: Context, name: str, value: float, weights: str = "published") -> None:
+    """Store an outcome of a network of that name."""
+    context.network.name, context.network.weights = name, weights
+    headline = mean_finding("features:beyond", [value - 0.01, value, value + 0.01], "")
+    outcome = architectures.Outcome(pd.DataFrame({"x": [1]}), [headline], "not decided", "", {})
+    save(context, outcome, context.results)
+
+
+def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+
+    def context(**settings: Any) -> Context:
+        return context_of(architectures.STUDY, rivals(), ("features",), tmp_path, results=results, **settings)
+
+    stored(context(), "googlenet", 0.2)
+    stored(context(), "inception_v3", 0.4)
+    stored(context(), "resnet50", 0.3, "random:0")
+    stored(context(full=True), "vgg", 0.3)
+    known = architectures.known(context(), [mean_finding("features:beyond", [0.4, 0.6], "")])
+    assert {name: round(m["features"].value, 6) for name, m in known.items()} == {
+        "googlenet": 0.2,
+        "inception_v3": 0.4,
+        "Sequential": 0.5,
+    }
+    assert architectures.judged(known)[0] == "holds in part"  # without ResNet
+    record = json.loads((results / "architectures" / "vgg.json").read_text(encoding="utf-8"))
+    assert record["settings"]["full"] is True

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+
+from analyses import leavings, natural_start
+from analyses.natural_start import STUDY, judge, left, measure, natural
+from analyses.studies import PINK, small_size, yardstick
+from featmap import image_ops
+from featmap.network.model import load
+from featmap.optimize.parameterization import null_images
+from featmap.optimize.recipe import FAST, Octave
+from featmap.runs.job import DEAD
+from tests.helpers import networks, tiny
+from tests.helpers.studying import context_of, found
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RNG = np.random.default_rng(4)
+
+
+def orthogonal(count: int, features: int) -> np.ndarray:
+    """Profiles that have no correlation with each other: zero mean, length 1."""
+    given = np.column_stack([np.ones(features), RNG.normal(size=(features, count))])
+    return np.linalg.qr(given)[0][:, 1:].T
+
+
+def run_of(**arrays: tuple[tuple[str, ...], np.ndarray]) -> xr.Dataset:
+    return xr.Dataset(arrays, coords={"image": ["a:0", "a:1"]})
+
+
+def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> None:
+    """(1 - s) P + s Q: its correlation with P is (1 - s) / |.|, a half at s = sqrt(3) / (1 + sqrt(3))."""
+    photo, *aims = orthogonal(3, 30)
+    s = np.linspace(0, 1, 201)[:, None]
+    frames = np.stack([(1 - s) * photo + s * aim for aim in aims])
+    mean, deviation = RNG.normal(size=30), RNG.uniform(0.5, 2, 30)
+    one = run_of(
+        frame_A=(("seed", "image", "frame", "response"), (frames * deviation + mean)[None]),
+        activation=(("seed", "image"), np.array([[3.0, 2.0]])),
+        frame=(("frame",), np.arange(201)),
+    )
+    other = run_of(
+        A=(("seed", "image", "response"), np.stack([np.stack(aims)] * 2) * deviation + mean),
+        status=(("seed", "image"), np.zeros((2, 2), dtype=np.uint8)),
+        activation=(("seed", "image"), np.array([[4.0, 2.0], [6.0, 4.0]])),
+        null_activation=(("seed", "image"), np.array([[1.0, 1.0], [1.0, 1.0]])),
+    )
+    still = np.array([photo, photo + aims[0], aims[1], *[aims[1]] * 198]) * deviation + mean
+    first, second = left("a", one, other, (mean, deviation), still)
+    assert first.half == pytest.approx(200 * np.sqrt(3) / (1 + np.sqrt(3)), abs=0.01)
+    assert first.own[0] == pytest.approx(1) and first.aim[-1] == pytest.approx(1) and first.seeds == pytest.approx(1)
+    assert first.floor == pytest.approx(0, abs=1e-9) and first.other == pytest.approx(0, abs=1e-9)
+    assert first.blurred[:3] == pytest.approx([1, np.sqrt(0.5), 0], abs=1e-9)
+    assert first.half_blurred == pytest.approx(1 + (np.sqrt(0.5) - 0.5) / np.sqrt(0.5)), "to the same end, 0"
+    assert leavings.early([first, second]) == 0
+    quick = replace(second, own=np.array([1.0, 0.4, *[0.0] * 199]))
+    assert quick.half == 1 and leavings.early([quick, first, quick]) == 2
+    assert (first.reached, second.reached) == (0.5, 0.5)
+    (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation), still)
+    assert alone.unit == "a:0" and np.isnan(alone.other)
+    missing = np.where(np.arange(30) == 7, np.nan, deviation)
+    assert left("a", one, other, (mean, missing), still)[0].half == pytest.approx(first.half, abs=10)
+
+
+def leaving(half: float, blurred: float) -> natural_start.Leaving:
+    """A feature whose two half-lives over ten steps, to an end of 0, are these: a fall by 1 / (2 half) a step."""
+    steps = np.arange(11)
+    own, still = (np.maximum(1 - steps / (2 * h), 0) if np.isfinite(h) else np.ones(11) for h in (half, blurred))
+    return natural_start.Leaving("a:0", "a", steps, own, own, 0.0, 0.0, 0.0, still, 1.0)
+
+
+def test_sooner_than_the_blur_is_what_the_paired_interval_says() -> None:
+    both, first, late = leaving(0.5, 0.7), leaving(0.6, 2.0), leaving(3.0, 2.0)
+    never = leaving(np.inf, 4.0)
+    assert leavings.sooner([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
+    said = leavings.left_behind([first, first, leaving(0.5, 3.0), both])
+    assert "within the first step by 4 of 4 features, under the recipe's blur alone by 1" in said
+    assert "not shown to be sooner (the blur's half-life less theirs is 1.00 [-0.30, 2.30] steps" in said
+    said = leavings.left_behind([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
+    assert ": sooner (the blur's half-life less theirs is 1.50 [0.26, 2.74] steps" in said
+    assert "sooner" not in leavings.left_behind([first, first]), "two features have no say"
+    assert leavings.left_behind([replace(first, own=np.full(11, np.nan))]) == ""
+
+
+def test_a_mean_of_bounds_has_no_interval_and_is_counted() -> None:
+    given = [leaving(0.6, 2.0), leaving(2.0, 2.5), leaving(3.0, 3.0)]
+    found_ = {f.name: f for f in leavings.half_findings("a", given)}
+    assert found_["half:a"].value == pytest.approx(2) and found_["half:a"].low is None
+    assert "at most" in found_["half:a"].words and found_["early_half:a"].value == pytest.approx(1 / 3)
+    assert found_["half_blurred:a"].low is not None and found_["early_half_blurred:a"].value == 0
+    assert found_["sooner:a"].value == pytest.approx(0.5)
+
+
+def photograph(path: Path, size: int) -> Path:
+    pixels = RNG.integers(0, 255, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_features_with_one_best_image_reach_it_from_anywhere(tmp_path: Path) -> None:
+    """`planted_1x1`: a colour all over is the best image of features 0, 2 and 3, and green 1 that of feature 1."""
+    context = context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path / "runs", features=4, seeds=2)
+    context = replace(context, image=photograph(tmp_path / "photo.png", 20))
+    outcome = measure(context)
+    assert found(outcome, "reached:features") == pytest.approx(1.0, abs=0.01)
+    assert found(outcome, "reached:sum:features") == pytest.approx(1.0, abs=0.01)
+    assert found(outcome, "reached:layer:features") == pytest.approx(1.0, abs=0.01)
+    assert found(outcome, "aim:features") == pytest.approx(1.0, abs=0.01) and outcome.verdict == "holds"
+    assert outcome.conclusion.startswith("From the photograph 4 features")
+    own = outcome.rows[(outcome.rows.part == "own") & (outcome.rows.step == 0)]
+    np.testing.assert_allclose(own.value, 1)
+    assert set(outcome.rows.unit) == {
+        *(f"features:{k}" for k in range(4)),
+        "4 drawn features",
+        "the whole layer",
+        "blur alone",
+    }
+
+
+def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> None:
+    context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=3)
+    image = natural(context, 16)
+    assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
+    assert not any(np.allclose(image, p.clamp(0, 1)) for p in image_ops.pink(PINK, 16)), "not one of the yardstick's"
+    outcome = measure(context)
+    assert not any("photograph" in f.words for f in outcome.findings)
+    assert "a 1/f image (no photograph was given" in outcome.conclusion and outcome.verdict in (
+        "holds in part",
+        "not decided",
+    )
+
+
+def test_the_photograph_under_blur_alone_is_what_the_library_makes_without_a_gradient(tmp_path: Path) -> None:
+    context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=2)
+    photo = natural(context, 16)
+    recipe = replace(
+        FAST.resolved(16, size=16, steps=6), octaves=tuple(Octave(3, (0.1, 0.1), (1, 1), s) for s in (16, 20))
+    )
+    found_ = natural_start.blurred(context, "second", recipe, photo, 2)
+    assert found_.shape == (4, 11), "at steps 0, 2, 4 and 6, of which two at 20 pixels"
+    end = null_images(recipe, 0, torch.from_numpy(photo))
+    for frame, image in ((0, torch.from_numpy(photo)), (-1, end)):
+        with torch.no_grad():
+            plain = tiny.small()(image[None]).mean((2, 3)).numpy()[0]
+        np.testing.assert_allclose(found_[frame], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_few_or_dead_features_are_undefined_not_an_error(tmp_path: Path) -> None:
+    few = measure(context_of(STUDY, tiny.two(), ("features",), tmp_path / "two", features=2))
+    assert "half:features" not in {f.name for f in few.findings}, "two features have no profile"
+    dead = measure(context_of(STUDY, tiny.asleep(), ("relu",), tmp_path / "dead", features=2))
+    assert dead.verdict == "not decided" and dead.conclusion == "0 features rose from noise."
+
+
+def test_verdicts() -> None:
+    def of(reached: float) -> list[natural_start.Leaving]:
+        given = np.zeros(3)
+        return [
+            natural_start.Leaving("a:0", "a", given, given, given, 0, 0, 0, given, reached * f) for f in (1, 1.01, 0.99)
+        ]
+
+    assert judge(of(1.0), of(0.9), True) == "holds"
+    assert judge(of(1.0), of(0.5), True) == judge(of(0.5), of(1.0), True) == "holds in part"
+    assert judge(of(0.5), of(0.5), True) == "does not hold"
+    assert judge(of(np.nan), of(1.0), True) == "not decided"
+    assert judge(of(1.0), of(0.9), False) == judge(of(1.0), of(0.5), False) == "holds in part", "no photograph"
+    assert judge(of(0.5), of(0.5), False) == "not decided"
+
+
+def test_the_yardstick_and_small_sizes(tmp_path: Path) -> None:
+    context = context_of(STUDY, tiny.small(), ("second",), tmp_path)
+    mean, deviation = yardstick(context, ["second", "first"], 16)
+    with torch.no_grad():
+        plain = tiny.small()(image_ops.pink(PINK, 16)).mean((2, 3)).numpy()
+    np.testing.assert_allclose(mean[:11], plain.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(deviation[:11], plain.std(0), rtol=1e-3)
+    assert mean.shape == (17,)
+    assert small_size(load(tiny.shrinking(), input_size=200), ["last"], 9) == 80, "9 is too small for it"
+    assert small_size(load(tiny.small(), input_size=200), ["second"]) == 64
+    assert small_size(load(tiny.small(), input_size=32), ["second"]) == 32

@@ -1,0 +1,33 @@
+"""The studies of images and neurons on a network of torchvision's: no branches, a class of its own, dead features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from analyses import maximised_unit, metrics, neuron_growth, octaves
+from analyses.studies import Context, save
+from featmap import load
+from featmap.cli.console import Bars
+
+NETWORKS = [("resnet18", ("layer2.0", "layer3.0"), 48)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [octaves, metrics, maximised_unit, neuron_growth], ids=lambda m: m.STUDY.name)
+@pytest.mark.parametrize(("model", "layers", "size"), NETWORKS)
+def test_a_study_runs_on_any_network(
+    study: ModuleType, model: str, layers: tuple[str, ...], size: int, tmp_path: Path
+) -> None:
+    network = load(model, "random")
+    context = Context(study.STUDY, network, layers, False, 2, 1, "cpu", tmp_path / "runs", Bars())
+    outcome = study.measure(context, size, 3)
+    assert outcome.verdict in ("holds", "holds in part", "does not hold", "not decided")
+    assert np.isfinite(outcome.rows["value"].to_numpy(dtype=float)).all()
+    assert all(f.value is None or np.isfinite(f.value) for f in outcome.findings)
+    assert len({f.name for f in outcome.findings}) == len(outcome.findings)
+    record, table = save(context, outcome, tmp_path / "results")
+    assert record.is_file() and table.stat().st_size < 200_000

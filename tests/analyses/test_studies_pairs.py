@@ -1,0 +1,196 @@
+"""Studies of the article's pair and of branches, on tiny networks whose answers are known."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from analyses import branches, joint_pair
+from analyses.formulas.partitions import Agreement
+from featmap.mapping.result import SimilarityMap
+from featmap.plotting import interaction_panel
+from featmap.plotting.interaction_panel import Panel
+from featmap.stats.interaction import ROUNDING
+from featmap.stats.reliability import Interval
+from tests.helpers.couples import gated
+from tests.helpers.networks import linear_network
+from tests.helpers.studying import context_of, found
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_linear_network_has_no_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, draw = list[Panel](), interaction_panel.panel
+    monkeypatch.setattr(interaction_panel, "panel", lambda given: (shown.append(given), draw(given))[1])
+    context = context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3, features=6)
+    outcome = joint_pair.measure(context)
+    assert found(outcome, "headline") < ROUNDING and found(outcome, "p") == 1
+    assert abs(found(outcome, "random_excess")) < ROUNDING
+    assert outcome.verdict == "does not hold"
+    assert outcome.conclusion.startswith("conv2:7 + conv3:1: 0.0 %")  # channels 199 and 201 of 8 and 5, counted round
+    pairs = outcome.rows.groupby(["a", "b"])["named"].first()
+    assert len(pairs) == 3 and pairs.sum() == 1 and pairs["conv2:7", "conv3:1"]
+    assert [p.title for p in shown] == ["conv2:7 + conv3:1"]  # of three pairs in the run, its own seeds only
+    assert {len(strip.values) for strip in shown[0].strips} == {3}
+    used = [name for pair in pairs.index for name in pair]
+    assert len(set(used)) == len(used)
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    outcome = joint_pair.measure(context_of(joint_pair.STUDY, gated(), ("colours", "gates"), tmp_path, features=1))
+    assert outcome.verdict == "not decided"
+    assert outcome.figures[".webp"][:4] == b"RIFF"
+
+
+def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
+    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
+    assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
+
+
+@pytest.mark.parametrize(
+    ("p", "share", "upper", "expected"),
+    [
+        (np.nan, 0.9, np.nan, "not decided"),
+        (0.2, 0.9, 0.067, "not decided"),
+        (0.2, 0.9, 0.019, "does not hold"),
+        (0.2, 0.9, np.nan, "not decided"),
+        (0.01, 0.61, 0.4, "holds"),
+        (0.01, 0.59, 0.4, "holds in part"),
+        (0.01, 0.31, 0.015, "holds in part"),
+    ],
+)
+def test_far_is_nearer_to_the_ceiling_and_not_far_is_known_to_be_small(
+    p: float, share: float, upper: float, expected: str
+) -> None:
+    row = {"p": p, "response_nonlinearity": share}
+    row |= {"response_nonlinearity_floor": 0.3, "response_nonlinearity_ceiling": 0.9}
+    row |= {"retention_a": 0.4, "retention_b": 0.9}
+    assert joint_pair.verdict(pd.Series(row), (-0.02, upper)) == expected
+    lost = joint_pair.verdict(pd.Series(row | {"retention_a": 0.05}), (-0.02, upper))
+    assert lost == ("holds in part" if expected == "holds" else expected), "an image of one unit is none of two"
+
+
+def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Path) -> None:
+    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3))
+    named = {
+        "status": "ok",
+        "seeds": 3,
+        "response_nonlinearity": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "p": 0.01,
+        "excess": 0.1,
+    }
+    named |= {"response_nonlinearity_floor": 0.1, "response_nonlinearity_ceiling": 0.5}
+    named |= {"territory_divided": 0.75, "territory_correlation": -0.354}
+    row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
+    values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
+    random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
+    said = joint_pair.conclusion(job, row, (0.05, 0.15), random)
+    assert (
+        "at 75% of the positions where any of the two fires only one does, and their maps correlate by -0.35;" in said
+    )
+    assert "the share lies 0.100 [0.050, 0.150] above its floor" in said
+    assert "the joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7;" in said
+    assert (
+        "in 2 of 3 pairs drawn at random 0.150 (from 0.100 to 0.200), the others are undefined (dead partner)." in said
+    )
+    figures = {f.name: f for f in joint_pair.compared(row, random)}
+    assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
+    assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
+    assert figures["random_lost"].value == figures["random_above"].value == 0.5
+    whole = joint_pair.conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
+    assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 pairs" in whole
+
+
+def test_the_interval_of_the_excess_is_over_seeds() -> None:
+    """Excesses of 0.01, 0.02 and 0.03: a standard error of 0.01 / sqrt(3), times 4.303."""
+    pair = pd.DataFrame({"response_nonlinearity": [0.11, 0.22, 0.33], "response_nonlinearity_floor": [0.1, 0.2, 0.3]})
+    reach = 4.30265 * 0.01 / np.sqrt(3)
+    assert joint_pair.excess_of(pair) == pytest.approx((0.02 - reach, 0.02 + reach), abs=1e-6)
+    assert np.isnan(joint_pair.excess_of(pair[:2])).all()
+
+
+WIDTH = 6
+
+
+class Module(nn.Module):
+    """Twelve 1 x 1 features of two kinds, near copies of one another; `apart`: a branch has those of one kind."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        kinds = torch.tensor([[1.0, -1.0, 0.2], [-0.2, 0.3, 1.0]]).repeat_interleave(WIDTH, 0)
+        kinds = kinds + 0.1 * torch.randn(kinds.shape, generator=torch.Generator().manual_seed(3))
+        order = torch.arange(2 * WIDTH) if apart else torch.arange(2 * WIDTH).view(2, -1).T.flatten()
+        for k, weight in enumerate(kinds[order].view(2, WIDTH, 3)):
+            conv = nn.Conv2d(3, WIDTH, 1, bias=False)
+            conv.weight.data = weight[:, :, None, None]
+            self.add_module(f"branch{k + 1}", conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch1(x), self.branch2(x)], 1)
+
+
+def module(apart: bool) -> nn.Module:
+    return nn.Sequential(OrderedDict(mixed=Module(apart))).eval()
+
+
+def test_branches_of_one_kind_each_are_the_clusters(tmp_path: Path) -> None:
+    outcome = branches.measure(context_of(branches.STUDY, module(True), ("mixed",), tmp_path, seeds=2))
+    assert found(outcome, "mixed:ari") == 1 and found(outcome, "mixed:ari_seed") == 1
+    assert found(outcome, "mixed:ari_p") < 0.01  # two of 924 ways to halve twelve
+    assert found(outcome, "mixed:own_neighbour") == 1
+    assert found(outcome, "mixed:own_chance") == pytest.approx(5 / 11)
+    rows = outcome.rows
+    assert found(outcome, "mixed:contrast") == pytest.approx((rows["S_within"] - rows["S_across"]).mean())
+    assert (rows["S_within"] > 0.5).all() and (rows["S_across"] < -0.5).all()
+    assert outcome.verdict == "holds" and "ARI of 1.000" in outcome.conclusion
+
+
+def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
+    outcome = branches.measure(context_of(branches.STUDY, module(False), ("mixed",), tmp_path))
+    assert found(outcome, "mixed:ari") < 0 and found(outcome, "mixed:ari_p") > 0.5
+    assert found(outcome, "mixed:contrast") < 0
+    assert outcome.verdict == "does not hold"
+    with_other = outcome.rows.query("feature == 'mixed:0'").iloc[0]
+    assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
+
+
+def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.Divided:
+    """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
+    given, none = np.array([-0.0004]), np.zeros(0)
+    rand = Agreement(Interval(0.15, low, 0.2), p, given)
+    beside = Agreement(Interval(0.02, 0.01, 0.03), contrast, given)
+    return branches.Divided("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
+
+
+def test_it_holds_by_the_lower_end_of_the_interval_in_every_layer() -> None:
+    above, across, below, no = layer_of(0.001, 0.11), layer_of(0.001, 0.07), layer_of(0.001, -0.01), layer_of(0.3, 0.11)
+    assert branches.verdict([above, above]) == "holds"
+    assert branches.verdict([above, across]) == branches.verdict([across]) == "holds in part"
+    assert branches.verdict([above, no]) == "holds in part", "chance in one of two layers"
+    assert branches.verdict([below]) == branches.verdict([layer_of(0.3, 0.11, 0.01)]) == "not decided"
+    assert branches.verdict([no]) == "does not hold"
+    said = branches.conclusion([across], ("mixed",))
+    assert "an ARI of 0.150 [0.070, 0.200] (chance 0.000, p 0.001)" in said and "0.020 [0.010, 0.030] above S" in said
+
+
+def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:
+    outcome = branches.measure(context_of(branches.STUDY, linear_network(), ("conv2",), tmp_path))
+    assert outcome.verdict == "not decided" and outcome.findings[0].value is None
+    assert "join no branches" in outcome.conclusion and not outcome.figures
+
+
+def test_a_large_layer_gives_as_many_of_each_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "WHOLE", 8)
+    context = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2)
+    chosen = branches.chosen(context, context.network.layer("mixed", 16))
+    assert len(chosen) == 8 and sum(c < WIDTH for c in chosen) == 4 and chosen == sorted(set(chosen))
+    whole = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2, full=True)
+    assert branches.chosen(whole, whole.network.layer("mixed", 16)) == list(range(12))

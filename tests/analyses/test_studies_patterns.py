@@ -1,0 +1,190 @@
+"""The studies of octaves and metrics on networks whose answer is known."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from analyses import metrics, octaves
+from analyses.made import Made, difference_of, over_seeds, ratio_of, share_of
+from analyses.studies import Finding, Outcome
+from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED
+from featmap.plotting.style import fit
+from tests.helpers.studying import context_of, found
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def linear(stride: int, features: int = 6, bias: float = 0.0) -> nn.Module:
+    """One convolution: its gradient is a constant (stride 1) or repeats every `stride` pixels, whatever the image."""
+    conv = nn.Conv2d(3, features, 3, stride, 1)
+    with torch.no_grad():
+        conv.bias.fill_(bias)
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(4)))
+    return nn.Sequential(OrderedDict(features=conv)).eval()
+
+
+def put(module: nn.Module, tmp_path: Path, size: int = 40, seeds: int = 2) -> Outcome:
+    context = context_of(octaves.STUDY, module, ("features",), tmp_path, size=size, features=4, seeds=seeds)
+    return octaves.measure(context, size, 9)
+
+
+def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Path) -> None:
+    outcome = put(linear(2), tmp_path)
+    periods = outcome.rows[outcome.rows["measure"] == "grid period"]
+    assert set(periods.loc[periods["recipe"] == octaves.PLAIN, "value"]) == {2.0}
+    assert found(outcome, f"grid {octaves.PLAIN}") == 1
+    assert found(outcome, f"grid {octaves.LOWRES}") == 0
+    assert found(outcome, "less") > 0.1
+    assert outcome.verdict == "holds in part"  # all of the features are no minority
+    assert "fewer with them, does not hold: 100% [61%, 100%] do by plain descent" in outcome.conclusion
+    assert "That octaves are clearer holds" in outcome.conclusion
+
+
+@pytest.mark.parametrize(("less", "grid", "said"), [(-0.02, 0.1, True), (0.02, 0.1, False), (-0.02, 0.9, False)])
+def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
+    held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
+    held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
+    told = octaves.blurred(held)
+    assert (
+        "it is blur that clears" in told
+    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in told
+
+
+def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) -> None:
+    outcome = put(linear(1), tmp_path)
+    assert found(outcome, f"grid {octaves.PLAIN}") == found(outcome, f"grid {octaves.OCTAVES}") == 0
+    # a constant is added to white noise, of which 1 - pi / 16 lies above half the Nyquist frequency
+    assert found(outcome, f"high {octaves.PLAIN}") == pytest.approx(1 - np.pi / 16, abs=0.03)
+    assert found(outcome, f"high {octaves.OCTAVES}") < 0.1
+    # in a linear network both recipes move along the same constant gradient
+    assert found(outcome, f"{octaves.PLAIN}, {octaves.OCTAVES}") > 1
+    assert found(outcome, f"{octaves.PLAIN}, {octaves.PLAIN}") > 1
+    same = outcome.rows[outcome.rows["measure"] == "same"]
+    assert same["value"].min() > 0.98
+
+
+def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, live = np.zeros((1, 3, 3, 8, 8)), np.array([[True, False, False]])
+    made = Made(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
+    told: list[str] = []
+    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
+    octaves.sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
+    assert set(told) == {*octaves.LABELS, "no gradient"} and len(told) == 27
+    assert fit(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
+
+
+def test_one_seed_and_two_features_do(tmp_path: Path) -> None:
+    context = context_of(octaves.STUDY, linear(2), ("features",), tmp_path, size=24, features=2, seeds=1)
+    outcome = octaves.measure(context, 24, 3)
+    again = next(f for f in outcome.findings if f.name == f"{octaves.PLAIN}, {octaves.PLAIN}")
+    assert (again.value, again.count) == (None, 0)  # there is no other seed
+    assert "undefined" in outcome.conclusion
+    assert np.isfinite(outcome.rows["value"].to_numpy()).all()
+
+
+def test_the_full_recipes_are_the_articles_sizes() -> None:
+    chosen = octaves.recipes(None, None)
+    assert chosen[octaves.OCTAVES].sizes == (299, 340, 380)
+    assert chosen[octaves.LOWRES].sizes == ARTICLE_LOWRES.sizes == (299, 260, 224)
+    assert (chosen[octaves.PLAIN].sizes, chosen[octaves.PLAIN].steps) == ((299,), 300)
+    assert all(o.sigma == (0, 0) for o in chosen[octaves.PLAIN].octaves)
+    assert {r.optimiser for r in chosen.values()} == {"rms"}
+    reduced = octaves.recipes(96, 45)
+    assert {r.size for r in reduced.values()} == {96} and {r.steps for r in reduced.values()} == {45}
+
+
+def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
+    context = context_of(metrics.STUDY, linear(1, 8, 5.0), ("features",), tmp_path, size=24, features=8, seeds=2)
+    outcome = metrics.measure(context, 24, 6)
+    # with C = 200 every neuron of L2 weighs 200 - z, which is all but the same: L1 again
+    assert found(outcome, "image l2") > 0.9995
+    assert found(outcome, "agreement l2") == pytest.approx(found(outcome, "ceiling l2"), abs=0.02)
+    assert found(outcome, "ceiling l2") == pytest.approx(found(outcome, "agreement l1"))
+    assert found(outcome, "compared l2") == 8
+    # L2 with C at what was reached does not push what is there already
+    correlations = [found(outcome, f"image {metrics.with_C(f)}") for f in metrics.FACTORS]
+    assert correlations == sorted(correlations, reverse=True)
+    assert correlations[0] > 0.99 > correlations[-1]
+    assert [found(outcome, f"live {m}") for m in (metrics.L1, metrics.L2)] == [1, 1]
+    high = outcome.rows[outcome.rows["measure"] == "high share"]
+    wide = high.pivot_table(index="feature", columns="recipe", values="value")  # by hand: seeds first, then pairs
+    assert found(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
+
+
+def test_what_a_metric_lacks_of_its_ceiling_is_paired_by_feature() -> None:
+    values = {"same": (0.8, 0.5, 0.3), "ceiling same": (0.9, 0.6, 0.6), "live": (1.0, 1.0, 1.0)}
+    values |= {"different": (0.0, 0.1, 0.0), "ceiling different": (0.0, 0.0, 0.1)}
+    rows = pd.DataFrame([(m, f"{k}", v) for m, row in values.items() for k, v in enumerate(row)])
+    rows = rows.set_axis(["measure", "feature", "value"], axis=1).assign(layer="a", recipe="linf", seed=0)
+    rows["against"] = np.where(rows["measure"] == "live", "", "l1")
+    short = next(f for f in metrics._agreements(rows, "linf") if f.name == "short linf")
+    lacking = np.array([-0.1, -0.2, -0.2])
+    reach = 4.302653 * lacking.std(ddof=1) / 3**0.5
+    assert (short.value, short.low) == (pytest.approx(lacking.mean()), pytest.approx(lacking.mean() - reach, abs=1e-6))
+
+
+def test_image_correlations_are_numpys(tmp_path: Path) -> None:
+    context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=16, features=3, seeds=2)
+    sets = metrics._layer(context, "features", ARTICLE_NORMALISED.resolved(299, 16, 3))
+    one, two = sets["linf"], sets["l1"]
+    expected = [
+        [np.corrcoef(one.changes[s, k].ravel(), two.changes[s, k].ravel())[0, 1] for k in range(3)] for s in range(2)
+    ]
+    np.testing.assert_allclose(metrics.correlations(one, two), expected, atol=1e-6)
+    assert metrics.correlations(sets[metrics.with_C(1.0)], two).shape == (1, 3)
+
+
+def finding(value: float | None, low: float | None = None, high: float | None = None) -> Finding:
+    return Finding("", value, low, high, 8, "")
+
+
+@pytest.mark.parametrize(
+    ("l2", "linf", "more_l2", "more_linf", "verdict"),
+    [
+        ((0.4, 0.5), (0.1, 0.3), (0.01, 0.02), (0.03, 0.04), "holds"),
+        ((0.4, 0.5), (0.1, 0.3), (-0.01, 0.02), (0.03, 0.04), "holds in part"),  # L2's noise is undecided
+        ((0.4, 0.5), (-0.1, 0.3), (0.01, 0.02), (0.03, 0.04), "holds in part"),  # Linf's patterns are undecided
+        ((0.4, 0.5), (-0.3, -0.1), (-0.03, -0.02), (0.03, 0.04), "does not hold"),
+        ((0.4, 0.5), (None, None), (-0.03, 0.02), (None, None), "not decided"),
+    ],
+)
+def test_the_verdict_on_metrics_follows_its_rules(
+    l2: tuple, linf: tuple, more_l2: tuple, more_linf: tuple, verdict: str
+) -> None:
+    held = {f"half {m}": finding(v[0], *v) for m, v in (("l2", l2), ("linf", linf))}
+    held |= {"agreement l2": finding(0.9), "agreement linf": finding(0.4), "agreement linf-elementwise": finding(None)}
+    held |= {f"{what} {m}": finding(0.75) for what in ("ceiling", "live") for m in metrics.OTHERS}
+    held |= {f"more {m}": finding(v[0], *v) for m, v in (("l2", more_l2), ("linf", more_linf))}
+    held |= {"more linf-elementwise": finding(0.1, 0.0, 0.2), "C over a": finding(20.0)}
+    lacking = dict(zip(metrics.FACTORS, ((0, 0), (-0.04, 0.01), (-0.09, -0.03), (-0.3, -0.1)), strict=True))
+    for what in ("short", "image short"):
+        held |= {f"{what} {m}": finding(-0.15, -0.2, -0.1) for m in ("linf", "linf-elementwise")}
+        held |= {f"{what} l2": finding(0, -0.04 if what == "short" else -0.08, 0.01)}
+        held |= {f"{what} {metrics.with_C(f)}": finding(low, low, high) for f, (low, high) in lacking.items()}
+    held[metrics.FAR] = finding(0.73)
+    found_, conclusion = metrics.judged(held)
+    assert found_ == verdict
+    lacking = "0.40 (linf, which moves 75% of the features; clearly below the ceiling: -0.150 [-0.200, -0.100], n = 8)"
+    assert lacking in conclusion and "against the ceiling: +0.000 [-0.040, +0.010]" in conclusion
+    assert "correlate with l1's images by 0.73 only in pixels" in conclusion
+    assert "two seeds of l1 do down to C = 10 a and no more at 1 a" in conclusion and "200 is 20 a" in conclusion
+
+
+def test_helpers_average_as_they_say() -> None:
+    values, live = np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([[True, True], [True, True]])
+    assert over_seeds(values, live).tolist() == [2.0, 2.0]
+    assert np.isnan(over_seeds(values, ~live)).all()
+    assert ratio_of("", pd.Series([2.0, 8.0, -1.0]), "").value == pytest.approx(4)
+    assert ratio_of("", pd.Series([], dtype=float), "").value is None
+    assert share_of("", pd.Series([True, False, True, True]), "").value == 0.75
+    welch = difference_of("", pd.Series([3.0, 5.0, 4.0]), pd.Series([1.0, 1.5]), "")
+    assert welch.value == pytest.approx(2.75)
+    assert welch.low is not None and welch.low < 2.75 < (welch.high or 0)
+    assert difference_of("", pd.Series([3.0]), pd.Series([1.0, 1.5]), "").value is None

@@ -1,0 +1,189 @@
+"""The trial of several layers on a tiny network, and the explanations of a shortfall against plain loops."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analyses import shortfall, trial, trialpage
+from featmap import FeatmapError
+from featmap.stats import reliability
+from featmap.stats.measures import correlations
+from tests.helpers import twofold
+from tests.stats.test_reliability import symmetric, upper
+
+pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+
+
+def known(D: int = 24, N: int = 400, shift: float = 0.0) -> shortfall.Known:
+    """Photographs and images of features that mix six sources; `shift` is what is the images' alone."""
+    rng = np.random.default_rng(0)
+    mixing, alien = rng.normal(size=(6, D)), rng.normal(size=(6, D))
+    photographs = np.maximum(rng.normal(size=(N, 6)) @ mixing + 0.3 * rng.normal(size=(N, D)), 0)
+    A = mixing.T @ mixing + shift * (alien.T @ alien)
+    noise = rng.normal(size=(100, D))
+    branches = ["one"] * (D // 2) + ["two"] * (D - D // 2)
+    return shortfall.Known(A, photographs, A[:10] + 0.1 * rng.normal(size=(10, D)), A.copy(), noise, branches)
+
+
+def test_explanations_by_hand() -> None:
+    given = known()
+    found = shortfall.explained(given)
+    assert list(found) == list(shortfall.FIGURES)
+    S, P = correlations(given.A), correlations(given.photographs)
+    n = len(S)
+    assert found["raw"].value == pytest.approx(stats.pearsonr(upper(S), upper(P)).statistic, abs=1e-12)
+    pairs = [(i, j) for i in range(n) for j in range(i)]
+    inside = [p for p in pairs if given.branches[p[0]] == given.branches[p[1]]]
+    for name, chosen in (("within_branch", inside), ("across_branches", sorted(set(pairs) - set(inside)))):
+        x, y = ([t[p] for p in chosen] for t in (S, P))
+        assert found[name].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+    rng, r = reliability.seeded("favourites", 400), []
+    for _ in range(shortfall.SPLITS):
+        order = rng.permutation(400)
+        halves = [given.photographs[sorted(part)] for part in (order[:200], order[200:])]
+        liked = [
+            [h[np.argsort(-h[:, j], kind="stable")[: shortfall.BEST]].mean(axis=0) for j in range(n)] for h in halves
+        ]
+        x, y = (upper(correlations(np.array(mine))) for mine in liked)
+        r.append([stats.pearsonr(x, other).statistic for other in (upper(correlations(halves[1])), upper(S), y)])
+    for name, by_hand in zip(("P", "S", "favourites"), np.mean(r, axis=0), strict=True):
+        assert found[f"favourites_with_{name}"].value == pytest.approx(by_hand, abs=1e-12)
+    best = [np.argsort(-given.photographs[:, j], kind="stable")[: shortfall.BEST] for j in range(n)]
+    top = given.photographs[sorted({int(k) for b in best for k in b})]
+    assert found["top_photographs"].value == pytest.approx(
+        stats.pearsonr(upper(S), upper(correlations(top))).statistic, abs=1e-12
+    )
+    centred = [stats.zscore(X, axis=0) for X in (given.A, given.photographs)]
+    x, y = (upper(stats.spearmanr(Z - Z.mean(axis=1, keepdims=True)).statistic) for Z in centred)
+    assert found["by_rank"].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
+    assert found["early"].value == pytest.approx(found["raw"].value, abs=1e-12)
+    assert abs(found["noise_with_P"].value) < 0.3 < found["raw"].value < found["favourites_with_P"].value + 0.2
+
+
+def test_what_branches_differ_by_is_taken_out_pair_of_branches_by_pair() -> None:
+    table, branches = symmetric(9, 1), np.array(list("aaabbbccc"), dtype=object)
+    found = shortfall.less_block_means(table, branches)
+    for i in range(9):
+        for j in range(i):
+            block = [
+                table[k, m]
+                for k in range(9)
+                for m in range(9)
+                if k != m and (branches[k], branches[m]) == (branches[i], branches[j])
+            ]
+            assert found[i, j] == pytest.approx(table[i, j] - np.mean(block), abs=1e-12)
+    np.testing.assert_allclose(found, found.T, atol=1e-12)
+
+
+def test_dimensions_axes_and_own_images() -> None:
+    assert shortfall.dimensions(np.eye(7)) == pytest.approx(7)
+    assert shortfall.dimensions(np.ones((7, 7))) == pytest.approx(1)
+    v = np.random.default_rng(0).normal(size=8)
+    np.testing.assert_allclose(shortfall.less_leading(np.outer(v, v)), 0, atol=1e-12)
+    A = np.arange(9.0).reshape(3, 3)
+    assert shortfall.without_own(A).tolist() == [[4.5, 1, 2], [3, 4, 5], [6, 7, 3.5]]
+
+
+def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
+    found = shortfall.explained(known(shift=2.0))
+    assert found["raw"].value < 0.7 < found["favourites_with_P"].value
+    said = shortfall.reason(found.get, 0.85)
+    assert any("mostly in the images' being synthetic, not in the choice" in line for line in said)
+    assert reason(raw=0.9) == [] and reason() == []
+    said = reason(raw=0.6, early=0.9, noise_with_P=0.7)
+    assert "stopping descents early: 0.900" in said[0] and "enough" in said[0] and "no less than the map" in said[1]
+    assert reason(raw=0.6, early=0.61) == ["none of the changes tried raises 0.600 by 0.02 or more"]
+
+
+def reason(**values: float) -> list[str]:
+    return shortfall.reason({name: reliability.Interval(v) for name, v in values.items()}.get, 0.85)
+
+
+@pytest.mark.parametrize(
+    ("natural", "synthetic", "ceiling", "words"),
+    [
+        ((0.84, 0.94), (0.70, 0.80), (0.9, 0.98), "mostly in the images' being synthetic"),
+        ((0.70, 0.80), (0.84, 0.94), (0.9, 0.98), "mostly in the choice of strong stimuli"),
+        ((0.70, 0.80), (0.75, 0.85), (0.9, 0.98), "both the choice"),
+        ((0.88, 0.93), (0.80, 0.89), (0.9, 0.98), "not told apart"),
+    ],
+)
+def test_causes_are_told_apart_by_their_intervals(
+    natural: tuple[float, float], synthetic: tuple[float, float], ceiling: tuple[float, float], words: str
+) -> None:
+    given = {"raw": reliability.Interval(0.6), "early": reliability.Interval(0.6)}
+    for name, (low, high) in (("P", natural), ("S", synthetic), ("favourites", ceiling)):
+        given[f"favourites_with_{name}"] = reliability.Interval((low + high) / 2, low, high)
+    assert words in " ".join(shortfall.reason(given.get, 0.85))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trial")
+    photographs = twofold.photographs(folder / "photographs", count=40)
+    with zipfile.ZipFile(folder / "photographs.zip", "w") as archive:
+        archive.writestr("notes.txt", "no picture")
+        for path in sorted(photographs.iterdir()):
+            archive.write(path, f"inner/{path.name}")
+    put_to_test(folder)
+    return folder
+
+
+def put_to_test(folder: Path) -> None:
+    trial.main(
+        folder / "photographs.zip",
+        model="tests.helpers.tiny:wide",
+        layers="first,second",
+        features=12,
+        seeds=2,
+        null_seeds=1,
+        size=16,
+        steps=8,
+        runs=folder / "runs",
+        results=folder / "results",
+        page=folder / "page.md",
+    )
+
+
+def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
+    text = (made / "page.md").read_text()
+    assert trialpage.page(made / "results") == text
+    for words in ("**second**", "| S of one seed with S of another |", "random weights", "40 photographs", "12 of 24"):
+        assert words in text
+    assert "one draw of them, 1 seed(s) of noise" in text and "| modularity of Louvain's runs |" in text
+    assert "nan" not in text.lower() and str(made) not in text
+    trial.main(None, results=made / "results", page=made / "again.md")
+    assert (made / "again.md").read_text() == text
+    with pytest.raises(FeatmapError, match="give --images"):
+        trial.main(None, results=made / "nowhere", page=made / "nothing.md")
+
+
+def test_the_stored_figures_are_those_of_the_validation(made: Path) -> None:
+    (run,) = (p for p in (made / "runs").glob("map-*"))
+    stored = pd.read_csv(made / "results" / "figures.csv")
+    found = pd.read_csv(run / "validation" / "figures.csv")
+    merged = stored.merge(found, on=["layer", "network", "name"])
+    assert len(merged) == len(stored) == len(found)
+    np.testing.assert_allclose(merged["value_x"], merged["value_y"], rtol=1e-4)
+    short = pd.read_csv(made / "results" / "shortfall.csv").set_index(["layer", "name"])["value"]
+    raw = stored[(stored["network"] == "trained") & (stored["name"] == "photographs_pearson")]
+    for layer, value in zip(raw["layer"], raw["value"], strict=True):
+        assert short[layer, "raw"] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_trial_goes_on_from_its_runs_and_says_the_same(made: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (made / "results").iterdir()}
+    put_to_test(made)
+    assert {p.name: p.read_bytes() for p in (made / "results").iterdir()} == before
+
+
+def test_too_little_is_refused(tmp_path: Path) -> None:
+    for settings, words in (({"features": 3}, "8 or more"), ({"layers": "first"}, "two or more")):
+        with pytest.raises(FeatmapError, match=words):
+            trial.main(tmp_path, model="tests.helpers.tiny:wide", **settings)  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""Tiny networks whose units' interaction is known; each can be named as ``--model tests.helpers.couples:name``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+LEFT, RIGHT, LEFT_TOO, RIGHT_TOO = range(4)
+"""The features of `halves`."""
+
+ONE, COPY, LARGER, OPPOSITE, OTHER = range(5)
+"""The features of `twins`: one, itself again, three times it, its negative, a different one."""
+
+RED, GREEN, AND = 0, 1, 5
+"""Features of `gated`: RED and GREEN in `colours`, AND in `gates`."""
+
+
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    found = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return found - found.mean(tuple(range(1, len(shape))), keepdim=True)
+
+
+def _convolution(weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> nn.Conv2d:
+    found = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, bias=bias is not None)
+    with torch.no_grad():
+        found.weight.copy_(weight)
+        if bias is not None and found.bias is not None:
+            found.bias.copy_(bias)
+    return found
+
+
+class Windows(nn.Module):
+    """Channel c is kept in the columns from `sides[c]` on (negative: before its absolute value), 0 elsewhere."""
+
+    def __init__(self, sides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sides = sides
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = torch.arange(x.shape[3], device=x.device)
+        kept = torch.stack([columns < -s if s < 0 else columns >= s for s in self.sides])
+        return x * kept[:, None, :].to(x)
+
+
+def _windowed(weight: Tensor, last: nn.Module) -> nn.Module:
+    return nn.Sequential(OrderedDict(mix=_convolution(weight), parts=Windows((-4, 28, -4, 28)), out=last)).eval()
+
+
+COLOURS = torch.tensor([[1.0, -1.0, 0.5], [0.5, 1.0, -1.0], [1.0, 1.0, 1.0], [0.2, -0.4, 0.9]])
+
+
+def halves() -> nn.Module:
+    """Layer `out`: at 32 pixels each feature reads its colour in four columns, at the left or at the right end.
+
+    LEFT and RIGHT have gradients of one length. Linear.
+    """
+    return _windowed(COLOURS[:, :, None, None], nn.Identity())
+
+
+def unequal() -> nn.Module:
+    """`halves` with a RIGHT of half the scale."""
+    return _windowed((COLOURS * torch.tensor([1.0, 0.5, 1, 1])[:, None])[:, :, None, None], nn.Identity())
+
+
+def saturating() -> nn.Module:
+    """`halves` that are full at 1: every pixel of LEFT and RIGHT gets there, whatever the other does."""
+    return _windowed(COLOURS[:, :, None, None], nn.Hardtanh(-1.0, 1.0))
+
+
+def twins() -> nn.Module:
+    """Layer `features`, linear: see `ONE` and the others; two more for the ceiling."""
+    weight = _random((7, 3, 3, 3), 31)
+    weight[COPY], weight[LARGER], weight[OPPOSITE] = weight[ONE], 3 * weight[ONE], -weight[ONE]
+    return nn.Sequential(OrderedDict(features=_convolution(weight, padding=1))).eval()
+
+
+def gated() -> nn.Module:
+    """Layers `colours` (linear) and, one up, `gates`, whose AND fires where red and green are high together.
+
+    The other gates fire on one colour each, far below their threshold or on a constant.
+    """
+    colours = torch.cat([torch.eye(3), torch.tensor([[1.0, 0, 1], [0, 1, 1], [-1, 0, 1]])])
+    gates = torch.zeros(6, 6)
+    gates[0, 0] = gates[1, 1] = gates[2, 2] = gates[3, 5] = 1.0
+    gates[4, 2] = -1.0
+    gates[AND, RED] = gates[AND, GREEN] = 1.0
+    bias = torch.tensor([0.0, 0, 0, 2, 5, -1.45])
+    layers = OrderedDict(
+        colours=_convolution(colours[:, :, None, None]),
+        gates=nn.Sequential(_convolution(gates[:, :, None, None], bias), nn.ReLU()),
+    )
+    return nn.Sequential(layers).eval()
+
+
+class Counted(nn.Conv2d):
+    """A convolution that counts its forward passes, over all copies of it."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.calls += 1
+        return super().forward(x)
+
+
+def counted() -> nn.Module:
+    """Layers `first`, `relu` and `second`; `first` is a `Counted`."""
+    module = nn.Sequential(OrderedDict(first=Counted(3, 6, 3), relu=nn.ReLU(), second=nn.Conv2d(6, 6, 3))).eval()
+    with torch.no_grad():
+        for k, tensor in enumerate(module.parameters()):
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(k)))
+    return module

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from featmap.errors import FeatmapError
+from featmap.interaction import run as pairings
+from featmap.interaction import worker as jointwork
+from featmap.interaction.figures import Interplay
+from featmap.interaction.job import JointJob, Solo
+from featmap.network.model import load
+from featmap.network.unit import Unit
+from tests.helpers import networks, tiny
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+SMALL: dict[str, Any] = {"size": 12, "steps": 4, "rows": 4}
+
+
+def job_of(units: Sequence[str], module: nn.Module, seeds: int = 2, **changes: Any) -> JointJob:
+    network = load(module)
+    named = {k: changes.pop(k) for k in ("balance", "probe_layers", "seed") if k in changes}
+    recipe = pairings.resolve(network, **(SMALL | changes))
+    return pairings.group_job(units, network, recipe, seeds=seeds, **named)
+
+
+def pairs_of(features: Sequence[str], module: nn.Module, layers: Sequence[str] = ("second", "second")) -> JointJob:
+    network = load(module)
+    recipe = pairings.resolve(network, **SMALL)
+    return pairings.pairs_job(pairings.pairs_of(layers, features, network, recipe.size), network, recipe, seeds=2)
+
+
+def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> Interplay:
+    run = pairings.open_run(job, folder)
+    jointwork.execute(job, run, watcher)
+    return Interplay(job, run.arrays)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def test_the_rows_of_one_pair() -> None:
+    job = job_of(["second:3", "second:5"], tiny.small(), seeds=3)
+    a, b = Unit("second", 3), Unit("second", 5)
+    controls = [u for group in job.controls((a, b)) for u in group]
+    assert len(controls) == len(set(controls)) == 8 and not {a, b} & set(controls)
+    expected = {Solo(u, s) for u in (a, b, *controls) for s in (0, 1, 2)}
+    expected |= {Solo(u, s, True) for u in (a, b) for s in (0, 1, 2)}
+    assert len(job.solos) == len(expected) == len(set(job.solos)) and set(job.solos) == expected
+    assert job.floor_seeds == {0: 1, 1: 2, 2: 0}
+    assert job.joints == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_one_seed_borrows_the_next_for_its_floor() -> None:
+    job = job_of(["second:3", "second:5"], tiny.small(), seeds=1, seed=7)
+    others = [s for s in job.solos if s.seed != 7]
+    assert others == [Solo(Unit("second", 3), 8), Solo(Unit("second", 5), 8)]
+    assert job.joints == [(0, 7)] and job.starts == [(7, False), (8, False), (7, True)]
+
+
+def test_solos_are_made_once_each_whatever_the_pairs() -> None:
+    job = pairs_of(["0-3", "2-5"], tiny.small())
+    assert len(job.groups) == 4 * 4 - 2 - 1, "not with itself, and 2 with 3 once"
+    assert len(set(job.solos)) == len(job.solos)
+    made = [s.unit for s in job.solos if s.seed == 0 and not s.perturbed]
+    assert set(made) >= {Unit("second", c) for c in range(6)} and len(made) <= tiny.FEATURES
+    assert {s.unit for s in job.solos if s.perturbed} == {Unit("second", c) for c in range(6)}
+
+
+def test_controls_are_other_channels_of_the_members_layers_and_know_nothing_of_the_run() -> None:
+    alone = job_of(["second:3", "first:2"], tiny.small())
+    many = pairs_of(["0-5", "0-4"], tiny.small(), ("second", "first"))
+    group = alone.groups[0]
+    assert alone.controls(group) == many.controls(group)
+    for given in many.groups:
+        drawn = many.controls(given)
+        assert len(drawn) == 4
+        for k, layer in enumerate(("second", "first")):
+            assert [u[k].layer for u in drawn] == [layer] * 4
+            assert len({u[k] for u in drawn} | {given[k]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("units", "module", "count"),
+    [
+        (["fc:0", "fc:1"], networks.logits_network, 0),
+        (["fc:0", "conv:1"], networks.logits_network, 2),
+        (["features:0", "features:1"], tiny.two, 0),
+        (["features:0:1", "features:0:2"], tiny.planted, 4),
+        (["features:all", "features:3"], tiny.planted, 4),
+        (["second:1", "second:2", "second:3"], tiny.small, 2),
+    ],
+)
+def test_as_many_controls_as_there_are_channels_for(units: list[str], module: Any, count: int) -> None:
+    job = job_of(units, module())
+    drawn = job.controls(job.groups[0])
+    used = {(u.layer, u.channel) for u in job.groups[0]}
+    assert len(drawn) == count
+    assert not used & {(u.layer, u.channel) for group in drawn for u in group}
+
+
+def test_pieces_cover_every_row_once_and_joints_come_last() -> None:
+    job = pairs_of(["0-3", "4-5"], tiny.small())
+    pieces = job.pieces()
+    stages = [p.stage for p in pieces]
+    assert stages == sorted(stages, key=["ground", "solo", "joint"].index)
+    assert len({p.name for p in pieces}) == len(pieces)
+    for stage, count in (("solo", len(job.solos)), ("joint", len(job.joints))):
+        rows = [r for p in pieces if p.stage == stage for r in range(p.first, p.last)]
+        assert rows == list(range(count))
+
+
+def test_every_array_is_filled_by_whole_chunks(tmp_path: Path) -> None:
+    for job in (
+        job_of(["second:0", "first:1"], tiny.small(), seeds=1),
+        pairs_of(["0", "1"], tiny.small()),
+        pairs_of(["0-2", "3-4"], tiny.small()),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        found, coords = carried_out(job, folder), job.coords()
+        assert pairings.open_run(job, folder).arrays is not None
+        for name, spec in job.arrays().items():
+            values = np.asarray(found.arrays[name])
+            assert values.shape == spec.shape and str(values.dtype) == spec.dtype
+            agreement = name == "joint_agreement"
+            assert np.isfinite(values).all() or agreement, f"{name}: a row was left out"
+            for dim, length in zip(spec.dims, spec.shape, strict=True):
+                assert dim not in coords or len(coords[dim]) == length, (name, dim)
+
+
+def test_identity_tells_what_the_numbers_depend_on() -> None:
+    base = job_of(["second:1", "second:2"], tiny.small())
+    others = [
+        job_of(["second:1", "second:3"], tiny.small()),
+        job_of(["second:2", "second:1"], tiny.small()),
+        job_of(["second:1", "second:2"], tiny.other()),
+        job_of(["second:1", "second:2"], tiny.small(), seeds=3),
+        job_of(["second:1", "second:2"], tiny.small(), seed=1),
+        job_of(["second:1", "second:2"], tiny.small(), balance="none"),
+        job_of(["second:1", "second:2"], tiny.small(), probe_layers=["first"]),
+        job_of(["second:1", "second:2"], tiny.small(), rows=2),
+        job_of(["second:1", "second:2"], tiny.small(), recipe="fast"),
+        pairs_of(["1", "2"], tiny.small()),
+    ]
+    texts = {json.dumps(job.identity(), sort_keys=True) for job in (base, *others)}
+    assert len(texts) == len(others) + 1
+    assert base.identity() == job_of(["second:1", "second:2"], tiny.small()).identity()
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("one unit", {"units": ["second:1"]}, "two units or more"),
+    ("no unit", {"units": []}, "two units or more"),
+    ("a unit with itself", {"units": ["second:1", "second:1"]}, "each once"),
+    ("nine units", {"units": [f"second:{k}" for k in range(9)]}, "2 to 8 units"),
+    ("an unknown layer", {"units": ["second:1", "secnd:1"]}, "nearest: second"),
+    ("a channel too far", {"units": ["second:1", "second:11"]}, "0 to 10"),
+    ("an unknown balance", {"units": ["second:1", "second:2"], "balance": "both"}, "allowed: solo, none"),
+    ("an unknown probed layer", {"units": ["second:1", "second:2"], "probe_layers": ["frst"]}, "nearest: first"),
+    ("a metric", {"units": ["second:1", "second:2"], "metric": "l2"}, "take l1"),
+    ("no seeds", {"units": ["second:1", "second:2"], "seeds": 0}, "--seeds 1"),
+    ("a sum of units", {"units": ["second:1 + second:2", "second:3"]}, "not a unit"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_bad_input_is_refused_in_one_line(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(FeatmapError) as error:
+        job_of(module=tiny.small(), **given)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "features", "words"),
+    [
+        (["second"], ["0-3"], "give two of each"),
+        (["second", "first"], ["0-3"], "give two of each"),
+        (["second", "second"], ["4", "4"], "make no pair"),
+        (["second", "first"], ["0-3", "0-6"], "first has 6 channels"),
+        (["second", "frst"], ["0-3", "0"], "nearest: first"),
+    ],
+)
+def test_bad_pairs_are_refused_in_one_line(layers: list[str], features: list[str], words: str) -> None:
+    with pytest.raises(FeatmapError) as error:
+        pairings.pairs_of(layers, features, load(tiny.small()), 12)
+    assert words in str(error.value) and "\n" not in str(error.value)

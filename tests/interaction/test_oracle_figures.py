@@ -1,0 +1,163 @@
+"""All figures of a finished run once more, from its labelled arrays alone and by the plain loops of the oracles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import featmap
+from featmap.interaction.run import Interaction
+from tests.helpers import interaction_oracles as oracles
+from tests.helpers import tiny
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+CASES: dict[str, dict[str, Any]] = {
+    "two layers": {"units": ["second:3", "first:5"]},
+    "one layer, probed before": {"units": ["second:3", "second:7"], "probe_layers": ["first"]},
+    "three, plain sum": {"units": ["second:3", "second:7", "first:1"], "balance": "none", "seeds": 2},
+    "one seed": {"units": ["second:3", "first:5"], "seeds": 1, "seed": 4},
+}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda name: name)
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Interaction]:
+    given = dict(CASES[request.param])
+    units, settings = given.pop("units"), {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | given
+    return units, featmap.interact(units, tiny.small(), out=tmp_path_factory.mktemp("run") / "run", **settings)
+
+
+class Run:
+    """A run by its labels: what was measured on which image."""
+
+    def __init__(self, units: list[str], found: Interaction) -> None:
+        self.units, self.data = units, found.dataset.load()
+        self.seeds = found.figures["seed"].tolist()
+        self.deviation = self.data["deviation"].values
+        self.kept = [k for k, v in enumerate(self.deviation) if math.isfinite(v)]
+
+    def start(self, seed: int, perturbed: bool = False) -> str:
+        return f"seed={seed}" + (" perturbed" if perturbed else "")
+
+    def solo(self, unit: str, seed: int, perturbed: bool = False) -> str:
+        return f"{unit} {self.start(seed, perturbed)}"
+
+    def joint(self, seed: int) -> str:
+        return f"{' + '.join(self.units)} seed={seed}"
+
+    def at(self, array: str, **label: str) -> np.ndarray:
+        ((dim, name),) = label.items()
+        (row,) = np.flatnonzero(self.data[dim].values == name)
+        return self.data[array].values[row].astype(float)
+
+    def r(self, responses: np.ndarray, start: str) -> list[float]:
+        null = self.at("null", start=start)
+        return [(responses[k] - null[k]) / self.deviation[k] for k in self.kept]
+
+    def solo_r(self, unit: str, seed: int, perturbed: bool = False, array: str = "solo_A") -> list[float]:
+        return self.r(self.at(array, solo=self.solo(unit, seed, perturbed)), self.start(seed, perturbed))
+
+    def solo_d(self, unit: str, seed: int, perturbed: bool = False) -> list[float]:
+        image = self.at("solo_images", solo=self.solo(unit, seed, perturbed))
+        return (image - self.at("null_images", start=self.start(seed, perturbed))).ravel().tolist()
+
+    def z(self, unit: str, responses: np.ndarray, seed: int) -> float:
+        k = self.data["unit"].values.tolist().index(unit)
+        return float(responses[k] - self.at("null_units", start=self.start(seed))[k])
+
+    def controls(self) -> list[list[str]]:
+        """The other features, as many of each unit's layer, in the order of the rows."""
+        others: dict[str, list[str]] = {}
+        for label in self.data["solo"].values:
+            unit, _, rest = label.partition(" ")
+            if unit not in self.units and rest == self.start(self.seeds[0]):
+                others.setdefault(unit.partition(":")[0], []).append(unit)
+        layers = [u.partition(":")[0] for u in self.units]
+        count = min(len(v) // layers.count(la) for la, v in others.items())
+        return [[others[la].pop(0) for la in layers] for _ in range(count)]
+
+
+def test_every_figure_by_loops(found: tuple[list[str], Interaction]) -> None:
+    units, given = found
+    run, letters = Run(*found), "abc"[: len(units)]
+    controls = run.controls()
+    for seed, row in zip(run.seeds, given.figures.to_dict("records"), strict=True):
+        expected: dict[str, float] = {}
+        joint = run.r(run.at("joint_A", joint=run.joint(seed)), run.start(seed))
+        parts = [run.solo_r(u, seed) for u in units]
+        d = (run.at("joint_images", joint=run.joint(seed)) - run.at("null_images", start=run.start(seed))).ravel()
+        images = [run.solo_d(u, seed) for u in units]
+        expected["response_nonlinearity"] = oracles.non_negative_share(joint, parts)
+        expected["image_nonlinearity"] = oracles.variance_share(d.tolist(), images)
+        middle = run.r(run.at("joint_middle", joint=run.joint(seed)), run.start(seed))
+        fractions = [run.solo_r(u, seed, array="solo_fraction") for u in units]
+        size, where = oracles.second_difference(middle, fractions, joint)
+        expected["second_difference"] = size
+        named = "" if size < 1e-5 else run.data["response"].values[run.kept[where]]  # `first` is linear: rounding
+        assert row["second_difference_at"] == named
+        reached = run.at("joint_units", joint=run.joint(seed))
+        best = [run.z(u, run.at("solo_units", solo=run.solo(u, seed)), seed) for u in units]
+        for k, (c, unit) in enumerate(zip(letters, units, strict=True)):
+            expected[f"solo_{c}"], expected[f"joint_{c}"] = best[k], run.z(unit, reached, seed)
+            expected[f"retention_{c}"] = run.z(unit, reached, seed) / best[k]
+            bent = [w - len(units) * f for w, f in zip(parts[k], fractions[k], strict=True)]
+            expected[f"self_saturation_{c}"] = math.sqrt(oracles.dot(bent, bent) / oracles.dot(parts[k], parts[k]))
+            for other, image in zip(letters, units, strict=True):
+                if other != c:
+                    there = run.z(unit, run.at("solo_units", solo=run.solo(image, seed)), seed)
+                    expected[f"crosstalk_{c}_on_{other}"] = there / best[k]
+        counts = [run.data[f"joint_map_{c}"].values[0].size for c in letters]
+        # the plain sum is over neurons
+        weights = [1 / b for b in best] if is_solo(given) else [n / max(counts) for n in counts]
+        blends = run.at("joint_blend", joint=run.joint(seed))
+        null = [run.at("null_units", start=run.start(seed))[list(run.data["unit"].values).index(u)] for u in units]
+        sums = [sum(w * (v - n) for w, v, n in zip(weights, point, null, strict=True)) for point in blends]
+        whole = sum(w * run.z(u, reached, seed) for w, u in zip(weights, units, strict=True))
+        scale = sum(w * b for w, b in zip(weights, best, strict=True))
+        expected["joint_gain"] = (whole - max(sums)) / scale
+        maps = [run.at(f"joint_map_{c}", joint=run.joint(seed)).tolist() for c in letters]
+        expected["territory_divided"] = oracles.territory(maps)[1] or 0.0
+        expected["gradient_agreement"] = float(np.mean(run.at("joint_agreement", joint=run.joint(seed))))
+        following = run.seeds[(run.seeds.index(seed) + 1) % len(run.seeds)] if len(run.seeds) > 1 else seed + 1
+        floors: dict[str, list[float]] = {"response": [], "image": []}
+        for kind, other, perturbed in (("perturbed", seed, True), ("seed", following, False)):
+            both: dict[str, list[float]] = {"response": [], "image": []}
+            for c, unit in zip(letters, units, strict=True):
+                share = oracles.non_negative_share(run.solo_r(unit, other, perturbed), [run.solo_r(unit, seed)])
+                pixels = oracles.variance_share(run.solo_d(unit, other, perturbed), [run.solo_d(unit, seed)])
+                for name, value in (("response", share), ("image", pixels)):
+                    expected[f"{name}_nonlinearity_floor_{kind}_{c}"] = value
+                    both[name].append(value)
+            for name in floors:
+                floors[name].append(sum(both[name]) / len(units))
+        for name in floors:
+            expected[f"{name}_nonlinearity_floor"] = max(floors[name])
+        shares = [oracles.non_negative_share(joint, [run.solo_r(u, seed) for u in group]) for group in controls]
+        expected["response_nonlinearity_ceiling"] = sum(shares) / len(shares)
+        pixels_of = [oracles.variance_share(d.tolist(), [run.solo_d(u, seed) for u in group]) for group in controls]
+        expected["image_nonlinearity_ceiling"] = sum(pixels_of) / len(pixels_of)
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=1e-4, abs=2e-6), (seed, name)
+        left = set(row) - set(expected) - {"group", "seed", "status", "second_difference_at"}
+        assert left == {"territory_correlation"}
+
+
+def is_solo(found: Interaction) -> bool:
+    return '"balance": "solo"' in (found.folder / "manifest.json").read_text()
+
+
+def test_excess_interval_and_p_from_the_seeds(found: tuple[list[str], Interaction]) -> None:
+    table, row = found[1].figures, found[1].summary.iloc[0]
+    values = [float(v) for v in table["response_nonlinearity"]]
+    assert row["response_nonlinearity"] == pytest.approx(sum(values) / len(values))
+    excess = [float(v) for v in table["response_nonlinearity"] - table["response_nonlinearity_floor"]]
+    assert row["excess"] == pytest.approx(sum(excess) / len(excess))
+    if len(values) < 3:
+        assert pd.isna(row["low"]) and pd.isna(row["high"]) and pd.isna(row["p"]) and pd.isna(row["q"])
+    else:
+        assert (row["low"], row["high"]) == pytest.approx(oracles.interval(values))
+        assert row["q"] == row["p"]

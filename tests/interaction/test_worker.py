@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import featmap
+from featmap import image_ops
+from featmap.interaction import run as pairings
+from featmap.interaction import worker as jointwork
+from featmap.interaction.job import Piece
+from featmap.network.model import Network, load
+from featmap.network.unit import Unit
+from featmap.optimize.descent import descend
+from featmap.optimize.objective import Objective
+from featmap.optimize.parameterization import first_image, null_images
+from featmap.optimize.recipe import INTERACT, Recipe
+from featmap.runs.engine import Silent
+from tests.helpers import couples, tiny
+from tests.interaction.test_job import SMALL, carried_out, job_of, pairs_of
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+
+# ---------------------------------------------------------------- what is made
+
+
+def test_a_solo_image_is_what_maximise_makes(tmp_path: Path) -> None:
+    job = job_of(["second:3", "first:5"], tiny.small())
+    found = carried_out(job, tmp_path / "run")
+    alone = featmap.maximise(["second:3", "first:5"], tiny.small(), recipe="interact", seeds=2, **SMALL)
+    for seed in (0, 1):
+        for k, unit in enumerate(job.groups[0]):
+            image = found.image("solo_images", found.rows[unit, seed, False])
+            assert image.tobytes() == alone["images"].values[seed, k].tobytes()
+        null = found.image("null_images", found.starts[seed, False])
+        assert null.tobytes() == alone["null_images"].values[seed].tobytes()
+
+
+@pytest.mark.parametrize("units", [["second:3", "second:7"], ["second:3", "first:5"], ["second:1", "second:0:2:2"]])
+@pytest.mark.parametrize("balance", ["solo", "none"])
+def test_the_joint_image_is_what_the_weighted_objective_makes(units: list[str], balance: str, tmp_path: Path) -> None:
+    job = job_of(units, tiny.small(), balance=balance)
+    found = carried_out(job, tmp_path / "run")
+    network, group = job.network, job.groups[0]
+    shapes = {12: {u.layer: network.layer(u.layer, 12).shape for u in group}}
+    for row, (_, seed) in enumerate(job.joints):
+        counts = [int(np.prod(shapes[12][u.layer][1:])) if u.kind == "feature" else 1 for u in group]
+        alpha = [found.solo_z(u, u, seed) for u in group]
+        # the article's plain sum is over neurons
+        expected = [1 / a for a in alpha] if balance == "solo" else [c / max(counts) for c in counts]
+        np.testing.assert_allclose(found.read["joint_weight"][row], expected, rtol=1e-9)
+        # the loss is a sum over neurons, J a mean: dividing by the count turns one into the other
+        weights = np.array(expected) / counts
+        target = Objective(tuple(zip((weights / weights.mean()).tolist(), group, strict=True)))
+        again = descend(network.module, network.normalise, [target], job.recipe, shapes, seed=seed)
+        np.testing.assert_allclose(found.image("joint_images", row), again.images[0].numpy(), atol=2e-5)
+        np.testing.assert_allclose(found.arrays["joint_curve"][row], again.curve[0].numpy(), atol=2e-5)
+
+
+def plain(module: nn.Module, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output for one image, one module after another, in float64."""
+    x, found = torch.tensor(image, dtype=torch.float64)[None], {}
+    with torch.no_grad():
+        for name, child in module.double().named_children():
+            x = child(x)
+            found[name] = x[0].numpy()
+    return found
+
+
+def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> None:
+    job = job_of(["second:3", "first:5"], tiny.small(), probe_layers=["second", "first"])
+    found, again = carried_out(job, tmp_path / "run"), tiny.small()
+    data = found.arrays
+
+    def responses(image: np.ndarray) -> np.ndarray:
+        out = plain(again, image)
+        return np.concatenate([out["second"].mean((1, 2)), out["first"].mean((1, 2))])
+
+    assert job.columns == [f"second:{c}" for c in range(11)] + [f"first:{c}" for c in range(6)]
+    own = [3, 11 + 5]
+    for row, (_, seed) in enumerate(job.joints):
+        solos = [found.image("solo_images", found.rows[u, seed, False]).astype(float) for u in job.groups[0]]
+        null = found.image("null_images", found.starts[seed, False]).astype(float)
+        joint = found.image("joint_images", row)
+        np.testing.assert_allclose(data["joint_A"][row], responses(joint), atol=2e-6)
+        np.testing.assert_allclose(data["joint_units"][row], responses(joint)[own], atol=2e-6)
+        middle = null + (solos[0] - null) / 2 + (solos[1] - null) / 2
+        np.testing.assert_allclose(data["joint_middle"][row], responses(middle), atol=2e-6)
+        for k, t in enumerate(np.linspace(0, 1, 21)):
+            expected = responses(t * solos[0] + (1 - t) * solos[1])[own]
+            np.testing.assert_allclose(data["joint_blend"][row, k], expected, atol=2e-6)
+        for unit, image in zip(job.groups[0], solos, strict=True):
+            at = found.rows[unit, seed, False]
+            np.testing.assert_allclose(data["solo_A"][at], responses(image), atol=2e-6)
+            np.testing.assert_allclose(data["solo_fraction"][at], responses(null + (image - null) / 2), atol=2e-6)
+        np.testing.assert_allclose(data["joint_map_a"][row], plain(again, joint)["second"][3], atol=2e-6)
+        np.testing.assert_allclose(data["joint_map_b"][row], plain(again, joint)["first"][5], atol=2e-6)
+    varied = np.array([responses(image) for image in image_ops.pink(64, 12).numpy()])
+    np.testing.assert_allclose(data["deviation"], varied.std(0), rtol=1e-4)
+
+
+def test_a_perturbed_start_differs_by_two_percent_of_the_noise() -> None:
+    job = job_of(["second:3", "first:5"], tiny.small())
+    worker = jointwork.JointWorker(job)
+    off = (worker.start(1, True) - first_image(job.recipe, 1)).numpy()
+    assert off.std() == pytest.approx(0.02 * job.recipe.std, rel=0.1)
+    assert abs(np.corrcoef(off.ravel(), first_image(job.recipe, 1).numpy().ravel())[0, 1]) < 0.2
+    torch.testing.assert_close(worker.null(1, False), null_images(job.recipe, 1))
+    assert not torch.equal(worker.null(1, True), worker.null(1, False))
+
+
+def test_both_layers_are_reached_by_one_pass() -> None:
+    """Layer k is reached through layer l once, in every step of the joint descent."""
+    network = load(couples.counted())
+    recipe = replace(INTERACT.resolved(12, size=12, steps=5), rows=2)
+    a, b = Unit("first", 1), Unit("second", 2)
+    shapes = {12: {layer: network.layer(layer, 12).shape for layer in ("first", "second")}}
+    couples.Counted.calls = 0
+    descend(network.module, network.normalise, [Objective(((1.0, a), (0.5, b)))], recipe, shapes)
+    assert couples.Counted.calls == 5
+    job = pairings.group_job([a, b], network, recipe, seeds=2)
+    worker = jointwork.JointWorker(job)
+    couples.Counted.calls = 0
+    worker._descend([Objective(((1.0, a), (0.5, b)))] * 2, [(0, False), (1, False)])
+    assert couples.Counted.calls == 5
+
+
+def summed_gradient(network: Network, recipe: Recipe, target: Objective, image: torch.Tensor) -> torch.Tensor:
+    """The gradient of the sum of all neurons of all terms, at once."""
+    x = image[None].clone().requires_grad_(True)
+    out: Any = x
+    losses = []
+    for name, child in network.module.named_children():
+        out = child(out)
+        losses += [w * out[0, u.channel].sum() for w, u in target.terms if u.layer == name]
+    torch.stack(losses).sum().backward()
+    assert x.grad is not None
+    return x.grad[0]
+
+
+def test_the_sums_gradient_is_the_sum_of_the_gradients() -> None:
+    """One plain step moves by the gradient of the whole sum; the agreement is the cosine of its parts."""
+    network = load(tiny.small())
+    recipe = replace(INTERACT.resolved(12, size=12, steps=1), rows=2, optimiser="gradient")
+    recipe = replace(recipe, octaves=(replace(recipe.octaves[0], rate=(1.0, 1.0), sigma=(0.0, 0.0)),))
+    a, b = Objective(((1.0, Unit("second", 3)),)), Objective(((-0.7, Unit("first", 1)),))
+    shapes = {12: {layer: network.layer(layer, 12).shape for layer in ("first", "second")}}
+    found = descend(network.module, network.normalise, [a + b], recipe, shapes)
+    start = first_image(recipe, 0)
+    one, two = (summed_gradient(network, recipe, t, start) for t in (a, b))
+    moved = found.images[0] - start
+    torch.testing.assert_close(moved, summed_gradient(network, recipe, a + b, start), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(moved, one + two, atol=1e-5, rtol=1e-4)
+    cosine = float((one * two).sum() / one.norm() / two.norm())
+    assert float(found.agreement[0, 0]) == pytest.approx(cosine, abs=1e-5)
+
+
+# ---------------------------------------------------------------- resuming, company
+
+
+def same(one: Any, two: Any, names: Sequence[str]) -> None:
+    for name in names:
+        assert np.asarray(one[name]).tobytes() == np.asarray(two[name]).tobytes(), name
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 6])
+def test_an_interrupted_run_gives_the_same_bits(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = pairs_of(["0-2", "3-4"], tiny.small())
+    whole = carried_out(job, tmp_path / "whole")
+    real, done = jointwork.JointWorker.work, []
+
+    def cut(self: jointwork.JointWorker, piece: Piece, store: Any) -> None:
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(piece)
+        real(self, piece, store)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(jointwork.JointWorker, "work", cut)
+        carried_out(job, tmp_path / "cut")
+    run = pairings.open_run(job, tmp_path / "cut")
+    assert jointwork.execute(job, run) == len(job.pieces()) - stop
+    same(whole.arrays, run.arrays, list(job.arrays()))
+    assert jointwork.execute(job, run) == 0
+
+
+def test_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
+    job = job_of(["second:3", "first:5"], tiny.small())
+    before = carried_out(job, tmp_path / "run")
+    kept = {name: np.asarray(before.arrays[name]) for name in job.arrays()}
+    chunk = tmp_path / "run" / "arrays.zarr" / "solo_A" / "1.0"
+    chunk.write_bytes(b"rubbish")
+    run = pairings.open_run(job, tmp_path / "run")
+    assert jointwork.execute(job, run) == 1
+    same(kept, run.arrays, list(kept))
+
+
+def test_a_pair_is_the_same_alone_as_among_others(tmp_path: Path) -> None:
+    many = pairs_of(["0-3", "4-7"], tiny.small())
+    among = carried_out(many, tmp_path / "many")
+    for group in (many.groups[0], many.groups[6]):
+        job = job_of([str(u) for u in group], tiny.small())
+        alone = carried_out(job, tmp_path / str(group[1].channel))
+        for row, (_, seed) in enumerate(job.joints):
+            there = many.joints.index((many.groups.index(group), seed))
+            for name in (n for n in job.arrays() if n.startswith("joint_") and n != "joint_units"):
+                assert np.asarray(alone.arrays[name][row]).tobytes() == among.arrays[name][there].tobytes(), name
+            one, two = alone.figures(row), among.figures(there)
+            assert one.keys() == two.keys()
+            assert np.array(list(one.values())).tobytes() == np.array(list(two.values())).tobytes()
+
+
+class Noting(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.total = self.steps = self.units = 0
+        self.stages: list[tuple[str, int, int]] = []
+
+    def begin(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+
+    def step(self, activation: float, count: int = 1) -> None:
+        assert np.isfinite(activation)
+        self.steps += 1
+
+    def landed(self) -> None:
+        self.units += 1
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        assert 0 <= done <= total
+        self.stages.append((name, done, total))
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    job, watcher = pairs_of(["0-2", "0-4"], tiny.small(), ("second", "first")), Noting()
+    pairings.carry_out(job, pairings.open_run(job, tmp_path / "run"), watcher)
+    batches = sum(1 for p in job.pieces() if p.last)
+    assert watcher.total == watcher.steps == batches * job.recipe.steps and watcher.done == 0
+    assert watcher.units == batches + 1
+    assert {name for name, *_ in watcher.stages} == {"figures", "matrices"}
+    again = Noting()
+    pairings.carry_out(job, pairings.open_run(job, tmp_path / "run"), again)
+    assert again.steps == again.units == 0 and again.done == again.total
+
+
+def test_a_dead_partner_weighs_nothing() -> None:
+    job = job_of(["second:3", "second:5"], tiny.small())
+    found = jointwork.JointWorker(job).weights(job.groups[0], np.array([0.5, -1.0]), np.array([True, False]))
+    assert found.tolist() == [2.0, 0.0]

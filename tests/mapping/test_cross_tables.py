@@ -1,0 +1,306 @@
+"""Maps of one layer with probed layers, and of several layers, from descent to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from featmap.errors import StoreError, UnitError
+from featmap.mapping import cross_tables, tables
+from featmap.mapping import run as mapping
+from featmap.mapping.result import LayerMaps, SimilarityMap
+from featmap.mapping.run import similarity
+from featmap.network.model import load
+from featmap.runs import estimate
+from featmap.runs import job as runs
+from tests.helpers import networks, tiny
+from tests.mapping.test_run import no_nan, unpickled
+
+pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
+LAYERS = ["features", "copies"]
+N = len(tiny.SCALES)
+BOTH = [("features", "copies"), ("copies", "features")]
+CROSS_FILES = ("activations", "relative", "selective", "profile", "partners")
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> LayerMaps:
+    return similarity(LAYERS, tiny.paired(), out=tmp_path_factory.mktemp("maps") / "paired", **FAST)
+
+
+@pytest.fixture(scope="module")
+def probing(tmp_path_factory: pytest.TempPathFactory) -> SimilarityMap:
+    folder = tmp_path_factory.mktemp("maps") / "probing"
+    return similarity("second", tiny.small(), probe_layers=["first", "relu"], out=folder, **FAST)
+
+
+def names(layer: str, n: int = N) -> list[str]:
+    return [f"{layer}:{c}" for c in range(n)]
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_each_features_best_partner_is_its_copy(paired: LayerMaps) -> None:
+    for pair in BOTH:
+        c = paired.crossings[pair]
+        assert list(c.activations.index) == names(pair[0])
+        assert list(c.activations.columns) == names(pair[1])
+        np.testing.assert_allclose(np.diag(c.measures["profile"].to_numpy(float)), 1, atol=1e-4)
+        first = c.partners[c.partners["rank"] == 1]
+        assert [p.rpartition(":")[2] for p in first["partner"]] == [str(i) for i in range(N)]
+    S, back = (paired.crossings[pair].measures["profile"].to_numpy(float) for pair in BOTH)
+    assert np.array_equal(S, back.T)
+    assert set(paired.layers["best"].round(3)) == {1.0}
+    assert (paired.layers["floor"] < 0.9).all()
+    assert list(paired.layers["images"]) == [2 * N] * 2
+
+
+def test_a_copy_whose_image_is_its_originals_is_wholly_coactivated(paired: LayerMaps) -> None:
+    images = paired.dataset["images"].sel(seed=0)
+    C = paired.crossings["features", "copies"].measures["coactivation"]
+    coincide = 0
+    for c, scale in enumerate(tiny.SCALES):
+        one, two = (images.sel(image=f"{layer}:{c}").values for layer in LAYERS)
+        assert C.loc[f"features:{c}", f"copies:{c}"] == pytest.approx(1, abs=0.02)
+        if scale == 1:
+            coincide += np.allclose(one, two, atol=1e-6)
+            assert C.loc[f"features:{c}", f"copies:{c}"] == pytest.approx(1, abs=1e-5)
+    assert coincide == 3
+
+
+def test_a_layers_own_map_is_that_of_a_run_of_its_own(paired: LayerMaps, tmp_path: Path) -> None:
+    for layer in LAYERS:
+        alone = similarity(layer, tiny.paired(), out=tmp_path / layer, **FAST)
+        whole = paired.dataset.sel(image=names(layer), response=names(layer))
+        for name in ("images", "A", "null", "activation", "null_activation", "curve", "status"):
+            assert whole[name].values.tobytes() == alone.dataset[name].values.tobytes(), (layer, name)
+        places = {p.relative_to(tmp_path / layer).as_posix(): p for p in (tmp_path / layer).glob("*.*")}
+        own = set(places) - {"manifest.json", "arrays.zarr", ".lock", ".copy"}
+        assert own == {p.name for p in (paired.folder / layer).iterdir()}
+        for name in own:
+            assert places[name].read_bytes() == (paired.folder / layer / name).read_bytes(), name
+
+
+def test_probe_layers_change_nothing_of_the_layers_own_map(probing: SimilarityMap, tmp_path: Path) -> None:
+    alone = similarity("second", tiny.small(), out=tmp_path / "run", **FAST)
+    own = names("second", tiny.FEATURES)
+    for name in ("images", "activation", "curve", "status"):
+        assert probing.dataset[name].values.tobytes() == alone.dataset[name].values.tobytes()
+    assert probing.dataset["A"].sel(response=own).values.tobytes() == alone.dataset["A"].values.tobytes()
+    for path in (tmp_path / "run").glob("*.*"):
+        if path.is_file() and path.name != "manifest.json":
+            assert path.read_bytes() == (probing.folder / path.name).read_bytes(), path.name
+
+
+def test_a_probed_layers_responses_are_those_of_the_plain_network(probing: SimilarityMap) -> None:
+    images = torch.tensor(probing.dataset["images"].values[0])
+    with torch.no_grad():
+        first = tiny.small()[0](images).mean((2, 3)).numpy()
+    np.testing.assert_allclose(probing.crossings["second", "first"].activations, first, rtol=1e-5, atol=1e-7)
+    relu = probing.crossings["second", "relu"].activations
+    np.testing.assert_array_equal(probing.dataset["A"].values[0, :, -6:], relu)
+
+
+def calls(job: runs.Job) -> int:
+    """How many forward passes one work unit and the null image take."""
+    count = [0]
+    handle = job.network.module.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
+    worker = runs.Worker(job)
+    for unit in job.units()[:2]:
+        worker.make(unit)
+    handle.remove()
+    return count[0]
+
+
+@pytest.mark.parametrize("probes", [("first",), ("first", "relu")])
+def test_recording_probe_layers_adds_no_forward_pass(probes: tuple[str, ...]) -> None:
+    recipe = mapping.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 3, rows=4)
+    plain, more = (
+        mapping.similarity_job("second", load(tiny.small()), recipe, probe_layers=p)[0] for p in ((), probes)
+    )
+    assert len(more.columns) > len(plain.columns)
+    assert calls(more) == calls(plain) > 3
+
+
+def test_every_file_is_there_and_labelled(paired: LayerMaps, probing: SimilarityMap) -> None:
+    for run, pair in ((paired, BOTH[0]), (paired, BOTH[1]), (probing, ("second", "first"))):
+        folder = run.folder / "cross" / f"{pair[0]}-to-{pair[1]}"
+        c = run.crossings[pair]
+        listed = run is paired
+        tables_of = {*CROSS_FILES, *(["coactivation"] if listed else [])}
+        assert {p.name for p in folder.iterdir()} == {
+            *(f"{name}.{kind}" for name in tables_of for kind in ("csv", "parquet")),
+            *("heatmap.png", "heatmap.svg"),
+        }
+        for name in tables_of - {"partners"}:
+            parquet, csv = pd.read_parquet(folder / f"{name}.parquet"), pd.read_csv(folder / f"{name}.csv", index_col=0)
+            assert list(parquet.index) == list(csv.index) == list(c.activations.index)
+            assert list(parquet.columns) == list(csv.columns) == list(c.activations.columns)
+        partners = pd.read_csv(folder / "partners.csv")
+        assert list(partners.columns) == ["feature", "rank", "partner", "similarity"]
+        with Image.open(folder / "heatmap.png") as picture:
+            assert min(picture.size) > 300
+        no_nan(folder)
+    assert {p.name for p in (paired.folder / "cross").iterdir() if p.is_file()} == {
+        *("layers.csv", "layers.parquet", "layers.png", "layers.svg"),
+    }
+    assert not (probing.folder / "cross" / "layers.png").exists()
+    written = json.loads((paired.folder / "manifest.json").read_text())
+    present = {p.relative_to(paired.folder).as_posix() for p in paired.folder.rglob("*") if p.is_file()}
+    assert set(written["files"]) == {
+        p for p in present if p.split("/")[0] not in ("arrays.zarr", "units", "manifest.json", ".lock", ".copy")
+    }
+    assert written["identity"]["layers"] == LAYERS
+    unpickled(paired.folder)
+    no_nan(paired.folder / "cross")
+
+
+def test_it_says_what_a_probed_layer_cannot_have(probing: SimilarityMap, paired: LayerMaps) -> None:
+    said = [line for line in probing.lines() if "co-activation is undefined" in line]
+    assert len(said) == 2
+    assert "selective" in said[0] and "--layers second,first" in said[0]
+    assert "coactivation" not in probing.crossings["second", "first"].measures
+    assert b"standardised" in (probing.folder / "cross" / "second-to-first" / "heatmap.svg").read_bytes()
+    assert b"co-activation" in (paired.folder / "cross" / "copies-to-features" / "heatmap.svg").read_bytes()
+    assert not [line for line in paired.lines() if "is undefined" in line]
+    assert "copies to features" in paired._repr_html_()
+
+
+@pytest.mark.parametrize("measure", ["raw", "relative", "selective", "profile"])
+def test_any_measure_is_drawn(measure: str, paired: LayerMaps, tmp_path: Path) -> None:
+    found = similarity(
+        LAYERS, tiny.paired(), features="0-3", stimuli="shown", measure=measure, out=tmp_path / "run", **FAST
+    )
+    label = cross_tables.LABELS[measure].split()[0].encode()
+    assert label in (tmp_path / "run" / "cross" / "features-to-copies" / "heatmap.svg").read_bytes()
+    assert found.crossings[BOTH[0]].activations.shape == (4, 4)
+
+
+def test_the_same_call_again_writes_nothing_and_finds_the_same(paired: LayerMaps, probing: SimilarityMap) -> None:
+    before = times(paired.folder) | times(probing.folder)
+    again = similarity(LAYERS, tiny.paired(), out=paired.folder, **FAST)
+    once_more = similarity("second", tiny.small(), probe_layers=["first", "relu"], out=probing.folder, **FAST)
+    assert times(paired.folder) | times(probing.folder) == before
+    assert again.lines() == paired.lines() and once_more.lines() == probing.lines()
+    pd.testing.assert_frame_equal(again.layers, paired.layers)
+    with pytest.raises(StoreError, match="responses"):
+        similarity("second", tiny.small(), probe_layers="first", out=probing.folder, **FAST)
+
+
+def test_a_lost_figure_is_drawn_again(paired: LayerMaps) -> None:
+    lost = paired.folder / "cross" / "copies-to-features" / "heatmap.png"
+    picture = lost.read_bytes()
+    lost.unlink()
+    similarity(LAYERS, tiny.paired(), out=paired.folder, **FAST)
+    assert lost.read_bytes() == picture
+
+
+def test_features_are_shown_of_every_layer_and_of_probed_ones_all(tmp_path: Path) -> None:
+    found = similarity(LAYERS, tiny.paired(), features="1,3,4", out=tmp_path / "run", **FAST)
+    folder = tmp_path / "run" / "cross" / "features-to-copies"
+    frame = pd.read_parquet(folder / "coactivation.parquet")
+    assert list(frame.index) == [f"features:{c}" for c in (1, 3, 4)]
+    assert list(frame.columns) == [f"copies:{c}" for c in (1, 3, 4)]
+    assert found.crossings[BOTH[0]].activations.shape == (N, N)
+    assert set(pd.read_csv(folder / "partners.csv")["feature"]) == set(frame.index)
+    part = similarity(
+        "second", tiny.small(), probe_layers="first", features="2,5", stimuli="shown", out=tmp_path / "two", **FAST
+    )
+    assert part.crossings["second", "first"].activations.shape == (2, 6)
+    with pytest.raises(UnitError, match="channel 8 is out of range; first has 6"):
+        similarity(["second", "first"], tiny.small(), features="0-8", **FAST)
+
+
+def test_one_listed_layer_is_that_layer(tmp_path: Path) -> None:
+    network = load(tiny.small())
+    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    one, listed, twice = (
+        mapping.similarity_job(given, network, recipe)[0] for given in ("second", ["second"], ["second", "second"])
+    )
+    assert one.identity() == listed.identity() == twice.identity()
+    found = similarity(["second"], tiny.small(), out=tmp_path / "run", **FAST)
+    assert isinstance(found, LayerMaps) and (tmp_path / "run" / "heatmap.png").is_file()
+    assert not (tmp_path / "run" / "cross").exists()
+
+
+def test_layers_that_cannot_go_together_are_refused() -> None:
+    for given, wanted in (
+        (("second", "second"), "is the layer that is maximised"),
+        ((["second", "first"], "relu"), "exclude each other"),
+        (([], ()), "no layer"),
+        (("second", "frst"), "nearest: first"),
+    ):
+        with pytest.raises(UnitError, match=wanted):
+            similarity(given[0], tiny.small(), probe_layers=given[1], **FAST)
+
+
+def test_dead_features_are_left_out_of_rows_and_undefined_in_columns(tmp_path: Path) -> None:
+    found = similarity(["relu", "features"], tiny.sick(), out=tmp_path / "run", **FAST)
+    c = found.crossings["features", "relu"]
+    assert list(found.maps["relu"].features["status"]) == ["live", "dead", "dead", "not-finite"]
+    for name in ("coactivation", "relative", "selective", "profile"):
+        assert c.measures[name][["relu:1", "relu:2", "relu:3"]].isna().to_numpy().all(), name
+    no_nan(tmp_path / "run" / "cross" / "features-to-relu")
+    no_nan(tmp_path / "run" / "cross")
+    probed = similarity("features", tiny.sick(), probe_layers="relu", out=tmp_path / "probed", **FAST)
+    assert probed.crossings["features", "relu"].measures["selective"]["relu:1"].isna().all()
+
+
+def test_layers_without_a_live_feature_complete(tmp_path: Path) -> None:
+    found = similarity(["relu", "features"], tiny.asleep(), out=tmp_path / "run", **FAST)
+    assert found.layers["best"].isna().all()
+    no_nan(tmp_path / "run" / "cross")
+    json.loads((tmp_path / "run" / "manifest.json").read_text(), parse_constant=pytest.fail)
+    similarity("relu", tiny.asleep(), probe_layers="features", out=tmp_path / "probed", **FAST)
+    assert not (tmp_path / "probed" / "cross" / "relu-to-features" / "heatmap.png").exists()
+    assert len(similarity(["relu", "features"], tiny.asleep(), out=tmp_path / "run", **FAST).lines()) > 4
+
+
+def test_class_logits_are_a_layer_of_one_by_one(tmp_path: Path) -> None:
+    found = similarity("conv", networks.logits_network(), probe_layers="fc", out=tmp_path / "run", **FAST)
+    c = found.crossings["conv", "fc"]
+    assert c.activations.shape == (6, 3)
+    assert c.measures["selective"].notna().to_numpy().all()
+    both = similarity(["conv", "fc"], networks.logits_network(), out=tmp_path / "both", **FAST)
+    assert both.crossings["fc", "conv"].measures["coactivation"].shape == (3, 6)
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    found = similarity(LAYERS, tiny.paired(), seeds=2, out=tmp_path / "run", **FAST)
+    A = found.dataset["A"].sel(image=names("features"), response=names("copies")).values.astype(float)
+    np.testing.assert_allclose(found.crossings[BOTH[0]].activations, A.mean(0))
+    assert all("seeds" in one.summary for one in found.maps.values())
+
+
+def test_folders_tell_layers_apart_on_every_file_system() -> None:
+    assert tables.places(["a"]) == {"a": ""}
+    assert tables.places(["x/y", "x-y", "X-y", "units", "cross"]) == {
+        **{"x/y": "x-y/", "x-y": "x-y-2/", "X-y": "X-y-3/", "units": "units-2/", "cross": "cross-2/"},
+    }
+    pairs = [("a/b", "c"), ("a-b", "c"), ("a-to-b", "c"), ("a", "b-to-c")]
+    assert len(set(cross_tables.pair_folders(pairs).values())) == 4
+
+
+def test_an_estimate_counts_every_layer(tmp_path: Path) -> None:
+    recipe = mapping.resolve(load(tiny.paired()), torch.device("cpu"), "fast", 16, 6, rows=4)
+    seen: list[str] = []
+    job, _ = mapping.similarity_job(LAYERS, load(tiny.paired()), recipe)
+    real = estimate.Batches.descend
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            estimate.Batches,
+            "descend",
+            lambda self, objectives, *rest: (seen.append(objectives[0].layers[0]), real(self, objectives, *rest))[1],
+        )
+        assert estimate.estimate(job, tmp_path).seconds > 0
+    assert set(seen) == set(LAYERS)

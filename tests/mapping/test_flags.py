@@ -1,0 +1,124 @@
+"""What a validation leaves behind: marks in the atlas and the answers, of networks named on the command line too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from featmap.cli import app
+from featmap.errors import UnitError
+from featmap.mapping import flags
+from featmap.mapping.run import similarity, similarity_job
+from featmap.network.model import load
+from featmap.optimize.recipe import recipe
+from featmap.report import atlas
+from featmap.runs import manifest as manifests
+from featmap.runs import store
+from featmap.runs.store import Run
+from featmap.validation import run as validation
+from tests.helpers import twofold
+from tests.helpers.browser import Tab, chromium, needs_chromium
+from tests.report.test_atlas import data_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
+FEW: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
+LOOSE = {"second:3": 0.5, "second:5": None, "first:2": 0.1}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two layers whose atlas was there before its validation; the network is named by its factory."""
+    folder = tmp_path_factory.mktemp("marked") / "run"
+    photographs = twofold.photographs(folder.parent / "photographs", count=40)
+    similarity(["second", "first"], "tests.helpers.tiny:wide", features="0-5", out=folder, neighbours=4, **FEW)
+    atlas.atlas(folder)
+    options = ["--images", str(photographs), "--seeds", "2", "--null-seeds", "1", "--model", "tests.helpers.tiny:wide"]
+    with pytest.raises(SystemExit) as end:
+        app.main(["validate", str(folder), *options])
+    assert not end.value.code
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loose(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three features that a validation found unreliable."""
+    folder = tmp_path_factory.mktemp("loose") / "run"
+    shutil.copytree(run, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["reliability"] |= LOOSE
+    manifests.write(folder, manifest)
+    similarity(["second", "first"], "tests.helpers.tiny:wide", features="0-5", out=folder, neighbours=4, **FEW)
+    atlas.atlas(folder)
+    return folder
+
+
+def test_the_atlas_shows_what_the_validation_found(run: Path) -> None:
+    assert atlas.is_current(Run.read(run))
+    for layer, count in (("second", 6), ("first", 6)):
+        data, table = data_of(run / layer / "atlas.html"), pd.read_parquet(run / layer / "features.parquet")
+        found = dict(zip(data["features"]["name"], data["features"]["reliability"], strict=True))
+        assert len(found) == count and found == pytest.approx(table["reliability"].to_dict())
+        known = Run.read(run).manifest["reliability"]
+        assert set(data["unreliable"]) == {n for n, v in known.items() if v is None or v < flags.RELIABLE}
+
+
+def test_every_unreliable_feature_is_named_once_in_the_atlas(loose: Path) -> None:
+    data = data_of(loose / "second" / "atlas.html")
+    assert set(LOOSE) <= set(data["unreliable"])
+    assert dict(zip(data["features"]["name"], data["features"]["reliability"], strict=True))["second:5"] is None
+
+
+def test_the_neighbours_of_an_unreliable_feature_are_headed_so(loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for unit, marked in (("second:3", 2), ("second:0", 0)):
+        with pytest.raises(SystemExit):
+            app.main(["neighbours", unit, str(loose)])
+        assert capsys.readouterr().out.count(f"{unit} (unreliable, marked ?)") == marked
+
+
+@needs_chromium
+def test_the_marks_are_seen_in_the_browser(loose: Path) -> None:
+    with chromium() as browser:
+        tab = Tab(browser, loose / "second" / "atlas.html", "#second:3")
+        page = tab.ready()
+        assert page.locator("#card h2").inner_text() == "second:3 ?"
+        assert "unreliable" in page.locator("#card dl").inner_text()
+        mosaic = page.evaluate("[...document.querySelectorAll('#clusters span')].map((e) => e.textContent)")
+        assert {"3 ?", "5 ?", "1"} <= set(mosaic) and "3" not in mosaic
+        across = page.locator("#card details").first.evaluate("(e) => e.textContent")
+        assert "first:2 ?" in across
+        assert page.locator("#card details a").first.evaluate("(e) => e.hash").find("?") < 0
+        tab.close()
+
+
+def test_the_folders_are_free_again_after_a_validation(run: Path) -> None:
+    held = store._held
+    assert run.resolve() not in held and (run / validation.FOLDER).resolve() not in held
+
+
+def test_features_may_differ_from_layer_to_layer() -> None:
+    network, chosen = load("tests.helpers.tiny:wide"), recipe("fast").resolved(16, 16, 6)
+    wanted = {"second": "3,5-6", "first": [0, 2]}
+    job, shown = similarity_job(["second", "first"], network, chosen, features=wanted, stimuli="shown")
+    assert shown == job.labels == ["second:3", "second:5", "second:6", "first:0", "first:2"]
+    assert dict(job.about)["shown"] == {"second": "3,5-6", "first": "0,2"}
+    with pytest.raises(UnitError, match="name the same layers"):
+        similarity_job(["second", "first"], network, chosen, features={"second": "all"})
+
+
+def test_layers_that_are_not_held_to_weights_are_named_on_the_page(tmp_path: Path) -> None:
+    module = twofold.honest()
+    similarity("features", module, out=tmp_path / "run", input_size=16, **FEW)
+    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=0, model=module)
+    lacks = "outgoing_weights" not in found.trained["features"].figures
+    text = (tmp_path / "run" / "validation" / "validation.md").read_text()
+    assert lacks and "features is not held to outgoing weights" in text
+    assert np.isfinite(found.figures["value"].to_numpy(float, na_value=0)).all()

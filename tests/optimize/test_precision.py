@@ -1,0 +1,115 @@
+"""Descents in bfloat16, whose responses stay those of the untouched network in float32; batches that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import featmap
+from featmap.cli import app
+from featmap.errors import RecipeError
+from featmap.mapping import run as mapping
+from featmap.network.model import Network
+from featmap.optimize import memory
+from tests.helpers import networks
+
+CPU = torch.device("cpu")
+UNITS = [f"mixed:{k}" for k in range(7)]
+SMALL = {"size": 32, "steps": 20, "device": "cpu"}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+
+def inception() -> Network:
+    return featmap.load(networks.small_inception(), input_size=32)
+
+
+def made(tmp_path: Path, name: str, units: list[str], **settings: object) -> dict[str, np.ndarray]:
+    found = featmap.maximise(units, inception(), out=tmp_path / name, **(SMALL | settings))  # type: ignore[arg-type]
+    return {str(u): found["images"].values[0, k] for k, u in enumerate(found["image"].values)}
+
+
+def test_images_of_both_precisions_are_alike_but_not_the_same(tmp_path: Path) -> None:
+    full, half = made(tmp_path, "a", UNITS), made(tmp_path, "b", UNITS, precision="bfloat16")
+    for unit in UNITS:
+        one, two = full[unit] - full[unit].mean(), half[unit] - half[unit].mean()
+        assert (one * two).sum() / np.sqrt((one**2).sum() * (two**2).sum()) > 0.9
+        assert not np.array_equal(full[unit], half[unit])
+        assert half[unit].dtype == np.float32
+
+
+def test_a_features_image_in_bfloat16_depends_on_nothing_else(tmp_path: Path) -> None:
+    every = made(tmp_path, "all", UNITS, precision="bfloat16", rows=4)
+    for name, units in (("alone", UNITS[5:6]), ("backwards", UNITS[::-1])):
+        for unit, image in made(tmp_path, name, units, precision="bfloat16", rows=4).items():
+            assert image.tobytes() == every[unit].tobytes(), (name, unit)
+
+
+def test_responses_are_the_untouched_networks_in_float32(tmp_path: Path) -> None:
+    network = inception()
+    found = featmap.maximise(UNITS, network, responses="mixed", precision="bfloat16", out=tmp_path / "run", **SMALL)
+    with torch.no_grad():
+        kept: list[torch.Tensor] = []
+        handle = network.module.get_submodule("mixed").register_forward_hook(lambda _, __, out: kept.append(out))
+        network.module(network.normalise(torch.from_numpy(found["images"].values[0])))
+        handle.remove()
+    assert kept[0].dtype == torch.float32
+    assert np.allclose(found["A"].values[0], kept[0].mean((2, 3)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_precision_belongs_to_the_identity_but_runs_made_before_stay_what_they_are() -> None:
+    network = inception()
+    plain = mapping.resolve(network, CPU, "fast", 32)
+    half = mapping.resolve(network, CPU, "fast", 32, precision="bfloat16")
+    assert "precision" not in plain.identity() and half.identity()["precision"] == "bfloat16"
+    assert plain.digest != half.digest
+    assert featmap.Recipe.from_identity(half.identity()).identity() == half.identity()
+
+
+def test_the_command_takes_it_and_refuses_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["optimize", "mixed:1", "--model", "tests.helpers.networks:small_inception", "--size", "32", "--steps", "2"]
+    with pytest.raises(SystemExit) as end:
+        app.main([*given, "--precision", "bfloat16", "--out", str(tmp_path / "run")])
+    assert not end.value.code
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        app.main([*given, "--precision", "half", "--out", str(tmp_path / "other")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.strip().endswith("precision 'half' is unknown; allowed: float32, bfloat16")
+    assert not (tmp_path / "other").exists()
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = inception()
+    recipe = mapping.resolve(network, CPU, "fast", 32, rows=64)
+    monkeypatch.setattr(memory, "free", lambda _: memory.needed(network, recipe, ["mixed"], 10) + 3)
+    with pytest.raises(RecipeError, match=r"^64 rows at 32 pixels need about .* GB are free; give --rows 10 or fewer$"):
+        featmap.maximise(UNITS, network, rows=64, out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+    assert len(made(tmp_path, "fits", UNITS, rows=10)) == len(UNITS)
+    monkeypatch.setattr(memory, "free", lambda _: memory.needed(network, recipe, ["mixed"], 1))
+    with pytest.raises(RecipeError, match="give a smaller --size"):
+        featmap.maximise(UNITS, network, rows=2, out=tmp_path / "run", **SMALL)
+
+
+def test_what_a_batch_needs_grows_with_rows_size_and_depth() -> None:
+    network = inception()
+    recipe = mapping.resolve(network, CPU, "fast", 32, rows=8)
+    larger = mapping.resolve(network, CPU, "fast", 64, rows=8)
+    first, last = next(iter(network.trace(32).layers)), "mixed"
+    assert memory.needed(network, recipe, [first]) < memory.needed(network, recipe, [last])
+    assert memory.needed(network, recipe, [last], 16) == pytest.approx(
+        2 * memory.needed(network, recipe, [last]), abs=2
+    )
+    assert memory.needed(network, larger, [last]) > 3.5 * memory.needed(network, recipe, [last])
+    assert memory.free(CPU) > 0

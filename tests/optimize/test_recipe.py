@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, fields, replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featmap.errors import FeatmapError, RecipeError
+from featmap.optimize.parameterization import between
+from featmap.optimize.recipe import (
+    ARTICLE,
+    ARTICLE_LOWRES,
+    ARTICLE_NORMALISED,
+    FAST,
+    INTERACT,
+    METRICS,
+    RECIPES,
+    Octave,
+    Recipe,
+    recipe,
+)
+
+repeatable = settings(derandomize=True, deadline=None, max_examples=100)
+
+
+def test_the_registry() -> None:
+    assert {"fast", "article", "article-lowres", "article-normalised", "interact"} <= set(RECIPES)
+    for name, found in RECIPES.items():
+        assert found.name == name and recipe(name) is found and recipe(found) is found
+        assert found.optimiser in ("gradient", "rms", "adam") and found.clamp in ("never", "end", "every")
+        assert found.parameterisation in ("pixels", "fourier") and found.metric in METRICS
+        assert found.rows >= 2 and found.steps >= 1
+
+
+@pytest.mark.parametrize("name", ["artcle", "", "FAST", "fast "])
+def test_an_unknown_recipe(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"is unknown.*allowed: .*article") as caught:
+        recipe(name)
+    assert len(str(caught.value).splitlines()) == 1 and isinstance(caught.value, FeatmapError)
+
+
+def test_the_nearest_name_is_given() -> None:
+    with pytest.raises(RecipeError, match=r"recipe 'artcle' is unknown \(nearest: article"):
+        recipe("artcle")
+
+
+def test_the_articles_numbers_as_printed() -> None:
+    # the article, section "Feature Visualization from First Principles": generate_singleinput and octave
+    assert [o.steps for o in ARTICLE.octaves] == [100, 100, 100]
+    assert [o.rate for o in ARTICLE.octaves] == [(0.4, 0.3), (0.3, 0.2), (0.2, 0.1)]
+    assert [o.sigma for o in ARTICLE.octaves] == [(2.4, 0.8), (1.5, 0.4), (1.1, 0.3)]
+    assert [o.size for o in ARTICLE.octaves] == [299, 340, 380]
+    assert ARTICLE.C == 200 and ARTICLE.default_seed == 999
+    assert (ARTICLE.metric, ARTICLE.optimiser, ARTICLE.parameterisation) == ("l1", "gradient", "pixels")
+    assert ARTICLE.clamp == "never" and ARTICLE.jitter == 0 and ARTICLE.rescue == 0
+    assert ARTICLE.resolved(224).sizes == (299, 340, 380), "whatever the network's own size"
+
+
+def test_what_the_article_leaves_out_is_said() -> None:
+    for found in (ARTICLE, ARTICLE_LOWRES, ARTICLE_NORMALISED):
+        assert found.notes and all(isinstance(n, str) and n for n in found.notes)
+    told = " ".join(ARTICLE.notes)
+    assert all(word in told for word in ("299", "blur", "start", "normalisation", "clamp"))
+
+
+def test_article_lowres_only_makes_smaller() -> None:
+    assert ARTICLE_LOWRES.steps == 100
+    sizes = [o.size for o in ARTICLE_LOWRES.octaves]
+    assert sizes == sorted(sizes, reverse=True) == [299, 260, 224]
+    ends = [(o.rate, o.sigma) for o in ARTICLE_LOWRES.octaves]
+    assert ends[0][0][0] == 0.4 and ends[-1][0][1] == 0.3 and ends[0][1][0] == 2.4 and ends[-1][1][1] == 0.8
+    assert all(a[0][1] == b[0][0] and a[1][1] == b[1][0] for a, b in pairwise(ends)), "one schedule"
+
+
+def test_article_normalised_moves_a_pixel_by_hundredths() -> None:
+    assert ARTICLE_NORMALISED.optimiser == "rms"
+    assert [tuple(round(v, 12) for v in o.rate) for o in ARTICLE_NORMALISED.octaves] == [
+        (0.04, 0.03),
+        (0.03, 0.02),
+        (0.02, 0.01),
+    ]
+    assert [(o.steps, o.sigma, o.size) for o in ARTICLE_NORMALISED.octaves] == [
+        (o.steps, o.sigma, o.size) for o in ARTICLE.octaves
+    ]
+
+
+def test_interact_has_linear_steps_only() -> None:
+    assert (INTERACT.optimiser, INTERACT.clamp, INTERACT.parameterisation) == ("rms", "never", "pixels")
+    assert (INTERACT.metric, INTERACT.rescue, INTERACT.jitter) == ("l1", 0, 0)
+
+
+def test_the_articles_schedule() -> None:
+    # start * (n - i) / n + end * i / n, as in the article's octave(): the last value is never quite reached
+    assert between((2.4, 0.8), 0, 100) == 2.4
+    assert between((2.4, 0.8), 50, 100) == pytest.approx(1.6)
+    assert between((2.4, 0.8), 99, 100) == pytest.approx(2.4 / 100 + 0.8 * 0.99)
+    assert between((0.4, 0.4), 3, 7) == pytest.approx(0.4)
+
+
+def test_recipes_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        FAST.C = 3  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        FAST.octaves[0].steps = 3  # type: ignore[misc]
+    assert hash(FAST) == hash(replace(FAST))
+
+
+# ---------------------------------------------------------------- sizes and steps
+
+
+def test_an_open_size_is_the_networks_own_or_the_one_asked_for() -> None:
+    assert INTERACT.resolved(96).size == 96
+    assert INTERACT.resolved(96, size=40).size == 40
+    assert INTERACT.resolved(96).octaves[0].steps == INTERACT.octaves[0].steps
+    with pytest.raises(RecipeError, match="recipe interact has no size yet"):
+        _ = INTERACT.size
+
+
+def test_a_largest_size_bounds_the_networks_own_only() -> None:
+    bounded = replace(INTERACT, largest=128)
+    assert bounded.resolved(299).size == 128
+    assert bounded.resolved(96).size == 96
+    assert bounded.resolved(299, size=200).size == 200
+
+
+def test_the_articles_sizes_keep_their_proportions() -> None:
+    assert ARTICLE.resolved(96, size=96).sizes == (76, 86, 96)
+    assert ARTICLE.resolved(96, size=760).sizes == (598, 680, 760)
+    assert ARTICLE.resolved(96, size=1).sizes == (1, 1, 1)
+    assert ARTICLE_LOWRES.resolved(96, size=112).sizes == (150, 130, 112)
+
+
+def test_fractions_of_the_size() -> None:
+    two = Recipe("two", (Octave(3, (0.1, 0.1), size=0.5), Octave(3, (0.1, 0.1))))
+    assert two.resolved(97).sizes == (48, 97)
+    assert two.resolved(97, size=20).sizes == (10, 20)
+    assert two.resolved(1).sizes == (1, 1)
+
+
+@given(st.integers(1, 700))
+@repeatable
+def test_steps_are_shared_out_in_proportion(steps: int) -> None:
+    for chosen in (ARTICLE, ARTICLE_LOWRES, FAST):
+        shared = chosen.resolved(96, steps=steps)
+        assert shared.steps == steps
+        assert all(o.steps >= 1 for o in shared.octaves)
+        if steps >= chosen.steps:
+            ratio = steps / chosen.steps
+            for old, new in zip(chosen.octaves, shared.octaves, strict=True):
+                assert abs(new.steps - old.steps * ratio) <= 1
+        if steps > 1:
+            assert shared.size == chosen.resolved(96).size, "the finished size is reached all the same"
+
+
+@pytest.mark.parametrize("name", ["article", "article-lowres"])
+def test_a_single_step_makes_an_image_of_the_size_asked_for(name: str) -> None:
+    assert recipe(name).resolved(96, size=96, steps=1).size == 96
+
+
+def test_other_fields_can_be_changed() -> None:
+    changed = FAST.resolved(96, metric="l2", C=3.0, rows=4, clamp=None)
+    assert (changed.metric, changed.C, changed.rows, changed.clamp) == ("l2", 3.0, 4, FAST.clamp)
+    assert FAST.metric == "l1", "the recipe itself stays"
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": 0}, "size 0: an image has at least 1 pixel"),
+        ({"size": -3}, "size -3"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"steps": -3}, "at least 1 step"),
+        ({"rows": 1}, "a batch of one image rounds differently"),
+        ({"rows": 0}, "rows 0"),
+        ({"metric": "l3"}, r"metric 'l3' is unknown \(nearest: .*allowed: l1, l2, linf, linf-elementwise"),
+        ({"metric": "L1"}, "metric 'L1' is unknown"),
+        ({"C": float("nan")}, "C nan: give a finite number"),
+        ({"C": float("inf")}, "C inf: give a finite number"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as caught:
+        FAST.resolved(96, **changes)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimiser": "sgd"},  # runs as Adam
+        {"clamp": "always"},  # clamps at the end
+        {"parameterisation": "wavelets"},  # a KeyError later
+        {"jitter": -1},  # NumPy's ValueError later
+        {"std": float("nan")},
+        {"rescue": -0.5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_that_mean_nothing_are_refused(changes: dict) -> None:
+    with pytest.raises(RecipeError):
+        FAST.resolved(96, **changes)
+
+
+def test_a_recipe_without_octaves() -> None:
+    with pytest.raises(RecipeError, match="every octave takes at least 1 step"):
+        Recipe("none", ())
+    with pytest.raises(RecipeError, match="every octave takes at least 1 step"):
+        Recipe("none", (Octave(2, (0.1, 0.1)), Octave(0, (0.1, 0.1))))
+
+
+# ---------------------------------------------------------------- identity
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_identity_survives_json(name: str) -> None:
+    chosen = recipe(name).resolved(96, size=50)
+    again = Recipe.from_identity(json.loads(json.dumps(chosen.identity())))
+    assert again.identity() == chosen.identity() and again.digest == chosen.digest
+    assert (again.octaves, again.steps, again.sizes) == (chosen.octaves, chosen.steps, chosen.sizes)
+    forgotten = {"notes", "default_seed", "largest"}
+    assert all(getattr(again, f.name) == getattr(chosen, f.name) for f in fields(Recipe) if f.name not in forgotten)
+
+
+def test_identity_knows_what_it_does_not_know() -> None:
+    values = FAST.resolved(96).identity() | {"a later version's": 3}
+    assert Recipe.from_identity(values) == replace(
+        FAST.resolved(96), notes=(), default_seed=Recipe.default_seed, largest=None
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 64},
+        {"steps": 11},
+        {"metric": "l2"},
+        {"C": 100.0},
+        {"rows": 8},
+        {"optimiser": "rms"},
+        {"parameterisation": "fourier"},
+        {"clamp": "never"},
+        {"jitter": 2},
+        {"mean": 0.4},
+        {"std": 0.1},
+        {"rescue": 0.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_images_depend_on_is_in_the_identity(changes: dict) -> None:
+    base = FAST.resolved(96)
+    assert FAST.resolved(96, **changes).digest != base.digest
+    assert replace(base, notes=("a note",), default_seed=5).digest == base.digest

@@ -1,0 +1,160 @@
+"""What an engine is, and that nothing about it changes a bit: order, company, who does a unit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import featmap
+from featmap.cli import app as cli
+from featmap.cli import entry
+from featmap.errors import FeatmapError, IncompleteError
+from featmap.mapping import run as mapping
+from featmap.network.model import load
+from featmap.runs import engine as engines
+from featmap.runs import job as runs
+from featmap.runs import maximise
+from featmap.runs.engine import Engine, Silent
+from tests.helpers import hands, tiny
+
+FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": "dask"}, "engine 'dask' is unknown; allowed: here, ray"),
+        ({"workers": 2}, "--workers and --address go with --engine ray"),
+        ({"address": "auto"}, "go with --engine ray"),
+        ({"threads": 0}, "threads 0: give a whole number"),
+        ({"name": "ray", "workers": -1}, "workers -1: give a whole number"),
+        ({"threads": 1.5}, "threads 1.5: give a whole number"),
+    ],
+)
+def test_engines_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(FeatmapError, match=words):
+        Engine(**settings)
+
+
+def test_without_ray_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(FeatmapError, match=r"pip install 'featmap\[ray\]'"):
+        featmap.similarity("second", tiny.small(), engine="ray")
+    for command in (["similarity", "--layer", "x"], ["optimize", "x:1"], ["interact", "x:1", "x:2"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*command, "--engine", "ray"])
+        assert end.value.code == 2
+        assert capsys.readouterr().err.splitlines() == [
+            "featmap: engine ray: Ray is not installed; pip install 'featmap[ray]', or leave out --engine"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "here", "threads"),
+    [
+        (("here", None, None), 8, 8),
+        (("here", None, 3), 8, 3),
+        (("ray", 3, None), 8, 2),
+        (("ray", 9, None), 8, 1),
+        (("ray", None, None), 8, 1),
+        (("ray", 4, 5), 8, 5),
+    ],
+)
+def test_threads_of_each_worker(
+    engine: tuple[str, int | None, int | None], here: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: name)
+    assert Engine(*engine).threads_of_each(here) == threads
+
+
+def test_threads_are_taken_noted_and_given_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        featmap.maximise("second:1", tiny.small(), engine=Engine(threads=threads), out=tmp_path / str(threads), **FAST)
+        written = runs.Run.read(tmp_path / str(threads)).manifest
+        assert written["environment"]["threads"] == threads
+        assert written["engines"] == [{"engine": "here", "workers": None, "threads": threads}]
+    assert torch.get_num_threads() == before
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path) -> None:
+    network = load(tiny.small())
+    recipe = mapping.resolve(network, torch.device("cpu"), "fast", **FAST)
+    job = mapping.similarity_job("second", network, recipe)[0]
+    run = mapping.open_run(job, tmp_path / "run")
+    names = [u.name for u in job.units()]
+    with pytest.raises(ArithmeticError):
+        runs.perform(hands.task(job, tmp_path / "diary", (), (names[2],)), [job.units()], run, Silent(), Engine())
+    notes: list[str] = []
+    watcher = Silent()
+    watcher.note = notes.append  # type: ignore[method-assign]
+    assert mapping.carry_out(job, run, watcher, Engine(threads=7)) == 2
+    assert [e["threads"] for e in run.manifest["later_environments"]] == [7]
+    assert len(notes) == 1 and "may differ in the last bits" in notes[0]
+
+
+def test_units_in_any_order_give_the_same_files(tmp_path: Path) -> None:
+    network = load(tiny.wide())
+    recipe = mapping.resolve(network, torch.device("cpu"), "fast", **FAST)
+    job = mapping.similarity_job(["first", "second"], network, recipe, seeds=2)[0]
+    units = [job.units(), random.Random(2).sample(job.units(), len(job.units()))]
+    for name, order in zip(("one", "two"), units, strict=True):
+        runs.perform(runs.task_of(job, runs.Worker, Engine()), [order], mapping.open_run(job, tmp_path / name))
+    files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()}
+    of_arrays = {p for p in files if p.parts[0] in ("arrays.zarr", "units")}
+    assert len(of_arrays) > 100
+    for path in of_arrays:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+
+
+def test_features_alone_and_by_64_have_the_same_bits() -> None:
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 64, 3))
+    settings: dict[str, Any] = {"size": 16, "steps": 4, "rows": 16}
+    together = maximise.maximise([f"2:{c}" for c in range(64)], module, **settings)
+    for c in (0, 17, 63):
+        alone = maximise.maximise(f"2:{c}", module, **settings)
+        for name in ("images", "activation", "curve"):
+            assert np.array_equal(alone[name].values[:, 0], together[name].values[:, c]), (name, c)
+
+
+def test_a_unit_costs_a_pass_for_each_set_of_layers_in_it() -> None:
+    network = load(tiny.wide())
+    recipe = mapping.resolve(network, torch.device("cpu"), "fast", **FAST)
+    job = mapping.similarity_job(["first", "second"], network, recipe)[0]
+    first, second = (network.layer(name, 16).reach for name in ("first", "second"))
+    assert [job.cost(u) for u in job.units()[:4]] == [0, first, first + second, second]
+
+
+def test_a_run_with_units_left_out_ends_with_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def broken() -> None:
+        raise IncompleteError("1 of 6 work units were left out")
+
+    with pytest.raises(SystemExit) as end:
+        entry.run(app, "featmap", [])
+    assert end.value.code == 3
+    assert capsys.readouterr().err == "featmap: 1 of 6 work units were left out\n"
+
+
+def test_workers_that_die_before_they_can_work_end_the_run(tmp_path: Path) -> None:
+    from featmap.runs import ray_engine
+
+    crew = ray_engine._Crew(ray=None, start=lambda: (None, None), size=1)
+    crew.dismiss = lambda actor: None  # type: ignore[method-assign]
+    for _ in range(ray_engine.TRIES - 1):
+        ray_engine._welcome(crew, None, None, lambda now: None)
+    with pytest.raises(FeatmapError, match="3 workers died while they loaded the network"):
+        ray_engine._welcome(crew, None, None, lambda now: None)

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import featmap
+from featmap.errors import FeatmapError, RecipeError
+from featmap.mapping import run as mapping
+from featmap.network.model import load
+from featmap.runs import estimate, maximise
+from featmap.runs import job as runs
+from featmap.runs.engine import Silent
+from featmap.runs.job import STATUSES, Job
+from tests.helpers import tiny
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SIZE, STEPS, ROWS = 16, 6, 4
+CPU = torch.device("cpu")
+FAST = {"size": SIZE, "steps": STEPS, "rows": ROWS}
+ARRAYS = ("images", "null_images", "activation", "null_activation", "curve", "status")
+
+
+def job_of(module: torch.nn.Module, layer: str, seeds: int = 1, **changes: Any) -> Job:
+    network = load(module)
+    recipe = mapping.resolve(network, CPU, "fast", **(FAST | changes))
+    return mapping.similarity_job(layer, network, recipe, seeds=seeds)[0]
+
+
+def carried_out(job: Job, folder: Path, watcher: Any = None) -> xr.Dataset:
+    mapping.carry_out(job, mapping.open_run(job, folder), watcher or Silent())
+    return mapping.open_arrays(folder).load()
+
+
+def same(one: xr.Dataset, two: xr.Dataset, names: tuple[str, ...] = ARRAYS) -> None:
+    for name in names:
+        a, b = one[name].values, two[name].values
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, xr.Dataset]:
+    job = job_of(tiny.small(), "second", seeds=2)
+    return job, carried_out(job, tmp_path_factory.mktemp("runs") / "run")
+
+
+def responses_of(module: torch.nn.Module, image: np.ndarray) -> list[float]:
+    """The mean over the grid of every feature of `second`, one image and one feature at a time, in float64."""
+    x = torch.tensor(image, dtype=torch.float64)[None]
+    with torch.no_grad():
+        for child in module.double():
+            x = child(x)
+    return [float(x[0, c].sum()) / (x.shape[2] * x.shape[3]) for c in range(x.shape[1])]
+
+
+def test_A_is_what_the_plain_network_says_of_the_stored_images(finished: tuple[Job, xr.Dataset]) -> None:
+    _, data = finished
+    plain = tiny.small()
+    assert data["A"].shape == (2, tiny.FEATURES, tiny.FEATURES)
+    for s in range(2):
+        null = responses_of(plain, data["null_images"][s].values)
+        np.testing.assert_allclose(data["null"][s], null, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(data["null_activation"][s], null, rtol=1e-5, atol=1e-7)
+        for i in range(tiny.FEATURES):
+            again = responses_of(plain, data["images"][s, i].values)
+            np.testing.assert_allclose(data["A"][s, i], again, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(data["activation"][s, i], again[i], rtol=1e-5, atol=1e-7)
+
+
+def test_labels_name_what_they_stand_for(finished: tuple[Job, xr.Dataset]) -> None:
+    job, data = finished
+    names = [f"second:{c}" for c in range(tiny.FEATURES)]
+    assert job.labels == job.columns == names
+    assert list(data["image"].values) == list(data["response"].values) == names
+    assert list(data["seed"].values) == [0, 1]
+    assert list(data["channel"].values) == ["red", "green", "blue"]
+    assert data["images"].dims == ("seed", "image", "channel", "y", "x")
+    assert data["A"].dims == ("seed", "image", "response")
+
+
+def test_the_descent_raises_every_feature_above_the_null_image(finished: tuple[Job, xr.Dataset]) -> None:
+    _, data = finished
+    assert (data["status"].values == runs.LIVE).all()
+    assert (data["activation"].values > data["null_activation"].values).all()
+    assert (data["curve"].values[..., -1] > data["curve"].values[..., 0]).all()
+    assert not np.array_equal(data["images"][0], data["images"][1])
+
+
+def test_statuses_of_a_sick_layer() -> None:
+    data = maximise.maximise([f"relu:{c}" for c in range(4)], tiny.sick(), **FAST)
+    found = [STATUSES[s] for s in data["status"].values[0]]
+    assert found[tiny.LIVE] == "live"
+    assert found[tiny.DEAD] == found[tiny.CONSTANT] == "dead"
+    assert found[tiny.OVERFLOWING] == "not-finite"
+
+
+def test_one_feature_that_is_not_finite_leaves_the_others_their_status(tmp_path: Path) -> None:
+    data = carried_out(job_of(tiny.sick(), "relu"), tmp_path / "run")
+    found = [STATUSES[s] for s in data["status"].values[0]]
+    assert found == ["live", "dead", "dead", "not-finite"]
+
+
+@pytest.mark.parametrize("recipe", ["fast", "standard", "interact"])
+def test_a_features_bits_depend_on_nothing_but_itself(recipe: str, tmp_path: Path) -> None:
+    module = tiny.small()
+    everything = maximise.maximise([f"second:{c}" for c in range(tiny.FEATURES)], module, recipe=recipe, **FAST)
+    alone = maximise.maximise("second:5", module, recipe=recipe, **FAST)
+    chosen = [9, 2, 5, 0, 10, 7, 3]
+    seven = maximise.maximise([f"second:{c}" for c in chosen], module, recipe=recipe, **FAST)
+    folder = maximise.maximise([f"second:{c}" for c in chosen], module, recipe=recipe, out=tmp_path / "run", **FAST)
+    same(everything.isel(image=[5]), alone)
+    same(everything.isel(image=chosen), seven)
+    same(seven, folder)
+    assert np.isfinite(everything["images"].values).all()
+
+
+def test_sums_beside_a_feature_change_none_of_its_bits() -> None:
+    module = tiny.small()
+    alone = maximise.maximise("second:1", module, **FAST)
+    among = maximise.maximise(["second:0 + 0.5 * first:2", "second:1", "first:3:1", "second:2:0:1"], module, **FAST)
+    same(among.isel(image=[1]), alone)
+
+
+def test_another_seed_and_another_step_make_other_images() -> None:
+    module = tiny.small()
+    plain = maximise.maximise("second:1", module, **FAST)["images"].values
+    for changed in ({"seed": 1}, {"steps": STEPS + 1}):
+        assert not np.array_equal(plain, maximise.maximise("second:1", module, **(FAST | changed))["images"].values)
+
+
+class Stopper(Silent):
+    """Presses Ctrl-C as soon as some units have landed."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def landed(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+class Counter(Silent):
+    def __init__(self) -> None:
+        self.units, self.begun = 0, (0, 0)
+
+    def begin(self, total: int, done: int) -> None:
+        self.begun = total, done
+
+    def landed(self) -> None:
+        self.units += 1
+
+
+def test_after_an_interruption_the_same_call_goes_on(finished: tuple[Job, xr.Dataset], tmp_path: Path) -> None:
+    job, data = finished
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(job, tmp_path / "run", Stopper(after=4))
+    rest = Counter()
+    same(carried_out(job, tmp_path / "run", rest), data, (*ARRAYS, "A", "null"))
+    assert len(job.units()) == 8
+    assert rest.units == 4
+    assert rest.begun == (6 * STEPS, 2 * STEPS)
+
+
+def test_a_second_call_makes_nothing(finished: tuple[Job, xr.Dataset], tmp_path: Path) -> None:
+    job, _ = finished
+    run = mapping.open_run(job, tmp_path / "run")
+    assert mapping.carry_out(job, run, Silent()) == 8
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert mapping.carry_out(job, mapping.open_run(job, tmp_path / "run"), Silent()) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_spoiled_chunk_is_made_again_alone(finished: tuple[Job, xr.Dataset], tmp_path: Path) -> None:
+    job, data = finished
+    carried_out(job, tmp_path / "run")
+    chunk = tmp_path / "run" / "arrays.zarr" / "images" / "1.2.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    again = Counter()
+    same(carried_out(job, tmp_path / "run", again), data, (*ARRAYS, "A", "null"))
+    assert again.units == 1
+
+
+def test_what_numbers_depend_on_names_the_default_folder() -> None:
+    one = job_of(tiny.small(), "second")
+    names = [mapping.default_folder(one)]
+    assert mapping.default_folder(job_of(tiny.small(), "second")) == names[0]
+    names += [
+        mapping.default_folder(job_of(tiny.other(), "second")),
+        mapping.default_folder(job_of(tiny.small(), "first")),
+        mapping.default_folder(job_of(tiny.small(), "second", seeds=2)),
+        mapping.default_folder(job_of(tiny.small(), "second", rows=5)),
+        mapping.default_folder(job_of(tiny.small(), "second", metric="l2", C=7.0)),
+        mapping.default_folder(replace(one, start=torch.zeros(3, SIZE, SIZE))),
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_other_weights_are_refused_in_a_run_of_these(tmp_path: Path) -> None:
+    mapping.open_run(job_of(tiny.small(), "second"), tmp_path / "run")
+    with pytest.raises(FeatmapError, match=r"model\.sha256"):
+        mapping.open_run(job_of(tiny.other(), "second"), tmp_path / "run")
+
+
+def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    module = tiny.small().train()
+    module.first.requires_grad_(False)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(job_of(module, "second"), tmp_path / "a", Stopper(after=2))
+    carried_out(job_of(module, "second"), tmp_path / "b")
+    assert module.training
+    assert module.second.training
+    assert [p.requires_grad for p in module.parameters()] == [False, False, True]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(("seed", "seeds"), [(-1, 1), (2**31, 1), (0, 0), (0, -2)])
+def test_seeds_out_of_range_are_refused(seed: int, seeds: int) -> None:
+    with pytest.raises(RecipeError, match="--seed"):
+        runs.check_seeds(seed, seeds, featmap.RECIPES["fast"])
+
+
+def test_seeds_count_up_from_the_first() -> None:
+    assert runs.check_seeds(7, 3, featmap.RECIPES["fast"]) == (7, 8, 9)
+    assert runs.check_seeds(None, 1, featmap.RECIPES["article"]) == (999,)
+
+
+def test_an_estimate_writes_nothing_and_is_positive(tmp_path: Path) -> None:
+    found = estimate.estimate(job_of(tiny.small(), "second"), tmp_path / "nowhere")
+    assert found.seconds > 0
+    assert found.memory > 1e6
+    assert found.free > found.disk > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+FORKER = """
+import json, os, signal, sys
+from featmap.cli import app as cli
+from featmap.mapping import run, tables
+from featmap.plotting import heatmaps
+from featmap.runs import maximise as api
+from featmap.network.model import load
+print("ready", flush=True)
+for line in sys.stdin:
+    given = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+        log = os.open(given["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if given["arguments"]:
+            cli.main(given["arguments"])
+        else:
+            api.maximise(given["units"], load("tests.helpers.tiny:wide"), out=given["out"], **given["settings"])
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Forker:
+    """Runs the command line in processes of their own, forked from one that has torch imported already."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKER],
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep), "OMP_WAIT_POLICY": "PASSIVE"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.line() == "ready"
+
+    def line(self, seconds: float = 180) -> str:
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], seconds)[0], f"no answer within {seconds} s"
+        return self.process.stdout.readline().strip()
+
+    def start(self, arguments: list[str], log: Path, **call: Any) -> int:
+        """Run a command line, or without one `maximise` with the keywords of `call`; return the process id."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"arguments": arguments, "log": str(log)} | call) + "\n")
+        self.process.stdin.flush()
+        return int(self.line())
+
+    def end(self) -> int:
+        return int(self.line())
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Forker]:
+    made = Forker()
+    yield made
+    assert made.process.stdin is not None
+    assert made.process.stdout is not None
+    made.process.stdin.close()
+    made.process.wait(30)
+    made.process.stdout.close()
+
+
+def command(folder: Path, rows: int = 2) -> list[str]:
+    text = (
+        f"optimize --layer second --model tests.helpers.tiny:wide --size {SIZE} --steps 40 --rows {rows} --device cpu"
+    )
+    return [*text.split(), "--out", str(folder)]
+
+
+def records(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (folder / "units").glob("[!.]*.json")}
+
+
+def wait_for_records(folder: Path, count: int, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while len(records(folder)) < count:
+        assert time.monotonic() < until, f"{len(records(folder))} units after {seconds} s"
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(forker: Forker, tmp_path: Path) -> None:
+    units, settings = [f"second:{c}" for c in range(24)], {"size": SIZE, "steps": 20, "rows": 2}
+    network = load("tests.helpers.tiny:wide")
+    expected = maximise.maximise(units, network, **settings)
+    chance = random.Random(5)
+    for k in range(3):
+        folder = tmp_path / f"killed-{k}"
+        child = forker.start([], tmp_path / "log", units=units, settings=settings, out=str(folder))
+        wait_for_records(folder, chance.randint(1, 6))
+        time.sleep(chance.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        assert forker.end() == -signal.SIGKILL, (tmp_path / "log").read_text()
+        kept = records(folder)
+        assert 1 <= len(kept) < 13
+        same(maximise.maximise(units, network, out=folder, **settings).load(), expected)
+        after = records(folder)
+        assert len(after) == 13
+        assert {name: after[name] for name in kept} == kept
+        assert json.loads((folder / "manifest.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_its_folder_is_laid_goes_on(forker: Forker, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    child = forker.start(command(folder), tmp_path / "log")
+    until = time.monotonic() + 60
+    while not (folder / "arrays.zarr").exists():
+        assert time.monotonic() < until
+    os.kill(child, signal.SIGKILL)
+    assert forker.end() == -signal.SIGKILL
+    if (folder / "manifest.json").exists():
+        pytest.skip("killed too late to tell; test_store.py stops the same work at every write")
+    network = load("tests.helpers.tiny:wide")
+    job = maximise.maximise_job(
+        [f"second:{c}" for c in range(24)], network, mapping.resolve(network, CPU, "fast", SIZE, 40, rows=2)
+    )
+    assert mapping.open_run(job, folder).manifest["status"] == "running"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_status_130(forker: Forker, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    child = forker.start(command(folder), tmp_path / "log")
+    wait_for_records(folder, 3)
+    os.kill(child, signal.SIGINT)
+    assert forker.end() == 130
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said[0].startswith("network tests.helpers.tiny:wide")
+    assert said[1:] == ["featmap: interrupted; what is finished is kept, and the same command goes on from here"]
+    assert not [p for p in folder.rglob("*") if ".part" in p.name]

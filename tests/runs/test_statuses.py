@@ -1,0 +1,126 @@
+"""Networks whose numbers go wrong: a status for each feature, counted in the summary, never an error."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from PIL import Image
+
+import featmap
+from featmap.cli.app import main
+from featmap.runs import integrity
+from featmap.runs.job import STATUSES
+from featmap.stats import clustering
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+OPTIONS = ["--size", "12", "--steps", "40", "--rows", "2", "--device", "cpu"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
+NETWORKS: dict[str, tuple[str, str, list[str]]] = {
+    # its layer, another one, and the statuses of the first one's features
+    "sick": ("relu", "features", ["live", "dead", "dead", "not-finite"]),
+    "asleep": ("relu", "features", ["dead"] * 3),
+    "turning": ("turn", "first", ["live", "live", "not-finite", "not-finite"]),
+    "broken": ("features", "relu", ["not-finite"] * 3),
+    "level": ("level", "features", ["unconverged", "unconverged", "live"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(REPOSITORY)
+    monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
+
+
+def give(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 0, (arguments, said.err)
+    if "--out" in arguments:
+        assert integrity.inspect(Path(arguments[arguments.index("--out") + 1])).faults == []
+    return said.out
+
+
+def statuses(data: xr.Dataset, layer: str) -> list[str]:
+    worst = data["status"].max("seed")
+    return [STATUSES[int(worst.sel(image=n))] for n in data["image"].values if n.startswith(f"{layer}:")]
+
+
+def counted(found: list[str]) -> str:
+    return f"{len(found)} features: " + ", ".join(f"{found.count(s)} {s}" for s in STATUSES if s in found)
+
+
+def test_what_a_network_does_in_the_end_is_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (layer, _, expected) in NETWORKS.items():
+        out = give(
+            capsys, "similarity", "--layer", layer, "--model", f"tests.helpers.tiny:{name}", *OPTIONS, "--out", name
+        )
+        assert statuses(featmap.open_arrays(name), layer) == expected, name
+        assert counted(expected) in out
+        table = pd.read_parquet(Path(name, "features.parquet"))
+        assert table["status"].to_list() == expected
+        assert json.loads(Path(name, "manifest.json").read_text())["summary"]["statuses"] == {
+            s: expected.count(s) for s in expected
+        }
+
+
+def test_a_descent_that_turns_nan_was_finite_before(capsys: pytest.CaptureFixture[str]) -> None:
+    give(capsys, "optimize", "turn:2", "turn:0", "--model", "tests.helpers.tiny:turning", *OPTIONS, "--out", "run")
+    data = featmap.open_arrays("run")
+    curves = np.isfinite(data["curve"].values[0])
+    assert curves[0, 0] and not curves[0, -1]
+    assert curves[1].all()
+    assert [STATUSES[s] for s in data["status"].values[0]] == ["not-finite", "live"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sick", "turning", "broken"])
+def test_no_command_stumbles(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    layer, other, found = NETWORKS[name]
+    steps = "40" if name == "turning" else "6"
+    ours = ["--model", f"tests.helpers.tiny:{name}", *OPTIONS[:3], steps, *OPTIONS[4:]]
+    out = give(capsys, "similarity", "--layers", f"{layer},{other}", *ours, "--seeds", "2", "--out", "maps")
+    assert f"{layer}: {len(found)} features: " in out
+    give(
+        capsys, "similarity", "--layer", layer, "--probe-layer", other, *ours, "--measure", "profile", "--out", "probed"
+    )
+    give(capsys, "probe", "maps", "--layers", f"{layer},{other}", "--out", "responses")
+    out = give(capsys, "optimize", f"{layer}:1", f"{layer}:0 + {layer}:2", *ours, "--out", "images")
+    assert out.splitlines()[1].startswith("2 images: ")
+    give(capsys, "interact", f"{layer}:0", f"{layer}:2", *ours, "--seeds", "1", "--out", "group")
+    out = give(capsys, "interact", "--layers", layer, other, "--features", "0-2", "0-1", *ours, "--out", "pairs")
+    assert out.splitlines()[1].startswith("6 pairs: ")
+    pairs: Any = [
+        "--layers",
+        layer,
+        other,
+        "--features",
+        "0-2",
+        "0-1",
+        "--screen",
+        "all",
+        "--top",
+        "1",
+        "--checks",
+        "3",
+    ]
+    give(capsys, "interact", *pairs, *ours, "--seeds", "1", "--out", "screening")
+    rng = np.random.Generator(np.random.PCG64(0))
+    Path("photographs").mkdir()
+    for k in range(33):
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(f"photographs/{k}.png")
+    give(capsys, "validate", "maps", "--seeds", "3", "--null-seeds", "1", "--images", "photographs")
+    for run in ("maps", "images", "group", "pairs", "screening"):
+        give(capsys, "atlas", run)
+    assert integrity.inspect(Path("maps")).faults == []

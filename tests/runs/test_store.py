@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from featmap.errors import StoreError
+from featmap.runs.manifest import COPY
+from featmap.runs.store import FORMAT, MANIFEST, ArraySpec, Run, clear_faults, digest, sha256, write_atomically
+
+IDENTITY = {"model": {"name": "m", "sha256": "ab"}, "recipe": {"steps": 3, "octaves": [{"size": 16}]}, "seeds": [0]}
+ARRAYS = {
+    "values": ArraySpec(("image", "x"), (5, 3), (2, 3)),
+    "status": ArraySpec(("image",), (5,), (2,), "uint8", (("flag_meanings", "live dead"),)),
+}
+COORDS = {"image": np.array([f"a:{k}" for k in range(5)]), "x": np.arange(3)}
+UNITS = ((0, 2), (2, 4), (4, 5))
+
+
+def batch(first: int, last: int) -> dict[str, np.ndarray]:
+    values = np.random.Generator(np.random.PCG64(first)).random((last - first, 3)).astype(np.float32)
+    return {"values": values, "status": np.zeros(last - first, dtype=np.uint8)}
+
+
+def opened(folder: Path, identity: dict | None = None) -> Run:
+    return Run(folder, IDENTITY if identity is None else identity).open(ARRAYS, COORDS, {"command": "test"})
+
+
+def land(run: Run, first: int, last: int) -> str:
+    name = f"u{first}"
+    run.land(name, {k: ((slice(first, last), *[slice(None)] * (v.ndim - 1)), v) for k, v in batch(first, last).items()})
+    return name
+
+
+def whole(folder: Path) -> list[str]:
+    """Do all that is left of the job in `folder`; return the units that were made now."""
+    run = opened(folder)
+    made = [land(run, first, last) for first, last in UNITS if not run.is_done(f"u{first}")]
+    run.write("table.csv", lambda p: p.write_text("a,b\n1,2\n", encoding="utf-8"))
+    run.manifest["status"] = "complete"
+    with clear_faults("manifest"):
+        run.save()
+    return made
+
+
+def contents(folder: Path) -> dict[str, np.ndarray]:
+    group = zarr.open_group(folder / "arrays.zarr", mode="r")
+    return {name: group[name][...] for name in (*ARRAYS, *COORDS)}
+
+
+def parts(folder: Path) -> list[str]:
+    # zarr leaves a `.partial` of its own where its last move fails; no reader takes it for a chunk
+    return [p.name for p in folder.rglob("*") if ".part" in p.name and not p.name.endswith(".partial")]
+
+
+def test_a_run_holds_what_landed_and_reads_back(tmp_path: Path) -> None:
+    assert whole(tmp_path / "run") == ["u0", "u2", "u4"]
+    found = contents(tmp_path / "run")
+    for first, last in UNITS:
+        np.testing.assert_array_equal(found["values"][first:last], batch(first, last)["values"])
+    assert list(found["image"]) == list(COORDS["image"])
+    run = Run.read(tmp_path / "run")
+    assert (run.identity, run.manifest["format"], run.is_complete()) == (IDENTITY, FORMAT, True)
+    assert run.arrays["status"].attrs["flag_meanings"] == "live dead"
+
+
+def test_the_same_settings_go_on(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    land(run, 2, 4)
+    assert whole(tmp_path) == ["u0", "u4"]
+    assert whole(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seeds": [1]}, "seeds"),
+        ({"recipe": {"steps": 4, "octaves": [{"size": 16}]}}, "recipe.steps"),
+        ({"model": {"name": "n", "sha256": "cd"}}, "model.name"),
+        ({"layer": "extra"}, "layer"),
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict, named: str) -> None:
+    opened(tmp_path)
+    before = (tmp_path / MANIFEST).read_bytes()
+    with pytest.raises(StoreError, match=f"{named}: .* there, .* here"):
+        opened(tmp_path, IDENTITY | changed)
+    assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+def test_a_difference_deep_in_a_list_can_be_seen(tmp_path: Path) -> None:
+    octave = {"steps": 3, "rate": [0.03, 0.03], "sigma": [1.0, 0.3], "size": 16}
+    opened(tmp_path, {"recipe": {"octaves": [octave]}})
+    with pytest.raises(StoreError) as caught:
+        opened(tmp_path, {"recipe": {"octaves": [octave | {"size": 32}]}})
+    assert "16" in str(caught.value)
+    assert "32" in str(caught.value)
+
+
+def test_a_foreign_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(StoreError, match="no run folder"):
+        opened(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["diary.txt"]
+    with pytest.raises(StoreError, match="no run folder"):
+        opened(tmp_path / "diary.txt")
+    assert (tmp_path / "diary.txt").read_text() == "mine"
+    with pytest.raises(StoreError, match=r"--out|mended"):
+        opened(tmp_path / "diary.txt" / "below")
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert whole(tmp_path / "run") == ["u0", "u2", "u4"]
+
+
+def test_reading_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such folder"):
+        Run.read(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=f"has no {MANIFEST}"):
+        Run.read(tmp_path)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    run.manifest["format"] = FORMAT + 1
+    run.save()
+    with pytest.raises(StoreError, match=f"format {FORMAT + 1}.*update featmap"):
+        Run.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}', b'{"format": "x", "identity": {}}']
+)
+def test_a_damaged_manifest_is_one_clear_error_and_mended_from_its_copy(tmp_path: Path, text: bytes) -> None:
+    opened(tmp_path)
+    before = (tmp_path / MANIFEST).read_bytes()
+    (tmp_path / MANIFEST).write_bytes(text)
+    with pytest.raises(StoreError, match="is damaged"):
+        Run.read(tmp_path)
+    opened(tmp_path)
+    assert (tmp_path / MANIFEST).read_bytes() == before
+    for name in (MANIFEST, COPY):
+        (tmp_path / name).write_bytes(text)
+    with pytest.raises(StoreError, match=r"and its copy .* are damaged"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}"])
+def test_a_damaged_record_means_that_the_unit_is_made_again(tmp_path: Path, text: bytes) -> None:
+    whole(tmp_path)
+    (tmp_path / "units" / "u2.json").write_bytes(text)
+    assert whole(tmp_path) == ["u2"]
+
+
+def test_a_flipped_byte_is_found_and_only_its_unit_made_again(tmp_path: Path) -> None:
+    whole(tmp_path)
+    before = contents(tmp_path)
+    chunk = tmp_path / "arrays.zarr" / "values" / "1.0"
+    spoiled = bytearray(chunk.read_bytes())
+    spoiled[len(spoiled) // 2] ^= 1
+    chunk.write_bytes(bytes(spoiled))
+    run = opened(tmp_path)
+    assert [run.is_done(f"u{first}") for first, _ in UNITS] == [True, False, True]
+    assert whole(tmp_path) == ["u2"]
+    for name, values in contents(tmp_path).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_a_lost_chunk_is_found_even_where_all_is_zero(tmp_path: Path) -> None:
+    whole(tmp_path)
+    (tmp_path / "arrays.zarr" / "status" / "0").unlink()
+    assert whole(tmp_path) == ["u0"]
+
+
+def test_lost_arrays_are_laid_again(tmp_path: Path) -> None:
+    whole(tmp_path)
+    before = contents(tmp_path)
+    shutil.rmtree(tmp_path / "arrays.zarr")
+    assert whole(tmp_path) == ["u0", "u2", "u4"]
+    for name, values in contents(tmp_path).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_a_spoiled_table_makes_the_run_incomplete(tmp_path: Path) -> None:
+    whole(tmp_path)
+    (tmp_path / "table.csv").write_text("a,b\n1,3\n")
+    assert not Run.read(tmp_path).is_complete()
+    (tmp_path / "table.csv").unlink()
+    assert not Run.read(tmp_path).is_complete()
+
+
+def test_an_atomic_write_leaves_the_old_file_and_no_part_behind_a_failure(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "table.csv"
+    write_atomically(target, lambda p: p.write_text("old"))
+
+    def half(part: Path) -> None:
+        part.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(target, half)
+    assert target.read_text() == "old"
+    assert [p.name for p in target.parent.iterdir()] == ["table.csv"]
+
+
+class Full:
+    """Moves of finished files into place fail with ENOSPC at the k-th of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.count, self.at, self.real, self.folder = 0, 0, os.replace, str(folder)
+        monkeypatch.setattr(os, "replace", self)
+
+    def __call__(self, source: str, target: str, **more: object) -> None:
+        if str(target).startswith(self.folder):
+            self.count += 1
+            if self.count == self.at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.real(source, target)
+
+    def arm(self, at: int) -> None:
+        self.count, self.at = 0, at
+
+
+def _writes(full: Full, folder: Path, work: Callable[[Path], object]) -> int:
+    full.arm(0)
+    work(folder)
+    return full.count
+
+
+def test_a_full_disk_at_any_write_is_one_error_and_the_same_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Full(monkeypatch, tmp_path)
+    total = _writes(full, tmp_path / "undisturbed", whole)
+    expected = contents(tmp_path / "undisturbed")
+    assert total > len(UNITS) * len(ARRAYS)
+    refused = []
+    for k in range(1, total + 1):
+        folder = tmp_path / f"full-{k}"
+        full.arm(k)
+        with pytest.raises(StoreError, match="no space left"):
+            whole(folder)
+        full.arm(0)
+        assert not parts(folder)
+        try:
+            whole(folder)
+        except StoreError as error:
+            refused.append((k, str(error)))
+            continue
+        for name, values in contents(folder).items():
+            np.testing.assert_array_equal(values, expected[name])
+    assert not refused
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "not writable"), (errno.EIO, "goes on once")]
+)
+def test_faults_of_the_system_become_one_line(number: int, words: str) -> None:
+    with pytest.raises(StoreError, match=words), clear_faults("run folder 'x'"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_read_only_folder_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("permissions do not bind this user")
+        with pytest.raises(StoreError, match=r"not writable.*--out"):
+            opened(folder / "run")
+    finally:
+        folder.chmod(stat.S_IRWXU)
+
+
+def test_hashes_are_what_they_say(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    # SHA-256 of nothing: FIPS 180-4's well-known value
+    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_records_name_every_chunk_of_their_unit(tmp_path: Path) -> None:
+    whole(tmp_path)
+    record = json.loads((tmp_path / "units" / "u2.json").read_text())
+    assert sorted(record) == ["arrays.zarr/status/1", "arrays.zarr/values/1.0"]
+    assert all(sha256(tmp_path / file) == known for file, known in record.items())

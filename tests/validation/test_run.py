@@ -1,0 +1,346 @@
+"""A map's whole trial on tiny networks whose answers are known: descents, photographs, page, marks, resuming."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from featmap.cli import app
+from featmap.errors import FeatmapError
+from featmap.mapping.result import open_arrays
+from featmap.mapping.run import similarity
+from featmap.runs import integrity
+from featmap.runs import job as runs
+from featmap.runs.store import Run
+from featmap.stats import measures, reliability
+from featmap.validation import planted, verdict
+from featmap.validation import run as validation
+from featmap.validation.figures import Validation
+from featmap.validation.planted import LINEAR
+from tests.helpers import tiny, twofold
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
+FEW: dict[str, Any] = {"recipe": LINEAR, "input_size": 16, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return twofold.photographs(tmp_path_factory.mktemp("images") / "photographs")
+
+
+Judge = Callable[..., Validation]
+
+
+@pytest.fixture(scope="module")
+def two_ways(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> dict[str, Validation]:
+    found = {}
+    for name in ("trap", "honest"):
+        module, folder = getattr(twofold, name)(), tmp_path_factory.mktemp("runs") / name
+        similarity("features", module, out=folder, **FEW)
+        found[name] = validation.validate(folder, images=photographs, seeds=3, null_seeds=1, model=module)
+    return found
+
+
+def test_a_network_of_two_ways_is_caught_by_the_processing_path(two_ways: dict[str, Validation]) -> None:
+    trap, honest = (two_ways[name].trained["features"] for name in ("trap", "honest"))
+    score = trap.figures["path:ways"]
+    assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
+    assert honest.value("path:ways") > 0.8  # type: ignore[operator]
+    assert honest.value("path:features") > 0.8  # type: ignore[operator]
+    held = verdict.verdict(trap)
+    assert any("take the images at all for" in line and "lowest at ways: -0.0" in line for line in held.may_not)
+    assert any("typical liked stimuli" in line for line in verdict.verdict(honest).may)
+    assert trap.p("photographs_pearson") > 0.05 > honest.p("photographs_pearson")  # type: ignore[operator]
+    assert any("carry any of it over" in line for line in held.may_not)
+
+
+@pytest.mark.parametrize("layer", ["features", "block"])
+def test_two_ways_within_a_block_are_caught_there(tmp_path: Path, photographs: Path, layer: str) -> None:
+    module = twofold.hidden()
+    similarity(layer, module, out=tmp_path / "run", **FEW)
+    found = validation.validate(tmp_path / "run", images=photographs, seeds=2, null_seeds=0, model=module)
+    score = found.trained[layer].figures["path:block.ways"]
+    assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
+    assert any("lowest at block.ways: -0.0" in line for line in verdict.verdict(found.trained[layer]).may_not)
+    assert found.trained[layer].value("path_passed_over") == 0
+
+
+def test_every_figure_can_be_had_again_from_the_stored_arrays(two_ways: dict[str, Validation]) -> None:
+    found = two_ways["honest"]
+    trial, run = found.trained["features"], found.folder.parent
+    sets = [open_arrays(f) for f in (run, found.folder / "seed-1", found.folder / "seed-2")]
+    A = np.concatenate([d["A"].values for d in sets]).astype(float)
+    S = [measures.correlations(a) for a in A]
+    upper = np.triu_indices(len(S[0]), 1)
+    pairs = [stats.pearsonr(S[i][upper], S[j][upper]).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert trial.value("repeatability") == pytest.approx(np.mean(pairs), abs=1e-9)
+    (folder,) = found.folder.glob("photographs-*")
+    natural = open_arrays(folder)["A"]
+    P = natural.sel(response=trial.evidence.names).values.astype(float)
+    by_hand = stats.pearsonr(S[0][upper], measures.correlations(P)[upper]).statistic
+    assert trial.value("photographs_pearson") == pytest.approx(by_hand, abs=1e-9)
+    ranks = stats.spearmanr(S[0][upper], measures.correlations(P)[upper]).statistic
+    assert trial.value("photographs_spearman") == pytest.approx(ranks, abs=1e-9)
+    ratio = np.median(np.diag(A[0]) / P.max(0))
+    assert trial.value("multiple") == pytest.approx(ratio, abs=1e-9)
+    assert trial.value("incoming_weights") is None  # they have nothing in common: all cosines are 0
+
+
+def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Path) -> None:
+    made = planted.plant("blocks", noise=0.3)
+    similarity("features", made.module, out=tmp_path / "run", **FEW)
+    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=2, model=made.module)
+    trial, null = found.trained["features"], found.random["features"]
+    assert trial.value("repeatability") == pytest.approx(1, abs=1e-6)
+    upper = np.triu_indices(32, 1)
+    closed = stats.pearsonr(made.closed_form()[upper], made.cosines[upper]).statistic
+    assert trial.value("incoming_weights") == pytest.approx(closed, abs=1e-5)
+    assert trial.value("clusters") == 4 and trial.value("ari_of_seeds") == 1
+    assert trial.p("incoming_weights") == 0.001
+    assert null.value("clusters") == 0
+    assert found.permuted["features"]["clusters"].value == 0
+    assert trial.figures["modularity"].value > 1.2 * found.permuted["features"]["modularity"].value  # type: ignore[operator]
+    assert trial.figures["ari_of_louvain"].value == 1 and trial.figures["ari_of_seeds"].low is None
+    assert "one draw of them, 2 seed(s) of noise" in (tmp_path / "run" / "validation" / "validation.md").read_text()
+    left = found.permuted["features"]["incoming_weights_spearman"]
+    assert left.low < 0 < left.high and abs(left.value) < 0.2  # type: ignore[operator]
+    left = found.permuted["features"]["incoming_weights"]
+    assert left.low < 0 < left.high and abs(left.value) < 0.2  # type: ignore[operator]
+    assert "photographs_pearson" not in trial.figures
+    assert any("none were shown" in line for line in verdict.verdict(trial).may_not)
+    assert not list((tmp_path / "run" / "validation").glob("photographs*"))
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    folder = tmp_path_factory.mktemp("judged") / "run"
+    similarity(
+        ["second", "first"], "tests.helpers.tiny:wide", size=16, steps=6, rows=4, device="cpu", out=folder, neighbours=4
+    )
+    validation.validate(folder, images=photographs, seeds=3, null_seeds=1)
+    return folder
+
+
+def test_the_folder_holds_a_page_tables_and_panels(judged: Path) -> None:
+    folder = judged / "validation"
+    page = (folder / "validation.md").read_text()
+    for words in ("## second", "## first", "**What may be concluded**", "**What may not**", "| repeatability |"):
+        assert words in page
+    figures = pd.read_parquet(folder / "figures.parquet")
+    assert set(figures["network"]) == {"trained", "random weights", "columns permuted"}
+    assert set(figures["layer"]) == {"second", "first"}
+    numbers = figures[["value", "low", "high", "p"]]
+    assert not np.isinf(numbers.to_numpy(float, na_value=0)).any() and str(numbers.dtypes["value"]) == "Float64"
+    assert "NaN" not in (folder / "validation.json").read_text() and "nan" not in page
+    features = pd.read_parquet(folder / "second" / "features.parquet")
+    assert list(features.index) == [f"second:{c}" for c in range(24)]
+    assert features["best_photograph"].str.endswith((".jpg", ".png")).all()
+    assert len(list((folder / "second" / "panels").glob("*.png"))) == 3
+    assert Run.read(folder).is_complete() and Run.read(judged).is_complete()
+
+
+def test_unreliable_features_are_marked_in_the_runs_tables_and_figures(
+    judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(judged, run)
+    table = pd.read_parquet(run / "second" / "features.parquet")
+    single = pd.read_parquet(run / "validation" / "second" / "features.parquet")
+    assert table["reliability"].to_list() == pytest.approx(single["reliability"].to_list(), abs=1e-6)
+    assert (table["reliable"] == (table["reliability"] >= 0.9)).all()
+    known = Run.read(run)
+    known.manifest["reliability"] |= {"second:3": 0.5, "second:5": None}
+    known.save()
+    again = {"size": 16, "steps": 6, "rows": 4, "device": "cpu", "out": run, "neighbours": 4}
+    found = similarity(["second", "first"], "tests.helpers.tiny:wide", **again).maps["second"]
+    assert not found.features["reliable"]["second:3"] and not found.features["reliable"]["second:5"]
+    assert "second:3 ?" in (run / "second" / "heatmap.svg").read_text()
+    assert "24 features, 2 of them unreliable (marked ?)" in (run / "second" / "heatmap.svg").read_text()
+    assert ">3 ?<" in (run / "cross" / "second-to-first" / "heatmap.svg").read_text()
+    partners = pd.read_parquet(run / "cross" / "first-to-second" / "partners.parquet")
+    assert not partners.loc[partners["partner"] == "second:3", "partner_reliable"].any()
+    assert '<data key="' in (run / "second" / "graph.graphml").read_text()
+    with pytest.raises(SystemExit):
+        app.main(["neighbours", "second:1", str(run), "-n", "24"])
+    assert capsys.readouterr().out.count("no ?") == 4  # two features, in both lists
+    assert Run.read(run).is_complete()
+
+
+def test_more_seeds_make_only_what_is_new_and_an_interruption_goes_on(
+    judged: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(judged, run)
+    seen: list[tuple[int, int]] = []
+    real = runs.Worker.make
+
+    def counted(self: runs.Worker, unit: Any) -> Any:
+        seen.append((unit.seed, unit.last))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(self, unit)
+
+    monkeypatch.setattr(runs.Worker, "make", counted)
+    with pytest.raises(KeyboardInterrupt):
+        validation.validate(run, images=photographs, seeds=4, null_seeds=1)
+    found = validation.validate(run, images=photographs, seeds=4, null_seeds=1)
+    assert {seed for seed, _ in seen} == {3}
+    assert len(seen) == len(set(seen)) + 1 == 10
+    assert found.trained["second"].figures["repeatability_of_all"].count == 4
+    before = (run / "validation" / "validation.md").read_bytes()
+    validation.validate(run, images=photographs, seeds=4, null_seeds=1)
+    assert len(seen) == 10 and (run / "validation" / "validation.md").read_bytes() == before
+
+
+def test_a_network_without_random_weights_is_judged_without_that_null(tmp_path: Path, photographs: Path) -> None:
+    module = twofold.bare()
+    similarity("features", module, out=tmp_path / "run", **FEW)
+    found = validation.validate(tmp_path / "run", seeds=2, model=module)
+    assert found.random == {} and "no reset_parameters" in found.reason
+    assert "no reset_parameters" in (tmp_path / "run" / "validation" / "validation.md").read_text()
+
+
+WRONG = [
+    ("too few seeds", {"seeds": 1}, "2 seeds or more"),
+    ("fewer than no null", {"null_seeds": -1}, "the null 0 or more"),
+    ("no such images", {"images": "nowhere"}, "no such folder"),
+    ("a file for a folder", {"images": __file__}, "that is a file"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_wrong_settings_end_in_one_line(judged: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(FeatmapError, match=words):
+        validation.plan(judged, **settings)
+
+
+def test_a_run_of_another_kind_or_network_is_refused(judged: Path, tmp_path: Path, photographs: Path) -> None:
+    from featmap.network.model import load
+
+    with pytest.raises(FeatmapError, match="another network"):
+        validation.plan(judged, network=load(tiny.other()))
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(photographs.iterdir())[:5]:
+        shutil.copy(path, few)
+    with pytest.raises(FeatmapError, match="5 photographs; give 32 or more"):
+        validation.plan(judged, images=few)
+    with pytest.raises(FeatmapError, match="is a run; give a folder of photographs"):
+        validation.plan(judged, images=judged)
+    with pytest.raises(FeatmapError, match="no finished similarity run"):
+        validation.plan(judged / "validation")
+
+
+def test_the_path_leads_through_outer_layers_and_some_inside_them() -> None:
+    from featmap.network.model import load
+    from featmap.validation.inputs import path_of
+    from tests.helpers.networks import small_inception
+
+    network = load(small_inception(), input_size=16)
+    names = list(network.trace(16).layers)
+    inside = [n for n in names if n.startswith("mixed.")]
+    assert len(inside) == 10
+    assert path_of(network, "mixed", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed"], 0)
+    assert path_of(network, "narrow", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed", "narrow"], 0)
+    way = path_of(network, "mixed.branch2.1", 16)[0]
+    assert "mixed.branch2.0" in way and way[-1] == "mixed.branch2.1" and "mixed" not in way
+    few, over = path_of(network, "narrow", 16, 2)
+    assert few == ["stem", inside[0], inside[-1], "mixed", "narrow"] and over == names.index("narrow") - 4
+    reference = load("reference")
+    way, over = path_of(reference, "inception5b", 96)
+    outer = [n for n in way if "." not in n]
+    assert outer[-2:] == ["inception5a", "inception5b"] and len(outer) == 9 and len(way) == 17
+    assert over == list(reference.trace(96).layers).index("inception5b") - 16 > 30
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_an_unreadable_photograph_leaves_the_run_as_it_was(judged: Path, photographs: Path, tmp_path: Path) -> None:
+    run, broken = tmp_path / "run", tmp_path / "broken"
+    shutil.copytree(judged, run)
+    shutil.copytree(photographs, broken)
+    cut = sorted(broken.iterdir())[40]
+    cut.write_bytes(cut.read_bytes()[:200])
+    before = state(run)
+    with pytest.raises(FeatmapError, match=rf"{cut.name}.*cut short"):
+        validation.validate(run, images=broken, seeds=4, null_seeds=1)
+    assert state(run) == before
+    bare = tmp_path / "bare"
+    shutil.copytree(judged, bare, ignore=shutil.ignore_patterns("validation"))
+    known = Run.read(bare)
+    known.manifest |= {"parts": []}
+    known.save()
+    with pytest.raises(FeatmapError, match="cut short"):
+        validation.validate(bare, images=broken, seeds=2, null_seeds=0)
+    assert not (bare / "validation").exists() and integrity.inspect(bare).faults == []
+    validation.validate(bare, images=photographs, seeds=2, null_seeds=0)
+    assert integrity.inspect(bare).faults == []
+
+
+def test_what_was_given_up_half_made_is_dropped(
+    judged: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, fewer = tmp_path / "run", tmp_path / "fewer"
+    shutil.copytree(judged, run)
+    shutil.copytree(photographs, fewer)
+    sorted(fewer.iterdir())[0].unlink()
+    real = Run.land
+
+    def stopped(self: Run, unit: str, pieces: Any) -> None:
+        if "photographs-" in self.folder.name:
+            raise KeyboardInterrupt
+        real(self, unit, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "land", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            validation.validate(run, images=fewer, seeds=3, null_seeds=1)
+    assert len(list((run / "validation").glob("photographs-*"))) == 2
+    validation.validate(run, images=photographs, seeds=3, null_seeds=1)
+    assert len(list((run / "validation").glob("photographs-*"))) == 1
+    assert integrity.inspect(run).faults == []
+
+
+def test_panels_go_when_there_are_no_photographs_any_more(judged: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(judged, run)
+    assert integrity.inspect(run).faults == [] and list(run.glob("validation/*/panels/*.png"))
+    validation.validate(run, seeds=3, null_seeds=1)
+    assert not list(run.glob("validation/*/panels")) and integrity.inspect(run).faults == []
+
+
+def test_reliability_of_the_run_is_that_of_its_seeds(judged: Path) -> None:
+    features = pd.read_parquet(judged / "validation" / "second" / "features.parquet")
+    assert features["reliability"].to_list() == features["reliability_single_seed"].to_list()
+    assert reliability.spearman_brown(0.8, 3) > 0.8
+
+
+def test_the_command_line_ends_in_verdicts_or_one_line(
+    judged: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            app.main(["validate", str(judged), *arguments])
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    status, out, _ = run("--images", str(photographs), "--seeds", "3", "--null-seeds", "1")
+    assert status == 0 and "second: may" in out and "validation.md" in out.splitlines()[-1]
+    status, out, _ = run("--seeds", "6", "--dry-run")
+    assert status == 0 and "4 maps of 30 images to make" in out
+    assert not (judged / "validation" / "seed-5").exists()
+    for arguments, words in ((["--seeds", "1"], "2 seeds or more"), (["--mean", "0,0,0"], "go with --model")):
+        status, out, err = run(*arguments)
+        assert status == 2 and words in err and len(err.splitlines()) == 1

@@ -1,0 +1,238 @@
+"""Verdicts by fixed thresholds, and the page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from featmap.errors import FeatmapError
+from featmap.mapping import flags
+from featmap.plotting import scatter
+from featmap.validation import figures as trials
+from featmap.validation import verdict as appraisal
+from featmap.validation.figures import Evidence, Figure, Trial, Validation
+from featmap.validation.verdict import verdict
+
+NAMES = [f"a:{k}" for k in range(4)]
+
+
+def trial(figures: dict[str, tuple[float | None, ...]], reliable: list[bool] | None = None) -> Trial:
+    """A trial with figures (value, low, p) and features of given reliability."""
+    made = {
+        name: Figure("a", "trained", name, *(list(v) + [None] * 4)[:2], None, (list(v) + [None] * 4)[2], 3)
+        for name, v in figures.items()
+    }
+    everyone = np.ones(4, dtype=bool)
+    evidence = Evidence("a", NAMES, everyone, everyone, np.zeros((2, 4, 4)), 1)
+    table = pd.DataFrame({"reliable": pd.array(reliable or [True] * 4, dtype="boolean")}, index=NAMES)
+    return Trial(evidence, made, table)
+
+
+def said(of: Trial, random: Trial | None = None) -> str:
+    return "\n".join(verdict(of, random).lines())
+
+
+@pytest.mark.parametrize(
+    ("r", "words"),
+    [
+        (0.995, "may: quote single"),
+        (0.95, "may not: quote single"),
+        (0.5, "rest anything on this map"),
+        (None, "undefined"),
+    ],
+)
+def test_repeatability_decides_what_may_be_quoted(r: float | None, words: str) -> None:
+    text = said(trial({"repeatability_of_map": (r,), "seeds_needed": (4.0,)}))
+    assert words in text
+    assert ("--seeds 4" in text) == (r is not None and r < 0.99)
+
+
+def test_unreliable_features_are_named() -> None:
+    figures = {"repeatability_of_map": (0.995,), "unreliable_features": (2.0,)}
+    assert "the 2 features marked as unreliable (a:1, a:3)" in said(trial(figures, [True, False, True, False]))
+
+
+def test_single_similarities_are_those_of_so_many_features_and_images() -> None:
+    held = {"repeatability_of_map": (0.995,), "stimuli_reliability": (0.86,)}
+    assert "of these 4 features over their 4 images" in said(trial(held))
+    assert "those over other stimuli: over the choice of the 4 images their reliability is 0.860 or more" in said(
+        trial(held)
+    )
+    assert "other stimuli" not in said(trial(held | {"stimuli_reliability": (0.995,)}))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "ari", "itself", "words"),
+    [
+        (0, 0.9, 0.92, "may not: speak of clusters"),
+        (5, 0.9, 0.92, "may: name the 5 clusters"),
+        (5, 0.4, 0.92, "may not: assign single features"),
+        (5, 0.85, 0.99, "may not: assign single features"),
+        (5, 0.85, 0.9, "may: name the 5 clusters"),
+        (5, None, None, "may not: assign single features"),
+    ],
+)
+def test_clusters_need_nulls_and_seeds(clusters: float, ari: float | None, itself: float | None, words: str) -> None:
+    text = said(trial({"clusters": (clusters,), "ari_of_seeds": (ari,), "ari_of_louvain": (itself,)}))
+    assert words in text
+    assert ("fewer than 11 features" in text) == (clusters > 0)  # k is 10
+
+
+def test_photographs_decide_what_may_be_carried_over() -> None:
+    for r, low, p, words in (
+        (0.9, 0.86, 0.001, "may: read S as similarity over photographs"),
+        (0.9, 0.5, 0.001, "the interval reaches below 0.85"),
+        (0.6, 0.5, 0.001, "may not: carry single similarities over"),
+        (0.1, 0.05, 0.001, "may not: carry any of it over"),
+        (0.9, 0.5, 0.2, "may not: carry any of it over"),
+        (0.489, -0.376, 0.03, "may not: carry any of it over to photographs: the interval reaches down"),
+        (0.6, None, 0.03, "may not: carry any of it over"),
+        (None, None, None, "may not: carry any of it over"),
+    ):
+        text = said(trial({"photographs_pearson": (r, low, p), "photographs_reliability": (0.95,)}))
+        assert words in text
+        assert ("as a rule" in text) == (low == 0.5 and r == 0.6)
+    assert "reaches below" not in said(trial({"photographs_pearson": (0.9, 0.86, 0.001)}))
+    one, null = trial({"photographs_pearson": (0.6, 0.5, 0.001)}), trial({"photographs_pearson": (0.55, 0.5, 0.001)})
+    assert "may not: credit training" in said(one, null)
+    assert "credit training" not in said(one, trial({"photographs_pearson": (0.2, 0.1, 0.01)}))
+    assert "none were shown" in said(trial({}))
+
+
+def test_weights_are_spoken_of_above_zero_and_above_random_weights() -> None:
+    for r, low, null, may in (
+        (0.6, 0.5, None, True),
+        (0.6, 0.5, 0.3, True),
+        (0.6, 0.5, 0.55, False),
+        (0.265, -0.138, 0.241, False),
+        (0.265, -0.138, None, False),
+        (0.6, None, None, False),
+    ):
+        other = None if null is None else trial({"incoming_weights": (null, 0.0, 0.01)})
+        text = said(trial({"incoming_weights": (r, low, 0.001)}), other)
+        assert ("may: say that features of alike incoming weights" in text) == may
+        assert ("may not: say that features of alike incoming weights" in text) != may
+    assert "may not: say that features" in said(trial({"incoming_weights": (0.6, 0.5, 0.2)}))
+
+
+def test_images_that_photographs_outdo_are_not_called_maximising() -> None:
+    for multiple, better, outdone in ((0.853, 0.1, True), (1.5, 0.3, True), (1.5, 0.25, False), (2.0, 0.0, False)):
+        text = said(trial({"multiple": (multiple,), "below_best_photograph": (better,)}))
+        assert ("may not: take the images for maximising" in text) == outdone
+
+
+def test_the_path_is_judged_by_its_worst_layer_at_the_lower_end() -> None:
+    typical = "may: take the images for typical liked stimuli"
+    good = trial({"path:b": (0.9, 0.85), "path:a": (0.95, 0.9), "path_passed_over": (3.0,)})
+    assert f"{typical} at the 2 layers looked at, of 5 on the way" in said(good) and "all along" not in said(good)
+    worse = said(trial({"path:b": (0.3, 0.2), "path:a": (0.85, 0.81)}))
+    assert (
+        f"{typical} at a itself" in worse and "may not: take the way there" in worse and "lowest at b: 0.300" in worse
+    )
+    assert "take the images at all" in said(trial({"path:b": (0.9, 0.85), "path:a": (0.2, 0.1)}))
+    for reaches_below in ((0.849, 0.754), (0.9,)):
+        text = said(trial({"path:b": (0.95, 0.9), "path:a": reaches_below}))
+        assert typical not in text and "may not: take the images without reserve" in text
+    assert "no more alike than any" in said(trial({"path:a": (None,)}))
+    wide = trial({"path:b": (0.45, 0.1), "path:a": (0.85, 0.75)})
+    wide.figures["path:b"] = replace(wide.figures["path:b"], high=0.7)
+    assert "without reserve" in said(wide) and "lowest at b: 0.450 [0.100, 0.700]; a itself: 0.850" in said(wide)
+
+
+def test_a_path_that_random_weights_score_on_as_well_says_nothing() -> None:
+    one = trial({"path:b": (0.9, 0.85), "path:a": (0.95, 0.9)})
+    assert "may: take the images" in said(one, trial({"path:b": (1.0, 0.9), "path:a": (0.5, 0.4)}))
+    text = said(one, trial({"path:b": (0.1, 0.0), "path:a": (0.92, 0.8)}))
+    assert "may: take the images" not in text and "with random weights their path scores 0.920 at a too" in text
+
+
+def test_empty_intervals_are_not_printed_and_others_are_named() -> None:
+    assert (
+        appraisal.span(0.4, 0.4) == appraisal.span(None, None) == "" and appraisal.span(0.4, 0.5) == " [0.400, 0.500]"
+    )
+    figures = {
+        "repeatability": Figure("a", "trained", "repeatability", 0.5, 0.4, 0.6, interval=trials.BOOTSTRAP),
+        "multiple": Figure("a", "trained", "multiple", 2.0, 1.0, 3.0, interval=trials.FEATURES),
+        "ari_of_seeds": Figure("a", "trained", "ari_of_seeds", 0.4, 0.4, 0.4, interval=trials.RANGE),
+        "ari_of_louvain": Figure("a", "trained", "ari_of_louvain", None),
+        "photographs_corrected": Figure("a", "trained", "photographs_corrected", None, note="what is too low"),
+    }
+    one = trial({})
+    one.figures = figures
+    text = appraisal.page("T", "n", Validation(Path("x"), {"a": one}, {}, {"a": {}}), [])
+    assert (
+        "| 0.400 to 0.600 | 95 %, bootstrap over features |" in text and "| 1.000 to 3.000 | 90 % of features |" in text
+    )
+    assert "| ari of seeds | 0.400 | – | – |" in text and "Undefined: every partition is one cluster" in text
+    assert "Undefined: what is too low." in text
+
+
+def test_every_figure_has_a_sentence_and_the_page_shows_it() -> None:
+    figures = dict.fromkeys([*appraisal.SENTENCES, "path:a"], (0.5, 0.4, 0.01))
+    found = Validation(Path("x"), {"a": trial(figures)}, {}, {"a": {}}, "no reason")
+    text = appraisal.page("Title", "network", found, ["a note"])
+    assert text.count("\n| ") == len(figures) + 1
+    assert "nan" not in text and "{" not in text and "With random weights: none (no reason)." in text
+    undefined = Validation(Path("x"), {"a": trial(dict.fromkeys(figures, (None,)))}, {}, {"a": {}})
+    assert appraisal.page("T", "n", undefined, []).count("Undefined:") == len(figures)
+    assert trials.figures_frame(list(found.trained["a"].figures.values()))["value"].dtype == "Float64"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.99871, "0.9987"),
+        (0.98996, "0.9900"),
+        (0.98991, "0.9899"),
+        (0.5, "0.500"),
+        (12.34, "12.3"),
+        (1, "1.000"),
+    ],
+)
+def test_numbers_as_the_page_writes_them(value: float | None, text: str) -> None:
+    assert appraisal.written(value) == text
+
+
+def test_marks_go_on_names_and_only_where_something_is_known() -> None:
+    table = pd.DataFrame(index=pd.Index(NAMES))
+    flags.enter(table, {})
+    assert "reliable" not in table and flags.named(table, NAMES) == NAMES and flags.note(table, NAMES) == ""
+    flags.enter(table, {"a:0": 0.95, "a:1": 0.89, "a:2": None})
+    assert table["reliable"].to_list() == [True, False, False, pd.NA]
+    assert flags.named(table, NAMES) == ["a:0", "a:1 ?", "a:2 ?", "a:3"]
+    assert "2 of them unreliable" in flags.note(table, NAMES)
+    table = pd.DataFrame({"nearest_1": ["a:1", "a:0", None, "a:3"], "similarity_1": 0.5}, index=pd.Index(NAMES))
+    for _ in range(2):
+        flags.enter(table, {"a:0": 0.95, "a:1": 0.89})
+        columns = ["nearest_1", "nearest_1_reliable", "similarity_1", "reliability", "reliable"]
+        assert list(table.columns) == columns
+        assert table["nearest_1_reliable"].to_list() == [False, True, pd.NA, pd.NA]
+
+
+def test_figures_are_drawn_of_what_there_is() -> None:
+    values = np.linspace(-1, 1, 50)
+    cloud = scatter.Cloud(values, values, "x", "y", "a note with $ in it")
+    steps = [scatter.Step("first", 0.5, 0.4, 0.6, 0.2), scatter.Step("second", None)]
+    for clouds, path in (([cloud], steps), ([], steps), ([cloud], [])):
+        plt.close(scatter.agreements(clouds, path, "title"))
+    plt.close(scatter.curves([("a", "order", [("S", [0, 1], [1, 0])])], "title"))
+    with pytest.raises(FeatmapError, match="nothing to draw"):
+        scatter.agreements([], [], "title")
+    with pytest.raises(FeatmapError, match="nothing to draw"):
+        scatter.curves([], "title")
+
+
+def test_partitions_of_one_cluster_or_of_single_features_agree_on_nothing() -> None:
+    one, single, two = np.zeros(4, dtype=int), np.arange(4), np.array([0, 0, 1, 1])
+    found, _, count = trials._agreed([(one, one), (single, single)])
+    assert np.isnan(found.value) and count == 0
+    found, _, count = trials._agreed([(one, one), (two, two)])
+    assert (found.value, count) == (1.0, 1) and np.isnan(found.low)
+    found, _, count = trials._agreed([(two, two), (two, one)])
+    assert (found.value, found.low, found.high, count) == (0.5, 0.0, 1.0, 2)
