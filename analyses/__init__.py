@@ -1,5 +1,5 @@
 """Studies: one file each, run as ``python -m analyses.NAME`` from a checkout, built on the public library."""
 
-from featmap.cli.waiting import wait_briefly
+from featmap.cli.entry import limit_thread_spinning
 
-wait_briefly()
+limit_thread_spinning()

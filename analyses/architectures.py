@@ -16,13 +16,12 @@ from scipy import stats
 
 import featmap
 from analyses.formulas import coherence
-from analyses.studies import LEVEL, Context, Finding, Outcome, Study, Verdict, averaged, interval, start
+from analyses.support.study import LEVEL, Context, Finding, Outcome, Study, Verdict, averaged, interval, start
 from analyses.tables import stored
-from featmap import FeatmapError, image_ops
+from featmap import FeatmapError, image_ops, rng
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
-from featmap.runs import device
-from featmap.runs import job as runs
+from featmap.runs import array_layout, device
 from featmap.stats import interaction
 
 YARDSTICK, PERMUTATIONS, HEADLINE = 64, 4, "beyond"
@@ -82,9 +81,9 @@ class Yardstick:
 
 def yardstick(probe: Probe, layer: str, size: int) -> Yardstick:
     """Return what a layer does on images with a 1/f spectrum."""
-    maps = probe.maps(image_ops.pink(YARDSTICK, size), [layer])[layer].astype(np.float64)
+    maps = probe.activation_maps(image_ops.pink_noise(YARDSTICK, size), [layer])[layer].astype(np.float64)
     responses, flat = maps.mean((2, 3)), maps.transpose(1, 0, 2, 3).reshape(maps.shape[1], -1)
-    varies = np.isfinite(interaction.deviations(responses))
+    varies = np.isfinite(interaction.response_deviations(responses))
     return Yardstick(varies, responses[:, varies], flat.mean(1), flat.std(1))
 
 
@@ -106,7 +105,7 @@ def made(context: Context) -> xr.Dataset:
 def class_layer(context: Context, size: int) -> str | None:
     """Return the name of the layer of class logits, None where the network has none."""
     try:
-        return context.network.unit(featmap.parse_unit("class:0"), size).layer
+        return context.network.resolve_unit(featmap.Unit.parse("class:0"), size).layer
     except FeatmapError:
         return None
 
@@ -123,7 +122,7 @@ def measured(context: Context, data: xr.Dataset) -> pd.DataFrame:
         for s, seed in enumerate(data["seed"].values):
             images = np.concatenate([data["images"][s, own].values, data["null_images"][s].values[None]])
             frame = pd.DataFrame(figures(probe, torch.from_numpy(images), layer, logits, yard))
-            frame.insert(0, "status", [runs.STATUSES[int(c)] for c in data["status"][s, own].values])
+            frame.insert(0, "status", [array_layout.STATUSES[int(c)] for c in data["status"][s, own].values])
             frame.insert(0, "seed", int(seed))
             frame.insert(0, "feature", [names[k] for k in own])
             frame.insert(0, "layer", layer)
@@ -133,12 +132,12 @@ def measured(context: Context, data: xr.Dataset) -> pd.DataFrame:
 
 def figures(probe: Probe, images: torch.Tensor, layer: str, logits: str | None, yard: Yardstick) -> dict[str, Any]:
     """Return the figures of N images from N + 1, the last of which is the null image."""
-    maps = probe.maps(images, [layer])[layer]
+    maps = probe.activation_maps(images, [layer])[layer]
     responses = maps.mean((2, 3)).astype(np.float64)[:, yard.varies]
     excited = coherence.excited_share(responses, yard.responses)
     chance = permuted(probe, images[:-1], layer, yard)
-    spread = coherence.relative_spread(responses, yard.responses)
-    within, across = coherence.position_likeness(coherence.directions(maps[:-1], yard.centre, yard.spread))
+    spread = coherence.relative_effective_number(responses, yard.responses)
+    within, across = coherence.position_similarity(coherence.unit_directions(maps[:-1], yard.centre, yard.spread))
     if logits is None:
         classes = np.full(len(maps), np.nan)
     else:
@@ -166,7 +165,7 @@ def permuted(probe: Probe, images: torch.Tensor, layer: str, yard: Yardstick) ->
     found = []
     for k in range(PERMUTATIONS):
         flat = images.flatten(2)
-        order = image_ops.generator("permuted", k, flat.shape[2]).permutation(flat.shape[2])
+        order = rng.generator("permuted", k, flat.shape[2]).permutation(flat.shape[2])
         moved = flat[:, :, torch.from_numpy(order)].reshape(images.shape)
         responses = probe.responses(moved, [layer])[layer].astype(np.float64)[:, yard.varies]
         found.append(coherence.excited_share(responses, yard.responses))

@@ -13,14 +13,14 @@ from matplotlib.image import AxesImage
 
 import featmap
 from analyses.formulas import partitions
-from analyses.formulas.partitions import Agreement
-from analyses.made import spanned
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, averaged, plain_finding, start
-from featmap import image_ops
+from analyses.formulas.partitions import PermutationTest
+from analyses.support.image_sets import spanned
+from analyses.support.study import Context, Finding, Outcome, Study, Verdict, averaged, plain_finding, start
 from featmap.mapping.result import SimilarityMap
 from featmap.network.trace import Layer
 from featmap.plotting import style
-from featmap.stats import clustering, measures
+from featmap.rng import generator
+from featmap.stats import clustering, measures, similarity_frame
 
 WHOLE, SHARE, NOTICEABLE, P = 256, 2, 0.1, 0.05
 SMALL, LARGER = 64, 96
@@ -57,8 +57,8 @@ class Divided:
     layer: str
     found: SimilarityMap
     branches: np.ndarray
-    rand: Agreement
-    contrast: Agreement
+    rand: PermutationTest
+    contrast: PermutationTest
     own: np.ndarray
     chance: np.ndarray
     seeds: list[tuple[float, float]]
@@ -67,14 +67,14 @@ class Divided:
     @property
     def S(self) -> np.ndarray:
         """The profile similarity of the live features."""
-        return measures.square(self.found.clusters.similarity)
+        return similarity_frame.symmetric_values(self.found.clusters.similarity)
 
 
 def chosen(context: Context, layer: Layer) -> list[int]:
     """Return the channels to map: all of a small layer, as many of each branch of a larger one."""
     if layer.channels <= WHOLE or context.full:
         return list(range(layer.channels))
-    rng, first, found = image_ops.generator("branches", context.network.name, layer.name), 0, []
+    rng, first, found = generator("branches", context.network.name, layer.name), 0, []
     for _, width in layer.branches:
         count = min(width, SHARE * context.features)
         found += (first + np.sort(rng.choice(width, count, replace=False))).tolist()
@@ -115,15 +115,15 @@ def divided(context: Context, layer: Layer) -> Divided | None:
     branches = np.array([layer.branch(int(n.rpartition(":")[2])) for n in names])
     if len(set(branches)) < 2 or len(names) < 4:
         return None
-    values = measures.square(S)
+    values = similarity_frame.symmetric_values(S)
     labels = found.clusters.communities.labels.reindex(names).to_numpy()
-    own, chance = partitions.own_neighbours(values, branches)
+    own, chance = partitions.nearest_in_group(values, branches)
     return Divided(
         layer.name,
         found,
         branches,
-        partitions.rand_agreement(labels, branches),
-        partitions.contrast_agreement(values, branches),
+        partitions.rand_index_test(labels, branches),
+        partitions.contrast_test(values, branches),
         own,
         chance,
         by_seed(found, names, branches),
@@ -140,7 +140,7 @@ def by_seed(found: SimilarityMap, names: list[str], branches: np.ndarray) -> lis
             S = measures.profile(A, pd.Series(data["null"][k].values.astype(np.float64), index=names), names)
         labels = clustering.communities(clustering.neighbour_graph(S)).labels.reindex(names).to_numpy()
         ari = float(partitions.rand_index(labels, branches)[0])
-        rows.append((ari, float(partitions.contrast(measures.square(S), branches)[0])))
+        rows.append((ari, float(partitions.contrast(similarity_frame.symmetric_values(S), branches)[0])))
     return rows
 
 
@@ -221,7 +221,7 @@ def figure(layers: list[Divided]) -> Figure:
     """Draw a row a layer: the branches in each cluster, S between branches on one scale, ARI against its null."""
     made = Figure(figsize=(11, 3.9 * len(layers)), layout="constrained")
     grid = made.subplots(len(layers), 3, squeeze=False, gridspec_kw={"width_ratios": (1.25, 1, 1)})
-    tables = [partitions.between(one.S, one.branches) for one in layers]
+    tables = [partitions.mean_between_groups(one.S, one.branches) for one in layers]
     known = np.concatenate([np.abs(t[np.isfinite(t)]) for t in tables])
     reach = float(known.max(initial=0)) or 1.0
     for axes, one, table in zip(grid, layers, tables, strict=True):
@@ -256,7 +256,7 @@ def _composition(axes: Axes, one: Divided) -> None:
 
 def _means(axes: Axes, one: Divided, table: np.ndarray, reach: float) -> AxesImage:
     names = list(_short(one.branches).values())
-    shown = axes.imshow(table, cmap=style.SHADES, vmin=-reach, vmax=reach)
+    shown = axes.imshow(table, cmap=style.COLOUR_MAP, vmin=-reach, vmax=reach)
     for (i, j), value in np.ndenumerate(table):
         text = "" if np.isnan(value) else f"{value:z.2f}"
         axes.text(

@@ -21,8 +21,8 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from analyses.formulas.runners_up import Judged
-from analyses.rankings import (
+from analyses.formulas.runners_up import HeldOutRunnersUp
+from analyses.support.runners_up import (
     COLUMNS,
     Runner,
     channels,
@@ -34,7 +34,7 @@ from analyses.rankings import (
     ranking_rows,
     risen,
 )
-from analyses.studies import (
+from analyses.support.study import (
     Context,
     Finding,
     Outcome,
@@ -47,7 +47,7 @@ from analyses.studies import (
     start,
 )
 from featmap.plotting import style
-from featmap.runs.job import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE, RESCUED
 
 ALMOST, RANKED, PROFILE, P = 0.8, 7, 512, 0.05
 RED, DARK, SHADES = "#d62728", "#222222", ("#0072b2", "#9a9a9a")
@@ -80,7 +80,7 @@ def measure(context: Context) -> Outcome:
     ranking = ranked(steps["A"].values.mean(0)[0], named)[:RANKED]
     runners, of_named = [], []
     made: dict[str, xr.Dataset] = {}
-    chosen: dict[str, Judged] = {}
+    chosen: dict[str, HeldOutRunnersUp] = {}
     owns: dict[str, dict[int, np.ndarray]] = {}
     for layer in context.layers:
         context.say(f"drawn features of {layer}")
@@ -141,7 +141,7 @@ def defined(values: Sequence[float]) -> bool:
 
 
 def findings(
-    named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Judged]
+    named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, HeldOutRunnersUp]
 ) -> list[Finding]:
     """Return the study's figures; those that are undefined are left out."""
     found = []
@@ -179,7 +179,7 @@ def findings(
     return found
 
 
-def judged_findings(layer: str, one: Judged) -> list[Finding]:
+def judged_findings(layer: str, one: HeldOutRunnersUp) -> list[Finding]:
     """Return what the runners-up chosen on the first seed do on the others; nothing where that is undefined."""
     if not np.isfinite(one.p):
         return []
@@ -196,13 +196,13 @@ def judged_findings(layer: str, one: Judged) -> list[Finding]:
     ]
 
 
-def belong(chosen: Mapping[str, Judged]) -> bool | None:
+def belong(chosen: Mapping[str, HeldOutRunnersUp]) -> bool | None:
     """Say whether the runners-up belong to their targets' images, in every layer and on seeds that did not choose."""
     p = [one.p for one in chosen.values()]
     return all(x < P for x in p) if p and np.isfinite(p).all() else None
 
 
-def judge(of_named: Sequence[Runner], chosen: Mapping[str, Judged]) -> Verdict:
+def judge(of_named: Sequence[Runner], chosen: Mapping[str, HeldOutRunnersUp]) -> Verdict:
     """Return the verdict.
 
     Almost: the named feature's runner-up rises above its null image from every seed and reaches `ALMOST` of the
@@ -222,7 +222,7 @@ def outcome(
     named: str,
     of_named: Sequence[Runner],
     runners: Sequence[Runner],
-    chosen: Mapping[str, Judged],
+    chosen: Mapping[str, HeldOutRunnersUp],
     rankings: Sequence[tuple[Any, ...]],
 ) -> Outcome:
     """Return rows, figures, verdict and conclusion."""
@@ -251,7 +251,7 @@ def outcome(
     )
 
 
-def belonging(chosen: Mapping[str, Judged]) -> str:
+def belonging(chosen: Mapping[str, HeldOutRunnersUp]) -> str:
     """Return what the sentence says of runners-up on seeds that they were not chosen on."""
     known = {layer: one for layer, one in chosen.items() if np.isfinite(one.p)}
     if not known:
@@ -294,7 +294,11 @@ def table(
 
 @style.house_style
 def draw(
-    steps: xr.Dataset, named: str, of_named: Sequence[Runner], runners: Sequence[Runner], chosen: Mapping[str, Judged]
+    steps: xr.Dataset,
+    named: str,
+    of_named: Sequence[Runner],
+    runners: Sequence[Runner],
+    chosen: Mapping[str, HeldOutRunnersUp],
 ) -> Figure:
     """Draw the curves of all features, the final profile, and the drawn features' runners-up beside their floors."""
     figure, axes = plt.subplot_mosaic(
@@ -315,7 +319,7 @@ def draw(
     return figure
 
 
-def draw_judged(axes: plt.Axes, chosen: Mapping[str, Judged]) -> None:
+def draw_judged(axes: plt.Axes, chosen: Mapping[str, HeldOutRunnersUp]) -> None:
     """Draw the share of other features' images that drive a runner-up as high: a dot a feature, mean and interval."""
     rng = np.random.default_rng(0)
     for k, one in enumerate(chosen.values()):

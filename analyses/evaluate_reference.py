@@ -19,11 +19,11 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from analyses.commands import run
-from analyses.labelled import labelled_files
+from analyses.support.commands import run
+from analyses.support.labelled_images import labelled_files
 from featmap import FeatmapError, Network, load
 from featmap.cli.console import err
-from featmap.network.hooks import frozen
+from featmap.network.hooks import freeze
 from featmap.runs import device as devices
 
 
@@ -49,7 +49,7 @@ def evaluate(
         )
     first = five = 0
     network.module.to(where)
-    with frozen(network.module) as module, torch.inference_mode(), devices.remembered_settings():
+    with freeze(network.module) as module, torch.inference_mode(), devices.remembered_settings():
         for k in track(range(0, len(items), rows), description=f"{size} pixels", console=err()):
             batch = items[k : k + rows]
             images = torch.stack([_tensor(data, size) for _, data in batch]).to(where)

@@ -18,10 +18,10 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analyses.formulas.divergence import GRAY_LEVEL, distances, growth
-from analyses.formulas.likeness import likeness
-from analyses.made import WORDS, spanned
-from analyses.studies import (
+from analyses.formulas.divergence import GRAY_LEVEL, growth_factor, rms_distances
+from analyses.formulas.likeness import profile_agreement
+from analyses.support.image_sets import WORDS, spanned
+from analyses.support.study import (
     POSITIVE,
     Context,
     Finding,
@@ -37,9 +37,9 @@ from analyses.studies import (
     small_size,
     start,
 )
-from featmap import image_ops
+from featmap import rng
 from featmap.plotting import style
-from featmap.runs import job as runs
+from featmap.runs import array_layout
 
 STEPS = 100
 MARGIN = 1.25
@@ -101,7 +101,7 @@ class Parting:
 def pairs_of(context: Context) -> list[str]:
     """Return pairs of drawn features, one of each of the two layers, as sums."""
     first, last = context.units(context.layers[0]), context.units(context.layers[1])
-    order = image_ops.generator("pairs", *context.layers).permutation(len(last))
+    order = rng.generator("pairs", *context.layers).permutation(len(last))
     return [f"{a} + {last[k]}" for a, k in zip(first, order, strict=False)]
 
 
@@ -127,20 +127,22 @@ def measure(context: Context) -> Outcome:
 
 def parted(pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset]]) -> list[Parting]:
     """Return how each pair's descents part; pairs that did not rise are left out."""
-    good = np.all([np.isin(s["status"].values[0], (runs.LIVE, runs.RESCUED)) for s, _, _ in found], axis=0)
+    good = np.all(
+        [np.isin(s["status"].values[0], (array_layout.LIVE, array_layout.RESCUED)) for s, _, _ in found], axis=0
+    )
     ways = np.mean([gaps(s, t) for s, t, _ in found], axis=0)
     raised = [gaps(s, r) for s, _, r in found]
     rounding = np.mean(raised, axis=0)
     steps = found[0][0]["frame"].values
-    grows = np.exp(np.mean([[np.log(growth(steps, gap)) for gap in table] for table in raised], axis=0))
+    grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))
     images = [s["images"].values[0] for s, _, _ in found]
     none = [np.full(len(pairs), np.nan)]
-    seeds = np.mean([distances(a, b) for k, a in enumerate(images) for b in images[:k]] or none, 0)
+    seeds = np.mean([rms_distances(a, b) for k, a in enumerate(images) for b in images[:k]] or none, 0)
     A = [[way["A"].values[0] for way in ways] for ways in found]
-    alike = [likeness(s, t) for s, t, _ in A]
+    alike = [profile_agreement(s, t) for s, t, _ in A]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
-    rounded = np.mean([likeness(s, r).same for s, _, r in A], axis=0)
-    others = np.mean([likeness(a, b).same for k, (a, _, _) in enumerate(A) for b, _, _ in A[:k]] or none, 0)
+    rounded = np.mean([profile_agreement(s, r).same for s, _, r in A], axis=0)
+    others = np.mean([profile_agreement(a, b).same for k, (a, _, _) in enumerate(A) for b, _, _ in A[:k]] or none, 0)
     return [
         Parting(pair, ways[k], rounding[k], *(float(v[k]) for v in (seeds, same, different, grows, rounded, others)))
         for k, pair in enumerate(pairs)
@@ -150,7 +152,7 @@ def parted(pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, x
 
 def gaps(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
     """Return the difference of two runs' frames, image x frame."""
-    return distances(one["frames"].values[0], two["frames"].values[0])
+    return rms_distances(one["frames"].values[0], two["frames"].values[0])
 
 
 def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analyses.studies import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
-from featmap import image_ops
+from analyses.support.study import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
+from featmap import rng
 from featmap.interaction import figures as interplay
 from featmap.interaction import report as verdicts
 from featmap.interaction import run as pairings
@@ -14,8 +14,9 @@ from featmap.interaction.figures import OK, Interplay
 from featmap.interaction.job import Group, JointJob
 from featmap.network.unit import Unit
 from featmap.plotting import interaction_panel, style
-from featmap.runs import device
-from featmap.stats.interaction import t_interval
+from featmap.runs import device, lifecycle
+from featmap.stats.correlation import t_interval
+from tests.helpers import settings
 
 CHANNELS = (199, 201)
 SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
@@ -79,7 +80,7 @@ def others(context: Context, named: Group) -> list[Group]:
     drawn = []
     for k, unit in enumerate(named):
         free = [c for c in context.drawn(unit.layer, count + 1) if c != unit.channel][:count]
-        order = image_ops.generator("pairs", unit.layer, k).permutation(len(free))
+        order = rng.generator("pairs", unit.layer, k).permutation(len(free))
         drawn.append([Unit(unit.layer, free[i]) for i in order])
     return [(a, b) for a, b in zip(*drawn, strict=False) if a != b]
 
@@ -91,7 +92,7 @@ def job_of(context: Context) -> JointJob:
     return pairings.pairs_job(
         (named, *others(context, named)),
         context.network,
-        pairings.resolve(context.network, size=size, steps=steps),
+        settings.resolve_linear(context.network, size=size, steps=steps),
         seeds=context.seeds,
         where=device.device(context.device),
     )
@@ -191,7 +192,7 @@ def measure(context: Context) -> Outcome:
     """Measure the article's pair and random ones."""
     job = job_of(context)
     folder = context.folder("pairs", recipe=job.recipe.digest, pairs=job.labels, seeds=job.seeds)
-    run = pairings.open_run(job, folder)
+    run = lifecycle.open_run(job, folder)
     pairings.carry_out(job, run, context.watcher)
     held = Interplay(job, run.arrays)
     table = held.table()
@@ -208,7 +209,7 @@ def measure(context: Context) -> Outcome:
         verdict(row, excess_of(pair)),
         conclusion(job, row, excess_of(pair), random),
         {
-            ".webp": style.webp(
+            ".webp": style.encode_webp(
                 interaction_panel.panel(verdicts.panel_of(held, table, row, (defined or own)[0])), dpi=100
             )
         },

@@ -19,8 +19,8 @@ from matplotlib.patches import Circle
 import featmap
 from analyses.formulas import coherence, palettes, spectra
 from analyses.formulas.palettes import Palette
-from analyses.made import WORDS
-from analyses.studies import (
+from analyses.support.image_sets import WORDS
+from analyses.support.study import (
     Context,
     Finding,
     Outcome,
@@ -33,7 +33,7 @@ from analyses.studies import (
 )
 from featmap.plotting import sheets, style
 from featmap.report import encode
-from featmap.runs import job as runs
+from featmap.runs import array_layout
 from featmap.stats import reliability
 from featmap.stats.reliability import Interval
 
@@ -60,7 +60,7 @@ STUDY = Study(
     measured=f"the images of the first {SHOWN} features of every main layer: the share of the deviation from gray that "
     "one colour holds (flatness), the number of waves that make up the image, its mean spatial frequency, its bytes as "
     "PNG, each as a rank correlation with depth (interval: bootstrap of the layers, and of the features within each, "
-    f"from {reliability.PLACES} layers on); clusters of the dominant colours of up to {COLOURS} features of the "
+    f"from {reliability.LEAST_PLACES} layers on); clusters of the dominant colours of up to {COLOURS} features of the "
     "first layer in the opponent plane of OKLab, against one Gaussian cloud; features without a gradient, with the "
     "recipe's rescue and without",
     rule="the claim holds if flatness falls and waves rise with depth (intervals), the palette has p < 0.05 and is of "
@@ -108,7 +108,7 @@ class Colours:
     @property
     def hued(self) -> np.ndarray:
         """Which features' dominant colour is not gray."""
-        found: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY
+        found: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY_CHROMA
         return found
 
 
@@ -145,7 +145,7 @@ def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
             "layer": [n.rpartition(":")[0] for n in names],
             "feature": names,
             "seed": int(seed),
-            "status": [runs.STATUSES[int(c)] for c in data["status"][s].values],
+            "status": [array_layout.STATUSES[int(c)] for c in data["status"][s].values],
         }
         found.append(pd.DataFrame(about | figures(clipped)))
     return pd.concat(found, ignore_index=True)
@@ -158,22 +158,22 @@ def figures(images: np.ndarray) -> dict[str, np.ndarray]:
     pattern[np.isnan(pattern) & np.isfinite(flat)] = 0  # a flat colour has no pattern whose frequency there could be
     found = {
         "flatness": flat,
-        "waves": coherence.waves(images),
+        "waves": coherence.effective_waves(images),
         "frequency": pattern * (1 - flat),
         "bytes": np.array([encode.compressed(image) for image in images]),
     }
-    colours = np.stack([palettes.dominant(image) for image in images])
+    colours = np.stack([palettes.dominant_colour(image) for image in images])
     return found | {f"dominant_{c}": v for c, v in zip("rgb", colours.T, strict=True)}
 
 
 def colours(data: xr.Dataset) -> Colours:
     """Return the first layer's live features' commonest colours, over all seeds' pixels together."""
     status = data["status"].values.max(axis=0)
-    kept = np.flatnonzero(np.isin(status, (runs.LIVE, runs.RESCUED)))
+    kept = np.flatnonzero(np.isin(status, (array_layout.LIVE, array_layout.RESCUED)))
     images = data["images"].values
-    rgb = np.array([palettes.dominant(np.concatenate(images[:, k], axis=2)) for k in kept]).reshape(-1, 3)
+    rgb = np.array([palettes.dominant_colour(np.concatenate(images[:, k], axis=2)) for k in kept]).reshape(-1, 3)
     lab = palettes.oklab(rgb)
-    return Colours([str(data["image"].values[k]) for k in kept], rgb, lab, palettes.palette(lab[:, 1:]))
+    return Colours([str(data["image"].values[k]) for k in kept], rgb, lab, palettes.fit_palette(lab[:, 1:]))
 
 
 def by_feature(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
@@ -251,7 +251,7 @@ def findings(
 
 def outside(found: Colours) -> list[str]:
     """Return the clusters' colours that lie outside the claim's palette, of hue."""
-    return [hue for hue in found.hues() if hue in palettes.CORNERS and hue not in PRINTED]
+    return [hue for hue in found.hues() if hue in palettes.HUES and hue not in PRINTED]
 
 
 def parts(by_depth: Trends, found: Colours, before: Counted, gray: bool) -> dict[str, bool | None]:
@@ -309,7 +309,7 @@ def conclusion(
 def sheet(context: Context, data: xr.Dataset) -> Figure:
     """Draw the first features of every layer, a row a layer."""
     names = [str(n) for n in data["image"].values]
-    status = [runs.STATUSES[int(c)] for c in data["status"][0].values]
+    status = [array_layout.STATUSES[int(c)] for c in data["status"][0].values]
     odd = [s if s != "live" else "" for s in status]
     count = context.features
     return sheets.contact_sheet(
@@ -346,11 +346,11 @@ def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> 
 
 
 def _plane(axes: Axes, found: Colours) -> None:
-    corners = palettes.oklab(np.array(list(palettes.CORNERS.values())))
-    for name, (_, a, b) in zip(palettes.CORNERS, corners, strict=True):
+    corners = palettes.oklab(np.array(list(palettes.HUES.values())))
+    for name, (_, a, b) in zip(palettes.HUES, corners, strict=True):
         out = BESIDE / np.hypot(a, b)  # markers lie on the corner itself
         axes.text(a * (1 + out), b * (1 + out), name, ha="center", va="center", fontsize=8, color=style.FAINT)
-    axes.add_patch(Circle((0, 0), palettes.GRAY, fill=False, edgecolor=style.GRAY, linewidth=0.8))
+    axes.add_patch(Circle((0, 0), palettes.GRAY_CHROMA, fill=False, edgecolor=style.GRAY, linewidth=0.8))
     for k in range(found.palette.count):
         own = found.palette.labels == k
         label = f"{found.hues()[k]}: {int(own.sum())}" if own.any() else None
@@ -405,8 +405,10 @@ def measure(context: Context) -> Outcome:
     by_depth = trends(means)
     told = parts(by_depth, found, before, gray)
     status = data["status"][0].values
-    left = [str(n) for n, s in zip(data["image"].values, status, strict=True) if runs.STATUSES[int(s)] == "dead"]
-    maps = style.webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
+    left = [
+        str(n) for n, s in zip(data["image"].values, status, strict=True) if array_layout.STATUSES[int(s)] == "dead"
+    ]
+    maps = style.encode_webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(
         pd.concat([table, lost, table_of(palette_data, "first layer")], ignore_index=True),
         findings(context, means, by_depth, found, before, after, size),

@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.drawn import panels, strips
 from analyses.formulas import extents
-from analyses.formulas.likeness import kinds, pairwise
-from analyses.made import (
+from analyses.formulas.likeness import correlation_clusters, pairwise_correlations
+from analyses.support.image_sets import (
     WORDS,
     Made,
     by_channel,
@@ -33,12 +32,13 @@ from analyses.made import (
     tidy,
     written,
 )
-from analyses.neurons import BACK, FRONT, INSIDE, Neurons, central, fits, fitting, places, stratified
-from analyses.studies import POSITIVE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from analyses.support.neurons import BACK, FRONT, INSIDE, Neurons, central, fits, fitting, places, stratified
+from analyses.support.plotting import panels, strips
+from analyses.support.study import POSITIVE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import contact_sheet
-from featmap.plotting.style import GRAY, colour, house_style, pixels, webp
-from featmap.stats.measures import standardise
+from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail
+from featmap.stats.correlation import standardise
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6
@@ -83,7 +83,7 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS, start
     rows = pd.concat([part for n in made for part in (*_places(n), *_reaches(n), *_kinds(n))], ignore_index=True)
     found = _findings(rows, made, recipe.size)
     verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(rows, made), "-images.webp": webp(sheet(made), dpi=100)}
+    figures: dict[str, Figure | bytes] = {"": draw(rows, made), "-images.webp": encode_webp(sheet(made), dpi=100)}
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
@@ -115,7 +115,9 @@ def _places(n: Neurons) -> list[pd.DataFrame]:
     if n.around is None:
         return []
     found = np.stack([extents.centres(c) for c in n.around.changes])
-    at = np.array([extents.middle(f, *place) for f, there in zip(n.fields, n.places, strict=True) for place in there])
+    at = np.array(
+        [extents.field_centre(f, *place) for f, there in zip(n.fields, n.places, strict=True) for place in there]
+    )
     error = np.linalg.norm(found - at, axis=2)
     count, rows = len(n.places[0]), []
     for axis, what in enumerate(("row", "column")):
@@ -163,7 +165,7 @@ def _between(held: np.ndarray, live: np.ndarray) -> float:
     """Return the median distance (1 - correlation) of images of different neurons from the same start; S x N x ..."""
     found = []
     for one, known in zip(held, live, strict=True):
-        r = pairwise(one[known]) if known.sum() > 1 else np.empty((0, 0))
+        r = pairwise_correlations(one[known]) if known.sum() > 1 else np.empty((0, 0))
         found += r[np.triu_indices(len(r), 1)].tolist()
     return float(1 - np.nanmedian(found)) if np.isfinite(found).any() else float("nan")
 
@@ -184,8 +186,8 @@ def several(held: np.ndarray, made: Made, alike: float) -> tuple[np.ndarray, np.
     counts, apart = np.full(good.shape[1], np.nan), np.full(good.shape[1], np.nan)
     for k in range(good.shape[1]):
         if good[:, k].any() and np.isfinite(alike):
-            r = pairwise(held[good[:, k], k])
-            counts[k] = len(set(kinds(r, alike)) - {-1})
+            r = pairwise_correlations(held[good[:, k], k])
+            counts[k] = len(set(correlation_clusters(r, alike)) - {-1})
             pairs = r[np.triu_indices(len(r), 1)]
             apart[k] = 1 - np.nanmean(pairs) if np.isfinite(pairs).any() else np.nan
     return counts, apart
@@ -354,7 +356,7 @@ def sheet(neurons: Sequence[Neurons]) -> Figure:
             for s in order:
                 change = n.middle.changes[s, k]
                 scale = np.abs(change).max() or 1.0
-                images.append(pixels(0.5 + 0.5 * change / scale, SIDE).transpose(2, 0, 1) / 255)
+                images.append(thumbnail(0.5 + 0.5 * change / scale, SIDE).transpose(2, 0, 1) / 255)
                 labels.append(n.middle.units[k])
                 captions.append(f"start {s}: {n.middle.activation[s, k]:.3g}")
     title = "One neuron from several starts: what changed, each to its own largest change, and the activation reached"

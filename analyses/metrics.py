@@ -17,10 +17,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.drawn import panels, strips
 from analyses.formulas import spectra
-from analyses.made import WORDS as SAID
-from analyses.made import (
+from analyses.support.image_sets import WORDS as SAID
+from analyses.support.image_sets import (
     Made,
     alike,
     beyond,
@@ -38,10 +37,11 @@ from analyses.made import (
     tidy,
     written,
 )
-from analyses.studies import SHARE, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
+from analyses.support.plotting import panels, strips
+from analyses.support.study import SHARE, Context, Finding, Outcome, Study, Verdict, interval, plain_finding, start
 from featmap.optimize.recipe import ARTICLE_NORMALISED, METRICS, Recipe
 from featmap.plotting.sheets import contact_sheet
-from featmap.plotting.style import FAINT, colour, house_style, pixels, webp
+from featmap.plotting.style import FAINT, colour, encode_webp, house_style, thumbnail
 
 L1, L2, LINF, ELEMENT = METRICS
 OTHERS = (L2, LINF, ELEMENT)
@@ -97,7 +97,10 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     rows = pd.concat([_rows(layer, made) for layer, made in sets.items()], ignore_index=True)
     found = _findings(rows, sets, base.C)
     verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(rows, by_C(found)), "-images.webp": webp(sheet(sets), dpi=100)}
+    figures: dict[str, Figure | bytes] = {
+        "": draw(rows, by_C(found)),
+        "-images.webp": encode_webp(sheet(sets), dpi=100),
+    }
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
@@ -128,7 +131,7 @@ def _rows(layer: str, made: Mapping[str, Made]) -> pd.DataFrame:
     for label, one in made.items():
         everywhere = np.ones_like(one.live)
         rows += [
-            tidy("high share", layer, one, np.stack([spectra.high_share(i) for i in one.shown]), label),
+            tidy("high share", layer, one, np.stack([spectra.high_frequency_share(i) for i in one.shown]), label),
             tidy("activation", layer, one, one.activation, label),
             tidy("image correlation", layer, one, correlations(one, made[L1]), label, L1),
             tidy("live", layer, one, over_seeds(one.live, everywhere), label),
@@ -368,7 +371,7 @@ def sheet(sets: Sets) -> Figure:
     images, labels, captions = [], [], []
     for metric in METRICS:
         for layer, k in chosen:
-            images.append(pixels(sets[layer][metric].images[0, k], SIDE).transpose(2, 0, 1) / 255)
+            images.append(thumbnail(sets[layer][metric].images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(sets[layer][metric].units[k])
             captions.append(metric if sets[layer][metric].live[0, k] else "not moved")
     title = f"The same features under {', '.join(METRICS[:-1])} and (bottom) {METRICS[-1]}"

@@ -20,8 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from analyses.formulas.divergence import profile_correlation
-from analyses.leavings import Leaving, early, finite, half_findings, left_behind, mean_of
-from analyses.studies import (
+from analyses.support.half_life import Leaving, early, finite, half_findings, left_behind, mean_of
+from analyses.support.study import (
     PINK,
     Context,
     Finding,
@@ -35,13 +35,14 @@ from analyses.studies import (
     yardstick,
 )
 from featmap import image_ops, probe
-from featmap.mapping import run as mapping
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import Recipe
 from featmap.plotting import style as drawing
+from featmap.plotting.style import encode_webp, printable_line, thumbnail
 from featmap.runs import device
-from featmap.runs.job import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE, RESCUED
+from tests.helpers.settings import resolve
 
 ENOUGH = 0.8
 PHOTO, NOISE, TOGETHER, BLUR = "#d62728", "#0072b2", "#222222", "#009e73"
@@ -67,7 +68,7 @@ STUDY = Study(
 def measure(context: Context) -> Outcome:
     """Maximise features from the photograph and from noise, one by one and all at once."""
     settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "fast"}
-    recipe = mapping.resolve(context.network, device.device(context.device), settings["recipe"])
+    recipe = resolve(context.network, device.device(context.device), settings["recipe"])
     photograph = natural(context, recipe.sizes[0])
     leavings, together, pictures = [], [], []
     for layer in context.layers:
@@ -106,7 +107,7 @@ def natural(context: Context, size: int) -> np.ndarray:
         read: np.ndarray = read_photograph(context.image, size).numpy()
         return read
     context.say("no --image: starting from an image with a 1/f spectrum in a photograph's place")
-    made: np.ndarray = image_ops.pink(PINK + 1, size)[PINK].clamp(0, 1).numpy()
+    made: np.ndarray = image_ops.pink_noise(PINK + 1, size)[PINK].clamp(0, 1).numpy()
     return made
 
 
@@ -250,7 +251,7 @@ def outcome(
     said = conclusion(leavings, together, context.image is not None)
     table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])
     figure = draw(photograph, leavings, together, pictures)  # of pictures: a fifth of its size as PNG
-    return Outcome(table, made, verdict, said, {".webp": drawing.webp(figure, dpi=100)})
+    return Outcome(table, made, verdict, said, {".webp": encode_webp(figure, dpi=100)})
 
 
 def conclusion(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> str:
@@ -289,13 +290,13 @@ def draw(
     for pane in cells.flat:
         pane.set_axis_off()
     for k, (_, photo, noise, names) in enumerate(pictures):
-        cells[2 * k][0].imshow(drawing.pixels(photograph, 128), interpolation="nearest")
+        cells[2 * k][0].imshow(thumbnail(photograph, 128), interpolation="nearest")
         cells[2 * k][0].set_title("start", fontsize=8)
         cells[2 * k + 1][0].text(0.5, 0.5, "from noise", ha="center", va="center", fontsize=8)
         for m, name in enumerate(names[:6]):
-            cells[2 * k][m + 1].imshow(drawing.pixels(photo[m], 128), interpolation="nearest")
-            cells[2 * k][m + 1].set_title(drawing.plain(name), fontsize=8)
-            cells[2 * k + 1][m + 1].imshow(drawing.pixels(noise[m], 128), interpolation="nearest")
+            cells[2 * k][m + 1].imshow(thumbnail(photo[m], 128), interpolation="nearest")
+            cells[2 * k][m + 1].set_title(printable_line(name), fontsize=8)
+            cells[2 * k + 1][m + 1].imshow(thumbnail(noise[m], 128), interpolation="nearest")
     return figure
 
 
@@ -320,7 +321,7 @@ def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], togethe
     if floors:
         axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start's own")
     axes.set(xlabel="step", xlim=(0, max(1, steps[-1])))
-    axes.set_title(drawing.plain(layer), fontsize=10)
+    axes.set_title(printable_line(layer), fontsize=10)
 
 
 if __name__ == "__main__":

@@ -19,17 +19,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.drawn import layer_legend, layered, panels
 from analyses.formulas import extents
 from analyses.formulas.linear import linear_twin
-from analyses.made import COLUMNS, Made, by_channel, make, mean_of, side, spanned, tidy, written
-from analyses.studies import ANY, POSITIVE, SHARE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
-from featmap import Network, image_ops
-from featmap.network.receptive_field import Field
+from analyses.support.image_sets import COLUMNS, Made, by_channel, make, mean_of, side, spanned, tidy, written
+from analyses.support.plotting import layer_legend, layered, panels
+from analyses.support.study import ANY, POSITIVE, SHARE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from featmap import Network
+from featmap.network.receptive_field import ReceptiveField
 from featmap.optimize.recipe import Octave, Recipe
 from featmap.plotting.sheets import contact_sheet
-from featmap.plotting.style import FAINT, house_style, pixels, webp
+from featmap.plotting.style import FAINT, encode_webp, house_style, thumbnail
 from featmap.report.encode import animated
+from featmap.rng import generator
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 RATE, BLUR = 0.02, (1.0, 0.3)
@@ -87,7 +88,7 @@ class Growth:
     before: Made
     after: Made
     alone: Made
-    fields: list[Field]
+    fields: list[ReceptiveField]
     places: list[tuple[int, int]]
 
     @property
@@ -155,9 +156,11 @@ def added(network: Network, layer: str, channel: int, size: int) -> list[int]:
     """Return which neurons, in reading order from 0, are added to a feature: never the first, which has no prefix."""
     shape, seen = network.layer(layer, size), network.trace(size).field(layer, channel)
     every = range(1, shape.height * shape.width)
-    narrow = [k for k in every if extents.coverage(seen, k // shape.width, k % shape.width, size, size) <= LARGEST]
+    narrow = [
+        k for k in every if extents.field_coverage(seen, k // shape.width, k % shape.width, size, size) <= LARGEST
+    ]
     chosen = narrow or list(every)
-    rng = image_ops.generator("growth", layer, channel, size)
+    rng = generator("growth", layer, channel, size)
     return sorted(rng.choice(chosen, min(ADDED, len(chosen)), replace=False).tolist()) if chosen else []
 
 
@@ -187,11 +190,13 @@ def _rows(grown: Growth, name: str) -> list[pd.DataFrame]:
     """Return what each added neuron changed, as tidy rows; neurons that changed nothing have no shares."""
     alone = replace(grown.alone, live=np.ones_like(grown.alone.live))
     size = grown.after.images.shape[-1]
-    rest = np.array([1 - extents.coverage(f, *p, size, size) for f, p in zip(grown.fields, grown.places, strict=True)])
-    outside = np.stack([extents.outside(c, grown.bounds) for c in grown.changes])
+    rest = np.array(
+        [1 - extents.field_coverage(f, *p, size, size) for f, p in zip(grown.fields, grown.places, strict=True)]
+    )
+    outside = np.stack([extents.outside_share(c, grown.bounds) for c in grown.changes])
     outside[:, rest <= 0] = np.nan
     beyond = np.stack([_beyond(c, own) for c, own in zip(grown.changes, grown.alone.changes, strict=True)])
-    moved = (extents.energy(grown.changes.reshape(-1, *grown.changes.shape[2:])).sum((1, 2)) > 0).astype(float)
+    moved = (extents.change_energy(grown.changes.reshape(-1, *grown.changes.shape[2:])).sum((1, 2)) > 0).astype(float)
     found = {
         "outside the field": outside,
         "beyond its own pixels": beyond,
@@ -201,7 +206,7 @@ def _rows(grown: Growth, name: str) -> list[pd.DataFrame]:
     }
     if len(grown.changes) > 1:
         seeds = np.roll(grown.after.changes, 1, axis=0) - grown.after.changes
-        share = np.stack([extents.outside(c, grown.bounds) for c in seeds])
+        share = np.stack([extents.outside_share(c, grown.bounds) for c in seeds])
         share[:, rest <= 0] = np.nan
         found["outside the field, two seeds"] = share
     return [tidy(what, grown.layer, alone, values, name) for what, values in found.items()]
@@ -209,10 +214,10 @@ def _rows(grown: Growth, name: str) -> list[pd.DataFrame]:
 
 def _beyond(changes: np.ndarray, alone: np.ndarray) -> np.ndarray:
     """Return the share of each change's energy outside the pixels that hold `OWN` of what the neuron changes alone."""
-    held = extents.energy(changes)
+    held = extents.change_energy(changes)
     found = np.full(len(held), np.nan)
     for k, (one, own) in enumerate(zip(held, alone, strict=True)):
-        pixels_ = extents.region(own, OWN)
+        pixels_ = extents.energy_region(own, OWN)
         if one.sum() > 0 and pixels_.any():
             found[k] = one[~pixels_].sum() / one.sum()
     return found
@@ -222,7 +227,7 @@ def _elsewhere(grown: Growth, rest: np.ndarray) -> np.ndarray:
     """Return how far the image outside the field moved: its change over what was there before, root of energies."""
     found = np.full(grown.changes.shape[:2], np.nan)
     for s, (change, before) in enumerate(zip(grown.changes, grown.before.changes, strict=True)):
-        now, then = (extents.energy(x) for x in (change, before))
+        now, then = (extents.change_energy(x) for x in (change, before))
         for k, bounds in enumerate(grown.bounds):
             total = then[k].sum() - then[k][bounds].sum()
             if rest[k] > 0 and total > 0:
@@ -351,7 +356,7 @@ def _pictures(context: Context, grown: Growth, size: int, steps: int) -> dict[st
     seen = context.network.trace(size).field(grown.layer, channel)
     images = made.images[0]
     change = np.diff(images, axis=0, prepend=made.nulls)
-    strength = np.sqrt(extents.energy(change))
+    strength = np.sqrt(extents.change_energy(change))
     top = float(np.quantile(strength, 0.995)) or 1.0
     pairs = []
     for image, held, k in zip(images, strength, counts, strict=True):
@@ -362,7 +367,7 @@ def _pictures(context: Context, grown: Growth, size: int, steps: int) -> dict[st
     name = f"{grown.layer}:{channel}"
     chosen = np.unique(np.linspace(0, len(counts) - 1, SHOWN).round().astype(int)).tolist()
     return {
-        "-strip.webp": webp(_strip(name, [pairs[i] for i in chosen], [counts[i] for i in chosen]), dpi=100),
+        "-strip.webp": encode_webp(_strip(name, [pairs[i] for i in chosen], [counts[i] for i in chosen]), dpi=100),
         "-growth.webp": animated(frames, 250, 2 * 150, quality=55),
     }
 
@@ -380,7 +385,7 @@ def framed(image: np.ndarray, bounds: tuple[slice, slice]) -> np.ndarray:
 
 @house_style
 def _strip(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], counts: Sequence[int]) -> Figure:
-    images = [pixels(pair[k], SIDE).transpose(2, 0, 1) / 255 for k in (0, 1) for pair in pairs]
+    images = [thumbnail(pair[k], SIDE).transpose(2, 0, 1) / 255 for k in (0, 1) for pair in pairs]
     labels = [f"{name}:..{k}" for k in counts] + [f"neuron {k}" for k in counts]
     captions = [f"{k} neuron{'s' * (k > 1)}" for k in counts] + ["change by one more frame"] * len(counts)
     title = "Neurons in reading order; below, what changed (frame: the last one's field)"

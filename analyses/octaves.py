@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.drawn import bars, panels, strips
 from analyses.formulas import spectra
-from analyses.made import (
+from analyses.support.image_sets import (
     WORDS,
     Made,
     beyond,
@@ -31,10 +30,11 @@ from analyses.made import (
     tidy,
     written,
 )
-from analyses.studies import SHARE, Context, Finding, Outcome, Study, Verdict, start
+from analyses.support.plotting import bars, panels, strips
+from analyses.support.study import SHARE, Context, Finding, Outcome, Study, Verdict, start
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
 from featmap.plotting.sheets import contact_sheet
-from featmap.plotting.style import house_style, pixels, webp
+from featmap.plotting.style import encode_webp, house_style, thumbnail
 
 FIRST = {"reference": "conv1", "googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3", "resnet50": "relu"}
 """The first layer with its ReLU; of other networks, the first that there is."""
@@ -101,7 +101,7 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     late = rows[rows["layer"].isin(context.layers)]
     found = _findings(late) | {f"grid {label}": _grid_share(rows, first, label) for label in chosen}
     verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(late, found), "-images.webp": webp(sheet(sets), dpi=100)}
+    figures: dict[str, Figure | bytes] = {"": draw(late, found), "-images.webp": encode_webp(sheet(sets), dpi=100)}
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
@@ -109,7 +109,10 @@ def _spectra(sets: Sets) -> list[pd.DataFrame]:
     rows = []
     for layer, by_recipe in sets.items():
         for label, made in by_recipe.items():
-            for name, function in (("high share", spectra.high_share), ("mean frequency", spectra.mean_frequency)):
+            for name, function in (
+                ("high share", spectra.high_frequency_share),
+                ("mean frequency", spectra.mean_frequency),
+            ):
                 values = np.stack([function(images) for images in made.shown])
                 rows.append(tidy(name, layer, made, values, label))
             rows.append(tidy("activation", layer, made, made.activation, label))
@@ -127,7 +130,7 @@ def _likenesses(sets: Sets) -> list[pd.DataFrame]:
 def _grids(layer: str, by_recipe: dict[str, Made]) -> list[pd.DataFrame]:
     rows = []
     for label, made in by_recipe.items():
-        found = [[spectra.grid(image) for image in images] for images in made.shown]
+        found = [[spectra.find_grid(image) for image in images] for images in made.shown]
         values = {
             "grid": [[float(g.found) if np.isfinite(g.prominence) else np.nan for g in row] for row in found],
             "grid contrast": [[g.contrast for g in row] for row in found],
@@ -236,7 +239,7 @@ def sheet(sets: Sets) -> Figure:
     for label in LABELS:
         for layer, k in chosen:
             made = sets[layer][label]
-            images.append(pixels(made.images[0, k], SIDE).transpose(2, 0, 1) / 255)
+            images.append(thumbnail(made.images[0, k], SIDE).transpose(2, 0, 1) / 255)
             labels.append(made.units[k])
             captions.append(label if made.live[0, k] else "no gradient")
     return contact_sheet(

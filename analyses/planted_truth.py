@@ -29,9 +29,9 @@ from featmap import load
 from featmap.mapping.run import similarity_job
 from featmap.plotting import scatter, style
 from featmap.runs.device import remembered_settings
-from featmap.runs.job import Worker
-from featmap.stats import clustering, measures
-from featmap.stats.agreement import extreme_activation
+from featmap.runs.worker import Worker
+from featmap.stats import clustering, correlation, measures
+from featmap.stats.agreement import extreme_activation_distance
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
 
 NOISE = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -55,11 +55,11 @@ def similarities(A: np.ndarray, null: np.ndarray) -> dict[str, np.ndarray]:
     C = (A - null) / (np.diag(A) - null)
     mean, deviation = A.mean(axis=0), A.std(axis=0)
     return {
-        "S (Pearson)": measures.correlations(A),
-        "S (Spearman)": measures.correlations(A, "spearman"),
+        "S (Pearson)": measures.profile_correlations(A),
+        "S (Spearman)": measures.profile_correlations(A, "spearman"),
         "co-activation": (C + C.T) / 2,
-        "DORA, layer-wise": 1 - extreme_activation(A, mean, deviation, "layer"),
-        "DORA, pair-wise": 1 - extreme_activation(A, mean, deviation, "pair"),
+        "DORA, layer-wise": 1 - extreme_activation_distance(A, mean, deviation, "layer"),
+        "DORA, pair-wise": 1 - extreme_activation_distance(A, mean, deviation, "pair"),
     }
 
 
@@ -74,9 +74,9 @@ def ari(S: np.ndarray, groups: np.ndarray) -> float:
     names = pd.Index([f"features:{k}" for k in range(len(S))])
     full = S.copy()
     np.fill_diagonal(full, 1.0)
-    frame = measures.framed(full, names, names)
+    frame = measures.to_frame(full, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, NEIGHBOURS)).labels
-    return clustering.adjusted_rand(groups, labels.to_numpy())
+    return correlation.adjusted_rand(groups, labels.to_numpy())
 
 
 def recovered(structure: str, depth: str, noise: float, seed: int) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                     for name in SIMILARITIES
                 ]
                 panels.append((f"{structure}, {depth}", up, curves))
-    style.save(scatter.curves(panels, "Planted similarity, and what a map finds of it", across=3), path)
+    style.save(scatter.recovery_curves(panels, "Planted similarity, and what a map finds of it", columns=3), path)
 
 
 def main(

@@ -20,14 +20,14 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from analyses.commands import run
 from analyses.evaluate_reference import evaluate
-from featmap import FeatmapError, image_ops, load, maximise
+from analyses.support.commands import run
+from featmap import FeatmapError, load, maximise, rng
 from featmap.cli.console import Bars, err
+from featmap.files import write_atomically
 from featmap.network.model import Network
-from featmap.network.weights import sha256_file
+from featmap.network.weights import hash_file
 from featmap.plotting import sheets, style
-from featmap.runs.store import write_atomically
 
 SIZES = (64, 96, 128)
 LAYERS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception5a", "inception5b")
@@ -65,9 +65,7 @@ def draw(weights: Path, path: Path) -> None:
     """Draw eight features, chosen at random, of each of six layers."""
     network = load("reference", weights)
     chosen = {
-        la: sorted(
-            image_ops.generator("card", la).choice(network.layer(la, network.input_size).channels, FEATURES, False)
-        )
+        la: sorted(rng.generator("card", la).choice(network.layer(la, network.input_size).channels, FEATURES, False))
         for la in LAYERS
     }
     units = [f"{la}:{c}" for la, channels in chosen.items() for c in channels]
@@ -161,7 +159,7 @@ def main(
     if not beside.is_file():
         raise FeatmapError(f"{beside} is missing; analyses.train_reference writes it beside the weights")
     record = json.loads(beside.read_text(encoding="utf-8"))
-    if sha256_file(weights) != record["sha256"]:
+    if hash_file(weights) != record["sha256"]:
         raise FeatmapError(f"{weights} is not what {beside} tells of; train on, or take the pair that belongs together")
     network = _telling(load("reference", weights), record["classes"])
     card = {

@@ -21,9 +21,9 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analyses.formulas.divergence import GRAY_LEVEL, crossing, distances, growth
-from analyses.formulas.likeness import likeness
-from analyses.studies import (
+from analyses.formulas.divergence import GRAY_LEVEL, first_crossing, growth_factor, rms_distances
+from analyses.formulas.likeness import profile_agreement
+from analyses.support.study import (
     Context,
     Finding,
     Outcome,
@@ -40,8 +40,8 @@ from analyses.studies import (
 )
 from featmap import FeatmapError, Network, load, maximise, open_arrays
 from featmap.plotting import style
+from featmap.runs.array_layout import LIVE, RESCUED
 from featmap.runs.device import thread_count
-from featmap.runs.job import LIVE, RESCUED
 
 STEPS, BITS_STEPS, EVERY, ALONE = 300, 60, 4, 8
 SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")
@@ -176,7 +176,7 @@ def check(name: str, words: str, plain: xr.Dataset, *others: xr.Dataset) -> Chec
         for k, u in enumerate(other["image"].values)
     ]
     same = sum(a.tobytes() == b.tobytes() for a, b in pairs)
-    return Check(name, words, same, len(pairs), max(float(distances(a, b)) for a, b in pairs))
+    return Check(name, words, same, len(pairs), max(float(rms_distances(a, b)) for a, b in pairs))
 
 
 # ---------------------------------------------------------------- one rounding
@@ -223,13 +223,13 @@ def up_one(image: np.ndarray) -> np.ndarray:
 def parted(layer: str, found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]]) -> list[Parting]:
     """Return how each feature's images part; features that did not rise are left out."""
     good = np.all([np.isin(p["status"].values[0], (LIVE, RESCUED)) for p, *_ in found], axis=0)
-    raised = [distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in found]
+    raised = [rms_distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in found]
     gaps, steps = np.mean(raised, axis=0), found[0][0]["frame"].values
-    grows = np.exp(np.mean([[np.log(growth(steps, gap)) for gap in table] for table in raised], axis=0))
+    grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))
     seeds = np.mean([final_gap(p, s) for p, _, s, _ in found], axis=0)
     single = [final_gap(p, x) for p, *_, x in found if x is not None]
     pixel = np.mean(single, axis=0) if single else np.full(len(good), np.nan)
-    alike = [likeness(p["A"].values[0], r["A"].values[0]) for p, r, *_ in found]
+    alike = [profile_agreement(p["A"].values[0], r["A"].values[0]) for p, r, *_ in found]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
     units = [str(u) for u in found[0][0]["image"].values]
     return [
@@ -241,7 +241,7 @@ def parted(layer: str, found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset,
 
 def final_gap(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
     """Return the difference of two runs' finished images."""
-    return distances(one["images"].values[0], two["images"].values[0])
+    return rms_distances(one["images"].values[0], two["images"].values[0])
 
 
 # ---------------------------------------------------------------- what it comes to
@@ -291,7 +291,7 @@ def growth_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> 
     """Return how fast one rounding grows in one layer's images, and when it is to be seen."""
     words = f"{layer}: factor a step by which one rounding grows once it grows, at least (a look each {steps[1]} steps)"
     found = geometric_findings(f"growth:{layer}", [p.grows for p in these], words)
-    passed = np.array([crossing(steps, p.raised, GRAY_LEVEL) for p in these])
+    passed = np.array([first_crossing(steps, p.raised, GRAY_LEVEL) for p in these])
     seen = np.isfinite(passed)
     if seen.any():
         words = f"{layer}: step at which they part by a gray level, of those that do"
@@ -384,7 +384,7 @@ def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[s
             pane.set_axis_off()
             if row < len(shown):
                 unit, images = shown[row]
-                pane.imshow(style.pixels(images[column], 256), interpolation="nearest")
+                pane.imshow(style.thumbnail(images[column], 256), interpolation="nearest")
                 title = ("start as it is", "one rounding up", "another seed")[column]
                 pane.set_title(f"{unit}\n{title}" if column == 0 else title, fontsize=8)
     return figure

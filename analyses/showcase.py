@@ -21,12 +21,11 @@ from typing import Annotated, Any
 
 import typer
 
-from analyses.commands import run
+from analyses.support.commands import run
 from featmap import FeatmapError, load
 from featmap.cli.console import err
-from featmap.files import sha256
-from featmap.optimize import recipe as recipes
-from featmap.runs.store import digest, write_atomically
+from featmap.files import digest, hash_file, write_atomically
+from featmap.optimize.recipe import Recipe
 
 COMMAND = (sys.executable, "-c", "from featmap.cli.app import main; main()")
 RECIPES = ("fast", "interact")
@@ -65,7 +64,7 @@ def carried_out(name: str, weights: str, runs: Path) -> Path:
     given = {
         "weights": weights,
         "command": COMMANDS[name],
-        "recipes": [recipes.recipe(n).identity() for n in RECIPES],
+        "recipes": [Recipe.named(n).identity() for n in RECIPES],
     }
     folder = runs / f"{name}-{digest(given)}"
     err().print(f"featmap {' '.join(COMMANDS[name])}")
@@ -118,7 +117,7 @@ def main(
         elif not photograph(folder / "atlas.html", picture):
             err().print(f"{picture} is left as it was: no Chromium with Playwright here; open {folder / 'atlas.html'}")
             continue
-        made[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": sha256(picture)}
+        made[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": hash_file(picture)}
     text = json.dumps({"weights": weights, "pictures": made}, indent=1) + "\n"
     write_atomically(pictures / "pictures.json", lambda p: p.write_text(text, encoding="utf-8"))
 

@@ -16,11 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from analyses.commands import run
-from analyses.studies import NETWORKS, RESULTS, Study
+from analyses.support.commands import run
+from analyses.support.study import NETWORKS, RESULTS, Study
 from featmap import FeatmapError
-from featmap.files import sha256
-from featmap.runs.store import write_atomically
+from featmap.files import hash_file, write_atomically
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 ORDER = (
@@ -74,7 +73,7 @@ def stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
 def strays(path: Path, record: dict[str, Any]) -> bool:
     """Is the CSV beside a stored record another one than it was stored with, or gone?"""
     table, told = path.with_suffix(".csv"), record.get("csv_sha256")
-    return told is not None and not (table.is_file() and sha256(table) == told)
+    return told is not None and not (table.is_file() and hash_file(table) == told)
 
 
 def number(value: float | None) -> str:

@@ -42,14 +42,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
-from analyses.commands import run
-from analyses.labelled import Labelled, read_labelled
+from analyses.support.commands import run
+from analyses.support.labelled_images import Labelled, read_labelled
 from featmap import FeatmapError
 from featmap.cli.console import err
-from featmap.network.model import IMAGENET_MEAN, IMAGENET_STD, googlenet
-from featmap.network.weights import fit, read_state, sha256_file
+from featmap.files import write_atomically
+from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, build_googlenet
+from featmap.network.weights import hash_file, load_state, read_state
 from featmap.runs import device as devices
-from featmap.runs.store import write_atomically
 
 WARM, AVERAGE = 500, 0.998
 TOLD = 60.0
@@ -179,7 +179,7 @@ class Training:
                 f"{len(data.labels)} images make no batch of {settings.rows}; give more, or fewer --rows"
             )
         with drawn_from((settings.seed, 0, 0), torch.device("cpu")):
-            module = googlenet(len(data.classes), init=True)
+            module = build_googlenet(len(data.classes), init=True)
         self.module = module.to(where).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=True)
         self.optimiser = torch.optim.SGD(
@@ -215,9 +215,9 @@ class Training:
 
     def begin_from(self, weights: Path) -> None:
         """Start from a file's weights in place of random ones."""
-        fit(self.module, read_state(weights), "GoogLeNet", weights.name)
-        fit(self.average.module, read_state(weights), "GoogLeNet", weights.name)
-        self.origin["init"] = {"file": weights.name, "sha256": sha256_file(weights)}
+        load_state(self.module, read_state(weights), "GoogLeNet", weights.name)
+        load_state(self.average.module, read_state(weights), "GoogLeNet", weights.name)
+        self.origin["init"] = {"file": weights.name, "sha256": hash_file(weights)}
 
     def advance(self) -> float:
         """Make one step; return its loss.
@@ -412,7 +412,7 @@ def finish(training: Training, out: Path) -> None:
     names = ("featmap", "torch", "torchvision", "numpy")
     record = {
         "file": out.name,
-        "sha256": sha256_file(out),
+        "sha256": hash_file(out),
         "bytes": out.stat().st_size,
         "classes": training.data.classes,
         "settings": vars(training.settings) | {"warm_up_steps": WARM, "average": AVERAGE, "crop_area": AREA},
@@ -479,7 +479,7 @@ def _begin(training: Training, checkpoint: Path, init: Path | None, plan: str) -
     if checkpoint.is_file():
         training.resume(checkpoint)
         known = training.origin["init"]
-        if init is not None and (known is None or known["sha256"] != sha256_file(init)):
+        if init is not None and (known is None or known["sha256"] != hash_file(init)):
             raise FeatmapError(f"{checkpoint} began from other weights than {init}; leave --init out, or delete it")
         if training.step > training.total:
             raise FeatmapError(

@@ -27,14 +27,15 @@ import pandas as pd
 import typer
 
 import featmap
-from analyses import shortfall, trialpage
-from analyses.commands import run
-from featmap import FeatmapError, LayerMaps, Network, Recipe, image_ops, load
+from analyses.support import photograph_gap, trial_page
+from analyses.support.commands import run
+from featmap import FeatmapError, LayerMaps, Network, Recipe, image_ops, load, rng
 from featmap.cli.console import err, out
 from featmap.cli.options import watched
+from featmap.files import digest, hash_file, write_atomically
 from featmap.optimize.photographs import SUFFIXES
-from featmap.runs.engine import Watcher
-from featmap.runs.store import Run, digest, sha256, write_atomically
+from featmap.runs.progress import Watcher
+from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
 from featmap.validation.figures import WANTED, Trial, Validation
@@ -86,7 +87,7 @@ def drawn(network: Network, layers: list[str], count: int | None, size: int | No
     found = {}
     for layer in layers:
         channels = network.layer(layer, size or network.input_size).channels
-        chosen = image_ops.generator("trial", layer).choice(channels, min(count or channels, channels), replace=False)
+        chosen = rng.generator("trial", layer).choice(channels, min(count or channels, channels), replace=False)
         found[layer] = sorted(chosen.tolist())
     return found
 
@@ -95,7 +96,7 @@ def photographs(given: Path, runs: Path) -> Path:
     """Return the folder of photographs; a zip's are laid out among the runs first."""
     if given.is_dir() or not zipfile.is_zipfile(given):
         return given
-    folder = runs / f"photographs-{sha256(given)[:12]}"
+    folder = runs / f"photographs-{hash_file(given)[:12]}"
     done = folder.with_suffix(".complete")
     if not done.is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +124,7 @@ def measured(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     noise = _noise(plan, watcher)
     rows = []
     for layer, trial in found.trained.items():
-        figures = shortfall.explained(_known(trial, made, early, noise))
+        figures = photograph_gap.explained(_known(trial, made, early, noise))
         rows += [
             {"layer": layer, "name": n, "value": f.value, "low": f.low, "high": f.high} for n, f in figures.items()
         ]
@@ -141,11 +142,11 @@ def _recipe(made: LayerMaps) -> Recipe:
 def _noise(plan: Plan, watcher: Watcher) -> pd.DataFrame:
     size = plan.recipe.get("size") or plan.network.input_size
     watcher.note(f"{NOISE} images of 1/f noise through {', '.join(plan.layers)}")
-    found = featmap.probe(image_ops.pink(NOISE, size).numpy(), plan.layers, plan.network)
+    found = featmap.probe(image_ops.pink_noise(NOISE, size).numpy(), plan.layers, plan.network)
     return pd.DataFrame(found.values.astype(np.float64), columns=[str(r) for r in found["response"].values])
 
 
-def _known(trial: Trial, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame) -> shortfall.Known:
+def _known(trial: Trial, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame) -> photograph_gap.Known:
     """Return what the explanations of one layer rest on: the features that live in map and early map."""
     evidence = trial.evidence
     layer, table = evidence.layer, made.maps[evidence.layer].features
@@ -157,7 +158,7 @@ def _known(trial: Trial, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame)
     rest = [str(n) for n in data["image"].values if str(n).rpartition(":")[0] != layer]
     others = data.sel(image=rest, response=names).values.astype(np.float64).mean(axis=0)
     assert evidence.photographs is not None
-    return shortfall.Known(
+    return photograph_gap.Known(
         evidence.own[inside],
         evidence.photographs[:, who].astype(np.float64),
         others[np.isfinite(others).all(axis=1)],
@@ -257,7 +258,7 @@ def main(
         )
         store(watched(lambda watcher: measured(plan, watcher)), results)
         err().print(f"results: {results}")
-    text = trialpage.page(results)
+    text = trial_page.page(results)
     write_atomically(page, lambda p: p.write_text(text, encoding="utf-8"))
     out().print(f"page: {page}")
 

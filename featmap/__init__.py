@@ -13,54 +13,43 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FeatmapError": "errors",
-    "Engine": "runs.engine",
-    "Unit": "network.unit",
-    "parse_unit": "network.unit",
     "Network": "network.model",
-    "load": "network.model",
+    "load": "network.loading",
+    "Unit": "network.unit",
     "Objective": "optimize.objective",
     "channel": "optimize.objective",
-    "objective": "optimize.objective",
     "Recipe": "optimize.recipe",
-    "RECIPES": "optimize.recipe",
-    "recipe": "optimize.recipe",
+    "Engine": "runs.engine",
+    "Execution": "runs.engine",
     "maximise": "runs.maximise",
-    "probe": "runs.maximise",
-    "atlas": "report.atlas",
+    "probe": "runs.probe",
+    "open_arrays": "runs.store",
+    "View": "mapping.view",
     "similarity": "mapping.run",
-    "SimilarityMap": "mapping.result",
-    "LayerMaps": "mapping.result",
-    "open_arrays": "mapping.result",
     "interact": "interaction.run",
-    "interact_layers": "interaction.run",
-    "Interaction": "interaction.run",
     "screen": "interaction.screening",
-    "Screening": "interaction.screening",
-    "MEASURES": "stats.measures",
+    "atlas": "report.atlas",
     "validate": "validation.run",
-    "Validation": "validation.figures",
-    "plant": "validation.planted",
-    "Planted": "validation.planted",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:
     from featmap.errors import FeatmapError
-    from featmap.interaction.run import Interaction, interact, interact_layers
-    from featmap.interaction.screening import Screening, screen
-    from featmap.mapping.result import LayerMaps, SimilarityMap, open_arrays
+    from featmap.interaction.run import interact
+    from featmap.interaction.screening import screen
     from featmap.mapping.run import similarity
-    from featmap.network.model import Network, load
-    from featmap.network.unit import Unit, parse_unit
-    from featmap.optimize.objective import Objective, channel, objective
-    from featmap.optimize.recipe import RECIPES, Recipe, recipe
+    from featmap.mapping.view import View
+    from featmap.network.loading import load
+    from featmap.network.model import Network
+    from featmap.network.unit import Unit
+    from featmap.optimize.objective import Objective, channel
+    from featmap.optimize.recipe import Recipe
     from featmap.report.atlas import atlas
-    from featmap.runs.engine import Engine
-    from featmap.runs.maximise import maximise, probe
-    from featmap.stats.measures import MEASURES
-    from featmap.validation.figures import Validation
-    from featmap.validation.planted import Planted, plant
+    from featmap.runs.engine import Engine, Execution
+    from featmap.runs.maximise import maximise
+    from featmap.runs.probe import probe
+    from featmap.runs.store import open_arrays
     from featmap.validation.run import validate
 
 

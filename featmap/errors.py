@@ -1,4 +1,4 @@
-"""The errors that reach a user: one clear line each, never a traceback unless asked for."""
+"""Errors that the library raises for its user, each with a message of one line."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Iterable
 
 
 class FeatmapError(Exception):
-    """Something the user can mend. The message says what was given, what is allowed, what to do next."""
+    """An error that the user can correct.
+
+    The message says in one line what was given, what is allowed and what to do next.
+    """
 
 
 class UnitError(FeatmapError):
-    """A unit, feature list or layer that cannot be understood or is out of range."""
+    """A unit, feature list or layer that is malformed, unknown or out of range."""
 
 
 class ModelError(FeatmapError):
-    """A network or weights that cannot be had or do not fit each other."""
+    """A network or weights that cannot be loaded or do not fit each other."""
 
 
 class RecipeError(FeatmapError):
@@ -23,14 +26,32 @@ class RecipeError(FeatmapError):
 
 
 class StoreError(FeatmapError):
-    """A run folder that cannot be read, written or gone on with."""
+    """A run folder that cannot be read, written or resumed."""
 
 
 class IncompleteError(FeatmapError):
-    """A run that ended with work units left out. All others are kept, and the same call makes the rest."""
+    """A run that ended with work units missing.
+
+    The others are stored, and the same call computes the rest.
+    """
 
 
-def nearest(given: str, known: Iterable[str], n: int = 3) -> str:
-    """Return `` (nearest: a, b)`` for the known names closest to `given`, or an empty string."""
-    close = difflib.get_close_matches(given, list(known), n=n, cutoff=0.4)
-    return f" (nearest: {', '.join(close)})" if close else ""
+def suggest(name: str, allowed: Iterable[str], count: int = 3) -> str:
+    """Format the allowed names closest to an unknown one, for an error message.
+
+    Parameters
+    ----------
+    name : str
+        The unknown name.
+    allowed : iterable of str
+        The names that exist.
+    count : int, default 3
+        Largest number of suggestions.
+
+    Returns
+    -------
+    str
+        `` (nearest: a, b)``, or an empty string if no name is close.
+    """
+    matches = difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)
+    return f" (nearest: {', '.join(matches)})" if matches else ""

@@ -1,9 +1,10 @@
-"""How files get onto the disk: whole or not at all, with a checksum; and what is left of writes that were cut off."""
+"""Atomic writes, checksums, safe file names, and the removal of what interrupted writes leave behind."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,33 +15,60 @@ from typing import Any
 
 from featmap.errors import StoreError
 
-# ours (`.name.PROCESS.part.suffix`) and zarr's own
+# temporary names: ours (`.name.PROCESS.part.suffix`) and zarr's
 _LEFTOVER = re.compile(r"\..*\.\d+\.part(\..*)?|.*\.[0-9a-f]{32}\.partial", re.DOTALL)
-LONGEST = 80
+MAX_NAME_BYTES = 80
+"""Longest file name that `safe_file_name` makes, in bytes of UTF-8."""
 
 
 @contextmanager
-def clear_faults(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals to write into one line for the user."""
+def translate_os_errors(target: str) -> Iterator[None]:
+    """Translate the operating system's errors on writing into messages of one line.
+
+    Parameters
+    ----------
+    target : str
+        What is being written, as the message names it.
+
+    Yields
+    ------
+    None
+        Nothing; the context writes.
+
+    Raises
+    ------
+    StoreError
+        In place of an `OSError` inside the context; the message says what to do.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"{what}: no space left; free some, then the same command goes on from here") from error
+            raise StoreError(f"{target}: no space left; free some, then repeat the call to resume") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{what}: not writable ({error.strerror}); give another folder with --out") from error
+            raise StoreError(f"{target}: not writable ({error.strerror}); choose another folder") from error
         if error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR) and error.filename is not None:
-            there = os.fsdecode(error.filename2 or error.filename)
+            path = os.fsdecode(error.filename2 or error.filename)
             raise StoreError(
-                f"{what}: {there!r} is in the way ({error.strerror}); move it away, or give another --out"
+                f"{target}: {path!r} is in the way ({error.strerror}); move it, or choose another folder"
             ) from error
         if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.EINVAL):
-            raise StoreError(f"{what}: cannot be made ({error.strerror}); give another folder with --out") from error
-        raise StoreError(f"{what}: {error.strerror or error}; the same command goes on once that is mended") from error
+            raise StoreError(f"{target}: cannot be created ({error.strerror}); choose another folder") from error
+        raise StoreError(f"{target}: {error.strerror or error}; correct this and repeat the call to resume") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, then move it there in one step."""
+    """Write a file so that it exists completely or not at all.
+
+    `write` gets a temporary path in the same folder; its file is moved to `path` in one step.
+
+    Parameters
+    ----------
+    path : Path
+        Path of the file; its folder is created if it does not exist.
+    write : callable
+        Function of one path that writes the content there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -50,27 +78,85 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
+def hash_file(path: Path) -> str:
+    """Compute the SHA-256 of a file.
+
+    Parameters
+    ----------
+    path : Path
+        Path of the file.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def file_name(label: str) -> str:
-    """Return a name as every file system takes it, at most `LONGEST` bytes, never hidden and never a way out."""
-    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in label).lstrip(".")
-    return plain.encode()[:LONGEST].decode(errors="ignore") or "-"
+def safe_file_name(label: str) -> str:
+    """Make a file name from a label, valid on every file system.
+
+    Parameters
+    ----------
+    label : str
+        Any text, such as a layer's name.
+
+    Returns
+    -------
+    str
+        Letters, digits, ``.``, ``_`` and ``-`` only, at most `MAX_NAME_BYTES` bytes; never hidden, never another
+        folder's.
+    """
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in label).lstrip(".")
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "-"
 
 
 def is_leftover(name: str) -> bool:
-    """Is this the name of what a write that was cut off leaves behind?"""
+    """Check whether a name is that of an interrupted write's temporary file.
+
+    Parameters
+    ----------
+    name : str
+        Name of a file or folder, without its path.
+
+    Returns
+    -------
+    bool
+        True for the temporary names of `write_atomically` and of zarr.
+    """
     return _LEFTOVER.fullmatch(name) is not None
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writes that were cut off left in a folder; only for who holds its lock."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that interrupted writes left in a folder.
+
+    Only the process that holds the folder's lock may do this: another's temporary files may be in use.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, with all folders in it.
+    """
     for path in [p for p in folder.rglob("*") if is_leftover(p.name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """Compute a short hash of plain JSON values, independent of the order of keys.
+
+    Parameters
+    ----------
+    identity : dict
+        Values that JSON can hold.
+
+    Returns
+    -------
+    str
+        The first 10 hexadecimal digits of the SHA-256.
+    """
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]

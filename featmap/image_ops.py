@@ -1,8 +1,7 @@
-"""Blur, resize, jitter and noise. Every random number comes from a generator made here, for its purpose."""
+"""Blur, resize, jitter and noise; every random number comes from a generator keyed by its purpose."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,27 +12,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def generator(*key: object) -> np.random.Generator:
-    """Return the random generator that belongs to `key`, the same on every machine.
-
-    NumPy's rather than torch's: its normal deviates do not depend on the processor's vector width.
-    """
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+from featmap.rng import generator
 
 
 def noise(seed: int, size: int, purpose: str = "noise") -> Tensor:
-    """Return standard normal noise, 3 x size x size, that depends on (seed, size) and its purpose only."""
+    """Draw standard normal noise for an image.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the noise.
+    size : int
+        Side of the image in pixels.
+    purpose : str, default "noise"
+        First part of the generator's key; each purpose has noise of its own.
+
+    Returns
+    -------
+    Tensor
+        3 x size x size, float32; depends on (purpose, seed, size) only.
+    """
     return torch.from_numpy(generator(purpose, seed, size).standard_normal((3, size, size), dtype=np.float32))
 
 
-def pink(count: int, size: int) -> Tensor:
-    """Return `count` images with the spectrum of natural ones, count x 3 x size x size; depends on size only.
+def pink_noise(count: int, size: int) -> Tensor:
+    """Draw noise images with the 1/f spectrum of natural images.
 
-    Their amplitude falls as 1/f (f in cycles an image, 1 below 1, so that brightness varies too), the three channels
-    are drawn apart, each about 0.5 and with a standard deviation of 0.2 about its own mean. They are the yardstick
-    of what varies by how much (Field, 1987, 10.1364/JOSAA.4.002379).
+    The amplitude falls as 1/f, with f in cycles per image (frequencies below 1 count as 1, so that brightness varies
+    too). The three channels are independent; each has values around 0.5 and a standard deviation of 0.2 about its own
+    mean. The images serve as the reference for how much a response varies.
+
+    Parameters
+    ----------
+    count : int
+        Number of images.
+    size : int
+        Side of the images in pixels.
+
+    Returns
+    -------
+    Tensor
+        count x 3 x size x size, float32; image k depends on (size, k) only.
+
+    References
+    ----------
+    Field, D. J. (1987). Relations between the statistics of natural images and the response properties of cortical
+    cells. 10.1364/JOSAA.4.002379
     """
     fy = np.fft.fftfreq(size, 1 / size)[:, None]
     fx = np.fft.rfftfreq(size, 1 / size)[None]
@@ -45,45 +69,107 @@ def pink(count: int, size: int) -> Tensor:
     return torch.from_numpy(images.astype(np.float32))
 
 
-def shift(seed: int, step: int, most: int) -> tuple[int, int]:
-    """Return the jitter of a step, rows and columns in [-most, most]; depends on (seed, step) only."""
-    dy, dx = generator("jitter", seed, step).integers(-most, most + 1, size=2)
+def jitter_shift(seed: int, step: int, max_shift: int) -> tuple[int, int]:
+    """Draw the shift of an image in one step of a descent.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the descent.
+    step : int
+        Number of the step.
+    max_shift : int
+        Largest shift in pixels, in either direction.
+
+    Returns
+    -------
+    rows : int
+        Shift downwards in pixels, in [-max_shift, max_shift]; depends on (seed, step, max_shift) only.
+    columns : int
+        Shift to the right, in the same range.
+    """
+    dy, dx = generator("jitter", seed, step).integers(-max_shift, max_shift + 1, size=2)
     return int(dy), int(dx)
 
 
-def jitter(images: Tensor, seeds: Sequence[int], step: int, most: int) -> Tensor:
-    """Return the images (B x 3 x H x W), each rolled by the jitter of its seed and of the step."""
-    if most == 0:
+def jitter(images: Tensor, seeds: Sequence[int], step: int, max_shift: int) -> Tensor:
+    """Shift each image cyclically by the jitter of its seed and of the step.
+
+    Parameters
+    ----------
+    images : Tensor
+        B x 3 x H x W.
+    seeds : sequence of int
+        Seed of each image.
+    step : int
+        Number of the step.
+    max_shift : int
+        Largest shift in pixels; 0 leaves the images as they are.
+
+    Returns
+    -------
+    Tensor
+        B x 3 x H x W; what leaves an image on one side enters it on the other.
+    """
+    if max_shift == 0:
         return images
     if len(set(seeds)) == 1:
-        return torch.roll(images, shift(seeds[0], step, most), dims=(2, 3))
-    shifts = {s: shift(s, step, most) for s in set(seeds)}
+        return torch.roll(images, jitter_shift(seeds[0], step, max_shift), dims=(2, 3))
+    shifts = {s: jitter_shift(s, step, max_shift) for s in set(seeds)}
     return torch.stack([torch.roll(image, shifts[s], dims=(1, 2)) for image, s in zip(images, seeds, strict=True)])
 
 
 @lru_cache(maxsize=64)
-def on_device(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return numbers as a tensor that is put on its device once: each time would let a GPU's loop wait."""
-    with torch.inference_mode(False):  # the tensor outlives the context that asked first
+def constant_tensor(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Make a constant tensor, copied to its device only once.
+
+    The result is cached, because a copy in every step would make a GPU's loop wait.
+
+    Parameters
+    ----------
+    values : tuple
+        The numbers, nested for more than one axis.
+    device : torch.device
+        Device of the tensor.
+    dtype : torch.dtype
+        Type of the tensor.
+
+    Returns
+    -------
+    Tensor
+        The cached tensor; it must not be changed in place.
+    """
+    with torch.inference_mode(False):  # the cached tensor outlives the caller's inference mode
         return torch.tensor(values, device=device, dtype=dtype)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Return the images under a 3-tap Gaussian with reflected borders, as torchvision's `gaussian_blur` has it.
+    """Blur images with a Gaussian kernel of 3 x 3 pixels and reflected borders.
+
+    The same as torchvision's `gaussian_blur` with a kernel size of 3.
 
     Parameters
     ----------
-    images : B x 3 x H x W
-    sigma : in pixels; 0 leaves the images as they are
+    images : Tensor
+        B x 3 x H x W.
+    sigma : float
+        Standard deviation of the Gaussian in pixels; 0 leaves the images as they are.
 
-    Source: the article, section "Feature Visualization from First Principles" (kernel 3).
+    Returns
+    -------
+    Tensor
+        B x 3 x H x W.
+
+    References
+    ----------
+    The article, section "Feature Visualization from First Principles" (kernel 3).
     """
     if sigma <= 0:
         return images
     side = math.exp(-0.5 / sigma**2)
     centre, edge = 1 / (1 + 2 * side), side / (1 + 2 * side)
     for dim in (2, 3):
-        if images.shape[dim] == 1:  # a single pixel has nothing to be reflected
+        if images.shape[dim] == 1:  # an axis of one pixel has no neighbour to reflect
             continue
         padded = F.pad(images, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0), mode="reflect")
         n = images.shape[dim]
@@ -92,7 +178,20 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Return the images at size x size (bilinear, antialiased when made smaller)."""
+    """Resize images bilinearly, with antialiasing where they shrink.
+
+    Parameters
+    ----------
+    images : Tensor
+        B x C x H x W.
+    size : int
+        New side in pixels.
+
+    Returns
+    -------
+    Tensor
+        B x C x size x size, on the device of `images`.
+    """
     if images.shape[2:] == (size, size):
         return images
     if images.device.type == "mps":  # Metal has no antialiased resize

@@ -19,11 +19,14 @@ import torch
 from torch import nn
 
 from featmap.mapping import run as mapping
-from featmap.network.model import Network, load
+from featmap.network.loading import load
+from featmap.network.model import Network
 from featmap.report.atlas import atlas
+from featmap.runs import lifecycle
 from featmap.runs.job import Job
 from featmap.runs.store import Run
 from featmap.stats import clustering
+from tests.helpers import settings
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (
@@ -60,9 +63,9 @@ def responses(rng: np.random.Generator, features: int) -> tuple[np.ndarray, np.n
 def planted(folder: Path, features: int, size: int, draws: int = 19) -> tuple[Run, Network]:
     """Write a finished similarity run of so many features with images of so many pixels."""
     made = network(features)
-    recipe = mapping.resolve(made, torch.device("cpu"), "fast", size, 40)
+    recipe = settings.resolve(made, torch.device("cpu"), "fast", size, 40)
     job, shown = mapping.similarity_job("0", made, recipe)
-    run, rng = mapping.open_run(job, folder), np.random.default_rng(0)
+    run, rng = lifecycle.open_run(job, folder), np.random.default_rng(0)
     A, null = responses(rng, features)
     _land(job, run, rng, A, null)
     real = clustering.find_clusters

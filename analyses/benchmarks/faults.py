@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from analyses import commands
 from analyses.benchmarks import records
+from analyses.support import commands
 from featmap.cli import app
 from featmap.runs import integrity  # so that forked children need not load them
 from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST

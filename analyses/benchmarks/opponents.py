@@ -24,9 +24,8 @@ from torchvision.transforms import functional
 
 from featmap import Network
 from featmap.image_ops import noise
-from featmap.optimize.parameterization import between
-from featmap.optimize.recipe import Octave
-from featmap.optimize.recipe import recipe as named
+from featmap.optimize.parameterization import interpolate_schedule
+from featmap.optimize.recipe import Octave, Recipe
 
 Make = Callable[[Network, str, Sequence[int], int], Tensor]
 
@@ -74,7 +73,7 @@ MODULES = {"torch-lucent": "lucent", "dreamlens": "dreamlens"}
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def generator(seed: int) -> Iterator[None]:
     """Seed the global generators that other tools draw from; restore them afterwards."""
     before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what other tools draw from
     with torch.random.fork_rng():
@@ -141,8 +140,8 @@ def article_loop(
                     scale = gradient.square().mean().sqrt()
                     gradient = gradient / scale if scale > 0 else torch.zeros_like(gradient)
                 with torch.no_grad():
-                    image = image - between(octave.rate, i, octave.steps) * gradient
-                    sigma = between(octave.sigma, i, octave.steps)
+                    image = image - interpolate_schedule(octave.rate, i, octave.steps) * gradient
+                    sigma = interpolate_schedule(octave.sigma, i, octave.steps)
                     image = functional.gaussian_blur(image, [3, 3], [sigma, sigma])
     network.module.zero_grad(set_to_none=True)
     return image.detach()
@@ -150,7 +149,7 @@ def article_loop(
 
 def _article(name: str) -> Make:
     def make(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
-        recipe = named(name)
+        recipe = Recipe.named(name)
         octaves, normalised = recipe.resolved(network.input_size).octaves, recipe.optimiser == "rms"
         assert isinstance(octaves[0].size, int)
         first = recipe.mean + recipe.std * noise(seed, octaves[0].size)[None]
@@ -171,7 +170,7 @@ def _lucent(network: Network, layer: str, channels: Sequence[int], seed: int) ->
     if count > 1:
         goal = objectives.Objective.sum([objectives.channel(name, c, batch=k) for k, c in enumerate(channels)])
         given["param_f"] = lambda: param.image(128, batch=count)
-    with seeded(seed):
+    with generator(seed):
         images = render.render_vis(network.module, goal, show_image=False, progress=False, **given)
     return torch.from_numpy(images[-1]).permute(0, 3, 1, 2).contiguous()
 
@@ -179,7 +178,7 @@ def _lucent(network: Network, layer: str, channels: Sequence[int], seed: int) ->
 def _dreamlens(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
     from dreamlens import FeatureVisualizer
 
-    with seeded(seed):
+    with generator(seed):
         tool = FeatureVisualizer(network.module, quiet=True)
         made = tool.maximize_channels(layer, channels) if len(channels) > 1 else tool.maximize_channel(layer, *channels)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from featmap.runs.store import write_atomically
+from featmap.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"

@@ -31,14 +31,15 @@ import torch
 import typer
 
 from analyses.benchmarks import records
-from analyses.commands import run
+from analyses.support.commands import run
 from featmap import Engine, load
 from featmap.errors import FeatmapError
 from featmap.mapping import run as mapping
-from featmap.runs import job as runs
-from featmap.runs import maximise, ray_engine
-from featmap.runs.engine import Silent
+from featmap.runs import lifecycle, maximise, ray_engine
+from featmap.runs import worker as runs_worker
 from featmap.runs.job import Job
+from featmap.runs.progress import Silent
+from tests.helpers import settings
 
 ROWS, SIZE, LAYER = 4, 64, "inception4a"
 SIMULATED, UNITS = (8, 64), 1660  # ResNet50's 26,560 features in batches of 16
@@ -80,7 +81,7 @@ class Clock(Silent):
 def job_of(batches: int, steps: int) -> Job:
     """Return the descents of so many batches of the bundled network's features."""
     network = load()
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=ROWS)
+    recipe = settings.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=ROWS)
     channels = network.layer(LAYER, SIZE).channels
     if batches * ROWS > channels:
         raise FeatmapError(f"batches {batches}: {LAYER} has {channels} features; give at most {channels // ROWS}")
@@ -90,7 +91,7 @@ def job_of(batches: int, steps: int) -> Job:
 def plainly(job: Job) -> list[float]:
     """Return the seconds of each batch of the plain loop."""
     with tempfile.TemporaryDirectory() as folder:
-        made, clock = mapping.open_run(job, Path(folder) / "run"), Clock()
+        made, clock = lifecycle.open_run(job, Path(folder) / "run"), Clock()
         with made.held():
             mapping.carry_out(job, made, clock, Engine(threads=1))
     return np.diff(clock.times)[1:].tolist()  # the first is the null image, behind the loading of the network
@@ -100,7 +101,7 @@ def by_workers(job: Job, workers: int, work: float) -> dict[str, Any]:
     """Return what so many workers make of a job that takes the plain loop `work` seconds."""
     engine, ready = Engine("ray", workers=workers, threads=1), list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        made, task = mapping.open_run(job, Path(folder) / "run"), runs.task_of(job, runs.Worker, engine)
+        made, task = lifecycle.open_run(job, Path(folder) / "run"), lifecycle.task_of(job, runs_worker.Worker, engine)
         with made.held():
             begun = time.perf_counter()
             ray_engine.run(task, [job.units()], made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))

@@ -41,17 +41,17 @@ import typer
 
 from analyses.benchmarks import records
 from analyses.benchmarks.speed import chosen_features
-from analyses.commands import run
 from analyses.formulas import spectra
-from analyses.studies import interval
+from analyses.support.commands import run
+from analyses.support.study import interval
 from featmap import Network, channel, load
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.mapping import run as mapping
 from featmap.optimize.batch import Batches
-from featmap.optimize.recipe import FAST, LARGE, QUICK, STANDARD, Octave, Recipe
+from featmap.optimize.recipe import FAST, LARGE, SHORT_MEMORY_BETAS, STANDARD, Octave, Recipe
 from featmap.optimize.responses import Probe
 from featmap.runs import device
+from tests.helpers import settings
 
 LAYERS = ("inception3a", "inception4c", "inception5a")
 RISE, STEPS_BACK = 1.02, 3
@@ -68,31 +68,51 @@ class Candidate:
 
 def _of(name: str, words: str, *octaves: Octave, **changes: Any) -> Candidate:
     changes.setdefault("clamp", "every")
-    return Candidate(Recipe(name, octaves, largest=128, **changes), words)
+    return Candidate(Recipe(name, octaves, max_default_size=128, **changes), words)
 
 
 def _ours(ours: Recipe, name: str, words: str) -> Candidate:
-    return Candidate(replace(ours, name=name, largest=128), f"{words}: `{ours.name}`")
+    return Candidate(replace(ours, name=name, max_default_size=128), f"{words}: `{ours.name}`")
 
 
 BLUR, HALF = (1.0, 0.4), 0.5
 CANDIDATES = (
     _of("adam-40", "Adam, 40 steps", Octave(40, (0.03, 0.02), BLUR)),
     _of("adam-20", "half the steps, twice as long", Octave(20, (0.06, 0.02), BLUR)),
-    _of("quick-20", "shorter memory (0.8, 0.99), long steps", Octave(20, (0.08, 0.01), BLUR), betas=QUICK),
-    _of("quick-24", "the same, 24 steps", Octave(24, (0.08, 0.01), BLUR), betas=QUICK),
-    _of("quick-28", "shorter memory, 28 steps of middling length", Octave(28, (0.06, 0.01), BLUR), betas=QUICK),
-    _of("quick-30", "shorter memory, 30 long steps", Octave(30, (0.08, 0.01), BLUR), betas=QUICK),
-    _of("quick-weak-blur", "quick-20 under a weaker blur", Octave(20, (0.08, 0.01), (0.8, 0.3)), betas=QUICK),
-    _of("quick-24-lighter", "quick-24 under a lighter blur", Octave(24, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
+    _of("quick-20", "shorter memory (0.8, 0.99), long steps", Octave(20, (0.08, 0.01), BLUR), betas=SHORT_MEMORY_BETAS),
+    _of("quick-24", "the same, 24 steps", Octave(24, (0.08, 0.01), BLUR), betas=SHORT_MEMORY_BETAS),
+    _of(
+        "quick-28",
+        "shorter memory, 28 steps of middling length",
+        Octave(28, (0.06, 0.01), BLUR),
+        betas=SHORT_MEMORY_BETAS,
+    ),
+    _of("quick-30", "shorter memory, 30 long steps", Octave(30, (0.08, 0.01), BLUR), betas=SHORT_MEMORY_BETAS),
+    _of(
+        "quick-weak-blur",
+        "quick-20 under a weaker blur",
+        Octave(20, (0.08, 0.01), (0.8, 0.3)),
+        betas=SHORT_MEMORY_BETAS,
+    ),
+    _of(
+        "quick-24-lighter",
+        "quick-24 under a lighter blur",
+        Octave(24, (0.08, 0.01), (0.9, 0.35)),
+        betas=SHORT_MEMORY_BETAS,
+    ),
     _ours(FAST, "quick-24-middle", "quick-24 under a blur between"),
-    _of("quick-20-lighter", "quick-20 under a lighter blur", Octave(20, (0.08, 0.01), (0.9, 0.35)), betas=QUICK),
+    _of(
+        "quick-20-lighter",
+        "quick-20 under a lighter blur",
+        Octave(20, (0.08, 0.01), (0.9, 0.35)),
+        betas=SHORT_MEMORY_BETAS,
+    ),
     _of(
         "coarse-to-fine",
         "10 steps at half the size, then 14",
         Octave(10, (0.08, 0.04), (1.0, 0.7), HALF),
         Octave(14, (0.06, 0.01), (0.8, 0.4)),
-        betas=QUICK,
+        betas=SHORT_MEMORY_BETAS,
     ),
     _of(
         "growing",
@@ -100,7 +120,7 @@ CANDIDATES = (
         Octave(8, (0.08, 0.06), (1.0, 0.8), 0.7),
         Octave(8, (0.06, 0.04), (0.8, 0.6), 0.85),
         Octave(10, (0.04, 0.01), (0.6, 0.4)),
-        betas=QUICK,
+        betas=SHORT_MEMORY_BETAS,
     ),
     _ours(LARGE, "half-then-whole", "24 steps at half the size, then 24"),
     _of("normalised-24", "gradient over its RMS", Octave(24, (0.1, 0.02), BLUR), optimiser="rms"),
@@ -115,9 +135,9 @@ CANDIDATES = (
         clamp="end",
     ),
     _of("adam-120", "Adam, 120 steps", Octave(120, (0.03, 0.01), BLUR)),
-    _of("quick-60", "shorter memory, 60 steps", Octave(60, (0.06, 0.005), BLUR), betas=QUICK),
+    _of("quick-60", "shorter memory, 60 steps", Octave(60, (0.06, 0.005), BLUR), betas=SHORT_MEMORY_BETAS),
     _ours(STANDARD, "quick-60-lighter", "quick-60 under a lighter blur"),
-    _of("quick-80", "shorter memory, 80 shorter steps", Octave(80, (0.04, 0.005), BLUR), betas=QUICK),
+    _of("quick-80", "shorter memory, 80 shorter steps", Octave(80, (0.04, 0.005), BLUR), betas=SHORT_MEMORY_BETAS),
 )
 BASE = CANDIDATES[0].recipe.name
 
@@ -210,7 +230,7 @@ def tried(network: Network, layer: str, channels: Sequence[int], recipes: Sequen
         found.append(
             {
                 "activation": responses.diagonal().tolist(),
-                "high": spectra.high_share(images.numpy()).tolist(),
+                "high": spectra.high_frequency_share(images.numpy()).tolist(),
                 "own": (responses.argmax(0) == np.arange(len(channels))).tolist(),
                 "stopped": stopped(curve).tolist(),
                 "seconds": took,
@@ -260,7 +280,7 @@ def measure(
     size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the figures of every candidate, at an image size (None: the recipes' own)."""
-    recipes = [mapping.resolve(network, torch.device("cpu"), c.recipe, size) for c in candidates]
+    recipes = [settings.resolve(network, torch.device("cpu"), c.recipe, size) for c in candidates]
     tallies = [Tally([], [], [], [], []) for _ in candidates]
     for layer in layers:
         channels = chosen_features(network, layer, features, 0)
@@ -360,7 +380,7 @@ def main(
     key = f"{network.name} {weights or ''}".strip() + ("" if size is None else f" {size}")
     what = {"network": str(network), "sha256": network.sha256, "layers": names, "features": features}
     what |= {"seeds": seeds, "asked": size, "model": model, "weights": weights}
-    recipes = {c.recipe.name: mapping.resolve(network, torch.device("cpu"), c.recipe, size) for c in CANDIDATES}
+    recipes = {c.recipe.name: settings.resolve(network, torch.device("cpu"), c.recipe, size) for c in CANDIDATES}
     now = {name: r.identity() for name, r in recipes.items()}
     machine = records.machine("torchvision")
     rows = merged(found["networks"].get(key, {}), what, now, [r | {"machine": machine} for r in rows])

@@ -42,19 +42,19 @@ from torch import Tensor
 
 from analyses.benchmarks import records, steps
 from analyses.benchmarks.opponents import OPPONENTS, Opponent
-from analyses.commands import run
 from analyses.formulas import spectra
-from featmap import Network, channel, image_ops, load
+from analyses.support.commands import run
+from featmap import Network, channel, image_ops, load, rng
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.mapping import run as mapping
 from featmap.optimize.batch import Batches
-from featmap.optimize.descent import frame_steps
 from featmap.optimize.objective import Objective
+from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
 from featmap.runs import device
+from tests.helpers import settings
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 OURS = (("fast", FLOAT32), ("standard", FLOAT32), ("large", FLOAT32), ("standard", BFLOAT16), ("large", BFLOAT16))
@@ -97,7 +97,7 @@ def judged(network: Network, layer: str, channels: Sequence[int], images: Tensor
     """Return activation and high-frequency share of some features' images, N x 3 x H x H, by the protocol."""
     clamped = images.float().clamp(0, 1)
     found = Probe(network, max(2, min(16, len(clamped)))).responses(clamped, [layer])[layer]
-    return found[np.arange(len(channels)), list(channels)], spectra.high_share(clamped.numpy())
+    return found[np.arange(len(channels)), list(channels)], spectra.high_frequency_share(clamped.numpy())
 
 
 def judge(network: Network, layer: str, feature: int, image: Tensor, sizes: Sequence[int]) -> dict[int, Any]:
@@ -111,7 +111,7 @@ def judge(network: Network, layer: str, feature: int, image: Tensor, sizes: Sequ
 
 def resolved(network: Network, name: str, size: int | None = None, rows: int | None = None, **more: Any) -> Recipe:
     """Return one of our recipes at a size (None: its default), on the CPU."""
-    return mapping.resolve(network, torch.device("cpu"), name, size, rows=rows, **more)
+    return settings.resolve(network, torch.device("cpu"), name, size, rows=rows, **more)
 
 
 def course(
@@ -475,7 +475,7 @@ def chosen_features(network: Network, layer: str, count: int, seed: int) -> list
     channels = network.layer(layer, network.input_size).channels
     if not 1 <= count <= channels:
         raise FeatmapError(f"--features {count}: {layer} has {channels}; give 1 to {channels}")
-    drawn = image_ops.generator("speed", network.name, layer, seed).choice(channels, count, replace=False)
+    drawn = rng.generator("speed", network.name, layer, seed).choice(channels, count, replace=False)
     return sorted(int(c) for c in drawn)
 
 

@@ -31,12 +31,12 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from analyses.benchmarks import records
 from analyses.benchmarks.opponents import cut
-from analyses.commands import run as run_command
+from analyses.support.commands import run as run_command
 from featmap import Network, load
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
-from featmap.optimize.prepare import prepared
-from featmap.optimize.recipe import LEAST_ROWS
+from featmap.optimize.prepare import prepare
+from featmap.optimize.recipe import MIN_ROWS
 from featmap.runs import device as devices
 
 SIZE, ROUNDS, BATCH, MATRIX = 224, 5, 16, 2048
@@ -79,10 +79,10 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
     whole = copy.deepcopy(network.module).eval().requires_grad_(True).to(where)
     frozen = copy.deepcopy(network.module).eval().requires_grad_(False).to(where)
     folds = network.trace(size).folds
-    folded = prepared(network.module, folds, [layer], where, torch.contiguous_format)
-    last = prepared(network.module, folds, [layer], where, torch.channels_last, regrouped=False)
-    grouped = prepared(network.module, folds, [layer], where, torch.channels_last, regrouped=True)
-    half = prepared(network.module, folds, [layer], where, torch.channels_last, torch.bfloat16)
+    folded = prepare(network.module, folds, [layer], where, torch.contiguous_format)
+    last = prepare(network.module, folds, [layer], where, torch.channels_last, space_to_depth=False)
+    grouped = prepare(network.module, folds, [layer], where, torch.channels_last, space_to_depth=True)
+    half = prepare(network.module, folds, [layer], where, torch.channels_last, torch.bfloat16)
     nhwc = torch.channels_last
     found = [
         Variant("the whole network, weights with gradients, one image", whole, False, 1),
@@ -111,7 +111,7 @@ def compiled(
     """Return a variant by torch's compiler, of the network up to the layer, and the same without the compiler."""
     mode, dtype = compilers(where)[name]
     folds, nhwc = network.trace(size).folds, torch.channels_last
-    module = prepared(network.module, folds, [layer], where, nhwc, dtype, regrouped=False)
+    module = prepare(network.module, folds, [layer], where, nhwc, dtype, space_to_depth=False)
     run = _taken(torch.compile(create_feature_extractor(module, {layer: "out"}), mode=mode))
     plain = Variant("plain", module, True, rows, nhwc, dtype, in_use=False)
     return replace(plain, name=name, run=run), plain
@@ -357,8 +357,8 @@ def main(
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
 ) -> None:
     """Measure the chain of improvements of one step on a device."""
-    if rows < LEAST_ROWS:
-        raise FeatmapError(f"--rows {rows}: give {LEAST_ROWS} or more; featmap makes no image alone")
+    if rows < MIN_ROWS:
+        raise FeatmapError(f"--rows {rows}: give {MIN_ROWS} or more; featmap makes no image alone")
     network, where = load(model, weights), devices.device(device)
     with devices.remembered_settings():
         side = MATRIX if where.type == "cpu" else 4 * MATRIX

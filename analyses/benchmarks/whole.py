@@ -25,7 +25,7 @@ import torch
 import typer
 
 from analyses.benchmarks import records, steps
-from analyses.commands import run
+from analyses.support.commands import run
 from featmap import Network, load
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
@@ -121,7 +121,7 @@ def operations(network: Network, manifest: dict[str, Any]) -> float:
     """Return the floating-point operations of all steps of a similarity run, forward and back to the image."""
     recipe = Recipe.from_identity(manifest["identity"]["recipe"])
     seeds = len(manifest["identity"]["seeds"])
-    layers = selection.named(_layers(manifest["identity"]), network, recipe.size)
+    layers = selection.select_layers(_layers(manifest["identity"]), network, recipe.size)
     whole = 0.0
     for layer in layers:
         images = seeds * network.layer(layer, recipe.size).channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from featmap.stats.interaction import TINY
+from featmap.stats.correlation import TINY
 
 
 def effective_number(values: np.ndarray) -> np.ndarray:
@@ -27,7 +27,7 @@ def effective_number(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def waves(images: np.ndarray) -> np.ndarray:
+def effective_waves(images: np.ndarray) -> np.ndarray:
     """Return how many waves make up each image: the `effective_number` of its Fourier coefficients.
 
     N values in [1, H W] for images N x C x H x W in [0, 1], of the deviation from middle gray, channels' power added: 1
@@ -56,7 +56,7 @@ def excited_share(responses: np.ndarray, yardstick: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(responses).all(axis=1), beyond, np.nan)
 
 
-def relative_spread(responses: np.ndarray, yardstick: np.ndarray) -> np.ndarray:
+def relative_effective_number(responses: np.ndarray, yardstick: np.ndarray) -> np.ndarray:
     """Return the `effective_number` of features that each image excites, over the median of yardstick images.
 
     What counts is a response above the mean over the yardstick (M x D), as a share of the feature's largest such
@@ -85,7 +85,7 @@ def effective_classes(logits: np.ndarray) -> np.ndarray:
     return np.where(finite, np.exp(-(np.exp(logs) * logs).sum(axis=1)), np.nan)
 
 
-def directions(maps: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def unit_directions(maps: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Return each position's standardised responses as a unit vector: N x P x D' for maps N x D x y x x.
 
     `centre` and `spread` are each feature's mean and deviation over positions of yardstick images; features whose
@@ -99,7 +99,7 @@ def directions(maps: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.n
     return z / np.where(np.isfinite(length) & (length > TINY), length, np.nan)
 
 
-def position_likeness(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def position_similarity(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean cosine of positions of one image, and of positions of that image and all others.
 
     Parameters

@@ -14,7 +14,7 @@ STILL = 2.0
 LEAST = 3
 
 
-def distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def rms_distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Return the root mean square difference of images, in units of their pixels.
 
     Parameters
@@ -31,7 +31,7 @@ def distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
+def growth_factor(steps: np.ndarray, gaps: np.ndarray) -> float:
     """Return the factor a step by which a difference grows while it grows.
 
     exp of the slope of a least-squares line through log(gap) over the growing part: from the last gap within `STILL`
@@ -61,7 +61,7 @@ def growth(steps: np.ndarray, gaps: np.ndarray) -> float:
     return float(np.exp(np.polyfit(at[part] - at[first], np.log(gap[part]), 1)[0]))
 
 
-def crossing(steps: np.ndarray, gaps: np.ndarray, level: float) -> float:
+def first_crossing(steps: np.ndarray, gaps: np.ndarray, level: float) -> float:
     """Return the first of the steps at which a gap is above a level; infinity where none is."""
     above = np.flatnonzero(np.asarray(gaps, dtype=np.float64) > level)
     return float(steps[above[0]]) if len(above) else float("inf")

@@ -11,32 +11,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featmap.network.receptive_field import Field
+from featmap.network.receptive_field import ReceptiveField
 
 
-def energy(changes: np.ndarray) -> np.ndarray:
+def change_energy(changes: np.ndarray) -> np.ndarray:
     """Return the energy of changes at every pixel: N x H x W, 0 or more."""
     found: np.ndarray = np.square(np.asarray(changes, dtype=np.float64)).sum(1)
     return found
 
 
-def _held(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _energy_and_total(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the energy N x H x W and its total N, NaN where there is none."""
-    held = energy(changes)
+    held = change_energy(changes)
     total = held.sum((1, 2))
     return held, np.where(total > 0, total, np.nan)
 
 
 def centres(changes: np.ndarray) -> np.ndarray:
     """Return the centre of gravity of each change's energy: N x 2, row and column."""
-    held, total = _held(changes)
+    held, total = _energy_and_total(changes)
     rows, columns = np.arange(held.shape[1]), np.arange(held.shape[2])
     return np.stack([held.sum(2) @ rows / total, held.sum(1) @ columns / total], axis=1)
 
 
 def radii(changes: np.ndarray, share: float = 0.9) -> np.ndarray:
     """Return the radius about its own centre within which each change has `share` of its energy: N, in pixels."""
-    held, total = _held(changes)
+    held, total = _energy_and_total(changes)
     found = np.full(len(held), np.nan)
     for k, (y, x) in enumerate(centres(changes)):
         if np.isfinite(total[k]):
@@ -47,20 +47,20 @@ def radii(changes: np.ndarray, share: float = 0.9) -> np.ndarray:
     return found
 
 
-def outside(changes: np.ndarray, bounds: Sequence[tuple[slice, slice]]) -> np.ndarray:
+def outside_share(changes: np.ndarray, bounds: Sequence[tuple[slice, slice]]) -> np.ndarray:
     """Return the share of each change's energy that lies outside its rows and columns: N values in [0, 1].
 
     `bounds` are those of `featmap.network.receptive_field.Field.bounds`, one for each change.
     """
-    held, total = _held(changes)
+    held, total = _energy_and_total(changes)
     inside = np.array([held[k][there].sum() for k, there in enumerate(bounds)])
     found: np.ndarray = np.clip(1 - inside / total, 0, 1)
     return found
 
 
-def region(change: np.ndarray, share: float = 0.95) -> np.ndarray:
+def energy_region(change: np.ndarray, share: float = 0.95) -> np.ndarray:
     """Return the fewest pixels that hold `share` of a change's energy, C x H x W: H x W booleans; none if it is 0."""
-    held = energy(change[None])[0]
+    held = change_energy(change[None])[0]
     order = np.argsort(-held, axis=None, kind="stable")
     upto = np.cumsum(held.ravel()[order])
     chosen = np.zeros(held.size, dtype=bool)
@@ -69,13 +69,13 @@ def region(change: np.ndarray, share: float = 0.95) -> np.ndarray:
     return chosen.reshape(held.shape)
 
 
-def middle(field: Field, row: int, column: int) -> tuple[float, float]:
+def field_centre(field: ReceptiveField, row: int, column: int) -> tuple[float, float]:
     """Return the centre of what a grid position sees, in pixels, also where that reaches beyond the image."""
     at = [field.start[k] + i * field.jump[k] + (field.size[k] - 1) / 2 for k, i in enumerate((row, column))]
     return at[0], at[1]
 
 
-def coverage(field: Field, row: int, column: int, height: int, width: int) -> float:
+def field_coverage(field: ReceptiveField, row: int, column: int, height: int, width: int) -> float:
     """Return the share of a height x width image that a grid position sees, in [0, 1]."""
     rows, columns = field.bounds(row, column, height, width)
     return (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)

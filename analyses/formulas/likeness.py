@@ -12,11 +12,11 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from featmap.stats.measures import standardise
+from featmap.stats.correlation import standardise
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class ProfileAgreement:
     """How alike the response profiles of two sets of N images are, feature by feature.
 
     `same` holds the correlation of each feature's two images' profiles, `different` the mean correlation of its
@@ -32,7 +32,7 @@ class Likeness:
         return self.same - self.different
 
 
-def likeness(first: np.ndarray, second: np.ndarray, fewest: int = 2) -> Likeness:
+def profile_agreement(first: np.ndarray, second: np.ndarray, fewest: int = 2) -> ProfileAgreement:
     """Return how alike two sets of images of the same N features drive M responses.
 
     Parameters
@@ -54,29 +54,29 @@ def likeness(first: np.ndarray, second: np.ndarray, fewest: int = 2) -> Likeness
         Z = [standardise(x[rows], np.ones(int(rows.sum()), dtype=bool)) for x in sets]
         varies = np.isfinite(Z[0]).all(0) & np.isfinite(Z[1]).all(0)
         if varies.sum() >= 3:
-            one, two = (_unit(z[:, varies]) for z in Z)
+            one, two = (_unit_rows(z[:, varies]) for z in Z)
             r[np.ix_(rows, rows)] = np.clip(one @ two.T, -1, 1)
     others = np.where(np.eye(len(r), dtype=bool), np.nan, (r + r.T) / 2)
     known = np.isfinite(others)
     count = known.sum(1)
     mean = np.where(known, others, 0.0).sum(1) / np.maximum(count, 1)
-    return Likeness(r.diagonal().copy(), np.where(count > 0, mean, np.nan))
+    return ProfileAgreement(r.diagonal().copy(), np.where(count > 0, mean, np.nan))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
     """Return rows less their mean, of length 1; NaN where they do not vary."""
     held = rows - rows.mean(1, keepdims=True)
     length = np.linalg.norm(held, axis=1, keepdims=True)
     return np.divide(held, length, out=np.full_like(held, np.nan), where=length > 1e-9 * np.sqrt(held.shape[1]))
 
 
-def pairwise(rows: np.ndarray) -> np.ndarray:
+def pairwise_correlations(rows: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation of every two of N rows (flattened): N x N, NaN for rows that do not vary."""
-    held = _unit(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
+    held = _unit_rows(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
     return np.asarray(np.clip(held @ held.T, -1, 1))
 
 
-def kinds(correlations: np.ndarray, alike: float) -> np.ndarray:
+def correlation_clusters(correlations: np.ndarray, alike: float) -> np.ndarray:
     """Return which of N things are of one kind: N labels from 0, by average linkage of 1 - correlation.
 
     Two kinds are joined as long as their members correlate with more than `alike` on average. What has an undefined

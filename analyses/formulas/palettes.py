@@ -12,12 +12,12 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from featmap.stats.reliability import seeded
+from featmap.rng import generator
 
 CELLS = 8
-GRAY = 0.04
+GRAY_CHROMA = 0.04
 """Chroma below which a colour has no hue: the saturated colours of sRGB have 0.15 to 0.32."""
-MOST, DRAWS = 6, 199
+MAX_CLUSTERS, DRAWS = 6, 199
 _LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -32,7 +32,7 @@ _LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-CORNERS = {
+HUES = {
     "red": (1, 0, 0),
     "yellow": (1, 1, 0),
     "green": (0, 1, 0),
@@ -50,7 +50,7 @@ def oklab(rgb: np.ndarray) -> np.ndarray:
     return found
 
 
-def dominant(image: np.ndarray) -> np.ndarray:
+def dominant_colour(image: np.ndarray) -> np.ndarray:
     """Return the commonest colour of an image (3 x H x W, clipped to [0, 1]): sRGB in [0, 1].
 
     It is the mean of the pixels in the fullest of 8 x 8 x 8 cells of the colour cube; ties go to the darker cell.
@@ -79,14 +79,14 @@ def flatness(images: np.ndarray) -> np.ndarray:
 def hue_name(lab: np.ndarray) -> str:
     """Return a colour's name: the nearest of `CORNERS` by hue; black, gray, white below a chroma of `GRAY`."""
     light, a, b = (float(v) for v in lab)
-    if np.hypot(a, b) < GRAY:
+    if np.hypot(a, b) < GRAY_CHROMA:
         return "black" if light < 0.25 else "white" if light > 0.9 else "gray"
-    corners = oklab(np.array(list(CORNERS.values())))
+    corners = oklab(np.array(list(HUES.values())))
     angles = np.arctan2(corners[:, 2], corners[:, 1]) - np.arctan2(b, a)
-    return list(CORNERS)[int(np.cos(angles).argmax())]
+    return list(HUES)[int(np.cos(angles).argmax())]
 
 
-def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
+def mean_silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean silhouette of n points from their distances, n x n: in [-1, 1], high for clusters far apart.
 
     A point alone in its cluster counts 0. NaN for one cluster. Source: Rousseeuw (1987, 10.1016/0377-0427(87)90125-7).
@@ -113,7 +113,7 @@ class Palette:
     """
 
     labels: np.ndarray
-    silhouette: float
+    mean_silhouette: float
     p: float
 
     @property
@@ -122,19 +122,19 @@ class Palette:
         return int(self.labels.max(initial=0)) + 1
 
 
-def _best(points: np.ndarray) -> tuple[float, np.ndarray]:
+def _best_clustering(points: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the largest mean silhouette over 2 to `MOST` clusters (Ward's), and the clusters."""
     distances = pdist(points)
     tree, square = linkage(points, method="ward"), squareform(distances)
     found = []
-    for k in range(2, min(MOST, len(points) - 1) + 1):
+    for k in range(2, min(MAX_CLUSTERS, len(points) - 1) + 1):
         labels = fcluster(tree, t=k, criterion="maxclust")
-        found.append((silhouette(square, labels), k, labels))
+        found.append((mean_silhouette(square, labels), k, labels))
     best = max((f for f in found if np.isfinite(f[0])), key=lambda f: (f[0], -f[1]))
     return best[0], best[2]
 
 
-def palette(points: np.ndarray, draws: int = DRAWS) -> Palette:
+def fit_palette(points: np.ndarray, draws: int = DRAWS) -> Palette:
     """Return the clusters of n colours in the opponent plane, n x 2, tested against one Gaussian cloud.
 
     The number of clusters is that of 2 to 6 with the largest mean silhouette; p is the share of draws, of as
@@ -144,10 +144,10 @@ def palette(points: np.ndarray, draws: int = DRAWS) -> Palette:
     n = len(points)
     if n < 4 or not np.ptp(points.round(9), axis=0).any():
         return Palette(np.zeros(n, dtype=int), float("nan"), float("nan"))
-    value, labels = _best(points)
-    rng = seeded("palette", n, draws)
+    value, labels = _best_clustering(points)
+    rng = generator("palette", n, draws)
     mean, spread = points.mean(0), np.cov(points.T) + 1e-12 * np.eye(2)
-    reached = sum(_best(rng.multivariate_normal(mean, spread, size=n))[0] >= value for _ in range(draws))
+    reached = sum(_best_clustering(rng.multivariate_normal(mean, spread, size=n))[0] >= value for _ in range(draws))
     _, first, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(size), dtype=int)
     rank[np.lexsort((first, -size))] = np.arange(len(size))

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featmap.stats.clustering import adjusted_rand
-from featmap.stats.reliability import DRAWS, Interval, percentiles, resampled, seeded
+from featmap.rng import generator
+from featmap.stats.correlation import adjusted_rand
+from featmap.stats.reliability import DRAWS, Interval, bootstrap_counts, percentile_interval
 
 PERMUTATIONS = 1999
 Labels = Sequence[object] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class PermutationTest:
     """A figure of similarity and groups: its value with the interval, p, and its value under each permutation."""
 
     figure: Interval
@@ -35,7 +36,7 @@ class Agreement:
         return float(self.permuted.mean())
 
 
-def _numbered(labels: Labels) -> np.ndarray:
+def _label_numbers(labels: Labels) -> np.ndarray:
     return np.unique(np.asarray(labels), return_inverse=True)[1]
 
 
@@ -53,7 +54,7 @@ def rand_index(one: Labels, two: Labels, weights: np.ndarray | None = None) -> n
     pairs together or all apart. Source: Hubert & Arabie (1985, 10.1007/BF01908075).
     """
     w = np.ones((1, len(one))) if weights is None else np.asarray(weights, dtype=np.float64)
-    a, b = (np.equal.outer(n, n) for n in (_numbered(one), _numbered(two)))
+    a, b = (np.equal.outer(n, n) for n in (_label_numbers(one), _label_numbers(two)))
     others = ~np.eye(len(a), dtype=bool)
 
     def pairs(table: np.ndarray) -> np.ndarray:
@@ -66,10 +67,12 @@ def rand_index(one: Labels, two: Labels, weights: np.ndarray | None = None) -> n
     return (both - chance) / np.where(room > 1e-9 * total, room, np.nan)
 
 
-def rand_agreement(clusters: Labels, groups: Labels, permutations: int = PERMUTATIONS, draws: int = DRAWS) -> Agreement:
+def rand_index_test(
+    clusters: Labels, groups: Labels, permutations: int = PERMUTATIONS, draws: int = DRAWS
+) -> PermutationTest:
     """Return the adjusted Rand index of clusters found and groups given, D labels each."""
-    given, found = _numbered(groups), _numbered(clusters)
-    return _tested(
+    given, found = _label_numbers(groups), _label_numbers(clusters)
+    return _permutation_test(
         rand_index(found, given, None)[0],
         lambda w: rand_index(found, given, w),
         lambda labels: adjusted_rand(found, labels),
@@ -85,7 +88,7 @@ def contrast(S: np.ndarray, groups: Labels, weights: np.ndarray | None = None) -
     `weights` are as in `rand_index`; pairs that S does not define are left out.
     """
     w = np.ones((1, len(S))) if weights is None else np.asarray(weights, dtype=np.float64)
-    labels = _numbered(groups)
+    labels = _label_numbers(groups)
     same = np.equal.outer(labels, labels)
     known = np.isfinite(S) & ~np.eye(len(S), dtype=bool)
     values = np.where(known, S, 0.0)
@@ -98,12 +101,12 @@ def contrast(S: np.ndarray, groups: Labels, weights: np.ndarray | None = None) -
     return mean(same) - mean(~same)
 
 
-def contrast_agreement(
+def contrast_test(
     S: np.ndarray, groups: Labels, permutations: int = PERMUTATIONS, draws: int = DRAWS
-) -> Agreement:
+) -> PermutationTest:
     """Return `contrast` with its interval and p."""
-    given = _numbered(groups)
-    return _tested(
+    given = _label_numbers(groups)
+    return _permutation_test(
         contrast(S, given)[0],
         lambda w: contrast(S, given, w),
         lambda labels: float(contrast(S, labels)[0]),
@@ -113,30 +116,30 @@ def contrast_agreement(
     )
 
 
-def _tested(
+def _permutation_test(
     value: float,
     weighted: Callable[[np.ndarray], np.ndarray],
     of: Callable[[np.ndarray], float],
     groups: np.ndarray,
     permutations: int,
     draws: int,
-) -> Agreement:
-    rng = seeded("partitions", len(groups), permutations)
+) -> PermutationTest:
+    rng = generator("partitions", len(groups), permutations)
     permuted = np.array([of(rng.permutation(groups)) for _ in range(permutations)], dtype=np.float64)
-    interval = percentiles(weighted(resampled(len(groups), draws)))
+    interval = percentile_interval(weighted(bootstrap_counts(len(groups), draws)))
     if not np.isfinite(value):
-        return Agreement(Interval(float("nan")), float("nan"), permuted)
+        return PermutationTest(Interval(float("nan")), float("nan"), permuted)
     p = (1 + int((permuted >= value - 1e-12).sum())) / (permutations + 1)
-    return Agreement(Interval(float(value), *interval), p, permuted)
+    return PermutationTest(Interval(float(value), *interval), p, permuted)
 
 
-def own_neighbours(S: np.ndarray, groups: Labels) -> tuple[np.ndarray, np.ndarray]:
+def nearest_in_group(S: np.ndarray, groups: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Return whether each feature's most similar one is of its own group (1 or 0), and the chance of that.
 
     D values each; chance is the share of the other features that are of the own group. NaN for a feature without any
     defined similarity. Ties go to the lower position.
     """
-    labels = _numbered(groups)
+    labels = _label_numbers(groups)
     others = np.where(np.isfinite(S) & ~np.eye(len(S), dtype=bool), S, -np.inf)
     known = np.isfinite(others).any(axis=1)
     hits = (labels[others.argmax(axis=1)] == labels).astype(np.float64)
@@ -144,9 +147,9 @@ def own_neighbours(S: np.ndarray, groups: Labels) -> tuple[np.ndarray, np.ndarra
     return np.where(known, hits, np.nan), (own - 1) / max(len(labels) - 1, 1)
 
 
-def between(S: np.ndarray, groups: Labels) -> np.ndarray:
+def mean_between_groups(S: np.ndarray, groups: Labels) -> np.ndarray:
     """Return the mean of S over pairs of every two groups, G x G by sorted label; NaN without pairs."""
-    labels = _numbered(groups)
+    labels = _label_numbers(groups)
     known = np.isfinite(S) & ~np.eye(len(S), dtype=bool)
     member = np.eye(labels.max(initial=0) + 1)[labels]
     count = member.T @ known @ member

@@ -11,7 +11,7 @@ EPS = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class HeldOutRunnersUp:
     """The runners-up of T targets, chosen on the first seed and judged on the others; means over those seeds.
 
     `channel` holds T features, `share` their responses to the targets' images over the targets' own, `gap` the same
@@ -26,7 +26,7 @@ class Judged:
     p: float
 
 
-def held_out(A: np.ndarray, targets: np.ndarray) -> Judged:
+def evaluate_held_out(A: np.ndarray, targets: np.ndarray) -> HeldOutRunnersUp:
     """Choose each target's runner-up on the first seed and judge it on the others.
 
     Parameters
@@ -44,7 +44,7 @@ def held_out(A: np.ndarray, targets: np.ndarray) -> Judged:
     at, nothing = np.arange(T), np.full(T, np.nan)
     known = S >= 2 and T >= 3 and M >= 2 and np.isfinite(A).all()
     if not known or not (A[:, at, targets] > EPS).all():
-        return Judged(nothing, nothing, nothing, nothing, float("nan"))
+        return HeldOutRunnersUp(nothing, nothing, nothing, nothing, float("nan"))
     first, later = A[0].astype(np.float64), A[1:].astype(np.float64)
     first[at, targets] = -np.inf
     channel = first.argmax(1)
@@ -55,10 +55,12 @@ def held_out(A: np.ndarray, targets: np.ndarray) -> Judged:
     own = later[:, at, targets]
     gap = (high - (responses * others).sum(1) / count) / own
     percentile = ((responses >= high[:, None]) & others).sum(1) / count
-    return Judged(channel, (high / own).mean(0), gap.mean(0), percentile.mean(0), below_half(percentile.mean(0)))
+    return HeldOutRunnersUp(
+        channel, (high / own).mean(0), gap.mean(0), percentile.mean(0), p_below_half(percentile.mean(0))
+    )
 
 
-def below_half(percentile: np.ndarray) -> float:
+def p_below_half(percentile: np.ndarray) -> float:
     """Return the one-sided p of Wilcoxon's signed ranks that values lie no lower than a half; 1 if all are a half."""
     apart = percentile - 0.5
     return float(stats.wilcoxon(apart, alternative="less").pvalue) if (np.abs(apart) > EPS).any() else 1.0

@@ -36,7 +36,7 @@ def hann(n: int) -> np.ndarray:
     return np.ones(1) if n == 1 else 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
-def frequencies(height: int, width: int) -> np.ndarray:
+def radial_frequencies(height: int, width: int) -> np.ndarray:
     """Return the radial frequency of every bin of `power`, height x width, in cycles a pixel, 0 to 0.71."""
     return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
 
@@ -53,7 +53,7 @@ def _windowed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return held, window
 
 
-def power(images: np.ndarray) -> np.ndarray:
+def power_spectra(images: np.ndarray) -> np.ndarray:
     """Return the power spectra of images, N x C x H x W: N x H x W, zero frequency first, channels summed.
 
     Of each channel less its (windowed) mean, so that the power at frequency zero is 0. NaN for an image without
@@ -64,14 +64,14 @@ def power(images: np.ndarray) -> np.ndarray:
     return found
 
 
-def high_share(images: np.ndarray, above: float = HIGH) -> np.ndarray:
+def high_frequency_share(images: np.ndarray, above: float = HIGH) -> np.ndarray:
     """Return the share of each image's power at radial frequencies above `above` cycles a pixel.
 
     N values in [0, 1] for images N x C x H x W; 0 for what is smooth, 1 - pi / 16 = 0.80 for white noise at the
     default of a quarter of the sampling rate. NaN for an image without variation.
     """
-    spectrum = power(images)
-    high = frequencies(*spectrum.shape[1:]) > above
+    spectrum = power_spectra(images)
+    high = radial_frequencies(*spectrum.shape[1:]) > above
     found: np.ndarray = spectrum[:, high].sum(1) / spectrum.sum((1, 2))
     return found
 
@@ -81,8 +81,8 @@ def mean_frequency(images: np.ndarray) -> np.ndarray:
 
     N values in (0, 0.71] for images N x C x H x W; 0.38 for white noise. NaN for an image without variation.
     """
-    spectrum = power(images)
-    found: np.ndarray = (spectrum * frequencies(*spectrum.shape[1:])).sum((1, 2)) / spectrum.sum((1, 2))
+    spectrum = power_spectra(images)
+    found: np.ndarray = (spectrum * radial_frequencies(*spectrum.shape[1:])).sum((1, 2)) / spectrum.sum((1, 2))
     return found
 
 
@@ -111,7 +111,7 @@ class Grid:
 DIRECTIONS = {"rows": (1, 0), "columns": (0, 1), "diagonal": (1, 1), "antidiagonal": (1, -1)}
 
 
-def grid(image: np.ndarray) -> Grid:
+def find_grid(image: np.ndarray) -> Grid:
     """Return the regular grid of an image, C x H x W: the longest period that is `found`, else the most prominent.
 
     A grid is a wave that repeats every 2, 3 ... 8 whole pixels along the rows, the columns or a diagonal, with the
@@ -132,7 +132,7 @@ def grid(image: np.ndarray) -> Grid:
     held, window = _windowed(given[None])
     if not np.isfinite(held).all():
         return Grid(None, "", 0.0, 0.0, 0.0)
-    spectrum, around = np.square(np.abs(np.fft.fft2(held[0]))).sum(0), _around(held[0])
+    spectrum, around = np.square(np.abs(np.fft.fft2(held[0]))).sum(0), _power_around(held[0])
     whole = np.square(held).sum() / np.square(window).sum()
     seen = []
     for period in PERIODS:
@@ -153,7 +153,7 @@ def grid(image: np.ndarray) -> Grid:
 WAVES = tuple(sign / p for sign in (0, 1, -1) for p in (PERIODS if sign else (1,)))
 
 
-def _around(held: np.ndarray) -> np.ndarray:
+def _power_around(held: np.ndarray) -> np.ndarray:
     """Return the power of one windowed image, C x H x W, at each pair of `WAVES` and a bin to each side.
 
     W x 3 x W x 3 for W waves: the frequencies down and across, which need not be bins' own, each less a bin, as it is,

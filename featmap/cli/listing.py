@@ -1,30 +1,75 @@
-"""Answers read off a network or a recipe, as lines of text; they wait for nothing that reads runs."""
+"""The commands `featmap layers`, `recipes` and `neighbours`: print what networks, recipes and runs hold."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from featmap.errors import FeatmapError, UnitError, nearest
-from featmap.optimize import recipe as recipes
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from featmap.cli.options import NetworkOptions
+from featmap.errors import FeatmapError, UnitError, suggest
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
 
 LAYER_COLUMNS = ("layer", "kind", "channels", "grid", "receptive field", "branches")
+WIDEST = 100_000
+"""Columns of text that a table may have: it is the terminal that wraps, not the table."""
 
 
-def table(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
-    """Return rows as aligned lines of text, the columns' names first."""
-    texts = [[str(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in texts]
+def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Return a table as aligned lines of text.
+
+    Parameters
+    ----------
+    columns : iterable
+        Names of the columns.
+    rows : iterable of iterable
+        Cells, as many in each row as there are columns.
+
+    Returns
+    -------
+    list of str
+        The names, then the rows.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column in columns:
+        table.add_column(Text(str(column)), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    buffer = io.StringIO()
+    Console(file=buffer, width=WIDEST, color_system=None).print(table)
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
 def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...]]:
-    """Return a row for every layer, in `LAYER_COLUMNS`: the grid is height x width, the branches have widths."""
+    """Return a row for every layer.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    size : int, optional
+        Image size in pixels; None takes the network's own.
+
+    Returns
+    -------
+    list of tuple of str
+        In the order of `LAYER_COLUMNS`: the grid is height x width, branches have their widths.
+
+    Raises
+    ------
+    FeatmapError
+        If the network has no layer at this size.
+    """
     trace = network.trace(size)
     if not trace.layers:
         raise FeatmapError(
@@ -45,22 +90,55 @@ def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...
 
 
 def layer_lines(network: Network, size: int | None, match: str) -> Iterator[str]:
-    """Yield the table of layers whose names match a pattern."""
+    """Yield the table of layers.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    size : int or None
+        Image size in pixels; None takes the network's own.
+    match : str
+        Pattern of the names, such as "inception4*".
+
+    Yields
+    ------
+    str
+        One line.
+
+    Raises
+    ------
+    UnitError
+        If no name matches.
+    """
     rows = layer_rows(network, size)
     chosen = [row for row in rows if fnmatchcase(row[0], match)]
     if not chosen:
-        near = nearest(match.strip("*"), [name for name, *_ in rows])
+        near = suggest(match.strip("*"), [name for name, *_ in rows])
         raise UnitError(f"no layer matches {match!r}{near}; `featmap layers` lists all")
     trace = network.trace(size)
     yield f"layers at {trace.size} x {trace.size} pixels"
-    yield from table(LAYER_COLUMNS, chosen)
+    yield from table_lines(LAYER_COLUMNS, chosen)
     if trace.failure:
         yield f"the network fails behind these at {trace.size} pixels ({trace.failure}); give a larger --size"
 
 
 def recipe_lines(name: str | None) -> Iterator[str]:
-    """Yield the settings of one recipe, or of all."""
-    chosen = list(recipes.RECIPES.values()) if name is None else [recipes.recipe(name)]
+    """Yield the settings of one recipe, or of all.
+
+    Parameters
+    ----------
+    name : str or None
+        Name of a recipe; None for all.
+
+    Yields
+    ------
+    str
+        One line.
+    """
+    from featmap.optimize.recipe import RECIPES, Recipe
+
+    chosen = list(RECIPES.values()) if name is None else [Recipe.named(name)]
     for recipe in chosen:
         yield recipe.name
         for setting in fields(recipe):
@@ -80,3 +158,81 @@ def recipe_lines(name: str | None) -> Iterator[str]:
             yield f"  our choice: {note}"
         if recipe.metric == "l1":
             yield "  note: under l1 the distance to C is unsigned, so C has no effect"
+
+
+def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
+    """Yield the features most like one feature, and those most opposed to it.
+
+    Parameters
+    ----------
+    unit : str
+        A feature, such as "inception4a:17".
+    folder : Path
+        Folder of a finished similarity run.
+    count : int
+        How many to list.
+
+    Yields
+    ------
+    str
+        One line.
+
+    Raises
+    ------
+    FeatmapError
+        If the run has no such feature, or no other one.
+    """
+    import pandas as pd
+
+    from featmap.mapping import neighbours as finding
+
+    if count < 1:
+        raise FeatmapError(f"--count {count}: give 1 or more")
+    frame = finding.neighbour_frame(unit, folder)
+    if frame.empty:
+        raise UnitError(f"feature {unit!r} is the only one in this run; map more features")
+    shown = frame.astype(object)
+    for column in ("S", "coactivation", "coactivated_by"):
+        shown[column] = ["undefined" if pd.isna(v) else f"{v:+.3f}" for v in frame[column]]
+    if "reliable" in frame:
+        shown["reliable"] = ["" if pd.isna(v) else "yes" if v else "no ?" for v in frame["reliable"]]
+    shown["cluster"] = ["" if pd.isna(v) else str(int(v)) for v in frame["cluster"]]
+    name = f"{unit} (unreliable, marked ?)" if finding.is_unreliable(unit, folder) else unit
+    yield f"most like {name}"
+    yield from table_lines(shown.columns, shown.head(count).to_numpy())
+    yield f"most opposed to {name}"
+    yield from table_lines(shown.columns, shown.iloc[::-1].head(count).to_numpy())
+
+
+def layers(
+    network: NetworkOptions,
+    match: Annotated[str, typer.Option(help="Only names that match this pattern, such as 'inception4*'.")] = "*",
+    size: Annotated[int | None, typer.Option(help="Image size that the grids are for.")] = None,
+) -> None:
+    """List every layer that can be asked for: channels and their branches, grid, receptive field."""
+    from featmap.cli import console
+
+    for line in layer_lines(network.load(), size, match):
+        console.out().print(line)
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe; without it all are listed.")] = None,
+) -> None:
+    """Print recipes: all their settings, and what was chosen where the article says nothing."""
+    from featmap.cli import console
+
+    for line in recipe_lines(name):
+        console.out().print(line)
+
+
+def neighbours(
+    unit: Annotated[str, typer.Argument(help="A feature, such as inception4a:17.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished similarity run.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="How many to list.")] = 10,
+) -> None:
+    """List the features most like one feature, and those most opposed to it."""
+    from featmap.cli import console
+
+    for line in neighbour_lines(unit, run, count):
+        console.out().print(line)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from featmap.stats import interaction
+from featmap.interaction.job import MEMBERS, Group, JointJob
+from featmap.stats import correlation, interaction
 
-if TYPE_CHECKING:
-    from featmap.interaction.job import Group, JointJob
-
-LETTERS = "abcdefgh"
 OK, DEAD, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
 UNCONVERGED = "unconverged partner"
 LIVE, RESCUED, STILL, BROKEN = 0, 1, 2, 4
@@ -61,7 +58,7 @@ class Interplay:
 
     def _r(self, responses: np.ndarray, seed: int, perturbed: bool = False) -> np.ndarray:
         null = self.read["null"][self.starts[seed, perturbed]]
-        return interaction.standardised(responses, null, self.read["deviation"])
+        return interaction.standardise_responses(responses, null, self.read["deviation"])
 
     def solo_r(self, unit: Any, seed: int, perturbed: bool = False, of: str = "solo_A") -> np.ndarray:
         """Return r at a unit's solo image (or at the null image plus its n-th part: `of` "solo_fraction")."""
@@ -108,7 +105,7 @@ class Interplay:
     @cached_property
     def names(self) -> list[str]:
         """The names of all figures, whether a descent has them or not."""
-        letters = LETTERS[: self.job.members]
+        letters = MEMBERS[: self.job.members]
         found = [f"solo_{c}" for c in letters]
         found += [*FLOORED, "second_difference", "second_difference_at", "joint_gain", "gradient_agreement"]
         found += ["territory_divided", "territory_correlation"]
@@ -121,7 +118,7 @@ class Interplay:
     def figures(self, row: int) -> dict[str, float]:
         """Return every figure of one joint descent by name; NaN where undefined."""
         g, seed = self.job.joints[row]
-        group, letters = self.job.groups[g], LETTERS[: self.job.members]
+        group, letters = self.job.groups[g], MEMBERS[: self.job.members]
         status = self.status(row)
         best = np.array([self.solo_z(u, u, seed) for u in group])
         found = dict.fromkeys(self.names, float("nan"))
@@ -191,7 +188,7 @@ class Interplay:
 
     def maps(self, row: int) -> list[np.ndarray]:
         """Return each member's activation map on a joint image."""
-        return [self.image(f"joint_map_{c}", row) for c in LETTERS[: self.job.members]]
+        return [self.image(f"joint_map_{c}", row) for c in MEMBERS[: self.job.members]]
 
     def table(self, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
         """Return all figures of all joint descents: group, seed, status, then a column a figure (NaN: undefined).
@@ -228,9 +225,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         row["second_difference_at"] = str(named.iloc[0]) if len(named) else ""
         shares = given["response_nonlinearity"]
         excess = shares - given["response_nonlinearity_floor"]
-        row["low"], row["high"] = interaction.t_interval(shares.tolist()) or (np.nan, np.nan)
-        row |= {"excess": excess.mean(), "p": interaction.p_above(excess.tolist())}
+        row["low"], row["high"] = correlation.t_interval(shares.tolist()) or (np.nan, np.nan)
+        row |= {"excess": excess.mean(), "p": interaction.p_above_zero(excess.tolist())}
         rows.append(row)
     found = pd.DataFrame(rows)
-    found["q"] = interaction.false_discovery(found["p"].to_numpy(dtype=float))
+    found["q"] = interaction.q_values(found["p"].to_numpy(dtype=float))
     return found

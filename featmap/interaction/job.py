@@ -9,26 +9,25 @@ batch.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 
-from featmap import image_ops
+from featmap import rng
 from featmap.errors import RecipeError, UnitError
-from featmap.interaction.figures import LETTERS as MEMBERS
-from featmap.network.model import Network
 from featmap.network.unit import Shape, Unit
-from featmap.optimize import limits
 from featmap.optimize.objective import Objective
-from featmap.optimize.recipe import Recipe
-from featmap.runs import job as runs
-from featmap.runs.store import ArraySpec
+from featmap.runs.array_layout import STATUSES, ArraySpec
+from featmap.runs.job import OWN_FILES, BaseJob
 from featmap.stats import interaction
 
+MEMBERS = "abcdefgh"
+"""Letters of a group's units in the names of arrays and columns."""
+OF_GROUP, OF_LAYERS = "interact", "interact --layers"
+"""Commands as identities name them."""
 BALANCES = ("solo", "none")
 CONTROLS, PINK = 4, 64
 Group = tuple[Unit, ...]
@@ -47,8 +46,16 @@ class Solo:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A work unit: rows `first` to `last` (exclusive) of a stage; "ground" is what needs no descent."""
+class JointUnit:
+    """A work unit: rows of one stage.
+
+    Parameters
+    ----------
+    stage : str
+        "ground" (what needs no descent), "solo" or "joint".
+    first, last : int, default 0
+        Rows of the stage, `last` exclusive.
+    """
 
     stage: str
     first: int = 0
@@ -56,62 +63,72 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """The name of its record in the run folder."""
+        """Name of the unit's record in the run folder."""
         return f"{self.stage}-{self.first:06d}-{self.last:06d}" if self.last else self.stage
 
 
-@dataclass(frozen=True)
-class JointJob:
-    """Everything that the figures of some groups of units depend on.
+@dataclass(frozen=True, kw_only=True)
+class JointJob(BaseJob):
+    """A job of joint descents: groups of units maximised alone and together.
 
     Parameters
     ----------
-    groups : units that are maximised together; all of one length, with the same layer at the same place
-    seeds : of the noise; where there is one only, the solos are made for the next one as well, as a floor
-    responses : the probed layers, whose features' responses to every image are recorded
-    balance : "solo": each unit divided by its solo maximum; "none": the article's plain sum
+    groups : tuple of tuple of Unit
+        Units that are maximised together; all groups have one length, with the same layer at the same place.
+    balance : str, default "solo"
+        "solo": each unit divided by its solo maximum; "none": the article's plain sum.
     """
 
-    network: Network
     groups: tuple[Group, ...]
-    recipe: Recipe
-    seeds: tuple[int, ...] = (0,)
-    responses: tuple[str, ...] = ()
     balance: str = "solo"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    about: tuple[tuple[str, Any], ...] = ()
 
-    @property
+    @cached_property
     def layers(self) -> list[str]:
-        """The layers that are maximised."""
+        """Layers that are maximised, each once."""
         return list(dict.fromkeys(unit.layer for group in self.groups for unit in group))
 
-    def check(self) -> JointJob:
-        """Return this job with every unit checked against the network at every size of the recipe.
+    @property
+    def is_pairs(self) -> bool:
+        """Whether the job is about pairs of two layers, be it one pair, rather than about one group of units."""
+        return self.command == OF_LAYERS
+
+    @property
+    def name_parts(self) -> list[str]:
+        """The layers of pairs, or the units of a group."""
+        return ["interact", *([u.layer for u in self.groups[0]] if self.is_pairs else map(str, self.groups[0]))]
+
+    @property
+    def targets(self) -> list[Unit]:
+        """Units that are maximised, each once."""
+        return self.units
+
+    def resolved(self) -> JointJob:
+        """Return this job in its canonical form.
+
+        Returns
+        -------
+        JointJob
+            Class logits are replaced by their layer; each group stands once.
 
         Raises
         ------
         FeatmapError
-            for units that are not there, twice in a group, or a recipe whose metric is not "l1".
+            If a unit does not exist or stands twice in a group, or the metric of the recipe is not "l1".
         """
         if self.balance not in BALANCES:
             raise RecipeError(f"balance {self.balance!r} is unknown; allowed: {', '.join(BALANCES)}")
         if self.recipe.metric != "l1":
             raise RecipeError(f"metric {self.recipe.metric!r}: interaction is defined for sums of activations; take l1")
-        groups = tuple(tuple(self.network.unit(u, self.recipe.size) for u in group) for group in self.groups)
+        groups = tuple(tuple(self.network.resolve_unit(u, self.recipe.size) for u in group) for group in self.groups)
         for group in groups:
             if not 2 <= len(set(group)) == len(group) <= len(MEMBERS):
                 raise UnitError(f"{' '.join(map(str, group))}: interaction takes 2 to {len(MEMBERS)} units, each once")
-            limits.check(self.network, self.recipe, [unit.layer for unit in group])
-            for size in set(self.recipe.sizes):
-                for unit in group:
-                    unit.check(self.network.layer(unit.layer, size).shape)
-        checked = replace(self, groups=tuple(dict.fromkeys(groups)))
-        for layer in self.responses:
-            self.network.layer(layer, self.recipe.size)
-        tried = tuple(Objective(tuple((1.0, u) for u in group)) for group in checked.groups[:1])
-        runs.Job(self.network, tried, self.recipe, self.seeds, self.responses, self.device).check()
-        return checked
+        return replace(self, groups=tuple(dict.fromkeys(groups)))
+
+    @property
+    def trials(self) -> tuple[Objective, ...]:
+        """Plain sum of the first group: all groups have the same layers."""
+        return tuple(Objective(tuple((1.0, u) for u in group)) for group in self.groups[:1])
 
     @property
     def members(self) -> int:
@@ -128,12 +145,6 @@ class JointJob:
         """All units of all groups, each once."""
         return list(dict.fromkeys(u for group in self.groups for u in group))
 
-    @cached_property
-    def columns(self) -> list[str]:
-        """The names of the responses, ``layer:channel``."""
-        size = self.recipe.size
-        return [f"{la}:{c}" for la in self.responses for c in range(self.network.layer(la, size).channels)]
-
     def controls(self, group: Group) -> list[Group]:
         """Return up to `CONTROLS` groups of unrelated features, one of each member's layer.
 
@@ -144,7 +155,7 @@ class JointJob:
         for layer in dict.fromkeys(u.layer for u in group):
             channels = self.network.layer(layer, self.recipe.size).channels
             taken = {c for u in group if u.layer == layer for c in u.mask(self.shape(layer))[0] if u.kind != "layer"}
-            order = image_ops.generator("controls", layer, channels).permutation(channels)
+            order = rng.generator("controls", layer, channels).permutation(channels)
             drawn[layer] = [Unit(layer, int(c)) for c in order if int(c) not in taken]
         found: list[Group] = []
         for _ in range(CONTROLS):
@@ -203,36 +214,57 @@ class JointJob:
             "recipe": self.recipe.identity(),
             "seeds": list(self.seeds),
             "device": self.device.type,
-            **dict(self.about),
+            **({"command": self.command} if self.command else {}),
         }
 
-    def pieces(self) -> list[Piece]:
-        """Return the work units: the ground, the solos, then the joints, which read the solos."""
-        rows, found = self.recipe.rows, [Piece("ground")]
-        for stage, count in (("solo", len(self.solos)), ("joint", len(self.joints))):
-            found += [Piece(stage, first, min(first + rows, count)) for first in range(0, count, rows)]
-        return found
+    def waves(self) -> list[list[JointUnit]]:
+        """Return the work units in two waves.
 
-    def cost(self, piece: Piece) -> float:
-        """Return how much work a piece is: the numbers computed in its passes, one for each set of layers."""
-        if piece.stage == "ground":
+        Returns
+        -------
+        list of list of JointUnit
+            The ground and the solo descents; then the joint descents, whose weights come from the solos.
+        """
+        rows = self.recipe.rows
+
+        def batches(stage: str, count: int) -> list[JointUnit]:
+            return [JointUnit(stage, first, min(first + rows, count)) for first in range(0, count, rows)]
+
+        return [[JointUnit("ground"), *batches("solo", len(self.solos))], batches("joint", len(self.joints))]
+
+    def cost(self, unit: JointUnit) -> float:
+        """Return how much work a unit is.
+
+        Parameters
+        ----------
+        unit : JointUnit
+            One of the job's work units.
+
+        Returns
+        -------
+        float
+            Numbers computed in its forward passes, one pass for each set of layers.
+        """
+        if unit.stage == "ground":
             return 0.0
-        rows = slice(piece.first, piece.last)
-        sets: set[tuple[str, ...]]
-        if piece.stage == "solo":
-            sets = {(solo.unit.layer,) for solo in self.solos[rows]}
-        else:
-            sets = {tuple(u.layer for u in self.groups[g]) for g, _ in self.joints[rows]}
-        return float(sum(max(self.network.layer(la, self.recipe.size).reach for la in layers) for layers in sets))
+        rows = slice(unit.first, unit.last)
+        if unit.stage == "solo":
+            return self.pass_cost({(solo.unit.layer,) for solo in self.solos[rows]})
+        return self.pass_cost({tuple(u.layer for u in self.groups[g]) for g, _ in self.joints[rows]})
+
+    @property
+    def disk_needed(self) -> int:
+        """Bytes that the run will take on disk: arrays before compression, tables and figures."""
+        return int(1.1 * self.array_bytes) + 400 * len(self.joints) + OWN_FILES
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Return the arrays of the run folder; a chunk is what one batch makes."""
         rows, size, steps = self.recipe.rows, self.recipe.size, self.recipe.steps
         columns, units, members = len(self.columns), len(self.units), self.members
         solos, joints, starts = len(self.solos), len(self.joints), len(self.starts)
-        points = len(interaction.lattice(members))
+        points = len(interaction.simplex_lattice(members))
         pixels = ("channel", "y", "x")
-        meanings = (("flag_values", list(range(len(runs.STATUSES)))), ("flag_meanings", " ".join(runs.STATUSES)))
+        meanings = (("flag_values", list(range(len(STATUSES)))), ("flag_meanings", " ".join(STATUSES)))
 
         def spec(dims: str, *shape: int, chunk: int | None = None, dtype: str = "float32") -> ArraySpec:
             names = tuple(p for d in dims.split() for p in (pixels if d == "pixels" else (d,)))

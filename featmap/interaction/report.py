@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 
-from featmap.interaction.figures import FLOORED, LETTERS, OK, Interplay
-from featmap.mapping import tables
+from featmap.interaction.figures import FLOORED, OK, Interplay
+from featmap.interaction.job import MEMBERS, JointJob
 from featmap.optimize.recipe import Recipe
-from featmap.plotting import crossplots, interaction_panel, sheets
+from featmap.plotting import heatmaps, interaction_panel, sheets
+from featmap.plotting.labels import labelled_statistics, statistic_label
+from featmap.runs import output
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
-from featmap.stats import interaction
-
-if TYPE_CHECKING:
-    from featmap.interaction.job import JointJob
-    from featmap.runs.engine import Watcher
+from featmap.stats import correlation, interaction, measures
 
 CLAIM = 5
-LABELS = {
-    "response_nonlinearity": "response nonlinearity",
-    "excess": "response nonlinearity less its floor",
-    "image_nonlinearity": "image nonlinearity",
-    "retention": "retention: share of its solo response that {0} keeps on the joint image",
-    "crosstalk": "cross-talk: share of its solo response that {0} gives to the image of {1}",
-    "second_difference": "second difference over |r_ab|",
-    "self_saturation": "second difference of {0} with itself",
-    "joint_gain": "joint gain over the best blend",
-    "gradient_agreement": "gradient agreement (mean cosine)",
-    "territory_divided": "share of firing positions with one unit",
-    "territory_correlation": "correlation of the activation maps",
-}
-
-
-def label(figure: str, names: Sequence[str] = ()) -> str:
-    """Return a figure's name in words; `names` are the units a, b, ... that its letters stand for."""
-    head = next((k for k in LABELS if figure == k or (figure.startswith(f"{k}_") and "{" in LABELS[k])), None)
-    if head is None:
-        return figure.replace("_", " ")
-    letters = [part for part in figure.removeprefix(head).split("_") if part and part != "on"]
-    said = [names[ord(c) - ord("a")] if names else c for c in letters]
-    return LABELS[head].format(*said)
 
 
 def is_linear(recipe: Recipe) -> bool:
@@ -114,7 +90,7 @@ def notes(row: pd.Series, job: JointJob) -> list[str]:
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table in which everything undefined is empty (pd.NA), never NaN."""
     floats = table.select_dtypes("float").columns
-    return table.assign(**{c: tables.masked(table[c].to_numpy()) for c in floats})
+    return table.assign(**{c: measures.finite_column(table[c].to_numpy()) for c in floats})
 
 
 def write_table(run: Run, name: str, table: pd.DataFrame) -> None:
@@ -132,7 +108,9 @@ def write_group(run: Run, found: Interplay, table: pd.DataFrame, summary: pd.Dat
     text = json.dumps(as_json(found, table, row), indent=1, ensure_ascii=False, allow_nan=False)
     run.write("interaction.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
     defined = [k for k in range(len(job.joints)) if found.status(k) == OK]
-    tables.save(run, interaction_panel.panel(panel_of(found, table, row, (defined or [0])[0])), "panel", ("png", "svg"))
+    output.save_figure(
+        run, interaction_panel.panel(panel_of(found, table, row, (defined or [0])[0])), "panel", ("png", "svg")
+    )
 
 
 def as_json(found: Interplay, table: pd.DataFrame, row: pd.Series) -> dict[str, Any]:
@@ -141,7 +119,7 @@ def as_json(found: Interplay, table: pd.DataFrame, row: pd.Series) -> dict[str, 
     figures: dict[str, Any] = {}
     for name in table.columns.drop(["group", "seed", "status", "second_difference_at"]):
         values = [float(v) if np.isfinite(v) else None for v in table[name]]
-        interval = interaction.t_interval([np.nan if v is None else v for v in values])
+        interval = correlation.t_interval([np.nan if v is None else v for v in values])
         mean = float(row[name]) if np.isfinite(row[name]) else None
         figures[name] = {"mean": mean, "interval": interval, "seeds": values}
     return {
@@ -164,11 +142,11 @@ def panel_of(found: Interplay, table: pd.DataFrame, row: pd.Series, at: int) -> 
     """Return what the panel shows of one group (`row` of the summary); its pictures are those of joint descent `at`."""
     job = found.job
     g, seed = job.joints[at]
-    group, letters = job.groups[g], LETTERS[: job.members]
+    group, letters = job.groups[g], MEMBERS[: job.members]
     own = table[table["group"] == job.labels[g]]
     names, one = tuple(map(str, group)), table.iloc[at]
     solos = [found.image("solo_images", found.rows[u, seed, False]) for u in group]
-    points = interaction.lattice(job.members)
+    points = interaction.simplex_lattice(job.members)
     units = [found.units[u] for u in group]
     null = found.read["null_units"][found.starts[seed, False], units]
     weights = found.read["joint_weight"][at]
@@ -206,27 +184,23 @@ def panel_of(found: Interplay, table: pd.DataFrame, row: pd.Series, at: int) -> 
     )
 
 
-def shown_figures(columns: Sequence[str]) -> list[str]:
-    """Return the figures among a table's columns that reports draw, in the order of `LABELS`."""
-    found = []
-    for head in LABELS:
-        found += [c for c in columns if c == head or (c.startswith(f"{head}_") and "{" in LABELS[head])]
-    return found
-
-
 def strips(table: pd.DataFrame, row: pd.Series) -> list[interaction_panel.Strip]:
     """Return the strips of a panel: every figure over the seeds."""
     found = []
-    for name in shown_figures(list(table.columns)):
+    for name in labelled_statistics(list(table.columns)):
         floored = name in FLOORED
         values = tuple(float(v) for v in table[name])
         floor, ceiling = (float(row[f"{name}_{kind}"]) if floored else None for kind in ("floor", "ceiling"))
-        short = label(name).split(":")[0] if name.startswith(("retention", "crosstalk")) else label(name)
+        short = (
+            statistic_label(name).split(":")[0]
+            if name.startswith(("retention", "crosstalk"))
+            else statistic_label(name)
+        )
         letters = name.rpartition("retention_")[2] if name.startswith("retention") else ""
         if name.startswith("crosstalk"):
             letters = name.removeprefix("crosstalk_").replace("_on_", " on the image of ")
         said = f"{short} of {letters}" if letters else short
-        found.append(interaction_panel.Strip(said, values, floor, ceiling, interaction.t_interval(values)))
+        found.append(interaction_panel.Strip(said, values, floor, ceiling, correlation.t_interval(values)))
     return found
 
 
@@ -236,14 +210,14 @@ def strips(table: pd.DataFrame, row: pd.Series) -> list[interaction_panel.Strip]
 def with_units(table: pd.DataFrame, job: JointJob) -> pd.DataFrame:
     """Return a table of groups with a column a unit (`a`, `b`) in place of the group's name."""
     groups = dict(zip(job.labels, job.groups, strict=True))
-    named = {c: [str(groups[g][k]) for g in table["group"]] for k, c in enumerate(LETTERS[: job.members])}
+    named = {c: [str(groups[g][k]) for g in table["group"]] for k, c in enumerate(MEMBERS[: job.members])}
     return pd.concat([pd.DataFrame(named, index=table.index), table.drop(columns="group")], axis=1)
 
 
 def long(table: pd.DataFrame, job: JointJob) -> pd.DataFrame:
     """Return every figure of every pair and seed as a row: a, b, seed, status, figure, value."""
     wide = with_units(table, job).drop(columns="second_difference_at")
-    keys = [*LETTERS[: job.members], "seed", "status"]
+    keys = [*MEMBERS[: job.members], "seed", "status"]
     return wide.melt(id_vars=keys, var_name="figure", value_name="value")
 
 
@@ -282,23 +256,23 @@ def write_pairs(run: Run, found: Interplay, table: pd.DataFrame, summary: pd.Dat
     ranking = ranked(pairs)
     write_table(run, "ranking", ranking)
     run.write("interaction.graphml", lambda p: nx.write_graphml(bipartite(pairs), p))
-    names = shown_figures(list(pairs.columns))
+    names = labelled_statistics(list(pairs.columns))
     layers = [u.layer for u in job.groups[0]]
     for k, name in enumerate(names):
         watcher.stage("matrices", k, len(names) + 1)
         values = matrix(pairs, name)
         # a few pairs among many units, as a screening has them, make no picture
         if values.size <= 4 * len(pairs) and values.notna().to_numpy().any():
-            figure = crossplots.rectangle(
+            figure = heatmaps.cross_heatmap(
                 values,
                 row_clusters=None,
                 column_clusters=None,
                 row_name=f"a: unit of {layers[0]}",
                 column_name=f"b: unit of {layers[1]}",
                 title=f"{layers[0]} with {layers[1]}, {len(pairs)} pairs, mean of {len(job.seeds)} seeds",
-                cbar_label=label(name),
+                cbar_label=statistic_label(name),
             )
-            tables.save(run, figure, f"matrices/{name}", ("png", "svg"))
+            output.save_figure(run, figure, f"matrices/{name}", ("png", "svg"))
     _pictures(run, found, ranking)
     watcher.stage("matrices", len(names) + 1, len(names) + 1)
 
@@ -313,11 +287,11 @@ def _pictures(run: Run, found: Interplay, ranking: pd.DataFrame, most: int = 12)
         for row in chosen.to_dict("records"):
             k = at[row["a"], row["b"], seed]
             images = [found.image("solo_images", found.rows[u, seed, False]) for u in job.groups[job.joints[k][0]]]
-            shown = interaction_panel.contrast([*images, found.image("joint_images", k)])
+            shown = interaction_panel.stretch_contrast([*images, found.image("joint_images", k)])
             q = "" if not np.isfinite(row["q"]) else f", q {row['q']:.2g}"
-            kept = " and ".join(number(row[f"retention_{c}"], 2) for c in LETTERS[: job.members])
+            kept = " and ".join(number(row[f"retention_{c}"], 2) for c in MEMBERS[: job.members])
             text = f"{headline(row)}{q}; keeps {kept}"
             cards.append(sheets.Card(tuple(shown), (row["a"], row["b"], "joint"), text))
         if cards:
             title = f"The {len(cards)} {name.replace('-', ' ')} of {len(ranking)} pairs"
-            tables.save(run, sheets.card_sheet(cards, title), name, ("png",))
+            output.save_figure(run, sheets.card_sheet(cards, title), name, ("png",))

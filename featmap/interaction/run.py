@@ -1,38 +1,38 @@
-"""Interaction of units: one group of them, or every pair of two layers' features, in one run folder each."""
+"""Interaction of units: one group of them, or every pair of two layers' features, in one run folder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 import xarray as xr
+from torch import nn
 
 from featmap.errors import UnitError
-from featmap.interaction import figures as interplay
-from featmap.interaction import report as verdicts
-from featmap.interaction import worker as jointwork
+from featmap.interaction import figures, report
 from featmap.interaction.figures import Interplay
-from featmap.interaction.job import Group, JointJob
-from featmap.mapping import run as mapping
-from featmap.network.model import Network, load
-from featmap.network.unit import Unit, parse_channels, parse_unit
+from featmap.interaction.job import MEMBERS, OF_GROUP, OF_LAYERS, Group, JointJob
+from featmap.interaction.worker import JointWorker
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.network.unit import Unit, parse_channels
+from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.recipe import Recipe
-from featmap.runs import device as devices
-from featmap.runs import job as runs
 from featmap.runs import lifecycle
-from featmap.runs.engine import Engine, Silent, Watcher
-from featmap.runs.store import ARRAYS, Run
+from featmap.runs.engine import Execution
+from featmap.runs.store import Run, open_arrays
+from featmap.runs.worker import checked
 
 DEFAULT_RECIPE = "interact"
-SEEDS_OF_ONE, SEEDS_OF_MANY = 5, 3
+SEEDS_OF_GROUP, SEEDS_OF_PAIRS = 5, 3
 MOST_PAIRS = 20_000
-OF_LAYERS = "interact --layers"
+Side = str | tuple[str, str | Sequence[int]]
+"""A layer, or a layer and its channels."""
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class Interaction:
     @property
     def dataset(self) -> xr.Dataset:
         """The run's arrays with their labels."""
-        return xr.open_zarr(self.folder / ARRAYS, consolidated=True)
+        return open_arrays(self.folder)
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(line)}</li>" for line in [*self.sentences[:10], *self.notes])
@@ -66,66 +66,113 @@ class Interaction:
         )
 
 
-def resolve(
-    network: Network,
-    recipe: str | Recipe | None = None,
-    size: int | None = None,
-    steps: int | None = None,
-    **changes: Any,
-) -> Recipe:
-    """Return the recipe with this network's sizes; linear steps (`interact`) where none is named."""
-    return mapping.resolve(network, torch.device("cpu"), recipe or DEFAULT_RECIPE, size, steps, **changes)
-
-
 def group_job(
-    units: Sequence[str | Unit],
+    units: Sequence[str | Unit] | str,
     network: Network,
     recipe: Recipe,
     *,
     balance: str = "solo",
     probe_layers: Sequence[str] = (),
-    seed: int | None = None,
-    seeds: int = SEEDS_OF_ONE,
-    where: torch.device | None = None,
+    seeds: int | Iterable[int] = SEEDS_OF_GROUP,
+    device: torch.device | None = None,
 ) -> JointJob:
     """Return the checked job of one group of units.
+
+    Parameters
+    ----------
+    units : sequence of str or Unit
+        Two units or more.
+    network : Network
+        Network that they belong to.
+    recipe : Recipe
+        Resolved recipe.
+    balance, probe_layers, seeds
+        See `interact`.
+    device : torch.device, optional
+        Where the network is computed; None is the CPU.
+
+    Returns
+    -------
+    JointJob
+        The checked job.
 
     Raises
     ------
     FeatmapError
-        for fewer than two units, unknown ones, or settings out of range.
+        If there are fewer than two units, one does not exist, or a setting is out of range.
     """
-    given = [units] if isinstance(units, str) else units
-    group = tuple(parse_unit(u) if isinstance(u, str) else u for u in given)
+    listed = [units] if isinstance(units, str) else units
+    group = tuple(Unit.parse(u) if isinstance(u, str) else u for u in listed)
     if len(group) < 2:
         raise UnitError(f"{' '.join(map(str, group)) or 'no unit'}: interaction takes two units or more")
-    return _job((group,), network, recipe, balance, probe_layers, seed, seeds, where, "interact")
+    return _joint_job((group,), network, recipe, OF_GROUP, (balance, probe_layers, seeds, device))
 
 
-def pairs_of(
-    layers: Sequence[str], features: Sequence[str | Sequence[int]], network: Network, size: int
-) -> tuple[Group, ...]:
-    """Return every pair of two layers' features; within one layer each pair of different ones once.
+def side_units(side: Side, network: Network, size: int) -> tuple[Unit, ...]:
+    """Return the features of one of the two layers.
 
-    `features` names the channels of each layer, "0-15,42" or a sequence.
+    Parameters
+    ----------
+    side : str or (str, channels)
+        A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence.
+    network : Network
+        Network that it belongs to.
+    size : int
+        Image size in pixels.
+
+    Returns
+    -------
+    tuple of Unit
+        In the order of the channels.
+
+    Raises
+    ------
+    UnitError
+        If the layer does not exist or a channel is out of range.
     """
-    if len(layers) != 2 or len(features) != 2:
-        raise UnitError(f"{len(layers)} layers, {len(features)} lists of features; give two of each")
-    chosen = []
-    for layer, given in zip(layers, features, strict=True):
-        listed = given if isinstance(given, str) else ",".join(map(str, given))
-        channels = parse_channels(listed, network.layer(layer, size).channels, layer)
-        chosen.append([Unit(layer, c) for c in channels])
-    pairs = [(a, b) for a in chosen[0] for b in chosen[1] if a != b]
-    if layers[0] == layers[1]:
-        known: set[frozenset[Unit]] = set()
-        pairs = [p for p in pairs if not (frozenset(p) in known or known.add(frozenset(p)))]  # type: ignore[func-returns-value]
+    layer, channels = (side, "all") if isinstance(side, str) else side
+    text = channels if isinstance(channels, str) else ",".join(map(str, channels))
+    return tuple(Unit(layer, c) for c in parse_channels(text, network.layer(layer, size).channels, layer))
+
+
+def pairs_of(layers: Sequence[Side], network: Network, size: int) -> tuple[Group, ...]:
+    """Return every pair of two layers' features.
+
+    Parameters
+    ----------
+    layers : sequence of str or (str, channels)
+        Two layers; the same one twice makes each pair of its different features once.
+    network : Network
+        Network that they belong to.
+    size : int
+        Image size in pixels.
+
+    Returns
+    -------
+    tuple of (Unit, Unit)
+        At most `MOST_PAIRS`.
+
+    Raises
+    ------
+    UnitError
+        If there are not two layers, no pair, or too many.
+    """
+    if len(layers) != 2:
+        raise UnitError(f"{len(layers)} layers; give two, each with its channels if it is not to be all of them")
+    first, second = (side_units(side, network, size) for side in layers)
+    pairs: list[Group] = [(a, b) for a in first for b in second if a != b]
+    if first[0].layer == second[0].layer:  # a with b and b with a are one pair
+        unordered: dict[frozenset[Unit], Group] = {}
+        for pair in pairs:
+            unordered.setdefault(frozenset(pair), pair)
+        pairs = list(unordered.values())
+    names = f"{first[0].layer} with {second[0].layer}"
     if not pairs:
-        raise UnitError(f"{layers[0]} with {layers[1]}: these features make no pair; name two different ones")
+        raise UnitError(f"{names}: these features make no pair; name two different ones")
     if len(pairs) > MOST_PAIRS:
         raise UnitError(
-            f"{layers[0]} with {layers[1]}: {len(pairs):,} pairs would be descended one by one, {MOST_PAIRS:,} are "
-            "allowed; name fewer --features, or let --screen all find the most nonlinear ones"
+            f"{names}: {len(pairs):,} pairs would be descended one by one, {MOST_PAIRS:,} are "
+            "allowed; name fewer features, or let a screening find the most nonlinear ones"
         )
     return tuple(pairs)
 
@@ -137,207 +184,192 @@ def pairs_job(
     *,
     balance: str = "solo",
     probe_layers: Sequence[str] = (),
-    seed: int | None = None,
-    seeds: int = SEEDS_OF_MANY,
-    where: torch.device | None = None,
+    seeds: int | Iterable[int] = SEEDS_OF_PAIRS,
+    device: torch.device | None = None,
 ) -> JointJob:
-    """Return the checked job of many pairs."""
-    return _job(groups, network, recipe, balance, probe_layers, seed, seeds, where, OF_LAYERS)
+    """Return the checked job of many pairs.
+
+    Parameters
+    ----------
+    groups : tuple of (Unit, Unit)
+        The pairs.
+    network : Network
+        Network that they belong to.
+    recipe : Recipe
+        Resolved recipe.
+    balance, probe_layers, seeds
+        See `interact`.
+    device : torch.device, optional
+        Where the network is computed; None is the CPU.
+
+    Returns
+    -------
+    JointJob
+        The checked job.
+    """
+    return _joint_job(groups, network, recipe, OF_LAYERS, (balance, probe_layers, seeds, device))
 
 
-def _job(
+def _joint_job(
     groups: tuple[Group, ...],
     network: Network,
     recipe: Recipe,
-    balance: str,
-    probe_layers: Sequence[str],
-    seed: int | None,
-    seeds: int,
-    where: torch.device | None,
     command: str,
+    settings: tuple[str, Sequence[str], int | Iterable[int], torch.device | None],
 ) -> JointJob:
-    named = tuple(network.unit(u, recipe.size).layer for u in groups[0])
-    probed = tuple(dict.fromkeys(probe_layers or named))
-    known = runs.check_seeds(seed, seeds, recipe)
-    return JointJob(
-        network, groups, recipe, known, probed, balance, where or torch.device("cpu"), (("command", command),)
-    ).check()
+    """Return the checked job; `settings` are balance, probed layers, seeds and device."""
+    balance, probe_layers, seeds, device = settings
+    layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
+    job = JointJob(
+        network=network,
+        groups=groups,
+        recipe=recipe,
+        seeds=seeds_of(seeds, recipe),
+        responses=tuple(dict.fromkeys(probe_layers or layers)),
+        balance=balance,
+        device=device or torch.device("cpu"),
+        command=command,
+    )
+    return checked(job)
 
 
-def folder_of(job: JointJob, out: str | Path | None) -> Path:
-    """Return the folder of a job's run: `out`, or one named after it."""
-    if out is not None:
-        return Path(out)
-    return lifecycle.default_folder(job, ["interact", *(_layers(job) if of_layers(job) else map(str, job.groups[0]))])
+def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> Interaction:
+    """Do what is left of an interaction run and write its report.
 
+    Parameters
+    ----------
+    job : JointJob
+        Job of the run.
+    run : Run
+        Its folder.
+    execution : Execution, optional
+        Engine and progress.
 
-def open_run(job: JointJob, folder: Path) -> Run:
-    """Return the job's run folder, new or taken up."""
-    need = int(1.1 * lifecycle.bytes_of(job)) + 400 * len(job.joints) + lifecycle.OWN_FILES
-    return lifecycle.open_run(job, folder, need)
-
-
-def of_layers(job: JointJob) -> bool:
-    """Is this about pairs of two layers, be it one pair, rather than about one group of units?"""
-    return dict(job.about)["command"] == OF_LAYERS
-
-
-def _layers(job: JointJob) -> list[str]:
-    return [u.layer for u in job.groups[0]]
-
-
-def carry_out(job: JointJob, run: Run, watcher: Watcher | None = None, engine: Engine | None = None) -> Interaction:
-    """Do what is left of an interaction run, write its report and return what it found."""
-    watcher = watcher or Silent()
+    Returns
+    -------
+    Interaction
+        The statistics of every group.
+    """
+    execution = execution or Execution()
+    watcher = execution.watcher
     with run.held():
-        made = lifecycle.carry_out(job, run, watcher, lambda: jointwork.execute(job, run, watcher, engine), engine)
-        found = Interplay(job, run.arrays)
-        finished = not made and run.is_complete()
+        count = lifecycle.carry_out(job, run, JointWorker, watcher, execution.engine)
+        interplay = Interplay(job, run.arrays)
+        finished = not count and run.is_complete()
         begun = time.perf_counter()
-        table = found.table(lambda done, total: watcher.stage("figures", done, total))
-        summary = interplay.summary(table)
-        sentences = [verdicts.sentence(row, job) for _, row in summary.iterrows()]
-        notes = list(dict.fromkeys(note for _, row in summary.iterrows() for note in verdicts.notes(row, job)))
+        table = interplay.table(lambda done, total: watcher.stage("figures", done, total))
+        summary = figures.summary(table)
+        rows = [row for _, row in summary.iterrows()]
+        sentences = [report.sentence(row, job) for row in rows]
+        notes = list(dict.fromkeys(note for row in rows for note in report.notes(row, job)))
         if not finished:
-            run.manifest["files"] = {}
-            if of_layers(job):
-                verdicts.write_pairs(run, found, table, summary, watcher)
+            run.manifest.files = {}
+            if job.is_pairs:
+                report.write_pairs(run, interplay, table, summary, watcher)
             else:
-                verdicts.write_group(run, found, table, summary)
-            run.manifest["timings"]["tables_and_figures"] = round(time.perf_counter() - begun, 3)
-            run.manifest["summary"] = {"sentences": sentences[:20], "notes": notes}
-            lifecycle.complete(run, (piece.name for piece in job.pieces()))
-        return Interaction(run.folder, verdicts.tidy(table), verdicts.tidy(summary), sentences, notes)
+                report.write_group(run, interplay, table, summary)
+            run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
+            run.manifest.summary = {"sentences": sentences[:20], "notes": notes}
+            lifecycle.complete(job, run)
+        return Interaction(run.folder, report.tidy(table), report.tidy(summary), sentences, notes)
 
 
 def lines(job: JointJob, found: Interaction, most: int = 5) -> list[str]:
     """Return what a run found, in words: the sentence of one group, or the least and most linear of many pairs."""
-    if not of_layers(job):
+    if not job.is_pairs:
         row = found.summary.iloc[0]
         kept = [
             f"{u}: {row[f'solo_{c}']:.4g} alone, {row[f'joint_{c}']:.4g} in the joint image"
-            for c, u in zip(interplay.LETTERS, job.groups[0], strict=False)
+            for c, u in zip(MEMBERS, job.groups[0], strict=False)
             if f"joint_{c}" in row and pd.notna(row[f"joint_{c}"])
         ]
         return [*found.sentences, *kept]
-    ranking = verdicts.ranked(found.summary)
+    ranking = report.ranked(found.summary)
     counts = ", ".join(f"{n} {status}" for status, n in found.summary["status"].value_counts().items())
     claimed = int((found.summary["q"] < 0.05).sum())
     said = [
         f"{len(job.groups)} pairs: {counts}",
         f"{claimed} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
     ]
-    said += [f"{row['group']}: {verdicts.headline(row)}" for row in ranking.head(most).to_dict("records")]
+    said += [f"{row['group']}: {report.headline(row)}" for row in ranking.head(most).to_dict("records")]
     return said
 
 
 def interact(
-    units: Sequence[str | Unit],
-    model: Any = "reference",
+    units: Sequence[str | Unit] | None = None,
+    network: str | nn.Module | Network = "reference",
     *,
-    weights: str | Path | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
+    layers: Sequence[Side] | None = None,
     balance: str = "solo",
     probe_layers: Sequence[str] = (),
     recipe: str | Recipe | None = None,
-    size: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    seeds: int = SEEDS_OF_ONE,
-    device: str = "auto",
-    out: str | Path | None = None,
-    engine: str | Engine = "here",
-    watcher: Watcher | None = None,
-    **changes: Any,
+    seeds: int | Iterable[int] | None = None,
+    execution: Execution | None = None,
 ) -> Interaction:
     """Maximise units together and measure how far that is from the sum of its parts.
 
     Parameters
     ----------
-    units : two or more, "inception4a:17" or `Unit`; in the same or in different layers
-    model, weights, mean, std, input_size : the network, see `featmap.load`
-    balance : "solo" divides each unit by its solo maximum; "none" is the article's plain sum, which the unit of
-        larger scale wins
-    probe_layers : whose features' responses tell linear from nonlinear; default: the units' own layers
-    recipe, size, steps : how the images are made; other recipes than `interact` make even a linear network look
-        nonlinear, and the report says so
-    seed, seeds : the first seed and how many; an interval takes three, a claim five
-    out : the run folder; the same call with the same folder goes on where it stopped
-    engine : where the descents run, "here", "ray" or a `featmap.Engine`
+    units : sequence of str or Unit, optional
+        Two units or more, such as "inception4a:17", of the same or of different layers.
+    network : str, torch.nn.Module or Network, default "reference"
+        A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
+    layers : sequence of str or (str, channels), optional
+        Instead of units: two layers, each with its channels, such as
+        ``[("inception4a", "0-15"), ("inception4b", range(16))]``. Every pair is measured, each solo descent made once,
+        and the pairs are ranked under control of the false discovery rate. The same layer twice makes each pair of its
+        features once.
+    balance : str, default "solo"
+        "solo" divides each unit by its solo maximum; "none" is the article's plain sum, which the unit of larger scale
+        dominates.
+    probe_layers : sequence of str, optional
+        Layers whose features' responses tell linear from nonlinear. Default: the layers of the units.
+    recipe : str or Recipe, optional
+        How the images are made. Default: "interact", whose steps are linear; with other recipes even a linear network
+        looks nonlinear, and the report says so.
+    seeds : int or iterable of int, optional
+        How many seeds, counted from the recipe's own, or the seeds themselves. Default: 5 for a group, 3 for layers;
+        an interval takes 3, a claim 5.
+    execution : Execution, optional
+        Device, engine, run folder and progress.
 
     Returns
     -------
     Interaction
-        The figures are defined in `featmap.stats.interaction`.
+        The statistics are defined in `featmap.stats.interaction`.
 
     Raises
     ------
     FeatmapError
-        in one line that says what was given, what is allowed and what to do.
+        If a unit does not exist, a setting is out of range, or the run folder holds something else.
 
-    Source: the article, section "Layer and Neuron Interactions".
-    """
-    engine = Engine.of(engine)
-    network = load(model, weights, mean=mean, std=std, input_size=input_size)
-    chosen = resolve(network, recipe, size, steps, **changes)
-    job = group_job(
-        units,
-        network,
-        chosen,
-        balance=balance,
-        probe_layers=probe_layers,
-        seed=seed,
-        seeds=seeds,
-        where=devices.device(device),
-    )
-    return carry_out(job, open_run(job, folder_of(job, out)), watcher, engine)
-
-
-def interact_layers(
-    layers: Sequence[str],
-    features: Sequence[str | Sequence[int]],
-    model: Any = "reference",
-    *,
-    weights: str | Path | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    recipe: str | Recipe | None = None,
-    size: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    seeds: int = SEEDS_OF_MANY,
-    device: str = "auto",
-    out: str | Path | None = None,
-    engine: str | Engine = "here",
-    watcher: Watcher | None = None,
-    **changes: Any,
-) -> Interaction:
-    """Measure the interaction of every pair of two layers' features.
-
-    Parameters
+    References
     ----------
-    layers : two names; the same one twice makes each pair of its features once
-    features : the channels of each, "0-15,42" or a sequence
-
-    The rest, and what is returned, is as in `interact`; the solo descents are made once each, and pairs are ranked
-    with control of the false discovery rate.
+    The article, section "Layer and Neuron Interactions".
     """
-    engine = Engine.of(engine)
-    network = load(model, weights, mean=mean, std=std, input_size=input_size)
-    chosen = resolve(network, recipe, size, steps, **changes)
-    job = pairs_job(
-        pairs_of(layers, features, network, chosen.size),
-        network,
-        chosen,
-        balance=balance,
-        probe_layers=probe_layers,
-        seed=seed,
-        seeds=seeds,
-        where=devices.device(device),
-    )
-    return carry_out(job, open_run(job, folder_of(job, out)), watcher, engine)
+    if (units is None) == (layers is None):
+        raise UnitError("give either units (two or more) or two layers")
+    execution = execution or Execution()
+    loaded, device = load(network), execution.torch_device()
+    chosen = resolve_recipe(recipe, loaded, device, DEFAULT_RECIPE)
+    if units is not None:
+        job = group_job(
+            units,
+            loaded,
+            chosen,
+            balance=balance,
+            probe_layers=probe_layers,
+            seeds=SEEDS_OF_GROUP if seeds is None else seeds,
+            device=device,
+        )
+    else:
+        job = pairs_job(
+            pairs_of(layers or (), loaded, chosen.size),
+            loaded,
+            chosen,
+            balance=balance,
+            probe_layers=probe_layers,
+            seeds=SEEDS_OF_PAIRS if seeds is None else seeds,
+            device=device,
+        )
+    return carry_out(job, lifecycle.open_run(job, execution.out), execution)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from featmap import image_ops
-from featmap.interaction.job import MEMBERS, PINK, Group, JointJob, Piece, Solo, neurons
+from featmap.interaction.job import MEMBERS, PINK, Group, JointJob, JointUnit, Solo, neurons
 from featmap.network.unit import Unit
 from featmap.optimize import parameterization
 from featmap.optimize.batch import Batches
 from featmap.optimize.descent import Descent
 from featmap.optimize.objective import Objective
 from featmap.optimize.responses import Probe
-from featmap.runs import job as runs
-from featmap.runs.engine import Engine, Silent, Watcher
+from featmap.runs import array_layout, progress
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import interaction
 
@@ -35,7 +35,7 @@ class JointWorker:
     def start(self, seed: int, perturbed: bool) -> Tensor:
         """Return the noise that a row starts from, 3 x H x W."""
         if (seed, perturbed) not in self._starts:
-            make = parameterization.perturbed_image if perturbed else parameterization.first_image
+            make = parameterization.perturbed_initial_image if perturbed else parameterization.initial_image
             self._starts[seed, perturbed] = make(self.job.recipe, seed)
         return self._starts[seed, perturbed]
 
@@ -43,26 +43,26 @@ class JointWorker:
         """Return the null image of that noise, 3 x H x W."""
         if (seed, perturbed) not in self._nulls:
             start = self.start(seed, perturbed)
-            self._nulls[seed, perturbed] = parameterization.null_images(self.job.recipe, seed, start).float()
+            self._nulls[seed, perturbed] = parameterization.null_image(self.job.recipe, seed, start).float()
         return self._nulls[seed, perturbed]
 
-    def work(self, piece: Piece, store: Run) -> None:
-        """Do one piece and land it in the run folder."""
-        if piece.stage == "ground":
+    def work(self, unit: JointUnit, store: Run) -> None:
+        """Do one unit and land it in the run folder."""
+        if unit.stage == "ground":
             made = self.ground()
-            store.land(piece.name, {k: ((slice(None),) * v.ndim, v) for k, v in made.items()})
+            store.land(unit.name, {k: ((slice(None),) * v.ndim, v) for k, v in made.items()})
             return
-        make = self.solo if piece.stage == "solo" else self.joint
-        rows = slice(piece.first, piece.last)
-        made = make(piece, store)
-        store.land(piece.name, {k: ((rows, *[slice(None)] * (v.ndim - 1)), v) for k, v in made.items()})
+        make = self.solo if unit.stage == "solo" else self.joint
+        rows = slice(unit.first, unit.last)
+        made = make(unit, store)
+        store.land(unit.name, {k: ((rows, *[slice(None)] * (v.ndim - 1)), v) for k, v in made.items()})
 
     def ground(self) -> dict[str, np.ndarray]:
         """Return what needs no descent: null images, and the yardstick of each feature's variation."""
         job = self.job
         nulls = torch.stack([self.null(*start) for start in job.starts])
-        responses, units = self.probe.measure(nulls, job.responses, job.units)
-        pink = image_ops.pink(PINK, job.recipe.size)
+        responses, units = self.probe.measure_units(nulls, job.responses, job.units)
+        pink = image_ops.pink_noise(PINK, job.recipe.size)
         return {
             "null_images": nulls.numpy(),
             "null": responses,
@@ -77,18 +77,18 @@ class JointWorker:
             self.job.recipe,
             [seed for seed, _ in starts],
             torch.stack([self.start(*start) for start in starts]),
-            runs.told(self.watcher, self.job.device),
+            progress.step_callback(self.watcher, self.job.device),
         )
 
-    def solo(self, piece: Piece, store: Run) -> dict[str, np.ndarray]:
+    def solo(self, unit: JointUnit, store: Run) -> dict[str, np.ndarray]:
         """Return what a batch of solo descents gives."""
         job = self.job
-        rows = job.solos[piece.first : piece.last]
+        rows = job.solos[unit.first : unit.last]
         starts = [(row.seed, row.perturbed) for row in rows]
         targets = [Objective(((1.0, row.unit),)) for row in rows]
         result = self._descend(targets, starts)
         nulls = torch.stack([self.null(*start) for start in starts])
-        responses, units = self.probe.measure(result.images, job.responses, job.units)
+        responses, units = self.probe.measure_units(result.images, job.responses, job.units)
         fractions = nulls + (result.images - nulls) / job.members
         reached = self.probe.activations(result.images, targets)
         found = {"images": result.images.numpy(), "activation": reached}
@@ -97,10 +97,10 @@ class JointWorker:
             "solo_images": found["images"],
             "solo_A": responses,
             "solo_units": units,
-            "solo_fraction": self.probe.measure(fractions, job.responses, ())[0],
+            "solo_fraction": self.probe.measure_units(fractions, job.responses, ())[0],
             "solo_activation": reached,
             "solo_curve": result.curve[..., 0].numpy(),
-            "solo_status": runs.statuses(found, result.moved.numpy(), result.revived.numpy()),
+            "solo_status": array_layout.row_statuses(found, result.had_gradient.numpy(), result.rescued.numpy()),
         }
 
     def weights(self, group: Group, best: np.ndarray, alive: np.ndarray) -> np.ndarray:
@@ -116,10 +116,10 @@ class JointWorker:
         counts = np.array([neurons(u, self.job.shape(u.layer)) for u in group], dtype=float)
         return counts / counts.max()
 
-    def joint(self, piece: Piece, store: Run) -> dict[str, np.ndarray]:
+    def joint(self, unit: JointUnit, store: Run) -> dict[str, np.ndarray]:
         """Return what a batch of joint descents gives, and what is measured for comparison with it."""
         job, solo_at, unit_at = self.job, {s: k for k, s in enumerate(self.job.solos)}, _places(self.job.units)
-        rows = job.joints[piece.first : piece.last]
+        rows = job.joints[unit.first : unit.last]
         arrays = store.arrays
         status, reached, null = arrays["solo_status"][:], arrays["solo_units"][:], arrays["null_units"][:]
         start_at = {start: k for k, start in enumerate(job.starts)}
@@ -129,7 +129,7 @@ class JointWorker:
             at, of = [solo_at[Solo(u, seed)] for u in group], [unit_at[u] for u in group]
             with np.errstate(invalid="ignore"):  # infinite activations have no status that counts below
                 best = reached[at, of].astype(float) - null[start_at[seed, False], of]
-            alive = np.isin(status[at], (runs.LIVE, runs.RESCUED))
+            alive = np.isin(status[at], (array_layout.LIVE, array_layout.RESCUED))
             w = self.weights(group, best, alive)
             weights.append(w)
             # the loss adds up neurons, J their mean; the scale is one that plain gradients are used to
@@ -141,7 +141,7 @@ class JointWorker:
         starts = [(seed, False) for _, seed in rows]
         result = self._descend(targets, starts)
         solos, nulls = torch.stack(images), torch.stack([self.null(*start) for start in starts])
-        responses, units = self.probe.measure(result.images, job.responses, job.units)
+        responses, units = self.probe.measure_units(result.images, job.responses, job.units)
         middles = nulls + (solos - nulls[:, None]).sum(1) / job.members
         found = {"images": result.images.numpy(), "activation": self.probe.activations(result.images, targets)}
         found["null_activation"] = self.probe.activations(nulls, targets)
@@ -149,29 +149,29 @@ class JointWorker:
             "joint_images": found["images"],
             "joint_A": responses,
             "joint_units": units,
-            "joint_middle": self.probe.measure(middles, job.responses, ())[0],
+            "joint_middle": self.probe.measure_units(middles, job.responses, ())[0],
             "joint_weight": np.stack(weights),
             "joint_blend": self._blends(rows, solos),
             "joint_curve": result.curve.numpy(),
             "joint_agreement": result.agreement.numpy(),
-            "joint_status": runs.statuses(found, result.moved.numpy(), result.revived.numpy()),
+            "joint_status": array_layout.row_statuses(found, result.had_gradient.numpy(), result.rescued.numpy()),
             **self._maps(rows, result.images),
         }
 
     def _blends(self, rows: Sequence[tuple[int, int]], solos: Tensor) -> np.ndarray:
         """Return each member's activation on the blends of the solo images: rows x points x members."""
-        points = torch.from_numpy(interaction.lattice(self.job.members)).float()
+        points = torch.from_numpy(interaction.simplex_lattice(self.job.members)).float()
         blends = torch.einsum("pm,rmchw->rpchw", points, solos)
         groups = [self.job.groups[g] for g, _ in rows]
         units = list(dict.fromkeys(u for group in groups for u in group))
-        _, found = self.probe.measure(blends.flatten(0, 1), (), units)
+        _, found = self.probe.measure_units(blends.flatten(0, 1), (), units)
         found, at = found.reshape(len(rows), len(points), -1), _places(units)
         return np.stack([found[k][:, [at[u] for u in group]] for k, group in enumerate(groups)])
 
     def _maps(self, rows: Sequence[tuple[int, int]], images: Tensor) -> dict[str, np.ndarray]:
         """Return each member's activation map on the joint images: the mean over the channels that it reads."""
         groups = [self.job.groups[g] for g, _ in rows]
-        outputs = self.probe.maps(images, list(dict.fromkeys(u.layer for u in groups[0])))
+        outputs = self.probe.activation_maps(images, list(dict.fromkeys(u.layer for u in groups[0])))
         maps = {}
         for k, letter in enumerate(MEMBERS[: self.job.members]):
             read = [(outputs[g[k].layer][r], g[k].mask(self.job.shape(g[k].layer))[0]) for r, g in enumerate(groups)]
@@ -190,15 +190,5 @@ def yardstick(probe: Probe, pink: Tensor, layers: Sequence[str]) -> np.ndarray:
     for layer in layers:
         responses = torch.cat([out[layer].mean((2, 3)).cpu() for out in outputs]).numpy()
         sizes = torch.cat([out[layer].abs().mean((2, 3)).cpu() for out in outputs]).numpy()
-        found.append(interaction.deviations(responses, sizes))
+        found.append(interaction.response_deviations(responses, sizes))
     return np.concatenate(found)
-
-
-def execute(job: JointJob, store: Run, watcher: Watcher | None = None, engine: Engine | None = None) -> int:
-    """Do what is left of a job in its run folder; return how many pieces were made now.
-
-    Joint descents read the solos of their units, so that none begins before all solos lie in the folder.
-    """
-    engine, pieces = engine or Engine(), job.pieces()
-    waves = [[p for p in pieces if (p.stage == "joint") == late] for late in (False, True)]
-    return runs.perform(runs.task_of(job, JointWorker, engine), waves, store, watcher, engine)

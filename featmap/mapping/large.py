@@ -23,26 +23,27 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featmap.mapping import cross_tables, flags, result, tables
-from featmap.mapping.result import Later, LayerMaps, Pair
-from featmap.runs import job as runs
-from featmap.runs import lifecycle
-from featmap.runs.engine import Watcher
-from featmap.runs.job import STATUSES, Job
-from featmap.runs.store import Run, sha256
+from featmap.files import hash_file
+from featmap.mapping import analysis, cross_tables, flags, result, tables, writing
+from featmap.mapping.result import LayerMaps, LazyMapping, Pair
+from featmap.mapping.view import View
+from featmap.runs import array_layout, lifecycle, output, store
+from featmap.runs.array_layout import STATUSES
+from featmap.runs.job import Job
+from featmap.runs.progress import Watcher
+from featmap.runs.store import Run
 from featmap.stats import blockwise, cross_layer, measures
-from featmap.stats.blockwise import Overview
-from featmap.stats.cross_layer import Crossing
+from featmap.stats.blockwise import SimilarityOverview
+from featmap.stats.cross_layer import CrossLayerMap
 
 NEIGHBOURS, PARTNERS, GRAPH = f"{tables.CROSS}/neighbours", f"{tables.CROSS}/partners", f"{tables.CROSS}/graph.graphml"
-MAPPED = "mapped"  # of the manifest: layers whose tables and figures are written, and for which view
 DRAWN_LAYERS = 40
 STRONGEST = 5
 
 
 def is_large(job: Job) -> bool:
     """Is this job's map made block by block?"""
-    return blockwise.is_large([len(result.features_of(job, layer)) for layer in job.layers])
+    return blockwise.is_large([len(job.features_of(layer)) for layer in job.layers])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,69 +86,70 @@ def _blocks(array: Any) -> Iterator[tuple[int, int, np.ndarray]]:
 
 def stimuli(job: Job, run: Run) -> Stimuli:
     """Return the live features of a run."""
-    status = result.combined_status(np.asarray(run.arrays["status"][...]).astype(int))
+    status = result.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
     at = {label: k for k, label in enumerate(job.labels)}
     column = {label: k for k, label in enumerate(job.columns)}
     names, ends = [], [0]
     for layer in job.layers:
-        names += [n for n in result.features_of(job, layer) if status[at[n]] in (runs.LIVE, runs.RESCUED)]
+        names += [n for n in job.features_of(layer) if status[at[n]] in (array_layout.LIVE, array_layout.RESCUED)]
         ends.append(len(names))
     places, columns = (np.array([known[n] for n in names], dtype=np.intp) for known in (at, column))
     groups = [slice(a, b) for a, b in pairwise(ends)]
     return Stimuli(run, job.layers, names, [STATUSES[status[k]] for k in places], places, columns, groups)
 
 
-def carry_out(job: Job, shown: list[str], run: Run, view: dict[str, Any], made: int, watcher: Watcher) -> LayerMaps:
+def carry_out(job: Job, run: Run, view: View, made: int, watcher: Watcher) -> LayerMaps:
     """Write what is missing of a large run's tables and figures and return what it found.
 
     `made` counts the work units that were made since the manifest was read: with none, what it calls written stays.
     """
-    if made or run.manifest.get("view") != view or not run.is_complete():
+    record = view.record(run.manifest.reliability)
+    if made or run.manifest.view != record or not run.is_complete():
         begun = time.perf_counter()
-        if made or run.manifest.get("mapping") != view:
-            run.manifest |= {"files": {}, MAPPED: {}, "mapping": view}
+        if made or run.manifest.mapping != record:
+            run.manifest.files, run.manifest.mapped, run.manifest.mapping = {}, {}, record
             run.save()
-        _map_layers(job, shown, run, view, watcher)
+        _map_layers(job, run, view, watcher)
         live = stimuli(job, run)
         found = blockwise.compare(
             live.rows,
             live.groups,
-            view["neighbours"],
+            view.neighbours,
             progress=lambda done, total: watcher.stage("profiles over all layers", done, total),
         )
         table = layer_table(live, found)
         _write(run, live, found, table)
-        timings = run.manifest["timings"]
+        timings = run.manifest.timings
         timings["tables_and_figures"] = round(timings.get("tables_and_figures", 0.0) + time.perf_counter() - begun, 3)
-        summary = {"layers": run.manifest[MAPPED], "crossings": [], "network": summarise(live, found, table)}
-        run.manifest |= {"view": view, "summary": summary}
-        lifecycle.complete(run, (u.name for u in job.units()))
+        summary = {"layers": run.manifest.mapped, "crossings": [], "network": summarise(live, found, table)}
+        run.manifest.view, run.manifest.summary = record, summary
+        lifecycle.complete(job, run)
     return opened(job, run)
 
 
-def _map_layers(job: Job, shown: list[str], run: Run, view: dict[str, Any], watcher: Watcher) -> None:
+def _map_layers(job: Job, run: Run, view: View, watcher: Watcher) -> None:
     """Write the map of each layer that has none yet; a layer's summary in the manifest says that it has."""
-    done: dict[str, Any] = run.manifest[MAPPED]
+    done: dict[str, Any] = run.manifest.mapped
     places = tables.places(job.layers)
     for layer in job.layers:
         if layer in done and _lie_there(run, places[layer]):
             continue
-        watcher.note(f"{layer}: {len(result.features_of(job, layer))} features")
-        data = result.open_arrays(run.folder)
-        found = result.map_of(job, layer, shown, run.folder, places[layer], data, view["neighbours"], watcher, False)
-        flags.enter(found.features, run.manifest.get("reliability", {}))
-        tables.write(run, found, view["measure"], view["neighbours"], watcher)
+        watcher.note(f"{layer}: {len(job.features_of(layer))} features")
+        data = store.open_arrays(run.folder)
+        found = analysis.map_layer(job, layer, data, view, watcher, run.folder)
+        flags.enter(found.features, run.manifest.reliability)
+        writing.write(run, found, view, watcher)
         done[layer] = found.summary
         run.save()
 
 
 def _lie_there(run: Run, place: str) -> bool:
     """Are all files of a layer's folder as they were written?"""
-    files = {name: known for name, known in run.manifest["files"].items() if name.startswith(place)}
-    return all((run.folder / name).is_file() and sha256(run.folder / name) == known for name, known in files.items())
+    files = {name: known for name, known in run.manifest.files.items() if name.startswith(place)}
+    return all((run.folder / name).is_file() and hash_file(run.folder / name) == known for name, known in files.items())
 
 
-def layer_table(live: Stimuli, found: Overview) -> pd.DataFrame:
+def layer_table(live: Stimuli, found: SimilarityOverview) -> pd.DataFrame:
     """Return one row an ordered pair of layers, with the columns of `featmap.stats.cross_layer.layer_table`.
 
     `floor` and `highest_floor` are those of `featmap.stats.blockwise.compare`.
@@ -165,12 +167,12 @@ def layer_table(live: Stimuli, found: Overview) -> pd.DataFrame:
     names = ["layer", "other", "features", "images", "best", "floor", "highest_floor", "draws"]
     table = pd.DataFrame(rows, columns=names)
     for name in ("best", "floor", "highest_floor"):
-        table[name] = tables.masked(table[name].to_numpy(dtype=float))
+        table[name] = measures.finite_column(table[name].to_numpy(dtype=float))
     return table
 
 
-def _write(run: Run, live: Stimuli, found: Overview, table: pd.DataFrame) -> None:
-    tables.write_frame(run, cross_tables.LAYERS, table.set_index("layer"), "layer")
+def _write(run: Run, live: Stimuli, found: SimilarityOverview, table: pd.DataFrame) -> None:
+    output.write_frame(run, result.LAYER_TABLE, table.set_index("layer"), "layer")
     if len(live.layers) <= DRAWN_LAYERS:
         cross_tables.draw_layers(run, live.layers, table)
     run.write(f"{NEIGHBOURS}.parquet", partial(_write_parquet, parts=partial(_neighbours, live, found)))
@@ -191,7 +193,7 @@ def _write_parquet(path: Path, parts: Any) -> None:
             writer.close()
 
 
-def _neighbours(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
+def _neighbours(live: Stimuli, found: SimilarityOverview) -> Iterator[pd.DataFrame]:
     """Yield for each layer's features the nearest others in any layer: feature, rank, neighbour, similarity."""
     names = np.array(live.names, dtype=object)
     for group in live.groups:
@@ -201,7 +203,7 @@ def _neighbours(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
         yield _marked(live, pd.DataFrame(columns).astype({"feature": "string", "neighbour": "string"}), "neighbour")
 
 
-def _partners(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
+def _partners(live: Stimuli, found: SimilarityOverview) -> Iterator[pd.DataFrame]:
     """Yield for each layer's features the most similar one of each other layer: feature, layer, partner, similarity."""
     names, layers = np.array(live.names, dtype=object), np.array(live.layers, dtype=object)
     for group in live.groups:
@@ -214,14 +216,14 @@ def _partners(live: Stimuli, found: Overview) -> Iterator[pd.DataFrame]:
 
 def _marked(live: Stimuli, frame: pd.DataFrame, other: str) -> pd.DataFrame:
     """Return a table of features and others with `reliable` and OTHER_reliable, if a validation found any."""
-    known = live.run.manifest.get("reliability", {})
+    known = live.run.manifest.reliability
     if known:
         frame["reliable"] = flags.reliable(known, frame["feature"])
         frame[f"{other}_reliable"] = flags.reliable(known, frame[other])
     return frame
 
 
-def edges(found: Overview) -> Iterator[tuple[int, int, float]]:
+def edges(found: SimilarityOverview) -> Iterator[tuple[int, int, float]]:
     """Yield the edges of the neighbour graph, each once: two features are joined if either is among the other's k."""
     for i, row in enumerate(found.nearest):
         for j, S in zip(row[row >= 0], found.similarity[i], strict=False):
@@ -229,9 +231,9 @@ def edges(found: Overview) -> Iterator[tuple[int, int, float]]:
                 yield min(i, int(j)), max(i, int(j)), float(S)
 
 
-def _write_graph(path: Path, live: Stimuli, found: Overview) -> None:
+def _write_graph(path: Path, live: Stimuli, found: SimilarityOverview) -> None:
     """Write the neighbour graph as GraphML, line by line."""
-    known = live.run.manifest.get("reliability", {})
+    known = live.run.manifest.reliability
     below = set(flags.unreliable(known))
     keys = [("layer", "node", "string"), ("status", "node", "string"), ("weight", "edge", "double")]
     keys += [("reliable", "node", "boolean")] if known else []
@@ -251,7 +253,7 @@ def _write_graph(path: Path, live: Stimuli, found: Overview) -> None:
         out.write("</graph>\n</graphml>\n")
 
 
-def summarise(live: Stimuli, found: Overview, table: pd.DataFrame) -> dict[str, Any]:
+def summarise(live: Stimuli, found: SimilarityOverview, table: pd.DataFrame) -> dict[str, Any]:
     """Return what was found over all layers as plain JSON values."""
     layer = np.repeat(np.arange(len(live.groups)), [g.stop - g.start for g in live.groups])
     ends = np.array([(i, j) for i, j, _ in edges(found)], dtype=int).reshape(-1, 2)
@@ -287,22 +289,22 @@ def _lines(found: dict[str, Any]) -> list[str]:
 def opened(job: Job, run: Run) -> LayerMaps:
     """Return what a large run found; the maps of layers and of pairs are read when they are asked for."""
     pairs = [(one, other) for one in job.layers for other in job.layers if one != other]
-    table = cross_tables.read(run.folder)
+    table = result.read_layer_table(run.folder)
     assert table is not None
-    summary = run.manifest["summary"]
+    summary = run.manifest.summary
     return LayerMaps(
         run.folder,
-        Later(job.layers, lambda layer: result.stored(run.folder, [layer])[layer]),
-        Later(pairs, lambda pair: crossing(job, run, pair)),
+        LazyMapping(job.layers, lambda layer: result.read_maps(run.folder, [layer])[layer]),
+        LazyMapping(pairs, lambda pair: crossing(job, run, pair)),
         table,
         summary,
         _lines(summary),
     )
 
 
-def crossing(job: Job, run: Run, pair: Pair) -> Crossing:
+def crossing(job: Job, run: Run, pair: Pair) -> CrossLayerMap:
     """Return the cross-layer map of one pair, from A: all images, two layers' columns."""
-    live, both = set(stimuli(job, run).names), [result.features_of(job, layer) for layer in pair]
+    live, both = set(stimuli(job, run).names), [job.features_of(layer) for layer in pair]
     at = {label: k for k, label in enumerate(job.columns)}
     columns = [name for names in both for name in names]
     places = [at[name] for name in columns]
@@ -310,7 +312,7 @@ def crossing(job: Job, run: Run, pair: Pair) -> Crossing:
     null = np.asarray(run.arrays["null"][...], dtype=np.float64).mean(0)[places]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run has said so
-        return cross_layer.cross(
+        return cross_layer.build_map(
             pd.DataFrame(A, index=job.labels, columns=columns),
             pd.Series(null, index=columns),
             pair,

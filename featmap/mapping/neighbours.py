@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from featmap.cli.listing import table
-from featmap.errors import FeatmapError, UnitError, nearest
+from featmap.errors import UnitError, suggest
 from featmap.mapping import flags, tables
+from featmap.runs import store
 from featmap.runs.store import Run, readable
 
 
@@ -22,7 +21,7 @@ def _folder_of(unit: str, folder: Path) -> Path:
         return folder
     if layer in layers:
         return folder / tables.places(layers)[layer]
-    has = f"it maps {', '.join(layers)}{nearest(layer, layers)}"
+    has = f"it maps {', '.join(layers)}{suggest(layer, layers)}"
     if layer in identity.get("responses", []):
         has = f"it maps {', '.join(layers)} and only probes {layer}: see {tables.CROSS}/, or map both by --layers"
     raise UnitError(f"run {str(folder)!r} has no map of layer {layer!r}; {has}")
@@ -38,10 +37,10 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
         run, folder = Run.read(folder), _folder_of(unit, folder)
         names = ("profile", "coactivation", "features")
         run.check((folder / f"{name}.parquet").relative_to(run.folder).as_posix() for name in names)
-        S, C, features = (tables.read_frame(folder, name) for name in names)
+        S, C, features = (store.read_frame(folder, name) for name in names)
     if unit not in features.index:
         raise UnitError(
-            f"feature {unit!r} is not in this run{nearest(unit, features.index)}; "
+            f"feature {unit!r} is not in this run{suggest(unit, features.index)}; "
             f"it shows {features.index[0]} to {features.index[-1]}"
         )
     if unit not in S.index:
@@ -61,25 +60,19 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     return found.sort_values("S", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def _is_marked(unit: str, folder: Path) -> bool:
-    return flags.is_marked(tables.read_frame(_folder_of(unit, folder), "features"), unit)
+def is_unreliable(unit: str, folder: Path) -> bool:
+    """Check whether a validation found a feature unreliable.
 
+    Parameters
+    ----------
+    unit : str
+        A feature of the run.
+    folder : Path
+        Folder of a finished similarity run.
 
-def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
-    """Yield the features most like `unit` and those most opposed to it."""
-    if count < 1:
-        raise FeatmapError(f"count {count}: give 1 or more")
-    frame = neighbour_frame(unit, folder)
-    if frame.empty:
-        raise UnitError(f"feature {unit!r} is the only one in this run; map more features")
-    shown = frame.copy()
-    for column in ("S", "coactivation", "coactivated_by"):
-        shown[column] = ["undefined" if pd.isna(v) else f"{v:+.3f}" for v in frame[column]]
-    if "reliable" in frame:
-        shown["reliable"] = ["" if pd.isna(v) else "yes" if v else "no ?" for v in frame["reliable"]]
-    shown["cluster"] = ["" if pd.isna(v) else str(int(v)) for v in frame["cluster"]]
-    name = f"{unit} (unreliable, marked ?)" if _is_marked(unit, folder) else unit
-    yield f"most like {name}"
-    yield from table(shown.columns, shown.head(count).to_numpy())
-    yield f"most opposed to {name}"
-    yield from table(shown.columns, shown.iloc[::-1].head(count).to_numpy())
+    Returns
+    -------
+    bool
+        False where the run has not been validated.
+    """
+    return flags.is_marked(store.read_frame(_folder_of(unit, folder), "features"), unit)

@@ -13,21 +13,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from featmap.errors import FeatmapError, StoreError
-from featmap.mapping import cluster_io, cross_tables, tables
-from featmap.runs import job as runs
-from featmap.runs.engine import Watcher
-from featmap.runs.job import STATUSES, Job
-from featmap.runs.store import ARRAYS, Run, readable
-from featmap.stats import clustering, cross_layer, measures
-from featmap.stats.cross_layer import Crossing
+from featmap.errors import StoreError
+from featmap.mapping import cluster_io, tables
+from featmap.runs import store
+from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.manifest import SIMILARITY
+from featmap.runs.store import Run, open_arrays
+from featmap.stats import clustering, measures
+from featmap.stats.cross_layer import CrossLayerMap
 
 Pair = tuple[str, str]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class Later(Mapping[_K, _V]):
+class LazyMapping(Mapping[_K, _V]):
     """Values by key that are read anew whenever one is asked for, so that no two need fit into memory."""
 
     def __init__(self, keys: Sequence[_K], read: Callable[[_K], _V]) -> None:
@@ -72,7 +72,7 @@ class SimilarityMap:
     shown: list[str]
     summary: dict[str, Any]
     place: str = ""
-    crossings: dict[Pair, Crossing] = field(default_factory=dict)
+    crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -81,7 +81,7 @@ class SimilarityMap:
 
     def lines(self) -> list[str]:
         """Return what was found, in words."""
-        return tables.summary_lines(self.summary) + cross_tables.lines(self.summary.get("crossings", []))
+        return tables.summary_lines(self.summary) + tables.crossing_lines(self.summary.get("crossings", []))
 
     def _repr_html_(self) -> str:
         head = self.features.head(20)._repr_html_()
@@ -99,15 +99,15 @@ class LayerMaps:
     crossings : the cross-layer map of every ordered pair (l, k): l maximised, k responding
     layers : one row an ordered pair, see `featmap.stats.cross_layer.layer_table`
     summary : the figures that the command prints
-    told : of a large run, what it found in words; its maps and crossings are read anew when they are asked for
+    large_lines : of a large run, its findings in words; its maps and crossings are read anew when they are asked for
     """
 
     folder: Path
     maps: Mapping[str, SimilarityMap]
-    crossings: Mapping[Pair, Crossing]
+    crossings: Mapping[Pair, CrossLayerMap]
     layers: pd.DataFrame
     summary: dict[str, Any]
-    told: Sequence[str] = ()
+    large_lines: Sequence[str] = ()
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -116,12 +116,12 @@ class LayerMaps:
 
     def lines(self) -> list[str]:
         """Return what was found, in words."""
-        if self.told:
-            return list(self.told)
+        if self.large_lines:
+            return list(self.large_lines)
         if len(self.maps) == 1:
             return next(iter(self.maps.values())).lines()
-        own = [f"{layer}: {line}" for layer, found in self.maps.items() for line in found.lines()]
-        return own + cross_tables.lines(self.summary["crossings"])
+        own = [f"{layer}: {line}" for layer, one in self.maps.items() for line in one.lines()]
+        return own + tables.crossing_lines(self.summary["crossings"])
 
     def _repr_html_(self) -> str:
         return _html(self.folder, self.lines()) + str(self.layers._repr_html_())
@@ -132,191 +132,139 @@ def _html(folder: Path, lines: list[str]) -> str:
     return f"<b>featmap similarity</b> {escape(str(folder))}<ul>{items}</ul>"
 
 
-def open_arrays(folder: str | Path) -> xr.Dataset:
-    """Return the labelled arrays of a run folder, read lazily."""
-    run = Run.read(Path(folder))
-    with readable(run.folder):
-        if not run.holds(run.manifest.get("layout", {})):
-            raise StoreError(
-                f"run {str(folder)!r}: the metadata of its arrays are damaged; its own command mends them, "
-                "`featmap verify` names them"
-            )
-        return xr.open_zarr(run.folder / ARRAYS, consolidated=True)
+@dataclass(frozen=True, eq=False)
+class LayerArrays:
+    """What the arrays of a run hold of one layer's features on their own images.
 
-
-def combined_status(status: np.ndarray) -> np.ndarray:
-    """Return one status a feature from those of all seeds (S x N): the worst, as `STATUSES` is ordered."""
-    return status.max(axis=0)
-
-
-def analyse(
-    job: Job,
-    shown: list[str],
-    folder: Path,
-    neighbours: int,
-    watcher: Watcher,
-    read_findings: bool = False,
-    measure: str = "coactivation",
-) -> LayerMaps:
-    """Return measures, clusters and tables of the arrays in a run folder.
-
-    `read_findings` says that clusters and layer table in the folder belong to these arrays, so that they need
-    not be found again; `measure` is what the figures are to show.
+    Parameters
+    ----------
+    names : list of str
+        The N features, images and responses alike.
+    responses : numpy.ndarray
+        A of each seed, S x N x N in float64.
+    nulls : numpy.ndarray
+        Responses to the null image of each seed, S x N in float64.
+    activation : numpy.ndarray
+        Response of each feature to its own image, S x N.
+    status : numpy.ndarray
+        Worst status of each feature over the seeds, an index into `featmap.runs.job.STATUSES`.
     """
-    data = open_arrays(folder)
-    places = tables.places(job.layers)
-    maps = {
-        layer: map_of(job, layer, shown, folder, places[layer], data, neighbours, watcher, read_findings)
-        for layer in job.layers
-    }
-    crossed = _crossings(job, maps, data)
-    table = cross_tables.read(folder) if read_findings and crossed else None
-    if table is None:
-        table = cross_layer.layer_table(
-            list(crossed.values()), lambda done, total: watcher.stage("layer pairs and floors", done, total)
+
+    names: list[str]
+    responses: np.ndarray
+    nulls: np.ndarray
+    activation: np.ndarray
+    status: np.ndarray
+
+    @staticmethod
+    def read(data: xr.Dataset, names: list[str]) -> LayerArrays:
+        """Read the arrays of some features.
+
+        Parameters
+        ----------
+        data : xarray.Dataset
+            Arrays of a run.
+        names : list of str
+            Features of one layer.
+
+        Returns
+        -------
+        LayerArrays
+            In the order of `names`.
+        """
+        own = data.sel(image=names, response=names)
+        return LayerArrays(
+            names,
+            own["A"].values.astype(np.float64),
+            own["null"].values.astype(np.float64),
+            own["activation"].values,
+            worst_status(own["status"].values.astype(int)),
         )
-    pairs = cross_tables.summarise(list(crossed.values()), table, measure)
-    if len(maps) > 1:
-        summary = {"layers": {layer: found.summary for layer, found in maps.items()}, "crossings": pairs}
-        return LayerMaps(folder, maps, crossed, table, summary)
-    (found,) = maps.values()
-    found.crossings = crossed
-    found.summary |= {"crossings": pairs} if pairs else {}
-    return LayerMaps(folder, maps, crossed, table, found.summary)
+
+    @property
+    def live(self) -> list[str]:
+        """Features that have a maximising image."""
+        return [n for n, s in zip(self.names, self.status, strict=True) if s in (LIVE, RESCUED)]
+
+    @property
+    def A(self) -> pd.DataFrame:
+        """Responses averaged over seeds, N x N."""
+        return pd.DataFrame(self.responses.mean(0), index=self.names, columns=self.names)
+
+    @property
+    def null(self) -> pd.Series:
+        """Responses to the null image averaged over seeds, N."""
+        return pd.Series(self.nulls.mean(0), index=self.names)
 
 
-def map_of(
-    job: Job,
-    layer: str,
-    shown: list[str],
-    folder: Path,
-    place: str,
-    data: xr.Dataset,
-    neighbours: int,
-    watcher: Watcher,
-    read_clusters: bool,
-) -> SimilarityMap:
-    """Return the map of one layer's features on their own images."""
-    names = features_of(job, layer)
-    own = data.sel(image=names, response=names)
-    responses, nulls = own["A"].values.astype(np.float64), own["null"].values.astype(np.float64)
-    status = combined_status(own["status"].values.astype(int))
-    live = [n for n, s in zip(names, status, strict=True) if s in (runs.LIVE, runs.RESCUED)]
-    A = pd.DataFrame(responses.mean(0), index=names, columns=names)
-    null = pd.Series(nulls.mean(0), index=names)
-    frames = {name: m(A, null, live) for name, m in measures.MEASURES.items() if name != "raw"}
-    written = folder / place / cluster_io.NAME
-    clusters = cluster_io.read(written, frames["profile"], neighbours) if read_clusters else None
-    if clusters is None:
-        clusters = clustering.find_clusters(
-            A, null, live, k=neighbours, progress=lambda done, total: watcher.stage("clusters and nulls", done, total)
-        )
-    features = tables.features(
-        names,
-        job.network.layer(layer, job.recipe.size),
-        [STATUSES[s] for s in status],
-        own["activation"].values.mean(0),
-        A,
-        null,
-        frames,
-        clusters,
-    )
-    chosen = [f for f in shown if f in set(names)]
-    summary = tables.summarise(features, A, frames, clusters, live, chosen)
-    if len(job.seeds) > 1:
-        summary["seeds"] = _over_seeds(names, responses, nulls, live, clusters, neighbours)
-    return SimilarityMap(folder, A, null, frames, clusters, features, chosen, summary, place)
+def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[str, SimilarityMap]:
+    """Read the maps of a finished similarity run from its folder; no network is needed.
 
+    Parameters
+    ----------
+    folder : path
+        Run folder.
+    layers : sequence of str, optional
+        Layers that are wanted; None reads all.
 
-def features_of(job: Job, layer: str) -> list[str]:
-    """Return the labels of the job's images that are features of a layer."""
-    return [str(o) for o in job.objectives if list(o.layers) == [layer]]
-
-
-def stored(folder: str | Path, wanted: Sequence[str] | None = None) -> dict[str, SimilarityMap]:
-    """Return the maps of a finished similarity run by layer (those `wanted`), from its folder: no network is needed.
-
-    `features` has the rows of the features shown; `crossings` is empty.
+    Returns
+    -------
+    dict of SimilarityMap
+        By layer. `features` has the rows of the features shown, `crossings` is empty.
 
     Raises
     ------
     StoreError
-        if the run is of another command, not finished, or has lost a file.
+        If the run is of another command, not finished, or has lost a file.
     """
     run = Run.read(Path(folder))
-    if run.identity.get("command") != "similarity" or run.manifest.get("status") != "complete":
-        raise StoreError(f"run {str(folder)!r} is no finished similarity run; its own command finishes it")
-    layers = run.identity.get("layers") or [run.identity["layer"]]
-    data, neighbours = open_arrays(folder), int(run.manifest["view"]["neighbours"])
-    summaries = run.manifest["summary"].get("layers") or {layers[0]: run.manifest["summary"]}
-    found = {}
-    for layer, place in tables.places(layers).items():
-        if wanted is not None and layer not in wanted:
+    if run.identity.get("command") != SIMILARITY or not run.manifest.is_complete:
+        raise StoreError(f"run {str(folder)!r} is not a finished similarity run; its own command finishes it")
+    mapped = run.identity.get("layers") or [run.identity["layer"]]
+    data, neighbours = open_arrays(folder), int(run.manifest.view["neighbours"])
+    summaries = run.manifest.summary.get("layers") or {mapped[0]: run.manifest.summary}
+    maps = {}
+    for layer, place in tables.places(mapped).items():
+        if layers is not None and layer not in layers:
             continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
-        own = data.sel(image=names, response=names)
-        status = combined_status(own["status"].values.astype(int))
-        live = [n for n, s in zip(names, status, strict=True) if s in (runs.LIVE, runs.RESCUED)]
-        A = pd.DataFrame(own["A"].values.astype(np.float64).mean(0), index=names, columns=names)
-        null = pd.Series(own["null"].values.astype(np.float64).mean(0), index=names)
+        arrays = LayerArrays.read(data, names)
+        A, null, live = arrays.A, arrays.null, arrays.live
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run has said so
             frames = {name: m(A, null, live) for name, m in measures.MEASURES.items() if name != "raw"}
         clusters = cluster_io.read(run.folder / place / cluster_io.NAME, frames["profile"], neighbours)
         if clusters is None:
-            raise StoreError(f"run {str(folder)!r} has lost {place}{cluster_io.NAME}; run its command again to mend it")
-        features = tables.read_frame(run.folder, f"{place}features")
+            raise StoreError(
+                f"run {str(folder)!r} has lost {place}{cluster_io.NAME}; run its command again to repair it"
+            )
+        features = store.read_frame(run.folder, f"{place}features")
         shown = [str(name) for name in features.index]
-        found[layer] = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], place)
-    return found
+        maps[layer] = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], place)
+    return maps
 
 
-def _crossings(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) -> dict[Pair, Crossing]:
-    """Return the cross-layer map of every layer that was maximised to every other that was recorded."""
-    pairs = [(one, other) for one in maps for other in job.responses if other != one]
-    if not pairs:
-        return {}
-    A = pd.DataFrame(data["A"].values.astype(np.float64).mean(0), index=job.labels, columns=job.columns)
-    null = pd.Series(data["null"].values.astype(np.float64).mean(0), index=job.columns)
-    columns = {layer: list(found.activations.columns) for layer, found in maps.items()}
-    live = [f for found in maps.values() for f in found.clusters.labels.index]
-    for layer in job.responses:
-        if layer not in maps:  # nothing is known against the features of a probed layer
-            columns[layer] = [f"{layer}:{c}" for c in range(job.network.layer(layer, job.recipe.size).channels)]
-            live += columns[layer]
-    found: dict[Pair, Crossing] = {}
-    for one, other in pairs:
-        back = found.get((other, one))
-        S = None if back is None else back.measures["profile"].T
-        found[one, other] = cross_layer.cross(
-            A, null, (one, other), columns[one], columns[other], live, tables.NEAREST, S
-        )
-    return found
+def worst_status(status: np.ndarray) -> np.ndarray:
+    """Return one status a feature from those of all seeds (S x N): the worst, as `STATUSES` is ordered."""
+    return status.max(axis=0)
 
 
-def _over_seeds(
-    names: list[str],
-    responses: np.ndarray,
-    nulls: np.ndarray,
-    live: list[str],
-    clusters: clustering.Clusters,
-    neighbours: int,
-) -> dict[str, Any]:
-    """Return how far the maps of single seeds agree: correlation of S, and ARI of the communities."""
-    frames, parts = [], []
-    for one, none in zip(responses, nulls, strict=True):
-        A = pd.DataFrame(one, index=names, columns=names)
-        S = measures.profile(A, pd.Series(none, index=names), live)
-        frames.append(S)
-        parts.append(clustering.communities(clustering.neighbour_graph(S, neighbours)).labels.to_numpy())
-    pairs = [(i, j) for i in range(len(parts)) for j in range(i)]
-    try:
-        agreement: float | None = float(measures.seed_agreement(frames))
-    except FeatmapError:  # fewer than two similarities that vary: nothing to correlate
-        agreement = None
-    return {
-        "count": len(responses),
-        "correlation_of_S": agreement,
-        "ari_of_clusters": float(np.mean([clustering.adjusted_rand(parts[i], parts[j]) for i, j in pairs])),
-        "ari_of_louvain_with_itself": float(clusters.communities.self_agreement),
-    }
+LAYER_TABLE = f"{tables.CROSS}/layers"
+
+
+def read_layer_table(folder: Path) -> pd.DataFrame | None:
+    """Return the table of layers that `write` left in a run folder, or None where there is none."""
+    path = folder / f"{LAYER_TABLE}.parquet"
+    return pd.read_parquet(path).reset_index() if path.is_file() else None
+
+
+def arranged(found: SimilarityMap) -> tuple[list[str], np.ndarray, pd.Series | None]:
+    """Return the live features shown as the heatmap orders them, their linkage, and their clusters where allowed.
+
+    The linkage is that of the features in the order of `found.shown`.
+    """
+    nodes = [f for f in found.shown if f in found.clusters.graph]
+    clusters = found.clusters.labels.loc[nodes] if found.clusters.allowed else None
+    grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
+    linkage, leaves = clustering.leaf_order(found.measures["profile"].loc[nodes, nodes], grouping)
+    return [nodes[i] for i in leaves], linkage, clusters

@@ -1,143 +1,92 @@
-"""The main job: features of layers maximised, probed, compared, clustered and drawn, in one run folder."""
+"""The main command: maximise the features of layers, probe, compare, cluster and draw, in one run folder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from numpy.typing import ArrayLike
+from torch import nn
 
-from featmap.errors import RecipeError, UnitError
-from featmap.mapping import cross_tables, flags, large, result, tables
-from featmap.mapping.result import LayerMaps, SimilarityMap, open_arrays
+from featmap.errors import UnitError
+from featmap.mapping import analysis, cross_tables, flags, large, writing
+from featmap.mapping.result import LayerMaps, SimilarityMap
+from featmap.mapping.view import View
 from featmap.network import selection
-from featmap.network.model import Network, load
-from featmap.network.unit import parse_channels, written_channels
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.network.unit import format_channels, parse_channels
+from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import channel
-from featmap.optimize.photographs import starting_image
+from featmap.optimize.photographs import load_start_image
 from featmap.optimize.recipe import Recipe
-from featmap.optimize.recipe import recipe as named_recipe
-from featmap.runs import device as devices
-from featmap.runs import estimate, lifecycle
-from featmap.runs import job as runs
-from featmap.runs.engine import Engine, Silent, Watcher
-from featmap.runs.job import Job
-from featmap.runs.store import Run, digest
-
-__all__ = ["LayerMaps", "SimilarityMap", "open_arrays", "similarity"]
-
-STIMULI = ("layer", "shown")
-Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
-DEFAULT_NEIGHBOURS = 10
-CHANGEABLE = (
-    "metric",
-    "C",
-    "rows",
-    "jitter",
-    "parameterisation",
-    "optimiser",
-    "clamp",
-    "rescue",
-    "gradients",
-    "precision",
-)
-
-
-def default_recipe(where: torch.device) -> str:
-    """Return the recipe that is used where none is named: `fast` on a CPU, `standard` on an accelerator."""
-    return "fast" if where.type == "cpu" else "standard"
-
-
-def resolve(
-    network: Network,
-    where: torch.device,
-    recipe: str | Recipe | None = None,
-    size: int | None = None,
-    steps: int | None = None,
-    **changes: Any,
-) -> Recipe:
-    """Return the recipe with this network's sizes and the changes asked for.
-
-    Raises
-    ------
-    RecipeError
-        for a setting that is unknown or out of range.
-    """
-    unknown = [name for name in changes if name not in CHANGEABLE]
-    if unknown:
-        raise RecipeError(f"setting {unknown[0]!r} is unknown; allowed: {', '.join(CHANGEABLE)}")
-    return named_recipe(default_recipe(where) if recipe is None else recipe).resolved(
-        network.input_size, size, steps, **changes
-    )
+from featmap.runs import lifecycle
+from featmap.runs.engine import Execution
+from featmap.runs.job import Job, Selection
+from featmap.runs.manifest import SIMILARITY
+from featmap.runs.store import Run
+from featmap.runs.worker import Worker, checked
 
 
 def similarity_job(
-    layer: str | Sequence[str],
+    layers: str | Sequence[str],
     network: Network,
     recipe: Recipe,
     *,
     probe_layers: str | Sequence[str] = (),
-    features: Features = "all",
-    stimuli: str = "layer",
-    seed: int | None = None,
-    seeds: int = 1,
-    where: torch.device | None = None,
+    view: View | None = None,
+    seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
-) -> tuple[Job, list[str]]:
-    """Return the checked job of the maps of one layer or several, and the names of the features to show.
+    device: torch.device | None = None,
+) -> Job:
+    """Return the checked job of the maps of one layer or several.
 
-    What `layer` may be says `featmap.network.selection.named`.
+    Parameters
+    ----------
+    layers : str or sequence of str
+        See `featmap.network.selection.named`.
+    network : Network
+        Network that they belong to.
+    recipe : Recipe
+        Resolved recipe.
+    probe_layers, view, seeds, start
+        See `similarity`.
+    device : torch.device, optional
+        Where the network is computed; None is the CPU.
+
+    Returns
+    -------
+    Job
+        The checked job.
 
     Raises
     ------
     FeatmapError
-        for an unknown layer, channels out of range, or a size that is too small.
+        If a layer does not exist, a channel is out of range, or the size is too small.
     """
-    if stimuli not in STIMULI:
-        raise UnitError(f"stimuli {stimuli!r} is unknown; allowed: layer (images of all its features) or shown")
-    layers, probed = _layers(selection.named(layer, network, recipe.size), probe_layers)
-    channels = {name: network.layer(name, recipe.size).channels for name in layers}
-    listed = _listed(features, layers)
-    chosen = {name: parse_channels(listed[name], count, name) for name, count in channels.items()}
-    mapped = chosen if stimuli == "shown" else {name: list(range(count)) for name, count in channels.items()}
-    written = {name: written_channels(c) for name, c in chosen.items()}
-    several = len(layers) > 1
+    view = view or View()
+    mapped, probed = _split_layers(selection.select_layers(layers, network, recipe.size), probe_layers)
+    counts = {name: network.layer(name, recipe.size).channels for name in mapped}
+    shown = {name: parse_channels(text, counts[name], name) for name, text in view.channels(mapped).items()}
+    stimuli = shown if view.stimuli == "shown" else {name: list(range(count)) for name, count in counts.items()}
     job = Job(
-        network,
-        tuple(channel(name, c) for name in layers for c in mapped[name]),
-        recipe,
-        runs.check_seeds(seed, seeds, recipe),
-        (*layers, *probed),
-        where or torch.device("cpu"),
-        None if start is None else starting_image(start, recipe.sizes[0]),
-        (
-            ("command", "similarity"),
-            ("layers", layers) if several else ("layer", layers[0]),
-            ("shown", written if several else written[layers[0]]),
-            ("stimuli", stimuli),
-        ),
-    ).check()
-    return job, [f"{name}:{c}" for name in layers for c in chosen[name]]
+        network=network,
+        objectives=tuple(channel(name, c) for name in mapped for c in stimuli[name]),
+        recipe=recipe,
+        seeds=seeds_of(seeds, recipe),
+        responses=(*mapped, *probed),
+        device=device or torch.device("cpu"),
+        start=None if start is None else load_start_image(start, recipe.sizes[0]),
+        command=SIMILARITY,
+        selection=Selection(tuple((name, format_channels(shown[name])) for name in mapped), view.stimuli),
+    )
+    return checked(job)
 
 
-def _listed(features: Features, layers: list[str]) -> dict[str, str]:
-    """Return the channels asked for, as `parse_channels` reads them, by layer."""
-    if isinstance(features, Mapping):
-        if set(features) != set(layers):
-            raise UnitError(
-                f"features are given for the layers {', '.join(map(str, features))}, the run maps {', '.join(layers)}; "
-                "name the same layers, or give one list for all"
-            )
-        given: dict[str, str | Sequence[int]] = dict(features)
-    else:
-        given = dict.fromkeys(layers, features)
-    return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in given.items()}
-
-
-def _layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the layers to maximise and those to probe beside them, each once."""
     probed = list(dict.fromkeys([probe_layers] if isinstance(probe_layers, str) else probe_layers))
     if len(layers) > 1 and probed:
@@ -150,144 +99,131 @@ def _layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[
     return layers, probed
 
 
-def default_folder(job: Job) -> Path:
-    """Return where a job's run goes if nobody says."""
-    return lifecycle.default_folder(job, dict(job.about).get("layers", job.layers[:1]))
-
-
-def open_run(job: Job, out: str | Path | None) -> Run:
-    """Return the job's run folder, new or taken up, with room enough for what is to come."""
-    return lifecycle.open_run(job, default_folder(job) if out is None else Path(out), estimate.disk_needed(job))
-
-
-def carry_out(job: Job, run: Run, watcher: Watcher, engine: Engine | None = None) -> int:
-    """Make what is missing of the run's arrays; return how many work units were made now."""
-    return lifecycle.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher, engine), engine)
-
-
-def complete(job: Job, run: Run) -> None:
-    """Note the checksums of everything in the manifest and call the run complete."""
-    lifecycle.complete(run, (u.name for u in job.units()))
+class _Options(TypedDict, total=False):
+    probe_layers: str | Sequence[str]
+    view: View | None
+    recipe: str | Recipe | None
+    seeds: int | Iterable[int]
+    start: str | Path | ArrayLike | None
+    execution: Execution | None
 
 
 @overload
-def similarity(layer: str, model: Any = "reference", **options: Any) -> SimilarityMap: ...
+def similarity(layers: str, network: Any = ..., **options: Unpack[_Options]) -> SimilarityMap: ...
 @overload
-def similarity(layer: list[str] | tuple[str, ...], model: Any = "reference", **options: Any) -> LayerMaps: ...
+def similarity(layers: list[str] | tuple[str, ...], network: Any = ..., **options: Unpack[_Options]) -> LayerMaps: ...
 def similarity(
-    layer: str | Sequence[str],
-    model: Any = "reference",
+    layers: str | Sequence[str],
+    network: str | nn.Module | Network = "reference",
     *,
     probe_layers: str | Sequence[str] = (),
-    weights: str | Path | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: int | None = None,
-    features: Features = "all",
-    stimuli: str = "layer",
-    measure: str = "coactivation",
+    view: View | None = None,
     recipe: str | Recipe | None = None,
-    size: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    seeds: int = 1,
-    neighbours: int = DEFAULT_NEIGHBOURS,
-    device: str = "auto",
+    seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
-    out: str | Path | None = None,
-    engine: str | Engine = "here",
-    watcher: Watcher | None = None,
-    **changes: Any,
+    execution: Execution | None = None,
 ) -> SimilarityMap | LayerMaps:
     """Map how alike the features of a layer are, or of several layers and between them.
 
     Parameters
     ----------
-    layer : as `featmap layers` prints it; a list of layers maps each of them and every ordered pair, and so do
-        "all" (the network's blocks), "convs" (all convolutions) and patterns, see `featmap.network.selection.named`
-    probe_layers : layers whose responses to the one layer's images are recorded in the same forward passes
-    model, weights, mean, std, input_size : the network, see `featmap.load`
-    features : those that tables and figures show, "0-15,42" or a sequence, or either by layer; the rest are stimuli
-        all the same
-    stimuli : "layer": the images of all the layer's features; "shown": only those of the features shown
-    measure : what the heatmap shows, a key of `featmap.stats.measures.MEASURES`
-    recipe, size, steps : how the images are made; `changes` are other fields of the recipe (metric, C, rows)
-    seed, seeds : the first seed and how many maps to make and average
-    start : a photograph, or 3 x H x H of floats, to start from instead of noise
-    neighbours : k of the neighbour graph
-    out : the run folder; the same call with the same folder goes on where it stopped
-    engine : where the descents run, "here", "ray" or a `featmap.Engine`
+    layers : str or sequence of str
+        A name as `featmap layers` prints it. A list of layers maps each of them and every ordered pair, and so do
+        "all" (the blocks of the network), "convs" (all convolutions) and patterns, see
+        `featmap.network.selection.named`.
+    network : str, torch.nn.Module or Network, default "reference"
+        A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
+    probe_layers : str or sequence of str, optional
+        Layers whose responses to the images of the one layer are recorded in the same forward passes.
+    view : View, optional
+        Which features are shown, on which stimuli, by which measure.
+    recipe : str or Recipe, optional
+        How the images are made, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU and
+        "standard" on an accelerator.
+    seeds : int or iterable of int, default 1
+        How many seeds of the noise, counted from the recipe's own, or the seeds themselves; the map is that of the mean
+        responses.
+    start : path or array, optional
+        A photograph, or 3 x H x H values in [0, 1], to start from instead of noise.
+    execution : Execution, optional
+        Device, engine, run folder and progress.
 
     Returns
     -------
-    SimilarityMap
-        for a name: the layer's map, square frames [N, N]; in `crossings`, by (layer, probed layer), what the
-        probed layers' features do on its images: frames [N, M], labelled as all others.
-    LayerMaps
-        for several: `maps` by layer, `crossings` by ordered pair (l, k), frames [N_l, N_k]. From
-        `featmap.stats.blockwise.LARGE` features on, these are read anew each time that they are asked for.
-
-    In a crossing `profile` lies in [-1, 1]; `coactivation`, the share of the column feature's own best, needs
-    that feature's own image and is there between listed layers only; `relative` and `selective` are unbounded.
+    SimilarityMap or LayerMaps
+        For a name, the map of the layer: square frames [N, N]; in `crossings`, by (layer, probed layer), what the
+        features of the probed layer do on its images: frames [N, M]. For several layers: `maps` by layer, `crossings`
+        by ordered pair (l, k), frames [N_l, N_k]; from `featmap.stats.blockwise.LARGE` features on these are read
+        anew each time that they are asked for.
 
     Raises
     ------
     FeatmapError
-        in one line that says what was given, what is allowed and what to do.
+        If a layer does not exist, a setting is out of range, or the run folder holds something else.
 
-    Source: the article, section "Feature Visualization from First Principles".
+    References
+    ----------
+    The article, section "Feature Visualization from First Principles".
+
+    Notes
+    -----
+    In a crossing `profile` lies in [-1, 1]; `coactivation`, the share of the column feature's own best response, needs
+    that feature's own image and exists between mapped layers only; `relative` and `selective` are unbounded.
     """
-    where, engine = devices.device(device), Engine.of(engine)
-    network = load(model, weights, mean=mean, std=std, input_size=input_size)
-    chosen = resolve(network, where, recipe, size, steps, **changes)
-    tables.check_view(measure, neighbours)
-    job, shown = similarity_job(
-        layer,
-        network,
-        chosen,
+    execution, view = execution or Execution(), view or View()
+    loaded, device = load(network), execution.torch_device()
+    job = similarity_job(
+        layers,
+        loaded,
+        resolve_recipe(recipe, loaded, device),
         probe_layers=probe_layers,
-        features=features,
-        stimuli=stimuli,
-        seed=seed,
+        view=view,
         seeds=seeds,
-        where=where,
         start=start,
+        device=device,
     )
-    run = open_run(job, out)
-    found = run_similarity(job, shown, run, measure=measure, neighbours=neighbours, engine=engine, watcher=watcher)
-    return found.maps[layer] if isinstance(layer, str) and list(found.maps) == [layer] else found
+    maps = carry_out(job, lifecycle.open_run(job, execution.out), view, execution)
+    return maps.maps[layers] if isinstance(layers, str) and list(maps.maps) == [layers] else maps
 
 
-def run_similarity(
-    job: Job,
-    shown: list[str],
-    run: Run,
-    *,
-    measure: str = "coactivation",
-    neighbours: int = DEFAULT_NEIGHBOURS,
-    engine: Engine | None = None,
-    watcher: Watcher | None = None,
-) -> LayerMaps:
-    """Do what is left of a similarity run and return what it found."""
-    watcher = watcher or Silent()
+def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None) -> LayerMaps:
+    """Do what is left of a similarity run.
+
+    Parameters
+    ----------
+    job : Job
+        Job of the run.
+    run : Run
+        Its folder.
+    view : View
+        What tables and figures are to show.
+    execution : Execution, optional
+        Engine and progress.
+
+    Returns
+    -------
+    LayerMaps
+        Map of each layer and between every two.
+    """
+    execution = execution or Execution()
+    watcher = execution.watcher
     with run.held():
-        made = carry_out(job, run, watcher, engine)
-        reliability = run.manifest.get("reliability", {})
-        view: dict[str, Any] = {"measure": measure, "neighbours": neighbours}
-        view |= {"reliability": digest(reliability)} if reliability else {}
+        count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
+        reliability = run.manifest.reliability
+        record = view.record(reliability)
         if large.is_large(job):
-            return large.carry_out(job, shown, run, view, made, watcher)
-        finished = not made and run.is_complete()
+            return large.carry_out(job, run, view, count, watcher)
+        finished = not count and run.is_complete()
         begun = time.perf_counter()
-        found = result.analyse(job, shown, run.folder, neighbours, watcher, finished, measure)
-        for one in found.maps.values():
+        maps = analysis.analyse(job, run.folder, view, watcher, reuse=finished)
+        for one in maps.maps.values():
             flags.enter(one.features, reliability)
-        if not finished or run.manifest.get("view") != view:
-            run.manifest["files"] = {}
-            for one in found.maps.values():
-                tables.write(run, one, measure, neighbours, watcher)
-            cross_tables.write(run, found, measure, watcher)
-            run.manifest["timings"]["tables_and_figures"] = round(time.perf_counter() - begun, 3)
-            run.manifest |= {"view": view, "summary": found.summary}
-            complete(job, run)
-        return found
+        if not finished or run.manifest.view != record:
+            run.manifest.files = {}
+            for one in maps.maps.values():
+                writing.write(run, one, view, watcher)
+            cross_tables.write(run, maps, view, watcher)
+            run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
+            run.manifest.view, run.manifest.summary = record, maps.summary
+            lifecycle.complete(job, run)
+        return maps

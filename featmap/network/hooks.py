@@ -18,7 +18,7 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[nn.Module]:
+def freeze(module: nn.Module) -> Iterator[nn.Module]:
     """Lend `module` in evaluation mode with frozen parameters; give it back exactly as it was."""
     training = [(m, m.training) for m in module.modules()]
     learning = [(p, p.requires_grad) for p in module.parameters()]
@@ -34,7 +34,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
             p.requires_grad_(wanted)
 
 
-class Taps:
+class ActivationHooks:
     """A module that is stopped at the deepest of some layers and yields their outputs.
 
     Parameters
@@ -63,12 +63,12 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._lent: Any = None
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> ActivationHooks:
         modules = dict(self.module.named_modules())
         for name, (path, _) in self._places.items():
             if path not in modules:
                 raise UnitError(f"no layer {name!r} in this network; `featmap layers` lists them")
-        self._lent = frozen(self.module)
+        self._lent = freeze(self.module)
         self._lent.__enter__()
         for path in {path for path, _ in self._places.values()}:
             self._handles.append(modules[path].register_forward_hook(self._hook(path)))

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from featmap.errors import ModelError
-from featmap.image_ops import pink
-from featmap.network.hooks import frozen
-from featmap.network.model import Network, known_models, load
-from featmap.network.weights import sha256_state
+from featmap.image_ops import pink_noise
+from featmap.network.hooks import freeze
+from featmap.network.loading import list_models, load
+from featmap.network.model import Network
+from featmap.network.weights import hash_state
 
-IMAGES = 64
+CALIBRATION_IMAGES = 64
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
-def untrained(network: Network, seed: int = 0) -> Network:
+def randomise_weights(network: Network, seed: int = 0) -> Network:
     """Return the same architecture with random weights.
 
     Networks known by name are built anew with their own initialisation; one of the caller's own is copied and every
@@ -32,7 +33,7 @@ def untrained(network: Network, seed: int = 0) -> Network:
         if a module of the caller's own holds parameters that it cannot initialise again.
     """
     model = network.arguments.get("model")
-    if model in known_models():
+    if model in list_models():
         module = load(model, f"random:{seed}").module
         own = dict(network.module.named_parameters())
         made = dict(module.named_parameters())
@@ -47,7 +48,7 @@ def untrained(network: Network, seed: int = 0) -> Network:
     if any(isinstance(m, _Norm) for m in module.modules()):
         _calibrate(found)
         found.weights += ", batch norms on 1/f images"
-    found.sha256 = sha256_state(module)
+    found.sha256 = hash_state(module)
     return found
 
 
@@ -75,10 +76,10 @@ def _calibrate(network: Network) -> None:
     """Set the batch norms' running statistics to those over 1/f images, each norm's behind the ones before it."""
     norms = [m for m in network.module.modules() if isinstance(m, _Norm) and m.track_running_stats]
     device = next(network.module.parameters()).device
-    images = network.normalise(pink(IMAGES, network.input_size).to(device))
+    images = network.normalise(pink_noise(CALIBRATION_IMAGES, network.input_size).to(device))
     handles = [m.register_forward_pre_hook(_take) for m in norms]
     try:
-        with frozen(network.module), torch.no_grad():
+        with freeze(network.module), torch.no_grad():
             network.module(images)
     finally:
         for handle in handles:

@@ -10,7 +10,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Field:
+class ReceptiveField:
     """The receptive field of a grid position, analytically (Araujo et al., 2019, 10.23915/distill.00021).
 
     Position (m, n) sees the rows ``start[0] + m * jump[0]`` to that ``+ size[0] - 1``, columns alike, in
@@ -24,9 +24,9 @@ class Field:
     whole: bool = False
 
     @staticmethod
-    def pixel() -> Field:
+    def pixel() -> ReceptiveField:
         """The field of the image itself."""
-        return Field((1, 1), (1, 1), (0, 0))
+        return ReceptiveField((1, 1), (1, 1), (0, 0))
 
     def bounds(self, row: int, column: int, height: int, width: int) -> tuple[slice, slice]:
         """Return the rows and columns of a `height` x `width` image that position (row, column) sees."""
@@ -140,24 +140,24 @@ POINTWISE = frozenset(
         "getitem",
     }
 )
-WHOLE = Field((0, 0), (0, 0), (0, 0), whole=True)
+WHOLE_IMAGE = ReceptiveField((0, 0), (0, 0), (0, 0), whole=True)
 
 
-def join(fields: Iterable[Field]) -> Field:
+def join(fields: Iterable[ReceptiveField]) -> ReceptiveField:
     """Return the smallest field that covers all of `fields` (a sum or concatenation of branches)."""
     fields = list(fields)
     if any(f.whole for f in fields):
-        return WHOLE
+        return WHOLE_IMAGE
     axes = []
     for k in (0, 1):
         start = min(f.start[k] for f in fields)
         end = max(f.start[k] + f.size[k] for f in fields)
         axes.append((end - start, max(f.jump[k] for f in fields), start))
     (h, jh, sh), (w, jw, sw) = axes
-    return Field((h, w), (jh, jw), (sh, sw))
+    return ReceptiveField((h, w), (jh, jw), (sh, sw))
 
 
-def grow(seen: Field, function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Field:
+def propagate(seen: ReceptiveField, function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> ReceptiveField:
     """Return the field after `function` (named as torch names it) was applied with these arguments."""
     if seen.whole:
         return seen
@@ -177,15 +177,15 @@ def grow(seen: Field, function: str, args: Sequence[Any], kwargs: dict[str, Any]
         return _window(seen, window, _pair(stride) if stride else window, padding, spread)
     if function == "pad":
         if _get(args, kwargs, 2, "mode", "constant") == "circular":
-            return WHOLE
+            return WHOLE_IMAGE
         left, _, top, _ = (*_get(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
         start = (seen.start[0] - top * seen.jump[0], seen.start[1] - left * seen.jump[1])
-        return Field(seen.size, seen.jump, start)
+        return ReceptiveField(seen.size, seen.jump, start)
     # anything that is not known to leave each position where it is may have mixed them
-    return seen if function.strip("_") in POINTWISE else WHOLE
+    return seen if function.strip("_") in POINTWISE else WHOLE_IMAGE
 
 
-def _window(seen: Field, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Field:
+def _window(seen: ReceptiveField, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> ReceptiveField:
     axes = [
         (
             seen.size[k] + (kernel[k] - 1) * dilation[k] * seen.jump[k],
@@ -195,7 +195,7 @@ def _window(seen: Field, kernel: Sequence[int], stride: Pair, padding: Pair, dil
         for k in (0, 1)
     ]
     (h, jh, sh), (w, jw, sw) = axes
-    return Field((h, w), (jh, jw), (sh, sw))
+    return ReceptiveField((h, w), (jh, jw), (sh, sw))
 
 
 def _get(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:

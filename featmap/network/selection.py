@@ -13,10 +13,10 @@ from featmap.network.model import Network
 from featmap.network.trace import Trace
 
 ALL, CONVOLUTIONS = "all", "convs"
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINER_TYPES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def named(given: str | Sequence[str], network: Network, size: int) -> list[str]:
+def select_layers(given: str | Sequence[str], network: Network, size: int) -> list[str]:
     """Return the layers that are meant, each once.
 
     A list joins names, patterns and words by commas (or is a sequence of them). ``all`` are the network's `blocks`,
@@ -47,19 +47,19 @@ def _meant(part: str, found: Trace, network: Network) -> list[str]:
     if part in found.layers:
         return [part]
     if part == ALL:
-        return blocks(network.module, found)
+        return find_blocks(network.module, found)
     if part == CONVOLUTIONS:
-        return convolutions(network.module, found)
+        return find_convolutions(network.module, found)
     if not any(sign in part for sign in "*?["):
         return [part]
-    for names in (blocks(network.module, found), list(found.layers)):
+    for names in (find_blocks(network.module, found), list(found.layers)):
         matching = [name for name in names if fnmatchcase(name, part)]
         if matching:
             return matching
     raise UnitError(f"pattern {part!r} matches no layer of {network.name}; `featmap layers` lists them")
 
 
-def blocks(module: nn.Module, found: Trace) -> list[str]:
+def find_blocks(module: nn.Module, found: Trace) -> list[str]:
     """Return a network's blocks in the order in which a forward pass completes them.
 
     A block is the outermost module that computes a grid by convolutions and is no plain container: GoogLeNet's
@@ -86,13 +86,13 @@ def _inside(module: nn.Module, place: str, found: Trace) -> Iterator[str]:
         if not count:
             continue
         calls = [path] if path in found.layers else [la for la in found.layers if _path(la) == path]
-        if calls and not (type(child) in CONTAINERS and count > 1):
+        if calls and not (type(child) in CONTAINER_TYPES and count > 1):
             yield from calls
         else:
             yield from _inside(child, path, found)
 
 
-def convolutions(module: nn.Module, found: Trace) -> list[str]:
+def find_convolutions(module: nn.Module, found: Trace) -> list[str]:
     """Return every convolution's layers: their output before norm and ReLU."""
     return [name for name in found.layers if isinstance(module.get_submodule(_path(name)), _ConvNd)]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from featmap.network.receptive_field import WHOLE, Field, grow, join
+from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, join, propagate
 
-GRID = (2, 3)
+GRID_AXES = (2, 3)
 _REDUCING = {
     "__getitem__",
     "mean",
@@ -31,7 +31,7 @@ _REDUCING = {
     "adaptive_max_pool2d",
     "linear",
 }
-REGROUPING = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__"}
+RESHAPING = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Layer:
     height: int
     width: int
     branches: tuple[tuple[str, int], ...]
-    field: Field
+    field: ReceptiveField
     reach: int = 0
 
     @property
@@ -82,7 +82,7 @@ class Trace:
     elements: int = 0
     failure: str = ""
 
-    def field(self, layer: str, channel: int) -> Field:
+    def field(self, layer: str, channel: int) -> ReceptiveField:
         """Return the receptive field of one channel: its branch's own, where that is a layer by itself."""
         whole = self.layers[layer]
         own = self.layers.get(f"{layer}.{whole.branch(channel)}")
@@ -94,7 +94,7 @@ class _Tag:
     """What is known of one tensor: which axes are its grid, what it sees, how it was put together."""
 
     axes: tuple[int, int] | None
-    field: Field
+    field: ReceptiveField
     function: str = ""
     branches: tuple[tuple[str, int], ...] = ()
     owner: str = ""
@@ -114,7 +114,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.tags: dict[int, _Tag] = {id(image): _Tag(GRID, Field.pixel())}
+        self.tags: dict[int, _Tag] = {id(image): _Tag(GRID_AXES, ReceptiveField.pixel())}
         self.kept: list[Any] = [image]  # an id is only unique while its tensor lives
         self.uses: Counter[int] = Counter()
         self.makers: dict[int, str] = {}
@@ -141,7 +141,7 @@ class _Watch(TorchFunctionMode):
         for tensor in results:
             if tagged and id(tensor) in self.tags and any(tensor is t for t in inputs):
                 own = self.tags[id(tensor)]  # changed in place: it sees what went into it as well
-                own.field = join([grow(self.tags[id(t)].field, name, args, kwargs) for t in tagged])
+                own.field = join([propagate(self.tags[id(t)].field, name, args, kwargs) for t in tagged])
             elif tagged:
                 self.kept.append(tensor)
                 self.elements += tensor.numel()
@@ -154,13 +154,13 @@ class _Watch(TorchFunctionMode):
         axes = _axes(name, out, inputs[0], tags[0].axes, args, kwargs)
         seen = join([t.field for t in tags])
         if tags[0].axes is not None and _mixes(name, inputs[0], tags[0].axes, args, kwargs):
-            seen = WHOLE
+            seen = WHOLE_IMAGE
         elif name in _REDUCING and not _keeps_grid(out, axes, inputs[0], tags[0].axes):
-            seen = join([WHOLE if not _one(t, tag) else tag.field for t, tag in zip(inputs, tags, strict=True)])
+            seen = join([WHOLE_IMAGE if not _one(t, tag) else tag.field for t, tag in zip(inputs, tags, strict=True)])
         elif axes is None and any(t.axes and not _one(i, t) for i, t in zip(inputs, tags, strict=True)):
-            seen = WHOLE
+            seen = WHOLE_IMAGE
         else:
-            seen = grow(seen, name, args, kwargs)
+            seen = propagate(seen, name, args, kwargs)
         tag = _Tag(axes, seen, name)
         if name in {"cat", "concat", "concatenate"} and _cat_dim(args, kwargs) == 1:
             tag.branches, tag.owner = self._pieces(inputs, tags), self.stack[-1]
@@ -196,7 +196,7 @@ def _axes(
 ) -> tuple[int, int] | None:
     """Return which axes of `out` are the grid's rows and columns, or None."""
     if name in {"conv2d", "conv_transpose2d"}:
-        return GRID
+        return GRID_AXES
     if axes is None:
         return None
     if name in {"permute", "transpose", "swapaxes", "movedim", "moveaxis"}:
@@ -206,10 +206,10 @@ def _axes(
     last = (out.dim() - 2, out.dim() - 1)
     if name == "__getitem__" and out.dim() == source.dim():
         return axes if _plain(args[1]) else None
-    if name in REGROUPING and not (name == "__getitem__" and not _plain(args[1])):
+    if name in RESHAPING and not (name == "__getitem__" and not _plain(args[1])):
         kept = axes == (source.dim() - 2, source.dim() - 1) and out.shape[-2:] == source.shape[-2:]
         return last if kept and out.dim() >= 3 else None
-    if name in REGROUPING:
+    if name in RESHAPING:
         return None
     return axes if out.dim() == source.dim() else None
 
@@ -337,7 +337,7 @@ def _layer(name: str, kind: str, output: _Output, watch: _Watch) -> Layer | None
         return None
     if out.dim() == 2:
         return Layer(name, kind, out.shape[1], 1, 1, tag.branches, tag.field, output.elements)
-    if out.dim() == 4 and tag.axes == GRID:
+    if out.dim() == 4 and tag.axes == GRID_AXES:
         channels, height, width = out.shape[1:]
         return Layer(name, kind, channels, height, width, tag.branches, tag.field, output.elements)
     return None

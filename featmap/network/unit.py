@@ -1,4 +1,4 @@
-"""Units: what can be maximised, and how it is written.
+"""Units: the parts of a network that can be maximised, and their notation.
 
 The notation follows the article's tensor slices, `[f, :, :]`, `[f, m, :]` and `[f, m, n]`:
 
@@ -16,7 +16,7 @@ The notation follows the article's tensor slices, `[f, :, :]`, `[f, m, :]` and `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,17 +34,26 @@ _NUMBER = re.compile(r"\d{1,9}\Z", re.ASCII)
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """Anything that can be maximised.
+    """A part of a network that can be maximised.
 
     Parameters
     ----------
-    layer : the layer's name, as `featmap layers` prints it
-    channel : index f of the channel; None for a set of neurons or a whole layer
-    row, column : position in the grid, from 0
-    first : length of a reading-order prefix of the grid
-    neurons : the (f, m, n) of a set
+    layer : str
+        Name of the layer, as `featmap layers` prints it.
+    channel : int or None, default None
+        Index f of the channel, from 0; None for a set of neurons and for a whole layer.
+    row : int or None, default None
+        Row m of the grid, from 0; None for a whole feature.
+    column : int or None, default None
+        Column n of the grid, from 0; None for a whole feature or row.
+    first : int or None, default None
+        Number of neurons in a prefix of the grid in reading order; None for any other unit.
+    neurons : tuple of (int, int, int), default ()
+        The (f, m, n) of each neuron of a set; empty for any other unit.
 
-    Source: the article, section "Feature Visualization from First Principles".
+    References
+    ----------
+    The article, section "Feature Visualization from First Principles".
     """
 
     layer: str
@@ -56,7 +65,7 @@ class Unit:
 
     @property
     def kind(self) -> Kind:
-        """Which of the forms in the module's table this unit has."""
+        """The form of this unit, one of those in the module's table."""
         if self.neurons:
             return "neurons"
         if self.channel is None:
@@ -77,17 +86,76 @@ class Unit:
         parts = [p for p in (self.channel, self.row, self.column) if p is not None]
         return ":".join([self.layer, *map(str, parts)])
 
-    def on(self, layer: str) -> Unit:
-        """Return the same unit of another layer."""
-        return replace(self, layer=layer)
+    @staticmethod
+    def parse(text: str) -> Unit:
+        """Parse a unit expression such as ``inception4a:17``.
 
-    def check(self, shape: Shape) -> Unit:
-        """Return this unit if it lies within a layer of `shape` (channels, height, width).
+        Parameters
+        ----------
+        text : str
+            One of the forms in the module's table; spaces around it are ignored.
+
+        Returns
+        -------
+        Unit
+            The unit; it is not checked against any network.
 
         Raises
         ------
         UnitError
-            with the index that is out of range and the range that is allowed.
+            If `text` has none of the forms.
+        """
+        layer, *rest = text.strip().split(":", 1)
+        if not layer:
+            raise UnitError(f"{text!r} names no layer; allowed: {GRAMMAR}")
+        if not rest or rest[0] == "all":
+            return Unit(layer)
+        position = rest[0]
+        if "+" in position:
+            points = [_parse_indices(text, part) for part in position.split("+")]
+            if any(len(p) != 3 for p in points):
+                raise UnitError(f"{text!r}: a set joins neurons f:m:n by +; allowed: {GRAMMAR}")
+            return Unit(layer, neurons=tuple(sorted({(f, m, n) for f, m, n in points})))
+        head, dots, count = position.partition(":..")
+        if dots:
+            (channel,) = _parse_indices(text, head, max_count=1)
+            (first,) = _parse_indices(text, count, max_count=1)
+            return Unit(layer, channel, first=first)
+        indices: list[int | None] = [*_parse_indices(text, position), None, None]
+        return Unit(layer, indices[0], indices[1], indices[2])
+
+    def with_layer(self, layer: str) -> Unit:
+        """Copy this unit to another layer.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the other layer.
+
+        Returns
+        -------
+        Unit
+            The unit with the same indices in `layer`.
+        """
+        return replace(self, layer=layer)
+
+    def check(self, shape: Shape) -> Unit:
+        """Check that this unit lies within a layer.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Channels, height and width of the layer's output.
+
+        Returns
+        -------
+        Unit
+            This unit.
+
+        Raises
+        ------
+        UnitError
+            If an index is out of range; the message gives the range that is allowed.
         """
         channels, height, width = shape
         if self.first is not None and not 1 <= self.first <= height * width:
@@ -97,25 +165,33 @@ class Unit:
             )
         points = self.neurons or ((self.channel, self.row, self.column),)
         for point in points:
-            for what, index, size in zip(("channel", "row", "column"), point, shape, strict=True):
+            for axis, index, size in zip(("channel", "row", "column"), point, shape, strict=True):
                 if index is not None and not 0 <= index < size:
                     raise UnitError(
-                        f"{self}: {what} {index} is out of range; {self.layer} is "
+                        f"{self}: {axis} {index} is out of range; {self.layer} is "
                         f"{channels} x {height} x {width} here, so 0 to {size - 1} are allowed"
                     )
         return self
 
     def mask(self, shape: Shape) -> tuple[list[int], np.ndarray | None]:
-        """Return the channels this unit reads and which of their neurons.
+        """Compute the channels of this unit and the mask of its neurons.
 
         Parameters
         ----------
-        shape : channels, height, width of the layer's output
+        shape : tuple of int
+            Channels, height and width of the layer's output.
 
         Returns
         -------
-        channels : P channel indices
-        mask : P x height x width of booleans, or None where every neuron of those channels belongs
+        channels : list of int
+            The P channels that hold neurons of this unit, each once, in increasing order.
+        mask : np.ndarray or None
+            P x height x width, boolean, True for the unit's neurons; None where all neurons of `channels` belong.
+
+        Raises
+        ------
+        UnitError
+            If the unit does not lie within `shape`.
         """
         channels, height, width = shape
         self.check(shape)
@@ -124,11 +200,11 @@ class Unit:
         if self.kind == "feature":
             return [self._channel], None
         if self.neurons:
-            used = sorted({f for f, _, _ in self.neurons})
-            mask = np.zeros((len(used), height, width), dtype=bool)
+            features = sorted({f for f, _, _ in self.neurons})
+            mask = np.zeros((len(features), height, width), dtype=bool)
             for f, m, n in self.neurons:
-                mask[used.index(f), m, n] = True
-            return used, mask
+                mask[features.index(f), m, n] = True
+            return features, mask
         mask = np.zeros((1, height, width), dtype=bool)
         if self.first is not None:
             mask.reshape(-1)[: self.first] = True
@@ -140,66 +216,69 @@ class Unit:
 
     @property
     def _channel(self) -> int:
+        """The channel of a unit that has exactly one."""
         assert self.channel is not None
         return self.channel
 
 
-def feature(layer: str, channel: int) -> Unit:
-    """Return the unit ``layer:channel``."""
-    return Unit(layer, channel)
-
-
-def parse_unit(text: str) -> Unit:
-    """Return the unit that `text` names (the grammar is this module's table).
-
-    Raises
-    ------
-    UnitError
-        if `text` is not of one of the forms.
-    """
-    layer, *rest = text.strip().split(":", 1)
-    if not layer:
-        raise UnitError(f"{text!r} names no layer; allowed: {GRAMMAR}")
-    if not rest or rest[0] == "all":
-        return Unit(layer)
-    where = rest[0]
-    if "+" in where:
-        points = [_numbers(text, part) for part in where.split("+")]
-        if any(len(p) != 3 for p in points):
-            raise UnitError(f"{text!r}: a set joins neurons f:m:n by +; allowed: {GRAMMAR}")
-        return Unit(layer, neurons=tuple(sorted({(f, m, n) for f, m, n in points})))
-    head, dots, count = where.partition(":..")
-    if dots:
-        (channel,) = _numbers(text, head, most=1)
-        (first,) = _numbers(text, count, most=1)
-        return Unit(layer, channel, first=first)
-    indices: list[int | None] = [*_numbers(text, where, most=3), None, None]
-    return Unit(layer, indices[0], indices[1], indices[2])
-
-
-def _numbers(text: str, part: str, most: int = 3) -> list[int]:
-    """Return the colon-separated indices in `part` of the unit expression `text`."""
-    pieces = part.split(":")
-    if len(pieces) > most or not all(_NUMBER.match(p) for p in pieces):
+def _parse_indices(text: str, part: str, max_count: int = 3) -> list[int]:
+    """Parse the indices, separated by colons, in `part` of the unit expression `text`."""
+    numbers = part.split(":")
+    if len(numbers) > max_count or not all(_NUMBER.match(n) for n in numbers):
         raise UnitError(f"{text!r} is not a unit; allowed: {GRAMMAR}")
-    return [int(p) for p in pieces]
+    return [int(n) for n in numbers]
+
+
+def split_call(layer: str) -> tuple[str, int]:
+    """Split a layer's name into the path of its module and the number of the call.
+
+    One forward pass may call a module several times; ``path@k`` is the output of its k-th call.
+
+    Parameters
+    ----------
+    layer : str
+        Name of a layer, ``path`` or ``path@k``.
+
+    Returns
+    -------
+    path : str
+        Path of the module within the network.
+    call : int
+        Number of the call, from 1; 1 where the name has none.
+    """
+    path, at, call = layer.rpartition("@")
+    return (path, int(call)) if at and call.isdecimal() else (layer, 1)
 
 
 def parse_channels(text: str, channels: int, layer: str = "the layer") -> list[int]:
-    """Return the channels named by a list such as ``0-15,42``: sorted, each once.
+    """Parse a list of channels such as ``0-15,42``.
+
+    Parameters
+    ----------
+    text : str
+        Numbers and ranges (both ends included) joined by commas, or ``all``.
+    channels : int
+        Number of channels of the layer.
+    layer : str, default "the layer"
+        Name of the layer, for messages.
+
+    Returns
+    -------
+    list of int
+        The channels in increasing order, each once.
 
     Raises
     ------
     UnitError
-        for anything that is not a list of numbers and ranges, and for channels out of range.
+        If `text` is not a list of numbers and ranges, or a channel is out of range.
     """
     if text.strip() == "all":
         return list(range(channels))
-    chosen: set[int] = set()
+    selected: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not _NUMBER.match(first) or (dash and not _NUMBER.match(last)):
-            raise UnitError(f"features {text!r}: {part.strip()!r} is no number or range; write 0-15,42 or all")
+            raise UnitError(f"features {text!r}: {part.strip()!r} is not a number or range; write 0-15,42 or all")
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise UnitError(f"features {text!r}: the range {part.strip()} runs backwards; write {high}-{low}")
@@ -208,21 +287,27 @@ def parse_channels(text: str, channels: int, layer: str = "the layer") -> list[i
                 f"features {text!r}: channel {high} is out of range; {layer} has {channels} channels, "
                 f"so 0 to {channels - 1} are allowed"
             )
-        chosen.update(range(low, high + 1))
-    return sorted(chosen)
+        selected.update(range(low, high + 1))
+    return sorted(selected)
 
 
-def written_channels(channels: Sequence[int]) -> str:
-    """Return sorted channels as `parse_channels` reads them, shortest: ``0-15,42``."""
-    parts: list[list[int]] = []
+def format_channels(channels: Sequence[int]) -> str:
+    """Format channels as the shortest list that `parse_channels` reads.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Channels in increasing order.
+
+    Returns
+    -------
+    str
+        Numbers and ranges joined by commas, such as ``0-15,42``.
+    """
+    ranges: list[list[int]] = []
     for c in channels:
-        if parts and c == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], c]
+        if ranges and c == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], c]
         else:
-            parts.append([c])
-    return ",".join("-".join(map(str, p)) for p in parts)
-
-
-def labels(units: Iterable[Unit]) -> list[str]:
-    """Return the units as they are written."""
-    return [str(u) for u in units]
+            ranges.append([c])
+    return ",".join("-".join(map(str, r)) for r in ranges)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from featmap.network.hooks import frozen
+from featmap.network.hooks import freeze
 from featmap.network.model import Network
 
 _CHANNELWISE = {
@@ -41,7 +41,7 @@ class _Channel:
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class FeatureWeights:
     """The weights of a layer's features.
 
     Attributes
@@ -154,7 +154,7 @@ def _one_wide(tensor: Any, name: str) -> bool:
     return name == "mean" or (isinstance(tensor, Tensor) and all(side == 1 for side in tensor.shape[2:]))
 
 
-def weights_of(network: Network, layer: str, size: int) -> tuple[Weights, Weights]:
+def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeights, FeatureWeights]:
     """Return the incoming and the outgoing weights of a layer's features.
 
     Incoming: the row of the convolution (or linear map) that makes the feature, turned over where a batch norm behind
@@ -185,14 +185,14 @@ def weights_of(network: Network, layer: str, size: int) -> tuple[Weights, Weight
 
     handle = module.get_submodule(path).register_forward_hook(after)
     try:
-        with frozen(module), torch.no_grad(), trail:
+        with freeze(module), torch.no_grad(), trail:
             module(image)
     finally:
         handle.remove()
     return _incoming(trail, made[0] if made else [], place.channels), _outgoing(trail, place.channels)
 
 
-def _incoming(trail: _Trail, made: list[_Channel], count: int) -> Weights:
+def _incoming(trail: _Trail, made: list[_Channel], count: int) -> FeatureWeights:
     rows: list[np.ndarray] = []
     groups = np.full(count, -1)
     names: list[str] = []
@@ -211,10 +211,10 @@ def _incoming(trail: _Trail, made: list[_Channel], count: int) -> Weights:
             names.append(call.name if call.groups == 1 else f"{call.name}, group {part}")
         groups[k] = labels[key]
         rows.append(channel.sign * flat[channel.maker][channel.row])
-    return Weights(_padded(rows), groups, tuple(names))
+    return FeatureWeights(_padded(rows), groups, tuple(names))
 
 
-def _outgoing(trail: _Trail, count: int) -> Weights:
+def _outgoing(trail: _Trail, count: int) -> FeatureWeights:
     pieces: list[list[np.ndarray]] = [[] for _ in range(count)]
     keys: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     for number, (call, read) in enumerate(trail.readers):
@@ -231,7 +231,7 @@ def _outgoing(trail: _Trail, count: int) -> Weights:
     labels: dict[tuple[tuple[int, int], ...], int] = {}
     groups = np.array([labels.setdefault(tuple(key), len(labels)) if key else -1 for key in keys], dtype=int)
     rows = [np.concatenate(p) if p else np.zeros(0) for p in pieces]
-    return Weights(_padded(rows), groups, tuple(dict.fromkeys(call.name for call, _ in trail.readers)))
+    return FeatureWeights(_padded(rows), groups, tuple(dict.fromkeys(call.name for call, _ in trail.readers)))
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from featmap.errors import ModelError
 
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-CONNECT_SECONDS = 10.0
+AUXILIARY_PREFIXES = ("aux1.", "aux2.", "AuxLogits.")
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
+CONNECT_TIMEOUT = 10.0
 
 
-def sha256_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_state(module: nn.Module) -> str:
+def hash_state(module: nn.Module) -> str:
     """Return the SHA-256 of a module's state: names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -40,7 +40,7 @@ def sha256_state(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def architecture(module: nn.Module) -> str:
+def hash_architecture(module: nn.Module) -> str:
     """Return a short hash of what a network is besides its weights: its modules, and the code of those not torch's."""
     digest = hashlib.sha256(repr(module).encode())
     for kind in sorted({type(m) for m in module.modules()}, key=lambda k: (k.__module__, k.__qualname__)):
@@ -84,7 +84,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    for key in WRAPPERS:
+    for key in WRAPPER_KEYS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()) or not found:
@@ -95,7 +95,7 @@ def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: str) -> None:
+def load_state(module: nn.Module, state: Mapping[str, Tensor], network: str, source: str) -> None:
     """Load `state` into `module`; auxiliary heads that the module does not have are left out.
 
     Raises
@@ -104,7 +104,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], network: str, source: st
         naming the first tensors that are missing, unknown or of another shape.
     """
     own = module.state_dict()
-    state = {k: v for k, v in state.items() if k in own or not k.startswith(AUXILIARY)}
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(AUXILIARY_PREFIXES)}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in own]
     wrong = [
@@ -143,7 +143,7 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
-def cached(url: str, name: str) -> Path:
+def fetch(url: str, name: str) -> Path:
     """Return the file of torchvision's weights at `url` in torch.hub's cache, downloading it if need be.
 
     Raises
@@ -155,7 +155,7 @@ def cached(url: str, name: str) -> Path:
     if path.is_file():
         return path
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_SECONDS)
+    socket.setdefaulttimeout(CONNECT_TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = path.stem.rpartition("-")[2]

@@ -1,4 +1,4 @@
-"""Batches of descents on a network that is prepared once for each set of layers."""
+"""Batches of descents and gradients on a network that is prepared once for each set of layers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,54 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from featmap.network.hooks import Taps
+from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.optimize.descent import REDUCED, Descent, OnStep, descend
-from featmap.optimize.objective import BatchLoss, Objective
-from featmap.optimize.prepare import prepared
+from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, StepCallback, descend
+from featmap.optimize.loss import BatchLoss
+from featmap.optimize.objective import Objective
+from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import Recipe
 
 
 class Batches:
-    """Descents on one network and device.
+    """Descents and gradients on one network and device.
 
-    Only rows of the same layers share a pass: how the network is prepared, and what NaN in a deeper layer does
-    to the gradients behind it, must not depend on a row's neighbours.
+    Only rows of the same layers share a pass: how the network is prepared, and what NaN in a deeper layer does to the
+    gradients of the layers before it, must not depend on a row's neighbours.
+
+    Parameters
+    ----------
+    network : Network
+        The network; it is copied, not changed.
+    device : torch.device
+        Device of the descents.
     """
 
     def __init__(self, network: Network, device: torch.device) -> None:
         self.network, self.device = network, device
         self._modules: dict[tuple[tuple[str, ...], str], nn.Module] = {}
 
-    def module(self, layers: tuple[str, ...], size: int, precision: str = "float32") -> nn.Module:
-        """Return the network prepared for descents on these layers, with weights in that precision."""
+    def prepared_module(self, layers: tuple[str, ...], size: int, precision: str = "float32") -> nn.Module:
+        """Prepare the network for descents on some layers; later calls reuse the copy.
+
+        Parameters
+        ----------
+        layers : tuple of str
+            Names of the layers, sorted.
+        size : int
+            Image size at which the network is traced, in pixels.
+        precision : str, default "float32"
+            Type of the weights, see `featmap.optimize.recipe.Recipe`.
+
+        Returns
+        -------
+        nn.Module
+            The prepared copy, see `featmap.optimize.prepare.prepare`.
+        """
         if (layers, precision) not in self._modules:
-            folds, dtype = self.network.trace(size).folds, REDUCED.get(precision)
-            made = prepared(self.network.module, folds, layers, self.device, self.network.layout, dtype)
-            self._modules[layers, precision] = made
+            folds, dtype = self.network.trace(size).folds, REDUCED_PRECISIONS.get(precision)
+            module = prepare(self.network.module, folds, layers, self.device, self.network.layout, dtype)
+            self._modules[layers, precision] = module
         return self._modules[layers, precision]
 
     def descend(
@@ -41,19 +64,45 @@ class Batches:
         recipe: Recipe,
         seed: int | Sequence[int],
         start: Tensor | None = None,
-        on_step: OnStep | None = None,
+        on_step: StepCallback | None = None,
         frames: int = 0,
     ) -> Descent:
-        """Return the descents of a batch; see `featmap.optimize.descent.descend` for what is given and returned."""
-        groups: dict[tuple[str, ...], list[int]] = {}
+        """Maximise a batch of objectives, in one descent for each set of layers.
+
+        Parameters
+        ----------
+        objectives : sequence of Objective
+            1 to `recipe.rows` objectives, one for each row.
+        recipe : Recipe
+            The resolved recipe.
+        seed : int or sequence of int
+            Seed of the noise and of the jitter: one for all rows, or one for each objective.
+        start : Tensor or None, default None
+            Image to start from instead of noise: 3 x H x W, or one for each objective, N x 3 x H x W.
+        on_step : callable or None, default None
+            Called after each step of the last set of layers with the step's number and the activations.
+        frames : int, default 0
+            Interval, in steps, at which images are kept; 0 keeps none.
+
+        Returns
+        -------
+        Descent
+            Images and records in the order of the objectives.
+
+        Raises
+        ------
+        RecipeError
+            If there are more objectives than `recipe.rows`.
+        """
+        rows_by_layers: dict[tuple[str, ...], list[int]] = {}
         for row, target in enumerate(objectives):
-            groups.setdefault(tuple(sorted(target.layers)), []).append(row)
-        found: list[Descent] = []
-        for layers, rows in groups.items():
+            rows_by_layers.setdefault(tuple(sorted(target.layers)), []).append(row)
+        results: list[Descent] = []
+        for layers, rows in rows_by_layers.items():
             shapes = {size: {la: self.network.layer(la, size).shape for la in layers} for size in set(recipe.sizes)}
-            found.append(
+            results.append(
                 descend(
-                    self.module(layers, recipe.size, recipe.precision),
+                    self.prepared_module(layers, recipe.size, recipe.precision),
                     self.network.normalise,
                     [objectives[r] for r in rows],
                     recipe,
@@ -61,60 +110,88 @@ class Batches:
                     seed=seed if isinstance(seed, int) else [seed[r] for r in rows],
                     start=start[rows] if start is not None and start.dim() == 4 else start,
                     device=self.device,
-                    on_step=on_step if len(found) == len(groups) - 1 else None,
+                    on_step=on_step if len(results) == len(rows_by_layers) - 1 else None,
                     frames=frames,
                 )
             )
-        back = torch.argsort(torch.tensor([r for rows in groups.values() for r in rows]))
-        terms = max(f.curve.shape[2] for f in found)
-        curves = [functional.pad(f.curve, (0, terms - f.curve.shape[2]), value=float("nan")) for f in found]
+        order = torch.argsort(torch.tensor([r for rows in rows_by_layers.values() for r in rows]))
+        terms = max(d.curve.shape[2] for d in results)
+        curves = [functional.pad(d.curve, (0, terms - d.curve.shape[2]), value=float("nan")) for d in results]
         return Descent(
-            torch.cat([f.images for f in found])[back],
-            torch.cat(curves)[back],
-            torch.cat([f.agreement for f in found])[back],
-            torch.cat([f.revived for f in found])[back],
-            torch.cat([f.moved for f in found])[back],
-            tuple(torch.cat(same_step)[back] for same_step in zip(*(f.frames for f in found), strict=True)),
+            torch.cat([d.images for d in results])[order],
+            torch.cat(curves)[order],
+            torch.cat([d.agreement for d in results])[order],
+            torch.cat([d.rescued for d in results])[order],
+            torch.cat([d.had_gradient for d in results])[order],
+            tuple(torch.cat(same_step)[order] for same_step in zip(*(d.frames for d in results), strict=True)),
         )
 
-    def influence(self, objectives: Sequence[Objective], images: Tensor, rows: int, layer: str) -> Tensor:
-        """Return the gradient of each objective's activation by the channels of `layer`, N x C, summed over their grid.
+    def channel_gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int, layer: str) -> Tensor:
+        """Compute the gradient of each objective's activation by a layer's channels.
 
-        At its own image (N x 3 x H x W). NaN where the layer does not lie before the objective's.
+        Parameters
+        ----------
+        objectives : sequence of Objective
+            N objectives.
+        images : Tensor
+            The image of each objective, N x 3 x H x W.
+        rows : int
+            Number of images computed together.
+        layer : str
+            Name of the layer whose C channels are differentiated by.
+
+        Returns
+        -------
+        Tensor
+            Gradients summed over the layer's grid, N x C, float32; NaN where the layer does not lie before the
+            objective's layers.
         """
         size = int(images.shape[2])
         channels = self.network.layer(layer, size).channels
-        found = []
+        gradients = []
         for first in range(0, len(images), rows):
             chosen = list(objectives[first : first + rows])
             layers = tuple(sorted({la for o in chosen for la in o.layers} | {layer}))
             shapes = {la: self.network.layer(la, size).shape for la in layers}
-            with Taps(self.module(layers, size), layers, leaves=(layer,)) as taps:
+            with ActivationHooks(self.prepared_module(layers, size), layers, leaves=(layer,)) as taps:
                 outputs = taps.run(self.network.normalise(images[first : first + rows].to(self.device)))
                 losses, _ = BatchLoss(chosen, shapes, "l1", 0.0, self.device)(outputs)
             if losses.requires_grad:
-                (g,) = torch.autograd.grad(losses.sum(), outputs[layer])
-                found.append(-g.sum((2, 3)).float().cpu())
+                # The l1 loss at C = 0 is the negative sum of the unit's neurons.
+                (gradient,) = torch.autograd.grad(losses.sum(), outputs[layer])
+                gradients.append(-gradient.sum((2, 3)).float().cpu())
             else:
-                found.append(torch.full((len(chosen), channels), torch.nan))
-        return torch.cat(found)
+                gradients.append(torch.full((len(chosen), channels), torch.nan))
+        return torch.cat(gradients)
 
-    def gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int) -> Tensor:
-        """Return the gradient of each objective's activation at its own image, N x 3 x H x W, `rows` at a time.
+    def image_gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int) -> Tensor:
+        """Compute the gradient of each objective's activation by its own image.
 
-        `images` is N x 3 x H x W in [0, 1]; the last batch is padded, so that a row depends on itself alone.
+        Parameters
+        ----------
+        objectives : sequence of Objective
+            N objectives.
+        images : Tensor
+            The image of each objective, N x 3 x H x W in [0, 1].
+        rows : int
+            Number of images computed together; the last batch is padded, so that a row depends on itself alone.
+
+        Returns
+        -------
+        Tensor
+            Gradients, N x 3 x H x W, float32.
         """
         layers, size = tuple(sorted({la for o in objectives for la in o.layers})), int(images.shape[2])
         shapes = {la: self.network.layer(la, size).shape for la in layers}
-        module, found = self.module(layers, size), []
-        with Taps(module, layers) as taps:
+        module, gradients = self.prepared_module(layers, size), []
+        with ActivationHooks(module, layers) as taps:
             for first in range(0, len(images), rows):
                 chosen = list(objectives[first : first + rows])
                 batch = images[first : first + rows]
-                short = rows - len(chosen)
-                padded = torch.cat([batch, batch[:1].expand(short, -1, -1, -1)]).to(self.device).requires_grad_(True)
-                loss = BatchLoss(chosen + chosen[:1] * short, shapes, "l1", 0.0, self.device)
+                padding = rows - len(chosen)
+                padded = torch.cat([batch, batch[:1].expand(padding, -1, -1, -1)]).to(self.device).requires_grad_(True)
+                loss = BatchLoss(chosen + chosen[:1] * padding, shapes, "l1", 0.0, self.device)
                 losses, _ = loss(taps.run(self.network.normalise(padded)))
-                (g,) = torch.autograd.grad(losses.sum(), padded)
-                found.append(-g[: len(chosen)].detach().float().cpu())
-        return torch.cat(found)
+                (gradient,) = torch.autograd.grad(losses.sum(), padded)
+                gradients.append(-gradient[: len(chosen)].detach().float().cpu())
+        return torch.cat(gradients)

@@ -1,47 +1,212 @@
-"""Whether a layer can be seen in every octave of a recipe, and how large an image has to be for that."""
+"""Limits of a recipe: image sizes that a layer needs, and memory that a batch needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import psutil
+import torch
 
 from featmap.errors import RecipeError
 from featmap.network.model import Network
-from featmap.optimize.recipe import RECIPES, Recipe
+from featmap.optimize.recipe import MIN_ROWS, RECIPES, Recipe, require_integer
+
+BACKWARD_MEMORY_FACTOR = 1.5
+"""Bytes held for the backward pass over those of all layers' outputs, as measured on GoogLeNet."""
 
 
-def check(network: Network, recipe: Recipe, layers: Iterable[str]) -> None:
-    """Refuse a recipe that makes steps at a size which is too small for a layer, though its finished image is not.
+def check_octave_sizes(network: Network, recipe: Recipe, layers: Iterable[str]) -> None:
+    """Check that every octave's image is large enough for the layers.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    recipe : Recipe
+        The resolved recipe.
+    layers : iterable of str
+        Names of the layers.
 
     Raises
     ------
     RecipeError
-        with the size of the image that would do.
+        If a layer has an output at the size of the finished image but not at that of every octave; the message gives
+        a size that suffices.
     UnitError
-        for a layer that is not there at the size of the finished image.
+        If a layer does not exist at the size of the finished image.
     """
     final, smallest = recipe.size, min(recipe.sizes)
     for layer in layers:
         network.layer(layer, final)
         if layer not in network.trace(smallest).layers:
-            size = enough(recipe, network.least(layer, smallest, final))
+            size = smallest_sufficient_size(recipe, network.find_min_size(layer, smallest, final))
             raise RecipeError(
                 f"recipe {recipe.name} at {final} pixels makes steps at {smallest}, which is too small for layer "
-                f"{layer!r} of {network.name}; give --size {size} or more"
+                f"{layer!r} of {network.name}; choose a size of {size} or more"
             )
 
 
-def enough(recipe: Recipe, least: int) -> int:
-    """Return a size of the finished image at which every octave has at least `least` pixels.
+def smallest_sufficient_size(recipe: Recipe, min_size: int) -> int:
+    """Find the smallest finished size at which every octave has `min_size` pixels.
 
-    The smallest such size for a recipe that has a name; for another, whose fractions are not known once it is resolved,
-    one that suffices.
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    min_size : int
+        Side in pixels that every octave needs.
+
+    Returns
+    -------
+    int
+        Side of the finished image in pixels: the smallest that suffices for a recipe that has a name; for another,
+        whose fractions are not known once it is resolved, one that suffices.
     """
     final, smallest = recipe.size, min(recipe.sizes)
     named = RECIPES.get(recipe.name)
     if named is None or named.resolved(final, size=final).sizes != recipe.sizes:
-        return math.ceil((least + 0.5) * final / (smallest - 0.5))
+        # An octave's size is a rounded product, so both sizes may be off by half a pixel.
+        return math.ceil((min_size + 0.5) * final / (smallest - 0.5))
     size = final
-    while min(named.resolved(final, size=size).sizes) < least:
+    while min(named.resolved(final, size=size).sizes) < min_size:
         size += 1
     return size
+
+
+def estimate_memory(network: Network, recipe: Recipe, layers: Sequence[str], rows: int | None = None) -> int:
+    """Estimate the memory that a batch takes at the recipe's largest size.
+
+    Parameters
+    ----------
+    network : Network
+        The network; its own weights are not counted.
+    recipe : Recipe
+        The resolved recipe.
+    layers : sequence of str
+        Layers of the objectives.
+    rows : int or None, default None
+        Number of images in the batch; None takes the recipe's.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    reach = max(network.layer(la, max(recipe.sizes)).cumulative_elements for la in layers)
+    width = 2 if recipe.precision == "bfloat16" else 4
+    return int(width * (recipe.rows if rows is None else rows) * reach * BACKWARD_MEMORY_FACTOR)
+
+
+def free_memory(device: torch.device) -> int:
+    """Read how much memory of a device is free.
+
+    Parameters
+    ----------
+    device : torch.device
+        A GPU, or the CPU for the machine's memory.
+
+    Returns
+    -------
+    int
+        Bytes; on a GPU with those that torch holds in reserve.
+    """
+    if device.type == "cuda":
+        # torch keeps what it has freed; the driver counts it as used, but a batch can have it
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(network: Network, recipe: Recipe, layers: Sequence[str], device: torch.device) -> None:
+    """Check that a batch fits into a device's free memory.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    recipe : Recipe
+        The resolved recipe.
+    layers : sequence of str
+        Layers of the objectives.
+    device : torch.device
+        Device of the descent.
+
+    Raises
+    ------
+    RecipeError
+        If the batch does not fit; the message gives the number of rows that would.
+    """
+    needed, free = estimate_memory(network, recipe, layers), free_memory(device)
+    if needed <= free:
+        return
+    max_rows = free // max(1, estimate_memory(network, recipe, layers, 1))
+    advice = f"choose {max_rows} rows or fewer" if max_rows >= MIN_ROWS else "choose a smaller size"
+    raise RecipeError(
+        f"{recipe.rows} rows at {max(recipe.sizes)} pixels need about {needed / 1e9:,.1f} GB of memory, "
+        f"{free / 1e9:,.1f} GB are free; {advice}"
+    )
+
+
+MOST_SEEDS = 10_000
+
+
+def seeds_of(seeds: int | Iterable[int], recipe: Recipe) -> tuple[int, ...]:
+    """Return the seeds of a run.
+
+    Parameters
+    ----------
+    seeds : int or iterable of int
+        How many consecutive seeds, counted from the recipe's own; or the seeds themselves.
+    recipe : Recipe
+        Recipe whose `default_seed` the count starts from.
+
+    Returns
+    -------
+    tuple of int
+        Each seed once, in the order given.
+
+    Raises
+    ------
+    RecipeError
+        If there is no seed, too many, or one out of range.
+    """
+    if isinstance(seeds, (int, bool)):
+        require_integer("seeds", seeds)
+        count, first = seeds, recipe.default_seed
+        values: Sequence[int] = range(first, first + max(0, min(count, MOST_SEEDS + 1)))
+    else:
+        values = [require_integer("seed", seed) for seed in seeds]
+    if not 1 <= len(values) <= MOST_SEEDS or len(set(values)) < len(values) or not all(0 <= s < 2**31 for s in values):
+        shown = f"{values[0]} to {values[-1]}" if len(values) else "none"
+        raise RecipeError(
+            f"{len(values):,} seeds ({shown}): give 1 to {MOST_SEEDS:,} different seeds, each from 0 to 2147483647"
+        )
+    return tuple(values)
+
+
+def resolve_recipe(
+    recipe: str | Recipe | None, network: Network, device: torch.device, default: str | None = None
+) -> Recipe:
+    """Return a recipe with every size in pixels.
+
+    Parameters
+    ----------
+    recipe : str, Recipe or None
+        A recipe or its name; None takes the default.
+    network : Network
+        Its input size is taken where the recipe leaves the size open.
+    device : torch.device
+        Where the descents run.
+    default : str, optional
+        Name of the default. None is "fast" on a CPU and "standard" on an accelerator.
+
+    Returns
+    -------
+    Recipe
+        The resolved recipe.
+    """
+    if recipe is None:
+        recipe = default or ("fast" if device.type == "cpu" else "standard")
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
+    return chosen.resolved(network.input_size)

@@ -1,4 +1,4 @@
-"""Image parameterisations: what the descent moves, and the B x 3 x H x W image that it stands for."""
+"""Image parameterisations, and the initial, null and stored images of a recipe."""
 
 from __future__ import annotations
 
@@ -11,54 +11,117 @@ from torch import Tensor
 from featmap import image_ops
 from featmap.optimize.recipe import Recipe
 
-# square root of the colour covariance of natural images, and its use, as in Olah et al. 2017 (10.23915/distill.00007)
+# Square root of the colour covariance of natural images, normalised and applied as in Olah et al., "Feature
+# Visualization", Distill, 2017, doi:10.23915/distill.00007
 _COLOUR = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
 _COLOUR = _COLOUR / torch.linalg.vector_norm(_COLOUR, dim=0).max()
 _COLOURS = tuple(map(tuple, _COLOUR.tolist()))
 
 
 class Pixels:
-    """The image itself."""
+    """Parameterise an image by its own pixels.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def start(self, images: Tensor) -> Tensor:
-        """Return the parameters of these images (B x 3 x H x W)."""
+    def to_parameters(self, images: Tensor) -> Tensor:
+        """Convert images to parameters.
+
+        Parameters
+        ----------
+        images : Tensor
+            B x 3 x H x W.
+
+        Returns
+        -------
+        Tensor
+            The images themselves.
+        """
         return images
 
-    def image(self, parameters: Tensor) -> Tensor:
-        """Return the images of these parameters."""
+    def to_images(self, parameters: Tensor) -> Tensor:
+        """Convert parameters to images.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            B x 3 x H x W.
+
+        Returns
+        -------
+        Tensor
+            The parameters themselves.
+        """
         return parameters
 
 
 class Fourier:
-    """A decorrelated spectrum, divided by frequency, through a sigmoid: the image always lies in [0, 1]."""
+    """Parameterise an image by its spectrum in decorrelated colours.
+
+    The spectrum is divided by frequency and the image is passed through a sigmoid, so it always lies in [0, 1].
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+
+    References
+    ----------
+    C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017, doi:10.23915/distill.00007
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def start(self, images: Tensor) -> Tensor:
-        """Return the real spectrum parameters, B x 3 x H x (W // 2 + 1) x 2, of these images."""
+    def to_parameters(self, images: Tensor) -> Tensor:
+        """Convert images to the parameters of their spectrum.
+
+        Parameters
+        ----------
+        images : Tensor
+            B x 3 x H x W; clamped to [0.02, 0.98], where the sigmoid can be inverted.
+
+        Returns
+        -------
+        Tensor
+            Real and imaginary parts, B x 3 x H x (W // 2 + 1) x 2.
+        """
         logit = torch.logit(images.clamp(0.02, 0.98))
         mixed = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
         spectrum = torch.fft.rfft2(mixed, norm="ortho")
-        return torch.view_as_real(spectrum / _scale(images.shape[2], images.device)).contiguous()
+        return torch.view_as_real(spectrum / _frequency_scale(images.shape[2], images.device)).contiguous()
 
-    def image(self, parameters: Tensor) -> Tensor:
-        """Return the images of these parameters, B x 3 x H x W in (0, 1)."""
+    def to_images(self, parameters: Tensor) -> Tensor:
+        """Convert the parameters of a spectrum to images.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            Real and imaginary parts, B x 3 x H x (W // 2 + 1) x 2.
+
+        Returns
+        -------
+        Tensor
+            B x 3 x H x W in (0, 1).
+        """
         size = parameters.shape[2]
-        spectrum = torch.view_as_complex(parameters) * _scale(size, parameters.device)
+        spectrum = torch.view_as_complex(parameters) * _frequency_scale(size, parameters.device)
         mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
-        logits = torch.einsum("ij,bjhw->bihw", image_ops.on_device(_COLOURS, mixed.device, mixed.dtype), mixed)
-        # row by row: the last elements of a batch are rounded otherwise than those that fill a vector register
+        logits = torch.einsum("ij,bjhw->bihw", image_ops.constant_tensor(_COLOURS, mixed.device, mixed.dtype), mixed)
+        # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
         return torch.stack([torch.sigmoid(row) for row in logits])
 
 
 @lru_cache(maxsize=16)
-def _scale(size: int, device: torch.device) -> Tensor:
-    """Return what each frequency of a spectrum is multiplied by, computed on the CPU and put on its device once."""
-    with torch.inference_mode(False):
+def _frequency_scale(size: int, device: torch.device) -> Tensor:
+    """Compute the factor of each frequency of a spectrum, on the CPU, and put it on its device once."""
+    with torch.inference_mode(False):  # the cached tensor outlives the context of the first call
         fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
         frequency = torch.sqrt(fx * fx + fy * fy).clamp(min=1 / size)
         return (1 / frequency / math.sqrt(size)).to(device)
@@ -67,62 +130,183 @@ def _scale(size: int, device: torch.device) -> Tensor:
 PARAMETERISATIONS: dict[str, type[Pixels] | type[Fourier]] = {"pixels": Pixels, "fourier": Fourier}
 
 
-def null_images(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
-    """Return the image (3 x H x W) that the recipe makes when the gradient is zero.
+def null_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
+    """Compute the null image: the result of the recipe where the gradient is zero.
 
-    No network is needed: without a gradient the steps move nothing, so only blur, resize and clamp act.
+    No network is needed: without a gradient the steps change nothing, so only blur, resize and clamp act.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    seed : int
+        Seed of the noise.
+    start : Tensor or None, default None
+        Image to start from instead of noise, 3 x H x W.
+
+    Returns
+    -------
+    Tensor
+        3 x H x W, float32, as stored.
     """
     return null_frames(recipe, seed, start, every=recipe.steps)[-1]
 
 
 def null_frames(recipe: Recipe, seed: int, start: Tensor | None = None, every: int = 1) -> list[Tensor]:
-    """Return the frames (3 x h x w, at the size they have then) of a descent whose gradient is zero.
+    """Compute the frames of a descent whose gradient is zero.
 
-    As `featmap.optimize.descent.Descent.frames`: at the start, after every so many steps, and at the end
-    (`null_images`).
+    They are taken as in `featmap.optimize.descent.Descent`: at the start, after each `every` steps, and at the end.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    seed : int
+        Seed of the noise.
+    start : Tensor or None, default None
+        Image to start from instead of noise, 3 x H x W.
+    every : int, default 1
+        Interval between frames in steps.
+
+    Returns
+    -------
+    list of Tensor
+        Frames, 3 x h x w at the size of their octave; the last one is the null image.
     """
-    image, found, done = first_image(recipe, seed, start)[None], list[Tensor](), 0
-    form = PARAMETERISATIONS[recipe.parameterisation](recipe)
+    image, frames, step = initial_image(recipe, seed, start)[None], list[Tensor](), 0
+    parameterisation = PARAMETERISATIONS[recipe.parameterisation](recipe)
     for octave in recipe.octaves:
         assert isinstance(octave.size, int)
-        parameters = form.start(image_ops.resize(image, octave.size))
-        if not found:
-            found.append(finished(recipe, form.image(parameters))[0])
+        parameters = parameterisation.to_parameters(image_ops.resize(image, octave.size))
+        if not frames:
+            frames.append(clamp_final(recipe, parameterisation.to_images(parameters))[0])
         for i in range(octave.steps):
-            parameters = after_step(recipe, parameters, between(octave.sigma, i, octave.steps))
-            done += 1
-            if done % every == 0 or done == recipe.steps:
-                found.append(finished(recipe, form.image(parameters))[0])
-        image = form.image(parameters)
-    return found
+            sigma = interpolate_schedule(octave.sigma, i, octave.steps)
+            parameters = blur_and_clamp(recipe, parameters, sigma)
+            step += 1
+            if step % every == 0 or step == recipe.steps:
+                frames.append(clamp_final(recipe, parameterisation.to_images(parameters))[0])
+        image = parameterisation.to_images(parameters)
+    return frames
 
 
-def first_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
-    """Return where the descent starts: the noise of (seed, size), or a photograph (3 x H x W in [0, 1])."""
+def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
+    """Compute the image that a descent starts from.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    seed : int
+        Seed of the noise, which depends on (seed, size) only.
+    start : Tensor or None, default None
+        Image to start from instead of noise, 3 x H x W; a photograph lies in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        3 x H x W at the size of the first octave.
+    """
     size = recipe.sizes[0]
     if start is not None:
         return image_ops.resize(start[None].float(), size)[0]
     return recipe.mean + recipe.std * image_ops.noise(seed, size)
 
 
-def perturbed_image(recipe: Recipe, seed: int, share: float = 0.02) -> Tensor:
-    """Return the noise that a descent starts from plus other noise of `share` times its deviation."""
-    return first_image(recipe, seed) + share * recipe.std * image_ops.noise(seed, recipe.sizes[0], "perturbation")
+def perturbed_initial_image(recipe: Recipe, seed: int, share: float = 0.02) -> Tensor:
+    """Compute the noise that a descent starts from plus a small amount of other noise.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    seed : int
+        Seed of both noises.
+    share : float, default 0.02
+        Standard deviation of the added noise over that of the recipe's own.
+
+    Returns
+    -------
+    Tensor
+        3 x H x W at the size of the first octave.
+    """
+    return initial_image(recipe, seed) + share * recipe.std * image_ops.noise(seed, recipe.sizes[0], "perturbation")
 
 
-def after_step(recipe: Recipe, parameters: Tensor, sigma: float) -> Tensor:
-    """Return the parameters after what follows each step: blur and, if the recipe says so, the clamp."""
+def blur_and_clamp(recipe: Recipe, parameters: Tensor, sigma: float) -> Tensor:
+    """Blur the image after a step and, if the recipe clamps every step, clamp it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    parameters : Tensor
+        Parameters after the step; those of a spectrum are returned as they are.
+    sigma : float
+        Standard deviation of the blur in pixels.
+
+    Returns
+    -------
+    Tensor
+        Parameters of the same shape.
+    """
     if recipe.parameterisation != "pixels":
         return parameters
     parameters = image_ops.blur(parameters, sigma)
     return parameters.clamp(0, 1) if recipe.clamp == "every" else parameters
 
 
-def finished(recipe: Recipe, images: Tensor) -> Tensor:
-    """Return the images as they are stored."""
+def clamp_final(recipe: Recipe, images: Tensor) -> Tensor:
+    """Clamp images to [0, 1] as they are stored, unless the recipe never clamps.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    images : Tensor
+        Images of any shape.
+
+    Returns
+    -------
+    Tensor
+        Images of the same shape.
+    """
     return images if recipe.clamp == "never" else images.clamp(0, 1)
 
 
-def between(ends: tuple[float, float], i: int, steps: int) -> float:
-    """Return the value of a schedule at step i of `steps`."""
+def interpolate_schedule(ends: tuple[float, float], i: int, steps: int) -> float:
+    """Interpolate a schedule linearly at step i.
+
+    Parameters
+    ----------
+    ends : tuple of float
+        First and last value; the last one would be reached at i = steps.
+    i : int
+        Step, from 0 to steps - 1.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    float
+        ``ends[0] * (steps - i) / steps + ends[1] * i / steps``
+    """
     return ends[0] * (steps - i) / steps + ends[1] * i / steps
+
+
+def frame_steps(steps: int, every: int) -> list[int]:
+    """List the numbers of steps after which frames are kept.
+
+    Parameters
+    ----------
+    steps : int
+        Steps of the descent.
+    every : int
+        Interval between frames in steps; 0 keeps none.
+
+    Returns
+    -------
+    list of int
+        0, every multiple of `every` below `steps`, and `steps`.
+    """
+    return [*range(0, steps, every), steps] if every else []

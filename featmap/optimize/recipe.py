@@ -1,18 +1,19 @@
-"""Recipes: the frozen settings of a descent, and the named ones that featmap offers."""
+"""Recipes: the frozen settings of a descent, and the registry of named recipes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from featmap.errors import RecipeError, nearest
+from featmap.errors import RecipeError, suggest
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
-LEAST_ROWS = 2
-MOST_ROWS, MOST_STEPS = 65_536, 1_000_000
+MIN_ROWS = 2
+MAX_ROWS, MAX_STEPS = 65_536, 1_000_000
 CHOICES = {
     "parameterisation": ("pixels", "fourier"),
     "optimiser": ("gradient", "rms", "adam"),
@@ -20,10 +21,41 @@ CHOICES = {
     "gradients": ("separate", "together"),
     "precision": ("float32", "bfloat16"),
 }
+CHANGEABLE = (
+    "metric",
+    "C",
+    "rows",
+    "jitter",
+    "parameterisation",
+    "optimiser",
+    "clamp",
+    "rescue",
+    "gradients",
+    "precision",
+)
+"""Fields that can be changed in a named recipe; size and steps have parameters of their own."""
 
 
-def whole(name: str, value: Any) -> int:
-    """Return `value` if it is a whole number, and refuse it in one line if not."""
+def require_integer(name: str, value: Any) -> int:
+    """Check that a setting is an integer.
+
+    Parameters
+    ----------
+    name : str
+        Name of the setting, for the message.
+    value : Any
+        Value to check; a bool is not an integer.
+
+    Returns
+    -------
+    int
+        The value itself.
+
+    Raises
+    ------
+    RecipeError
+        If `value` is not an integer.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise RecipeError(f"{name} {value!r}: give a whole number")
     return value
@@ -31,11 +63,22 @@ def whole(name: str, value: Any) -> int:
 
 @dataclass(frozen=True)
 class Octave:
-    """A stretch of the descent at one image size.
+    """A part of the descent at one image size.
 
-    Step size and blur sigma run linearly from their first to their last value: at step i of n they are
-    ``first * (n - i) / n + last * i / n``, as in the article. `size` is in pixels; None is the size that the
-    recipe is asked for, and a fraction of it is a float.
+    Step size and blur sigma change linearly from their first to their last value: at step i of n they are
+    ``first * (n - i) / n + last * i / n``, as in the article.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps, 1 or more.
+    rate : tuple of float
+        Step size at the first and at the last step.
+    sigma : tuple of float, default (0.0, 0.0)
+        Standard deviation of the blur in pixels at the first and at the last step; 0 means no blur.
+    size : int, float or None, default None
+        Side of the image: an int is in pixels, a float is a fraction of the finished image's size, None is that
+        size itself.
     """
 
     steps: int
@@ -46,31 +89,60 @@ class Octave:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an image is made from noise. A feature's image depends on (model, recipe, seed, unit) alone.
+    """The settings of a descent from noise to a maximising image.
+
+    A feature's image depends on (model, recipe, seed, unit) and on nothing else.
 
     Parameters
     ----------
-    parameterisation : "pixels", or "fourier" (decorrelated spectrum through a sigmoid; Olah et al., 2017,
-        10.23915/distill.00007)
-    optimiser : "gradient" (plain), "rms" (gradient over its root mean square over the whole image) or "adam"
-    betas : how much of the past Adam's two means keep at each step, both in [0, 1)
-    octaves : stretches of the descent; the image is resized between them
-    mean, std : of the noise that every unit starts from
-    clamp : pixels are kept in [0, 1] "never", at the "end", or after "every" step
-    jitter : the image is rolled by up to this many pixels before each step
-    metric : distance of the unit's neurons to C: "l1" (the article's, unsigned: C has no effect), "l2",
-        "linf" (as the article's code computes it: the largest row sum), "linf-elementwise"
-    C : the large constant
-    rescue : share of the steps in which a row without gradient gets it through dead ReLUs
-    gradients : of a sum: each term's gradient taken by itself and then added, "separate"; or the gradient of the
-        sum of losses in one pass, "together" (the article's code). They differ by rounding; only the first tells
-        how far the terms agree and whether they cancel. One term has the same bits either way
-    precision : of the network's arithmetic in the descent, "float32" or "bfloat16" (eight bits of mantissa); the image,
-        the loss and the step stay in float32, and responses are always those of the untouched network in float32
-    rows : number of images descended together; batches are padded to it
-    largest : where no size is asked for, the network's own input size up to this one is taken
-    default_seed : the seed where none is asked for
-    notes : what the article leaves out and was chosen here
+    name : str
+        Name of the recipe.
+    octaves : tuple of Octave
+        Parts of the descent, in their order; the image is resized between them.
+    parameterisation : {"pixels", "fourier"}, default "pixels"
+        What the descent changes: the pixels, or a decorrelated spectrum that a sigmoid maps to [0, 1] [1]_.
+    optimiser : {"gradient", "rms", "adam"}, default "adam"
+        "gradient" takes the plain gradient; "rms" divides it by its root mean square over the whole image.
+    betas : tuple of float, default (0.9, 0.999)
+        Decay rates of Adam's two moving averages, both in [0, 1).
+    mean, std : float, default 0.5 and 0.2
+        Mean and standard deviation of the noise that every unit starts from.
+    clamp : {"never", "end", "every"}, default "end"
+        When pixels are clamped to [0, 1]: never, at the end, or after every step.
+    jitter : int, default 0
+        Largest number of pixels by which the image is rolled before each step.
+    metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
+        Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
+        "linf" is what the article's code computes: the largest row sum.
+    C : float, default 200.0
+        The large constant that the unit's neurons are pulled towards.
+    rescue : float, default 0.25
+        Share of the steps, from the first, in which a row without a gradient gets one through dead ReLUs.
+    gradients : {"separate", "together"}, default "separate"
+        How the gradient of a sum is computed: "separate" takes each term's gradient and adds them; "together" takes
+        the gradient of the summed loss in one pass (the article's code). They differ by rounding; only "separate"
+        measures how far the terms agree and whether they cancel. One term has the same bits either way.
+    precision : {"float32", "bfloat16"}, default "float32"
+        Type of the network's arithmetic in the descent; bfloat16 has eight bits of mantissa. Image, loss and step
+        stay in float32, and responses are always those of the untouched network in float32.
+    rows : int, default 16
+        Number of images in a batch; smaller batches are padded to it.
+    max_default_size : int or None, default None
+        Upper limit, in pixels, of the size that is used where none is requested (the network's own input size).
+    default_seed : int, default 0
+        The seed that is used where none is requested.
+    notes : tuple of str, default ()
+        Choices that were made here because the article leaves them open.
+
+    Raises
+    ------
+    RecipeError
+        If a setting is unknown or out of range.
+
+    References
+    ----------
+    .. [1] C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017,
+       doi:10.23915/distill.00007
     """
 
     name: str
@@ -88,122 +160,199 @@ class Recipe:
     gradients: Literal["separate", "together"] = "separate"
     precision: Literal["float32", "bfloat16"] = "float32"
     rows: int = 16
-    largest: int | None = None
+    max_default_size: int | None = None
     default_seed: int = 0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        whole("rows", self.rows)
-        whole("jitter", self.jitter)
+        require_integer("rows", self.rows)
+        require_integer("jitter", self.jitter)
         for number in ("C", "rescue", "mean", "std"):
             if isinstance(getattr(self, number), bool) or not isinstance(getattr(self, number), (int, float)):
                 raise RecipeError(f"{number} {getattr(self, number)!r}: give a number")
         if self.metric not in METRICS:
             raise RecipeError(
-                f"metric {self.metric!r} is unknown{nearest(self.metric, METRICS)}; allowed: {', '.join(METRICS)}"
+                f"metric {self.metric!r} is unknown{suggest(self.metric, METRICS)}; allowed: {', '.join(METRICS)}"
             )
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{name} {getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}")
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std >= 0):
             raise RecipeError(
-                f"noise of mean {self.mean}, standard deviation {self.std}: give finite numbers, std from 0"
+                f"noise of mean {self.mean}, standard deviation {self.std}: give finite numbers, std 0 or more"
             )
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise RecipeError(f"betas {self.betas}: give two numbers from 0 to less than 1, such as (0.9, 0.999)")
         if self.jitter < 0 or not 0 <= self.rescue <= 1:
-            raise RecipeError(f"jitter {self.jitter}, rescue {self.rescue}: jitter is from 0, rescue from 0 to 1")
+            raise RecipeError(f"jitter {self.jitter}, rescue {self.rescue}: give a jitter from 0, a rescue from 0 to 1")
         if not math.isfinite(self.C):
-            raise RecipeError(f"C {self.C}: give a finite number; the article's is 200")
-        if self.rows < LEAST_ROWS:
+            raise RecipeError(f"C {self.C}: give a finite number; the article uses 200")
+        if self.rows < MIN_ROWS:
             raise RecipeError(
                 f"rows {self.rows}: a batch of one image rounds differently from the same image in a batch; "
-                f"give {LEAST_ROWS} or more"
+                f"give {MIN_ROWS} or more"
             )
-        if self.rows > MOST_ROWS:
-            raise RecipeError(f"rows {self.rows}: {MOST_ROWS:,} at most; 16 is the default")
+        if self.rows > MAX_ROWS:
+            raise RecipeError(f"rows {self.rows}: give {MAX_ROWS:,} or fewer; the default is 16")
         if not self.octaves or any(o.steps < 1 for o in self.octaves):
-            raise RecipeError(f"recipe {self.name}: every octave takes at least 1 step; give --steps 1 or more")
+            raise RecipeError(f"recipe {self.name}: every octave takes at least 1 step; give each 1 or more")
 
     @property
     def steps(self) -> int:
-        """Steps of all octaves together."""
+        """Total number of steps of all octaves."""
         return sum(o.steps for o in self.octaves)
 
     @property
     def size(self) -> int:
-        """Size of the finished image in pixels (of a resolved recipe)."""
+        """Side of the finished image in pixels; defined for a resolved recipe only."""
         size = self.octaves[-1].size
         if not isinstance(size, int):
-            raise RecipeError(f"recipe {self.name} has no size yet; give one")
+            raise RecipeError(f"recipe {self.name} has no size yet; choose one, or resolve it for a network")
         return size
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The octaves' sizes in pixels (of a resolved recipe)."""
+        """Sides of the octaves' images in pixels; complete for a resolved recipe only."""
         return tuple(o.size for o in self.octaves if isinstance(o.size, int))
 
-    def resolved(self, natural: int, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
-        """Return the recipe with every size in pixels.
+    @property
+    def linear(self) -> bool:
+        """Whether all steps are linear, so that a linear network shows no interaction.
+
+        Defined for a resolved recipe.
+        """
+        # A gradient over its RMS keeps its length at one size; at several sizes two units' lengths change differently.
+        proportional = self.optimiser == "gradient" or (self.optimiser == "rms" and len(set(self.sizes)) == 1)
+        return self.parameterisation == "pixels" and self.clamp == "never" and proportional
+
+    @staticmethod
+    def named(name: str | Recipe, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
+        """Look up a named recipe and change its settings.
 
         Parameters
         ----------
-        natural : the network's own input size
-        size : of the finished image; None takes the recipe's own or, where it leaves that open, `natural`
-        steps : of all octaves together, shared out in the recipe's proportions
-        changes : other fields to replace
+        name : str or Recipe
+            A key of `RECIPES`, or a recipe to take in place of a named one.
+        size : int or None, default None
+            Side of the finished image in pixels, for which all octave sizes are resolved; None leaves them open,
+            to be resolved for a network later.
+        steps : int or None, default None
+            Steps of all octaves together, shared out in the recipe's proportions; None keeps the recipe's own.
+        **changes : Any
+            Other fields to replace, of those in `CHANGEABLE`; None keeps the recipe's own value.
+
+        Returns
+        -------
+        Recipe
+            The recipe; without changes, the registered object itself.
 
         Raises
         ------
         RecipeError
-            for sizes or steps that cannot be had.
+            If the name or a setting is unknown, or a value is out of range.
+        """
+        unknown = [setting for setting in changes if setting not in CHANGEABLE]
+        if unknown:
+            raise RecipeError(f"setting {unknown[0]!r} is unknown; allowed: {', '.join(CHANGEABLE)}")
+        if not isinstance(name, Recipe) and name not in RECIPES:
+            raise RecipeError(f"recipe {name!r} is unknown{suggest(name, RECIPES)}; allowed: {', '.join(RECIPES)}")
+        recipe = name if isinstance(name, Recipe) else RECIPES[name]
+        if size is not None:
+            return recipe.resolved(size, size=size, steps=steps, **changes)
+        settings = {field: value for field, value in changes.items() if value is not None}
+        if steps is not None:
+            settings["octaves"] = tuple(_share_steps(recipe.octaves, require_integer("steps", steps)))
+        return replace(recipe, **settings) if settings else recipe
+
+    def resolved(self, input_size: int, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
+        """Resolve every octave's size to pixels.
+
+        A resolved recipe stays as it is, unless another size, other steps or changes are requested.
+
+        Parameters
+        ----------
+        input_size : int
+            The network's own input size in pixels.
+        size : int or None, default None
+            Side of the finished image in pixels; None takes the recipe's own or, where that is open, `input_size`
+            up to `max_default_size`.
+        steps : int or None, default None
+            Steps of all octaves together, shared out in the recipe's proportions; None keeps the recipe's own.
+        **changes : Any
+            Other fields to replace; None keeps the recipe's own value.
+
+        Returns
+        -------
+        Recipe
+            The resolved recipe.
+
+        Raises
+        ------
+        RecipeError
+            If a size, the steps or a changed field is out of range.
         """
         last = self.octaves[-1].size
         for name, value in (("size", size), ("steps", steps)):
             if value is not None:
-                whole(name, value)
-        own = natural if self.largest is None else min(natural, self.largest)
-        final = size if size is not None else last if isinstance(last, int) else own
+                require_integer(name, value)
+        default = input_size if self.max_default_size is None else min(input_size, self.max_default_size)
+        final = size if size is not None else last if isinstance(last, int) else default
         if final < 1:
-            raise RecipeError(f"size {final}: an image has at least 1 pixel; give --size 32 or more")
-        octaves = []
-        for octave in self.octaves:
-            side = _side(octave.size, final, last)
-            octaves.append(replace(octave, size=side))
+            raise RecipeError(f"size {final}: an image has at least 1 pixel; choose a size of 32 or more")
+        octaves = [replace(octave, size=_octave_size(octave.size, final, last)) for octave in self.octaves]
         if steps is not None:
-            octaves = _share(octaves, steps)
+            octaves = _share_steps(octaves, steps)
         return replace(self, octaves=tuple(octaves), **{k: v for k, v in changes.items() if v is not None})
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the images depend on, as plain JSON values."""
-        known = asdict(self)
-        known.pop("notes")
-        known.pop("default_seed")
-        known.pop("largest")
+        """Collect the settings that the images depend on.
+
+        Returns
+        -------
+        dict of str to Any
+            Plain JSON values, without `notes`, `default_seed` and `max_default_size`.
+        """
+        settings = asdict(self)
+        for setting in ("notes", "default_seed", "max_default_size"):
+            settings.pop(setting)
+        # Fields that were added later are left out at their first value: runs from before they existed keep their
+        # identity and can still be resumed.
         for setting, first in (("gradients", "separate"), ("precision", "float32"), ("betas", (0.9, 0.999))):
-            if known[setting] == first:  # runs that were made before there was a choice stay what they are
-                known.pop(setting)
-        return json.loads(json.dumps(known))
+            if settings[setting] == first:
+                settings.pop(setting)
+        return json.loads(json.dumps(settings))
 
     @property
     def digest(self) -> str:
-        """Short hash of `identity`."""
+        """First 12 hexadecimal digits of the SHA-256 of `identity`."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
 
     @staticmethod
     def from_identity(values: dict[str, Any]) -> Recipe:
-        """Return the recipe that `identity` described."""
+        """Rebuild the recipe that `identity` describes.
+
+        Parameters
+        ----------
+        values : dict of str to Any
+            The result of `identity`; fields that this version does not know are ignored.
+
+        Returns
+        -------
+        Recipe
+            The resolved recipe, without notes and with the default `default_seed`.
+        """
         names = {f.name for f in fields(Recipe)}
-        known = {k: v for k, v in values.items() if k in names}
-        known["octaves"] = tuple(
+        settings = {k: v for k, v in values.items() if k in names}
+        settings["octaves"] = tuple(
             Octave(o["steps"], tuple(o["rate"]), tuple(o["sigma"]), o["size"]) for o in values["octaves"]
         )
-        if "betas" in known:
-            known["betas"] = tuple(known["betas"])
-        return Recipe(**known)
+        if "betas" in settings:
+            settings["betas"] = tuple(settings["betas"])
+        return Recipe(**settings)
 
 
-def _side(size: int | float | None, final: int, last: int | float | None) -> int:
+def _octave_size(size: int | float | None, final: int, last: int | float | None) -> int:
+    """Compute an octave's side in pixels for a finished image of `final`; `last` is the last octave's own size."""
     if size is None:
         return final
     if isinstance(size, float):
@@ -211,21 +360,20 @@ def _side(size: int | float | None, final: int, last: int | float | None) -> int
     return size if not isinstance(last, int) else max(1, round(size * final / last))
 
 
-def _share(octaves: list[Octave], steps: int) -> list[Octave]:
-    """Share out `steps` over the octaves in their own proportions; drop those that get none."""
-    if not 1 <= steps <= MOST_STEPS:
-        raise RecipeError(
-            f"steps {steps}: every octave takes at least 1 step; give --steps 1 or more, {MOST_STEPS:,} at most"
-        )
-    total, done, shared, given = sum(o.steps for o in octaves), 0, [], 0
+def _share_steps(octaves: Sequence[Octave], steps: int) -> list[Octave]:
+    """Share out `steps` over the octaves in their own proportions; octaves that get none are left out."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise RecipeError(f"steps {steps}: give 1 to {MAX_STEPS:,} steps; every octave takes at least 1 step")
+    # Rounding the cumulative sum, not each share, makes the shares add up to `steps` exactly.
+    total, own_steps, assigned, shared = sum(o.steps for o in octaves), 0, 0, list[Octave]()
     for octave in octaves:
-        done += octave.steps
-        upto = round(steps * done / total)
-        shared.append(replace(octave, steps=upto - given))
-        given = upto
-    if shared[-1].steps == 0:  # the last octave makes the size that was asked for
-        most = max(range(len(shared)), key=lambda k: shared[k].steps)
-        shared[most] = replace(shared[most], steps=shared[most].steps - 1)
+        own_steps += octave.steps
+        cumulative = round(steps * own_steps / total)
+        shared.append(replace(octave, steps=cumulative - assigned))
+        assigned = cumulative
+    if shared[-1].steps == 0:  # the last octave makes the requested size, so it takes a step from the longest one
+        longest = max(range(len(shared)), key=lambda k: shared[k].steps)
+        shared[longest] = replace(shared[longest], steps=shared[longest].steps - 1)
         shared[-1] = replace(shared[-1], steps=1)
     return [o for o in shared if o.steps > 0]
 
@@ -234,18 +382,41 @@ RECIPES: dict[str, Recipe] = {}
 
 
 def register(recipe: Recipe) -> Recipe:
-    """Add a recipe to those that can be asked for by name."""
+    """Add a recipe to `RECIPES`, so that its name can be requested.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe; it replaces an earlier one of the same name.
+
+    Returns
+    -------
+    Recipe
+        The recipe itself.
+    """
     RECIPES[recipe.name] = recipe
     return recipe
 
 
 def recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe of that name (a recipe is returned as it is)."""
-    if isinstance(name, Recipe):
-        return name
-    if name not in RECIPES:
-        raise RecipeError(f"recipe {name!r} is unknown{nearest(name, RECIPES)}; allowed: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    """Look up a named recipe; replaced by `Recipe.named`.
+
+    Parameters
+    ----------
+    name : str or Recipe
+        See `Recipe.named`.
+
+    Returns
+    -------
+    Recipe
+        The named recipe; a recipe is returned as it is.
+
+    Raises
+    ------
+    RecipeError
+        If the name is unknown.
+    """
+    return Recipe.named(name)
 
 
 _START = "start: noise of mean 0.5 and standard deviation 0.1 in [0, 1] (the article: random, not specified)"
@@ -314,20 +485,26 @@ INTERACT = register(
         notes=("linear steps only: under them a linear network shows no interaction",),
     )
 )
-# Chosen by `analyses.benchmarks.search`, whose table shows the losers too: Adam with a shorter memory (betas) bears
-# longer steps that shrink to almost nothing. A weaker blur makes rougher images for about as much activation; Fourier
-# images of the bundled network reach less of it with twenty times the high frequencies.
-QUICK = (0.8, 0.99)
-FAST = register(Recipe("fast", (Octave(24, (0.08, 0.01), (0.95, 0.38)),), betas=QUICK, clamp="every", largest=128))
-STANDARD = register(Recipe("standard", (Octave(60, (0.06, 0.005), (0.92, 0.36)),), betas=QUICK, clamp="every"))
-# For images of 200 pixels and more: its first steps are made at half their size, where one costs a quarter. It lost no
-# feature of the bundled network at 96 pixels either, but half of a small image is too small for some layers, and a
-# shorter recipe of its kind lost one in sixty features of ResNet50 with random weights there.
+# Chosen by `analyses.benchmarks.search`, whose table shows the rejected candidates too: Adam with a shorter memory
+# (betas) tolerates longer steps that shrink to almost nothing. A weaker blur makes rougher images for about the same
+# activation; Fourier images of the bundled network reach less of it with twenty times the high frequencies.
+SHORT_MEMORY_BETAS = (0.8, 0.99)
+FAST = register(
+    Recipe(
+        "fast", (Octave(24, (0.08, 0.01), (0.95, 0.38)),), betas=SHORT_MEMORY_BETAS, clamp="every", max_default_size=128
+    )
+)
+STANDARD = register(
+    Recipe("standard", (Octave(60, (0.06, 0.005), (0.92, 0.36)),), betas=SHORT_MEMORY_BETAS, clamp="every")
+)
+# For images of 200 pixels and more: its first steps run at half their size, where one costs a quarter. At 96 pixels it
+# lost no feature of the bundled network either, but half of a small image is too small for some layers, and a shorter
+# recipe of its kind lost one in sixty features of a ResNet50 with random weights there.
 LARGE = register(
     Recipe(
         "large",
         (Octave(24, (0.1, 0.04), (0.92, 0.5), 0.5), Octave(24, (0.1, 0.004), (0.75, 0.345))),
-        betas=QUICK,
+        betas=SHORT_MEMORY_BETAS,
         clamp="every",
     )
 )

@@ -1,4 +1,4 @@
-"""The probe: responses of the untouched network, in float32, to exactly the images it is given."""
+"""The probe: responses and activations of the untouched network, in float32."""
 
 from __future__ import annotations
 
@@ -9,45 +9,96 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featmap.network.hooks import Taps
+from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.unit import Unit
-from featmap.optimize.objective import BatchLoss, Objective
+from featmap.optimize.loss import BatchLoss
+from featmap.optimize.objective import Objective
 
 
 class Probe:
-    """The untouched network on a device, ready to tell its layers' responses.
+    """Measure the untouched network's responses to images.
 
-    Images are taken `rows` at a time, the last batch padded, so that a response depends on the image alone:
-    a batch of another size may round differently. A module that lies on another device is copied, not moved.
+    Images are taken `rows` at a time and the last batch is padded, so that a response depends on the image alone: a
+    batch of another size may round differently.
+
+    Parameters
+    ----------
+    network : Network
+        The network; a module that lies on another device is copied, not moved.
+    rows : int, default 16
+        Number of images in a batch.
+    device : torch.device or str, default "cpu"
+        Device of the forward passes.
     """
 
     def __init__(self, network: Network, rows: int = 16, device: torch.device | str = "cpu") -> None:
         self.network, self.rows, self.device = network, rows, torch.device(device)
-        home = next((p.device for p in network.module.parameters()), self.device)
-        there = home.type == self.device.type and self.device.index in (None, home.index)
-        self.module = network.module if there else copy.deepcopy(network.module).to(self.device)
+        own_device = next((p.device for p in network.module.parameters()), self.device)
+        in_place = own_device.type == self.device.type and self.device.index in (None, own_device.index)
+        self.module = network.module if in_place else copy.deepcopy(network.module).to(self.device)
 
     def responses(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the mean over the grid of each layer's features: N x C, float32.
+        """Measure the responses of all features of some layers.
 
         Parameters
         ----------
-        images : N x 3 x H x W in [0, 1] (pixels beyond it are taken as they are)
-        layers : names of the layers
+        images : Tensor
+            N x 3 x H x W in [0, 1]; pixels outside of it are taken as they are.
+        layers : sequence of str
+            Names of the layers.
 
-        Source: the article, section "Feature Visualization from First Principles" (its plot of average activations).
+        Returns
+        -------
+        dict of str to ndarray
+            For each layer the mean over each feature's grid, N x C, float32.
+
+        References
+        ----------
+        The article, section "Feature Visualization from First Principles" (its plot of average activations).
         """
         batches = [{k: v.mean((2, 3)).cpu().numpy() for k, v in out.items()} for out in self.outputs(images, layers)]
         return {k: np.concatenate([b[k] for b in batches]) for k in layers}
 
-    def maps(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the layers' outputs themselves: N x C x H x W, float32."""
+    def activation_maps(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
+        """Measure the outputs of some layers.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x 3 x H x W in [0, 1].
+        layers : sequence of str
+            Names of the layers.
+
+        Returns
+        -------
+        dict of str to ndarray
+            For each layer N x C x H x W, float32.
+        """
         batches = [{k: v.cpu().numpy() for k, v in out.items()} for out in self.outputs(images, layers)]
         return {k: np.concatenate([b[k] for b in batches]) for k in layers}
 
-    def measure(self, images: Tensor, layers: Sequence[str], units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the responses of all features of some layers, N x C, and some units' activations, N x U: one pass."""
+    def measure_units(
+        self, images: Tensor, layers: Sequence[str], units: Sequence[Unit]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Measure layers' responses and units' activations in one pass.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x 3 x H x W in [0, 1].
+        layers : sequence of str
+            Names of the layers whose features are measured; may be empty.
+        units : sequence of Unit
+            U units; may be empty.
+
+        Returns
+        -------
+        responses : ndarray
+            Responses of all features of the layers, N x C over all layers in their order, float32.
+        activations : ndarray
+            Mean over each unit's own neurons, N x U, float32.
+        """
         size = int(images.shape[2])
         masks = [unit.mask(self.network.layer(unit.layer, size).shape) for unit in units]
         responses, activations = [], []
@@ -65,42 +116,99 @@ class Probe:
         return torch.cat(responses).cpu().numpy(), torch.cat(activations).numpy()
 
     def outputs(self, images: Tensor, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Yield the layers' outputs, n x C x H x W in float32, a batch of images at a time."""
-        with torch.no_grad(), Taps(self.module, layers) as taps:
+        """Compute the outputs of some layers, a batch of images at a time.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x 3 x H x W in [0, 1].
+        layers : sequence of str
+            Names of the layers.
+
+        Yields
+        ------
+        dict of str to Tensor
+            Outputs for the next n images, n x C x H x W in float32, on the probe's device.
+        """
+        with torch.no_grad(), ActivationHooks(self.module, layers) as taps:
             for batch, n in self._batches(images):
                 yield {k: v[:n].float() for k, v in taps.run(batch).items()}
 
     def activations(self, images: Tensor, objectives: Sequence[Objective]) -> np.ndarray:
-        """Return J of objective i on image i: its units' means over their own neurons, weighted; N, float32."""
-        return self.look(images, objectives, ())[0]
+        """Measure the activation J of each objective on its own image.
 
-    def look(
+        Parameters
+        ----------
+        images : Tensor
+            N x 3 x H x W in [0, 1].
+        objectives : sequence of Objective
+            The objective of each image, N.
+
+        Returns
+        -------
+        ndarray
+            Weighted sum of the units' means over their own neurons, N, float32.
+        """
+        return self.measure_objectives(images, objectives, ())[0]
+
+    def measure_objectives(
         self, images: Tensor, objectives: Sequence[Objective], layers: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return J of objective i on image i (N), and the responses of all features of some layers, N x C: one pass."""
-        reached: list[np.ndarray] = []
+        """Measure objectives on their own images and layers' responses in one pass.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x 3 x H x W in [0, 1].
+        objectives : sequence of Objective
+            The objective of each image, N.
+        layers : sequence of str
+            Names of the layers whose features are measured; may be empty.
+
+        Returns
+        -------
+        activations : ndarray
+            Activation J of objective i on image i, N, float32.
+        responses : ndarray
+            Responses of all features of the layers, N x C over all layers in their order, float32.
+        """
+        activations: list[np.ndarray] = []
         responses: list[np.ndarray] = []
-        wanted = list(dict.fromkeys([*layers, *(layer for o in objectives for layer in o.layers)]))
-        for out in self.outputs(images, wanted):
-            done, n = sum(len(r) for r in reached), len(next(iter(out.values())))
-            reached.append(self.reached(out, objectives[done : done + n]))
+        needed = list(dict.fromkeys([*layers, *(layer for o in objectives for layer in o.layers)]))
+        for out in self.outputs(images, needed):
+            first, n = sum(len(a) for a in activations), len(next(iter(out.values())))
+            activations.append(self.activations_from_outputs(out, objectives[first : first + n]))
             means = [out[la].mean((2, 3)) for la in layers]
             responses.append(torch.cat(means, dim=1).cpu().numpy() if means else np.empty((n, 0), np.float32))
-        return np.concatenate(reached), np.concatenate(responses)
+        return np.concatenate(activations), np.concatenate(responses)
 
-    def reached(self, outputs: Mapping[str, Tensor], objectives: Sequence[Objective]) -> np.ndarray:
-        """Return J of objective i on row i of some outputs, or on the one row that they have."""
+    def activations_from_outputs(self, outputs: Mapping[str, Tensor], objectives: Sequence[Objective]) -> np.ndarray:
+        """Compute the activation J of each objective from layers' outputs.
+
+        Parameters
+        ----------
+        outputs : mapping of str to Tensor
+            Outputs of the objectives' layers, N x C x H x W, or 1 x C x H x W for one image that all objectives share.
+        objectives : sequence of Objective
+            The objective of each row, N.
+
+        Returns
+        -------
+        ndarray
+            Activation J of objective i on row i, N, float32.
+        """
         n, padding = len(objectives), [objectives[0]] * max(0, self.rows - len(objectives))
         used = {layer: outputs[layer] for o in objectives for layer in o.layers}
         shapes = {layer: (v.shape[1], v.shape[2], v.shape[3]) for layer, v in used.items()}
-        given = {
+        padded = {
             layer: torch.cat([v.expand(n, -1, -1, -1), v[:1].expand(len(padding), -1, -1, -1)])
             for layer, v in used.items()
         }
-        _, means = BatchLoss([*objectives, *padding], shapes, "l1", 0.0, self.device)(given)
-        return joint(means, [*objectives, *padding])[:n].cpu().numpy()
+        _, means = BatchLoss([*objectives, *padding], shapes, "l1", 0.0, self.device)(padded)
+        return weighted_activations(means, [*objectives, *padding])[:n].cpu().numpy()
 
     def _batches(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Yield normalised batches of `rows` images, the last one padded, and their number of images."""
         for first in range(0, len(images), self.rows):
             batch = images[first : first + self.rows].float()
             n = len(batch)
@@ -109,9 +217,23 @@ class Probe:
             yield self.network.normalise(batch.to(self.device)), n
 
 
-def joint(means: Tensor, objectives: Sequence[Objective]) -> Tensor:
-    """Return the weighted sum of each row's term activations (R x T, NaN beyond a row's terms): R."""
+def weighted_activations(means: Tensor, objectives: Sequence[Objective]) -> Tensor:
+    """Compute the activation J of each row from the activations of its terms.
+
+    Parameters
+    ----------
+    means : Tensor
+        Activations of the rows' terms, R x T; NaN where a row has fewer terms.
+    objectives : sequence of Objective
+        The objective of each row, R.
+
+    Returns
+    -------
+    Tensor
+        Weighted sum over each row's terms, R.
+    """
     weights = torch.zeros_like(means)
     for row, target in enumerate(objectives):
         weights[row, : len(target.terms)] = torch.tensor([w for w, _ in target.terms])
+    # With a single column nothing is missing: a NaN there is a unit's own and stays.
     return (torch.nan_to_num(means, nan=0.0) * weights).sum(1) if means.shape[1] > 1 else (means * weights)[:, 0]

@@ -9,17 +9,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from featmap.errors import FeatmapError, StoreError
-from featmap.mapping import cross_tables, result
+from featmap.files import digest, hash_file, translate_os_errors, write_atomically
+from featmap.mapping import result
 from featmap.network.model import Network
 from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
-from featmap.report.interaction import Report
-from featmap.runs import integrity, maximise
-from featmap.runs.engine import Silent, Watcher
-from featmap.runs.store import Run, clear_faults, digest, readable, sha256, write_atomically
+from featmap.report.page import Report
+from featmap.runs import integrity, lifecycle
+from featmap.runs.progress import Silent, Watcher
+from featmap.runs.store import Run, readable
 
 NAME = "atlas.html"
-KEY = "atlas"  # of the manifest
 
 
 def atlas(
@@ -62,7 +62,7 @@ def atlas(
 
 def _check(folder: Path) -> None:
     """Refuse a run that is not finished or not what was written."""
-    if Run.read(folder).manifest.get("status") != "complete":
+    if not Run.read(folder).manifest.is_complete:
         raise StoreError(f"run {str(folder)!r} is not finished; its own command goes on with it")
     integrity.require(folder, pages=False)
 
@@ -79,12 +79,12 @@ def _atlas(
     if command == "probe":
         raise StoreError(
             f"run {str(run.folder)!r} is of `featmap probe`, which makes no images; an atlas shows runs of "
-            "similarity, optimize or interact"
+            "similarity, maximise or interact"
         )
     brought = [report for other in interactions for report in interaction.of_run(Path(other))]
     if command.startswith("interact"):
         own = interaction.of_run(run.folder)
-        made = iter([(NAME, html.report_page(own[0].title, str(run.manifest["network"]), [*own, *brought]))])
+        made = iter([(NAME, html.report_page(own[0].title, str(run.manifest.network), [*own, *brought]))])
     else:
         probe = _probe(run, network) if activation_maps else "left out when this page was made"
         if command == "optimize":
@@ -96,30 +96,30 @@ def _atlas(
 
 def is_current(run: Run) -> bool:
     """Does the atlas in a run folder show the tables that lie there now?"""
-    noted = run.manifest.get(KEY)
-    if not isinstance(noted, dict) or noted.get("of") != _made_of(run):
+    noted = run.manifest.atlas
+    if noted.get("of") != _made_of(run):
         return False
     return bool(noted.get("pages")) and run.holds(noted["pages"])
 
 
 def _made_of(run: Run) -> str:
-    return digest({"files": run.manifest.get("files", {}), "interactions": []})
+    return digest({"files": run.manifest.files, "interactions": []})
 
 
 def _write(run: Run, folder: Path, made: Iterator[tuple[str, str]]) -> list[Path]:
     """Write the pages as they are made: those of a whole network need not all fit into memory."""
     names = []
     for name, text in made:
-        with clear_faults(f"folder {str(folder)!r}"):
+        with translate_os_errors(f"folder {str(folder)!r}"):
             write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
         names.append(name)
     if folder.resolve() == run.folder.resolve():
-        run.manifest[KEY] = {"of": _made_of(run), "pages": {name: sha256(folder / name) for name in names}}
+        run.manifest.atlas = {"of": _made_of(run), "pages": {name: hash_file(folder / name) for name in names}}
         run.save()
     elif folder.resolve().is_relative_to(run.folder.resolve()):
         for name in names:
             path = (folder / name).resolve()
-            run.manifest.setdefault("added", {})[path.relative_to(run.folder.resolve()).as_posix()] = sha256(path)
+            run.manifest.added[path.relative_to(run.folder.resolve()).as_posix()] = hash_file(path)
         run.save()
     return [folder / name for name in names]
 
@@ -133,7 +133,7 @@ def _probe(run: Run, network: Network | None) -> Probe | str:
             "give the run's own --model and --weights, or --no-maps"
         )
     try:
-        return Probe(network or maximise.network_of(run.folder), layer_data.ROWS)
+        return Probe(network or lifecycle.network_of(run.folder), layer_data.ROWS)
     except FeatmapError as error:
         # the folder's name is the reader's of this line, not of the page
         return str(error).replace(str(run.folder), run.folder.name)
@@ -141,7 +141,7 @@ def _probe(run: Run, network: Network | None) -> Probe | str:
 
 def _of_similarity(run: Run, probe: Probe | str, brought: list[Report], watcher: Watcher) -> Iterator[tuple[str, str]]:
     """Yield each page's place and text: of one layer, or the index and then every layer's."""
-    found = result.stored(run.folder)
+    found = result.read_maps(run.folder)
     if len(found) == 1:
         page = layer_data.of_map(next(iter(found.values())), run, probe, {}, watcher)
         yield NAME, html.layer_page(page, brought, None)
@@ -149,11 +149,11 @@ def _of_similarity(run: Run, probe: Probe | str, brought: list[Report], watcher:
     hrefs = {layer: f"{quote(one.place)}{NAME}" for layer, one in found.items()}
     elsewhere = {layer: f"../{href}" for layer, href in hrefs.items()}
     listed = {layer: (hrefs[layer], len(one.shown), one.lines()) for layer, one in found.items()}
-    table = cross_tables.read(run.folder)
+    table = result.read_layer_table(run.folder)
     if table is None:
-        raise StoreError(f"run {str(run.folder)!r} has lost {cross_tables.LAYERS}.parquet; run its command again")
+        raise StoreError(f"run {str(run.folder)!r} has lost {result.LAYER_TABLE}.parquet; run its command again")
     title = f"{len(found)} layers of {run.identity['model']['name']}"
-    yield NAME, html.index_page(title, str(run.manifest["network"]), listed, table, brought)
+    yield NAME, html.index_page(title, str(run.manifest.network), listed, table, brought)
     for one in found.values():
         page = layer_data.of_map(one, run, probe, elsewhere, watcher)
         yield f"{one.place}{NAME}", html.layer_page(page, [], f"../{NAME}")

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bokeh.resources import Resources
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
-from featmap.report.interaction import Report
-from featmap.report.layer_data import LayerPage
+from featmap.report.page import LayerPage, Report
 
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "lists.js", "atlas.js")
 
@@ -120,8 +121,6 @@ def index_page(
 
 def _shade(value: float) -> tuple[str, str]:
     """Return the colour of a similarity in [0, 1] (cividis, made for colour-blind readers) and of text upon it."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
 
     rgb = colormaps["cividis"](float(np.clip(value, 0, 1)))[:3]
     return to_hex(rgb), "#000000" if np.dot(rgb, (0.299, 0.587, 0.114)) > 0.5 else "#ffffff"

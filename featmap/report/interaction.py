@@ -5,44 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from featmap.errors import StoreError
-from featmap.interaction.report import label, shown_figures
-from featmap.mapping import tables
-from featmap.mapping.result import open_arrays
-from featmap.network.unit import written_channels
+from featmap.network.unit import format_channels
+from featmap.plotting.labels import labelled_statistics, statistic_label
 from featmap.report.encode import figure_uri
+from featmap.report.page import Picture, Report
 from featmap.report.reproduction import Reproduction
-from featmap.runs.store import Run
+from featmap.runs import store
+from featmap.runs.store import Run, open_arrays
 
 RANKED = 60
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of a run as a data URI, its size in pixels, its caption, and its alt text with its numbers."""
-
-    uri: str
-    width: int
-    height: int
-    caption: str
-    alt: str
-
-
-@dataclass
-class Report:
-    """One interaction report: a title, sentences, tables with captions, figures, the command that made it."""
-
-    title: str
-    lines: list[str] = field(default_factory=list)
-    tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    command: str = ""
 
 
 def of_run(folder: Path) -> list[Report]:
@@ -54,7 +31,7 @@ def of_run(folder: Path) -> list[Report]:
         if it is of another command or not finished.
     """
     run = Run.read(folder)
-    if run.manifest.get("status") != "complete":
+    if run.manifest.status != "complete":
         raise StoreError(f"run {str(folder)!r} is not finished; its own command goes on with it")
     if (folder / "interaction.json").is_file():
         return [_group(run)]
@@ -79,10 +56,10 @@ def _group(run: Run) -> Report:
     found = json.loads((run.folder / "interaction.json").read_text(encoding="utf-8"))
     units, seeds = found["units"], found["seeds"]
     rows: list[dict[str, Any]] = []
-    for name in shown_figures(list(found["figures"])):
+    for name in labelled_statistics(list(found["figures"])):
         values = found["figures"][name]
         low, high = values["interval"] or (None, None)
-        row = {"figure": label(name, units), "mean": values["mean"], "low": low, "high": high}
+        row = {"figure": statistic_label(name, units), "mean": values["mean"], "low": low, "high": high}
         rows.append(row | {f"seed {s}": v for s, v in zip(seeds, values["seeds"], strict=True)})
     lines = [found["sentence"], *found["notes"]]
     caption = f"Every figure over {len(seeds)} seed(s); low and high: the interval of the mean"
@@ -96,9 +73,9 @@ def _group(run: Run) -> Report:
 
 
 def _pairs(run: Run) -> Report:
-    pairs, ranking = tables.read_frame(run.folder, "pairs"), tables.read_frame(run.folder, "ranking")
+    pairs, ranking = store.read_frame(run.folder, "pairs"), store.read_frame(run.folder, "ranking")
     layers = [str(pairs[side].iloc[0]).partition(":")[0] for side in "ab"]
-    figures = shown_figures(list(pairs.columns))
+    figures = labelled_statistics(list(pairs.columns))
     columns = [
         "a",
         "b",
@@ -106,8 +83,8 @@ def _pairs(run: Run) -> Report:
     ]
     named = [c for c in figures if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
     chosen = ranking[[*columns[:2], *named, *columns[2:]]].head(RANKED)
-    shown = chosen.rename(columns={c: label(c) for c in chosen.columns[2:]})
-    wanted = [(f"matrices/{name}.png", label(name)) for name in figures]
+    shown = chosen.rename(columns={c: statistic_label(c) for c in chosen.columns[2:]})
+    wanted = [(f"matrices/{name}.png", statistic_label(name)) for name in figures]
     pictures = []
     for name, caption in wanted:
         values = pairs[Path(name).stem].astype("Float64")
@@ -125,7 +102,7 @@ def _pairs(run: Run) -> Report:
 
 def _features(units: Sequence[Sequence[str]]) -> list[str]:
     """Return the option that lists the channels of each side's features."""
-    return ["--features", *(written_channels([int(u.rpartition(":")[2]) for u in side]) for side in units)]
+    return ["--features", *(format_channels([int(u.rpartition(":")[2]) for u in side]) for side in units)]
 
 
 def _grid_command(run: Run, layers: list[str], units: list[list[str]], count: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -15,16 +14,18 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from featmap.errors import FeatmapError
-from featmap.mapping import cross_tables, flags, tables
-from featmap.mapping.result import SimilarityMap, combined_status, open_arrays
+from featmap.mapping import cross_tables, flags, result, tables
+from featmap.mapping.result import SimilarityMap, worst_status
 from featmap.plotting import heatmaps, style
 from featmap.report import graph_layout
 from featmap.report.encode import ThumbnailSheet, choose, encoded
+from featmap.report.page import LayerPage
 from featmap.report.reproduction import Reproduction
-from featmap.runs.engine import Watcher
-from featmap.runs.job import STATUSES
-from featmap.runs.store import Run
-from featmap.stats import measures
+from featmap.runs import store
+from featmap.runs.array_layout import STATUSES
+from featmap.runs.progress import Watcher
+from featmap.runs.store import Run, open_arrays
+from featmap.stats import measures, similarity_frame
 
 if TYPE_CHECKING:
     from featmap.optimize.responses import Probe
@@ -37,16 +38,6 @@ SMALL, LARGE = (512, 23_000_000), (2048, 76_000_000)  # features, bytes: the pag
 Maps = Callable[[np.ndarray, Sequence[str]], list[np.ndarray]]
 
 
-@dataclass
-class LayerPage:
-    """The values that a page shows: `data` as JSON, `blobs` as bare arrays, `images` as data URIs, in one order."""
-
-    title: str
-    data: dict[str, Any]
-    blobs: dict[str, np.ndarray] = field(default_factory=dict)
-    images: list[str] = field(default_factory=list)
-
-
 def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, str], watcher: Watcher) -> LayerPage:
     """Return the page of a layer's map.
 
@@ -56,12 +47,12 @@ def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, 
     probe : of the run's network, for the activation maps; or why there are none
     hrefs : where the pages of other layers lie, by layer, seen from this one
     """
-    order, linkage, _ = tables.arranged(found)
+    order, linkage, _ = result.arranged(found)
     names = order + [f for f in found.shown if f not in set(order)]
     table, live_all = found.features.loc[names], list(found.clusters.labels.index)
-    A = measures.numbers(found.activations.loc[names, names], "A")
-    S = measures.square(found.measures["profile"].loc[order, order])
-    scales = measures.scales(found.activations, found.null, live_all).loc[names]
+    A = measures.to_floats(found.activations.loc[names, names], "A")
+    S = similarity_frame.symmetric_values(found.measures["profile"].loc[order, order])
+    scales = measures.measure_scales(found.activations, found.null, live_all).loc[names]
     layer = names[0].rpartition(":")[0]
     exact = np.array_equal(A, A.astype(np.float32).astype(np.float64), equal_nan=True)
     page = LayerPage(layer, {}, {"A": A.astype(np.float32 if exact else np.float64)})
@@ -73,13 +64,13 @@ def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, 
         "scales": {str(name): _list(column) for name, column in scales.items()},
         "reach": _reaches(found, order),
         "labels": {"raw": "average activation A"} | {k: v for k, v in tables.LABELS.items() if k != "raw"},
-        "measure": run.manifest["view"]["measure"],
+        "measure": run.manifest.view["measure"],
         "tree": _tree(linkage, len(order)),
         "graph": _graph(found, order),
         "clusters": _clusters(found, table, S, order),
         "cross": _crossings(found, run, names, hrefs),
         "notes": found.lines(),
-        "unreliable": flags.unreliable(run.manifest.get("reliability", {})),
+        "unreliable": flags.unreliable(run.manifest.reliability),
     }
     _add_rows(page, names, run, probe, watcher)
     return page
@@ -89,11 +80,11 @@ def of_images(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPage:
     """Return the page of a run of `featmap optimize`: its units' images without any map."""
     data = open_arrays(run.folder)
     names = [str(name) for name in data["image"].values]
-    status = combined_status(data["status"].values.astype(int))
+    status = worst_status(data["status"].values.astype(int))
     columns = {
         "status": [STATUSES[s] for s in status],
-        "activation": tables.masked(data["activation"].values.mean(0)),
-        "null_activation": tables.masked(data["null_activation"].values.mean(0)),
+        "activation": measures.finite_column(data["activation"].values.mean(0)),
+        "null_activation": measures.finite_column(data["null_activation"].values.mean(0)),
     }
     page = LayerPage(f"{len(names)} units", {})
     page.data = {
@@ -124,9 +115,9 @@ def _reaches(found: SimilarityMap, order: list[str]) -> dict[str, float]:
     reaches = {}
     for name in measures.MEASURES:
         frame = found.activations if name == "raw" else found.measures[name]
-        values = np.abs(measures.numbers(frame.loc[order, order], name))
+        values = np.abs(measures.to_floats(frame.loc[order, order], name))
         eye = np.eye(len(order), dtype=bool)
-        reaches[name] = heatmaps.reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
+        reaches[name] = heatmaps.colour_reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
     return reaches
 
 
@@ -212,7 +203,7 @@ def _means(values: np.ndarray) -> np.ndarray:
 
 def _crossings(found: SimilarityMap, run: Run, names: list[str], hrefs: dict[str, str]) -> list[dict[str, Any]]:
     """Return for each other layer, by feature: its strongest responses to the image, its most similar features."""
-    if "network" in run.manifest["summary"]:  # a run so large has no tables of pairs
+    if "network" in run.manifest.summary:  # a run so large has no tables of pairs
         return []
     layers = run.identity.get("layers") or [run.identity["layer"]]
     pairs = [(one, other) for one in layers for other in run.identity["responses"] if other != one]
@@ -220,14 +211,14 @@ def _crossings(found: SimilarityMap, run: Run, names: list[str], hrefs: dict[str
     for (one, other), place in cross_tables.pair_folders(pairs).items():
         if one != layer:
             continue
-        Z, A = (tables.read_frame(run.folder, f"{place}{name}") for name in ("selective", "activations"))
-        z, a = (measures.numbers(frame.loc[names], "cross-layer responses") for frame in (Z, A))
+        Z, A = (store.read_frame(run.folder, f"{place}{name}") for name in ("selective", "activations"))
+        z, a = (measures.to_floats(frame.loc[names], "cross-layer responses") for frame in (Z, A))
         columns = [str(column) for column in Z.columns]
         strongest = []
         for row, best in enumerate(np.argsort(np.where(np.isfinite(z), -z, np.inf), axis=1, kind="stable")):
             top = [k for k in best[:STRONGEST] if np.isfinite(z[row, k])]
             strongest.append([[columns[k], float(z[row, k]), _one(a[row, k])] for k in top])
-        partners = tables.read_frame(run.folder, f"{place}partners")
+        partners = store.read_frame(run.folder, f"{place}partners")
         similar: dict[str, list[list[Any]]] = {name: [] for name in names}
         for name, partner, s in zip(partners.index, partners["partner"], partners["similarity"], strict=True):
             similar[str(name)].append([str(partner), float(s)])
@@ -248,11 +239,11 @@ def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, w
     page.blobs["curve"] = curve[:, kept]
     again = Reproduction(run.manifest)
     page.data |= {
-        "network": str(run.manifest["network"]),
+        "network": str(run.manifest.network),
         "steps": (kept + 1).tolist(),
         "seed": again.seed,
         "seeds": len(run.identity["seeds"]),
-        "palette": [to_hex(colormaps[style.SHADES](k)) for k in range(256)],
+        "palette": [to_hex(colormaps[style.COLOUR_MAP](k)) for k in range(256)],
         "gray": style.GRAY,
         "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
         "command": [again.command(name) for name in names],
@@ -321,9 +312,9 @@ def activation_maps(probe: Probe, images: np.ndarray, names: Sequence[str]) -> l
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
-    from featmap.network.unit import parse_unit
+    from featmap.network.unit import Unit
 
-    units = [parse_unit(name) for name in names if "+" not in name and "*" not in name]
+    units = [Unit.parse(name) for name in names if "+" not in name and "*" not in name]
     if len(units) < len(names) or any(unit.kind != "feature" for unit in units):
         raise FeatmapError("activation maps are drawn for runs of features only")
     layers, found = list(dict.fromkeys(unit.layer for unit in units)), list[np.ndarray]()

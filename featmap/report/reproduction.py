@@ -7,8 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 from featmap.errors import FeatmapError
-from featmap.optimize import recipe as recipes
 from featmap.optimize.recipe import Recipe
+from featmap.runs.manifest import Manifest
 
 ON_THE_LINE = ("metric", "C", "rows")
 FACTORY = "package.module:factory"
@@ -24,8 +24,8 @@ class Reproduction:
     `notes` say what the reader has to put in: a network of their own, a start photograph.
     """
 
-    def __init__(self, manifest: dict[str, Any]) -> None:
-        identity, given = manifest["identity"], manifest.get("model_arguments") or {}
+    def __init__(self, manifest: Manifest) -> None:
+        identity, given = manifest.identity, manifest.model_arguments
         self.recipe = Recipe.from_identity(identity["recipe"])
         self.changes = _changes(self.recipe)
         self.seed, self.device = int(identity["seeds"][0]), str(identity.get("device", "cpu"))
@@ -45,7 +45,7 @@ class Reproduction:
         """Return the command that makes the image of a unit; None where no option gives the run's recipe."""
         if self.changes is None:
             return None
-        return shlex.join(["featmap", "optimize", unit, *self.options()])
+        return shlex.join(["featmap", "maximise", unit, *self.options()])
 
     def options(self) -> list[str]:
         """Return the words that name network, recipe, seed and device on the command line."""
@@ -59,34 +59,45 @@ class Reproduction:
         return [*words, "--seed", str(self.seed), "--device", self.device]
 
     def python(self, unit: str) -> str:
-        """Return the Python lines that do the same."""
+        """Return the Python lines that make the image of a unit.
+
+        Parameters
+        ----------
+        unit : str
+            Label of the unit.
+
+        Returns
+        -------
+        str
+            Lines that run as they stand, except for what `notes` ask for.
+        """
         network = dict(self.network)
         model = network.pop("model")
-        said = {k: tuple(v) if isinstance(v, list) else v for k, v in network.items()}
+        options = "".join(f", {k}={tuple(v) if isinstance(v, list) else v!r}" for k, v in network.items())
+        loaded = f"featmap.load({model!r}{options})" if options else repr(model)
         if self.changes is None:
             lines = [
                 "import json, featmap",
                 'manifest = json.load(open("RUN/manifest.json"))',
                 'recipe = featmap.Recipe.from_identity(manifest["identity"]["recipe"])',
             ]
-            made = "recipe=recipe"
         else:
-            lines = ["import featmap"]
-            settings = {"recipe": self.recipe.name, "size": self.recipe.size, "steps": self.recipe.steps}
-            made = ", ".join(f"{k}={v!r}" for k, v in (settings | self.changes).items())
-        options = "".join(f"{k}={v!r}, " for k, v in said.items())
-        where = f"seed={self.seed}, device={self.device!r}"
-        return "\n".join([*lines, f"found = featmap.maximise({unit!r}, {model!r}, {options}{made}, {where})"])
+            settings = {"size": self.recipe.size, "steps": self.recipe.steps} | self.changes
+            changes = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+            lines = ["import featmap", f"recipe = featmap.Recipe.named({self.recipe.name!r}, {changes})"]
+        execution = f"featmap.Execution({self.device!r})"
+        call = f"{unit!r}, {loaded}, recipe=recipe, seeds=[{self.seed}], execution={execution}"
+        return "\n".join([*lines, f"images = featmap.maximise({call})"])
 
 
 def _changes(recipe: Recipe) -> dict[str, Any] | None:
     """Return the options beside size and steps that make a named recipe into this one; None if there are none."""
     try:
-        named = recipes.recipe(recipe.name).resolved(recipe.size, recipe.size, recipe.steps)
+        named = Recipe.named(recipe.name).resolved(recipe.size, recipe.size, recipe.steps)
     except FeatmapError:
         return None
     changes = {k: getattr(recipe, k) for k in ON_THE_LINE if getattr(recipe, k) != getattr(named, k)}
-    again = recipes.recipe(recipe.name).resolved(recipe.size, recipe.size, recipe.steps, **changes)
+    again = Recipe.named(recipe.name).resolved(recipe.size, recipe.size, recipe.steps, **changes)
     return changes if again.identity() == recipe.identity() else None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from featmap.files import sha256, write_atomically
+from featmap.files import hash_file, write_atomically
 
 ARRAYS = "arrays.zarr"
 
@@ -39,7 +39,7 @@ def lay(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray
     for name, content in sorted(_made(arrays, coords).items()):
         home, known = folder / ARRAYS / name, hashlib.sha256(content).hexdigest()
         found[home.relative_to(folder).as_posix()] = known
-        if not home.is_file() or sha256(home) != known:
+        if not home.is_file() or hash_file(home) != known:
             write_atomically(home, partial(Path.write_bytes, data=content))
     return found
 
@@ -79,3 +79,27 @@ def chunk_names(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[str
     """Yield the names of the files that an array's chunks lie in."""
     for index in product(*(range(-(-n // c)) for n, c in zip(shape, chunks, strict=True))):
         yield ".".join(map(str, index)) or "0"
+
+
+STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
+
+
+LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
+
+
+RISE = 1e-6
+"""A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
+
+
+def row_statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray) -> np.ndarray:
+    """Return each row's status as an index into `STATUSES`.
+
+    dead: it never had a gradient, or none without help and did not rise with it; unconverged: it had one and
+    did not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
+    """
+    with np.errstate(invalid="ignore"):
+        floor = RISE * np.maximum(np.abs(made["activation"]), np.abs(made["null_activation"]))
+        rose = made["activation"] - made["null_activation"] > floor
+    finite = np.isfinite(made["activation"]) & np.isfinite(made["images"]).all((1, 2, 3))
+    found = np.where(rose, np.where(revived, RESCUED, LIVE), np.where(revived | ~moved, DEAD, UNCONVERGED))
+    return np.where(finite, found, NOT_FINITE).astype(np.uint8)

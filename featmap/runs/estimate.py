@@ -1,9 +1,8 @@
-"""What a job will take: measured steps, extrapolated."""
+"""Estimate what a job will take from a few measured steps."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,25 +10,37 @@ from pathlib import Path
 import psutil
 import torch
 
-from featmap.interaction.job import JointJob
-from featmap.network.model import Network
-from featmap.optimize import memory
+from featmap.optimize import limits
 from featmap.optimize.batch import Batches
-from featmap.optimize.descent import frame_steps
 from featmap.optimize.objective import Objective
-from featmap.optimize.recipe import Recipe
+from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.responses import Probe
 from featmap.runs import lifecycle
 from featmap.runs.device import remembered_settings
-from featmap.runs.job import Job
+from featmap.runs.job import BaseJob, Job
 from featmap.stats import blockwise
 
-MEASURED = 6
+MOST_MEASURED = 6
+"""Sets of layers that are measured; of more sets some stand for the others."""
+MEASURED_STEPS = 3
+"""The first step warms up, the others are timed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will take: seconds, bytes of memory, bytes on disk; `free` bytes there are."""
+    """What a job will take.
+
+    Parameters
+    ----------
+    seconds : float
+        Time of the descents that are still to be made.
+    memory : int
+        Bytes that the process will hold at most.
+    disk : int
+        Bytes of the run folder.
+    free : int
+        Bytes that are free on the disk.
+    """
 
     seconds: float
     memory: int
@@ -37,81 +48,88 @@ class Estimate:
     free: int
 
 
-def disk_needed(job: Job) -> int:
-    """Return the bytes of the run's arrays before compression, tables and figures included by a tenth."""
-    counts, columns = Counter(tuple(o.layers) for o in job.objectives), len(job.columns)
-    cells = len(job.labels) * columns
-    if blockwise.is_large([*counts.values()]):
-        cells = sum(n * n for n in counts.values())
-    # five tables as parquet and CSV, 22 bytes a cell together as measured on inception4a
-    tables = 5 * 22 * cells
-    return int(1.3 * lifecycle.bytes_of(job) + tables) + lifecycle.OWN_FILES
-
-
 def estimate(job: Job, folder: Path) -> Estimate:
-    """Measure three steps of a batch at each of the recipe's sizes, for each layer maximised, and extrapolate.
+    """Estimate a job of descents: a few steps at each size of the recipe, for each set of layers, extrapolated.
 
-    Of more than `MEASURED` layers (or sets of layers, for sums) some are measured and stand for the others.
+    Parameters
+    ----------
+    job : Job
+        The checked job.
+    folder : Path
+        Run folder that it would get; nothing is written.
+
+    Returns
+    -------
+    Estimate
+        Time, memory and disk.
     """
     groups: dict[tuple[str, ...], list[Objective]] = {}
-    for target in job.objectives:
-        groups.setdefault(tuple(target.layers), []).append(target)
-    measured = list(groups.values())[:: -(-len(groups) // MEASURED)]
+    for objective in job.objectives:
+        groups.setdefault(tuple(objective.layers), []).append(objective)
+    measured = list(groups.values())[:: -(-len(groups) // MOST_MEASURED)]
     share = len(job.objectives) / sum(map(len, measured))
-    counted = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
-    seconds = share * _seconds(job.network, job.recipe, job.device, job.seeds[0], job.start, counted)
+    batches = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
+    seconds = share * descent_seconds(job, batches, job.start)
     seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
-    held = _memory(job.network, job.recipe, job.layers) + _frame_bytes(job)
+    memory = process_memory(job) + _frame_bytes(job)
     if blockwise.is_large([len(group) for group in groups.values()]):
-        held = max(held, psutil.Process().memory_info().rss + blockwise.memory(len(job.objectives)))
-    return Estimate(seconds, held, disk_needed(job), lifecycle.free_space(folder))
+        memory = max(memory, psutil.Process().memory_info().rss + blockwise.memory_needed(len(job.objectives)))
+    return Estimate(seconds, memory, job.disk_needed, lifecycle.free_space(folder))
 
 
-def estimate_joint(job: JointJob, folder: Path) -> Estimate:
-    """Measure three steps of a batch of solos and of one of joint descents at each size, and extrapolate."""
-    rows = job.recipe.rows
-    solos: dict[str, list[Objective]] = {}
-    for solo in job.solos:
-        solos.setdefault(solo.unit.layer, []).append(Objective(((1.0, solo.unit),)))
-    joints = [Objective(tuple((1.0, u) for u in job.groups[g])) for g, _ in job.joints]
-    counted = [(targets, -(-len(targets) // rows)) for targets in (*solos.values(), joints)]
-    seconds = _seconds(job.network, job.recipe, job.device, job.seeds[0], None, counted)
-    layers = list(dict.fromkeys(u.layer for u in job.units))
-    return Estimate(
-        seconds,
-        _memory(job.network, job.recipe, layers),
-        int(1.1 * lifecycle.bytes_of(job)),
-        lifecycle.free_space(folder),
-    )
-
-
-def _seconds(
-    network: Network,
-    recipe: Recipe,
-    device: torch.device,
-    seed: int,
-    start: torch.Tensor | None,
-    counted: Sequence[tuple[Sequence[Objective], int]],
+def descent_seconds(
+    job: BaseJob, batches: Sequence[tuple[Sequence[Objective], int]], start: torch.Tensor | None = None
 ) -> float:
-    """Return the seconds of some batches: objectives of which one batch is measured, and how many there are."""
-    batches, seconds = Batches(network, device), 0.0
+    """Measure a few steps of some batches and extrapolate.
+
+    Parameters
+    ----------
+    job : BaseJob
+        Job that the batches belong to.
+    batches : sequence of (sequence of Objective, int)
+        Objectives of which one batch is measured, and how many such batches there are.
+    start : Tensor, optional
+        Image that the descents start from.
+
+    Returns
+    -------
+    float
+        Seconds of all batches.
+    """
+    descents, seconds = Batches(job.network, job.device), 0.0
     with remembered_settings():
-        for octave in recipe.octaves:
-            short = replace(recipe, octaves=(replace(octave, steps=3),))
-            for targets, count in counted:
+        for octave in job.recipe.octaves:
+            short = replace(job.recipe, octaves=(replace(octave, steps=MEASURED_STEPS),))
+            for objectives, count in batches:
                 stamps: list[float] = []
 
                 def stamp(_: int, means: torch.Tensor, into: list[float] = stamps) -> None:
-                    means.cpu()  # a GPU has done the step only when it can be asked for
+                    means.cpu()  # a GPU has finished the step only when its result can be read
                     into.append(time.perf_counter())
 
-                batches.descend(targets[: recipe.rows], short, seed, start, stamp)
-                seconds += count * octave.steps * (stamps[2] - stamps[0]) / 2
+                descents.descend(objectives[: job.recipe.rows], short, job.seeds[0], start, stamp)
+                seconds += count * octave.steps * (stamps[-1] - stamps[0]) / (MEASURED_STEPS - 1)
     return seconds
 
 
+def process_memory(job: BaseJob) -> int:
+    """Return the bytes that a process holds while it descends.
+
+    Parameters
+    ----------
+    job : BaseJob
+        The job.
+
+    Returns
+    -------
+    int
+        What this process holds now and what a batch adds.
+    """
+    return int(psutil.Process().memory_info().rss) + limits.estimate_memory(job.network, job.recipe, job.layers)
+
+
 def _frame_seconds(job: Job) -> float:
-    """Return the seconds that a batch's frames take to be probed."""
+    """Return the seconds that probing the frames of a batch takes."""
     kept, done, seconds = frame_steps(job.recipe.steps, job.frames), 0, 0.0
     probe = Probe(job.network, job.recipe.rows, job.device)
     for octave in job.recipe.octaves:
@@ -129,7 +147,3 @@ def _frame_bytes(job: Job) -> int:
     """Return the bytes of a batch's frames, which are held twice."""
     kept = len(frame_steps(job.recipe.steps, job.frames))
     return 2 * 4 * kept * job.recipe.rows * 3 * max(job.recipe.sizes) ** 2
-
-
-def _memory(network: Network, recipe: Recipe, layers: Sequence[str]) -> int:
-    return int(psutil.Process().memory_info().rss) + memory.needed(network, recipe, layers)

@@ -12,10 +12,10 @@ from typing import Any
 import filelock
 
 from featmap.errors import StoreError
-from featmap.files import is_leftover, sha256
+from featmap.files import hash_file, is_leftover
 from featmap.runs.array_layout import chunk_names
-from featmap.runs.manifest import COPY, FORMAT, MANIFEST, is_newer, is_run, parse
-from featmap.runs.store import LOCK, OWNER, UNITS, Run, readable, text_of_record
+from featmap.runs.manifest import COPY, FORMAT, MANIFEST, UNITS, Manifest, is_newer, is_run, parse
+from featmap.runs.store import LOCK, OWNER, Run, readable, text_of_record
 
 CHANGED, MISSING, FOREIGN, UNFINISHED = "changed", "missing", "foreign", "unfinished"
 PAGE = "`featmap atlas` makes it"
@@ -62,7 +62,7 @@ class Findings:
         self.files, self.size = self.files + 1, self.size + path.stat().st_size
         if path.is_symlink():
             self.faults.append(Fault(CHANGED, name, "a link where a file was written"))
-        elif sha256(path) != known:
+        elif hash_file(path) != known:
             self.faults.append(Fault(CHANGED, name, detail))
 
     def summary(self) -> str:
@@ -88,7 +88,7 @@ def inspect(folder: Path, inner: bool = True) -> Findings:
         if there is no run folder, another process writes it, or another version of featmap made it.
     """
     refuse_busy(folder)
-    found, manifest = Findings(folder), {}
+    found, manifest = Findings(folder), None
     try:
         manifest = Run.read(folder).manifest
     except StoreError as error:
@@ -99,14 +99,14 @@ def inspect(folder: Path, inner: bool = True) -> Findings:
     try:
         copy = parse(folder / COPY)
     except StoreError:
-        if not manifest:
+        if manifest is None:
             raise StoreError(f"{str(folder / MANIFEST)!r} and its copy {COPY} are damaged; delete the folder") from None
-        if manifest["format"] == FORMAT:
+        if manifest.format == FORMAT:
             found.faults.append(Fault(CHANGED if (folder / COPY).is_file() else MISSING, COPY))
     manifest = manifest or copy
-    if manifest["format"] < FORMAT:
+    if manifest.format < FORMAT:
         raise StoreError(
-            f"run {str(folder)!r} has format {manifest['format']}, without checksums of everything; "
+            f"run {str(folder)!r} has format {manifest.format}, without checksums of everything; "
             "its own command brings it up to date"
         )
     with readable(folder):
@@ -125,7 +125,7 @@ def require(folder: Path, pages: bool = True, parts: bool = True) -> None:
     StoreError
         that names the first fault; foreign files do no harm.
     """
-    if Run.read(folder).manifest["format"] < FORMAT:
+    if Run.read(folder).manifest.format < FORMAT:
         return  # its checksums are not known
     faults = [f for f in inspect(folder, parts).faults if f.kind != FOREIGN and (pages or f.detail != PAGE)]
     if faults:
@@ -150,18 +150,18 @@ def refuse_busy(folder: Path) -> None:
         return  # a folder that cannot be locked cannot be written either
 
 
-def _hold(found: Findings, manifest: dict[str, Any], inner: bool) -> None:
+def _hold(found: Findings, manifest: Manifest, inner: bool) -> None:
     """Hold everything in a run folder to its manifest."""
-    if manifest["status"] != "complete":
-        found.faults.append(Fault(UNFINISHED, MANIFEST, f"status {manifest['status']}; the run's own command goes on"))
+    if not manifest.is_complete:
+        found.faults.append(Fault(UNFINISHED, MANIFEST, f"status {manifest.status}; the run's own command goes on"))
     found.files += 2
-    layout = manifest.get("layout", {})
-    pages = (manifest.get("atlas") or {}).get("pages", {})
+    layout = manifest.layout
+    pages = manifest.atlas.get("pages", {})
     known = {MANIFEST, COPY, LOCK, OWNER}
     for files, detail in (
         (layout, "metadata or coordinates"),
-        (manifest.get("files", {}), ""),
-        (manifest.get("added", {}), PAGE),
+        (manifest.files, ""),
+        (manifest.added, PAGE),
         (pages, PAGE),
     ):
         known |= set(files)
@@ -170,7 +170,7 @@ def _hold(found: Findings, manifest: dict[str, Any], inner: bool) -> None:
     chunks = _units(found, manifest)
     _unmade(found, layout, chunks)
     known |= chunks | {f"{UNITS}/{name}.json" for name in _named(found.folder, manifest)}
-    parts = list(manifest.get("parts", []))
+    parts = list(manifest.parts)
     found.faults += [Fault(FOREIGN, *words) for words in _foreign(found.folder, known, parts)]
     for part in parts if inner else ():
         _part(found, part)
@@ -181,15 +181,15 @@ def _recorded(folder: Path) -> list[str]:
     return sorted(p.stem for p in (folder / UNITS).glob("*.json") if not is_leftover(p.name))
 
 
-def _named(folder: Path, manifest: dict[str, Any]) -> list[str]:
+def _named(folder: Path, manifest: Manifest) -> list[str]:
     """Return the units that belong here: those that the manifest notes, and before it is complete all recorded ones."""
-    noted = manifest.get("units") or {}
-    return sorted(noted if noted and manifest["status"] == "complete" else {*noted, *_recorded(folder)})
+    noted = manifest.units
+    return sorted(noted if noted and manifest.is_complete else {*noted, *_recorded(folder)})
 
 
-def _units(found: Findings, manifest: dict[str, Any]) -> set[str]:
+def _units(found: Findings, manifest: Manifest) -> set[str]:
     """Hold every unit's record to the manifest and its chunks to the record; return the chunks that belong here."""
-    noted: dict[str, Any] = manifest.get("units") or {}
+    noted = manifest.units
     chunks: set[str] = set()
     for name in _named(found.folder, manifest):
         file, known = f"{UNITS}/{name}.json", noted.get(name)

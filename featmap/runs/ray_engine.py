@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 
 from featmap.errors import FeatmapError, IncompleteError
-from featmap.runs.engine import Engine, Landing, Silent, Task, Watcher
+from featmap.runs.engine import Engine, Landing, Task
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
 TRIES = 3

@@ -6,7 +6,6 @@ with their SHA-256. A unit without a record, or whose chunks differ from it, is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -18,36 +17,18 @@ from typing import Any
 
 import filelock
 import numpy as np
+import pandas as pd
+import xarray as xr
 import zarr
 
 from featmap.errors import FeatmapError, StoreError
-from featmap.files import clear_faults, is_leftover, sha256, sweep, write_atomically
+from featmap.files import hash_file, is_leftover, remove_leftovers, translate_os_errors, write_atomically
 from featmap.runs import manifest as manifests
 from featmap.runs.array_layout import ARRAYS, ArraySpec, lay
-from featmap.runs.manifest import FORMAT, MANIFEST
+from featmap.runs.manifest import LAYING, RUNNING, UNITS, Manifest
 
-__all__ = [
-    "ARRAYS",
-    "FORMAT",
-    "MANIFEST",
-    "UNITS",
-    "ArraySpec",
-    "Run",
-    "clear_faults",
-    "digest",
-    "readable",
-    "sha256",
-    "write_atomically",
-]
-
-UNITS = "units"
 LOCK, OWNER = ".lock", ".owner.json"
 _held: dict[Path, filelock.BaseFileLock] = {}
-
-
-def digest(identity: dict[str, Any]) -> str:
-    """Return a short hash of plain JSON values."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
 class Run:
@@ -61,7 +42,7 @@ class Run:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
-        self.manifest: dict[str, Any] = {}
+        self.manifest = Manifest(identity)
 
     @staticmethod
     def read(folder: Path) -> Run:
@@ -75,8 +56,8 @@ class Run:
         return Run._of(folder, manifests.read(folder))
 
     @staticmethod
-    def _of(folder: Path, manifest: dict[str, Any]) -> Run:
-        run = Run(folder, dict(manifest["identity"]))
+    def _of(folder: Path, manifest: Manifest) -> Run:
+        run = Run(folder, dict(manifest.identity))
         run.manifest = manifest
         return run
 
@@ -91,7 +72,7 @@ class Run:
         fresh = not self.is_held()
         try:
             self._open(about)
-            with clear_faults(f"run folder {str(self.folder)!r}"):
+            with translate_os_errors(f"run folder {str(self.folder)!r}"):
                 self._lay(arrays, coords)
         except BaseException:
             if fresh:
@@ -101,7 +82,7 @@ class Run:
 
     def _open(self, about: dict[str, Any]) -> None:
         """Take the folder, and its manifest or a new one."""
-        with clear_faults(f"run folder {str(self.folder)!r}"):
+        with translate_os_errors(f"run folder {str(self.folder)!r}"):
             if manifests.is_run(self.folder):
                 self.lock()
                 self._take_up(about)
@@ -111,23 +92,23 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
             if self.is_held():
-                sweep(self.folder)
+                remove_leftovers(self.folder)
             # first of all, so that a folder that is left half made is known for what it is
-            self.manifest = {"format": FORMAT, "status": "laying", "identity": self.identity} | about
+            self.manifest = Manifest(self.identity, LAYING, **about)
             self.save()
 
     def _take_up(self, about: dict[str, Any]) -> None:
         """Go on with the run that lies in this folder, if it is this one."""
-        earlier = Run._of(self.folder, manifests.mended(self.folder))
+        earlier = Run._of(self.folder, manifests.repair(self.folder))
         different = _differences(earlier.identity, self.identity)
         if different:
             raise StoreError(
                 f"{str(self.folder)!r} holds a run made with other settings ({different}); "
                 "give another --out, or the settings it was made with"
             )
-        self.manifest = manifests.typed(earlier.manifest, {"status": "running"} | about)
+        self.manifest = earlier.manifest.completed_by({"status": RUNNING} | about)
         if self.is_held():
-            sweep(self.folder)
+            remove_leftovers(self.folder)
 
     def lock(self) -> None:
         """Take this folder for this process, until `unlock` or its end, however it ends.
@@ -157,7 +138,7 @@ class Run:
             return
         _held[place] = lock
         owner = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
-        with clear_faults(f"run folder {str(self.folder)!r}"):
+        with translate_os_errors(f"run folder {str(self.folder)!r}"):
             write_atomically(self.folder / OWNER, lambda p: p.write_text(owner, encoding="utf-8"))
 
     def unlock(self) -> None:
@@ -190,17 +171,17 @@ class Run:
     def _lay(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
         """Write what is missing of the arrays' metadata and coordinates; chunks that lie there stay."""
         (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
-        known = self.manifest.get("layout")
+        known = self.manifest.layout
         if not known or not self.holds(known):
-            self.manifest["layout"] = lay(self.folder, arrays, coords)
-        if self.manifest["layout"] != known or self.manifest["status"] == "laying":
-            if self.manifest["status"] == "laying":
-                self.manifest["status"] = "running"
+            self.manifest.layout = lay(self.folder, arrays, coords)
+        if self.manifest.layout != known or self.manifest.status == LAYING:
+            if self.manifest.status == LAYING:
+                self.manifest.status = RUNNING
             self.save()
 
     def save(self) -> None:
         """Write the manifest."""
-        with clear_faults(f"run folder {str(self.folder)!r}"):
+        with translate_os_errors(f"run folder {str(self.folder)!r}"):
             manifests.write(self.folder, self.manifest)
 
     @property
@@ -213,13 +194,13 @@ class Run:
         record: dict[str, str] = {}
         # a chunk of zeros is written as well: its file is the proof that it was made
         whole = zarr.config.set({"array.write_empty_chunks": True})
-        with clear_faults(f"run folder {str(self.folder)!r}"), whole:
+        with translate_os_errors(f"run folder {str(self.folder)!r}"), whole:
             root = self.arrays
             for name, (region, values) in pieces.items():
                 array = root[name]
                 array[region] = values
                 for path in self._chunks(name, array, region):
-                    record[path.relative_to(self.folder).as_posix()] = sha256(path)
+                    record[path.relative_to(self.folder).as_posix()] = hash_file(path)
             text = text_of_record(record)
             write_atomically(self._record(unit), lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -243,7 +224,7 @@ class Run:
 
         It has where the record is not as records are written, or not the one that a complete run noted.
         """
-        noted = (self.manifest.get("units") or {}).get(unit)
+        noted = self.manifest.units.get(unit)
         with suppress(OSError, ValueError, RecursionError):
             path = self._record(unit)
             text = path.read_text(encoding="utf-8")
@@ -255,34 +236,33 @@ class Run:
 
     def forget(self, unit: str) -> None:
         """Forget that a unit has landed: it is to be made again."""
-        (self.manifest.get("units") or {}).pop(unit, None)
-        with clear_faults(f"run folder {str(self.folder)!r}"):
+        self.manifest.units.pop(unit, None)
+        with translate_os_errors(f"run folder {str(self.folder)!r}"):
             self._record(unit).unlink(missing_ok=True)
 
     def holds(self, files: dict[str, Any]) -> bool:
         """Are all these files (with their SHA-256) here, every byte of them, and no link in their place?"""
         with suppress(OSError, ValueError):
             paths = {self.folder / file: known for file, known in files.items()}
-            return all(not path.is_symlink() and sha256(path) == known for path, known in paths.items())
+            return all(not path.is_symlink() and hash_file(path) == known for path, known in paths.items())
         return False
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Write one table or figure atomically and note its checksum for the manifest."""
         path = self.folder / name
-        with clear_faults(f"run folder {str(self.folder)!r}"):
+        with translate_os_errors(f"run folder {str(self.folder)!r}"):
             write_atomically(path, write)
         return self.note_file(path)
 
     def note_file(self, path: Path) -> Path:
         """Note the checksum of a file that was written to the folder."""
-        self.manifest.setdefault("files", {})[path.relative_to(self.folder).as_posix()] = sha256(path)
+        self.manifest.files[path.relative_to(self.folder).as_posix()] = hash_file(path)
         return path
 
     def is_complete(self) -> bool:
         """Has the run ended, and are all its tables and figures as they were written?"""
-        if self.manifest.get("status") != "complete":
-            return False
-        return bool(self.manifest.get("files")) and self.holds(self.manifest["files"])
+        files = self.manifest.files
+        return self.manifest.is_complete and bool(files) and self.holds(files)
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse to go on where one of these files is not what was written.
@@ -292,7 +272,7 @@ class Run:
         StoreError
             that names the file.
         """
-        files = self.manifest.get("files", {})
+        files = self.manifest.files
         for name in names:
             if not (self.folder / name).is_file():
                 raise StoreError(
@@ -306,10 +286,9 @@ class Run:
 
     def note_part(self, folder: Path) -> None:
         """Note a run folder that lies, or is about to lie, inside this one and belongs to it."""
-        parts = self.manifest.setdefault("parts", [])
         name = folder.relative_to(self.folder).as_posix()
-        if name not in parts:
-            parts.append(name)
+        if name not in self.manifest.parts:
+            self.manifest.parts.append(name)
             self.save()
 
 
@@ -362,3 +341,41 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}.{k}")
     else:
         yield prefix, values
+
+
+def open_arrays(folder: str | Path) -> xr.Dataset:
+    """Return the labelled arrays of a run folder, read lazily."""
+    run = Run.read(Path(folder))
+    with readable(run.folder):
+        if not run.holds(run.manifest.layout):
+            raise StoreError(
+                f"run {str(folder)!r}: the metadata of its arrays are damaged; its own command mends them, "
+                "`featmap verify` names them"
+            )
+        return xr.open_zarr(run.folder / ARRAYS, consolidated=True)
+
+
+def read_frame(folder: Path, name: str) -> pd.DataFrame:
+    """Read a table of a finished run.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder, or a folder inside it.
+    name : str
+        Path of the table without its ending.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With the labels of its rows as index.
+
+    Raises
+    ------
+    FeatmapError
+        If the run has not written it.
+    """
+    path = folder / f"{name}.parquet"
+    if not path.is_file():
+        raise FeatmapError(f"run {str(folder)!r} has no {path.name} yet; run its command again to finish it")
+    return pd.read_parquet(path)

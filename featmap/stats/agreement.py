@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from featmap.stats.measures import correlations
+from featmap.rng import generator
+from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import (
     DRAWS,
     EPS,
     Interval,
+    bootstrap_counts,
     mean_correlation,
     pair_correlation,
-    percentiles,
-    ranked,
-    resampled,
-    seeded,
+    percentile_interval,
+    rank_pairs,
     spearman_brown,
 )
 
@@ -68,13 +68,13 @@ def mantel(
     kept = known.any(axis=1)
     x, y = (np.where(known, t, np.nan)[np.ix_(kept, kept)] for t in (one, two))
     if method == "spearman" and kept.any():
-        x, y = ranked(x), ranked(y)
+        x, y = rank_pairs(x), rank_pairs(y)
     r = mean_correlation([(x, y)])
     pairs = int(known.sum()) // 2
     if not np.isfinite(r.value):
         return Mantel(r, float("nan"), pairs)
     labels = np.zeros(len(x), dtype=int) if groups is None else np.unique(groups[kept], return_inverse=True)[1]
-    rng = seeded("mantel", method, len(x), permutations)
+    rng = generator("mantel", method, len(x), permutations)
     counted = known[np.ix_(kept, kept)]
     drawn = _drawer(x, y, counted, bool(counted.sum() == _pairs_within(labels)))
     reached = sum(not drawn(_shuffled(labels, rng)) < r.value - 1e-12 for _ in range(permutations))
@@ -118,24 +118,24 @@ def split_half(responses: np.ndarray, splits: int = SPLITS, draws: int = DRAWS) 
     """
     if len(responses) < 8:
         return Interval(float("nan"))
-    rng, found, drawn = seeded("halves", *responses.shape, splits), [], []
+    rng, found, drawn = generator("halves", *responses.shape, splits), [], []
     features = responses.shape[1]
-    weights = resampled(features, draws) if features >= 4 else None
+    weights = bootstrap_counts(features, draws) if features >= 4 else None
     for _ in range(splits):
         order = rng.permutation(len(responses))
         half = len(order) // 2
-        one, two = (correlations(responses[np.sort(part)]) for part in (order[:half], order[half : 2 * half]))
+        one, two = (profile_correlations(responses[np.sort(part)]) for part in (order[:half], order[half : 2 * half]))
         r = float(pair_correlation(one, two)[0])
         if np.isfinite(r):
             found.append(r)
             drawn.append(pair_correlation(one, two, weights) if weights is not None else np.full(draws, np.nan))
     if not found:
         return Interval(float("nan"))
-    low, high = percentiles(np.mean(drawn, axis=0))
+    low, high = percentile_interval(np.mean(drawn, axis=0))
     return Interval(*(spearman_brown(float(r), 2) for r in (np.mean(found), low, high)))
 
 
-def disattenuated(r: float, one: float, two: float) -> float:
+def disattenuate(r: float, one: float, two: float) -> float:
     """Return r / sqrt(one two), what the correlation would be without noise in the two tables, at most 1.
 
     `one` and `two` are their reliabilities. Undefined unless both are at least `CORRECTABLE`: a correction by less
@@ -146,7 +146,7 @@ def disattenuated(r: float, one: float, two: float) -> float:
     return float(min(r / np.sqrt(one * two), 1.0))
 
 
-def multiples(own: np.ndarray, responses: np.ndarray) -> np.ndarray:
+def multiples_of_best(own: np.ndarray, responses: np.ndarray) -> np.ndarray:
     """Return each feature's response to its maximising image over that to its best photograph: D, unbounded.
 
     `own` holds D responses, `responses` N photographs x D. Undefined where the best photograph's response is not above
@@ -174,7 +174,9 @@ def cosine_table(vectors: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.where(same, (table + table.T) / 2, np.nan)
 
 
-def extreme_activation(A: np.ndarray, mean: np.ndarray, deviation: np.ndarray, kind: str = "layer") -> np.ndarray:
+def extreme_activation_distance(
+    A: np.ndarray, mean: np.ndarray, deviation: np.ndarray, kind: str = "layer"
+) -> np.ndarray:
     """Return DORA's extreme-activation distance of every two features: D x D in [0, 1], 0 for alike ones.
 
     a[i, j] = (A[i, j] - mean_j) / deviation_j is the standardised response of feature j to the activation-maximising
@@ -295,13 +297,13 @@ def processing_path(images: np.ndarray, photographs: np.ndarray, best: np.ndarra
     parts = np.stack([own, same, other])[:, known]
     width = same - other
     scores = np.where(known & (width > WIDTH), (own - other) / np.where(width > WIDTH, width, 1), np.nan)
-    rng = seeded("path", int(known.sum()))
+    rng = generator("path", int(known.sum()))
     drawn = parts[:, rng.integers(0, parts.shape[1], size=(1000, parts.shape[1]))].mean(axis=2)
     values = _score(drawn)
     known_scale = np.percentile(drawn[1] - drawn[2], 2.5) > WIDTH
     value = float(_score(parts.mean(axis=1))) if known_scale else float("nan")
     a, b, c = (float(v) for v in parts.mean(axis=1))
-    interval = Interval(value, *percentiles(values)) if known_scale else Interval(value)
+    interval = Interval(value, *percentile_interval(values)) if known_scale else Interval(value)
     return PathCheck(interval, a, b, c, scores, int(known.sum()))
 
 
@@ -312,12 +314,12 @@ def _score(parts: np.ndarray) -> np.ndarray:
     return found
 
 
-def permuted_columns(A: np.ndarray, draw: int) -> np.ndarray:
+def permute_columns(A: np.ndarray, draw: int) -> np.ndarray:
     """Return A with the entries of each column permuted, each column by itself: what no similarity is left in."""
-    return seeded("permuted", draw, *A.shape).permuted(A, axis=0)
+    return generator("permuted", draw, *A.shape).permuted(A, axis=0)
 
 
-def over_permutations(
+def permutation_agreement(
     A: np.ndarray, others: Sequence[np.ndarray], draws: int = 20, method: str = "pearson"
 ) -> list[Interval]:
     """Return the correlation of S with other tables when A is permuted within columns: mean and range of the draws.
@@ -325,11 +327,11 @@ def over_permutations(
     `A` is D x D (no NaN), `others` D x D tables; `method` as in `mantel`; the interval holds 95 % of the draws.
     """
     found: list[list[float]] = [[] for _ in others]
-    given = [ranked(t) if method == "spearman" else t for t in others]
+    given = [rank_pairs(t) if method == "spearman" else t for t in others]
     for draw in range(draws):
-        S = correlations(permuted_columns(A, draw))
+        S = profile_correlations(permute_columns(A, draw))
         for values, other in zip(found, given, strict=True):
-            own = ranked(np.where(np.isfinite(other), S, np.nan)) if method == "spearman" else S
+            own = rank_pairs(np.where(np.isfinite(other), S, np.nan)) if method == "spearman" else S
             values.append(float(pair_correlation(own, other)[0]))
     intervals = []
     for values in found:

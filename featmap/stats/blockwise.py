@@ -18,15 +18,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from featmap.stats.measures import DIGITS, EPS, TINY
+from featmap.stats.correlation import DIGITS, FLOOR, TINY
 
 LARGE = 3000
-DRAWS, LEFTS = 5, 1024
-BUDGET = 256 * 2**20
-SLICE = 2**22  # cells of S that are sorted at once
+DRAWS, CHANCE_FEATURES = 5, 1024
+PANEL_BYTES = 256 * 2**20
+SLICE_CELLS = 2**22  # cells of S that are sorted at once
 
 Progress = Callable[[int, int], None]
-Rows = Callable[[], Iterator[np.ndarray]]
+BlockReader = Callable[[], Iterator[np.ndarray]]
 
 
 def is_large(channels: Sequence[int]) -> bool:
@@ -36,16 +36,16 @@ def is_large(channels: Sequence[int]) -> bool:
 
 def block_rows(features: int, chunk: int) -> int:
     """Return how many rows of A are read at once: whole chunks, about 32 MiB of them in float64."""
-    return max(1, SLICE // (max(features, 1) * chunk)) * chunk
+    return max(1, SLICE_CELLS // (max(features, 1) * chunk)) * chunk
 
 
-def memory(features: int) -> int:
+def memory_needed(features: int) -> int:
     """Return about how many bytes `compare` takes for so many features."""
-    return 4 * BUDGET + 8 * features * min(LEFTS, features) + 8 * 8 * SLICE
+    return 4 * PANEL_BYTES + 8 * features * min(CHANCE_FEATURES, features) + 8 * 8 * SLICE_CELLS
 
 
 @dataclass(frozen=True, eq=False)
-class Overview:
+class SimilarityOverview:
     """What is kept of S for F features of L layers.
 
     Attributes
@@ -69,16 +69,16 @@ class Overview:
 
 
 def compare(
-    rows: Rows,
+    rows: BlockReader,
     groups: Sequence[slice],
     k: int,
     *,
     draws: int = DRAWS,
-    lefts: int = LEFTS,
+    lefts: int = CHANCE_FEATURES,
     seed: int = 0,
-    budget: int = BUDGET,
+    budget: int = PANEL_BYTES,
     progress: Progress | None = None,
-) -> Overview:
+) -> SimilarityOverview:
     """Return what is kept of the profile similarity of F features.
 
     Parameters
@@ -124,7 +124,7 @@ class _Moments:
     def images(self) -> int:
         return int(sum(k.sum() for k in self.keep))
 
-    def centred(self, rows: Rows) -> Iterator[np.ndarray]:
+    def centred(self, rows: BlockReader) -> Iterator[np.ndarray]:
         """Yield the standardised columns, each image's mean over a layer taken off, by block."""
         for X, keep in zip(rows(), self.keep, strict=True):
             Z = (X[keep][:, self.used] / self.scale - self.mean) / self.spread
@@ -133,7 +133,7 @@ class _Moments:
             yield Z
 
 
-def _moments(rows: Rows, groups: Sequence[slice]) -> _Moments:
+def _moments(rows: BlockReader, groups: Sequence[slice]) -> _Moments:
     """Return the moments of every column in one pass: those of blocks, merged (Chan et al. 1979)."""
     F = groups[-1].stop
     count, keep = 0, []
@@ -153,7 +153,7 @@ def _moments(rows: Rows, groups: Sequence[slice]) -> _Moments:
         count += n
     scale = np.where(largest > TINY, largest, np.nan)
     spread = np.sqrt(squares / max(count, 1)) / scale
-    used = np.flatnonzero(whole & (spread > EPS))
+    used = np.flatnonzero(whole & (spread > FLOOR))
     return _Moments(F, keep, used, scale[used], (mean / scale)[used], spread[used], _cuts(used, groups))
 
 
@@ -174,14 +174,14 @@ class _Profiles:
     norm: np.ndarray
     cuts: list[slice]
 
-    def blocks(self, rows: Rows) -> Iterator[np.ndarray]:
+    def blocks(self, rows: BlockReader) -> Iterator[np.ndarray]:
         """Yield rows of the profiles, whose columns have length 1, by block."""
         for Z in self.moments.centred(rows):
             yield (Z[:, self.within] - self.middle) / self.norm
 
 
 def _settle(
-    rows: Rows, moments: _Moments, groups: Sequence[slice], draws: int, lefts: int, seed: int
+    rows: BlockReader, moments: _Moments, groups: Sequence[slice], draws: int, lefts: int, seed: int
 ) -> tuple[_Profiles, _Chance]:
     """Return which columns have a profile, and some of these whose partners by chance are looked for: one pass."""
     width, N = len(moments.used), max(moments.images, 1)
@@ -192,7 +192,7 @@ def _settle(
         squares += (Z**2).sum(axis=0)
         kept.append(Z[:, wanted])
     norm = np.sqrt(np.maximum(squares - total**2 / N, 0.0))
-    alive = (np.sqrt(squares / N) > EPS) & (norm > 0)
+    alive = (np.sqrt(squares / N) > FLOOR) & (norm > 0)
     within = np.flatnonzero(alive)
     columns = moments.used[within]
     profiles = _Profiles(moments, columns, within, (total / N)[alive], norm[alive], _cuts(columns, groups))
@@ -211,7 +211,7 @@ def _drawn(moments: _Moments, lefts: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(drawn)).astype(np.intp)
 
 
-def _panel(profiles: _Profiles, rows: Rows, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+def _panel(profiles: _Profiles, rows: BlockReader, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Return profiles `first` to `last` as columns, and their S with each from `first` on, NaN with themselves."""
     S = np.zeros((last - first, len(profiles.columns) - first))
     panel, at = np.empty((profiles.moments.images, last - first)), 0
@@ -249,7 +249,7 @@ class _Best:
 
     def _rows(self, S: np.ndarray, row: int, column: int) -> None:
         """Take in some cells of S whose first row and column are given; columns may only come in rising order."""
-        step = max(1, SLICE // max(S.shape[1], 1))
+        step = max(1, SLICE_CELLS // max(S.shape[1], 1))
         for a in range(0, len(S), step):
             part = np.nan_to_num(S[a : a + step], nan=-np.inf)
             at = slice(row + a, row + a + len(part))
@@ -310,7 +310,7 @@ class _Chance:
         return np.where(np.isfinite(found), found, np.nan)
 
 
-def _spread(best: _Best, chance: _Chance, profiles: _Profiles) -> Overview:
+def _spread(best: _Best, chance: _Chance, profiles: _Profiles) -> SimilarityOverview:
     """Return what was found of the profiles by the places of all features."""
     F, columns, layers = profiles.moments.features, profiles.columns, len(profiles.cuts)
     own = np.concatenate([np.full(c.stop - c.start, k) for k, c in enumerate(profiles.cuts)]).astype(np.intp)
@@ -318,7 +318,7 @@ def _spread(best: _Best, chance: _Chance, profiles: _Profiles) -> Overview:
     nothing = ~np.isfinite(best.best)
     places = np.append(columns, -1)  # place -1 stays -1
     k = best.nearest.shape[1]
-    found = Overview(
+    found = SimilarityOverview(
         profiles.moments.images,
         np.isin(np.arange(F), columns),
         np.full((F, k), -1, dtype=np.int64),

@@ -19,7 +19,9 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf
 from scipy.spatial.distance import squareform
 
 from featmap.errors import FeatmapError
-from featmap.stats.measures import DIGITS, centred, correlations, profile, square, stimuli
+from featmap.stats.correlation import DIGITS
+from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
+from featmap.stats.similarity_frame import symmetric_values
 
 ORDERED_LEAVES = 1200  # beyond, the order of leaves is the linkage's own
 
@@ -93,7 +95,7 @@ def neighbour_graph(S: pd.DataFrame, k: int = 10) -> nx.Graph:
     if k < 1:
         raise FeatmapError(f"k = {k} neighbours; at least 1 is needed")
     labels, order = list(S.columns), _natural(S.columns)
-    edges = _best(square(S)[np.ix_(order, order)], k)
+    edges = _best(symmetric_values(S)[np.ix_(order, order)], k)
     one, two = np.sort([order[edges.head], order[edges.tail]], axis=0)
     graph: nx.Graph = nx.Graph(k=k)
     graph.add_nodes_from(labels)
@@ -235,7 +237,7 @@ def _one_factor(X: np.ndarray) -> _Null:
     draw is s u v' + N, N independent Gaussian with the population variance that E has in each column. The
     loadings v stay as they are: where they fall into two groups, so do the features of every draw.
     """
-    Z, _ = centred(X)
+    Z, _ = standardise_and_centre(X)
     u, s, v = np.linalg.svd(Z, full_matrices=False)
     common = s[0] * np.outer(u[:, 0], v[0])
     spread = (Z - common).std(axis=0)
@@ -245,7 +247,7 @@ def _one_factor(X: np.ndarray) -> _Null:
 def _draw(null: _Null, k: int, *key: int) -> float:
     """Return the modularity of one Louvain run on the neighbour graph of one draw, seeded by `key`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key[0], spawn_key=key[1:])))
-    edges = _best(correlations(null(rng)), k)
+    edges = _best(profile_correlations(null(rng)), k)
     return edges.modularity(edges.louvain([int(rng.integers(2**32))])[0])
 
 
@@ -303,7 +305,7 @@ def find_clusters(
     S = profile(A, null, live)
     graph = neighbour_graph(S, k)
     found = communities(graph, runs, seed)
-    X = stimuli(A, null, live).loc[:, np.isfinite(square(S).diagonal())]
+    X = select_stimuli(A, null, live).loc[:, np.isfinite(symmetric_values(S).diagonal())]
     table = X.to_numpy()[np.ix_(_natural(X.index), _natural(X.columns))]
     report = progress or (lambda done, total: None)
     values, reason = np.empty((2, 0)), _too_little(table, graph)
@@ -333,7 +335,7 @@ def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.n
     features), and M positions in S, from one end of the heatmap to the other. Raises FeatmapError for labels
     that miss a feature, or if S is not square and symmetric.
     """
-    distance = np.sqrt(np.clip(2.0 - 2.0 * np.nan_to_num(square(S)), 0.0, None))
+    distance = np.sqrt(np.clip(2.0 - 2.0 * np.nan_to_num(symmetric_values(S)), 0.0, None))
     np.fill_diagonal(distance, 0.0)
     cluster = np.asarray(labels.reindex(S.columns) if isinstance(labels, pd.Series) else labels)
     if len(cluster) != len(distance) or pd.isna(cluster).any():

@@ -19,14 +19,15 @@ import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.stats import measures
-from featmap.stats.measures import DIGITS, Correlation, directions, framed, numbers
+from featmap.stats.correlation import DIGITS
+from featmap.stats.measures import Correlation, to_floats, to_frame, unit_profiles
 
 DRAWS = 20
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Crossing:
+class CrossLayerMap:
     """The cross-layer map of one ordered pair of layers.
 
     Attributes
@@ -95,7 +96,7 @@ def selective(
     return _only(Z, live)
 
 
-def blocks(
+def shared_responses(
     A: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], live: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the live features' responses of both layers to the same images: N x M_l and N x M_k.
@@ -106,7 +107,7 @@ def blocks(
     wanted = set(live)
     images = [i for i in A.index if i in wanted]
     pair = [A.loc[images, [f for f in names if f in wanted]] for names in (rows, columns)]
-    seen = [np.isfinite(numbers(block, "A")).any(axis=1) for block in pair]
+    seen = [np.isfinite(to_floats(block, "A")).any(axis=1) for block in pair]
     both = seen[0] & seen[1]
     return pair[0][both], pair[1][both]
 
@@ -129,8 +130,8 @@ def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pe
     """
     if list(first.index) != list(second.index):
         raise FeatmapError("the profiles of two layers are correlated over the same images in the same order")
-    pair = [directions(numbers(block, "A"), method) for block in (first, second)]
-    return framed(_products(pair[0], pair[1]), first.columns, second.columns)
+    pair = [unit_profiles(to_floats(block, "A"), method) for block in (first, second)]
+    return to_frame(_products(pair[0], pair[1]), first.columns, second.columns)
 
 
 def _products(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -141,9 +142,9 @@ def _products(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndar
 
 def _only(frame: pd.DataFrame, live: Sequence[str]) -> pd.DataFrame:
     """Return the frame with the columns that are not live undefined."""
-    values = numbers(frame, "the frame")
+    values = to_floats(frame, "the frame")
     values[:, ~frame.columns.isin(list(live))] = np.nan
-    return framed(values, frame.index, frame.columns)
+    return to_frame(values, frame.index, frame.columns)
 
 
 def partners(S: pd.DataFrame, n: int = 5) -> pd.DataFrame:
@@ -152,16 +153,16 @@ def partners(S: pd.DataFrame, n: int = 5) -> pd.DataFrame:
     Columns feature (in the order of S), rank (from 1), partner (by falling similarity, ties in the order of
     S), similarity; fewer rows where fewer are defined.
     """
-    values = numbers(S, "the similarity frame")
-    best = np.argsort(-np.round(values, DIGITS), axis=1, kind="stable")[:, : max(n, 0)]
-    at, rank = np.divmod(np.arange(best.size), max(best.shape[1], 1))
-    similarity = values[at, best.ravel()]
+    values = to_floats(S, "the similarity frame")
+    mean_best = np.argsort(-np.round(values, DIGITS), axis=1, kind="stable")[:, : max(n, 0)]
+    at, rank = np.divmod(np.arange(mean_best.size), max(mean_best.shape[1], 1))
+    similarity = values[at, mean_best.ravel()]
     keep = np.isfinite(similarity)
-    found = {"feature": S.index[at[keep]], "rank": rank[keep] + 1, "partner": S.columns[best.ravel()[keep]]}
+    found = {"feature": S.index[at[keep]], "rank": rank[keep] + 1, "partner": S.columns[mean_best.ravel()[keep]]}
     return pd.DataFrame(found | {"similarity": similarity[keep]})
 
 
-def cross(
+def build_map(
     A: pd.DataFrame,
     null: pd.Series,
     layers: tuple[str, str],
@@ -170,7 +171,7 @@ def cross(
     live: Sequence[str],
     n: int = 5,
     profiles: pd.DataFrame | None = None,
-) -> Crossing:
+) -> CrossLayerMap:
     """Return the cross-layer map of `layers` (l, k), whose features are `rows` and `columns`.
 
     Parameters
@@ -182,18 +183,18 @@ def cross(
 
     Warns (FewStimuliWarning) where profiles are taken over fewer than `measures.FEW_STIMULI` images.
     """
-    first, second = blocks(A, rows, columns, live)
+    first, second = shared_responses(A, rows, columns, live)
     if profiles is None:
-        measures.warn_of_few(len(first))
+        measures.warn_few_stimuli(len(first))
         profiles = profile(first, second)
     found = {
         "relative": relative(A, null, rows, columns, live),
         "selective": selective(A, null, rows, columns, live),
-        "profile": spread(profiles, rows, columns),
+        "profile": expand(profiles, rows, columns),
     }
     if set(columns) & set(A.index):
         found = {"coactivation": coactivation(A, null, rows, columns, live)} | found
-    return Crossing(
+    return CrossLayerMap(
         *layers,
         activations=A.loc[list(rows), list(columns)],
         null=null.loc[list(columns)],
@@ -204,22 +205,22 @@ def cross(
     )
 
 
-def spread(S: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def expand(S: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Return a frame on these rows and columns, undefined where it has none of them."""
-    values = numbers(S, "the frame")
+    values = to_floats(S, "the frame")
     full = np.full((len(rows), len(columns)), np.nan)
     at, to = pd.Index(rows).get_indexer(S.index), pd.Index(columns).get_indexer(S.columns)
     full[np.ix_(at, to)] = values
-    return framed(full, pd.Index(rows), pd.Index(columns))
+    return to_frame(full, pd.Index(rows), pd.Index(columns))
 
 
-def best(S: np.ndarray) -> float:
+def mean_best(S: np.ndarray) -> float:
     """Return the mean over the rows of their highest defined similarity, NaN where none has any."""
     rows = np.isfinite(S).any(axis=1)
     return float(np.where(np.isfinite(S), S, -np.inf)[rows].max(axis=1).mean()) if rows.any() else float("nan")
 
 
-def agreement(
+def layer_agreement(
     first: pd.DataFrame, second: pd.DataFrame, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
     """Return how well layer l's features find a like one in layer k, and what chance would find.
@@ -231,16 +232,18 @@ def agreement(
     to find a partner by; then standardised, centred and correlated anew. Returned are the mean and the
     highest of `draws` such floors. NaN where nothing is defined.
     """
-    table, one = numbers(second, "A"), directions(numbers(first, "A"))
-    found = best(_products(one, directions(table)))
+    table, one = to_floats(second, "A"), unit_profiles(to_floats(first, "A"))
+    found = mean_best(_products(one, unit_profiles(table)))
     floors = [
-        best(_products(one, directions(np.random.Generator(np.random.PCG64([seed, k])).permuted(table, axis=0))))
+        mean_best(
+            _products(one, unit_profiles(np.random.Generator(np.random.PCG64([seed, k])).permuted(table, axis=0)))
+        )
         for k in range(draws)
     ]
     return found, float(np.mean(floors)), float(np.max(floors))
 
 
-def layer_table(crossings: Sequence[Crossing], progress: Progress | None = None) -> pd.DataFrame:
+def layer_table(crossings: Sequence[CrossLayerMap], progress: Progress | None = None) -> pd.DataFrame:
     """Return one row an ordered pair of layers: layer, other, features, images, best, floor, highest_floor, draws.
 
     `features` counts the features of `layer` with a defined profile, `images` the stimuli; `best`, `floor` and
@@ -248,7 +251,7 @@ def layer_table(crossings: Sequence[Crossing], progress: Progress | None = None)
     """
     rows = []
     for done, c in enumerate(crossings):
-        found = agreement(c.first, c.second)
+        found = layer_agreement(c.first, c.second)
         features = int(c.measures["profile"].notna().any(axis=1).sum())
         rows.append((c.layer, c.other, features, len(c.first), *found, DRAWS))
         if progress:

@@ -18,13 +18,13 @@ from scipy import ndimage, optimize, stats
 
 EPS = 1e-5
 TINY = float(np.finfo(np.float32).tiny)
-FIRES = 0.1
+FIRING_SHARE = 0.1
 ROUNDING = 1e-4
-WEAK = 0.05
+WEAK_SHARE = 0.05
 NOWHERE, SHARED = -1, -2
 
 
-def deviations(responses: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+def response_deviations(responses: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
     """Return each feature's standard deviation over images (N x D), NaN for features that do not vary.
 
     `sizes` is the mean of a feature's absolute activations where `responses` has their mean (default: the same but
@@ -40,10 +40,10 @@ def deviations(responses: np.ndarray, sizes: np.ndarray | None = None) -> np.nda
         spread, largest = values.std(axis=0), np.abs(values if sizes is None else sizes).max(axis=0, initial=0)
     varies = np.isfinite(spread) & (spread > np.maximum(EPS * largest, TINY))
     median = np.median(spread[varies]) if varies.any() else 0.0
-    return np.where(varies & (spread >= WEAK * median), spread, np.nan)
+    return np.where(varies & (spread >= WEAK_SHARE * median), spread, np.nan)
 
 
-def standardised(responses: np.ndarray, null: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+def standardise_responses(responses: np.ndarray, null: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Return r: responses (... x D) less those at the null image, over `deviations`; features without one dropped."""
     kept = np.isfinite(deviation)
     return (responses[..., kept].astype(np.float64) - null[kept]) / deviation[kept]
@@ -131,7 +131,7 @@ def self_saturation(whole: np.ndarray, fraction: np.ndarray, parts: int) -> floa
     return quotient(float(np.linalg.norm(whole - parts * fraction)), size, float(np.linalg.norm(fraction)))
 
 
-def lattice(parts: int, most: int = 100) -> np.ndarray:
+def simplex_lattice(parts: int, most: int = 100) -> np.ndarray:
     """Return the weights of blends, P x n, each row adding up to 1: the finest even lattice of at most `most` points.
 
     For two units: 0, 0.05, ... 1.
@@ -183,7 +183,7 @@ def territory(maps: Sequence[np.ndarray]) -> Territory:
     if not np.isfinite(grids).all():
         return Territory(np.full(shape, NOWHERE), float("nan"), float("nan"))
     top = grids.max((1, 2), keepdims=True)
-    fires = (grids > FIRES * top) & (top > 0)
+    fires = (grids > FIRING_SHARE * top) & (top > 0)
     count = fires.sum(0)
     owner = np.where(count == 0, NOWHERE, np.where(count == 1, fires.argmax(0), SHARED))
     divided = float((count == 1).sum() / (count > 0).sum()) if (count > 0).any() else float("nan")
@@ -215,7 +215,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return float(given.mean() - reach), float(given.mean() + reach)
 
 
-def p_above(excess: Sequence[float]) -> float:
+def p_above_zero(excess: Sequence[float]) -> float:
     """Return the p-value of "the mean excess over seeds is not above 0" (one-sided t-test); NaN below three seeds.
 
     An excess below `ROUNDING` is none: a linear network has as much.
@@ -228,7 +228,7 @@ def p_above(excess: Sequence[float]) -> float:
     return float(stats.ttest_1samp(given, 0.0, alternative="greater").pvalue)
 
 
-def false_discovery(p: np.ndarray) -> np.ndarray:
+def q_values(p: np.ndarray) -> np.ndarray:
     """Return q-values after Benjamini and Hochberg (1995, 10.1111/j.2517-6161.1995.tb02031.x); NaN stays NaN."""
     q, known = np.full(len(p), np.nan), np.isfinite(p)
     if known.any():

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-from featmap.stats.interaction import EPS, TINY
+from featmap.stats.correlation import DIFFERENCE_FLOOR, TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ Predictor = Callable[[Side, Side], np.ndarray]
 PREDICTORS: dict[str, Predictor] = {}
 
 
-def predictor(name: str) -> Callable[[Predictor], Predictor]:
+def register(name: str) -> Callable[[Predictor], Predictor]:
     """Enter the decorated function into `PREDICTORS` under `name`."""
 
     def enter(function: Predictor) -> Predictor:
@@ -69,7 +71,7 @@ def _outer_mean(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return (one[:, None] + two[None, :]) / 2
 
 
-@predictor("crosstalk")
+@register("crosstalk")
 def crosstalk(a: Side, b: Side) -> np.ndarray:
     """Return the mean of z_b(x_a) / beta and z_a(x_b) / alpha, read off A."""
     best_a, best_b = a.z[np.arange(len(a.z)), a.own], b.z[np.arange(len(b.z)), b.own]
@@ -77,51 +79,51 @@ def crosstalk(a: Side, b: Side) -> np.ndarray:
     return (a.z[:, b.own] / best_b[None] + (b.z[:, a.own] / best_a[None]).T) / 2
 
 
-@predictor("gradient agreement at the null image")
+@register("gradient agreement at the null image")
 def gradients_at_null(a: Side, b: Side) -> np.ndarray:
     """Return the cosine of the units' gradients at the null image."""
     return cosines(a.at_null, b.at_null)
 
 
-@predictor("gradient agreement at the solo images")
+@register("gradient agreement at the solo images")
 def gradients_at_solo(a: Side, b: Side) -> np.ndarray:
     """Return the cosine of each unit's gradient at its own solo image."""
     return cosines(a.at_solo, b.at_solo)
 
 
-@predictor("first-order cross-talk")
-def first_order(a: Side, b: Side) -> np.ndarray:
+@register("first-order cross-talk")
+def first_order_crosstalk(a: Side, b: Side) -> np.ndarray:
     """Return the mean cosine of one unit's gradient at its solo image with the other's d: what a's image owes to b."""
     return (cosines(a.at_solo, b.d) + cosines(a.d, b.at_solo)) / 2
 
 
-@predictor("image agreement")
-def images(a: Side, b: Side) -> np.ndarray:
+@register("image agreement")
+def image_agreement(a: Side, b: Side) -> np.ndarray:
     """Return the cosine of d_a and d_b."""
     return cosines(a.d, b.d)
 
 
-@predictor("response agreement")
-def responses(a: Side, b: Side) -> np.ndarray:
+@register("response agreement")
+def response_agreement(a: Side, b: Side) -> np.ndarray:
     """Return the cosine of r_a and r_b, mean over seeds: whether one image already does what the other does."""
     return np.mean([cosines(x, y) for x, y in zip(a.r, b.r, strict=True)], axis=0)
 
 
-@predictor("response imbalance")
-def imbalance(a: Side, b: Side) -> np.ndarray:
+@register("response imbalance")
+def response_imbalance(a: Side, b: Side) -> np.ndarray:
     """Return | log |r_a| - log |r_b| |: whether one of the two drowns the other."""
     one, two = (np.log(np.maximum(np.linalg.norm(s.r[0], axis=1), TINY)) for s in (a, b))
     return np.abs(one[:, None] - two[None, :])
 
 
-@predictor("response size")
-def sizes(a: Side, b: Side) -> np.ndarray:
+@register("response size")
+def response_size(a: Side, b: Side) -> np.ndarray:
     """Return the mean of log |r_a| and log |r_b|."""
     return _outer_mean(*(np.log(np.maximum(np.linalg.norm(s.r[0], axis=1), TINY)) for s in (a, b)))
 
 
-@predictor("common response")
-def common(a: Side, b: Side) -> np.ndarray:
+@register("common response")
+def common_response(a: Side, b: Side) -> np.ndarray:
     """Return the smaller of the units' cosines with what all units' solo images do on average.
 
     High where both images do what any image of that strength does; then a mixture of them does so too.
@@ -134,8 +136,8 @@ def common(a: Side, b: Side) -> np.ndarray:
     return np.minimum(one[:, None], two[None, :])
 
 
-@predictor("half-way response")
-def half_way(a: Side, b: Side) -> np.ndarray:
+@register("half-way response")
+def half_way_response(a: Side, b: Side) -> np.ndarray:
     """Return the smaller of the cosines of r half-way to a solo image with r at it."""
 
     def own(side: Side) -> np.ndarray:
@@ -147,8 +149,8 @@ def half_way(a: Side, b: Side) -> np.ndarray:
     return np.minimum(own(a)[:, None], own(b)[None, :])
 
 
-@predictor("self-saturation")
-def saturation(a: Side, b: Side) -> np.ndarray:
+@register("self-saturation")
+def self_saturation(a: Side, b: Side) -> np.ndarray:
     """Return the mean second difference of each unit with itself."""
 
     def own(side: Side) -> np.ndarray:
@@ -160,7 +162,7 @@ def saturation(a: Side, b: Side) -> np.ndarray:
     return _outer_mean(own(a), own(b))
 
 
-@predictor("concentration")
+@register("concentration")
 def concentration(a: Side, b: Side) -> np.ndarray:
     """Return the mean share of |r|^2 that each solo image's strongest feature has."""
 
@@ -173,8 +175,8 @@ def concentration(a: Side, b: Side) -> np.ndarray:
     return _outer_mean(own(a), own(b))
 
 
-@predictor("weight overlap")
-def weights(a: Side, b: Side) -> np.ndarray:
+@register("weight overlap")
+def weight_overlap(a: Side, b: Side) -> np.ndarray:
     """Return how much of what one unit reads of the other's layer is the other unit: in [-1, 1].
 
     First-order weight of the one on the other over the norm of all such weights. Undefined within one layer, and
@@ -188,8 +190,8 @@ def weights(a: Side, b: Side) -> np.ndarray:
     return np.full((len(a.r[0]), len(b.r[0])), np.nan)
 
 
-@predictor("floor")
-def floor(a: Side, b: Side) -> np.ndarray:
+@register("floor")
+def seed_floor(a: Side, b: Side) -> np.ndarray:
     """Return the mean floor of the units between two seeds: the share of r that a new start changes."""
 
     def own(side: Side) -> np.ndarray:
@@ -202,7 +204,7 @@ def floor(a: Side, b: Side) -> np.ndarray:
     return _outer_mean(own(a), own(b))
 
 
-def combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
+def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
     """Return a combination of predictors fitted to the pairs whose exact figure is known: ridge regression on ranks.
 
     Parameters
@@ -227,8 +229,8 @@ def combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 100.0
         Z, t = ranks[known[rows]], target[rows]
         centre = Z.mean(0)
         Z = Z - centre
-        weights = np.linalg.solve(Z.T @ Z + ridge / 12 * np.eye(Z.shape[1]), Z.T @ (t - t.mean()))
-        found: np.ndarray = (ranks - centre) @ weights
+        weight_overlap = np.linalg.solve(Z.T @ Z + ridge / 12 * np.eye(Z.shape[1]), Z.T @ (t - t.mean()))
+        found: np.ndarray = (ranks - centre) @ weight_overlap
         return found
 
     for k in range(folds):
@@ -246,7 +248,44 @@ def rank_correlation(predicted: np.ndarray, exact: np.ndarray) -> tuple[float, f
     """
     known = np.isfinite(predicted) & np.isfinite(exact)
     n = int(known.sum())
-    if n < 10 or np.ptp(predicted[known]) <= EPS * np.abs(predicted[known]).max() or np.ptp(exact[known]) <= TINY:
+    if (
+        n < 10
+        or np.ptp(predicted[known]) <= DIFFERENCE_FLOOR * np.abs(predicted[known]).max()
+        or np.ptp(exact[known]) <= TINY
+    ):
         return float("nan"), float("nan"), n
     rho = float(stats.spearmanr(predicted[known], exact[known]).statistic)
     return rho, float((1 - rho**2) * np.sqrt((1 + rho**2 / 2) / (n - 3))), n
+
+
+def evaluate(predicted: pd.DataFrame, exact: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the predictors by falling rank correlation, and the predictions with the combined one added.
+
+    `predicted` has columns a, b and one a predictor, `exact` is the summary of the pairs drawn at random.
+    The combined predictor is fitted to the checked pairs, so it is judged by those left out of each fit.
+    """
+    names = [c for c in predicted.columns if c not in ("a", "b", "combined")]
+    X = predicted[names].to_numpy(dtype=float, na_value=np.nan)
+    figures = exact[["a", "b", "excess", "response_nonlinearity"]]
+    known = predicted[["a", "b"]].merge(figures, on=["a", "b"], how="left")
+    y, whole = (known[c].to_numpy(dtype=float, na_value=np.nan) for c in ("excess", "response_nonlinearity"))
+    everywhere, left_out = fit_combined(X, y)
+    rows = [{"predictor": n} | _judge_one(X[:, k], y, X[:, k], whole) for k, n in enumerate(names)]
+    rows.append({"predictor": "combined"} | _judge_one(left_out, y, fit_combined(X, whole)[1], whole))
+    table = pd.DataFrame(rows)
+    order = np.argsort(-np.nan_to_num(np.abs(table["spearman"].to_numpy(dtype=float)), nan=-1), kind="stable")
+    return table.iloc[order].reset_index(drop=True), predicted.assign(combined=everywhere)
+
+
+def seed_reliability(figures: pd.DataFrame) -> float:
+    """Return Spearman's correlation of response nonlinearity less its floor between seeds, mean over pairs of seeds."""
+    excess = figures["response_nonlinearity"] - figures["response_nonlinearity_floor"]
+    wide = figures.assign(excess=excess.astype("Float64")).pivot(index="group", columns="seed", values="excess")
+    values = wide.to_numpy(dtype=float, na_value=np.nan)
+    each = [rank_correlation(values[:, i], values[:, j])[0] for i in range(values.shape[1]) for j in range(i)]
+    return float(np.mean(each)) if each else float("nan")
+
+
+def _judge_one(values: np.ndarray, excess: np.ndarray, again: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
+    rho, error, n = rank_correlation(values, excess)
+    return {"spearman": rho, "error": error, "spearman_with_floor": rank_correlation(again, whole)[0], "pairs": n}

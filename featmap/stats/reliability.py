@@ -7,7 +7,6 @@ whose denominator is below its floor, or that has fewer than three pairs, is und
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,18 +15,14 @@ from math import ceil
 import numpy as np
 from scipy import stats
 
+from featmap.rng import generator
+
 EPS = 1e-9
 """Floor of a variance, as a share of the mean square; of 1 + (k - 1) r; of a difference of mean correlations."""
 DRAWS = 1000
 LEVEL = 0.95
-PLACES = 5
+LEAST_PLACES = 5
 """The fewest places (layers) whose trend has an interval."""
-
-
-def seeded(*key: object) -> np.random.Generator:
-    """Return the random generator that belongs to `key`, the same on every machine."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Interval:
     high: float = float("nan")
 
 
-def ranked(table: np.ndarray) -> np.ndarray:
+def rank_pairs(table: np.ndarray) -> np.ndarray:
     """Return a symmetric table with each pair's value replaced by its rank among all pairs (mean rank of ties)."""
     upper = np.triu_indices(len(table), 1)
     full = np.full(table.shape, np.nan)
@@ -83,14 +78,14 @@ def pair_correlation(one: np.ndarray, two: np.ndarray, weights: np.ndarray | Non
     return np.where(count >= 6, np.clip(found, -1, 1), np.nan)  # every pair is counted from both sides
 
 
-def resampled(features: int, draws: int = DRAWS, key: str = "features") -> np.ndarray:
+def bootstrap_counts(features: int, draws: int = DRAWS, key: str = "features") -> np.ndarray:
     """Return how often each feature is drawn when as many as there are are drawn with replacement: draws x features."""
-    rng = seeded("bootstrap", key, features)
+    rng = generator("bootstrap", key, features)
     chosen = rng.integers(0, max(features, 1), size=(draws, features))
     return np.stack([np.bincount(row, minlength=features) for row in chosen]).astype(np.float64)
 
 
-def percentiles(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Return the percentile interval of bootstrap values; NaN, NaN below ten defined ones."""
     known = values[np.isfinite(values)]
     if len(known) < 10:
@@ -112,8 +107,8 @@ def mean_correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]], draws: int 
     features = len(pairs[0][0])
     if not np.isfinite(value) or features < 4:
         return Interval(value)
-    weights = resampled(features, draws)
-    return Interval(value, *percentiles(np.mean([pair_correlation(a, b, weights) for a, b in pairs], axis=0)))
+    weights = bootstrap_counts(features, draws)
+    return Interval(value, *percentile_interval(np.mean([pair_correlation(a, b, weights) for a, b in pairs], axis=0)))
 
 
 def repeatability(tables: Sequence[np.ndarray], draws: int = DRAWS) -> Interval:
@@ -172,14 +167,14 @@ def trend(values: np.ndarray, places: np.ndarray, draws: int = DRAWS) -> Interva
     given, at = np.asarray(values, dtype=np.float64)[known], np.asarray(places)[known]
     value = _spearman(given, at)
     groups = [np.flatnonzero(at == place) for place in np.unique(at)]
-    if not np.isfinite(value) or len(groups) < PLACES:
+    if not np.isfinite(value) or len(groups) < LEAST_PLACES:
         return Interval(value)
-    rng, found = seeded("trend", len(given), draws), np.empty(draws)
+    rng, found = generator("trend", len(given), draws), np.empty(draws)
     for k in range(draws):
         drawn = rng.integers(0, len(groups), len(groups))
         chosen = np.concatenate([rng.choice(groups[g], len(groups[g])) for g in drawn])
         found[k] = _spearman(given[chosen], at[chosen])
-    return Interval(value, *percentiles(found))
+    return Interval(value, *percentile_interval(found))
 
 
 def _spearman(one: np.ndarray, two: np.ndarray) -> float:

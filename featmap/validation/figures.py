@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from featmap.mapping.flags import RELIABLE
-from featmap.stats import agreement, clustering, reliability
+from featmap.stats import agreement, clustering, correlation, reliability
 from featmap.stats.agreement import PathCheck
 from featmap.stats.clustering import Clusters
-from featmap.stats.measures import correlations
+from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval
 
 BEST = 8
@@ -69,7 +69,7 @@ class Evidence:
         """Return S of D x D responses, taken over the features in `who`, as D x D with NaN for the others."""
         full = np.full(A.shape, np.nan)
         inside = np.ix_(who, who)
-        full[inside] = correlations(A[inside].astype(np.float64))
+        full[inside] = profile_correlations(A[inside].astype(np.float64))
         return full
 
     @property
@@ -241,7 +241,7 @@ def _agreed(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval, f
     A pair of which both put all features into one cluster, or each into one of its own, agrees on nothing: it does
     not count.
     """
-    ari = [clustering.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
+    ari = [correlation.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
     if not ari:
         return Interval(float("nan")), float("nan"), 0
     ends = (min(ari), max(ari)) if len(ari) > 1 else (float("nan"), float("nan"))
@@ -263,16 +263,16 @@ def natural(evidence: Evidence, photographs: np.ndarray, taker: Taker, table: pd
     halves = agreement.split_half(photographs[:, who])
     taker.take("photographs_reliability", halves, count=len(photographs))
     mine = taker.figures["repeatability_of_map"].value
-    corrected = agreement.disattenuated(raw.r.value, np.nan if mine is None else mine, halves.value)
+    corrected = agreement.disattenuate(raw.r.value, np.nan if mine is None else mine, halves.value)
     taker.take("photographs_corrected", corrected, note=_uncorrected(mine, halves.value))
     mean, deviation = photographs.mean(axis=0), photographs.std(axis=0)
     for kind in ("layer", "pair"):
         distance = np.full(S.shape, np.nan)
         inside = np.ix_(who, who)
-        distance[inside] = agreement.extreme_activation(evidence.own[inside], mean[who], deviation[who], kind)
+        distance[inside] = agreement.extreme_activation_distance(evidence.own[inside], mean[who], deviation[who], kind)
         found = agreement.mantel(1 - 2 * distance**2, P, method="spearman", permutations=99)
         taker.take(f"dora_{kind}_spearman", found.r, found.p, found.pairs)
-    ratio = agreement.multiples(np.diag(evidence.own), photographs)
+    ratio = agreement.multiples_of_best(np.diag(evidence.own), photographs)
     table["multiple_of_best_photograph"] = masked(np.where(who, ratio, np.nan))
     known = ratio[who & np.isfinite(ratio)]
     spread = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
@@ -295,7 +295,7 @@ def _uncorrected(mine: float | None, photographs: float) -> str:
 def photographic(photographs: np.ndarray, who: np.ndarray) -> np.ndarray:
     """Return S from photographs (N x D), taken over the features in `who`: D x D with NaN for the others."""
     full = np.full((photographs.shape[1],) * 2, np.nan)
-    full[np.ix_(who, who)] = correlations(photographs[:, who].astype(np.float64))
+    full[np.ix_(who, who)] = profile_correlations(photographs[:, who].astype(np.float64))
     return full
 
 

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from featmap.mapping import cluster_io, result
+from featmap.files import digest
+from featmap.mapping import cluster_io
 from featmap.network import weight_paths
 from featmap.network.model import Network
-from featmap.runs import job as runs
-from featmap.runs import maximise
-from featmap.runs.engine import Watcher
+from featmap.runs import probe
+from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.engine import Execution
 from featmap.runs.job import Job
-from featmap.runs.store import Run, digest
+from featmap.runs.progress import Watcher
+from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters
 from featmap.validation.figures import Evidence, Trial, judge
@@ -101,15 +103,17 @@ def _natural(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Return the layers' responses to photographs, and to the first seed's maximising images."""
     layers, size, where = list(dict.fromkeys(layers)), job.recipe.size, job.device.type
-    given = maximise.source(folder, size, size)
+    given = probe.open_source(folder, size, size)
     watcher.note(f"{side.name}: {len(given.labels)} photographs through {', '.join(layers)}")
     # a part of the validation is noted once it is whole: what is given up half made belongs to nothing
     place = side.folder / f"photographs-{digest({'images': given.digest, 'layers': layers})}"
-    natural = maximise.probe(folder, layers, side.network, size=size, device=where, out=place, watcher=watcher)
+    natural = probe.probe(
+        folder, layers, side.network, size=size, execution=Execution(where, out=place, watcher=watcher)
+    )
     side.store.note_part(place)
     watcher.note(f"{side.name}: {len(job.labels)} maximising images through the same layers")
     first, place = side.sets[0].isel(seed=[0]), side.folder / f"path-{digest({'layers': layers})}"
-    images = maximise.probe(first, layers, side.network, device=where, out=place, watcher=watcher)
+    images = probe.probe(first, layers, side.network, execution=Execution(where, out=place, watcher=watcher))
     side.store.note_part(place)
     return natural, images
 
@@ -117,10 +121,10 @@ def _natural(
 def _evidence(
     job: Job, layer: str, side: Side, seen: tuple[xr.DataArray, xr.DataArray] | None, way: tuple[list[str], int]
 ) -> Evidence:
-    names, size = result.features_of(job, layer), job.recipe.size
+    names, size = job.features_of(layer), job.recipe.size
     A = np.concatenate([d["A"].sel(image=names, response=names).values for d in side.sets])
     status = np.concatenate([d["status"].sel(image=names).values for d in side.sets])
-    well = np.isin(status, (runs.LIVE, runs.RESCUED)) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
+    well = np.isin(status, (LIVE, RESCUED)) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
     evidence = Evidence(layer, names, well[: side.kept].all(axis=0), well.all(axis=0), A, side.kept)
     pictures = side.sets[0]["images"].isel(seed=0)
     evidence.image_of = lambda name: pictures.sel(image=name).values
@@ -133,12 +137,12 @@ def _evidence(
             pair = images.sel(image=names, response=columns).values, natural.sel(response=columns).values
             evidence.paths[place] = pair
     chosen = [int(n.rpartition(":")[2]) for n in names]
-    incoming, outgoing = (_cosines(w, chosen) for w in weight_paths.weights_of(side.network, layer, size))
+    incoming, outgoing = (_cosines(w, chosen) for w in weight_paths.find_weights(side.network, layer, size))
     evidence.incoming, evidence.outgoing = incoming, outgoing
     return evidence
 
 
-def _cosines(weights: weight_paths.Weights, chosen: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+def _cosines(weights: weight_paths.FeatureWeights, chosen: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
     groups = weights.groups[chosen]
     if not (groups >= 0).any():
         return None
@@ -153,7 +157,7 @@ def _clusters(evidence: Evidence, side: Side, layer: str, watcher: Watcher) -> C
     frame = pd.DataFrame(evidence.own, index=evidence.names, columns=evidence.names)
     null, path = pd.Series(0.0, index=evidence.names), side.clusters[layer]
     own = None if side.name == "trained" else path.relative_to(side.store.folder).as_posix()
-    noted = side.store.manifest.get("files", {})
+    noted = side.store.manifest.files
     if own is None or (own in noted and side.store.holds({own: noted[own]})):
         known = cluster_io.read(path, measures.profile(frame, null, who), evidence.neighbours)
         if known is not None:

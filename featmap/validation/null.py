@@ -37,7 +37,7 @@ def permuted(evidence: Evidence, draws: int = DRAWS) -> dict[str, Figure]:
             others[name] = ranks[f"{name}_spearman"] = given[0][inside]
     A = evidence.own[inside]
     for method, chosen in (("pearson", others), ("spearman", ranks)):
-        found = agreement.over_permutations(A, list(chosen.values()), draws, method)
+        found = agreement.permutation_agreement(A, list(chosen.values()), draws, method)
         for name, value in zip(chosen, found, strict=True):
             taker.take(name, value, count=draws, interval=DRAWN)
     if evidence.clusters is not None:
@@ -49,7 +49,7 @@ def _permuted_clusters(evidence: Evidence, A: np.ndarray, taker: Taker) -> None:
     names = pd.Index([n for n, w in zip(evidence.names, evidence.live, strict=True) if w])
     counts, modularities = [], []
     for draw in range(CLUSTERED):
-        frame = pd.DataFrame(agreement.permuted_columns(A, draw), index=names, columns=names)
+        frame = pd.DataFrame(agreement.permute_columns(A, draw), index=names, columns=names)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FewStimuliWarning)  # the run has said so
             found = clustering.find_clusters(frame, pd.Series(0.0, index=names), k=evidence.neighbours, draws=NULLS)

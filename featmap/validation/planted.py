@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from featmap.errors import FeatmapError, nearest
-from featmap.image_ops import generator
+from featmap.errors import FeatmapError, suggest
 from featmap.optimize.recipe import Octave, Recipe
-from featmap.stats.measures import correlations
+from featmap.rng import generator
+from featmap.stats.measures import profile_correlations
 
 SIDE, PATCHES, HIDDEN = 8, 2, 96
 LINEAR = Recipe("planted-linear", (Octave(20, (0.05, 0.02), size=SIDE * PATCHES),), optimiser="rms", clamp="never")
@@ -112,7 +112,7 @@ class Planted:
         """
         if self.depth != "linear":
             raise FeatmapError(f"a {self.depth} network's S has no closed form; only a linear one's has")
-        return correlations(self.cosines)
+        return profile_correlations(self.cosines)
 
 
 def plant(
@@ -135,10 +135,10 @@ def plant(
     """
     if structure not in STRUCTURES:
         raise FeatmapError(
-            f"structure {structure!r} is unknown{nearest(structure, STRUCTURES)}; allowed: {', '.join(STRUCTURES)}"
+            f"structure {structure!r} is unknown{suggest(structure, STRUCTURES)}; allowed: {', '.join(STRUCTURES)}"
         )
     if depth not in DEPTHS:
-        raise FeatmapError(f"depth {depth!r} is unknown{nearest(depth, DEPTHS)}; allowed: {', '.join(DEPTHS)}")
+        raise FeatmapError(f"depth {depth!r} is unknown{suggest(depth, DEPTHS)}; allowed: {', '.join(DEPTHS)}")
     room = HIDDEN if depth == "deep" else 3 * SIDE**2
     if not 6 <= features <= room or not 0 <= noise <= 1:
         raise FeatmapError(f"{features} features, noise {noise}: give 6 to {room} features and a noise from 0 to 1")

@@ -11,8 +11,8 @@ import pandas as pd
 
 from featmap.mapping import flags, tables
 from featmap.plotting import scatter, sheets
-from featmap.runs import maximise
-from featmap.runs.engine import Watcher
+from featmap.runs import output, probe
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, reliability
 from featmap.validation import figures as trials
@@ -27,23 +27,23 @@ SHOWN, PER_PAGE = 3, 8
 PAGE = "validation.md"
 
 
-def write(store: Run, job: Job, found: Validation, images: Path | None, shown: list[str], watcher: Watcher) -> None:
+def write(store: Run, job: Job, found: Validation, images: Path | None, watcher: Watcher) -> None:
     """Write everything into the validation's folder and note its checksums."""
     # the clusters of the maps with random weights are noted as they are found
-    store.manifest["files"] = {k: v for k, v in store.manifest.get("files", {}).items() if k.startswith("random/")}
-    tables.write_frame(store, "figures", found.figures, "row")
+    store.manifest.files = {k: v for k, v in store.manifest.files.items() if k.startswith("random/")}
+    output.write_frame(store, "figures", found.figures, "row")
     text = json.dumps(json.loads(found.figures.to_json(orient="records")), indent=1) + "\n"
     store.write("validation.json", lambda p: p.write_text(text, encoding="utf-8"))
-    places = tables.places(job.layers)
-    source = None if images is None else maximise.source(images, job.recipe.size, job.recipe.size)
+    places, shown = tables.places(job.layers), job.shown
+    source = None if images is None else probe.open_source(images, job.recipe.size, job.recipe.size)
     for layer, trial in found.trained.items():
         if source is not None:
             best = trial.features["best_photograph"]
             trial.features["best_photograph"] = [None if pd.isna(k) else source.labels[k] for k in best]
-        tables.write_frame(store, f"{places[layer]}features", trial.features, "feature")
+        output.write_frame(store, f"{places[layer]}features", trial.features, "feature")
         clouds, steps = _clouds(trial), _steps(trial, found.random.get(layer))
-        drawn = scatter.agreements(clouds, steps, f"{layer}: what its similarity is held to")
-        tables.save(store, drawn, f"{places[layer]}agreement", ("png", "svg"))
+        drawn = scatter.agreement_panels(clouds, steps, f"{layer}: what its similarity is held to")
+        output.save_figure(store, drawn, f"{places[layer]}agreement", ("png", "svg"))
         responses = trial.evidence.photographs
         if source is not None and responses is not None:
             own = [f for f in shown if f in trial.features.index]
@@ -58,7 +58,7 @@ def _drop_stale(store: Run, places: dict[str, str]) -> None:
     for place in places.values():
         folder = store.folder / place / "panels"
         for path in folder.glob("*"):
-            if path.relative_to(store.folder).as_posix() not in store.manifest["files"]:
+            if path.relative_to(store.folder).as_posix() not in store.manifest.files:
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -101,7 +101,7 @@ def _random(found: Validation) -> str:
     return f"random weights: one draw of them, {seeds} seed(s) of noise to descend from"
 
 
-def _clouds(trial: Trial) -> list[scatter.Cloud]:
+def _clouds(trial: Trial) -> list[scatter.PairCloud]:
     """Return the pairs of features by S and by what it is held to."""
     evidence = trial.evidence
     upper = np.triu_indices(len(evidence.names), 1)
@@ -109,28 +109,28 @@ def _clouds(trial: Trial) -> list[scatter.Cloud]:
     if len(evidence.seeds) > 1:
         one, two = (evidence.profile(A, evidence.alive)[upper] for A in evidence.seeds[:2])
         value = verdict.written(trial.value("repeatability"))
-        found.append(scatter.Cloud(one, two, "S, first seed", "S, second seed", f"mean r over seeds {value}"))
+        found.append(scatter.PairCloud(one, two, "S, first seed", "S, second seed", f"mean r over seeds {value}"))
     S = evidence.S[upper]
     if evidence.photographs is not None:
         P = trials.photographic(evidence.photographs, evidence.live)[upper]
         value = verdict.written(trial.value("photographs_pearson"))
         note = f"r {value}, over {len(evidence.photographs):,} photographs"
-        found.append(scatter.Cloud(S, P, "S, maximising images", "S, photographs", note))
+        found.append(scatter.PairCloud(S, P, "S, maximising images", "S, photographs", note))
     if evidence.incoming is not None:
         value = verdict.written(trial.value("incoming_weights"))
         note = f"r {value}, within one convolution"
         cosines = evidence.incoming[0][upper]
-        found.append(scatter.Cloud(S, cosines, "S", "cosine of incoming weights", note, equal=False))
+        found.append(scatter.PairCloud(S, cosines, "S", "cosine of incoming weights", note, same_scale=False))
     return found
 
 
-def _steps(trial: Trial, random: Trial | None) -> list[scatter.Step]:
+def _steps(trial: Trial, random: Trial | None) -> list[scatter.LayerScore]:
     """Return the scores of the processing path, from the first layer to the features' own."""
     found = []
     for name, figure in trial.figures.items():
         if name.startswith("path:"):
             null = None if random is None else random.value(name)
-            found.append(scatter.Step(name[5:], figure.value, figure.low, figure.high, null))
+            found.append(scatter.LayerScore(name[5:], figure.value, figure.low, figure.high, null))
     return found
 
 
@@ -138,7 +138,7 @@ def _panels(
     store: Run,
     layer: Trial,
     responses: np.ndarray,
-    source: maximise.Source,
+    source: probe.Source,
     shown: list[str],
     place: str,
     watcher: Watcher,
@@ -157,7 +157,7 @@ def _panels(
             pictures = [source.read(int(k), int(k) + 1)[0].numpy() for k in places]
             labels = [*flags.named(layer.features, [name]), *[f"{responses[k, j]:.3g}" for k in places]]
             cards.append(sheets.Card((evidence.image_of(name), *pictures), tuple(labels), _text(layer, name)))
-        tables.save(store, sheets.card_sheet(cards, title), f"{place}panels/page-{number:03d}", ("png",))
+        output.save_figure(store, sheets.card_sheet(cards, title), f"{place}panels/page-{number:03d}", ("png",))
     watcher.stage(f"panels of {evidence.layer}", len(shown), len(shown))
 
 

@@ -11,28 +11,32 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from featmap.errors import FeatmapError, ModelError
-from featmap.mapping import cluster_io, result, tables
+from featmap.files import digest
+from featmap.mapping import cluster_io, tables
 from featmap.mapping import run as mapping
-from featmap.network.model import Network, load
-from featmap.network.random_weights import untrained
-from featmap.network.unit import parse_channels
+from featmap.mapping.view import View
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.network.random_weights import randomise_weights
 from featmap.optimize import photographs
-from featmap.optimize.objective import objective
+from featmap.optimize.limits import MOST_SEEDS
+from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.report import atlas
-from featmap.runs import device, integrity, lifecycle, maximise
+from featmap.runs import device, integrity, lifecycle
 from featmap.runs import estimate as estimates
-from featmap.runs import job as runs
-from featmap.runs.engine import Silent, Watcher
+from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
-from featmap.runs.job import Job
-from featmap.runs.manifest import is_run
-from featmap.runs.store import MANIFEST, Run, digest, readable
+from featmap.runs.job import Job, Selection
+from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run
+from featmap.runs.progress import Silent, Watcher
+from featmap.runs.store import Run, open_arrays, readable
+from featmap.runs.worker import Worker, checked
 from featmap.validation import report as certificates
 from featmap.validation import verdict
 from featmap.validation.figures import Trial, Validation
@@ -42,7 +46,6 @@ from featmap.validation.null import permuted
 SEEDS, NULL_SEEDS = 5, 2
 FEWEST_PHOTOGRAPHS = 32
 FOLDER = "validation"
-_STANDARD = ("model", "images", "responses", "recipe", "seeds", "start", "device")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Plan:
 
     Attributes
     ----------
-    run, job, shown : the run that is judged, its job, the features that it shows
+    run, job : the run that is judged, and its job
     folder : where the validation lies
     seeds : all seeds, the run's own first
     images : the folder of photographs, or None
@@ -61,7 +64,6 @@ class Plan:
 
     run: Run
     job: Job
-    shown: list[str]
     folder: Path
     seeds: tuple[int, ...]
     images: Path | None
@@ -109,16 +111,16 @@ def _plan(
     out: str | Path | None,
 ) -> Plan:
     folder = run.folder
-    if run.identity.get("command") != "similarity" or run.manifest.get("status") != "complete":
+    if run.identity.get("command") != SIMILARITY or not run.manifest.is_complete:
         raise FeatmapError(
             f"run {str(folder)!r} is no finished similarity run; `featmap similarity` makes one, and finishes it"
         )
     if run.identity.get("start") is not None:
         raise FeatmapError(f"run {str(folder)!r} began from a photograph: all its seeds are one, none can be added")
     integrity.require(folder, pages=False, parts=False)
-    network = network or maximise.network_of(folder)
-    job, shown = job_of(run, network)
-    most = runs.MOST_SEEDS
+    network = network or lifecycle.network_of(folder)
+    job = job_of(run, network)
+    most = MOST_SEEDS
     if not 2 <= seeds <= most or not 0 <= null_seeds <= most:
         raise FeatmapError(
             f"seeds {seeds}, null seeds {null_seeds}: repeatability takes 2 seeds or more (5 is the default), "
@@ -137,13 +139,12 @@ def _plan(
     random, reason = None, "none was asked for (null seeds 0)"
     if null_seeds:
         try:
-            random, reason = untrained(network), ""
+            random, reason = randomise_weights(network), ""
         except ModelError as error:
             reason = str(error)
     return Plan(
         run,
         job,
-        shown,
         Path(out) if out is not None else run.folder / FOLDER,
         every,
         None if images is None else Path(images),
@@ -153,40 +154,49 @@ def _plan(
     )
 
 
-def job_of(run: Run, network: Network) -> tuple[Job, list[str]]:
-    """Return the job that a similarity run was made by, and the features that it shows.
+def job_of(run: Run, network: Network) -> Job:
+    """Return the job that a similarity run was made by.
+
+    Parameters
+    ----------
+    run : Run
+        Folder of a similarity run.
+    network : Network
+        Network that it was made with.
+
+    Returns
+    -------
+    Job
+        The checked job.
 
     Raises
     ------
     FeatmapError
-        if the network is another than the run's.
+        If the network is another one than the run's, or the run has settings that this version cannot take up.
     """
     identity = run.identity
     if json.loads(json.dumps(network.identity())) != identity["model"]:
         raise FeatmapError(
             f"run {str(run.folder)!r} was made with another network than {network.name} ({network.weights}); "
-            "give the --model and --weights that it was made with"
+            "name the network and the weights that it was made with"
         )
-    data = result.open_arrays(run.folder)
-    about = tuple((k, v) for k, v in identity.items() if k not in _STANDARD)
+    data = open_arrays(run.folder)
     job = Job(
-        network,
-        tuple(objective(str(name)) for name in data["image"].values),
-        Recipe.from_identity(identity["recipe"]),
-        tuple(identity["seeds"]),
-        tuple(identity["responses"]),
-        device.device(identity["device"]),
-        None,
-        about,
-    ).check()
+        network=network,
+        objectives=tuple(Objective.parse(str(name)) for name in data["image"].values),
+        recipe=Recipe.from_identity(identity["recipe"]),
+        seeds=tuple(identity["seeds"]),
+        responses=tuple(identity["responses"]),
+        device=device.device(identity["device"]),
+        command=identity["command"],
+        selection=Selection.from_identity(identity),
+    )
+    job = checked(job)
     if json.loads(json.dumps(job.identity())) != identity:
         raise FeatmapError(
             f"run {str(run.folder)!r} has settings that this featmap cannot take up; make the run again with it"
         )
-    shown = identity["shown"]
-    listed = shown if isinstance(shown, dict) else {identity["layer"]: shown}
-    counts = {layer: network.layer(layer, job.recipe.size).channels for layer in listed}
-    return job, [f"{la}:{c}" for la, text in listed.items() for c in parse_channels(text, counts[la], la)]
+    return job
 
 
 def descents(given: Plan) -> list[tuple[Job, Path]]:
@@ -206,10 +216,10 @@ def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
     about = {"network": str(given.job.network), "environment": device.environment(given.job.device)}
     if given.images is not None:
         paths = photographs.find_photographs(given.images)
-        photographs.check(paths, lambda done, total: watcher.stage("photographs opened", done, total))
+        photographs.check_readable(paths, lambda done, total: watcher.stage("photographs opened", done, total))
     _note_in_run(given)
     with Run(given.folder, identity).open({}, {}, about).held() as store:
-        store.manifest["status"] = "running"
+        store.manifest.status = RUNNING
         store.save()
         found = _carry_out(given, store, watcher)
     _draw_atlas(given, watcher)  # now that the validation inside the run is complete: an atlas reads whole runs only
@@ -230,13 +240,12 @@ def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
         _descend(job, folder, watcher)
         store.note_part(folder)
     places = tables.places(given.job.layers)
-    view = given.run.manifest.get("view", {})
-    neighbours = int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS))
+    neighbours = View.from_record(given.run.manifest.view).neighbours
     further = [given.folder / f"seed-{s}" for s in given.seeds if s not in given.job.seeds]
     own = Side(
         "trained",
         given.job.network,
-        [result.open_arrays(f) for f in (given.run.folder, *further)],
+        [open_arrays(f) for f in (given.run.folder, *further)],
         len(given.job.seeds),
         store,
         given.folder,
@@ -249,7 +258,7 @@ def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
         null = Side(
             "random weights",
             given.random,
-            [result.open_arrays(where / f"seed-{s}") for s in given.null_seeds],
+            [open_arrays(where / f"seed-{s}") for s in given.null_seeds],
             1,
             store,
             where,
@@ -258,15 +267,12 @@ def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
         random = trials_of(given.job, null, given.images, neighbours, watcher)
     permutations = {layer: permuted(trial.evidence) for layer, trial in trained.items()}
     found = Validation(given.folder, trained, random, permutations, given.reason)
-    certificates.write(store, given.job, found, given.images, given.shown, watcher)
+    certificates.write(store, given.job, found, given.images, watcher)
     mark(given, trained, watcher)
     _drop_abandoned(store)
-    store.manifest |= {
-        "status": "complete",
-        "seeds": list(given.seeds),
-        "null_seeds": list(given.null_seeds),
-        "images": None if given.images is None else given.images.name,
-    }
+    manifest = store.manifest
+    manifest.status, manifest.seeds, manifest.null_seeds = COMPLETE, list(given.seeds), list(given.null_seeds)
+    manifest.images = None if given.images is None else given.images.name
     store.save()
     return found
 
@@ -278,15 +284,14 @@ def _drop_abandoned(store: Run) -> None:
             store.note_part(place)
         elif is_run(place):
             shutil.rmtree(place)
-    store.manifest["parts"] = [p for p in store.manifest.get("parts", []) if is_run(store.folder / p)]
+    store.manifest.parts = [p for p in store.manifest.parts if is_run(store.folder / p)]
 
 
 def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
     """Do what is left of one similarity job's descents."""
-    with lifecycle.open_run(job, folder, estimates.disk_needed(job)).held() as run:
-        made = lifecycle.carry_out(job, run, watcher, lambda: runs.execute(job, run, watcher))
-        if made or run.manifest["status"] != "complete":
-            lifecycle.complete(run, (u.name for u in job.units()))
+    with lifecycle.open_run(job, folder).held() as run:
+        if lifecycle.carry_out(job, run, Worker, watcher) or not run.manifest.is_complete:
+            lifecycle.complete(job, run)
 
 
 def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
@@ -299,27 +304,20 @@ def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
     }
     with Run.read(given.run.folder).held() as run:
         run.manifest = Run.read(run.folder).manifest  # read again now that nobody else writes it
-        view = run.manifest.get("view", {})
-        changed = run.manifest.get("reliability", {}) != known
+        view = run.manifest.view
+        changed = run.manifest.reliability != known
         if changed:
-            run.manifest["reliability"] = known
+            run.manifest.reliability = known
             run.save()
         drawn = view.get("reliability") == (digest(known) if known else None) and run.is_complete()
     if changed or not drawn:
-        mapping.run_similarity(
-            given.job,
-            given.shown,
-            run,
-            measure=view.get("measure", "coactivation"),
-            neighbours=int(view.get("neighbours", mapping.DEFAULT_NEIGHBOURS)),
-            watcher=watcher,
-        )
+        mapping.carry_out(given.job, run, View.from_record(view), Execution(watcher=watcher))
 
 
 def _draw_atlas(given: Plan, watcher: Watcher) -> None:
     """Make the run's atlas again if it has one that shows other marks."""
     run = Run.read(given.run.folder)
-    if atlas.KEY in run.manifest and not atlas.is_current(run):
+    if run.manifest.atlas and not atlas.is_current(run):
         atlas.atlas(run.folder, network=given.job.network, watcher=watcher)
 
 
@@ -342,7 +340,7 @@ def estimate(given: Plan) -> tuple[Estimate, str]:
 
 
 def _is_made(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and Run.read(folder).manifest.get("status") == "complete"
+    return (folder / MANIFEST).is_file() and Run.read(folder).manifest.is_complete
 
 
 def validate(
@@ -351,7 +349,7 @@ def validate(
     images: str | Path | None = None,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
-    model: Any = None,
+    network: str | nn.Module | Network | None = None,
     out: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> Validation:
@@ -359,19 +357,31 @@ def validate(
 
     Parameters
     ----------
-    run, images, seeds, null_seeds, out : see `plan`
-    model : the run's network, where it was one of the caller's own (a module or a `Network`)
+    run : path
+        Folder of a finished run of `similarity`.
+    images : path, optional
+        Folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one nothing is said of natural images.
+    seeds : int, default 5
+        Seeds in all, those of the run included.
+    null_seeds : int, default 2
+        Maps that are made with random weights; 0 for none.
+    network : str, torch.nn.Module or Network, optional
+        Network of the run, where it was one of the caller's own.
+    out : path, optional
+        Folder of the validation. None takes `validation` inside the run.
+    watcher : Watcher, optional
+        Hears of the progress.
 
     Returns
     -------
     Validation
-        `figures` is a row a figure; `trained`, `random` and `permuted` hold them by layer. The same call goes on where
-        it stopped; one with more seeds, or with photographs, makes only what is new.
+        `figures` has a row for each statistic; `trained`, `random` and `permuted` hold them by layer. The same call
+        goes on where it stopped; one with more seeds, or with photographs, makes only what is new.
 
     Raises
     ------
     FeatmapError
-        in one line that says what was given, what is allowed and what to do.
+        If the run is not finished, of another command or network, or a setting is out of range.
     """
-    network = None if model is None else load(model)
-    return carry_out(plan(run, images=images, seeds=seeds, null_seeds=null_seeds, network=network, out=out), watcher)
+    loaded = None if network is None else load(network)
+    return carry_out(plan(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out), watcher)

@@ -34,7 +34,9 @@ def test_waves_of_colours_gratings_and_noise() -> None:
     grating = np.broadcast_to(0.4 * np.cos(2 * np.pi * 3 * y / 16), (3, 16, 16))
     flat = np.full((3, 16, 16), 0.3) * np.array([1, -1, 0.5])[:, None, None]
     both, noise = grating + np.swapaxes(grating, 1, 2), 0.1 * RNG.normal(size=(3, 16, 16))
-    found = coherence.waves(0.5 + np.stack([grating, 0.01 * grating, flat, both, noise, np.zeros((3, 16, 16))]))
+    found = coherence.effective_waves(
+        0.5 + np.stack([grating, 0.01 * grating, flat, both, noise, np.zeros((3, 16, 16))])
+    )
     assert found[:4] == pytest.approx([2, 2, 1, 4])
     assert 128 < found[4] < 256 and np.isnan(found[5])
 
@@ -55,10 +57,10 @@ def test_one_more_yardstick_image_is_excited_by_chance() -> None:
 def test_spread_is_relative_to_the_yardstick_and_free_of_each_features_scale() -> None:
     yardstick = np.eye(6)[[0, 1, 2, 3]] + np.eye(6)[[1, 2, 3, 0]]  # each excites two of four
     rows = np.array([[0.9, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
-    found = coherence.relative_spread(rows, yardstick)
-    scaled = coherence.relative_spread(rows * [1, 1e6, 3, 1e-6, 1, 1], yardstick * [1, 1e6, 3, 1e-6, 1, 1])
+    found = coherence.relative_effective_number(rows, yardstick)
+    scaled = coherence.relative_effective_number(rows * [1, 1e6, 3, 1e-6, 1, 1], yardstick * [1, 1e6, 3, 1e-6, 1, 1])
     assert found == pytest.approx([0.5, 2]) and scaled == pytest.approx(found)
-    assert np.isnan(coherence.relative_spread(np.zeros((2, 3)), np.zeros((4, 3)))).all()
+    assert np.isnan(coherence.relative_effective_number(np.zeros((2, 3)), np.zeros((4, 3)))).all()
 
 
 def test_effective_classes() -> None:
@@ -73,7 +75,7 @@ def test_likeness_is_the_mean_cosine_over_pairs_of_positions() -> None:
     vectors = RNG.normal(size=(3, 4, 5))
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     vectors[1, 2] = np.nan
-    within, across = coherence.position_likeness(vectors)
+    within, across = coherence.position_similarity(vectors)
     for i in range(3):
         own = [v for v in vectors[i] if np.isfinite(v).all()]
         rest = [v for k in range(3) if k != i for v in vectors[k] if np.isfinite(v).all()]
@@ -82,16 +84,16 @@ def test_likeness_is_the_mean_cosine_over_pairs_of_positions() -> None:
 
 
 def test_one_position_has_no_likeness_of_its_own() -> None:
-    within, across = coherence.position_likeness(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    within, across = coherence.position_similarity(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
     assert np.isnan(within).all() and across.tolist() == [0, 0]
-    assert np.isnan(coherence.position_likeness(np.ones((1, 2, 1)))[1]).all()
+    assert np.isnan(coherence.position_similarity(np.ones((1, 2, 1)))[1]).all()
 
 
 def test_directions_standardise_and_drop_what_does_not_vary() -> None:
     maps = np.array([[[[3.0, 1.0]], [[5.0, 5.0]], [[0.0, 4.0]]]])
-    found = coherence.directions(maps, np.array([1.0, 5.0, 0.0]), np.array([2.0, 0.0, 4.0]))
+    found = coherence.unit_directions(maps, np.array([1.0, 5.0, 0.0]), np.array([2.0, 0.0, 4.0]))
     assert found[0] == pytest.approx(np.array([[1.0, 0.0], [0.0, 1.0]]))  # positions x (first, third feature)
-    still = coherence.directions(np.ones((1, 2, 1, 1)), np.ones(2), np.ones(2))
+    still = coherence.unit_directions(np.ones((1, 2, 1, 1)), np.ones(2), np.ones(2))
     assert np.isnan(still).all()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analyses.formulas.divergence import crossing, distances, growth, half_life, profile_correlation
+from analyses.formulas.divergence import first_crossing, growth_factor, half_life, profile_correlation, rms_distances
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 STEPS = np.arange(0, 61, 4)
@@ -18,53 +18,53 @@ def test_distances_are_in_units_of_pixels() -> None:
     two[1, 2] += 0.25
     two[0, 1, :, 0, 0] -= 0.8
     two[1, 3, 0, 0, 0] = np.inf
-    found = distances(one, two)
+    found = rms_distances(one, two)
     assert found.shape == (2, 4)
     assert found[1, 2] == pytest.approx(0.25) and found[0, 1] == pytest.approx(0.8 / 8)
     assert np.isnan(found[1, 3]) and found[0, 0] == 0
-    np.testing.assert_allclose(distances(one, one[:, :1])[:, 0], 0)
-    assert np.isnan(distances(two[1, 3], two[1, 3])), "infinity less infinity"
+    np.testing.assert_allclose(rms_distances(one, one[:, :1])[:, 0], 0)
+    assert np.isnan(rms_distances(two[1, 3], two[1, 3])), "infinity less infinity"
 
 
 @pytest.mark.parametrize("factor", [1.5, 1.02, 1.0, 0.9])
 def test_growth_of_what_grows_evenly(factor: float) -> None:
-    assert growth(STEPS, 1e-8 * factor**STEPS) == pytest.approx(factor)
+    assert growth_factor(STEPS, 1e-8 * factor**STEPS) == pytest.approx(factor)
 
 
 def test_growth_until_it_is_held() -> None:
     """Grows by 1.5 a step up to 0.3 and stays: the plateau takes no part, however long."""
     gaps = np.minimum(1e-8 * 1.5**STEPS, 0.3)
-    assert growth(STEPS, gaps) == pytest.approx(1.5, rel=0.02)
+    assert growth_factor(STEPS, gaps) == pytest.approx(1.5, rel=0.02)
     long = np.concatenate([gaps, np.full(40, 0.3)])
-    assert growth(4 * np.arange(len(long)), long) == growth(STEPS, gaps)
+    assert growth_factor(4 * np.arange(len(long)), long) == growth_factor(STEPS, gaps)
 
 
 def test_growth_takes_no_part_of_the_time_in_which_a_difference_lies_still() -> None:
     grown = np.minimum(1e-8 * 1.5**STEPS, 0.3)
     still = 1e-8 * np.linspace(1, 1.9, 30)
     gaps = np.concatenate([still, 1.9 * grown])
-    assert growth(4 * np.arange(len(gaps)), gaps) == pytest.approx(1.5, rel=0.02)
+    assert growth_factor(4 * np.arange(len(gaps)), gaps) == pytest.approx(1.5, rel=0.02)
     late = np.concatenate([np.full(30, 1e-8), [0.2, 0.3]])
-    assert growth(np.arange(32), late) == pytest.approx(2e7), "between two steps"
+    assert growth_factor(np.arange(32), late) == pytest.approx(2e7), "between two steps"
 
 
 def test_growth_leaves_out_what_is_equal_and_says_undefined() -> None:
     gaps = 1e-8 * 1.2**STEPS
     gaps[[0, 1]] = 0, np.nan
-    assert growth(STEPS, gaps) == pytest.approx(1.2)
-    assert np.isnan(growth(STEPS, np.zeros(len(STEPS))))
-    assert np.isnan(growth(STEPS[:2], gaps[3:5]))
+    assert growth_factor(STEPS, gaps) == pytest.approx(1.2)
+    assert np.isnan(growth_factor(STEPS, np.zeros(len(STEPS))))
+    assert np.isnan(growth_factor(STEPS[:2], gaps[3:5]))
 
 
 def test_growth_that_is_over_at_once_is_that_of_the_first_steps() -> None:
     gaps = np.array([1e-8, 1e-4, 1e-1, 0.2, 0.3, 0.3])
-    assert growth(np.arange(6), gaps) == pytest.approx(np.exp(np.log(1e-1 / 1e-8) / 2))
+    assert growth_factor(np.arange(6), gaps) == pytest.approx(np.exp(np.log(1e-1 / 1e-8) / 2))
 
 
 def test_the_step_at_which_a_level_is_crossed() -> None:
     gaps = np.array([0.0, 0.1, np.nan, 0.3, 0.2])
-    assert crossing(np.arange(0, 50, 10), gaps, 0.2) == 30 and crossing(np.arange(5), gaps, 0.05) == 1
-    assert crossing(np.arange(5), gaps, 0.3) == np.inf
+    assert first_crossing(np.arange(0, 50, 10), gaps, 0.2) == 30 and first_crossing(np.arange(5), gaps, 0.05) == 1
+    assert first_crossing(np.arange(5), gaps, 0.3) == np.inf
 
 
 @repeatable

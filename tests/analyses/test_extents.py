@@ -13,8 +13,8 @@ from torch import nn
 from analyses.formulas import extents
 from analyses.formulas.linear import linear_twin
 from featmap.errors import ModelError
-from featmap.network.model import load
-from featmap.network.receptive_field import WHOLE, Field
+from featmap.network.loading import load
+from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField
 from featmap.optimize.responses import Probe
 from featmap.report.encode import animated
 from tests.helpers.networks import small_inception
@@ -34,38 +34,43 @@ def test_a_disc_has_its_centre_and_its_radius() -> None:
     np.testing.assert_allclose(extents.centres(changes), [[20, 40], [30, 25.5]], atol=1e-9)
     for share in (0.25, 0.5, 0.9):  # the energy within r of a disc of radius R is (r / R)^2
         np.testing.assert_allclose(extents.radii(changes, share), np.sqrt(share) * np.array([15, 12]), atol=0.4)
-    np.testing.assert_allclose(extents.energy(changes).sum((1, 2)), 5.25 * np.pi * np.array([225, 144]), rtol=0.02)
+    np.testing.assert_allclose(
+        extents.change_energy(changes).sum((1, 2)), 5.25 * np.pi * np.array([225, 144]), rtol=0.02
+    )
 
 
 def test_outside_and_region_count_energy() -> None:
     changes = discs((20.0, 40.0, 10.0), (20.0, 40.0, 10.0))
     whole, half = (slice(0, 60), slice(0, 80)), (slice(0, 60), slice(0, 40))
-    found = extents.outside(changes, [whole, half])
+    found = extents.outside_share(changes, [whole, half])
     column = (changes[1, 0, :, 40] != 0).sum() / (changes[1, 0] != 0).sum()
     np.testing.assert_allclose(found, [0, (1 + column) / 2], atol=1e-12)
     change = np.zeros((3, 4, 5))
     change[0, 1, 2], change[1, 3, 3], change[2, 0, 0] = 3.0, 2.0, 1.0  # energies 9, 4, 1
-    assert np.argwhere(extents.region(change, 0.9)).tolist() == [[1, 2], [3, 3]]
-    assert extents.region(change, 0.5).sum() == 1
-    assert extents.region(change, 1.0).sum() == 3
+    assert np.argwhere(extents.energy_region(change, 0.9)).tolist() == [[1, 2], [3, 3]]
+    assert extents.energy_region(change, 0.5).sum() == 1
+    assert extents.energy_region(change, 1.0).sum() == 3
 
 
 def test_what_did_not_change_is_undefined() -> None:
     nothing = np.zeros((2, 3, 8, 8))
     assert np.isnan(extents.centres(nothing)).all()
     assert np.isnan(extents.radii(nothing)).all()
-    assert np.isnan(extents.outside(nothing, [(slice(0, 8), slice(0, 8))] * 2)).all()
-    assert not extents.region(nothing[0]).any()
+    assert np.isnan(extents.outside_share(nothing, [(slice(0, 8), slice(0, 8))] * 2)).all()
+    assert not extents.energy_region(nothing[0]).any()
 
 
 def test_a_fields_middle_and_coverage() -> None:
-    field = Field((5, 7), (4, 2), (-1, 0))
+    field = ReceptiveField((5, 7), (4, 2), (-1, 0))
     rows, columns = field.bounds(2, 3, 40, 40)
-    assert extents.middle(field, 2, 3) == ((rows.start + rows.stop - 1) / 2, (columns.start + columns.stop - 1) / 2)
-    assert extents.middle(field, 0, 0) == (1.0, 3.0)  # also where the field reaches beyond the image
-    assert extents.coverage(field, 2, 3, 40, 40) == 35 / 1600
-    assert extents.coverage(field, 0, 0, 40, 40) == 28 / 1600
-    assert extents.coverage(WHOLE, 0, 0, 9, 9) == 1
+    assert extents.field_centre(field, 2, 3) == (
+        (rows.start + rows.stop - 1) / 2,
+        (columns.start + columns.stop - 1) / 2,
+    )
+    assert extents.field_centre(field, 0, 0) == (1.0, 3.0)  # also where the field reaches beyond the image
+    assert extents.field_coverage(field, 2, 3, 40, 40) == 35 / 1600
+    assert extents.field_coverage(field, 0, 0, 40, 40) == 28 / 1600
+    assert extents.field_coverage(WHOLE_IMAGE, 0, 0, 9, 9) == 1
 
 
 def test_a_channel_has_its_branchs_field() -> None:

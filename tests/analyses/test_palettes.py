@@ -31,9 +31,9 @@ def test_grays_have_no_colour() -> None:
 def test_the_commonest_colour_is_found_below_noise() -> None:
     image = np.full((3, 10, 10), 0.95)
     image[:, :7] = np.array([0.1, 0.8, 0.3])[:, None, None] + RNG.uniform(-0.02, 0.02, (3, 7, 10))
-    assert palettes.dominant(image) == pytest.approx([0.1, 0.8, 0.3], abs=0.02)
+    assert palettes.dominant_colour(image) == pytest.approx([0.1, 0.8, 0.3], abs=0.02)
     image[:, :4] = np.nan  # middle gray
-    assert palettes.dominant(image) == pytest.approx([0.5] * 3)
+    assert palettes.dominant_colour(image) == pytest.approx([0.5] * 3)
 
 
 def test_flatness_of_colours_and_patterns() -> None:
@@ -47,39 +47,37 @@ def test_flatness_of_colours_and_patterns() -> None:
 
 
 def test_colours_are_named_by_hue() -> None:
-    names = {
-        name: palettes.hue_name(palettes.oklab(0.2 + 0.6 * np.array(rgb))) for name, rgb in palettes.CORNERS.items()
-    }
-    assert names == {name: name for name in palettes.CORNERS}
+    names = {name: palettes.hue_name(palettes.oklab(0.2 + 0.6 * np.array(rgb))) for name, rgb in palettes.HUES.items()}
+    assert names == {name: name for name in palettes.HUES}
     assert [palettes.hue_name(palettes.oklab(np.full(3, v))) for v in (0.05, 0.5, 1.0)] == ["black", "gray", "white"]
 
 
 def test_silhouette_is_scikit_learns() -> None:
     points, labels = RNG.normal(size=(15, 2)), np.array([0] * 5 + [1] * 9 + [2])
     distances = np.linalg.norm(points[:, None] - points, axis=2)
-    assert palettes.silhouette(distances, labels) == pytest.approx(silhouette_score(points, labels), abs=1e-12)
-    assert np.isnan(palettes.silhouette(distances, np.zeros(15)))
+    assert palettes.mean_silhouette(distances, labels) == pytest.approx(silhouette_score(points, labels), abs=1e-12)
+    assert np.isnan(palettes.mean_silhouette(distances, np.zeros(15)))
 
 
 def test_three_colours_are_a_palette() -> None:
     centres = np.array([[0.2, 0.1], [-0.2, 0.15], [0.0, -0.2]])
     truth = np.repeat([0, 1, 2], [9, 7, 5])
-    found = palettes.palette(centres[truth] + 0.01 * RNG.normal(size=(21, 2)), draws=99)
+    found = palettes.fit_palette(centres[truth] + 0.01 * RNG.normal(size=(21, 2)), draws=99)
     assert found.count == 3 and found.p == 0.01 and found.silhouette > 0.9
     assert found.labels.tolist() == truth.tolist()  # the largest is 0
 
 
 def test_one_cloud_is_no_palette() -> None:
-    assert palettes.palette(0.1 * RNG.normal(size=(40, 2)), draws=99).p > 0.05
+    assert palettes.fit_palette(0.1 * RNG.normal(size=(40, 2)), draws=99).p > 0.05
 
 
 def test_two_exact_colours_are_two_clusters() -> None:
-    found = palettes.palette(np.repeat(np.eye(2), [3, 4], axis=0), draws=99)
+    found = palettes.fit_palette(np.repeat(np.eye(2), [3, 4], axis=0), draws=99)
     assert (found.count, found.silhouette, found.p) == (2, 1, 0.01)
     assert found.labels.tolist() == [1, 1, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("points", [np.zeros((5, 2)), np.array([[0.0, 0.1]]), np.eye(3)[:, :2], np.empty((0, 2))])
 def test_too_few_colours_are_no_palette(points: np.ndarray) -> None:
-    found = palettes.palette(points)
+    found = palettes.fit_palette(points)
     assert found.count == 1 and np.isnan(found.p) and len(found.labels) == len(points)

@@ -46,7 +46,7 @@ def test_partitions_that_leave_no_room_are_undefined() -> None:
 
 def test_equal_partitions_agree_under_other_names() -> None:
     labels = np.repeat([0, 1, 2], 6)
-    found = partitions.rand_agreement(labels, [f"branch{k}" for k in labels], permutations=199, draws=50)
+    found = partitions.rand_index_test(labels, [f"branch{k}" for k in labels], permutations=199, draws=50)
     assert (found.figure.value, found.figure.low, found.figure.high) == (1, 1, 1)
     assert found.p == 1 / 200
     assert abs(found.chance) < 0.05
@@ -54,7 +54,7 @@ def test_equal_partitions_agree_under_other_names() -> None:
 
 def test_p_of_unrelated_partitions_is_uniform() -> None:
     rng = np.random.Generator(np.random.PCG64(1))
-    p = [partitions.rand_agreement(*rng.integers(0, 3, (2, 40)), permutations=99, draws=2).p for _ in range(100)]
+    p = [partitions.rand_index_test(*rng.integers(0, 3, (2, 40)), permutations=99, draws=2).p for _ in range(100)]
     assert 0.4 < np.mean(p) < 0.6 and np.mean(np.array(p) <= 0.1) < 0.2
 
 
@@ -67,7 +67,7 @@ def block(size: int = 8, inside: float = 0.7, outside: float = 0.1) -> tuple[np.
 
 def test_contrast_of_blocks_is_their_difference() -> None:
     S, groups = block()
-    found = partitions.contrast_agreement(S, groups, permutations=199, draws=50)
+    found = partitions.contrast_test(S, groups, permutations=199, draws=50)
     assert [found.figure.value, found.figure.low, found.figure.high] == pytest.approx([0.6] * 3)
     assert found.p == 1 / 200
 
@@ -86,7 +86,7 @@ def test_contrast_leaves_out_what_is_undefined_and_counts_weights() -> None:
 
 def test_similarities_that_do_not_know_the_groups_are_no_contrast() -> None:
     noise = RNG.normal(size=(30, 30))
-    found = partitions.contrast_agreement(noise + noise.T, np.repeat([0, 1], 15), permutations=199, draws=100)
+    found = partitions.contrast_test(noise + noise.T, np.repeat([0, 1], 15), permutations=199, draws=100)
     assert found.figure.low < 0 < found.figure.high and found.p > 0.01
 
 
@@ -94,13 +94,13 @@ def test_neighbours_of_the_own_group_beside_chance() -> None:
     S, groups = block(4)
     S[0, 4] = S[4, 0] = 0.9  # each other's nearest, of two groups
     S[8] = S[:, 8] = np.nan
-    hits, chance = partitions.own_neighbours(S, groups)
+    hits, chance = partitions.nearest_in_group(S, groups)
     assert hits[:8].tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
     assert np.isnan(hits[8]) and chance == pytest.approx(np.full(12, 3 / 11))
 
 
 def test_means_between_groups() -> None:
     S, groups = block(2)
-    found = partitions.between(S, groups)
+    found = partitions.mean_between_groups(S, groups)
     assert found == pytest.approx(np.full((3, 3), 0.1) + 0.6 * np.eye(3))
-    assert np.isnan(partitions.between(np.eye(2), ["a", "b"])[0, 0])
+    assert np.isnan(partitions.mean_between_groups(np.eye(2), ["a", "b"])[0, 0])

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from analyses import reference_card
-from analyses.labelled import read_labelled
+from analyses.support.labelled_images import read_labelled
 from analyses.train_reference import Settings, Stretch, Training, carry_out, finish
 from featmap import FeatmapError, load
-from featmap.network.model import IMAGENET_MEAN, IMAGENET_STD, data_folder
+from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, find_data_folder
 from tests.helpers import labels
 from tests.helpers.labels import CLASSES, EACH
 
@@ -92,14 +92,14 @@ def test_a_card_of_something_else_is_refused(pictures: Path, delivered: Path) ->
 
 
 def test_the_bundled_weights_are_those_of_their_card() -> None:
-    card = json.loads((data_folder() / "card.json").read_text(encoding="utf-8"))
-    held = (data_folder() / card["file"]).read_bytes()
+    card = json.loads((find_data_folder() / "card.json").read_text(encoding="utf-8"))
+    held = (find_data_folder() / card["file"]).read_bytes()
     assert (len(held), hashlib.sha256(held).hexdigest()) == (card["bytes"], card["sha256"])
     assert len(held) < 14e6
-    stored = load_file(data_folder() / card["file"])
+    stored = load_file(find_data_folder() / card["file"])
     assert {v.dtype for v in stored.values() if v.dim() > 1} == {torch.float16}
-    page = (data_folder() / "CARD.md").read_text(encoding="utf-8")
-    assert card["sha256"] in page and (data_folder() / "features.png").is_file()
+    page = (find_data_folder() / "CARD.md").read_text(encoding="utf-8")
+    assert card["sha256"] in page and (find_data_folder() / "features.png").is_file()
     for size in ("64", "96", "128"):
         assert f"{100 * card['top1'][size]:.1f} % and {100 * card['top5'][size]:.1f} % at {size} px" in page
     assert card["classes"] == sorted(set(card["classes"]))

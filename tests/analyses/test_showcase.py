@@ -12,13 +12,16 @@ from featmap.mapping.run import similarity
 from featmap.report.atlas import atlas
 from tests.helpers import tiny
 from tests.helpers.browser import needs_chromium
+from tests.helpers.settings import options
 
 
 @needs_chromium
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 def test_a_picture_of_the_atlas_shows_card_and_pair(tmp_path: Path) -> None:
-    similarity("features", tiny.planted(), features="0-8,10", out=tmp_path / "run", size=16, steps=6, device="cpu")
+    similarity(
+        "features", tiny.planted(), **options(features="0-8,10", out=tmp_path / "run", size=16, steps=6, device="cpu")
+    )
     page, one, two = tmp_path / "run" / "atlas.html", tmp_path / "one.png", tmp_path / "two.png"
     atlas(tmp_path / "run", activation_maps=False)
     assert showcase.photograph(page, one, "#features:4", (0, 1))

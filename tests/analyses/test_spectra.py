@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from analyses.formulas import spectra
-from analyses.formulas.likeness import kinds, likeness, pairwise
-from featmap.image_ops import pink
+from analyses.formulas.likeness import correlation_clusters, pairwise_correlations, profile_agreement
+from featmap.image_ops import pink_noise
 
 SIZE = 96
 Y, X = np.mgrid[:SIZE, :SIZE]
@@ -18,11 +18,11 @@ def wave(fy: float, fx: float, amplitude: float = 1.0, phase: float = 0.3) -> np
 
 
 def natural(k: int, size: int = SIZE) -> np.ndarray:
-    return pink(k + 1, size)[k].numpy().astype(np.float64)
+    return pink_noise(k + 1, size)[k].numpy().astype(np.float64)
 
 
 def noise(seed: int, size: int = SIZE, slope: float = 0.0) -> np.ndarray:
-    falls = np.maximum(spectra.frequencies(size, size), 1 / size) ** -slope
+    falls = np.maximum(spectra.radial_frequencies(size, size), 1 / size) ** -slope
     white = np.random.default_rng(seed).standard_normal((3, size, size))
     return np.fft.ifft2(np.fft.fft2(white) * falls).real
 
@@ -59,7 +59,7 @@ def by_loop(image: np.ndarray) -> tuple[float, float]:
 def test_share_and_centroid_follow_their_definition() -> None:
     images = np.random.default_rng(3).standard_normal((2, 3, 10, 13))
     expected = np.array([by_loop(image) for image in images])
-    np.testing.assert_allclose(spectra.high_share(images), expected[:, 0], rtol=1e-10)
+    np.testing.assert_allclose(spectra.high_frequency_share(images), expected[:, 0], rtol=1e-10)
     np.testing.assert_allclose(spectra.mean_frequency(images), expected[:, 1], rtol=1e-10)
 
 
@@ -68,11 +68,11 @@ def test_a_wave_has_its_frequency() -> None:
     np.testing.assert_allclose(
         spectra.mean_frequency(waves), np.hypot([0.1, 0, 0.3, 0.25], [0.05, 0.2, 0.1, 0.25]), atol=2e-3
     )
-    np.testing.assert_allclose(spectra.high_share(waves), [0, 0, 1, 1], atol=1e-3)
+    np.testing.assert_allclose(spectra.high_frequency_share(waves), [0, 0, 1, 1], atol=1e-3)
 
 
 def test_white_noise_has_the_share_of_the_area_beyond_the_circle() -> None:
-    found = spectra.high_share(np.stack([noise(k) for k in range(20)]))
+    found = spectra.high_frequency_share(np.stack([noise(k) for k in range(20)]))
     assert found.mean() == pytest.approx(1 - np.pi / 16, abs=5 * found.std() / np.sqrt(20))
 
 
@@ -80,31 +80,33 @@ def test_nothing_depends_on_brightness_contrast_or_the_order_of_channels() -> No
     images = np.stack([natural(0), noise(1)])
     for changed in (3 * images - 7, images[:, ::-1], images.transpose(0, 1, 3, 2)):
         np.testing.assert_allclose(spectra.mean_frequency(changed), spectra.mean_frequency(images), rtol=1e-9)
-    np.testing.assert_allclose(spectra.high_share(3 * images - 7), spectra.high_share(images), rtol=1e-9)
+    np.testing.assert_allclose(
+        spectra.high_frequency_share(3 * images - 7), spectra.high_frequency_share(images), rtol=1e-9
+    )
 
 
 def test_a_ramp_has_no_high_frequencies_though_its_borders_differ() -> None:
     ramp = np.tile((Y + X) / SIZE, (1, 3, 1, 1))
-    assert spectra.high_share(ramp)[0] < 1e-6
+    assert spectra.high_frequency_share(ramp)[0] < 1e-6
     bare = np.square(np.abs(np.fft.fft2(ramp[0, 0] - ramp.mean())))
-    assert bare[spectra.frequencies(SIZE, SIZE) > 0.25].sum() / bare.sum() > 1e-3  # without a window
+    assert bare[spectra.radial_frequencies(SIZE, SIZE) > 0.25].sum() / bare.sum() > 1e-3  # without a window
 
 
 def test_an_image_without_variation_has_no_spectrum() -> None:
     images = np.stack([np.full((3, 40, 40), 0.7), np.full((3, 40, 40), np.nan), noise(0, 40)])
-    assert np.isfinite(spectra.high_share(images)).tolist() == [False, False, True]
+    assert np.isfinite(spectra.high_frequency_share(images)).tolist() == [False, False, True]
     assert np.isfinite(spectra.mean_frequency(images)).tolist() == [False, False, True]
-    assert [spectra.grid(image).found for image in images] == [False, False, False]
-    assert spectra.grid(images[0]).prominence == 0
-    assert np.isnan(spectra.grid(images[1]).prominence)
-    assert np.isnan(spectra.grid(noise(0, 31)).prominence)  # too small to tell
+    assert [spectra.find_grid(image).found for image in images] == [False, False, False]
+    assert spectra.find_grid(images[0]).prominence == 0
+    assert np.isnan(spectra.find_grid(images[1]).prominence)
+    assert np.isnan(spectra.find_grid(noise(0, 31)).prominence)  # too small to tell
 
 
 @pytest.mark.parametrize("period", spectra.PERIODS)
 @pytest.mark.parametrize("direction", list(spectra.DIRECTIONS))
 def test_a_planted_grid_is_found(period: int, direction: str) -> None:
     down, across = spectra.DIRECTIONS[direction]
-    found = spectra.grid(natural(period) + wave(down / period, across / period, 0.15, phase=0.0))
+    found = spectra.find_grid(natural(period) + wave(down / period, across / period, 0.15, phase=0.0))
     assert found.found
     assert found.period == period
     assert found.direction == (direction if period > 2 else direction.removeprefix("anti"))
@@ -117,15 +119,15 @@ def test_lines_are_known_by_their_longest_period() -> None:
     for period in (2, 3, 4, 5, 6):
         image = 0.5 * natural(1)
         image[:, ::period] -= 0.12
-        assert (spectra.grid(image).period, spectra.grid(image).direction) == (period, "rows")
+        assert (spectra.find_grid(image).period, spectra.find_grid(image).direction) == (period, "rows")
 
 
 def test_noise_of_any_slope_has_no_grid() -> None:
     for slope in (0.0, 1.0, 2.0, 3.0):
         images = [noise(k, 64, slope) for k in range(40)]
         gray = [np.tile(image[:1], (3, 1, 1)) for image in images]
-        assert not any(spectra.grid(image).found for image in (*images, *gray))
-    assert not any(spectra.grid(image).found for image in pink(24, 64).numpy())
+        assert not any(spectra.find_grid(image).found for image in (*images, *gray))
+    assert not any(spectra.find_grid(image).found for image in pink_noise(24, 64).numpy())
 
 
 def test_textures_have_no_grid() -> None:
@@ -133,20 +135,22 @@ def test_textures_have_no_grid() -> None:
     for k in range(150):
         rng = np.random.default_rng(k)
         angle = None if k % 3 == 0 else float(rng.uniform(0, np.pi))
-        found.append(spectra.grid(band(k, rng.uniform(0.1, 0.45), rng.choice([0.02, 0.04]), angle)).found)
+        found.append(spectra.find_grid(band(k, rng.uniform(0.1, 0.45), rng.choice([0.02, 0.04]), angle)).found)
     assert np.mean(found) <= 0.02
-    assert not spectra.grid(natural(0) + wave(1 / 4.5, 0.0, 0.15)).found  # as strong, but of no whole period
+    assert not spectra.find_grid(natural(0) + wave(1 / 4.5, 0.0, 0.15)).found  # as strong, but of no whole period
 
 
 def test_a_faint_grid_is_not_visible() -> None:
     smooth = noise(0, SIZE, 3.0)
     smooth /= smooth.std()
-    found = spectra.grid(smooth + wave(0.5, 0.0, 0.03, phase=0.0))
+    found = spectra.find_grid(smooth + wave(0.5, 0.0, 0.03, phase=0.0))
     assert found.prominence > spectra.PROMINENT
     assert found.share < spectra.VISIBLE
     assert found.contrast == pytest.approx(0.03, rel=0.1)
     assert not found.found
-    flat = spectra.grid(np.full((3, SIZE, SIZE), 0.5) + wave(0.25, 0.0, 0.01))  # all that there is, but nobody sees it
+    flat = spectra.find_grid(
+        np.full((3, SIZE, SIZE), 0.5) + wave(0.25, 0.0, 0.01)
+    )  # all that there is, but nobody sees it
     assert flat.share == pytest.approx(1, abs=0.01)
     assert flat.contrast == pytest.approx(0.01 / np.sqrt(2), rel=0.01)
     assert not flat.found
@@ -164,27 +168,27 @@ def test_likeness_follows_its_definition_and_its_laws() -> None:
     rng = np.random.default_rng(0)
     pattern = rng.standard_normal((7, 30))
     first, second = (pattern + 0.4 * rng.standard_normal((7, 30)) for _ in range(2))
-    found = likeness(first, second)
+    found = profile_agreement(first, second)
     np.testing.assert_allclose([found.same, found.different], likeness_by_loop(first, second), atol=1e-12)
-    turned = likeness(second, 5 * first + np.arange(30))  # symmetric; free of each response's scale and zero
+    turned = profile_agreement(second, 5 * first + np.arange(30))  # symmetric; free of each response's scale and zero
     np.testing.assert_allclose(turned.beyond, found.beyond, atol=1e-12)
     order = rng.permutation(7)
-    np.testing.assert_allclose(likeness(first[order], second[order]).same, found.same[order], atol=1e-12)
-    assert likeness(first, first).same == pytest.approx(np.ones(7))
+    np.testing.assert_allclose(profile_agreement(first[order], second[order]).same, found.same[order], atol=1e-12)
+    assert profile_agreement(first, first).same == pytest.approx(np.ones(7))
     assert found.beyond.min() > 0.5
-    assert abs(likeness(first, rng.standard_normal((7, 30))).beyond.mean()) < 0.25
+    assert abs(profile_agreement(first, rng.standard_normal((7, 30))).beyond.mean()) < 0.25
 
 
 def test_likeness_leaves_out_what_is_undefined() -> None:
     rng = np.random.default_rng(1)
     first, second = rng.standard_normal((2, 6, 20))
-    whole = likeness(np.delete(first, 2, 0)[:, 1:], np.delete(second, 2, 0)[:, 1:])
+    whole = profile_agreement(np.delete(first, 2, 0)[:, 1:], np.delete(second, 2, 0)[:, 1:])
     first[:, 0] = 4.0  # never varies
     second[2, 5] = np.nan  # an image that is not finite
-    found = likeness(first, second)
+    found = profile_agreement(first, second)
     assert np.isnan(found.same[2]) and np.isnan(found.different[2])
     np.testing.assert_allclose(np.delete(found.beyond, 2), whole.beyond, atol=1e-12)
-    assert np.isnan(likeness(first[:1], second[:1]).same).all()
+    assert np.isnan(profile_agreement(first[:1], second[:1]).same).all()
 
 
 def test_kinds_are_what_correlates() -> None:
@@ -192,12 +196,12 @@ def test_kinds_are_what_correlates() -> None:
     patterns = rng.standard_normal((3, 400))
     which = np.array([0, 1, 0, 2, 2, 0, 1])
     things = patterns[which] + 0.3 * rng.standard_normal((7, 400))
-    r = pairwise(things)
+    r = pairwise_correlations(things)
     np.testing.assert_allclose(r, np.corrcoef(things), atol=1e-12)
-    labels = kinds(r, 0.5)
+    labels = correlation_clusters(r, 0.5)
     assert [[bool(a == b) for b in labels] for a in labels] == (which[:, None] == which).tolist()
-    assert len(set(kinds(r, 0.999))) == 7  # nothing is as alike as that
-    assert set(kinds(r, -1.1)) == {0}
+    assert len(set(correlation_clusters(r, 0.999))) == 7  # nothing is as alike as that
+    assert set(correlation_clusters(r, -1.1)) == {0}
     things[3] = 1.0  # does not vary
-    assert kinds(pairwise(things), 0.5)[3] == -1
-    assert kinds(pairwise(things[:1]), 0.5).tolist() == [0]
+    assert correlation_clusters(pairwise_correlations(things), 0.5)[3] == -1
+    assert correlation_clusters(pairwise_correlations(things[:1]), 0.5).tolist() == [0]

@@ -21,7 +21,7 @@ from analyses.formulas import spectra
 from featmap import Network, channel, image_ops, load
 from featmap.errors import FeatmapError
 from featmap.optimize.batch import Batches
-from featmap.optimize.recipe import Octave, recipe
+from featmap.optimize.recipe import Octave, Recipe
 from tests.helpers import networks
 
 CPU = torch.device("cpu")
@@ -67,9 +67,9 @@ def test_the_articles_own_loop_makes_what_our_recipe_of_its_name_makes(name: str
     network = inception()
     octaves = tuple(
         replace(o, steps=6, size=size, rate=(0.02, 0.01))
-        for o, size in zip(recipe(name).octaves, (24, 28, 32), strict=True)
+        for o, size in zip(Recipe.named(name).octaves, (24, 28, 32), strict=True)
     )
-    short = replace(recipe(name), octaves=octaves, rows=2)
+    short = replace(Recipe.named(name), octaves=octaves, rows=2)
     first = short.mean + short.std * image_ops.noise(3, 24)[None]
     theirs = opponents.article_loop(network, "mixed", 2, first, octaves, normalised=short.optimiser == "rms")
     ours = Batches(network, CPU).descend([channel("mixed", 2)], short, 3).images
@@ -87,7 +87,7 @@ def test_an_image_is_judged_clamped_and_at_the_size_named() -> None:
             kept = steps._through(network.module, "mixed", network.normalise(shown))
         activation, high = found[size]
         assert activation == pytest.approx(float(kept[0, 4].mean()), rel=1e-5)
-        assert high == pytest.approx(float(spectra.high_share(shown.numpy())[0]), rel=1e-6)
+        assert high == pytest.approx(float(spectra.high_frequency_share(shown.numpy())[0]), rel=1e-6)
 
 
 def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequencies() -> None:
@@ -97,7 +97,10 @@ def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequ
     assert speed.first_reached(found, 0, 3.5, 1.0) is None
     finals = [speed.Final("x", f"a:{k}", k, 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
     paces = [{32: speed.Pace(0, 0.5, 0.5)}] * 2
-    assert speed.ratios(finals, found, ["a:0", "a:1"], paces, recipe("fast").resolved(32)) == [12.0 / (4 * 0.5), 0.0]
+    assert speed.ratios(finals, found, ["a:0", "a:1"], paces, Recipe.named("fast").resolved(32)) == [
+        12.0 / (4 * 0.5),
+        0.0,
+    ]
     assert speed.spread([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
     assert speed.spread([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
     assert speed.spread([1234.5, 0.42, 15.6]) == "**16** (0.42 to 1,234), 3 of 3"
@@ -110,7 +113,7 @@ def test_a_course_is_judged_like_any_image() -> None:
         [channel("mixed", 1), channel("mixed", 4)], speed.resolved(network, "fast", 32, 2), 0
     )
     activation, high = speed.judged(network, "mixed", [1, 4], made.images)
-    assert found.steps == list(range(0, recipe("fast").steps + 1, 2))
+    assert found.steps == list(range(0, Recipe.named("fast").steps + 1, 2))
     assert np.allclose([row[-1] for row in found.activation], activation, rtol=1e-5)
     assert np.allclose([row[-1] for row in found.high], high, rtol=1e-5)
     assert found.activation[0][-1] > found.activation[0][0]
@@ -192,7 +195,7 @@ def test_time_is_shared_out_over_operations() -> None:
 
 
 def test_seconds_of_ours_count_ends_and_the_steps_that_look_for_dead_rows() -> None:
-    short = replace(recipe("fast").resolved(32), rescue=0.25)
+    short = replace(Recipe.named("fast").resolved(32), rescue=0.25)
     steps_made, looking = short.steps, math.ceil(short.steps / 4)
     paces = {32: speed.Pace(5, 3, 1)}
     assert speed.seconds(paces, 1, short) == 8
@@ -205,7 +208,7 @@ def test_seconds_of_ours_count_ends_and_the_steps_that_look_for_dead_rows() -> N
 
 def test_steps_of_a_smaller_octave_cost_what_they_cost_there() -> None:
     octaves = (Octave(4, (0.1, 0.1), size=16), Octave(4, (0.1, 0.1), size=32))
-    two = replace(recipe("fast"), octaves=octaves, rescue=0.75)
+    two = replace(Recipe.named("fast"), octaves=octaves, rescue=0.75)
     paces = {16: speed.Pace(100, 2, 1), 32: speed.Pace(5, 20, 10)}
     assert speed.seconds(paces, 3, two) == 5 + 3 * 2
     assert speed.seconds(paces, 5, two) == 5 + 4 * 2 + 20
@@ -215,7 +218,7 @@ def test_steps_of_a_smaller_octave_cost_what_they_cost_there() -> None:
 def test_a_course_counts_steps_at_its_own_size_only() -> None:
     network = inception()
     found = speed.course(network, "mixed", [1, 4], "large", "bfloat16", 32, 0)
-    small, full = recipe("large").octaves
+    small, full = Recipe.named("large").octaves
     assert found.steps == [s for s in range(0, small.steps + full.steps + 1, 2) if s > small.steps]
     assert [len(row) for row in found.activation + found.high] == [len(found.steps)] * 4
 
@@ -239,7 +242,7 @@ def test_global_generators_are_as_before() -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     drawn = []
     for _ in range(2):
-        with opponents.seeded(4):
+        with opponents.generator(4):
             drawn.append((torch.rand(2).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
     assert drawn[0] == drawn[1]
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()

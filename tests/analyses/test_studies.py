@@ -19,17 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from analyses import (
-    branches,
-    coactivation,
-    gradient_sum,
-    joint_pair,
-    natural_start,
-    neuron_growth,
-    reproducibility,
-    studies,
-)
-from analyses.studies import Finding, Outcome, Study
+from analyses import branches, coactivation, gradient_sum, joint_pair, natural_start, neuron_growth, reproducibility
+from analyses.support import study as studies
+from analyses.support.study import Finding, Outcome, Study
 from featmap import FeatmapError
 from featmap.plotting import style
 from tests.helpers import networks
@@ -147,7 +139,7 @@ def test_a_figure_as_webp_has_its_size_and_the_same_bytes() -> None:
     def drawn() -> bytes:
         figure = Figure(figsize=(3, 2))
         figure.add_axes((0.1, 0.1, 0.8, 0.8)).plot([0, 1])
-        return style.webp(figure, dpi=100)
+        return style.encode_webp(figure, dpi=100)
 
     found = drawn()
     with Image.open(io.BytesIO(found)) as picture:

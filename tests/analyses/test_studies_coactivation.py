@@ -10,7 +10,7 @@ from torch import nn
 
 from analyses import coactivation
 from analyses.coactivation import STUDY, measure, ranked
-from analyses.formulas.runners_up import held_out
+from analyses.formulas.runners_up import evaluate_held_out
 from featmap.errors import FeatmapError
 from featmap.optimize.recipe import FAST
 from tests.helpers import networks, tiny
@@ -103,7 +103,7 @@ def scattered(scale: float, seed: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
 def test_a_partner_is_found_whatever_its_scale(scale: float) -> None:
-    found = held_out(scattered(scale), np.arange(12))
+    found = evaluate_held_out(scattered(scale), np.arange(12))
     assert list(found.channel) == list(range(12, 24)) and found.p < 0.001
     for values, expected in ((found.share, scale), (found.gap, scale), (found.percentile, 0)):
         assert values == pytest.approx(np.full(12, expected))
@@ -112,10 +112,10 @@ def test_a_partner_is_found_whatever_its_scale(scale: float) -> None:
 def test_the_highest_of_responses_drawn_anew_is_nobodys_own() -> None:
     """A p below 0.05 in about one of twenty draws of independent responses, a percentile of about a half."""
     rng = np.random.default_rng(5)
-    drawn = [held_out(0.1 + rng.random((3, 12, 40)), np.arange(12)) for _ in range(100)]
+    drawn = [evaluate_held_out(0.1 + rng.random((3, 12, 40)), np.arange(12)) for _ in range(100)]
     assert np.mean([one.p < 0.05 for one in drawn]) <= 0.1
     assert np.mean([one.percentile.mean() for one in drawn]) == pytest.approx(0.5, abs=0.02)
-    partner, chance = held_out(scattered(1.0), np.arange(12)), sorted(drawn, key=lambda one: one.p)[50]
+    partner, chance = evaluate_held_out(scattered(1.0), np.arange(12)), sorted(drawn, key=lambda one: one.p)[50]
     assert coactivation.belong({"a": partner}) is True and coactivation.belong({"a": partner, "b": chance}) is False
 
 
@@ -124,18 +124,18 @@ def test_a_runner_up_is_judged_on_seeds_that_did_not_choose_it() -> None:
     A = np.zeros((2, 4, 6))
     A[:, np.arange(4), np.arange(4)] = 2.0
     A[0, :, 4], A[1, :, 5], A[1, :, 4] = 1.0, 5.0, [1, 3, 0, 1]
-    found = held_out(A, np.arange(4))
+    found = evaluate_held_out(A, np.arange(4))
     assert list(found.channel) == [4] * 4 and found.share == pytest.approx([0.5, 1.5, 0, 0.5])
     assert found.gap == pytest.approx([(1 - 4 / 3) / 2, (3 - 2 / 3) / 2, -5 / 6, (1 - 4 / 3) / 2])
     assert found.percentile == pytest.approx([2 / 3, 0, 1, 2 / 3])
     A[0, 0, 1], A[1, :, 1] = 7.0, [1, 2, 3, 0]  # a target as runner-up: its own image, the second, is left out
-    assert held_out(A, np.arange(4)).percentile[0] == 0.5
+    assert evaluate_held_out(A, np.arange(4)).percentile[0] == 0.5
 
 
 def test_one_seed_or_two_targets_decide_nothing() -> None:
     A = scattered(10.0)
     for few, targets in ((A[:1], 12), (A[:, :2], 2)):
-        found = held_out(few, np.arange(targets))
+        found = evaluate_held_out(few, np.arange(targets))
         assert np.isnan(found.p) and np.isnan(found.percentile).all()
         assert coactivation.belong({"a": found}) is None and coactivation.belonging({"a": found}) == ""
         assert coactivation.judged_findings("a", found) == []

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from analyses import metrics
-from analyses.formulas.likeness import likeness
-from analyses.made import Made, alike, ceiling, common, compared
-from analyses.studies import Finding
+from analyses.formulas.likeness import profile_agreement
+from analyses.support.image_sets import Made, alike, ceiling, common, compared
+from analyses.support.study import Finding
 
 N, M, SEEDS = 16, 40, 3
 
@@ -35,7 +35,12 @@ def test_fewer_images_agree_more_and_so_does_their_ceiling() -> None:
     top = ceiling(keep(one, 4), two).beyond
     assert np.isfinite(top).sum() == 4 and np.nanmean(top) == pytest.approx(few, abs=0.1)
     # two's own agreement over its seeds, of the same rows in one of them
-    rows = [likeness(two.responses[s, :4], two.responses[t, :4]).beyond for s in range(3) for t in range(3) if s != t]
+    rows = [
+        profile_agreement(two.responses[s, :4], two.responses[t, :4]).beyond
+        for s in range(3)
+        for t in range(3)
+        if s != t
+    ]
     np.testing.assert_allclose(top[:4], np.mean(rows, axis=0))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from analyses import architectures, layer_maps
 from analyses.architectures import Mean
-from analyses.studies import Context, mean_finding, plain_finding, save
+from analyses.support.study import Context, mean_finding, plain_finding, save
 from tests.helpers.studying import context_of, found
 
 pytestmark = pytest.mark.usefixtures("one_thread")

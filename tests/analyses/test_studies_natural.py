@@ -9,14 +9,15 @@ import torch
 import xarray as xr
 from PIL import Image
 
-from analyses import leavings, natural_start
+from analyses import natural_start
 from analyses.natural_start import STUDY, judge, left, measure, natural
-from analyses.studies import PINK, small_size, yardstick
+from analyses.support import half_life
+from analyses.support.study import PINK, small_size, yardstick
 from featmap import image_ops
-from featmap.network.model import load
-from featmap.optimize.parameterization import null_images
+from featmap.network.loading import load
+from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import FAST, Octave
-from featmap.runs.job import DEAD
+from featmap.runs.array_layout import DEAD
 from tests.helpers import networks, tiny
 from tests.helpers.studying import context_of, found
 
@@ -58,9 +59,9 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
     assert first.floor == pytest.approx(0, abs=1e-9) and first.other == pytest.approx(0, abs=1e-9)
     assert first.blurred[:3] == pytest.approx([1, np.sqrt(0.5), 0], abs=1e-9)
     assert first.half_blurred == pytest.approx(1 + (np.sqrt(0.5) - 0.5) / np.sqrt(0.5)), "to the same end, 0"
-    assert leavings.early([first, second]) == 0
+    assert half_life.early([first, second]) == 0
     quick = replace(second, own=np.array([1.0, 0.4, *[0.0] * 199]))
-    assert quick.half == 1 and leavings.early([quick, first, quick]) == 2
+    assert quick.half == 1 and half_life.early([quick, first, quick]) == 2
     assert (first.reached, second.reached) == (0.5, 0.5)
     (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation), still)
     assert alone.unit == "a:0" and np.isnan(alone.other)
@@ -78,19 +79,19 @@ def leaving(half: float, blurred: float) -> natural_start.Leaving:
 def test_sooner_than_the_blur_is_what_the_paired_interval_says() -> None:
     both, first, late = leaving(0.5, 0.7), leaving(0.6, 2.0), leaving(3.0, 2.0)
     never = leaving(np.inf, 4.0)
-    assert leavings.sooner([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
-    said = leavings.left_behind([first, first, leaving(0.5, 3.0), both])
+    assert half_life.sooner([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
+    said = half_life.left_behind([first, first, leaving(0.5, 3.0), both])
     assert "within the first step by 4 of 4 features, under the recipe's blur alone by 1" in said
     assert "not shown to be sooner (the blur's half-life less theirs is 1.00 [-0.30, 2.30] steps" in said
-    said = leavings.left_behind([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
+    said = half_life.left_behind([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
     assert ": sooner (the blur's half-life less theirs is 1.50 [0.26, 2.74] steps" in said
-    assert "sooner" not in leavings.left_behind([first, first]), "two features have no say"
-    assert leavings.left_behind([replace(first, own=np.full(11, np.nan))]) == ""
+    assert "sooner" not in half_life.left_behind([first, first]), "two features have no say"
+    assert half_life.left_behind([replace(first, own=np.full(11, np.nan))]) == ""
 
 
 def test_a_mean_of_bounds_has_no_interval_and_is_counted() -> None:
     given = [leaving(0.6, 2.0), leaving(2.0, 2.5), leaving(3.0, 3.0)]
-    found_ = {f.name: f for f in leavings.half_findings("a", given)}
+    found_ = {f.name: f for f in half_life.half_findings("a", given)}
     assert found_["half:a"].value == pytest.approx(2) and found_["half:a"].low is None
     assert "at most" in found_["half:a"].words and found_["early_half:a"].value == pytest.approx(1 / 3)
     assert found_["half_blurred:a"].low is not None and found_["early_half_blurred:a"].value == 0
@@ -127,7 +128,9 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=3)
     image = natural(context, 16)
     assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
-    assert not any(np.allclose(image, p.clamp(0, 1)) for p in image_ops.pink(PINK, 16)), "not one of the yardstick's"
+    assert not any(np.allclose(image, p.clamp(0, 1)) for p in image_ops.pink_noise(PINK, 16)), (
+        "not one of the yardstick's"
+    )
     outcome = measure(context)
     assert not any("photograph" in f.words for f in outcome.findings)
     assert "a 1/f image (no photograph was given" in outcome.conclusion and outcome.verdict in (
@@ -144,7 +147,7 @@ def test_the_photograph_under_blur_alone_is_what_the_library_makes_without_a_gra
     )
     found_ = natural_start.blurred(context, "second", recipe, photo, 2)
     assert found_.shape == (4, 11), "at steps 0, 2, 4 and 6, of which two at 20 pixels"
-    end = null_images(recipe, 0, torch.from_numpy(photo))
+    end = null_image(recipe, 0, torch.from_numpy(photo))
     for frame, image in ((0, torch.from_numpy(photo)), (-1, end)):
         with torch.no_grad():
             plain = tiny.small()(image[None]).mean((2, 3)).numpy()[0]
@@ -177,7 +180,7 @@ def test_the_yardstick_and_small_sizes(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path)
     mean, deviation = yardstick(context, ["second", "first"], 16)
     with torch.no_grad():
-        plain = tiny.small()(image_ops.pink(PINK, 16)).mean((2, 3)).numpy()
+        plain = tiny.small()(image_ops.pink_noise(PINK, 16)).mean((2, 3)).numpy()
     np.testing.assert_allclose(mean[:11], plain.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(deviation[:11], plain.std(0), rtol=1e-3)
     assert mean.shape == (17,)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analyses import maximised_unit, metrics, neuron_growth, octaves
-from analyses.studies import Context, save
+from analyses.support.study import Context, save
 from featmap import load
 from featmap.cli.console import Bars
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analyses import maximised_unit, neuron_growth, neurons
-from analyses.studies import Finding
-from featmap.network.model import load
+from analyses import maximised_unit, neuron_growth
+from analyses.support import neurons
+from analyses.support.study import Finding
+from featmap.network.loading import load
 from tests.helpers.networks import linear_network, small_inception
 from tests.helpers.studying import context_of, found
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from analyses import branches, joint_pair
-from analyses.formulas.partitions import Agreement
+from analyses.formulas.partitions import PermutationTest
 from featmap.mapping.result import SimilarityMap
 from featmap.plotting import interaction_panel
 from featmap.plotting.interaction_panel import Panel
@@ -165,8 +165,8 @@ def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
 def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.Divided:
     """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
     given, none = np.array([-0.0004]), np.zeros(0)
-    rand = Agreement(Interval(0.15, low, 0.2), p, given)
-    beside = Agreement(Interval(0.02, 0.01, 0.03), contrast, given)
+    rand = PermutationTest(Interval(0.15, low, 0.2), p, given)
+    beside = PermutationTest(Interval(0.02, 0.01, 0.03), contrast, given)
     return branches.Divided("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from analyses import metrics, octaves
-from analyses.made import Made, difference_of, over_seeds, ratio_of, share_of
-from analyses.studies import Finding, Outcome
+from analyses.support.image_sets import Made, difference_of, over_seeds, ratio_of, share_of
+from analyses.support.study import Finding, Outcome
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED
-from featmap.plotting.style import fit
+from featmap.plotting.style import fit_text
 from tests.helpers.studying import context_of, found
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,7 +77,7 @@ def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
     octaves.sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
     assert set(told) == {*octaves.LABELS, "no gradient"} and len(told) == 27
-    assert fit(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
+    assert fit_text(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
 
 
 def test_one_seed_and_two_features_do(tmp_path: Path) -> None:

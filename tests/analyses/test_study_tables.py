@@ -13,9 +13,9 @@ import torch
 import torchvision
 
 from analyses import showcase, tables
-from analyses.studies import NETWORKS, RESULTS, Study, Verdict
+from analyses.support.study import NETWORKS, RESULTS, Study, Verdict
 from featmap import FeatmapError, load
-from featmap.network.model import data_folder
+from featmap.network.loading import find_data_folder
 
 HEADINGS = {
     "Feature Visualization from First Principles",
@@ -109,7 +109,7 @@ def test_faults_of_a_stored_result_are_seen(tmp_path: Path) -> None:
 
 
 def test_results_of_the_bundled_network_are_of_its_present_weights() -> None:
-    sha256 = json.loads((data_folder() / "card.json").read_text(encoding="utf-8"))["sha256"]
+    sha256 = json.loads((find_data_folder() / "card.json").read_text(encoding="utf-8"))["sha256"]
     stored = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in STORED if p.stem == "reference"}
     assert {name: r["weights_sha256"] for name, r in stored.items()} == dict.fromkeys(stored, sha256)
     trial = json.loads((RESULTS / "trial" / "trial.json").read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def test_results_of_the_bundled_network_are_of_its_present_weights() -> None:
 
 
 def test_the_front_pages_pictures_are_of_the_present_weights() -> None:
-    card = json.loads((data_folder() / "card.json").read_text(encoding="utf-8"))
+    card = json.loads((find_data_folder() / "card.json").read_text(encoding="utf-8"))
     folder = RESULTS.parent / "pictures"
     known = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
     assert known["weights"] == card["sha256"] and set(known["pictures"]) == set(showcase.COMMANDS)

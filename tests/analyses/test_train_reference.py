@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from analyses import train_reference
-from analyses.labelled import read_labelled
+from analyses.support.labelled_images import read_labelled
 from analyses.train_reference import Settings, Stretch, Training, carry_out, finish, read_plan
 from featmap import FeatmapError, load
 from tests.helpers import labels

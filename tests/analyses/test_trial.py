@@ -10,17 +10,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses import shortfall, trial, trialpage
+from analyses import trial
+from analyses.support import photograph_gap, trial_page
 from featmap import FeatmapError
+from featmap.rng import generator
 from featmap.stats import reliability
-from featmap.stats.measures import correlations
+from featmap.stats.measures import profile_correlations
 from tests.helpers import twofold
 from tests.stats.test_reliability import symmetric, upper
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 
 
-def known(D: int = 24, N: int = 400, shift: float = 0.0) -> shortfall.Known:
+def known(D: int = 24, N: int = 400, shift: float = 0.0) -> photograph_gap.Known:
     """Photographs and images of features that mix six sources; `shift` is what is the images' alone."""
     rng = np.random.default_rng(0)
     mixing, alien = rng.normal(size=(6, D)), rng.normal(size=(6, D))
@@ -28,14 +30,14 @@ def known(D: int = 24, N: int = 400, shift: float = 0.0) -> shortfall.Known:
     A = mixing.T @ mixing + shift * (alien.T @ alien)
     noise = rng.normal(size=(100, D))
     branches = ["one"] * (D // 2) + ["two"] * (D - D // 2)
-    return shortfall.Known(A, photographs, A[:10] + 0.1 * rng.normal(size=(10, D)), A.copy(), noise, branches)
+    return photograph_gap.Known(A, photographs, A[:10] + 0.1 * rng.normal(size=(10, D)), A.copy(), noise, branches)
 
 
 def test_explanations_by_hand() -> None:
     given = known()
-    found = shortfall.explained(given)
-    assert list(found) == list(shortfall.FIGURES)
-    S, P = correlations(given.A), correlations(given.photographs)
+    found = photograph_gap.explained(given)
+    assert list(found) == list(photograph_gap.FIGURES)
+    S, P = profile_correlations(given.A), profile_correlations(given.photographs)
     n = len(S)
     assert found["raw"].value == pytest.approx(stats.pearsonr(upper(S), upper(P)).statistic, abs=1e-12)
     pairs = [(i, j) for i in range(n) for j in range(i)]
@@ -43,21 +45,24 @@ def test_explanations_by_hand() -> None:
     for name, chosen in (("within_branch", inside), ("across_branches", sorted(set(pairs) - set(inside)))):
         x, y = ([t[p] for p in chosen] for t in (S, P))
         assert found[name].value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
-    rng, r = reliability.seeded("favourites", 400), []
-    for _ in range(shortfall.SPLITS):
+    rng, r = generator("favourites", 400), []
+    for _ in range(photograph_gap.SPLITS):
         order = rng.permutation(400)
         halves = [given.photographs[sorted(part)] for part in (order[:200], order[200:])]
         liked = [
-            [h[np.argsort(-h[:, j], kind="stable")[: shortfall.BEST]].mean(axis=0) for j in range(n)] for h in halves
+            [h[np.argsort(-h[:, j], kind="stable")[: photograph_gap.BEST]].mean(axis=0) for j in range(n)]
+            for h in halves
         ]
-        x, y = (upper(correlations(np.array(mine))) for mine in liked)
-        r.append([stats.pearsonr(x, other).statistic for other in (upper(correlations(halves[1])), upper(S), y)])
+        x, y = (upper(profile_correlations(np.array(mine))) for mine in liked)
+        r.append(
+            [stats.pearsonr(x, other).statistic for other in (upper(profile_correlations(halves[1])), upper(S), y)]
+        )
     for name, by_hand in zip(("P", "S", "favourites"), np.mean(r, axis=0), strict=True):
         assert found[f"favourites_with_{name}"].value == pytest.approx(by_hand, abs=1e-12)
-    best = [np.argsort(-given.photographs[:, j], kind="stable")[: shortfall.BEST] for j in range(n)]
+    best = [np.argsort(-given.photographs[:, j], kind="stable")[: photograph_gap.BEST] for j in range(n)]
     top = given.photographs[sorted({int(k) for b in best for k in b})]
     assert found["top_photographs"].value == pytest.approx(
-        stats.pearsonr(upper(S), upper(correlations(top))).statistic, abs=1e-12
+        stats.pearsonr(upper(S), upper(profile_correlations(top))).statistic, abs=1e-12
     )
     centred = [stats.zscore(X, axis=0) for X in (given.A, given.photographs)]
     x, y = (upper(stats.spearmanr(Z - Z.mean(axis=1, keepdims=True)).statistic) for Z in centred)
@@ -68,7 +73,7 @@ def test_explanations_by_hand() -> None:
 
 def test_what_branches_differ_by_is_taken_out_pair_of_branches_by_pair() -> None:
     table, branches = symmetric(9, 1), np.array(list("aaabbbccc"), dtype=object)
-    found = shortfall.less_block_means(table, branches)
+    found = photograph_gap.less_block_means(table, branches)
     for i in range(9):
         for j in range(i):
             block = [
@@ -82,18 +87,18 @@ def test_what_branches_differ_by_is_taken_out_pair_of_branches_by_pair() -> None
 
 
 def test_dimensions_axes_and_own_images() -> None:
-    assert shortfall.dimensions(np.eye(7)) == pytest.approx(7)
-    assert shortfall.dimensions(np.ones((7, 7))) == pytest.approx(1)
+    assert photograph_gap.dimensions(np.eye(7)) == pytest.approx(7)
+    assert photograph_gap.dimensions(np.ones((7, 7))) == pytest.approx(1)
     v = np.random.default_rng(0).normal(size=8)
-    np.testing.assert_allclose(shortfall.less_leading(np.outer(v, v)), 0, atol=1e-12)
+    np.testing.assert_allclose(photograph_gap.less_leading(np.outer(v, v)), 0, atol=1e-12)
     A = np.arange(9.0).reshape(3, 3)
-    assert shortfall.without_own(A).tolist() == [[4.5, 1, 2], [3, 4, 5], [6, 7, 3.5]]
+    assert photograph_gap.without_own(A).tolist() == [[4.5, 1, 2], [3, 4, 5], [6, 7, 3.5]]
 
 
 def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
-    found = shortfall.explained(known(shift=2.0))
+    found = photograph_gap.explained(known(shift=2.0))
     assert found["raw"].value < 0.7 < found["favourites_with_P"].value
-    said = shortfall.reason(found.get, 0.85)
+    said = photograph_gap.reason(found.get, 0.85)
     assert any("mostly in the images' being synthetic, not in the choice" in line for line in said)
     assert reason(raw=0.9) == [] and reason() == []
     said = reason(raw=0.6, early=0.9, noise_with_P=0.7)
@@ -102,7 +107,7 @@ def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
 
 
 def reason(**values: float) -> list[str]:
-    return shortfall.reason({name: reliability.Interval(v) for name, v in values.items()}.get, 0.85)
+    return photograph_gap.reason({name: reliability.Interval(v) for name, v in values.items()}.get, 0.85)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_causes_are_told_apart_by_their_intervals(
     given = {"raw": reliability.Interval(0.6), "early": reliability.Interval(0.6)}
     for name, (low, high) in (("P", natural), ("S", synthetic), ("favourites", ceiling)):
         given[f"favourites_with_{name}"] = reliability.Interval((low + high) / 2, low, high)
-    assert words in " ".join(shortfall.reason(given.get, 0.85))
+    assert words in " ".join(photograph_gap.reason(given.get, 0.85))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def put_to_test(folder: Path) -> None:
 
 def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
     text = (made / "page.md").read_text()
-    assert trialpage.page(made / "results") == text
+    assert trial_page.page(made / "results") == text
     for words in ("**second**", "| S of one seed with S of another |", "random weights", "40 photographs", "12 of 24"):
         assert words in text
     assert "one draw of them, 1 seed(s) of noise" in text and "| modularity of Louvain's runs |" in text

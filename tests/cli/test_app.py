@@ -75,7 +75,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("malformed unit", ["optimize", "second:one", *SMALL], "not a unit"),
     ("too many indices", ["optimize", "second:1:2:3:4", *SMALL], "not a unit"),
     ("unit without layer", ["optimize", ":3", *SMALL], "names no layer"),
-    ("bad weight of a sum", ["optimize", "x * second:1", *SMALL], "is no number"),
+    ("bad weight of a sum", ["optimize", "x * second:1", *SMALL], "is not a finite number"),
     ("neither units nor layer", ["optimize", *SMALL], "--layer"),
     ("units and layer", ["optimize", "second:1", "--layer", "second", *SMALL], "either"),
     ("no number in features", [*MAP, "--features", "a"], "no number or range"),
@@ -375,12 +375,13 @@ def test_a_changed_photograph_is_probed_again(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_an_unfinished_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from featmap.mapping import run as mapping
+    from featmap.runs import lifecycle
     from featmap.runs.maximise import maximise_job
+    from tests.helpers import settings
 
     network = featmap.load("tests.helpers.tiny:small")
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
-    mapping.open_run(maximise_job("second:1", network, recipe), "begun")
+    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    lifecycle.open_run(maximise_job("second:1", network, recipe), "begun")
     assert "finish" in fail_with_run(capsys, "probe", "begun", "--layers", "second", "--out", "probed")
 
 

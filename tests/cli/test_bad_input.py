@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from featmap.cli import app
 from featmap.errors import FeatmapError
-from featmap.files import LONGEST, file_name
-from featmap.network.unit import parse_channels, parse_unit
-from featmap.optimize.objective import objective
+from featmap.files import MAX_NAME_BYTES, safe_file_name
+from featmap.network.unit import Unit, parse_channels
+from featmap.optimize.objective import Objective
 from featmap.runs import integrity
 from featmap.stats import clustering
 from tests.helpers import hostile, tiny
@@ -108,7 +108,7 @@ def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
 @FEW
 @given(TEXTS)
 def test_a_text_is_a_unit_that_prints_as_itself_or_refused(text: str) -> None:
-    for parse in (parse_unit, objective):
+    for parse in (Unit.parse, Objective.parse):
         try:
             found = parse(text)
         except FeatmapError as error:
@@ -188,8 +188,8 @@ def test_names_of_layers_stay_inside_the_run_folder(
 
 @pytest.mark.parametrize("name", [*hostile.NAMES.values(), "", "....", "-" * 200, "con", "é" * 90])
 def test_a_file_name_is_one_wherever_it_goes(name: str) -> None:
-    found = file_name(name)
-    assert 0 < len(found.encode()) <= LONGEST
+    found = safe_file_name(name)
+    assert 0 < len(found.encode()) <= MAX_NAME_BYTES
     assert not set(found) & set('/\\\0:*?"<>|\n') and not found.startswith(".")
 
 

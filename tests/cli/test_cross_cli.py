@@ -89,18 +89,18 @@ def test_a_probed_layer_has_no_map_of_its_own(tmp_path: Path, capsys: pytest.Cap
 def test_an_interrupted_run_of_several_layers_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featmap.runs import job as runs
+    from featmap.runs import worker as runs_worker
 
-    real, made = runs.Worker.make, [0]
+    real, made = runs_worker.Worker.make, [0]
 
-    def interrupted(self: runs.Worker, unit: object) -> object:
+    def interrupted(self: runs_worker.Worker, unit: object) -> object:
         made[0] += 1
         if made[0] == 4:
             raise KeyboardInterrupt
         return real(self, unit)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Worker, "make", interrupted)
+        patch.setattr(runs_worker.Worker, "make", interrupted)
         with pytest.raises(SystemExit):
             from featmap.cli.app import main
 

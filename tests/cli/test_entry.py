@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from featmap.cli import waiting
+from featmap.cli import entry
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_threads_spin_a_little_unless_told_otherwise(
     platform: str, given: dict[str, str], found: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    waiting.wait_briefly(given)
+    entry.limit_thread_spinning(given)
     assert given == found
 
 

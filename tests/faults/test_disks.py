@@ -1,4 +1,4 @@
-"""Disks that fill up or cannot be written: one line, and the same command goes on once that is mended."""
+"""Disks that fill up or cannot be written: one line, and the same command resumes once that is corrected."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_space(
         status, said = kinds.give(*command, "disk/run"), capsys.readouterr().err.splitlines()
         refused += status == 2
         assert status in (0, 2), said
-        assert status == 0 or said[-1].endswith("no space left; free some, then the same command goes on from here")
+        assert status == 0 or said[-1].endswith("no space left; free some, then repeat the call to resume")
         mount(disk, "-o", f"remount,size={1000 * PAGE}")
         assert kinds.give(*command, "disk/run") == 0
         capsys.readouterr()
@@ -151,5 +151,5 @@ def test_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written(
         capsys.readouterr()
         assert kinds.give(*words) == 2
         said = capsys.readouterr().err.splitlines()[-1]
-        assert "not writable (Read-only file system); give another folder with --out" in said
+        assert "not writable (Read-only file system); choose another folder" in said
     assert kinds.give("verify", "disk/damaged") == 1

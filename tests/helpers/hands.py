@@ -9,17 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featmap.runs import job as runs
-from featmap.runs.engine import Engine, Task, Watcher, WorkUnit
+from featmap.runs.engine import Engine, Task, WorkUnit
 from featmap.runs.job import Job
+from featmap.runs.lifecycle import task_of
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
+from featmap.runs.worker import Worker
 
 
 @dataclass
 class Hand:
     """Does units by a real worker; appends each one's name to a file first, dies on some and fails on others."""
 
-    worker: runs.Worker
+    worker: Worker
     diary: Path
     deadly: tuple[str, ...]
     faulty: tuple[str, ...]
@@ -38,7 +40,7 @@ class Hand:
 def hand(
     job: Job, diary: Path, deadly: tuple[str, ...], faulty: tuple[str, ...], fault: Exception, watcher: Watcher
 ) -> Hand:
-    return Hand(runs.Worker(job, watcher), diary, deadly, faulty, fault)
+    return Hand(Worker(job, watcher), diary, deadly, faulty, fault)
 
 
 ODD = ArithmeticError("cannot be done\nat all")
@@ -47,6 +49,6 @@ ODD = ArithmeticError("cannot be done\nat all")
 def task(
     job: Job, diary: Path, deadly: tuple[str, ...] = (), faulty: tuple[str, ...] = (), fault: Exception = ODD
 ) -> Task:
-    real = runs.task_of(job, runs.Worker, Engine())
+    real = task_of(job, Worker, Engine())
     make: Any = partial(hand, job, diary, deadly, faulty, fault)
     return Task(make, real.settings, real.environment, real.steps, real.cost)

@@ -14,7 +14,8 @@ import numpy as np
 
 from analyses.benchmarks.faults import die_at_move, ended
 from featmap.runs import integrity
-from featmap.runs.store import ArraySpec, Run
+from featmap.runs.array_layout import ArraySpec
+from featmap.runs.store import Run
 
 ARRAYS = {
     "values": ArraySpec(("image", "column"), (4, 3), (2, 3)),

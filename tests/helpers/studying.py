@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from analyses.studies import Context, Outcome, Study
+from analyses.support.study import Context, Outcome, Study
 from featmap.cli.console import Bars
-from featmap.network.model import Network, load
+from featmap.network.loading import load
+from featmap.network.model import Network
 
 
 def context_of(

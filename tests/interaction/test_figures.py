@@ -18,10 +18,11 @@ from torch import nn
 import featmap
 from featmap.interaction import report as verdicts
 from featmap.interaction.figures import CANCELLED, DEAD, NOT_FINITE, OK, summary
-from featmap.network.model import load
-from featmap.network.unit import parse_unit
+from featmap.network.loading import load
+from featmap.network.unit import Unit
 from featmap.optimize.recipe import INTERACT, Octave, Recipe
 from tests.helpers import couples, networks, tiny
+from tests.helpers.settings import options
 from tests.interaction.test_job import carried_out, job_of
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -57,7 +58,7 @@ def linear(table: pd.DataFrame) -> None:
 
 def gradient(network: featmap.Network, unit: str, size: int) -> np.ndarray:
     """The gradient of the mean over a unit's neurons, in float64: in a linear network one for all images."""
-    given = parse_unit(unit)
+    given = Unit.parse(unit)
     channels, mask = given.mask(network.layer(given.layer, size).shape)
     x = torch.zeros(1, 3, size, size, dtype=torch.float64, requires_grad=True)
     out: Any = network.normalise(x)
@@ -128,7 +129,9 @@ def test_a_linear_network_has_no_interaction_and_retention_in_closed_form(units:
 
 def test_a_linear_network_under_the_default_recipe_as_a_user_calls_it(tmp_path: Path) -> None:
     """Nothing set but the size: 60 steps, 16 rows, 5 seeds."""
-    found = featmap.interact(["conv3:0", "conv3:1"], networks.linear_network(), size=16, out=tmp_path / "run")
+    found = featmap.interact(
+        ["conv3:0", "conv3:1"], networks.linear_network(), **options("interact", size=16, out=tmp_path / "run")
+    )
     assert len(found.figures) == 5
     linear(found.figures)
     assert not found.notes
@@ -251,7 +254,9 @@ def test_a_feature_with_its_duplicate(other: int, balance: str, figures: Any) ->
 
 def test_a_linear_feature_with_its_negative_is_cancelled(tmp_path: Path) -> None:
     """Gradient agreement -1, and nothing left of the response: undefined, not 0 and not NaN."""
-    found = featmap.interact(["features:0", "features:3"], couples.twins(), out=tmp_path / "run", seeds=3, **SETTINGS)
+    found = featmap.interact(
+        ["features:0", "features:3"], couples.twins(), **options("interact", out=tmp_path / "run", seeds=3, **SETTINGS)
+    )
     table = found.figures
     assert (table["status"] == CANCELLED).all()
     np.testing.assert_allclose(table["gradient_agreement"].to_numpy(dtype=float), -1, atol=1e-6)

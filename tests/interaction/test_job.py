@@ -14,9 +14,10 @@ from featmap.interaction import run as pairings
 from featmap.interaction import worker as jointwork
 from featmap.interaction.figures import Interplay
 from featmap.interaction.job import JointJob, Solo
-from featmap.network.model import load
+from featmap.network.loading import load
 from featmap.network.unit import Unit
-from tests.helpers import networks, tiny
+from featmap.runs import lifecycle
+from tests.helpers import networks, settings, tiny
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -26,18 +27,18 @@ SMALL: dict[str, Any] = {"size": 12, "steps": 4, "rows": 4}
 def job_of(units: Sequence[str], module: nn.Module, seeds: int = 2, **changes: Any) -> JointJob:
     network = load(module)
     named = {k: changes.pop(k) for k in ("balance", "probe_layers", "seed") if k in changes}
-    recipe = pairings.resolve(network, **(SMALL | changes))
+    recipe = settings.resolve_linear(network, **(SMALL | changes))
     return pairings.group_job(units, network, recipe, seeds=seeds, **named)
 
 
 def pairs_of(features: Sequence[str], module: nn.Module, layers: Sequence[str] = ("second", "second")) -> JointJob:
     network = load(module)
-    recipe = pairings.resolve(network, **SMALL)
+    recipe = settings.resolve_linear(network, **SMALL)
     return pairings.pairs_job(pairings.pairs_of(layers, features, network, recipe.size), network, recipe, seeds=2)
 
 
 def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> Interplay:
-    run = pairings.open_run(job, folder)
+    run = lifecycle.open_run(job, folder)
     jointwork.execute(job, run, watcher)
     return Interplay(job, run.arrays)
 
@@ -124,7 +125,7 @@ def test_every_array_is_filled_by_whole_chunks(tmp_path: Path) -> None:
     ):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         found, coords = carried_out(job, folder), job.coords()
-        assert pairings.open_run(job, folder).arrays is not None
+        assert lifecycle.open_run(job, folder).arrays is not None
         for name, spec in job.arrays().items():
             values = np.asarray(found.arrays[name])
             assert values.shape == spec.shape and str(values.dtype) == spec.dtype

@@ -13,6 +13,7 @@ import featmap
 from featmap.interaction.run import Interaction
 from tests.helpers import interaction_oracles as oracles
 from tests.helpers import tiny
+from tests.helpers.settings import options
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -28,7 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Interaction]:
     given = dict(CASES[request.param])
     units, settings = given.pop("units"), {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | given
-    return units, featmap.interact(units, tiny.small(), out=tmp_path_factory.mktemp("run") / "run", **settings)
+    return units, featmap.interact(
+        units, tiny.small(), **options("interact", out=tmp_path_factory.mktemp("run") / "run", **settings)
+    )
 
 
 class Run:

@@ -21,8 +21,9 @@ from featmap.interaction import report as verdicts
 from featmap.interaction import run as pairings
 from featmap.interaction.job import JointJob
 from featmap.interaction.run import Interaction
-from featmap.plotting import interaction_panel, style
-from tests.helpers import couples, networks, tiny
+from featmap.plotting import interaction_panel, labels, style
+from tests.helpers import couples, networks, settings, tiny
+from tests.helpers.settings import options
 from tests.interaction.test_job import carried_out, job_of
 from tests.plotting.test_heatmaps import overlaps
 
@@ -35,7 +36,7 @@ HEADLINE = "response_nonlinearity"
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Interaction:
     folder = tmp_path_factory.mktemp("pair") / "run"
-    return featmap.interact(["second:3", "first:5"], tiny.small(), out=folder, **SETTINGS)
+    return featmap.interact(["second:3", "first:5"], tiny.small(), **options("interact", out=folder, **SETTINGS))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,9 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Interaction:
 @pytest.fixture(scope="module")
 def undefined(tmp_path_factory: pytest.TempPathFactory) -> Interaction:
     folder = tmp_path_factory.mktemp("undefined") / "run"
-    return featmap.interact(["features:0", "features:3"], couples.twins(), out=folder, **SETTINGS)
+    return featmap.interact(
+        ["features:0", "features:3"], couples.twins(), **options("interact", out=folder, **SETTINGS)
+    )
 
 
 def strict(path: Path) -> Any:
@@ -162,7 +165,7 @@ LONG = "features.denseblock4.denselayer16.conv2.some.more.names"
 def made_up(units: int, name: str, value: float = 0.4, owner: int = 0) -> interaction_panel.Panel:
     rng = np.random.Generator(np.random.PCG64(units))
     names = tuple(f"{name}:{k}" for k in range(units))
-    figures = list(verdicts.LABELS.values())[:6]
+    figures = list(labels.STATISTIC_LABELS.values())[:6]
     images = [
         (rng.normal(size=(3, 9, 9)), n, "b gets 0.12; a: 3.21e+03") for n in (*names, "joint", "best linear blend")
     ]
@@ -200,19 +203,19 @@ def test_a_panel_of_nothing_is_refused() -> None:
 
 
 def test_names_at_the_ends_of_curves_are_moved_apart() -> None:
-    assert interaction_panel.spread([0.1, 0.5], 0.1, 1) == [0.1, 0.5]
-    assert interaction_panel.spread([0.5, 0.5, 0.52], 0.1, 1) == pytest.approx([0.5, 0.6, 0.7])
-    assert interaction_panel.spread([0.2, 0.95, 1.0, 1.0], 0.1, 1) == pytest.approx([0.2, 0.8, 0.9, 1.0])
-    assert interaction_panel.spread([], 0.1, 1) == []
+    assert interaction_panel.spread_labels([0.1, 0.5], 0.1, 1) == [0.1, 0.5]
+    assert interaction_panel.spread_labels([0.5, 0.5, 0.52], 0.1, 1) == pytest.approx([0.5, 0.6, 0.7])
+    assert interaction_panel.spread_labels([0.2, 0.95, 1.0, 1.0], 0.1, 1) == pytest.approx([0.2, 0.8, 0.9, 1.0])
+    assert interaction_panel.spread_labels([], 0.1, 1) == []
 
 
 def test_pictures_share_one_contrast() -> None:
     flat = [np.full((3, 2, 2), 0.5), np.full((3, 2, 2), 0.5)]
     flat[1][0, 0, 0] = 0.9
-    for one, two in zip(interaction_panel.contrast(flat), flat, strict=True):
+    for one, two in zip(interaction_panel.stretch_contrast(flat), flat, strict=True):
         np.testing.assert_array_equal(one, two)
     far = [0.5 + 4 * np.linspace(-1, 1, 12).reshape(3, 2, 2), np.full((3, 2, 2), 1.5)]
-    shown = interaction_panel.contrast(far)
+    shown = interaction_panel.stretch_contrast(far)
     slope = (shown[0].ravel()[1] - shown[0].ravel()[0]) / (far[0].ravel()[1] - far[0].ravel()[0])
     assert (shown[1] - 0.5) / (far[1] - 0.5) == pytest.approx(np.full((3, 2, 2), slope))
     assert slope < 0.2
@@ -264,12 +267,12 @@ def test_notes_tell_what_to_know_before_believing(job: JointJob) -> None:
 
 
 def test_every_figure_has_words_of_its_own(pair: Interaction) -> None:
-    shown = verdicts.shown_figures(list(pair.figures.columns))
+    shown = labels.labelled_statistics(list(pair.figures.columns))
     assert len(shown) == len(set(shown)) == 13
-    said = [verdicts.label(name, ["second:3", "first:5"]) for name in shown]
+    said = [labels.statistic_label(name, ["second:3", "first:5"]) for name in shown]
     assert len(set(said)) == len(said) and not any("{" in s or "_" in s for s in said if "r_ab" not in s)
-    assert verdicts.label("crosstalk_b_on_a", ["x:1", "y:2"]) == LABEL
-    assert verdicts.label("joint_a") == "joint a"
+    assert labels.statistic_label("crosstalk_b_on_a", ["x:1", "y:2"]) == LABEL
+    assert labels.statistic_label("joint_a") == "joint a"
 
 
 LABEL = "cross-talk: share of its solo response that y:2 gives to the image of x:1"
@@ -281,7 +284,7 @@ def test_the_files_of_two_layers(layers: Interaction) -> None:
     names = {p.relative_to(layers.folder).as_posix() for p in layers.folder.rglob("*") if p.is_file()}
     names = {n for n in names if not n.startswith(("arrays.zarr", "units/", ".lock", ".copy"))}
     tables = {f"{name}.{suffix}" for name in ("figures", "pairs", "ranking") for suffix in ("csv", "parquet")}
-    shown = verdicts.shown_figures([c for c in layers.summary.columns if layers.summary[c].notna().any()])
+    shown = labels.labelled_statistics([c for c in layers.summary.columns if layers.summary[c].notna().any()])
     heat = {f"matrices/{figure}.{suffix}" for figure in shown for suffix in ("png", "svg")}
     assert f"matrices/{HEADLINE}.png" in heat and "matrices/retention_b.svg" in heat
     assert names == tables | heat | {"manifest.json", "interaction.graphml", "least-linear.png", "most-linear.png"}
@@ -316,7 +319,7 @@ def test_the_ranking_is_sorted_by_excess_and_controls_false_discoveries(layers: 
 
 def job_for(found: Interaction) -> JointJob:
     network = featmap.load(tiny.small())
-    recipe = pairings.resolve(network, size=12, steps=6, rows=4)
+    recipe = settings.resolve_linear(network, size=12, steps=6, rows=4)
     groups = pairings.pairs_of(["second", "first"], ["0-3", "0,2,5"], network, 12)
     assert len(groups) == len(found.summary)
     return pairings.pairs_job(groups, network, recipe)
@@ -371,7 +374,7 @@ def test_one_pair_of_a_layer_too_small_for_a_ceiling(tmp_path: Path) -> None:
     """One pair is reported as pairs are where layers were asked for."""
     found = featmap.interact_layers(["features"] * 2, ["all"] * 2, tiny.two(), out=tmp_path / "run", **SETTINGS)
     network = featmap.load(tiny.two())
-    recipe = pairings.resolve(network, size=12, steps=6, rows=4)
+    recipe = settings.resolve_linear(network, size=12, steps=6, rows=4)
     job = pairings.pairs_job(pairings.pairs_of(["features"] * 2, ["all"] * 2, network, 12), network, recipe)
     assert re.search(r"floor 0\.\d+, ceiling undefined$", pairings.lines(job, found)[-1])
     assert cells(found.folder / "pairs.csv")[0][f"{HEADLINE}_ceiling"] == ""

@@ -13,9 +13,10 @@ import featmap
 from featmap.errors import FeatmapError
 from featmap.interaction import run as pairings
 from featmap.interaction import screening
-from featmap.network import model
-from featmap.runs import integrity
+from featmap.network import loading, model
+from featmap.runs import integrity, lifecycle
 from tests.helpers import networks
+from tests.helpers.settings import resolve_linear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERS = ("mixed", "narrow")
@@ -23,11 +24,11 @@ LAYERS = ("mixed", "narrow")
 
 @pytest.fixture(scope="module")
 def network() -> model.Network:
-    return model.load(networks.small_inception())
+    return loading.load(networks.small_inception())
 
 
 def planned(network: model.Network, **changes: Any) -> screening.Plan:
-    recipe = pairings.resolve(network, None, 16, 3, rows=4)
+    recipe = resolve_linear(network, None, 16, 3, rows=4)
     settings: dict[str, Any] = {"layers": LAYERS, "features": ("all", "all"), "top": 3, "checks": 12} | changes
     return screening.plan(settings.pop("layers"), settings.pop("features"), network, recipe, **settings)
 
@@ -81,7 +82,7 @@ def test_a_pairs_exact_figures_are_those_that_it_has_alone(
     job = pairings.group_job(
         [row["a"], row["b"]], network, recipe, seed=first, seeds=len(given.seeds), probe_layers=LAYERS
     )
-    alone = pairings.carry_out(job, pairings.open_run(job, tmp_path / "alone")).summary.iloc[0]
+    alone = pairings.carry_out(job, lifecycle.open_run(job, tmp_path / "alone")).summary.iloc[0]
     for figure in ("response_nonlinearity", "image_nonlinearity", "retention_a", "response_nonlinearity_ceiling"):
         assert (pd.isna(row[figure]) and pd.isna(alone[figure])) or row[figure] == alone[figure]
 
@@ -148,8 +149,8 @@ def test_bad_input_gets_one_line(network: model.Network, changes: dict[str, Any]
 
 
 def test_a_screening_of_units_that_are_all_dead_ends_and_says_so(tmp_path: Path) -> None:
-    network = model.load(networks.dead_network())
-    recipe = pairings.resolve(network, None, 8, 2, rows=4)
+    network = loading.load(networks.dead_network())
+    recipe = resolve_linear(network, None, 8, 2, rows=4)
     given = screening.plan(("relu", "relu"), ("1-2", "2,4"), network, recipe, checks=3, top=1)
     found = screening.carry_out(given, tmp_path / "run")
     assert set(found.top.summary["status"]) == set(found.check.summary["status"]) == {"dead partner"}

@@ -14,15 +14,18 @@ import featmap
 from featmap import image_ops
 from featmap.interaction import run as pairings
 from featmap.interaction import worker as jointwork
-from featmap.interaction.job import Piece
-from featmap.network.model import Network, load
+from featmap.interaction.job import JointUnit
+from featmap.network.loading import load
+from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.descent import descend
 from featmap.optimize.objective import Objective
-from featmap.optimize.parameterization import first_image, null_images
+from featmap.optimize.parameterization import initial_image, null_image
 from featmap.optimize.recipe import INTERACT, Recipe
-from featmap.runs.engine import Silent
+from featmap.runs import lifecycle
+from featmap.runs.progress import Silent
 from tests.helpers import couples, tiny
+from tests.helpers.settings import options
 from tests.interaction.test_job import SMALL, carried_out, job_of, pairs_of
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -34,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("threads")
 def test_a_solo_image_is_what_maximise_makes(tmp_path: Path) -> None:
     job = job_of(["second:3", "first:5"], tiny.small())
     found = carried_out(job, tmp_path / "run")
-    alone = featmap.maximise(["second:3", "first:5"], tiny.small(), recipe="interact", seeds=2, **SMALL)
+    alone = featmap.maximise(["second:3", "first:5"], tiny.small(), **options(recipe="interact", seeds=2, **SMALL))
     for seed in (0, 1):
         for k, unit in enumerate(job.groups[0]):
             image = found.image("solo_images", found.rows[unit, seed, False])
@@ -102,17 +105,17 @@ def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> N
             np.testing.assert_allclose(data["solo_fraction"][at], responses(null + (image - null) / 2), atol=2e-6)
         np.testing.assert_allclose(data["joint_map_a"][row], plain(again, joint)["second"][3], atol=2e-6)
         np.testing.assert_allclose(data["joint_map_b"][row], plain(again, joint)["first"][5], atol=2e-6)
-    varied = np.array([responses(image) for image in image_ops.pink(64, 12).numpy()])
+    varied = np.array([responses(image) for image in image_ops.pink_noise(64, 12).numpy()])
     np.testing.assert_allclose(data["deviation"], varied.std(0), rtol=1e-4)
 
 
 def test_a_perturbed_start_differs_by_two_percent_of_the_noise() -> None:
     job = job_of(["second:3", "first:5"], tiny.small())
     worker = jointwork.JointWorker(job)
-    off = (worker.start(1, True) - first_image(job.recipe, 1)).numpy()
+    off = (worker.start(1, True) - initial_image(job.recipe, 1)).numpy()
     assert off.std() == pytest.approx(0.02 * job.recipe.std, rel=0.1)
-    assert abs(np.corrcoef(off.ravel(), first_image(job.recipe, 1).numpy().ravel())[0, 1]) < 0.2
-    torch.testing.assert_close(worker.null(1, False), null_images(job.recipe, 1))
+    assert abs(np.corrcoef(off.ravel(), initial_image(job.recipe, 1).numpy().ravel())[0, 1]) < 0.2
+    torch.testing.assert_close(worker.null(1, False), null_image(job.recipe, 1))
     assert not torch.equal(worker.null(1, True), worker.null(1, False))
 
 
@@ -153,7 +156,7 @@ def test_the_sums_gradient_is_the_sum_of_the_gradients() -> None:
     a, b = Objective(((1.0, Unit("second", 3)),)), Objective(((-0.7, Unit("first", 1)),))
     shapes = {12: {layer: network.layer(layer, 12).shape for layer in ("first", "second")}}
     found = descend(network.module, network.normalise, [a + b], recipe, shapes)
-    start = first_image(recipe, 0)
+    start = initial_image(recipe, 0)
     one, two = (summed_gradient(network, recipe, t, start) for t in (a, b))
     moved = found.images[0] - start
     torch.testing.assert_close(moved, summed_gradient(network, recipe, a + b, start), atol=1e-5, rtol=1e-4)
@@ -176,7 +179,7 @@ def test_an_interrupted_run_gives_the_same_bits(stop: int, tmp_path: Path, monke
     whole = carried_out(job, tmp_path / "whole")
     real, done = jointwork.JointWorker.work, []
 
-    def cut(self: jointwork.JointWorker, piece: Piece, store: Any) -> None:
+    def cut(self: jointwork.JointWorker, piece: JointUnit, store: Any) -> None:
         if len(done) == stop:
             raise KeyboardInterrupt
         done.append(piece)
@@ -185,7 +188,7 @@ def test_an_interrupted_run_gives_the_same_bits(stop: int, tmp_path: Path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(jointwork.JointWorker, "work", cut)
         carried_out(job, tmp_path / "cut")
-    run = pairings.open_run(job, tmp_path / "cut")
+    run = lifecycle.open_run(job, tmp_path / "cut")
     assert jointwork.execute(job, run) == len(job.pieces()) - stop
     same(whole.arrays, run.arrays, list(job.arrays()))
     assert jointwork.execute(job, run) == 0
@@ -197,7 +200,7 @@ def test_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
     kept = {name: np.asarray(before.arrays[name]) for name in job.arrays()}
     chunk = tmp_path / "run" / "arrays.zarr" / "solo_A" / "1.0"
     chunk.write_bytes(b"rubbish")
-    run = pairings.open_run(job, tmp_path / "run")
+    run = lifecycle.open_run(job, tmp_path / "run")
     assert jointwork.execute(job, run) == 1
     same(kept, run.arrays, list(kept))
 
@@ -241,13 +244,13 @@ class Noting(Silent):
 
 def test_progress_is_told(tmp_path: Path) -> None:
     job, watcher = pairs_of(["0-2", "0-4"], tiny.small(), ("second", "first")), Noting()
-    pairings.carry_out(job, pairings.open_run(job, tmp_path / "run"), watcher)
+    pairings.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), watcher)
     batches = sum(1 for p in job.pieces() if p.last)
     assert watcher.total == watcher.steps == batches * job.recipe.steps and watcher.done == 0
     assert watcher.units == batches + 1
     assert {name for name, *_ in watcher.stages} == {"figures", "matrices"}
     again = Noting()
-    pairings.carry_out(job, pairings.open_run(job, tmp_path / "run"), again)
+    pairings.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), again)
     assert again.steps == again.units == 0 and again.done == again.total
 
 

@@ -17,10 +17,12 @@ from featmap.mapping import cross_tables, tables
 from featmap.mapping import run as mapping
 from featmap.mapping.result import LayerMaps, SimilarityMap
 from featmap.mapping.run import similarity
-from featmap.network.model import load
+from featmap.network.loading import load
 from featmap.runs import estimate
 from featmap.runs import job as runs
-from tests.helpers import networks, tiny
+from featmap.runs.worker import Worker
+from tests.helpers import networks, settings, tiny
+from tests.helpers.settings import options
 from tests.mapping.test_run import no_nan, unpickled
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
@@ -33,13 +35,13 @@ CROSS_FILES = ("activations", "relative", "selective", "profile", "partners")
 
 @pytest.fixture(scope="module")
 def paired(tmp_path_factory: pytest.TempPathFactory) -> LayerMaps:
-    return similarity(LAYERS, tiny.paired(), out=tmp_path_factory.mktemp("maps") / "paired", **FAST)
+    return similarity(LAYERS, tiny.paired(), **options(out=tmp_path_factory.mktemp("maps") / "paired", **FAST))
 
 
 @pytest.fixture(scope="module")
 def probing(tmp_path_factory: pytest.TempPathFactory) -> SimilarityMap:
     folder = tmp_path_factory.mktemp("maps") / "probing"
-    return similarity("second", tiny.small(), probe_layers=["first", "relu"], out=folder, **FAST)
+    return similarity("second", tiny.small(), **options(probe_layers=["first", "relu"], out=folder, **FAST))
 
 
 def names(layer: str, n: int = N) -> list[str]:
@@ -80,7 +82,7 @@ def test_a_copy_whose_image_is_its_originals_is_wholly_coactivated(paired: Layer
 
 def test_a_layers_own_map_is_that_of_a_run_of_its_own(paired: LayerMaps, tmp_path: Path) -> None:
     for layer in LAYERS:
-        alone = similarity(layer, tiny.paired(), out=tmp_path / layer, **FAST)
+        alone = similarity(layer, tiny.paired(), **options(out=tmp_path / layer, **FAST))
         whole = paired.dataset.sel(image=names(layer), response=names(layer))
         for name in ("images", "A", "null", "activation", "null_activation", "curve", "status"):
             assert whole[name].values.tobytes() == alone.dataset[name].values.tobytes(), (layer, name)
@@ -92,7 +94,7 @@ def test_a_layers_own_map_is_that_of_a_run_of_its_own(paired: LayerMaps, tmp_pat
 
 
 def test_probe_layers_change_nothing_of_the_layers_own_map(probing: SimilarityMap, tmp_path: Path) -> None:
-    alone = similarity("second", tiny.small(), out=tmp_path / "run", **FAST)
+    alone = similarity("second", tiny.small(), **options(out=tmp_path / "run", **FAST))
     own = names("second", tiny.FEATURES)
     for name in ("images", "activation", "curve", "status"):
         assert probing.dataset[name].values.tobytes() == alone.dataset[name].values.tobytes()
@@ -115,7 +117,7 @@ def calls(job: runs.Job) -> int:
     """How many forward passes one work unit and the null image take."""
     count = [0]
     handle = job.network.module.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
-    worker = runs.Worker(job)
+    worker = Worker(job)
     for unit in job.units()[:2]:
         worker.make(unit)
     handle.remove()
@@ -124,7 +126,7 @@ def calls(job: runs.Job) -> int:
 
 @pytest.mark.parametrize("probes", [("first",), ("first", "relu")])
 def test_recording_probe_layers_adds_no_forward_pass(probes: tuple[str, ...]) -> None:
-    recipe = mapping.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 3, rows=4)
     plain, more = (
         mapping.similarity_job("second", load(tiny.small()), recipe, probe_layers=p)[0] for p in ((), probes)
     )
@@ -179,7 +181,7 @@ def test_it_says_what_a_probed_layer_cannot_have(probing: SimilarityMap, paired:
 @pytest.mark.parametrize("measure", ["raw", "relative", "selective", "profile"])
 def test_any_measure_is_drawn(measure: str, paired: LayerMaps, tmp_path: Path) -> None:
     found = similarity(
-        LAYERS, tiny.paired(), features="0-3", stimuli="shown", measure=measure, out=tmp_path / "run", **FAST
+        LAYERS, tiny.paired(), **options(features="0-3", stimuli="shown", measure=measure, out=tmp_path / "run", **FAST)
     )
     label = cross_tables.LABELS[measure].split()[0].encode()
     assert label in (tmp_path / "run" / "cross" / "features-to-copies" / "heatmap.svg").read_bytes()
@@ -188,25 +190,27 @@ def test_any_measure_is_drawn(measure: str, paired: LayerMaps, tmp_path: Path) -
 
 def test_the_same_call_again_writes_nothing_and_finds_the_same(paired: LayerMaps, probing: SimilarityMap) -> None:
     before = times(paired.folder) | times(probing.folder)
-    again = similarity(LAYERS, tiny.paired(), out=paired.folder, **FAST)
-    once_more = similarity("second", tiny.small(), probe_layers=["first", "relu"], out=probing.folder, **FAST)
+    again = similarity(LAYERS, tiny.paired(), **options(out=paired.folder, **FAST))
+    once_more = similarity(
+        "second", tiny.small(), **options(probe_layers=["first", "relu"], out=probing.folder, **FAST)
+    )
     assert times(paired.folder) | times(probing.folder) == before
     assert again.lines() == paired.lines() and once_more.lines() == probing.lines()
     pd.testing.assert_frame_equal(again.layers, paired.layers)
     with pytest.raises(StoreError, match="responses"):
-        similarity("second", tiny.small(), probe_layers="first", out=probing.folder, **FAST)
+        similarity("second", tiny.small(), **options(probe_layers="first", out=probing.folder, **FAST))
 
 
 def test_a_lost_figure_is_drawn_again(paired: LayerMaps) -> None:
     lost = paired.folder / "cross" / "copies-to-features" / "heatmap.png"
     picture = lost.read_bytes()
     lost.unlink()
-    similarity(LAYERS, tiny.paired(), out=paired.folder, **FAST)
+    similarity(LAYERS, tiny.paired(), **options(out=paired.folder, **FAST))
     assert lost.read_bytes() == picture
 
 
 def test_features_are_shown_of_every_layer_and_of_probed_ones_all(tmp_path: Path) -> None:
-    found = similarity(LAYERS, tiny.paired(), features="1,3,4", out=tmp_path / "run", **FAST)
+    found = similarity(LAYERS, tiny.paired(), **options(features="1,3,4", out=tmp_path / "run", **FAST))
     folder = tmp_path / "run" / "cross" / "features-to-copies"
     frame = pd.read_parquet(folder / "coactivation.parquet")
     assert list(frame.index) == [f"features:{c}" for c in (1, 3, 4)]
@@ -214,21 +218,23 @@ def test_features_are_shown_of_every_layer_and_of_probed_ones_all(tmp_path: Path
     assert found.crossings[BOTH[0]].activations.shape == (N, N)
     assert set(pd.read_csv(folder / "partners.csv")["feature"]) == set(frame.index)
     part = similarity(
-        "second", tiny.small(), probe_layers="first", features="2,5", stimuli="shown", out=tmp_path / "two", **FAST
+        "second",
+        tiny.small(),
+        **options(probe_layers="first", features="2,5", stimuli="shown", out=tmp_path / "two", **FAST),
     )
     assert part.crossings["second", "first"].activations.shape == (2, 6)
     with pytest.raises(UnitError, match="channel 8 is out of range; first has 6"):
-        similarity(["second", "first"], tiny.small(), features="0-8", **FAST)
+        similarity(["second", "first"], tiny.small(), **options(features="0-8", **FAST))
 
 
 def test_one_listed_layer_is_that_layer(tmp_path: Path) -> None:
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
     one, listed, twice = (
         mapping.similarity_job(given, network, recipe)[0] for given in ("second", ["second"], ["second", "second"])
     )
     assert one.identity() == listed.identity() == twice.identity()
-    found = similarity(["second"], tiny.small(), out=tmp_path / "run", **FAST)
+    found = similarity(["second"], tiny.small(), **options(out=tmp_path / "run", **FAST))
     assert isinstance(found, LayerMaps) and (tmp_path / "run" / "heatmap.png").is_file()
     assert not (tmp_path / "run" / "cross").exists()
 
@@ -241,42 +247,42 @@ def test_layers_that_cannot_go_together_are_refused() -> None:
         (("second", "frst"), "nearest: first"),
     ):
         with pytest.raises(UnitError, match=wanted):
-            similarity(given[0], tiny.small(), probe_layers=given[1], **FAST)
+            similarity(given[0], tiny.small(), **options(probe_layers=given[1], **FAST))
 
 
 def test_dead_features_are_left_out_of_rows_and_undefined_in_columns(tmp_path: Path) -> None:
-    found = similarity(["relu", "features"], tiny.sick(), out=tmp_path / "run", **FAST)
+    found = similarity(["relu", "features"], tiny.sick(), **options(out=tmp_path / "run", **FAST))
     c = found.crossings["features", "relu"]
     assert list(found.maps["relu"].features["status"]) == ["live", "dead", "dead", "not-finite"]
     for name in ("coactivation", "relative", "selective", "profile"):
         assert c.measures[name][["relu:1", "relu:2", "relu:3"]].isna().to_numpy().all(), name
     no_nan(tmp_path / "run" / "cross" / "features-to-relu")
     no_nan(tmp_path / "run" / "cross")
-    probed = similarity("features", tiny.sick(), probe_layers="relu", out=tmp_path / "probed", **FAST)
+    probed = similarity("features", tiny.sick(), **options(probe_layers="relu", out=tmp_path / "probed", **FAST))
     assert probed.crossings["features", "relu"].measures["selective"]["relu:1"].isna().all()
 
 
 def test_layers_without_a_live_feature_complete(tmp_path: Path) -> None:
-    found = similarity(["relu", "features"], tiny.asleep(), out=tmp_path / "run", **FAST)
+    found = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
     assert found.layers["best"].isna().all()
     no_nan(tmp_path / "run" / "cross")
     json.loads((tmp_path / "run" / "manifest.json").read_text(), parse_constant=pytest.fail)
-    similarity("relu", tiny.asleep(), probe_layers="features", out=tmp_path / "probed", **FAST)
+    similarity("relu", tiny.asleep(), **options(probe_layers="features", out=tmp_path / "probed", **FAST))
     assert not (tmp_path / "probed" / "cross" / "relu-to-features" / "heatmap.png").exists()
-    assert len(similarity(["relu", "features"], tiny.asleep(), out=tmp_path / "run", **FAST).lines()) > 4
+    assert len(similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST)).lines()) > 4
 
 
 def test_class_logits_are_a_layer_of_one_by_one(tmp_path: Path) -> None:
-    found = similarity("conv", networks.logits_network(), probe_layers="fc", out=tmp_path / "run", **FAST)
+    found = similarity("conv", networks.logits_network(), **options(probe_layers="fc", out=tmp_path / "run", **FAST))
     c = found.crossings["conv", "fc"]
     assert c.activations.shape == (6, 3)
     assert c.measures["selective"].notna().to_numpy().all()
-    both = similarity(["conv", "fc"], networks.logits_network(), out=tmp_path / "both", **FAST)
+    both = similarity(["conv", "fc"], networks.logits_network(), **options(out=tmp_path / "both", **FAST))
     assert both.crossings["fc", "conv"].measures["coactivation"].shape == (3, 6)
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
-    found = similarity(LAYERS, tiny.paired(), seeds=2, out=tmp_path / "run", **FAST)
+    found = similarity(LAYERS, tiny.paired(), **options(seeds=2, out=tmp_path / "run", **FAST))
     A = found.dataset["A"].sel(image=names("features"), response=names("copies")).values.astype(float)
     np.testing.assert_allclose(found.crossings[BOTH[0]].activations, A.mean(0))
     assert all("seeds" in one.summary for one in found.maps.values())
@@ -292,7 +298,7 @@ def test_folders_tell_layers_apart_on_every_file_system() -> None:
 
 
 def test_an_estimate_counts_every_layer(tmp_path: Path) -> None:
-    recipe = mapping.resolve(load(tiny.paired()), torch.device("cpu"), "fast", 16, 6, rows=4)
+    recipe = settings.resolve(load(tiny.paired()), torch.device("cpu"), "fast", 16, 6, rows=4)
     seen: list[str] = []
     job, _ = mapping.similarity_job(LAYERS, load(tiny.paired()), recipe)
     real = estimate.Batches.descend

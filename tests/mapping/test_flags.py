@@ -15,8 +15,8 @@ from featmap.cli import app
 from featmap.errors import UnitError
 from featmap.mapping import flags
 from featmap.mapping.run import similarity, similarity_job
-from featmap.network.model import load
-from featmap.optimize.recipe import recipe
+from featmap.network.loading import load
+from featmap.optimize.recipe import Recipe
 from featmap.report import atlas
 from featmap.runs import manifest as manifests
 from featmap.runs import store
@@ -24,6 +24,7 @@ from featmap.runs.store import Run
 from featmap.validation import run as validation
 from tests.helpers import twofold
 from tests.helpers.browser import Tab, chromium, needs_chromium
+from tests.helpers.settings import options as settings
 from tests.report.test_atlas import data_of
 
 pytestmark = [
@@ -39,7 +40,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two layers whose atlas was there before its validation; the network is named by its factory."""
     folder = tmp_path_factory.mktemp("marked") / "run"
     photographs = twofold.photographs(folder.parent / "photographs", count=40)
-    similarity(["second", "first"], "tests.helpers.tiny:wide", features="0-5", out=folder, neighbours=4, **FEW)
+    similarity(
+        ["second", "first"], "tests.helpers.tiny:wide", **settings(features="0-5", out=folder, neighbours=4, **FEW)
+    )
     atlas.atlas(folder)
     options = ["--images", str(photographs), "--seeds", "2", "--null-seeds", "1", "--model", "tests.helpers.tiny:wide"]
     with pytest.raises(SystemExit) as end:
@@ -56,7 +59,9 @@ def loose(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["reliability"] |= LOOSE
     manifests.write(folder, manifest)
-    similarity(["second", "first"], "tests.helpers.tiny:wide", features="0-5", out=folder, neighbours=4, **FEW)
+    similarity(
+        ["second", "first"], "tests.helpers.tiny:wide", **settings(features="0-5", out=folder, neighbours=4, **FEW)
+    )
     atlas.atlas(folder)
     return folder
 
@@ -105,7 +110,7 @@ def test_the_folders_are_free_again_after_a_validation(run: Path) -> None:
 
 
 def test_features_may_differ_from_layer_to_layer() -> None:
-    network, chosen = load("tests.helpers.tiny:wide"), recipe("fast").resolved(16, 16, 6)
+    network, chosen = load("tests.helpers.tiny:wide"), Recipe.named("fast").resolved(16, 16, 6)
     wanted = {"second": "3,5-6", "first": [0, 2]}
     job, shown = similarity_job(["second", "first"], network, chosen, features=wanted, stimuli="shown")
     assert shown == job.labels == ["second:3", "second:5", "second:6", "first:0", "first:2"]
@@ -116,7 +121,7 @@ def test_features_may_differ_from_layer_to_layer() -> None:
 
 def test_layers_that_are_not_held_to_weights_are_named_on_the_page(tmp_path: Path) -> None:
     module = twofold.honest()
-    similarity("features", module, out=tmp_path / "run", input_size=16, **FEW)
+    similarity("features", module, **options(out=tmp_path / "run", input_size=16, **FEW))
     found = validation.validate(tmp_path / "run", seeds=2, null_seeds=0, model=module)
     lacks = "outgoing_weights" not in found.trained["features"].figures
     text = (tmp_path / "run" / "validation" / "validation.md").read_text()

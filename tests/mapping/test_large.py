@@ -14,18 +14,19 @@ import torch
 from torch import nn
 
 from featmap.cli import app
+from featmap.mapping import analysis
 from featmap.mapping import large as overviews
-from featmap.mapping import result
 from featmap.mapping import run as mapping
 from featmap.mapping.result import LayerMaps
 from featmap.mapping.run import similarity
-from featmap.network.model import load
+from featmap.network.loading import load
 from featmap.report import atlas
 from featmap.runs import estimate
 from featmap.runs import job as runs
 from featmap.runs.store import Run
 from featmap.stats import blockwise
-from tests.helpers import tiny
+from tests.helpers import settings, tiny
+from tests.helpers.settings import options
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
@@ -52,7 +53,7 @@ def from_ten_features_on() -> Any:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> LayerMaps:
     folder = tmp_path_factory.mktemp("maps") / "large"
-    return similarity(LAYERS, three(), neighbours=K, seeds=2, out=folder, **FAST)
+    return similarity(LAYERS, three(), **options(neighbours=K, seeds=2, out=folder, **FAST))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> LayerMaps:
     folder = tmp_path_factory.mktemp("maps") / "dense"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise, "LARGE", 10**6)
-        return similarity(LAYERS, three(), neighbours=K, seeds=2, out=folder, **FAST)
+        return similarity(LAYERS, three(), **options(neighbours=K, seeds=2, out=folder, **FAST))
 
 
 def test_layers_and_pairs_are_those_of_the_dense_path(large: LayerMaps, dense: LayerMaps) -> None:
@@ -136,7 +137,9 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 def again(large: LayerMaps, **changes: Any) -> LayerMaps:
-    return similarity(LAYERS, three(), neighbours=changes.pop("neighbours", K), seeds=2, out=large.folder, **FAST)
+    return similarity(
+        LAYERS, three(), **options(neighbours=changes.pop("neighbours", K), seeds=2, out=large.folder, **FAST)
+    )
 
 
 def test_the_same_call_again_writes_nothing(large: LayerMaps) -> None:
@@ -161,9 +164,9 @@ def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerM
     folder = tmp_path / "run"
     shutil.copytree(large.folder, folder)
     known = Run.read(folder)
-    known.manifest["reliability"] = dict.fromkeys(large.maps["second"].features.index, 0.95) | {"second:3": 0.5}
+    known.manifest.reliability = dict.fromkeys(large.maps["second"].features.index, 0.95) | {"second:3": 0.5}
     known.save()
-    similarity(LAYERS, three(), neighbours=K, seeds=2, out=folder, **FAST)
+    similarity(LAYERS, three(), **options(neighbours=K, seeds=2, out=folder, **FAST))
     for name, other in ((overviews.NEIGHBOURS, "neighbour"), (overviews.PARTNERS, "partner")):
         plain, marked = (pd.read_parquet(f / f"{name}.parquet") for f in (large.folder, folder))
         assert "reliable" not in plain
@@ -180,7 +183,7 @@ def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerM
 def test_an_interrupted_mapping_goes_on_with_the_next_layer(
     large: LayerMaps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = result.map_of, []
+    real, seen = analysis.map_of, []
 
     def stopped(job: runs.Job, layer: str, *rest: Any) -> Any:
         seen.append(layer)
@@ -188,11 +191,11 @@ def test_an_interrupted_mapping_goes_on_with_the_next_layer(
             raise KeyboardInterrupt
         return real(job, layer, *rest)
 
-    monkeypatch.setattr(result, "map_of", stopped)
+    monkeypatch.setattr(analysis, "map_of", stopped)
     call = {"neighbours": K, "out": tmp_path / "run", **FAST}
     with pytest.raises(KeyboardInterrupt):
-        similarity(LAYERS, three(), **call)
-    similarity(LAYERS, three(), **call)
+        similarity(LAYERS, three(), **options(**call))
+    similarity(LAYERS, three(), **options(**call))
     assert seen == ["first", "relu", "relu", "second"]
 
 
@@ -205,11 +208,11 @@ def test_what_reads_a_run_reads_a_large_one(large: LayerMaps, capsys: pytest.Cap
 
 
 def test_a_network_without_a_live_feature(tmp_path: Path) -> None:
-    found = similarity("relu,features,relu*", tiny.asleep(), out=tmp_path / "small", **FAST)
+    found = similarity("relu,features,relu*", tiny.asleep(), **options(out=tmp_path / "small", **FAST))
     assert isinstance(found, LayerMaps) and not found.told  # six features are no large run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise, "LARGE", 2)
-        found = similarity(["relu", "features"], tiny.asleep(), out=tmp_path / "run", **FAST)
+        found = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
         assert found.told and found.layers["floor"].isna().all()
         assert found.summary["network"]["live"] == len(pd.read_csv(tmp_path / "run" / "features" / "features.csv"))
 
@@ -230,7 +233,7 @@ def test_all_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_disk_is_not_asked_for_tables_that_are_not_written() -> None:
     network = load(tiny.paired())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 6, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 6, rows=4)
     job = mapping.similarity_job("all", network, recipe)[0]
     N = len(tiny.SCALES)
     large = estimate.disk_needed(job)

@@ -17,9 +17,12 @@ from PIL import Image
 import featmap
 from featmap.errors import FeatmapError, StoreError
 from featmap.mapping import run as mapping
-from featmap.mapping.run import SimilarityMap, similarity
-from featmap.network.model import load
-from tests.helpers import tiny
+from featmap.mapping.result import SimilarityMap
+from featmap.mapping.run import similarity
+from featmap.network.loading import load
+from featmap.runs import store
+from tests.helpers import settings, tiny
+from tests.helpers.settings import options
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
@@ -29,7 +32,7 @@ NAMES = [f"features:{c}" for c in range(12)]
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> SimilarityMap:
-    return similarity("features", tiny.planted(), out=tmp_path_factory.mktemp("maps") / "planted", **FAST)
+    return similarity("features", tiny.planted(), **options(out=tmp_path_factory.mktemp("maps") / "planted", **FAST))
 
 
 def test_copies_are_alike_and_nearest(planted: SimilarityMap) -> None:
@@ -53,7 +56,7 @@ def test_a_copys_scale_shows_in_A_and_not_in_coactivation(planted: SimilarityMap
 
 
 def test_coactivation_is_its_formula_of_the_stored_arrays(planted: SimilarityMap) -> None:
-    data = mapping.open_arrays(planted.folder)
+    data = store.open_arrays(planted.folder)
     A, n = data["A"].values[0].astype(float), data["null"].values[0].astype(float)
     for i, j in ((0, 1), (3, 9), (11, 2)):
         expected = (A[i, j] - n[j]) / (A[j, j] - n[j])
@@ -140,7 +143,7 @@ def test_there_is_no_pickle_in_the_folder(planted: SimilarityMap) -> None:
 
 def test_the_same_call_again_writes_nothing(planted: SimilarityMap) -> None:
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in planted.folder.rglob("*")}
-    again = similarity("features", tiny.planted(), out=planted.folder, **FAST)
+    again = similarity("features", tiny.planted(), **options(out=planted.folder, **FAST))
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in planted.folder.rglob("*")} == before
     pd.testing.assert_frame_equal(again.measures["profile"], planted.measures["profile"])
     assert again.lines() == planted.lines()
@@ -150,7 +153,7 @@ def test_a_lost_figure_is_drawn_again_from_the_arrays(planted: SimilarityMap) ->
     units = tiny.landed(planted.folder)
     picture = (planted.folder / "heatmap.png").read_bytes()
     (planted.folder / "heatmap.png").unlink()
-    similarity("features", tiny.planted(), out=planted.folder, **FAST)
+    similarity("features", tiny.planted(), **options(out=planted.folder, **FAST))
     assert (planted.folder / "heatmap.png").read_bytes() == picture
     assert tiny.landed(planted.folder) == units
 
@@ -168,43 +171,45 @@ def no_nan(folder: Path) -> None:
 
 def test_features_are_shown_and_the_layer_stays_the_stimuli(planted: SimilarityMap, tmp_path: Path) -> None:
     shown = ["features:1", "features:3", "features:7"]
-    part = similarity("features", tiny.planted(), features="1,3,7", out=tmp_path / "part", **FAST)
+    part = similarity("features", tiny.planted(), **options(features="1,3,7", out=tmp_path / "part", **FAST))
     for name in SQUARE:
         frame = pd.read_parquet(tmp_path / "part" / f"{name}.parquet")
         whole = pd.read_parquet(planted.folder / f"{name}.parquet")
         assert list(frame.index) == list(frame.columns) == shown
         pd.testing.assert_frame_equal(frame, whole.loc[shown, shown])
     assert list(pd.read_csv(tmp_path / "part" / "features.csv")["feature"]) == shown
-    assert mapping.open_arrays(tmp_path / "part").sizes["image"] == 12
+    assert store.open_arrays(tmp_path / "part").sizes["image"] == 12
     assert set(nx.read_graphml(tmp_path / "part" / "graph.graphml")) == set(shown)
     assert "3 shown" in part.lines()[0]
 
 
 def test_stimuli_shown_makes_only_those_images(planted: SimilarityMap, tmp_path: Path) -> None:
-    part = similarity("features", tiny.planted(), features=[1, 3, 7, 8], stimuli="shown", out=tmp_path / "run", **FAST)
-    data, whole = mapping.open_arrays(tmp_path / "run"), mapping.open_arrays(planted.folder)
+    part = similarity(
+        "features", tiny.planted(), **options(features=[1, 3, 7, 8], stimuli="shown", out=tmp_path / "run", **FAST)
+    )
+    data, whole = store.open_arrays(tmp_path / "run"), store.open_arrays(planted.folder)
     assert list(data["image"].values) == [f"features:{c}" for c in (1, 3, 7, 8)]
     for name in data["image"].values:
         assert data["images"].sel(image=name).values.tobytes() == whole["images"].sel(image=name).values.tobytes()
     assert part.measures["profile"].shape == (4, 4)
     with pytest.raises(FeatmapError, match="shown"):
-        similarity("features", tiny.planted(), stimuli="all", **FAST)
+        similarity("features", tiny.planted(), **options(stimuli="all", **FAST))
 
 
 def test_seeds_are_averaged_and_their_agreement_is_told(tmp_path: Path) -> None:
-    found = similarity("features", tiny.planted(), seeds=2, out=tmp_path / "run", **FAST)
+    found = similarity("features", tiny.planted(), **options(seeds=2, out=tmp_path / "run", **FAST))
     seeds = found.summary["seeds"]
     assert seeds["count"] == 2
     assert 0.5 < seeds["correlation_of_S"] <= 1
     assert -1 <= seeds["ari_of_clusters"] <= 1
-    A = mapping.open_arrays(tmp_path / "run")["A"].values.astype(float)
+    A = store.open_arrays(tmp_path / "run")["A"].values.astype(float)
     np.testing.assert_allclose(found.activations.to_numpy(), (A[0] + A[1]) / 2)
     assert any("2 seeds" in line for line in found.lines())
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["summary"]["seeds"] == seeds
 
 
 def test_a_layer_with_dead_features_completes_with_statuses(tmp_path: Path) -> None:
-    found = similarity("relu", tiny.asleep(), out=tmp_path / "run", **FAST)
+    found = similarity("relu", tiny.asleep(), **options(out=tmp_path / "run", **FAST))
     assert list(found.features["status"]) == ["dead"] * 3
     assert found.summary["identity_rate"] is None
     no_nan(tmp_path / "run")
@@ -213,20 +218,20 @@ def test_a_layer_with_dead_features_completes_with_statuses(tmp_path: Path) -> N
 
 
 def test_a_layer_with_a_feature_that_is_not_finite_completes(tmp_path: Path) -> None:
-    found = similarity("relu", tiny.sick(), out=tmp_path / "run", **FAST)
+    found = similarity("relu", tiny.sick(), **options(out=tmp_path / "run", **FAST))
     assert found.features["status"]["relu:3"] == "not-finite"
     no_nan(tmp_path / "run")
 
 
 def test_a_feature_that_is_not_finite_leaves_the_others_alone(tmp_path: Path) -> None:
-    found = similarity("relu", tiny.sick(), out=tmp_path / "run", **FAST)
+    found = similarity("relu", tiny.sick(), **options(out=tmp_path / "run", **FAST))
     assert list(found.features["status"]) == ["live", "dead", "dead", "not-finite"]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("factory", [tiny.one, tiny.two])
 def test_the_smallest_layers_complete(factory: Any, seeds: int, tmp_path: Path) -> None:
-    found = similarity("features", factory(), seeds=seeds, out=tmp_path / "run", **FAST)
+    found = similarity("features", factory(), **options(seeds=seeds, out=tmp_path / "run", **FAST))
     assert set(found.features["status"]) == {"live"}
     assert found.summary["clusters"]["count"] == 0
     assert len(found.lines()) >= 3
@@ -238,7 +243,7 @@ def test_the_smallest_layers_complete(factory: Any, seeds: int, tmp_path: Path) 
 
 def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
     name = "<script>alert('&')</script>"
-    found = similarity(name, tiny.hostile(), out=tmp_path / "<b>run", **FAST)
+    found = similarity(name, tiny.hostile(), **options(out=tmp_path / "<b>run", **FAST))
     html = found._repr_html_()
     assert "<script" not in html
     assert "<b>run" not in html
@@ -251,10 +256,12 @@ def test_a_photograph_to_start_from(tmp_path: Path) -> None:
     pixels = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "interact", 16, 1, rows=4)
-    data = featmap.maximise("second:1", network, recipe=recipe, start=tmp_path / "photo.png", device="cpu")
+    recipe = settings.resolve(network, torch.device("cpu"), "interact", 16, 1, rows=4)
+    data = featmap.maximise("second:1", network, **options(recipe=recipe, start=tmp_path / "photo.png", device="cpu"))
     Image.fromarray(255 - pixels).save(tmp_path / "photo.png")
-    negative = featmap.maximise("second:1", network, recipe=recipe, start=tmp_path / "photo.png", device="cpu")
+    negative = featmap.maximise(
+        "second:1", network, **options(recipe=recipe, start=tmp_path / "photo.png", device="cpu")
+    )
     middle = Image.fromarray(pixels).crop((5, 0, 25, 20)).resize((16, 16), Image.Resampling.BICUBIC)
     given = np.asarray(middle, dtype=float).transpose(2, 0, 1) / 255
     for image in (data["images"].values[0, 0], data["null_images"].values[0]):
@@ -279,22 +286,23 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(StoreError, match="no space left"):
-            similarity("features", tiny.two(), out=tmp_path, **FAST)
-    similarity("features", tiny.two(), out=tmp_path, **FAST)
+            similarity("features", tiny.two(), **options(out=tmp_path, **FAST))
+    similarity("features", tiny.two(), **options(out=tmp_path, **FAST))
     assert (tmp_path / name).is_file()
 
 
 def test_a_full_disk_is_seen_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mapping.folders, "free_space", lambda _: 1000)
     with pytest.raises(StoreError, match=r"no space: .* MB needed.*--out"):
-        similarity("features", tiny.planted(), out=tmp_path / "run", **FAST)
+        similarity("features", tiny.planted(), **options(out=tmp_path / "run", **FAST))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_the_bundled_network_is_mapped(tmp_path: Path) -> None:
     found = similarity(
-        "inception3a", features="0-3", stimuli="shown", out=tmp_path / "run", size=32, steps=3, rows=4, device="cpu"
+        "inception3a",
+        **options(features="0-3", stimuli="shown", out=tmp_path / "run", size=32, steps=3, rows=4, device="cpu"),
     )
     assert found.activations.shape == (4, 4)
     assert set(found.features["branch"]) == {"branch1"}

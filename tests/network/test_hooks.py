@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featmap.errors import UnitError
-from featmap.network.hooks import Taps, frozen
+from featmap.network.hooks import ActivationHooks, freeze
 from tests.helpers import networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +71,7 @@ BRANCH2 = {
 def test_the_forward_stops_at_the_deepest_layer(layers: list[str], expected: set[str]) -> None:
     net = networks.small_inception()
     ran = counted(net)
-    with torch.no_grad(), Taps(net, layers) as taps:
+    with torch.no_grad(), ActivationHooks(net, layers) as taps:
         taps.run(images())
     assert set(ran) == expected
     assert ran["relu"] == (2 if "norm2" in expected else int("relu" in expected))
@@ -88,7 +88,7 @@ def test_outputs_are_those_of_the_whole_pass() -> None:
         norm2 = net.norm2(net.narrow(mixed))
         relu2 = norm2.clamp(min=0)
         logits = net(x)
-        with Taps(net, ["fc", "relu@2", "norm2", "mixed", "relu@1", "norm", "stem"]) as taps:
+        with ActivationHooks(net, ["fc", "relu@2", "norm2", "mixed", "relu@1", "norm", "stem"]) as taps:
             found = taps.run(x)
     expected = {"stem": stem, "norm": norm, "relu@1": relu1, "mixed": mixed, "norm2": norm2, "relu@2": relu2}
     assert list(found) == ["fc", "relu@2", "norm2", "mixed", "relu@1", "norm", "stem"], "in the order asked for"
@@ -99,7 +99,7 @@ def test_outputs_are_those_of_the_whole_pass() -> None:
 def test_an_in_place_relu_does_not_overwrite_a_tapped_norm() -> None:
     net, x = networks.small_inception(), images()
     names = ["norm", "mixed.branch1.bn", "norm2"]
-    with torch.no_grad(), Taps(net, [*names, "relu@1", "mixed.branch1", "relu@2"]) as taps:
+    with torch.no_grad(), ActivationHooks(net, [*names, "relu@1", "mixed.branch1", "relu@2"]) as taps:
         found = taps.run(x)
     for before, after in zip(names, ["relu@1", "mixed.branch1", "relu@2"], strict=True):
         assert (found[before] < 0).any(), before
@@ -108,7 +108,7 @@ def test_an_in_place_relu_does_not_overwrite_a_tapped_norm() -> None:
 
 def test_gradients_reach_the_images() -> None:
     net, x = networks.small_inception(), images().requires_grad_(True)
-    with Taps(net, ["norm"]) as taps:
+    with ActivationHooks(net, ["norm"]) as taps:
         (gradient,) = torch.autograd.grad(taps.run(x)["norm"][:, 3].sum(), x)
     y = x.detach().clone().requires_grad_(True)
     (expected,) = torch.autograd.grad(net.norm(net.stem(y))[:, 3].sum(), y)
@@ -118,17 +118,17 @@ def test_gradients_reach_the_images() -> None:
 
 def test_two_calls_of_one_module_are_two_places() -> None:
     net, x = networks.small_inception(), images()
-    with torch.no_grad(), Taps(net, ["relu@2", "relu@1"]) as taps:
+    with torch.no_grad(), ActivationHooks(net, ["relu@2", "relu@1"]) as taps:
         found = taps.run(x)
         again = taps.run(x)
     assert found["relu@1"].shape[1] == 8 and found["relu@2"].shape[1] == 7
     assert all(torch.equal(found[k], again[k]) for k in found), "the count starts anew with every pass"
-    with torch.no_grad(), Taps(net, ["relu"]) as taps:
+    with torch.no_grad(), ActivationHooks(net, ["relu"]) as taps:
         assert torch.equal(taps.run(x)["relu"], found["relu@1"])
 
 
 def test_a_layer_asked_for_twice_is_given_once() -> None:
-    with torch.no_grad(), Taps(networks.small_inception(), ["stem", "stem"]) as taps:
+    with torch.no_grad(), ActivationHooks(networks.small_inception(), ["stem", "stem"]) as taps:
         assert list(taps.run(images())) == ["stem"]
 
 
@@ -137,14 +137,14 @@ def test_an_unknown_layer(layer: str) -> None:
     net = mixed_state()
     before = state_of(net)
     with pytest.raises(UnitError, match=r"no layer .* in this network; `featmap layers` lists them"):
-        Taps(net, [layer]).__enter__()
+        ActivationHooks(net, [layer]).__enter__()
     assert state_of(net) == before
 
 
 def test_a_layer_that_is_not_reached() -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(UnitError, match="layer 'relu@3' was not reached"), Taps(net, ["relu@3"]) as taps:
+    with pytest.raises(UnitError, match="layer 'relu@3' was not reached"), ActivationHooks(net, ["relu@3"]) as taps:
         taps.run(images())
     assert state_of(net) == before
 
@@ -161,19 +161,23 @@ class Tuples(nn.Module):
 
 @pytest.mark.parametrize("layer", ["flat", ""])
 def test_an_output_that_is_no_grid(layer: str) -> None:
-    with torch.no_grad(), Taps(Tuples(), [layer]) as taps, pytest.raises(UnitError, match="gives no N x C x H x W"):
+    with (
+        torch.no_grad(),
+        ActivationHooks(Tuples(), [layer]) as taps,
+        pytest.raises(UnitError, match="gives no N x C x H x W"),
+    ):
         taps.run(images())
 
 
 def test_the_state_is_restored() -> None:
     net = mixed_state()
     before = state_of(net)
-    with Taps(net, ["mixed", "relu@2"]) as taps:
+    with ActivationHooks(net, ["mixed", "relu@2"]) as taps:
         assert not any(m.training for m in net.modules())
         assert not any(p.requires_grad for p in net.parameters())
         taps.run(images())
     assert state_of(net) == before
-    with Taps(net, ["mixed"]) as taps:
+    with ActivationHooks(net, ["mixed"]) as taps:
         taps.run(images())
     assert state_of(net) == before, "a second time"
 
@@ -181,7 +185,7 @@ def test_the_state_is_restored() -> None:
 def test_the_state_is_restored_after_an_error_in_the_forward() -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(RuntimeError, match="size"), Taps(net, ["relu@2"]) as taps:
+    with pytest.raises(RuntimeError, match="size"), ActivationHooks(net, ["relu@2"]) as taps:
         taps.run(images(size=4))
     assert state_of(net) == before
 
@@ -189,7 +193,7 @@ def test_the_state_is_restored_after_an_error_in_the_forward() -> None:
 def test_the_state_is_restored_after_an_interruption() -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(KeyboardInterrupt), Taps(net, ["mixed"]):
+    with pytest.raises(KeyboardInterrupt), ActivationHooks(net, ["mixed"]):
         raise KeyboardInterrupt
     assert state_of(net) == before
 
@@ -197,7 +201,7 @@ def test_the_state_is_restored_after_an_interruption() -> None:
 def test_the_users_own_hooks_stay_and_run() -> None:
     net, seen = networks.small_inception(), []
     net.stem.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
-    with torch.no_grad(), Taps(net, ["mixed"]) as taps:
+    with torch.no_grad(), ActivationHooks(net, ["mixed"]) as taps:
         taps.run(images())
     assert seen == [(2, 8, 8, 8)] and len(net.stem._forward_hooks) == 1
 
@@ -205,8 +209,8 @@ def test_the_users_own_hooks_stay_and_run() -> None:
 def test_nested_taps_give_back_the_outermost_state() -> None:
     net = mixed_state()
     before = state_of(net)
-    with Taps(net, ["mixed"]) as outer, torch.no_grad():
-        with Taps(net, ["stem"]) as inner:
+    with ActivationHooks(net, ["mixed"]) as outer, torch.no_grad():
+        with ActivationHooks(net, ["stem"]) as inner:
             assert inner.run(images())["stem"].shape[1] == 8
         assert outer.run(images())["mixed"].shape[1] == 11
         assert not net.training
@@ -215,14 +219,14 @@ def test_nested_taps_give_back_the_outermost_state() -> None:
 
 def test_taps_stop_their_own_passes_only() -> None:
     net = networks.small_inception()
-    with Taps(net, ["stem"]), torch.no_grad(), Taps(net, ["mixed"]) as inner:
+    with ActivationHooks(net, ["stem"]), torch.no_grad(), ActivationHooks(net, ["mixed"]) as inner:
         assert inner.run(images())["mixed"].shape[1] == 11
 
 
 def test_frozen_lends_and_gives_back() -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(ValueError, match="stop"), frozen(net) as lent:
+    with pytest.raises(ValueError, match="stop"), freeze(net) as lent:
         assert lent is net and not net.training
         raise ValueError("stop")
     assert state_of(net) == before
@@ -232,7 +236,7 @@ def test_dropout_and_norms_are_in_evaluation_mode() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     networks.randomised(net, seed=6)
     before = state_of(net)
-    with torch.no_grad(), Taps(net, ["2"]) as taps:
+    with torch.no_grad(), ActivationHooks(net, ["2"]) as taps:
         first, second = taps.run(images())["2"], taps.run(images())["2"]
     assert torch.equal(first, second)
     assert state_of(net) == before, "running statistics as well"
@@ -257,7 +261,7 @@ class Cautious(nn.Module):
 
 def test_a_forward_that_catches_errors_is_stopped_as_well() -> None:
     net = Cautious()
-    with torch.no_grad(), Taps(net, ["first"]) as taps:
+    with torch.no_grad(), ActivationHooks(net, ["first"]) as taps:
         assert taps.run(images())["first"].shape == (2, 4, 16, 16)
     assert net.after == 0
 
@@ -266,7 +270,7 @@ def test_a_forward_that_catches_errors_is_stopped_as_well() -> None:
 def test_tapping_the_last_layer_is_the_network_itself(make: Callable[[], nn.Module]) -> None:
     net, x = make(), images()
     last = list(dict(net.named_children()))[-1]
-    with torch.no_grad(), Taps(net, [last]) as taps:
+    with torch.no_grad(), ActivationHooks(net, [last]) as taps:
         assert torch.equal(taps.run(x)[last].squeeze(), net(x).squeeze())
 
 
@@ -282,6 +286,6 @@ def test_a_functional_relu_behind_a_tap_is_no_trouble() -> None:
             x += 100
             return x
 
-    with torch.no_grad(), Taps(nn.Sequential(Net(), nn.Identity()), ["0.norm", "1"]) as taps:
+    with torch.no_grad(), ActivationHooks(nn.Sequential(Net(), nn.Identity()), ["0.norm", "1"]) as taps:
         found = taps.run(images() - 0.5)
     assert (found["0.norm"] < 0).any() and (found["1"] >= 100).all()

@@ -16,14 +16,14 @@ import torchvision
 from torch import Tensor, nn
 
 from featmap.errors import FeatmapError, ModelError
-from featmap.network import model as network_model
-from featmap.network import weights
-from featmap.network.model import IMAGENET_MEAN, IMAGENET_STD, Network, data_folder, known_models, load
-from featmap.network.weights import sha256_state
+from featmap.network import loading, weights
+from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, find_data_folder, list_models, load
+from featmap.network.model import Network
+from featmap.network.weights import hash_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CARD = data_folder() / "card.json"
+CARD = find_data_folder() / "card.json"
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_damaged_bundled_weights_are_not_used(tmp_path: Path, monkeypatch: pytes
     card = json.loads(CARD.read_text(encoding="utf-8"))
     (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
     (tmp_path / card["file"]).write_bytes(b"damaged")
-    monkeypatch.setattr(network_model, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(loading, "find_data_folder", lambda: tmp_path)
     assert "are damaged (SHA-256" in refusal(load)
 
 
@@ -115,7 +115,7 @@ def test_random_weights_are_seeded_and_leave_the_global_state_alone(name: str) -
     torch.rand(3)
     assert torch.equal(after[0], torch.get_rng_state())
     assert np.array_equal(before[1], after[1]) and before[2] == after[2]
-    assert first.sha256 == again.sha256 == sha256_state(first.module)
+    assert first.sha256 == again.sha256 == hash_state(first.module)
     assert first.weights == "random:7" and not first.module.training
     assert (first.mean, first.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
@@ -188,7 +188,7 @@ def test_a_file_with_the_published_hash_is_not_doubted(cache_folder: Path, monke
     cache_folder.mkdir(parents=True)
     path = cache_folder / published.url.rsplit("/", 1)[-1]
     torch.save(constants("squeezenet1_1"), path)
-    monkeypatch.setattr(weights, "sha256_file", lambda _: path.stem[-8:] + "0" * 56)
+    monkeypatch.setattr(weights, "hash_file", lambda _: path.stem[-8:] + "0" * 56)
     assert load("squeezenet1_1").notes == ()
 
 
@@ -234,7 +234,7 @@ def test_a_download_is_checked_against_the_published_hash(cache_folder: Path, mo
     load("squeezenet1_1")
     load("squeezenet1_1")
     path = cache_folder / published.url.rsplit("/", 1)[-1]
-    assert asked == [(published.url, str(path), path.stem[-8:], weights.CONNECT_SECONDS)], "once, with a time limit"
+    assert asked == [(published.url, str(path), path.stem[-8:], weights.CONNECT_TIMEOUT)], "once, with a time limit"
     assert socket.getdefaulttimeout() is None
 
 
@@ -243,7 +243,7 @@ def test_unknown_names_and_sets(cache_folder: Path) -> None:
     assert "allowed: reference" in refusal(lambda: load(""))
     assert "weights 'IMAGENET1K_V9': there is no such file" in refusal(lambda: load("resnet18", "IMAGENET1K_V9"))
     assert "fcn_resnet50" in refusal(lambda: load("fcn_resnet50"))
-    assert {"reference", "googlenet", "inception_v3", "resnet50"} <= set(known_models())
+    assert {"reference", "googlenet", "inception_v3", "resnet50"} <= set(list_models())
 
 
 # ---------------------------------------------------------------- files

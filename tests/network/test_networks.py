@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from featmap.errors import UnitError
-from featmap.network.model import load
-from featmap.network.unit import parse_unit
-from featmap.network.weights import sha256_state
+from featmap.network.loading import load
+from featmap.network.unit import Unit
+from featmap.network.weights import hash_state
 from featmap.optimize.descent import descend
-from featmap.optimize.objective import objective
+from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import FAST
 from featmap.optimize.responses import Probe
 from tests.helpers import networks
@@ -33,7 +33,7 @@ def test_a_factory() -> None:
     )
     assert (
         network.sha256
-        == sha256_state(networks.small_inception())
+        == hash_state(networks.small_inception())
         == load("tests.helpers.networks:small_inception").sha256
     )
     assert (network.mean, network.std) == ((0, 0, 0), (1, 1, 1))
@@ -151,26 +151,26 @@ def test_a_size_that_is_too_small_is_answered_with_one_that_is_not() -> None:
 
 def test_class_units() -> None:
     network = load(networks.logits_network(), input_size=8)
-    assert str(network.unit(parse_unit("class:2"))) == "fc:2"
-    assert "channel 3 is out of range" in refusal(lambda: network.unit(parse_unit("class:3")), UnitError)
-    assert str(network.unit(parse_unit("conv:5:7:7"))) == "conv:5:7:7"
-    assert "row 8 is out of range" in refusal(lambda: network.unit(parse_unit("conv:5:8")), UnitError)
+    assert str(network.resolve_unit(Unit.parse("class:2"))) == "fc:2"
+    assert "channel 3 is out of range" in refusal(lambda: network.resolve_unit(Unit.parse("class:3")), UnitError)
+    assert str(network.resolve_unit(Unit.parse("conv:5:7:7"))) == "conv:5:7:7"
+    assert "row 8 is out of range" in refusal(lambda: network.resolve_unit(Unit.parse("conv:5:8")), UnitError)
     without = load(networks.linear_network(), input_size=8)
     assert "has no layer of class logits; name a layer" in refusal(
-        lambda: without.unit(parse_unit("class:0")), UnitError
+        lambda: without.resolve_unit(Unit.parse("class:0")), UnitError
     )
 
 
 def test_googlenets_classes_are_its_last_layer() -> None:
     network = load("googlenet", "random:1")
-    assert str(network.unit(parse_unit("class:999"), 48)) == "fc:999"
+    assert str(network.resolve_unit(Unit.parse("class:999"), 48)) == "fc:999"
 
 
 def test_classes_of_a_network_that_does_not_take_this_size() -> None:
     fixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 10))
     network = load(fixed, input_size=16)
-    assert str(network.unit(parse_unit("class:3"))) == "3:3"
-    refusal(lambda: network.unit(parse_unit("class:3"), 8), UnitError)
+    assert str(network.resolve_unit(Unit.parse("class:3"))) == "3:3"
+    refusal(lambda: network.resolve_unit(Unit.parse("class:3"), 8), UnitError)
 
 
 # ---------------------------------------------------------------- the user's module is given back
@@ -180,7 +180,7 @@ def test_the_users_module_is_given_back() -> None:
     module = networks.small_inception().train()
     module.mixed.branch1.eval()
     module.stem.weight.requires_grad_(False)
-    digest = sha256_state(module)
+    digest = hash_state(module)
     training, learning = [m.training for m in module.modules()], [p.requires_grad for p in module.parameters()]
     network = load(module, input_size=16)
     assert network.module is module
@@ -189,12 +189,12 @@ def test_the_users_module_is_given_back() -> None:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     probe = Probe(network, 4)
     probe.responses(images, ["mixed"])
-    probe.activations(images, [objective("mixed:1")] * 3)
+    probe.activations(images, [Objective.parse("mixed:1")] * 3)
     recipe = FAST.resolved(16, size=16, steps=2, rows=2)
-    descend(module, network.normalise, [objective("mixed:1")], recipe, {16: {"mixed": (11, 8, 8)}})
+    descend(module, network.normalise, [Objective.parse("mixed:1")], recipe, {16: {"mixed": (11, 8, 8)}})
     with pytest.raises(RuntimeError):
         probe.responses(images[:, :, :4, :4], ["relu@2"])
-    assert sha256_state(module) == digest == network.sha256
+    assert hash_state(module) == digest == network.sha256
     assert [m.training for m in module.modules()] == training
     assert [p.requires_grad for p in module.parameters()] == learning
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in module.modules())
@@ -212,7 +212,7 @@ def test_the_hash_of_a_state_knows_names_types_shapes_and_values() -> None:
         return holder
 
     base = module(a=torch.zeros(2, 3), b=torch.ones(1))
-    assert sha256_state(base) == sha256_state(module(b=torch.ones(1), a=torch.zeros(2, 3))), "whatever the order"
+    assert hash_state(base) == hash_state(module(b=torch.ones(1), a=torch.zeros(2, 3))), "whatever the order"
     others = [
         module(a=torch.zeros(3, 2), b=torch.ones(1)),
         module(a=torch.zeros(2, 3), c=torch.ones(1)),
@@ -220,7 +220,7 @@ def test_the_hash_of_a_state_knows_names_types_shapes_and_values() -> None:
         module(a=torch.zeros(2, 3), b=torch.zeros(1)),
         module(a=torch.zeros(2, 3)),
     ]
-    assert len({sha256_state(m) for m in [base, *others]}) == 6
+    assert len({hash_state(m) for m in [base, *others]}) == 6
     strided = torch.zeros(3, 2).t()
-    assert sha256_state(module(a=strided, b=torch.ones(1))) == sha256_state(base), "whatever the strides"
-    assert len(sha256_state(module(a=torch.tensor(3.0), b=torch.tensor([True]), c=torch.zeros(0)))) == 64
+    assert hash_state(module(a=strided, b=torch.ones(1))) == hash_state(base), "whatever the strides"
+    assert len(hash_state(module(a=torch.tensor(3.0), b=torch.tensor([True]), c=torch.zeros(0)))) == 64

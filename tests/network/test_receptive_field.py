@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from featmap.network.hooks import Taps
-from featmap.network.receptive_field import Field, join
+from featmap.network.hooks import ActivationHooks
+from featmap.network.receptive_field import ReceptiveField, join
 from featmap.network.trace import Layer, Trace, trace
 from tests.helpers import networks
 from tests.network.test_trace import Net, conv
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def reached(net: nn.Module, layer: str, size: int, places: list[tuple[int, int]], image: Tensor) -> np.ndarray:
     """Which pixels (P x H x W) have a gradient to the layer's output at each of P places."""
     images = image.expand(len(places), -1, -1, -1).clone().requires_grad_(True)
-    with Taps(net, [layer]) as taps:
+    with ActivationHooks(net, [layer]) as taps:
         out = taps.run(images)[layer]
     rows, columns = zip(*places, strict=True)
     seen = out[range(len(places)), :, rows, columns].sum()
@@ -211,15 +211,15 @@ def test_fields_of_known_networks() -> None:
 
 
 def test_bounds_are_clipped_to_the_image() -> None:
-    field = Field((7, 3), (2, 1), (-3, -1))
+    field = ReceptiveField((7, 3), (2, 1), (-3, -1))
     assert field.bounds(0, 0, 10, 10) == (slice(0, 4), slice(0, 2))
     assert field.bounds(2, 4, 10, 10) == (slice(1, 8), slice(3, 6))
     assert field.bounds(9, 9, 10, 10) == (slice(10, 10), slice(8, 10))
 
 
 def test_join_covers_all() -> None:
-    joined = join([Field((3, 1), (2, 2), (-1, 0)), Field((1, 5), (2, 2), (0, -2))])
-    assert joined == Field((3, 5), (2, 2), (-1, -2))
+    joined = join([ReceptiveField((3, 1), (2, 2), (-1, 0)), ReceptiveField((1, 5), (2, 2), (0, -2))])
+    assert joined == ReceptiveField((3, 5), (2, 2), (-1, -2))
 
 
 # ---------------------------------------------------------------- torchvision's networks, small and with any weights

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from featmap.errors import UnitError
 from featmap.mapping import run as mapping
 from featmap.network import selection
-from featmap.network.model import load
-from tests.helpers import networks, tiny
+from featmap.network.loading import load
+from tests.helpers import networks, settings, tiny
 
 INCEPTION = [
     "conv1",
@@ -24,25 +24,27 @@ INCEPTION = [
 
 def test_the_bundled_networks_blocks_are_its_convolutions_and_inception_modules() -> None:
     network = load()
-    assert selection.named("all", network, 96) == INCEPTION
+    assert selection.select_layers("all", network, 96) == INCEPTION
     assert sum(network.layer(name, 96).channels for name in INCEPTION) == 5808
-    convolutions = selection.named("convs", network, 96)
+    convolutions = selection.select_layers("convs", network, 96)
     assert len(convolutions) == 57 and all(name.endswith(".conv") for name in convolutions)
-    assert selection.named("inception4*", network, 96) == INCEPTION[5:10]
-    assert selection.named("inception4*, conv1,inception4a", network, 96) == [*INCEPTION[5:10], "conv1"]
-    assert selection.named("inception4a.branch1*", network, 96) == [
+    assert selection.select_layers("inception4*", network, 96) == INCEPTION[5:10]
+    assert selection.select_layers("inception4*, conv1,inception4a", network, 96) == [*INCEPTION[5:10], "conv1"]
+    assert selection.select_layers("inception4a.branch1*", network, 96) == [
         f"inception4a.branch1{end}" for end in (".conv", ".bn", "")
     ]
-    assert selection.named(["all"], network, 4) == INCEPTION  # also where the size is too small to reach them all
+    assert (
+        selection.select_layers(["all"], network, 4) == INCEPTION
+    )  # also where the size is too small to reach them all
 
 
 def test_resnet50s_blocks_are_its_residual_blocks() -> None:
     network = load("resnet50", "random")
-    found = selection.named("all", network, 64)
+    found = selection.select_layers("all", network, 64)
     stages = [f"layer{stage}.{k}" for stage, count in ((1, 3), (2, 4), (3, 6), (4, 3)) for k in range(count)]
     assert found == ["conv1", *stages]
     assert sum(network.layer(name, 64).channels for name in found) == 15168
-    every = selection.named("convs", network, 64)
+    every = selection.select_layers("convs", network, 64)
     assert (len(every), sum(network.layer(name, 64).channels for name in every)) == (53, 26560)
 
 
@@ -72,19 +74,19 @@ class Wrapped(nn.Module):
 
 def test_containers_are_looked_into_and_calls_told_apart() -> None:
     network = load(Wrapped().eval(), input_size=12)
-    assert selection.named("all", network, 12) == [
+    assert selection.select_layers("all", network, 12) == [
         *("body.stem", "body.again@1", "body.again@2", "body.stages.0.0", "body.stages.0.2"),
     ]
-    assert selection.named("all", load(tiny.small()), 16) == ["first", "second"]
-    assert selection.named("all", load(networks.small_inception()), 18)[0] == "stem"
+    assert selection.select_layers("all", load(tiny.small()), 16) == ["first", "second"]
+    assert selection.select_layers("all", load(networks.small_inception()), 18)[0] == "stem"
 
 
 def test_a_name_is_itself() -> None:
     odd = nn.Sequential(OrderedDict({"a,b*": nn.Conv2d(3, 2, 1), "all": nn.Conv2d(2, 2, 1)}))
     network = load(odd.eval(), input_size=8)
-    assert selection.named("a,b*", network, 8) == ["a,b*"]
-    assert selection.named("all", network, 8) == ["all"]
-    assert selection.named(["a,b*", "all"], network, 8) == ["a,b*", "all"]
+    assert selection.select_layers("a,b*", network, 8) == ["a,b*"]
+    assert selection.select_layers("all", network, 8) == ["all"]
+    assert selection.select_layers(["a,b*", "all"], network, 8) == ["a,b*", "all"]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,6 @@ def test_a_name_is_itself() -> None:
 )
 def test_what_means_nothing(given: str, words: str) -> None:
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
     with pytest.raises(UnitError, match=words):
         mapping.similarity_job(given, network, recipe)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featmap.network.hooks import Taps
-from featmap.network.receptive_field import Field
+from featmap.network.hooks import ActivationHooks
+from featmap.network.receptive_field import ReceptiveField
 from featmap.network.trace import trace
 from tests.helpers import networks
 
@@ -74,7 +74,7 @@ def test_branches_of_small_inception() -> None:
 
 def test_grids_follow_the_size() -> None:
     for size in (16, 17, 33):
-        with torch.no_grad(), Taps(networks.small_inception(), ["mixed", "relu@2"]) as taps:
+        with torch.no_grad(), ActivationHooks(networks.small_inception(), ["mixed", "relu@2"]) as taps:
             outputs = taps.run(torch.zeros(1, 3, size, size))
         layers = trace(networks.small_inception(), size).layers
         assert {k: layers[k].shape for k in outputs} == {k: tuple(v.shape[1:]) for k, v in outputs.items()}
@@ -83,10 +83,10 @@ def test_grids_follow_the_size() -> None:
 def test_work_until_a_layer_is_counted() -> None:
     found = trace(networks.small_inception(), 16)
     layers = found.layers
-    assert layers["stem"].reach == 8 * 8 * 8
-    assert layers["norm"].reach == 2 * layers["stem"].reach
-    assert layers["mixed"].reach == layers["mixed.branch2"].reach + 11 * 8 * 8
-    order = [la.reach for la in layers.values()]
+    assert layers["stem"].cumulative_elements == 8 * 8 * 8
+    assert layers["norm"].cumulative_elements == 2 * layers["stem"].cumulative_elements
+    assert layers["mixed"].cumulative_elements == layers["mixed.branch2"].cumulative_elements + 11 * 8 * 8
+    order = [la.cumulative_elements for la in layers.values()]
     assert order == sorted(order) and found.elements == order[-1]
 
 
@@ -153,7 +153,7 @@ def test_channels_last_grids_are_no_layers() -> None:
     )
     found = trace(net.eval(), 8).layers
     assert list(found) == ["a", "back"]
-    assert found["back"].shape == (8, 8, 8) and found["back"].field == Field.pixel()
+    assert found["back"].shape == (8, 8, 8) and found["back"].field == ReceptiveField.pixel()
 
 
 def test_nothing_of_the_module_is_changed() -> None:

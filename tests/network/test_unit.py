@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.network.unit import Shape, Unit, feature, labels, parse_channels, parse_unit, written_channels
+from featmap.network.unit import Shape, Unit, format_channels, parse_channels, split_call
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 
@@ -26,14 +26,14 @@ units = st.one_of(
 @given(units)
 @repeatable
 def test_what_is_printed_parses_to_the_same_unit(unit: Unit) -> None:
-    assert parse_unit(str(unit)) == unit
-    assert str(parse_unit(str(unit))) == str(unit)
+    assert Unit.parse(str(unit)) == unit
+    assert str(Unit.parse(str(unit))) == str(unit)
 
 
 @given(units)
 @repeatable
 def test_space_around_an_expression_is_ignored(unit: Unit) -> None:
-    assert parse_unit(f"  {unit}\t") == unit
+    assert Unit.parse(f"  {unit}\t") == unit
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_space_around_an_expression_is_ignored(unit: Unit) -> None:
     ],
 )
 def test_every_form_of_the_grammar(text: str, unit: Unit, kind: str) -> None:
-    assert parse_unit(text) == unit
-    assert parse_unit(text).kind == kind
+    assert Unit.parse(text) == unit
+    assert Unit.parse(text).kind == kind
 
 
 MALFORMED = [
@@ -97,7 +97,7 @@ MALFORMED = [
 @pytest.mark.parametrize("text", MALFORMED)
 def test_malformed_units_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(UnitError) as caught:
-        parse_unit(text)
+        Unit.parse(text)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert repr(text) in message
@@ -108,7 +108,7 @@ def test_malformed_units_are_refused_in_one_line(text: str) -> None:
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_any_text_is_a_unit_or_a_unit_error(text: str) -> None:
     try:
-        unit = parse_unit(text)
+        unit = Unit.parse(text)
     except UnitError as error:
         assert text.strip() in str(error) or repr(text) in str(error)
     else:
@@ -196,7 +196,7 @@ def test_a_prefix_reads_like_a_book() -> None:
     ],
 )
 def test_out_of_range_is_named_with_what_is_allowed(text: str, words: str) -> None:
-    unit = parse_unit(text)
+    unit = Unit.parse(text)
     for use in (unit.check, unit.mask):
         with pytest.raises(UnitError) as caught:
             use((4, 2, 3))
@@ -206,14 +206,22 @@ def test_out_of_range_is_named_with_what_is_allowed(text: str, words: str) -> No
 
 
 def test_check_returns_the_unit() -> None:
-    unit = parse_unit("a:3:1:2")
+    unit = Unit.parse("a:3:1:2")
     assert unit.check((4, 2, 3)) is unit
 
 
 def test_units_of_another_layer_and_labels() -> None:
-    assert parse_unit("a:3:1").on("b") == Unit("b", 3, 1)
-    assert labels([feature("a", 1), Unit("b")]) == ["a:1", "b:all"]
-    assert {Unit("a", 1), feature("a", 1)} == {Unit("a", 1)}, "units are values"
+    assert Unit.parse("a:3:1").with_layer("b") == Unit("b", 3, 1)
+    assert [str(unit) for unit in (Unit("a", 1), Unit("b"))] == ["a:1", "b:all"]
+    assert {Unit("a", 1), Unit("a", channel=1)} == {Unit("a", 1)}, "units are values"
+
+
+@pytest.mark.parametrize(
+    ("layer", "path", "call"),
+    [("a.b", "a.b", 1), ("a.b@2", "a.b", 2), ("a@1", "a", 1), ("a@1@3", "a@1", 3), ("a@b", "a@b", 1), ("a@", "a@", 1)],
+)
+def test_a_layer_is_split_into_its_module_and_its_call(layer: str, path: str, call: int) -> None:
+    assert split_call(layer) == (path, call)
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=1, max_size=6))
@@ -234,7 +242,7 @@ def test_all_channels() -> None:
 @given(st.sets(st.integers(0, 40), min_size=1))
 @repeatable
 def test_channels_that_are_written_are_read_again(chosen: set[int]) -> None:
-    text = written_channels(sorted(chosen))
+    text = format_channels(sorted(chosen))
     assert parse_channels(text, 41) == sorted(chosen)
     assert len(text.split(",")) == sum(c - 1 not in chosen for c in chosen), "as few ranges as there are"
 
@@ -243,7 +251,7 @@ def test_channels_that_are_written_are_read_again(chosen: set[int]) -> None:
     "text", ["", " ", ",", "1,", ",1", "a", "-", "1-", "-1", "1--2", "1-2-3", "1.5", "1:2", "1;2", "0x1", "al", "١"]
 )
 def test_malformed_channel_lists(text: str) -> None:
-    with pytest.raises(UnitError, match="is no number or range; write 0-15,42 or all") as caught:
+    with pytest.raises(UnitError, match="is not a number or range; write 0-15,42 or all") as caught:
         parse_channels(text, 64)
     assert len(str(caught.value).splitlines()) == 1
 

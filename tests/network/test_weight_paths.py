@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featmap.errors import ModelError, UnitError
-from featmap.image_ops import pink
+from featmap.image_ops import pink_noise
 from featmap.network import weight_paths
-from featmap.network.model import load
-from featmap.network.random_weights import untrained
+from featmap.network.loading import load
+from featmap.network.random_weights import randomise_weights
 from featmap.stats import agreement
 from tests.helpers.networks import randomised, small_inception
 from tests.helpers.twofold import bare, honest
@@ -29,7 +29,7 @@ def scales(norm: nn.Module) -> np.ndarray:
 
 def test_a_concatenations_features_have_the_weights_of_their_own_branch() -> None:
     net = small_inception()
-    incoming, outgoing = weight_paths.weights_of(load(net), "mixed", 16)
+    incoming, outgoing = weight_paths.find_weights(load(net), "mixed", 16)
     assert incoming.names == ("mixed.branch1.conv", "mixed.branch2.1.conv")
     assert incoming.groups.tolist() == [0] * 5 + [1] * 6
     np.testing.assert_allclose(incoming.vectors[:5, :8], rows(net.mixed.branch1.conv))
@@ -45,12 +45,12 @@ def test_the_batch_norm_between_is_folded_into_outgoing_weights_and_turns_incomi
     net = small_inception()
     with torch.no_grad():
         net.norm.weight[2] = -0.7
-    before, _ = weight_paths.weights_of(load(net), "stem", 16)
+    before, _ = weight_paths.find_weights(load(net), "stem", 16)
     np.testing.assert_allclose(before.vectors, rows(net.stem))
-    after, read = weight_paths.weights_of(load(net), "norm", 16)
+    after, read = weight_paths.find_weights(load(net), "norm", 16)
     sign = np.where(np.arange(8) == 2, -1, 1)[:, None]
     np.testing.assert_allclose(after.vectors, sign * rows(net.stem))
-    _, through = weight_paths.weights_of(load(net), "stem", 16)
+    _, through = weight_paths.find_weights(load(net), "stem", 16)
     assert read.names == through.names == ("mixed.branch1.conv", "mixed.branch2.0.conv")
     np.testing.assert_allclose(through.vectors, scales(net.norm)[:, None] * read.vectors, rtol=1e-6)
     expected = torch.cat([net.mixed.branch1.conv.weight, net.mixed.branch2[0].conv.weight])
@@ -77,19 +77,19 @@ class Crossed(nn.Module):
 def test_groups_have_spaces_of_their_own_and_a_sum_has_no_weights() -> None:
     net = randomised(Crossed(), seed=1).eval()
     network = load(net)
-    incoming, _ = weight_paths.weights_of(network, "grouped", 8)
+    incoming, _ = weight_paths.find_weights(network, "grouped", 8)
     assert incoming.groups.tolist() == [0, 0, 1, 1]
     np.testing.assert_allclose(incoming.vectors, rows(net.grouped))
-    _, outgoing = weight_paths.weights_of(network, "first", 8)
+    _, outgoing = weight_paths.find_weights(network, "first", 8)
     assert outgoing.names == ("grouped", "side")
     assert outgoing.groups.tolist() == [0, 0, 0, 1, 1, 1]  # read by the same convolution, by other groups
     by_hand = torch.cat([net.grouped.weight[2:, 1].flatten(), net.side.weight[:, 4].flatten()])
     np.testing.assert_allclose(outgoing.vectors[4], by_hand.detach().double().numpy())
-    made, read = weight_paths.weights_of(network, "sum", 8)
+    made, read = weight_paths.find_weights(network, "sum", 8)
     assert set(made.groups) == {-1} and made.names == ()
     assert read.names == ("head",)
     np.testing.assert_allclose(read.vectors, net.head.weight.detach().double().T.numpy())
-    last, none = weight_paths.weights_of(network, "head", 8)
+    last, none = weight_paths.find_weights(network, "head", 8)
     np.testing.assert_allclose(last.vectors, rows(net.head))
     assert none.names == () and set(none.groups) == {-1}
 
@@ -97,24 +97,24 @@ def test_groups_have_spaces_of_their_own_and_a_sum_has_no_weights() -> None:
 def test_following_the_weights_changes_nothing_and_names_unknown_layers() -> None:
     net = small_inception().train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    weight_paths.weights_of(load(net), "relu@2", 16)
+    weight_paths.find_weights(load(net), "relu@2", 16)
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert not any(m._forward_hooks for m in net.modules())
     with pytest.raises(UnitError, match="no layer 'mixd'"):
-        weight_paths.weights_of(load(net), "mixd", 16)
+        weight_paths.find_weights(load(net), "mixd", 16)
 
 
 def test_random_weights_are_others_and_the_same_for_a_seed() -> None:
     network = load(small_inception(), input_size=16)
     state = {k: v.clone() for k, v in network.module.state_dict().items()}
-    one, two, other = (untrained(network, seed) for seed in (0, 0, 1))
+    one, two, other = (randomise_weights(network, seed) for seed in (0, 0, 1))
     assert one.sha256 == two.sha256 != other.sha256 != network.sha256
     assert all(torch.equal(v, state[k]) for k, v in network.module.state_dict().items())
     assert one.weights == "random:0, batch norms on 1/f images"
     seen: list[Tensor] = []
     handle = one.module.norm.register_forward_hook(lambda _, __, out: seen.append(out.clone()))  # type: ignore[operator,union-attr]
     with torch.no_grad():
-        one.module(one.normalise(pink(64, 16)))
+        one.module(one.normalise(pink_noise(64, 16)))
     handle.remove()
     np.testing.assert_allclose(seen[0].mean((0, 2, 3)), 0, atol=1e-3)
     np.testing.assert_allclose(seen[0].std((0, 2, 3)), 1, atol=1e-2)
@@ -122,9 +122,9 @@ def test_random_weights_are_others_and_the_same_for_a_seed() -> None:
 
 def test_a_known_network_is_built_anew_and_one_that_cannot_be_is_refused() -> None:
     network = load("resnet18", "random:3")
-    found = untrained(network, 5)
+    found = randomise_weights(network, 5)
     fresh = load("resnet18", "random:5").module
     assert torch.equal(found.module.conv1.weight, fresh.conv1.weight)  # type: ignore[union-attr,arg-type]
-    assert untrained(load(honest()), 1).weights == "random:1"
+    assert randomise_weights(load(honest()), 1).weights == "random:1"
     with pytest.raises(ModelError, match="has parameters but no reset_parameters"):
-        untrained(load(bare()))
+        randomise_weights(load(bare()))

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from featmap.network.model import load
-from featmap.network.weights import sha256_state
+from featmap.network.loading import load
+from featmap.network.weights import hash_state
 from tests.helpers import networks
 from tests.network.test_model import assert_holds, constants, refusal, shuffled_state
 
@@ -67,20 +67,20 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
 
 def test_a_misfit_leaves_the_users_module_alone(tmp_path: Path) -> None:
     module = networks.linear_network()
-    digest, path = sha256_state(module), tmp_path / "w.pth"
+    digest, path = hash_state(module), tmp_path / "w.pth"
     state = shuffled_state(module)
     state["conv3.weight"] = state["conv3.weight"][:2]
     torch.save(state, path)
     assert "conv3.weight is 2x8x3x3, not 5x8x3x3" in refusal(lambda: load(module, path))
-    assert sha256_state(module) == digest
+    assert hash_state(module) == digest
 
 
 def test_weights_for_a_module_of_ones_own_leave_the_object_alone(tmp_path: Path) -> None:
     module = networks.linear_network()
-    digest, path = sha256_state(module), tmp_path / "w.pth"
+    digest, path = hash_state(module), tmp_path / "w.pth"
     torch.save(shuffled_state(module), path)
-    assert sha256_state(load(module, path).module) != digest
-    assert sha256_state(module) == digest
+    assert hash_state(load(module, path).module) != digest
+    assert hash_state(module) == digest
 
 
 class Bomb:

@@ -13,12 +13,14 @@ import torchvision.transforms.functional as TF
 from torch import Tensor, nn
 
 from featmap import image_ops
-from featmap.network.model import Network, load
-from featmap.optimize.descent import Descent, _Steps, descend
-from featmap.optimize.objective import objective
-from featmap.optimize.parameterization import null_images
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.optimize.descent import Descent, _Optimiser, descend
+from featmap.optimize.objective import Objective
+from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, ARTICLE_NORMALISED, FAST, INTERACT, Octave, Recipe
-from featmap.runs.job import Job, Worker
+from featmap.runs.job import Job
+from featmap.runs.worker import Worker, checked
 from tests.helpers import networks
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -26,16 +28,17 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 def descended(network: Network, units: Sequence[Any], recipe: Recipe, **settings: Any) -> Descent:
     """The maximising images of some units, on the network itself."""
-    targets = [objective(u) for u in units]
+    targets = [Objective.parse(u) for u in units]
     shapes = {s: {la: network.layer(la, s).shape for t in targets for la in t.layers} for s in recipe.sizes}
     return descend(network.module, network.normalise, targets, recipe, shapes, **settings)
 
 
 def made(network: Network, units: Sequence[Any], recipe: Recipe, seed: int = 0) -> dict[str, np.ndarray]:
     """What a run makes of some units, batch after batch."""
-    job = Job(network, tuple(objective(u) for u in units), recipe, (seed,)).check()
+    objectives = tuple(Objective.parse(u) for u in units)
+    job = checked(Job(network=network, recipe=recipe, seeds=(seed,), objectives=objectives))
     worker = Worker(job)
-    batches = [worker.make(u) for u in job.units() if u.last]
+    batches = [worker.make(u) for u in job.work_units() if u.last]
     return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
 
 
@@ -67,7 +70,7 @@ def test_a_linear_function_of_the_colour(recipe: Recipe, feature: int) -> None:
     colour = torch.tensor(networks.DIRECTIONS[feature]) / torch.tensor(STD)
     if recipe.optimiser == "rms":
         colour = colour / colour.square().mean().sqrt()
-    expected = null_images(recipe, 7) + total_rate(recipe) * colour[:, None, None]
+    expected = null_image(recipe, 7) + total_rate(recipe) * colour[:, None, None]
     found = descended(network, [f"features:{feature}"], recipe, seed=7)
     torch.testing.assert_close(found.images[0], expected, rtol=1e-4, atol=1e-4)
 
@@ -82,7 +85,7 @@ def test_a_sum_of_linear_functions() -> None:
     network, recipe = load(networks.planted_1x1()), one_octave(ARTICLE, 15, 12)
     found = descended(network, ["0.5 * features:0 + -2 * features:1"], recipe).images[0]
     colour = 0.5 * torch.tensor(networks.DIRECTIONS[0]) - 2 * torch.tensor(networks.DIRECTIONS[1])
-    expected = null_images(recipe, 0) + total_rate(recipe) * colour[:, None, None]
+    expected = null_image(recipe, 0) + total_rate(recipe) * colour[:, None, None]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -100,7 +103,7 @@ def test_without_blur_only_the_units_own_pixels_move(unit: str, inside: tuple[sl
     mask = torch.zeros(size, size)
     mask[inside] = 1
     colour = torch.tensor(networks.DIRECTIONS[0])[:, None, None] * mask
-    expected = null_images(recipe, 0) + total_rate(recipe) * colour / colour.square().mean().sqrt()
+    expected = null_image(recipe, 0) + total_rate(recipe) * colour / colour.square().mean().sqrt()
     torch.testing.assert_close(descended(network, [unit], recipe).images[0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -110,7 +113,7 @@ def test_clamped_images_reach_the_corner_of_the_cube(clamp: str) -> None:
     found = descended(network, ["features:0", "features:1"], recipe).images
     assert torch.equal(found[0], torch.tensor([1.0, 0.0, 1.0])[:, None, None].expand(3, 16, 16))
     assert torch.equal(found[1][1], torch.ones(16, 16))
-    assert torch.equal(found[1][[0, 2]], null_images(recipe, 0)[[0, 2]]), "colours without weight stay"
+    assert torch.equal(found[1][[0, 2]], null_image(recipe, 0)[[0, 2]]), "colours without weight stay"
 
 
 @pytest.mark.parametrize("parameterisation", ["pixels", "fourier"])
@@ -186,7 +189,7 @@ def some_gradients(steps: int, scale: float = 1.0) -> Tensor:
 
 
 def test_adam_is_adam() -> None:
-    ours, moved = _Steps("adam"), torch.zeros(2, 3, 5, 5)
+    ours, moved = _Optimiser("adam"), torch.zeros(2, 3, 5, 5)
     weight = torch.zeros(2, 3, 5, 5, requires_grad=True)
     theirs = torch.optim.Adam([weight], lr=0.03, eps=1e-12)
     for gradient in some_gradients(12):
@@ -199,26 +202,26 @@ def test_adam_is_adam() -> None:
 @pytest.mark.parametrize("rule", ["adam", "rms"])
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6])
 def test_steps_do_not_depend_on_the_gradients_scale(rule: str, scale: float) -> None:
-    small, large = _Steps(rule), _Steps(rule)
+    small, large = _Optimiser(rule), _Optimiser(rule)
     for gradient in some_gradients(6):
         torch.testing.assert_close(small(scale * gradient), large(gradient), rtol=1e-4, atol=1e-5)
 
 
 def test_rms_steps_have_a_root_mean_square_of_one() -> None:
     for gradient in some_gradients(2):
-        step = _Steps("rms")(gradient)
+        step = _Optimiser("rms")(gradient)
         torch.testing.assert_close(step.square().mean((1, 2, 3)), torch.ones(2))
         torch.testing.assert_close(F.cosine_similarity(step.flatten(1), gradient.flatten(1)), torch.ones(2))
 
 
 def test_plain_steps_are_the_gradient() -> None:
     gradient = some_gradients(1)[0]
-    assert torch.equal(_Steps("gradient")(gradient), gradient)
+    assert torch.equal(_Optimiser("gradient")(gradient), gradient)
 
 
 @pytest.mark.parametrize("rule", ["gradient", "rms", "adam"])
 def test_no_gradient_no_step(rule: str) -> None:
-    steps = _Steps(rule)
+    steps = _Optimiser(rule)
     half = some_gradients(1)[0]
     assert torch.equal(steps(torch.zeros_like(half)), torch.zeros_like(half))
     half[1] = 0
@@ -235,7 +238,7 @@ def test_every_optimiser_climbs(rule: str, parameterisation: str) -> None:
     recipe = replace(FAST, rows=2, octaves=(octave,), optimiser=rule, parameterisation=parameterisation)
     found = descended(network, ["mixed:2", "narrow:3"], recipe)
     assert found.curve.shape == (2, 12, 1) and (found.curve[:, -1] > found.curve[:, 0]).all()
-    assert found.moved.all() and not found.revived.any()
+    assert found.had_gradient.all() and not found.rescued.any()
 
 
 # ---------------------------------------------------------------- rows are independent, to the bit

@@ -17,12 +17,13 @@ import featmap
 from featmap import channel, load
 from featmap.optimize import descent
 from featmap.optimize.batch import Batches
-from featmap.optimize.recipe import FAST
+from featmap.optimize.recipe import FAST, Recipe
 from featmap.runs import device as devices
-from featmap.runs import engine
-from featmap.runs import job as runs
-from featmap.runs.engine import Silent
+from featmap.runs import engine, lifecycle, progress
+from featmap.runs.engine import Execution
+from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
+from tests.helpers.settings import options
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -57,10 +58,10 @@ def test_a_gpu_that_does_not_ask_makes_the_same_images(monkeypatch: pytest.Monke
     network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=12, rows=4)
     objectives = [channel("relu", 0), channel("relu", networks.ASLEEP), channel("relu", 1)]
     asked = Batches(network, CPU).descend(objectives, recipe, 0)
-    monkeypatch.setattr(descent._Loop, "asks", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(descent._Loop, "reads_device", property(lambda _: False, lambda *_: None), raising=False)
     unasked = Batches(network, CPU).descend(objectives, recipe, 0)
-    assert asked.revived.tolist()[1] and torch.equal(asked.revived, unasked.revived)
-    for kind in ("images", "curve", "moved"):
+    assert asked.rescued.tolist()[1] and torch.equal(asked.rescued, unasked.rescued)
+    for kind in ("images", "curve", "had_gradient"):
         assert torch.equal(getattr(asked, kind), getattr(unasked, kind)), kind
 
 
@@ -78,13 +79,15 @@ def test_a_row_that_dies_unexpectedly_is_rescued_by_another_pass(monkeypatch: py
     monkeypatch.setattr(descent._Loop, "_losses", counted)
     for expects in (None, True, False):
         if expects is not None:
-            monkeypatch.setattr(descent._Loop, "dead", property(lambda _, e=expects: e, lambda *_: None), raising=False)
+            monkeypatch.setattr(
+                descent._Loop, "any_dead", property(lambda _, e=expects: e, lambda *_: None), raising=False
+            )
         passes.append([])
         found.append(Batches(network, CPU).descend(objectives, recipe, 0))
     for other in found[1:]:
-        for name in ("images", "curve", "moved", "revived"):
+        for name in ("images", "curve", "had_gradient", "rescued"):
             assert torch.equal(getattr(found[0], name), getattr(other, name)), name
-    assert found[0].revived.tolist()[:2] == [False, True]
+    assert found[0].rescued.tolist()[:2] == [False, True]
     assert passes[1] == [True] * 20 + [False] * 60
     again = sum(passes[2])  # steps in which a row was dead
     assert passes[2][:2] == [False, True] and len(passes[2]) == 80 + again and 0 < again < 20
@@ -99,7 +102,7 @@ def test_relus_that_overwrite_are_rescued_like_those_that_do_not() -> None:
     for made in (InPlace(), Plain()):
         made.load_state_dict(weights)
         found.append(Batches(load(made.eval()), CPU).descend([channel("last", k) for k in range(6)], recipe, 0))
-    assert found[0].revived.tolist() == [False, True, False, False, True, False]
+    assert found[0].rescued.tolist() == [False, True, False, False, True, False]
     assert torch.equal(found[0].images, found[1].images) and torch.equal(found[0].curve, found[1].curve)
 
 
@@ -176,7 +179,7 @@ class Waits(TorchDispatchMode):
 def test_the_loop_waits_for_nothing(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     network, counts = load(networks.dead_network()), []
     objectives = [channel("relu", 0), channel("relu", networks.ASLEEP)]
-    monkeypatch.setattr(descent._Loop, "asks", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(descent._Loop, "reads_device", property(lambda _: False, lambda *_: None), raising=False)
     for steps in (4, 4, 24):
         recipe = FAST.resolved(16, size=16, steps=steps, rows=2, **changes)
         with Waits() as seen:
@@ -188,10 +191,9 @@ def test_the_loop_waits_for_nothing(changes: dict[str, Any], monkeypatch: pytest
 # ---------------------------------------------------------------- landing behind
 
 
-def made(out: Path, **settings: Any) -> dict[str, bytes]:
-    featmap.maximise(
-        [f"second:{k}" for k in range(5)], tiny.small(), out=out, size=16, steps=4, rows=2, device="cpu", **settings
-    )
+def made(out: Path) -> dict[str, bytes]:
+    recipe, execution = Recipe.named("fast", size=16, steps=4, rows=2), Execution("cpu", out=out)
+    featmap.maximise([f"second:{k}" for k in range(5)], tiny.small(), **options(recipe=recipe, execution=execution))
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if "/c/" in p.as_posix()}
 
 
@@ -199,14 +201,14 @@ def made(out: Path, **settings: Any) -> dict[str, bytes]:
 def behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Let this process land its units as it does beside a GPU; yields the threads that landed one."""
     threads: list[str] = []
-    plain, land = engine.landing, runs.Run.land
+    plain, land = engine.landing, lifecycle.Run.land
 
     def noted(self: Any, *given: Any) -> None:
         threads.append(threading.current_thread().name)
         land(self, *given)
 
-    monkeypatch.setattr(runs, "landing", lambda store, _: plain(store, True))
-    monkeypatch.setattr(runs.Run, "land", noted)
+    monkeypatch.setattr(lifecycle, "landing", lambda store, _: plain(store, True))
+    monkeypatch.setattr(lifecycle.Run, "land", noted)
     yield threads
 
 
@@ -214,14 +216,14 @@ def test_units_that_land_behind_are_the_same_files(tmp_path: Path, behind: list[
     late = made(tmp_path / "behind")
     assert behind and threading.main_thread().name not in behind
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr(runs, "landing", engine.landing)
+        undone.setattr(lifecycle, "landing", engine.landing)
         assert made(tmp_path / "plain") == late
 
 
 def test_a_unit_that_cannot_land_ends_the_run_and_the_rest_is_kept(
     tmp_path: Path, behind: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    land, calls = runs.Run.land, []
+    land, calls = lifecycle.Run.land, []
 
     def full(self: Any, name: str, parts: Any) -> None:
         calls.append(name)
@@ -229,10 +231,10 @@ def test_a_unit_that_cannot_land_ends_the_run_and_the_rest_is_kept(
             raise OSError(28, "No space left on device", "images")
         land(self, name, parts)
 
-    monkeypatch.setattr(runs.Run, "land", full)
+    monkeypatch.setattr(lifecycle.Run, "land", full)
     with pytest.raises(OSError, match="No space left"):
         made(tmp_path / "run")
-    monkeypatch.setattr(runs.Run, "land", land)
+    monkeypatch.setattr(lifecycle.Run, "land", land)
     resumed = made(tmp_path / "run")
     assert resumed == made(tmp_path / "other") and len(calls) <= 3
 
@@ -249,7 +251,7 @@ def test_whoever_asks_the_folder_waits_for_what_is_landing() -> None:
 
     store = Slow()
     with ThreadPoolExecutor(1) as thread:
-        kept = engine.Behind(store, thread)  # type: ignore[arg-type]
+        kept = engine.BackgroundLanding(store, thread)  # type: ignore[arg-type]
         kept.land("one", {})
         assert not store.landed
         threading.Timer(0.05, store.go.set).start()
@@ -269,7 +271,7 @@ def test_a_gpu_is_asked_for_its_activation_now_and_then() -> None:
 
     on_cpu, on_gpu = Told(), Told()
     for watcher, device in ((on_cpu, CPU), (on_gpu, torch.device("cuda"))):
-        tell = runs.told(watcher, device)
+        tell = progress.step_callback(watcher, device)
         for step in range(5):
             tell(step, torch.full((2, 1), float(step)))
     assert on_cpu.values == [0, 1, 2, 3, 4]

@@ -10,7 +10,7 @@ import torchvision.transforms.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featmap import image_ops
+from featmap import image_ops, rng
 
 NOISE_0_2 = [-0.6581084, 1.0863464, 1.6365795, -1.9298699]
 NOISE_999_1 = [1.961418, -0.2176866, -1.2284524]
@@ -73,7 +73,7 @@ def test_noise_depends_on_seed_and_size_only() -> None:
 def test_noise_touches_no_global_state() -> None:
     torch_before, numpy_before, python_before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     image_ops.noise(0, 8)
-    image_ops.shift(0, 1, 4)
+    image_ops.jitter_shift(0, 1, 4)
     assert torch.equal(torch_before, torch.get_rng_state())
     assert np.array_equal(numpy_before[1], np.random.get_state()[1])  # noqa: NPY002
     assert python_before == random.getstate()
@@ -94,7 +94,7 @@ def test_noise_is_the_same_on_every_machine() -> None:
 
 def test_generators_of_other_keys_are_others() -> None:
     keys = [("noise", 0, 8), ("noise", 0, 9), ("jitter", 0, 8), ("noise", 8, 0), ("noise", "0/8"), ("noise", 1, 8)]
-    draws = [float(image_ops.generator(*k).random()) for k in keys]
+    draws = [float(rng.generator(*k).random()) for k in keys]
     assert draws[0] == draws[4], "the key is its text"
     assert len(set(draws)) == len(keys) - 1
 
@@ -102,20 +102,20 @@ def test_generators_of_other_keys_are_others() -> None:
 @given(st.integers(0, 2**31 - 1), st.integers(0, 1000), st.integers(1, 30))
 @repeatable
 def test_jitter_depends_on_seed_and_step_only(seed: int, step: int, most: int) -> None:
-    dy, dx = image_ops.shift(seed, step, most)
+    dy, dx = image_ops.jitter_shift(seed, step, most)
     assert -most <= dy <= most and -most <= dx <= most
-    assert (dy, dx) == image_ops.shift(seed, step, most)
+    assert (dy, dx) == image_ops.jitter_shift(seed, step, most)
 
 
 def test_every_shift_occurs() -> None:
-    seen = {image_ops.shift(0, step, 1) for step in range(200)}
+    seen = {image_ops.jitter_shift(0, step, 1) for step in range(200)}
     assert seen == {(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
-    assert [image_ops.shift(0, s, 9) for s in range(20)] != [image_ops.shift(1, s, 9) for s in range(20)]
+    assert [image_ops.jitter_shift(0, s, 9) for s in range(20)] != [image_ops.jitter_shift(1, s, 9) for s in range(20)]
 
 
 def test_jitter_rolls_every_row_alike() -> None:
     images = some_images(3, 3, 7, 7)
-    dy, dx = image_ops.shift(5, 11, 3)
+    dy, dx = image_ops.jitter_shift(5, 11, 3)
     moved = image_ops.jitter(images, [5] * len(images), 11, 3)
     for y in range(7):
         for x in range(7):

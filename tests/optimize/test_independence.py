@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from featmap import image_ops
 from featmap.errors import RecipeError
-from featmap.network.model import load
-from featmap.network.weights import sha256_state
+from featmap.network.loading import load
+from featmap.network.weights import hash_state
 from featmap.optimize.descent import descend
-from featmap.optimize.objective import Objective, objective
-from featmap.optimize.parameterization import null_images
+from featmap.optimize.objective import Objective
+from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, Octave
-from featmap.runs.job import STATUSES
+from featmap.runs.array_layout import STATUSES
 from tests.helpers import networks
 from tests.optimize.test_descent import descended, made, one_octave, total_rate
 
@@ -127,7 +127,7 @@ def test_padding_is_not_given_back(count: int) -> None:
     recipe = replace(one_octave(FAST, 16, 3), rows=4)
     found = descended(load(networks.small_inception()), UNITS[:count], recipe)
     assert found.images.shape == (count, 3, 16, 16) and found.curve.shape == (count, 3, 1)
-    assert found.moved.shape == found.revived.shape == (count,)
+    assert found.had_gradient.shape == found.rescued.shape == (count,)
     assert found.images.dtype == found.curve.dtype == torch.float32
 
 
@@ -135,7 +135,7 @@ def test_padding_is_not_given_back(count: int) -> None:
 def test_batches_that_do_not_fit(count: int) -> None:
     recipe = replace(one_octave(FAST, 16, 3), rows=4)
     with pytest.raises(RecipeError, match=f"{count} objectives in a batch of 4 rows; give 1 to 4"):
-        descend(networks.linear_network(), lambda x: x, [objective("conv1:0")] * count, recipe, {16: {}})
+        descend(networks.linear_network(), lambda x: x, [Objective.parse("conv1:0")] * count, recipe, {16: {}})
 
 
 def test_the_curve_is_the_activation_before_each_step() -> None:
@@ -158,10 +158,10 @@ def test_the_curve_is_the_activation_before_each_step() -> None:
 def test_the_network_is_given_back() -> None:
     module = networks.small_inception().train()
     module.stem.weight.requires_grad_(False)
-    digest, flags = sha256_state(module), [p.requires_grad for p in module.parameters()]
+    digest, flags = hash_state(module), [p.requires_grad for p in module.parameters()]
     shapes = {16: {"mixed": (11, 8, 8)}}
-    descend(module, lambda x: x, [objective("mixed:0")], one_octave(FAST, 16, 2), shapes)
-    assert sha256_state(module) == digest and all(m.training for m in module.modules())
+    descend(module, lambda x: x, [Objective.parse("mixed:0")], one_octave(FAST, 16, 2), shapes)
+    assert hash_state(module) == digest and all(m.training for m in module.modules())
     assert [p.requires_grad for p in module.parameters()] == flags
     assert all(p.grad is None and not m._forward_hooks for m in module.modules() for p in m.parameters())
 
@@ -195,7 +195,7 @@ def test_without_rescue_a_dead_feature_stays_dead() -> None:
     network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=40, rows=8, rescue=0.0)
     found = made(network, [f"relu:{c}" for c in CHANNELS], recipe)
     assert statuses(found) == ["live", "dead", "dead", "not-finite", "dead"]
-    null = null_images(recipe, 0).numpy()
+    null = null_image(recipe, 0).numpy()
     assert np.array_equal(found["images"][networks.ASLEEP], null)
 
 
@@ -208,7 +208,7 @@ def test_a_feature_that_does_not_rise_is_unconverged() -> None:
 def test_a_constant_features_image_is_the_null_image() -> None:
     network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=6, rows=4)
     found = made(network, [f"relu:{networks.LIVE}", f"relu:{networks.CONSTANT}"], recipe)
-    assert np.array_equal(found["images"][1], null_images(recipe, 0).numpy())
+    assert np.array_equal(found["images"][1], null_image(recipe, 0).numpy())
 
 
 @pytest.mark.parametrize("changes", [{}, {"metric": "l2", "optimiser": "gradient", "clamp": "never"}, {"metric": "l2"}])
@@ -255,7 +255,7 @@ def test_a_photograph_to_start_from() -> None:
     network, recipe = load(networks.planted_1x1()), one_octave(ARTICLE, 12, 5)
     photograph = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(4))
     found = descended(network, ["features:0"], recipe, start=photograph).images[0]
-    expected = null_images(recipe, 0, photograph)
+    expected = null_image(recipe, 0, photograph)
     expected = expected + total_rate(recipe) * torch.tensor(networks.DIRECTIONS[0])[:, None, None]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -269,12 +269,12 @@ def test_jitter_moves_the_image_under_the_network_and_back() -> None:
     network, size = load(networks.planted_1x1()), 8
     recipe = replace(INTERACT, rows=2, jitter=3, octaves=(Octave(1, (0.1, 0.1), (0.0, 0.0), size),))
     found = descended(network, ["features:0:3:5"], recipe, seed=2).images[0]
-    moved = (found - null_images(recipe, 2)).abs().sum(0)
-    dy, dx = image_ops.shift(2, 0, 3)
+    moved = (found - null_image(recipe, 2)).abs().sum(0)
+    dy, dx = image_ops.jitter_shift(2, 0, 3)
     assert torch.nonzero(moved).tolist() == [[(3 - dy) % size, (5 - dx) % size]]
 
 
 def test_a_term_may_stand_twice() -> None:
     network, recipe = load(networks.planted_1x1()), one_octave(ARTICLE, 8, 3)
-    twice = descended(network, [Objective(objective("features:0").terms * 2), "2 * features:0"], recipe).images
+    twice = descended(network, [Objective(Objective.parse("features:0").terms * 2), "2 * features:0"], recipe).images
     torch.testing.assert_close(twice[0], twice[1], rtol=1e-6, atol=1e-6)

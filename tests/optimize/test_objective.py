@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from featmap.errors import UnitError
-from featmap.network.unit import Unit, parse_unit
-from featmap.optimize.objective import METRIC_LOSSES, BatchLoss, Objective, channel, objective
+from featmap.network.unit import Unit
+from featmap.optimize.loss import METRIC_LOSSES, BatchLoss
+from featmap.optimize.objective import Objective, channel
 from featmap.optimize.recipe import METRICS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,12 +36,12 @@ def test_objectives_add_and_scale() -> None:
     assert (2 * both).terms == ((0.4, Unit("mixed4a", 20)), (1.6, Unit("mixed4a", 21)))
     assert (-both).terms == ((-0.2, Unit("mixed4a", 20)), (-0.8, Unit("mixed4a", 21)))
     assert (both - both).terms == both.terms + (-both).terms
-    assert both == objective("0.2 * mixed4a:20 + 0.8 * mixed4a:21")
-    assert hash(both) == hash(objective("0.2*mixed4a:20 + 0.8*mixed4a:21"))
+    assert both == Objective.parse("0.2 * mixed4a:20 + 0.8 * mixed4a:21")
+    assert hash(both) == hash(Objective.parse("0.2*mixed4a:20 + 0.8*mixed4a:21"))
 
 
 def test_layers_are_named_once() -> None:
-    assert objective("b:1 + a:2 + b:3").layers == ["b", "a"]
+    assert Objective.parse("b:1 + a:2 + b:3").layers == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -51,11 +52,11 @@ def test_layers_are_named_once() -> None:
         (channel("a", 1), ((1.0, Unit("a", 1)),)),
         ("  a:1   +  2 * b:2:1 ", ((1.0, Unit("a", 1)), (2.0, Unit("b", 2, 1)))),
         ("-1e-3 * a", ((-0.001, Unit("a")),)),
-        ("a:0:1:2+1:0:0 + a:1", ((1.0, parse_unit("a:0:1:2+1:0:0")), (1.0, Unit("a", 1)))),
+        ("a:0:1:2+1:0:0 + a:1", ((1.0, Unit.parse("a:0:1:2+1:0:0")), (1.0, Unit("a", 1)))),
     ],
 )
 def test_what_an_objective_can_be_given_as(given_: object, expected: tuple) -> None:
-    assert objective(given_).terms == expected  # type: ignore[arg-type]
+    assert Objective.parse(given_).terms == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -64,26 +65,26 @@ def test_what_an_objective_can_be_given_as(given_: object, expected: tuple) -> N
 )
 def test_malformed_sums(text: str) -> None:
     with pytest.raises(UnitError) as caught:
-        objective(text)
+        Objective.parse(text)
     assert len(str(caught.value).splitlines()) == 1
 
 
 weights = st.sampled_from([1.0, 0.5, -2.0, 0.001, 12.0])
-some_units = st.sampled_from(EVERY_KIND).map(parse_unit)
+some_units = st.sampled_from(EVERY_KIND).map(Unit.parse)
 sums = st.lists(st.tuples(weights, some_units), min_size=1, max_size=4).map(lambda t: Objective(tuple(t)))
 
 
 @given(sums)
 @repeatable
 def test_what_is_printed_is_read_again(target: Objective) -> None:
-    assert objective(str(target)) == target
+    assert Objective.parse(str(target)) == target
 
 
 def test_other_weights_have_other_names() -> None:
     one, other = 0.12345678 * channel("a", 1), 0.12345679 * channel("a", 1)
     assert one != other
     assert str(one) != str(other)
-    assert objective(str(one)) == one
+    assert Objective.parse(str(one)) == one
 
 
 # ---------------------------------------------------------------- metrics
@@ -91,7 +92,7 @@ def test_other_weights_have_other_names() -> None:
 
 def focus_of(text: str, output: Tensor) -> Tensor:
     """The article's slices: [f, :, :], [f, m, :], [f, m, n]; a prefix and a set as vectors; a layer as it is."""
-    unit = parse_unit(text)
+    unit = Unit.parse(text)
     if unit.kind == "layer":
         return output
     if unit.kind == "neurons":
@@ -114,7 +115,7 @@ def plain_loss(text: str, output: Tensor, metric: str, C: float) -> Tensor:
         return 5 * torch.sqrt(torch.sum((target - focus) ** 2))
     if metric == "linf-elementwise":
         return torch.max(torch.abs(target - focus))
-    kind = parse_unit(text).kind
+    kind = Unit.parse(text).kind
     if kind in ("feature", "row"):
         return torch.linalg.norm(target - focus, ord=math.inf)
     if kind in ("neuron", "neurons"):
@@ -127,7 +128,7 @@ def plain_loss(text: str, output: Tensor, metric: str, C: float) -> Tensor:
 
 
 def run(texts: list[str], metric: str, C: float, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return BatchLoss([objective(t) for t in texts], SHAPES, metric, C)(found)
+    return BatchLoss([Objective.parse(t) for t in texts], SHAPES, metric, C)(found)
 
 
 def test_every_metric_is_there() -> None:
@@ -142,7 +143,7 @@ def test_a_mixed_batch_is_its_rows_one_by_one(metric: str, C: float) -> None:
     losses, means = run(texts, metric, C, found)
     assert losses.shape == (len(texts),) and means.shape == (len(texts), 3)
     for row, text in enumerate(texts):
-        terms = objective(text).terms
+        terms = Objective.parse(text).terms
         expected = sum(w * plain_loss(str(u), found[u.layer][row], metric, C) for w, u in terms)
         assert float(losses[row]) == pytest.approx(float(expected), rel=1e-12), text
         activations = [float(focus_of(str(u), found[u.layer][row]).mean()) for _, u in terms]
@@ -156,7 +157,7 @@ def test_gradients_of_a_mixed_batch_are_those_of_its_rows(metric: str) -> None:
     found = {k: v.requires_grad_(True) for k, v in outputs(len(texts), seed=1).items()}
     together = torch.autograd.grad(run(texts, metric, 7.0, found)[0].sum(), list(found.values()))
     for row, text in enumerate(texts):
-        loss = sum(w * plain_loss(str(u), found[u.layer][row], metric, 7.0) for w, u in objective(text).terms)
+        loss = sum(w * plain_loss(str(u), found[u.layer][row], metric, 7.0) for w, u in Objective.parse(text).terms)
         expected = torch.autograd.grad(loss, list(found.values()), allow_unused=True)
         for whole, part in zip(together, expected, strict=True):
             own = torch.zeros_like(whole[row]) if part is None else part[row]
@@ -169,7 +170,7 @@ def test_gradients_touch_the_units_neurons_only(text: str) -> None:
         found = {k: v.requires_grad_(True) for k, v in outputs(1, seed=2).items()}
         loss = run([text], metric, 50.0, found)[0].sum()
         gradients = dict(zip(found, torch.autograd.grad(loss, list(found.values()), allow_unused=True), strict=True))
-        unit = parse_unit(text)
+        unit = Unit.parse(text)
         used, mask = unit.mask(SHAPES[unit.layer])
         inside = np.zeros(SHAPES[unit.layer], dtype=bool)
         inside[used] = True if mask is None else mask
@@ -185,7 +186,7 @@ def test_under_l1_the_gradient_does_not_depend_on_C(text: str) -> None:
     gradients = []
     for C in (200.0, 0.0, -1e4):
         found = {k: v.requires_grad_(True) for k, v in outputs(1, seed=3).items()}
-        layer = found[parse_unit(text).layer]
+        layer = found[Unit.parse(text).layer]
         gradients.append(torch.autograd.grad(run([text], "l1", C, found)[0].sum(), layer)[0])
     assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
     assert set(gradients[0].unique().tolist()) <= {0.0, -1.0} and gradients[0].any()
@@ -209,7 +210,7 @@ def test_l2_as_the_article_writes_it() -> None:
 def test_linf_is_a_matrix_norm_of_a_grid_and_the_largest_element_of_a_row() -> None:
     focus = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
     shapes, found = {"x": (1, 2, 2)}, {"x": focus[None, None]}
-    targets = [channel("x", 0), objective("x:0:0"), objective("x:0:1:1")]
+    targets = [channel("x", 0), Objective.parse("x:0:0"), Objective.parse("x:0:1:1")]
     losses = [float(BatchLoss([t], shapes, "linf", 200.0)(found)[0]) for t in targets]
     assert losses == [197 + 204, 199, 204]
     assert losses[0] == float(torch.linalg.norm(200 - focus, ord=math.inf))

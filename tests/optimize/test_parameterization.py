@@ -11,9 +11,16 @@ from torch import Tensor
 
 from featmap import image_ops
 from featmap.optimize import parameterization
-from featmap.optimize.descent import descend, frame_steps
+from featmap.optimize.descent import descend
 from featmap.optimize.objective import channel
-from featmap.optimize.parameterization import PARAMETERISATIONS, finished, first_image, null_frames, null_images
+from featmap.optimize.parameterization import (
+    PARAMETERISATIONS,
+    clamp_final,
+    frame_steps,
+    initial_image,
+    null_frames,
+    null_image,
+)
 from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, RECIPES, Octave, Recipe
 from tests.helpers import networks
 
@@ -30,7 +37,7 @@ def descended(recipe: Recipe, channel_of_relu: int, seed: int, start: Tensor | N
     made = descend(
         networks.dead_network(), lambda x: x, [channel("relu", channel_of_relu)], recipe, shapes, seed=seed, start=start
     )
-    assert bool(made.moved[0]) == (channel_of_relu != networks.CONSTANT)
+    assert bool(made.had_gradient[0]) == (channel_of_relu != networks.CONSTANT)
     return made.images[0]
 
 
@@ -39,7 +46,7 @@ def descended(recipe: Recipe, channel_of_relu: int, seed: int, start: Tensor | N
 @pytest.mark.parametrize("clamp", ["never", "end", "every"])
 def test_the_null_image_is_a_descent_without_gradient(parameterisation: Any, optimiser: Any, clamp: Any) -> None:
     recipe = two_octaves(parameterisation=parameterisation, optimiser=optimiser, clamp=clamp)
-    null = null_images(recipe, 3)
+    null = null_image(recipe, 3)
     assert torch.equal(descended(recipe, networks.CONSTANT, 3), null)
     assert not torch.equal(descended(recipe, networks.LIVE, 3), null)
     assert null.shape == (3, 20, 20) and null.dtype == torch.float32
@@ -48,7 +55,7 @@ def test_the_null_image_is_a_descent_without_gradient(parameterisation: Any, opt
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_its_null_image(name: str) -> None:
     recipe = RECIPES[name].resolved(12, size=12, steps=6, rows=2)
-    assert torch.equal(descended(recipe, networks.CONSTANT, 1), null_images(recipe, 1))
+    assert torch.equal(descended(recipe, networks.CONSTANT, 1), null_image(recipe, 1))
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
@@ -66,17 +73,17 @@ def test_null_frames_are_those_of_a_descent_without_gradient(parameterisation: A
 def test_a_null_image_of_a_photograph() -> None:
     photograph = torch.rand(3, 30, 30, generator=torch.Generator().manual_seed(1))
     recipe = two_octaves()
-    null = null_images(recipe, 0, photograph)
+    null = null_image(recipe, 0, photograph)
     assert torch.equal(descended(recipe, networks.CONSTANT, 0, photograph), null)
-    assert torch.equal(null, null_images(recipe, 5, photograph)), "no noise, so no seed"
-    assert not torch.equal(null, null_images(recipe, 0))
+    assert torch.equal(null, null_image(recipe, 5, photograph)), "no noise, so no seed"
+    assert not torch.equal(null, null_image(recipe, 0))
 
 
 def test_the_null_image_depends_on_the_seed_alone() -> None:
     recipe = two_octaves()
     torch.manual_seed(5)
-    assert torch.equal(null_images(recipe, 1), null_images(recipe, 1))
-    assert not torch.equal(null_images(recipe, 1), null_images(recipe, 2))
+    assert torch.equal(null_image(recipe, 1), null_image(recipe, 1))
+    assert not torch.equal(null_image(recipe, 1), null_image(recipe, 2))
 
 
 def test_the_articles_schedule_of_blur() -> None:
@@ -89,37 +96,37 @@ def test_the_articles_schedule_of_blur() -> None:
         for i in range(20):
             sigma = start * (20 - i) / 20 + end * i / 20
             image = TF.gaussian_blur(image, [3, 3], [sigma, sigma])
-    torch.testing.assert_close(null_images(recipe, 999), image[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(null_image(recipe, 999), image[0], rtol=0, atol=2e-6)
 
 
 def test_the_first_image_is_noise_of_the_recipes_mean_and_deviation() -> None:
     recipe = two_octaves(mean=0.3, std=0.05)
-    assert torch.equal(first_image(recipe, 4), 0.3 + 0.05 * image_ops.noise(4, 17))
-    large = first_image(replace(FAST, std=0.2).resolved(96, size=96), 0)
+    assert torch.equal(initial_image(recipe, 4), 0.3 + 0.05 * image_ops.noise(4, 17))
+    large = initial_image(replace(FAST, std=0.2).resolved(96, size=96), 0)
     assert float(large.mean()) == pytest.approx(0.5, abs=0.01) and float(large.std()) == pytest.approx(0.2, abs=0.01)
 
 
 def test_a_photograph_is_brought_to_the_first_octaves_size() -> None:
     photograph = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    first = first_image(two_octaves(), 0, photograph)
+    first = initial_image(two_octaves(), 0, photograph)
     assert first.shape == (3, 17, 17) and first.dtype == torch.float32
     same = torch.rand(3, 17, 17, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(first_image(two_octaves(), 0, same), same)
+    assert torch.equal(initial_image(two_octaves(), 0, same), same)
 
 
 def test_what_is_stored_is_clamped_unless_the_recipe_says_never() -> None:
     pixels = torch.tensor([-0.5, 0.2, 1.5])
-    assert finished(two_octaves(clamp="never"), pixels).tolist() == pixels.tolist()
+    assert clamp_final(two_octaves(clamp="never"), pixels).tolist() == pixels.tolist()
     for clamp in ("end", "every"):
-        assert finished(two_octaves(clamp=clamp), pixels).tolist() == pytest.approx([0, 0.2, 1])
+        assert clamp_final(two_octaves(clamp=clamp), pixels).tolist() == pytest.approx([0, 0.2, 1])
 
 
 def test_only_a_clamp_at_every_step_acts_at_every_step() -> None:
     pixels = torch.full((1, 3, 4, 4), 1.5)
-    assert parameterization.after_step(two_octaves(clamp="every"), pixels, 0.0).max() == 1
-    assert parameterization.after_step(two_octaves(clamp="end"), pixels, 0.0).max() == 1.5
+    assert parameterization.blur_and_clamp(two_octaves(clamp="every"), pixels, 0.0).max() == 1
+    assert parameterization.blur_and_clamp(two_octaves(clamp="end"), pixels, 0.0).max() == 1.5
     spectrum = torch.randn(1, 3, 4, 3, 2, generator=torch.Generator().manual_seed(0))
-    assert parameterization.after_step(two_octaves(parameterisation="fourier"), spectrum, 1.0) is spectrum
+    assert parameterization.blur_and_clamp(two_octaves(parameterisation="fourier"), spectrum, 1.0) is spectrum
 
 
 # ---------------------------------------------------------------- parameterisations
@@ -127,24 +134,24 @@ def test_only_a_clamp_at_every_step_acts_at_every_step() -> None:
 
 def test_pixels_are_the_image() -> None:
     form, pixels = PARAMETERISATIONS["pixels"](INTERACT), torch.rand(2, 3, 5, 5)
-    assert form.start(pixels) is pixels and form.image(pixels) is pixels
+    assert form.to_parameters(pixels) is pixels and form.to_images(pixels) is pixels
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 33])
 def test_fourier_round_trip(size: int) -> None:
     form = PARAMETERISATIONS["fourier"](FAST)
     given = 0.05 + 0.9 * torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(size))
-    parameters = form.start(given)
+    parameters = form.to_parameters(given)
     assert parameters.shape == (3, 3, size, size // 2 + 1, 2) and parameters.dtype == torch.float32
-    torch.testing.assert_close(form.image(parameters), given, rtol=0, atol=1e-4)
+    torch.testing.assert_close(form.to_images(parameters), given, rtol=0, atol=1e-4)
 
 
 def test_fourier_images_lie_between_0_and_1() -> None:
     form = PARAMETERISATIONS["fourier"](FAST)
     beyond = torch.tensor([-3.0, 0.0, 0.4, 1.0, 7.0]).view(1, 1, 1, 5).expand(1, 3, 5, 5)
-    made = form.image(form.start(beyond))
+    made = form.to_images(form.to_parameters(beyond))
     torch.testing.assert_close(made, beyond.clamp(0.02, 0.98), rtol=0, atol=1e-4)
-    wild = form.image(100 * torch.randn(2, 3, 8, 5, 2, generator=torch.Generator().manual_seed(0)))
+    wild = form.to_images(100 * torch.randn(2, 3, 8, 5, 2, generator=torch.Generator().manual_seed(0)))
     assert wild.min() >= 0 and wild.max() <= 1 and wild.isfinite().all()
 
 
@@ -154,13 +161,13 @@ def test_fourier_steps_of_one_size_are_larger_at_low_frequency() -> None:
     for frequency in (1, 2, 4):
         parameters = torch.zeros(1, 3, size, size // 2 + 1, 2)
         parameters[0, :, 0, frequency, 0] = 0.01
-        heights.append(float((form.image(parameters) - 0.5).abs().max()))
+        heights.append(float((form.to_images(parameters) - 0.5).abs().max()))
     assert heights[0] / heights[1] == pytest.approx(2, rel=0.01)
     assert heights[1] / heights[2] == pytest.approx(2, rel=0.01)
 
 
 def test_fourier_is_differentiable_everywhere() -> None:
     form = PARAMETERISATIONS["fourier"](FAST)
-    parameters = form.start(torch.full((1, 3, 6, 6), 0.5)).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(form.image(parameters).square().sum(), parameters)
+    parameters = form.to_parameters(torch.full((1, 3, 6, 6), 0.5)).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(form.to_images(parameters).square().sum(), parameters)
     assert gradient.isfinite().all() and gradient.any()

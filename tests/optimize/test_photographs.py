@@ -61,21 +61,22 @@ def spoilt(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(1, r"5\.jpg.*cut short"), (2, r"4\.jpg.*nor can 1 other"), (3, r"3\.jpg.*nor can 2 others")]
+    ("count", "words"),
+    [(1, r"5\.jpg.*truncated"), (2, r"4\.jpg.*nor can 1 other file;"), (3, r"3\.jpg.*nor can 2 other files;")],
 )
 def test_unreadable_files_are_found_before_and_counted(tmp_path: Path, count: int, words: str) -> None:
     paths = photographs.find_photographs(spoilt(tmp_path / "spoilt", count))
     with pytest.raises(FeatmapError, match=words) as caught:
-        photographs.check(paths)
-    assert "Error" not in str(caught.value) and "is cut short or no picture" in str(caught.value)
+        photographs.check_readable(paths)
+    assert "Error" not in str(caught.value) and "is truncated or not an image" in str(caught.value)
     seen: list[tuple[int, int]] = []
-    photographs.check(paths[: 6 - count], lambda done, total: seen.append((done, total)))
+    photographs.check_readable(paths[: 6 - count], lambda done, total: seen.append((done, total)))
     assert seen[-1] == (6 - count, 6 - count)
 
 
 def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
     (tmp_path / "all.zip").write_bytes(b"")
-    with pytest.raises(FeatmapError, match="that is a file; give the folder"):
+    with pytest.raises(FeatmapError, match="that is a file; give a folder"):
         photographs.find_photographs(tmp_path / "all.zip")
     with pytest.raises(FeatmapError, match="no such folder"):
         photographs.find_photographs(tmp_path / "nowhere")

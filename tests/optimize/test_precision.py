@@ -11,14 +11,15 @@ import torch
 import featmap
 from featmap.cli import app
 from featmap.errors import RecipeError
-from featmap.mapping import run as mapping
 from featmap.network.model import Network
-from featmap.optimize import memory
+from featmap.optimize import limits
+from featmap.optimize.recipe import Recipe
+from featmap.runs.engine import Execution
 from tests.helpers import networks
+from tests.helpers.settings import options
 
 CPU = torch.device("cpu")
 UNITS = [f"mixed:{k}" for k in range(7)]
-SMALL = {"size": 32, "steps": 20, "device": "cpu"}
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
     pytest.mark.usefixtures("one_thread"),
@@ -29,8 +30,13 @@ def inception() -> Network:
     return featmap.load(networks.small_inception(), input_size=32)
 
 
-def made(tmp_path: Path, name: str, units: list[str], **settings: object) -> dict[str, np.ndarray]:
-    found = featmap.maximise(units, inception(), out=tmp_path / name, **(SMALL | settings))  # type: ignore[arg-type]
+def recipe_of(**changes: object) -> Recipe:
+    return Recipe.named("fast", size=32, steps=20, **changes)
+
+
+def made(tmp_path: Path, name: str, units: list[str], **changes: object) -> dict[str, np.ndarray]:
+    execution = Execution("cpu", out=tmp_path / name)
+    found = featmap.maximise(units, inception(), **options(recipe=recipe_of(**changes), execution=execution))
     return {str(u): found["images"].values[0, k] for k, u in enumerate(found["image"].values)}
 
 
@@ -52,7 +58,8 @@ def test_a_features_image_in_bfloat16_depends_on_nothing_else(tmp_path: Path) ->
 
 def test_responses_are_the_untouched_networks_in_float32(tmp_path: Path) -> None:
     network = inception()
-    found = featmap.maximise(UNITS, network, responses="mixed", precision="bfloat16", out=tmp_path / "run", **SMALL)
+    recipe, execution = recipe_of(precision="bfloat16"), Execution("cpu", out=tmp_path / "run")
+    found = featmap.maximise(UNITS, network, **options(recipe=recipe, responses="mixed", execution=execution))
     with torch.no_grad():
         kept: list[torch.Tensor] = []
         handle = network.module.get_submodule("mixed").register_forward_hook(lambda _, __, out: kept.append(out))
@@ -63,9 +70,8 @@ def test_responses_are_the_untouched_networks_in_float32(tmp_path: Path) -> None
 
 
 def test_precision_belongs_to_the_identity_but_runs_made_before_stay_what_they_are() -> None:
-    network = inception()
-    plain = mapping.resolve(network, CPU, "fast", 32)
-    half = mapping.resolve(network, CPU, "fast", 32, precision="bfloat16")
+    plain = Recipe.named("fast", size=32)
+    half = Recipe.named("fast", size=32, precision="bfloat16")
     assert "precision" not in plain.identity() and half.identity()["precision"] == "bfloat16"
     assert plain.digest != half.digest
     assert featmap.Recipe.from_identity(half.identity()).identity() == half.identity()
@@ -91,25 +97,29 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = inception()
-    recipe = mapping.resolve(network, CPU, "fast", 32, rows=64)
-    monkeypatch.setattr(memory, "free", lambda _: memory.needed(network, recipe, ["mixed"], 10) + 3)
-    with pytest.raises(RecipeError, match=r"^64 rows at 32 pixels need about .* GB are free; give --rows 10 or fewer$"):
-        featmap.maximise(UNITS, network, rows=64, out=tmp_path / "run", **SMALL)
+    recipe = Recipe.named("fast", size=32, rows=64)
+    monkeypatch.setattr(limits, "free_memory", lambda _: limits.estimate_memory(network, recipe, ["mixed"], 10) + 3)
+    with pytest.raises(RecipeError, match=r"^64 rows at 32 pixels need about .* GB are free; choose 10 rows or fewer$"):
+        featmap.maximise(
+            UNITS, network, **options(recipe=recipe_of(rows=64), execution=Execution("cpu", out=tmp_path / "run"))
+        )
     assert not (tmp_path / "run").exists()
     assert len(made(tmp_path, "fits", UNITS, rows=10)) == len(UNITS)
-    monkeypatch.setattr(memory, "free", lambda _: memory.needed(network, recipe, ["mixed"], 1))
-    with pytest.raises(RecipeError, match="give a smaller --size"):
-        featmap.maximise(UNITS, network, rows=2, out=tmp_path / "run", **SMALL)
+    monkeypatch.setattr(limits, "free_memory", lambda _: limits.estimate_memory(network, recipe, ["mixed"], 1))
+    with pytest.raises(RecipeError, match="choose a smaller size"):
+        featmap.maximise(
+            UNITS, network, **options(recipe=recipe_of(rows=2), execution=Execution("cpu", out=tmp_path / "run"))
+        )
 
 
 def test_what_a_batch_needs_grows_with_rows_size_and_depth() -> None:
     network = inception()
-    recipe = mapping.resolve(network, CPU, "fast", 32, rows=8)
-    larger = mapping.resolve(network, CPU, "fast", 64, rows=8)
+    recipe = Recipe.named("fast", size=32, rows=8)
+    larger = Recipe.named("fast", size=64, rows=8)
     first, last = next(iter(network.trace(32).layers)), "mixed"
-    assert memory.needed(network, recipe, [first]) < memory.needed(network, recipe, [last])
-    assert memory.needed(network, recipe, [last], 16) == pytest.approx(
-        2 * memory.needed(network, recipe, [last]), abs=2
+    assert limits.estimate_memory(network, recipe, [first]) < limits.estimate_memory(network, recipe, [last])
+    assert limits.estimate_memory(network, recipe, [last], 16) == pytest.approx(
+        2 * limits.estimate_memory(network, recipe, [last]), abs=2
     )
-    assert memory.needed(network, larger, [last]) > 3.5 * memory.needed(network, recipe, [last])
-    assert memory.free(CPU) > 0
+    assert limits.estimate_memory(network, larger, [last]) > 3.5 * limits.estimate_memory(network, recipe, [last])
+    assert limits.free_memory(CPU) > 0

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featmap.network.hooks import Taps
+from featmap.network.hooks import ActivationHooks
 from featmap.network.trace import trace
-from featmap.network.weights import sha256_state
-from featmap.optimize.prepare import prepared
+from featmap.network.weights import hash_state
+from featmap.optimize.prepare import prepare
 from tests.helpers import networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +29,7 @@ def images(count: int, size: int) -> Tensor:
 def output_and_gradient(net: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's output, and the gradient of a random weighting of it."""
     x = x.clone().requires_grad_(True)
-    with Taps(net, [layer]) as taps:
+    with ActivationHooks(net, [layer]) as taps:
         out = taps.run(x)[layer]
     weights = torch.randn(out.shape[1:], generator=torch.Generator().manual_seed(9)).to(out)
     (gradient,) = torch.autograd.grad((out * weights).sum(), x)
@@ -48,20 +48,20 @@ def typical_error(found: Tensor, exact: Tensor) -> float:
 
 
 def assert_prepared_is_the_same(net: nn.Module, size: int, layers: Sequence[str]) -> None:
-    folds, digest = trace(net, size).folds, sha256_state(net)
+    folds, digest = trace(net, size).folds, hash_state(net)
     double = copy.deepcopy(net).double()
     for layer in layers:
-        twin, x = prepared(net, folds, [layer], CPU), images(3, size)
+        twin, x = prepare(net, folds, [layer], CPU), images(3, size)
         norms = sum(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
         assert norms <= sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) - len(folds) + 1
         expected, found = output_and_gradient(net, layer, x), output_and_gradient(twin, layer, x)
         assert error(found[0], expected[0]) < 1e-4, layer
         assert typical_error(found[1], expected[1]) < 1e-3, layer
         exact = output_and_gradient(double, layer, x.double())
-        found = output_and_gradient(prepared(double, folds, [layer], CPU), layer, x.double())
+        found = output_and_gradient(prepare(double, folds, [layer], CPU), layer, x.double())
         assert error(found[0], exact[0]) < 1e-12, layer
         assert float((found[1] - exact[1]).abs().max() / exact[1].abs().max()) < 1e-10, layer
-    assert sha256_state(net) == digest
+    assert hash_state(net) == digest
 
 
 def test_small_inception() -> None:
@@ -94,7 +94,7 @@ def test_torchvisions_networks(name: str, size: int, layers: list[str]) -> None:
 
 def test_norms_are_gone() -> None:
     net = networks.small_inception()
-    twin = prepared(net, trace(net, 16).folds, ["fc"], CPU)
+    twin = prepare(net, trace(net, 16).folds, ["fc"], CPU)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 5
     assert isinstance(twin.get_submodule("norm"), nn.Identity)
@@ -107,31 +107,31 @@ def test_norms_are_gone() -> None:
 )
 def test_a_tapped_convolution_is_not_folded(layer: str, kept: str) -> None:
     net, x = networks.small_inception(), images(2, 16)
-    twin = prepared(net, trace(net, 16).folds, [layer, "fc"], CPU)
+    twin = prepare(net, trace(net, 16).folds, [layer, "fc"], CPU)
     assert [n for n, m in twin.named_modules() if isinstance(m, nn.BatchNorm2d)] == [kept]
-    with torch.no_grad(), Taps(net, [layer]) as taps, Taps(twin, [layer]) as twins:
+    with torch.no_grad(), ActivationHooks(net, [layer]) as taps, ActivationHooks(twin, [layer]) as twins:
         torch.testing.assert_close(twins.run(x)[layer], taps.run(x)[layer])
 
 
 def test_a_tapped_container_that_ends_in_a_convolution_is_not_folded() -> None:
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), nn.ReLU())
     networks.randomised(net, seed=2).eval()
-    twin, x = prepared(net, trace(net, 8).folds, ["0"], CPU), images(1, 8)
-    with torch.no_grad(), Taps(net, ["0"]) as taps, Taps(twin, ["0"]) as twins:
+    twin, x = prepare(net, trace(net, 8).folds, ["0"], CPU), images(1, 8)
+    with torch.no_grad(), ActivationHooks(net, ["0"]) as taps, ActivationHooks(twin, ["0"]) as twins:
         torch.testing.assert_close(twins.run(x)["0"], taps.run(x)["0"])
 
 
 def test_the_users_module_is_untouched() -> None:
     net = networks.small_inception().train()
     net.stem.weight.requires_grad_(False)
-    digest, modules = sha256_state(net), dict(net.named_modules())
+    digest, modules = hash_state(net), dict(net.named_modules())
     flags = [p.requires_grad for p in net.parameters()]
     strides = [p.stride() for p in net.parameters()]
-    twin = prepared(net, trace(networks.small_inception(), 16).folds, ["fc"], CPU)
+    twin = prepare(net, trace(networks.small_inception(), 16).folds, ["fc"], CPU)
     with torch.no_grad():
         for p in twin.parameters():
             p.zero_()
-    assert sha256_state(net) == digest
+    assert hash_state(net) == digest
     assert dict(net.named_modules()) == modules and all(m.training for m in net.modules())
     assert [p.requires_grad for p in net.parameters()] == flags
     assert [p.stride() for p in net.parameters()] == strides
@@ -139,7 +139,7 @@ def test_the_users_module_is_untouched() -> None:
 
 def test_the_copy_is_frozen() -> None:
     net = networks.small_inception().train()
-    twin = prepared(net, trace(networks.small_inception(), 16).folds, ["fc"], CPU)
+    twin = prepare(net, trace(networks.small_inception(), 16).folds, ["fc"], CPU)
     assert not any(m.training for m in twin.modules() if not isinstance(m, nn.Identity))
     assert not any(p.requires_grad for p in twin.parameters())
 
@@ -169,7 +169,7 @@ def test_every_kind_of_convolution(settings: dict[str, Any], affine: bool) -> No
 
 def test_without_pairs_the_copy_computes_the_same_bits() -> None:
     net, x = networks.linear_network(), images(2, 16)
-    twin = prepared(net, [], ["conv3"], CPU)
+    twin = prepare(net, [], ["conv3"], CPU)
     with torch.no_grad():
         torch.testing.assert_close(twin(x), net(x))
     assert twin is not net

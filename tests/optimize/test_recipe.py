@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, RecipeError
-from featmap.optimize.parameterization import between
+from featmap.optimize.parameterization import interpolate_schedule
 from featmap.optimize.recipe import (
     ARTICLE,
     ARTICLE_LOWRES,
     ARTICLE_NORMALISED,
+    CHANGEABLE,
     FAST,
     INTERACT,
     METRICS,
     RECIPES,
     Octave,
     Recipe,
-    recipe,
 )
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
@@ -29,7 +29,7 @@ repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 def test_the_registry() -> None:
     assert {"fast", "article", "article-lowres", "article-normalised", "interact"} <= set(RECIPES)
     for name, found in RECIPES.items():
-        assert found.name == name and recipe(name) is found and recipe(found) is found
+        assert found.name == name and Recipe.named(name) is found and Recipe.named(found) is found
         assert found.optimiser in ("gradient", "rms", "adam") and found.clamp in ("never", "end", "every")
         assert found.parameterisation in ("pixels", "fourier") and found.metric in METRICS
         assert found.rows >= 2 and found.steps >= 1
@@ -38,13 +38,13 @@ def test_the_registry() -> None:
 @pytest.mark.parametrize("name", ["artcle", "", "FAST", "fast "])
 def test_an_unknown_recipe(name: str) -> None:
     with pytest.raises(RecipeError, match=r"is unknown.*allowed: .*article") as caught:
-        recipe(name)
+        Recipe.named(name)
     assert len(str(caught.value).splitlines()) == 1 and isinstance(caught.value, FeatmapError)
 
 
 def test_the_nearest_name_is_given() -> None:
     with pytest.raises(RecipeError, match=r"recipe 'artcle' is unknown \(nearest: article"):
-        recipe("artcle")
+        Recipe.named("artcle")
 
 
 def test_the_articles_numbers_as_printed() -> None:
@@ -94,10 +94,10 @@ def test_interact_has_linear_steps_only() -> None:
 
 def test_the_articles_schedule() -> None:
     # start * (n - i) / n + end * i / n, as in the article's octave(): the last value is never quite reached
-    assert between((2.4, 0.8), 0, 100) == 2.4
-    assert between((2.4, 0.8), 50, 100) == pytest.approx(1.6)
-    assert between((2.4, 0.8), 99, 100) == pytest.approx(2.4 / 100 + 0.8 * 0.99)
-    assert between((0.4, 0.4), 3, 7) == pytest.approx(0.4)
+    assert interpolate_schedule((2.4, 0.8), 0, 100) == 2.4
+    assert interpolate_schedule((2.4, 0.8), 50, 100) == pytest.approx(1.6)
+    assert interpolate_schedule((2.4, 0.8), 99, 100) == pytest.approx(2.4 / 100 + 0.8 * 0.99)
+    assert interpolate_schedule((0.4, 0.4), 3, 7) == pytest.approx(0.4)
 
 
 def test_recipes_are_frozen() -> None:
@@ -120,7 +120,7 @@ def test_an_open_size_is_the_networks_own_or_the_one_asked_for() -> None:
 
 
 def test_a_largest_size_bounds_the_networks_own_only() -> None:
-    bounded = replace(INTERACT, largest=128)
+    bounded = replace(INTERACT, max_default_size=128)
     assert bounded.resolved(299).size == 128
     assert bounded.resolved(96).size == 96
     assert bounded.resolved(299, size=200).size == 200
@@ -157,7 +157,68 @@ def test_steps_are_shared_out_in_proportion(steps: int) -> None:
 
 @pytest.mark.parametrize("name", ["article", "article-lowres"])
 def test_a_single_step_makes_an_image_of_the_size_asked_for(name: str) -> None:
-    assert recipe(name).resolved(96, size=96, steps=1).size == 96
+    assert Recipe.named(name).resolved(96, size=96, steps=1).size == 96
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("size", [1, 37, 96, 299, 380])
+def test_a_resolved_recipe_stays_as_it_is(name: str, size: int) -> None:
+    for changes in ({}, {"steps": 7}, {"rows": 4, "metric": "l2"}):
+        chosen = Recipe.named(name, size=size, **changes)
+        assert chosen.size == size
+        for input_size in (1, 64, 224, 500):
+            assert chosen.resolved(input_size) == chosen
+            assert chosen.resolved(input_size, size, chosen.steps) == chosen
+        assert Recipe.named(chosen) is chosen and Recipe.named(chosen, size=size, steps=chosen.steps) == chosen
+
+
+@given(name=st.sampled_from(sorted(RECIPES)), size=st.integers(1, 400), steps=st.integers(1, 400))
+@repeatable
+def test_a_named_recipe_with_a_size_is_the_resolved_one(name: str, size: int, steps: int) -> None:
+    plain = RECIPES[name]
+    assert Recipe.named(name, size) == plain.resolved(size, size=size)
+    chosen = Recipe.named(name, size, steps, metric="l2", rows=8, C=None)
+    assert chosen == plain.resolved(size, size=size, steps=steps, metric="l2", rows=8) and chosen.C == plain.C
+    assert Recipe.named(plain, size, steps, metric="l2", rows=8) == chosen
+
+
+@given(name=st.sampled_from(sorted(RECIPES)), size=st.integers(1, 400), steps=st.integers(1, 400))
+@repeatable
+def test_a_named_recipe_without_a_size_is_resolved_later(name: str, size: int, steps: int) -> None:
+    shared = Recipe.named(name, steps=steps, jitter=2)
+    assert shared.steps == steps and {o.size for o in shared.octaves} <= {o.size for o in RECIPES[name].octaves}
+    for later in ({}, {"size": size}):
+        assert shared.resolved(96, **later) == RECIPES[name].resolved(96, steps=steps, jitter=2, **later)
+
+
+@pytest.mark.parametrize("changes", [{"std": 0.1}, {"colour": 3}, {"octaves": ()}])
+def test_settings_that_a_named_recipe_does_not_have(changes: dict) -> None:
+    setting = next(iter(changes))
+    with pytest.raises(RecipeError, match=f"setting '{setting}' is unknown; allowed: metric, C, rows") as caught:
+        Recipe.named("fast", **changes)
+    assert str(caught.value).endswith(", ".join(CHANGEABLE))
+
+
+@pytest.mark.parametrize("changes", [{"size": 0}, {"steps": 0}, {"steps": 2.5}, {"size": "96"}, {"rows": 1}])
+def test_values_that_a_named_recipe_cannot_have(changes: dict) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.named("fast", **changes)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_which_recipes_are_linear() -> None:
+    linear = {name: Recipe.named(name, size=96).linear for name in RECIPES}
+    assert linear == {
+        "article": True,
+        "article-lowres": True,
+        "article-normalised": False,  # over its RMS, and at several sizes
+        "interact": True,
+        "fast": False,
+        "standard": False,
+        "large": False,
+    }
+    interact = Recipe.named("interact", size=96)
+    assert not replace(interact, clamp="every").linear and not replace(interact, parameterisation="fourier").linear
 
 
 def test_other_fields_can_be_changed() -> None:
@@ -219,18 +280,18 @@ def test_a_recipe_without_octaves() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_identity_survives_json(name: str) -> None:
-    chosen = recipe(name).resolved(96, size=50)
+    chosen = Recipe.named(name).resolved(96, size=50)
     again = Recipe.from_identity(json.loads(json.dumps(chosen.identity())))
     assert again.identity() == chosen.identity() and again.digest == chosen.digest
     assert (again.octaves, again.steps, again.sizes) == (chosen.octaves, chosen.steps, chosen.sizes)
-    forgotten = {"notes", "default_seed", "largest"}
+    forgotten = {"notes", "default_seed", "max_default_size"}
     assert all(getattr(again, f.name) == getattr(chosen, f.name) for f in fields(Recipe) if f.name not in forgotten)
 
 
 def test_identity_knows_what_it_does_not_know() -> None:
     values = FAST.resolved(96).identity() | {"a later version's": 3}
     assert Recipe.from_identity(values) == replace(
-        FAST.resolved(96), notes=(), default_seed=Recipe.default_seed, largest=None
+        FAST.resolved(96), notes=(), default_seed=Recipe.default_seed, max_default_size=None
     )
 
 

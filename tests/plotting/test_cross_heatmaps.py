@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from featmap.errors import FeatmapError
-from featmap.plotting import crossplots, style
+from featmap.plotting import heatmaps, style
 from tests.plotting.test_heatmaps import overlaps, words
 
 LONG = "features.denseblock4.denselayer16.conv2.some.more"
@@ -27,14 +27,14 @@ def rectangle(n: int = 6, m: int = 9, layer: str = "inception4a", **given: objec
         "cbar_label": "co-activation (share of the responding feature's own best response)",
     }
     settings |= given
-    return crossplots.rectangle(settings.pop("values", values), **settings)  # type: ignore[arg-type]
+    return heatmaps.cross_heatmap(settings.pop("values", values), **settings)  # type: ignore[arg-type]
 
 
 def grid(n: int = 3, layer: str = "inception4", **given: object) -> Figure:
     names = [f"{layer}{'abcdefghi'[i]}" for i in range(n)]
     best = pd.DataFrame(np.linspace(-0.2, 1, n * n).reshape(n, n), index=names, columns=names).astype("Float64")
     settings: dict[str, object] = {"title": "best partners", "row_name": "features of", "column_name": "find them in"}
-    return crossplots.layer_grid(given.pop("best", best), best - 0.2, **(settings | given))  # type: ignore[arg-type]
+    return heatmaps.layer_grid(given.pop("best", best), best - 0.2, **(settings | given))  # type: ignore[arg-type]
 
 
 def mesh(figure: Figure) -> np.ma.MaskedArray:
@@ -95,7 +95,7 @@ def test_a_grid_writes_numbers_and_floors_off_the_diagonal() -> None:
     assert not {"-0.20", "1.00"} & set(words(figure))
     names = ["a", "b"]
     empty = pd.DataFrame(pd.NA, index=names, columns=names).astype("Float64")
-    figure = crossplots.layer_grid(empty, empty, title="t", row_name="r", column_name="c")
+    figure = heatmaps.layer_grid(empty, empty, title="t", row_name="r", column_name="c")
     assert words(figure).count("undefined") == 2
 
 

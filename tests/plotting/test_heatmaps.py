@@ -330,15 +330,15 @@ def test_saving_replaces_whole_files_or_none(tmp_path: Path, monkeypatch: pytest
 
 def test_what_cannot_be_drawn_is_said() -> None:
     values, linkage, _ = planted(4)
-    with pytest.raises(FeatmapError, match="needs features"):
+    with pytest.raises(FeatmapError, match="needs one or more features"):
         heat(values=values.iloc[:0, :0])
-    with pytest.raises(FeatmapError, match="rows named as its columns"):
+    with pytest.raises(FeatmapError, match="same labels on rows and columns"):
         heat(values=values.iloc[:, :3])
-    with pytest.raises(FeatmapError, match="rows named as its columns"):
+    with pytest.raises(FeatmapError, match="same labels on rows and columns"):
         heat(values=values.iloc[:, ::-1])
-    with pytest.raises(FeatmapError, match=r"has the shape \(3, 4\)"):
+    with pytest.raises(FeatmapError, match=r"must have the shape \(3, 4\)"):
         heat(values=values, linkage=linkage[:2])
-    with pytest.raises(FeatmapError, match="n > 0"):
+    with pytest.raises(FeatmapError, match="needs one or more images"):
         sheet(3, images=np.zeros((0, 3, 4, 4)))
     with pytest.raises(FeatmapError, match="as many captions"):
         sheet(3, captions=["one"])

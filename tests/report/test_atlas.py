@@ -22,9 +22,10 @@ from featmap.optimize.responses import Probe
 from featmap.report import html, layer_data
 from featmap.report.atlas import atlas
 from featmap.runs.store import Run
-from featmap.stats import measures
+from featmap.stats import measures, similarity_frame
 from tests.cli.test_app import SMALL, at_home, fail_with_run, succeed
 from tests.helpers import tiny
+from tests.helpers.settings import options
 
 assert at_home  # the fixture under which every test works in a folder of its own
 
@@ -48,8 +49,10 @@ def blob_of(page: Path, name: str) -> np.ndarray:
 
 
 def test_the_map_of_a_folder_is_the_map_that_was_found(tmp_path: Path) -> None:
-    found = similarity("second", tiny.small(), features="0-6", out="run", size=16, steps=3, rows=4, device="cpu")
-    again = result.stored("run")["second"]
+    found = similarity(
+        "second", tiny.small(), **options(features="0-6", out="run", size=16, steps=3, rows=4, device="cpu")
+    )
+    again = result.read_maps("run")["second"]
     pd.testing.assert_frame_equal(again.activations, found.activations)
     pd.testing.assert_series_equal(again.null, found.null)
     for name, frame in found.measures.items():
@@ -106,7 +109,7 @@ def test_a_page_asks_the_network_for_nothing(capsys: pytest.CaptureFixture[str])
 
 def test_A_is_sent_as_it_is_stored_and_the_scales_make_the_measures(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--features", "0-7", "--out", "run")
-    page, found = Path("run/atlas.html"), result.stored("run")["second"]
+    page, found = Path("run/atlas.html"), result.read_maps("run")["second"]
     data = data_of(page)
     names = data["features"]["name"]
     A = blob_of(page, "A").reshape(len(names), len(names)).astype(float)
@@ -118,15 +121,15 @@ def test_A_is_sent_as_it_is_stored_and_the_scales_make_the_measures(capsys: pyte
         "selective": (A - s["mean"]) / s["deviation"],
     }
     for name, values in made.items():
-        expected = measures.numbers(found.measures[name].loc[names, names], name)
+        expected = measures.to_floats(found.measures[name].loc[names, names], name)
         np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
-    S = measures.square(found.measures["profile"].loc[names, names])
+    S = similarity_frame.symmetric_values(found.measures["profile"].loc[names, names])
     np.testing.assert_allclose(blob_of(page, "S"), S[np.triu_indices(len(names))], rtol=1e-6, atol=1e-7)
 
 
 def test_a_mean_over_seeds_is_sent_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--seeds", "2", "--out", "run")
-    page, found = Path("run/atlas.html"), result.stored("run")["second"]
+    page, found = Path("run/atlas.html"), result.read_maps("run")["second"]
     names = data_of(page)["features"]["name"]
     A = blob_of(page, "A")
     assert A.dtype == np.float64
@@ -135,7 +138,7 @@ def test_a_mean_over_seeds_is_sent_in_full(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_undefined_is_undefined_in_the_page(tmp_path: Path) -> None:
-    similarity("relu", tiny.sick(), out="run", size=16, steps=3, rows=4, device="cpu")
+    similarity("relu", tiny.sick(), **options(out="run", size=16, steps=3, rows=4, device="cpu"))
     (page,) = atlas("run")
     data = data_of(page)
     assert data["features"]["name"][: data["live"]] == ["relu:0"]
@@ -153,7 +156,7 @@ def test_activation_maps_are_the_networks_own(capsys: pytest.CaptureFixture[str]
     network, images = featmap.load("tests.helpers.tiny:small"), featmap.open_arrays("run")["images"].isel(seed=0)
     import torch
 
-    outputs = Probe(network, 4).maps(torch.from_numpy(images.values), ["second"])["second"]
+    outputs = Probe(network, 4).activation_maps(torch.from_numpy(images.values), ["second"])["second"]
     first = 0
     for name, shape, largest in zip(
         data["features"]["name"], data["maps"]["shape"], data["maps"]["largest"], strict=True
@@ -183,7 +186,7 @@ def test_the_command_and_the_lines_of_a_card_make_the_image_again(capsys: pytest
 
 
 def test_a_recipe_that_no_option_gives_is_said_to_be_one(tmp_path: Path) -> None:
-    similarity("second", tiny.small(), out="RUN", size=16, steps=3, rows=4, jitter=2, device="cpu")
+    similarity("second", tiny.small(), **options(out="RUN", size=16, steps=3, rows=4, jitter=2, device="cpu"))
     (page,) = atlas("RUN", activation_maps=False)
     data = data_of(page)
     assert data["command"] == [None] * tiny.FEATURES
@@ -191,7 +194,7 @@ def test_a_recipe_that_no_option_gives_is_said_to_be_one(tmp_path: Path) -> None
     assert "caller's own" in data["again"][0]
     recipe = featmap.Recipe.from_identity(json.loads(Path("RUN/manifest.json").read_text())["identity"]["recipe"])
     at = data["features"]["name"].index("second:2")
-    made = featmap.maximise("second:2", tiny.small(), recipe=recipe, seed=0, device="cpu")
+    made = featmap.maximise("second:2", tiny.small(), **options(recipe=recipe, seed=0, device="cpu"))
     stored = featmap.open_arrays("RUN")["images"].isel(seed=0).sel(image="second:2").values
     assert "featmap.maximise('second:2'" in data["python"][at]
     np.testing.assert_array_equal(made["images"].values[0, 0], stored)
@@ -280,11 +283,11 @@ def test_what_has_no_atlas_says_so(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "go with --model" in fail_with_run(capsys, "atlas", "run", "--weights", "random")
     assert "run's own --model" in fail_with_run(capsys, "atlas", "run", "--model", "tests.helpers.tiny:other")
     begun = Run.read(Path("run"))
-    begun.manifest["status"] = "running"
+    begun.manifest.status = "running"
     begun.save()
     assert "is not finished" in fail_with_run(capsys, "atlas", "run")
     with pytest.raises(StoreError, match="no finished similarity run"):
-        result.stored("run")
+        result.read_maps("run")
 
 
 def test_texts_cannot_leave_their_place() -> None:
@@ -306,7 +309,7 @@ def test_a_page_stays_within_what_it_may_take() -> None:
 
 
 def test_a_network_that_is_given_must_be_the_runs(tmp_path: Path) -> None:
-    similarity("second", tiny.small(), out="run", size=16, steps=3, rows=4, device="cpu")
+    similarity("second", tiny.small(), **options(out="run", size=16, steps=3, rows=4, device="cpu"))
     with pytest.raises(FeatmapError, match="made with weights"):
         atlas("run", network=featmap.load(tiny.other()))
     (page,) = atlas("run", network=featmap.load(tiny.small()))

@@ -15,6 +15,7 @@ from featmap.mapping.run import similarity
 from featmap.report.atlas import atlas
 from tests.helpers import tiny
 from tests.helpers.browser import Tab, chromium, needs_chromium, read_pair
+from tests.helpers.settings import options
 
 pytestmark = [
     needs_chromium,
@@ -35,7 +36,7 @@ def browser() -> Iterator[Any]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of twelve features in pairs of copies, ten of them shown, all of them stimuli."""
     folder = tmp_path_factory.mktemp("atlas") / "planted"
-    similarity("features", tiny.planted(), features="0-8,10", out=folder, **FAST)
+    similarity("features", tiny.planted(), **options(features="0-8,10", out=folder, **FAST))
     atlas(folder, activation_maps=False)
     return folder
 
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("atlas") / "sick"
-    similarity("relu", tiny.sick(), out=folder, **FAST)
+    similarity("relu", tiny.sick(), **options(out=folder, **FAST))
     atlas(folder)
     return folder
 
@@ -242,7 +243,7 @@ def test_a_dead_feature_is_shown_and_said_to_be_dead(browser: Any, sick: Path) -
 @pytest.mark.parametrize("factory", ["one", "asleep"])
 def test_next_to_nothing(browser: Any, tmp_path: Path, factory: str) -> None:
     layer = "features" if factory == "one" else "relu"
-    similarity(layer, getattr(tiny, factory)(), out=tmp_path / factory, **FAST)
+    similarity(layer, getattr(tiny, factory)(), **options(out=tmp_path / factory, **FAST))
     (page,) = atlas(tmp_path / factory)
     opened = Tab(browser, page)
     opened.ready()
@@ -255,7 +256,7 @@ def test_next_to_nothing(browser: Any, tmp_path: Path, factory: str) -> None:
 
 def test_markup_in_a_name_is_text(browser: Any, tmp_path: Path) -> None:
     layer = "<script>alert('&')</script>"
-    similarity(layer, tiny.hostile(), out=tmp_path / "run", **FAST)
+    similarity(layer, tiny.hostile(), **options(out=tmp_path / "run", **FAST))
     (page,) = atlas(tmp_path / "run")
     opened = Tab(browser, page)
     shown = opened.ready()

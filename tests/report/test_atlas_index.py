@@ -15,6 +15,7 @@ import featmap
 from featmap.report.atlas import atlas
 from tests.helpers import tiny
 from tests.helpers.browser import Tab, chromium, needs_chromium
+from tests.helpers.settings import options
 
 pytestmark = [
     needs_chromium,
@@ -33,7 +34,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index") / "layers"
-    featmap.similarity(["second", "first"], tiny.small(), out=folder, **FAST)
+    featmap.similarity(["second", "first"], tiny.small(), **options(out=folder, **FAST))
     atlas(folder, network=featmap.load(tiny.small()))
     return folder
 
@@ -81,7 +82,11 @@ def test_where_a_feature_fires_is_drawn_over_its_image(browser: Any, layers: Pat
     from featmap.optimize.responses import Probe
 
     image = featmap.open_arrays(layers)["images"].isel(seed=0).sel(image=["second:2"]).values
-    values = Probe(featmap.load(tiny.small()), 4).maps(torch.from_numpy(image), ["second"])["second"][0, 2].clip(0)
+    values = (
+        Probe(featmap.load(tiny.small()), 4)
+        .activation_maps(torch.from_numpy(image), ["second"])["second"][0, 2]
+        .clip(0)
+    )
     expected = 0.88 * 255 * (1 - values / values.max())
     assert alphas == pytest.approx(expected.ravel().tolist(), abs=3)
     alt = page.locator("#card .stack img").get_attribute("alt")
@@ -93,7 +98,7 @@ def test_where_a_feature_fires_is_drawn_over_its_image(browser: Any, layers: Pat
 def test_markup_in_layer_names_is_text_on_the_index_too(browser: Any, tmp_path: Path) -> None:
     names = ["<img src=x onerror=alert(1)>", "\"><script>alert('&')</script>"]
     made = nn.Sequential(OrderedDict(zip(names, (tiny._conv(3, 4, 9), tiny._conv(4, 3, 5)), strict=True))).eval()
-    featmap.similarity(names, made, out=tmp_path / "run", **FAST)
+    featmap.similarity(names, made, **options(out=tmp_path / "run", **FAST))
     first, *rest = atlas(tmp_path / "run")
     assert len(rest) == 2
     tab = Tab(browser, first)
@@ -105,8 +110,10 @@ def test_markup_in_layer_names_is_text_on_the_index_too(browser: Any, tmp_path: 
 
 
 def test_interactions_have_a_view_of_their_own(browser: Any, tmp_path: Path) -> None:
-    featmap.interact(["second:1", "second:4"], tiny.small(), seeds=2, out=tmp_path / "duo", **FAST)
-    featmap.similarity("second", tiny.small(), out=tmp_path / "run", **FAST)
+    featmap.interact(
+        ["second:1", "second:4"], tiny.small(), **options("interact", seeds=2, out=tmp_path / "duo", **FAST)
+    )
+    featmap.similarity("second", tiny.small(), **options(out=tmp_path / "run", **FAST))
     (page,) = atlas(tmp_path / "run", interactions=[tmp_path / "duo"])
     tab = Tab(browser, page)
     tab.ready().get_by_role("tab", name="Interactions").click()
@@ -122,7 +129,7 @@ def test_interactions_have_a_view_of_their_own(browser: Any, tmp_path: Path) -> 
 
 
 def test_units_of_any_kind_have_cards(browser: Any, tmp_path: Path) -> None:
-    featmap.maximise(["second:1", "second:1 + 0.5 * first:2"], tiny.small(), out=tmp_path / "run", **FAST)
+    featmap.maximise(["second:1", "second:1 + 0.5 * first:2"], tiny.small(), **options(out=tmp_path / "run", **FAST))
     (page,) = atlas(tmp_path / "run")
     tab = Tab(browser, page)
     shown = tab.ready()

@@ -103,13 +103,13 @@ def test_scales_make_the_measures_of_any_A() -> None:
     A, live = pd.DataFrame(values, index=names, columns=names), names[:7]
     null = pd.Series(rng.normal(size=9), index=names)
     null["f:2"] = values[2, 2]  # no better than the null image
-    s = {name: column.to_numpy() for name, column in measures.scales(A, null, live).items()}
+    s = {name: column.to_numpy() for name, column in measures.measure_scales(A, null, live).items()}
     made = {
         "coactivation": (values - s["null"]) / s["best"],
         "relative": values / s["own"][:, None],
         "selective": (values - s["mean"]) / s["deviation"],
     }
     for name, found in made.items():
-        expected = measures.numbers(measures.MEASURES[name](A, null, live), name)
+        expected = measures.to_floats(measures.MEASURES[name](A, null, live), name)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
         assert np.isnan(expected).any()

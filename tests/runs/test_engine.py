@@ -16,12 +16,14 @@ from featmap.cli import app as cli
 from featmap.cli import entry
 from featmap.errors import FeatmapError, IncompleteError
 from featmap.mapping import run as mapping
-from featmap.network.model import load
+from featmap.network.loading import load
 from featmap.runs import engine as engines
-from featmap.runs import job as runs
-from featmap.runs import maximise
-from featmap.runs.engine import Engine, Silent
+from featmap.runs import lifecycle, maximise, store
+from featmap.runs import worker as runs_worker
+from featmap.runs.engine import Engine
+from featmap.runs.progress import Silent
 from tests.helpers import hands, tiny
+from tests.helpers.settings import options, resolve
 
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4}
 
@@ -47,7 +49,7 @@ def test_without_ray_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(FeatmapError, match=r"pip install 'featmap\[ray\]'"):
-        featmap.similarity("second", tiny.small(), engine="ray")
+        featmap.similarity("second", tiny.small(), **options(engine="ray"))
     for command in (["similarity", "--layer", "x"], ["optimize", "x:1"], ["interact", "x:1", "x:2"]):
         with pytest.raises(SystemExit) as end:
             cli.main([*command, "--engine", "ray"])
@@ -78,8 +80,10 @@ def test_threads_of_each_worker(
 def test_threads_are_taken_noted_and_given_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     for threads in (1, 2):
-        featmap.maximise("second:1", tiny.small(), engine=Engine(threads=threads), out=tmp_path / str(threads), **FAST)
-        written = runs.Run.read(tmp_path / str(threads)).manifest
+        featmap.maximise(
+            "second:1", tiny.small(), **options(engine=Engine(threads=threads), out=tmp_path / str(threads), **FAST)
+        )
+        written = store.Run.read(tmp_path / str(threads)).manifest
         assert written["environment"]["threads"] == threads
         assert written["engines"] == [{"engine": "here", "workers": None, "threads": threads}]
     assert torch.get_num_threads() == before
@@ -87,27 +91,31 @@ def test_threads_are_taken_noted_and_given_back(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path) -> None:
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", **FAST)
+    recipe = resolve(network, torch.device("cpu"), "fast", **FAST)
     job = mapping.similarity_job("second", network, recipe)[0]
-    run = mapping.open_run(job, tmp_path / "run")
+    run = lifecycle.open_run(job, tmp_path / "run")
     names = [u.name for u in job.units()]
     with pytest.raises(ArithmeticError):
-        runs.perform(hands.task(job, tmp_path / "diary", (), (names[2],)), [job.units()], run, Silent(), Engine())
+        runs_worker.perform(
+            hands.task(job, tmp_path / "diary", (), (names[2],)), [job.units()], run, Silent(), Engine()
+        )
     notes: list[str] = []
     watcher = Silent()
     watcher.note = notes.append  # type: ignore[method-assign]
     assert mapping.carry_out(job, run, watcher, Engine(threads=7)) == 2
-    assert [e["threads"] for e in run.manifest["later_environments"]] == [7]
+    assert [e["threads"] for e in run.manifest.later_environments] == [7]
     assert len(notes) == 1 and "may differ in the last bits" in notes[0]
 
 
 def test_units_in_any_order_give_the_same_files(tmp_path: Path) -> None:
     network = load(tiny.wide())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", **FAST)
+    recipe = resolve(network, torch.device("cpu"), "fast", **FAST)
     job = mapping.similarity_job(["first", "second"], network, recipe, seeds=2)[0]
     units = [job.units(), random.Random(2).sample(job.units(), len(job.units()))]
     for name, order in zip(("one", "two"), units, strict=True):
-        runs.perform(runs.task_of(job, runs.Worker, Engine()), [order], mapping.open_run(job, tmp_path / name))
+        runs_worker.perform(
+            lifecycle.task_of(job, runs_worker.Worker, Engine()), [order], lifecycle.open_run(job, tmp_path / name)
+        )
     files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()}
     of_arrays = {p for p in files if p.parts[0] in ("arrays.zarr", "units")}
     assert len(of_arrays) > 100
@@ -119,18 +127,18 @@ def test_features_alone_and_by_64_have_the_same_bits() -> None:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 64, 3))
     settings: dict[str, Any] = {"size": 16, "steps": 4, "rows": 16}
-    together = maximise.maximise([f"2:{c}" for c in range(64)], module, **settings)
+    together = maximise.maximise([f"2:{c}" for c in range(64)], module, **options(**settings))
     for c in (0, 17, 63):
-        alone = maximise.maximise(f"2:{c}", module, **settings)
+        alone = maximise.maximise(f"2:{c}", module, **options(**settings))
         for name in ("images", "activation", "curve"):
             assert np.array_equal(alone[name].values[:, 0], together[name].values[:, c]), (name, c)
 
 
 def test_a_unit_costs_a_pass_for_each_set_of_layers_in_it() -> None:
     network = load(tiny.wide())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", **FAST)
+    recipe = resolve(network, torch.device("cpu"), "fast", **FAST)
     job = mapping.similarity_job(["first", "second"], network, recipe)[0]
-    first, second = (network.layer(name, 16).reach for name in ("first", "second"))
+    first, second = (network.layer(name, 16).cumulative_elements for name in ("first", "second"))
     assert [job.cost(u) for u in job.units()[:4]] == [0, first, first + second, second]
 
 

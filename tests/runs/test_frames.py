@@ -15,14 +15,13 @@ import featmap
 from featmap import image_ops
 from featmap.cli.app import main
 from featmap.errors import FeatmapError
-from featmap.mapping import run as mapping
-from featmap.network.model import load
-from featmap.optimize.descent import frame_steps
-from featmap.optimize.parameterization import between, first_image
+from featmap.network.loading import load
+from featmap.optimize.parameterization import frame_steps, initial_image, interpolate_schedule
 from featmap.optimize.recipe import ARTICLE, FAST, Recipe
-from featmap.runs.engine import Silent
 from featmap.runs.maximise import maximise_job
+from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
+from tests.helpers.settings import options, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"size": 16, "steps": 7, "rows": 4, "device": "cpu"}
@@ -38,13 +37,13 @@ def test_the_steps_at_which_images_are_kept() -> None:
 
 def planted_frames(recipe: Recipe, colour: torch.Tensor, seed: int) -> dict[int, torch.Tensor]:
     """Image after each step of a feature whose gradient is `colour` everywhere, always: written out step by step."""
-    image, found, done = first_image(recipe, seed)[None], {}, 0
+    image, found, done = initial_image(recipe, seed)[None], {}, 0
     for octave in recipe.octaves:
         image = image_ops.resize(image, int(octave.size or 0))
         found.setdefault(done, image[0])
         for i in range(octave.steps):
-            image = image + between(octave.rate, i, octave.steps) * colour[:, None, None]
-            image = image_ops.blur(image, between(octave.sigma, i, octave.steps))
+            image = image + interpolate_schedule(octave.rate, i, octave.steps) * colour[:, None, None]
+            image = image_ops.blur(image, interpolate_schedule(octave.sigma, i, octave.steps))
             done += 1
             found[done] = image[0]
     return found
@@ -54,7 +53,7 @@ def planted_frames(recipe: Recipe, colour: torch.Tensor, seed: int) -> dict[int,
 def test_frames_of_a_planted_feature_in_every_octave(every: int) -> None:
     network = load(networks.planted_1x1())
     settings = {**SMALL, "size": 19, "steps": 12, "recipe": "article", "seed": 5}
-    data = featmap.maximise("features:0", network, frames=every, **settings)
+    data = featmap.maximise("features:0", network, **options(frames=every, **settings))
     recipe = ARTICLE.resolved(19, 19, 12)
     assert len(set(recipe.sizes)) == 3
     known = planted_frames(recipe, torch.tensor(networks.DIRECTIONS[0]), 5)
@@ -69,7 +68,7 @@ def test_frames_of_a_planted_feature_in_every_octave(every: int) -> None:
 
 @pytest.fixture(scope="module")
 def kept() -> xr.Dataset:
-    return featmap.maximise(UNITS, tiny.small(), seeds=2, frames=3, **SMALL)
+    return featmap.maximise(UNITS, tiny.small(), **options(seeds=2, frames=3, **SMALL))
 
 
 def test_the_last_frame_is_the_image_and_its_responses(kept: xr.Dataset) -> None:
@@ -82,14 +81,14 @@ def test_the_last_frame_is_the_image_and_its_responses(kept: xr.Dataset) -> None
         "first",
         "relu",
     ]
-    probed = featmap.probe(kept["images"].values[1], ["second", "first", "relu"], tiny.small(), device="cpu")
+    probed = featmap.probe(kept["images"].values[1], ["second", "first", "relu"], tiny.small(), **options(device="cpu"))
     np.testing.assert_allclose(kept["A"].values[1], probed, rtol=1e-5, atol=1e-7)
 
 
 def test_the_first_frame_is_the_noise_and_curves_run_through_the_frames(kept: xr.Dataset) -> None:
-    recipe = mapping.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
     for s in range(2):
-        noise = first_image(recipe, s).clamp(0, 1).numpy()
+        noise = initial_image(recipe, s).clamp(0, 1).numpy()
         assert all(frame.tobytes() == noise.tobytes() for frame in kept["frames"].values[s, :, 0])
         own = kept["frame_A"].sel(response="second:5").values[s, 2]
         # the fold of the first step sees the noise as it is, every later one what is stored
@@ -97,7 +96,7 @@ def test_the_first_frame_is_the_noise_and_curves_run_through_the_frames(kept: xr
 
 
 def test_keeping_frames_changes_no_bit(kept: xr.Dataset) -> None:
-    plain = featmap.maximise(UNITS, tiny.small(), seeds=2, **SMALL)
+    plain = featmap.maximise(UNITS, tiny.small(), **options(seeds=2, **SMALL))
     assert set(plain.variables) == set(kept.variables) - {"frames", "frame_A", "frame", "A", "null", "response"}
     for name in plain.data_vars:
         assert plain[name].values.tobytes() == kept[name].values.tobytes()
@@ -116,17 +115,17 @@ class Stopper(Silent):
 def test_a_run_folder_goes_on_and_holds_the_same(kept: xr.Dataset, tmp_path: Path) -> None:
     call = {"seeds": 2, "frames": 3, "out": tmp_path / "run", **SMALL}
     with pytest.raises(KeyboardInterrupt):
-        featmap.maximise(UNITS, tiny.small(), watcher=Stopper(4), **call)
-    data = featmap.maximise(UNITS, tiny.small(), **call)
+        featmap.maximise(UNITS, tiny.small(), **options(watcher=Stopper(4), **call))
+    data = featmap.maximise(UNITS, tiny.small(), **options(**call))
     for name in kept.variables:
         assert data[name].values.tobytes() == kept[name].values.tobytes(), name
     with pytest.raises(FeatmapError, match="frames: 3 there, 2 here"):
-        featmap.maximise(UNITS, tiny.small(), **(call | {"frames": 2}))
+        featmap.maximise(UNITS, tiny.small(), **options(**(call | {"frames": 2})))
 
 
 def test_what_keeps_no_frames_is_the_run_it_was() -> None:
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     plain, framed = (maximise_job("second:1", network, recipe, frames=k) for k in (0, 2))
     assert "frames" not in plain.identity() and framed.identity()["frames"] == 2
     assert plain.responses == () and framed.responses == ("second",)
@@ -138,12 +137,14 @@ def test_what_keeps_no_frames_is_the_run_it_was() -> None:
 @pytest.mark.parametrize("frames", [-1, 2.0, True])
 def test_frames_that_cannot_be_kept(frames: Any) -> None:
     with pytest.raises(FeatmapError, match="frames"):
-        featmap.maximise("second:1", tiny.small(), frames=frames, **SMALL)
+        featmap.maximise("second:1", tiny.small(), **options(frames=frames, **SMALL))
 
 
 def test_a_layer_that_an_earlier_octave_is_too_small_for() -> None:
     with pytest.raises(FeatmapError, match="too small for layer 'last'"):
-        featmap.maximise("first:1", tiny.shrinking(), recipe="article", size=16, steps=6, frames=1, responses="last")
+        featmap.maximise(
+            "first:1", tiny.shrinking(), **options(recipe="article", size=16, steps=6, frames=1, responses="last")
+        )
 
 
 def test_the_command_keeps_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +162,11 @@ def test_the_command_keeps_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_noise_given_as_an_array_is_the_noise_of_its_seed() -> None:
-    recipe = mapping.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
-    noise = first_image(recipe, 3)
-    own = featmap.maximise(UNITS, tiny.small(), seed=3, **SMALL)
+    recipe = resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
+    noise = initial_image(recipe, 3)
+    own = featmap.maximise(UNITS, tiny.small(), **options(seed=3, **SMALL))
     for start in (noise, noise.numpy(), noise.double().numpy().tolist()):
-        given = featmap.maximise(UNITS, tiny.small(), start=start, **SMALL)
+        given = featmap.maximise(UNITS, tiny.small(), **options(start=start, **SMALL))
         assert given["images"].values.tobytes() == own["images"].values.tobytes()
         assert given["null_images"].values.tobytes() == own["null_images"].values.tobytes()
 
@@ -175,7 +176,7 @@ def test_a_picture_and_its_array_are_one_start(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     array = pixels.transpose(2, 0, 1).astype(np.float32) / 255
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     read, given, other = (
         maximise_job("second:1", network, recipe, start=s).identity() for s in (tmp_path / "a.png", array, array[::-1])
     )
@@ -185,7 +186,7 @@ def test_a_picture_and_its_array_are_one_start(tmp_path: Path) -> None:
 
 def test_the_array_is_copied() -> None:
     network, array = load(tiny.small()), np.zeros((3, 16, 16), dtype=np.float32)
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     for start in (array, torch.from_numpy(array)):
         job = maximise_job("second:1", network, recipe, start=start)
         before = job.identity()["start"]
@@ -205,7 +206,7 @@ def test_the_array_is_copied() -> None:
 )
 def test_starts_that_are_none(start: np.ndarray, said: str) -> None:
     with pytest.raises(FeatmapError, match=said):
-        featmap.maximise("second:1", tiny.small(), start=start, **SMALL)
+        featmap.maximise("second:1", tiny.small(), **options(start=start, **SMALL))
 
 
 # ---------------------------------------------------------------- the gradient of a sum
@@ -220,13 +221,14 @@ def test_the_choice_of_gradients_leaves_what_was_made_before() -> None:
     assert Recipe.from_identity(together.resolved(16).identity()).gradients == "together"
     assert Recipe.from_identity(FAST.resolved(16).identity()).gradients == "separate"
     with pytest.raises(FeatmapError, match="gradients 'both' is unknown; allowed: separate, together"):
-        featmap.maximise("second:1", tiny.small(), gradients="both", **SMALL)
+        featmap.maximise("second:1", tiny.small(), **options(gradients="both", **SMALL))
 
 
 def test_both_ways_are_one_but_for_rounding() -> None:
     units = ["second:1 + 0.5 * first:4", "second:5"]
     ways = [
-        featmap.maximise(units, tiny.small(), gradients=g, recipe="interact", **SMALL) for g in ("separate", "together")
+        featmap.maximise(units, tiny.small(), **options(gradients=g, recipe="interact", **SMALL))
+        for g in ("separate", "together")
     ]
     sums, single = (np.abs(ways[0]["images"].values[0, k] - ways[1]["images"].values[0, k]).max() for k in (0, 1))
     assert sums < 1e-4
@@ -241,7 +243,7 @@ def test_together_is_the_gradient_of_the_sum() -> None:
     recipe = Recipe(
         "plain", (Octave(1, (1.0, 1.0)),), optimiser="gradient", clamp="never", rows=2, gradients="together"
     )
-    data = featmap.maximise("2 * features:0 + features:1", network, recipe=recipe, size=8, device="cpu")
+    data = featmap.maximise("2 * features:0 + features:1", network, **options(recipe=recipe, size=8, device="cpu"))
     colour = 2 * np.array(networks.DIRECTIONS[0]) + np.array(networks.DIRECTIONS[1])
     moved = data["images"].values[0, 0] - data["null_images"].values[0]
     np.testing.assert_allclose(moved, np.broadcast_to(colour[:, None, None], (3, 8, 8)), rtol=1e-5)
@@ -251,6 +253,6 @@ def test_the_estimate_counts_the_frames(tmp_path: Path) -> None:
     from featmap.runs.estimate import estimate
 
     network = load(tiny.small())
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     plain, framed = (estimate(maximise_job("second:1", network, recipe, frames=k), tmp_path) for k in (0, 1))
     assert framed.disk - plain.disk >= 8 * 3 * 16 * 16 * 4

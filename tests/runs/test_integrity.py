@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featmap import files
 from featmap.cli import app
 from featmap.errors import StoreError
 from featmap.runs import integrity
+from featmap.runs.array_layout import ArraySpec
 from featmap.runs.integrity import CHANGED, FOREIGN, MISSING, UNFINISHED, Fault
 from featmap.runs.manifest import COPY, FORMAT, MANIFEST
-from featmap.runs.store import ArraySpec, Run
+from featmap.runs.store import Run
 
 ARRAYS = {"x": ArraySpec(("row",), (4,), (2,))}
 COORDS = {"row": np.arange(4)}
@@ -114,7 +116,7 @@ def test_records_are_held_to_the_manifest(tmp_path: Path) -> None:
     before = chunk.read_bytes(), record.read_text()
     chunk.write_bytes(b"other")
     name = "arrays.zarr/x/0"
-    record.write_text(before[1].replace(json.loads(before[1])[name], integrity.sha256(chunk)))
+    record.write_text(before[1].replace(json.loads(before[1])[name], files.hash_file(chunk)))
     assert faults(tmp_path) == [(CHANGED, "units/u0.json"), (CHANGED, name)]
 
 
@@ -175,7 +177,7 @@ def test_a_run_inside_a_run_belongs_to_it_once_it_is_noted(tmp_path: Path) -> No
 def test_formats_of_other_versions_are_told_apart(tmp_path: Path) -> None:
     run = finished(tmp_path)
     for version, words in ((FORMAT + 1, "update featmap"), (1, "brings it up to date")):
-        run.manifest["format"] = version
+        run.manifest.format = version
         run.save()
         with pytest.raises(StoreError, match=words):
             integrity.inspect(tmp_path)

@@ -21,12 +21,14 @@ import xarray as xr
 import featmap
 from featmap.errors import FeatmapError, RecipeError
 from featmap.mapping import run as mapping
-from featmap.network.model import load
-from featmap.runs import estimate, maximise
+from featmap.network.loading import load
+from featmap.runs import array_layout, estimate, lifecycle, maximise, store
 from featmap.runs import job as runs
-from featmap.runs.engine import Silent
-from featmap.runs.job import STATUSES, Job
+from featmap.runs.array_layout import STATUSES
+from featmap.runs.job import Job
+from featmap.runs.progress import Silent
 from tests.helpers import tiny
+from tests.helpers.settings import options, resolve
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SIZE, STEPS, ROWS = 16, 6, 4
@@ -37,13 +39,13 @@ ARRAYS = ("images", "null_images", "activation", "null_activation", "curve", "st
 
 def job_of(module: torch.nn.Module, layer: str, seeds: int = 1, **changes: Any) -> Job:
     network = load(module)
-    recipe = mapping.resolve(network, CPU, "fast", **(FAST | changes))
+    recipe = resolve(network, CPU, "fast", **(FAST | changes))
     return mapping.similarity_job(layer, network, recipe, seeds=seeds)[0]
 
 
 def carried_out(job: Job, folder: Path, watcher: Any = None) -> xr.Dataset:
-    mapping.carry_out(job, mapping.open_run(job, folder), watcher or Silent())
-    return mapping.open_arrays(folder).load()
+    mapping.carry_out(job, lifecycle.open_run(job, folder), watcher or Silent())
+    return store.open_arrays(folder).load()
 
 
 def same(one: xr.Dataset, two: xr.Dataset, names: tuple[str, ...] = ARRAYS) -> None:
@@ -95,14 +97,14 @@ def test_labels_name_what_they_stand_for(finished: tuple[Job, xr.Dataset]) -> No
 
 def test_the_descent_raises_every_feature_above_the_null_image(finished: tuple[Job, xr.Dataset]) -> None:
     _, data = finished
-    assert (data["status"].values == runs.LIVE).all()
+    assert (data["status"].values == array_layout.LIVE).all()
     assert (data["activation"].values > data["null_activation"].values).all()
     assert (data["curve"].values[..., -1] > data["curve"].values[..., 0]).all()
     assert not np.array_equal(data["images"][0], data["images"][1])
 
 
 def test_statuses_of_a_sick_layer() -> None:
-    data = maximise.maximise([f"relu:{c}" for c in range(4)], tiny.sick(), **FAST)
+    data = maximise.maximise([f"relu:{c}" for c in range(4)], tiny.sick(), **options(**FAST))
     found = [STATUSES[s] for s in data["status"].values[0]]
     assert found[tiny.LIVE] == "live"
     assert found[tiny.DEAD] == found[tiny.CONSTANT] == "dead"
@@ -118,11 +120,15 @@ def test_one_feature_that_is_not_finite_leaves_the_others_their_status(tmp_path:
 @pytest.mark.parametrize("recipe", ["fast", "standard", "interact"])
 def test_a_features_bits_depend_on_nothing_but_itself(recipe: str, tmp_path: Path) -> None:
     module = tiny.small()
-    everything = maximise.maximise([f"second:{c}" for c in range(tiny.FEATURES)], module, recipe=recipe, **FAST)
-    alone = maximise.maximise("second:5", module, recipe=recipe, **FAST)
+    everything = maximise.maximise(
+        [f"second:{c}" for c in range(tiny.FEATURES)], module, **options(recipe=recipe, **FAST)
+    )
+    alone = maximise.maximise("second:5", module, **options(recipe=recipe, **FAST))
     chosen = [9, 2, 5, 0, 10, 7, 3]
-    seven = maximise.maximise([f"second:{c}" for c in chosen], module, recipe=recipe, **FAST)
-    folder = maximise.maximise([f"second:{c}" for c in chosen], module, recipe=recipe, out=tmp_path / "run", **FAST)
+    seven = maximise.maximise([f"second:{c}" for c in chosen], module, **options(recipe=recipe, **FAST))
+    folder = maximise.maximise(
+        [f"second:{c}" for c in chosen], module, **options(recipe=recipe, out=tmp_path / "run", **FAST)
+    )
     same(everything.isel(image=[5]), alone)
     same(everything.isel(image=chosen), seven)
     same(seven, folder)
@@ -131,16 +137,20 @@ def test_a_features_bits_depend_on_nothing_but_itself(recipe: str, tmp_path: Pat
 
 def test_sums_beside_a_feature_change_none_of_its_bits() -> None:
     module = tiny.small()
-    alone = maximise.maximise("second:1", module, **FAST)
-    among = maximise.maximise(["second:0 + 0.5 * first:2", "second:1", "first:3:1", "second:2:0:1"], module, **FAST)
+    alone = maximise.maximise("second:1", module, **options(**FAST))
+    among = maximise.maximise(
+        ["second:0 + 0.5 * first:2", "second:1", "first:3:1", "second:2:0:1"], module, **options(**FAST)
+    )
     same(among.isel(image=[1]), alone)
 
 
 def test_another_seed_and_another_step_make_other_images() -> None:
     module = tiny.small()
-    plain = maximise.maximise("second:1", module, **FAST)["images"].values
+    plain = maximise.maximise("second:1", module, **options(**FAST))["images"].values
     for changed in ({"seed": 1}, {"steps": STEPS + 1}):
-        assert not np.array_equal(plain, maximise.maximise("second:1", module, **(FAST | changed))["images"].values)
+        assert not np.array_equal(
+            plain, maximise.maximise("second:1", module, **options(**(FAST | changed)))["images"].values
+        )
 
 
 class Stopper(Silent):
@@ -179,10 +189,10 @@ def test_after_an_interruption_the_same_call_goes_on(finished: tuple[Job, xr.Dat
 
 def test_a_second_call_makes_nothing(finished: tuple[Job, xr.Dataset], tmp_path: Path) -> None:
     job, _ = finished
-    run = mapping.open_run(job, tmp_path / "run")
+    run = lifecycle.open_run(job, tmp_path / "run")
     assert mapping.carry_out(job, run, Silent()) == 8
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert mapping.carry_out(job, mapping.open_run(job, tmp_path / "run"), Silent()) == 0
+    assert mapping.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Silent()) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
@@ -212,9 +222,9 @@ def test_what_numbers_depend_on_names_the_default_folder() -> None:
 
 
 def test_other_weights_are_refused_in_a_run_of_these(tmp_path: Path) -> None:
-    mapping.open_run(job_of(tiny.small(), "second"), tmp_path / "run")
+    lifecycle.open_run(job_of(tiny.small(), "second"), tmp_path / "run")
     with pytest.raises(FeatmapError, match=r"model\.sha256"):
-        mapping.open_run(job_of(tiny.other(), "second"), tmp_path / "run")
+        lifecycle.open_run(job_of(tiny.other(), "second"), tmp_path / "run")
 
 
 def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -342,7 +352,7 @@ def wait_for_records(folder: Path, count: int, seconds: float = 60) -> None:
 def test_a_killed_run_goes_on_bit_for_bit(forker: Forker, tmp_path: Path) -> None:
     units, settings = [f"second:{c}" for c in range(24)], {"size": SIZE, "steps": 20, "rows": 2}
     network = load("tests.helpers.tiny:wide")
-    expected = maximise.maximise(units, network, **settings)
+    expected = maximise.maximise(units, network, **options(**settings))
     chance = random.Random(5)
     for k in range(3):
         folder = tmp_path / f"killed-{k}"
@@ -353,7 +363,7 @@ def test_a_killed_run_goes_on_bit_for_bit(forker: Forker, tmp_path: Path) -> Non
         assert forker.end() == -signal.SIGKILL, (tmp_path / "log").read_text()
         kept = records(folder)
         assert 1 <= len(kept) < 13
-        same(maximise.maximise(units, network, out=folder, **settings).load(), expected)
+        same(maximise.maximise(units, network, **options(out=folder, **settings)).load(), expected)
         after = records(folder)
         assert len(after) == 13
         assert {name: after[name] for name in kept} == kept
@@ -373,9 +383,9 @@ def test_a_run_killed_while_its_folder_is_laid_goes_on(forker: Forker, tmp_path:
         pytest.skip("killed too late to tell; test_store.py stops the same work at every write")
     network = load("tests.helpers.tiny:wide")
     job = maximise.maximise_job(
-        [f"second:{c}" for c in range(24)], network, mapping.resolve(network, CPU, "fast", SIZE, 40, rows=2)
+        [f"second:{c}" for c in range(24)], network, resolve(network, CPU, "fast", SIZE, 40, rows=2)
     )
-    assert mapping.open_run(job, folder).manifest["status"] == "running"
+    assert lifecycle.open_run(job, folder).manifest["status"] == "running"
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from featmap.errors import StoreError
-from featmap.runs.store import LOCK, OWNER, ArraySpec, Run
+from featmap.runs.array_layout import ArraySpec
+from featmap.runs.store import LOCK, OWNER, Run
 
 ARRAYS = {"x": ArraySpec(("row",), (4,), (2,))}
 COORDS = {"row": np.arange(4)}
@@ -22,7 +23,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 import numpy as np
-from featmap.runs.store import ArraySpec, Run
+from featmap.runs.array_layout import ArraySpec
+from featmap.runs.store import Run
 run = Run(Path(sys.argv[1]), {"a": 1}).open({"x": ArraySpec(("row",), (4,), (2,))}, {"row": np.arange(4)}, {})
 print("held", flush=True)
 sys.stdin.readline()

@@ -20,12 +20,17 @@ from featmap.errors import FeatmapError, IncompleteError, StoreError
 from featmap.interaction import run as pairings
 from featmap.interaction import worker as jointwork
 from featmap.mapping import run as mapping
-from featmap.network.model import Network, load
+from featmap.network.loading import load
+from featmap.network.model import Network
 from featmap.runs import job as runs
-from featmap.runs import maximise
-from featmap.runs.engine import Engine, Silent
-from featmap.runs.store import ARRAYS, UNITS
-from tests.helpers import hands, tiny
+from featmap.runs import lifecycle, maximise
+from featmap.runs import worker as runs_worker
+from featmap.runs.array_layout import ARRAYS
+from featmap.runs.engine import Engine
+from featmap.runs.manifest import UNITS
+from featmap.runs.progress import Silent
+from tests.helpers import hands, settings, tiny
+from tests.helpers.settings import options
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'featmap[ray]')")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -50,12 +55,12 @@ def network() -> Network:
 
 
 def job_of(network: Network, rows: int = 2, steps: int = STEPS) -> runs.Job:
-    recipe = mapping.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=rows)
+    recipe = settings.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=rows)
     return mapping.similarity_job(["second", "first"], network, recipe)[0]
 
 
 def made_here(job: Any, folder: Path) -> Path:
-    mapping.carry_out(job, mapping.open_run(job, folder), Silent(), HERE)
+    mapping.carry_out(job, lifecycle.open_run(job, folder), Silent(), HERE)
     return folder
 
 
@@ -85,21 +90,21 @@ class Killer(Silent):
 
 def test_two_workers_one_of_them_killed_give_the_plain_loops_bits(network: Network, tmp_path: Path) -> None:
     job, killer = job_of(network, steps=60), Killer(after=3)
-    run = mapping.open_run(job, tmp_path / "ray")
+    run = lifecycle.open_run(job, tmp_path / "ray")
     assert mapping.carry_out(job, run, killer, TWO) == len(job.units()) == killer.landings == 16
     assert killer.killed == 2
     same(tmp_path / "ray", made_here(job, tmp_path / "here"))
-    assert run.manifest["environment"]["threads"] == 1
-    assert run.manifest["engines"] == [{"engine": "ray", "workers": 2, "threads": 1}]
+    assert run.manifest.environment["threads"] == 1
+    assert run.manifest.engines == [{"engine": "ray", "workers": 2, "threads": 1}]
     assert "later_environments" not in run.manifest
 
 
 def test_units_that_always_fail_are_tried_three_times_and_named(network: Network, tmp_path: Path) -> None:
     job, diary = job_of(network, rows=6), tmp_path / "diary"
     deadly, faulty = job.units()[2].name, job.units()[4].name
-    run = mapping.open_run(job, tmp_path / "ray")
+    run = lifecycle.open_run(job, tmp_path / "ray")
     with pytest.raises(IncompleteError) as caught:
-        runs.perform(hands.task(job, diary, (deadly,), (faulty,)), [job.units()], run, Silent(), TWO)
+        runs_worker.perform(hands.task(job, diary, (deadly,), (faulty,)), [job.units()], run, Silent(), TWO)
     said = str(caught.value)
     assert said.startswith("2 of 6 work units were left out after 3 tries each: ")
     assert f"{deadly} (its worker died)" in said
@@ -107,7 +112,7 @@ def test_units_that_always_fail_are_tried_three_times_and_named(network: Network
     tried = Counter(diary.read_text().split())
     assert tried == {u.name: 3 if u.name in (deadly, faulty) else 1 for u in job.units()}
     assert {p.stem for p in (run.folder / UNITS).iterdir()} == {u.name for u in job.units()} - {deadly, faulty}
-    assert mapping.carry_out(job, mapping.open_run(job, run.folder), Silent(), HERE) == 2
+    assert mapping.carry_out(job, lifecycle.open_run(job, run.folder), Silent(), HERE) == 2
     same(run.folder, made_here(job, tmp_path / "here"))
 
 
@@ -115,26 +120,26 @@ def test_one_worker_does_the_largest_units_first_and_ends_with_a_fault_that_a_us
     network: Network, tmp_path: Path
 ) -> None:
     job, diary = job_of(network, rows=6), tmp_path / "diary"
-    run = mapping.open_run(job, tmp_path / "ray")
-    assert runs.perform(hands.task(job, diary), [job.units()], run, Silent(), ONE) == 6
+    run = lifecycle.open_run(job, tmp_path / "ray")
+    assert runs_worker.perform(hands.task(job, diary), [job.units()], run, Silent(), ONE) == 6
     deep, flat = [u.name for u in job.units()[1:5]], job.units()[5].name
     assert diary.read_text().split() == [*deep, flat, job.units()[0].name]
     same(run.folder, made_here(job, tmp_path / "here"))
-    assert runs.perform(hands.task(job, diary), [job.units()], run, Silent(), ONE) == 0
+    assert runs_worker.perform(hands.task(job, diary), [job.units()], run, Silent(), ONE) == 0
 
     (run.folder / UNITS / f"{flat}.json").unlink()
     full = StoreError("no space left")
     with pytest.raises(StoreError, match="no space left"):
-        runs.perform(hands.task(job, diary, (), (flat,), full), [job.units()], run, Silent(), ONE)
+        runs_worker.perform(hands.task(job, diary, (), (flat,), full), [job.units()], run, Silent(), ONE)
     assert Counter(diary.read_text().split())[flat] == 2
 
 
 def test_pairs_on_two_workers_are_those_of_the_plain_loop(tmp_path: Path) -> None:
     network = load(tiny.small())  # an object: it is sent to the workers
-    recipe = pairings.resolve(network, None, SIZE, 4, rows=2)
+    recipe = settings.resolve_linear(network, None, SIZE, 4, rows=2)
     job = pairings.group_job(["second:0", "second:3"], network, recipe, seeds=1)
     for name, engine in (("ray", TWO), ("here", HERE)):
-        jointwork.execute(job, pairings.open_run(job, tmp_path / name), None, engine)
+        jointwork.execute(job, lifecycle.open_run(job, tmp_path / name), None, engine)
     same(tmp_path / "ray", tmp_path / "here")
 
 
@@ -144,12 +149,12 @@ def test_a_network_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     job = job_of(load("tests.helpers.tiny:wide"))
     job = runs.Job(load(module), job.objectives, job.recipe)
     with pytest.raises(FeatmapError, match=r"cannot be sent to workers.*package\.module:factory"):
-        runs.execute(job, mapping.open_run(job, tmp_path / "run"), Silent(), TWO)
+        runs_worker.execute(job, lifecycle.open_run(job, tmp_path / "run"), Silent(), TWO)
 
 
 def test_a_run_folder_is_needed(network: Network) -> None:
     with pytest.raises(FeatmapError, match="give out"):
-        maximise.maximise("second:0", network, engine="ray")
+        maximise.maximise("second:0", network, **options(engine="ray"))
 
 
 class Noted(Silent):
@@ -171,7 +176,7 @@ def test_workers_that_do_not_fit_into_memory_are_not_started(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
     assert [ray_engine.fitting(4, each) for each in (0, 10**9)] == [1, 1]
     job, watcher = job_of(network), Noted()
-    mapping.carry_out(job, mapping.open_run(job, tmp_path / "ray"), watcher, TWO)
+    mapping.carry_out(job, lifecycle.open_run(job, tmp_path / "ray"), watcher, TWO)
     assert [n for n in watcher.notes if n.startswith("2 workers' batches do not fit") and "; 1 are started" in n]
     nodes = [{"Alive": alive, "NodeManagerAddress": where} for alive, where in ((True, "a"), (False, "b"), (True, "c"))]
     for count, address, here in ((1, None, True), (2, "auto", True), (3, None, False), (1, "ray://a:1", False)):

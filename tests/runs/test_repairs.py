@@ -18,13 +18,14 @@ from torch import nn
 import featmap
 from featmap.cli import app
 from featmap.errors import FeatmapError, IncompleteError, ModelError, RecipeError, StoreError, UnitError
-from featmap.files import clear_faults
+from featmap.files import hash_file, translate_os_errors, write_atomically
 from featmap.network import weights
-from featmap.optimize import objective as objectives
+from featmap.optimize.objective import Objective
 from featmap.runs import device, integrity, ray_engine
 from featmap.runs.manifest import COPY, MANIFEST
-from featmap.runs.store import Run, text_of_record, write_atomically
+from featmap.runs.store import Run, text_of_record
 from tests.helpers import networks
+from tests.helpers.settings import options
 
 UNITS = [f"mixed:{k}" for k in range(5)]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,7 +115,7 @@ def test_a_record_that_still_parses_is_mended(run: Path, whole: Path, damage: st
 def test_a_foreign_record_vouches_for_nothing(run: Path) -> None:
     stray = run / "arrays.zarr" / "images" / "7.7.7.7.7"
     stray.write_bytes(b"x")
-    record = {stray.relative_to(run).as_posix(): featmap.store.sha256(stray)}  # type: ignore[attr-defined]
+    record = {stray.relative_to(run).as_posix(): hash_file(stray)}
     (run / "units" / "zz.json").write_text(text_of_record(record))
     assert sorted(faults(run)) == [("foreign", "arrays.zarr/images/7.7.7.7.7"), ("foreign", "units/zz.json")]
 
@@ -132,7 +133,7 @@ def test_a_link_in_a_files_place_is_replaced(run: Path, whole: Path, name: str) 
 def test_a_folder_in_a_files_way_is_named(run: Path) -> None:
     (run / "images.csv").unlink()
     (run / "images.csv").mkdir()
-    with pytest.raises(StoreError, match=r"images\.csv' is in the way \(.*\); move it away"):
+    with pytest.raises(StoreError, match=r"images\.csv' is in the way \(.*\); move it, or choose another folder"):
         make(run)
     (run / "images.csv").rmdir()
     make(run)
@@ -145,7 +146,7 @@ def test_a_folder_in_a_files_way_is_named(run: Path) -> None:
 
 def test_what_is_in_the_way_is_the_target_not_its_temporary_name(tmp_path: Path) -> None:
     (tmp_path / "table.csv").mkdir()
-    with pytest.raises(StoreError, match=r"/table\.csv' is in the way"), clear_faults("run"):
+    with pytest.raises(StoreError, match=r"/table\.csv' is in the way"), translate_os_errors("run"):
         write_atomically(tmp_path / "table.csv", lambda p: p.write_text("a"))
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
@@ -179,14 +180,16 @@ def broken() -> nn.Module:
 def test_one_broken_feature_spoils_no_other(tmp_path: Path) -> None:
     network = featmap.load(broken(), input_size=24)
     given: dict[str, Any] = {"size": 24, "steps": 8, "rows": 8, "device": "cpu"}
-    found = featmap.maximise([f"relu:{k}" for k in range(8)], network, out=tmp_path / "run", **given)
+    found = featmap.maximise([f"relu:{k}" for k in range(8)], network, **options(out=tmp_path / "run", **given))
     words = found["status"].attrs["flag_meanings"].split()
     assert [words[int(v)] for v in found["status"].values[0][:4]] == ["not-finite", "not-finite", "dead", "not-finite"]
     assert {words[int(v)] for v in found["status"].values[0][4:]} <= {"live", "rescued"}
     healthy = broken()
     with torch.no_grad():
         healthy.last.weight[0], healthy.last.bias[1] = 0.0, 0.0
-    alone = featmap.maximise(["relu:5"], featmap.load(healthy, input_size=24), out=tmp_path / "alone", **given)
+    alone = featmap.maximise(
+        ["relu:5"], featmap.load(healthy, input_size=24), **options(out=tmp_path / "alone", **given)
+    )
     assert found["images"].values[0, 5].tobytes() == alone["images"].values[0, 0].tobytes()
 
 
@@ -204,17 +207,21 @@ def test_tensors_of_another_kind_are_named(kind: str) -> None:
     with pytest.raises(
         ModelError, match=r"of another kind: 0\.weight is " + kind.replace("(", r"\(").replace(")", r"\)")
     ):
-        weights.fit(module, state, "it", "file.pth")
+        weights.load_state(module, state, "it", "file.pth")
     assert np.array_equal(module[0].weight.detach(), plain)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: objectives.objective("0 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
-        (lambda: objectives.objective("mixed:0 + 1e-400 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
+        (lambda: Objective.parse("0 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
+        (lambda: Objective.parse("mixed:0 + 1e-400 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
         (lambda: device.device("cpu:7"), FeatmapError, "there is one of these; give --device cpu"),
-        (lambda: featmap.maximise(UNITS, networks.small_inception(), recipe=""), RecipeError, "recipe '' is unknown"),
+        (
+            lambda: featmap.maximise(UNITS, networks.small_inception(), **options(recipe="")),
+            RecipeError,
+            "recipe '' is unknown",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused(call: Any, error: type[Exception], words: str) -> None:

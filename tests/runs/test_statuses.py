@@ -16,7 +16,7 @@ from PIL import Image
 import featmap
 from featmap.cli.app import main
 from featmap.runs import integrity
-from featmap.runs.job import STATUSES
+from featmap.runs.array_layout import STATUSES
 from featmap.stats import clustering
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

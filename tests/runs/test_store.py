@@ -13,8 +13,10 @@ import pytest
 import zarr
 
 from featmap.errors import StoreError
-from featmap.runs.manifest import COPY
-from featmap.runs.store import FORMAT, MANIFEST, ArraySpec, Run, clear_faults, digest, sha256, write_atomically
+from featmap.files import digest, hash_file, translate_os_errors, write_atomically
+from featmap.runs.array_layout import ArraySpec
+from featmap.runs.manifest import COPY, FORMAT, MANIFEST
+from featmap.runs.store import Run
 
 IDENTITY = {"model": {"name": "m", "sha256": "ab"}, "recipe": {"steps": 3, "octaves": [{"size": 16}]}, "seeds": [0]}
 ARRAYS = {
@@ -45,8 +47,8 @@ def whole(folder: Path) -> list[str]:
     run = opened(folder)
     made = [land(run, first, last) for first, last in UNITS if not run.is_done(f"u{first}")]
     run.write("table.csv", lambda p: p.write_text("a,b\n1,2\n", encoding="utf-8"))
-    run.manifest["status"] = "complete"
-    with clear_faults("manifest"):
+    run.manifest.status = "complete"
+    with translate_os_errors("manifest"):
         run.save()
     return made
 
@@ -68,7 +70,7 @@ def test_a_run_holds_what_landed_and_reads_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["values"][first:last], batch(first, last)["values"])
     assert list(found["image"]) == list(COORDS["image"])
     run = Run.read(tmp_path / "run")
-    assert (run.identity, run.manifest["format"], run.is_complete()) == (IDENTITY, FORMAT, True)
+    assert (run.identity, run.manifest.format, run.is_complete()) == (IDENTITY, FORMAT, True)
     assert run.arrays["status"].attrs["flag_meanings"] == "live dead"
 
 
@@ -113,7 +115,7 @@ def test_a_foreign_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> No
     with pytest.raises(StoreError, match="no run folder"):
         opened(tmp_path / "diary.txt")
     assert (tmp_path / "diary.txt").read_text() == "mine"
-    with pytest.raises(StoreError, match=r"--out|mended"):
+    with pytest.raises(StoreError, match=r"choose another folder|correct this"):
         opened(tmp_path / "diary.txt" / "below")
 
 
@@ -131,7 +133,7 @@ def test_reading_what_is_no_run_says_so(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     run = opened(tmp_path)
-    run.manifest["format"] = FORMAT + 1
+    run.manifest.format = FORMAT + 1
     run.save()
     with pytest.raises(StoreError, match=f"format {FORMAT + 1}.*update featmap"):
         Run.read(tmp_path)
@@ -262,10 +264,11 @@ def test_a_full_disk_at_any_write_is_one_error_and_the_same_call_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "not writable"), (errno.EIO, "goes on once")]
+    ("number", "words"),
+    [(errno.ENOSPC, "no space left"), (errno.EROFS, "not writable"), (errno.EIO, "repeat the call")],
 )
 def test_faults_of_the_system_become_one_line(number: int, words: str) -> None:
-    with pytest.raises(StoreError, match=words), clear_faults("run folder 'x'"):
+    with pytest.raises(StoreError, match=words), translate_os_errors("run folder 'x'"):
         raise OSError(number, os.strerror(number))
 
 
@@ -276,7 +279,7 @@ def test_a_read_only_folder_is_refused_with_a_way_out(tmp_path: Path) -> None:
     try:
         if os.access(folder, os.W_OK):
             pytest.skip("permissions do not bind this user")
-        with pytest.raises(StoreError, match=r"not writable.*--out"):
+        with pytest.raises(StoreError, match=r"not writable.*choose another folder"):
             opened(folder / "run")
     finally:
         folder.chmod(stat.S_IRWXU)
@@ -285,7 +288,7 @@ def test_a_read_only_folder_is_refused_with_a_way_out(tmp_path: Path) -> None:
 def test_hashes_are_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     # SHA-256 of nothing: FIPS 180-4's well-known value
-    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert hash_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
 
 
@@ -293,4 +296,4 @@ def test_records_name_every_chunk_of_their_unit(tmp_path: Path) -> None:
     whole(tmp_path)
     record = json.loads((tmp_path / "units" / "u2.json").read_text())
     assert sorted(record) == ["arrays.zarr/status/1", "arrays.zarr/values/1.0"]
-    assert all(sha256(tmp_path / file) == known for file, known in record.items())
+    assert all(hash_file(tmp_path / file) == known for file, known in record.items())

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
+from featmap.rng import generator
 from featmap.stats import agreement, reliability
-from featmap.stats.measures import correlations
+from featmap.stats.measures import profile_correlations
 from tests.stats.test_reliability import ONE, TWO, symmetric, upper
 
 
@@ -50,9 +51,9 @@ def test_mantels_p_counts_the_permutations_that_reach_the_correlation(holes: int
     known = np.isfinite(one) & np.triu(labels[:, None] == labels, 1)
     x, y = (np.where(known | known.T, t, np.nan) for t in (one, two))
     if method == "spearman":
-        x, y = reliability.ranked(x), reliability.ranked(y)
+        x, y = reliability.rank_pairs(x), reliability.rank_pairs(y)
     observed = stats.pearsonr(x[known], y[known]).statistic
-    rng, reached = reliability.seeded("mantel", method, n, 60), 0
+    rng, reached = generator("mantel", method, n, 60), 0
     for _ in range(60):
         order = agreement._shuffled(labels, rng)
         moved = y[np.ix_(order, order)]
@@ -82,7 +83,7 @@ def test_the_reliability_of_photographs_rises_with_their_number() -> None:
     many = rng.normal(size=(2000, 6)) @ mixing + rng.normal(size=(2000, 12))
     few, all_of_them = (agreement.split_half(many[:n]).value for n in (60, 2000))
     assert 0 < few < all_of_them < 1
-    halves = [correlations(many[k::2]) for k in (0, 1)]
+    halves = [profile_correlations(many[k::2]) for k in (0, 1)]
     by_hand = stats.pearsonr(*map(upper, halves)).statistic
     assert all_of_them == pytest.approx(reliability.spearman_brown(float(by_hand), 2), abs=0.01)
     assert math.isnan(agreement.split_half(many[:7]).value)
@@ -92,10 +93,10 @@ def test_the_interval_of_split_halves_is_the_bootstrap_over_features() -> None:
     rng = np.random.default_rng(4)
     many = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 10)) + rng.normal(size=(60, 10))
     found = agreement.split_half(many, splits=3)
-    order, pairs = reliability.seeded("halves", 60, 10, 3), []
+    order, pairs = generator("halves", 60, 10, 3), []
     for _ in range(3):
         drawn = order.permutation(60)
-        pairs.append((correlations(many[sorted(drawn[:30])]), correlations(many[sorted(drawn[30:])])))
+        pairs.append((profile_correlations(many[sorted(drawn[:30])]), profile_correlations(many[sorted(drawn[30:])])))
     whole = reliability.mean_correlation(pairs)
     for ours, theirs in zip(vars(found).values(), vars(whole).values(), strict=True):
         assert ours == pytest.approx(reliability.spearman_brown(theirs, 2), abs=1e-9)
@@ -103,15 +104,15 @@ def test_the_interval_of_split_halves_is_the_bootstrap_over_features() -> None:
 
 
 def test_nothing_is_corrected_by_unreliable_tables() -> None:
-    assert agreement.disattenuated(0.81, 0.95, 0.9) == pytest.approx(0.81 / math.sqrt(0.855))
-    assert agreement.disattenuated(0.99, 0.95, 0.9) == 1.0
+    assert agreement.disattenuate(0.81, 0.95, 0.9) == pytest.approx(0.81 / math.sqrt(0.855))
+    assert agreement.disattenuate(0.99, 0.95, 0.9) == 1.0
     for one, two in ((0.89, 1.0), (1.0, 0.89), (math.nan, 1.0)):
-        assert math.isnan(agreement.disattenuated(0.8, one, two))
+        assert math.isnan(agreement.disattenuate(0.8, one, two))
 
 
 def test_an_image_is_so_many_times_as_good_as_the_best_photograph() -> None:
     photographs = np.array([[1.0, -1.0, 0.0, 2.0], [4.0, -3.0, 0.0, math.nan]])
-    found = agreement.multiples(np.array([10.0, 1.0, 1.0, 1.0]), photographs)
+    found = agreement.multiples_of_best(np.array([10.0, 1.0, 1.0, 1.0]), photographs)
     assert found[0] == 2.5 and found[3] == 0.5
     assert np.isnan(found[1:3]).all()  # no photograph excites these at all
 
@@ -130,7 +131,7 @@ def test_cosines_are_scikit_learns_within_one_space() -> None:
 def test_doras_distance_in_plain_loops(kind: str) -> None:
     rng = np.random.default_rng(2)
     A, mean, deviation = rng.normal(size=(6, 6)), rng.normal(size=6), rng.uniform(0.5, 2, 6)
-    found = agreement.extreme_activation(A, mean, deviation, kind)
+    found = agreement.extreme_activation_distance(A, mean, deviation, kind)
     a = [[(A[i][j] - mean[j]) / deviation[j] for j in range(6)] for i in range(6)]
     for i in range(6):
         for j in range(6):
@@ -139,9 +140,9 @@ def test_doras_distance_in_plain_loops(kind: str) -> None:
             cosine = sum(p * q for p, q in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
             expected = 0.0 if i == j else math.sqrt((1 - cosine) / 2)
             assert found[i, j] == pytest.approx(expected, abs=1e-7)
-    assert np.isnan(agreement.extreme_activation(A, mean, np.array([0, 1, 1, 1, 1, 1.0]), kind)[0]).all()
+    assert np.isnan(agreement.extreme_activation_distance(A, mean, np.array([0, 1, 1, 1, 1, 1.0]), kind)[0]).all()
     with pytest.raises(ValueError, match="layer, pair"):
-        agreement.extreme_activation(A, mean, deviation, "other")
+        agreement.extreme_activation_distance(A, mean, deviation, "other")
 
 
 def pathless(seed: int = 0, D: int = 6, N: int = 60, C: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,15 +194,16 @@ def test_the_scale_of_the_processing_path() -> None:
 def test_permuted_columns_leave_nothing() -> None:
     rng = np.random.default_rng(0)
     A = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 40))
-    S = correlations(A)
-    (found,) = agreement.over_permutations(A, [S], draws=30)
+    S = profile_correlations(A)
+    (found,) = agreement.permutation_agreement(A, [S], draws=30)
     assert abs(found.value) < 0.05 and found.low < 0 < found.high
-    (ranks,) = agreement.over_permutations(A, [S], draws=5, method="spearman")
+    (ranks,) = agreement.permutation_agreement(A, [S], draws=5, method="spearman")
     by_hand = [
-        stats.spearmanr(upper(correlations(agreement.permuted_columns(A, k))), upper(S)).statistic for k in range(5)
+        stats.spearmanr(upper(profile_correlations(agreement.permute_columns(A, k))), upper(S)).statistic
+        for k in range(5)
     ]
     assert ranks.value == pytest.approx(np.mean(by_hand), abs=1e-9)
-    drawn = agreement.permuted_columns(A, 0)
+    drawn = agreement.permute_columns(A, 0)
     assert (np.sort(drawn, axis=0) == np.sort(A, axis=0)).all() and (drawn != A).any()
 
 

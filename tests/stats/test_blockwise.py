@@ -90,7 +90,7 @@ def test_the_mean_of_best_partners_is_that_of_the_dense_table() -> None:
     for one in (0, 2, 3):
         for two in (0, 2, 3):
             if one != two:
-                best, floor, _ = cross_layer.agreement(frames[one], frames[two], draws=60)
+                best, floor, _ = cross_layer.layer_agreement(frames[one], frames[two], draws=60)
                 assert np.mean(found.best[GROUPS[one], two]) == pytest.approx(best, abs=1e-10)
                 # permuted before or after the centring, by other permutations: the same but for the draw
                 assert np.mean(found.floors[:, one, two]) == pytest.approx(floor, abs=0.05)

@@ -17,7 +17,8 @@ from scipy.cluster.hierarchy import is_monotonic, is_valid_linkage, leaves_list,
 from scipy.spatial.distance import squareform
 
 from featmap.stats import clustering
-from featmap.stats.clustering import adjusted_rand, find_clusters, leaf_order
+from featmap.stats.clustering import find_clusters, leaf_order
+from featmap.stats.correlation import adjusted_rand
 from featmap.stats.measures import to_masked
 from tests.stats.test_clustering import frame, gaussian, labels, laws, planted, rng, similarity, zeros
 

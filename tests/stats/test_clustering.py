@@ -12,7 +12,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from featmap.errors import FeatmapError
 from featmap.stats import clustering
-from featmap.stats.clustering import adjusted_rand, communities, find_clusters, leaf_order, neighbour_graph
+from featmap.stats.clustering import communities, find_clusters, leaf_order, neighbour_graph
+from featmap.stats.correlation import adjusted_rand
 from featmap.stats.measures import profile
 from tests.helpers import oracles
 

@@ -59,7 +59,7 @@ A_NAMES, B_NAMES = names("a", 7), names("b", 5)
 def test_measures_agree_with_plain_loops(seed: int, source: Callable[..., tuple], holes: bool, dead: list[str]) -> None:
     A, null = source(seed, holes)
     live = [f for f in dict.fromkeys([*A.index, *A.columns]) if f not in dead]
-    found = cross_layer.cross(A, null, ("a", "b"), A_NAMES, B_NAMES, live)
+    found = cross_layer.build_map(A, null, ("a", "b"), A_NAMES, B_NAMES, live)
     for name in ("coactivation", "relative", "selective"):
         if name in found.measures:
             same(found.measures[name], getattr(cross_oracles, name)(A, null, A_NAMES, B_NAMES, live))
@@ -67,7 +67,7 @@ def test_measures_agree_with_plain_loops(seed: int, source: Callable[..., tuple]
     same(found.measures["profile"], S)
     assert ("coactivation" in found.measures) == (source is listed)
     best = cross_oracles.best(S, A_NAMES, B_NAMES)
-    told = cross_layer.agreement(found.first, found.second, draws=2)[0]
+    told = cross_layer.layer_agreement(found.first, found.second, draws=2)[0]
     assert (best is None and np.isnan(told)) or told == pytest.approx(best)
 
 
@@ -75,7 +75,7 @@ def test_a_worked_example() -> None:
     # By hand: n_b = 1; b's own image gives 5, so C = (3 - 1) / (5 - 1); a's own response is 4, so R = 3 / 4.
     A = pd.DataFrame([[4.0, 3.0], [0.0, 5.0]], index=["a:0", "b:0"], columns=["a:0", "b:0"])
     null = pd.Series([0.0, 1.0], index=A.columns)
-    found = cross_layer.cross(A, null, ("a", "b"), ["a:0"], ["b:0"], list(A.index))
+    found = cross_layer.build_map(A, null, ("a", "b"), ["a:0"], ["b:0"], list(A.index))
     assert found.measures["coactivation"].loc["a:0", "b:0"] == 0.5
     assert found.measures["relative"].loc["a:0", "b:0"] == 0.75
     assert found.activations.loc["a:0", "b:0"] == 3
@@ -126,7 +126,7 @@ def test_laws_of_the_other_measures(seed: int, name: str) -> None:
 def test_nothing_undefined_is_a_number_or_nan() -> None:
     A, null = listed(1, holes=True)
     live = [f for f in A.index if f not in ("a:5", "b:3")]
-    found = cross_layer.cross(A, null, ("a", "b"), A_NAMES, B_NAMES, live)
+    found = cross_layer.build_map(A, null, ("a", "b"), A_NAMES, B_NAMES, live)
     for name, frame in found.measures.items():
         assert all(str(kind) == "Float64" for kind in frame.dtypes)
         assert not frame.isna().to_numpy().all()
@@ -146,7 +146,7 @@ def test_a_profile_takes_the_same_images_of_both() -> None:
 def test_few_images_are_warned_of() -> None:
     A, null = listed(0)
     with pytest.warns(measures.FewStimuliWarning, match="15 images"):
-        cross_layer.cross(A, null, ("a", "b"), A_NAMES, B_NAMES, list(A.index))
+        cross_layer.build_map(A, null, ("a", "b"), A_NAMES, B_NAMES, list(A.index))
 
 
 def test_partners_are_ranked_and_ties_go_by_the_order_of_the_columns() -> None:
@@ -164,10 +164,10 @@ def test_the_floor_of_unrelated_layers_is_what_they_reach_and_of_copies_far_belo
     images = names("x", 400)
     a = pd.DataFrame(rng.standard_normal((400, 20)), index=images, columns=names("a", 20))
     b = pd.DataFrame(rng.standard_normal((400, 20)), index=images, columns=names("b", 20))
-    found, floor, highest = cross_layer.agreement(a, b)
+    found, floor, highest = cross_layer.layer_agreement(a, b)
     assert found == pytest.approx(floor, abs=0.02)
     assert floor <= highest
-    copies, floor, highest = cross_layer.agreement(a, (2 * a + 1).set_axis(names("b", 20), axis=1))
+    copies, floor, highest = cross_layer.layer_agreement(a, (2 * a + 1).set_axis(names("b", 20), axis=1))
     assert copies == pytest.approx(1)
     assert highest < 0.2
-    assert cross_layer.agreement(a, b) == cross_layer.agreement(a, b)
+    assert cross_layer.layer_agreement(a, b) == cross_layer.layer_agreement(a, b)

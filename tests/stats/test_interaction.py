@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from featmap.stats import interaction
+from featmap.stats import correlation, interaction
 from featmap.stats.interaction import NOWHERE, SHARED
 from tests.helpers import interaction_oracles as oracles
 
@@ -161,7 +161,7 @@ def test_self_saturation() -> None:
 
 @pytest.mark.parametrize(("parts", "steps"), [(2, 20), (3, 12), (4, 6), (5, 4), (8, 2)])
 def test_the_lattice_is_the_finest_even_one(parts: int, steps: int) -> None:
-    found = interaction.lattice(parts)
+    found = interaction.simplex_lattice(parts)
     assert {tuple(np.round(row, 9)) for row in found} == {
         tuple(round(v, 9) for v in row) for row in oracles.lattice(parts, steps)
     }
@@ -198,13 +198,13 @@ def test_deviations_and_what_is_dropped() -> None:
     responses[:, 1] = 3
     responses[:, 2] = 1000 + 1e-3 * responses[:, 2]
     responses[3, 4] = np.inf
-    found = interaction.deviations(responses)
+    found = interaction.response_deviations(responses)
     assert np.isnan(found).tolist() == [False, True, True, False, True]
     assert found[0] == pytest.approx(math.sqrt(np.mean((responses[:, 0] - responses[:, 0].mean()) ** 2)), rel=1e-5)
     image, null = np.arange(5.0), np.ones(5)
-    np.testing.assert_allclose(interaction.standardised(image, null, found), [-1 / found[0], 2 / found[3]])
+    np.testing.assert_allclose(interaction.standardise_responses(image, null, found), [-1 / found[0], 2 / found[3]])
     image[4] = null[4] = np.inf
-    assert np.isfinite(interaction.standardised(image, null, found)).all(), "a dropped feature may be anything"
+    assert np.isfinite(interaction.standardise_responses(image, null, found)).all(), "a dropped feature may be anything"
 
 
 # ---------------------------------------------------------------- territory
@@ -265,37 +265,37 @@ def test_a_single_position_and_no_position_at_all() -> None:
 def test_the_interval_is_students(seed: int, n: int) -> None:
     values = random(seed).normal(size=n)
     low, high = oracles.interval(values.tolist())
-    assert interaction.t_interval(values.tolist()) == pytest.approx((low, high), rel=1e-6)
-    assert interaction.t_interval([*values, np.nan]) == pytest.approx((low, high), rel=1e-6)
+    assert correlation.t_interval(values.tolist()) == pytest.approx((low, high), rel=1e-6)
+    assert correlation.t_interval([*values, np.nan]) == pytest.approx((low, high), rel=1e-6)
 
 
 def test_an_interval_takes_three_seeds() -> None:
-    assert interaction.t_interval([0.1, 0.2]) is None
-    assert interaction.t_interval([0.1, math.nan, 0.2, math.nan]) is None
-    assert interaction.t_interval([0.5, 0.5, 0.5]) == pytest.approx((0.5, 0.5))
+    assert correlation.t_interval([0.1, 0.2]) is None
+    assert correlation.t_interval([0.1, math.nan, 0.2, math.nan]) is None
+    assert correlation.t_interval([0.5, 0.5, 0.5]) == pytest.approx((0.5, 0.5))
 
 
 def test_p_of_an_excess() -> None:
     values = [0.1, 0.2, 0.15, 0.05]
     t = np.mean(values) / (np.std(values, ddof=1) / 2)
-    assert interaction.p_above(values) == pytest.approx(stats.t.sf(t, 3))
-    assert interaction.p_above([*values, math.nan]) == pytest.approx(stats.t.sf(t, 3))
-    assert interaction.p_above([-v for v in values]) == 1
-    assert interaction.p_above([1e-5, 1.01e-5, 1.02e-5]) == 1, "what a linear network has by rounding"
-    assert interaction.p_above([0.2, 0.2, 0.2]) == 0
-    assert interaction.p_above([0.0, 0.0, 0.0]) == 1
-    assert math.isnan(interaction.p_above([0.2, math.nan, 0.3]))
+    assert interaction.p_above_zero(values) == pytest.approx(stats.t.sf(t, 3))
+    assert interaction.p_above_zero([*values, math.nan]) == pytest.approx(stats.t.sf(t, 3))
+    assert interaction.p_above_zero([-v for v in values]) == 1
+    assert interaction.p_above_zero([1e-5, 1.01e-5, 1.02e-5]) == 1, "what a linear network has by rounding"
+    assert interaction.p_above_zero([0.2, 0.2, 0.2]) == 0
+    assert interaction.p_above_zero([0.0, 0.0, 0.0]) == 1
+    assert math.isnan(interaction.p_above_zero([0.2, math.nan, 0.3]))
 
 
 @SEEDED
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_false_discovery_is_benjamini_and_hochbergs(p: list[float]) -> None:
-    np.testing.assert_allclose(interaction.false_discovery(np.array(p)), oracles.benjamini_hochberg(p), atol=1e-12)
+    np.testing.assert_allclose(interaction.q_values(np.array(p)), oracles.benjamini_hochberg(p), atol=1e-12)
 
 
 def test_false_discovery_leaves_the_undefined_out() -> None:
     p = np.array([0.01, np.nan, 0.04, np.nan])
-    q = interaction.false_discovery(p)
+    q = interaction.q_values(p)
     assert np.isnan(q).tolist() == [False, True, False, True]
     assert q[[0, 2]].tolist() == pytest.approx(oracles.benjamini_hochberg([0.01, 0.04]))
-    assert np.isnan(interaction.false_discovery(np.full(3, np.nan))).all()
+    assert np.isnan(interaction.q_values(np.full(3, np.nan))).all()

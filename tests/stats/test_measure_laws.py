@@ -20,14 +20,12 @@ from featmap.stats.measures import (
     coactivation,
     count_undefined,
     identity_rate,
-    nearest,
     profile,
     relative,
-    seed_agreement,
     selective,
     to_masked,
-    top_pairs,
 )
+from featmap.stats.similarity_frame import most_similar_pairs, nearest_features, seed_agreement
 from tests.helpers import oracles
 from tests.stats.test_measures import dense, frame, gaussian, labels, laws, zeros
 
@@ -88,7 +86,7 @@ def test_rows_and_columns_of_different_layers() -> None:
 def test_nothing_live_gives_an_empty_profile() -> None:
     S = profile(gaussian(4), zeros(gaussian(4)), [])
     assert S.shape == (0, 0)
-    assert count_undefined(S) == 0 and nearest(S).empty and top_pairs(S, 3).empty
+    assert count_undefined(S) == 0 and nearest_features(S).empty and most_similar_pairs(S, 3).empty
 
 
 def test_an_image_without_finite_responses_is_left_out() -> None:
@@ -158,7 +156,7 @@ def test_seed_agreement_needs_maps_that_can_be_correlated() -> None:
 def test_nearest_and_top_pairs_agree_with_plain_loops() -> None:
     A = gaussian(33)
     S = profile(A, zeros(A))
-    found = nearest(S, 4)
+    found = nearest_features(S, 4)
     for feature, rows in found.groupby("feature", sort=False):
         others = sorted((x for x in S.columns if x != feature), key=lambda x: -S.loc[feature, x])[:4]
         assert list(rows["other"]) == others
@@ -166,7 +164,7 @@ def test_nearest_and_top_pairs_agree_with_plain_loops() -> None:
     assert list(found["feature"].unique()) == list(S.columns)
     pairs = [(a, b) for i, a in enumerate(S.columns) for b in S.columns[i + 1 :]]
     best = sorted(pairs, key=lambda p: -S.loc[p])[:7]
-    top = top_pairs(S, 7)
+    top = most_similar_pairs(S, 7)
     assert list(top.columns) == ["feature", "other", "similarity"]
     assert list(zip(top["feature"], top["other"], strict=True)) == best
 
@@ -176,11 +174,11 @@ def test_ties_go_by_the_order_of_columns_and_undefined_ones_are_left_out() -> No
         [[1, 0.5, 0.5, np.nan], [0.5, 1, 0.5 + 1e-15, 0.1], [0.5, 0.5 + 1e-15, 1, 0.1], [np.nan, 0.1, 0.1, 1]]
     )
     S = frame(values).convert_dtypes()
-    assert list(nearest(S, 1)["other"]) == [f"inception4a:{i}" for i in (1, 0, 0, 1)]
-    assert len(nearest(S, 99)) == 10 and len(top_pairs(S, 99)) == 5
+    assert list(nearest_features(S, 1)["other"]) == [f"inception4a:{i}" for i in (1, 0, 0, 1)]
+    assert len(nearest_features(S, 99)) == 10 and len(most_similar_pairs(S, 99)) == 5
     turned = S.iloc[::-1, ::-1]
-    assert list(nearest(turned, 1)["other"]) == [f"inception4a:{i}" for i in (2, 1, 2, 2)]
-    assert list(top_pairs(turned, 1).iloc[0, :2]) == ["inception4a:2", "inception4a:1"]
+    assert list(nearest_features(turned, 1)["other"]) == [f"inception4a:{i}" for i in (2, 1, 2, 2)]
+    assert list(most_similar_pairs(turned, 1).iloc[0, :2]) == ["inception4a:2", "inception4a:1"]
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -208,9 +206,9 @@ def test_unknown_correlations_and_frames_that_are_no_similarity_are_refused() ->
     with pytest.raises(FeatmapError, match="allowed: pearson, spearman"):
         profile(A, zeros(A), method="kendall")  # type: ignore[arg-type]
     with pytest.raises(FeatmapError, match="not symmetric"):
-        nearest(A)
+        nearest_features(A)
     with pytest.raises(FeatmapError, match="same labels"):
-        top_pairs(A.iloc[:2], 1)
+        most_similar_pairs(A.iloc[:2], 1)
 
 
 def test_measures_and_graph_need_no_torch() -> None:

@@ -64,13 +64,13 @@ def test_by_loops() -> None:
             assert predictors.crosstalk(A, B)[i, j] == pytest.approx(talk)
             assert predictors.gradients_at_null(A, B)[i, j] == pytest.approx(cosine(A.at_null[i], B.at_null[j]))
             both = (cosine(A.at_solo[i], B.d[j]) + cosine(A.d[i], B.at_solo[j])) / 2
-            assert predictors.first_order(A, B)[i, j] == pytest.approx(both)
+            assert predictors.first_order_crosstalk(A, B)[i, j] == pytest.approx(both)
             alike = (cosine(A.r[0, i], B.r[0, j]) + cosine(A.r[1, i], B.r[1, j])) / 2
-            assert predictors.responses(A, B)[i, j] == pytest.approx(alike)
+            assert predictors.response_agreement(A, B)[i, j] == pytest.approx(alike)
             floors = [1 - max(0.0, cosine(s.r[0, k], s.r[1, k])) ** 2 for s, k in ((A, i), (B, j))]
-            assert predictors.floor(A, B)[i, j] == pytest.approx(sum(floors) / 2)
+            assert predictors.seed_floor(A, B)[i, j] == pytest.approx(sum(floors) / 2)
             share = B.reads[j, i] / math.sqrt(sum(float(v) ** 2 for v in B.reads[j]))
-            assert predictors.weights(A, B)[i, j] == pytest.approx(share)
+            assert predictors.weight_overlap(A, B)[i, j] == pytest.approx(share)
 
 
 def test_a_unit_whose_descents_found_nothing_has_no_prediction_from_responses() -> None:
@@ -83,7 +83,7 @@ def test_a_unit_whose_descents_found_nothing_has_no_prediction_from_responses() 
 
 def test_no_weight_between_layers_that_do_not_follow_each_other() -> None:
     nothing = [replace(s, reads=np.full_like(s.reads, np.nan)) for s in (A, B)]
-    assert np.isnan(predictors.weights(*nothing)).all()
+    assert np.isnan(predictors.weight_overlap(*nothing)).all()
 
 
 def test_a_planted_rank_relation_is_found_also_by_pairs_left_out() -> None:
@@ -91,7 +91,7 @@ def test_a_planted_rank_relation_is_found_also_by_pairs_left_out() -> None:
     X = rng.normal(size=(400, 5))
     y = np.exp(2 * X[:, 1] - X[:, 3])
     y[200:] = np.nan
-    everywhere, left_out = predictors.combined(X, y)
+    everywhere, left_out = predictors.fit_combined(X, y)
     assert np.isnan(left_out[200:]).all() and np.isfinite(everywhere).all()
     assert spearmanr(left_out[:200], y[:200]).statistic > 0.95
     assert spearmanr(everywhere[200:], 2 * X[200:, 1] - X[200:, 3]).statistic > 0.95
@@ -103,14 +103,14 @@ def test_the_combination_of_noise_predicts_nothing_left_out() -> None:
     seen, unseen = [], []
     for _ in range(20):
         X, y = rng.normal(size=(60, 10)), rng.normal(size=60)
-        everywhere, left_out = predictors.combined(X, y)
+        everywhere, left_out = predictors.fit_combined(X, y)
         seen.append(spearmanr(everywhere, y).statistic)
         unseen.append(spearmanr(left_out, y).statistic)
     assert np.mean(seen) > 0.2 and np.mean(unseen) < 0.1
 
 
 def test_too_few_pairs_are_not_fitted() -> None:
-    everywhere, left_out = predictors.combined(np.ones((30, 2)), np.r_[np.arange(19.0), np.full(11, np.nan)])
+    everywhere, left_out = predictors.fit_combined(np.ones((30, 2)), np.r_[np.arange(19.0), np.full(11, np.nan)])
     assert np.isnan(everywhere).all() and np.isnan(left_out).all()
 
 
@@ -120,7 +120,7 @@ def test_what_one_predictor_leaves_undefined_counts_as_its_middle(seed: int) -> 
     rng = np.random.default_rng(seed)
     X, y = rng.normal(size=(50, 3)), rng.normal(size=50)
     X[rng.random((50, 3)) < 0.2] = np.nan
-    everywhere, left_out = predictors.combined(X, y)
+    everywhere, left_out = predictors.fit_combined(X, y)
     assert np.isfinite(everywhere).tolist() == np.isfinite(X).any(1).tolist() == np.isfinite(left_out).tolist()
 
 

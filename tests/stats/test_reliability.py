@@ -29,7 +29,7 @@ TWO = symmetric(14, 1, ONE, 0.6)
 
 def test_the_correlation_of_pairs_is_scipys() -> None:
     assert pair_correlation(ONE, TWO)[0] == pytest.approx(stats.pearsonr(upper(ONE), upper(TWO)).statistic, abs=1e-12)
-    ranks = pair_correlation(reliability.ranked(ONE), reliability.ranked(TWO))[0]
+    ranks = pair_correlation(reliability.rank_pairs(ONE), reliability.rank_pairs(TWO))[0]
     assert ranks == pytest.approx(stats.spearmanr(upper(ONE), upper(TWO)).statistic, abs=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_what_does_not_vary_has_no_correlation(shift: float) -> None:
 
 
 def test_a_bootstrap_draw_is_features_drawn_with_replacement_without_pairs_of_a_feature_with_its_copy() -> None:
-    weights = reliability.resampled(14, 5)
+    weights = reliability.bootstrap_counts(14, 5)
     assert (weights.sum(1) == 14).all()
     for row, found in zip(weights, pair_correlation(ONE, TWO, weights), strict=True):
         drawn = [k for k, times in enumerate(row) for _ in range(int(times))]

@@ -10,9 +10,9 @@ from scipy import stats
 
 from featmap.errors import FeatmapError
 from featmap.mapping.run import similarity_job
-from featmap.network.model import load
-from featmap.runs.job import Worker
-from featmap.stats import clustering, measures
+from featmap.network.loading import load
+from featmap.runs.worker import Worker
+from featmap.stats import clustering, correlation, measures
 from featmap.validation import planted
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, plant
 
@@ -24,7 +24,7 @@ def mapped(found: planted.Planted) -> np.ndarray:
     job, _ = similarity_job("features", network, LINEAR)
     worker = Worker(job)
     A = np.concatenate([worker.make(u)["A"] for u in job.units() if u.last])
-    return measures.correlations(A.astype(np.float64))
+    return measures.profile_correlations(A.astype(np.float64))
 
 
 def order(S: np.ndarray, truth: np.ndarray) -> float:
@@ -58,9 +58,9 @@ def test_without_noise_order_and_clusters_are_found_exactly(structure: str, dept
     S = mapped(found)
     assert order(S, found.structure.cosines) == pytest.approx(1)
     names = pd.Index([f"f:{k}" for k in range(len(S))])
-    frame = measures.framed(S, names, names)
+    frame = measures.to_frame(S, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, 5)).labels
-    assert clustering.adjusted_rand(found.structure.clusters, labels.to_numpy()) == 1.0
+    assert correlation.adjusted_rand(found.structure.clusters, labels.to_numpy()) == 1.0
 
 
 def test_groups_smaller_than_the_neighbourhood_can_be_merged() -> None:
@@ -69,10 +69,10 @@ def test_groups_smaller_than_the_neighbourhood_can_be_merged() -> None:
         found = plant("scaled", features=64, depth="deep", seed=seed)  # eight groups of eight
         S = mapped(found)
         names = pd.Index([f"f:{k}" for k in range(len(S))])
-        frame = measures.framed(S, names, names)
+        frame = measures.to_frame(S, names, names)
         labels = {k: clustering.communities(clustering.neighbour_graph(frame, k)).labels.to_numpy() for k in (5, 10)}
-        assert clustering.adjusted_rand(found.structure.clusters, labels[5]) == 1.0
-        merged += clustering.adjusted_rand(found.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8
+        assert correlation.adjusted_rand(found.structure.clusters, labels[5]) == 1.0
+        merged += correlation.adjusted_rand(found.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8
     assert merged
 
 

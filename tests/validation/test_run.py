@@ -14,17 +14,17 @@ from scipy import stats
 
 from featmap.cli import app
 from featmap.errors import FeatmapError
-from featmap.mapping.result import open_arrays
 from featmap.mapping.run import similarity
 from featmap.runs import integrity
-from featmap.runs import job as runs
-from featmap.runs.store import Run
+from featmap.runs import worker as runs_worker
+from featmap.runs.store import Run, open_arrays
 from featmap.stats import measures, reliability
 from featmap.validation import planted, verdict
 from featmap.validation import run as validation
 from featmap.validation.figures import Validation
 from featmap.validation.planted import LINEAR
 from tests.helpers import tiny, twofold
+from tests.helpers.settings import options
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
@@ -46,7 +46,7 @@ def two_ways(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> dic
     found = {}
     for name in ("trap", "honest"):
         module, folder = getattr(twofold, name)(), tmp_path_factory.mktemp("runs") / name
-        similarity("features", module, out=folder, **FEW)
+        similarity("features", module, **options(out=folder, **FEW))
         found[name] = validation.validate(folder, images=photographs, seeds=3, null_seeds=1, model=module)
     return found
 
@@ -67,7 +67,7 @@ def test_a_network_of_two_ways_is_caught_by_the_processing_path(two_ways: dict[s
 @pytest.mark.parametrize("layer", ["features", "block"])
 def test_two_ways_within_a_block_are_caught_there(tmp_path: Path, photographs: Path, layer: str) -> None:
     module = twofold.hidden()
-    similarity(layer, module, out=tmp_path / "run", **FEW)
+    similarity(layer, module, **options(out=tmp_path / "run", **FEW))
     found = validation.validate(tmp_path / "run", images=photographs, seeds=2, null_seeds=0, model=module)
     score = found.trained[layer].figures["path:block.ways"]
     assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
@@ -80,16 +80,16 @@ def test_every_figure_can_be_had_again_from_the_stored_arrays(two_ways: dict[str
     trial, run = found.trained["features"], found.folder.parent
     sets = [open_arrays(f) for f in (run, found.folder / "seed-1", found.folder / "seed-2")]
     A = np.concatenate([d["A"].values for d in sets]).astype(float)
-    S = [measures.correlations(a) for a in A]
+    S = [measures.profile_correlations(a) for a in A]
     upper = np.triu_indices(len(S[0]), 1)
     pairs = [stats.pearsonr(S[i][upper], S[j][upper]).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
     assert trial.value("repeatability") == pytest.approx(np.mean(pairs), abs=1e-9)
     (folder,) = found.folder.glob("photographs-*")
     natural = open_arrays(folder)["A"]
     P = natural.sel(response=trial.evidence.names).values.astype(float)
-    by_hand = stats.pearsonr(S[0][upper], measures.correlations(P)[upper]).statistic
+    by_hand = stats.pearsonr(S[0][upper], measures.profile_correlations(P)[upper]).statistic
     assert trial.value("photographs_pearson") == pytest.approx(by_hand, abs=1e-9)
-    ranks = stats.spearmanr(S[0][upper], measures.correlations(P)[upper]).statistic
+    ranks = stats.spearmanr(S[0][upper], measures.profile_correlations(P)[upper]).statistic
     assert trial.value("photographs_spearman") == pytest.approx(ranks, abs=1e-9)
     ratio = np.median(np.diag(A[0]) / P.max(0))
     assert trial.value("multiple") == pytest.approx(ratio, abs=1e-9)
@@ -98,7 +98,7 @@ def test_every_figure_can_be_had_again_from_the_stored_arrays(two_ways: dict[str
 
 def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Path) -> None:
     made = planted.plant("blocks", noise=0.3)
-    similarity("features", made.module, out=tmp_path / "run", **FEW)
+    similarity("features", made.module, **options(out=tmp_path / "run", **FEW))
     found = validation.validate(tmp_path / "run", seeds=2, null_seeds=2, model=made.module)
     trial, null = found.trained["features"], found.random["features"]
     assert trial.value("repeatability") == pytest.approx(1, abs=1e-6)
@@ -125,7 +125,9 @@ def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Pa
 def judged(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     folder = tmp_path_factory.mktemp("judged") / "run"
     similarity(
-        ["second", "first"], "tests.helpers.tiny:wide", size=16, steps=6, rows=4, device="cpu", out=folder, neighbours=4
+        ["second", "first"],
+        "tests.helpers.tiny:wide",
+        **options(size=16, steps=6, rows=4, device="cpu", out=folder, neighbours=4),
     )
     validation.validate(folder, images=photographs, seeds=3, null_seeds=1)
     return folder
@@ -159,10 +161,10 @@ def test_unreliable_features_are_marked_in_the_runs_tables_and_figures(
     assert table["reliability"].to_list() == pytest.approx(single["reliability"].to_list(), abs=1e-6)
     assert (table["reliable"] == (table["reliability"] >= 0.9)).all()
     known = Run.read(run)
-    known.manifest["reliability"] |= {"second:3": 0.5, "second:5": None}
+    known.manifest.reliability |= {"second:3": 0.5, "second:5": None}
     known.save()
     again = {"size": 16, "steps": 6, "rows": 4, "device": "cpu", "out": run, "neighbours": 4}
-    found = similarity(["second", "first"], "tests.helpers.tiny:wide", **again).maps["second"]
+    found = similarity(["second", "first"], "tests.helpers.tiny:wide", **options(**again)).maps["second"]
     assert not found.features["reliable"]["second:3"] and not found.features["reliable"]["second:5"]
     assert "second:3 ?" in (run / "second" / "heatmap.svg").read_text()
     assert "24 features, 2 of them unreliable (marked ?)" in (run / "second" / "heatmap.svg").read_text()
@@ -182,15 +184,15 @@ def test_more_seeds_make_only_what_is_new_and_an_interruption_goes_on(
     run = tmp_path / "run"
     shutil.copytree(judged, run)
     seen: list[tuple[int, int]] = []
-    real = runs.Worker.make
+    real = runs_worker.Worker.make
 
-    def counted(self: runs.Worker, unit: Any) -> Any:
+    def counted(self: runs_worker.Worker, unit: Any) -> Any:
         seen.append((unit.seed, unit.last))
         if len(seen) == 3:
             raise KeyboardInterrupt
         return real(self, unit)
 
-    monkeypatch.setattr(runs.Worker, "make", counted)
+    monkeypatch.setattr(runs_worker.Worker, "make", counted)
     with pytest.raises(KeyboardInterrupt):
         validation.validate(run, images=photographs, seeds=4, null_seeds=1)
     found = validation.validate(run, images=photographs, seeds=4, null_seeds=1)
@@ -204,7 +206,7 @@ def test_more_seeds_make_only_what_is_new_and_an_interruption_goes_on(
 
 def test_a_network_without_random_weights_is_judged_without_that_null(tmp_path: Path, photographs: Path) -> None:
     module = twofold.bare()
-    similarity("features", module, out=tmp_path / "run", **FEW)
+    similarity("features", module, **options(out=tmp_path / "run", **FEW))
     found = validation.validate(tmp_path / "run", seeds=2, model=module)
     assert found.random == {} and "no reset_parameters" in found.reason
     assert "no reset_parameters" in (tmp_path / "run" / "validation" / "validation.md").read_text()
@@ -225,7 +227,7 @@ def test_wrong_settings_end_in_one_line(judged: Path, settings: dict[str, Any], 
 
 
 def test_a_run_of_another_kind_or_network_is_refused(judged: Path, tmp_path: Path, photographs: Path) -> None:
-    from featmap.network.model import load
+    from featmap.network.loading import load
 
     with pytest.raises(FeatmapError, match="another network"):
         validation.plan(judged, network=load(tiny.other()))
@@ -242,7 +244,7 @@ def test_a_run_of_another_kind_or_network_is_refused(judged: Path, tmp_path: Pat
 
 
 def test_the_path_leads_through_outer_layers_and_some_inside_them() -> None:
-    from featmap.network.model import load
+    from featmap.network.loading import load
     from featmap.validation.inputs import path_of
     from tests.helpers.networks import small_inception
 
@@ -274,7 +276,7 @@ def test_an_unreadable_photograph_leaves_the_run_as_it_was(judged: Path, photogr
     cut = sorted(broken.iterdir())[40]
     cut.write_bytes(cut.read_bytes()[:200])
     before = state(run)
-    with pytest.raises(FeatmapError, match=rf"{cut.name}.*cut short"):
+    with pytest.raises(FeatmapError, match=rf"{cut.name}.*truncated"):
         validation.validate(run, images=broken, seeds=4, null_seeds=1)
     assert state(run) == before
     bare = tmp_path / "bare"
@@ -282,7 +284,7 @@ def test_an_unreadable_photograph_leaves_the_run_as_it_was(judged: Path, photogr
     known = Run.read(bare)
     known.manifest |= {"parts": []}
     known.save()
-    with pytest.raises(FeatmapError, match="cut short"):
+    with pytest.raises(FeatmapError, match="truncated"):
         validation.validate(bare, images=broken, seeds=2, null_seeds=0)
     assert not (bare / "validation").exists() and integrity.inspect(bare).faults == []
     validation.validate(bare, images=photographs, seeds=2, null_seeds=0)

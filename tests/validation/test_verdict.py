@@ -217,15 +217,15 @@ def test_marks_go_on_names_and_only_where_something_is_known() -> None:
 
 def test_figures_are_drawn_of_what_there_is() -> None:
     values = np.linspace(-1, 1, 50)
-    cloud = scatter.Cloud(values, values, "x", "y", "a note with $ in it")
-    steps = [scatter.Step("first", 0.5, 0.4, 0.6, 0.2), scatter.Step("second", None)]
+    cloud = scatter.PairCloud(values, values, "x", "y", "a note with $ in it")
+    steps = [scatter.LayerScore("first", 0.5, 0.4, 0.6, 0.2), scatter.LayerScore("second", None)]
     for clouds, path in (([cloud], steps), ([], steps), ([cloud], [])):
-        plt.close(scatter.agreements(clouds, path, "title"))
-    plt.close(scatter.curves([("a", "order", [("S", [0, 1], [1, 0])])], "title"))
+        plt.close(scatter.agreement_panels(clouds, path, "title"))
+    plt.close(scatter.recovery_curves([("a", "order", [("S", [0, 1], [1, 0])])], "title"))
     with pytest.raises(FeatmapError, match="nothing to draw"):
-        scatter.agreements([], [], "title")
+        scatter.agreement_panels([], [], "title")
     with pytest.raises(FeatmapError, match="nothing to draw"):
-        scatter.curves([], "title")
+        scatter.recovery_curves([], "title")
 
 
 def test_partitions_of_one_cluster_or_of_single_features_agree_on_nothing() -> None:

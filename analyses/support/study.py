@@ -29,19 +29,19 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analyses.commands import run
+from analyses.support.commands import run
 from featmap import FeatmapError, Network, image_ops, load, maximise, probe
 from featmap.cli.console import Bars, err, out
-from featmap.files import sha256
-from featmap.mapping import run as mapping
-from featmap.optimize.parameterization import first_image
+from featmap.files import digest, hash_file, write_atomically
+from featmap.optimize.parameterization import initial_image
 from featmap.optimize.photographs import read_photograph
 from featmap.plotting import style
+from featmap.rng import generator
 from featmap.runs import device as devices
-from featmap.runs.store import digest, write_atomically
 from featmap.stats import interaction
+from tests.helpers.settings import resolve
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 FEATURES, SEEDS, LEVEL, PINK = 16, 3, 0.95, 64
 ANY, POSITIVE, SHARE = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0)
 """What values a quantity can have: any, a length, a share; no interval reaches beyond."""
@@ -146,7 +146,7 @@ class Context:
         """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
         channels = self.network.layer(layer, self.network.input_size).channels
         wanted = min(count or self.features, channels)
-        rng = image_ops.generator("study", self.network.name, layer)
+        rng = generator("study", self.network.name, layer)
         return sorted(rng.choice(channels, wanted, replace=False).tolist())
 
     def units(self, layer: str, count: int | None = None) -> list[str]:
@@ -172,8 +172,8 @@ class Context:
 def beginning(context: Context, settings: Mapping[str, Any], seed: int) -> np.ndarray:
     """Return the noise of a seed that a descent with these settings starts from, 3 x H x H."""
     kept = {k: settings[k] for k in ("recipe", "size", "steps") if k in settings}
-    recipe = mapping.resolve(context.network, devices.device(context.device), **kept)
-    noise: np.ndarray = first_image(recipe, seed).numpy()
+    recipe = resolve(context.network, devices.device(context.device), **kept)
+    noise: np.ndarray = initial_image(recipe, seed).numpy()
     return noise
 
 
@@ -194,9 +194,11 @@ def yardstick(context: Context, layers: Sequence[str], size: int) -> tuple[np.nd
 
     A feature that does not vary over them has no deviation: NaN (`featmap.stats.interaction.deviations`).
     """
-    images = image_ops.pink(PINK, size)
+    images = image_ops.pink_noise(PINK, size)
     found = [probe(images, layer, context.network, device=context.device).values for layer in layers]
-    return np.concatenate([r.mean(0) for r in found]), np.concatenate([interaction.deviations(r) for r in found])
+    return np.concatenate([r.mean(0) for r in found]), np.concatenate(
+        [interaction.response_deviations(r) for r in found]
+    )
 
 
 def _told(value: Any) -> str:
@@ -299,7 +301,7 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
     frame = outcome.rows
     table = where / f"{name}.csv"
     write_atomically(table, lambda p: frame.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))
-    held["csv_sha256"] = sha256(table)
+    held["csv_sha256"] = hash_file(table)
     text = json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False)
     for suffix, figure in outcome.figures.items():
         if isinstance(figure, Figure):

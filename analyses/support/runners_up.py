@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyses.formulas.runners_up import Judged, held_out
-from featmap.runs.job import LIVE, RESCUED
+from analyses.formulas.runners_up import HeldOutRunnersUp, evaluate_held_out
+from featmap.runs.array_layout import LIVE, RESCUED
 
 TOP = 10
 COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"]
@@ -61,13 +61,13 @@ def quotient(over: np.ndarray, under: np.ndarray) -> float:
     return float(np.mean(over[good] / under[good])) if good.all() and len(good) else float("nan")
 
 
-def judged(drawn: xr.Dataset) -> Judged:
+def judged(drawn: xr.Dataset) -> HeldOutRunnersUp:
     """Return the drawn features' runners-up, chosen on the first seed and judged on the others."""
     rose = [channels(drawn).index(c) for c in risen(drawn)]
-    return held_out(drawn["A"].values[:, rose], np.array(risen(drawn), dtype=int))
+    return evaluate_held_out(drawn["A"].values[:, rose], np.array(risen(drawn), dtype=int))
 
 
-def judged_rows(layer: str, drawn: xr.Dataset, one: Judged) -> list[tuple[Any, ...]]:
+def judged_rows(layer: str, drawn: xr.Dataset, one: HeldOutRunnersUp) -> list[tuple[Any, ...]]:
     """Return rows (see `COLUMNS`) of what the runners-up chosen on the first seed do on the others."""
     if not np.isfinite(one.p):
         return []

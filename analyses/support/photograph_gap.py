@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featmap.rng import generator
 from featmap.stats import agreement
-from featmap.stats.measures import correlations
-from featmap.stats.reliability import Interval, mean_correlation, seeded
+from featmap.stats.measures import profile_correlations
+from featmap.stats.reliability import Interval, mean_correlation
 
 BEST, SPLITS = 8, 20
 FIGURES = {
@@ -87,28 +88,30 @@ class Known:
 def explained(known: Known) -> dict[str, Interval]:
     """Return every figure of `FIGURES` that can be had; NaN where it is undefined."""
     A, photographs = known.A, known.photographs
-    S, P = correlations(A), correlations(photographs)
+    S, P = profile_correlations(A), profile_correlations(photographs)
     found = {"raw": _r(S, P)}
     found |= _by_branch(S, P, np.array(known.branches, dtype=object))
     # a feature's own image falls into one half only, so that the whole is more reliable than its halves foretell
     stimuli, halves = agreement.split_half(A), agreement.split_half(photographs)
     found["stimuli_reliability"] = stimuli
-    corrected = (agreement.disattenuated(r, stimuli.value, halves.value) for r in vars(found["raw"]).values())
+    corrected = (agreement.disattenuate(r, stimuli.value, halves.value) for r in vars(found["raw"]).values())
     found["corrected_for_stimuli"] = Interval(*corrected)
     if len(known.others) >= 8:
-        found["other_layers_images"] = _r(correlations(known.others), P)
-        found["all_images"] = _r(correlations(np.vstack([A, known.others])), P)
-    found["own_images_left_out"] = _r(correlations(without_own(A)), P)
-    found["capped"] = _r(correlations(np.minimum(A, photographs.max(axis=0))), P)
+        found["other_layers_images"] = _r(profile_correlations(known.others), P)
+        found["all_images"] = _r(profile_correlations(np.vstack([A, known.others])), P)
+    found["own_images_left_out"] = _r(profile_correlations(without_own(A)), P)
+    found["capped"] = _r(profile_correlations(np.minimum(A, photographs.max(axis=0))), P)
     if known.early is not None:
-        found["early"] = _r(correlations(known.early), P)
-        found["early_multiple"] = Interval(float(np.nanmedian(agreement.multiples(np.diag(known.early), photographs))))
-    found["by_rank"] = _r(correlations(A, "spearman"), correlations(photographs, "spearman"))
+        found["early"] = _r(profile_correlations(known.early), P)
+        found["early_multiple"] = Interval(
+            float(np.nanmedian(agreement.multiples_of_best(np.diag(known.early), photographs)))
+        )
+    found["by_rank"] = _r(profile_correlations(A, "spearman"), profile_correlations(photographs, "spearman"))
     found |= _favourites(photographs, S)
     best = agreement.best_photographs(photographs, min(BEST, len(photographs)))
-    found["top_photographs"] = _r(S, correlations(photographs[np.unique(best)]))
+    found["top_photographs"] = _r(S, profile_correlations(photographs[np.unique(best)]))
     if known.noise is not None:
-        found["noise_with_P"] = _r(correlations(known.noise), P)
+        found["noise_with_P"] = _r(profile_correlations(known.noise), P)
     found |= {"dimensions_S": Interval(dimensions(S)), "dimensions_P": Interval(dimensions(P))}
     found["less_leading_axis"] = _r(less_leading(S), less_leading(P))
     return {name: found[name] for name in FIGURES if name in found}
@@ -120,12 +123,12 @@ def _r(one: np.ndarray, two: np.ndarray) -> Interval:
 
 def _favourites(photographs: np.ndarray, S: np.ndarray) -> dict[str, Interval]:
     """Return how S over each feature's best photographs of a half goes with P, S and such favourites of the other."""
-    rng, pairs = seeded("favourites", len(photographs)), {f"favourites_with_{what}": [] for what in _WHAT}
+    rng, pairs = generator("favourites", len(photographs)), {f"favourites_with_{what}": [] for what in _WHAT}
     for _ in range(SPLITS):
         halves = [photographs[np.sort(part)] for part in np.array_split(rng.permutation(len(photographs)), 2)]
         liked = [h[agreement.best_photographs(h, min(BEST, len(h)))].mean(axis=1) for h in halves]
-        one, two = (correlations(x) for x in liked)
-        for what, other in zip(_WHAT, (correlations(halves[1]), S, two), strict=True):
+        one, two = (profile_correlations(x) for x in liked)
+        for what, other in zip(_WHAT, (profile_correlations(halves[1]), S, two), strict=True):
             pairs[f"favourites_with_{what}"].append((one, other))
     return {name: mean_correlation(given) for name, given in pairs.items()}
 

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analyses.studies import ANY, Finding, interval
-from featmap.plotting.style import FAINT, GRAY, colour, wrap
+from analyses.support.study import ANY, Finding, interval
+from featmap.plotting.style import FAINT, GRAY, colour, wrap_text
 
 FEW = 4
 WIDE, SIZE = 9.0, 8.0
@@ -25,7 +25,7 @@ def panels(
         1, len(titles), figsize=(WIDE, tall), squeeze=False, layout="constrained", width_ratios=widths
     )
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(wrap(title, _inches(axis), 9), fontsize=9, parse_math=False, loc="left")
+        axis.set_title(wrap_text(title, _inches(axis), 9), fontsize=9, parse_math=False, loc="left")
         axis.tick_params(labelsize=SIZE, width=0.6, length=3)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes[0])
@@ -40,7 +40,7 @@ def _inches(axes: plt.Axes) -> float:
 def name_groups(axes: plt.Axes, names: Sequence[str]) -> None:
     """Write the names of groups below the axes, broken into lines that fit."""
     room = 0.92 * _inches(axes) / max(len(names), 1)
-    axes.set_xticks(range(len(names)), [wrap(name, room, 7) for name in names], fontsize=7, parse_math=False)
+    axes.set_xticks(range(len(names)), [wrap_text(name, room, 7) for name in names], fontsize=7, parse_math=False)
     axes.set_xlim(-0.5, len(names) - 0.5)
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.formulas import extents
-from analyses.made import Made
-from analyses.studies import Context
-from featmap import Network, image_ops
-from featmap.network.receptive_field import Field
+from analyses.support.image_sets import Made
+from analyses.support.study import Context
+from featmap import Network
+from featmap.network.receptive_field import ReceptiveField
 from featmap.network.trace import Layer
+from featmap.rng import generator
 
 PLACES, LARGEST, STEP = 8, 160, 16
 """Other places of each channel; the largest image that is tried for a field to fit into, in pixels, by steps."""
@@ -29,7 +30,7 @@ class Neurons:
 
     layer: Layer
     channels: list[int]
-    fields: list[Field]
+    fields: list[ReceptiveField]
     branches: list[str]
     middle: Made
     around: Made | None
@@ -54,23 +55,23 @@ def stratified(context: Context, layer: Layer) -> list[int]:
         return context.drawn(layer.name)
     each, first, chosen = max(1, context.features // len(layer.branches)), 0, []
     for branch, width in layer.branches:
-        rng = image_ops.generator("study", context.network.name, layer.name, branch)
+        rng = generator("study", context.network.name, layer.name, branch)
         chosen += (first + rng.choice(width, min(each, width), replace=False)).tolist()
         first += width
     return sorted(chosen)
 
 
-def central(layer: Layer, fields: Sequence[Field], size: int) -> tuple[int, int]:
+def central(layer: Layer, fields: Sequence[ReceptiveField], size: int) -> tuple[int, int]:
     """Return the place of the grid whose widest field lies nearest to the middle of an image of `size` pixels."""
     widest = max(fields, key=lambda f: f.size)
     if widest.whole:
         return layer.height // 2, layer.width // 2
-    centres = np.array([[extents.middle(widest, m, n) for n in range(layer.width)] for m in range(layer.height)])
+    centres = np.array([[extents.field_centre(widest, m, n) for n in range(layer.width)] for m in range(layer.height)])
     away = np.abs(centres - (size - 1) / 2)
     return int(away[:, 0, 0].argmin()), int(away[0, :, 1].argmin())
 
 
-def within(field: Field, place: tuple[int, int], size: int) -> bool:
+def within(field: ReceptiveField, place: tuple[int, int], size: int) -> bool:
     """Does what a place of the grid sees lie within an image of `size` pixels?"""
     firsts = [field.start[k] + i * field.jump[k] for k, i in enumerate(place)]
     return not field.whole and all(a >= 0 and a + field.size[k] <= size for k, a in enumerate(firsts))
@@ -101,5 +102,5 @@ def places(layer: Layer, channel: int, middle: tuple[int, int]) -> list[tuple[in
     """
     rows, columns = (range(1, n - 1) if n > 3 else range(n) for n in (layer.height, layer.width))
     every = [(m, n) for m in rows for n in columns if (m, n) != middle]
-    rng = image_ops.generator("places", layer.name, channel, layer.height, layer.width)
+    rng = generator("places", layer.name, channel, layer.height, layer.width)
     return [every[i] for i in sorted(rng.choice(len(every), min(PLACES, len(every)), replace=False))] if every else []

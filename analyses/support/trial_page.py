@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses import shortfall
+from analyses.support import photograph_gap
 from featmap import FeatmapError
 from featmap.mapping.flags import RELIABLE
 from featmap.stats import reliability
@@ -86,10 +86,10 @@ def page(results: Path) -> str:
     lines += [*_table(permuted, layers, {k: MAIN[k] for k in PERMUTED}), ""]
     lines += [f"## Repeatability: what falls short of {WANTED}", "", *_repeats(about, figures), ""]
     lines += [f"## Photographs: what falls short of {NATURAL} raw, and why", "", *_reasons(explained, layers), ""]
-    lines += [*_table(explained, layers, shortfall.FIGURES), ""]
+    lines += [*_table(explained, layers, photograph_gap.FIGURES), ""]
     lines += [
         "P is S over all photographs, S that of the map; brackets: 95 %, bootstrap over features. What rests on random "
-        f"halves is the mean over {shortfall.SPLITS} of them.",
+        f"halves is the mean over {photograph_gap.SPLITS} of them.",
         "",
     ]
     lines += ["## How it was made", "", *_made(about), ""]
@@ -190,7 +190,7 @@ def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
         rows = explained[(explained["layer"] == layer) & explained["value"].notna()]
         ends = zip(rows["value"], rows["low"], rows["high"], strict=True)
         known = {str(n): Interval(*map(float, e)) for n, e in zip(rows["name"], ends, strict=True)}
-        said = shortfall.reason(known.get, NATURAL)
+        said = photograph_gap.reason(known.get, NATURAL)
         lines += [f"- {layer}: {'; '.join(said)}."] if said else []
     return lines or [f"No layer: all are at {NATURAL} or above."]
 

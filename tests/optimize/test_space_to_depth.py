@@ -1,4 +1,4 @@
-"""A strided convolution over few channels, regrouped: the same outputs and gradients."""
+"""A strided convolution over few channels under the space-to-depth transform: the same outputs and gradients."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from featmap.network.hooks import Taps
-from featmap.optimize.prepare import prepared
-from featmap.optimize.regroup import Regrouped, can_be_regrouped, regroup
+from featmap.network.hooks import ActivationHooks
+from featmap.optimize.prepare import SpaceToDepthConv2d, prepare, supports_space_to_depth, use_space_to_depth
 
 CPU = torch.device("cpu")
 
 
-def regrouped(conv: nn.Conv2d) -> Regrouped:
+def transformed(conv: nn.Conv2d) -> SpaceToDepthConv2d:
     twin = copy.deepcopy(conv)
-    regroup(twin)
-    assert isinstance(twin, Regrouped)
+    use_space_to_depth(twin)
+    assert isinstance(twin, SpaceToDepthConv2d)
     return twin
 
 
@@ -46,14 +45,14 @@ def test_outputs_and_gradients_are_the_convolutions(
     bias: bool,
     seed: int,
 ) -> None:
-    assume(can_be_regrouped(nn.Conv2d(channels, 5, kernel, stride, padding)))
+    assume(supports_space_to_depth(nn.Conv2d(channels, 5, kernel, stride, padding)))
     generator = torch.Generator().manual_seed(seed)
     conv = nn.Conv2d(channels, 5, kernel, stride, padding, bias=bias, dtype=torch.float64)
     with torch.no_grad():
         for p in conv.parameters():
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
     x = torch.randn(2, channels, *sides, generator=generator, dtype=torch.float64, requires_grad=True)
-    expected, found = conv(x), regrouped(conv)(x)
+    expected, found = conv(x), transformed(conv)(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
@@ -78,24 +77,24 @@ def test_outputs_and_gradients_are_the_convolutions(
 )
 def test_other_modules_are_left_alone(conv: nn.Module) -> None:
     net = nn.Sequential(conv)
-    regroup(net)
-    assert not can_be_regrouped(conv) and net[0] is conv
+    use_space_to_depth(net)
+    assert not supports_space_to_depth(conv) and net[0] is conv
 
 
 def test_a_convolution_with_hooks_is_left_alone() -> None:
     conv = nn.Conv2d(3, 4, 7, 2)
-    assert can_be_regrouped(conv)
+    assert supports_space_to_depth(conv)
     handle = conv.register_forward_hook(lambda *_: None)
-    assert not can_be_regrouped(conv)
+    assert not supports_space_to_depth(conv)
     handle.remove()
     handle = conv.register_forward_pre_hook(lambda *_: None)
-    assert not can_be_regrouped(conv)
+    assert not supports_space_to_depth(conv)
     handle.remove()
     handle = conv.register_full_backward_hook(lambda *_: None)
-    assert not can_be_regrouped(conv)
+    assert not supports_space_to_depth(conv)
     handle.remove()
     conv.forward = conv.forward
-    assert not can_be_regrouped(conv)
+    assert not supports_space_to_depth(conv)
 
 
 class Twice(nn.Module):
@@ -127,12 +126,12 @@ class Listed(nn.Module):
 
 
 @pytest.mark.parametrize(("made", "layers"), [(Twice, ["a@1", "a@2"]), (Listed, ["conv"])])
-def test_whoever_else_holds_a_convolution_holds_the_regrouped_one(made: type[nn.Module], layers: list[str]) -> None:
+def test_whoever_else_holds_a_convolution_holds_the_transformed_one(made: type[nn.Module], layers: list[str]) -> None:
     net, x = made().eval(), torch.rand(2, 3, 16, 16)
-    twin = prepared(net, [], layers, CPU)
-    assert sum(isinstance(m, Regrouped) for m in twin.modules()) == 1
+    twin = prepare(net, [], layers, CPU)
+    assert sum(isinstance(m, SpaceToDepthConv2d) for m in twin.modules()) == 1
     for layer in layers:
-        with torch.no_grad(), Taps(net, [layer]) as plain, Taps(twin, [layer]) as ours:
+        with torch.no_grad(), ActivationHooks(net, [layer]) as plain, ActivationHooks(twin, [layer]) as ours:
             torch.testing.assert_close(ours.run(x)[layer], plain.run(x)[layer])
 
 
@@ -152,17 +151,17 @@ def test_weights_and_settings_stay_what_they_were_and_go_where_the_module_goes()
     torch.manual_seed(1)
     net = Tied().eval()
     before = net.conv
-    twin = prepared(net, [], ["conv"], CPU)
-    assert net.conv is before and isinstance(twin.conv, Regrouped)
+    twin = prepare(net, [], ["conv"], CPU)
+    assert net.conv is before and isinstance(twin.conv, SpaceToDepthConv2d)
     assert torch.equal(twin.conv.weight, before.weight) and list(twin.state_dict()) == list(net.state_dict())
     x = torch.rand(2, 3, 9, 9)
     torch.testing.assert_close(twin(x), net(x))
-    half = prepared(net, [], ["conv"], CPU, dtype=torch.bfloat16)
-    assert half.conv.grouped.dtype is torch.bfloat16
+    half = prepare(net, [], ["conv"], CPU, dtype=torch.bfloat16)
+    assert half.conv.rearranged_weight.dtype is torch.bfloat16
     assert half(x.bfloat16()).dtype is torch.bfloat16
     for kept in (
-        prepared(net, [], ["conv"], CPU, torch.contiguous_format),
-        prepared(net, [], [], CPU, regrouped=False),
+        prepare(net, [], ["conv"], CPU, torch.contiguous_format),
+        prepare(net, [], [], CPU, space_to_depth=False),
     ):
         assert type(kept.conv) is nn.Conv2d
 
@@ -171,5 +170,5 @@ def test_weights_that_are_no_numbers_are_zeros_here_too() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 7, 2))
     with torch.no_grad():
         net[0].weight[1] = float("nan")
-    out = prepared(net, [], ["0"], CPU)(torch.rand(1, 3, 9, 9))
+    out = prepare(net, [], ["0"], CPU)(torch.rand(1, 3, 9, 9))
     assert bool(out.isfinite().all())

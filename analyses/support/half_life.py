@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.formulas.divergence import half_life
-from analyses.studies import Finding, interval, mean_finding, plain_finding, share_finding
+from analyses.support.study import Finding, interval, mean_finding, plain_finding, share_finding
 
 FEWEST = 3
 """The fewest features whose mean difference has a say."""

@@ -11,10 +11,10 @@ import pandas as pd
 from scipy import stats
 
 import featmap
-from analyses.formulas.likeness import Likeness, likeness
-from analyses.studies import ANY, LEVEL, Context, Finding, interval, mean_finding, plain_finding, share_finding
+from analyses.formulas.likeness import ProfileAgreement, profile_agreement
+from analyses.support.study import ANY, LEVEL, Context, Finding, interval, mean_finding, plain_finding, share_finding
 from featmap.optimize.recipe import Recipe
-from featmap.runs.job import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE, RESCUED
 from featmap.stats.reliability import Interval
 
 COLUMNS = ("measure", "layer", "feature", "seed", "recipe", "against", "value")
@@ -103,7 +103,7 @@ def over_seeds(values: np.ndarray, live: np.ndarray) -> np.ndarray:
     return found
 
 
-def alike(one: Made, two: Made, fewest: int = 2) -> Likeness:
+def alike(one: Made, two: Made, fewest: int = 2) -> ProfileAgreement:
     """Return how alike two sets of images of the same features drive the layer, over pairs of different seeds.
 
     Different seeds, so that a rest of the same noise is no likeness; with a single seed that one. `one` and `two` may
@@ -113,7 +113,7 @@ def alike(one: Made, two: Made, fewest: int = 2) -> Likeness:
     pairs = [(s, t) for s in range(len(A[0])) for t in range(len(A[1])) if s != t]
     if not pairs and one is not two:
         pairs = [(0, 0)]
-    return _mean([likeness(A[0][s], A[1][t], fewest) for s, t in pairs], len(one.units))
+    return _mean([profile_agreement(A[0][s], A[1][t], fewest) for s, t in pairs], len(one.units))
 
 
 def common(one: Made, two: Made) -> Made:
@@ -121,14 +121,14 @@ def common(one: Made, two: Made) -> Made:
     return replace(one, live=one.live & two.live[: len(one.live)])
 
 
-def ceiling(one: Made, two: Made, fewest: int = 2) -> Likeness:
+def ceiling(one: Made, two: Made, fewest: int = 2) -> ProfileAgreement:
     """Return what `alike` would be of `one` and `two` if both recipes did the same: `two` against its other seeds.
 
     Over the same pairs of seeds and the same rows: those that are live in `one`. Undefined with one seed of `two`.
     """
     count = len(one.images)
     if len(two.images) < 2:
-        return Likeness(*np.full((2, len(two.units)), np.nan))
+        return ProfileAgreement(*np.full((2, len(two.units)), np.nan))
     first = replace(two, images=two.images[:count], live=common(one, two).live, A=two.responses[:count])
     return alike(first, two, fewest)
 
@@ -139,11 +139,11 @@ def compared(one: Made, two: Made) -> list[int]:
     return [int((one.live[s] & two.live[t]).sum()) for s, t in pairs or [(0, 0)]]
 
 
-def _mean(found: Sequence[Likeness], units: int) -> Likeness:
+def _mean(found: Sequence[ProfileAgreement], units: int) -> ProfileAgreement:
     """Return the mean of several agreements over those that define a feature's."""
-    pick: tuple[Callable[[Likeness], np.ndarray], ...] = (lambda r: r.same, lambda r: r.different)
+    pick: tuple[Callable[[ProfileAgreement], np.ndarray], ...] = (lambda r: r.same, lambda r: r.different)
     tables = [np.array([p(r) for r in found]).reshape(-1, units) for p in pick]
-    return Likeness(*(over_seeds(t, np.isfinite(t)) for t in tables))
+    return ProfileAgreement(*(over_seeds(t, np.isfinite(t)) for t in tables))
 
 
 def tidy(measure: str, layer: str, made: Made, values: np.ndarray, recipe: str, against: str = "") -> pd.DataFrame:
@@ -183,7 +183,7 @@ def by_channel(rows: pd.DataFrame, measure: str, recipe: str) -> pd.Series:
 
 
 def likeness_rows(
-    layer: str, one: Made, two: Made, recipe: str, against: str, found: Likeness | None = None, prefix: str = ""
+    layer: str, one: Made, two: Made, recipe: str, against: str, found: ProfileAgreement | None = None, prefix: str = ""
 ) -> pd.DataFrame:
     """Return how alike the same and different features of two sets are, as rows `same` and `different`.
 

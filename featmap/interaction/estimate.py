@@ -1,0 +1,36 @@
+"""Estimate what a job of joint descents will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featmap.interaction.job import JointJob
+from featmap.optimize.objective import Objective
+from featmap.runs import lifecycle
+from featmap.runs.estimate import Estimate, descent_seconds, process_memory
+
+
+def estimate_joint(job: JointJob, folder: Path) -> Estimate:
+    """Estimate a joint job: a few steps of a batch of solo and of joint descents at each size, extrapolated.
+
+    Parameters
+    ----------
+    job : JointJob
+        The checked job.
+    folder : Path
+        Run folder that it would get; nothing is written.
+
+    Returns
+    -------
+    Estimate
+        Time, memory and disk.
+    """
+    rows = job.recipe.rows
+    solos: dict[str, list[Objective]] = {}
+    for solo in job.solos:
+        solos.setdefault(solo.unit.layer, []).append(Objective(((1.0, solo.unit),)))
+    joints = [Objective(tuple((1.0, u) for u in job.groups[g])) for g, _ in job.joints]
+    batches = [(objectives, -(-len(objectives) // rows)) for objectives in (*solos.values(), joints)]
+    return Estimate(
+        descent_seconds(job, batches), process_memory(job), int(1.1 * job.array_bytes), lifecycle.free_space(folder)
+    )

@@ -1,0 +1,120 @@
+"""The view of a similarity run: which features it shows, on which stimuli, by which measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featmap.errors import FeatmapError, UnitError, suggest
+from featmap.files import digest
+from featmap.stats.measures import MEASURES
+
+STIMULI = ("layer", "shown")
+DEFAULT_NEIGHBOURS = 10
+Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
+
+
+@dataclass(frozen=True)
+class View:
+    """Which features a map shows, on which stimuli, by which measure.
+
+    Parameters
+    ----------
+    shown : str, sequence of int or mapping, default "all"
+        Channels that tables and figures show: "all", "0-15,42", ``[0, 1, 2]``, or either of these by layer.
+    stimuli : str, default "layer"
+        "layer": the maximising images of all features of the layer are the stimuli; "shown": only those of the
+        features shown, which is quicker and another similarity.
+    measure : str, default "coactivation"
+        Measure of the heatmap, a key of `featmap.stats.measures.MEASURES`.
+    neighbours : int, default 10
+        Nearest neighbours of each feature in the graph, 1 or more.
+
+    Raises
+    ------
+    FeatmapError
+        If a value is unknown or out of range.
+    """
+
+    shown: Features = "all"
+    stimuli: str = "layer"
+    measure: str = "coactivation"
+    neighbours: int = DEFAULT_NEIGHBOURS
+
+    def __post_init__(self) -> None:
+        if self.stimuli not in STIMULI:
+            raise UnitError(
+                f"stimuli {self.stimuli!r} is unknown; allowed: layer (images of all its features) or shown"
+            )
+        if self.measure not in MEASURES:
+            raise FeatmapError(
+                f"measure {self.measure!r} is unknown{suggest(self.measure, MEASURES)}; allowed: {', '.join(MEASURES)}"
+            )
+        if self.neighbours < 1:
+            raise FeatmapError(
+                f"neighbours {self.neighbours}: a neighbour graph takes 1 or more; {DEFAULT_NEIGHBOURS} is the default"
+            )
+
+    def channels(self, layers: Sequence[str]) -> dict[str, str]:
+        """Return the channels that are shown of each layer.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Mapped layers.
+
+        Returns
+        -------
+        dict of str
+            As `featmap.network.unit.parse_channels` reads them, by layer.
+
+        Raises
+        ------
+        UnitError
+            If `shown` is a mapping and names other layers.
+        """
+        if isinstance(self.shown, Mapping):
+            if set(self.shown) != set(layers):
+                raise UnitError(
+                    f"features are given for the layers {', '.join(map(str, self.shown))}, "
+                    f"the run maps {', '.join(layers)}; name the same layers, or give one list for all"
+                )
+            listed: dict[str, str | Sequence[int]] = dict(self.shown)
+        else:
+            listed = dict.fromkeys(layers, self.shown)
+        return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in listed.items()}
+
+    def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
+        """Return what the tables and figures of a run depend on besides its arrays.
+
+        Parameters
+        ----------
+        reliability : mapping
+            Reliability of each feature, empty before a validation.
+
+        Returns
+        -------
+        dict
+            As it stands in the manifest.
+        """
+        values: dict[str, Any] = {"measure": self.measure, "neighbours": self.neighbours}
+        return values | ({"reliability": digest(dict(reliability))} if reliability else {})
+
+    @staticmethod
+    def from_record(values: Mapping[str, Any]) -> View:
+        """Return the view that a manifest records.
+
+        Parameters
+        ----------
+        values : mapping
+            What `record` returned; missing entries take their defaults.
+
+        Returns
+        -------
+        View
+            Only `measure` and `neighbours` are recorded there.
+        """
+        return View(
+            measure=values.get("measure", "coactivation"), neighbours=int(values.get("neighbours", DEFAULT_NEIGHBOURS))
+        )

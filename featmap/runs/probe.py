@@ -1,0 +1,249 @@
+"""Probe images: the responses of any layers to the images of a run, to photographs or to an array."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from featmap.errors import FeatmapError
+from featmap.files import hash_file
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.optimize import photographs
+from featmap.optimize.responses import Probe
+from featmap.runs import device as devices
+from featmap.runs import integrity, lifecycle
+from featmap.runs.array_layout import ArraySpec
+from featmap.runs.engine import Execution, WorkUnit, plan, run_here
+from featmap.runs.manifest import is_run
+from featmap.runs.output import write_frame
+from featmap.runs.store import Run, open_arrays
+
+ROWS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images to probe, read a batch at a time.
+
+    Parameters
+    ----------
+    labels : list of str
+        Name of each image.
+    size : int
+        Height and width in pixels.
+    digest : str
+        SHA-256 of what the images are made of.
+    read : callable
+        Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
+    """
+
+    labels: list[str]
+    size: int
+    digest: str
+    read: Callable[[int, int], Tensor]
+
+    def batches(self, rows: int) -> Iterator[Tensor]:
+        """Yield the images in batches.
+
+        Parameters
+        ----------
+        rows : int
+            Images of a batch.
+
+        Yields
+        ------
+        Tensor
+            B x 3 x H x W.
+        """
+        for first in range(0, len(self.labels), rows):
+            yield self.read(first, min(first + rows, len(self.labels)))
+
+
+def open_source(images: Any, size: int | None, network_size: int) -> Source:
+    """Open the images of a run folder, a folder of photographs, a dataset or an array.
+
+    Parameters
+    ----------
+    images : path, xarray.Dataset or array
+        A run folder; a folder of photographs; what `maximise` returned; or N x 3 x H x H values in [0, 1].
+    size : int or None
+        Size that photographs are brought to, in pixels; None takes `network_size`.
+    network_size : int
+        Input size of the network in pixels.
+
+    Returns
+    -------
+    Source
+        The images.
+
+    Raises
+    ------
+    FeatmapError
+        If there are no images, a run is not finished or damaged, or the size is not that of a run's images.
+    """
+    if size is not None and size < 1:
+        raise FeatmapError(f"size {size}: an image has at least 1 pixel; choose 32 or more")
+    if isinstance(images, (str, Path)):
+        folder = Path(images)
+        if not is_run(folder):
+            return _from_photographs(folder, size or network_size)
+        if not Run.read(folder).manifest.is_complete:
+            raise FeatmapError(f"run {str(folder)!r} is not finished; run its own command again first")
+        integrity.require(folder)
+        images = open_arrays(folder)
+        if size is not None and size != images.sizes.get("y", size):
+            raise FeatmapError(
+                f"size {size}: the images of the run are stored at {images.sizes['y']} pixels; give no size"
+            )
+    if isinstance(images, xr.Dataset):
+        return _from_dataset(images)
+    array = torch.as_tensor(np.asarray(images), dtype=torch.float32)
+    if array.dim() != 4 or array.shape[1] != 3 or array.shape[2] != array.shape[3] or not len(array):
+        raise FeatmapError(f"images of shape {tuple(array.shape)}; allowed: N x 3 x H x H, N of 1 or more")
+    digest = hashlib.sha256(array.numpy().tobytes()).hexdigest()
+    return Source([str(k) for k in range(len(array))], array.shape[2], digest, lambda a, b: array[a:b])
+
+
+def _from_photographs(folder: Path, size: int) -> Source:
+    """Open a folder of photographs; the digest is that of their names and bytes."""
+    paths = photographs.find_photographs(folder)
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    listed = "\n".join(f"{n} {hash_file(p)}" for n, p in zip(names, paths, strict=True))
+    return Source(
+        names,
+        size,
+        hashlib.sha256(listed.encode()).hexdigest(),
+        lambda a, b: torch.stack([photographs.read_photograph(p, size) for p in paths[a:b]]),
+    )
+
+
+def _from_dataset(data: xr.Dataset) -> Source:
+    """Open the images of a run's arrays; those of several seeds are labelled ``unit@seed``."""
+    if "images" not in data:
+        raise FeatmapError("this run has no images to probe; runs of `similarity` and `maximise` have some")
+    seeds, count = data.sizes["seed"], data.sizes["image"]
+    names = [str(n) for n in data["image"].values]
+    labels = names if seeds == 1 else [f"{n}@{s}" for s in data["seed"].values for n in names]
+
+    def read(first: int, last: int) -> Tensor:
+        places = [divmod(k, count) for k in range(first, last)]
+        return torch.from_numpy(np.stack([data["images"][s, i].values for s, i in places]))
+
+    identity = f"{data.attrs} {labels} {float(data['activation'].sum())!r}"
+    return Source(labels, data.sizes["y"], hashlib.sha256(identity.encode()).hexdigest(), read)
+
+
+def probe(
+    images: Any,
+    layers: str | Sequence[str],
+    network: str | nn.Module | Network = "reference",
+    *,
+    size: int | None = None,
+    execution: Execution | None = None,
+) -> xr.DataArray:
+    """Return the responses of layers' features to images: the mean over each feature's grid.
+
+    Parameters
+    ----------
+    images : path, xarray.Dataset or array
+        A run folder; a folder of photographs; what `maximise` returned; or N x 3 x H x H values in [0, 1].
+    layers : str or sequence of str
+        Names as `featmap layers` prints them.
+    network : str, torch.nn.Module or Network, default "reference"
+        A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
+    size : int, optional
+        Size that photographs are brought to, in pixels. None takes the network's own input size.
+    execution : Execution, optional
+        Device, run folder and progress. Without a run folder the responses are computed in memory.
+
+    Returns
+    -------
+    xarray.DataArray
+        Image x response, float32, responses labelled ``layer:channel``: the untouched network in evaluation mode,
+        without jitter.
+
+    Raises
+    ------
+    FeatmapError
+        If there are no images, a layer does not exist, or a run is not finished or damaged.
+    """
+    execution = execution or Execution()
+    loaded = load(network)
+    names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
+    source = open_source(images, size, loaded.input_size)
+    probing = _Probing(loaded, source, names, execution)
+    return probing.in_memory() if execution.out is None else probing.to_folder(execution.out)
+
+
+class _Probing:
+    """The responses of some layers to some images, in memory or in a run folder."""
+
+    def __init__(self, network: Network, source: Source, layers: list[str], execution: Execution) -> None:
+        self.network, self.source, self.layers, self.watcher = network, source, layers, execution.watcher
+        self.device = execution.torch_device()
+        self.columns = [f"{la}:{c}" for la in layers for c in range(network.layer(la, source.size).channels)]
+        self.probe = Probe(network, ROWS, self.device)
+
+    def responses(self, images: Tensor) -> np.ndarray:
+        """Return the responses to a batch, image x response."""
+        responses = self.probe.responses(images, self.layers)
+        return np.concatenate([responses[la] for la in self.layers], axis=1)
+
+    def in_memory(self) -> xr.DataArray:
+        """Return all responses."""
+        with devices.remembered_settings():
+            parts = [self.responses(batch) for batch in self.source.batches(ROWS)]
+        return xr.DataArray(
+            np.concatenate(parts),
+            dims=("image", "response"),
+            coords={"image": self.source.labels, "response": self.columns},
+            name="A",
+            attrs={"network": str(self.network)},
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the responses depend on, as plain JSON values."""
+        images = {"count": len(self.source.labels), "size": self.source.size, "sha256": self.source.digest}
+        return {
+            "command": "probe",
+            "model": self.network.identity(),
+            "images": images,
+            "responses": self.layers,
+            "device": self.device.type,
+        }
+
+    def to_folder(self, folder: Path) -> xr.DataArray:
+        """Make what is missing of the responses in a run folder, and return them."""
+        count, width = len(self.source.labels), len(self.columns)
+        spec = ArraySpec(("image", "response"), (count, width), (ROWS, width))
+        about = {
+            "network": str(self.network),
+            "model_arguments": self.network.arguments,
+            "environment": devices.environment(self.device),
+        }
+        coords = {"image": np.array(self.source.labels), "response": np.array(self.columns)}
+        run = Run(folder, self.identity()).open({"A": spec}, coords, about)
+        with run.held():
+
+            def work(unit: WorkUnit) -> None:
+                values = self.responses(self.source.read(unit.first, unit.last))
+                run.land(unit.name, {"A": ((slice(unit.first, unit.last), slice(None)), values)})
+                self.watcher.step(float(values.mean()))
+
+            units = [u for u in plan(count, ROWS, (0,)) if u.last]
+            with devices.remembered_settings():
+                done = run_here(units, run, work, 1, self.watcher)
+            data = open_arrays(folder)["A"]
+            if done or not run.is_complete():
+                write_frame(run, "responses", data.to_pandas())
+                lifecycle.complete_units(run, [u.name for u in units])
+            return data

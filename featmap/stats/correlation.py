@@ -1,0 +1,307 @@
+"""Correlations, cosines, standardising, and the floor below which a denominator counts as rounding.
+
+The other modules of `featmap.stats` take these from here, so that each has one definition and one rule for what is
+undefined. Undefined values are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from featmap.errors import FeatmapError
+
+FLOOR = 1e-6
+"""Share of the largest magnitude at or below which a denominator, a length or a standard deviation counts as 0.
+
+Responses are measured in float32. A millionth is about 16 times its unit roundoff of 2**-24: less is rounding, and a
+quotient by it would say nothing. The floor goes by feature (or by row), so that it moves with the feature's own scale.
+"""
+VARIANCE_FLOOR = FLOOR**2
+"""`FLOOR` for a variance, as a share of the mean square: the square of that of a standard deviation."""
+DIFFERENCE_FLOOR = 10 * FLOOR
+"""`FLOOR` for differences of float32 responses, such as a response less that at the null image.
+
+Both terms are rounded by about 1e-7 of the activations that they average, however small the difference is: a tenfold
+floor leaves two correct digits.
+"""
+TINY = float(np.finfo(np.float32).tiny)
+"""Least floor, for a largest magnitude of 0: smaller float32 numbers are subnormal and lose digits."""
+DIGITS = 12
+"""Decimals to which similarities are ranked and compared: later ones depend on the order in which a sum was taken."""
+TIE = 10.0**-DIGITS
+"""Difference up to which two statistics count as equal, for the same reason."""
+
+
+def floors(largest: np.ndarray | float, share: float = FLOOR) -> np.ndarray:
+    """Compute the floor of a denominator from the largest magnitude of its kind.
+
+    Parameters
+    ----------
+    largest : numpy.ndarray or float
+        Largest absolute value of each feature (or row), of any shape.
+    share : float, default FLOOR
+        `FLOOR`, or `DIFFERENCE_FLOOR` for differences of float32 responses.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``share * largest``, at least `TINY`; a denominator is defined above it.
+    """
+    floor: np.ndarray = np.maximum(share * largest, TINY)
+    return floor
+
+
+def largest_magnitude(values: np.ndarray) -> np.ndarray:
+    """Compute the largest finite magnitude in each column.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        N x M.
+
+    Returns
+    -------
+    numpy.ndarray
+        M values from 0 on; 0 for a column without finite entries.
+    """
+    return np.max(np.where(np.isfinite(values), np.abs(values), 0.0), axis=0, initial=0.0)
+
+
+def column_moments(values: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute scale, mean and standard deviation of each column.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        N x M, NaN or infinite where undefined.
+    over : numpy.ndarray
+        N booleans: the rows that mean and deviation are taken over.
+
+    Returns
+    -------
+    scale : numpy.ndarray
+        Largest magnitude of each column, M; NaN for a column of zeros.
+    mean : numpy.ndarray
+        Mean of the column divided by its scale, M, in [-1, 1].
+    deviation : numpy.ndarray
+        Population standard deviation of the same, M, in [0, 1]; NaN where it is not above `FLOOR`.
+    """
+    use = np.isfinite(values) & over[:, None]
+    largest, count = largest_magnitude(np.where(use, values, 0.0)), np.maximum(use.sum(axis=0), 1)
+    scale = np.where(largest > TINY, largest, np.nan)
+    # Dividing by the scale first turns the floor into FLOOR itself, and no square can overflow.
+    with np.errstate(over="ignore"):
+        scaled = values / scale
+    mean = np.where(use, scaled, 0.0).sum(axis=0) / count
+    deviation = np.sqrt((np.where(use, scaled - mean, 0.0) ** 2).sum(axis=0) / count)
+    return scale, mean, np.where(deviation > FLOOR, deviation, np.nan)
+
+
+def standardise(values: np.ndarray, over: np.ndarray) -> np.ndarray:
+    """Subtract each column's mean and divide by its population standard deviation.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        N x M, NaN or infinite where undefined.
+    over : numpy.ndarray
+        N booleans: the rows whose finite entries mean and deviation are taken over.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, of mean 0 and variance 1 over these rows; NaN where `values` is not finite, and in columns that do not
+        vary by more than `FLOOR` of their largest magnitude.
+    """
+    scale, mean, deviation = column_moments(values, over)
+    with np.errstate(over="ignore"):
+        return (values / scale - mean) / deviation
+
+
+def unit_vectors(vectors: np.ndarray, axis: int = -1, floor: np.ndarray | float = TINY) -> np.ndarray:
+    """Scale vectors to length 1.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        Vectors along one axis of an array of any shape.
+    axis : int, default -1
+        That axis.
+    floor : numpy.ndarray or float, default TINY
+        Length at or below which a vector has no direction.
+
+    Returns
+    -------
+    numpy.ndarray
+        The same shape; NaN for vectors that are no longer than the floor or not finite.
+    """
+    length = np.linalg.norm(vectors, axis=axis, keepdims=True)
+    unit: np.ndarray = vectors / np.where(np.isfinite(length) & (length > floor), length, np.nan)
+    return unit
+
+
+def unit_deviations(rows: np.ndarray) -> np.ndarray:
+    """Subtract each row's mean and scale the row to length 1.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        N x D.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x D, whose products are Pearson's correlations of the rows; NaN for rows whose standard deviation is not
+        above `FLOOR` of their largest magnitude.
+    """
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    return unit_vectors(rows - rows.mean(axis=1, keepdims=True), 1, floors(largest) * np.sqrt(rows.shape[1]))
+
+
+def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Compute the cosine of every row of one table with every row of another.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        N x P and M x P.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1], 1 for parallel rows; NaN for rows that are zero or not finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.clip(unit_vectors(one) @ unit_vectors(two).T, -1, 1)
+
+
+def pearson(one: np.ndarray, two: np.ndarray, share: float = FLOOR) -> float:
+    """Compute Pearson's correlation of two series.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        N finite values each.
+    share : float, default FLOOR
+        A series does not vary if its standard deviation is not above this share of its largest magnitude.
+
+    Returns
+    -------
+    float
+        In [-1, 1]; NaN for fewer than two values or a series that does not vary.
+    """
+    if len(one) < 2 or any(values.std() <= floors(np.abs(values).max(), share) for values in (one, two)):
+        return float("nan")
+    return float(np.clip(np.corrcoef(one, two)[0, 1], -1, 1))
+
+
+def spearman(one: np.ndarray, two: np.ndarray) -> float:
+    """Compute Spearman's rank correlation of two series.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        N finite values each; ties share their mean rank.
+
+    Returns
+    -------
+    float
+        In [-1, 1]; NaN for fewer than three values or a constant series.
+    """
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(two) == 0:
+        return float("nan")
+    return float(np.clip(np.corrcoef(stats.rankdata(one), stats.rankdata(two))[0, 1], -1, 1))
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Compute Student's confidence interval of a mean.
+
+    Parameters
+    ----------
+    values : sequence of float
+        Independent values, such as one for each seed; those that are not finite are left out.
+    level : float, default 0.95
+        Confidence, between 0 and 1.
+
+    Returns
+    -------
+    tuple of float or None
+        Lower and upper end; None for fewer than three finite values.
+
+    Notes
+    -----
+    The same as ``scipy.stats.ttest_1samp(values, 0).confidence_interval(level)`` but for the rounding of the last
+    digit, which tables written by earlier versions hold.
+    """
+    finite = np.array([v for v in values if np.isfinite(v)])
+    if len(finite) < 3:
+        return None
+    reach = stats.t.ppf((1 + level) / 2, len(finite) - 1) * finite.std(ddof=1) / np.sqrt(len(finite))
+    return float(finite.mean() - reach), float(finite.mean() + reach)
+
+
+def count_pairs(
+    one: Sequence[object] | np.ndarray, two: Sequence[object] | np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Count the pairs of things that two partitions put together.
+
+    Parameters
+    ----------
+    one, two : sequence
+        D labels each, of the same things; the names of the labels do not matter.
+    weights : numpy.ndarray, optional
+        W x D, how often each thing counts, such as in a bootstrap; default: once. A pair j, k counts ``w_j w_k`` times
+        and a thing with its own copy never.
+
+    Returns
+    -------
+    both, in_one, in_two, total : numpy.ndarray
+        Pairs within a group of both partitions, of the first, of the second, and all pairs: W whole numbers each (one
+        without weights).
+    """
+    a, b = (np.unique(np.asarray(labels), return_inverse=True)[1] for labels in (one, two))
+    w = np.ones((1, len(a))) if weights is None else np.asarray(weights, dtype=np.float64)
+
+    def within(groups: np.ndarray) -> np.ndarray:
+        # the sum of w_j w_k over pairs is half of (sum w)^2 - sum w^2; whole numbers below 2^53 are exact
+        size = np.stack([np.bincount(groups, row) for row in w])
+        pairs: np.ndarray = ((size**2).sum(axis=1) - (w**2).sum(axis=1)) / 2
+        return pairs
+
+    both = np.unique(a * (b.max(initial=0) + 1) + b, return_inverse=True)[1]
+    return within(both), within(a), within(b), within(np.zeros_like(a))
+
+
+def adjusted_rand(one: Sequence[object] | np.ndarray, two: Sequence[object] | np.ndarray) -> float:
+    """Compute the adjusted Rand index of two partitions of the same things.
+
+    Parameters
+    ----------
+    one, two : sequence
+        A label for each thing, in the same order; the names of the labels do not matter.
+
+    Returns
+    -------
+    float
+        At most 1, which equal partitions have; about 0 for unrelated ones, below 0 for less agreement than chance.
+
+    Raises
+    ------
+    FeatmapError
+        If the lengths differ.
+
+    References
+    ----------
+    Hubert & Arabie (1985), Journal of Classification 2, doi 10.1007/BF01908075.
+    """
+    if len(one) != len(two):
+        raise FeatmapError(f"partitions of {len(one)} and {len(two)} things cannot be compared; give the same things")
+    both, in_one, in_two, total = (int(pairs[0]) for pairs in count_pairs(one, two))
+    if in_one == in_two == both:
+        return 1.0
+    # integers have no rounding, however many things there are
+    chance = in_one * in_two / total
+    return (both - chance) / ((in_one + in_two) / 2 - chance)

@@ -1,0 +1,123 @@
+"""Read similarity frames: their nearest features, their most similar pairs, their agreement over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from featmap.errors import FeatmapError
+from featmap.stats.correlation import DIGITS, FLOOR
+from featmap.stats.measures import to_floats
+
+
+def symmetric_values(S: pd.DataFrame) -> np.ndarray:
+    """Check that a similarity frame is symmetric, and return its values.
+
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Similarity, M x M, the same labels in rows and columns.
+
+    Returns
+    -------
+    numpy.ndarray
+        M x M float64, NaN where undefined.
+
+    Raises
+    ------
+    FeatmapError
+        For any other frame.
+    """
+    values = to_floats(S, "the similarity frame")
+    if list(S.index) != list(S.columns) or not S.columns.is_unique:
+        raise FeatmapError("a similarity frame needs the same labels, each once, in its rows and columns")
+    if not np.allclose(values, values.T, rtol=0, atol=FLOOR, equal_nan=True):
+        raise FeatmapError("this frame is not symmetric; take neighbours and clusters from `profile`")
+    return values
+
+
+def seed_agreement(frames: Sequence[pd.DataFrame]) -> float:
+    """Compute the mean correlation of the profiles of several seeds.
+
+    Parameters
+    ----------
+    frames : sequence of pandas.DataFrame
+        `profile` of each seed; features are matched by label.
+
+    Returns
+    -------
+    float
+        Mean over pairs of seeds of Pearson's correlation of the similarities of different features that both seeds
+        define, each pair once. In [-1, 1]; 1 where all seeds give the same map.
+
+    Raises
+    ------
+    FeatmapError
+        For fewer than two frames, or two that share no similarities that vary.
+    """
+    if len(frames) < 2:
+        raise FeatmapError(f"agreement over seeds needs at least 2 maps; {len(frames)} given")
+    correlations = []
+    for one, two in combinations(frames, 2):
+        shared = one.columns[one.columns.isin(two.columns)]
+        upper = np.triu_indices(len(shared), 1)
+        pair = np.array([symmetric_values(frame.loc[shared, shared])[upper] for frame in (one, two)])
+        pair = pair[:, np.isfinite(pair).all(axis=0)]
+        if pair.shape[1] < 2 or (np.ptp(pair, axis=1) <= FLOOR).any():
+            raise FeatmapError("two of the maps share too few similarities that vary to be correlated")
+        # not `correlation.pearson`: from another memory layout the last digit of results on record would differ
+        correlations.append(np.clip(np.corrcoef(pair)[0, 1], -1.0, 1.0))
+    return float(np.mean(correlations))
+
+
+def _list_pairs(S: pd.DataFrame, values: np.ndarray, one: np.ndarray, two: np.ndarray) -> pd.DataFrame:
+    """List the defined ones of the pairs at positions `one`, `two` as feature, other, similarity."""
+    similarity = values[one, two]
+    keep = np.isfinite(similarity)
+    columns = {"feature": S.columns[one[keep]], "other": S.columns[two[keep]], "similarity": similarity[keep]}
+    return pd.DataFrame(columns)
+
+
+def nearest_features(S: pd.DataFrame, n: int = 5) -> pd.DataFrame:
+    """List the most similar others of each feature.
+
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Similarity, M x M.
+    n : int, default 5
+        Others of each feature; fewer where fewer are defined.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns feature (in the order of S), other (by falling similarity, ties in the order of S), similarity.
+    """
+    values = symmetric_values(S)
+    np.fill_diagonal(values, np.nan)
+    best = np.argsort(-np.round(values, DIGITS), axis=1, kind="stable")[:, : max(n, 0)]
+    return _list_pairs(S, values, np.repeat(np.arange(len(best)), best.shape[1]), best.ravel())
+
+
+def most_similar_pairs(S: pd.DataFrame, n: int) -> pd.DataFrame:
+    """List the most similar pairs of different features.
+
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Similarity, M x M.
+    n : int
+        Number of pairs; fewer where fewer are defined.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns feature, other, similarity, by falling similarity, ties in the order of S.
+    """
+    values = symmetric_values(S)
+    one, two = np.triu_indices(len(values), 1)
+    best = np.argsort(-np.round(values[one, two], DIGITS), kind="stable")[: max(n, 0)]
+    return _list_pairs(S, values, one[best], two[best])
