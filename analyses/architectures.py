@@ -1,4 +1,7 @@
-"""How coherent are the images of a network's late features? One network a run, compared with those that are stored."""
+"""Measure how coherent the images of a network's late features are.
+
+One run measures one network, and compares it with the stored results of the others.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,19 @@ from scipy import stats
 
 import featmap
 from analyses.formulas import coherence
-from analyses.support.study import LEVEL, Context, Finding, Outcome, Study, Verdict, averaged, interval, start
-from analyses.tables import stored
+from analyses.support.findings import LEVEL, Finding, interval, mean_or_undefined
+from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.tables import read_stored
 from featmap import FeatmapError, image_ops, rng
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
 from featmap.runs import array_layout, device
 from featmap.stats import interaction
 
-YARDSTICK, PERMUTATIONS, HEADLINE = 64, 4, "beyond"
-P = 0.05
+REFERENCE_IMAGES, PERMUTATIONS = 64, 4
+"""1/f images that responses are compared with, and permutations of an image's pixels."""
+HEADLINE, P = "beyond", 0.05
+"""Measure that networks are compared by, and the level of the test."""
 GOOGLENET, INCEPTION, RESNET = "googlenet", "inception_v3", "resnet50"
 
 STUDY = Study(
@@ -34,12 +40,14 @@ STUDY = Study(
     claim="The images of GoogLeNet's last two modules are more coherent than those of InceptionV3's, and ResNet "
     'behaves like both (section "Mapping ResNet Features").',
     measured="how few features of its layer an image excites: the share that respond more than to any of "
-    f"{YARDSTICK} images with a 1/f spectrum, less the same share of the image with its pixels permuted (mean of "
-    f"{PERMUTATIONS} permutations), which is what its colours excite by chance; beside it the participation ratio of "
-    "the responses, how alike two positions of an image are, and how many classes the network sees; layer by layer. "
-    f"The claim holds if GoogLeNet's share less chance is below InceptionV3's (p < {P}, Welch) in the last module and "
-    f"in the one before, each compared with its like, and ResNet's is not outside of both; in part if it is in one of "
-    f"them (p < {P / 2}); it is not decided before the published weights of both were measured",
+    f"{REFERENCE_IMAGES} images with a 1/f spectrum, minus the same share for the image with its pixels permuted (mean "
+    f"of {PERMUTATIONS} permutations), which is what its colours excite by chance; also the participation ratio of the "
+    "responses, the similarity of two positions of an image, and the number of classes the network sees; layer by "
+    "layer. "
+    f"The claim holds if GoogLeNet's share minus chance is below InceptionV3's (p < {P}, Welch) both in the last "
+    "module and in the one before, and ResNet's is not outside the range of the two; it holds in part if this is so in "
+    f"one of the modules (p < {P / 2}); it is not decided until both networks are measured with their published "
+    "weights",
     full="the article's octaves, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": ("inception5a", "inception5b"),
@@ -49,28 +57,34 @@ STUDY = Study(
     },
 )
 MEASURES = {
-    "excited": "features of its layer that an image excites beyond all 1/f images, as a share",
+    "excited": "share of its layer's features that an image excites more than any 1/f image does",
     "permuted": "the same with the image's pixels permuted (chance)",
-    "beyond": "share of features excited, less chance (paired)",
+    "beyond": "share of features excited, minus chance (paired)",
     "spread": "participation ratio of the features, relative to 1/f images",
     "positions": "mean cosine of the responses at two positions of an image",
     "positions_across": "the same at positions of two features' images",
-    "classes": "classes that the network sees in an image, as a number",
+    "classes": "number of classes that the network sees in an image",
 }
 NULLS = {
-    "excited_null": "features that the null image excites, as a share; n seeds",
+    "excited_null": "share of features that the null image excites; n seeds",
     "spread_null": "participation ratio of the null image; n seeds",
-    "classes_null": "classes seen in the null image; n seeds",
+    "classes_null": "number of classes that the network sees in the null image; n seeds",
 }
-"""There is one null image a seed, whatever the feature."""
+"""Measures of the null image, of which there is one for each seed, whatever the feature."""
 
 
 @dataclass(frozen=True, eq=False)
-class Yardstick:
-    """What a layer does on 1/f images.
+class ReferenceResponses:
+    """Responses of a layer to 1/f images.
 
-    `varies` the features that vary over them (D' of D), `responses` theirs (images x D'), `centre` and `spread` mean
-    and deviation of all D features over positions.
+    Parameters
+    ----------
+    varies : numpy.ndarray
+        Which of the D features vary over these images (D' of them).
+    responses : numpy.ndarray
+        Responses of these features, `images x D'`.
+    centre, spread : numpy.ndarray
+        Mean and standard deviation of all D features over positions.
     """
 
     varies: np.ndarray
@@ -79,65 +93,77 @@ class Yardstick:
     spread: np.ndarray
 
 
-def yardstick(probe: Probe, layer: str, size: int) -> Yardstick:
-    """Return what a layer does on images with a 1/f spectrum."""
-    maps = probe.activation_maps(image_ops.pink_noise(YARDSTICK, size), [layer])[layer].astype(np.float64)
+def measure_reference(probe: Probe, layer: str, size: int) -> ReferenceResponses:
+    """Measure the responses of a layer to images with a 1/f spectrum."""
+    maps = probe.activation_maps(image_ops.pink_noise(REFERENCE_IMAGES, size), [layer])[layer].astype(np.float64)
     responses, flat = maps.mean((2, 3)), maps.transpose(1, 0, 2, 3).reshape(maps.shape[1], -1)
     varies = np.isfinite(interaction.response_deviations(responses))
-    return Yardstick(varies, responses[:, varies], flat.mean(1), flat.std(1))
+    return ReferenceResponses(varies, responses[:, varies], flat.mean(1), flat.std(1))
 
 
-def made(context: Context) -> xr.Dataset:
-    """Return the images of the drawn features of all layers."""
-    units = [u for layer in context.layers for u in context.units(layer)]
+def maximise_features(context: Context) -> xr.Dataset:
+    """Maximise the drawn features of all layers."""
+    units = [u for layer in context.layers for u in context.draw_units(layer)]
     recipe = "article-normalised" if context.full else "fast"
     return featmap.maximise(
         units,
         context.network,
         recipe=recipe,
         seeds=context.seeds,
-        device=context.device,
-        out=context.folder("images", units=units, recipe=recipe, seeds=context.seeds),
-        watcher=context.watcher,
+        execution=featmap.Execution(
+            context.device,
+            out=context.folder("images", units=units, recipe=recipe, seeds=context.seeds),
+            watcher=context.watcher,
+        ),
     )
 
 
 def class_layer(context: Context, size: int) -> str | None:
-    """Return the name of the layer of class logits, None where the network has none."""
+    """Find the layer of class logits; None where the network has none."""
     try:
         return context.network.resolve_unit(featmap.Unit.parse("class:0"), size).layer
     except FeatmapError:
         return None
 
 
-def measured(context: Context, data: xr.Dataset) -> pd.DataFrame:
-    """Return a row a feature and seed: status and the figures of `MEASURES` and `NULLS` (empty where undefined)."""
-    size, found = data.sizes["y"], []
-    probe = Probe(context.network, 16, device.device(context.device))
+def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
+    """Measure every feature with every seed.
+
+    Each has one row with its status, `MEASURES` and `NULLS`.
+    """
+    size, frames = data.sizes["y"], []
+    probe = Probe(context.network, 16, device.select_device(context.device))
     logits = class_layer(context, size)
     names = [str(n) for n in data["image"].values]
     for layer in context.layers:
-        yard = yardstick(probe, layer, size)
+        reference = measure_reference(probe, layer, size)
         own = [k for k, n in enumerate(names) if n.rpartition(":")[0] == layer]
         for s, seed in enumerate(data["seed"].values):
             images = np.concatenate([data["images"][s, own].values, data["null_images"][s].values[None]])
-            frame = pd.DataFrame(figures(probe, torch.from_numpy(images), layer, logits, yard))
+            frame = pd.DataFrame(coherence_statistics(probe, torch.from_numpy(images), layer, logits, reference))
             frame.insert(0, "status", [array_layout.STATUSES[int(c)] for c in data["status"][s, own].values])
             frame.insert(0, "seed", int(seed))
             frame.insert(0, "feature", [names[k] for k in own])
             frame.insert(0, "layer", layer)
-            found.append(frame)
-    return pd.concat(found, ignore_index=True)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
-def figures(probe: Probe, images: torch.Tensor, layer: str, logits: str | None, yard: Yardstick) -> dict[str, Any]:
-    """Return the figures of N images from N + 1, the last of which is the null image."""
+def coherence_statistics(
+    probe: Probe, images: torch.Tensor, layer: str, logits: str | None, reference: ReferenceResponses
+) -> dict[str, Any]:
+    """Compute the measures of N images.
+
+    `images` has N + 1 images, the last of which is the null image.
+    """
     maps = probe.activation_maps(images, [layer])[layer]
-    responses = maps.mean((2, 3)).astype(np.float64)[:, yard.varies]
-    excited = coherence.excited_share(responses, yard.responses)
-    chance = permuted(probe, images[:-1], layer, yard)
-    spread = coherence.relative_effective_number(responses, yard.responses)
-    within, across = coherence.position_similarity(coherence.unit_directions(maps[:-1], yard.centre, yard.spread))
+    responses = maps.mean((2, 3)).astype(np.float64)[:, reference.varies]
+    excited = coherence.excited_share(responses, reference.responses)
+    chance = permuted_share(probe, images[:-1], layer, reference)
+    spread = coherence.relative_effective_number(responses, reference.responses)
+    within, across = coherence.position_similarity(
+        coherence.unit_directions(maps[:-1], reference.centre, reference.spread)
+    )
     if logits is None:
         classes = np.full(len(maps), np.nan)
     else:
@@ -156,55 +182,75 @@ def figures(probe: Probe, images: torch.Tensor, layer: str, logits: str | None, 
     }
 
 
-def permuted(probe: Probe, images: torch.Tensor, layer: str, yard: Yardstick) -> np.ndarray:
-    """Return the share of features that N images excite with their pixels permuted: all colours, no pattern.
+def permuted_share(probe: Probe, images: torch.Tensor, layer: str, reference: ReferenceResponses) -> np.ndarray:
+    """Compute the share of features that images excite with their pixels permuted.
 
-    The mean over `PERMUTATIONS` permutations, the same ones of all images. The share that one more 1/f image would
-    excite (1 in 65) is no chance level: these images have other colours and contrasts.
+    Permuted images have all the colours and no pattern. The share is the mean over `PERMUTATIONS` permutations, the
+    same for all images. The share that one more 1/f image would excite (1 in 65) is not the level of chance, since
+    these images have other colours and contrasts.
     """
-    found = []
+    shares = []
     for k in range(PERMUTATIONS):
         flat = images.flatten(2)
         order = rng.generator("permuted", k, flat.shape[2]).permutation(flat.shape[2])
-        moved = flat[:, :, torch.from_numpy(order)].reshape(images.shape)
-        responses = probe.responses(moved, [layer])[layer].astype(np.float64)[:, yard.varies]
-        found.append(coherence.excited_share(responses, yard.responses))
-    return np.asarray(np.mean(found, axis=0))
+        shuffled = flat[:, :, torch.from_numpy(order)].reshape(images.shape)
+        responses = probe.responses(shuffled, [layer])[layer].astype(np.float64)[:, reference.varies]
+        shares.append(coherence.excited_share(responses, reference.responses))
+    return np.asarray(np.mean(shares, axis=0))
 
 
-def findings(context: Context, table: pd.DataFrame) -> list[Finding]:
-    """Return every figure of each layer: over features, averaged over seeds before; the null images' over seeds."""
+def collect_findings(context: Context, table: pd.DataFrame) -> list[Finding]:
+    """Summarise the measures of each layer.
+
+    They are means over features, averaged over seeds before; those of null images are means over seeds.
+    """
     live = table[table["status"].isin(("live", "rescued"))]
     means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean()
     nulls = table.groupby(["layer", "seed"], sort=False)[list(NULLS)].first()
-    found = []
+    findings = []
     for layer in context.layers:
-        for held, words in ((means, MEASURES), (nulls, NULLS)):
-            own = held[[key[0] == layer for key in held.index]]
-            found += [averaged(f"{layer}:{name}", own[name].to_numpy(), f"{layer}: {w}") for name, w in words.items()]
-    return found
+        for frame, words in ((means, MEASURES), (nulls, NULLS)):
+            own = frame[[key[0] == layer for key in frame.index]]
+            findings += [
+                mean_or_undefined(f"{layer}:{name}", own[name].to_numpy(), f"{layer}: {w}") for name, w in words.items()
+            ]
+    return findings
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of `count` features with its standard error."""
+    """A mean with its standard error.
+
+    Parameters
+    ----------
+    value, error : float
+        Mean and standard error.
+    count : int
+        Number of features.
+    """
 
     value: float
     error: float
     count: int
 
 
-def mean_of(finding: Finding | dict[str, Any]) -> Mean | None:
-    """Return mean and standard error of a finding (or of its stored form), None if it has no interval."""
-    held = finding if isinstance(finding, dict) else vars(finding)
-    if held["value"] is None or held["low"] is None or held["count"] < 2:
+def mean_and_error(finding: Finding | dict[str, Any]) -> Mean | None:
+    """Recover mean and standard error from a finding or its stored form.
+
+    None without an interval.
+    """
+    record = finding if isinstance(finding, dict) else vars(finding)
+    if record["value"] is None or record["low"] is None or record["count"] < 2:
         return None
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, held["count"] - 1))
-    return Mean(float(held["value"]), (held["high"] - held["low"]) / 2 / reach, int(held["count"]))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, record["count"] - 1))
+    return Mean(float(record["value"]), (record["high"] - record["low"]) / 2 / reach, int(record["count"]))
 
 
-def below(one: Mean, two: Mean) -> float:
-    """Return Welch's two-sided p of two means, negative where the first is not below the second."""
+def signed_p(one: Mean, two: Mean) -> float:
+    """Compute Welch's two-sided p of two means.
+
+    It is negative unless the first mean is below the second.
+    """
     spread = [m.error * np.sqrt(m.count) for m in (one, two)]
     p = float(
         stats.ttest_ind_from_stats(
@@ -215,105 +261,113 @@ def below(one: Mean, two: Mean) -> float:
 
 
 Means = dict[str, dict[str, Mean]]
-"""Network -> layer -> its headline; layers in order, so that the last ones are each other's like."""
+"""Headline by network and layer, layers in order, so that the last layers of two networks are compared."""
 
 
-def headlines(layers: Sequence[str], found: Sequence[Finding] | Sequence[dict[str, Any]]) -> dict[str, Mean]:
-    """Return the headline of each layer; empty where one lacks it, as in what older versions stored."""
-    by = {(f["name"] if isinstance(f, dict) else f.name): mean_of(f) for f in found}
+def headline_means(layers: Sequence[str], findings: Sequence[Finding] | Sequence[dict[str, Any]]) -> dict[str, Mean]:
+    """Look up the headline of each layer.
+
+    Empty where one is missing, as in older stored results.
+    """
+    by = {(f["name"] if isinstance(f, dict) else f.name): mean_and_error(f) for f in findings}
     own = {layer: by.get(f"{layer}:{HEADLINE}") for layer in layers}
     return {} if None in own.values() else {layer: mean for layer, mean in own.items() if mean is not None}
 
 
-def known(context: Context, found: Sequence[Finding]) -> Means:
-    """Return the headlines of every network: what is stored at the same sizes, and the one just measured.
+def collect_means(context: Context, findings: Sequence[Finding]) -> Means:
+    """Collect the headlines of every network.
 
-    Networks with random weights do not count, other than the one just measured.
+    These are the networks stored at the same sizes, without those with random weights, and the one just measured.
     """
     means = {}
-    for model, record in stored(STUDY.name, context.results).items():
+    for model, record in read_stored(STUDY.name, context.results).items():
         if record["settings"]["full"] == context.full and ", weights random:" not in record["network"]:
-            means[model] = headlines(record["settings"]["layers"], record["findings"])
+            means[model] = headline_means(record["settings"]["layers"], record["findings"])
     means.pop(context.network.name, None)
-    means[context.network.name] = headlines(context.layers, found)
+    means[context.network.name] = headline_means(context.layers, findings)
     return {model: own for model, own in means.items() if own}
 
 
-def paired(one: dict[str, Mean], two: dict[str, Mean]) -> list[float]:
-    """Return `below` of two networks' layers, the last with the last, and so on."""
-    return [below(a, b) for a, b in zip(reversed(one.values()), reversed(two.values()), strict=False)]
+def compare_modules(one: dict[str, Mean], two: dict[str, Mean]) -> list[float]:
+    """Compute `signed_p` of two networks' layers: the last with the last, and so on."""
+    return [signed_p(a, b) for a, b in zip(reversed(one.values()), reversed(two.values()), strict=False)]
 
 
-def judged(means: Means, random: str | None = None) -> tuple[Verdict, str]:
-    """Return the verdict and why, from the headlines of each network; `random` names one whose weights are random."""
+def judge(means: Means, random: str | None = None) -> tuple[Verdict, str]:
+    """Judge the claim and say why; `random` names a network whose weights are random."""
     counted = {m: v for m, v in means.items() if m != random}
     missing = [m for m in (GOOGLENET, INCEPTION) if m not in counted]
     if missing:
-        return "not decided", f"{' and '.join(missing)} with published weights not measured"
+        return "not decided", f"{' and '.join(missing)} not measured with published weights"
     google, inception = counted[GOOGLENET], counted[INCEPTION]
-    p = paired(google, inception)
-    said = (
-        f"GoogLeNet {told(google)}, InceptionV3 {told(inception)}, p {' and '.join(f'{abs(x):.2g}' for x in p[::-1])}"
-    )
+    p = compare_modules(google, inception)
+    values = " and ".join(f"{abs(x):.2g}" for x in p[::-1])
+    text = f"GoogLeNet {format_means(google)}, InceptionV3 {format_means(inception)}, p {values}"
     if not all(0 < x < P for x in p):
         part = any(0 < x < P / len(p) for x in p)
         against = any(-P / len(p) < x < 0 for x in p)
-        return ("holds in part" if part else "does not hold" if against else "not decided"), said
+        return ("holds in part" if part else "does not hold" if against else "not decided"), text
     if RESNET not in counted:
-        return "holds in part", f"{said}; ResNet not measured"
+        return "holds in part", f"{text}; ResNet not measured"
     third = counted[RESNET]
-    outside = any(0 < x < P for x in (*paired(third, google), *paired(inception, third)))
-    where = "outside of both" if outside else "not outside of both"
-    return ("holds in part" if outside else "holds"), f"{said}; ResNet {told(third)}, {where}"
+    outside = any(0 < x < P for x in (*compare_modules(third, google), *compare_modules(inception, third)))
+    where = "outside the range of the two" if outside else "not outside the range of the two"
+    return ("holds in part" if outside else "holds"), f"{text}; ResNet {format_means(third)}, {where}"
 
 
-def told(means: dict[str, Mean]) -> str:
-    """Return a network's headlines for a sentence."""
+def format_means(means: dict[str, Mean]) -> str:
+    """Format a network's headlines for a sentence."""
     return " and ".join(f"{m.value:+.3g}" for m in means.values())
 
 
-def conclusion(context: Context, found: list[Finding], why: str) -> str:
-    """Return the sentence."""
-    by = {f.name: f for f in found}
+def write_conclusion(context: Context, findings: list[Finding], why: str) -> str:
+    """Write the conclusion."""
+    by = {f.name: f for f in findings}
 
-    def said(name: str) -> str:
-        value = by[name].value
-        return "undefined" if value is None else f"{value:.3g}"
+    def value(name: str) -> str:
+        number = by[name].value
+        return "undefined" if number is None else f"{number:.3g}"
 
     shares = []
     for layer in context.layers:
-        ends = by[f"{layer}:{HEADLINE}"]
-        reach = "" if ends.low is None else f" [{ends.low:.3g}, {ends.high:.3g}]"
+        headline = by[f"{layer}:{HEADLINE}"]
+        ends = "" if headline.low is None else f" [{headline.low:.3g}, {headline.high:.3g}]"
         shares.append(
-            f"{said(f'{layer}:excited')} of {layer}'s features ({said(f'{layer}:permuted')} with its pixels permuted, "
-            f"{said(f'{layer}:excited_null')} the null image; less chance {said(f'{layer}:{HEADLINE}')}{reach})"
+            f"{value(f'{layer}:excited')} of {layer}'s features "
+            f"({value(f'{layer}:permuted')} with its pixels permuted, {value(f'{layer}:excited_null')} on the null "
+            f"image; minus chance {value(f'{layer}:{HEADLINE}')}{ends})"
         )
     return (
-        f"{context.network.name}: an image of a late feature excites, beyond all 1/f images, {' and '.join(shares)}; "
-        f"between networks: {why}."
+        f"{context.network.name}: the image of a late feature excites, more than any 1/f image does, "
+        f"{' and '.join(shares)}; between networks: {why}."
     )
 
 
 @style.house_style
-def figure(context: Context, table: pd.DataFrame, means: Means) -> Figure:
-    """Draw each feature's figures by layer beside their floors, and the headlines of every network."""
-    made = Figure(figsize=(10.5, 4), layout="constrained")
-    axes = made.subplots(1, 4, gridspec_kw={"width_ratios": (1.15, 1, 1, 1.15)})
+def draw_figure(context: Context, table: pd.DataFrame, means: Means) -> Figure:
+    """Draw the measures by layer, and the headlines of every network."""
+    drawing = Figure(figsize=(10.5, 4), layout="constrained")
+    axes = drawing.subplots(1, 4, gridspec_kw={"width_ratios": (1.15, 1, 1, 1.15)})
     live = table[table["status"].isin(("live", "rescued"))]
     null, chance, across = "null image", "pixels permuted", "two features' images"
     panels: tuple[tuple[str, dict[str, str], str], ...] = (
-        ("excited", {"permuted": chance, "excited_null": null}, "share of features excited\nbeyond all 1/f images"),
+        (
+            "excited",
+            {"permuted": chance, "excited_null": null},
+            "share of features excited\nmore than by any 1/f image",
+        ),
         ("positions", {"positions_across": across}, "cosine of two positions\nof an image"),
         ("classes", {"classes_null": null}, "classes seen\nin an image"),
     )
     for ax, (name, floors, title) in zip(axes, panels, strict=False):
-        _dots(ax, context, live, name, floors)
+        _draw_dots(ax, context, live, name, floors)
         ax.set_title(title, fontsize=10)
-    _networks(axes[3], means)
-    return made
+    _draw_networks(axes[3], means)
+    return drawing
 
 
-def _dots(axes: Axes, context: Context, live: pd.DataFrame, name: str, floors: dict[str, str]) -> None:
+def _draw_dots(axes: Axes, context: Context, live: pd.DataFrame, name: str, floors: dict[str, str]) -> None:
+    """Draw one measure of every feature, by layer, with its mean, interval and levels of chance."""
     for k, layer in enumerate(context.layers):
         own = live[live["layer"] == layer].groupby("feature", sort=False)[[name, *floors]].mean()
         values = own[name].to_numpy()
@@ -331,12 +385,13 @@ def _dots(axes: Axes, context: Context, live: pd.DataFrame, name: str, floors: d
     axes.set_xlim(-0.6, len(context.layers) - 0.4)
     if name != "positions":
         axes.set_ylim(bottom=0)
-    if axes.get_legend_handles_labels()[0]:  # below the axes: above them there are points everywhere
+    if axes.get_legend_handles_labels()[0]:  # below the axes, where no points are
         axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _networks(axes: Axes, means: Means) -> None:
+def _draw_networks(axes: Axes, means: Means) -> None:
+    """Draw the headlines of every network with their intervals."""
     names = [(model, layer) for model, own in means.items() for layer in own]
     for k, (model, layer) in enumerate(names):
         one = means[model][layer]
@@ -345,19 +400,24 @@ def _networks(axes: Axes, means: Means) -> None:
     axes.axvline(0, color=style.FAINT, linewidth=0.8)
     axes.set_yticks(range(len(names)), [f"{model}\n{layer}" for model, layer in names], fontsize=8)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    axes.set_title("share excited less chance:\nnetworks measured so far, 95 %", fontsize=10)
+    axes.set_title("share excited minus chance:\nnetworks measured so far, 95 %", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def measure(context: Context) -> Outcome:
-    """Measure the coherence of one network's late images, and compare it with what is stored of the others."""
-    table = measured(context, made(context))
-    found = findings(context, table)
-    means = known(context, found)
+    """Measure the coherence of one network's late images.
+
+    The stored results of other networks are compared with it.
+    """
+    table = measure_coherence(context, maximise_features(context))
+    findings = collect_findings(context, table)
+    means = collect_means(context, findings)
     random = context.network.name if context.network.weights.startswith("random:") else None
-    verdict, why = judged(means, random)
-    return Outcome(table, found, verdict, conclusion(context, found, why), {"": figure(context, table, means)})
+    verdict, why = judge(means, random)
+    return Outcome(
+        table, findings, verdict, write_conclusion(context, findings, why), {"": draw_figure(context, table, means)}
+    )
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

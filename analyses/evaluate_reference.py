@@ -24,7 +24,7 @@ from analyses.support.labelled_images import labelled_files
 from featmap import FeatmapError, Network, load
 from featmap.cli.console import err
 from featmap.network.hooks import freeze
-from featmap.runs import device as devices
+from featmap.runs.device import deterministic_settings, select_device
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
         )
     first = five = 0
     network.module.to(where)
-    with freeze(network.module) as module, torch.inference_mode(), devices.remembered_settings():
+    with freeze(network.module) as module, torch.inference_mode(), deterministic_settings():
         for k in track(range(0, len(items), rows), description=f"{size} pixels", console=err()):
             batch = items[k : k + rows]
             images = torch.stack([_tensor(data, size) for _, data in batch]).to(where)
@@ -77,7 +77,7 @@ def main(
     wanted = [size.strip() for size in sizes.split(",")]
     if not all(size.isdigit() and int(size) >= 32 for size in wanted):
         raise FeatmapError(f"sizes {sizes!r}: give numbers of pixels from 32, joined by commas, such as 64,96")
-    network, where = load(model, weights), devices.device(device)
+    network, where = load(model, weights), select_device(device)
     found = {size: evaluate(network, images, int(size), where=where) for size in wanted}
     print(json.dumps({"network": str(network), "accuracy": found}, indent=1))
 

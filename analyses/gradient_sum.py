@@ -20,23 +20,18 @@ from matplotlib.figure import Figure
 
 from analyses.formulas.divergence import GRAY_LEVEL, growth_factor, rms_distances
 from analyses.formulas.likeness import profile_agreement
-from analyses.support.image_sets import WORDS, spanned
-from analyses.support.study import (
+from analyses.support.findings import (
+    CLAIM_WORDS,
     POSITIVE,
-    Context,
     Finding,
-    Outcome,
-    Study,
-    Verdict,
-    beginning,
+    format_interval,
     geometric_findings,
     interval,
-    logs,
     mean_finding,
+    positive_logs,
     share_finding,
-    small_size,
-    start,
 )
+from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, run_study, smallest_size
 from featmap import rng
 from featmap.plotting import style
 from featmap.runs import array_layout
@@ -44,10 +39,10 @@ from featmap.runs import array_layout
 STEPS = 100
 MARGIN = 1.25
 """Of equivalence, as is usual for ratios: the two ways are as far apart as one rounding up to this factor."""
-LESS = 0.05
+PROFILE_MARGIN = 0.05
 """Profiles agree as they do after one rounding where they lack less than this of it."""
 SHADES = {"ways": "#d62728", "rounding": "#0072b2", "seeds": "#9a9a9a"}
-SAID = {"ways": "sum's gradient against separate ones", "rounding": "start raised by one rounding", "seeds": "seeds"}
+LABELS = {"ways": "sum's gradient against separate ones", "rounding": "start raised by one rounding", "seeds": "seeds"}
 
 STUDY = Study(
     "gradient_sum",
@@ -60,7 +55,7 @@ STUDY = Study(
     rule="the claim holds if the interval of the final difference lies below one gray level (1/255), in part if "
     "the two ways part no further than one rounding of the start makes them, in images or in profiles: if the interval "
     f"of the ratio of the two differences lies below {MARGIN}, or that of the likeness of profiles of the two ways "
-    f"less that of one rounding (paired) above -{LESS} (a margin set when that figure was known); it does not hold if "
+    f"less that of one rounding (paired) above -{PROFILE_MARGIN} (a margin set when that figure was known); it does not hold if "
     "both lie beyond",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
@@ -68,7 +63,7 @@ STUDY = Study(
 
 
 @dataclass(frozen=True)
-class Parting:
+class PairDivergence:
     """How the descents of one pair of features part: root mean square differences, mean over seeds.
 
     `ways`, `rounding` are by frame; `seeds` is of the finished images, NaN with one seed; `same` and `different` are
@@ -98,40 +93,42 @@ class Parting:
         return self.same - self.same_rounding
 
 
-def pairs_of(context: Context) -> list[str]:
+def draw_pairs(context: Context) -> list[str]:
     """Return pairs of drawn features, one of each of the two layers, as sums."""
-    first, last = context.units(context.layers[0]), context.units(context.layers[1])
+    first, last = context.draw_units(context.layers[0]), context.draw_units(context.layers[1])
     order = rng.generator("pairs", *context.layers).permutation(len(last))
     return [f"{a} + {last[k]}" for a, k in zip(first, order, strict=False)]
 
 
 def measure(context: Context) -> Outcome:
     """Descend every pair in both ways, and from a start that differs by one rounding."""
-    pairs = pairs_of(context)
+    pairs = draw_pairs(context)
     layers = (context.layers[0], context.layers[1])
     settings: dict[str, Any] = {"recipe": "article-normalised", "frames": 20 if context.full else 4}
     if not context.full:
-        settings |= {"size": small_size(context.network, layers), "steps": STEPS}
+        settings |= {"size": smallest_size(context.network, layers), "steps": STEPS}
     settings["responses"] = list(dict.fromkeys(layers))
     found = []
     for seed in range(context.seeds):
-        context.say(f"{len(pairs)} pairs, seed {seed}")
-        begin = beginning(context, settings, seed)
+        context.log(f"{len(pairs)} pairs, seed {seed}")
+        begin = initial_noise(context, settings, seed)
         separate = context.maximise(pairs, "separate", start=begin, **settings)
         together = context.maximise(pairs, "together", start=begin, gradients="together", **settings)
         raised = np.nextafter(begin, np.float32(np.inf))
         found.append((separate, together, context.maximise(pairs, "raised", start=raised, **settings)))
-    partings = parted(pairs, found)
-    return outcome(found[0][0]["frame"].values, partings, len(pairs))
+    partings = measure_divergence(pairs, found)
+    return build_outcome(found[0][0]["frame"].values, partings, len(pairs))
 
 
-def parted(pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset]]) -> list[Parting]:
+def measure_divergence(
+    pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset]]
+) -> list[PairDivergence]:
     """Return how each pair's descents part; pairs that did not rise are left out."""
     good = np.all(
         [np.isin(s["status"].values[0], (array_layout.LIVE, array_layout.RESCUED)) for s, _, _ in found], axis=0
     )
-    ways = np.mean([gaps(s, t) for s, t, _ in found], axis=0)
-    raised = [gaps(s, r) for s, _, r in found]
+    ways = np.mean([frame_differences(s, t) for s, t, _ in found], axis=0)
+    raised = [frame_differences(s, r) for s, _, r in found]
     rounding = np.mean(raised, axis=0)
     steps = found[0][0]["frame"].values
     grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))
@@ -144,18 +141,20 @@ def parted(pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, x
     rounded = np.mean([profile_agreement(s, r).same for s, _, r in A], axis=0)
     others = np.mean([profile_agreement(a, b).same for k, (a, _, _) in enumerate(A) for b, _, _ in A[:k]] or none, 0)
     return [
-        Parting(pair, ways[k], rounding[k], *(float(v[k]) for v in (seeds, same, different, grows, rounded, others)))
+        PairDivergence(
+            pair, ways[k], rounding[k], *(float(v[k]) for v in (seeds, same, different, grows, rounded, others))
+        )
         for k, pair in enumerate(pairs)
         if good[k]
     ]
 
 
-def gaps(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
+def frame_differences(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
     """Return the difference of two runs' frames, image x frame."""
     return rms_distances(one["frames"].values[0], two["frames"].values[0])
 
 
-def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:
+def collect_findings(steps: np.ndarray, partings: Sequence[PairDivergence]) -> list[Finding]:
     """Return the study's figures."""
     found = []
     for name, values, words, *within in (
@@ -190,23 +189,23 @@ def findings(steps: np.ndarray, partings: Sequence[Parting]) -> list[Finding]:
     return found + geometric_findings("ratio", [p.ratio for p in partings], words)
 
 
-def as_rounding(partings: Sequence[Parting]) -> tuple[bool | None, bool | None]:
+def within_rounding(partings: Sequence[PairDivergence]) -> tuple[bool | None, bool | None]:
     """Return whether the two ways part no further than one rounding makes them: in images, in profiles.
 
     By the intervals of ratio and paired difference beside `MARGIN` and `LESS`; None where one spans its margin.
     """
-    ratio, lacking = logs([p.ratio for p in partings]), np.array([p.lacking for p in partings], dtype=float)
+    ratio, lacking = positive_logs([p.ratio for p in partings]), np.array([p.lacking for p in partings], dtype=float)
     images = profiles = None
     if np.isfinite(ratio).sum() > 1:
         low, high = np.exp(interval(ratio)[1:])
         images = True if high < MARGIN else False if low > MARGIN else None
     if np.isfinite(lacking).sum() > 1:
         _, low, high = interval(lacking)
-        profiles = True if low > -LESS else False if high < -LESS else None
+        profiles = True if low > -PROFILE_MARGIN else False if high < -PROFILE_MARGIN else None
     return images, profiles
 
 
-def unseen(partings: Sequence[Parting]) -> bool | None:
+def invisible(partings: Sequence[PairDivergence]) -> bool | None:
     """Return whether the interval of the final difference lies below one gray level of a picture: nobody sees it."""
     final = np.array([p.ways[-1] for p in partings], dtype=float)
     if not np.isfinite(final).any():
@@ -215,9 +214,9 @@ def unseen(partings: Sequence[Parting]) -> bool | None:
     return True if high < GRAY_LEVEL else False if low > GRAY_LEVEL else None
 
 
-def judge(partings: Sequence[Parting]) -> Verdict:
+def judge(partings: Sequence[PairDivergence]) -> Verdict:
     """Return the verdict, see the rule and the functions above."""
-    hidden, parts = unseen(partings), as_rounding(partings)
+    hidden, parts = invisible(partings), within_rounding(partings)
     if hidden:
         return "holds"
     if hidden is None and not np.isfinite([p.ways[-1] for p in partings]).any():
@@ -225,7 +224,7 @@ def judge(partings: Sequence[Parting]) -> Verdict:
     return "holds in part" if True in parts else "does not hold" if parts == (False, False) else "not decided"
 
 
-def outcome(steps: np.ndarray, partings: Sequence[Parting], drawn: int) -> Outcome:
+def build_outcome(steps: np.ndarray, partings: Sequence[PairDivergence], drawn: int) -> Outcome:
     """Return rows, figures, verdict and conclusion; `drawn` pairs were to be made, `partings` are those that rose."""
     rows = pd.DataFrame(
         [
@@ -237,41 +236,43 @@ def outcome(steps: np.ndarray, partings: Sequence[Parting], drawn: int) -> Outco
         + [(p.pair, "seeds", steps[-1], p.seeds, p.same_seeds) for p in partings],
         columns=["pair", "difference", "step", "rms", "likeness"],
     )
-    made = findings(steps, partings)
-    said = conclusion(steps, {f.name: f for f in made}, partings, drawn)
-    return Outcome(rows, made, judge(partings), said, {"": draw(steps, partings)})
+    made = collect_findings(steps, partings)
+    said = write_conclusion(steps, {f.name: f for f in made}, partings, drawn)
+    return Outcome(rows, made, judge(partings), said, {"": draw_figure(steps, partings)})
 
 
-def conclusion(steps: np.ndarray, found: Mapping[str, Finding], partings: Sequence[Parting], drawn: int) -> str:
+def write_conclusion(
+    steps: np.ndarray, found: Mapping[str, Finding], partings: Sequence[PairDivergence], drawn: int
+) -> str:
     """Return the sentence."""
     if "ways" not in found:
         return f"None of {drawn} pairs of features rose."
-    images, profiles = as_rounding(partings)
+    images, profiles = within_rounding(partings)
     said = (
         f"In {len(partings)} of {drawn} pairs (those that rose), that nobody sees a difference "
-        f"{WORDS[unseen(partings)]}: the images of the two ways differ by "
-        f"{spanned(found['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
+        f"{CLAIM_WORDS[invisible(partings)]}: the images of the two ways differ by "
+        f"{format_interval(found['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
         f"level is {GRAY_LEVEL:.2g}"
     )
     said += f", another seed makes {found['seeds'].value:.2g})" if "seeds" in found else ")"
     if "ratio" in found:
         said += (
-            f"; that they are no further apart than one rounding of the start makes them {WORDS[images]}: "
-            f"{spanned(found['ratio'])} times as far (margin {MARGIN})"
+            f"; that they are no further apart than one rounding of the start makes them {CLAIM_WORDS[images]}: "
+            f"{format_interval(found['ratio'])} times as far (margin {MARGIN})"
         )
     if "lacking" in found:
         said += (
-            f"; that profiles agree as after one rounding {WORDS[profiles]}: r {found['same'].value:.3f} against "
-            f"{found['same rounding'].value:.3f}, {spanned(found['lacking'], '+.4f')} (margin -{LESS}"
+            f"; that profiles agree as after one rounding {CLAIM_WORDS[profiles]}: r {found['same'].value:.3f} against "
+            f"{found['same rounding'].value:.3f}, {format_interval(found['lacking'], '+.4f')} (margin -{PROFILE_MARGIN}"
         )
         said += f"; two seeds agree by {found['same seeds'].value:.3f})" if "same seeds" in found else ")"
     if "growth" in found:
-        said += f"; a rounding grows {spanned(found['growth'], '.1f')} times a step while it grows"
+        said += f"; a rounding grows {format_interval(found['growth'], '.1f')} times a step while it grows"
     return said + "."
 
 
 @style.house_style
-def draw(steps: np.ndarray, partings: Sequence[Parting]) -> Figure:
+def draw_figure(steps: np.ndarray, partings: Sequence[PairDivergence]) -> Figure:
     """Draw the differences over the steps: a line a pair, the median thick (where it is above 0)."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for what, shade in SHADES.items():
@@ -279,12 +280,12 @@ def draw(steps: np.ndarray, partings: Sequence[Parting]) -> Figure:
         if what == "seeds":
             shown = lines[np.isfinite(lines)]
             if len(shown):
-                axes.plot(np.full(len(shown), steps[-1]), shown, "_", color=shade, ms=14, label=SAID[what])
+                axes.plot(np.full(len(shown), steps[-1]), shown, "_", color=shade, ms=14, label=LABELS[what])
             continue
         for line in lines:
             axes.plot(steps, np.where(line > 0, line, np.nan), color=shade, lw=0.6, alpha=0.35)
         middle = np.median(lines, axis=0) if len(lines) else np.zeros(len(steps))
-        axes.plot(steps, np.where(middle > 0, middle, np.nan), color=shade, lw=2.5, label=SAID[what])
+        axes.plot(steps, np.where(middle > 0, middle, np.nan), color=shade, lw=2.5, label=LABELS[what])
     axes.axhline(GRAY_LEVEL, color="#222222", lw=0.8, ls=":", label="one gray level of a picture, 1/255")
     axes.set(
         yscale="log", xlabel="step", ylabel="root mean square difference (pixels 0 to 1)", xlim=(0, steps[-1] * 1.02)
@@ -298,4 +299,4 @@ def draw(steps: np.ndarray, partings: Sequence[Parting]) -> Figure:
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analyses.support.study import Context, Finding, Outcome, Study, Verdict, mean_finding, plain_finding, start
+from analyses.support.findings import Finding, mean_finding, value_finding
+from analyses.support.settings import resolved_recipe
+from analyses.support.study import Context, Outcome, Study, Verdict, run_study
 from featmap import rng
-from featmap.interaction import figures as interplay
-from featmap.interaction import report as verdicts
+from featmap.interaction import report as interaction_report
 from featmap.interaction import run as pairings
-from featmap.interaction.figures import OK, Interplay
+from featmap.interaction.conclusion import state_conclusion
 from featmap.interaction.job import Group, JointJob
+from featmap.interaction.statistics import OK, JointArrays, summarise
 from featmap.network.unit import Unit
 from featmap.plotting import interaction_panel, style
 from featmap.runs import device, lifecycle
+from featmap.runs.engine import Execution
 from featmap.stats.correlation import t_interval
-from tests.helpers import settings
 
 CHANNELS = (199, 201)
 SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
@@ -47,7 +49,7 @@ STUDY = Study(
     seeds=5,
     pair=True,
 )
-FIGURES = {
+STATISTICS = {
     "image_nonlinearity": "share of the joint image's pixels that the solo images do not explain",
     "image_nonlinearity_floor": "floor of that share",
     "retention_a": "share of its solo response that the first feature keeps on the joint image",
@@ -62,7 +64,7 @@ FIGURES = {
 }
 
 
-def pair_of(context: Context) -> Group:
+def article_pair(context: Context) -> Group:
     """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round."""
     size = context.network.input_size
     return tuple(
@@ -71,7 +73,7 @@ def pair_of(context: Context) -> Group:
     )
 
 
-def others(context: Context, named: Group) -> list[Group]:
+def random_pairs(context: Context, named: Group) -> list[Group]:
     """Return pairs drawn at random, a third as many as `features`; no feature is in two pairs, or in the named one.
 
     Within one layer, a feature may be in two of them.
@@ -79,32 +81,32 @@ def others(context: Context, named: Group) -> list[Group]:
     count = max(1, context.features // 3)
     drawn = []
     for k, unit in enumerate(named):
-        free = [c for c in context.drawn(unit.layer, count + 1) if c != unit.channel][:count]
+        free = [c for c in context.draw_channels(unit.layer, count + 1) if c != unit.channel][:count]
         order = rng.generator("pairs", unit.layer, k).permutation(len(free))
         drawn.append([Unit(unit.layer, free[i]) for i in order])
     return [(a, b) for a, b in zip(*drawn, strict=False) if a != b]
 
 
-def job_of(context: Context) -> JointJob:
+def make_job(context: Context) -> JointJob:
     """Return the descents of the named pair and of the random ones: one job, so that solo images are made once."""
     size, steps = (FULL_SIZE, FULL_STEPS) if context.full else (min(SIZE, context.network.input_size), None)
-    named = pair_of(context)
+    named = article_pair(context)
     return pairings.pairs_job(
-        (named, *others(context, named)),
+        (named, *random_pairs(context, named)),
         context.network,
-        settings.resolve_linear(context.network, size=size, steps=steps),
+        resolved_recipe(context.network, "interact", size, steps),
         seeds=context.seeds,
-        where=device.device(context.device),
+        device=device.select_device(context.device),
     )
 
 
-def excess_of(pair: pd.DataFrame) -> tuple[float, float]:
+def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:
     """Return the interval over seeds of the nonlinearity less its floor, from a pair's table; NaN below three seeds."""
     excess = pair["response_nonlinearity"] - pair["response_nonlinearity_floor"]
     return t_interval(excess.tolist()) or (np.nan, np.nan)
 
 
-def verdict(row: pd.Series, excess: tuple[float, float]) -> Verdict:
+def judge(row: pd.Series, excess: tuple[float, float]) -> Verdict:
     """Return what one pair's row of the summary, and the interval of its excess, say of the claim.
 
     Where one of the two units is lost, the joint image is no image of both, and the claim holds in part at most.
@@ -115,64 +117,64 @@ def verdict(row: pd.Series, excess: tuple[float, float]) -> Verdict:
         return "does not hold" if excess[1] < MARGIN else "not decided"
     middle = (row["response_nonlinearity_floor"] + row["response_nonlinearity_ceiling"]) / 2
     far = row["response_nonlinearity"] > middle
-    return "holds" if far and not lost(row) else "holds in part"
+    return "holds" if far and not lost_units(row) else "holds in part"
 
 
-def lost(row: pd.Series) -> list[str]:
+def lost_units(row: pd.Series) -> list[str]:
     """Return which of a pair's two units, "a" or "b", the joint image does not keep."""
     return [c for c in "ab" if row[f"retention_{c}"] < LOST]
 
 
-def findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
+def collect_findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
     """Return the named pair's figures (its table of seeds, its row of the summary) and those of the random pairs."""
     n = int(row["seeds"])
-    low, high = excess_of(pair)
+    low, high = excess_interval(pair)
     share = "of the joint image's response that no mixture of the solo images' explains"
     found = [
-        plain_finding(
+        value_finding(
             "headline", row["response_nonlinearity"], n, f"the pair: share {share}; n seeds", row["low"], row["high"]
         ),
-        plain_finding("floor", row["response_nonlinearity_floor"], n, "floor of that share (a feature against itself)"),
-        plain_finding("ceiling", row["response_nonlinearity_ceiling"], n, "its ceiling (images of unrelated features)"),
-        plain_finding("excess", row["excess"], n, "the pair's share less its floor; n seeds", low, high),
-        plain_finding("p", row["p"], n, "p of a share not above its floor; n seeds"),
+        value_finding("floor", row["response_nonlinearity_floor"], n, "floor of that share (a feature against itself)"),
+        value_finding("ceiling", row["response_nonlinearity_ceiling"], n, "its ceiling (images of unrelated features)"),
+        value_finding("excess", row["excess"], n, "the pair's share less its floor; n seeds", low, high),
+        value_finding("p", row["p"], n, "p of a share not above its floor; n seeds"),
     ]
-    for name, words in FIGURES.items():
+    for name, words in STATISTICS.items():
         low, high = t_interval(pair[name].tolist()) or (np.nan, np.nan)
-        found.append(plain_finding(name, row[name], n, f"the pair: {words}; n seeds", low, high))
-    return found + compared(row, random)
+        found.append(value_finding(name, row[name], n, f"the pair: {words}; n seeds", low, high))
+    return found + compare_with_random(row, random)
 
 
-def compared(row: pd.Series, random: pd.DataFrame) -> list[Finding]:
+def compare_with_random(row: pd.Series, random: pd.DataFrame) -> list[Finding]:
     """Return what the random pairs' rows of the summary say, and where the named pair stands among them."""
     known = random["excess"].dropna()
     count, words = len(known), f"random pairs: the share less its floor; n pairs of {len(random)} drawn"
-    gaps = f"random pairs that are undefined{reasons(random)}"
-    undefined = plain_finding("random_undefined", len(random) - count, len(random), gaps)
+    gaps = f"random pairs that are undefined{undefined_reasons(random)}"
+    undefined = value_finding("random_undefined", len(random) - count, len(random), gaps)
     if not count:
-        return [plain_finding("random_excess", np.nan, 0, words), undefined]
+        return [value_finding("random_excess", np.nan, 0, words), undefined]
     found = [mean_finding("random_excess", known.to_numpy(), words), undefined]
     above = float((random["q"] < 0.05).sum() / count) if random["q"].notna().any() else np.nan
-    found.append(plain_finding("random_above", above, count, "random pairs above their floor (FDR 5 %), as a share"))
+    found.append(value_finding("random_above", above, count, "random pairs above their floor (FDR 5 %), as a share"))
     kept = random.loc[known.index]
-    gone = float(np.mean([bool(lost(one)) for _, one in kept.iterrows()]))
-    found.append(plain_finding("random_lost", gone, count, f"random pairs that lose one unit (below {LOST:.0%} of it)"))
+    gone = float(np.mean([bool(lost_units(one)) for _, one in kept.iterrows()]))
+    found.append(value_finding("random_lost", gone, count, f"random pairs that lose one unit (below {LOST:.0%} of it)"))
     below = float((known < row["excess"]).mean()) if np.isfinite(row["excess"]) else np.nan
-    return [*found, plain_finding("rank", below, count, "random pairs that are more linear than the pair, as a share")]
+    return [*found, value_finding("rank", below, count, "random pairs that are more linear than the pair, as a share")]
 
 
-def reasons(random: pd.DataFrame) -> str:
+def undefined_reasons(random: pd.DataFrame) -> str:
     """Return why some random pairs are undefined, in brackets; nothing where all are defined."""
     why = sorted({str(s) for s in random.loc[random["excess"].isna(), "status"]})
     return f" ({', '.join(why)})" if why else ""
 
 
-def conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame) -> str:
+def write_conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame) -> str:
     """Return the sentence."""
-    said = verdicts.sentence(row, job).rstrip(".")
+    said = state_conclusion(row, job).rstrip(".")
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
         said += f"; the joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
-        gone = [str(job.groups[0]["ab".index(c)]) for c in lost(row)]
+        gone = [str(job.groups[0]["ab".index(c)]) for c in lost_units(row)]
         said += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
     if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
         said += f"; at {row['territory_divided']:.0%} of the positions where any of the two fires only one does, and "
@@ -184,37 +186,37 @@ def conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float], rando
             f"; the share lies {row['excess']:.3f}{ends} above its floor, in {len(known)} of {len(random)} pairs drawn "
             f"at random {known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
         )
-        said += f", the others are undefined{reasons(random)}" if len(known) < len(random) else ""
+        said += f", the others are undefined{undefined_reasons(random)}" if len(known) < len(random) else ""
     return f"{job.labels[0]}: {said}."
 
 
 def measure(context: Context) -> Outcome:
     """Measure the article's pair and random ones."""
-    job = job_of(context)
+    job = make_job(context)
     folder = context.folder("pairs", recipe=job.recipe.digest, pairs=job.labels, seeds=job.seeds)
     run = lifecycle.open_run(job, folder)
-    pairings.carry_out(job, run, context.watcher)
-    held = Interplay(job, run.arrays)
+    pairings.carry_out(job, run, Execution(watcher=context.watcher))
+    held = JointArrays(job, run.arrays)
     table = held.table()
-    summary = interplay.summary(table)
+    summary = summarise(table)
     row, random = summary.iloc[0], summary.iloc[1:]
     pair = table[table["group"] == job.labels[0]]
     own = [k for k, (g, _) in enumerate(job.joints) if g == 0]
     defined = [k for k in own if held.status(k) == OK]
-    rows = verdicts.long(table, job)
+    rows = interaction_report.to_long(table, job)
     rows.insert(0, "named", (rows["a"] + " + " + rows["b"]) == job.labels[0])
     return Outcome(
         rows,
-        findings(pair, row, random),
-        verdict(row, excess_of(pair)),
-        conclusion(job, row, excess_of(pair), random),
+        collect_findings(pair, row, random),
+        judge(row, excess_interval(pair)),
+        write_conclusion(job, row, excess_interval(pair), random),
         {
             ".webp": style.encode_webp(
-                interaction_panel.panel(verdicts.panel_of(held, table, row, (defined or own)[0])), dpi=100
+                interaction_panel.panel(interaction_report.make_panel(held, table, row, (defined or own)[0])), dpi=100
             )
         },
     )
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

@@ -19,18 +19,9 @@ from matplotlib.patches import Circle
 import featmap
 from analyses.formulas import coherence, palettes, spectra
 from analyses.formulas.palettes import Palette
-from analyses.support.image_sets import WORDS
-from analyses.support.study import (
-    Context,
-    Finding,
-    Outcome,
-    Study,
-    Verdict,
-    interval,
-    plain_finding,
-    share_finding,
-    start,
-)
+from analyses.support.findings import CLAIM_WORDS, Finding, interval, share_finding, value_finding
+from analyses.support.settings import changed_recipe
+from analyses.support.study import Context, Outcome, Study, Verdict, run_study
 from featmap.plotting import sheets, style
 from featmap.report import encode
 from featmap.runs import array_layout
@@ -82,8 +73,8 @@ LIMITS = {"flatness": (0.0, 1.0), "waves": (1.0, np.inf), "frequency": (0.0, np.
 LOGGED = ("waves", "bytes")
 """Measures that are averaged as logarithms: a few images have many times the waves of the others."""
 Trends = dict[str, Interval]
-Counted = tuple[int, int]
-PRINTED = ("cyan", "magenta", "green", "yellow")
+Count = tuple[int, int]
+CLAIMED_HUES = ("cyan", "magenta", "green", "yellow")
 """Colours of the claim's palette; black and gray, of no hue, belong to any."""
 HUED = "first-layer features whose dominant colour is not gray, as a share"
 LEFT = "what is drawn as dead is the image that the descent through the dead ReLU left: the feature has no activation"
@@ -91,7 +82,7 @@ SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequen
 
 
 @dataclass(frozen=True, eq=False)
-class Colours:
+class LayerColours:
     """The first layer's features: names, their commonest colours (sRGB, n x 3; OKLab, n x 3), the clusters of these."""
 
     names: list[str]
@@ -112,28 +103,29 @@ class Colours:
         return found
 
 
-def made(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
+def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
     """Return the images of some units."""
     recipe = "article-normalised" if context.full else "fast"
     return featmap.maximise(
         units,
         context.network,
-        recipe=recipe,
+        recipe=changed_recipe(recipe, **changes),
         seeds=seeds,
-        device=context.device,
-        out=context.folder(part, units=units, recipe=recipe, seeds=seeds, **changes),
-        watcher=context.watcher,
-        **changes,
+        execution=featmap.Execution(
+            context.device,
+            out=context.folder(part, units=units, recipe=recipe, seeds=seeds, **changes),
+            watcher=context.watcher,
+        ),
     )
 
 
-def first_units(context: Context) -> list[str]:
+def first_features(context: Context) -> list[str]:
     """Return the first features of every layer, as units."""
     count, size = context.features, context.network.input_size
     return [f"{la}:{c}" for la in context.layers for c in range(min(count, context.network.layer(la, size).channels))]
 
 
-def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
+def image_rows(data: xr.Dataset, part: str) -> pd.DataFrame:
     """Return a row an image: part of the study, layer, feature, seed, status, and the figures of `MEASURES`."""
     found = []
     names = [str(n) for n in data["image"].values]
@@ -147,11 +139,11 @@ def table_of(data: xr.Dataset, part: str) -> pd.DataFrame:
             "seed": int(seed),
             "status": [array_layout.STATUSES[int(c)] for c in data["status"][s].values],
         }
-        found.append(pd.DataFrame(about | figures(clipped)))
+        found.append(pd.DataFrame(about | image_statistics(clipped)))
     return pd.concat(found, ignore_index=True)
 
 
-def figures(images: np.ndarray) -> dict[str, np.ndarray]:
+def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     """Return the figures of `MEASURES` of each image, N x 3 x H x W in [0, 1], and its commonest colour."""
     flat = palettes.flatness(images)
     pattern = spectra.mean_frequency(images)
@@ -160,23 +152,23 @@ def figures(images: np.ndarray) -> dict[str, np.ndarray]:
         "flatness": flat,
         "waves": coherence.effective_waves(images),
         "frequency": pattern * (1 - flat),
-        "bytes": np.array([encode.compressed(image) for image in images]),
+        "bytes": np.array([encode.png_bytes_per_pixel(image) for image in images]),
     }
-    colours = np.stack([palettes.dominant_colour(image) for image in images])
-    return found | {f"dominant_{c}": v for c, v in zip("rgb", colours.T, strict=True)}
+    dominant_colours = np.stack([palettes.dominant_colour(image) for image in images])
+    return found | {f"dominant_{c}": v for c, v in zip("rgb", dominant_colours.T, strict=True)}
 
 
-def colours(data: xr.Dataset) -> Colours:
+def dominant_colours(data: xr.Dataset) -> LayerColours:
     """Return the first layer's live features' commonest colours, over all seeds' pixels together."""
     status = data["status"].values.max(axis=0)
     kept = np.flatnonzero(np.isin(status, (array_layout.LIVE, array_layout.RESCUED)))
     images = data["images"].values
     rgb = np.array([palettes.dominant_colour(np.concatenate(images[:, k], axis=2)) for k in kept]).reshape(-1, 3)
     lab = palettes.oklab(rgb)
-    return Colours([str(data["image"].values[k]) for k in kept], rgb, lab, palettes.fit_palette(lab[:, 1:]))
+    return LayerColours([str(data["image"].values[k]) for k in kept], rgb, lab, palettes.fit_palette(lab[:, 1:]))
 
 
-def by_feature(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
+def feature_means(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
     """Return the live features' figures, averaged over seeds, with the depth of their layer (from 0)."""
     live = table[table["status"].isin(("live", "rescued"))]
     means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean().reset_index()
@@ -184,7 +176,7 @@ def by_feature(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
     return means
 
 
-def summary(name: str, values: np.ndarray) -> tuple[float, float, float]:
+def summarise(name: str, values: np.ndarray) -> tuple[float, float, float]:
     """Return a measure's mean over features (of `LOGGED` ones the geometric) and its interval, within `LIMITS`."""
     mean, low, high = np.exp(interval(np.log(values))) if name in LOGGED else interval(values)
     return float(mean), float(max(low, LIMITS[name][0])), float(min(high, LIMITS[name][1]))
@@ -194,39 +186,39 @@ def summary_finding(name: str, end: str, layer: str, values: np.ndarray) -> Find
     """Return the `summary` of one layer as a finding, undefined where no value is defined."""
     known = values[np.isfinite(values)]
     words = f"{layer}: {MEASURES[name]}{', geometric mean' if name in LOGGED else ''}"
-    mean, low, high = summary(name, known) if len(known) else (np.nan,) * 3
-    return plain_finding(f"{name}_{end}", mean, len(known), words, low, high)
+    mean, low, high = summarise(name, known) if len(known) else (np.nan,) * 3
+    return value_finding(f"{name}_{end}", mean, len(known), words, low, high)
 
 
-def fields(context: Context, size: int) -> list[float]:
+def field_sizes(context: Context, size: int) -> list[float]:
     """Return the side of each layer's receptive field in pixels, NaN for the whole image."""
     found = [context.network.layer(la, size).field for la in context.layers]
     return [np.nan if f.whole else float(max(f.size)) for f in found]
 
 
-def trends(means: pd.DataFrame) -> Trends:
+def depth_trends(means: pd.DataFrame) -> Trends:
     """Return the rank correlation of every measure with depth, its interval over layers."""
     return {name: reliability.trend(means[name].to_numpy(), means["depth"].to_numpy()) for name in MEASURES}
 
 
-def dead(table: pd.DataFrame) -> Counted:
+def count_dead(table: pd.DataFrame) -> Count:
     """Return how many features are without a gradient for some seed, and of how many."""
     lost = table.assign(dead=table["status"] == "dead").groupby("feature")["dead"].any()
     return int(lost.sum()), len(lost)
 
 
-def findings(
-    context: Context, means: pd.DataFrame, by_depth: Trends, found: Colours, before: Counted, after: Counted, size: int
+def collect_findings(
+    context: Context, means: pd.DataFrame, by_depth: Trends, found: LayerColours, before: Count, after: Count, size: int
 ) -> list[Finding]:
     """Return every figure."""
     seen, n = found.palette, len(found.names)
     first, last = (means[means["layer"] == la] for la in (context.layers[0], context.layers[-1]))
     named = f"clusters of the first layer's dominant colours ({', '.join(found.hues())})"
     rows = [
-        plain_finding("palette", seen.count if np.isfinite(seen.p) else np.nan, n, named),
-        plain_finding("palette_silhouette", seen.silhouette, n, "mean silhouette of these clusters"),
-        plain_finding("palette_p", seen.p, n, "p of that silhouette against one Gaussian cloud"),
-        share_finding("hued", int(found.hued.sum()), n, HUED) if n else plain_finding("hued", np.nan, 0, HUED),
+        value_finding("palette", seen.count if np.isfinite(seen.p) else np.nan, n, named),
+        value_finding("palette_silhouette", seen.silhouette, n, "mean silhouette of these clusters"),
+        value_finding("palette_p", seen.p, n, "p of that silhouette against one Gaussian cloud"),
+        share_finding("hued", int(found.hued.sum()), n, HUED) if n else value_finding("hued", np.nan, 0, HUED),
         share_finding("dead_before", *before, "features without a gradient where nothing rescues them, as a share"),
         share_finding(
             "dead_after", *after, f"features without a gradient with the recipe's rescue, as a share; {LEFT}"
@@ -234,27 +226,27 @@ def findings(
     ]
     for name, trend in by_depth.items():
         words = f"rank correlation with depth: {SHORT[name]} ({len(means)} features; n layers)"
-        rows.append(plain_finding(f"{name}_trend", trend.value, means["depth"].nunique(), words, trend.low, trend.high))
+        rows.append(value_finding(f"{name}_trend", trend.value, means["depth"].nunique(), words, trend.low, trend.high))
     for name in MEASURES:
         rows += [
             summary_finding(name, end, layer, own[name].to_numpy())
             for end, own, layer in (("first", first, context.layers[0]), ("last", last, context.layers[-1]))
         ]
-    sides = np.array(fields(context, size))
+    sides = np.array(field_sizes(context, size))
     growth = reliability.trend(sides, np.arange(len(sides)), draws=0).value
     words = "rank correlation with depth: receptive field (n layers)"
-    rows.append(plain_finding("field_trend", growth, len(sides), words))
+    rows.append(value_finding("field_trend", growth, len(sides), words))
     for end, k in (("first", 0), ("last", -1)):
-        rows.append(plain_finding(f"field_{end}", sides[k], 1, f"{context.layers[k]}: receptive field", unit="pixels"))
+        rows.append(value_finding(f"field_{end}", sides[k], 1, f"{context.layers[k]}: receptive field", unit="pixels"))
     return rows
 
 
-def outside(found: Colours) -> list[str]:
+def hues_outside(found: LayerColours) -> list[str]:
     """Return the clusters' colours that lie outside the claim's palette, of hue."""
-    return [hue for hue in found.hues() if hue in palettes.HUES and hue not in PRINTED]
+    return [hue for hue in found.hues() if hue in palettes.HUES and hue not in CLAIMED_HUES]
 
 
-def parts(by_depth: Trends, found: Colours, before: Counted, gray: bool) -> dict[str, bool | None]:
+def judge_parts(by_depth: Trends, found: LayerColours, before: Count, gray: bool) -> dict[str, bool | None]:
     """Return which parts of the claim were seen; None where there was nothing to see."""
     hues, flat, waves = set(found.hues()), by_depth["flatness"], by_depth["waves"]
     depth = None
@@ -262,12 +254,12 @@ def parts(by_depth: Trends, found: Colours, before: Counted, gray: bool) -> dict
         depth = bool(flat.high < 0 < waves.low)
     palette = None
     if np.isfinite(found.palette.p):
-        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not outside(found)
+        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not hues_outside(found)
         palette = bool(printed and found.palette.p < 0.05)
     return {"depth": depth, "palette": palette, "gray": gray if before[0] else None}
 
 
-def verdict(seen: dict[str, bool | None]) -> Verdict:
+def judge(seen: dict[str, bool | None]) -> Verdict:
     """Return what the parts say together."""
     decided = [v for v in seen.values() if v is not None]
     if seen["depth"] is None or not decided:
@@ -275,8 +267,8 @@ def verdict(seen: dict[str, bool | None]) -> Verdict:
     return "holds" if all(decided) else "holds in part" if any(decided) else "does not hold"
 
 
-def conclusion(
-    by_depth: Trends, found: Colours, before: Counted, after: Counted, told: dict[str, bool | None], lost: list[str]
+def write_conclusion(
+    by_depth: Trends, found: LayerColours, before: Count, after: Count, told: dict[str, bool | None], lost: list[str]
 ) -> str:
     """Return the sentence."""
 
@@ -291,7 +283,7 @@ def conclusion(
     if not np.isfinite(seen.p):
         palette = "the first layer's colours are too few for a palette"
     else:
-        beyond = ", ".join(outside(found)) or "none"
+        beyond = ", ".join(hues_outside(found)) or "none"
         palette = (
             f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g}), of "
             f"which outside such a palette: {beyond}; {int((~found.hued).sum())} of the {len(found.names)} features' "
@@ -299,14 +291,14 @@ def conclusion(
         )
     drawn = f" ({', '.join(lost)}; {LEFT})" if lost else ""
     return (
-        f"That colours become patterns with depth {WORDS[told['depth']]}, by rank correlations over layers: {changes}. "
-        f"That the first layer's palette is like CMYK {WORDS[told['palette']]}: {palette}. That what has no gradient "
-        f"is gray {WORDS[told['gray']]}, where nothing rescues it: {before[0]} of {before[1]} features have no "
+        f"That colours become patterns with depth {CLAIM_WORDS[told['depth']]}, by rank correlations over layers: {changes}. "
+        f"That the first layer's palette is like CMYK {CLAIM_WORDS[told['palette']]}: {palette}. That what has no gradient "
+        f"is gray {CLAIM_WORDS[told['gray']]}, where nothing rescues it: {before[0]} of {before[1]} features have no "
         f"gradient without rescue, {after[0]} with it{drawn}."
     )
 
 
-def sheet(context: Context, data: xr.Dataset) -> Figure:
+def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
     """Draw the first features of every layer, a row a layer."""
     names = [str(n) for n in data["image"].values]
     status = [array_layout.STATUSES[int(c)] for c in data["status"][0].values]
@@ -323,19 +315,19 @@ def sheet(context: Context, data: xr.Dataset) -> Figure:
 
 
 @style.house_style
-def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> Figure:
+def draw_figure(context: Context, means: pd.DataFrame, found: LayerColours, size: int) -> Figure:
     """Draw the first layer's colours in the opponent plane, and every measure and the receptive field by layer."""
     drawn, layers = Figure(figsize=(10.5, 9), layout="constrained"), context.layers
     grid = drawn.add_gridspec(3, 6, height_ratios=(1.5, 1, 1))
-    _plane(drawn.add_subplot(grid[0, :3]), found)
+    _draw_plane(drawn.add_subplot(grid[0, :3]), found)
     places = [(0, slice(3, 6)), *((row, slice(first, first + 3)) for row in (1, 2) for first in (0, 3))]
     axes = [drawn.add_subplot(grid[place]) for place in places]
-    axes[0].plot(fields(context, size), "o-", color=style.colour(0), markersize=4)
+    axes[0].plot(field_sizes(context, size), "o-", color=style.colour(0), markersize=4)
     axes[0].set_title(f"side of the receptive field, pixels (line: the image's {size})", fontsize=9.5)
     axes[0].set_yscale("log")
     axes[0].axhline(size, color=style.GRAY, linewidth=0.8)
     for ax, (name, words) in zip(axes[1:], MEASURES.items(), strict=True):
-        _by_layer(ax, means, name, len(layers))
+        _draw_by_layer(ax, means, name, len(layers))
         ax.set_title(words + (", geometric means" if name in LOGGED else ""), fontsize=9.5)
     for k, ax in enumerate(axes):
         ax.set_xlim(-0.6, len(layers) - 0.4)
@@ -345,7 +337,7 @@ def figure(context: Context, means: pd.DataFrame, found: Colours, size: int) -> 
     return drawn
 
 
-def _plane(axes: Axes, found: Colours) -> None:
+def _draw_plane(axes: Axes, found: LayerColours) -> None:
     corners = palettes.oklab(np.array(list(palettes.HUES.values())))
     for name, (_, a, b) in zip(palettes.HUES, corners, strict=True):
         out = BESIDE / np.hypot(a, b)  # markers lie on the corner itself
@@ -377,46 +369,46 @@ def _plane(axes: Axes, found: Colours) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _by_layer(axes: Axes, means: pd.DataFrame, name: str, layers: int) -> None:
+def _draw_by_layer(axes: Axes, means: pd.DataFrame, name: str, layers: int) -> None:
     axes.plot(means["depth"], means[name], "o", color=style.colour(0), alpha=0.35, markersize=3.5, mew=0)
     if name == "waves":
         axes.set_yscale("log")
     for k in range(layers):
         values = means[means["depth"] == k][name].to_numpy()
         if np.isfinite(values).any():
-            mean, low, high = summary(name, values[np.isfinite(values)])
+            mean, low, high = summarise(name, values[np.isfinite(values)])
             axes.errorbar(k, mean, [[mean - low], [high - mean]], fmt="_", color="black", capsize=2, linewidth=1)
 
 
 def measure(context: Context) -> Outcome:
     """Map every main layer, and measure how its images change with depth."""
-    units = first_units(context)
-    data = made(context, units, "maps", context.seeds)
-    plain = made(context, units, "without-rescue", 1, rescue=0.0)
+    units = first_features(context)
+    data = maximise_features(context, units, "maps", context.seeds)
+    plain = maximise_features(context, units, "without-rescue", 1, rescue=0.0)
     size = int(data.sizes["y"])
     first = context.layers[0]
     channels = min(COLOURS, context.network.layer(first, size).channels)
-    palette_data = made(context, [f"{first}:{c}" for c in range(channels)], "first-layer", context.seeds)
-    table, lost = table_of(data, "maps"), table_of(plain, "without rescue")
-    means, found = by_feature(table, context.layers), colours(palette_data)
-    before, after = dead(lost), dead(table[table["seed"] == int(plain["seed"].values[0])])
+    palette_data = maximise_features(context, [f"{first}:{c}" for c in range(channels)], "first-layer", context.seeds)
+    table, lost = image_rows(data, "maps"), image_rows(plain, "without rescue")
+    means, found = feature_means(table, context.layers), dominant_colours(palette_data)
+    before, after = count_dead(lost), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
     null, without = plain["null_images"][0].values, np.flatnonzero(lost["status"] == "dead")
     gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
-    by_depth = trends(means)
-    told = parts(by_depth, found, before, gray)
+    by_depth = depth_trends(means)
+    told = judge_parts(by_depth, found, before, gray)
     status = data["status"][0].values
     left = [
         str(n) for n, s in zip(data["image"].values, status, strict=True) if array_layout.STATUSES[int(s)] == "dead"
     ]
-    maps = style.encode_webp(sheet(context, data), dpi=80 if context.full else 120, quality=80)
+    maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(
-        pd.concat([table, lost, table_of(palette_data, "first layer")], ignore_index=True),
-        findings(context, means, by_depth, found, before, after, size),
-        verdict(told),
-        conclusion(by_depth, found, before, after, told, left),
-        {"": figure(context, means, found, size), "-maps.webp": maps},
+        pd.concat([table, lost, image_rows(palette_data, "first layer")], ignore_index=True),
+        collect_findings(context, means, by_depth, found, before, after, size),
+        judge(told),
+        write_conclusion(by_depth, found, before, after, told, left),
+        {"": draw_figure(context, means, found, size), "-maps.webp": maps},
     )
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

@@ -18,23 +18,38 @@ from matplotlib.figure import Figure
 
 from analyses.formulas import extents
 from analyses.formulas.likeness import correlation_clusters, pairwise_correlations
-from analyses.support.image_sets import (
-    WORDS,
-    Made,
-    by_channel,
-    by_feature,
-    difference_of,
-    make,
-    mean_of,
-    share_of,
-    side,
-    spanned,
-    tidy,
-    written,
+from analyses.support.findings import (
+    CLAIM_WORDS,
+    POSITIVE,
+    Finding,
+    difference_finding,
+    format_interval,
+    format_value,
+    mean_or_undefined,
+    share_or_undefined,
+    value_finding,
 )
-from analyses.support.neurons import BACK, FRONT, INSIDE, Neurons, central, fits, fitting, places, stratified
-from analyses.support.plotting import panels, strips
-from analyses.support.study import POSITIVE, Context, Finding, Outcome, Study, Verdict, plain_finding, start
+from analyses.support.image_sets import (
+    ImageSet,
+    image_size,
+    make_images,
+    tidy_rows,
+    values_by_channel,
+    values_by_feature,
+)
+from analyses.support.neurons import (
+    FIRST,
+    INTERIOR,
+    LAST,
+    Neurons,
+    central_position,
+    draw_by_branch,
+    draw_positions,
+    fields_fit,
+    fitting_size,
+)
+from analyses.support.plotting import draw_strips, panels
+from analyses.support.study import Context, Outcome, Study, Verdict, run_study
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail
@@ -75,28 +90,35 @@ STUDY = Study(
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS, starts: int = STARTS) -> Outcome:
     """Maximise the neurons and measure place, reach and variety of what changes."""
-    size = size or fitting(context.network, context.layers, side(context))
+    size = size or fitting_size(context.network, context.layers, image_size(context))
     recipe = INTERACT.resolved(FULL, size, steps, rescue=RESCUE)
     if context.full:
         recipe = INTERACT.resolved(FULL, FULL, FULL_STEPS, rescue=RESCUE)
-    made = [_neurons(context, name, recipe, starts) for name in context.layers]
-    rows = pd.concat([part for n in made for part in (*_places(n), *_reaches(n), *_kinds(n))], ignore_index=True)
-    found = _findings(rows, made, recipe.size)
-    verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(rows, made), "-images.webp": encode_webp(sheet(made), dpi=100)}
+    made = [_maximise_neurons(context, name, recipe, starts) for name in context.layers]
+    rows = pd.concat(
+        [part for n in made for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
+    )
+    found = _collect_findings(rows, made, recipe.size)
+    verdict, conclusion = judge(found)
+    figures: dict[str, Figure | bytes] = {
+        "": draw_figure(rows, made),
+        "-images.webp": encode_webp(draw_sheet(made), dpi=100),
+    }
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
-def _neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neurons:
+def _maximise_neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neurons:
     trace, layer = context.network.trace(recipe.size), context.network.layer(name, recipe.size)
-    channels = stratified(context, layer)
+    channels = draw_by_branch(context, layer)
     fields = [trace.field(name, f) for f in channels]
-    m, n = central(layer, fields, recipe.size)
-    others, starts = [places(layer, f, (m, n)) for f in channels], max(starts, context.seeds)
-    context.say(
+    m, n = central_position(layer, fields, recipe.size)
+    others, starts = [draw_positions(layer, f, (m, n)) for f in channels], max(starts, context.seeds)
+    context.log(
         f"{name}: {len(channels)} neurons, {starts} starts, {len(others[0])} other places, {recipe.size} pixels"
     )
-    middle = make(context, [f"{name}:{f}:{m}:{n}" for f in channels], recipe, name, "middle", probe=name, seeds=starts)
+    middle = make_images(
+        context, [f"{name}:{f}:{m}:{n}" for f in channels], recipe, name, "middle", probe=name, seeds=starts
+    )
     elsewhere = [f"{name}:{f}:{m}:{n}" for f, there in zip(channels, others, strict=True) for m, n in there]
     return Neurons(
         layer,
@@ -104,64 +126,70 @@ def _neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neuron
         fields,
         [layer.branch(f) for f in channels],
         middle,
-        make(context, elsewhere, recipe, name, "around", seeds=1) if elsewhere else None,
+        make_images(context, elsewhere, recipe, name, "around", seeds=1) if elsewhere else None,
         others,
-        fits(context.network, name, recipe.size),
+        fields_fit(context.network, name, recipe.size),
     )
 
 
-def _places(n: Neurons) -> list[pd.DataFrame]:
+def _position_rows(n: Neurons) -> list[pd.DataFrame]:
     """Return where the neurons' images changed, where their fields are, and how far that is from other places."""
-    if n.around is None:
+    if n.elsewhere is None:
         return []
-    found = np.stack([extents.centres(c) for c in n.around.changes])
+    found = np.stack([extents.centres(c) for c in n.elsewhere.changes])
     at = np.array(
-        [extents.field_centre(f, *place) for f, there in zip(n.fields, n.places, strict=True) for place in there]
+        [extents.field_centre(f, *place) for f, there in zip(n.fields, n.positions, strict=True) for place in there]
     )
     error = np.linalg.norm(found - at, axis=2)
-    count, rows = len(n.places[0]), []
+    count, rows = len(n.positions[0]), []
     for axis, what in enumerate(("row", "column")):
-        rows.append(tidy(f"{what} found", n.layer.name, n.around, found[..., axis], "interact"))
-        rows.append(tidy(f"{what} of the field", n.layer.name, n.around, at[:, axis] + 0 * error, "interact"))
-    rows.append(tidy("error", n.layer.name, n.around, error, "interact"))
+        rows.append(tidy_rows(f"{what} found", n.layer.name, n.elsewhere, found[..., axis], "interact"))
+        rows.append(tidy_rows(f"{what} of the field", n.layer.name, n.elsewhere, at[:, axis] + 0 * error, "interact"))
+    rows.append(tidy_rows("error", n.layer.name, n.elsewhere, error, "interact"))
     if count > 1:
         own = at.reshape(-1, count, 2)
         away = [
             np.linalg.norm(found.reshape(len(found), -1, count, 2) - np.roll(own, k, axis=1), axis=3)
             for k in range(1, count)
         ]
-        rows.append(tidy("error of another place", n.layer.name, n.around, np.mean(away, 0).reshape(error.shape), ""))
+        rows.append(
+            tidy_rows("error of another place", n.layer.name, n.elsewhere, np.mean(away, 0).reshape(error.shape), "")
+        )
     return rows
 
 
-def _reaches(n: Neurons) -> list[pd.DataFrame]:
-    radius = np.stack([extents.radii(c) for c in n.middle.changes])
+def _radius_rows(n: Neurons) -> list[pd.DataFrame]:
+    radius = np.stack([extents.radii(c) for c in n.central.changes])
     return [
-        tidy("radius", n.layer.name, n.middle, radius, "interact"),
-        tidy("end", n.layer.name, n.middle, np.array([float(n.end(f)) for f in n.channels]), ""),
-        tidy("field side", n.layer.name, n.middle, np.array([np.sqrt(np.prod(f.size)) for f in n.fields]), ""),
+        tidy_rows("radius", n.layer.name, n.central, radius, "interact"),
+        tidy_rows("end", n.layer.name, n.central, np.array([float(n.branch_position(f)) for f in n.channels]), ""),
+        tidy_rows("field side", n.layer.name, n.central, np.array([np.sqrt(np.prod(f.size)) for f in n.fields]), ""),
     ]
 
 
-def _kinds(n: Neurons) -> list[pd.DataFrame]:
+def _variety_rows(n: Neurons) -> list[pd.DataFrame]:
     """Return how many clearly different images reach `GOOD` of each neuron's best, by pixels and by response
     profile."""
-    A = n.middle.responses
+    A = n.central.responses
     Z = standardise(A.reshape(-1, A.shape[2]), np.ones(A.shape[0] * A.shape[1], dtype=bool)).reshape(A.shape)
     Z = Z[..., np.isfinite(Z).all((0, 1))]
     rows = []
-    for what, held in (("images", n.middle.changes), ("profiles", Z)):
-        apart = _between(held, n.middle.live)
-        counts, own = several(held, n.middle, 1 - HALF * apart)
-        rows.append(tidy(f"different {what}", n.layer.name, n.middle, counts, "interact"))
-        rows.append(tidy(f"distance of {what} between starts", n.layer.name, n.middle, own, "interact"))
-        rows.append(tidy(f"distance of {what} between neurons", n.layer.name, n.middle, apart + 0 * own, "interact"))
-    good = reaching(n.middle)
-    rows.append(tidy("good starts", n.layer.name, n.middle, np.where(good.any(0), good.sum(0), np.nan), "interact"))
+    for what, held in (("images", n.central.changes), ("profiles", Z)):
+        apart = _median_distance(held, n.central.live)
+        counts, own = count_kinds(held, n.central, 1 - HALF * apart)
+        rows.append(tidy_rows(f"different {what}", n.layer.name, n.central, counts, "interact"))
+        rows.append(tidy_rows(f"distance of {what} between starts", n.layer.name, n.central, own, "interact"))
+        rows.append(
+            tidy_rows(f"distance of {what} between neurons", n.layer.name, n.central, apart + 0 * own, "interact")
+        )
+    good = good_starts(n.central)
+    rows.append(
+        tidy_rows("good starts", n.layer.name, n.central, np.where(good.any(0), good.sum(0), np.nan), "interact")
+    )
     return rows
 
 
-def _between(held: np.ndarray, live: np.ndarray) -> float:
+def _median_distance(held: np.ndarray, live: np.ndarray) -> float:
     """Return the median distance (1 - correlation) of images of different neurons from the same start; S x N x ..."""
     found = []
     for one, known in zip(held, live, strict=True):
@@ -170,19 +198,19 @@ def _between(held: np.ndarray, live: np.ndarray) -> float:
     return float(1 - np.nanmedian(found)) if np.isfinite(found).any() else float("nan")
 
 
-def reaching(made: Made) -> np.ndarray:
+def good_starts(made: ImageSet) -> np.ndarray:
     """Return which starts reach `GOOD` of their neuron's best activation: S x N."""
     value = np.where(made.live, made.activation, -np.inf)
     best = value.max(0)
     return (value >= GOOD * best) & (best > 0) & made.live
 
 
-def several(held: np.ndarray, made: Made, alike: float) -> tuple[np.ndarray, np.ndarray]:
+def count_kinds(held: np.ndarray, made: ImageSet, alike: float) -> tuple[np.ndarray, np.ndarray]:
     """Return how many kinds of images reach `GOOD` of each neuron's best, and their mean distance: N each.
 
     `held` is S x N x ..., what is compared; images are of one kind while they correlate with more than `alike`.
     """
-    good = reaching(made)
+    good = good_starts(made)
     counts, apart = np.full(good.shape[1], np.nan), np.full(good.shape[1], np.nan)
     for k in range(good.shape[1]):
         if good[:, k].any() and np.isfinite(alike):
@@ -193,19 +221,21 @@ def several(held: np.ndarray, made: Made, alike: float) -> tuple[np.ndarray, np.
     return counts, apart
 
 
-def _relative(rows: pd.DataFrame, neurons: Sequence[Neurons], measure: str, recipe: str) -> dict[int, pd.Series]:
+def _relative_by_branch(
+    rows: pd.DataFrame, neurons: Sequence[Neurons], measure: str, recipe: str
+) -> dict[int, pd.Series]:
     """Return the radii (or sides of fields) over their layer's mean, by the channels' end; of layers that are whole."""
-    values = by_feature(rows, measure, recipe)
-    values = values[values.index.get_level_values(0).isin([n.layer.name for n in neurons if n.whole])]
-    end = by_feature(rows, "end", "").reindex(values.index)
+    values = values_by_feature(rows, measure, recipe)
+    values = values[values.index.get_level_values(0).isin([n.layer.name for n in neurons if n.inside_image])]
+    end = values_by_feature(rows, "end", "").reindex(values.index)
     relative = values / values.groupby("layer").transform("mean")
-    return {at: relative[end == at] for at in (FRONT, INSIDE, BACK)}
+    return {at: relative[end == at] for at in (FIRST, INTERIOR, LAST)}
 
 
-def _followed(rows: pd.DataFrame) -> pd.Series:
+def _position_correlation(rows: pd.DataFrame) -> pd.Series:
     """Return, for each feature, the correlation of where its images changed with where its fields are."""
     wide = {
-        (what, kind): by_feature(rows, f"{what} {kind}", "interact")
+        (what, kind): values_by_feature(rows, f"{what} {kind}", "interact")
         for what in ("row", "column")
         for kind in ("found", "of the field")
     }
@@ -219,96 +249,114 @@ def _followed(rows: pd.DataFrame) -> pd.Series:
     return centred.apply(lambda g: g["found"].corr(g["field"]) if g["field"].std() > 0 else np.nan).dropna()
 
 
-def _wider(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> list[Finding]:
+def _width_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> list[Finding]:
     """Return how much wider the changes and fields of interior channels are than each exterior branch's."""
-    radius, field = _relative(rows, neurons, "radius", "interact"), _relative(rows, neurons, "field side", "")
+    radius, field = (
+        _relative_by_branch(rows, neurons, "radius", "interact"),
+        _relative_by_branch(rows, neurons, "field side", ""),
+    )
     found = []
-    for at, which in ((FRONT, "first"), (BACK, "last")):
+    for at, which in ((FIRST, "first"), (LAST, "last")):
         words = f"radius of 90 % of the change over its layer's mean, interior channels less the {which} branch's"
-        found.append(difference_of(f"wider {which}", radius[INSIDE], radius[at], words))
-        more = field[INSIDE].mean() - field[at].mean()
-        count = len(field[INSIDE]) + len(field[at])
-        found.append(plain_finding(f"field {which}", more, count, "the same of the analytic field's side"))
-    short = [n.layer.name for n in neurons if not n.whole]
+        found.append(difference_finding(f"wider {which}", radius[INTERIOR], radius[at], words))
+        more = field[INTERIOR].mean() - field[at].mean()
+        count = len(field[INTERIOR]) + len(field[at])
+        found.append(value_finding(f"field {which}", more, count, "the same of the analytic field's side"))
+    short = [n.layer.name for n in neurons if not n.inside_image]
     words = f"layers whose middle neurons see beyond the {size} pixels, left out of this comparison"
     words += f" ({', '.join(short)})" if short else ""
-    return [*found, plain_finding("truncated", len(short), len(neurons), words)]
+    return [*found, value_finding("truncated", len(short), len(neurons), words)]
 
 
-def _by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
+def _radius_by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
     """Return the radii of a layer's changes by branch; under the empty name where there are none."""
-    radius, found = by_feature(rows, "radius", "interact"), {}
+    radius, found = values_by_feature(rows, "radius", "interact"), {}
     for branch in dict.fromkeys(n.branches):
-        wanted = {u.split(":", 1)[1] for u, b in zip(n.middle.units, n.branches, strict=True) if b == branch}
+        wanted = {u.split(":", 1)[1] for u, b in zip(n.central.units, n.branches, strict=True) if b == branch}
         found[branch] = radius[[la == n.layer.name and f in wanted for la, f in radius.index]]
     return found
 
 
-def _findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict[str, Finding]:
+def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict[str, Finding]:
     found = [
-        mean_of("follows", _followed(rows), "correlation of where the image changes with where the field is"),
-        mean_of("error", by_channel(rows, "error", "interact"), "distance of the two centres", "pixels", POSITIVE),
-        mean_of(
-            "floor", by_channel(rows, "error of another place", ""), "distance from another place's field", "pixels"
+        mean_or_undefined(
+            "follows", _position_correlation(rows), "correlation of where the image changes with where the field is"
         ),
-        *_wider(rows, neurons, size),
+        mean_or_undefined(
+            "error", values_by_channel(rows, "error", "interact"), "distance of the two centres", "pixels", POSITIVE
+        ),
+        mean_or_undefined(
+            "floor",
+            values_by_channel(rows, "error of another place", ""),
+            "distance from another place's field",
+            "pixels",
+        ),
+        *_width_findings(rows, neurons, size),
     ]
     for n in neurons:
-        radius = _by_branch(rows, n) if n.layer.branches else {}
+        radius = _radius_by_branch(rows, n) if n.layer.branches else {}
         first = next(iter(radius), "")
         for branch, own in radius.items():
             seen = f"{n.layer.name} {branch} (field {n.fields[n.branches.index(branch)]})"
             words = f"radius of 90 % of the change, {seen}"
-            found.append(mean_of(f"radius {n.layer.name} {branch}", own, words, "pixels", POSITIVE))
+            found.append(mean_or_undefined(f"radius {n.layer.name} {branch}", own, words, "pixels", POSITIVE))
             if branch != first:
                 words = f"the same less {first}'s"
-                found.append(difference_of(f"more {n.layer.name} {branch}", own, radius[first], f"{words} (pixels)"))
+                found.append(
+                    difference_finding(f"more {n.layer.name} {branch}", own, radius[first], f"{words} (pixels)")
+                )
     for what, words in (("images", "by pixels"), ("profiles", "by response profile")):
-        counts = by_feature(rows, f"different {what}", "interact")
-        found.append(mean_of(f"kinds {what}", counts, f"clearly different images at 90 % of the best, {words}"))
-        found.append(share_of(f"several {what}", counts > 1, f"share of neurons with two or more of them, {words}"))
+        counts = values_by_feature(rows, f"different {what}", "interact")
+        found.append(
+            mean_or_undefined(f"kinds {what}", counts, f"clearly different images at 90 % of the best, {words}")
+        )
+        found.append(
+            share_or_undefined(f"several {what}", counts > 1, f"share of neurons with two or more of them, {words}")
+        )
         for between in ("starts", "neurons"):
-            apart = by_feature(rows, f"distance of {what} between {between}", "interact")
-            found.append(mean_of(f"{what} {between}", apart, f"distance of {what} between {between} (1 - r)"))
-    good = by_feature(rows, "good starts", "interact")
-    found.append(mean_of("good", good, f"starts of {len(neurons[0].middle.images)} that reach 90 % of the best"))
+            apart = values_by_feature(rows, f"distance of {what} between {between}", "interact")
+            found.append(mean_or_undefined(f"{what} {between}", apart, f"distance of {what} between {between} (1 - r)"))
+    good = values_by_feature(rows, "good starts", "interact")
+    found.append(
+        mean_or_undefined("good", good, f"starts of {len(neurons[0].central.images)} that reach 90 % of the best")
+    )
     return {finding.name: finding for finding in found}
 
 
-def judged(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
+def judge(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Return verdict and conclusion, by the rule of the study."""
     error, floor, first, several_ = (found[k] for k in ("error", "floor", "wider first", "several profiles"))
     place = error.high is not None and floor.low is not None and error.high < floor.low
-    held = (place, wider(found), (several_.low or 0) > MANY)
+    held = (place, interior_wider(found), (several_.low or 0) > MANY)
     verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
-    same = "" if compared(found, "last") else ", which is not compared: its field is the same"
+    same = "" if fields_differ(found, "last") else ", which is not compared: its field is the same"
     return verdict, (
-        f"That the image changes at the neuron's place {WORDS[held[0]]}: {written(error.value, '.1f')} pixels from the "
-        f"middle of its field ({written(floor.value, '.1f')} from another place's, correlation "
-        f"{written(found['follows'].value)}). That interior channels reach further {WORDS[held[1]]}: by "
-        f"{spanned(first, '+.2f')} of their layer's mean more than the first branch's, and by "
-        f"{spanned(found['wider last'], '+.2f')} more than the last one's{same} (fields: "
-        f"{written(found['field first'].value, '+.2f')} and {written(found['field last'].value, '+.2f')}). That one "
-        f"neuron answers several patterns {WORDS[held[2]]}: {written(several_.value, '.0%')} of the neurons have two "
-        f"or more clearly different images by response profile ({written(found['several images'].value, '.0%')} by "
+        f"That the image changes at the neuron's place {CLAIM_WORDS[held[0]]}: {format_value(error.value, '.1f')} pixels from the "
+        f"middle of its field ({format_value(floor.value, '.1f')} from another place's, correlation "
+        f"{format_value(found['follows'].value)}). That interior channels reach further {CLAIM_WORDS[held[1]]}: by "
+        f"{format_interval(first, '+.2f')} of their layer's mean more than the first branch's, and by "
+        f"{format_interval(found['wider last'], '+.2f')} more than the last one's{same} (fields: "
+        f"{format_value(found['field first'].value, '+.2f')} and {format_value(found['field last'].value, '+.2f')}). That one "
+        f"neuron answers several patterns {CLAIM_WORDS[held[2]]}: {format_value(several_.value, '.0%')} of the neurons have two "
+        f"or more clearly different images by response profile ({format_value(found['several images'].value, '.0%')} by "
         "pixels)."
     )
 
 
-def compared(found: Mapping[str, Finding], which: str) -> bool:
+def fields_differ(found: Mapping[str, Finding], which: str) -> bool:
     """Return whether interior channels' analytic fields differ from a branch's, so that their reach can differ too."""
     more = found[f"field {which}"].value
     return more is not None and abs(more) > ALIKE
 
 
-def wider(found: Mapping[str, Finding]) -> bool | None:
+def interior_wider(found: Mapping[str, Finding]) -> bool | None:
     """Return whether interior channels reach further than each branch that is compared; None where none is."""
-    chosen = [found[f"wider {which}"] for which in ("first", "last") if compared(found, which)]
+    chosen = [found[f"wider {which}"] for which in ("first", "last") if fields_differ(found, which)]
     return all((f.low or 0) > 0 for f in chosen) if chosen else None
 
 
 @house_style
-def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
+def draw_figure(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
     """Draw where images change against the fields by layer, how far by branch, and the number of different images."""
     titles = [f"{n.layer.name}: middle of the change by that of the field" for n in neurons]
     figure, axes = panels(
@@ -318,8 +366,8 @@ def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
     middle, right = axes[-2:]
     for k, (left, n) in enumerate(zip(axes, neurons, strict=False)):
         for what, mark in (("row", "o"), ("column", "^")):
-            x = by_feature(rows, f"{what} of the field", "interact")
-            y = by_feature(rows, f"{what} found", "interact")
+            x = values_by_feature(rows, f"{what} of the field", "interact")
+            y = values_by_feature(rows, f"{what} found", "interact")
             own = x.index.get_level_values(0) == n.layer.name
             left.plot(x[own], y[own], mark, color=colour(k), markersize=2.5, alpha=0.5, label=f"{what}s")
         left.axline((0, 0), slope=1, color=GRAY, linewidth=0.8)
@@ -328,15 +376,15 @@ def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
     axes[0].set_ylabel("change (pixels)", fontsize=8)
     groups = []
     for n in neurons:
-        for branch, radius in _by_branch(rows, n).items():
+        for branch, radius in _radius_by_branch(rows, n).items():
             seen = n.fields[n.branches.index(branch)]
             groups.append((f"{n.layer.name} {branch}\n{seen}".replace(" \n", "\n"), radius))
-    strips(middle, groups, "pixels", within=POSITIVE)
+    draw_strips(middle, groups, "pixels", within=POSITIVE)
     middle.set_xticks(range(len(groups)), [g for g, _ in groups], rotation=90, fontsize=6.5)
     middle.set_xlabel("branch, receptive field in pixels", fontsize=8)
     middle.set_ylim(bottom=0)
-    counts = [(w, by_feature(rows, f"different {w}", "interact")) for w in ("images", "profiles")]
-    strips(right, [(f"by {'pixels' if w == 'images' else 'response profile'}", v) for w, v in counts], "images")
+    counts = [(w, values_by_feature(rows, f"different {w}", "interact")) for w in ("images", "profiles")]
+    draw_strips(right, [(f"by {'pixels' if w == 'images' else 'response profile'}", v) for w, v in counts], "images")
     right.set_ylim(bottom=0)
     for one in (middle, right):
         if (legend := one.get_legend()) is not None:
@@ -345,23 +393,23 @@ def draw(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
 
 
 @house_style
-def sheet(neurons: Sequence[Neurons]) -> Figure:
+def draw_sheet(neurons: Sequence[Neurons]) -> Figure:
     """Draw a few neurons' changes from their starts, the best first: a row a neuron."""
     images, labels, captions = [], [], []
-    columns = min(len(neurons[0].middle.images), 6)
+    columns = min(len(neurons[0].central.images), 6)
     for n in neurons:
-        counts = np.nan_to_num(several(n.middle.changes, n.middle, HALF)[0])
+        counts = np.nan_to_num(count_kinds(n.central.changes, n.central, HALF)[0])
         for k in np.argsort(-counts, kind="stable")[:SHOWN]:
-            order = np.argsort(-n.middle.activation[:, k], kind="stable")[:columns]
+            order = np.argsort(-n.central.activation[:, k], kind="stable")[:columns]
             for s in order:
-                change = n.middle.changes[s, k]
+                change = n.central.changes[s, k]
                 scale = np.abs(change).max() or 1.0
                 images.append(thumbnail(0.5 + 0.5 * change / scale, SIDE).transpose(2, 0, 1) / 255)
-                labels.append(n.middle.units[k])
-                captions.append(f"start {s}: {n.middle.activation[s, k]:.3g}")
+                labels.append(n.central.units[k])
+                captions.append(f"start {s}: {n.central.activation[s, k]:.3g}")
     title = "One neuron from several starts: what changed, each to its own largest change, and the activation reached"
     return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=columns)
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

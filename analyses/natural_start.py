@@ -20,29 +20,25 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from analyses.formulas.divergence import profile_correlation
-from analyses.support.half_life import Leaving, early, finite, half_findings, left_behind, mean_of
-from analyses.support.study import (
-    PINK,
-    Context,
-    Finding,
-    Outcome,
-    Study,
-    Verdict,
-    interval,
-    mean_finding,
-    plain_finding,
-    start,
-    yardstick,
+from analyses.support.findings import Finding, interval, mean_finding, value_finding
+from analyses.support.half_life import (
+    Departure,
+    count_early,
+    finite_or_nan,
+    half_life_findings,
+    half_life_sentence,
+    mean_defined,
 )
+from analyses.support.settings import resolved_recipe
+from analyses.support.study import REFERENCE_IMAGES, Context, Outcome, Study, Verdict, reference_statistics, run_study
 from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import Recipe
 from featmap.plotting import style as drawing
 from featmap.plotting.style import encode_webp, printable_line, thumbnail
-from featmap.runs import device
 from featmap.runs.array_layout import LIVE, RESCUED
-from tests.helpers.settings import resolve
+from featmap.runs.engine import Execution
 
 ENOUGH = 0.8
 PHOTO, NOISE, TOGETHER, BLUR = "#d62728", "#0072b2", "#222222", "#009e73"
@@ -68,62 +64,64 @@ STUDY = Study(
 def measure(context: Context) -> Outcome:
     """Maximise features from the photograph and from noise, one by one and all at once."""
     settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "fast"}
-    recipe = resolve(context.network, device.device(context.device), settings["recipe"])
-    photograph = natural(context, recipe.sizes[0])
+    recipe = resolved_recipe(context.network, settings["recipe"])
+    photograph = starting_image(context, recipe.sizes[0])
     leavings, together, pictures = [], [], []
     for layer in context.layers:
-        units = context.units(layer)
-        context.say(f"features of {layer}")
-        photo, noise = descents(context, layer, units, photograph, settings, "features")
-        scale = yardstick(context, [layer], recipe.size)
-        still = blurred(context, layer, recipe, photograph, every(context))
-        leavings += left(layer, photo, noise, scale, still)
+        units = context.draw_units(layer)
+        context.log(f"features of {layer}")
+        photo, noise = maximise_both(context, layer, units, photograph, settings, "features")
+        scale = reference_statistics(context, [layer], recipe.size)
+        still = blur_responses(context, layer, recipe, photograph, frame_interval(context))
+        leavings += measure_departure(layer, photo, noise, scale, still)
         pictures.append(
             (layer, photo["images"].values[0], noise["images"].values[0], [str(u) for u in photo["image"].values])
         )
-        context.say(f"all features of {layer} at once")
+        context.log(f"all features of {layer} at once")
         sums = [" + ".join(units), f"{layer}:all"] if len(units) > 1 else [f"{layer}:all"]
-        joint = descents(context, layer, sums, photograph, settings | {"gradients": "together"}, "at-once")
-        together += left(layer, *joint, scale, still)
-    return outcome(context, photograph, leavings, together, pictures)
+        joint = maximise_both(context, layer, sums, photograph, settings | {"gradients": "together"}, "at-once")
+        together += measure_departure(layer, *joint, scale, still)
+    return build_outcome(context, photograph, leavings, together, pictures)
 
 
-def every(context: Context) -> int:
+def frame_interval(context: Context) -> int:
     """Return how many steps lie between two frames."""
     return 5 if context.full else 1
 
 
-def blurred(context: Context, layer: str, recipe: Recipe, photograph: np.ndarray, between: int) -> np.ndarray:
+def blur_responses(context: Context, layer: str, recipe: Recipe, photograph: np.ndarray, between: int) -> np.ndarray:
     """Return the layer's responses to the photograph under the recipe's blur alone, frames x features."""
     frames = null_frames(recipe, 0, torch.from_numpy(photograph), between)
     sizes = sorted({f.shape[-1] for f in frames}, key=[f.shape[-1] for f in frames].index)
     groups = [torch.stack([f for f in frames if f.shape[-1] == size]) for size in sizes]
-    return np.concatenate([probe(g, layer, context.network, device=context.device).values for g in groups])
+    return np.concatenate(
+        [probe(g, layer, context.network, execution=Execution(context.device)).values for g in groups]
+    )
 
 
-def natural(context: Context, size: int) -> np.ndarray:
+def starting_image(context: Context, size: int) -> np.ndarray:
     """Return the photograph, 3 x H x H in [0, 1], or an image with a 1/f spectrum that is not among the yardstick's."""
     if context.image is not None:
         read: np.ndarray = read_photograph(context.image, size).numpy()
         return read
-    context.say("no --image: starting from an image with a 1/f spectrum in a photograph's place")
-    made: np.ndarray = image_ops.pink_noise(PINK + 1, size)[PINK].clamp(0, 1).numpy()
+    context.log("no --image: starting from an image with a 1/f spectrum in a photograph's place")
+    made: np.ndarray = image_ops.pink_noise(REFERENCE_IMAGES + 1, size)[REFERENCE_IMAGES].clamp(0, 1).numpy()
     return made
 
 
-def descents(
+def maximise_both(
     context: Context, layer: str, units: Sequence[str], photograph: np.ndarray, settings: dict[str, Any], part: str
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Return the runs of some units from the photograph, with frames, and from noise."""
-    kept = settings | {"frames": every(context), "responses": layer}
+    kept = settings | {"frames": frame_interval(context), "responses": layer}
     photo = context.maximise(units, part, layer, "photo", start=photograph, **kept)
     noise = context.maximise(units, part, layer, "noise", seeds=context.seeds, responses=layer, **settings)
     return photo, noise
 
 
-def left(
+def measure_departure(
     layer: str, photo: xr.Dataset, noise: xr.Dataset, scale: tuple[np.ndarray, np.ndarray], still: np.ndarray
-) -> list[Leaving]:
+) -> list[Departure]:
     """Return how each unit leaves the photograph; units that did not rise from noise are left out.
 
     `still` holds the responses under blur alone, frames x features.
@@ -146,15 +144,15 @@ def left(
         null = noise["null_activation"].values[:, k].mean()
         rise = noise["activation"].values[:, k].mean() - null
         found.append(
-            Leaving(
+            Departure(
                 name,
                 layer,
                 photo["frame"].values,
                 own[k],
                 aims[:, k].mean(0),
                 float(profile_correlation(ends[:, k], frames[k, 0]).mean()),
-                mean_of(profile_correlation(frames[k, -1], ends[:, others])),
-                mean_of(np.array([profile_correlation(ends[a, k], ends[b, k]) for a, b in pairs])),
+                mean_defined(profile_correlation(frames[k, -1], ends[:, others])),
+                mean_defined(np.array([profile_correlation(ends[a, k], ends[b, k]) for a, b in pairs])),
                 alone,
                 float((photo["activation"].values[0, k] - null) / rise) if rise > 0 else float("nan"),
             )
@@ -162,51 +160,51 @@ def left(
     return found
 
 
-def findings(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> list[Finding]:
+def collect_findings(leavings: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> list[Finding]:
     """Return the study's figures; a half-life that was never reached is left out and counted."""
-    found, start_ = [], source(photograph)
+    found, start_ = [], start_name(photograph)
     for layer in dict.fromkeys(r.layer for r in leavings):
         these = [r for r in leavings if r.layer == layer]
         for name, values, words in (
             ("reached", [r.reached for r in these], f"activation reached from {start_} over that from noise"),
-            ("own", [r.own[-1] for r in these], "profile's correlation with the image's own, at the end"),
+            ("own", [r.with_start[-1] for r in these], "profile's correlation with the image's own, at the end"),
             ("floor", [r.floor for r in these], "the same of noise-started images"),
-            ("aim", [r.aim[-1] for r in these], "with the noise-started image of the same feature"),
+            ("aim", [r.with_target[-1] for r in these], "with the noise-started image of the same feature"),
             ("other", [r.other for r in these], "with noise-started images of other features"),
             ("seeds", [r.seeds for r in these], "two noise-started images of the same feature"),
         ):
             if np.isfinite(values).any():
                 found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
-        found += half_findings(layer, these)
+        found += half_life_findings(layer, these)
         if np.isfinite(these[0].blurred[-1]):
             words = f"{layer}: correlation of {start_}'s profile at the end of that blur with its own"
-            found.append(plain_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
+            found.append(value_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
     for r in together:
         if np.isfinite(r.half):
-            words = f"{r.layer}: half-life with {called(r.unit)} at once{' (at most)' if early([r]) else ''}"
-            found.append(plain_finding(f"half:{short(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
+            words = f"{r.layer}: half-life with {group_name(r.unit)} at once{' (at most)' if count_early([r]) else ''}"
+            found.append(value_finding(f"half:{group_key(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
         if np.isfinite(r.reached):
-            words = f"{r.layer}: activation of {called(r.unit)} at once, from {start_} over that from noise"
-            found.append(plain_finding(f"reached:{short(r.unit)}:{r.layer}", r.reached, 1, words))
+            words = f"{r.layer}: activation of {group_name(r.unit)} at once, from {start_} over that from noise"
+            found.append(value_finding(f"reached:{group_key(r.unit)}:{r.layer}", r.reached, 1, words))
     return found
 
 
-def source(photograph: bool) -> str:
+def start_name(photograph: bool) -> str:
     """Return what the descents started from, in words."""
     return "the photograph" if photograph else "a 1/f image"
 
 
-def short(unit: str) -> str:
+def group_key(unit: str) -> str:
     """Return "sum" or "layer"."""
     return "sum" if " + " in unit else "layer"
 
 
-def called(unit: str) -> str:
+def group_name(unit: str) -> str:
     """Return what was maximised at once, in words."""
     return f"{unit.count(' + ') + 1} drawn features" if " + " in unit else "the whole layer"
 
 
-def judge(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> Verdict:
+def judge(leavings: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> Verdict:
     """Return the verdict.
 
     It holds where drawn features reach `ENOUGH` of what they reach from noise (lower end of the interval), and so does
@@ -223,22 +221,22 @@ def judge(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: 
     return "holds" if good and all_at_once and photograph else "holds in part"
 
 
-def outcome(
+def build_outcome(
     context: Context,
     photograph: np.ndarray,
-    leavings: Sequence[Leaving],
-    together: Sequence[Leaving],
+    leavings: Sequence[Departure],
+    together: Sequence[Departure],
     pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
 ) -> Outcome:
     """Return rows, figures, verdict and conclusion."""
     rows = [
-        (r.layer, r.unit if r in leavings else called(r.unit), what, step, v)
+        (r.layer, r.unit if r in leavings else group_name(r.unit), what, step, v)
         for r in (*leavings, *together)
-        for what, values in (("own", r.own), ("aim", r.aim))
+        for what, values in (("own", r.with_start), ("aim", r.with_target))
         for step, v in zip(r.steps, values, strict=True)
     ]
     for r in (*leavings, *together):
-        name, end = (r.unit if r in leavings else called(r.unit)), r.steps[-1]
+        name, end = (r.unit if r in leavings else group_name(r.unit)), r.steps[-1]
         rows += [(r.layer, name, w, end, getattr(r, w)) for w in ("floor", "other", "seeds", "reached")]
     first = {r.layer: r for r in (*together, *leavings)}
     rows += [
@@ -246,34 +244,34 @@ def outcome(
         for la, r in first.items()
         for step, v in zip(r.steps, r.blurred, strict=True)
     ]
-    made = findings(leavings, together, context.image is not None)
+    made = collect_findings(leavings, together, context.image is not None)
     verdict = judge(leavings, together, context.image is not None)
-    said = conclusion(leavings, together, context.image is not None)
+    said = write_conclusion(leavings, together, context.image is not None)
     table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])
-    figure = draw(photograph, leavings, together, pictures)  # of pictures: a fifth of its size as PNG
+    figure = draw_figure(photograph, leavings, together, pictures)  # of pictures: a fifth of its size as PNG
     return Outcome(table, made, verdict, said, {".webp": encode_webp(figure, dpi=100)})
 
 
-def conclusion(leavings: Sequence[Leaving], together: Sequence[Leaving], photograph: bool) -> str:
+def write_conclusion(leavings: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> str:
     """Return the sentence."""
     reached = np.array([r.reached for r in leavings], dtype=float)
     if not np.isfinite(reached).any():
         return "0 features rose from noise."
     mean, low, high = interval(reached)
-    what = source(photograph) + ("" if photograph else " (no photograph was given or tested)")
+    what = start_name(photograph) + ("" if photograph else " (no photograph was given or tested)")
     said = f"From {what} {int(np.isfinite(reached).sum())} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what "
     said += "they reach from noise"
-    joint = finite([r.reached for r in together])
+    joint = finite_or_nan([r.reached for r in together])
     if np.isfinite(joint).any():
         said += f", sums of them and whole layers {np.nanmin(joint):.2f} or more"
-    return said + left_behind(leavings) + "."
+    return said + half_life_sentence(leavings) + "."
 
 
 @drawing.house_style
-def draw(
+def draw_figure(
     photograph: np.ndarray,
-    leavings: Sequence[Leaving],
-    together: Sequence[Leaving],
+    leavings: Sequence[Departure],
+    together: Sequence[Departure],
     pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
 ) -> Figure:
     """Draw the correlations over the steps by layer, and the first features' images from both starts."""
@@ -300,7 +298,7 @@ def draw(
     return figure
 
 
-def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], together: Sequence[Leaving]) -> None:
+def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Departure], together: Sequence[Departure]) -> None:
     """Draw a thin line a feature and their mean; all at once dashed."""
     steps = next((r.steps for r in (*leavings, *together)), np.zeros(1))
     for name, shade, words in (
@@ -314,7 +312,9 @@ def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], togethe
         if whole:
             axes.plot(steps, np.mean(whole, axis=0), color=shade, lw=2.2, label=words)
     for r, style in zip(together, ("--", ":"), strict=False):
-        axes.plot(r.steps, r.own, color=TOGETHER, lw=1.2, ls=style, label=f"start's own, {called(r.unit)} at once")
+        axes.plot(
+            r.steps, r.with_start, color=TOGETHER, lw=1.2, ls=style, label=f"start's own, {group_name(r.unit)} at once"
+        )
     for r in leavings[:1]:
         axes.plot(r.steps, r.blurred, color=BLUR, lw=1.6, ls="-.", label="start's own, blur alone")
     floors = [r.floor for r in leavings if np.isfinite(r.floor)]
@@ -325,4 +325,4 @@ def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Leaving], togethe
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

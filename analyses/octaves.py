@@ -15,23 +15,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.formulas import spectra
-from analyses.support.image_sets import (
-    WORDS,
-    Made,
-    beyond,
-    by_feature,
-    likeness_rows,
-    make,
-    mean_of,
-    ratio_of,
-    share_of,
-    side,
-    spanned,
-    tidy,
-    written,
+from analyses.support.findings import (
+    CLAIM_WORDS,
+    SHARE,
+    Finding,
+    format_interval,
+    format_value,
+    mean_or_undefined,
+    ratio_finding,
+    share_or_undefined,
 )
-from analyses.support.plotting import bars, panels, strips
-from analyses.support.study import SHARE, Context, Finding, Outcome, Study, Verdict, start
+from analyses.support.image_sets import (
+    ImageSet,
+    agreement_rows,
+    excess_agreement,
+    image_size,
+    make_images,
+    tidy_rows,
+    values_by_feature,
+)
+from analyses.support.plotting import draw_bars, draw_strips, panels
+from analyses.support.study import Context, Outcome, Study, Verdict, run_study
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import encode_webp, house_style, thumbnail
@@ -64,7 +68,7 @@ STUDY = Study(
 )
 
 
-def recipes(size: int | None, steps: int | None) -> dict[str, Recipe]:
+def make_recipes(size: int | None, steps: int | None) -> dict[str, Recipe]:
     """Return the three recipes for a finished image of `size` pixels in `steps` steps; None: the article's own."""
     rates = [(o.rate[0] / 10, o.rate[1] / 10) for o in ARTICLE_LOWRES.octaves]
     octaves = [replace(o, rate=r) for o, r in zip(ARTICLE_LOWRES.octaves, rates, strict=True)]
@@ -75,37 +79,43 @@ def recipes(size: int | None, steps: int | None) -> dict[str, Recipe]:
     return {name: recipe.resolved(299, size, steps) for name, recipe in chosen.items()}
 
 
-Sets = dict[str, dict[str, Made]]
+ImageSets = dict[str, dict[str, ImageSet]]
 """Layer -> recipe -> its images."""
 
 
-def first_layer(context: Context) -> str:
+def first_layer_name(context: Context) -> str:
     """Return the name of the network's first layer."""
     return FIRST.get(context.network.name) or next(iter(context.network.trace().layers))
 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Make every feature's images under the three recipes and compare them."""
-    chosen = recipes(None, None) if context.full else recipes(size or side(context), steps)
-    first = first_layer(context)
-    sets: Sets = {}
+    chosen = make_recipes(None, None) if context.full else make_recipes(size or image_size(context), steps)
+    first = first_layer_name(context)
+    sets: ImageSets = {}
     for layer in dict.fromkeys((*context.layers, first)):
-        units = context.units(layer, 2 * context.features if layer == first else None)
-        context.say(f"{layer}: {len(units)} features, {len(chosen)} recipes, {context.seeds} seeds")
+        units = context.draw_units(layer, 2 * context.features if layer == first else None)
+        context.log(f"{layer}: {len(units)} features, {len(chosen)} recipes, {context.seeds} seeds")
         probe = layer if layer in context.layers else None
         sets[layer] = {
-            label: make(context, units, recipe, layer, recipe.name, probe=probe) for label, recipe in chosen.items()
+            label: make_images(context, units, recipe, layer, recipe.name, probe=probe)
+            for label, recipe in chosen.items()
         }
     probed = {layer: sets[layer] for layer in context.layers}
-    rows = pd.concat([*_spectra(sets), *_likenesses(probed), *_grids(first, sets[first])], ignore_index=True)
+    rows = pd.concat(
+        [*_spectral_rows(sets), *_recipe_agreement_rows(probed), *_grid_rows(first, sets[first])], ignore_index=True
+    )
     late = rows[rows["layer"].isin(context.layers)]
-    found = _findings(late) | {f"grid {label}": _grid_share(rows, first, label) for label in chosen}
-    verdict, conclusion = judged(found)
-    figures: dict[str, Figure | bytes] = {"": draw(late, found), "-images.webp": encode_webp(sheet(sets), dpi=100)}
+    found = _collect_findings(late) | {f"grid {label}": _grid_share(rows, first, label) for label in chosen}
+    verdict, conclusion = judge(found)
+    figures: dict[str, Figure | bytes] = {
+        "": draw_figure(late, found),
+        "-images.webp": encode_webp(draw_sheet(sets), dpi=100),
+    }
     return Outcome(rows, list(found.values()), verdict, conclusion, figures)
 
 
-def _spectra(sets: Sets) -> list[pd.DataFrame]:
+def _spectral_rows(sets: ImageSets) -> list[pd.DataFrame]:
     rows = []
     for layer, by_recipe in sets.items():
         for label, made in by_recipe.items():
@@ -113,62 +123,73 @@ def _spectra(sets: Sets) -> list[pd.DataFrame]:
                 ("high share", spectra.high_frequency_share),
                 ("mean frequency", spectra.mean_frequency),
             ):
-                values = np.stack([function(images) for images in made.shown])
-                rows.append(tidy(name, layer, made, values, label))
-            rows.append(tidy("activation", layer, made, made.activation, label))
+                values = np.stack([function(images) for images in made.clipped])
+                rows.append(tidy_rows(name, layer, made, values, label))
+            rows.append(tidy_rows("activation", layer, made, made.activation, label))
     return rows
 
 
-def _likenesses(sets: Sets) -> list[pd.DataFrame]:
+def _recipe_agreement_rows(sets: ImageSets) -> list[pd.DataFrame]:
     return [
-        likeness_rows(layer, by_recipe[one], by_recipe[two], one, two)
+        agreement_rows(layer, by_recipe[one], by_recipe[two], one, two)
         for layer, by_recipe in sets.items()
         for one, two in (*PAIRS, *AGAIN)
     ]
 
 
-def _grids(layer: str, by_recipe: dict[str, Made]) -> list[pd.DataFrame]:
+def _grid_rows(layer: str, by_recipe: dict[str, ImageSet]) -> list[pd.DataFrame]:
     rows = []
     for label, made in by_recipe.items():
-        found = [[spectra.find_grid(image) for image in images] for images in made.shown]
+        found = [[spectra.find_grid(image) for image in images] for images in made.clipped]
         values = {
-            "grid": [[float(g.found) if np.isfinite(g.prominence) else np.nan for g in row] for row in found],
+            "grid": [[float(g.is_grid) if np.isfinite(g.prominence) else np.nan for g in row] for row in found],
             "grid contrast": [[g.contrast for g in row] for row in found],
             "grid prominence": [[g.prominence for g in row] for row in found],
-            "grid period": [[float(g.period or np.nan) if g.found else np.nan for g in row] for row in found],
+            "grid period": [[float(g.period or np.nan) if g.is_grid else np.nan for g in row] for row in found],
         }
-        rows += [tidy(name, layer, made, np.array(table), label) for name, table in values.items()]
+        rows += [tidy_rows(name, layer, made, np.array(table), label) for name, table in values.items()]
     return rows
 
 
 def _grid_share(rows: pd.DataFrame, layer: str, label: str) -> Finding:
     """Return the share of the first layer's live features that show a grid with most of their seeds."""
-    shown = by_feature(rows[rows["layer"] == layer], "grid", label)
-    return share_of(f"grid {label}", shown > 0.5, f"share of {layer}'s features with a grid in the spectrum, {label}")
+    shown = values_by_feature(rows[rows["layer"] == layer], "grid", label)
+    return share_or_undefined(
+        f"grid {label}", shown > 0.5, f"share of {layer}'s features with a grid in the spectrum, {label}"
+    )
 
 
-def _findings(rows: pd.DataFrame) -> dict[str, Finding]:
-    high = {label: by_feature(rows, "high share", label) for label in LABELS}
-    reached = {label: by_feature(rows, "activation", label) for label in LABELS}
+def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
+    high = {label: values_by_feature(rows, "high share", label) for label in LABELS}
+    reached = {label: values_by_feature(rows, "activation", label) for label in LABELS}
     less = high[PLAIN] - high[OCTAVES]
     found = [
-        *(mean_of(f"high {la}", high[la], f"high-frequency share of the power, {la}", "", SHARE) for la in LABELS),
-        mean_of("less", less, f"high-frequency share, {PLAIN} less octaves (paired)"),
-        mean_of("less low", high[LOWRES] - high[OCTAVES], f"high-frequency share, {LOWRES} less octaves (paired)"),
         *(
-            ratio_of(f"ratio {la}", reached[la] / reached[PLAIN], f"activation, {la} over {PLAIN} (geometric mean)")
+            mean_or_undefined(f"high {la}", high[la], f"high-frequency share of the power, {la}", "", SHARE)
+            for la in LABELS
+        ),
+        mean_or_undefined("less", less, f"high-frequency share, {PLAIN} less octaves (paired)"),
+        mean_or_undefined(
+            "less low", high[LOWRES] - high[OCTAVES], f"high-frequency share, {LOWRES} less octaves (paired)"
+        ),
+        *(
+            ratio_finding(
+                f"ratio {la}", reached[la] / reached[PLAIN], f"activation, {la} over {PLAIN} (geometric mean)"
+            )
             for la in (LOWRES, OCTAVES)
         ),
     ]
     for one, two in (*PAIRS, *AGAIN):
         words = f"{one} and {two}" if one != two else f"{one}, two seeds of it"
-        found.append(mean_of(f"{one}, {two}", beyond(rows, one, two), f"agreement beyond chance, {words}"))
-        floor = by_feature(rows, "different", one, two)
-        found.append(mean_of(f"floor {one}, {two}", floor, f"agreement of different features, {words}"))
+        found.append(
+            mean_or_undefined(f"{one}, {two}", excess_agreement(rows, one, two), f"agreement beyond chance, {words}")
+        )
+        floor = values_by_feature(rows, "different", one, two)
+        found.append(mean_or_undefined(f"floor {one}, {two}", floor, f"agreement of different features, {words}"))
     return {finding.name: finding for finding in found}
 
 
-def judged(found: dict[str, Finding]) -> tuple[Verdict, str]:
+def judge(found: dict[str, Finding]) -> tuple[Verdict, str]:
     """Return verdict and conclusion, by the rule of the study; parts that are undefined are not so."""
     less, across, again = found["less"], found[f"{PLAIN}, {OCTAVES}"], found[f"{PLAIN}, {PLAIN}"]
     plain, octaves = found[f"grid {PLAIN}"].value, found[f"grid {OCTAVES}"].value
@@ -178,30 +199,30 @@ def judged(found: dict[str, Finding]) -> tuple[Verdict, str]:
         plain is not None and octaves is not None and octaves < plain < 0.5,
     ]
     verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
-    clearer, same, minority = (WORDS[bool(part)] for part in held)
+    clearer, same, minority = (CLAIM_WORDS[bool(part)] for part in held)
     return verdict, (
-        f"That octaves are clearer {clearer}: they leave {written(found[f'high {OCTAVES}'].value, '.3f')} of the power "
-        f"at high frequencies, plain descent {written(found[f'high {PLAIN}'].value, '.3f')}. That the patterns are the "
-        f"same {same}: images of a feature by both agree {written(across.value)} beyond different features' (two seeds "
-        f"of plain descent: {written(again.value)}). That a minority of the first layer's features shows a grid "
-        f"without octaves, and fewer with them, {minority}: {spanned(found[f'grid {PLAIN}'], '.0%')} do by plain "
-        f"descent, {written(octaves, '.0%')} with octaves{blurred(found)}."
+        f"That octaves are clearer {clearer}: they leave {format_value(found[f'high {OCTAVES}'].value, '.3f')} of the power "
+        f"at high frequencies, plain descent {format_value(found[f'high {PLAIN}'].value, '.3f')}. That the patterns are the "
+        f"same {same}: images of a feature by both agree {format_value(across.value)} beyond different features' (two seeds "
+        f"of plain descent: {format_value(again.value)}). That a minority of the first layer's features shows a grid "
+        f"without octaves, and fewer with them, {minority}: {format_interval(found[f'grid {PLAIN}'], '.0%')} do by plain "
+        f"descent, {format_value(octaves, '.0%')} with octaves{low_resolution_phrase(found)}."
     )
 
 
-def blurred(found: dict[str, Finding]) -> str:
+def low_resolution_phrase(found: dict[str, Finding]) -> str:
     """Return what the low-resolution recipe, which has blur and no octaves that grow, leaves; and what that says."""
     less, grid, octaves = found["less low"], found[f"grid {LOWRES}"], found[f"grid {OCTAVES}"]
     fewer = None not in (grid.value, octaves.value, less.high) and less.high < 0 and grid.value <= octaves.value  # type: ignore[operator]
     return (
         f"; the low-resolution recipe, with blur and without octaves, leaves "
-        f"{written(found[f'high {LOWRES}'].value, '.3f')} of the power there and grids in {written(grid.value, '.0%')}"
+        f"{format_value(found[f'high {LOWRES}'].value, '.3f')} of the power there and grids in {format_value(grid.value, '.0%')}"
         + (", less than octaves do: it is blur that clears, not octaves alone" if fewer else "")
     )
 
 
 @house_style
-def draw(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
+def draw_figure(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
     """Draw high-frequency shares, agreements with their floor and ceiling, and the shares of grids."""
     figure, (left, middle, right) = panels(
         (
@@ -211,28 +232,28 @@ def draw(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
         ),
         widths=(1.1, 1.6, 0.9),
     )
-    strips(
+    draw_strips(
         left,
-        [(label, by_feature(rows, "high share", label)) for label in LABELS],
+        [(label, values_by_feature(rows, "high share", label)) for label in LABELS],
         "share above half of Nyquist",
         within=SHARE,
     )
     left.set_ylim(bottom=0)
     pairs = (*PAIRS, *AGAIN)
     names = [f"{a}, {b}" if a != b else f"{a}, other seeds" for a, b in pairs]
-    groups = [(name, by_feature(rows, "same", a, b)) for name, (a, b) in zip(names, pairs, strict=True)]
-    strips(middle, groups, "correlation")
+    groups = [(name, values_by_feature(rows, "same", a, b)) for name, (a, b) in zip(names, pairs, strict=True)]
+    draw_strips(middle, groups, "correlation")
     for at, (a, b) in enumerate(pairs):
-        floor = by_feature(rows, "different", a, b)
+        floor = values_by_feature(rows, "different", a, b)
         if len(floor):
             middle.plot([at - 0.3, at + 0.3], [floor.mean()] * 2, color="#888888", linewidth=2.5)
-    bars(right, {label: found[f"grid {label}"] for label in LABELS}, "share of features with a grid")
+    draw_bars(right, {label: found[f"grid {label}"] for label in LABELS}, "share of features with a grid")
     right.set_ylim(0, 1)
     return figure
 
 
 @house_style
-def sheet(sets: Sets) -> Figure:
+def draw_sheet(sets: ImageSets) -> Figure:
     """Draw the same features by each recipe, a row a recipe."""
     images, labels, captions = [], [], []
     chosen = [(layer, k) for layer, made in sets.items() for k in range(min(SHOWN, len(made[PLAIN].units)))]
@@ -253,4 +274,4 @@ def sheet(sets: Sets) -> Figure:
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

@@ -28,9 +28,9 @@ from scipy import stats
 from featmap import load
 from featmap.mapping.run import similarity_job
 from featmap.plotting import scatter, style
-from featmap.runs.device import remembered_settings
+from featmap.runs.device import deterministic_settings
 from featmap.runs.worker import Worker
-from featmap.stats import clustering, correlation, measures
+from featmap.stats import clustering, correlation, frames, measures
 from featmap.stats.agreement import extreme_activation_distance
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
 
@@ -42,10 +42,10 @@ SIMILARITIES = ("S (Pearson)", "S (Spearman)", "co-activation", "DORA, layer-wis
 def responses(found: Planted) -> tuple[np.ndarray, np.ndarray]:
     """Return A (D x D) and the null responses (D) of a planted network."""
     network = load(found.module, input_size=found.size)
-    job, _ = similarity_job("features", network, LINEAR)
+    job = similarity_job("features", network, LINEAR)
     worker = Worker(job)
-    with remembered_settings():
-        made = [worker.make(unit) for unit in job.units()]
+    with deterministic_settings():
+        made = [worker.make(unit) for unit in job.work_units()]
     A = np.concatenate([m["A"] for m in made if "A" in m]).astype(np.float64)
     return A, made[0]["null"].astype(np.float64)
 
@@ -74,7 +74,7 @@ def ari(S: np.ndarray, groups: np.ndarray) -> float:
     names = pd.Index([f"features:{k}" for k in range(len(S))])
     full = S.copy()
     np.fill_diagonal(full, 1.0)
-    frame = measures.to_frame(full, names, names)
+    frame = frames.to_frame(full, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, NEIGHBOURS)).labels
     return correlation.adjusted_rand(groups, labels.to_numpy())
 

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from analyses.evaluate_reference import evaluate
 from analyses.support.commands import run
 from featmap import FeatmapError, load, maximise, rng
-from featmap.cli.console import Bars, err
-from featmap.files import write_atomically
+from featmap.cli.console import ProgressBars, err
+from featmap.files import hash_file, write_atomically
 from featmap.network.model import Network
-from featmap.network.weights import hash_file
 from featmap.plotting import sheets, style
+from featmap.runs.engine import Execution
 
 SIZES = (64, 96, 128)
 LAYERS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception5a", "inception5b")
@@ -69,8 +69,8 @@ def draw(weights: Path, path: Path) -> None:
         for la in LAYERS
     }
     units = [f"{la}:{c}" for la, channels in chosen.items() for c in channels]
-    with Bars() as bars:
-        found = maximise(units, network, recipe="standard", watcher=bars)
+    with ProgressBars() as bars:
+        found = maximise(units, network, recipe="standard", execution=Execution(watcher=bars))
     reached = [f"{a:.3g}" for a in found["activation"].values[0]]
     sheet = sheets.contact_sheet(
         np.asarray(found["images"].values[0]),

@@ -23,25 +23,13 @@ from matplotlib.figure import Figure
 
 from analyses.formulas.divergence import GRAY_LEVEL, first_crossing, growth_factor, rms_distances
 from analyses.formulas.likeness import profile_agreement
-from analyses.support.study import (
-    Context,
-    Finding,
-    Outcome,
-    Study,
-    Verdict,
-    beginning,
-    geometric_findings,
-    interval,
-    mean_finding,
-    plain_finding,
-    share_finding,
-    small_size,
-    start,
-)
+from analyses.support.findings import Finding, geometric_findings, interval, mean_finding, share_finding, value_finding
+from analyses.support.settings import library_keywords
+from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, run_study, smallest_size
 from featmap import FeatmapError, Network, load, maximise, open_arrays
 from featmap.plotting import style
 from featmap.runs.array_layout import LIVE, RESCUED
-from featmap.runs.device import thread_count
+from featmap.runs.device import use_threads
 
 STEPS, BITS_STEPS, EVERY, ALONE = 300, 60, 4, 8
 SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")
@@ -62,7 +50,7 @@ STUDY = Study(
 
 
 @dataclass(frozen=True)
-class Check:
+class BitComparison:
     """One comparison of bits: how many of how many images are the same, and how far the others are at most."""
 
     name: str
@@ -73,7 +61,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Parting:
+class FeatureDivergence:
     """How one feature's images part, root mean square differences; arrays by frame, mean over seeds.
 
     `pixel` is the final difference where one pixel was raised (of the first seed alone; NaN where that was not tried),
@@ -96,50 +84,50 @@ def measure(context: Context) -> Outcome:
     """Compare bits, then follow one rounding."""
     settings: dict[str, Any] = {"recipe": "article-normalised", "rows": max(2, min(16, context.features))}
     if not context.full:
-        settings |= {"size": small_size(context.network, context.layers), "steps": STEPS}
-    checks = bits(context, settings)
-    partings: list[Parting] = []
+        settings |= {"size": smallest_size(context.network, context.layers), "steps": STEPS}
+    checks = compare_bits(context, settings)
+    partings: list[FeatureDivergence] = []
     shown: list[tuple[str, np.ndarray]] = []
     steps = np.zeros(1)
     for layer in context.layers:
-        context.say(f"one rounding, {layer}")
-        found, pictures, steps = follow(context, layer, settings)
+        context.log(f"one rounding, {layer}")
+        found, pictures, steps = follow_rounding(context, layer, settings)
         partings += found
         shown += pictures
-    return outcome(context, steps, checks, partings, shown)
+    return build_outcome(context, steps, checks, partings, shown)
 
 
 # ---------------------------------------------------------------- bits
 
 
-def bits(context: Context, settings: dict[str, Any]) -> list[Check]:
+def compare_bits(context: Context, settings: dict[str, Any]) -> list[BitComparison]:
     """Return whether the first layer's images repeat: in another process, alone, in another order, by threads."""
-    units = context.units(context.layers[0])
+    units = context.draw_units(context.layers[0])
     short = settings | ({} if context.full else {"steps": BITS_STEPS})
     here = torch.get_num_threads()
     other = 2 if here == 1 else 1
-    context.say(f"bits of {len(units)} images of {context.layers[0]}")
-    plain = context.maximise(units, "bits", threads_(here), **short)
+    context.log(f"bits of {len(units)} images of {context.layers[0]}")
+    plain = context.maximise(units, "bits", threads_label(here), **short)
     chosen = [units[k] for k in np.unique(np.linspace(0, len(units) - 1, ALONE).round().astype(int))]
-    alone = [context.maximise([unit], "alone", threads_(here), **short) for unit in chosen]
-    order = context.maximise(units[::-1][: max(1, len(units) - 1)], "order", threads_(here), **short)
-    again = elsewhere(context, units, here, short)
-    with thread_count(other):
-        threaded = context.maximise(units, "bits", threads_(other), **short)
+    alone = [context.maximise([unit], "alone", threads_label(here), **short) for unit in chosen]
+    order = context.maximise(units[::-1][: max(1, len(units) - 1)], "order", threads_label(here), **short)
+    again = maximise_in_process(context, units, here, short)
+    with use_threads(other):
+        threaded = context.maximise(units, "bits", threads_label(other), **short)
     return [
-        check("process", "images with the same bits in another process", plain, again),
-        check("alone", "images with the same bits when asked for alone", plain, *alone),
-        check("order", "images with the same bits among others, in reverse order", plain, order),
-        check("threads", f"images with the same bits with {other} threads instead of {here}", plain, threaded),
+        compare_runs("process", "images with the same bits in another process", plain, again),
+        compare_runs("alone", "images with the same bits when asked for alone", plain, *alone),
+        compare_runs("order", "images with the same bits among others, in reverse order", plain, order),
+        compare_runs("threads", f"images with the same bits with {other} threads instead of {here}", plain, threaded),
     ]
 
 
-def threads_(count: int) -> str:
+def threads_label(count: int) -> str:
     """Return what a folder is named by: what was made with so many threads is no other's."""
     return f"{count}-threads"
 
 
-def elsewhere(context: Context, units: Sequence[str], count: int, settings: dict[str, Any]) -> xr.Dataset:
+def maximise_in_process(context: Context, units: Sequence[str], count: int, settings: dict[str, Any]) -> xr.Dataset:
     """Return the same images made by a process of its own.
 
     Raises
@@ -147,11 +135,13 @@ def elsewhere(context: Context, units: Sequence[str], count: int, settings: dict
     FeatmapError
         if that process fails.
     """
-    folder = context.folder("process", threads_(count), units=list(units), **settings)
+    folder = context.folder("process", threads_label(count), units=list(units), **settings)
     named = context.network.arguments.get("model") is not None
     network = dict(context.network.arguments) if named else replace(context.network, _traces={})
     spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=_again, args=(network, list(units), folder, count, context.device, settings))
+    process = spawn.Process(
+        target=_maximise_again, args=(network, list(units), folder, count, context.device, settings)
+    )
     process.start()
     process.join()
     if process.exitcode != 0:
@@ -159,15 +149,16 @@ def elsewhere(context: Context, units: Sequence[str], count: int, settings: dict
     return open_arrays(folder)
 
 
-def _again(
+def _maximise_again(
     network: Network | dict[str, Any], units: list[str], folder: Path, count: int, device: str, settings: dict[str, Any]
 ) -> None:
     """Make images in this process, which was started for it."""
     torch.set_num_threads(count)
-    maximise(units, load(**network) if isinstance(network, dict) else network, device=device, out=folder, **settings)
+    loaded = load(**network) if isinstance(network, dict) else network
+    maximise(units, loaded, **library_keywords(device=device, out=folder, **settings))
 
 
-def check(name: str, words: str, plain: xr.Dataset, *others: xr.Dataset) -> Check:
+def compare_runs(name: str, words: str, plain: xr.Dataset, *others: xr.Dataset) -> BitComparison:
     """Compare the images that a run has in common with others."""
     row = {str(u): k for k, u in enumerate(plain["image"].values)}
     pairs = [
@@ -176,27 +167,27 @@ def check(name: str, words: str, plain: xr.Dataset, *others: xr.Dataset) -> Chec
         for k, u in enumerate(other["image"].values)
     ]
     same = sum(a.tobytes() == b.tobytes() for a, b in pairs)
-    return Check(name, words, same, len(pairs), max(float(rms_distances(a, b)) for a, b in pairs))
+    return BitComparison(name, words, same, len(pairs), max(float(rms_distances(a, b)) for a, b in pairs))
 
 
 # ---------------------------------------------------------------- one rounding
 
 
-def follow(
+def follow_rounding(
     context: Context, layer: str, settings: dict[str, Any]
-) -> tuple[list[Parting], list[tuple[str, np.ndarray]], np.ndarray]:
+) -> tuple[list[FeatureDivergence], list[tuple[str, np.ndarray]], np.ndarray]:
     """Return how the images of a layer's features part, three images of the median one to show, and the steps."""
-    units, here = context.units(layer), threads_(torch.get_num_threads())
+    units, here = context.draw_units(layer), threads_label(torch.get_num_threads())
     kept = settings | {"frames": EVERY * (5 if context.full else 1), "responses": layer}
-    begin = [beginning(context, settings, seed) for seed in range(max(2, context.seeds))]
+    begin = [initial_noise(context, settings, seed) for seed in range(max(2, context.seeds))]
     plain = [context.maximise(units, "plain", here, start=image, **kept) for image in begin]
     found: list[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]] = []
     for seed in range(context.seeds):
-        raised = context.maximise(units, "raised", here, start=up(begin[seed]), **kept)
+        raised = context.maximise(units, "raised", here, start=raise_all(begin[seed]), **kept)
         alone = seed == 0 and layer == context.layers[0]
-        pixel = context.maximise(units, "pixel", here, start=up_one(begin[seed]), **settings) if alone else None
+        pixel = context.maximise(units, "pixel", here, start=raise_one(begin[seed]), **settings) if alone else None
         found.append((plain[seed], raised, plain[(seed + 1) % len(plain)], pixel))
-    partings = parted(layer, found)
+    partings = measure_divergence(layer, found)
     images = [d["images"].values[0] for d in found[0][:3]]
     names = [str(u) for u in found[0][0]["image"].values]
     pictures = []
@@ -207,39 +198,43 @@ def follow(
     return partings, pictures, found[0][0]["frame"].values
 
 
-def up(image: np.ndarray) -> np.ndarray:
+def raise_all(image: np.ndarray) -> np.ndarray:
     """Return an image every pixel of which is raised by one unit in its last place."""
     raised: np.ndarray = np.nextafter(image, np.float32(np.inf))
     return raised
 
 
-def up_one(image: np.ndarray) -> np.ndarray:
+def raise_one(image: np.ndarray) -> np.ndarray:
     """Return an image of which the middle pixel's red is raised by one unit in its last place."""
     raised, middle = image.copy(), image.shape[1] // 2
     raised[0, middle, middle] = np.nextafter(image[0, middle, middle], np.float32(np.inf))
     return raised
 
 
-def parted(layer: str, found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]]) -> list[Parting]:
+def measure_divergence(
+    layer: str, found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]]
+) -> list[FeatureDivergence]:
     """Return how each feature's images part; features that did not rise are left out."""
     good = np.all([np.isin(p["status"].values[0], (LIVE, RESCUED)) for p, *_ in found], axis=0)
     raised = [rms_distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in found]
     gaps, steps = np.mean(raised, axis=0), found[0][0]["frame"].values
     grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))
-    seeds = np.mean([final_gap(p, s) for p, _, s, _ in found], axis=0)
-    single = [final_gap(p, x) for p, *_, x in found if x is not None]
+    seeds = np.mean([final_difference(p, s) for p, _, s, _ in found], axis=0)
+    single = [final_difference(p, x) for p, *_, x in found if x is not None]
     pixel = np.mean(single, axis=0) if single else np.full(len(good), np.nan)
     alike = [profile_agreement(p["A"].values[0], r["A"].values[0]) for p, r, *_ in found]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
     units = [str(u) for u in found[0][0]["image"].values]
     return [
-        Parting(u, layer, gaps[k], float(pixel[k]), float(seeds[k]), float(same[k]), float(different[k]), grows[k])
+        FeatureDivergence(
+            u, layer, gaps[k], float(pixel[k]), float(seeds[k]), float(same[k]), float(different[k]), grows[k]
+        )
         for k, u in enumerate(units)
         if good[k]
     ]
 
 
-def final_gap(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
+def final_difference(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
     """Return the difference of two runs' finished images."""
     return rms_distances(one["images"].values[0], two["images"].values[0])
 
@@ -247,30 +242,32 @@ def final_gap(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
 # ---------------------------------------------------------------- what it comes to
 
 
-def findings(steps: np.ndarray, checks: Sequence[Check], partings: Sequence[Parting]) -> list[Finding]:
+def collect_findings(
+    steps: np.ndarray, checks: Sequence[BitComparison], partings: Sequence[FeatureDivergence]
+) -> list[Finding]:
     """Return the study's figures."""
     found = [share_finding(c.name, c.same, c.count, c.words) for c in checks]
     for c in checks:
         if c.name == "threads" and c.same < c.count:
             words = "other number of threads: largest difference of an image (pixels 0 to 1)"
-            found.append(plain_finding("threads_gap", c.largest, c.count, words))
+            found.append(value_finding("threads_gap", c.largest, c.count, words))
     for layer in dict.fromkeys(p.layer for p in partings):
         these = [p for p in partings if p.layer == layer]
-        found += [*gap_findings(layer, steps, these), *growth_findings(layer, steps, these)]
-    single = single_pixel(partings)
+        found += [*difference_findings(layer, steps, these), *growth_findings(layer, steps, these)]
+    single = single_pixel_differences(partings)
     if len(single):
         words = "images that differ in the end where a single pixel was raised by one rounding"
         found.append(share_finding("pixel", int((single > 0).sum()), len(single), words))
     return found
 
 
-def single_pixel(partings: Sequence[Parting]) -> np.ndarray:
+def single_pixel_differences(partings: Sequence[FeatureDivergence]) -> np.ndarray:
     """Return the final differences where a single pixel was raised, of the images of which that was tried."""
     tried = np.array([p.pixel for p in partings], dtype=float)
     return tried[np.isfinite(tried)]
 
 
-def gap_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> list[Finding]:
+def difference_findings(layer: str, steps: np.ndarray, these: Sequence[FeatureDivergence]) -> list[Finding]:
     """Return how far one layer's images are apart in the end, and how alike they drive the layer."""
     gaps, seeds = np.array([p.raised[-1] for p in these]), np.array([p.seeds for p in these])
     share = gaps / np.where(seeds > 0, seeds, np.nan)
@@ -287,7 +284,7 @@ def gap_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> lis
     return found
 
 
-def growth_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> list[Finding]:
+def growth_findings(layer: str, steps: np.ndarray, these: Sequence[FeatureDivergence]) -> list[Finding]:
     """Return how fast one rounding grows in one layer's images, and when it is to be seen."""
     words = f"{layer}: factor a step by which one rounding grows once it grows, at least (a look each {steps[1]} steps)"
     found = geometric_findings(f"growth:{layer}", [p.grows for p in these], words)
@@ -300,7 +297,7 @@ def growth_findings(layer: str, steps: np.ndarray, these: Sequence[Parting]) -> 
     return [*found, share_finding(f"visible:{layer}", int(seen.sum()), len(these), words)]
 
 
-def judge(checks: Sequence[Check], partings: Sequence[Parting]) -> Verdict:
+def judge(checks: Sequence[BitComparison], partings: Sequence[FeatureDivergence]) -> Verdict:
     """Return the verdict.
 
     It does not hold where images on this machine have other bits in another process, alone or in another order. Where
@@ -312,7 +309,7 @@ def judge(checks: Sequence[Check], partings: Sequence[Parting]) -> Verdict:
     return "holds in part" if np.isfinite([p.raised[-1] for p in partings]).any() else "not decided"
 
 
-def enough(partings: Sequence[Parting]) -> str:
+def rounding_effect(partings: Sequence[FeatureDivergence]) -> str:
     """Return what one rounding in every pixel of the start does to the finished image, by one gray level."""
     _, low, high = interval([p.raised[-1] for p in partings])
     if low > GRAY_LEVEL:
@@ -320,11 +317,11 @@ def enough(partings: Sequence[Parting]) -> str:
     return "does not show" if high < GRAY_LEVEL else "leaves undecided whether it shows"
 
 
-def outcome(
+def build_outcome(
     context: Context,
     steps: np.ndarray,
-    checks: Sequence[Check],
-    partings: Sequence[Parting],
+    checks: Sequence[BitComparison],
+    partings: Sequence[FeatureDivergence],
     shown: Sequence[tuple[str, np.ndarray]],
 ) -> Outcome:
     """Return rows, figures, verdict and conclusion."""
@@ -335,12 +332,14 @@ def outcome(
     for name in ("pixel", "seeds", "same", "different"):
         rows += [(name, p.layer, p.unit, steps[-1], getattr(p, name), 1) for p in partings]
     verdict = judge(checks, partings)
-    said = conclusion(checks, partings, steps)
+    said = write_conclusion(checks, partings, steps)
     table = pd.DataFrame(rows, columns=["part", "layer", "case", "step", "value", "count"])
-    return Outcome(table, findings(steps, checks, partings), verdict, said, {"": draw(steps, partings, shown)})
+    return Outcome(
+        table, collect_findings(steps, checks, partings), verdict, said, {"": draw_figure(steps, partings, shown)}
+    )
 
 
-def conclusion(checks: Sequence[Check], partings: Sequence[Parting], steps: np.ndarray) -> str:
+def write_conclusion(checks: Sequence[BitComparison], partings: Sequence[FeatureDivergence], steps: np.ndarray) -> str:
     """Return the sentence."""
     said = "Images on this machine had the same bits: " + ", ".join(f"{c.same} of {c.count} ({c.name})" for c in checks)
     gaps = np.array([p.raised[-1] for p in partings], dtype=float)
@@ -349,16 +348,18 @@ def conclusion(checks: Sequence[Check], partings: Sequence[Parting], steps: np.n
         said += (
             f"; one rounding in every pixel of the start grew to {mean:.2g} [{low:.2g}, {high:.2g}] in {steps[-1]} "
             f"steps (root mean square, pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in partings]):.2g}) and "
-            f"{enough(partings)}"
+            f"{rounding_effect(partings)}"
         )
-    single = single_pixel(partings)
+    single = single_pixel_differences(partings)
     if len(single):
         said += f", one rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
     return said + "; another machine, as the claim's Colab, was not measured."
 
 
 @style.house_style
-def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[str, np.ndarray]]) -> Figure:
+def draw_figure(
+    steps: np.ndarray, partings: Sequence[FeatureDivergence], shown: Sequence[tuple[str, np.ndarray]]
+) -> Figure:
     """Draw the growth of the difference, a line a feature, and three images of the middle feature of each layer."""
     figure = plt.figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1))
@@ -391,4 +392,4 @@ def draw(steps: np.ndarray, partings: Sequence[Parting], shown: Sequence[tuple[s
 
 
 if __name__ == "__main__":
-    start(STUDY, measure)
+    run_study(STUDY, measure)

@@ -53,7 +53,7 @@ SELECTED, HOVERED = f"#{LAYER}:81", (30, 44)
 WINDOW = {"width": 1280, "height": 900}
 
 
-def carried_out(name: str, weights: str, runs: Path) -> Path:
+def run_command(name: str, weights: str, runs: Path) -> Path:
     """Carry out one of the commands with the bundled weights (SHA-256), or go on with it; return its run folder.
 
     Raises
@@ -74,7 +74,7 @@ def carried_out(name: str, weights: str, runs: Path) -> Path:
     return folder
 
 
-def photograph(page: Path, picture: Path, selected: str = SELECTED, hovered: tuple[int, int] = HOVERED) -> bool:
+def capture_atlas(page: Path, picture: Path, selected: str = SELECTED, hovered: tuple[int, int] = HOVERED) -> bool:
     """Write a picture of an atlas with a feature's card and a hovered pair; False where no browser is at hand."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
@@ -110,11 +110,11 @@ def main(
     pictures.mkdir(parents=True, exist_ok=True)
     made, weights = dict[str, Any](), load().sha256
     for name in COMMANDS:
-        folder = carried_out(name, weights, runs)
+        folder = run_command(name, weights, runs)
         picture = pictures / f"{name}.png"
         if name in PICTURES:
             shutil.copyfile(folder / PICTURES[name], picture)
-        elif not photograph(folder / "atlas.html", picture):
+        elif not capture_atlas(folder / "atlas.html", picture):
             err().print(f"{picture} is left as it was: no Chromium with Playwright here; open {folder / 'atlas.html'}")
             continue
         made[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": hash_file(picture)}

@@ -43,7 +43,7 @@ and on nothing else: the bundled network is a small one trained on small images,
 """
 
 
-def study_of(name: str) -> Study:
+def load_study(name: str) -> Study:
     """Return the study of a file of this folder."""
     found = getattr(import_module(f"analyses.{name}"), "STUDY", None)
     if not isinstance(found, Study) or found.name != name:
@@ -51,7 +51,7 @@ def study_of(name: str) -> Study:
     return found
 
 
-def stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
+def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
     """Return what is stored of a study, by network: those of the article first.
 
     Raises
@@ -62,7 +62,7 @@ def stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((results / name).glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if strays(path, record):
+        if table_changed(path, record):
             raise FeatmapError(
                 f"{name}/{path.stem}.csv is not the table that {path.name} was made with; run python -m analyses.{name}"
             )
@@ -70,13 +70,13 @@ def stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
     return {m: found[m] for m in (*NETWORKS, *sorted(found)) if m in found}
 
 
-def strays(path: Path, record: dict[str, Any]) -> bool:
+def table_changed(path: Path, record: dict[str, Any]) -> bool:
     """Is the CSV beside a stored record another one than it was stored with, or gone?"""
     table, told = path.with_suffix(".csv"), record.get("csv_sha256")
     return told is not None and not (table.is_file() and hash_file(table) == told)
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Return a number as the tables show it: three significant digits."""
     if value is None:
         return "undefined"
@@ -87,15 +87,15 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def cell(finding: dict[str, Any]) -> str:
+def format_finding(finding: dict[str, Any]) -> str:
     """Return a finding's value with its interval and unit."""
-    text = number(finding["value"])
+    text = format_number(finding["value"])
     if finding["low"] is not None and finding["high"] is not None:
-        text += f" [{number(finding['low'])}, {number(finding['high'])}]"
+        text += f" [{format_number(finding['low'])}, {format_number(finding['high'])}]"
     return text + (f" {finding['unit']}" if finding["unit"] else "")
 
 
-def text_cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Return a text that cannot end its cell of a table or hide in markup."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
@@ -105,12 +105,12 @@ def is_random(record: dict[str, Any]) -> bool:
     return ", weights random" in record.get("network", "")
 
 
-def shown(model: str, record: dict[str, Any]) -> str:
+def display_name(model: str, record: dict[str, Any]) -> str:
     """Return a network's name as the page writes it."""
     return f"{model} with random weights" if is_random(record) else model
 
 
-def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
+def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     """Return the part of the page that one study has."""
     lines = [
         f"## `{study.name}`",
@@ -122,14 +122,14 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     ]
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
-        lines += [f"**{shown(model, record)}**: the claim {verdict}. {text_cell(record['conclusion'])}", ""]
+        lines += [f"**{display_name(model, record)}**: the claim {verdict}. {escape_cell(record['conclusion'])}", ""]
         if record.get("rule"):
-            lines += [f"Judged so: {text_cell(record['rule'])}.", ""]
+            lines += [f"Judged so: {escape_cell(record['rule'])}.", ""]
     lines += ["| network | figure | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:
             lines.append(
-                f"| {shown(model, record)} | {text_cell(finding['words'])} | {cell(finding)} | {finding['count']:,} |"
+                f"| {display_name(model, record)} | {escape_cell(finding['words'])} | {format_finding(finding)} | {finding['count']:,} |"
             )
     trained = {model for model, record in records.items() if not is_random(record)}
     lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in trained]
@@ -138,7 +138,7 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         asked = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         lines += [
             "",
-            f"{shown(model, record)}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
+            f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
             f"{asked}--features {settings['features']} --seeds {settings['seeds']}; torch {settings['torch']}, "
             f"{settings['device']}, {settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
         ]
@@ -150,16 +150,16 @@ def section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(results: Path = RESULTS) -> str:
+def build_page(results: Path = RESULTS) -> str:
     """Return the whole page."""
-    return "\n".join([HEAD, *(section(study_of(name), stored(name, results)) for name in ORDER)])
+    return "\n".join([HEAD, *(study_section(load_study(name), read_stored(name, results)) for name in ORDER)])
 
 
 def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; say whether page and results agree.")] = False,
 ) -> None:
     """Write analyses/README.md from the stored results."""
-    text = page()
+    text = build_page()
     if check:
         if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
             raise FeatmapError(f"{PAGE.name} and the stored results disagree; run python -m analyses.tables")

@@ -43,13 +43,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from analyses.support.commands import run
-from analyses.support.labelled_images import Labelled, read_labelled
+from analyses.support.labelled_images import LabelledImages, read_labelled_images
 from featmap import FeatmapError
 from featmap.cli.console import err
-from featmap.files import write_atomically
+from featmap.files import hash_file, write_atomically
 from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, build_googlenet
-from featmap.network.weights import hash_file, load_state, read_state
-from featmap.runs import device as devices
+from featmap.network.weights import load_state, read_state
+from featmap.runs.device import deterministic_settings, select_device
 
 WARM, AVERAGE = 500, 0.998
 TOLD = 60.0
@@ -170,7 +170,7 @@ def augmented(images: Tensor, size: int) -> Tensor:
 class Training:
     """A network on its way, with all that a checkpoint has to hold."""
 
-    def __init__(self, data: Labelled, plan: Sequence[Stretch], settings: Settings, where: torch.device) -> None:
+    def __init__(self, data: LabelledImages, plan: Sequence[Stretch], settings: Settings, where: torch.device) -> None:
         self.data, self.settings, self.where = data, settings, where
         self.sizes = sizes(plan)
         self.batches = len(data.labels) // settings.rows
@@ -302,7 +302,9 @@ def stored_state(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.half() if v.dim() > 1 else v for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
-def accuracy(module: nn.Module, data: Labelled, size: int, where: torch.device, halved: bool, rows: int = 128) -> float:
+def accuracy(
+    module: nn.Module, data: LabelledImages, size: int, where: torch.device, halved: bool, rows: int = 128
+) -> float:
     """Return the share of images whose class is the network's first, quickly; `evaluate_reference` is exact."""
     right = 0
     prepare = v2.Compose(
@@ -359,7 +361,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def carry_out(training: Training, checkpoint: Path, every: float, validation: Labelled | None) -> None:
+def carry_out(training: Training, checkpoint: Path, every: float, validation: LabelledImages | None) -> None:
     """Make the steps that are left; write a checkpoint every so many seconds, and when interrupted.
 
     Raises
@@ -442,7 +444,7 @@ def main(
     every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 3.0,
 ) -> None:
     """Train, or go on training; write weights and how they were made."""
-    where = devices.device(device)
+    where = select_device(device)
     if precision not in ("auto", "float32", "bfloat16"):
         raise FeatmapError(f"precision {precision!r} is unknown; allowed: auto, float32, bfloat16")
     if rate <= 0 or not 0 < fall <= 1 or rows < 2 or seed < 0:
@@ -452,11 +454,11 @@ def main(
         )
     stretches = read_plan(plan)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out), devices.remembered_settings():
+    with _locked(out), deterministic_settings():
         settings = Settings(rows=rows, rate=rate, fall=fall, seed=seed, precision=precision)
-        training = Training(read_labelled(data), stretches, settings, where)
-        looked_at = None if validation is None else read_labelled([validation], training.data.classes)
-        if looked_at is not None and (shared := training.data.shared(looked_at)):
+        training = Training(read_labelled_images(data), stretches, settings, where)
+        looked_at = None if validation is None else read_labelled_images([validation], training.data.classes)
+        if looked_at is not None and (shared := training.data.count_shared(looked_at)):
             raise FeatmapError(f"{shared} images of --validation are among --data; give images that are not trained on")
         checkpoint = out.with_name(out.name + ".checkpoint")
         _begin(training, checkpoint, init, plan)

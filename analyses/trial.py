@@ -29,16 +29,17 @@ import typer
 import featmap
 from analyses.support import photograph_gap, trial_page
 from analyses.support.commands import run
-from featmap import FeatmapError, LayerMaps, Network, Recipe, image_ops, load, rng
-from featmap.cli.console import err, out
-from featmap.cli.options import watched
+from analyses.support.settings import library_keywords
+from featmap import FeatmapError, Network, Recipe, image_ops, load, rng
+from featmap.cli.console import err, out, run_with_progress
 from featmap.files import digest, hash_file, write_atomically
+from featmap.mapping.result import LayerMaps
 from featmap.optimize.photographs import SUFFIXES
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
-from featmap.validation.figures import WANTED, Trial, Validation
+from featmap.validation.statistics import TARGET_RELIABILITY, Evaluation, Validation
 
 LAYERS = "inception3a,inception3b,inception4a,inception4c,inception4e,inception5b"
 FEATURES, SEEDS, FULL_SEEDS, NULL_SEEDS = 64, 3, 5, 2
@@ -76,13 +77,15 @@ class Plan:
         given = self.recipe | settings
         folder = self.folder(name, layers=list(chosen), **settings)
         found = featmap.similarity(
-            list(chosen), self.network, features=chosen, stimuli="shown", out=folder, watcher=watcher, **given
+            list(chosen),
+            self.network,
+            **library_keywords(features=chosen, stimuli="shown", out=folder, watcher=watcher, **given),
         )
         assert isinstance(found, LayerMaps)
         return found
 
 
-def drawn(network: Network, layers: list[str], count: int | None, size: int | None) -> dict[str, list[int]]:
+def draw_channels(network: Network, layers: list[str], count: int | None, size: int | None) -> dict[str, list[int]]:
     """Return channels of each layer drawn at random, the same every time; all where `count` is None."""
     found = {}
     for layer in layers:
@@ -92,7 +95,7 @@ def drawn(network: Network, layers: list[str], count: int | None, size: int | No
     return found
 
 
-def photographs(given: Path, runs: Path) -> Path:
+def unpack_photographs(given: Path, runs: Path) -> Path:
     """Return the folder of photographs; a zip's are laid out among the runs first."""
     if given.is_dir() or not zipfile.is_zipfile(given):
         return given
@@ -109,7 +112,7 @@ def photographs(given: Path, runs: Path) -> Path:
     return folder
 
 
-def measured(plan: Plan, watcher: Watcher) -> dict[str, Any]:
+def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     """Make map, trial and explanations; return what is stored: figures, shortfall (tables), about (plain values)."""
     made = plan.map("map", watcher)
     found = featmap.validate(
@@ -117,14 +120,14 @@ def measured(plan: Plan, watcher: Watcher) -> dict[str, Any]:
         images=plan.images,
         seeds=plan.seeds,
         null_seeds=plan.null_seeds,
-        model=plan.network,
+        network=plan.network,
         watcher=watcher,
     )
     early = plan.map("early", watcher, steps=max(2, round(_recipe(made).steps * EARLY)))
     noise = _noise(plan, watcher)
     rows = []
     for layer, trial in found.trained.items():
-        figures = photograph_gap.explained(_known(trial, made, early, noise))
+        figures = photograph_gap.explain_gap(_layer_evidence(trial, made, early, noise))
         rows += [
             {"layer": layer, "name": n, "value": f.value, "low": f.low, "high": f.high} for n, f in figures.items()
         ]
@@ -146,7 +149,9 @@ def _noise(plan: Plan, watcher: Watcher) -> pd.DataFrame:
     return pd.DataFrame(found.values.astype(np.float64), columns=[str(r) for r in found["response"].values])
 
 
-def _known(trial: Trial, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame) -> photograph_gap.Known:
+def _layer_evidence(
+    trial: Evaluation, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame
+) -> photograph_gap.LayerEvidence:
     """Return what the explanations of one layer rest on: the features that live in map and early map."""
     evidence = trial.evidence
     layer, table = evidence.layer, made.maps[evidence.layer].features
@@ -158,7 +163,7 @@ def _known(trial: Trial, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame)
     rest = [str(n) for n in data["image"].values if str(n).rpartition(":")[0] != layer]
     others = data.sel(image=rest, response=names).values.astype(np.float64).mean(axis=0)
     assert evidence.photographs is not None
-    return photograph_gap.Known(
+    return photograph_gap.LayerEvidence(
         evidence.own[inside],
         evidence.photographs[:, who].astype(np.float64),
         others[np.isfinite(others).all(axis=1)],
@@ -172,7 +177,7 @@ def _longer(plan: Plan, found: Validation, steps: int, watcher: Watcher) -> dict
     """Return what more steps do for the repeatability of the layer that repeats worst, if it falls short."""
     known = {layer: r for layer, t in found.trained.items() if (r := t.value("repeatability")) is not None}
     worst = min(known, key=lambda layer: known[layer], default=None)
-    if worst is None or known[worst] >= WANTED:
+    if worst is None or known[worst] >= TARGET_RELIABILITY:
         return None
     again = plan.map("longer", watcher, [worst], steps=steps, seeds=2)
     data = again.dataset["A"].sel(response=again.maps[worst].shown)
@@ -189,7 +194,7 @@ def _about(plan: Plan, made: LayerMaps, found: Validation) -> dict[str, Any]:
     first = next(iter(found.trained.values())).evidence
     verdicts = {}
     for layer, trial in found.trained.items():
-        held = verdict.verdict(trial, found.random.get(layer))
+        held = verdict.reach_verdict(trial, found.random.get(layer))
         table = trial.features
         bad = [str(n) for n in table.index[~table["reliable"].fillna(True)]]
         verdicts[layer] = {"may": held.may, "may_not": held.may_not, "mend": held.mend, "unreliable": bad}
@@ -209,7 +214,7 @@ def _about(plan: Plan, made: LayerMaps, found: Validation) -> dict[str, Any]:
     }
 
 
-def store(found: dict[str, Any], results: Path) -> None:
+def store_results(found: dict[str, Any], results: Path) -> None:
     """Write what was measured, small enough to be kept with the project."""
     for name in ("figures", "shortfall"):
         table: pd.DataFrame = found[name]
@@ -245,20 +250,20 @@ def main(
         if len(set(chosen)) < 2:
             raise FeatmapError(f"--layers {layers!r}: give two or more; `featmap validate` puts one layer to the test")
         recipe = {k: v for k, v in {"size": size, "steps": steps}.items() if v is not None}
-        listed = drawn(network, chosen, None if full else features, size)
+        listed = draw_channels(network, chosen, None if full else features, size)
         plan = Plan(
             network,
             listed,
-            photographs(images, runs),
+            unpack_photographs(images, runs),
             max(seeds, FULL_SEEDS) if full else seeds,
             null_seeds,
             recipe,
             runs,
             full,
         )
-        store(watched(lambda watcher: measured(plan, watcher)), results)
+        store_results(run_with_progress(lambda watcher: measure_all(plan, watcher)), results)
         err().print(f"results: {results}")
-    text = trial_page.page(results)
+    text = trial_page.build_page(results)
     write_atomically(page, lambda p: p.write_text(text, encoding="utf-8"))
     out().print(f"page: {page}")
 

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from analyses.support.settings import resolved_recipe
 from featmap.mapping import run as mapping
+from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.report.atlas import atlas
@@ -26,7 +28,6 @@ from featmap.runs import lifecycle
 from featmap.runs.job import Job
 from featmap.runs.store import Run
 from featmap.stats import clustering
-from tests.helpers import settings
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (
@@ -63,15 +64,15 @@ def responses(rng: np.random.Generator, features: int) -> tuple[np.ndarray, np.n
 def planted(folder: Path, features: int, size: int, draws: int = 19) -> tuple[Run, Network]:
     """Write a finished similarity run of so many features with images of so many pixels."""
     made = network(features)
-    recipe = settings.resolve(made, torch.device("cpu"), "fast", size, 40)
-    job, shown = mapping.similarity_job("0", made, recipe)
+    recipe = resolved_recipe(made, "fast", size, 40)
+    job = mapping.similarity_job("0", made, recipe)
     run, rng = lifecycle.open_run(job, folder), np.random.default_rng(0)
     A, null = responses(rng, features)
     _land(job, run, rng, A, null)
     real = clustering.find_clusters
     clustering.find_clusters = partial(real, runs=4, draws=draws)  # the nulls take minutes and are not what is measured
     try:
-        mapping.run_similarity(job, shown, run)
+        mapping.carry_out(job, run, View())
     finally:
         clustering.find_clusters = real
     return run, made
@@ -80,7 +81,7 @@ def planted(folder: Path, features: int, size: int, draws: int = 19) -> tuple[Ru
 def _land(job: Job, run: Run, rng: np.random.Generator, A: np.ndarray, null: np.ndarray) -> None:
     size, steps = job.recipe.size, job.recipe.steps
     whole = slice(None)
-    for unit in job.units():
+    for unit in job.work_units():
         rows = slice(unit.first, unit.last)
         if not unit.last:
             image_of_none = np.full((3, size, size), 0.5, dtype=np.float32)

@@ -161,7 +161,7 @@ def landed(folder: Path) -> dict[str, int]:
     """Return the files of the work units that have landed, with the times they were written at."""
     run, found = Run(folder, {}), {}
     for path in sorted((folder / "units").glob("[!.]*.json")):
-        record = run.record(path.stem)
+        record = run.read_record(path.stem)
         for name in (*record, f"units/{path.name}") if record else ():
             found[name] = (folder / name).stat().st_mtime_ns
     return found

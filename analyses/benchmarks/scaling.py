@@ -27,19 +27,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 
 from analyses.benchmarks import records
 from analyses.support.commands import run
+from analyses.support.settings import resolved_recipe
 from featmap import Engine, load
 from featmap.errors import FeatmapError
-from featmap.mapping import run as mapping
 from featmap.runs import lifecycle, maximise, ray_engine
 from featmap.runs import worker as runs_worker
 from featmap.runs.job import Job
 from featmap.runs.progress import Silent
-from tests.helpers import settings
 
 ROWS, SIZE, LAYER = 4, 64, "inception4a"
 SIMULATED, UNITS = (8, 64), 1660  # ResNet50's 26,560 features in batches of 16
@@ -47,9 +45,11 @@ SIMULATED, UNITS = (8, 64), 1660  # ResNet50's 26,560 features in batches of 16
 DRIVER = """
 import json, sys, psutil, torch
 from torch import nn
-from featmap import Engine, load
+from featmap import Engine, Recipe, load
 from featmap.mapping import run as mapping
-from featmap.runs.engine import Silent
+from featmap.runs import lifecycle
+from featmap.runs.progress import Silent
+from featmap.runs.worker import Worker
 features, folder = int(sys.argv[1]), sys.argv[2]
 rss = lambda: psutil.Process().memory_info().rss
 class Look(Silent):
@@ -58,10 +58,10 @@ class Look(Silent):
         self.seen.append(rss())
 torch.manual_seed(0)
 network = load(nn.Sequential(nn.Conv2d(3, features, 3)).eval(), input_size=8)
-recipe = mapping.resolve(network, torch.device("cpu"), "fast", 8, 1, rows=50)
-job, _ = mapping.similarity_job("0", network, recipe)
-made, before = mapping.open_run(job, folder), rss()
-mapping.carry_out(job, made, Look(), Engine("ray", workers=2, threads=1))
+recipe = Recipe.named("fast", 8, 1, rows=50).resolved(8)
+job = mapping.similarity_job("0", network, recipe)
+run, before = lifecycle.open_run(job, folder), rss()
+lifecycle.carry_out(job, run, Worker, Look(), Engine("ray", workers=2, threads=1))
 print(json.dumps({"features": features, "units": len(Look.seen), "before_MB": round(before / 1e6, 1),
     "first_unit_MB": round(Look.seen[0] / 1e6, 1), "peak_MB": round(max(Look.seen) / 1e6, 1)}))
 """
@@ -81,7 +81,7 @@ class Clock(Silent):
 def job_of(batches: int, steps: int) -> Job:
     """Return the descents of so many batches of the bundled network's features."""
     network = load()
-    recipe = settings.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=ROWS)
+    recipe = resolved_recipe(network, "fast", SIZE, steps, rows=ROWS)
     channels = network.layer(LAYER, SIZE).channels
     if batches * ROWS > channels:
         raise FeatmapError(f"batches {batches}: {LAYER} has {channels} features; give at most {channels // ROWS}")
@@ -92,8 +92,8 @@ def plainly(job: Job) -> list[float]:
     """Return the seconds of each batch of the plain loop."""
     with tempfile.TemporaryDirectory() as folder:
         made, clock = lifecycle.open_run(job, Path(folder) / "run"), Clock()
-        with made.held():
-            mapping.carry_out(job, made, clock, Engine(threads=1))
+        with made.locked():
+            lifecycle.carry_out(job, made, runs_worker.Worker, clock, Engine(threads=1))
     return np.diff(clock.times)[1:].tolist()  # the first is the null image, behind the loading of the network
 
 
@@ -102,9 +102,9 @@ def by_workers(job: Job, workers: int, work: float) -> dict[str, Any]:
     engine, ready = Engine("ray", workers=workers, threads=1), list[float]()
     with tempfile.TemporaryDirectory() as folder:
         made, task = lifecycle.open_run(job, Path(folder) / "run"), lifecycle.task_of(job, runs_worker.Worker, engine)
-        with made.held():
+        with made.locked():
             begun = time.perf_counter()
-            ray_engine.run(task, [job.units()], made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
+            ray_engine.run(task, job.waves(), made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
             end = time.perf_counter()
     available = sum(end - moment for moment in ready)
     return {
@@ -122,7 +122,7 @@ def measure(job: Job, workers: list[int]) -> dict[str, Any]:
     plainly(job_of(1, job.recipe.steps))  # what is loaded once is not measured
     times = plainly(job)
     # one cluster for all: each run starts its own workers in it
-    with ray_engine.connected(Engine("ray", workers=max(workers), threads=1), 1, max(workers)):
+    with ray_engine.connect(Engine("ray", workers=max(workers), threads=1), 1, max(workers)):
         rows = [by_workers(job, n, sum(times)) for n in workers]
     found = {"batches": len(times), "steps": job.recipe.steps, "work": sum(times)}
     return found | {"unit_seconds": [round(t, 4) for t in times], "rows": rows}

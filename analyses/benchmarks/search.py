@@ -43,7 +43,8 @@ from analyses.benchmarks import records
 from analyses.benchmarks.speed import chosen_features
 from analyses.formulas import spectra
 from analyses.support.commands import run
-from analyses.support.study import interval
+from analyses.support.findings import interval
+from analyses.support.settings import resolved_recipe
 from featmap import Network, channel, load
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
@@ -51,7 +52,6 @@ from featmap.optimize.batch import Batches
 from featmap.optimize.recipe import FAST, LARGE, SHORT_MEMORY_BETAS, STANDARD, Octave, Recipe
 from featmap.optimize.responses import Probe
 from featmap.runs import device
-from tests.helpers import settings
 
 LAYERS = ("inception3a", "inception4c", "inception5a")
 RISE, STEPS_BACK = 1.02, 3
@@ -280,7 +280,7 @@ def measure(
     size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the figures of every candidate, at an image size (None: the recipes' own)."""
-    recipes = [settings.resolve(network, torch.device("cpu"), c.recipe, size) for c in candidates]
+    recipes = [resolved_recipe(network, c.recipe, size) for c in candidates]
     tallies = [Tally([], [], [], [], []) for _ in candidates]
     for layer in layers:
         channels = chosen_features(network, layer, features, 0)
@@ -374,13 +374,13 @@ def main(
         raise FeatmapError(f"--seeds {seeds}: give 1 or more")
     network, candidates = load(model, weights), chosen(only)
     names = [n.strip() for n in layers.split(",") if n.strip()]
-    with device.remembered_settings():
+    with device.deterministic_settings():
         rows = measure(network, names, candidates, features, seeds, size)
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"networks": {}}
     key = f"{network.name} {weights or ''}".strip() + ("" if size is None else f" {size}")
     what = {"network": str(network), "sha256": network.sha256, "layers": names, "features": features}
     what |= {"seeds": seeds, "asked": size, "model": model, "weights": weights}
-    recipes = {c.recipe.name: settings.resolve(network, torch.device("cpu"), c.recipe, size) for c in CANDIDATES}
+    recipes = {c.recipe.name: resolved_recipe(network, c.recipe, size) for c in CANDIDATES}
     now = {name: r.identity() for name, r in recipes.items()}
     machine = records.machine("torchvision")
     rows = merged(found["networks"].get(key, {}), what, now, [r | {"machine": machine} for r in rows])

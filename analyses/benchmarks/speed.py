@@ -44,6 +44,7 @@ from analyses.benchmarks import records, steps
 from analyses.benchmarks.opponents import OPPONENTS, Opponent
 from analyses.formulas import spectra
 from analyses.support.commands import run
+from analyses.support.settings import resolved_recipe
 from featmap import Network, channel, image_ops, load, rng
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
@@ -54,7 +55,6 @@ from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
 from featmap.runs import device
-from tests.helpers import settings
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 OURS = (("fast", FLOAT32), ("standard", FLOAT32), ("large", FLOAT32), ("standard", BFLOAT16), ("large", BFLOAT16))
@@ -111,7 +111,7 @@ def judge(network: Network, layer: str, feature: int, image: Tensor, sizes: Sequ
 
 def resolved(network: Network, name: str, size: int | None = None, rows: int | None = None, **more: Any) -> Recipe:
     """Return one of our recipes at a size (None: its default), on the CPU."""
-    return settings.resolve(network, torch.device("cpu"), name, size, rows=rows, **more)
+    return resolved_recipe(network, name, size, rows=rows, **more)
 
 
 def course(
@@ -497,7 +497,7 @@ def main(
     for o in OPPONENTS:
         if not o.here:
             err().print(f"{o.name} is left out: pip install 'featmap[bench]' brings it")
-    with device.remembered_settings():
+    with device.deterministic_settings():
         compared = compare(network, layer, channels, opponents, seed)
         cost = costs(network, layer)
         scale = 1 if sys.platform == "darwin" else 1024

@@ -37,7 +37,7 @@ from featmap.cli.console import err
 from featmap.errors import FeatmapError
 from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import MIN_ROWS
-from featmap.runs import device as devices
+from featmap.runs.device import deterministic_settings, select_device
 
 SIZE, ROUNDS, BATCH, MATRIX = 224, 5, 16, 2048
 CPU = torch.device("cpu")
@@ -359,8 +359,8 @@ def main(
     """Measure the chain of improvements of one step on a device."""
     if rows < MIN_ROWS:
         raise FeatmapError(f"--rows {rows}: give {MIN_ROWS} or more; featmap makes no image alone")
-    network, where = load(model, weights), devices.device(device)
-    with devices.remembered_settings():
+    network, where = load(model, weights), select_device(device)
+    with deterministic_settings():
         side = MATRIX if where.type == "cpu" else 4 * MATRIX
         found = measure(network, layer, where, rows, side=side)
     known = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}

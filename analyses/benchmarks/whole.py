@@ -31,7 +31,7 @@ from featmap.cli.console import err
 from featmap.errors import FeatmapError
 from featmap.network import selection
 from featmap.optimize.recipe import Recipe
-from featmap.runs import device as devices
+from featmap.runs.device import deterministic_settings, select_device
 from featmap.runs.store import Run
 
 
@@ -138,14 +138,14 @@ def peak(where: torch.device, precision: str) -> float:
     """Return the operations a second that a device reaches, the better of `steps.PEAKS`."""
     # a GPU is done with a matrix of a CPU's size before it is asked for the next one
     side = steps.MATRIX if where.type == "cpu" else 4 * steps.MATRIX
-    with devices.remembered_settings():
+    with deterministic_settings():
         return max(steps.peaks(precision, where, side).values())
 
 
 def measure(name: str, device: str | None = None) -> dict[str, Any]:
     """Return what one job costs."""
     job = JOBS[name]
-    where = devices.device(device or job.device)
+    where = select_device(device or job.device)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         seconds, memory = carried_out(job.arguments, where.type, out)

@@ -1,56 +1,64 @@
-"""How two descents part step by step, and how long what one started from is still to be seen in it. No torch."""
+"""How two descents diverge step by step, and how long the starting image stays visible in a descent, without torch."""
 
 from __future__ import annotations
 
 import numpy as np
 
-EPS = 1e-12
+from featmap.stats.correlation import VARIANCE_FLOOR
+
 GRAY_LEVEL = 1 / 255
-"""What a picture of 8 bits can show at least, in pixels from 0 to 1."""
+"""Smallest difference that a picture of 8 bits can show, for pixels in [0, 1]."""
 EARLY = 0.1
-"""A difference grows freely up to this share of its largest value; nearer to it images themselves may hold it."""
+"""Share of its largest value up to which a difference grows freely; above, the size of the images may limit it."""
 STILL = 2.0
-"""A difference lies still while it is at most so many times its first value."""
+"""A difference has not begun to grow while it is at most this many times its first value."""
 LEAST = 3
+"""Fewest values for a growth factor or a correlation."""
 
 
 def rms_distances(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return the root mean square difference of images, in units of their pixels.
+    """Compute the root mean square difference of images.
 
     Parameters
     ----------
-    one, two : ... x 3 x H x W; they are stretched against each other as NumPy does
+    one, two : numpy.ndarray
+        Images, `... x C x H x W`; they broadcast against each other.
 
     Returns
     -------
-    ..., float64, from 0; NaN where an image is not finite
+    numpy.ndarray
+        `...`, float64, from 0, in the unit of the pixels; NaN where an image is not finite.
     """
-    with np.errstate(invalid="ignore"):  # infinity less infinity is no distance
+    with np.errstate(invalid="ignore"):  # infinity minus infinity has no distance
         gap = np.asarray(one, dtype=np.float64) - np.asarray(two, dtype=np.float64)
-    found: np.ndarray = np.sqrt(np.square(gap).mean(axis=(-3, -2, -1)))
-    return np.where(np.isfinite(found), found, np.nan)
+    rms: np.ndarray = np.sqrt(np.square(gap).mean(axis=(-3, -2, -1)))
+    return np.where(np.isfinite(rms), rms, np.nan)
 
 
 def growth_factor(steps: np.ndarray, gaps: np.ndarray) -> float:
-    """Return the factor a step by which a difference grows while it grows.
+    """Compute the factor per step by which a difference grows, while it grows.
 
-    exp of the slope of a least-squares line through log(gap) over the growing part: from the last gap within `STILL`
-    times the first one (a difference may lie still for long) to the first that reaches `EARLY` of the largest (there
-    the images hold it). Over all gaps where the largest is not above the first over `EARLY`: such a one never grew.
-    Where a part of the steps is known only, it jumps between two of them, and the factor is a lower bound.
+    This is exp of the slope of a least-squares line through log(gap) over the growing part: from the last gap within
+    `STILL` times the first one (a difference may stay small for long) to the first gap that reaches `EARLY` of the
+    largest (from there on the size of the images limits it). Where the largest gap is at most the first over `EARLY`,
+    the difference never grew, and the line runs through all gaps. Where only some of the steps are known, a difference
+    may jump between two of them, and the factor is a lower bound.
 
     Parameters
     ----------
-    steps : T, rising
-    gaps : T, from 0, such as `distances`
+    steps : numpy.ndarray
+        T steps, rising.
+    gaps : numpy.ndarray
+        T differences from 0, such as `rms_distances`.
 
     Returns
     -------
-    above 1 where it grows; NaN where fewer than `LEAST` gaps are above zero and finite
+    float
+        Above 1 where the difference grows; NaN where fewer than `LEAST` gaps are positive and finite.
     """
     at, gap = np.asarray(steps, dtype=np.float64), np.asarray(gaps, dtype=np.float64)
-    known = np.isfinite(gap) & (gap > 0)
-    at, gap = at[known], gap[known]
+    positive = np.isfinite(gap) & (gap > 0)
+    at, gap = at[positive], gap[positive]
     if len(gap) < LEAST:
         return float("nan")
     first, last = 0, len(gap) - 1
@@ -62,62 +70,89 @@ def growth_factor(steps: np.ndarray, gaps: np.ndarray) -> float:
 
 
 def first_crossing(steps: np.ndarray, gaps: np.ndarray, level: float) -> float:
-    """Return the first of the steps at which a gap is above a level; infinity where none is."""
+    """Find the first step at which a difference exceeds a level.
+
+    Parameters
+    ----------
+    steps : numpy.ndarray
+        T steps, rising.
+    gaps : numpy.ndarray
+        T differences.
+    level : float
+        Level to exceed.
+
+    Returns
+    -------
+    float
+        The step; infinity where no difference exceeds the level.
+    """
     above = np.flatnonzero(np.asarray(gaps, dtype=np.float64) > level)
     return float(steps[above[0]]) if len(above) else float("inf")
 
 
 def profile_correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation of response profiles over the features that both define.
+    """Compute Pearson's correlation of response profiles.
+
+    Only the features that are defined in both profiles enter.
 
     Parameters
     ----------
-    one, two : ... x D, each feature's response in a unit in which features compare; NaN for one that has none
+    one, two : numpy.ndarray
+        `... x D`, responses on comparable scales; NaN for undefined ones.
 
     Returns
     -------
-    ..., in [-1, 1]; NaN below three features, or where a profile varies by no more than `EPS` of its mean square
+    numpy.ndarray
+        `...`, in [-1, 1]; NaN below three features, or where the variance of a profile is at most `VARIANCE_FLOOR` of
+        its mean square.
     """
     x, y = np.broadcast_arrays(np.asarray(one, dtype=np.float64), np.asarray(two, dtype=np.float64))
-    known = np.isfinite(x) & np.isfinite(y)
-    count = known.sum(-1)
+    defined = np.isfinite(x) & np.isfinite(y)
+    count = defined.sum(-1)
     size = np.maximum(count, 1)
     spreads, centred = [], []
     for values in (x, y):
-        given = np.where(known, values, 0.0)
-        less = np.where(known, given - (given.sum(-1) / size)[..., None], 0.0)
-        spread = np.square(less).sum(-1)
-        spreads.append(np.where(spread > EPS * np.square(given).sum(-1), spread, np.nan))
-        centred.append(less)
-    found = (centred[0] * centred[1]).sum(-1) / np.sqrt(spreads[0] * spreads[1])
-    return np.where(count >= LEAST, np.clip(found, -1, 1), np.nan)
+        filled = np.where(defined, values, 0.0)
+        deviation = np.where(defined, filled - (filled.sum(-1) / size)[..., None], 0.0)
+        spread = np.square(deviation).sum(-1)
+        spreads.append(np.where(spread > VARIANCE_FLOOR * np.square(filled).sum(-1), spread, np.nan))
+        centred.append(deviation)
+    r = (centred[0] * centred[1]).sum(-1) / np.sqrt(spreads[0] * spreads[1])
+    return np.where(count >= LEAST, np.clip(r, -1, 1), np.nan)
 
 
 def half_life(steps: np.ndarray, values: np.ndarray, end: float) -> float:
-    """Return the step at which a value has fallen half the way from its first to `end`, between two steps linearly.
+    """Compute the step at which a value has fallen half way to `end`.
 
-    Within the first step there is nothing to tell by how it falls: then that step, an upper bound.
+    Steps are interpolated linearly. A value that falls so far within the first step gives that step: an upper bound,
+    since nothing is known of how it falls there.
 
     Parameters
     ----------
-    steps, values : T; the values fall from values[0]
-    end : where they would end, below values[0]
+    steps : numpy.ndarray
+        T steps, rising.
+    values : numpy.ndarray
+        T values that fall from the first one.
+    end : float
+        Value at which they would end, below the first one.
 
     Returns
     -------
-    in steps; infinity where they never fall so far; NaN where a value before that is undefined or `end` lies no lower
+    float
+        In steps; infinity where the values never fall so far; NaN where an earlier value is undefined or `end` is not
+        below the first one.
     """
-    at, given = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    half = (given[0] + end) / 2
-    if not end < given[0]:  # NaN as well
+    at, value = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    half = (value[0] + end) / 2
+    if not end < value[0]:  # true of NaN too
         return float("nan")
-    below = np.flatnonzero(given <= half)
-    last = int(below[0]) if len(below) else len(given) - 1
-    if not np.isfinite(given[: last + 1]).all():
+    below = np.flatnonzero(value <= half)
+    last = int(below[0]) if len(below) else len(value) - 1
+    if not np.isfinite(value[: last + 1]).all():
         return float("nan")
     if not len(below):
         return float("inf")
     if last == 1:
         return float(at[1])
-    share = (given[last - 1] - half) / (given[last - 1] - given[last])
+    share = (value[last - 1] - half) / (value[last - 1] - value[last])
     return float(at[last - 1] + share * (at[last] - at[last - 1]))

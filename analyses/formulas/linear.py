@@ -1,4 +1,4 @@
-"""The same network without its kinks: what a claim about nonlinearity has to be zero for."""
+"""The linear twin of a network: the control for which every measure of nonlinearity must be zero."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ACTIVATIONS = frozenset(
 )
 
 
-class _Straight(TorchFunctionMode):
-    """Passes on what goes into an activation function, and takes means where maxima would be taken."""
+class _Linear(TorchFunctionMode):
+    """Replace activation functions by the identity and maxima over windows by means."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -36,7 +36,7 @@ class _Straight(TorchFunctionMode):
 
 
 def _means(
-    input: Tensor,  # torch's own name: it may come as a keyword
+    input: Tensor,  # the name that torch uses: it may be passed as a keyword
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -44,27 +44,39 @@ def _means(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
+    """Take means in place of `max_pool2d`."""
     if dilation not in (1, (1, 1)):
-        raise ModelError(f"a maximum with dilation {dilation} has no mean to take its place; choose a layer before it")
+        raise ModelError(f"max pooling with dilation {dilation} has no linear counterpart; choose a layer before it")
     return F.avg_pool2d(input, kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
 
 
 def _adaptive_means(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+    """Take means in place of `adaptive_max_pool2d`."""
     return F.adaptive_avg_pool2d(input, output_size)
 
 
 def linear_twin(network: Network) -> Network:
-    """Return a copy of the network that is affine from the image to every unit, with the same receptive fields.
+    """Copy a network as one that is affine from the image to every unit.
 
-    The weights stay; every ReLU or its kin lets its input through, every maximum over a window becomes the mean over
-    it. Layers, units and fields are the network's own. Products of activations (attention, squeeze and excitation) are
-    left as they are: such a network's twin is not affine.
+    The weights stay; every ReLU or similar activation function becomes the identity, and every maximum over a window
+    becomes the mean over it. Layers, units and receptive fields stay the same. Products of activations (attention,
+    squeeze and excitation) are left as they are: the twin of such a network is not affine.
+
+    Parameters
+    ----------
+    network : Network
+        Network to copy.
+
+    Returns
+    -------
+    Network
+        The copy, with "-linear" added to its name.
     """
     twin = copy.deepcopy(network.module)
     kind = type(twin)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _Straight():
+        with _Linear():
             return kind.forward(self, *args, **kwargs)
 
     twin.__class__ = type(f"Linear{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})

@@ -1,7 +1,7 @@
-"""What colours images hold: their dominant colour, how flat they are, whether colours form a palette. No torch.
+"""Colours of images: the dominant colour, how flat an image is, and whether colours form a palette, without torch.
 
 Colours are compared in OKLab (Ottosson, 2020, https://bottosson.github.io/posts/oklab/), whose plane (a, b) is that of
-opponent colours: a from green (negative) to red, b from blue (negative) to yellow.
+the opponent colours: a from green (negative) to red, b from blue (negative) to yellow.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from scipy.spatial.distance import pdist, squareform
 from featmap.rng import generator
 
 CELLS = 8
+"""Cells of the colour cube along each side."""
 GRAY_CHROMA = 0.04
 """Chroma below which a colour has no hue: the saturated colours of sRGB have 0.15 to 0.32."""
 MAX_CLUSTERS, DRAWS = 6, 199
+"""Most clusters of a palette, and draws of its null distribution."""
 _LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -43,53 +45,107 @@ HUES = {
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
-    """Return sRGB colours in [0, 1], ... x 3, as OKLab: lightness in [0, 1], a and b within about 0.32 of 0."""
-    given = np.clip(np.asarray(rgb, dtype=np.float64), 0, 1)
-    linear = np.where(given <= 0.04045, given / 12.92, ((given + 0.055) / 1.055) ** 2.4)
-    found: np.ndarray = np.cbrt(linear @ _LMS.T) @ _LAB.T
-    return found
+    """Convert sRGB colours to OKLab.
+
+    Parameters
+    ----------
+    rgb : numpy.ndarray
+        Colours, `... x 3`, clipped to [0, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        `... x 3`: lightness in [0, 1], a and b within about 0.32 of 0.
+    """
+    encoded = np.clip(np.asarray(rgb, dtype=np.float64), 0, 1)
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    lab: np.ndarray = np.cbrt(linear @ _LMS.T) @ _LAB.T
+    return lab
 
 
 def dominant_colour(image: np.ndarray) -> np.ndarray:
-    """Return the commonest colour of an image (3 x H x W, clipped to [0, 1]): sRGB in [0, 1].
+    """Find the most common colour of an image.
 
     It is the mean of the pixels in the fullest of 8 x 8 x 8 cells of the colour cube; ties go to the darker cell.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        Image, `3 x H x W`, clipped to [0, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        sRGB, 3 values in [0, 1].
     """
     pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.5, posinf=1, neginf=0).clip(0, 1).reshape(3, -1).T
     cells = np.minimum((pixels * CELLS).astype(int), CELLS - 1)
     number = cells @ (CELLS**2, CELLS, 1)
     fullest = np.bincount(number, minlength=CELLS**3).argmax()
-    found: np.ndarray = pixels[number == fullest].mean(axis=0)
-    return found
+    colour: np.ndarray = pixels[number == fullest].mean(axis=0)
+    return colour
 
 
 def flatness(images: np.ndarray) -> np.ndarray:
-    """Return the share of each image's deviation from middle gray that its mean colour holds.
+    """Compute how much of each image's deviation from gray its mean colour explains.
 
-    N values in [0, 1] for images N x 3 x H x W in [0, 1]: 1 for one colour all over, 0 for a pattern about gray. NaN
-    for an image that is gray throughout or not finite.
+    Parameters
+    ----------
+    images : numpy.ndarray
+        Images, `N x 3 x H x W`, in [0, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        N values in [0, 1]: 1 for a single colour throughout, 0 for a pattern around gray; NaN for an image that is gray
+        throughout or not finite.
     """
-    away = np.asarray(images, dtype=np.float64) - 0.5
-    whole = np.square(away).mean((2, 3)).sum(1)
-    held = np.square(away.mean((2, 3))).sum(1)
-    found: np.ndarray = held / np.where(np.isfinite(whole) & (whole > 1e-12), whole, np.nan)
-    return found
+    deviation = np.asarray(images, dtype=np.float64) - 0.5
+    total = np.square(deviation).mean((2, 3)).sum(1)
+    flat = np.square(deviation.mean((2, 3))).sum(1)
+    share: np.ndarray = flat / np.where(np.isfinite(total) & (total > 1e-12), total, np.nan)
+    return share
 
 
 def hue_name(lab: np.ndarray) -> str:
-    """Return a colour's name: the nearest of `CORNERS` by hue; black, gray, white below a chroma of `GRAY`."""
+    """Name a colour by the nearest hue of `HUES`.
+
+    Parameters
+    ----------
+    lab : numpy.ndarray
+        Colour in OKLab, 3 values.
+
+    Returns
+    -------
+    str
+        Name of the hue; black, gray or white below a chroma of `GRAY_CHROMA`.
+    """
     light, a, b = (float(v) for v in lab)
     if np.hypot(a, b) < GRAY_CHROMA:
         return "black" if light < 0.25 else "white" if light > 0.9 else "gray"
-    corners = oklab(np.array(list(HUES.values())))
-    angles = np.arctan2(corners[:, 2], corners[:, 1]) - np.arctan2(b, a)
+    hues = oklab(np.array(list(HUES.values())))
+    angles = np.arctan2(hues[:, 2], hues[:, 1]) - np.arctan2(b, a)
     return list(HUES)[int(np.cos(angles).argmax())]
 
 
 def mean_silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean silhouette of n points from their distances, n x n: in [-1, 1], high for clusters far apart.
+    """Compute the mean silhouette of a clustering.
 
-    A point alone in its cluster counts 0. NaN for one cluster. Source: Rousseeuw (1987, 10.1016/0377-0427(87)90125-7).
+    Parameters
+    ----------
+    distances : numpy.ndarray
+        Distances of n points, `n x n`.
+    labels : numpy.ndarray
+        Cluster of each point.
+
+    Returns
+    -------
+    float
+        In [-1, 1], high for compact clusters far apart; a point alone in its cluster counts 0. NaN for one cluster.
+
+    References
+    ----------
+    Rousseeuw (1987), Silhouettes. doi:10.1016/0377-0427(87)90125-7
     """
     names, numbers = np.unique(labels, return_inverse=True)
     if len(names) < 2:
@@ -107,39 +163,62 @@ def mean_silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Clusters of colours: each colour's cluster (0 the largest), their mean silhouette, and p against one cloud.
+    """Clusters of colours and the test against a single Gaussian cloud.
 
-    All colours are in cluster 0 and the rest is NaN where there are fewer than four, or all are alike.
+    Where there are fewer than four colours, or all are the same, all are in cluster 0 and the rest is NaN.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        Cluster of each colour; 0 is the largest.
+    silhouette : float
+        Mean silhouette of the clusters.
+    p : float
+        p of that silhouette under a single Gaussian cloud.
     """
 
     labels: np.ndarray
-    mean_silhouette: float
+    silhouette: float
     p: float
 
     @property
     def count(self) -> int:
-        """The number of clusters."""
+        """Number of clusters."""
         return int(self.labels.max(initial=0)) + 1
 
 
 def _best_clustering(points: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the largest mean silhouette over 2 to `MOST` clusters (Ward's), and the clusters."""
+    """Find the largest mean silhouette over 2 to `MAX_CLUSTERS` clusters by Ward's linkage, and the clusters."""
     distances = pdist(points)
     tree, square = linkage(points, method="ward"), squareform(distances)
-    found = []
+    clusterings = []
     for k in range(2, min(MAX_CLUSTERS, len(points) - 1) + 1):
         labels = fcluster(tree, t=k, criterion="maxclust")
-        found.append((mean_silhouette(square, labels), k, labels))
-    best = max((f for f in found if np.isfinite(f[0])), key=lambda f: (f[0], -f[1]))
+        clusterings.append((mean_silhouette(square, labels), k, labels))
+    best = max((c for c in clusterings if np.isfinite(c[0])), key=lambda c: (c[0], -c[1]))
     return best[0], best[2]
 
 
 def fit_palette(points: np.ndarray, draws: int = DRAWS) -> Palette:
-    """Return the clusters of n colours in the opponent plane, n x 2, tested against one Gaussian cloud.
+    """Cluster colours in the opponent plane, and test the clusters.
 
-    The number of clusters is that of 2 to 6 with the largest mean silhouette; p is the share of draws, of as
-    many points from a Gaussian with the same mean and covariance, whose largest silhouette reaches it:
-    (1 + b) / (draws + 1).
+    The null hypothesis is a single Gaussian cloud.
+
+    The number of clusters is the one of 2 to 6 with the largest mean silhouette. p is `(1 + b) / (draws + 1)`, where b
+    is the number of draws, of as many points from a Gaussian with the same mean and covariance, whose largest mean
+    silhouette reaches it.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        Coordinates a and b of n colours in OKLab, `n x 2`.
+    draws : int, default DRAWS
+        Number of draws from the Gaussian.
+
+    Returns
+    -------
+    Palette
+        Clusters, their mean silhouette and p.
     """
     n = len(points)
     if n < 4 or not np.ptp(points.round(9), axis=0).any():

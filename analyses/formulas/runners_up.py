@@ -1,4 +1,7 @@
-"""Whether the highest other feature on an image belongs to that image, or is only the highest of many. No torch."""
+"""Whether the runner-up on an image responds to that image, or is only the highest of many features, without torch.
+
+The runner-up on the maximising image of a target is the other feature with the highest response to it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,27 @@ import numpy as np
 from scipy import stats
 
 EPS = 1e-9
+"""Least response of a target to its own image, and least deviation of a percentile from a half."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutRunnersUp:
-    """The runners-up of T targets, chosen on the first seed and judged on the others; means over those seeds.
+    """Runners-up of T targets, chosen on the first seed and evaluated on the others.
 
-    `channel` holds T features, `share` their responses to the targets' images over the targets' own, `gap` the same
-    after their mean on the other targets' images is taken off, `percentile` the share of those images that drive them
-    at least as high (by chance a half), `p` that of percentiles no lower than a half. NaN where undefined.
+    All values are means over the other seeds, NaN where undefined.
+
+    Parameters
+    ----------
+    channel : numpy.ndarray
+        T features, the runners-up.
+    share : numpy.ndarray
+        Their responses to the targets' images, divided by the targets' own responses.
+    gap : numpy.ndarray
+        The same after subtracting their mean response to the other targets' images.
+    percentile : numpy.ndarray
+        Share of the other targets' images that drive them at least as high; 0.5 by chance.
+    p : float
+        p of the hypothesis that the percentiles are 0.5 or more.
     """
 
     channel: np.ndarray
@@ -27,24 +42,30 @@ class HeldOutRunnersUp:
 
 
 def evaluate_held_out(A: np.ndarray, targets: np.ndarray) -> HeldOutRunnersUp:
-    """Choose each target's runner-up on the first seed and judge it on the others.
+    """Choose each target's runner-up on the first seed and evaluate it on the others.
+
+    The highest of many features is high on the image that it was chosen on; on the images of other seeds it is high
+    only if it responds to the target. It is compared with itself on the other targets' images of the same seed, its own
+    image left out. p is one-sided by Wilcoxon's signed-rank test over the targets, percentile minus 0.5.
 
     Parameters
     ----------
-    A : S x T x M responses, seeds x images x features; image t is that of feature `targets[t]`
-    targets : T channels, all different
+    A : numpy.ndarray
+        Responses, `S x T x M`: seeds x images x features; image t is that of feature `targets[t]`.
+    targets : numpy.ndarray
+        T channels, all different.
 
-    A target's runner-up is the other feature with the highest response to its image of seed 0. The highest of many is
-    high on the image that it was chosen on; on the images of other seeds it is high only if it answers to the target.
-    It is compared with itself on the other targets' images of the same seed, its own image left out. p is one-sided
-    by Wilcoxon's signed ranks over the targets, percentile less a half. Undefined below 2 seeds, 3 targets or
-    2 features, or where a response is not finite, or a target's own is not above `EPS`.
+    Returns
+    -------
+    HeldOutRunnersUp
+        T values each. Undefined below 2 seeds, 3 targets or 2 features, or where a response is not finite, or a
+        target's own response is not above `EPS`.
     """
     S, T, M = A.shape
-    at, nothing = np.arange(T), np.full(T, np.nan)
-    known = S >= 2 and T >= 3 and M >= 2 and np.isfinite(A).all()
-    if not known or not (A[:, at, targets] > EPS).all():
-        return HeldOutRunnersUp(nothing, nothing, nothing, nothing, float("nan"))
+    at, undefined = np.arange(T), np.full(T, np.nan)
+    enough = S >= 2 and T >= 3 and M >= 2 and np.isfinite(A).all()
+    if not enough or not (A[:, at, targets] > EPS).all():
+        return HeldOutRunnersUp(undefined, undefined, undefined, undefined, float("nan"))
     first, later = A[0].astype(np.float64), A[1:].astype(np.float64)
     first[at, targets] = -np.inf
     channel = first.argmax(1)
@@ -61,6 +82,19 @@ def evaluate_held_out(A: np.ndarray, targets: np.ndarray) -> HeldOutRunnersUp:
 
 
 def p_below_half(percentile: np.ndarray) -> float:
-    """Return the one-sided p of Wilcoxon's signed ranks that values lie no lower than a half; 1 if all are a half."""
-    apart = percentile - 0.5
-    return float(stats.wilcoxon(apart, alternative="less").pvalue) if (np.abs(apart) > EPS).any() else 1.0
+    """Test by Wilcoxon's signed ranks whether values lie below a half.
+
+    Parameters
+    ----------
+    percentile : numpy.ndarray
+        Values in [0, 1].
+
+    Returns
+    -------
+    float
+        One-sided p of the hypothesis that they lie at a half or above; 1 if all are a half.
+    """
+    deviation = percentile - 0.5
+    if not (np.abs(deviation) > EPS).any():
+        return 1.0
+    return float(stats.wilcoxon(deviation, alternative="less").pvalue)

@@ -1,11 +1,10 @@
-"""What images hold, by their spectrum: high-frequency share, mean spatial frequency, a regular grid. No torch.
+"""Spectra of images: share of high frequencies, mean spatial frequency and regular grids, without torch.
 
-An image is 3 x H x W (or any number of channels x H x W), in any unit of brightness. Its spectrum is taken of each
-channel less its mean, under a Hann window along both axes (without one, an image whose opposite borders differ has
-power at all frequencies along the axes that nobody sees in it), and the power is summed over the channels.
-Frequencies are in cycles a pixel, whatever the image's size: a filter is so many pixels wide, so that images of
-different sizes compare. Half a cycle a pixel is the Nyquist frequency. An image whose window holds no variation, or
-that is not finite, has no spectrum: NaN.
+An image is `C x H x W`, in any unit of brightness. The spectrum is that of each channel minus its mean under a Hann
+window along both axes (without a window, an image whose opposite borders differ has invisible power at all frequencies
+along the axes), and the power is summed over the channels. Frequencies are in cycles per pixel whatever the image's
+size: filters have a size in pixels, so that images of different sizes compare. 0.5 is the Nyquist frequency. An image
+without variation inside the window, or with non-finite values, has no spectrum: NaN.
 """
 
 from __future__ import annotations
@@ -15,85 +14,147 @@ from dataclasses import dataclass
 import numpy as np
 
 HIGH = 0.25
-"""The frequency above which power counts as high: a quarter of the sampling rate, half the Nyquist frequency."""
+"""Frequency above which power counts as high, in cycles per pixel: half the Nyquist frequency."""
 FLAT = 1e-12
-"""Least variance, as a share of the mean square, that an image needs to have a spectrum: less is rounding of
-float32."""
+"""Least variance of an image with a spectrum, as a share of its mean square; less is rounding of float32."""
 PERIODS = (2, 3, 4, 5, 6, 7, 8)
+"""Periods of a grid, in pixels."""
 PROMINENT = 30.0
-"""What a peak has to have of its neighbourhood's power to be a grid's: about 15 dB."""
+"""Least power of a grid's peak, divided by that of its neighbourhood: about 15 dB."""
 VISIBLE = 0.01
-"""And of the image's variance."""
+"""Least share of the image's variance in a visible grid."""
 FAINT = 2 / 255
-"""And its root mean square, for images whose brightness runs from 0 to 1: two steps of eight bits."""
+"""Least root mean square of a visible grid in an image in [0, 1]: two steps of 8 bits."""
 LEAST_SIDE = 32
+"""Least height and width of an image, in pixels."""
 RING, LOBE, AROUND = 64, 3.0, 8.0
+"""Bins of the ring; radius of the peak itself and of its surroundings, in bins."""
 TINY = float(np.finfo(np.float64).tiny)
 
 
 def hann(n: int) -> np.ndarray:
-    """Return the periodic Hann window of n points, 0 at the first, 1 in the middle; of 1 point: 1."""
+    """Compute the periodic Hann window.
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+
+    Returns
+    -------
+    numpy.ndarray
+        n values, 0 at the first and 1 in the middle; 1 for a single point.
+    """
     return np.ones(1) if n == 1 else 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
 def radial_frequencies(height: int, width: int) -> np.ndarray:
-    """Return the radial frequency of every bin of `power`, height x width, in cycles a pixel, 0 to 0.71."""
+    """Compute the radial frequency of every bin of `power_spectra`.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the image, in pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        `height x width`, in cycles per pixel, 0 to 0.71.
+    """
     return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
 
 
 def _windowed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return images less their windowed mean, times the window, N x C x H x W, and the window H x W."""
-    given = np.asarray(images, dtype=np.float64)
-    window = hann(given.shape[2])[:, None] * hann(given.shape[3])[None]
-    mean = (given * window).sum((2, 3), keepdims=True) / max(window.sum(), TINY)
-    flat = np.square(given).mean((1, 2, 3))
-    held = (given - mean) * window
-    varies = np.square(held).mean((1, 2, 3)) > FLAT * flat
-    held[~varies] = np.nan
-    return held, window
+    """Subtract the windowed mean and multiply by the window: the images, `N x C x H x W`, and the window, `H x W`."""
+    values = np.asarray(images, dtype=np.float64)
+    window = hann(values.shape[2])[:, None] * hann(values.shape[3])[None]
+    mean = (values * window).sum((2, 3), keepdims=True) / max(window.sum(), TINY)
+    mean_square = np.square(values).mean((1, 2, 3))
+    windowed = (values - mean) * window
+    varies = np.square(windowed).mean((1, 2, 3)) > FLAT * mean_square
+    windowed[~varies] = np.nan
+    return windowed, window
 
 
 def power_spectra(images: np.ndarray) -> np.ndarray:
-    """Return the power spectra of images, N x C x H x W: N x H x W, zero frequency first, channels summed.
+    """Compute the power spectra of images, summed over channels.
 
-    Of each channel less its (windowed) mean, so that the power at frequency zero is 0. NaN for an image without
-    variation.
+    The mean of each channel under the window is subtracted, so that the power at frequency zero is 0.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        Images, `N x C x H x W`.
+
+    Returns
+    -------
+    numpy.ndarray
+        `N x H x W`, zero frequency first; NaN for an image without variation.
     """
-    held, _ = _windowed(images)
-    found: np.ndarray = np.square(np.abs(np.fft.fft2(held))).sum(1)
-    return found
+    windowed, _ = _windowed(images)
+    power: np.ndarray = np.square(np.abs(np.fft.fft2(windowed))).sum(1)
+    return power
 
 
 def high_frequency_share(images: np.ndarray, above: float = HIGH) -> np.ndarray:
-    """Return the share of each image's power at radial frequencies above `above` cycles a pixel.
+    """Compute the share of each image's power at high radial frequencies.
 
-    N values in [0, 1] for images N x C x H x W; 0 for what is smooth, 1 - pi / 16 = 0.80 for white noise at the
-    default of a quarter of the sampling rate. NaN for an image without variation.
+    Parameters
+    ----------
+    images : numpy.ndarray
+        Images, `N x C x H x W`.
+    above : float, default HIGH
+        Frequency above which power counts, in cycles per pixel.
+
+    Returns
+    -------
+    numpy.ndarray
+        N values in [0, 1]: 0 for a smooth image, 1 - pi / 16 = 0.80 for white noise at the default; NaN for an image
+        without variation.
     """
     spectrum = power_spectra(images)
     high = radial_frequencies(*spectrum.shape[1:]) > above
-    found: np.ndarray = spectrum[:, high].sum(1) / spectrum.sum((1, 2))
-    return found
+    share: np.ndarray = spectrum[:, high].sum(1) / spectrum.sum((1, 2))
+    return share
 
 
 def mean_frequency(images: np.ndarray) -> np.ndarray:
-    """Return the centroid of each image's spectrum: the mean radial frequency, weighted by power, in cycles a pixel.
+    """Compute the centroid of each image's spectrum: the mean radial frequency.
 
-    N values in (0, 0.71] for images N x C x H x W; 0.38 for white noise. NaN for an image without variation.
+    Parameters
+    ----------
+    images : numpy.ndarray
+        Images, `N x C x H x W`.
+
+    Returns
+    -------
+    numpy.ndarray
+        N values in (0, 0.71], weighted by power, in cycles per pixel; 0.38 for white noise. NaN for an image without
+        variation.
     """
     spectrum = power_spectra(images)
-    found: np.ndarray = (spectrum * radial_frequencies(*spectrum.shape[1:])).sum((1, 2)) / spectrum.sum((1, 2))
-    return found
+    mean: np.ndarray = (spectrum * radial_frequencies(*spectrum.shape[1:])).sum((1, 2)) / spectrum.sum((1, 2))
+    return mean
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A regular grid of an image.
+    """The regular grid of an image.
 
-    `period` in pixels and `direction` ("rows" repeat downwards, "columns" sideways, "diagonal", "antidiagonal"), None
-    and "" where no frequency of a grid is a peak; `prominence` the peak's power over its neighbourhood's; `share` of
-    the image's variance that it holds; `contrast` its root mean square over the channels, in the image's own unit.
-    They are 0 without a peak, NaN where there is nothing to tell it by.
+    The numbers are 0 where no frequency of a grid is a peak, NaN where the image has no usable spectrum.
+
+    Parameters
+    ----------
+    period : int or None
+        Period in pixels; None without a peak.
+    direction : str
+        "rows" repeats downwards, "columns" sideways, or "diagonal" or "antidiagonal"; "" without a peak.
+    prominence : float
+        Power of the peak divided by that of its neighbourhood.
+    share : float
+        Share of the image's variance in the peak.
+    contrast : float
+        Root mean square of the wave over the channels, in the unit of the image.
     """
 
     period: int | None
@@ -103,8 +164,8 @@ class Grid:
     contrast: float
 
     @property
-    def found(self) -> bool:
-        """Whether the image has a grid: a peak that is `PROMINENT`, `VISIBLE` and not `FAINT`."""
+    def is_grid(self) -> bool:
+        """Whether the peak is a visible grid: at least `PROMINENT`, `VISIBLE` and `FAINT`."""
         return self.prominence >= PROMINENT and self.share >= VISIBLE and self.contrast >= FAINT
 
 
@@ -112,77 +173,88 @@ DIRECTIONS = {"rows": (1, 0), "columns": (0, 1), "diagonal": (1, 1), "antidiagon
 
 
 def find_grid(image: np.ndarray) -> Grid:
-    """Return the regular grid of an image, C x H x W: the longest period that is `found`, else the most prominent.
+    """Find the regular grid of an image.
 
-    A grid is a wave that repeats every 2, 3 ... 8 whole pixels along the rows, the columns or a diagonal, with the
-    same phase all over the image, as what strides and screens leave does; the waves of a texture have whatever length
-    and lose their phase. Its power is taken at that very frequency, and it is a peak where no frequency a bin to the
-    side holds more. Its neighbourhood is the larger of two means (from medians, so that other peaks do not count):
-    that of the `RING` bins nearest in radial frequency and that of the bins around it, both without the `LOBE` bins
-    next to it. `found` asks for `PROMINENT` times that (noise passes it in fewer than one image in a thousand,
-    whatever its slope) and for `VISIBLE` of the variance. A coherent grating whose length happens to be a whole
-    number of pixels passes too.
+    A grid is a wave that repeats every 2, 3 ... 8 whole pixels along the rows, the columns or a diagonal with the same
+    phase all over the image, as strides and screens produce it; the waves of a texture have any length and lose their
+    phase. Its power is taken at that very frequency, and it is a peak where no frequency one bin to the side has more.
+    The power of its neighbourhood is the larger of two means (from medians, so that other peaks do not count): that of
+    the `RING` bins nearest in radial frequency, and that of the bins around it, both without the `LOBE` bins next to
+    it. A visible grid has `PROMINENT` times that power (noise reaches it in fewer than one image in a thousand,
+    whatever its slope) and `VISIBLE` of the variance. A coherent grating whose length happens to be a whole number of
+    pixels counts too.
 
-    Images that are not finite, and those of fewer than `LEAST_SIDE` pixels a side, which have too few frequencies: NaN.
+    Parameters
+    ----------
+    image : numpy.ndarray
+        Image, `C x H x W`.
+
+    Returns
+    -------
+    Grid
+        The visible grid of the longest period, otherwise the most prominent peak. NaN for images that are not finite,
+        and for those below `LEAST_SIDE` pixels a side, which have too few frequencies.
     """
-    given = np.asarray(image, dtype=np.float64)
-    height, width = given.shape[1:]
-    if min(height, width) < LEAST_SIDE or not np.isfinite(given).all():
+    values = np.asarray(image, dtype=np.float64)
+    height, width = values.shape[1:]
+    if min(height, width) < LEAST_SIDE or not np.isfinite(values).all():
         return Grid(None, "", *[float("nan")] * 3)
-    held, window = _windowed(given[None])
-    if not np.isfinite(held).all():
+    windowed, window = _windowed(values[None])
+    if not np.isfinite(windowed).all():
         return Grid(None, "", 0.0, 0.0, 0.0)
-    spectrum, around = np.square(np.abs(np.fft.fft2(held[0]))).sum(0), _power_around(held[0])
-    whole = np.square(held).sum() / np.square(window).sum()
-    seen = []
+    spectrum, around = np.square(np.abs(np.fft.fft2(windowed[0]))).sum(0), _power_around(windowed[0])
+    total = np.square(windowed).sum() / np.square(window).sum()
+    peaks = []
     for period in PERIODS:
         for direction, (down, across) in DIRECTIONS.items():
             near = around[WAVES.index(down / period), :, WAVES.index(across / period), :]
-            at = near[1, 1]
-            if at < near.max() or (period == 2 and direction == "antidiagonal"):
-                continue  # at half a cycle a pixel the two diagonals are one
-            beside = _neighbourhood(spectrum, down / period, across / period)
-            # half a cycle a pixel is its own mirror; any other wave has half of its power there
-            variance = (1 if period == 2 else 2) * at / window.sum() ** 2
-            contrast = float(np.sqrt(variance / len(given)))
-            seen.append(Grid(period, direction, float(at / max(beside, TINY)), min(1.0, variance / whole), contrast))
-    ordered = sorted(seen, key=lambda g: (g.found, g.period if g.found else 0, g.prominence))
-    return ordered[-1] if seen else Grid(None, "", 0.0, 0.0, 0.0)
+            power = near[1, 1]
+            if power < near.max() or (period == 2 and direction == "antidiagonal"):
+                continue  # at half a cycle per pixel the two diagonals are the same
+            neighbourhood = _neighbourhood(spectrum, down / period, across / period)
+            # A wave has half of its power at the mirrored frequency; half a cycle per pixel is its own mirror.
+            variance = (1 if period == 2 else 2) * power / window.sum() ** 2
+            contrast = float(np.sqrt(variance / len(values)))
+            prominence = float(power / max(neighbourhood, TINY))
+            peaks.append(Grid(period, direction, prominence, min(1.0, variance / total), contrast))
+    ordered = sorted(peaks, key=lambda g: (g.is_grid, g.period if g.is_grid else 0, g.prominence))
+    return ordered[-1] if peaks else Grid(None, "", 0.0, 0.0, 0.0)
 
 
 WAVES = tuple(sign / p for sign in (0, 1, -1) for p in (PERIODS if sign else (1,)))
+"""Frequencies of a grid along one axis, in cycles per pixel."""
 
 
-def _power_around(held: np.ndarray) -> np.ndarray:
-    """Return the power of one windowed image, C x H x W, at each pair of `WAVES` and a bin to each side.
+def _power_around(windowed: np.ndarray) -> np.ndarray:
+    """Compute the power of one windowed image, `C x H x W`, at each pair of `WAVES` and one bin to each side.
 
-    W x 3 x W x 3 for W waves: the frequencies down and across, which need not be bins' own, each less a bin, as it is,
-    plus a bin.
+    The result is `W x 3 x W x 3` for W waves: frequencies down and across, which need not lie on bins, each minus one
+    bin, itself, and plus one bin.
     """
 
     def waves(n: int) -> np.ndarray:
-        wanted = np.add.outer(WAVES, np.array([-1, 0, 1]) / n).ravel()
-        return np.exp(-2j * np.pi * np.outer(wanted, np.arange(n)))
+        frequencies = np.add.outer(WAVES, np.array([-1, 0, 1]) / n).ravel()
+        return np.exp(-2j * np.pi * np.outer(frequencies, np.arange(n)))
 
-    found = waves(held.shape[1]) @ held @ waves(held.shape[2]).T
+    coefficients = waves(windowed.shape[1]) @ windowed @ waves(windowed.shape[2]).T
     count = len(WAVES)
-    return np.square(np.abs(found)).sum(0).reshape(count, 3, count, 3)
+    return np.square(np.abs(coefficients)).sum(0).reshape(count, 3, count, 3)
 
 
 def _neighbourhood(spectrum: np.ndarray, fy: float, fx: float) -> float:
-    """Return the mean power beside a frequency: of the same radial frequency, or around it, whichever is more.
+    """Compute the mean power near a frequency: at the same radial frequency or around it, whichever is more.
 
     The median of exponentially distributed power is log 2 of its mean.
     """
     height, width = spectrum.shape
     gy, gx = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]
 
-    def apart(sign: int) -> np.ndarray:
-        """Distance in bins, around the edges of the spectrum too."""
+    def bins_from(sign: int) -> np.ndarray:
+        """Distance in bins, wrapped around the edges of the spectrum."""
         dy, dx = (gy - sign * fy + 0.5) % 1 - 0.5, (gx - sign * fx + 0.5) % 1 - 0.5
         return np.hypot(dy * height, dx * width)
 
-    distance = np.minimum(apart(1), apart(-1))
+    distance = np.minimum(bins_from(1), bins_from(-1))
     away = np.abs(np.hypot(gy, gx) - np.hypot((fy + 0.5) % 1 - 0.5, (fx + 0.5) % 1 - 0.5))
     away[distance <= LOBE] = np.inf
     ring = spectrum[away <= np.partition(away, RING, axis=None)[RING]]

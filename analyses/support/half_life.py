@@ -1,4 +1,4 @@
-"""How a descent leaves the image that it started from, and how soon, for `analyses.natural_start`."""
+"""How fast a descent departs from the image that it starts from, for `analyses.natural_start`."""
 
 from __future__ import annotations
 
@@ -8,28 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.formulas.divergence import half_life
-from analyses.support.study import Finding, interval, mean_finding, plain_finding, share_finding
+from analyses.support.findings import Finding, interval, mean_finding, share_finding, value_finding
 
-FEWEST = 3
-"""The fewest features whose mean difference has a say."""
+MIN_FEATURES = 3
+"""Fewest features whose mean difference is judged."""
 
 
 @dataclass(frozen=True)
-class Leaving:
-    """How one feature's descent (or all at once) leaves its image.
+class Departure:
+    """How one descent, of a feature or of all at once, departs from its start.
 
-    `own` and `aim` are the profile's correlations by frame: with that image's, and with the noise-started image of
-    the same unit (mean over seeds). `floor` is the noise-started image's correlation with that image, `other` the
-    final image's correlation with other features' noise-started images, `seeds` that of two seeds of the same feature,
-    `blurred` that image's own correlation by frame under the same blur without gradient.
-    `reached` is the activation from that image over that from noise, both above the noise's null image.
+    Parameters
+    ----------
+    unit, layer : str
+        Unit that is maximised, and the layer whose response profile is compared.
+    steps : numpy.ndarray
+        T steps at which the image was kept.
+    with_start : numpy.ndarray
+        Correlation of the profile with that of the starting image, at each step.
+    with_target : numpy.ndarray
+        Correlation with the profile of the noise-started image of the same unit, at each step; mean over seeds.
+    floor : float
+        Correlation of the noise-started image's profile with that of the starting image.
+    other : float
+        Correlation of the final image's profile with other features' noise-started images.
+    seeds : float
+        Correlation of the profiles of two seeds of the same feature.
+    blurred : numpy.ndarray
+        Correlation with the starting image under the same blur without any gradient, at each step.
+    reached : float
+        Activation reached from that image divided by that from noise, both above the null image of the noise.
     """
 
     unit: str
     layer: str
     steps: np.ndarray
-    own: np.ndarray
-    aim: np.ndarray
+    with_start: np.ndarray
+    with_target: np.ndarray
     floor: float
     other: float
     seeds: float
@@ -38,77 +53,153 @@ class Leaving:
 
     @property
     def half(self) -> float:
-        """Steps until the correlation with that image has fallen half the way to its floor."""
-        return half_life(self.steps, self.own, self.floor)
+        """Steps until the correlation with the start has fallen half way to its floor."""
+        return half_life(self.steps, self.with_start, self.floor)
 
     @property
     def half_blurred(self) -> float:
-        """The same under blur alone."""
+        """Steps until the same under blur alone."""
         return half_life(self.steps, self.blurred, self.floor)
 
 
-def mean_of(values: np.ndarray) -> float:
-    """Return the mean of what is defined; NaN where nothing is."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
+def mean_defined(values: np.ndarray) -> float:
+    """Compute the mean of the finite values.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Values; non-finite ones are undefined.
+
+    Returns
+    -------
+    float
+        The mean; NaN where nothing is defined.
+    """
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
-def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return values with NaN in place of what is infinite."""
-    given = np.asarray(values, dtype=float)
-    return np.where(np.isfinite(given), given, np.nan)
+def finite_or_nan(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Replace infinite values by NaN.
+
+    Parameters
+    ----------
+    values : array_like
+        Values.
+
+    Returns
+    -------
+    numpy.ndarray
+        Values, float64.
+    """
+    array = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(array), array, np.nan)
 
 
-def early(these: Sequence[Leaving], which: str = "half") -> int:
-    """Return how many half-lives lie within the first step, so that they are upper bounds."""
-    return sum(getattr(r, which) == r.steps[1] for r in these if len(r.steps) > 1)
+def count_early(departures: Sequence[Departure], which: str = "half") -> int:
+    """Count the half-lives within the first step, which are upper bounds.
+
+    Parameters
+    ----------
+    departures : sequence of Departure
+        Descents.
+    which : str, default "half"
+        "half" or "half_blurred".
+
+    Returns
+    -------
+    int
+        Number of descents.
+    """
+    return sum(getattr(d, which) == d.steps[1] for d in departures if len(d.steps) > 1)
 
 
-def sooner(these: Sequence[Leaving]) -> np.ndarray:
-    """Return the blur's half-life less the feature's: two within the first step are 0 apart, never is the last step."""
-    return np.array([min(r.half_blurred, r.steps[-1]) - min(r.half, r.steps[-1]) for r in these], dtype=float)
+def lead_over_blur(departures: Sequence[Departure]) -> np.ndarray:
+    """Compute the half-life under blur alone minus that of the descent.
+
+    Parameters
+    ----------
+    departures : sequence of Departure
+        Descents.
+
+    Returns
+    -------
+    numpy.ndarray
+        One value for each descent, in steps; two half-lives within the first step differ by 0, and "never" counts as
+        the last step.
+    """
+    return np.array([min(d.half_blurred, d.steps[-1]) - min(d.half, d.steps[-1]) for d in departures], dtype=float)
 
 
-def half_findings(layer: str, these: Sequence[Leaving]) -> list[Finding]:
-    """Return one layer's half-lives: how many lie within the first step, their mean, and the blur's less them."""
-    found = []
+def half_life_findings(layer: str, departures: Sequence[Departure]) -> list[Finding]:
+    """Summarise the half-lives of one layer.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    departures : sequence of Departure
+        Descents of its features.
+
+    Returns
+    -------
+    list of Finding
+        Number of half-lives within the first step, their mean, and the lead over blur alone.
+    """
+    findings = []
     for which, words in (
-        ("half", "half-life of the image's own profile"),
-        ("half_blurred", "half-life under the recipe's blur alone (to the same ends)"),
+        ("half", "half-life of the starting image's profile"),
+        ("half_blurred", "half-life under the recipe's blur alone (to the same end values)"),
     ):
-        values = np.array([getattr(r, which) for r in these], dtype=float)
-        known, within = int((~np.isnan(values)).sum()), early(these, which)
-        if not known:
+        values = np.array([getattr(d, which) for d in departures], dtype=float)
+        count, within = int((~np.isnan(values)).sum()), count_early(departures, which)
+        if not count:
             continue
-        text = f"{layer}: features whose {words} lies within the first step"
-        found.append(share_finding(f"early_{which}:{layer}", within, known, text))
+        text = f"{layer}: features whose {words} is within the first step"
+        findings.append(share_finding(f"early_{which}:{layer}", within, count, text))
         if np.isfinite(values).any():
-            bound = plain_finding(
-                f"{which}:{layer}", mean_of(values), known, f"{layer}: {words} (at most)", unit="steps"
+            bound = value_finding(
+                f"{which}:{layer}", mean_defined(values), count, f"{layer}: {words} (at most)", unit="steps"
             )
-            exact = mean_finding(f"{which}:{layer}", finite(values), f"{layer}: {words}", "steps")
-            found.append(bound if within else exact)
+            exact = mean_finding(f"{which}:{layer}", finite_or_nan(values), f"{layer}: {words}", "steps")
+            findings.append(bound if within else exact)
         never = int(np.isinf(values).sum())
         if never and which == "half":
-            words = f"{layer}: features that never left half of the image's own profile"
-            found.append(plain_finding(f"never:{layer}", never, len(these), words))
-    gained = sooner(these)
-    if np.isfinite(gained).any():
-        text = f"{layer}: the blur's half-life less the feature's, bounds taken as values"
-        found.append(mean_finding(f"sooner:{layer}", gained, text, "steps"))
-    return found
+            words = f"{layer}: features whose profile never lost half of the starting image's"
+            findings.append(value_finding(f"never:{layer}", never, len(departures), words))
+    lead = lead_over_blur(departures)
+    if np.isfinite(lead).any():
+        text = f"{layer}: half-life under blur alone minus the feature's half-life, bounds taken as values"
+        findings.append(mean_finding(f"sooner:{layer}", lead, text, "steps"))
+    return findings
 
 
-def left_behind(leavings: Sequence[Leaving]) -> str:
-    """Return what the sentence says of half-lives: those within the first step, and whether they beat the blur's."""
-    known = [r for r in leavings if not np.isnan(r.half)]
-    if not known:
+def half_life_sentence(departures: Sequence[Departure]) -> str:
+    """Describe half-lives for the conclusion.
+
+    Parameters
+    ----------
+    departures : sequence of Departure
+        Descents.
+
+    Returns
+    -------
+    str
+        How many half-lives lie within the first step, and whether descents are faster than blur alone; empty where
+        nothing is defined.
+    """
+    defined = [d for d in departures if not np.isnan(d.half)]
+    if not defined:
         return ""
-    said = f"; half of the image's own response profile is left behind within the first step by {early(known)} of "
-    said += f"{len(known)} features, under the recipe's blur alone by {early(known, 'half_blurred')}"
-    gained = sooner(known)
-    if np.isfinite(gained).sum() < FEWEST:
-        return said
-    mean, low, high = interval(gained)
-    told = f"the blur's half-life less theirs is {mean:.2f} [{low:.2f}, {high:.2f}] steps, bounds taken as values"
-    return f"{said}: sooner ({told})" if low > 0 else f"{said}: not shown to be sooner ({told})"
+    text = (
+        f"; the response profile loses half of the starting image's within the first step in {count_early(defined)} of "
+    )
+    text += f"{len(defined)} features, under the recipe's blur alone in {count_early(defined, 'half_blurred')}"
+    lead = lead_over_blur(defined)
+    if np.isfinite(lead).sum() < MIN_FEATURES:
+        return text
+    mean, low, high = interval(lead)
+    detail = (
+        f"the half-life under blur alone is longer by {mean:.2f} [{low:.2f}, {high:.2f}] steps, bounds taken as values"
+    )
+    return f"{text}: faster ({detail})" if low > 0 else f"{text}: not shown to be faster ({detail})"

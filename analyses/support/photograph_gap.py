@@ -1,8 +1,8 @@
-"""Why similarity over maximising images and over photographs differ: each explanation as a number. No torch.
+"""Why similarity over maximising images differs from that over photographs: a statistic for each explanation.
 
-Every figure is Pearson's correlation of two D x D similarities over pairs of features with its bootstrap interval
-over features, unless its words say otherwise. P is S over all photographs, S that of the map. What rests on random
-halves of the photographs is the mean over `SPLITS` of them.
+Without torch. Every statistic is Pearson's correlation of two `D x D` similarities over pairs of features with its
+bootstrap interval over features, unless its description says otherwise. P is S over all photographs, S that of the map.
+Statistics of random halves of the photographs are means over `SPLITS` of them.
 """
 
 from __future__ import annotations
@@ -18,63 +18,70 @@ from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval, mean_correlation
 
 BEST, SPLITS = 8, 20
-FIGURES = {
-    "raw": "S with P, as the map is",
-    "within_branch": "pairs of one branch alone",
-    "across_branches": "pairs of two branches alone",
-    "less_branch_means": "each pair of branches less its mean: what is left if branches differed only as wholes",
-    "stimuli_reliability": "reliability of S over the choice of stimuli, at least (split halves of the images)",
-    "corrected_for_stimuli": "S with P, corrected for few stimuli and few photographs: at most this (the raw interval "
-    "over the same reliabilities)",
-    "other_layers_images": "S taken over the other layers' maximising images, with P",
-    "all_images": "S taken over all layers' maximising images, with P",
-    "own_images_left_out": "S without each feature's response to its own image (its mean instead), with P",
-    "capped": "S with no response above that to the best photograph, with P",
+"""Photographs that stand in for a feature's image, and random halves of the photographs."""
+STATISTICS = {
+    "raw": "S with P, unchanged",
+    "within_branch": "only pairs within a branch",
+    "across_branches": "only pairs of two branches",
+    "less_branch_means": "S and P minus the mean of each pair of branches: without what branches as a whole contribute",
+    "stimuli_reliability": "reliability of S over the choice of stimuli, lower bound (split halves of the images)",
+    "corrected_for_stimuli": "S with P, corrected for few stimuli and few photographs: upper bound (the raw interval "
+    "divided by the same reliabilities)",
+    "other_layers_images": "S over the other layers' maximising images, with P",
+    "all_images": "S over all layers' maximising images, with P",
+    "own_images_left_out": "S with each feature's response to its own image replaced by its mean, with P",
+    "capped": "S with responses capped at that to the best photograph, with P",
     "early": "S over images stopped after a quarter of the steps, with P",
-    "early_multiple": "those images' responses as a multiple of the best photograph's (median)",
-    "by_rank": "S and P both by Spearman's correlation in place of Pearson's",
-    "favourites_with_P": f"S over each feature's {BEST} best of half the photographs (in place of its maximising "
-    "image), with P of the other half",
-    "favourites_with_S": "the same with S: that images are synthetic, and the choice of photographs, is between them",
-    "favourites_with_favourites": "the same with S over the best of the other half: what the choice of "
-    "photographs leaves",
-    "top_photographs": f"S with P over those photographs alone that are among some feature's {BEST} best",
+    "early_multiple": "responses to those images as a multiple of that to the best photograph (median)",
+    "by_rank": "S and P both by Spearman's instead of Pearson's correlation",
+    "favourites_with_P": f"S over each feature's {BEST} best of half the photographs (instead of its image), with P of "
+    "the other half",
+    "favourites_with_S": "the same, with S: they differ in that images are synthetic and in the choice of photographs",
+    "favourites_with_favourites": "the same, with S over the best of the other half: what the choice of photographs "
+    "leaves",
+    "top_photographs": f"S with P over only those photographs that are among the {BEST} best of some feature",
     "noise_with_P": "S over images of 1/f noise, with P: what any unnatural images reach",
     "dimensions_S": "effective number of dimensions of S (participation ratio of its eigenvalues)",
-    "dimensions_P": "the same of P",
-    "less_leading_axis": "S with P, both less their leading axis",
+    "dimensions_P": "the same for P",
+    "less_leading_axis": "S with P, both without their leading axis",
 }
-"""Name of a figure -> what it is, in the order of the page."""
-GAINS = {
+"""Name and description of each statistic, in the order of the page."""
+REMEDIES = {
     "within_branch": "pairs within one branch",
-    "less_branch_means": "taking out what branches differ by as wholes",
+    "less_branch_means": "removing what branches as a whole contribute",
     "corrected_for_stimuli": "correcting for few stimuli",
     "all_images": "all layers' images as stimuli",
-    "own_images_left_out": "leaving own images out",
+    "own_images_left_out": "leaving out own images",
     "capped": "capping responses at those to photographs",
     "early": "stopping descents early",
     "by_rank": "Spearman's correlation",
-    "top_photographs": "photographs that are some feature's best alone",
-    "less_leading_axis": "taking the leading axis out",
+    "top_photographs": "only photographs that are the best of some feature",
+    "less_leading_axis": "removing the leading axis",
 }
-"""Figures that an explanation would raise above the raw one, and the explanation in words."""
+"""Statistics that an explanation would raise above the raw one, and the change in words."""
 
 
-_WHAT = ("P", "S", "favourites")
+_OTHERS = ("P", "S", "favourites")
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What is known of D live features of a layer.
+class LayerEvidence:
+    """Responses of the D live features of a layer.
 
-    Attributes
+    Parameters
     ----------
-    A : D x D, responses (columns) to the features' maximising images (rows)
-    photographs : N x D
-    others : K x D, responses to the maximising images of other layers; K may be 0
-    early : D x D, A of descents that were stopped early, or None
-    noise : M x D, responses to images of 1/f noise, or None
-    branches : D names, "" where the layer has none
+    A : numpy.ndarray
+        Responses (columns) to the features' maximising images (rows), `D x D`.
+    photographs : numpy.ndarray
+        Responses to photographs, `N x D`.
+    others : numpy.ndarray
+        Responses to the maximising images of other layers, `K x D`; K may be 0.
+    early : numpy.ndarray or None
+        A of descents that were stopped early, `D x D`.
+    noise : numpy.ndarray or None
+        Responses to images of 1/f noise, `M x D`.
+    branches : sequence of str
+        Branch of each feature; "" where the layer has none.
     """
 
     A: np.ndarray
@@ -85,149 +92,227 @@ class Known:
     branches: Sequence[str]
 
 
-def explained(known: Known) -> dict[str, Interval]:
-    """Return every figure of `FIGURES` that can be had; NaN where it is undefined."""
-    A, photographs = known.A, known.photographs
+def explain_gap(evidence: LayerEvidence) -> dict[str, Interval]:
+    """Compute all statistics that the evidence allows.
+
+    Parameters
+    ----------
+    evidence : LayerEvidence
+        Responses of one layer.
+
+    Returns
+    -------
+    dict of str to Interval
+        Statistics by name, in the order of `STATISTICS`; NaN where undefined.
+    """
+    A, photographs = evidence.A, evidence.photographs
     S, P = profile_correlations(A), profile_correlations(photographs)
-    found = {"raw": _r(S, P)}
-    found |= _by_branch(S, P, np.array(known.branches, dtype=object))
-    # a feature's own image falls into one half only, so that the whole is more reliable than its halves foretell
+    statistics = {"raw": _correlation(S, P)}
+    statistics |= _by_branch(S, P, np.array(evidence.branches, dtype=object))
+    # A feature's own image is in one half only, so that the whole is more reliable than its halves predict.
     stimuli, halves = agreement.split_half(A), agreement.split_half(photographs)
-    found["stimuli_reliability"] = stimuli
-    corrected = (agreement.disattenuate(r, stimuli.value, halves.value) for r in vars(found["raw"]).values())
-    found["corrected_for_stimuli"] = Interval(*corrected)
-    if len(known.others) >= 8:
-        found["other_layers_images"] = _r(profile_correlations(known.others), P)
-        found["all_images"] = _r(profile_correlations(np.vstack([A, known.others])), P)
-    found["own_images_left_out"] = _r(profile_correlations(without_own(A)), P)
-    found["capped"] = _r(profile_correlations(np.minimum(A, photographs.max(axis=0))), P)
-    if known.early is not None:
-        found["early"] = _r(profile_correlations(known.early), P)
-        found["early_multiple"] = Interval(
-            float(np.nanmedian(agreement.multiples_of_best(np.diag(known.early), photographs)))
+    statistics["stimuli_reliability"] = stimuli
+    corrected = (agreement.disattenuate(r, stimuli.value, halves.value) for r in vars(statistics["raw"]).values())
+    statistics["corrected_for_stimuli"] = Interval(*corrected)
+    if len(evidence.others) >= 8:
+        statistics["other_layers_images"] = _correlation(profile_correlations(evidence.others), P)
+        statistics["all_images"] = _correlation(profile_correlations(np.vstack([A, evidence.others])), P)
+    statistics["own_images_left_out"] = _correlation(profile_correlations(replace_own_responses(A)), P)
+    statistics["capped"] = _correlation(profile_correlations(np.minimum(A, photographs.max(axis=0))), P)
+    if evidence.early is not None:
+        statistics["early"] = _correlation(profile_correlations(evidence.early), P)
+        statistics["early_multiple"] = Interval(
+            float(np.nanmedian(agreement.multiples_of_best(np.diag(evidence.early), photographs)))
         )
-    found["by_rank"] = _r(profile_correlations(A, "spearman"), profile_correlations(photographs, "spearman"))
-    found |= _favourites(photographs, S)
+    statistics["by_rank"] = _correlation(
+        profile_correlations(A, "spearman"), profile_correlations(photographs, "spearman")
+    )
+    statistics |= _favourites(photographs, S)
     best = agreement.best_photographs(photographs, min(BEST, len(photographs)))
-    found["top_photographs"] = _r(S, profile_correlations(photographs[np.unique(best)]))
-    if known.noise is not None:
-        found["noise_with_P"] = _r(profile_correlations(known.noise), P)
-    found |= {"dimensions_S": Interval(dimensions(S)), "dimensions_P": Interval(dimensions(P))}
-    found["less_leading_axis"] = _r(less_leading(S), less_leading(P))
-    return {name: found[name] for name in FIGURES if name in found}
+    statistics["top_photographs"] = _correlation(S, profile_correlations(photographs[np.unique(best)]))
+    if evidence.noise is not None:
+        statistics["noise_with_P"] = _correlation(profile_correlations(evidence.noise), P)
+    statistics |= {"dimensions_S": Interval(participation_ratio(S)), "dimensions_P": Interval(participation_ratio(P))}
+    statistics["less_leading_axis"] = _correlation(subtract_leading_axis(S), subtract_leading_axis(P))
+    return {name: statistics[name] for name in STATISTICS if name in statistics}
 
 
-def _r(one: np.ndarray, two: np.ndarray) -> Interval:
+def _correlation(one: np.ndarray, two: np.ndarray) -> Interval:
+    """Correlate two similarities over pairs of features."""
     return mean_correlation([(one, two)])
 
 
 def _favourites(photographs: np.ndarray, S: np.ndarray) -> dict[str, Interval]:
-    """Return how S over each feature's best photographs of a half goes with P, S and such favourites of the other."""
-    rng, pairs = generator("favourites", len(photographs)), {f"favourites_with_{what}": [] for what in _WHAT}
+    """Correlate S over each feature's best photographs of one half with P, S and the best of the other half."""
+    rng, pairs = generator("favourites", len(photographs)), {f"favourites_with_{what}": [] for what in _OTHERS}
     for _ in range(SPLITS):
         halves = [photographs[np.sort(part)] for part in np.array_split(rng.permutation(len(photographs)), 2)]
-        liked = [h[agreement.best_photographs(h, min(BEST, len(h)))].mean(axis=1) for h in halves]
-        one, two = (profile_correlations(x) for x in liked)
-        for what, other in zip(_WHAT, (profile_correlations(halves[1]), S, two), strict=True):
+        favourites = [h[agreement.best_photographs(h, min(BEST, len(h)))].mean(axis=1) for h in halves]
+        one, two = (profile_correlations(x) for x in favourites)
+        for what, other in zip(_OTHERS, (profile_correlations(halves[1]), S, two), strict=True):
             pairs[f"favourites_with_{what}"].append((one, other))
-    return {name: mean_correlation(given) for name, given in pairs.items()}
+    return {name: mean_correlation(tables) for name, tables in pairs.items()}
 
 
 def _by_branch(S: np.ndarray, P: np.ndarray, branches: np.ndarray) -> dict[str, Interval]:
+    """Compute the statistics of pairs within and across branches; none where there is one branch."""
     if len(set(branches)) < 2:
         return {}
     same = branches[:, None] == branches[None, :]
     inside, outside = (np.where(part, S, np.nan) for part in (same, ~same))
     return {
-        "within_branch": _r(inside, P),
-        "across_branches": _r(outside, P),
-        "less_branch_means": _r(less_block_means(S, branches), less_block_means(P, branches)),
+        "within_branch": _correlation(inside, P),
+        "across_branches": _correlation(outside, P),
+        "less_branch_means": _correlation(subtract_block_means(S, branches), subtract_block_means(P, branches)),
     }
 
 
-def less_block_means(table: np.ndarray, branches: np.ndarray) -> np.ndarray:
-    """Return a D x D table in which each pair of branches has lost the mean over its pairs of different features."""
-    found = table.copy()
+def subtract_block_means(table: np.ndarray, branches: np.ndarray) -> np.ndarray:
+    """Subtract from each pair of branches the mean over its pairs of features.
+
+    A feature with itself does not enter the mean.
+
+    Parameters
+    ----------
+    table : numpy.ndarray
+        `D x D`, NaN where undefined.
+    branches : numpy.ndarray
+        D labels.
+
+    Returns
+    -------
+    numpy.ndarray
+        `D x D`.
+    """
+    centred = table.copy()
     eye = np.eye(len(table), dtype=bool)
     for one in set(branches):
         for two in set(branches):
             block = (branches[:, None] == one) & (branches[None, :] == two)
             values = table[block & ~eye & np.isfinite(table)]
-            found[block] -= values.mean() if len(values) else 0.0
-    return found
+            centred[block] -= values.mean() if len(values) else 0.0
+    return centred
 
 
-def without_own(A: np.ndarray) -> np.ndarray:
-    """Return A with each feature's response to its own image replaced by its mean over the others' images."""
-    found = A.astype(np.float64).copy()
-    np.fill_diagonal(found, (A.sum(axis=0) - np.diag(A)) / (len(A) - 1))
-    return found
+def replace_own_responses(A: np.ndarray) -> np.ndarray:
+    """Replace responses to own images by the mean over the others' images.
+
+    Parameters
+    ----------
+    A : numpy.ndarray
+        Responses, `D x D`.
+
+    Returns
+    -------
+    numpy.ndarray
+        `D x D`, float64.
+    """
+    replaced = A.astype(np.float64).copy()
+    np.fill_diagonal(replaced, (A.sum(axis=0) - np.diag(A)) / (len(A) - 1))
+    return replaced
 
 
-def dimensions(table: np.ndarray) -> float:
-    """Return the participation ratio of a correlation table's eigenvalues: 1 for one axis, D for none in common."""
-    known = np.isfinite(np.diag(table))
-    if not known.any():
+def participation_ratio(table: np.ndarray) -> float:
+    """Compute the participation ratio of a correlation matrix's eigenvalues.
+
+    Parameters
+    ----------
+    table : numpy.ndarray
+        `D x D`; features whose diagonal is NaN are left out.
+
+    Returns
+    -------
+    float
+        Effective number of dimensions: 1 for a single axis, D for uncorrelated features.
+    """
+    defined = np.isfinite(np.diag(table))
+    if not defined.any():
         return float("nan")
-    values = np.clip(np.linalg.eigvalsh(np.nan_to_num(table[np.ix_(known, known)])), 0, None)
+    values = np.clip(np.linalg.eigvalsh(np.nan_to_num(table[np.ix_(defined, defined)])), 0, None)
     return float(values.sum() ** 2 / np.square(values).sum())
 
 
-def less_leading(table: np.ndarray) -> np.ndarray:
-    """Return a symmetric table less the axis of its largest eigenvalue; undefined entries stay so."""
+def subtract_leading_axis(table: np.ndarray) -> np.ndarray:
+    """Subtract the axis of the largest eigenvalue from a symmetric matrix.
+
+    Parameters
+    ----------
+    table : numpy.ndarray
+        `D x D`; undefined entries stay NaN.
+
+    Returns
+    -------
+    numpy.ndarray
+        `D x D`.
+    """
     values, axes = np.linalg.eigh(np.nan_to_num(table))
     return table - values[-1] * np.outer(axes[:, -1], axes[:, -1])
 
 
-def reason(figure: Callable[[str], Interval | None], wanted: float) -> list[str]:
-    """Return, in sentences, what the figures say of a raw correlation below `wanted`: what mends it, what does not.
+def gap_sentences(statistic: Callable[[str], Interval | None], wanted: float) -> list[str]:
+    """Describe what the statistics say about a raw correlation below the wanted one.
 
-    `figure` gives a figure by name, None where there is none.
+    Parameters
+    ----------
+    statistic : callable
+        Function from a name to its statistic; None where there is none.
+    wanted : float
+        Raw correlation wanted.
+
+    Returns
+    -------
+    list of str
+        Which change raises the correlation, and the likely cause; empty where the raw correlation suffices.
     """
 
-    def found(name: str) -> float | None:
-        given = figure(name)
-        return None if given is None or not np.isfinite(given.value) else given.value
+    def value(name: str) -> float | None:
+        interval = statistic(name)
+        return None if interval is None or not np.isfinite(interval.value) else interval.value
 
-    raw = found("raw")
+    raw = value("raw")
     if raw is None or raw >= wanted:
         return []
-    known = {name: v for name in GAINS if (v := found(name)) is not None}
-    best = max(known, key=lambda name: known[name])
-    said = []
-    if known[best] >= raw + 0.02:
-        reached = "enough" if known[best] >= wanted else f"short of {wanted} still"
-        said.append(f"most is gained by {GAINS[best]}: {known[best]:.3f} in place of {raw:.3f}, {reached}")
+    changed = {name: v for name in REMEDIES if (v := value(name)) is not None}
+    best = max(changed, key=lambda name: changed[name])
+    sentences = []
+    if changed[best] >= raw + 0.02:
+        reached = "enough" if changed[best] >= wanted else f"still below {wanted}"
+        sentences.append(
+            f"the largest gain is by {REMEDIES[best]}: {changed[best]:.3f} instead of {raw:.3f}, {reached}"
+        )
     else:
-        said.append(f"none of the changes tried raises {raw:.3f} by 0.02 or more")
-    said += _cause(*(figure(f"favourites_with_{what}") for what in _WHAT))
-    few = found("stimuli_reliability")
+        sentences.append(f"none of the changes tried raises {raw:.3f} by 0.02 or more")
+    sentences += _cause(*(statistic(f"favourites_with_{other}") for other in _OTHERS))
+    few = value("stimuli_reliability")
     if few is not None and few < 0.95:
-        said.append(f"S may rest on few stimuli (reliability over their choice at least {few:.3f}): try more features")
-    noise = found("noise_with_P")
+        sentences.append(
+            f"S may depend on the choice of few stimuli (reliability over their choice at least {few:.3f}): try more "
+            "features"
+        )
+    noise = value("noise_with_P")
     if noise is not None:
-        said.append(f"images of 1/f noise reach {noise:.3f}" + ("" if noise < raw else ", no less than the map"))
-    return said
+        sentences.append(f"images of 1/f noise reach {noise:.3f}" + ("" if noise < raw else ", no less than the map"))
+    return sentences
 
 
 def _cause(natural: Interval | None, synthetic: Interval | None, ceiling: Interval | None) -> list[str]:
-    """Return whether images' being synthetic or the choice of strong stimuli makes the shortfall, as intervals allow.
+    """Decide whether synthetic images or the choice of strong stimuli cause the gap, as far as intervals allow.
 
-    `natural` is what strong photographs in place of images reach with P, `synthetic` with S, `ceiling` with other
-    strong photographs.
+    `natural` is the correlation with P of strong photographs in place of images, `synthetic` theirs with S, `ceiling`
+    theirs with other strong photographs.
     """
     if natural is None or synthetic is None or ceiling is None:
         return []
     if synthetic.high < natural.low:
-        lies = "the shortfall lies mostly in the images' being synthetic, not in the choice of strong stimuli"
+        cause = "the gap is mostly due to the images being synthetic, not to the choice of strong stimuli"
     elif natural.high < synthetic.low:
-        lies = "the shortfall lies mostly in the choice of strong stimuli, not in the images' being synthetic"
+        cause = "the gap is mostly due to the choice of strong stimuli, not to the images being synthetic"
     elif max(natural.high, synthetic.high) < ceiling.low:
-        lies = "both the choice of strong stimuli and the images' being synthetic make the shortfall"
+        cause = "the gap is due both to the choice of strong stimuli and to the images being synthetic"
     else:
-        lies = "the choice of strong stimuli and the images' being synthetic are not told apart"
-    held = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (natural, synthetic, ceiling)]
+        cause = "the data do not separate the choice of strong stimuli from the images being synthetic"
+    r = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (natural, synthetic, ceiling)]
     return [
-        f"{lies}: each feature's best photographs in place of its image give an S that correlates {held[0]} with P and "
-        f"{held[1]} with S, and {held[2]} with that of other such photographs, to which the second is to be held"
+        f"{cause}: S over each feature's best photographs correlates {r[0]} with P, {r[1]} with S over images, and "
+        f"{r[2]} with S over other such photographs, which is the ceiling of the second"
     ]

@@ -1,4 +1,4 @@
-"""What several studies' figures are drawn with: panels of a row, values of features beside their mean, findings."""
+"""Figures of the studies: panels in a row, values of features with their mean, and findings as bars."""
 
 from __future__ import annotations
 
@@ -9,71 +9,109 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analyses.support.study import ANY, Finding, interval
+from analyses.support.findings import ANY, Finding, interval
 from featmap.plotting.style import FAINT, GRAY, colour, wrap_text
 
-FEW = 4
-WIDE, SIZE = 9.0, 8.0
-"""Inches of a figure (900 pixels as studies store it), points of its texts."""
+MIN_FOR_INTERVAL = 4
+"""Fewest values that are drawn with an interval."""
+FIGURE_WIDTH, FONT_SIZE = 9.0, 8.0
+"""Width of a figure in inches (900 pixels as studies store it), and size of its text in points."""
 
 
 def panels(
-    titles: Sequence[str], tall: float = 3.3, widths: Sequence[float] | None = None
+    titles: Sequence[str], height: float = 3.3, widths: Sequence[float] | None = None
 ) -> tuple[Figure, list[plt.Axes]]:
-    """Return a figure of panels side by side, each with its title."""
+    """Create a figure of panels side by side, each with its title.
+
+    Parameters
+    ----------
+    titles : sequence of str
+        Titles of the panels.
+    height : float, default 3.3
+        Height of the figure, in inches.
+    widths : sequence of float, default None
+        Relative widths of the panels; None: equal.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        The figure.
+    axes : list of matplotlib.axes.Axes
+        Axes of the panels.
+    """
     figure, axes = plt.subplots(
-        1, len(titles), figsize=(WIDE, tall), squeeze=False, layout="constrained", width_ratios=widths
+        1, len(titles), figsize=(FIGURE_WIDTH, height), squeeze=False, layout="constrained", width_ratios=widths
     )
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(wrap_text(title, _inches(axis), 9), fontsize=9, parse_math=False, loc="left")
-        axis.tick_params(labelsize=SIZE, width=0.6, length=3)
+        axis.set_title(wrap_text(title, _axes_width(axis), 9), fontsize=9, parse_math=False, loc="left")
+        axis.tick_params(labelsize=FONT_SIZE, width=0.6, length=3)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes[0])
 
 
-def _inches(axes: plt.Axes) -> float:
-    """Return about how wide the axes are."""
+def _axes_width(axes: plt.Axes) -> float:
+    """Estimate the width of axes, in inches."""
     figure = axes.figure
     return float(axes.get_subplotspec().get_position(figure).width * figure.get_size_inches()[0])  # type: ignore
 
 
-def name_groups(axes: plt.Axes, names: Sequence[str]) -> None:
-    """Write the names of groups below the axes, broken into lines that fit."""
-    room = 0.92 * _inches(axes) / max(len(names), 1)
+def label_groups(axes: plt.Axes, names: Sequence[str]) -> None:
+    """Write the names of groups below the axes, broken into lines that fit.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Axes with one group at each whole number.
+    names : sequence of str
+        Names of the groups.
+    """
+    room = 0.92 * _axes_width(axes) / max(len(names), 1)
     axes.set_xticks(range(len(names)), [wrap_text(name, room, 7) for name in names], fontsize=7, parse_math=False)
     axes.set_xlim(-0.5, len(names) - 0.5)
 
 
-def strips(
+def draw_strips(
     axes: plt.Axes,
     groups: Sequence[tuple[str, pd.Series]],
-    up: str,
+    y_label: str,
     legend: bool = True,
     within: tuple[float, float] = ANY,
 ) -> None:
-    """Draw the values of each group (indexed by layer and feature) beside one another, with mean and interval.
+    """Draw the values of each group in a strip, with their mean and its interval.
 
-    The interval is cut at what is possible, `within`, and left out below `FEW` values. Layers have their colours in
-    the order in which they come, and a legend, if wanted, where there is more than one.
+    Layers have colours in the order in which they appear.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Axes to draw in.
+    groups : sequence of (str, pandas.Series)
+        Name and values of each group; values are indexed by layer and feature.
+    y_label : str
+        Label of the ordinate.
+    legend : bool, default True
+        Whether to draw a legend where there is more than one layer.
+    within : tuple of float, default ANY
+        Range of possible values, at which intervals are cut. Below `MIN_FOR_INTERVAL` values there is no interval.
     """
     layers = list(dict.fromkeys(layer for _, values in groups for layer, _ in values.index))
     for at, (_, values) in enumerate(groups):
         if values.empty:
             across = axes.get_xaxis_transform()
-            axes.text(at, 0.5, "undefined", fontsize=SIZE, color=FAINT, ha="center", transform=across)
+            axes.text(at, 0.5, "undefined", fontsize=FONT_SIZE, color=FAINT, ha="center", transform=across)
             continue
         for k, layer in enumerate(layers):
             own = np.sort(values[values.index.get_level_values(0) == layer].to_numpy())
             x = at + 0.28 * ((np.arange(len(own)) * 0.618) % 1 - 0.5) - 0.12
             axes.plot(x, own, "o", color=colour(k), markersize=2.8, alpha=0.55, markeredgewidth=0)
         mean, low, high = interval(values.to_numpy(), within=within)
-        if len(values) < FEW:
+        if len(values) < MIN_FOR_INTERVAL:
             low = high = mean
         axes.errorbar(
             [at + 0.2], [mean], [[mean - low], [high - mean]], fmt="s", color="black", markersize=3.5, capsize=2
         )
-    name_groups(axes, [name for name, _ in groups])
-    axes.set_ylabel(up, fontsize=SIZE)
+    label_groups(axes, [name for name, _ in groups])
+    axes.set_ylabel(y_label, fontsize=FONT_SIZE)
     if len(layers) > 1:
         for k, layer in enumerate(layers):
             axes.plot([], [], "o", color=colour(k), markersize=3, label=layer)
@@ -81,17 +119,29 @@ def strips(
         axes.legend(fontsize=7, frameon=False, loc="best", handletextpad=0.1)
 
 
-def layered(
+def draw_strips_by_layer(
     axes: plt.Axes,
     groups: Sequence[tuple[str, pd.Series]],
     layers: Sequence[str],
-    up: str,
+    y_label: str,
     within: tuple[float, float] = ANY,
 ) -> None:
-    """Draw the values of each group (indexed by layer and feature) layer by layer, each with its mean and interval.
+    """Draw the values of each group layer by layer, each with its mean and interval.
 
-    A layer has its colour and mark in every group, its mean too; the intervals are cut at what is possible, `within`,
-    and left out below `FEW` values. No legend.
+    A layer has the same colour and marker in every group; there is no legend (see `draw_layer_legend`).
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Axes to draw in.
+    groups : sequence of (str, pandas.Series)
+        Name and values of each group; values are indexed by layer and feature.
+    layers : sequence of str
+        Layers in the order in which they are drawn.
+    y_label : str
+        Label of the ordinate.
+    within : tuple of float, default ANY
+        Range of possible values, at which intervals are cut. Below `MIN_FOR_INTERVAL` values there is no interval.
     """
     room = 0.8 / max(len(layers), 1)
     for at, (_, values) in enumerate(groups):
@@ -105,7 +155,7 @@ def layered(
             x = middle + room * (0.4 * ((np.arange(len(own)) * 0.618) % 1) - 0.4)
             axes.plot(x, own, "os^Dv"[k % 5], color=colour(k), markersize=2.8, alpha=0.55, markeredgewidth=0)
             mean, low, high = interval(own, within=within)
-            reach = [[mean - low], [high - mean]] if len(own) >= FEW else None
+            reach = [[mean - low], [high - mean]] if len(own) >= MIN_FOR_INTERVAL else None
             axes.errorbar(
                 *([middle + 0.2 * room], [mean], reach),
                 fmt="os^Dv"[k % 5],
@@ -114,18 +164,36 @@ def layered(
                 markersize=4,
                 capsize=2,
             )
-    name_groups(axes, [name for name, _ in groups])
-    axes.set_ylabel(up, fontsize=SIZE)
+    label_groups(axes, [name for name, _ in groups])
+    axes.set_ylabel(y_label, fontsize=FONT_SIZE)
 
 
-def layer_legend(figure: Figure, layers: Sequence[str]) -> None:
-    """Write below a figure which colour and mark is which layer's in `layered`."""
+def draw_layer_legend(figure: Figure, layers: Sequence[str]) -> None:
+    """Draw the legend of `draw_strips_by_layer` below a figure.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Figure to draw in.
+    layers : sequence of str
+        Layers in the order in which they are drawn.
+    """
     marks = [plt.Line2D([], [], marker="os^Dv"[k % 5], color=colour(k), ls="", ms=4) for k in range(len(layers))]
     figure.legend(marks, layers, loc="outside lower center", ncols=len(layers), fontsize=7, frameon=False)
 
 
-def bars(axes: plt.Axes, findings: Mapping[str, Finding], up: str) -> None:
-    """Draw findings as bars with their intervals, named by the keys; one without a value has none."""
+def draw_bars(axes: plt.Axes, findings: Mapping[str, Finding], y_label: str) -> None:
+    """Draw findings as bars with their intervals.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Axes to draw in.
+    findings : mapping of str to Finding
+        Findings by their names on the axis; one without a value has no bar.
+    y_label : str
+        Label of the ordinate.
+    """
     for at, finding in enumerate(findings.values()):
         if finding.value is None:
             continue
@@ -134,5 +202,5 @@ def bars(axes: plt.Axes, findings: Mapping[str, Finding], up: str) -> None:
             reach = [[max(0.0, finding.value - finding.low)], [max(0.0, finding.high - finding.value)]]
             axes.errorbar([at], [finding.value], reach, color="black", capsize=2, linewidth=1)
     axes.axhline(0, color=GRAY, linewidth=0.8)
-    name_groups(axes, list(findings))
-    axes.set_ylabel(up, fontsize=SIZE)
+    label_groups(axes, list(findings))
+    axes.set_ylabel(y_label, fontsize=FONT_SIZE)

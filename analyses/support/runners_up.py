@@ -1,4 +1,4 @@
-"""The features of a layer ranked by what they answer to each drawn feature's image, for `analyses.coactivation`."""
+"""Rank the features of a layer by their responses to each drawn feature's image, for `analyses.coactivation`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,27 @@ COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"
 
 
 @dataclass(frozen=True)
-class Runner:
-    """The highest other feature of one maximised feature; every array is by seed.
+class RunnerUp:
+    """The runner-up of one maximised feature: the highest other feature.
 
-    `own` is the runner-up's response to its own image, `elsewhere` its mean response to other features' images and
-    `rank` its mean rank among all features there (1: the highest).
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    target : int
+        Channel that is maximised.
+    channel : int
+        Channel of the runner-up.
+    activation, null : numpy.ndarray
+        Its activation on the target's image and on the null image, by seed.
+    reached : numpy.ndarray
+        Activation of the target on its own image, by seed.
+    own : numpy.ndarray
+        Response of the runner-up to its own image, by seed.
+    elsewhere : numpy.ndarray
+        Its mean response to other features' images, by seed.
+    rank : float
+        Its mean rank among all features on those images; 1 is the highest.
     """
 
     layer: str
@@ -36,65 +52,128 @@ class Runner:
 
     @property
     def share(self) -> float:
-        """Its activation over the target's, mean over seeds; NaN where the target's is not above zero."""
-        return quotient(self.activation, self.reached)
+        """Its activation divided by the target's; NaN where that is not positive."""
+        return mean_ratio(self.activation, self.reached)
 
     @property
     def before(self) -> float:
-        """What it has on the null image, over the target's activation."""
-        return quotient(self.null, self.reached)
+        """Its activation on the null image divided by the target's activation."""
+        return mean_ratio(self.null, self.reached)
 
     @property
     def coactivation(self) -> float:
-        """The share of its own best, above the null image, that it gives to the target's image."""
-        return quotient(self.activation - self.null, self.own - self.null)
+        """Its activation as a share of its own best, both above the null image."""
+        return mean_ratio(self.activation - self.null, self.own - self.null)
 
     @property
     def floor(self) -> float:
-        """The same on other features' images."""
-        return quotient(self.elsewhere - self.null, self.own - self.null)
+        """The same share on other features' images."""
+        return mean_ratio(self.elsewhere - self.null, self.own - self.null)
 
 
-def quotient(over: np.ndarray, under: np.ndarray) -> float:
-    """Return the mean over seeds of a quotient; NaN where a denominator is not above zero."""
-    good = np.isfinite(over) & np.isfinite(under) & (under > 1e-9)
-    return float(np.mean(over[good] / under[good])) if good.all() and len(good) else float("nan")
+def mean_ratio(over: np.ndarray, under: np.ndarray) -> float:
+    """Compute the mean over seeds of a ratio.
+
+    Parameters
+    ----------
+    over, under : numpy.ndarray
+        Numerators and denominators, by seed.
+
+    Returns
+    -------
+    float
+        The mean; NaN where a value is not finite or a denominator is not positive.
+    """
+    defined = np.isfinite(over) & np.isfinite(under) & (under > 1e-9)
+    return float(np.mean(over[defined] / under[defined])) if defined.all() and len(defined) else float("nan")
 
 
-def judged(drawn: xr.Dataset) -> HeldOutRunnersUp:
-    """Return the drawn features' runners-up, chosen on the first seed and judged on the others."""
-    rose = [channels(drawn).index(c) for c in risen(drawn)]
-    return evaluate_held_out(drawn["A"].values[:, rose], np.array(risen(drawn), dtype=int))
+def evaluate_runners_up(data: xr.Dataset) -> HeldOutRunnersUp:
+    """Choose runners-up on the first seed and evaluate them on the others.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Result of `featmap.maximise` with recorded responses of the layer.
+
+    Returns
+    -------
+    HeldOutRunnersUp
+        One runner-up for each channel whose descents rose from every seed.
+    """
+    rows = [image_channels(data).index(c) for c in risen_channels(data)]
+    return evaluate_held_out(data["A"].values[:, rows], np.array(risen_channels(data), dtype=int))
 
 
-def judged_rows(layer: str, drawn: xr.Dataset, one: HeldOutRunnersUp) -> list[tuple[Any, ...]]:
-    """Return rows (see `COLUMNS`) of what the runners-up chosen on the first seed do on the others."""
+def held_out_rows(layer: str, data: xr.Dataset, one: HeldOutRunnersUp) -> list[tuple[Any, ...]]:
+    """Arrange the evaluation of the runners-up as rows.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    data : xarray.Dataset
+        Result of `featmap.maximise`.
+    one : HeldOutRunnersUp
+        Evaluation of its runners-up.
+
+    Returns
+    -------
+    list of tuple
+        Rows with the columns `COLUMNS`.
+    """
     if not np.isfinite(one.p):
         return []
     quantities = {"of target": one.share, "gap": one.gap, "percentile": one.percentile}
     return [
-        (f"other seeds: {what}", layer, target, "mean", drawn.sizes["step"], int(channel), None, value)
+        (f"other seeds: {what}", layer, target, "mean", data.sizes["step"], int(channel), None, value)
         for what, values in quantities.items()
-        for target, channel, value in zip(risen(drawn), one.channel, values, strict=True)
+        for target, channel, value in zip(risen_channels(data), one.channel, values, strict=True)
     ]
 
 
-def known_best(drawn: xr.Dataset, own: Mapping[int, np.ndarray]) -> dict[int, float]:
-    """Return the response to its own image, mean over seeds, of every feature whose image was made."""
-    A = drawn["A"].values
-    at = {c: float(A[:, channels(drawn).index(c), c].mean()) for c in risen(drawn)}
+def best_responses(data: xr.Dataset, own: Mapping[int, np.ndarray]) -> dict[int, float]:
+    """Look up the response of every feature to its own image, averaged over seeds.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Result of `featmap.maximise` for the drawn features.
+    own : mapping of int to numpy.ndarray
+        Responses of further features to their own images, by seed.
+
+    Returns
+    -------
+    dict of int to float
+        Responses by channel.
+    """
+    A = data["A"].values
+    at = {c: float(A[:, image_channels(data).index(c), c].mean()) for c in risen_channels(data)}
     return at | {c: float(v.mean()) for c, v in own.items() if np.isfinite(v).all()}
 
 
-def ranking_rows(layer: str, drawn: xr.Dataset, best: Mapping[int, float]) -> list[tuple[Any, ...]]:
-    """Return rows (see `COLUMNS`) of the `TOP` highest others on every drawn feature's image, means over seeds.
+def ranking_rows(layer: str, data: xr.Dataset, best: Mapping[int, float]) -> list[tuple[Any, ...]]:
+    """Arrange the highest other features on every drawn feature's image as rows.
 
-    A share of its own best, above the null image, is there where the study made the image of that feature.
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    data : xarray.Dataset
+        Result of `featmap.maximise`.
+    best : mapping of int to float
+        Best response of each feature, as `best_responses` returns them.
+
+    Returns
+    -------
+    list of tuple
+        Rows with the columns `COLUMNS`: the `TOP` highest, means over seeds; the share of its own best for features
+        whose own image was made.
     """
-    null, rows = drawn["null"].values.mean(0), []
-    for target in risen(drawn):
-        profile = drawn["A"].values[:, channels(drawn).index(target)].mean(0)
-        for rank, c in enumerate(ranked(profile, target)[:TOP], 1):
+    null, rows = data["null"].values.mean(0), []
+    for target in risen_channels(data):
+        profile = data["A"].values[:, image_channels(data).index(target)].mean(0)
+        for rank, c in enumerate(rank_others(profile, target)[:TOP], 1):
             reached, own = profile[target], best.get(int(c), np.nan) - null[c]
             quantities = {
                 "activation": profile[c],
@@ -103,25 +182,60 @@ def ranking_rows(layer: str, drawn: xr.Dataset, best: Mapping[int, float]) -> li
                 "of own best": (profile[c] - null[c]) / own if own > 1e-9 else np.nan,
             }
             rows += [
-                (f"ranking: {what}", layer, target, "mean", drawn.sizes["step"], c, rank, value)
+                (f"ranking: {what}", layer, target, "mean", data.sizes["step"], c, rank, value)
                 for what, value in quantities.items()
                 if np.isfinite(value)
             ]
     return rows
 
 
-def channels(data: xr.Dataset) -> list[int]:
-    """Return the channels whose images a dataset holds."""
+def image_channels(data: xr.Dataset) -> list[int]:
+    """List the channels whose images a dataset holds.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Result of `featmap.maximise`.
+
+    Returns
+    -------
+    list of int
+        Channels.
+    """
     return [int(str(name).rpartition(":")[2]) for name in data["image"].values]
 
 
-def risen(data: xr.Dataset) -> list[int]:
-    """Return the channels whose descents rose from every seed."""
-    good = np.isin(data["status"].values, (LIVE, RESCUED)).all(0)
-    return [c for c, rose in zip(channels(data), good, strict=True) if rose]
+def risen_channels(data: xr.Dataset) -> list[int]:
+    """List the channels whose activation rose from every seed.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Result of `featmap.maximise`.
+
+    Returns
+    -------
+    list of int
+        Channels.
+    """
+    rising = np.isin(data["status"].values, (LIVE, RESCUED)).all(0)
+    return [c for c, rose in zip(image_channels(data), rising, strict=True) if rose]
 
 
-def ranked(profile: np.ndarray, target: int) -> np.ndarray:
-    """Return the other channels by their response, the highest first; those that are not finite are left out."""
+def rank_others(profile: np.ndarray, target: int) -> np.ndarray:
+    """Rank the other channels by their response, the highest first.
+
+    Parameters
+    ----------
+    profile : numpy.ndarray
+        Responses of all channels; non-finite ones are left out.
+    target : int
+        Channel to leave out.
+
+    Returns
+    -------
+    numpy.ndarray
+        Channels.
+    """
     order = np.argsort(-np.nan_to_num(profile, nan=-np.inf, posinf=-np.inf, neginf=-np.inf), kind="stable")
     return np.array([c for c in order if c != target and np.isfinite(profile[c])], dtype=int)

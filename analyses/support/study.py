@@ -1,13 +1,13 @@
-"""What every study of an experiment of the article has in common: its claim, its options, what it stores.
+"""The frame of every study of an experiment of the article: claim, options, findings and stored results.
 
-A study is a file with a `STUDY` (claim, layers, what is measured) and a function `measure(context)` that returns an
-`Outcome`: tidy rows, findings with intervals, a verdict, one sentence with a number, figures. `command` makes it a
-command line. Descents go through the library with `context.folder(...)` as their run folder, so that a study that was
-interrupted goes on where it stopped.
+A study is a module with a `STUDY` (claim, layers, what is measured) and a function `measure(context)` that returns an
+`Outcome`: tidy rows, findings with intervals, a verdict, one sentence with a number, and figures. `run_study` runs it
+from the command line. Descents run in the library with `context.folder(...)` as their run folder, so that an
+interrupted study resumes where it stopped.
 
-Stored in `--results` (default: analyses/results), under the study's name, for each network: MODEL.json (findings,
-settings and the SHA-256 of the rows), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m analyses.tables` makes
-analyses/README.md of them.
+Results are stored in `--results` (default: analyses/results), under the study's name, for each network: MODEL.json
+(findings, settings and the SHA-256 of the rows), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m
+analyses.tables` writes analyses/README.md from them.
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ import torch
 import typer
 import xarray as xr
 from matplotlib.figure import Figure
-from scipy import stats
 
 from analyses.support.commands import run
+from analyses.support.findings import Finding
+from analyses.support.settings import library_keywords, resolved_recipe
 from featmap import FeatmapError, Network, image_ops, load, maximise, probe
-from featmap.cli.console import Bars, err, out
+from featmap.cli.console import ProgressBars, err, out
 from featmap.files import digest, hash_file, write_atomically
 from featmap.optimize.parameterization import initial_image
 from featmap.optimize.photographs import read_photograph
 from featmap.plotting import style
 from featmap.rng import generator
-from featmap.runs import device as devices
+from featmap.runs.device import select_device
+from featmap.runs.engine import Execution
 from featmap.stats import interaction
-from tests.helpers.settings import resolve
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-FEATURES, SEEDS, LEVEL, PINK = 16, 3, 0.95, 64
-ANY, POSITIVE, SHARE = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0)
-"""What values a quantity can have: any, a length, a share; no interval reaches beyond."""
+FEATURES, SEEDS = 16, 3
+"""Features of each layer and seeds of the noise, unless a study says otherwise."""
+REFERENCE_IMAGES = 64
+"""Number of 1/f images that responses are standardised with."""
 NETWORKS = ("reference", "googlenet", "inception_v3", "resnet50")
 LATE = {
     "reference": ("inception4a", "inception5a"),
@@ -52,7 +54,7 @@ LATE = {
     "inception_v3": ("Mixed_6b", "Mixed_7a"),
     "resnet50": ("layer3.2", "layer4.2"),
 }
-"""A middle and a late layer of each network that the article looks at."""
+"""A middle and a late layer of each network of the article."""
 
 Verdict = Literal["holds", "holds in part", "does not hold", "not decided"]
 
@@ -63,19 +65,32 @@ class Study:
 
     Parameters
     ----------
-    name : of the study, its file and its folder of results
-    section : the article's section that makes the claim
-    claim : our paraphrase of it
-    measured : what the study measures, in one line
-    layers : the layers it takes of each network; those of networks that are not listed are given by ``--layers``
-    full : what ``--full`` changes, in words
-    takes_image : whether ``--image`` may name a photograph that it starts from
-    seeds : of the noise, where ``--seeds`` does not say; a claim about named units wants five
-    features, full_features : of each layer, where ``--features`` does not say, and with ``--full`` (None: as many)
-    feature : the channel of the last layer that the claim names, where ``--feature`` names no other; None where it
-        names none
-    rule : how the claim is judged, in words; stored with the verdict
-    pair : whether it takes two layers, no more and no fewer
+    name : str
+        Name of the study, its module and its folder of results.
+    section : str
+        Section of the article that makes the claim.
+    claim : str
+        Our paraphrase of the claim.
+    measured : str
+        What the study measures, in one line.
+    full : str
+        What ``--full`` changes, in words.
+    layers : mapping of str to tuple of str, default LATE
+        Layers of each network; other networks need ``--layers``.
+    takes_image : bool, default False
+        Whether ``--image`` may name a photograph to start from.
+    seeds : int, default SEEDS
+        Number of seeds without ``--seeds``; a claim about named units needs five.
+    features : int, default FEATURES
+        Number of features of each layer without ``--features``.
+    full_features : int, default None
+        The same with ``--full``; None: no other number.
+    feature : int, default None
+        Channel of the last layer that the claim names, without ``--feature``; None where it names none.
+    pair : bool, default False
+        Whether the study takes exactly two layers.
+    rule : str, default ""
+        How the claim is judged, in words; stored with the verdict.
     """
 
     name: str
@@ -94,24 +109,23 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One measured figure: its value, an interval (low to high; None where there is none), of how many it is.
-
-    `words` says what it is, so that table and reader need nothing else; `unit` is "" for a pure number.
-    """
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-    count: int
-    words: str
-    unit: str = ""
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What a study found; `conclusion` is one sentence with a number."""
+    """Result of a study.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Observations, one per row.
+    findings : sequence of Finding
+        Findings.
+    verdict : str
+        Whether the claim holds, see `Verdict`.
+    conclusion : str
+        One sentence with a number.
+    figures : mapping of str to Figure or bytes
+        Figures by what follows MODEL in the file's name: "" or "-detail" for a matplotlib figure, "-growth.webp" for
+        bytes.
+    """
 
     rows: pd.DataFrame
     findings: Sequence[Finding]
@@ -123,10 +137,34 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a study works with: the network, its layers, the options, where runs lie, what shows progress.
+    """What a study works with.
 
-    `image` is a photograph's path, of a study that takes one and was given one; in `results` lies what was stored of
-    other networks, for a study that compares them. `feature` is the channel that the claim names, or the one asked for.
+    Parameters
+    ----------
+    study : Study
+        The study.
+    network : Network
+        The network.
+    layers : tuple of str
+        Layers to measure.
+    full : bool
+        Whether the article's own sizes are used.
+    features : int
+        Number of features drawn of each layer.
+    seeds : int
+        Number of seeds of the noise.
+    device : str
+        Device of the descents.
+    runs : Path
+        Folder of the runs.
+    watcher : Bars
+        Display of progress.
+    image : Path, default None
+        Photograph to start from.
+    results : Path, default RESULTS
+        Folder of the results, also those of other networks to compare with.
+    feature : int, default None
+        Channel that the claim names, or the one chosen in its place.
     """
 
     study: Study
@@ -137,50 +175,143 @@ class Context:
     seeds: int
     device: str
     runs: Path
-    watcher: Bars
+    watcher: ProgressBars
     image: Path | None = None
     results: Path = RESULTS
     feature: int | None = None
 
-    def drawn(self, layer: str, count: int | None = None) -> list[int]:
-        """Return channels of a layer drawn at random (always the same), in order: `features`, or all if fewer."""
+    def draw_channels(self, layer: str, count: int | None = None) -> list[int]:
+        """Draw channels of a layer at random, always the same.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+        count : int, default None
+            Number of channels; None: `features`. All where the layer has fewer.
+
+        Returns
+        -------
+        list of int
+            Channels in order.
+        """
         channels = self.network.layer(layer, self.network.input_size).channels
         wanted = min(count or self.features, channels)
         rng = generator("study", self.network.name, layer)
         return sorted(rng.choice(channels, wanted, replace=False).tolist())
 
-    def units(self, layer: str, count: int | None = None) -> list[str]:
-        """Return the drawn features as units, ``layer:channel``."""
-        return [f"{layer}:{c}" for c in self.drawn(layer, count)]
+    def draw_units(self, layer: str, count: int | None = None) -> list[str]:
+        """Draw features of a layer as units.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+        count : int, default None
+            As for `draw_channels`.
+
+        Returns
+        -------
+        list of str
+            Units, ``layer:channel``.
+        """
+        return [f"{layer}:{c}" for c in self.draw_channels(layer, count)]
 
     def folder(self, *parts: Any, **settings: Any) -> Path:
-        """Return the run folder of one piece of the work: named by `parts`, a hash of `settings` and of the weights."""
-        given = {"sha256": self.network.sha256, "parts": parts, "settings": settings, "full": self.full}
+        """Name the run folder of one part of the work.
+
+        Parameters
+        ----------
+        *parts : Any
+            Parts of the name.
+        **settings : Any
+            Settings; a hash of them and of the weights ends the name.
+
+        Returns
+        -------
+        Path
+            The folder.
+        """
+        identity = {"sha256": self.network.sha256, "parts": parts, "settings": settings, "full": self.full}
         name = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(map(str, (self.network.name, *parts))))
-        return self.runs / self.study.name / f"{name[:80]}-{digest(json.loads(json.dumps(given, default=_told)))}"
+        return (
+            self.runs
+            / self.study.name
+            / f"{name[:80]}-{digest(json.loads(json.dumps(identity, default=_identifying_text)))}"
+        )
 
     def maximise(self, units: Sequence[str], *parts: Any, **settings: Any) -> xr.Dataset:
-        """Return `featmap.maximise` of some units, kept in a run folder of its own, to go on from."""
-        folder = self.folder(*parts, units=list(units), **settings)
-        return maximise(units, self.network, device=self.device, out=folder, watcher=self.watcher, **settings)
+        """Maximise units in a run folder of their own, which is resumed.
 
-    def say(self, text: str) -> None:
-        """Tell what is being done."""
+        Parameters
+        ----------
+        units : sequence of str
+            Units.
+        *parts : Any
+            Parts of the folder's name.
+        **settings : Any
+            Settings, as `analyses.support.settings.library_keywords` takes them.
+
+        Returns
+        -------
+        xarray.Dataset
+            Result of `featmap.maximise`.
+        """
+        folder = self.folder(*parts, units=list(units), **settings)
+        keywords = library_keywords(device=self.device, out=folder, watcher=self.watcher, **settings)
+        return maximise(units, self.network, **keywords)
+
+    def log(self, text: str) -> None:
+        """Print what is being done.
+
+        Parameters
+        ----------
+        text : str
+            One line.
+        """
         err().print(f"{self.study.name}: {text}")
 
 
-def beginning(context: Context, settings: Mapping[str, Any], seed: int) -> np.ndarray:
-    """Return the noise of a seed that a descent with these settings starts from, 3 x H x H."""
-    kept = {k: settings[k] for k in ("recipe", "size", "steps") if k in settings}
-    recipe = resolve(context.network, devices.device(context.device), **kept)
+def initial_noise(context: Context, settings: Mapping[str, Any], seed: int) -> np.ndarray:
+    """Compute the noise of a seed from which a descent starts.
+
+    Parameters
+    ----------
+    context : Context
+        The study.
+    settings : mapping of str to Any
+        Settings of the descent; recipe, size and steps matter.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    numpy.ndarray
+        `3 x H x H`.
+    """
+    chosen = {k: settings[k] for k in ("recipe", "size", "steps") if k in settings}
+    recipe = resolved_recipe(context.network, **chosen)
     noise: np.ndarray = initial_image(recipe, seed).numpy()
     return noise
 
 
-def small_size(network: Network, layers: Sequence[str], wanted: int = 64) -> int:
-    """Return a small image size for many steps: `wanted` pixels, or the next of some that all the layers can take.
+def smallest_size(network: Network, layers: Sequence[str], wanted: int = 64) -> int:
+    """Choose a small image size for many steps.
 
-    Never above the network's own input size, which is the last that is tried.
+    Parameters
+    ----------
+    network : Network
+        The network.
+    layers : sequence of str
+        Layers that must fit.
+    wanted : int, default 64
+        Smallest size, in pixels.
+
+    Returns
+    -------
+    int
+        The first of a few sizes from `wanted` that all the layers fit into; at most the network's input size, which is
+        the last resort.
     """
     sizes = [s for s in (wanted, 80, 96, 128, 160) if wanted <= s < network.input_size]
     for size in sizes:
@@ -189,92 +320,58 @@ def small_size(network: Network, layers: Sequence[str], wanted: int = 64) -> int
     return network.input_size
 
 
-def yardstick(context: Context, layers: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of every feature of some layers over 64 images with a 1/f spectrum.
+def reference_statistics(context: Context, layers: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute features' mean and standard deviation over 64 1/f images.
 
-    A feature that does not vary over them has no deviation: NaN (`featmap.stats.interaction.deviations`).
+    Parameters
+    ----------
+    context : Context
+        The study.
+    layers : sequence of str
+        Layers whose features are measured.
+    size : int
+        Size of the images, in pixels.
+
+    Returns
+    -------
+    mean, deviation : numpy.ndarray
+        One value for each feature of all layers; the deviation of a feature that does not vary is NaN, see
+        `featmap.stats.interaction.response_deviations`.
     """
-    images = image_ops.pink_noise(PINK, size)
-    found = [probe(images, layer, context.network, device=context.device).values for layer in layers]
-    return np.concatenate([r.mean(0) for r in found]), np.concatenate(
-        [interaction.response_deviations(r) for r in found]
+    images = image_ops.pink_noise(REFERENCE_IMAGES, size)
+    responses = [probe(images, layer, context.network, execution=Execution(context.device)).values for layer in layers]
+    return np.concatenate([r.mean(0) for r in responses]), np.concatenate(
+        [interaction.response_deviations(r) for r in responses]
     )
 
 
-def _told(value: Any) -> str:
-    """Return what tells a setting that is no plain value from others: of an array the SHA-256 of its bytes."""
+def _identifying_text(value: Any) -> str:
+    """Identify a setting that is not a plain value: an array by the SHA-256 of its bytes."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
     return str(value)
 
 
-def interval(
-    values: Sequence[float] | np.ndarray, level: float = LEVEL, within: tuple[float, float] = ANY
-) -> tuple[float, float, float]:
-    """Return the mean of values and its t-interval, cut at what is possible; with one value the interval is that value.
+def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path]:
+    """Store the outcome of a study.
 
-    Give one value an independent case (a feature, after averaging over seeds), never pairs that share features.
+    Parameters
+    ----------
+    context : Context
+        The study.
+    outcome : Outcome
+        Its outcome.
+    results : Path
+        Folder of the results.
+
+    Returns
+    -------
+    list of Path
+        The record and the table.
     """
-    found = np.asarray(values, dtype=float)
-    found = found[np.isfinite(found)]
-    if not len(found):
-        raise FeatmapError("a study has no defined value to average; give other --layers or more --features")
-    mean = float(found.mean())
-    spread = float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0
-    reach = spread * float(stats.t.ppf((1 + level) / 2, max(1, len(found) - 1)))
-    return mean, max(mean - reach, within[0]), min(mean + reach, within[1])
-
-
-def mean_finding(
-    name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "", within: tuple[float, float] = ANY
-) -> Finding:
-    """Return the mean of independent values with its t-interval as a finding; undefined values are left out."""
-    finite = np.asarray(values, dtype=float)
-    mean, low, high = interval(finite, within=within)
-    return Finding(name, mean, low, high, int(np.isfinite(finite).sum()), words, unit)
-
-
-def plain_finding(
-    name: str, value: float, count: int, words: str, low: float = np.nan, high: float = np.nan, unit: str = ""
-) -> Finding:
-    """Return a figure that comes with its interval, or without one; what is not finite is undefined."""
-    numbers = [float(v) if np.isfinite(v) else None for v in (value, low, high)]
-    return Finding(name, *numbers, count, words, unit)
-
-
-def logs(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return natural logarithms; NaN of what is not above zero."""
-    given = np.asarray(values, dtype=float)
-    return np.log(np.where(given > 0, given, np.nan))
-
-
-def geometric_findings(name: str, values: Sequence[float] | np.ndarray, words: str) -> list[Finding]:
-    """Return the geometric mean of independent positive values, with its interval, if there are any."""
-    given = logs(values)
-    if not np.isfinite(given).any():
-        return []
-    mean, low, high = np.exp(interval(given))
-    return [Finding(name, float(mean), float(low), float(high), int(np.isfinite(given).sum()), words)]
-
-
-def averaged(name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "") -> Finding:
-    """Return `mean_finding`, or that it is undefined where no value is defined."""
-    if np.isfinite(np.asarray(values, dtype=float)).any():
-        return mean_finding(name, values, words, unit)
-    return plain_finding(name, np.nan, 0, words, unit=unit)
-
-
-def share_finding(name: str, hits: int, count: int, words: str) -> Finding:
-    """Return a share with Wilson's interval as a finding."""
-    found = stats.binomtest(hits, count).proportion_ci(LEVEL, "wilson")
-    return Finding(name, hits / count, float(found.low), float(found.high), count, words)
-
-
-def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
-    """Store what a study found; return the files."""
-    where = results / context.study.name
+    folder = results / context.study.name
     name = re.sub(r"[^A-Za-z0-9._-]", "-", context.network.name)
-    held = {
+    record = {
         "study": context.study.name,
         "network": str(context.network),
         "model": context.network.name,
@@ -297,79 +394,126 @@ def save(context: Context, outcome: Outcome, results: Path) -> list[Path]:
         "findings": [asdict(f) for f in outcome.findings],
         "figures": [f"{name}{s}" + (".png" if isinstance(f, Figure) else "") for s, f in outcome.figures.items()],
     }
-    json.dumps(held, allow_nan=False)  # what cannot be told is no reason for half a result
+    json.dumps(record, allow_nan=False)  # raise before any file is written, not after half of them
     frame = outcome.rows
-    table = where / f"{name}.csv"
+    table = folder / f"{name}.csv"
     write_atomically(table, lambda p: frame.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))
-    held["csv_sha256"] = hash_file(table)
-    text = json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False)
+    record["csv_sha256"] = hash_file(table)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     for suffix, figure in outcome.figures.items():
         if isinstance(figure, Figure):
-            style.save(figure, where / f"{name}{suffix}", ("png",), dpi=100)
+            style.save(figure, folder / f"{name}{suffix}", ("png",), dpi=100)
         else:
-            write_atomically(where / f"{name}{suffix}", lambda p, made=figure: p.write_bytes(made))  # type: ignore[misc]
-    record = where / f"{name}.json"
-    write_atomically(record, lambda p: p.write_text(text + "\n", encoding="utf-8"))
-    return [record, table]
+            write_atomically(folder / f"{name}{suffix}", lambda p, data=figure: p.write_bytes(data))  # type: ignore[misc]
+    path = folder / f"{name}.json"
+    write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    return [path, table]
 
 
-def check(
+def check_options(
     study: Study, network: Network, layers: Sequence[str], feature: int | None, device: str, image: Path | None
 ) -> None:
-    """Raise a FeatmapError for what a study could not be put to, before any of the work is done or told of."""
+    """Check a study's options before any work is done.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    network : Network
+        The network.
+    layers : sequence of str
+        Layers to measure.
+    feature : int or None
+        Channel that the claim names.
+    device : str
+        Device of the descents.
+    image : Path or None
+        Photograph to start from.
+
+    Raises
+    ------
+    FeatmapError
+        If an option does not fit the study or the network.
+    """
     if study.pair and len(layers) != 2:
-        raise FeatmapError(f"study {study.name}: it takes two layers, not {len(layers)}; give --layers FIRST,SECOND")
+        raise FeatmapError(f"study {study.name} needs two layers, not {len(layers)}; give --layers FIRST,SECOND")
     channels = [network.layer(layer, network.input_size).channels for layer in layers]
     if feature is not None and not 0 <= feature < channels[-1]:
         raise FeatmapError(
-            f"layer {layers[-1]!r} has {channels[-1]} features, none of them {feature}; "
+            f"layer {layers[-1]!r} has {channels[-1]} features and none numbered {feature}; "
             f"give --feature 0 to {channels[-1] - 1}"
         )
-    devices.device(device)
+    select_device(device)
     if image is not None:
         read_photograph(image, 8)
 
 
-def writable(option: str, folder: Path) -> None:
-    """Make a folder to write into, or raise a FeatmapError that names the option."""
+def make_writable(option: str, folder: Path) -> None:
+    """Create a folder to write into.
+
+    Parameters
+    ----------
+    option : str
+        Name of the option that chooses the folder.
+    folder : Path
+        Folder.
+
+    Raises
+    ------
+    FeatmapError
+        If it cannot be written into; names the option.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise FeatmapError(
-            f"--{option}: {str(folder)!r} is no folder to write into ({error.strerror}); give another --{option}"
+            f"--{option}: cannot write into {str(folder)!r} ({error.strerror}); give another --{option}"
         ) from error
 
 
-def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[..., Outcome]:
-    """Return the function that is a study's command line."""
+def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[..., Outcome]:
+    """Build the command-line function of a study.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    measure : callable
+        Function from the context to the outcome.
+
+    Returns
+    -------
+    callable
+        Function for `analyses.support.commands.run`.
+    """
 
     def main(
         model: Annotated[str, typer.Option(help="reference, googlenet, inception_v3, resnet50 or another.")] = (
             "reference"
         ),
         weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
-        layers: Annotated[str | None, typer.Option(help="Layers in place of its own, joined by commas.")] = None,
+        layers: Annotated[str | None, typer.Option(help="Layers instead of the study's own, joined by commas.")] = None,
         features: Annotated[
-            int | None, typer.Option(help="Of each layer; by default as many as the study says.")
+            int | None, typer.Option(help="Features drawn of each layer; by default the study's own number.")
         ] = None,
         seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = study.seeds,
-        feature: Annotated[int | None, typer.Option(help="Channel in place of the one that the claim names.")] = None,
+        feature: Annotated[int | None, typer.Option(help="Channel instead of the one that the claim names.")] = None,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         image: Annotated[Path | None, typer.Option(help="A photograph, for a study that starts from one.")] = None,
-        runs: Annotated[Path, typer.Option(help="Where the runs lie, to go on from.")] = Path("runs/studies"),
-        results: Annotated[Path, typer.Option(help="Where the table and figures go.")] = RESULTS,
+        runs: Annotated[Path, typer.Option(help="Folder of the runs, which are resumed.")] = Path("runs/studies"),
+        results: Annotated[Path, typer.Option(help="Folder for the table and the figures.")] = RESULTS,
     ) -> Outcome:
         if features is None:
             features = study.full_features if full and study.full_features else study.features
         if features < 1 or seeds < 1:
             raise FeatmapError(f"--features {features}, --seeds {seeds}: give 1 or more of each")
         if image is not None and not study.takes_image:
-            raise FeatmapError(f"study {study.name} starts from noise only; leave --image out")
+            raise FeatmapError(f"study {study.name} starts from noise only; leave out --image")
         if feature is not None and study.feature is None:
-            raise FeatmapError(f"the claim of study {study.name} names no feature; leave --feature out")
+            raise FeatmapError(f"the claim of study {study.name} names no feature; leave out --feature")
         network = load(model, weights)
         chosen = tuple(n.strip() for n in layers.split(",") if n.strip()) if layers else study.layers.get(model, ())
         if not chosen:
@@ -377,14 +521,14 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
                 f"study {study.name}: no layers are known for {model!r}; give --layers, as `featmap layers` prints them"
             )
         named = study.feature if feature is None else feature
-        check(study, network, chosen, named, device, image)
+        check_options(study, network, chosen, named, device, image)
         for option, folder in (("runs", runs), ("results", results)):
-            writable(option, folder / study.name)
-        with Bars() as bars:
+            make_writable(option, folder / study.name)
+        with ProgressBars() as bars:
             context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
             outcome = measure(context)
-        for path in save(context, outcome, results):
-            context.say(str(path))
+        for path in save_outcome(context, outcome, results):
+            context.log(str(path))
         out().print(outcome.conclusion)
         return outcome
 
@@ -392,6 +536,16 @@ def command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[...
     return main
 
 
-def start(study: Study, measure: Callable[[Context], Outcome]) -> None:
-    """Run a study as a command; the last lines of its file are ``if __name__ == "__main__": start(STUDY, measure)``."""
-    run(command(study, measure))
+def run_study(study: Study, measure: Callable[[Context], Outcome]) -> None:
+    """Run a study as a command.
+
+    The last lines of its module are ``if __name__ == "__main__": run_study(STUDY, measure)``.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    measure : callable
+        Function from the context to the outcome.
+    """
+    run(study_command(study, measure))

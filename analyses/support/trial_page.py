@@ -1,4 +1,4 @@
-"""The page of a trial of several layers, made of the stored results alone: see `analyses.trial`."""
+"""The page of the trial of several layers, written from the stored results alone: see `analyses.trial`."""
 
 from __future__ import annotations
 
@@ -16,105 +16,121 @@ from featmap.mapping.flags import RELIABLE
 from featmap.stats import reliability
 from featmap.stats.agreement import CORRECTABLE
 from featmap.stats.reliability import Interval
-from featmap.validation.null import CLUSTERED
+from featmap.validation.null import CLUSTER_DRAWS
 from featmap.validation.null import DRAWS as PERMUTATIONS
-from featmap.validation.verdict import NATURAL, WANTED, WHOLE, span, written
+from featmap.validation.statistics import TARGET_RELIABILITY
+from featmap.validation.verdict import HIGH_AGREEMENT, WHOLE_NUMBERS, format_interval, format_value
 
-MAIN = {
+ROWS = {
     "repeatability": "S of one seed with S of another",
-    "stimuli_reliability": "reliability of S over the choice of stimuli, at least (split halves of the images)",
-    "seeds_needed": f"seeds that a map of r {WANTED} takes",
+    "stimuli_reliability": "reliability of S over the choice of stimuli, lower bound (split halves of the images)",
+    "seeds_needed": f"seeds needed for a map of r {TARGET_RELIABILITY}",
     "feature_reliability": "a feature's reliability (median; 90 % of features)",
-    "unreliable_features": f"features below {RELIABLE}, marked",
-    "ari_of_seeds": "clusters of two seeds, ARI (least and most)",
-    "ari_of_louvain": "clusters of one map with other seeds of Louvain, ARI (least and most)",
-    "clusters": "clusters that the nulls allow",
-    "modularity": "modularity of Louvain's runs",
+    "unreliable_features": f"features below {RELIABLE}, which are marked",
+    "ari_of_seeds": "clusters of two seeds, ARI (range)",
+    "ari_of_louvain": "clusters of one map with other seeds of Louvain, ARI (range)",
+    "clusters": "clusters beyond the null distributions",
+    "modularity": "modularity of the Louvain runs",
     "photographs_pearson": "S with S over photographs, raw",
-    "photographs_spearman": "the same in ranks",
+    "photographs_spearman": "the same by ranks",
     "photographs_reliability": "split-half reliability of S over photographs",
     "photographs_corrected": f"corrected for attenuation (a dash: a reliability below {CORRECTABLE})",
-    "dora_layer_spearman": "DORA's distance, layer-wise, in ranks",
-    "dora_pair_spearman": "DORA's distance, pair-wise, in ranks",
-    "multiple": "response to the image over that to the best photograph (median; 90 % of features)",
-    "below_best_photograph": "share of features with a photograph above their image",
+    "dora_layer_spearman": "DORA's distance, layer-wise, by ranks",
+    "dora_pair_spearman": "DORA's distance, pair-wise, by ranks",
+    "multiple": "response to the image divided by that to the best photograph (median; 90 % of features)",
+    "below_best_photograph": "share of features that respond more to a photograph than to their image",
     "path": "processing path, at the layer itself",
-    "path_worst": "processing path, lowest on the way",
-    "path_passed_over": "layers on the way that were not looked at",
+    "path_worst": "processing path, lowest of the layers before",
+    "path_passed_over": "layers before it that were not measured",
     "incoming_weights": "S with the cosine of incoming weights",
-    "incoming_weights_spearman": "the same in ranks",
+    "incoming_weights_spearman": "the same by ranks",
     "outgoing_weights": "S with the cosine of outgoing weights",
-    "outgoing_weights_spearman": "the same in ranks",
+    "outgoing_weights_spearman": "the same by ranks",
 }
-"""Name of a figure -> its row's name; `path` and `path_worst` are picked from the figures `path:LAYER`."""
-PERMUTED = (
+"""Name and row label of each statistic; `path` and `path_worst` are chosen from the statistics `path:LAYER`."""
+PERMUTED_ROWS = (
     *("clusters", "modularity", "photographs_pearson", "photographs_spearman"),
     *("incoming_weights", "incoming_weights_spearman", "outgoing_weights", "outgoing_weights_spearman"),
 )
-HEADS = {"may": "May be concluded", "may_not": "May not", "mend": "What would mend it"}
+HEADINGS = {"may": "You may", "may_not": "You may not", "mend": "Remedy"}
 
 
-def page(results: Path) -> str:
-    """Return the page of the results in a folder.
+def build_page(results: Path) -> str:
+    """Write the page from the results in a folder.
+
+    Parameters
+    ----------
+    results : Path
+        Folder with the stored results.
+
+    Returns
+    -------
+    str
+        The page, in Markdown.
 
     Raises
     ------
     FeatmapError
-        if there are none.
+        If there are no results.
     """
     try:
         about = json.loads((results / "trial.json").read_text(encoding="utf-8"))
-        figures, explained = (pd.read_csv(results / f"{name}.csv") for name in ("figures", "shortfall"))
+        statistics, explained = (pd.read_csv(results / f"{name}.csv") for name in ("figures", "shortfall"))
     except OSError as error:
         raise FeatmapError(
-            f"{str(results)!r} holds no results of a trial; give --images PHOTOGRAPHS to make some"
+            f"{str(results)!r} holds no results of a trial; give --images PHOTOGRAPHS to compute them"
         ) from error
     layers = list(about["layers"])
-    lines = ["# Is the map true?", "", _intro(about), "", *_verdicts(about), "## The main figures", ""]
-    lines += ["Brackets: 95 %, bootstrap over features, unless the row says otherwise.", ""]
-    lines += [*_table(figures[figures["network"] == "trained"], layers, MAIN), ""]
-    if (figures["network"] == "random weights").any():
+    lines = ["# Is the map valid?", "", _intro(about), "", *_verdicts(about), "## Main statistics", ""]
+    lines += ["Brackets: 95 % intervals, bootstrap over features, unless the row says otherwise.", ""]
+    lines += [*_table(statistics[statistics["network"] == "trained"], layers, ROWS), ""]
+    if (statistics["network"] == "random weights").any():
         null = about["null_seeds"]
-        lines += [f"The same network with random weights, one draw of them, {null} seed(s) of noise to begin from:", ""]
-        lines += [*_table(figures[figures["network"] == "random weights"], layers, MAIN), ""]
-    permuted = figures[figures["network"] == "columns permuted"]
+        lines += [f"The same network with random weights, one draw of the weights, {null} seed(s) of noise:", ""]
+        lines += [*_table(statistics[statistics["network"] == "random weights"], layers, ROWS), ""]
+    permuted = statistics[statistics["network"] == "columns permuted"]
     lines += [
-        f"A permuted within its columns (mean and 95 % of {PERMUTATIONS} draws; of clusters and modularity median, "
-        f"least and most of {CLUSTERED}, of which the nulls let one in twenty pass):",
+        f"A with its columns permuted (mean and 95 % of {PERMUTATIONS} draws; of clusters and modularity the median "
+        f"and range of {CLUSTER_DRAWS} draws, of which one in twenty passes the null test):",
         "",
     ]
-    lines += [*_table(permuted, layers, {k: MAIN[k] for k in PERMUTED}), ""]
-    lines += [f"## Repeatability: what falls short of {WANTED}", "", *_repeats(about, figures), ""]
-    lines += [f"## Photographs: what falls short of {NATURAL} raw, and why", "", *_reasons(explained, layers), ""]
-    lines += [*_table(explained, layers, photograph_gap.FIGURES), ""]
+    lines += [*_table(permuted, layers, {k: ROWS[k] for k in PERMUTED_ROWS}), ""]
+    lines += [f"## Repeatability: layers below {TARGET_RELIABILITY}", "", *_repeatability(about, statistics), ""]
     lines += [
-        "P is S over all photographs, S that of the map; brackets: 95 %, bootstrap over features. What rests on random "
-        f"halves is the mean over {photograph_gap.SPLITS} of them.",
+        f"## Photographs: layers below {HIGH_AGREEMENT} raw, and why",
+        "",
+        *_reasons(explained, layers),
         "",
     ]
-    lines += ["## How it was made", "", *_made(about), ""]
+    lines += [*_table(explained, layers, photograph_gap.STATISTICS), ""]
+    lines += [
+        "P is S over all photographs, S that of the map; brackets: 95 % intervals, bootstrap over features. Statistics "
+        f"of random halves are means over {photograph_gap.SPLITS} of them.",
+        "",
+    ]
+    lines += ["## How this was computed", "", *_provenance(about), ""]
     return escape("\n".join(lines), quote=False)
 
 
 def _intro(about: dict[str, Any]) -> str:
     shares = ", ".join(f"{la} {some} of {every}" for la, (some, every) in about["layers"].items())
     return (
-        f"`featmap validate` of one map of {len(about['layers'])} layers, and what its figures come to, made with "
-        f"{about['network']}. Features, each layer's own images being its stimuli: {shares}."
+        f"`featmap validate` of one map of {len(about['layers'])} layers, and what its statistics allow to conclude; "
+        f"{about['network']}. Features measured, whose own images are the layer's stimuli: {shares}."
     )
 
 
 def _verdicts(about: dict[str, Any]) -> list[str]:
-    lines = ["## The verdicts", ""]
-    for layer, held in about["verdicts"].items():
+    lines = ["## Verdicts", ""]
+    for layer, verdict in about["verdicts"].items():
         lines += [f"**{layer}**", ""]
-        lines += [f"- {head}: {text}." for key, head in HEADS.items() for text in held[key]]
+        lines += [f"- {head}: {text}." for key, head in HEADINGS.items() for text in verdict[key]]
         lines += [""]
     return lines
 
 
-def _picked(part: pd.DataFrame, layer: str, name: str) -> pd.Series | None:
-    """Return the row of one figure of one layer, None where there is none."""
+def _row_of(part: pd.DataFrame, layer: str, name: str) -> pd.Series | None:
+    """Find the row of one statistic of one layer; None where there is none."""
     rows = part[part["layer"] == layer]
     if name == "path_worst":
         path = rows[rows["name"].str.startswith("path:") & rows["value"].notna()]
@@ -126,29 +142,29 @@ def _picked(part: pd.DataFrame, layer: str, name: str) -> pd.Series | None:
 def _cell(row: pd.Series | None, name: str) -> str:
     if row is None or pd.isna(row["value"]):
         return "–"
-    whole = name in WHOLE
-    text = written(float(row["value"]), whole)
+    whole = name in WHOLE_NUMBERS
+    text = format_value(float(row["value"]), whole)
     if pd.notna(row["low"]):
-        text += span(float(row["low"]), float(row["high"]), whole=whole)
+        text += format_interval(float(row["low"]), float(row["high"]), whole=whole)
     return text + (f" at {row['name'][5:]}" if name == "path_worst" else "")
 
 
 def _table(part: pd.DataFrame, layers: Sequence[str], names: dict[str, str]) -> list[str]:
-    """Return a table of figures by layers; figures that no layer has are left out."""
+    """Write a table of statistics by layers, without the statistics that no layer has."""
     lines = ["| | " + " | ".join(layers) + " |", "|---|" + "---|" * len(layers)]
     for name, words in names.items():
-        cells = [_cell(_picked(part, layer, name), name) for layer in layers]
+        cells = [_cell(_row_of(part, layer, name), name) for layer in layers]
         if set(cells) != {"–"}:
             lines.append(f"| {words} | " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return lines
 
 
-def _repeats(about: dict[str, Any], figures: pd.DataFrame) -> list[str]:
-    """Return which layers and features repeat too little, and what mends it."""
-    trained, lines = figures[figures["network"] == "trained"], []
-    for layer, held in about["verdicts"].items():
-        row, needed = (_picked(trained, layer, name) for name in ("repeatability", "seeds_needed"))
-        bad = held["unreliable"]
+def _repeatability(about: dict[str, Any], statistics: pd.DataFrame) -> list[str]:
+    """Describe the layers and features that repeat too little, and the remedy."""
+    trained, lines = statistics[statistics["network"] == "trained"], []
+    for layer, verdict in about["verdicts"].items():
+        row, needed = (_row_of(trained, layer, name) for name in ("repeatability", "seeds_needed"))
+        bad = verdict["unreliable"]
         marked = ""
         if bad:
             some = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
@@ -156,56 +172,58 @@ def _repeats(about: dict[str, Any], figures: pd.DataFrame) -> list[str]:
         r = None if row is None or pd.isna(row["value"]) else float(row["value"])
         if r is None:
             lines.append(f"- {layer}: undefined (too few live features).{marked}")
-        elif r < WANTED:
+        elif r < TARGET_RELIABILITY:
             k = (
-                reliability.seeds_needed(r, WANTED)
+                reliability.seeds_needed(r, TARGET_RELIABILITY)
                 if needed is None or pd.isna(needed["value"])
                 else int(needed["value"])
             )
-            mend = "no number of seeds would" if k is None else f"the mean of {k} seeds would (Spearman-Brown)"
-            lines.append(f"- {layer}: {written(r)} between single seeds; to reach {WANTED}, {mend}.{marked}")
+            remedy = "no number of seeds suffices" if k is None else f"take the mean of {k} seeds (Spearman-Brown)"
+            lines.append(
+                f"- {layer}: {format_value(r)} between single seeds; to reach {TARGET_RELIABILITY}: {remedy}.{marked}"
+            )
         elif marked:
-            lines.append(f"- {layer}: {written(r)}.{marked}")
+            lines.append(f"- {layer}: {format_value(r)}.{marked}")
     if not lines:
         some, every = (sum(counts[k] for counts in about["layers"].values()) for k in (0, 1))
         lines.append(
-            f"None of the {some:,} features that were measured, of {every:,} in these layers, and no layer by them: "
-            f"all layers are at {WANTED} or above, all features at {RELIABLE} or above."
+            f"None: of the {some:,} features measured ({every:,} in these layers), all are at {RELIABLE} or above, and "
+            f"all layers at {TARGET_RELIABILITY} or above."
         )
     longer = about["longer"]
     if longer:
+        value, low, high, before = (format_value(longer[k]) for k in ("value", "low", "high", "before"))
         lines += [
             "",
-            f"Longer descents: {longer['layer']} with {longer['steps']} steps in place of {about['steps']} repeats "
-            f"with {written(longer['value'])} [{written(longer['low'])}, {written(longer['high'])}] in place of "
-            f"{written(longer['before'])}.",
+            f"Longer descents: {longer['layer']} with {longer['steps']} instead of {about['steps']} steps repeats "
+            f"with {value} [{low}, {high}] instead of {before}.",
         ]
     return lines
 
 
 def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
-    """Return for each layer that falls short what its explanations say, in sentences."""
+    """Describe the explanations of each layer that falls short."""
     lines = []
     for layer in layers:
         rows = explained[(explained["layer"] == layer) & explained["value"].notna()]
         ends = zip(rows["value"], rows["low"], rows["high"], strict=True)
-        known = {str(n): Interval(*map(float, e)) for n, e in zip(rows["name"], ends, strict=True)}
-        said = photograph_gap.reason(known.get, NATURAL)
-        lines += [f"- {layer}: {'; '.join(said)}."] if said else []
-    return lines or [f"No layer: all are at {NATURAL} or above."]
+        statistics = {str(n): Interval(*map(float, e)) for n, e in zip(rows["name"], ends, strict=True)}
+        sentences = photograph_gap.gap_sentences(statistics.get, HIGH_AGREEMENT)
+        lines += [f"- {layer}: {'; '.join(sentences)}."] if sentences else []
+    return lines or [f"None: all layers are at {HIGH_AGREEMENT} or above."]
 
 
-def _made(about: dict[str, Any]) -> list[str]:
+def _provenance(about: dict[str, Any]) -> list[str]:
     again = "python -m analyses.trial --images PHOTOGRAPHS" + (" --full" if about["full"] else "")
     null = f"; random weights: one draw, {about['null_seeds']} seed(s)" if not about["without_random"] else ""
     return [
-        f"- `{again}`; the numbers lie in [analyses/results/trial](results/trial), and without `--images` "
-        "this page is made of them anew.",
-        f"- {about['seeds']} seeds, the map that of the first{null}; recipe {about['recipe']}, "
+        f"- `{again}`; the numbers are in [analyses/results/trial](results/trial), and without `--images` "
+        "this page is written from them again.",
+        f"- {about['seeds']} seeds, the map is that of the first{null}; recipe {about['recipe']}, "
         f"{about['steps']} steps, {about['size']} pixels, device {about['device']}; "
-        f"{about['photographs']:,} photographs, brought to that size.",
-        "- Intervals of correlations: bootstrap over features, pairs of a feature with its own copy dropped. "
-        "Path: 0 as to other features' photographs, 1 as to one more of the feature's own.",
-        "- Formulas and sources: the docstrings of featmap/reliability.py, featmap/agreement.py, featmap/trials.py and "
-        "analyses/shortfall.py.",
+        f"{about['photographs']:,} photographs, resized to that size.",
+        "- Intervals of correlations: bootstrap over features, without pairs of a feature and its own copy. "
+        "Path: 0 is the level of other features' photographs, 1 that of another of the feature's own.",
+        "- Formulas and sources: the docstrings of featmap/stats/reliability.py, featmap/stats/agreement.py, "
+        "featmap/validation/statistics.py and analyses/support/photograph_gap.py.",
     ]

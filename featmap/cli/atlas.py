@@ -1,4 +1,4 @@
-"""The command `featmap atlas`: make the pages of a finished run."""
+"""The command `featmap atlas`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from typing import Annotated
 
 import typer
 
-from featmap.cli.options import RunNetworkOptions, watched
+from featmap.cli.options import RunNetworkOptions
 
 
 def atlas(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run: similarity, interact or maximise.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of similarity, interact or maximise.")],
     network: RunNetworkOptions,
     interactions: Annotated[
-        list[Path] | None, typer.Option(help="An interaction run whose reports the page shall hold; may be repeated.")
+        list[Path] | None, typer.Option(help="An interaction run whose reports the page includes; may be repeated.")
     ] = None,
     maps: Annotated[
-        bool, typer.Option("--maps/--no-maps", help="Load the network to see where on its image each feature fires.")
+        bool,
+        typer.Option(
+            "--maps/--no-maps", help="Show where on its image each feature responds, which needs the network."
+        ),
     ] = True,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pages. Default: the run's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pages. Default: the run folder.")] = None,
 ) -> None:
-    """Make the atlas of a finished run: pages to look at, offline, with the numbers behind every picture."""
+    """Write the atlas of a finished run: pages to explore it in."""
     from featmap.cli import console
     from featmap.report import atlas as pages
 
     loaded = network.load()
-    paths = watched(
+    paths = console.run_with_progress(
         lambda watcher: pages.atlas(
             run, interactions=interactions or (), activation_maps=maps, network=loaded, out=out, watcher=watcher
         )

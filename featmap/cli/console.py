@@ -1,28 +1,57 @@
-"""What a person sees while featmap works: progress with the time left, notes, results."""
+"""What the user sees while a command runs: progress with the time left, notes and results."""
 
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-EVERY = 30.0
+if TYPE_CHECKING:
+    from featmap.runs.estimate import Estimate
+    from featmap.runs.job import Job
+
+REPORT_INTERVAL = 30.0
+"""Seconds between two progress lines where there is no terminal to draw bars on."""
 
 
 def out() -> Console:
-    """Return the console for results. Names and paths are text, never markup."""
+    """Create the console for results.
+
+    Names and paths are printed as plain text, never as markup.
+
+    Returns
+    -------
+    rich.console.Console
+        On the standard output.
+    """
     return Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def err() -> Console:
-    """Return the console for progress, notes and errors."""
+    """Create the console for progress, notes and errors.
+
+    Returns
+    -------
+    rich.console.Console
+        On the standard error, plain text as well.
+    """
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-class Bars:
-    """A progress bar with time left and activation reached; plain lines where there is no terminal."""
+class ProgressBars:
+    """Watcher that shows progress bars, or plain lines where there is no terminal.
+
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+        Where to show them. None takes `err`.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or err()
@@ -39,9 +68,9 @@ class Bars:
         self.progress = Progress(*columns, console=self.console, disable=not self.live)
         self.tasks: dict[str, TaskID] = {}
         self.total = self.done = self.from_store = 0
-        self.begun = self.said = time.monotonic()
+        self.start_time = self.report_time = time.monotonic()
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> ProgressBars:
         self.progress.start()
         return self
 
@@ -49,31 +78,56 @@ class Bars:
         self.progress.stop()
 
     def begin(self, total: int, done: int) -> None:
-        """Show how many of the descent's steps lie in the store already."""
+        """Start the bar of the descents.
+
+        Parameters
+        ----------
+        total : int
+            Steps of the whole run.
+        done : int
+            Steps that are stored already.
+        """
         self.total, self.done, self.from_store = total, done, done
-        self.begun = self.said = time.monotonic()
+        self.start_time = self.report_time = time.monotonic()
         if done and done < total:
-            self.note(f"going on: {100 * done / total:.0f} % of this run lies in its folder already")
+            self.note(f"resuming: {100 * done / total:.0f} % of this run is stored in its folder")
         self.tasks["descent"] = self.progress.add_task("maximising", total=total or 1, completed=done, detail="")
         if done == total:
             self.progress.update(self.tasks["descent"], completed=total or 1)
 
     def step(self, activation: float, count: int = 1) -> None:
-        """Count one step of a batch, or several."""
+        """Advance the bar of the descents.
+
+        Parameters
+        ----------
+        activation : float
+            Mean activation of the batch.
+        count : int, default 1
+            Number of steps.
+        """
         self.done += count
         detail = f"activation {activation:.3g}"
         self.progress.update(self.tasks["descent"], advance=count, detail=detail)
         now = time.monotonic()
-        if not self.live and now - self.said > EVERY:
-            self.said = now
-            left = (now - self.begun) / (self.done - self.from_store) * (self.total - self.done)
+        if not self.live and now - self.report_time > REPORT_INTERVAL:
+            self.report_time = now
+            # stored steps took no time in this process, so they do not count for the speed
+            left = (now - self.start_time) / (self.done - self.from_store) * (self.total - self.done)
             self.note(f"maximising {100 * self.done / self.total:.0f} %, {detail}, about {left / 60:.1f} minutes left")
 
     def landed(self) -> None:
-        """Nothing to show: the bar has moved already."""
+        """Ignore a stored work unit: its steps have moved the bar already."""
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """Show a later stage as a bar of its own."""
+        """Show a later stage as a bar of its own.
+
+        Parameters
+        ----------
+        name : str
+            Name of the stage.
+        done, total : int
+            Finished parts, and all parts.
+        """
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, detail="")
             if not self.live:
@@ -81,5 +135,71 @@ class Bars:
         self.progress.update(self.tasks[name], completed=done)
 
     def note(self, text: str) -> None:
-        """Print a line above the bars."""
+        """Print a line above the bars.
+
+        Parameters
+        ----------
+        text : str
+            The line.
+        """
         self.console.print(text)
+
+
+def run_with_progress(work: Callable[[Any], Any]) -> Any:
+    """Run a function with progress bars, and print the warnings it raises as notes.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the watcher.
+
+    Returns
+    -------
+    Any
+        The result of `work`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        with ProgressBars() as bars:
+            result = work(bars)
+    for text in dict.fromkeys(str(w.message) for w in caught if w.category.__module__.startswith("featmap")):
+        bars.note(f"note: {text}")
+    return result
+
+
+def print_estimate(estimate: Estimate, work: str, folder: Path) -> None:
+    """Print the time, memory and disk space that a run would take.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The three of them, and the free disk space.
+    work : str
+        Short description of the work.
+    folder : Path
+        Run folder that it would be written to.
+    """
+    minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.1f} minutes"
+    out().print(
+        f"{work}: about {minutes}, {estimate.memory / 1e9:.1f} GB of memory, {estimate.disk / 1e6:,.0f} MB on disk "
+        f"({estimate.free / 1e9:,.1f} GB free); it would go to {folder}"
+    )
+
+
+def print_dry_run(job: Job, folder: Path | None) -> None:
+    """Estimate a job and print the time, memory and disk space that it would take.
+
+    Parameters
+    ----------
+    job : Job
+        The checked job.
+    folder : Path or None
+        Run folder. None is the job's own.
+    """
+    from featmap.runs.estimate import estimate
+
+    work = (
+        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, {job.recipe.size} pixels"
+    )
+    folder = folder or job.default_folder()
+    print_estimate(estimate(job, folder), work, folder)

@@ -1,4 +1,4 @@
-"""Where a command ends: whatever happens in it becomes one line and an exit status."""
+"""Run a command line and turn any exception into a one-line message and an exit status."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import atexit
 import gc
 import io
 import os
+import re
 import sys
 from collections.abc import MutableMapping, Sequence
 from typing import Any, NoReturn
@@ -14,77 +15,122 @@ import typer
 
 from featmap.errors import FeatmapError, IncompleteError
 
-LONGEST = 1000
-INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from here"
+MAX_LENGTH = 1000
+"""Characters of a message; longer ones are cut in the middle."""
+INTERRUPTED = "interrupted; finished work is stored, and the same command resumes it"
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line; errors end in one line and a status.
+    """Run a command line and exit; an error becomes one line and an exit status.
 
-    The status is 2 for bad input, 3 for a run that left work units out, 130 for Ctrl-C, 1 for a fault of ours.
+    The status is 0 for success, 2 for wrong input, 3 for a run that left work units out, 130 for Ctrl-C and 1 for a
+    bug. With ``--debug`` anywhere on the line the exception itself is raised.
+
+    Parameters
+    ----------
+    app : typer.Typer
+        The commands.
+    name : str
+        Name of the program, which begins every message.
+    arguments : sequence of str, optional
+        Words of the command line. None takes those of the process.
     """
     limit_thread_spinning()
-    if arguments is None:  # a process of its own: what lives at its end need not be searched for garbage once more
+    if arguments is None:  # the process ends with the command: exempt its objects from a last garbage collection
         atexit.register(gc.freeze)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [a for a in given if a != "--debug"]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     status: Any = 0
     try:
-        status = typer.main.get_command(app).main(args=given, prog_name=name, standalone_mode=False)
+        status = typer.main.get_command(app).main(args=words, prog_name=name, standalone_mode=False)
     except KeyboardInterrupt:
         _fail(name, INTERRUPTED, 130, debug)
     except IncompleteError as error:
         _fail(name, str(error), 3, debug)
     except FeatmapError as error:
-        _fail(name, str(error), 2, debug)
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever happened ends in one line
+        _fail(name, name_option(str(error), words), 2, debug)
+    except Exception as error:  # noqa: BLE001 - the outermost boundary: no exception may pass it
         message, status = _explain(error, name)
         _fail(name, message, status, debug)
-    if status == 130:  # some versions of typer answer Ctrl-C themselves
+    if status == 130:  # some versions of typer handle Ctrl-C themselves
         print(f"{name}: {INTERRUPTED}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def name_option(message: str, words: Sequence[str]) -> str:
+    """Replace the setting that a message begins with by the option that set it.
+
+    The library knows settings, not options: its message ``size 0: an image has at least 1 pixel`` becomes
+    ``--size 0: an image has at least 1 pixel`` where ``--size`` is on the command line. A setting that came from
+    elsewhere, such as a recipe, keeps its name.
+
+    Parameters
+    ----------
+    message : str
+        Message of a `FeatmapError`.
+    words : sequence of str
+        Words of the command line.
+
+    Returns
+    -------
+    str
+        The message with the option, or the unchanged message.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        setting = option.removeprefix("--").replace("-", " ")
+        if option.startswith("--") and setting and re.match(rf"{re.escape(setting)} ", message):
+            return option + message[len(setting) :]
+    return message
+
+
 def _explain(error: Exception, name: str) -> tuple[str, int]:
-    """Return one line and the exit status for an error that is not one of ours."""
+    """Compose the message and the exit status for an error that is not a `FeatmapError`."""
     if type(error).__name__ == "Abort":
         return INTERRUPTED, 130
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # what typer raises for arguments
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own errors about arguments
         hint = getattr(getattr(error, "ctx", None), "command_path", name)
         return f"{' '.join(error.format_message().split())} (see {hint} --help)", 2
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({text[:120]}); give fewer --rows or a smaller --size", 2
-    if isinstance(error, OSError) and error.errno and error.filename:  # the user's disk, folders and names
-        return f"{str(error.filename)[:160]!r}: {error.strerror}; give another path, or mend this one", 2
+    if isinstance(error, OSError) and error.errno and error.filename:  # a path of the user's
+        return f"{str(error.filename)[:160]!r}: {error.strerror}; give another path, or repair this one", 2
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[:80]!r} holds characters that cannot be written; give another name", 2
+        return f"{error.object[:80]!r} contains characters that cannot be written; give another name", 2
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
 
 
 def _fail(name: str, message: str, status: int, debug: bool) -> None:
+    """Print the message in one line and exit, or raise the current exception again."""
     if debug:
         raise
     line = " ".join(message.split())
-    if len(line) > LONGEST:  # what was given may be as long as a command line allows
-        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    if len(line) > MAX_LENGTH:  # it may quote a value as long as a command line allows
+        line = f"{line[: MAX_LENGTH // 2]} [...] {line[-MAX_LENGTH // 2 :]}"
     print(f"{name}: {line}", file=sys.stderr)
     sys.exit(status)
 
 
 SPIN_COUNT = "10000"
+"""Iterations that a waiting thread spins for before it sleeps: some microseconds."""
 
 
 def limit_thread_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let threads spin for some microseconds and then sleep; a setting of the user's own comes first.
+    """Let waiting OpenMP threads spin for some microseconds only, then sleep.
 
-    By default they spin for milliseconds: where anything else runs, that makes a descent two to four times slower.
-    Sleeping at once costs a call of the system at each of a step's several hundred meetings. Other OpenMP libraries
-    than GNU's know no number, and sleep.
+    By default they spin for milliseconds: where anything else runs on the machine, this makes a descent two to four
+    times slower. Sleeping at once instead costs a system call at each of a step's several hundred synchronisations.
+    A setting of the user's own is kept. OpenMP libraries other than GNU's take no count; they are set to sleep.
+
+    Parameters
+    ----------
+    environment : mutable mapping, default os.environ
+        Environment variables, which torch reads when it is loaded.
     """
     if "OMP_WAIT_POLICY" in environment or "GOMP_SPINCOUNT" in environment:
         return

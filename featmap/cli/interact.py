@@ -1,4 +1,4 @@
-"""The command `featmap interact`: one group of units, every pair of two layers' features, or a screening."""
+"""The command `featmap interact`: one group of units, all pairs of two layers' features, or a screening."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from featmap.cli.options import (
     LinearRecipeOptions,
     NetworkOptions,
     parse_layers,
-    print_estimate,
-    seed_values,
-    watched,
+    parse_seeds,
 )
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:
     from featmap.interaction.job import JointJob
-    from featmap.interaction.run import Side
+    from featmap.interaction.run import LayerChannels
     from featmap.interaction.screening import ScreeningJob
     from featmap.network.model import Network
     from featmap.optimize.recipe import Recipe
@@ -34,32 +32,47 @@ class PairOptions:
 
     Parameters
     ----------
-    layers, features
-        Two layers and their channels.
-    screen, top, checks
-        Whether pairs are screened, and how many are descended exactly.
-    balance, probe_layers
-        See `featmap.interact`.
+    layers : tuple of str or None, default None
+        Two layers.
+    features : tuple of str or None, default None
+        Channels of each layer.
+    screen : bool, default False
+        Predict the nonlinear pairs instead of measuring all.
+    top : int, default 50
+        Predicted pairs that a screening measures.
+    checks : int, default 200
+        Random pairs that a screening measures.
+    balance : str, default "solo"
+        Weights of the units in the joint objective.
+    probe_layers : str or None, default None
+        Layers whose responses are compared, joined by commas.
     """
 
-    layers: Annotated[tuple[str, str] | None, typer.Option(help="Instead of units: two layers, with --features.")] = (
-        None
-    )
-    features: Annotated[tuple[str, str] | None, typer.Option(help="Channels of each layer, such as 0-15 0-15.")] = None
+    layers: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Instead of units: two layers, such as inception4a inception4b, with --features."),
+    ] = None
+    features: Annotated[
+        tuple[str, str] | None, typer.Option(help="With --layers: the channels of each, such as 0-15 0-15.")
+    ] = None
     screen: Annotated[
-        bool, typer.Option("--screen", help="Predict which of all pairs are most nonlinear, descend the top ones.")
+        bool,
+        typer.Option(
+            "--screen", help="With --layers: predict the most nonlinear of all pairs, and measure only the top ones."
+        ),
     ] = False
-    top: Annotated[int, typer.Option(help="With --screen: how many pairs are descended exactly.")] = 50
-    checks: Annotated[int, typer.Option(help="With --screen: pairs drawn at random that judge the predictors.")] = 200
-    balance: Annotated[str, typer.Option(help="solo: each unit divided by its solo maximum; none: the plain sum.")] = (
-        "solo"
-    )
+    top: Annotated[int, typer.Option(help="With --screen: number of top pairs to measure.")] = 50
+    checks: Annotated[int, typer.Option(help="With --screen: number of random pairs to judge the prediction by.")] = 200
+    balance: Annotated[
+        str, typer.Option(help="Weights of the units: solo (each divided by its solo maximum) or none (the plain sum).")
+    ] = "solo"
     probe_layers: Annotated[
-        str | None, typer.Option(help="Layers whose responses are compared. Default: the units' own.")
+        str | None,
+        typer.Option(help="Layers whose responses are compared, joined by commas. Default: those of the units."),
     ] = None
 
     def check(self, units: list[str] | None) -> None:
-        """Refuse options that contradict each other.
+        """Check that the options go together.
 
         Parameters
         ----------
@@ -69,7 +82,7 @@ class PairOptions:
         Raises
         ------
         FeatmapError
-            That names the options.
+            If they do not.
         """
         if bool(units) == bool(self.layers):
             raise FeatmapError("give either units (inception4a:17 inception4b:201) or two --layers with --features")
@@ -80,23 +93,23 @@ class PairOptions:
         if units and self.features:
             raise FeatmapError("--features goes with --layers; name single units as inception4a:17 inception4b:201")
 
-    def sides(self) -> list[Side]:
-        """Return the two layers with their channels.
+    def parse_sides(self) -> list[LayerChannels]:
+        """Combine the two layers with their channels.
 
         Returns
         -------
         list of (str, str)
-            Layer and channels; all channels where none are named.
+            Layer and channels; "all" where no channels are named.
         """
         return list(zip(self.layers or (), self.features or ("all", "all"), strict=True))
 
-    def probed(self) -> list[str]:
-        """Return the layers whose responses are compared.
+    def parse_probe_layers(self) -> list[str]:
+        """Parse the layers whose responses are compared.
 
         Returns
         -------
         list of str
-            Empty for the default.
+            The names; empty for the default.
         """
         return parse_layers(self.probe_layers, "--probe-layers") if self.probe_layers is not None else []
 
@@ -106,14 +119,22 @@ def interact(
     pair: PairOptions,
     recipe: LinearRecipeOptions,
     execution: ExecutionOptions,
-    units: Annotated[list[str] | None, typer.Argument(help="Two units or more, such as inception4a:17.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise. Default: the recipe's.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds. Default: 5 for a group, 3 for layers.")] = None,
+    units: Annotated[
+        list[str] | None, typer.Argument(help="Two units or more, such as inception4a:17 inception4b:201.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise that descents start from.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds. Default: 5 for a group of units, 3 for pairs of layers.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Maximise units together and measure how far that is from the sum of its parts."""
+    """Measure how far two units together are from their sum.
+
+    Maximises each unit alone and all together from the same noise, and compares the responses of the probed layers
+    to these images.
+    """
     pair.check(units)
-    settings = execution.execution()
+    settings = execution.build()
     loaded = network.load()
     chosen = recipe.resolve(loaded, settings.device)
     if pair.screen:
@@ -129,18 +150,18 @@ def _screening_job(
     seeds: tuple[int | None, int | None],
     settings: Execution,
 ) -> ScreeningJob:
-    """Return the job of a screening; its solo runs have two seeds before those of the exact runs."""
+    """Build the job of a screening; its solo descents take two seeds more than those of the pairs."""
     from featmap.interaction import screening
 
     first, count = seeds[0], screening.SEEDS if seeds[1] is None else seeds[1]
     return screening.screening_job(
-        pair.sides(),
+        pair.parse_sides(),
         network,
         recipe,
         budget=screening.Budget(pair.top, pair.checks),
         balance=pair.balance,
-        probe_layers=pair.probed(),
-        seeds=count if first is None else seed_values(first, screening.SOLO_SEEDS + count),
+        probe_layers=pair.parse_probe_layers(),
+        seeds=parse_seeds(first, count if first is None else screening.SOLO_SEEDS + count),
         device=settings.torch_device(),
     )
 
@@ -153,18 +174,18 @@ def _joint_job(
     seeds: tuple[int | None, int | None],
     settings: Execution,
 ) -> JointJob:
-    """Return the job of a group of units, or of every pair of two layers' features."""
+    """Build the job of a group of units, or of all pairs of two layers' features."""
     from featmap.interaction import run as joint
 
     first, count = seeds
     if pair.layers:
         return joint.pairs_job(
-            joint.pairs_of(pair.sides(), network, recipe.size),
+            joint.pairs_of(pair.parse_sides(), network, recipe.size),
             network,
             recipe,
             balance=pair.balance,
-            probe_layers=pair.probed(),
-            seeds=seed_values(first, joint.SEEDS_OF_PAIRS if count is None else count),
+            probe_layers=pair.parse_probe_layers(),
+            seeds=parse_seeds(first, joint.SEEDS_OF_PAIRS if count is None else count),
             device=settings.torch_device(),
         )
     return joint.group_job(
@@ -172,8 +193,8 @@ def _joint_job(
         network,
         recipe,
         balance=pair.balance,
-        probe_layers=pair.probed(),
-        seeds=seed_values(first, joint.SEEDS_OF_GROUP if count is None else count),
+        probe_layers=pair.parse_probe_layers(),
+        seeds=parse_seeds(first, joint.SEEDS_OF_GROUP if count is None else count),
         device=settings.torch_device(),
     )
 
@@ -186,11 +207,11 @@ def _screen(job: ScreeningJob, settings: Execution, dry_run: bool) -> None:
 
     if dry_run:
         folder = settings.out or job.default_folder()
-        what = f"{len(job.objectives)} features, {job.checks} + {job.top} pairs, {job.recipe.size} pixels"
-        print_estimate(screening.estimate(job, folder), what, folder)
+        work = f"{len(job.objectives)} features, {job.checks} + {job.top} pairs, {job.recipe.size} pixels"
+        console.print_estimate(screening.estimate_screening(job, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
-    result = watched(lambda watcher: screening.carry_out(job, run, settings.watched_by(watcher)))
+    result = console.run_with_progress(lambda watcher: screening.carry_out(job, run, settings.with_watcher(watcher)))
     for line in result.lines():
         console.out().print(line)
     console.out().print(f"result: {run.folder} (screening.png, predictors.csv, predicted.parquet, check/, top/)")
@@ -205,12 +226,12 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
 
     if dry_run:
         folder, recipe = settings.out or job.default_folder(), job.recipe
-        what = f"{len(job.solos)} solo and {len(job.joints)} joint descents, {recipe.steps} steps, {recipe.size} pixels"
-        print_estimate(estimate_joint(job, folder), what, folder)
+        work = f"{len(job.solos)} solo and {len(job.joints)} joint descents, {recipe.steps} steps, {recipe.size} pixels"
+        console.print_estimate(estimate_joint(job, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
-    result = watched(lambda watcher: joint.carry_out(job, run, settings.watched_by(watcher)))
-    for line in joint.lines(job, result):
+    result = console.run_with_progress(lambda watcher: joint.carry_out(job, run, settings.with_watcher(watcher)))
+    for line in joint.describe(job, result):
         console.out().print(line)
     for note in result.notes:
         console.out().print(f"note: {note}")

@@ -1,4 +1,4 @@
-"""The commands `featmap layers`, `recipes` and `neighbours`: print what networks, recipes and runs hold."""
+"""The commands `featmap layers`, `recipes` and `neighbours`, which print tables of networks, recipes and runs."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from featmap.network.model import Network
 
 LAYER_COLUMNS = ("layer", "kind", "channels", "grid", "receptive field", "branches")
-WIDEST = 100_000
-"""Columns of text that a table may have: it is the terminal that wraps, not the table."""
+TABLE_WIDTH = 100_000
+"""Characters that a line may have: the terminal wraps lines, the table never does."""
 
 
 def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
-    """Return a table as aligned lines of text.
+    """Format a table as aligned lines of text.
 
     Parameters
     ----------
     columns : iterable
         Names of the columns.
     rows : iterable of iterable
-        Cells, as many in each row as there are columns.
+        Cells; as many in each row as there are columns.
 
     Returns
     -------
     list of str
-        The names, then the rows.
+        The line of names, then a line for each row.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column in columns:
@@ -46,24 +46,25 @@ def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> 
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     buffer = io.StringIO()
-    Console(file=buffer, width=WIDEST, color_system=None).print(table)
+    Console(file=buffer, width=TABLE_WIDTH, color_system=None).print(table)
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
 def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...]]:
-    """Return a row for every layer.
+    """Build the table of a network's layers.
 
     Parameters
     ----------
     network : Network
         The network.
     size : int, optional
-        Image size in pixels; None takes the network's own.
+        Side of the images in pixels. None takes the network's own input size.
 
     Returns
     -------
     list of tuple of str
-        In the order of `LAYER_COLUMNS`: the grid is height x width, branches have their widths.
+        A row for each layer, its cells in the order of `LAYER_COLUMNS`; the grid is height x width, and each branch
+        is followed by its number of channels.
 
     Raises
     ------
@@ -90,21 +91,21 @@ def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...
 
 
 def layer_lines(network: Network, size: int | None, match: str) -> Iterator[str]:
-    """Yield the table of layers.
+    """Format the table of layers whose names match a pattern.
 
     Parameters
     ----------
     network : Network
         The network.
     size : int or None
-        Image size in pixels; None takes the network's own.
+        Side of the images in pixels. None takes the network's own input size.
     match : str
         Pattern of the names, such as "inception4*".
 
     Yields
     ------
     str
-        One line.
+        One line of the table.
 
     Raises
     ------
@@ -120,16 +121,16 @@ def layer_lines(network: Network, size: int | None, match: str) -> Iterator[str]
     yield f"layers at {trace.size} x {trace.size} pixels"
     yield from table_lines(LAYER_COLUMNS, chosen)
     if trace.failure:
-        yield f"the network fails behind these at {trace.size} pixels ({trace.failure}); give a larger --size"
+        yield f"after these layers the network fails at {trace.size} pixels ({trace.failure}); give a larger --size"
 
 
 def recipe_lines(name: str | None) -> Iterator[str]:
-    """Yield the settings of one recipe, or of all.
+    """Format the settings of one recipe, or of all.
 
     Parameters
     ----------
     name : str or None
-        Name of a recipe; None for all.
+        Name of a recipe. None takes all.
 
     Yields
     ------
@@ -147,21 +148,21 @@ def recipe_lines(name: str | None) -> Iterator[str]:
                 continue
             yield f"  {setting.name}: {value}"
         for k, octave in enumerate(recipe.octaves, 1):
-            size = "the size asked for" if octave.size is None else octave.size
+            size = "that of the finished image" if octave.size is None else octave.size
             if isinstance(octave.size, float):
-                size = f"{octave.size:g} of the size asked for"
+                size = f"{octave.size:g} of the finished image's"
             yield (
                 f"  octave {k}: size {size}, {octave.steps} steps, step size {octave.rate[0]:g} to {octave.rate[1]:g}, "
                 f"blur sigma {octave.sigma[0]:g} to {octave.sigma[1]:g}"
             )
         for note in recipe.notes:
-            yield f"  our choice: {note}"
+            yield f"  choice of featmap: {note}"
         if recipe.metric == "l1":
             yield "  note: under l1 the distance to C is unsigned, so C has no effect"
 
 
 def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
-    """Yield the features most like one feature, and those most opposed to it.
+    """Format the features most similar to a feature, and those least similar.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
     folder : Path
         Folder of a finished similarity run.
     count : int
-        How many to list.
+        Number of features in each of the two tables.
 
     Yields
     ------
@@ -206,10 +207,12 @@ def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
 
 def layers(
     network: NetworkOptions,
-    match: Annotated[str, typer.Option(help="Only names that match this pattern, such as 'inception4*'.")] = "*",
-    size: Annotated[int | None, typer.Option(help="Image size that the grids are for.")] = None,
+    match: Annotated[
+        str, typer.Option(help="List only layers whose names match this pattern, such as 'inception4*'.")
+    ] = "*",
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels; grids depend on it.")] = None,
 ) -> None:
-    """List every layer that can be asked for: channels and their branches, grid, receptive field."""
+    """List a network's layers: channels, grid, receptive field."""
     from featmap.cli import console
 
     for line in layer_lines(network.load(), size, match):
@@ -217,9 +220,9 @@ def layers(
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe; without it all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a recipe. Default: all recipes.")] = None,
 ) -> None:
-    """Print recipes: all their settings, and what was chosen where the article says nothing."""
+    """Print recipes: the settings by which images are made."""
     from featmap.cli import console
 
     for line in recipe_lines(name):
@@ -228,10 +231,10 @@ def recipes(
 
 def neighbours(
     unit: Annotated[str, typer.Argument(help="A feature, such as inception4a:17.")],
-    run: Annotated[Path, typer.Argument(help="The folder of a finished similarity run.")],
-    count: Annotated[int, typer.Option("--count", "-n", help="How many to list.")] = 10,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished similarity run.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of features to list.")] = 10,
 ) -> None:
-    """List the features most like one feature, and those most opposed to it."""
+    """List the features most and least similar to a feature."""
     from featmap.cli import console
 
     for line in neighbour_lines(unit, run, count):

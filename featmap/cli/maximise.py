@@ -1,4 +1,4 @@
-"""The commands `featmap maximise` and `featmap probe`: make images of units, and record responses to images."""
+"""The commands `featmap maximise` and `featmap probe`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featmap.cli.options import (
+    Device,
     DryRun,
     ExecutionOptions,
     Features,
@@ -18,8 +19,6 @@ from featmap.cli.options import (
     SeedOptions,
     load_network,
     parse_layers,
-    print_dry_run,
-    watched,
 )
 from featmap.errors import FeatmapError
 
@@ -29,22 +28,27 @@ def maximise(
     recipe: RecipeOptions,
     seed: SeedOptions,
     execution: ExecutionOptions,
-    units: Annotated[list[str] | None, typer.Argument(help="Units such as inception4a:17, sums 'a + b'.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Instead of units: a layer, with --features.")] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Argument(help="Units, such as inception4a:17, or sums, such as 'inception4a:17 + inception4b:3'."),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Instead of units: a layer, whose --features are maximised.")
+    ] = None,
     features: Features = "all",
-    frames: Annotated[int, typer.Option(help="Keep every image after each so many steps, too; 0 keeps none.")] = 0,
+    frames: Annotated[int, typer.Option(help="Also keep every image after each FRAMES steps; 0 keeps none.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
-    """Make maximising images: of features, rows, neurons, sets, prefixes, layers, class logits, sums."""
+    """Make maximising images of features, neurons, layers or sums."""
     from featmap.cli import console
     from featmap.network.unit import parse_channels
     from featmap.runs import lifecycle
-    from featmap.runs.maximise import images_line, maximise_job, write_images
+    from featmap.runs.maximise import maximise_job, summarise_images, write_images
     from featmap.runs.worker import Worker
 
     if bool(units) == bool(layer):
         raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
-    settings = execution.execution()
+    settings = execution.build()
     loaded = network.load()
     chosen = recipe.resolve(loaded, settings.device)
     if layer:
@@ -54,36 +58,36 @@ def maximise(
         units or [],
         loaded,
         chosen,
-        seeds=seed.values(),
+        seeds=seed.parse(),
         start=seed.start,
         frames=frames,
         device=settings.torch_device(),
     )
     if dry_run:
-        print_dry_run(job, settings.out)
+        console.print_dry_run(job, settings.out)
         return
     run = lifecycle.open_run(job, settings.out)
 
     def work(watcher: Any) -> None:
-        with run.held():
+        with run.locked():
             if lifecycle.carry_out(job, run, Worker, watcher, settings.engine) or not run.is_complete():
                 write_images(job, run, watcher)
                 lifecycle.complete(job, run)
 
-    watched(work)
-    console.out().print(images_line(run.folder))
+    console.run_with_progress(work)
+    console.out().print(summarise_images(run.folder))
     console.out().print(f"result: {run.folder} (features.png, images.csv, images/, arrays.zarr)")
 
 
 def probe(
     source: Annotated[Path, typer.Argument(help="A run folder, or a folder of photographs.")],
-    layers: Annotated[str, typer.Option(help="Layers whose responses are wanted, joined by commas.")],
+    layers: Annotated[str, typer.Option(help="Layers whose responses are recorded, joined by commas.")],
     network: RunNetworkOptions,
-    size: Annotated[int | None, typer.Option(help="Photographs are brought to this size in pixels.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    size: Annotated[int | None, typer.Option(help="Side in pixels that photographs are resized to.")] = None,
+    device: Device = "auto",
     out: Out = None,
 ) -> None:
-    """Record the responses of any layers to a run's images or to a folder of photographs."""
+    """Record responses of layers to a run's images or photographs."""
     from featmap.cli import console
     from featmap.files import digest
     from featmap.runs import lifecycle
@@ -92,7 +96,7 @@ def probe(
     from featmap.runs.manifest import is_run
 
     if network.model is None and is_run(source):
-        network.load()  # refuses options that need a model
+        network.load()  # refuse options that need --model
         loaded = lifecycle.network_of(source)
         console.out().print(str(loaded))
     else:
@@ -102,7 +106,7 @@ def probe(
     names = parse_layers(layers, "--layers")
     settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}
     folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
-    responses = watched(
+    responses = console.run_with_progress(
         lambda watcher: probing.probe(
             source, names, loaded, size=size, execution=Execution(device, out=folder, watcher=watcher)
         )

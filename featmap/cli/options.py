@@ -1,14 +1,10 @@
-"""Options that several commands share, in groups, and what the library makes of them."""
+"""Groups of options that several commands share, and the library's values made of them."""
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,21 +14,31 @@ if TYPE_CHECKING:
     from featmap.network.model import Network
     from featmap.optimize.recipe import Recipe
     from featmap.runs.engine import Execution
-    from featmap.runs.estimate import Estimate
-    from featmap.runs.job import Job
 
-Mean = Annotated[str | None, typer.Option(help="Input mean of images in [0, 1]: three numbers, joined by commas.")]
-Std = Annotated[str | None, typer.Option(help="Input standard deviation: three numbers, joined by commas.")]
-InputSize = Annotated[int | None, typer.Option(help="The network's own input size in pixels.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Mean that is subtracted from images in [0, 1], for red, green and blue: such as 0.5,0.5,0.5."),
+]
+Std = Annotated[
+    str | None, typer.Option(help="Standard deviation that images are divided by, after the mean: three numbers.")
+]
+InputSize = Annotated[int | None, typer.Option(help="Side of the images that the network was trained on, in pixels.")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="A .safetensors file or state dict, random, random:SEED, or the name of a published set."),
+    typer.Option(
+        help="A .safetensors file, a state dict, the name of a published set of weights, random, or random:SEED."
+    ),
 ]
-Features = Annotated[str, typer.Option(help="Channels such as 0-15,42, or all.")]
+Features = Annotated[str, typer.Option(help="Channels of the layer, such as 0-15,42, or all.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Measure a few steps; print time, memory and disk; do nothing.")
+    bool,
+    typer.Option("--dry-run", help="Time a few steps, print the time, memory and disk space needed, and stop."),
 ]
-Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the settings>.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Run folder; a folder with the same settings is resumed. Default: runs/NAME-OF-THE-SETTINGS."),
+]
 
 
 @dataclass
@@ -41,12 +47,22 @@ class NetworkOptions:
 
     Parameters
     ----------
-    model, weights, mean, std, input_size
-        See `featmap.load`.
+    model : str, default "reference"
+        Name of the network, or an import path.
+    weights : str or None, default None
+        File or name of the weights. None is the network's default.
+    mean, std : str or None, default None
+        Normalisation of the input: three numbers joined by commas each.
+    input_size : int or None, default None
+        Side of the network's own input in pixels.
     """
 
     model: Annotated[
-        str, typer.Option(help="reference, a torchvision classification network, or package.module:factory.")
+        str,
+        typer.Option(
+            help="The network: reference (bundled with featmap), the name of a torchvision classification network, "
+            "or package.module:factory for one of your own."
+        ),
     ] = "reference"
     weights: Weights = None
     mean: Mean = None
@@ -59,22 +75,30 @@ class NetworkOptions:
         Returns
         -------
         Network
-            The network.
+            The loaded network.
         """
         return load_network(self.model, self.weights, self.mean, self.std, self.input_size)
 
 
 @dataclass
 class RunNetworkOptions:
-    """Options that name a network where a run has one of its own.
+    """Options that name a network, for commands that read it from a run.
 
     Parameters
     ----------
-    model, weights, mean, std, input_size
-        See `featmap.load`; without a model the network of the run is used.
+    model : str or None, default None
+        Name of the network, or an import path. None is the network of the run.
+    weights : str or None, default None
+        File or name of the weights. None is the network's default.
+    mean, std : str or None, default None
+        Normalisation of the input: three numbers joined by commas each.
+    input_size : int or None, default None
+        Side of the network's own input in pixels.
     """
 
-    model: Annotated[str | None, typer.Option(help="Default: the network of the run.")] = None
+    model: Annotated[
+        str | None, typer.Option(help="The network, where it cannot be loaded by its name. Default: that of the run.")
+    ] = None
     weights: Weights = None
     mean: Mean = None
     std: Std = None
@@ -91,12 +115,12 @@ class RunNetworkOptions:
         Raises
         ------
         FeatmapError
-            If the other options are given without a model.
+            If another option is used without ``--model``.
         """
-        rest = (self.weights, self.mean, self.std, self.input_size)
+        others = (self.weights, self.mean, self.std, self.input_size)
         if self.model is not None:
-            return load_network(self.model, *rest)
-        if any(v is not None for v in rest):
+            return load_network(self.model, *others)
+        if any(v is not None for v in others):
             raise FeatmapError(
                 "--weights, --mean, --std and --input-size go with --model; without it the run's own network is used"
             )
@@ -105,32 +129,56 @@ class RunNetworkOptions:
 
 @dataclass
 class RecipeOptions:
-    """Options that change a recipe.
+    """Options that choose a recipe and change it.
 
     Parameters
     ----------
-    recipe, size, steps, metric, constant, rows, precision
-        See `featmap.Recipe`.
+    recipe : str or None, default None
+        Name of the recipe. None is the default of the device.
+    size : int or None, default None
+        Side of the finished images in pixels.
+    steps : int or None, default None
+        Steps of all octaves together.
+    metric : str or None, default None
+        Distance of the activation to `constant`.
+    constant : float or None, default None
+        The constant C of the loss.
+    rows : int or None, default None
+        Images in a batch.
+    precision : str or None, default None
+        Arithmetic of the descent.
     """
 
-    recipe: Annotated[str | None, typer.Option("--recipe", help="See `featmap recipes`. Default: by device.")] = None
-    size: Annotated[int | None, typer.Option(help="Size of the finished images in pixels.")] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="How images are made: a name that `featmap recipes` lists. Default: fast on a CPU, standard on a GPU.",
+        ),
+    ] = None
+    size: Annotated[int | None, typer.Option(help="Side of the finished images in pixels.")] = None
     steps: Annotated[int | None, typer.Option(help="Steps of the descent, all octaves together.")] = None
-    metric: Annotated[str | None, typer.Option(help="Distance to C: l1, l2, linf or linf-elementwise.")] = None
-    constant: Annotated[float | None, typer.Option("--C", help="The large constant (no effect under l1).")] = None
-    rows: Annotated[int | None, typer.Option(help="Images descended together; part of the recipe.")] = None
+    metric: Annotated[
+        str | None, typer.Option(help="Distance of the activation to C: l1, l2, linf or linf-elementwise.")
+    ] = None
+    constant: Annotated[
+        float | None, typer.Option("--C", help="The large constant that activations are pulled towards; unused by l1.")
+    ] = None
+    rows: Annotated[
+        int | None, typer.Option(help="Images in a batch; part of the run's identity. On a GPU, try 128.")
+    ] = None
     precision: Annotated[
         str | None,
-        typer.Option(help="Of the descent's arithmetic: float32 or bfloat16. Responses are always float32."),
+        typer.Option(help="Arithmetic of the descent: float32 or bfloat16. Responses are always in float32."),
     ] = None
 
     def resolve(self, network: Network, device: str) -> Recipe:
-        """Return the recipe with the changes asked for; say so where one has no effect.
+        """Build the recipe, and print a note where an option has no effect.
 
         Parameters
         ----------
         network : Network
-            Its input size is taken where no size is named.
+            Its input size is the default size.
         device : str
             Its kind decides the default recipe.
 
@@ -142,7 +190,7 @@ class RecipeOptions:
         from featmap.cli import console
 
         changes = {"metric": self.metric, "C": self.constant, "precision": self.precision}
-        recipe = changed_recipe(network, device, self.recipe, self.size, self.steps, rows=self.rows, **changes)
+        recipe = build_recipe(network, device, self.recipe, self.size, self.steps, rows=self.rows, **changes)
         if self.constant is not None and recipe.metric == "l1":
             console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")
         return recipe
@@ -150,26 +198,36 @@ class RecipeOptions:
 
 @dataclass
 class LinearRecipeOptions:
-    """Options that change the recipe of an interaction.
+    """Options that choose and change the recipe of an interaction.
 
     Parameters
     ----------
-    recipe, size, steps, rows
-        See `featmap.Recipe`.
+    recipe : str, default "interact"
+        Name of the recipe.
+    size : int or None, default None
+        Side of the finished images in pixels.
+    steps : int or None, default None
+        Steps of all octaves together.
+    rows : int or None, default None
+        Images in a batch.
     """
 
-    recipe: Annotated[str, typer.Option(help="See `featmap recipes`; only linear steps carry a claim.")] = "interact"
-    size: Annotated[int | None, typer.Option(help="Size of the finished images in pixels.")] = None
+    recipe: Annotated[
+        str, typer.Option(help="A name that `featmap recipes` lists; claims need linear steps, as interact has them.")
+    ] = "interact"
+    size: Annotated[int | None, typer.Option(help="Side of the finished images in pixels.")] = None
     steps: Annotated[int | None, typer.Option(help="Steps of the descent, all octaves together.")] = None
-    rows: Annotated[int | None, typer.Option(help="Images descended together; part of the recipe.")] = None
+    rows: Annotated[
+        int | None, typer.Option(help="Images in a batch; part of the run's identity. On a GPU, try 128.")
+    ] = None
 
     def resolve(self, network: Network, device: str) -> Recipe:
-        """Return the recipe with the changes asked for.
+        """Build the recipe.
 
         Parameters
         ----------
         network : Network
-            Its input size is taken where no size is named.
+            Its input size is the default size.
         device : str
             Where the descents run.
 
@@ -178,34 +236,36 @@ class LinearRecipeOptions:
         Recipe
             The resolved recipe.
         """
-        return changed_recipe(network, device, self.recipe, self.size, self.steps, rows=self.rows)
+        return build_recipe(network, device, self.recipe, self.size, self.steps, rows=self.rows)
 
 
 @dataclass
 class SeedOptions:
-    """Options that name what descents start from.
+    """Options that say what descents start from.
 
     Parameters
     ----------
-    seed, seeds
-        First seed and number of seeds.
-    start
+    seed : int or None, default None
+        First seed. None is the recipe's own.
+    seeds : int, default 1
+        Number of seeds.
+    start : Path or None, default None
         Photograph to start from.
     """
 
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise. Default: the recipe's.")] = None
-    seeds: Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")] = 1
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise that descents start from.")] = None
+    seeds: Annotated[int, typer.Option(help="Number of seeds, counted up from --seed.")] = 1
     start: Annotated[Path | None, typer.Option(help="A photograph to start from instead of noise.")] = None
 
-    def values(self) -> int | range:
-        """Return the seeds as the library takes them.
+    def parse(self) -> int | range:
+        """Parse the seeds.
 
         Returns
         -------
         int or range
             A number of seeds, or the seeds themselves.
         """
-        return seed_values(self.seed, self.seeds)
+        return parse_seeds(self.seed, self.seeds)
 
 
 @dataclass
@@ -214,31 +274,41 @@ class ExecutionOptions:
 
     Parameters
     ----------
-    device, engine, workers, threads, address
-        See `featmap.Execution` and `featmap.Engine`.
-    out
-        Run folder.
+    device : str, default "auto"
+        Device of the descents.
+    engine : str, default "here"
+        Where work units are computed.
+    workers, threads : int or None, default None
+        Processes of the engine, and threads of each.
+    address : str or None, default None
+        Address of a running Ray cluster.
+    out : Path or None, default None
+        Run folder. None is a name made of the settings.
     """
 
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    device: Device = "auto"
     engine: Annotated[
-        str, typer.Option("--engine", help="Where descents run: here, or ray (pip install 'featmap[ray]').")
+        str,
+        typer.Option(
+            "--engine", help="Who computes: here (this process), or ray (several; pip install 'featmap[ray]')."
+        ),
     ] = "here"
     workers: Annotated[
         int | None,
-        typer.Option(help="With --engine ray: processes that hold the network. Default: one a GPU, or a core."),
+        typer.Option(help="With --engine ray: number of worker processes. Default: one for each GPU, or each core."),
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(help="Of each worker, or here: bits depend on it. Default: this machine's, shared out."),
+        typer.Option(help="CPU threads of each worker, or of this process. Images depend on it in their last bits."),
     ] = None
     address: Annotated[
-        str | None, typer.Option(help="With --engine ray: of a running cluster, or auto. Default: one for this run.")
+        str | None,
+        typer.Option(help="With --engine ray: a running cluster, or auto. Default: one started for this run."),
     ] = None
     out: Out = None
 
-    def execution(self) -> Execution:
-        """Check the options, and take the threads of the engine for all that this process does.
+    def build(self) -> Execution:
+        """Check the options, and set the number of threads of this process.
 
         Returns
         -------
@@ -250,7 +320,7 @@ class ExecutionOptions:
         from featmap.runs.engine import Engine, Execution
 
         engine = Engine(self.engine, self.workers, self.threads, self.address)
-        threads = engine.threads_of_each(torch.get_num_threads())
+        threads = engine.threads_per_worker(torch.get_num_threads())
         torch.set_num_threads(threads)
         execution = Execution(
             self.device, Engine(self.engine, self.workers, torch.get_num_threads(), self.address), self.out
@@ -259,46 +329,8 @@ class ExecutionOptions:
         return execution
 
 
-def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn parameters that are groups of options into the options themselves, as typer reads them.
-
-    Parameters
-    ----------
-    command : callable
-        Function whose annotations may name dataclasses of options.
-
-    Returns
-    -------
-    callable
-        Function with one parameter an option, which makes the groups and calls `command`.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}
-    for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
-        if not is_dataclass(kind):
-            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = kind
-        inner = get_type_hints(kind, include_extras=True)
-        parameters += [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=inner[f.name])
-            for f in fields(kind)
-        ]
-
-    @wraps(command)
-    def expanded(**values: Any) -> None:
-        made = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
-        command(**values, **made)
-
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    expanded.__annotations__ = {p.name: p.annotation for p in parameters}
-    return expanded
-
-
-def _numbers(text: str | None, option: str) -> list[float] | None:
-    """Return numbers joined by commas."""
+def _parse_numbers(text: str | None, option: str) -> list[float] | None:
+    """Parse numbers joined by commas; None stays None."""
     if text is None:
         return None
     try:
@@ -308,24 +340,24 @@ def _numbers(text: str | None, option: str) -> list[float] | None:
 
 
 def parse_layers(text: str, option: str) -> list[str]:
-    """Return the layers that an option names.
+    """Parse names of layers joined by commas.
 
     Parameters
     ----------
     text : str
-        Names joined by commas.
+        The value of the option.
     option : str
         Name of the option, for the error.
 
     Returns
     -------
     list of str
-        Each once.
+        The names in their order, each once.
 
     Raises
     ------
     FeatmapError
-        If there is none.
+        If the text names no layer.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
@@ -333,34 +365,34 @@ def parse_layers(text: str, option: str) -> list[str]:
     return names
 
 
-def seed_values(seed: int | None, seeds: int) -> int | range:
-    """Return seeds as the library takes them.
+def parse_seeds(seed: int | None, seeds: int) -> int | range:
+    """Parse ``--seed`` and ``--seeds``.
 
     Parameters
     ----------
     seed : int or None
-        First seed; None counts from the recipe's own.
+        First seed, from 0 to 2**31 - 1. None leaves it to the recipe.
     seeds : int
-        How many.
+        Number of seeds.
 
     Returns
     -------
     int or range
-        A number of seeds, or the seeds themselves.
+        A number of seeds, or the seeds themselves, as the library takes them.
 
     Raises
     ------
     FeatmapError
         If a number is out of range.
     """
-    from featmap.optimize.limits import MOST_SEEDS
+    from featmap.optimize.limits import MAX_SEEDS
 
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise FeatmapError(f"--seeds {seeds}: give --seeds 1 or more, {MAX_SEEDS:,} at most")
     if seed is None:
         return seeds
-    if not 1 <= seeds <= MOST_SEEDS or not 0 <= seed < 2**31:
-        raise FeatmapError(
-            f"--seed {seed}, --seeds {seeds}: give --seed 0 to 2147483647 and --seeds 1 or more, {MOST_SEEDS:,} at most"
-        )
+    if not 0 <= seed < 2**31:
+        raise FeatmapError(f"--seed {seed}: give --seed 0 or more, 2147483647 at most")
     return range(seed, seed + seeds)
 
 
@@ -369,39 +401,53 @@ def load_network(model: str, weights: str | None, mean: str | None, std: str | N
 
     Parameters
     ----------
-    model, weights, mean, std, input_size
-        As the command line has them; see `featmap.load`.
+    model : str
+        Name of the network, or an import path.
+    weights : str or None
+        File or name of the weights. None is the network's default.
+    mean, std : str or None
+        Normalisation of the input: three numbers joined by commas each, both or neither.
+    input_size : int or None
+        Side of the network's own input in pixels.
 
     Returns
     -------
     Network
-        The network.
+        The loaded network.
+
+    Raises
+    ------
+    FeatmapError
+        If the network cannot be loaded or a value is out of range.
     """
     from featmap.cli import console
     from featmap.network.loading import load
 
-    network = load(model, weights, mean=_numbers(mean, "--mean"), std=_numbers(std, "--std"), input_size=input_size)
+    if (mean is None) != (std is None):
+        raise FeatmapError("--mean and --std belong together; give both, three numbers each, or neither")
+    normalisation = {"mean": _parse_numbers(mean, "--mean"), "std": _parse_numbers(std, "--std")}
+    network = load(model, weights, **normalisation, input_size=input_size)
     console.out().print(str(network))
     return network
 
 
-def changed_recipe(
+def build_recipe(
     network: Network, device: str, name: str | None, size: int | None, steps: int | None, **changes: Any
 ) -> Recipe:
-    """Return a named recipe with changes.
+    """Build a named recipe with changes.
 
     Parameters
     ----------
     network : Network
-        Its input size is taken where no size is named.
+        Its input size is the default size.
     device : str
         Its kind decides the default recipe.
     name : str or None
-        Name of the recipe; None takes the default.
+        Name of the recipe. None is the default of the device.
     size, steps : int or None
-        Size of the finished images in pixels; steps of all octaves together.
+        Side of the finished images in pixels; steps of all octaves together. None keeps the recipe's.
     **changes : Any
-        Other fields; None leaves one as it is.
+        Other fields of the recipe; None keeps the recipe's.
 
     Returns
     -------
@@ -410,73 +456,9 @@ def changed_recipe(
     """
     from featmap.optimize.limits import resolve_recipe
     from featmap.optimize.recipe import Recipe
-    from featmap.runs import device as devices
+    from featmap.runs.device import select_device
 
-    # the changes come before the sizes are fixed, so that fractions of a size follow the size asked for
-    unchanged = resolve_recipe(name, network, devices.device(device))
-    kept = {k: v for k, v in changes.items() if v is not None}
-    return Recipe.named(unchanged.name, size, steps, **kept).resolved(network.input_size)
-
-
-def print_estimate(estimate: Estimate, what: str, folder: Path) -> None:
-    """Print how long something would take, in how much memory and on how much disk.
-
-    Parameters
-    ----------
-    estimate : Estimate
-        Time, memory and disk.
-    what : str
-        What is estimated.
-    folder : Path
-        Run folder that it would get.
-    """
-    from featmap.cli import console
-
-    minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.1f} minutes"
-    console.out().print(
-        f"{what}: about {minutes}, {estimate.memory / 1e9:.1f} GB of memory, {estimate.disk / 1e6:,.0f} MB on disk "
-        f"({estimate.free / 1e9:,.1f} GB free); it would go to {folder}"
-    )
-
-
-def print_dry_run(job: Job, out: Path | None) -> None:
-    """Print how long a job would take, in how much memory and on how much disk.
-
-    Parameters
-    ----------
-    job : Job
-        The checked job.
-    out : Path or None
-        Run folder; None is the job's own.
-    """
-    from featmap.runs.estimate import estimate
-
-    what = (
-        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, {job.recipe.size} pixels"
-    )
-    folder = out or job.default_folder()
-    print_estimate(estimate(job, folder), what, folder)
-
-
-def watched(work: Callable[[Any], Any]) -> Any:
-    """Run something with progress bars, and print the warnings it raises as notes.
-
-    Parameters
-    ----------
-    work : callable
-        Takes the watcher.
-
-    Returns
-    -------
-    Any
-        What `work` returned.
-    """
-    from featmap.cli.console import Bars
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        with Bars() as bars:
-            result = work(bars)
-    for text in dict.fromkeys(str(w.message) for w in caught if w.category.__module__.startswith("featmap")):
-        bars.note(f"note: {text}")
-    return result
+    # change the recipe before its sizes are resolved: octaves are fractions of the requested size
+    unchanged = resolve_recipe(name, network, select_device(device))
+    changes = {k: v for k, v in changes.items() if v is not None}
+    return Recipe.named(unchanged.name, size, steps, **changes).resolved(network.input_size)

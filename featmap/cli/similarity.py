@@ -1,4 +1,4 @@
-"""The command `featmap similarity`: map how alike the features of layers are."""
+"""The command `featmap similarity`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from featmap.cli.options import (
     RecipeOptions,
     SeedOptions,
     parse_layers,
-    print_dry_run,
-    watched,
 )
 from featmap.errors import FeatmapError
 
@@ -29,23 +27,33 @@ class ViewOptions:
 
     Parameters
     ----------
-    features, stimuli, measure, neighbours
-        See `featmap.View`.
+    features : str, default "all"
+        Channels that tables and figures show.
+    stimuli : str, default "layer"
+        Images that the similarity is computed from.
+    measure : str, default "coactivation"
+        Measure of the heatmap.
+    neighbours : int, default 10
+        Nearest neighbours of each feature in the graph.
     """
 
     features: Annotated[
-        str, typer.Option(help="Channels of each layer maximised that are shown, such as 0-15,42, or all.")
+        str, typer.Option(help="Channels of each layer that tables and figures show, such as 0-15,42, or all.")
     ] = "all"
-    stimuli: Annotated[str, typer.Option(help="Images used: of the whole layer, or only of the features shown.")] = (
-        "layer"
-    )
+    stimuli: Annotated[
+        str,
+        typer.Option(
+            help="Images that the similarity is computed from: layer (those of all its features) or shown (only those "
+            "of --features: quicker, but another similarity)."
+        ),
+    ] = "layer"
     measure: Annotated[
-        str, typer.Option(help="What the heatmap shows: coactivation, raw, relative, selective, profile.")
+        str, typer.Option(help="Measure of the heatmap: coactivation, raw, relative, selective or profile.")
     ] = "coactivation"
-    neighbours: Annotated[int, typer.Option(help="k of the nearest-neighbour graph.")] = 10
+    neighbours: Annotated[int, typer.Option(help="Nearest neighbours of each feature in the graph.")] = 10
 
-    def view(self) -> View:
-        """Return the view.
+    def build(self) -> View:
+        """Build the view.
 
         Returns
         -------
@@ -63,25 +71,29 @@ class LayerOptions:
 
     Parameters
     ----------
-    layer, layers, probe_layer
-        See `featmap.similarity`.
+    layer : str or None, default None
+        Layer to map, or a pattern.
+    probe_layer : str or None, default None
+        Layers to record beside it, joined by commas.
+    layers : str or None, default None
+        Layers to map, joined by commas.
     """
 
     layer: Annotated[
         str | None,
         typer.Option(
-            help="The layer that is mapped (see `featmap layers`); by commas or patterns several, and every pair of "
-            "them; all: the network's blocks; convs: its convolutions."
+            help="Layer to map, as `featmap layers` prints it. Several, joined by commas or by a pattern such as "
+            "'inception4*', are compared with each other; all takes the network's blocks, convs its convolutions."
         ),
     ] = None
     probe_layer: Annotated[
         str | None,
-        typer.Option(help="With --layer: other layers, joined by commas, whose responses are recorded too."),
+        typer.Option(help="With one layer: other layers, joined by commas, whose responses are recorded too."),
     ] = None
-    layers: Annotated[str | None, typer.Option(help="The same as --layer with several.")] = None
+    layers: Annotated[str | None, typer.Option(help="Another spelling of --layer, for several layers.")] = None
 
-    def mapped(self) -> str | list[str]:
-        """Return the layers to map.
+    def parse_layers(self) -> str | list[str]:
+        """Parse the layers to map.
 
         Returns
         -------
@@ -101,13 +113,13 @@ class LayerOptions:
             )
         return parse_layers(self.layers, "--layers") if self.layers is not None else str(self.layer)
 
-    def probed(self) -> list[str]:
-        """Return the layers to probe beside the one that is mapped.
+    def parse_probe_layers(self) -> list[str]:
+        """Parse the layers to record beside the one that is mapped.
 
         Returns
         -------
         list of str
-            Each once.
+            The names in their order, each once.
         """
         return [] if self.probe_layer is None else parse_layers(self.probe_layer, "--probe-layer")
 
@@ -120,48 +132,55 @@ def similarity(
     seed: SeedOptions,
     execution: ExecutionOptions,
     dry_run: DryRun = False,
-    atlas: Annotated[bool, typer.Option("--atlas/--no-atlas", help="Make atlas.html, the page of the run.")] = True,
+    atlas: Annotated[
+        bool, typer.Option("--atlas/--no-atlas", help="Write atlas.html, a page to explore the map in.")
+    ] = True,
 ) -> None:
-    """Map how alike the features of a layer, or of several, are: images, A, measures, clusters, graph, figures."""
+    """Map how similar the features of one or more layers are.
+
+    Makes the maximising image of every feature, records how every feature responds to every image, and computes
+    similarities, clusters, a neighbour graph and figures from these responses.
+    """
     from featmap.cli import console
     from featmap.mapping import cross_tables
     from featmap.mapping import run as mapping
     from featmap.report import atlas as pages
+    from featmap.report.atlas import FILE_NAME
     from featmap.runs import lifecycle
 
-    mapped, probed, shown = layer.mapped(), layer.probed(), view.view()
-    settings = execution.execution()
+    layers, probe_layers, shown = layer.parse_layers(), layer.parse_probe_layers(), view.build()
+    settings = execution.build()
     loaded = network.load()
     job = mapping.similarity_job(
-        mapped,
+        layers,
         loaded,
         recipe.resolve(loaded, settings.device),
-        probe_layers=probed,
+        probe_layers=probe_layers,
         view=shown,
-        seeds=seed.values(),
+        seeds=seed.parse(),
         start=seed.start,
         device=settings.torch_device(),
     )
-    if [*job.layers] not in (mapped, [mapped]):
+    if [*job.layers] not in (layers, [layers]):  # a pattern: say which layers it matches
         names = ", ".join(job.layers)
         console.out().print(f"{len(job.layers)} layers, {len(job.objectives):,} features: {names}")
     if dry_run:
-        print_dry_run(job, settings.out)
+        console.print_dry_run(job, settings.out)
         return
     run = lifecycle.open_run(job, settings.out)
     if len(job.shown) < len(job.objectives):
         console.err().print(
-            f"note: {len(job.shown)} features are shown; all {len(job.objectives)} of {' and '.join(job.layers)} are "
-            "stimuli (--stimuli shown makes only those shown: quicker, another similarity)"
+            f"note: {len(job.shown)} features are shown; the images of all {len(job.objectives)} of "
+            f"{' and '.join(job.layers)} are stimuli (--stimuli shown: fewer images, quicker, another similarity)"
         )
-    maps = watched(lambda watcher: mapping.carry_out(job, run, shown, settings.watched_by(watcher)))
+    maps = console.run_with_progress(lambda watcher: mapping.carry_out(job, run, shown, settings.with_watcher(watcher)))
     for line in maps.lines():
         console.out().print(line)
     files = cross_tables.main_files(run, maps)
     if atlas and maps.large_lines:
-        console.out().print(f"no atlas of a run so large unless it is asked for: featmap atlas {run.folder}")
+        console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}")
     elif atlas:
         if not pages.is_current(run):
-            watched(lambda watcher: pages.atlas(run.folder, network=loaded, watcher=watcher))
-        files = [pages.NAME, *files]
+            console.run_with_progress(lambda watcher: pages.atlas(run.folder, network=loaded, watcher=watcher))
+        files = [FILE_NAME, *files]
     console.out().print(f"result: {run.folder} ({', '.join([*files, 'arrays.zarr'])})")

@@ -1,4 +1,4 @@
-"""The command `featmap verify`: is a run folder whole?"""
+"""The command `featmap verify`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ import typer
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="A run folder, of any command.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    run: Annotated[Path, typer.Argument(help="A run folder of any command.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Hold every file of a run to its checksum: exit status 0 if it is whole, 1 if not, 2 if it is no run.
+    """Check every file of a run against its checksum.
 
-    A line a fault: changed, missing, foreign or unfinished. The run's own command makes just what is damaged again.
+    Prints a line for each fault: a file that is changed, missing, foreign or unfinished. The exit status is 0 if
+    there is none, 1 if there are some, and 2 if the folder is not a run.
     """
     from featmap.cli import console
     from featmap.runs import integrity
 
-    found = integrity.inspect(run)
+    inspection = integrity.inspect(run)
     if as_json:
         values = {
             "folder": str(run),
-            "whole": not found.faults,
-            "files": found.files,
-            "bytes": found.size,
-            "units": found.units,
-            "faults": [asdict(fault) for fault in found.faults],
+            "whole": not inspection.faults,
+            "files": inspection.files,
+            "bytes": inspection.size,
+            "units": inspection.units,
+            "faults": [asdict(fault) for fault in inspection.faults],
         }
         console.out().print(json.dumps(values, indent=1))
     else:
-        for fault in found.faults:
+        for fault in inspection.faults:
             console.out().print(str(fault))
-        console.out().print(f"{run}: {found.summary()}")
-        if any(fault.kind != integrity.FOREIGN for fault in found.faults):
-            console.out().print("the command that made the run, given again, makes just these again")
-    if found.faults:
+        console.out().print(f"{run}: {inspection.summary()}")
+        if any(fault.kind != integrity.FOREIGN for fault in inspection.faults):
+            console.out().print("repeating the command of the run computes only these again")
+    if inspection.faults:
         raise typer.Exit(1)

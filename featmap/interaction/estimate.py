@@ -1,4 +1,4 @@
-"""Estimate what a job of joint descents will take."""
+"""Estimate the time, memory and disk that a job of joint descents takes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from featmap.interaction.job import JointJob
 from featmap.optimize.objective import Objective
 from featmap.runs import lifecycle
-from featmap.runs.estimate import Estimate, descent_seconds, process_memory
+from featmap.runs.estimate import Estimate, estimate_process_memory, estimate_seconds
 
 
 def estimate_joint(job: JointJob, folder: Path) -> Estimate:
-    """Estimate a joint job: a few steps of a batch of solo and of joint descents at each size, extrapolated.
+    """Estimate a joint job from a few steps of its batches at each size.
 
     Parameters
     ----------
@@ -32,5 +32,8 @@ def estimate_joint(job: JointJob, folder: Path) -> Estimate:
     joints = [Objective(tuple((1.0, u) for u in job.groups[g])) for g, _ in job.joints]
     batches = [(objectives, -(-len(objectives) // rows)) for objectives in (*solos.values(), joints)]
     return Estimate(
-        descent_seconds(job, batches), process_memory(job), int(1.1 * job.array_bytes), lifecycle.free_space(folder)
+        estimate_seconds(job, batches),
+        estimate_process_memory(job),
+        int(1.1 * job.array_bytes),
+        lifecycle.free_space(folder),
     )

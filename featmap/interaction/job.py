@@ -1,9 +1,9 @@
-"""Joint descents: which rows a question about units together needs.
+"""Jobs of joint descents: their rows, work units and arrays.
 
-Everything hangs on rows: a solo descent of each unit (and of a few unrelated features, for the ceiling) for each
-seed, the same again from a start perturbed by 2 % (for the floor), and then the joint descents, whose weights come
-from the solos. Rows are independent of each other, so a, b and a+b from one noise give what they would give in one
-batch.
+For each seed a job has a solo descent of each unit and of a few unrelated features (for the ceiling), solo descents of
+the units from a start perturbed by 2 % (for the floor), and then the joint descents, whose weights come from the solo
+descents. Each descent is one row of a batch. Rows are independent of each other, so a, b and a+b from the same noise
+give the same images whichever batches they are in.
 """
 
 from __future__ import annotations
@@ -26,16 +26,30 @@ from featmap.stats import interaction
 
 MEMBERS = "abcdefgh"
 """Letters of a group's units in the names of arrays and columns."""
-OF_GROUP, OF_LAYERS = "interact", "interact --layers"
-"""Commands as identities name them."""
+GROUP_COMMAND, LAYERS_COMMAND = "interact", "interact --layers"
+"""Commands in the identity of a run: one group of units, or pairs of two layers' features."""
 BALANCES = ("solo", "none")
-CONTROLS, PINK = 4, 64
+MAX_CONTROLS = 4
+"""Control groups whose mean is a group's ceiling."""
+PINK_IMAGES = 64
+"""Images of 1/f noise over which a feature's standard deviation is taken."""
 Group = tuple[Unit, ...]
+"""Units that are maximised together."""
 
 
 @dataclass(frozen=True)
 class Solo:
-    """One solo descent: the unit, the seed of its noise, and whether the start is perturbed."""
+    """A solo descent.
+
+    Parameters
+    ----------
+    unit : Unit
+        Unit that is maximised.
+    seed : int
+        Seed of the noise that the descent starts from.
+    perturbed : bool, default False
+        Whether that noise is perturbed by 2 %.
+    """
 
     unit: Unit
     seed: int
@@ -52,7 +66,7 @@ class JointUnit:
     Parameters
     ----------
     stage : str
-        "ground" (what needs no descent), "solo" or "joint".
+        "ground" (the baseline: what needs no descent), "solo" or "joint".
     first, last : int, default 0
         Rows of the stage, `last` exclusive.
     """
@@ -89,8 +103,8 @@ class JointJob(BaseJob):
 
     @property
     def is_pairs(self) -> bool:
-        """Whether the job is about pairs of two layers, be it one pair, rather than about one group of units."""
-        return self.command == OF_LAYERS
+        """Whether the job has pairs of two layers' features (one or more) rather than one group of units."""
+        return self.command == LAYERS_COMMAND
 
     @property
     def name_parts(self) -> list[str]:
@@ -108,17 +122,21 @@ class JointJob(BaseJob):
         Returns
         -------
         JointJob
-            Class logits are replaced by their layer; each group stands once.
+            Class logits are replaced by units of their layer; each group occurs once.
 
         Raises
         ------
-        FeatmapError
-            If a unit does not exist or stands twice in a group, or the metric of the recipe is not "l1".
+        UnitError
+            If a unit does not exist or occurs twice in a group, or a group has fewer than 2 or more than 8 units.
+        RecipeError
+            If the balance is unknown, or the metric of the recipe is not "l1".
         """
         if self.balance not in BALANCES:
             raise RecipeError(f"balance {self.balance!r} is unknown; allowed: {', '.join(BALANCES)}")
         if self.recipe.metric != "l1":
-            raise RecipeError(f"metric {self.recipe.metric!r}: interaction is defined for sums of activations; take l1")
+            raise RecipeError(
+                f"metric {self.recipe.metric!r}: interaction is defined for sums of activations; use metric 'l1'"
+            )
         groups = tuple(tuple(self.network.resolve_unit(u, self.recipe.size) for u in group) for group in self.groups)
         for group in groups:
             if not 2 <= len(set(group)) == len(group) <= len(MEMBERS):
@@ -127,79 +145,105 @@ class JointJob(BaseJob):
 
     @property
     def trials(self) -> tuple[Objective, ...]:
-        """Plain sum of the first group: all groups have the same layers."""
+        """Plain sum of the units of the first group; all groups have the same layers."""
         return tuple(Objective(tuple((1.0, u) for u in group)) for group in self.groups[:1])
 
     @property
     def members(self) -> int:
-        """How many units are maximised together."""
+        """Number of units in a group."""
         return len(self.groups[0])
 
     @cached_property
     def labels(self) -> list[str]:
-        """The names of the groups."""
+        """Names of the groups, such as "inception4a:17 + inception4a:42"."""
         return [" + ".join(map(str, group)) for group in self.groups]
 
     @cached_property
     def units(self) -> list[Unit]:
-        """All units of all groups, each once."""
+        """Units of all groups, each once."""
         return list(dict.fromkeys(u for group in self.groups for u in group))
 
     def controls(self, group: Group) -> list[Group]:
-        """Return up to `CONTROLS` groups of unrelated features, one of each member's layer.
+        """Choose unrelated features, whose solo images give the group's ceiling.
 
-        They are the first ones of a fixed random order of the layer's channels that the group has not got, so
-        that a pair's ceiling does not depend on what else is in the run.
+        Parameters
+        ----------
+        group : tuple of Unit
+            One of the job's groups.
+
+        Returns
+        -------
+        list of tuple of Unit
+            Up to `MAX_CONTROLS` groups, each with a feature of every unit's layer; fewer where a layer has too few
+            other channels. A fixed random order of each layer's channels decides, so that a pair's ceiling does not
+            depend on the other pairs of the run.
         """
-        drawn: dict[str, list[Unit]] = {}
+        candidates: dict[str, list[Unit]] = {}
         for layer in dict.fromkeys(u.layer for u in group):
             channels = self.network.layer(layer, self.recipe.size).channels
-            taken = {c for u in group if u.layer == layer for c in u.mask(self.shape(layer))[0] if u.kind != "layer"}
+            used = {c for u in group if u.layer == layer for c in u.mask(self.shape(layer))[0] if u.kind != "layer"}
             order = rng.generator("controls", layer, channels).permutation(channels)
-            drawn[layer] = [Unit(layer, int(c)) for c in order if int(c) not in taken]
-        found: list[Group] = []
-        for _ in range(CONTROLS):
-            if any(len(drawn[la]) < sum(u.layer == la for u in group) for la in drawn):
+            candidates[layer] = [Unit(layer, int(c)) for c in order if int(c) not in used]
+        controls: list[Group] = []
+        for _ in range(MAX_CONTROLS):
+            if any(len(candidates[la]) < sum(u.layer == la for u in group) for la in candidates):
                 break
-            found.append(tuple(drawn[u.layer].pop(0) for u in group))
-        return found
+            controls.append(tuple(candidates[u.layer].pop(0) for u in group))
+        return controls
 
     def shape(self, layer: str) -> Shape:
-        """Return (channels, height, width) of a layer's output on the finished images."""
+        """Return the shape of a layer's output on the finished images.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        tuple of int
+            Channels, height, width.
+        """
         return self.network.layer(layer, self.recipe.size).shape
 
     @cached_property
     def floor_seeds(self) -> dict[int, int]:
-        """Return for each seed the other one that its floor compares it with."""
+        """For each seed the other one that its floor is computed with: the next seed of the run, cyclically."""
         if len(self.seeds) == 1:
             return {self.seeds[0]: self.seeds[0] + 1}
         return dict(pairwise((*self.seeds, self.seeds[0])))
 
     @cached_property
     def starts(self) -> list[tuple[int, bool]]:
-        """The starts that descents are made from: (seed, perturbed)."""
-        every = dict.fromkeys([*self.seeds, *self.floor_seeds.values()])
-        return [(s, False) for s in every] + [(s, True) for s in self.seeds]
+        """Starts of the descents, (seed, perturbed)."""
+        every_seed = dict.fromkeys([*self.seeds, *self.floor_seeds.values()])
+        return [(s, False) for s in every_seed] + [(s, True) for s in self.seeds]
 
     @cached_property
     def solos(self) -> list[Solo]:
-        """The solo descents, rows of the arrays whose names begin with `solo_`."""
+        """Solo descents, rows of the arrays whose names begin with `solo_`."""
         controls = dict.fromkeys(c for group in self.groups for control in self.controls(group) for c in control)
-        both = list(dict.fromkeys([*self.units, *controls]))
-        rows = [Solo(u, s) for s in self.seeds for u in both]
+        units_and_controls = list(dict.fromkeys([*self.units, *controls]))
+        rows = [Solo(u, s) for s in self.seeds for u in units_and_controls]
         rows += [Solo(u, s) for s in self.floor_seeds.values() if s not in self.seeds for u in self.units]
         rows += [Solo(u, s, True) for s in self.seeds for u in self.units]
-        # rows of one layer side by side: a batch takes a pass for each set of layers in it
+        # Rows of one layer are neighbours: a batch takes one forward pass for each layer in it.
         order = {la: k for k, la in enumerate(dict.fromkeys(r.unit.layer for r in rows))}
         return sorted(rows, key=lambda r: order[r.unit.layer])
 
     @cached_property
     def joints(self) -> list[tuple[int, int]]:
-        """The joint descents, (place of the group, seed): rows of the arrays whose names begin with `joint_`."""
+        """Joint descents, (index of the group, seed): rows of the arrays whose names begin with `joint_`."""
         return [(g, s) for s in self.seeds for g in range(len(self.groups))]
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this run from any other, as plain JSON values."""
+        """Return everything that the run's numbers depend on.
+
+        Returns
+        -------
+        dict
+            Plain JSON values; of the groups their number, the first, the last and a hash of all.
+        """
         names = "\n".join(self.labels)
         return {
             "model": self.network.identity(),
@@ -223,7 +267,8 @@ class JointJob(BaseJob):
         Returns
         -------
         list of list of JointUnit
-            The ground and the solo descents; then the joint descents, whose weights come from the solos.
+            The baseline (stage "ground") and the solo descents; then the joint descents, whose weights come from the
+            solo descents.
         """
         rows = self.recipe.rows
 
@@ -233,7 +278,7 @@ class JointJob(BaseJob):
         return [[JointUnit("ground"), *batches("solo", len(self.solos))], batches("joint", len(self.joints))]
 
     def cost(self, unit: JointUnit) -> float:
-        """Return how much work a unit is.
+        """Estimate the amount of work of a unit.
 
         Parameters
         ----------
@@ -243,7 +288,7 @@ class JointJob(BaseJob):
         Returns
         -------
         float
-            Numbers computed in its forward passes, one pass for each set of layers.
+            Elements computed in its forward passes, one pass for each set of layers; 0 for the baseline.
         """
         if unit.stage == "ground":
             return 0.0
@@ -258,7 +303,15 @@ class JointJob(BaseJob):
         return int(1.1 * self.array_bytes) + 400 * len(self.joints) + OWN_FILES
 
     def arrays(self) -> dict[str, ArraySpec]:
-        """Return the arrays of the run folder; a chunk is what one batch makes."""
+        """Return the arrays of the run folder.
+
+        Returns
+        -------
+        dict of ArraySpec
+            By name; a chunk holds the rows of one batch. Dimensions: `solo` and `joint` are descents, `start` the
+            noises, `response` the probed features, `unit` the units of all groups, `member` those of one group,
+            `point` the blends.
+        """
         rows, size, steps = self.recipe.rows, self.recipe.size, self.recipe.steps
         columns, units, members = len(self.columns), len(self.units), self.members
         solos, joints, starts = len(self.solos), len(self.joints), len(self.starts)
@@ -274,11 +327,11 @@ class JointJob(BaseJob):
             return ArraySpec((stage,), (count,), (min(rows, count),), "uint8", meanings)
 
         image = (3, size, size)
-        found = {
+        specs = {
             "null_images": spec("start pixels", starts, *image),
             "null": spec("start response", starts, columns),
             "null_units": spec("start unit", starts, units),
-            "pink_images": spec("pink pixels", PINK, *image),
+            "pink_images": spec("pink pixels", PINK_IMAGES, *image),
             "deviation": spec("response", columns, dtype="float64"),
             "solo_images": spec("solo pixels", solos, *image, chunk=rows),
             "solo_A": spec("solo response", solos, columns, chunk=rows),
@@ -300,11 +353,17 @@ class JointJob(BaseJob):
         for k, unit in enumerate(self.groups[0]):
             _, height, width = self.shape(unit.layer)
             letter = MEMBERS[k]
-            found[f"joint_map_{letter}"] = spec(f"joint y_{letter} x_{letter}", joints, height, width, chunk=rows)
-        return found
+            specs[f"joint_map_{letter}"] = spec(f"joint y_{letter} x_{letter}", joints, height, width, chunk=rows)
+        return specs
 
     def coords(self) -> dict[str, np.ndarray]:
-        """Return the labels along the arrays' dimensions."""
+        """Return the labels along the arrays' dimensions.
+
+        Returns
+        -------
+        dict of numpy.ndarray
+            By dimension.
+        """
         return {
             "start": np.array([f"seed={s}" + (" perturbed" if p else "") for s, p in self.starts]),
             "solo": np.array([str(s) for s in self.solos]),
@@ -317,7 +376,20 @@ class JointJob(BaseJob):
         }
 
 
-def neurons(unit: Unit, shape: Shape) -> int:
-    """Return how many neurons a unit reads in a layer of `shape` (channels, height, width)."""
+def count_neurons(unit: Unit, shape: Shape) -> int:
+    """Count the neurons that a unit reads.
+
+    Parameters
+    ----------
+    unit : Unit
+        The unit.
+    shape : tuple of int
+        Channels, height and width of its layer's output.
+
+    Returns
+    -------
+    int
+        Number of neurons.
+    """
     channels, mask = unit.mask(shape)
     return len(channels) * shape[1] * shape[2] if mask is None else int(mask.sum())

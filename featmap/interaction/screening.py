@@ -1,8 +1,8 @@
-"""Screening: which of all pairs of two layers' features interact most, guessed from solo runs and then checked.
+"""Screen all pairs of two layers' features: predict the most nonlinear ones from solo runs, then measure those exactly.
 
-The root folder holds the solo runs and what was predicted from them; two runs of pairs lie in it: `check`, pairs
-drawn at random, by which every predictor is judged, and `top`, those that the best one puts first. Both have seeds of
-their own.
+The run folder holds the solo runs and the predictions. Two runs of pairs lie inside it: `check`, random pairs by which
+every predictor is evaluated, and `top`, the pairs that the best predictor ranks first. Both have seeds of their own, so
+that no prediction is evaluated on the noise that it was made from.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from featmap import image_ops, rng
 from featmap.errors import UnitError
 from featmap.interaction import report
 from featmap.interaction import run as pairs_run
+from featmap.interaction.conclusion import format_number
 from featmap.interaction.estimate import estimate_joint
-from featmap.interaction.job import PINK, Group, JointJob
-from featmap.interaction.run import DEFAULT_RECIPE, Interaction, Side, pairs_job, side_units
-from featmap.interaction.worker import yardstick
+from featmap.interaction.job import PINK_IMAGES, Group, JointJob
+from featmap.interaction.run import DEFAULT_RECIPE, Interaction, LayerChannels, pairs_job, select_units
+from featmap.interaction.worker import measure_response_deviations
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -37,7 +38,7 @@ from featmap.optimize.responses import Probe
 from featmap.plotting.scatter import predictor_scores
 from featmap.runs import lifecycle, output
 from featmap.runs.array_layout import LIVE, RESCUED
-from featmap.runs.device import remembered_settings
+from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.estimate import estimate as estimate_descents
@@ -50,21 +51,28 @@ from featmap.stats import predictors as predicting
 from featmap.stats.predictors import PREDICTORS, evaluate, seed_reliability
 
 SEEDS, SOLO_SEEDS = 3, 2
+"""Default number of seeds of the exact runs, and seeds of the solo runs."""
 
 
 @dataclass(eq=False)
 class Screening:
-    """What a screening found; the same as lies in its folder.
+    """Results of a screening, as they are stored in its folder.
 
-    Attributes
+    Parameters
     ----------
-    folder : the run folder
-    predictors : one row a predictor: Spearman's rank correlation with the exact figure (response nonlinearity less its
-        floor) over the pairs drawn at random, its standard error, the same without taking off the floor
-        (`spearman_with_floor`), the number of pairs
-    best : the predictor that the top pairs were chosen by
-    reliability : Spearman's correlation of the exact figure with itself, mean over pairs of single seeds; NaN for one
-    check, top : the exact figures of the pairs drawn at random and of those predicted to be the most nonlinear
+    folder : Path
+        Run folder.
+    predictors : pandas.DataFrame
+        A row for each predictor: Spearman's rank correlation with the exact statistic (response nonlinearity less its
+        floor) over the random pairs (`spearman`), its standard error (`error`), the correlation with response
+        nonlinearity alone (`spearman_with_floor`) and the number of pairs (`pairs`).
+    best : str
+        Predictor that the top pairs were selected by.
+    reliability : float
+        Spearman's rank correlation of the exact statistic between single seeds, mean over pairs of seeds; NaN for one
+        seed.
+    check, top : Interaction
+        Exact statistics of the random pairs, and of the pairs predicted to be the most nonlinear.
     """
 
     folder: Path
@@ -75,43 +83,51 @@ class Screening:
     top: Interaction
 
     def lines(self) -> list[str]:
-        """Return what was found, in words."""
-        said = [
+        """Describe the results in words.
+
+        Returns
+        -------
+        list of str
+            A line for each predictor that could be evaluated, then the reliability of the exact statistic and the means
+            of the top and of the random pairs.
+        """
+        lines = [
             f"{row['predictor']}: rank correlation {row['spearman']:.2f} (standard error {row['error']:.2f}, "
             f"{row['pairs']} pairs) with response nonlinearity less its floor, "
-            f"{report.number(row['spearman_with_floor'], 2)} with the whole"
+            f"{format_number(row['spearman_with_floor'], 2)} with response nonlinearity alone"
             for row in self.predictors.to_dict("records")
             if pd.notna(row["spearman"])
         ]
-        if not said:
-            said = [f"no predictor could be judged by {len(self.check.summary)} pairs: give more checks or more seeds"]
-        means = [i.summary["excess"].mean() for i in (self.top, self.check)]
+        if not lines:
+            lines = [
+                f"no predictor could be evaluated on {len(self.check.summary)} random pairs: give more checks or seeds"
+            ]
         if np.isfinite(self.reliability):
-            k = self.check.figures["seed"].nunique()
-            mean = k * self.reliability / (1 + (k - 1) * self.reliability)
-            said.append(
-                f"the exact figure agrees with itself between single seeds with {self.reliability:.2f}: its mean of "
-                f"{k} seeds has a reliability of {mean:.2f}, and no predictor can reach more than "
-                f"{max(mean, 0) ** 0.5:.2f}"
+            k = self.check.statistics["seed"].nunique()
+            mean_reliability = k * self.reliability / (1 + (k - 1) * self.reliability)
+            lines.append(
+                f"the exact statistic of single seeds has a reliability of {self.reliability:.2f}, its mean of {k} seeds "
+                f"one of {mean_reliability:.2f}: no predictor can reach a rank correlation above "
+                f"{max(mean_reliability, 0) ** 0.5:.2f}"
             )
-        top, drawn = (report.number(m) for m in means)
-        said.append(
-            f"kept: {self.best}; response nonlinearity less its floor: {top} in its {len(self.top.summary)} top pairs, "
-            f"{drawn} in {len(self.check.summary)} pairs drawn at random (means)"
+        top, random = (format_number(result.summary["excess"].mean()) for result in (self.top, self.check))
+        lines.append(
+            f"selected by {self.best}; response nonlinearity less its floor (means): {top} in the "
+            f"{len(self.top.summary)} top pairs, {random} in {len(self.check.summary)} random pairs"
         )
-        return said
+        return lines
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many pairs a screening descends exactly.
+    """Numbers of pairs that a screening measures exactly.
 
     Parameters
     ----------
     top : int, default 50
         Pairs that are predicted to be the most nonlinear.
     checks : int, default 200
-        Pairs drawn at random, by which the predictors are judged.
+        Random pairs, on which the predictors are evaluated.
 
     Raises
     ------
@@ -130,18 +146,18 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class ScreeningJob(Job):
-    """The job of a screening's solo runs, and what comes after them.
+    """The job of a screening's solo runs, with the settings of the exact runs that follow.
 
     Parameters
     ----------
     sides : tuple of (tuple of Unit, tuple of Unit)
-        The features of the two layers.
+        Features of the two layers.
     balance : str, default "solo"
         See `featmap.interaction.run.interact`.
     budget : Budget
-        Pairs that are descended exactly; no more than there are.
+        Numbers of pairs that are measured exactly; no more than there are.
     fresh_seeds : tuple of int
-        Seeds of the exact runs; the solo runs have others.
+        Seeds of the exact runs; none of them is one of the solo runs.
     """
 
     sides: tuple[tuple[Unit, ...], tuple[Unit, ...]]
@@ -151,22 +167,22 @@ class ScreeningJob(Job):
 
     @property
     def name_parts(self) -> list[str]:
-        """The two layers."""
+        """Name of the command and the two layers."""
         return ["screen", *(side[0].layer for side in self.sides)]
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Places of all pairs of different units, each pair once."""
+        """Indices of all pairs of different units, one index into each side; each pair once."""
         return _pairs(*self.sides)
 
     @property
     def top(self) -> int:
-        """Pairs that are predicted and descended."""
+        """Number of predicted pairs that are measured exactly."""
         return min(self.budget.top, len(self.pairs))
 
     @property
     def checks(self) -> int:
-        """Pairs that are drawn at random."""
+        """Number of random pairs."""
         return min(self.budget.checks, len(self.pairs))
 
     def identity(self) -> dict[str, Any]:
@@ -187,12 +203,12 @@ class ScreeningJob(Job):
 
     @property
     def disk_needed(self) -> int:
-        """Bytes that the solo runs and the predictions will take on disk."""
+        """Bytes that the solo runs and the predictions take on disk."""
         return int(1.1 * self.array_bytes + 100e6)
 
 
 def screening_job(
-    layers: Sequence[Side],
+    layers: Sequence[LayerChannels],
     network: Network,
     recipe: Recipe,
     *,
@@ -202,7 +218,7 @@ def screening_job(
     seeds: int | Iterable[int] = SEEDS,
     device: torch.device | None = None,
 ) -> ScreeningJob:
-    """Return the checked job of a screening.
+    """Set up the job of a screening.
 
     Parameters
     ----------
@@ -225,113 +241,164 @@ def screening_job(
     Raises
     ------
     FeatmapError
-        If a layer or feature does not exist, there is no pair to choose, or a setting is out of range.
+        If a layer or feature does not exist, there are fewer than two pairs, or a setting is out of range.
     """
     if len(layers) != 2:
-        raise UnitError(f"{len(layers)} layers; give two, each with its channels if it is not to be all of them")
-    first, second = (side_units(side, network, recipe.size) for side in layers)
+        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
+    first, second = (select_units(selection, network, recipe.size) for selection in layers)
     names = (first[0].layer, second[0].layer)
     count = len(_pairs(first, second))
     if count < 2:
-        raise UnitError(f"{' with '.join(names)}: {count} pairs are nothing to screen; name more features")
-    if isinstance(seeds, int):
-        seeds = [recipe.default_seed + k for k in range(SOLO_SEEDS + seeds)] if seeds > 0 else seeds
-    every = seeds_of(seeds, recipe)
-    if len(every) <= SOLO_SEEDS:
+        raise UnitError(f"{' with '.join(names)}: {count} pairs are too few to screen; choose more features")
+    all_seeds = seeds_of(SOLO_SEEDS + seeds if isinstance(seeds, int) and seeds > 0 else seeds, recipe)
+    if len(all_seeds) <= SOLO_SEEDS:
         raise UnitError(
-            f"{len(every)} seeds: a screening takes {SOLO_SEEDS} for its solo runs and others for its pairs"
+            f"{len(all_seeds)} seeds: a screening takes {SOLO_SEEDS} for its solo runs and others for its pairs; "
+            f"give {SOLO_SEEDS + 1} or more"
         )
     units = dict.fromkeys([*first, *second])
     job = ScreeningJob(
         network=network,
         objectives=tuple(channel(u.layer, u.channel) for u in units if u.channel is not None),
         recipe=recipe,
-        seeds=every[:SOLO_SEEDS],
+        seeds=all_seeds[:SOLO_SEEDS],
         responses=tuple(dict.fromkeys(probe_layers or names)),
         device=device or torch.device("cpu"),
         command="interact --screen",
         sides=(first, second),
         balance=balance,
         budget=budget or Budget(),
-        fresh_seeds=every[SOLO_SEEDS:],
+        fresh_seeds=all_seeds[SOLO_SEEDS:],
     )
     job = checked(job)
-    exact_job(job, _random_pairs(job)[:1])  # what the exact runs would refuse is refused now
+    exact_job(job, random_pairs(job)[:1])  # settings that the exact runs would refuse are refused before the solo runs
     return job
 
 
 def _pairs(first: Sequence[Unit], second: Sequence[Unit]) -> list[tuple[int, int]]:
-    """Return the places of all pairs of different units, each pair once."""
+    """List the indices of all pairs of different units, each pair once."""
     if first and second and first[0].layer == second[0].layer:
-        at = {u: k for k, u in enumerate(second)}
+        index = {u: k for k, u in enumerate(second)}
         both = set(first) & set(second)
         return [
             (i, j)
             for i, a in enumerate(first)
             for j, b in enumerate(second)
-            if a != b and not (a in both and b in both and at[a] > j)
+            if a != b and not (a in both and b in both and index[a] > j)
         ]
     return [(i, j) for i in range(len(first)) for j in range(len(second))]
 
 
-def _random_pairs(job: ScreeningJob) -> tuple[Group, ...]:
-    """Return the pairs drawn at random, by a generator that depends on the layers, their features and the seeds."""
+def random_pairs(job: ScreeningJob) -> tuple[Group, ...]:
+    """Draw the random pairs of a screening.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        The job; the generator is keyed by the layers, their numbers of features and the fresh seeds.
+
+    Returns
+    -------
+    tuple of (Unit, Unit)
+        `job.checks` pairs, in the order of all pairs.
+    """
     pairs = job.pairs
     key = [f"{side[0].layer}:{len(side)}" for side in job.sides]
-    chosen = rng.generator("screen", *key, *job.fresh_seeds).choice(len(pairs), job.checks, replace=False)
-    return tuple((job.sides[0][pairs[k][0]], job.sides[1][pairs[k][1]]) for k in sorted(chosen))
+    sample = rng.generator("screen", *key, *job.fresh_seeds).choice(len(pairs), job.checks, replace=False)
+    return tuple((job.sides[0][pairs[k][0]], job.sides[1][pairs[k][1]]) for k in sorted(sample))
 
 
-def estimate(job: ScreeningJob, folder: Path) -> Estimate:
-    """Extrapolate a screening: its solo runs, the checked pairs and the top ones."""
+def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
+    """Estimate a screening: its solo runs, the random pairs and the top ones.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        The checked job.
+    folder : Path
+        Run folder that it would get; nothing is written.
+
+    Returns
+    -------
+    Estimate
+        Time, memory and disk.
+    """
     solos = estimate_descents(job, folder)
-    both = [estimate_joint(exact_job(job, groups), folder) for groups in expected_pairs(job)]
+    parts = [solos, *(estimate_joint(exact_job(job, pairs), folder) for pairs in representative_pairs(job))]
+    gradients = 6 * 12 * job.recipe.size**2 * len(job.objectives)  # six float32 images of each unit, for the predictors
     return Estimate(
-        sum(e.seconds for e in (solos, *both)),
-        max(e.memory for e in (solos, *both)) + 12 * job.recipe.size**2 * len(job.objectives) * 6,
-        sum(e.disk for e in (solos, *both)),
+        sum(part.seconds for part in parts),
+        max(part.memory for part in parts) + gradients,
+        sum(part.disk for part in parts),
         solos.free,
     )
 
 
 def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -> Screening:
-    """Do what is left of a screening and return what it found."""
+    """Complete a screening: do the solo runs, the predictions and the exact runs that are missing.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        Job of the solo runs.
+    run : Run
+        Its folder.
+    execution : Execution, optional
+        Engine and progress.
+
+    Returns
+    -------
+    Screening
+        Results of the predictors and exact statistics.
+    """
     execution = execution or Execution()
     watcher, folder = execution.watcher, run.folder
-    with run.held():
+    with run.locked():
         for part in (folder / "check", folder / "top"):
-            run.note_part(part)
+            run.register_part(part)
         watcher.note(f"1 of 3: {len(job.objectives)} solo runs, {SOLO_SEEDS} seeds")
-        made = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
-        done = not made and run.is_complete()
-        watcher.note(f"2 of 3: {job.checks} pairs drawn at random, {len(job.fresh_seeds)} fresh seeds")
-        check = _exact(job, _random_pairs(job), folder / "check", execution)
-        predicted = pd.read_parquet(folder / "predicted.parquet") if done else predict(job, run, watcher)
+        count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
+        finished = not count and run.is_complete()
+        watcher.note(f"2 of 3: {job.checks} random pairs, {len(job.fresh_seeds)} fresh seeds")
+        check = _measure_pairs(job, random_pairs(job), folder / "check", execution)
+        predicted = pd.read_parquet(folder / "predicted.parquet") if finished else predict(job, run, watcher)
         table, predicted = evaluate(predicted, check.summary)
         best = str(table["predictor"].iloc[0])
-        chosen = _chosen(job, predicted, best, float(table["spearman"].iloc[0]))
-        if not chosen:
-            watcher.note("no pair could be predicted: every unit's solo descent found nothing; others stand in")
-            chosen = _random_pairs(job)[: job.top]
-        watcher.note(f"3 of 3: the {len(chosen)} pairs that {best} puts first")
-        top = _exact(job, chosen, folder / "top", execution)
-        result = Screening(folder, table, best, seed_reliability(check.figures), check, top)
-        if not done:
+        top_pairs = _select_top_pairs(job, predicted, best, float(table["spearman"].iloc[0]))
+        if not top_pairs:
+            watcher.note("no pair could be predicted: no unit's solo descent raised it; random pairs are used instead")
+            top_pairs = random_pairs(job)[: job.top]
+        watcher.note(f"3 of 3: the {len(top_pairs)} pairs that {best} ranks first")
+        top = _measure_pairs(job, top_pairs, folder / "top", execution)
+        result = Screening(folder, table, best, seed_reliability(check.statistics), check, top)
+        if not finished:
             run.manifest.files = {}
-            run.write("predicted.parquet", lambda p: report.tidy(predicted).to_parquet(p, index=False))
+            run.write("predicted.parquet", lambda p: report.to_finite(predicted).to_parquet(p, index=False))
             report.write_table(run, "predictors", table)
             text = json.dumps({"best": best, "lines": result.lines()}, indent=1, ensure_ascii=False)
             run.write("screening.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
             scatter = predicted.merge(check.summary[["a", "b", "excess"]], on=["a", "b"])
-            output.save_figure(
-                run, predictor_scores(table, scatter[best], scatter["excess"], best), "screening", ("png", "svg")
-            )
+            figure = predictor_scores(table, scatter[best], scatter["excess"], best)
+            output.save_figure(run, figure, "screening", ("png", "svg"))
             lifecycle.complete(job, run)
         return result
 
 
 def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
-    """Return the job of some pairs' exact figures, under the fresh seeds."""
+    """Set up the job that measures pairs exactly, under the fresh seeds.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        Job of the screening.
+    groups : tuple of (Unit, Unit)
+        The pairs.
+
+    Returns
+    -------
+    JointJob
+        The checked job.
+    """
     return pairs_job(
         groups,
         job.network,
@@ -343,23 +410,34 @@ def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
     )
 
 
-def expected_pairs(job: ScreeningJob) -> list[tuple[Group, ...]]:
-    """Return the pairs drawn at random and, standing for the top ones that nobody knows yet, as many of any others."""
+def representative_pairs(job: ScreeningJob) -> list[tuple[Group, ...]]:
+    """Choose pairs that stand for those of the exact runs in an estimate.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        Job of the screening.
+
+    Returns
+    -------
+    list of tuple of (Unit, Unit)
+        The random pairs, and as many evenly spaced pairs as there will be top ones, which are not known beforehand.
+    """
     pairs = job.pairs
     step = max(1, len(pairs) // job.top)
-    some = [(job.sides[0][i], job.sides[1][j]) for i, j in pairs[::step][: job.top]]
-    return [_random_pairs(job), tuple(some)]
+    spaced = [(job.sides[0][i], job.sides[1][j]) for i, j in pairs[::step][: job.top]]
+    return [random_pairs(job), tuple(spaced)]
 
 
-def _exact(job: ScreeningJob, groups: tuple[Group, ...], folder: Path, execution: Execution) -> Interaction:
-    """Measure some pairs exactly, in a run of their own."""
+def _measure_pairs(job: ScreeningJob, groups: tuple[Group, ...], folder: Path, execution: Execution) -> Interaction:
+    """Measure pairs exactly, in a run of their own."""
     exact = exact_job(job, groups)
     result = pairs_run.carry_out(exact, lifecycle.open_run(exact, folder), execution)
-    return replace(result, summary=report.with_units(result.summary, exact))
+    return replace(result, summary=report.add_unit_columns(result.summary, exact))
 
 
-def _chosen(job: ScreeningJob, predicted: pd.DataFrame, best: str, sign: float) -> tuple[Group, ...]:
-    """Return the pairs that a predictor puts first, leaving out those it says nothing of: there may be none."""
+def _select_top_pairs(job: ScreeningJob, predicted: pd.DataFrame, best: str, sign: float) -> tuple[Group, ...]:
+    """Select the pairs that a predictor ranks first, without those that it does not define; there may be none."""
     values = predicted[best].to_numpy(dtype=float, na_value=np.nan) * (1 if sign >= 0 else -1)
     order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
     first = [int(k) for k in order[: job.top] if np.isfinite(values[k])]
@@ -368,70 +446,88 @@ def _chosen(job: ScreeningJob, predicted: pd.DataFrame, best: str, sign: float) 
 
 
 def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
-    """Return what every predictor says of every pair: columns a, b and one a predictor."""
-    first, second = (_side(job, run, *sides, watcher) for sides in (job.sides, job.sides[::-1]))
+    """Compute every predictor for every pair.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        Job of the screening.
+    run : Run
+        Its folder, in which the solo runs are complete.
+    watcher : Watcher
+        Hears of the progress.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors`.
+    """
+    first, second = (_collect_side(job, run, *sides, watcher) for sides in (job.sides, job.sides[::-1]))
     pairs = np.array(job.pairs)
-    found: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "a": [str(job.sides[0][i]) for i in pairs[:, 0]],
         "b": [str(job.sides[1][j]) for j in pairs[:, 1]],
     }
     for name, function in PREDICTORS.items():
-        found[name] = function(first, second)[pairs[:, 0], pairs[:, 1]]
-    return pd.DataFrame(found)
+        columns[name] = function(first, second)[pairs[:, 0], pairs[:, 1]]
+    return pd.DataFrame(columns)
 
 
-def _side(
+def _collect_side(
     job: ScreeningJob, run: Run, units: Sequence[Unit], others: Sequence[Unit], watcher: Watcher
 ) -> predicting.Side:
-    """Return what the solo runs tell of one layer's units; a few passes more for each."""
+    """Compute the predictors' inputs for one layer's units, from the solo runs and a few more passes each."""
     arrays = run.arrays
     network, recipe = job.network, job.recipe
-    at = {label: k for k, label in enumerate(job.labels)}
-    rows = np.array([at[str(u)] for u in units])
-    with remembered_settings():
+    index = {label: k for k, label in enumerate(job.labels)}
+    rows = np.array([index[str(u)] for u in units])
+    with deterministic_settings():
         probe = Probe(network, recipe.rows, job.device)
-        pink = image_ops.pink_noise(PINK, recipe.size)
-        deviation = yardstick(probe, pink, job.responses)
+        pink = image_ops.pink_noise(PINK_IMAGES, recipe.size)
+        deviation = measure_response_deviations(probe, pink, job.responses)
         null = torch.from_numpy(arrays["null_images"][0])
         images = torch.from_numpy(np.stack([arrays["images"][0, k] for k in rows]))
         halves, _ = probe.measure_units(null + (images - null) / 2, job.responses, ())
-        _, nothing = probe.measure_units(null[None], (), _all(job))
-        _, z = probe.measure_units(images, (), _all(job))
+        _, null_z = probe.measure_units(null[None], (), _all_units(job))
+        _, z = probe.measure_units(images, (), _all_units(job))
         watcher.stage("gradients", 0, 2)
         batches = Batches(network, job.device)
-        targets = [Objective(((1.0, u),)) for u in units]
-        at_solo = batches.image_gradients(targets, images, recipe.rows).flatten(1).numpy()
-        at_null = batches.image_gradients(targets, null.expand(len(units), -1, -1, -1), recipe.rows).flatten(1).numpy()
+        objectives = [Objective(((1.0, u),)) for u in units]
+        at_solo = batches.image_gradients(objectives, images, recipe.rows).flatten(1).numpy()
+        at_null = (
+            batches.image_gradients(objectives, null.expand(len(units), -1, -1, -1), recipe.rows).flatten(1).numpy()
+        )
         reads = np.full((len(units), len(others)), np.nan)
         if units[0].layer != others[0].layer:
-            read = batches.channel_gradients(targets, images, recipe.rows, others[0].layer).numpy()
-            reads = (read * np.nan_to_num(yardstick(probe, pink, (others[0].layer,))))[
+            read = batches.channel_gradients(objectives, images, recipe.rows, others[0].layer).numpy()
+            reads = (read * np.nan_to_num(measure_response_deviations(probe, pink, (others[0].layer,))))[
                 :, [u.channel or 0 for u in others]
             ]
         watcher.stage("gradients", 2, 2)
     A, nulls = (np.asarray(arrays[name][...]) for name in ("A", "null"))
     r = np.stack([interaction.standardise_responses(A[s][rows], nulls[s], deviation) for s in range(len(job.seeds))])
-    found_nothing = ~np.isin(np.asarray(arrays["status"][...])[:, rows], (LIVE, RESCUED)).all(0)
-    r[:, found_nothing] = np.nan
-    places = {u: k for k, u in enumerate(_all(job))}
+    is_dead = ~np.isin(np.asarray(arrays["status"][...])[:, rows], (LIVE, RESCUED)).all(0)
+    r[:, is_dead] = np.nan
+    columns = {u: k for k, u in enumerate(_all_units(job))}
     return predicting.Side(
         r,
         interaction.standardise_responses(halves, nulls[0], deviation),
         (images - null).flatten(1).numpy(),
         at_null,
         at_solo,
-        z.astype(float) - nothing[0],
-        np.array([places[u] for u in units]),
+        z.astype(float) - null_z[0],
+        np.array([columns[u] for u in units]),
         reads,
     )
 
 
-def _all(job: ScreeningJob) -> list[Unit]:
+def _all_units(job: ScreeningJob) -> list[Unit]:
+    """List the units of both sides, each once."""
     return list(dict.fromkeys([*job.sides[0], *job.sides[1]]))
 
 
 def screen(
-    layers: Sequence[Side],
+    layers: Sequence[LayerChannels],
     network: str | nn.Module | Network = "reference",
     *,
     budget: Budget | None = None,
@@ -441,7 +537,7 @@ def screen(
     seeds: int | Iterable[int] = SEEDS,
     execution: Execution | None = None,
 ) -> Screening:
-    """Find the pairs of two layers' features that interact most, without a joint descent for every pair.
+    """Find the pairs of two layers' features that interact most without a joint descent of every pair.
 
     Parameters
     ----------
@@ -450,11 +546,11 @@ def screen(
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
     budget : Budget, optional
-        Pairs that are descended exactly: 50 predicted ones and 200 drawn at random.
+        Numbers of pairs that are measured exactly. Default: 50 predicted ones and 200 random ones.
     balance, probe_layers, recipe
         See `featmap.interact`.
     seeds : int or iterable of int, default 3
-        How many fresh seeds the exact runs have, after the two of the solo runs; or all seeds, the first two of which
+        Number of seeds of the exact runs, which follow the two of the solo runs; or all seeds, of which the first two
         are those of the solo runs.
     execution : Execution, optional
         Device, engine, run folder and progress.
@@ -462,12 +558,12 @@ def screen(
     Returns
     -------
     Screening
-        How well each predictor did, and the exact statistics of the pairs.
+        The predictors' rank correlations, and exact statistics of the random and of the top pairs.
 
     Raises
     ------
     FeatmapError
-        If a layer or feature does not exist, there is no pair to choose, or a setting is out of range.
+        If a layer or feature does not exist, there are fewer than two pairs, or a setting is out of range.
     """
     execution = execution or Execution()
     loaded, device = load(network), execution.torch_device()

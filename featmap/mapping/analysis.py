@@ -1,4 +1,4 @@
-"""Analyse the arrays of a similarity run: measures, clusters and tables of each layer and between layers."""
+"""Analyse the arrays of a similarity run: measures, clusters and tables, within each layer and between layers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from featmap.runs.array_layout import STATUSES
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import open_arrays
-from featmap.stats import clustering, correlation, cross_layer, measures, similarity_frame
+from featmap.stats import clustering, correlation, cross_layer, measures
 from featmap.stats.cross_layer import CrossLayerMap
+from featmap.stats.frames import seed_agreement
 
 
 def analyse(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool = False) -> LayerMaps:
@@ -29,22 +30,23 @@ def analyse(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool = 
     job : Job
         Job of the run.
     folder : Path
-        Its folder, in which every unit has landed.
+        Run folder, in which all work units are stored.
     view : View
-        What tables and figures are to show.
+        Features, measure and neighbours that tables and figures show.
     watcher : Watcher
-        Hears of the progress.
+        Receives the progress.
     reuse : bool, default False
-        Read the clusters and the table of layers that are stored in the folder: they belong to these arrays.
+        Read the stored clusters and the stored table of layers instead of computing them; valid only if they were
+        computed from these arrays.
 
     Returns
     -------
     LayerMaps
-        Map of each layer and between every two.
+        Similarity map of each layer and cross-layer map of every ordered pair.
     """
     data = open_arrays(folder)
     maps = {layer: map_layer(job, layer, data, view, watcher, folder, reuse) for layer in job.layers}
-    crossings = _cross_layers(job, maps, data)
+    crossings = _build_crossings(job, maps, data)
     table = result.read_layer_table(folder) if reuse and crossings else None
     if table is None:
         table = cross_layer.layer_table(
@@ -63,7 +65,7 @@ def analyse(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool = 
 def map_layer(
     job: Job, layer: str, data: xr.Dataset, view: View, watcher: Watcher, folder: Path, reuse: bool = False
 ) -> SimilarityMap:
-    """Map the features of one layer on their own images.
+    """Compute the similarity map of one layer from the responses to its own images.
 
     Parameters
     ----------
@@ -74,24 +76,24 @@ def map_layer(
     data : xarray.Dataset
         Arrays of the run.
     view : View
-        What tables and figures are to show.
+        Features, measure and neighbours that tables and figures show.
     watcher : Watcher
-        Hears of the progress.
+        Receives the progress.
     folder : Path
         Run folder.
     reuse : bool, default False
-        Read the clusters that are stored in the folder: they belong to these arrays.
+        Read the stored clusters instead of computing them; valid only if they were computed from these arrays.
 
     Returns
     -------
     SimilarityMap
-        The map of the layer.
+        The map; its `crossings` are empty.
     """
-    names, place = job.features_of(layer), tables.places(job.layers)[layer]
+    names, prefix = job.features_of(layer), tables.layer_folders(job.layers)[layer]
     arrays = LayerArrays.read(data, names)
     A, null, live = arrays.A, arrays.null, arrays.live
-    frames = {name: m(A, null, live) for name, m in measures.MEASURES.items() if name != "raw"}
-    stored = folder / place / cluster_io.NAME
+    frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
+    stored = folder / prefix / cluster_io.FILE_NAME
     clusters = cluster_io.read(stored, frames["profile"], view.neighbours) if reuse else None
     if clusters is None:
         clusters = clustering.find_clusters(
@@ -101,7 +103,7 @@ def map_layer(
             k=view.neighbours,
             progress=lambda done, total: watcher.stage("clusters and nulls", done, total),
         )
-    features = tables.features(
+    features = tables.feature_table(
         names,
         job.network.layer(layer, job.recipe.size),
         [STATUSES[s] for s in arrays.status],
@@ -116,11 +118,11 @@ def map_layer(
     summary = tables.summarise(features, A, frames, clusters, live, shown)
     if len(job.seeds) > 1:
         summary["seeds"] = _compare_seeds(arrays, clusters, view.neighbours)
-    return SimilarityMap(folder, A, null, frames, clusters, features, shown, summary, place)
+    return SimilarityMap(folder, A, null, frames, clusters, features, shown, summary, prefix)
 
 
-def _cross_layers(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) -> dict[Pair, CrossLayerMap]:
-    """Return the cross-layer map of every layer that was maximised to every other that was recorded."""
+def _build_crossings(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) -> dict[Pair, CrossLayerMap]:
+    """Compute the cross-layer maps from every maximised layer to every other recorded layer."""
     pairs = [(one, other) for one in maps for other in job.responses if other != one]
     if not pairs:
         return {}
@@ -129,13 +131,13 @@ def _cross_layers(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) ->
     columns = {layer: list(one.activations.columns) for layer, one in maps.items()}
     live = [f for one in maps.values() for f in one.clusters.labels.index]
     for layer in job.responses:
-        if layer not in maps:  # nothing is known against the features of a probed layer
+        if layer not in maps:  # a probed layer has no images and so no statuses: all its features count as live
             columns[layer] = [f"{layer}:{c}" for c in range(job.network.layer(layer, job.recipe.size).channels)]
             live += columns[layer]
     crossings: dict[Pair, CrossLayerMap] = {}
     for one, other in pairs:
-        back = crossings.get((other, one))
-        S = None if back is None else back.measures["profile"].T
+        reverse = crossings.get((other, one))
+        S = None if reverse is None else reverse.measures["profile"].T
         crossings[one, other] = cross_layer.build_map(
             A, null, (one, other), columns[one], columns[other], live, tables.NEAREST, S
         )
@@ -143,21 +145,21 @@ def _cross_layers(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) ->
 
 
 def _compare_seeds(arrays: LayerArrays, clusters: clustering.Clusters, neighbours: int) -> dict[str, Any]:
-    """Return how far the maps of single seeds agree: correlation of S, and ARI of the communities."""
-    frames, parts = [], []
+    """Compute the agreement of the maps of single seeds: correlation of S, and ARI of the communities."""
+    frames, partitions = [], []
     for responses, nulls in zip(arrays.responses, arrays.nulls, strict=True):
         A = pd.DataFrame(responses, index=arrays.names, columns=arrays.names)
         S = measures.profile(A, pd.Series(nulls, index=arrays.names), arrays.live)
         frames.append(S)
-        parts.append(clustering.communities(clustering.neighbour_graph(S, neighbours)).labels.to_numpy())
-    pairs = [(i, j) for i in range(len(parts)) for j in range(i)]
+        partitions.append(clustering.communities(clustering.neighbour_graph(S, neighbours)).labels.to_numpy())
+    pairs = [(i, j) for i in range(len(partitions)) for j in range(i)]
     try:
-        agreement: float | None = float(similarity_frame.seed_agreement(frames))
+        agreement: float | None = float(seed_agreement(frames))
     except FeatmapError:  # fewer than two similarities that vary: nothing to correlate
         agreement = None
     return {
         "count": len(arrays.responses),
         "correlation_of_S": agreement,
-        "ari_of_clusters": float(np.mean([correlation.adjusted_rand(parts[i], parts[j]) for i, j in pairs])),
+        "ari_of_clusters": float(np.mean([correlation.adjusted_rand(partitions[i], partitions[j]) for i, j in pairs])),
         "ari_of_louvain_with_itself": float(clusters.communities.self_agreement),
     }

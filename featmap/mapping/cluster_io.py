@@ -1,4 +1,4 @@
-"""Clusters kept in a run folder: written once, read again instead of being computed again."""
+"""Write the clusters of a layer as JSON, and read them back instead of computing them again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ import pandas as pd
 
 from featmap.stats.clustering import Clusters, Communities, neighbour_graph
 
-NAME = "clusters.json"
+FILE_NAME = "clusters.json"
 
 
 def to_json(clusters: Clusters, neighbours: int) -> str:
-    """Return clusters, communities and every null draw as JSON text."""
-    found = clusters.communities
+    """Return clusters, communities and all null draws as JSON text.
+
+    Parameters
+    ----------
+    clusters : Clusters
+        Clusters of one layer.
+    neighbours : int
+        Nearest neighbours of each feature in the graph that was clustered.
+
+    Returns
+    -------
+    str
+        Content of `clusters.json`; the similarity and its graph are left out.
+    """
+    communities = clusters.communities
     values: dict[str, Any] = {
         "neighbours": neighbours,
         "allowed": bool(clusters.allowed),
@@ -26,35 +39,47 @@ def to_json(clusters: Clusters, neighbours: int) -> str:
         "permuted_modularity": clusters.permuted.tolist(),
         "factor_modularity": clusters.factor.tolist(),
         "communities": {
-            "modularity": found.modularity,
-            "run_modularity": list(found.run_modularity),
-            "mean_modularity": found.mean_modularity,
-            "self_agreement": found.self_agreement,
+            "modularity": communities.modularity,
+            "run_modularity": list(communities.run_modularity),
+            "mean_modularity": communities.mean_modularity,
+            "self_agreement": communities.self_agreement,
         },
         "features": [str(f) for f in clusters.labels.index],
         "cluster": clusters.labels.tolist(),
-        "community": found.labels.tolist(),
+        "community": communities.labels.tolist(),
     }
     return json.dumps(values, indent=1) + "\n"
 
 
 def read(path: Path, profile: pd.DataFrame, neighbours: int) -> Clusters | None:
-    """Return the clusters that `to_json` wrote, or None where there are none for this profile and k.
+    """Read the clusters that `to_json` wrote.
 
-    `profile` is the run's S; it and its graph are quick to make and are not stored twice.
+    Parameters
+    ----------
+    path : Path
+        File, which need not exist.
+    profile : pandas.DataFrame
+        Profile similarity S of the layer. S and its graph are quick to compute and are not stored with the clusters.
+    neighbours : int
+        Nearest neighbours of each feature in the graph.
+
+    Returns
+    -------
+    Clusters or None
+        None if the file is missing or damaged, or belongs to other features or another number of neighbours.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["neighbours"] != neighbours or values["features"] != [str(f) for f in profile.columns]:
             return None
-        c = values["communities"]
+        stored = values["communities"]
         names = pd.Index(values["features"])
         communities = Communities(
             labels=pd.Series(values["community"], index=names, name="cluster"),
-            modularity=c["modularity"],
-            run_modularity=tuple(c["run_modularity"]),
-            mean_modularity=c["mean_modularity"],
-            self_agreement=c["self_agreement"],
+            modularity=stored["modularity"],
+            run_modularity=tuple(stored["run_modularity"]),
+            mean_modularity=stored["mean_modularity"],
+            self_agreement=stored["self_agreement"],
         )
         return Clusters(
             labels=pd.Series(values["cluster"], index=names, name="cluster"),

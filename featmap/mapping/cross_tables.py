@@ -1,4 +1,4 @@
-"""What a run writes of the maps between layers: a folder an ordered pair, the table of layers, their summary."""
+"""Write the maps between layers: a folder of tables and figures for each ordered pair, and the table of layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
-from featmap.stats.measures import profile_correlations, to_floats, to_frame
+from featmap.stats.frames import to_floats, to_frame
+from featmap.stats.measures import profile_correlations
 
 LABELS = tables.LABELS | {
     "coactivation": "co-activation (share of the responding feature's own best response)",
@@ -26,125 +27,205 @@ LABELS = tables.LABELS | {
 
 
 def pair_folders(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return where the tables and figures of each ordered pair of layers lie in a run folder."""
-    names = dict.fromkeys(name for pair in pairs for name in pair)
-    parts = tables.places([*names]) if len(names) > 1 else {}
+    """Name the subfolder of a run folder for each ordered pair of layers.
+
+    Parameters
+    ----------
+    pairs : sequence of (str, str)
+        Ordered pairs (maximised layer, responding layer).
+
+    Returns
+    -------
+    dict of str
+        Relative path by pair, with a slash at the end; all differ on every file system.
+    """
+    layers = dict.fromkeys(layer for pair in pairs for layer in pair)
+    parts = tables.layer_folders([*layers]) if len(layers) > 1 else {}
     taken: set[str] = set()
-    found = {}
+    folders = {}
     for one, two in pairs:
-        place = tables.unlike(f"{parts[one][:-1]}-to-{parts[two][:-1]}", taken)
-        found[one, two] = f"{tables.CROSS}/{place}/"
-    return found
+        name = tables.unique_name(f"{parts[one][:-1]}-to-{parts[two][:-1]}", taken)
+        folders[one, two] = f"{tables.CROSS}/{name}/"
+    return folders
 
 
-def main_files(run: Run, found: LayerMaps) -> list[str]:
-    """Return what of a finished run's tables and figures is worth looking at first."""
-    places = tables.places(list(found.maps)).values()
-    if found.large_lines:
+def main_files(run: Run, maps: LayerMaps) -> list[str]:
+    """List the tables and figures of a finished run that are worth looking at first.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder.
+    maps : LayerMaps
+        Maps of the run.
+
+    Returns
+    -------
+    list of str
+        Paths relative to the run folder, with patterns such as "*/heatmap.png" where there are many.
+    """
+    if maps.large_lines:
         wanted = [f"{tables.CROSS}/{name}" for name in ("neighbours.parquet", "partners.parquet", "graph.graphml")]
-    elif len(found.maps) > 1:
-        wanted = [f"{place}heatmap.png" for place in places]
+    elif len(maps.maps) > 1:
+        wanted = [f"{folder}heatmap.png" for folder in tables.layer_folders(list(maps.maps)).values()]
     else:
         wanted = ["heatmap.png", "features.png", "neighbours.png", "features.csv", "graph.graphml"]
-    pairs = [f"{folder}heatmap.png" for folder in pair_folders(list(found.crossings)).values()]
+    pairs = [f"{folder}heatmap.png" for folder in pair_folders(list(maps.crossings)).values()]
     wanted += [f"{LAYER_TABLE}.png", *(pairs if len(pairs) <= 2 else ())]
     written = [name for name in wanted if name in run.manifest.files]
-    drawn_pairs = len(pairs) > 2 and not found.large_lines
-    return written + [f"{tables.CROSS}/*/heatmap.png"] * drawn_pairs + ["*/heatmap.png"] * bool(found.large_lines)
+    has_pair_heatmaps = len(pairs) > 2 and not maps.large_lines
+    return written + [f"{tables.CROSS}/*/heatmap.png"] * has_pair_heatmaps + ["*/heatmap.png"] * bool(maps.large_lines)
 
 
-def write(run: Run, found: LayerMaps, view: View, watcher: Watcher) -> None:
-    """Write tables, partners and heatmap of every ordered pair of layers, then the table of layers."""
-    if not found.crossings:
+def write(run: Run, maps: LayerMaps, view: View, watcher: Watcher) -> None:
+    """Write tables and heatmap of every ordered pair, and the table of layers.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder, held by this process.
+    maps : LayerMaps
+        Maps of the run; nothing is written if they have no `crossings`.
+    view : View
+        Measure that the heatmaps show.
+    watcher : Watcher
+        Receives the progress.
+    """
+    if not maps.crossings:
         return
-    orders = {layer: result.arranged(one) for layer, one in found.maps.items()}
-    folders, total = pair_folders(list(found.crossings)), len(found.crossings) + 1
-    for done, (pair, c) in enumerate(found.crossings.items()):
+    orders = {layer: result.order_features(one) for layer, one in maps.maps.items()}
+    folders, total = pair_folders(list(maps.crossings)), len(maps.crossings) + 1
+    for done, (pair, crossing) in enumerate(maps.crossings.items()):
         watcher.stage("cross-layer tables and figures", done, total)
-        rows = found.maps[c.layer].shown
-        columns = found.maps[c.other].shown if c.other in found.maps else list(c.activations.columns)
-        raw = measures.raw(c.activations, c.null)
-        for name, frame in ({"activations": raw} | c.measures).items():
-            axis = "feature" if name == "profile" else "image"
-            output.write_frame(run, folders[pair] + name, frame.loc[rows, columns], axis)
-        partners = c.partners[c.partners["feature"].isin(rows)].set_index("feature")
-        known = [found.maps[layer].features if layer in found.maps else pd.DataFrame() for layer in (c.layer, c.other)]
-        for name, table, whose in zip(
-            ("reliable", "partner_reliable"), known, (partners.index, partners["partner"]), strict=True
-        ):
-            if "reliable" in table:  # the run has been validated
-                partners[name] = table["reliable"].reindex(whose).to_numpy()
-        output.write_frame(run, f"{folders[pair]}partners", partners, "feature")
-        live, _, clusters = orders[c.layer]
+        ends = (crossing.layer, crossing.other)
+        rows = maps.maps[crossing.layer].shown
+        columns = maps.maps[crossing.other].shown if crossing.other in maps.maps else list(crossing.activations.columns)
+        features = [maps.maps[layer].features if layer in maps.maps else pd.DataFrame() for layer in ends]
+        _write_tables(run, folders[pair], crossing, rows, columns, features)
+        live, _, clusters = orders[crossing.layer]
         if live:
-            across = (
-                _known_order(orders[c.other], columns) if c.other in orders else (_order_of_probed(c, columns), None)
+            column_order = (
+                _mapped_order(orders[crossing.other], columns)
+                if crossing.other in orders
+                else (_probed_order(crossing, columns), None)
             )
-            draw(run, folders[pair], c, shown_measure(c, view.measure), (live, clusters), across, known)
-    output.write_frame(run, LAYER_TABLE, found.layers.set_index("layer"), "layer")
-    if len(found.maps) > 1:
-        draw_layers(run, list(found.maps), found.layers)
+            measure = shown_measure(crossing, view.measure)
+            draw_pair(run, folders[pair], crossing, measure, (live, clusters), column_order, features)
+    output.write_frame(run, LAYER_TABLE, maps.layers.set_index("layer"), "layer")
+    if len(maps.maps) > 1:
+        draw_layers(run, list(maps.maps), maps.layers)
     watcher.stage("cross-layer tables and figures", total, total)
 
 
-def _known_order(
-    arranged: tuple[list[str], np.ndarray, pd.Series | None], shown: Sequence[str]
+def _write_tables(
+    run: Run,
+    folder: str,
+    crossing: CrossLayerMap,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    features: Sequence[pd.DataFrame],
+) -> None:
+    """Write the measures of one ordered pair, restricted to the features shown, and its table of partners."""
+    raw = measures.raw(crossing.activations, crossing.null)
+    for name, frame in ({"activations": raw} | crossing.measures).items():
+        axis = "feature" if name == "profile" else "image"
+        output.write_frame(run, folder + name, frame.loc[rows, columns], axis)
+    partners = crossing.partners[crossing.partners["feature"].isin(rows)].set_index("feature")
+    for name, table, labels in zip(
+        ("reliable", "partner_reliable"), features, (partners.index, partners["partner"]), strict=True
+    ):
+        if "reliable" in table:  # only after a validation
+            partners[name] = table["reliable"].reindex(labels).to_numpy()
+    output.write_frame(run, f"{folder}partners", partners, "feature")
+
+
+def _mapped_order(
+    own_order: tuple[list[str], np.ndarray, pd.Series | None], shown: Sequence[str]
 ) -> tuple[list[str], pd.Series | None]:
-    """Return a mapped layer's features as its own heatmap orders them, those that are not live last."""
-    order, _, clusters = arranged
+    """Order a mapped layer's features as its own heatmap does, those that are not live last."""
+    order, _, clusters = own_order
     return order + [f for f in shown if f not in set(order)], clusters
 
 
-def _order_of_probed(c: CrossLayerMap, columns: Sequence[str]) -> list[str]:
-    """Return a probed layer's features by linkage of their profiles on these images, undefined ones last."""
-    values = profile_correlations(to_floats(c.second, "A"))
+def _probed_order(crossing: CrossLayerMap, columns: Sequence[str]) -> list[str]:
+    """Order a probed layer's features by linkage of their profiles on these images, undefined ones last."""
+    values = profile_correlations(to_floats(crossing.second, "A"))
     defined = np.isfinite(values.diagonal())
-    names = c.second.columns[defined]
+    names = crossing.second.columns[defined]
     S = to_frame(values[np.ix_(defined, defined)], names, names)
     _, leaves = clustering.leaf_order(S, np.zeros(len(names), dtype=int))
     order = [str(names[i]) for i in leaves]
     return order + [f for f in columns if f not in set(order)]
 
 
-def draw(
+def draw_pair(
     run: Run,
     folder: str,
-    c: CrossLayerMap,
+    crossing: CrossLayerMap,
     measure: str,
     rows: tuple[list[str], pd.Series | None],
     columns: tuple[list[str], pd.Series | None],
     features: Sequence[pd.DataFrame],
 ) -> None:
-    """Write the heatmap of one ordered pair; rows and columns are their order, their clusters and their features."""
-    values = measures.raw(c.activations, c.null) if measure == "raw" else c.measures[measure]
-    dead = [f for f in columns[0] if f not in c.second.columns]
+    """Write the heatmap of one ordered pair of layers.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder, held by this process.
+    folder : str
+        Subfolder of the pair, see `pair_folders`.
+    crossing : CrossLayerMap
+        Map of the pair.
+    measure : str
+        Measure to draw.
+    rows, columns : (list of str, pandas.Series or None)
+        Features of each layer in the order in which they are drawn, and their clusters.
+    features : sequence of pandas.DataFrame
+        Feature tables of both layers, which mark unreliable features; empty for a probed layer.
+    """
+    values = measures.raw(crossing.activations, crossing.null) if measure == "raw" else crossing.measures[measure]
+    dead = [f for f in columns[0] if f not in crossing.second.columns]
     table = values.loc[rows[0], columns[0]].copy()
-    table[dead] = pd.NA
-    numbers_of = [
+    table[dead] = np.nan
+    numbers = [
         None if clusters is None else [None if pd.isna(n) else int(n) for n in clusters.reindex(order)]
         for order, clusters in (rows, columns)
     ]
-    profile = measure == "profile"
+    one, two, profile = crossing.layer, crossing.other, measure == "profile"
     figure = heatmaps.cross_heatmap(
-        table.set_axis(_channels(flags.named(features[0], list(table.index))), axis=0).set_axis(
-            _channels(flags.named(features[1], list(table.columns))), axis=1
+        table.set_axis(_channels(flags.marked_names(features[0], list(table.index))), axis=0).set_axis(
+            _channels(flags.marked_names(features[1], list(table.columns))), axis=1
         ),
-        row_clusters=numbers_of[0],
-        column_clusters=numbers_of[1],
-        row_name=f"feature of {c.layer}" if profile else f"maximising image of feature of {c.layer}",
-        column_name=f"feature of {c.other}" if profile else f"response of feature of {c.other}",
-        title=f"{c.layer} maximised, {c.other} probed: {len(rows[0])} x {len(columns[0])} features",
+        row_clusters=numbers[0],
+        column_clusters=numbers[1],
+        row_name=f"feature of {one}" if profile else f"maximising image of feature of {one}",
+        column_name=f"feature of {two}" if profile else f"response of feature of {two}",
+        title=f"{one} maximised, {two} probed: {len(rows[0])} x {len(columns[0])} features",
         cbar_label=LABELS[measure],
     )
     output.save_figure(run, figure, f"{folder}heatmap", ("png", "svg"))
 
 
 def _channels(labels: Sequence[str]) -> list[str]:
+    """Return the channels of features as text, with their marks."""
     return [str(label).rpartition(":")[2] for label in labels]
 
 
 def draw_layers(run: Run, layers: list[str], table: pd.DataFrame) -> None:
-    """Write the grid of layers: how well the rows' features find partners in the columns' layers."""
+    """Write the layer grid as a figure.
+
+    A cell shows the mean similarity of the features of the row's layer to their best partners in the column's layer.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder, held by this process.
+    layers : list of str
+        Layers in the order of rows and columns.
+    table : pandas.DataFrame
+        One row an ordered pair, see `featmap.stats.cross_layer.layer_table`.
+    """
     grids = [
         table.pivot(index="layer", columns="other", values=name).reindex(index=layers, columns=layers)
         for name in ("best", "floor")

@@ -1,4 +1,4 @@
-"""What a validation leaves on a run's tables and figures: each feature's reliability, and a mark on unreliable ones."""
+"""Enter the reliability that a validation measured into tables, and mark unreliable features in figures."""
 
 from __future__ import annotations
 
@@ -9,43 +9,91 @@ import numpy as np
 import pandas as pd
 
 RELIABLE = 0.9
-"""Reliability of a feature in the run's own map below which it is marked."""
+"""A feature whose reliability in the run's own map is below this is marked."""
 MARK = " ?"
+"""Follows the name of an unreliable feature."""
 
 
-def enter(table: pd.DataFrame, reliability: Mapping[str, float | None]) -> None:
-    """Give a table of features (its index) the columns `reliability` and `reliable`, if a validation found any.
+def add_reliability(table: pd.DataFrame, reliability: Mapping[str, float | None]) -> None:
+    """Add the columns `reliability` and `reliable` to a table of features.
 
-    A feature of which it found none (dead in one of the seeds) is not reliable; one it does not name is unknown. A
-    column `nearest_k` is followed by `nearest_k_reliable`, of the neighbour that it names.
+    A column `nearest_k` is followed by `nearest_k_reliable`, for the neighbour that it names.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table whose index are features; it is changed in place.
+    reliability : mapping of str to float or None
+        Reliability by feature; None where it is undefined, as for a feature that is dead in one of the seeds. Such
+        features are not reliable; features that are missing here are undefined. Empty before a validation: the table
+        stays as it is.
     """
     if not reliability:
         return
     values = [reliability.get(str(f)) for f in table.index]
-    table["reliability"] = pd.array([np.nan if v is None else v for v in values], dtype="Float64")
-    table["reliable"] = reliable(reliability, table.index)
+    table["reliability"] = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    table["reliable"] = reliable_column(reliability, table.index)
     for name in [str(c) for c in table.columns]:
         if re.fullmatch(r"nearest_[0-9]+", name):
-            marked = reliable(reliability, table[name])
+            marked = reliable_column(reliability, table[name])
             if f"{name}_reliable" in table:
                 table[f"{name}_reliable"] = marked
             else:
                 table.insert(int(table.columns.get_loc(name)) + 1, f"{name}_reliable", marked)
 
 
-def reliable(reliability: Mapping[str, float | None], names: Iterable[object]) -> pd.api.extensions.ExtensionArray:
-    """Return of each feature whether it is reliable, as a column; undefined where a validation does not name it."""
-    below = set(unreliable(reliability))
-    return pd.array([f not in below if f in reliability else pd.NA for f in map(str, names)], dtype="boolean")
+def reliable_column(
+    reliability: Mapping[str, float | None], names: Iterable[object]
+) -> pd.api.extensions.ExtensionArray:
+    """Return a column that says which features are reliable.
+
+    Parameters
+    ----------
+    reliability : mapping of str to float or None
+        Reliability by feature, see `add_reliability`.
+    names : iterable
+        Features.
+
+    Returns
+    -------
+    pandas.array
+        Booleans in the order of `names`; missing where `reliability` lacks the feature.
+    """
+    unreliable = set(unreliable_features(reliability))
+    return pd.array([f not in unreliable if f in reliability else pd.NA for f in map(str, names)], dtype="boolean")
 
 
-def unreliable(reliability: Mapping[str, float | None]) -> list[str]:
-    """Return the names of the features that are marked: below `RELIABLE`, or without any reliability."""
+def unreliable_features(reliability: Mapping[str, float | None]) -> list[str]:
+    """List the features whose reliability is undefined or below `RELIABLE`.
+
+    Parameters
+    ----------
+    reliability : mapping of str to float or None
+        Reliability by feature, see `add_reliability`.
+
+    Returns
+    -------
+    list of str
+        In the order of `reliability`.
+    """
     return [name for name, value in reliability.items() if value is None or value < RELIABLE]
 
 
 def is_marked(table: pd.DataFrame, name: str) -> bool:
-    """Did a validation find this feature unreliable?"""
+    """Check whether a feature is unreliable according to a table of features.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of features.
+    name : str
+        A feature; the table need not hold it.
+
+    Returns
+    -------
+    bool
+        False where the reliability is unknown.
+    """
     return (
         "reliable" in table
         and name in table.index
@@ -54,12 +102,38 @@ def is_marked(table: pd.DataFrame, name: str) -> bool:
     )
 
 
-def named(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Return features' names as figures write them: followed by a question mark where unreliable."""
+def marked_names(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Return the names of features with `MARK` after unreliable ones.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of features.
+    names : sequence of str
+        Features.
+
+    Returns
+    -------
+    list of str
+        In the order of `names`.
+    """
     return [f"{name}{MARK}" if is_marked(table, name) else name for name in names]
 
 
-def note(table: pd.DataFrame, names: Sequence[str]) -> str:
-    """Return what a title adds: how many of the features are marked, "" for none."""
+def title_note(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """Return the text that a figure's title adds about unreliable features.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of features.
+    names : sequence of str
+        Features in the figure.
+
+    Returns
+    -------
+    str
+        Their number; "" if there are none.
+    """
     count = sum(is_marked(table, name) for name in names)
     return f", {count} of them unreliable (marked{MARK})" if count else ""

@@ -1,9 +1,13 @@
-"""The map of a whole network: each layer by itself, and all features compared block by block.
+"""Map a whole network: each layer by itself, and the features of all layers compared block by block.
 
-From `featmap.stats.blockwise.LARGE` features in several layers on, a run writes this in place of tables and figures
-of every pair
-of layers: `cross/neighbours` and `cross/graph.graphml` (the nearest features of each, in any layer), `cross/partners`
-(the most similar one in each other layer) and `cross/layers`. One layer is held in memory at a time.
+A run of several layers with at least `featmap.stats.blockwise.LARGE` features in total writes no tables and figures of
+pairs of layers. It writes instead
+
+- `cross/neighbours` and `cross/graph.graphml`: the most similar features of each feature, in any layer;
+- `cross/partners`: the most similar feature of each feature in each other layer;
+- `cross/layers`: the table of layers.
+
+Only one layer's map is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -32,48 +36,87 @@ from featmap.runs.array_layout import STATUSES
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
-from featmap.stats import blockwise, cross_layer, measures
+from featmap.stats import blockwise, cross_layer, frames, measures
 from featmap.stats.blockwise import SimilarityOverview
 from featmap.stats.cross_layer import CrossLayerMap
 
 NEIGHBOURS, PARTNERS, GRAPH = f"{tables.CROSS}/neighbours", f"{tables.CROSS}/partners", f"{tables.CROSS}/graph.graphml"
-DRAWN_LAYERS = 40
+MAX_DRAWN_LAYERS = 40
+"""The layer grid is drawn for up to so many layers."""
 STRONGEST = 5
+"""Pairs of layers that the summary names."""
 
 
 def is_large(job: Job) -> bool:
-    """Is this job's map made block by block?"""
+    """Check whether the layers of a job are compared block by block.
+
+    Parameters
+    ----------
+    job : Job
+        Job of a similarity run.
+
+    Returns
+    -------
+    bool
+        True from `featmap.stats.blockwise.LARGE` features of several layers on.
+    """
     return blockwise.is_large([len(job.features_of(layer)) for layer in job.layers])
 
 
 @dataclass(frozen=True, eq=False)
-class Stimuli:
-    """The live features of a run, in the order of their layers, and their responses to one another's images.
+class LiveFeatures:
+    """The live features of a run and their responses to each other's images.
 
-    `places` are theirs among the images of the run, `columns` among its responses; `groups` are each layer's of them.
+    Parameters
+    ----------
+    run : Run
+        Run folder.
+    layers : list of str
+        The L mapped layers.
+    names : list of str
+        The F live features, in the order of the layers.
+    statuses : list of str
+        Status of each feature, "live" or "rescued".
+    rows : numpy.ndarray
+        Position of each feature's image among the images of the run, F integers.
+    columns : numpy.ndarray
+        Position of each feature among the responses of the run, F integers.
+    groups : list of slice
+        Range of each layer within `names`.
     """
 
     run: Run
     layers: list[str]
     names: list[str]
     statuses: list[str]
-    places: np.ndarray
+    rows: np.ndarray
     columns: np.ndarray
     groups: list[slice]
 
-    def rows(self) -> Iterator[np.ndarray]:
-        """Yield blocks of the responses, images x features in float64, means over seeds, NaN where not finite."""
+    @property
+    def layer_numbers(self) -> np.ndarray:
+        """Number of each feature's layer, F integers."""
+        return np.repeat(np.arange(len(self.groups)), [g.stop - g.start for g in self.groups])
+
+    def response_blocks(self) -> Iterator[np.ndarray]:
+        """Yield the responses of the features to their images, block by block.
+
+        Yields
+        ------
+        numpy.ndarray
+            Images x F in float64, averaged over seeds; NaN where not finite.
+        """
         array = self.run.arrays["A"]
         live = np.zeros(array.shape[1], dtype=bool)
-        live[self.places] = True
-        for first, last, block in _blocks(array):
+        live[self.rows] = True
+        for first, last, block in _read_blocks(array):
             part = block[live[first:last]][:, self.columns]
             part[~np.isfinite(part)] = np.nan
             yield part
 
 
-def _blocks(array: Any) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield A as (first row, last row, rows x all columns in float64, averaged over seeds): whole chunks."""
+def _read_blocks(array: Any) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield A in blocks of whole chunks: first row, last row, rows x all columns in float64, averaged over seeds."""
     seeds, count, width = array.shape
     step = blockwise.block_rows(width, array.chunks[1])
     for first in range(0, count, step):
@@ -84,104 +127,146 @@ def _blocks(array: Any) -> Iterator[tuple[int, int, np.ndarray]]:
         yield first, last, block / seeds
 
 
-def stimuli(job: Job, run: Run) -> Stimuli:
-    """Return the live features of a run."""
+def live_features(job: Job, run: Run) -> LiveFeatures:
+    """Find the live features of a run.
+
+    Parameters
+    ----------
+    job : Job
+        Job of the run.
+    run : Run
+        Run folder, in which all work units are stored.
+
+    Returns
+    -------
+    LiveFeatures
+        Features whose worst status over the seeds is "live" or "rescued".
+    """
     status = result.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
-    at = {label: k for k, label in enumerate(job.labels)}
+    row = {label: k for k, label in enumerate(job.labels)}
     column = {label: k for k, label in enumerate(job.columns)}
     names, ends = [], [0]
     for layer in job.layers:
-        names += [n for n in job.features_of(layer) if status[at[n]] in (array_layout.LIVE, array_layout.RESCUED)]
+        names += [n for n in job.features_of(layer) if status[row[n]] in (array_layout.LIVE, array_layout.RESCUED)]
         ends.append(len(names))
-    places, columns = (np.array([known[n] for n in names], dtype=np.intp) for known in (at, column))
+    rows, columns = (np.array([positions[n] for n in names], dtype=np.intp) for positions in (row, column))
     groups = [slice(a, b) for a, b in pairwise(ends)]
-    return Stimuli(run, job.layers, names, [STATUSES[status[k]] for k in places], places, columns, groups)
+    return LiveFeatures(run, job.layers, names, [STATUSES[status[k]] for k in rows], rows, columns, groups)
 
 
-def carry_out(job: Job, run: Run, view: View, made: int, watcher: Watcher) -> LayerMaps:
-    """Write what is missing of a large run's tables and figures and return what it found.
+def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) -> LayerMaps:
+    """Write the missing tables and figures of a large run, and open its maps.
 
-    `made` counts the work units that were made since the manifest was read: with none, what it calls written stays.
+    Parameters
+    ----------
+    job : Job
+        Job of the run.
+    run : Run
+        Run folder, held by this process, in which all work units are stored.
+    view : View
+        Features, measure and neighbours that tables and figures show.
+    new_units : int
+        Number of work units that were computed since the manifest was read. If there are any, everything is written
+        again; if there are none, finished layers of an interrupted run stay as they are.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    LayerMaps
+        Maps that are read from the folder when they are requested.
     """
     record = view.record(run.manifest.reliability)
-    if made or run.manifest.view != record or not run.is_complete():
+    if new_units or run.manifest.view != record or not run.is_complete():
         begun = time.perf_counter()
-        if made or run.manifest.mapping != record:
+        if new_units or run.manifest.mapping != record:
             run.manifest.files, run.manifest.mapped, run.manifest.mapping = {}, {}, record
             run.save()
         _map_layers(job, run, view, watcher)
-        live = stimuli(job, run)
-        found = blockwise.compare(
-            live.rows,
+        live = live_features(job, run)
+        overview = blockwise.compare(
+            live.response_blocks,
             live.groups,
             view.neighbours,
             progress=lambda done, total: watcher.stage("profiles over all layers", done, total),
         )
-        table = layer_table(live, found)
-        _write(run, live, found, table)
+        table = layer_table(live, overview)
+        _write(run, live, overview, table)
         timings = run.manifest.timings
         timings["tables_and_figures"] = round(timings.get("tables_and_figures", 0.0) + time.perf_counter() - begun, 3)
-        summary = {"layers": run.manifest.mapped, "crossings": [], "network": summarise(live, found, table)}
+        summary = {"layers": run.manifest.mapped, "crossings": [], "network": summarise(live, overview, table)}
         run.manifest.view, run.manifest.summary = record, summary
         lifecycle.complete(job, run)
-    return opened(job, run)
+    return open_maps(job, run)
 
 
 def _map_layers(job: Job, run: Run, view: View, watcher: Watcher) -> None:
-    """Write the map of each layer that has none yet; a layer's summary in the manifest says that it has."""
-    done: dict[str, Any] = run.manifest.mapped
-    places = tables.places(job.layers)
+    """Write the maps of the layers that are not written yet: those without a summary in the manifest."""
+    written: dict[str, Any] = run.manifest.mapped
+    folders = tables.layer_folders(job.layers)
     for layer in job.layers:
-        if layer in done and _lie_there(run, places[layer]):
+        if layer in written and _is_intact(run, folders[layer]):
             continue
         watcher.note(f"{layer}: {len(job.features_of(layer))} features")
         data = store.open_arrays(run.folder)
-        found = analysis.map_layer(job, layer, data, view, watcher, run.folder)
-        flags.enter(found.features, run.manifest.reliability)
-        writing.write(run, found, view, watcher)
-        done[layer] = found.summary
+        layer_map = analysis.map_layer(job, layer, data, view, watcher, run.folder)
+        flags.add_reliability(layer_map.features, run.manifest.reliability)
+        writing.write(run, layer_map, view, watcher)
+        written[layer] = layer_map.summary
         run.save()
 
 
-def _lie_there(run: Run, place: str) -> bool:
-    """Are all files of a layer's folder as they were written?"""
-    files = {name: known for name, known in run.manifest.files.items() if name.startswith(place)}
-    return all((run.folder / name).is_file() and hash_file(run.folder / name) == known for name, known in files.items())
+def _is_intact(run: Run, folder: str) -> bool:
+    """Check whether all files of a layer's folder have the checksums of the manifest."""
+    files = {name: checksum for name, checksum in run.manifest.files.items() if name.startswith(folder)}
+    return all((run.folder / name).is_file() and hash_file(run.folder / name) == sha for name, sha in files.items())
 
 
-def layer_table(live: Stimuli, found: SimilarityOverview) -> pd.DataFrame:
-    """Return one row an ordered pair of layers, with the columns of `featmap.stats.cross_layer.layer_table`.
+def layer_table(live: LiveFeatures, overview: SimilarityOverview) -> pd.DataFrame:
+    """Tabulate the agreement of every ordered pair of layers.
 
-    `floor` and `highest_floor` are those of `featmap.stats.blockwise.compare`.
+    Parameters
+    ----------
+    live : LiveFeatures
+        Live features of the run.
+    overview : SimilarityOverview
+        Comparison of all features.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a pair, with the columns of `featmap.stats.cross_layer.layer_table`. `floor` and `highest_floor` are
+        those of `featmap.stats.blockwise.compare`; NaN where undefined.
     """
     rows = []
     for i, one in enumerate(live.layers):
-        best, defined = found.best[live.groups[i]], int(found.defined[live.groups[i]].sum())
+        best, defined = overview.best[live.groups[i]], int(overview.defined[live.groups[i]].sum())
         for k, other in enumerate(live.layers):
             if i != k:
-                known = best[:, k][np.isfinite(best[:, k])]
-                floors = found.floors[:, i, k][np.isfinite(found.floors[:, i, k])]
-                least = (floors.mean(), floors.max()) if len(floors) else (np.nan, np.nan)
-                mean = known.mean() if len(known) else np.nan
-                rows.append((one, other, defined, found.images, mean, *least, len(found.floors)))
+                similarities = best[:, k][np.isfinite(best[:, k])]
+                floors = overview.floors[:, i, k][np.isfinite(overview.floors[:, i, k])]
+                chance = (floors.mean(), floors.max()) if len(floors) else (np.nan, np.nan)
+                mean = similarities.mean() if len(similarities) else np.nan
+                rows.append((one, other, defined, overview.images, mean, *chance, len(overview.floors)))
     names = ["layer", "other", "features", "images", "best", "floor", "highest_floor", "draws"]
     table = pd.DataFrame(rows, columns=names)
     for name in ("best", "floor", "highest_floor"):
-        table[name] = measures.finite_column(table[name].to_numpy(dtype=float))
+        table[name] = frames.finite_column(table[name].to_numpy(dtype=float))
     return table
 
 
-def _write(run: Run, live: Stimuli, found: SimilarityOverview, table: pd.DataFrame) -> None:
+def _write(run: Run, live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFrame) -> None:
+    """Write the table of layers, the neighbours, the partners and the graph."""
     output.write_frame(run, result.LAYER_TABLE, table.set_index("layer"), "layer")
-    if len(live.layers) <= DRAWN_LAYERS:
+    if len(live.layers) <= MAX_DRAWN_LAYERS:
         cross_tables.draw_layers(run, live.layers, table)
-    run.write(f"{NEIGHBOURS}.parquet", partial(_write_parquet, parts=partial(_neighbours, live, found)))
-    run.write(f"{PARTNERS}.parquet", partial(_write_parquet, parts=partial(_partners, live, found)))
-    run.write(GRAPH, partial(_write_graph, live=live, found=found))
+    run.write(f"{NEIGHBOURS}.parquet", partial(_write_parquet, parts=partial(_neighbours, live, overview)))
+    run.write(f"{PARTNERS}.parquet", partial(_write_parquet, parts=partial(_partners, live, overview)))
+    run.write(GRAPH, partial(_write_graph, live=live, overview=overview))
 
 
 def _write_parquet(path: Path, parts: Any) -> None:
-    """Write a table that comes in parts, one row group each."""
+    """Write a table from an iterator of parts, one row group each."""
     writer = None
     try:
         for frame in parts():
@@ -193,101 +278,145 @@ def _write_parquet(path: Path, parts: Any) -> None:
             writer.close()
 
 
-def _neighbours(live: Stimuli, found: SimilarityOverview) -> Iterator[pd.DataFrame]:
-    """Yield for each layer's features the nearest others in any layer: feature, rank, neighbour, similarity."""
+def _neighbours(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd.DataFrame]:
+    """Yield the nearest features in any layer, layer by layer: feature, rank, neighbour, similarity."""
     names = np.array(live.names, dtype=object)
     for group in live.groups:
-        at, rank = np.nonzero(found.nearest[group] >= 0)
-        near, S = found.nearest[group][at, rank], found.similarity[group][at, rank]
+        at, rank = np.nonzero(overview.nearest[group] >= 0)
+        near, S = overview.nearest[group][at, rank], overview.similarity[group][at, rank]
         columns = {"feature": names[group][at], "rank": rank + 1, "neighbour": names[near], "similarity": S}
         yield _marked(live, pd.DataFrame(columns).astype({"feature": "string", "neighbour": "string"}), "neighbour")
 
 
-def _partners(live: Stimuli, found: SimilarityOverview) -> Iterator[pd.DataFrame]:
-    """Yield for each layer's features the most similar one of each other layer: feature, layer, partner, similarity."""
+def _partners(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd.DataFrame]:
+    """Yield the most similar feature in each other layer, layer by layer: feature, layer, partner, similarity."""
     names, layers = np.array(live.names, dtype=object), np.array(live.layers, dtype=object)
     for group in live.groups:
-        at, other = np.nonzero(found.partner[group] >= 0)
+        at, other = np.nonzero(overview.partner[group] >= 0)
         columns = {"feature": names[group][at], "layer": layers[other]}
-        columns |= {"partner": names[found.partner[group][at, other]], "similarity": found.best[group][at, other]}
+        columns |= {"partner": names[overview.partner[group][at, other]], "similarity": overview.best[group][at, other]}
         frame = pd.DataFrame(columns).astype(dict.fromkeys(("feature", "layer", "partner"), "string"))
         yield _marked(live, frame, "partner")
 
 
-def _marked(live: Stimuli, frame: pd.DataFrame, other: str) -> pd.DataFrame:
-    """Return a table of features and others with `reliable` and OTHER_reliable, if a validation found any."""
-    known = live.run.manifest.reliability
-    if known:
-        frame["reliable"] = flags.reliable(known, frame["feature"])
-        frame[f"{other}_reliable"] = flags.reliable(known, frame[other])
+def _marked(live: LiveFeatures, frame: pd.DataFrame, other: str) -> pd.DataFrame:
+    """Return a table with the columns `reliable` and OTHER_reliable added, after a validation."""
+    reliability = live.run.manifest.reliability
+    if reliability:
+        frame["reliable"] = flags.reliable_column(reliability, frame["feature"])
+        frame[f"{other}_reliable"] = flags.reliable_column(reliability, frame[other])
     return frame
 
 
-def edges(found: SimilarityOverview) -> Iterator[tuple[int, int, float]]:
-    """Yield the edges of the neighbour graph, each once: two features are joined if either is among the other's k."""
-    for i, row in enumerate(found.nearest):
-        for j, S in zip(row[row >= 0], found.similarity[i], strict=False):
-            if i < j or i not in found.nearest[j]:
+def graph_edges(overview: SimilarityOverview) -> Iterator[tuple[int, int, float]]:
+    """Yield the edges of the neighbour graph, each once.
+
+    Two features are joined if either is among the k nearest of the other.
+
+    Parameters
+    ----------
+    overview : SimilarityOverview
+        Comparison of all features.
+
+    Yields
+    ------
+    (int, int, float)
+        Positions of the two features, the lower one first, and their similarity S.
+    """
+    for i, row in enumerate(overview.nearest):
+        for j, S in zip(row[row >= 0], overview.similarity[i], strict=False):
+            # an edge between mutual neighbours is met twice and yielded from its lower end
+            if i < j or i not in overview.nearest[j]:
                 yield min(i, int(j)), max(i, int(j)), float(S)
 
 
-def _write_graph(path: Path, live: Stimuli, found: SimilarityOverview) -> None:
-    """Write the neighbour graph as GraphML, line by line."""
-    known = live.run.manifest.reliability
-    below = set(flags.unreliable(known))
+def _write_graph(path: Path, live: LiveFeatures, overview: SimilarityOverview) -> None:
+    """Write the neighbour graph as GraphML, line by line: networkx would hold all of it in memory."""
+    reliability = live.run.manifest.reliability
+    unreliable = set(flags.unreliable_features(reliability))
     keys = [("layer", "node", "string"), ("status", "node", "string"), ("weight", "edge", "double")]
-    keys += [("reliable", "node", "boolean")] if known else []
-    layer = np.repeat(np.array(live.layers, dtype=object), [g.stop - g.start for g in live.groups])
+    keys += [("reliable", "node", "boolean")] if reliability else []
+    layers = np.array(live.layers, dtype=object)[live.layer_numbers]
     with path.open("w", encoding="utf-8", newline="\n") as out:
         out.write('<?xml version="1.0" encoding="utf-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n')
-        for name, of, kind in keys:
-            out.write(f'<key id="{name}" for="{of}" attr.name="{name}" attr.type="{kind}"/>\n')
+        for name, element, kind in keys:
+            out.write(f'<key id="{name}" for="{element}" attr.name="{name}" attr.type="{kind}"/>\n')
         out.write('<graph edgedefault="undirected">\n')
-        for name, where, status in zip(live.names, layer, live.statuses, strict=True):
-            data = f'<data key="layer">{escape(where)}</data><data key="status">{status}</data>'
-            data += f'<data key="reliable">{str(name not in below).lower()}</data>' if name in known else ""
+        for name, layer, status in zip(live.names, layers, live.statuses, strict=True):
+            data = f'<data key="layer">{escape(layer)}</data><data key="status">{status}</data>'
+            if name in reliability:
+                data += f'<data key="reliable">{str(name not in unreliable).lower()}</data>'
             out.write(f"<node id={quoteattr(name)}>{data}</node>\n")
-        for i, j, S in edges(found):
+        for i, j, S in graph_edges(overview):
             ends = f"source={quoteattr(live.names[i])} target={quoteattr(live.names[j])}"
             out.write(f'<edge {ends}><data key="weight">{S!r}</data></edge>\n')
         out.write("</graph>\n</graphml>\n")
 
 
-def summarise(live: Stimuli, found: SimilarityOverview, table: pd.DataFrame) -> dict[str, Any]:
-    """Return what was found over all layers as plain JSON values."""
-    layer = np.repeat(np.arange(len(live.groups)), [g.stop - g.start for g in live.groups])
-    ends = np.array([(i, j) for i, j, _ in edges(found)], dtype=int).reshape(-1, 2)
-    over = table.assign(excess=table["best"] - table["floor"]).dropna(subset=["excess"])
-    strongest = over.sort_values("excess", ascending=False, kind="stable").head(STRONGEST)
+def summarise(live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFrame) -> dict[str, Any]:
+    """Summarise the comparison of all layers.
+
+    Parameters
+    ----------
+    live : LiveFeatures
+        Live features of the run.
+    overview : SimilarityOverview
+        Comparison of all features.
+    table : pandas.DataFrame
+        Table of layers, see `layer_table`.
+
+    Returns
+    -------
+    dict
+        Plain JSON values: counts of layers, features, profiles, images and edges, and the pairs of layers whose best
+        similarity exceeds chance most.
+    """
+    layer = live.layer_numbers
+    ends = np.array([(i, j) for i, j, _ in graph_edges(overview)], dtype=int).reshape(-1, 2)
+    above_chance = table.assign(excess=table["best"] - table["floor"]).dropna(subset=["excess"])
+    strongest = above_chance.sort_values("excess", ascending=False, kind="stable").head(STRONGEST)
     return {
         "layers": len(live.layers),
         "live": len(live.names),
-        "profiles": int(found.defined.sum()),
-        "images": found.images,
-        "neighbours": int(found.nearest.shape[1]),
+        "profiles": int(overview.defined.sum()),
+        "images": overview.images,
+        "neighbours": int(overview.nearest.shape[1]),
         "edges": len(ends),
         "edges_between_layers": int((layer[ends[:, 0]] != layer[ends[:, 1]]).sum()),
         "closest_layers": [[r.layer, r.other, float(r.best), float(r.floor)] for r in strongest.itertuples()],
     }
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    """Return what was found in words: a line a layer, then that over all layers."""
-    said = [f"{layer}: {tables.summary_lines(one)[0]}" for layer, one in found["layers"].items()]
-    summary = found["network"]
-    between = summary["edges_between_layers"] / summary["edges"] if summary["edges"] else 0.0
-    said += [
-        f"{summary['layers']} layers, {summary['live']:,} live features, {summary['profiles']:,} with a profile over "
-        f"{summary['images']:,} images: {summary['edges']:,} edges to the {summary['neighbours']} nearest, "
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    """Return the findings in words: one line a layer, then those over all layers."""
+    lines = [f"{layer}: {tables.summary_lines(one)[0]}" for layer, one in summary["layers"].items()]
+    network = summary["network"]
+    between = network["edges_between_layers"] / network["edges"] if network["edges"] else 0.0
+    lines += [
+        f"{network['layers']} layers, {network['live']:,} live features, {network['profiles']:,} with a profile over "
+        f"{network['images']:,} images: {network['edges']:,} edges to the {network['neighbours']} nearest neighbours, "
         f"{100 * between:.0f} % of them between layers"
     ]
-    for one, other, best, floor in summary["closest_layers"]:
-        said.append(f"{one} to {other}: a feature's best partner has on average S {best:.3f} ({floor:.3f} by chance)")
-    return said
+    for one, other, best, floor in network["closest_layers"]:
+        lines.append(f"{one} to {other}: mean S of a feature's best partner {best:.3f} (by chance {floor:.3f})")
+    return lines
 
 
-def opened(job: Job, run: Run) -> LayerMaps:
-    """Return what a large run found; the maps of layers and of pairs are read when they are asked for."""
+def open_maps(job: Job, run: Run) -> LayerMaps:
+    """Open the maps of a large run.
+
+    Parameters
+    ----------
+    job : Job
+        Job of the run.
+    run : Run
+        Folder of a complete run.
+
+    Returns
+    -------
+    LayerMaps
+        The maps of layers and of pairs are read, or computed from A, each time that one is requested.
+    """
     pairs = [(one, other) for one in job.layers for other in job.layers if one != other]
     table = result.read_layer_table(run.folder)
     assert table is not None
@@ -295,29 +424,44 @@ def opened(job: Job, run: Run) -> LayerMaps:
     return LayerMaps(
         run.folder,
         LazyMapping(job.layers, lambda layer: result.read_maps(run.folder, [layer])[layer]),
-        LazyMapping(pairs, lambda pair: crossing(job, run, pair)),
+        LazyMapping(pairs, lambda pair: build_crossing(job, run, pair)),
         table,
         summary,
-        _lines(summary),
+        _summary_lines(summary),
     )
 
 
-def crossing(job: Job, run: Run, pair: Pair) -> CrossLayerMap:
-    """Return the cross-layer map of one pair, from A: all images, two layers' columns."""
-    live, both = set(stimuli(job, run).names), [job.features_of(layer) for layer in pair]
-    at = {label: k for k, label in enumerate(job.columns)}
-    columns = [name for names in both for name in names]
-    places = [at[name] for name in columns]
-    A = np.concatenate([block[:, places] for _, _, block in _blocks(run.arrays["A"])])
-    null = np.asarray(run.arrays["null"][...], dtype=np.float64).mean(0)[places]
+def build_crossing(job: Job, run: Run, pair: Pair) -> CrossLayerMap:
+    """Compute the cross-layer map of one pair from A.
+
+    Parameters
+    ----------
+    job : Job
+        Job of the run.
+    run : Run
+        Run folder.
+    pair : (str, str)
+        Maximised layer and responding layer.
+
+    Returns
+    -------
+    CrossLayerMap
+        Map of the ordered pair: all live images are its stimuli.
+    """
+    live, features = set(live_features(job, run).names), [job.features_of(layer) for layer in pair]
+    column = {label: k for k, label in enumerate(job.columns)}
+    columns = [name for names in features for name in names]
+    positions = [column[name] for name in columns]
+    A = np.concatenate([block[:, positions] for _, _, block in _read_blocks(run.arrays["A"])])
+    null = np.asarray(run.arrays["null"][...], dtype=np.float64).mean(0)[positions]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run has said so
+        warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run warned already
         return cross_layer.build_map(
             pd.DataFrame(A, index=job.labels, columns=columns),
             pd.Series(null, index=columns),
             pair,
-            both[0],
-            both[1],
+            features[0],
+            features[1],
             [name for name in job.labels if name in live],
             tables.NEAREST,
         )

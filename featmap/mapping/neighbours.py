@@ -1,4 +1,4 @@
-"""Answers read off a finished run: a feature's neighbours, as a frame and as lines of text."""
+"""Look up the neighbours of a feature in a finished similarity run."""
 
 from __future__ import annotations
 
@@ -9,31 +9,50 @@ import pandas as pd
 from featmap.errors import UnitError, suggest
 from featmap.mapping import flags, tables
 from featmap.runs import store
-from featmap.runs.store import Run, readable
+from featmap.runs.manifest import translate_read_errors
+from featmap.runs.store import Run
 
 
 def _folder_of(unit: str, folder: Path) -> Path:
-    """Return where in a run the map of a feature's layer lies."""
+    """Return the folder of the tables of a feature's layer."""
     identity = Run.read(folder).identity
     layers = identity.get("layers") or [identity["layer"]] if "layer" in identity or "layers" in identity else []
     layer = unit.rpartition(":")[0]
-    if not layers or not layer:  # a run of another command, or no feature: what reads the tables says so
+    if not layers or not layer:  # a run of another command, or not a feature: reading the tables fails with a message
         return folder
     if layer in layers:
-        return folder / tables.places(layers)[layer]
+        return folder / tables.layer_folders(layers)[layer]
     has = f"it maps {', '.join(layers)}{suggest(layer, layers)}"
     if layer in identity.get("responses", []):
-        has = f"it maps {', '.join(layers)} and only probes {layer}: see {tables.CROSS}/, or map both by --layers"
+        has = f"it maps {', '.join(layers)} and only probes {layer}: see {tables.CROSS}/, or map both layers"
     raise UnitError(f"run {str(folder)!r} has no map of layer {layer!r}; {has}")
 
 
 def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
-    """Return what a finished run says of one feature and every other, the most similar first.
+    """List all other features of a run by their similarity to one feature.
 
-    Columns: other, S, coactivation (the other's response to this feature's image), coactivated_by (this
-    feature's response to the other's image), cluster, and in a validated run `reliable`, of the other.
+    Parameters
+    ----------
+    unit : str
+        A feature, such as "inception4a:17".
+    folder : Path
+        Folder of a finished similarity run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns other, S, coactivation (of the other by this feature's image), coactivated_by (of this feature by the
+        other's image), cluster (of the other) and, after a validation, reliable (of the other). Features with undefined
+        S are left out; the most similar feature comes first.
+
+    Raises
+    ------
+    UnitError
+        If the run does not show the feature, or the feature has no similarity to others.
+    StoreError
+        If the folder is no similarity run, or a table is damaged.
     """
-    with readable(folder):
+    with translate_read_errors(folder):
         run, folder = Run.read(folder), _folder_of(unit, folder)
         names = ("profile", "coactivation", "features")
         run.check((folder / f"{name}.parquet").relative_to(run.folder).as_posix() for name in names)
@@ -45,7 +64,7 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
         )
     if unit not in S.index:
         raise UnitError(f"feature {unit!r} is {features.status[unit]} in this run and has no similarity to others")
-    found = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "other": S.columns,
             "S": S.loc[unit].to_numpy(),
@@ -54,10 +73,10 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
             "cluster": features["cluster"].reindex(S.columns).to_numpy(),
         }
     )
-    if "reliable" in features:  # the run has been validated
-        found["reliable"] = features["reliable"].reindex(S.columns).to_numpy()
-    found = found[(found["other"] != unit) & found["S"].notna()]
-    return found.sort_values("S", ascending=False, kind="stable").reset_index(drop=True)
+    if "reliable" in features:  # only after a validation
+        table["reliable"] = features["reliable"].reindex(S.columns).to_numpy()
+    table = table[(table["other"] != unit) & table["S"].notna()]
+    return table.sort_values("S", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def is_unreliable(unit: str, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a similarity run finds: the map of each layer, the cross-layer maps between them, from the stored arrays."""
+"""Results of a similarity run: the map of each layer and the cross-layer maps; read from its folder."""
 
 from __future__ import annotations
 
@@ -23,12 +23,23 @@ from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 
 Pair = tuple[str, str]
+LAYER_TABLE = f"{tables.CROSS}/layers"
+"""Path of the table of layers in a run folder, without its ending."""
+
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
 class LazyMapping(Mapping[_K, _V]):
-    """Values by key that are read anew whenever one is asked for, so that no two need fit into memory."""
+    """A mapping that reads a value each time that it is requested, and keeps none.
+
+    Parameters
+    ----------
+    keys : sequence
+        Keys, in the order of iteration.
+    read : callable
+        Reads the value of a key.
+    """
 
     def __init__(self, keys: Sequence[_K], read: Callable[[_K], _V]) -> None:
         self._keys, self._read = dict.fromkeys(keys), read
@@ -47,20 +58,30 @@ class LazyMapping(Mapping[_K, _V]):
 
 @dataclass(eq=False)
 class SimilarityMap:
-    """What a similarity run found of one layer; the same as lies in its folder.
+    """The similarity map of one layer, as it is stored in the run folder.
 
-    Attributes
+    Parameters
     ----------
-    folder : the run folder
-    activations : A of the features mapped, rows images, columns responses, averaged over seeds
-    null : responses to the null image, averaged over seeds
-    measures : frames by name: coactivation, relative, selective, profile; `pd.NA` where undefined
-    clusters : consensus clusters of the profile similarity and their nulls
-    features : one row a feature: status, activation, branch, cluster, nearest neighbours
-    shown : the features that tables and figures show
-    summary : the figures that the command prints
-    place : where its tables and figures lie in the folder, "" at the top
-    crossings : the cross-layer maps to the layers that were probed, by (layer, probed layer)
+    folder : Path
+        Run folder.
+    activations : pandas.DataFrame
+        A of the N mapped features, averaged over seeds: N images x N responses.
+    null : pandas.Series
+        Responses to the null image, averaged over seeds.
+    measures : dict of str to pandas.DataFrame
+        Measures by name: coactivation, relative, selective, profile; NaN where undefined.
+    clusters : Clusters
+        Consensus clusters of the profile similarity, and their nulls.
+    features : pandas.DataFrame
+        One row a feature: status, activation, branch, cluster, nearest neighbours.
+    shown : list of str
+        Features that tables and figures show.
+    summary : dict
+        Findings as plain JSON values.
+    prefix : str, default ""
+        Subfolder of its tables and figures with a slash at the end; "" for the run folder itself.
+    crossings : dict of (str, str) to CrossLayerMap
+        Cross-layer maps to the probed layers, by (layer, probed layer).
     """
 
     folder: Path
@@ -71,7 +92,7 @@ class SimilarityMap:
     features: pd.DataFrame
     shown: list[str]
     summary: dict[str, Any]
-    place: str = ""
+    prefix: str = ""
     crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
 
     @property
@@ -80,7 +101,13 @@ class SimilarityMap:
         return open_arrays(self.folder)
 
     def lines(self) -> list[str]:
-        """Return what was found, in words."""
+        """Return the findings in words.
+
+        Returns
+        -------
+        list of str
+            One finding a line.
+        """
         return tables.summary_lines(self.summary) + tables.crossing_lines(self.summary.get("crossings", []))
 
     def _repr_html_(self) -> str:
@@ -90,16 +117,23 @@ class SimilarityMap:
 
 @dataclass(eq=False)
 class LayerMaps:
-    """What a similarity run found of several layers; the same as lies in its folder.
+    """The maps of several layers, as they are stored in the run folder.
 
-    Attributes
+    Parameters
     ----------
-    folder : the run folder
-    maps : each listed layer's own map, by name
-    crossings : the cross-layer map of every ordered pair (l, k): l maximised, k responding
-    layers : one row an ordered pair, see `featmap.stats.cross_layer.layer_table`
-    summary : the figures that the command prints
-    large_lines : of a large run, its findings in words; its maps and crossings are read anew when they are asked for
+    folder : Path
+        Run folder.
+    maps : mapping of str to SimilarityMap
+        Map of each layer, by name.
+    crossings : mapping of (str, str) to CrossLayerMap
+        Cross-layer map of every ordered pair (l, k): l is maximised, k responds.
+    layers : pandas.DataFrame
+        One row an ordered pair, see `featmap.stats.cross_layer.layer_table`.
+    summary : dict
+        Findings as plain JSON values.
+    large_lines : sequence of str, default ()
+        Findings in words of a large run, whose maps and crossings are read each time that one is requested; empty for
+        other runs.
     """
 
     folder: Path
@@ -115,13 +149,19 @@ class LayerMaps:
         return open_arrays(self.folder)
 
     def lines(self) -> list[str]:
-        """Return what was found, in words."""
+        """Return the findings in words.
+
+        Returns
+        -------
+        list of str
+            One finding a line.
+        """
         if self.large_lines:
             return list(self.large_lines)
         if len(self.maps) == 1:
             return next(iter(self.maps.values())).lines()
-        own = [f"{layer}: {line}" for layer, one in self.maps.items() for line in one.lines()]
-        return own + tables.crossing_lines(self.summary["crossings"])
+        lines = [f"{layer}: {line}" for layer, one in self.maps.items() for line in one.lines()]
+        return lines + tables.crossing_lines(self.summary["crossings"])
 
     def _repr_html_(self) -> str:
         return _html(self.folder, self.lines()) + str(self.layers._repr_html_())
@@ -134,12 +174,12 @@ def _html(folder: Path, lines: list[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class LayerArrays:
-    """What the arrays of a run hold of one layer's features on their own images.
+    """Arrays of a run restricted to the features of one layer and their own images.
 
     Parameters
     ----------
     names : list of str
-        The N features, images and responses alike.
+        The N features, which label images and responses.
     responses : numpy.ndarray
         A of each seed, S x N x N in float64.
     nulls : numpy.ndarray
@@ -147,7 +187,7 @@ class LayerArrays:
     activation : numpy.ndarray
         Response of each feature to its own image, S x N.
     status : numpy.ndarray
-        Worst status of each feature over the seeds, an index into `featmap.runs.job.STATUSES`.
+        Worst status of each feature over the seeds, an index into `featmap.runs.array_layout.STATUSES`.
     """
 
     names: list[str]
@@ -198,19 +238,19 @@ class LayerArrays:
 
 
 def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[str, SimilarityMap]:
-    """Read the maps of a finished similarity run from its folder; no network is needed.
+    """Read the maps of a finished similarity run from its folder, without its network.
 
     Parameters
     ----------
     folder : path
         Run folder.
     layers : sequence of str, optional
-        Layers that are wanted; None reads all.
+        Layers to read; None reads all.
 
     Returns
     -------
-    dict of SimilarityMap
-        By layer. `features` has the rows of the features shown, `crossings` is empty.
+    dict of str to SimilarityMap
+        By layer. `features` has only rows of the features shown, `crossings` is empty.
 
     Raises
     ------
@@ -224,47 +264,78 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
     data, neighbours = open_arrays(folder), int(run.manifest.view["neighbours"])
     summaries = run.manifest.summary.get("layers") or {mapped[0]: run.manifest.summary}
     maps = {}
-    for layer, place in tables.places(mapped).items():
+    for layer, prefix in tables.layer_folders(mapped).items():
         if layers is not None and layer not in layers:
             continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
         arrays = LayerArrays.read(data, names)
         A, null, live = arrays.A, arrays.null, arrays.live
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run has said so
-            frames = {name: m(A, null, live) for name, m in measures.MEASURES.items() if name != "raw"}
-        clusters = cluster_io.read(run.folder / place / cluster_io.NAME, frames["profile"], neighbours)
+            warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run warned already
+            frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
+        clusters = cluster_io.read(run.folder / prefix / cluster_io.FILE_NAME, frames["profile"], neighbours)
         if clusters is None:
             raise StoreError(
-                f"run {str(folder)!r} has lost {place}{cluster_io.NAME}; run its command again to repair it"
+                f"run {str(folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
             )
-        features = store.read_frame(run.folder, f"{place}features")
+        features = store.read_frame(run.folder, f"{prefix}features")
         shown = [str(name) for name in features.index]
-        maps[layer] = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], place)
+        maps[layer] = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], prefix)
     return maps
 
 
 def worst_status(status: np.ndarray) -> np.ndarray:
-    """Return one status a feature from those of all seeds (S x N): the worst, as `STATUSES` is ordered."""
+    """Return the worst status of each image over all seeds.
+
+    Parameters
+    ----------
+    status : numpy.ndarray
+        Indices into `featmap.runs.array_layout.STATUSES`, which are ordered from good to bad: S seeds x N images.
+
+    Returns
+    -------
+    numpy.ndarray
+        N indices.
+    """
     return status.max(axis=0)
 
 
-LAYER_TABLE = f"{tables.CROSS}/layers"
-
-
 def read_layer_table(folder: Path) -> pd.DataFrame | None:
-    """Return the table of layers that `write` left in a run folder, or None where there is none."""
+    """Read the table of layers from a run folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+
+    Returns
+    -------
+    pandas.DataFrame or None
+        One row an ordered pair, see `featmap.stats.cross_layer.layer_table`; None if the folder has no such table.
+    """
     path = folder / f"{LAYER_TABLE}.parquet"
     return pd.read_parquet(path).reset_index() if path.is_file() else None
 
 
-def arranged(found: SimilarityMap) -> tuple[list[str], np.ndarray, pd.Series | None]:
-    """Return the live features shown as the heatmap orders them, their linkage, and their clusters where allowed.
+def order_features(layer_map: SimilarityMap) -> tuple[list[str], np.ndarray, pd.Series | None]:
+    """Order the live features shown by hierarchical clustering, as in the heatmap.
 
-    The linkage is that of the features in the order of `found.shown`.
+    Parameters
+    ----------
+    layer_map : SimilarityMap
+        Map of the layer.
+
+    Returns
+    -------
+    order : list of str
+        The n live features shown, in the order of the leaves.
+    linkage : numpy.ndarray
+        Linkage of these features as SciPy writes it, (n - 1) x 4; it numbers them in the order of `layer_map.shown`.
+    clusters : pandas.Series or None
+        Cluster of each in the order of `layer_map.shown`; None where the nulls do not allow clusters.
     """
-    nodes = [f for f in found.shown if f in found.clusters.graph]
-    clusters = found.clusters.labels.loc[nodes] if found.clusters.allowed else None
+    nodes = [f for f in layer_map.shown if f in layer_map.clusters.graph]
+    clusters = layer_map.clusters.labels.loc[nodes] if layer_map.clusters.allowed else None
     grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
-    linkage, leaves = clustering.leaf_order(found.measures["profile"].loc[nodes, nodes], grouping)
+    linkage, leaves = clustering.leaf_order(layer_map.measures["profile"].loc[nodes, nodes], grouping)
     return [nodes[i] for i in leaves], linkage, clusters

@@ -1,4 +1,4 @@
-"""The main command: maximise the features of layers, probe, compare, cluster and draw, in one run folder."""
+"""Run a similarity map: maximise the features of layers, probe, compare, cluster and draw, in one run folder."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def similarity_job(
     start: str | Path | ArrayLike | None = None,
     device: torch.device | None = None,
 ) -> Job:
-    """Return the checked job of the maps of one layer or several.
+    """Build and check the job of a similarity run of one layer or several.
 
     Parameters
     ----------
     layers : str or sequence of str
-        See `featmap.network.selection.named`.
+        See `featmap.network.selection.select_layers`.
     network : Network
-        Network that they belong to.
+        Network of the layers.
     recipe : Recipe
         Resolved recipe.
     probe_layers, view, seeds, start
@@ -87,12 +87,12 @@ def similarity_job(
 
 
 def _split_layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the layers to maximise and those to probe beside them, each once."""
+    """Return the layers to maximise and the layers to probe, each once."""
     probed = list(dict.fromkeys([probe_layers] if isinstance(probe_layers, str) else probe_layers))
     if len(layers) > 1 and probed:
         raise UnitError(
-            f"{len(layers)} layers and probe layers ({', '.join(probed)}) exclude each other: several layers are "
-            "recorded at each other's images; list all, or maximise one layer and probe others"
+            f"{len(layers)} layers and probe layers ({', '.join(probed)}) exclude each other: several layers respond "
+            "to each other's images anyway; list all layers, or maximise one layer and probe the others"
         )
     if layers[0] in probed:
         raise UnitError(f"probe layer {layers[0]!r} is the layer that is maximised; name another one")
@@ -123,26 +123,26 @@ def similarity(
     start: str | Path | ArrayLike | None = None,
     execution: Execution | None = None,
 ) -> SimilarityMap | LayerMaps:
-    """Map how alike the features of a layer are, or of several layers and between them.
+    """Map the similarity of the features of one layer, or within and between several.
 
     Parameters
     ----------
     layers : str or sequence of str
         A name as `featmap layers` prints it. A list of layers maps each of them and every ordered pair, and so do
         "all" (the blocks of the network), "convs" (all convolutions) and patterns, see
-        `featmap.network.selection.named`.
+        `featmap.network.selection.select_layers`.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
     probe_layers : str or sequence of str, optional
-        Layers whose responses to the images of the one layer are recorded in the same forward passes.
+        With a single layer: other layers whose responses to its images are recorded in the same forward passes.
     view : View, optional
-        Which features are shown, on which stimuli, by which measure.
+        Features that are shown, stimuli and measure.
     recipe : str or Recipe, optional
-        How the images are made, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU and
-        "standard" on an accelerator.
+        Recipe of the maximising images, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU
+        and "standard" on an accelerator.
     seeds : int or iterable of int, default 1
-        How many seeds of the noise, counted from the recipe's own, or the seeds themselves; the map is that of the mean
-        responses.
+        Number of seeds of the noise, counted from the recipe's own, or the seeds themselves; responses are averaged
+        over seeds.
     start : path or array, optional
         A photograph, or 3 x H x H values in [0, 1], to start from instead of noise.
     execution : Execution, optional
@@ -151,24 +151,24 @@ def similarity(
     Returns
     -------
     SimilarityMap or LayerMaps
-        For a name, the map of the layer: square frames [N, N]; in `crossings`, by (layer, probed layer), what the
-        features of the probed layer do on its images: frames [N, M]. For several layers: `maps` by layer, `crossings`
-        by ordered pair (l, k), frames [N_l, N_k]; from `featmap.stats.blockwise.LARGE` features on these are read
-        anew each time that they are asked for.
+        For a single name, the map of the layer, with frames [N, N]; its `crossings`, by (layer, probed layer), hold
+        the responses of the probed layer's features to its images, with frames [N, M]. For several layers: `maps` by
+        layer, `crossings` by ordered pair (l, k), with frames [N_l, N_k]; from `featmap.stats.blockwise.LARGE` features
+        on, these are read each time that one is requested.
 
     Raises
     ------
     FeatmapError
         If a layer does not exist, a setting is out of range, or the run folder holds something else.
 
+    Notes
+    -----
+    Between layers, `profile` lies in [-1, 1]; `coactivation`, the share of the column feature's own best response,
+    needs that feature's own image and exists between mapped layers only; `relative` and `selective` are unbounded.
+
     References
     ----------
     The article, section "Feature Visualization from First Principles".
-
-    Notes
-    -----
-    In a crossing `profile` lies in [-1, 1]; `coactivation`, the share of the column feature's own best response, needs
-    that feature's own image and exists between mapped layers only; `relative` and `selective` are unbounded.
     """
     execution, view = execution or Execution(), view or View()
     loaded, device = load(network), execution.torch_device()
@@ -187,27 +187,27 @@ def similarity(
 
 
 def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None) -> LayerMaps:
-    """Do what is left of a similarity run.
+    """Finish a similarity run: missing arrays, analysis, tables and figures.
 
     Parameters
     ----------
     job : Job
         Job of the run.
     run : Run
-        Its folder.
+        Run folder.
     view : View
-        What tables and figures are to show.
+        Features, measure and neighbours that tables and figures show.
     execution : Execution, optional
         Engine and progress.
 
     Returns
     -------
     LayerMaps
-        Map of each layer and between every two.
+        Similarity map of each layer and cross-layer map of every ordered pair.
     """
     execution = execution or Execution()
     watcher = execution.watcher
-    with run.held():
+    with run.locked():
         count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
         reliability = run.manifest.reliability
         record = view.record(reliability)
@@ -217,7 +217,7 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         begun = time.perf_counter()
         maps = analysis.analyse(job, run.folder, view, watcher, reuse=finished)
         for one in maps.maps.values():
-            flags.enter(one.features, reliability)
+            flags.add_reliability(one.features, reliability)
         if not finished or run.manifest.view != record:
             run.manifest.files = {}
             for one in maps.maps.values():

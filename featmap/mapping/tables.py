@@ -1,4 +1,4 @@
-"""What a similarity run writes beside its arrays: tables, the graph, figures and the summary."""
+"""Compute the table of features and the summary of a similarity run, and name the subfolders of its layers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from featmap.files import safe_file_name
 from featmap.network.trace import Layer
 from featmap.runs.array_layout import ARRAYS
 from featmap.runs.manifest import MANIFEST, UNITS
-from featmap.stats import measures, similarity_frame
+from featmap.stats import measures
 from featmap.stats.clustering import Clusters
 from featmap.stats.cross_layer import CrossLayerMap
-from featmap.stats.measures import finite_column
+from featmap.stats.frames import count_undefined, finite_column, most_similar_pairs, nearest_features
 
-CROSS = "cross"  # the folder of what lies between layers
-OWN = ("validation", "atlas.html")  # what other commands add to a run folder
+CROSS = "cross"
+"""Subfolder of a run folder for tables and figures of pairs of layers."""
+RESERVED = ("validation", "atlas.html")
+"""Names that other commands use in a run folder."""
 NEAREST = 5
+"""Most similar features that a table lists for each feature."""
 LABELS = {
     "coactivation": "co-activation (share of the feature's own best response)",
     "relative": "response relative to the image's own feature",
@@ -30,28 +33,50 @@ LABELS = {
 }
 
 
-def places(layers: Sequence[str]) -> dict[str, str]:
-    """Return where each layer's tables and figures lie in a run folder: one layer's at the top, several in folders.
+def layer_folders(layers: Sequence[str]) -> dict[str, str]:
+    """Name the subfolder of a run folder for the tables and figures of each layer.
 
-    Names that the file system would take for one another, or for a folder of the run's own, are numbered.
+    Parameters
+    ----------
+    layers : sequence of str
+        Mapped layers of the run.
+
+    Returns
+    -------
+    dict of str to str
+        Relative path by layer with a slash at the end, made unique by numbers on file systems that ignore case; "" for
+        a single layer, whose files lie in the run folder itself.
     """
     if len(layers) == 1:
         return {layers[0]: ""}
-    taken = {ARRAYS, UNITS, CROSS, MANIFEST, *OWN}
-    return {layer: f"{unlike(safe_file_name(layer), taken)}/" for layer in layers}
+    taken = {ARRAYS, UNITS, CROSS, MANIFEST, *RESERVED}
+    return {layer: f"{unique_name(safe_file_name(layer), taken)}/" for layer in layers}
 
 
-def unlike(name: str, taken: set[str]) -> str:
-    """Return a name that no file system takes for one of those taken, numbered if need be, and take it."""
-    number, place = 1, name
-    while place.casefold() in taken:
+def unique_name(name: str, taken: set[str]) -> str:
+    """Make a name unique by appending a number if necessary.
+
+    Parameters
+    ----------
+    name : str
+        Proposed name.
+    taken : set of str
+        Names in use, in lower case; the result is added.
+
+    Returns
+    -------
+    str
+        A name that differs from those in use on file systems that ignore case, too.
+    """
+    number, candidate = 1, name
+    while candidate.casefold() in taken:
         number += 1
-        place = f"{name}-{number}"
-    taken.add(place.casefold())
-    return place
+        candidate = f"{name}-{number}"
+    taken.add(candidate.casefold())
+    return candidate
 
 
-def features(
+def feature_table(
     names: Sequence[str],
     layer: Layer,
     statuses: Sequence[str],
@@ -61,11 +86,33 @@ def features(
     frames: dict[str, pd.DataFrame],
     clusters: Clusters,
 ) -> pd.DataFrame:
-    """Return one row a feature: status, activation, branch, cluster, nearest neighbours.
+    """Tabulate the features of a layer.
 
-    `activation` is the response to its own image, `null_activation` that to the null image, `identity`
-    whether no other image excites the feature more. `community` is Louvain's answer, `cluster` the same
-    where the nulls allow clusters and empty where they do not.
+    Parameters
+    ----------
+    names : sequence of str
+        The N features.
+    layer : Layer
+        Their layer.
+    statuses : sequence of str
+        Status of each feature.
+    activation : numpy.ndarray
+        Response of each feature to its own image, averaged over seeds.
+    A : pandas.DataFrame
+        Responses, N images x N features.
+    null : pandas.Series
+        Response of each feature to the null image.
+    frames : dict of str to pandas.DataFrame
+        Measures by name; `profile` is used.
+    clusters : Clusters
+        Clusters of the live features.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a feature: channel, branch, status, activation, null_activation, identity (whether no live feature's
+        image drives the feature more than its own), cluster (missing where the nulls allow no clusters), community (the
+        consensus of Louvain, in any case) and, for rank k from 1 to `NEAREST`, nearest_k and similarity_k.
     """
     channels = [int(n.rpartition(":")[2]) for n in names]
     table = pd.DataFrame(
@@ -79,15 +126,15 @@ def features(
         index=pd.Index(names, name="feature"),
     )
     live = list(clusters.labels.index)
-    # dead features' images show nothing, so identity is judged among the images of the live ones
+    # the image of a dead feature shows nothing, so identity is judged among the images of live features
     best = A.loc[live].max(axis=0) if live else A.max(axis=0)
     own = pd.Series(np.diag(A.to_numpy()), index=names)
     table["identity"] = pd.array(own >= best, dtype="boolean")
     table.loc[~table.index.isin(live), "identity"] = pd.NA
     for column, labels in (("cluster", clusters.labels), ("community", clusters.communities.labels)):
-        wanted = labels if column == "community" or clusters.allowed else labels.iloc[:0]
-        table[column] = pd.Series(wanted, dtype="Int64").reindex(table.index)
-    closest = similarity_frame.nearest_features(frames["profile"], NEAREST)
+        valid = labels if column == "community" or clusters.allowed else labels.iloc[:0]
+        table[column] = pd.Series(valid, dtype="Int64").reindex(table.index)
+    closest = nearest_features(frames["profile"], NEAREST)
     for rank in range(1, NEAREST + 1):
         ranked = closest[closest.groupby("feature", sort=False).cumcount() == rank - 1].set_index("feature")
         table[f"nearest_{rank}"] = ranked["other"].reindex(table.index)
@@ -96,11 +143,26 @@ def features(
 
 
 def distinct_pairs(S: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return the n most similar pairs, no feature in two of them: a clique of near copies is one finding, not n."""
+    """List the most similar pairs of features, each feature in at most one pair.
+
+    Otherwise a group of near copies would fill the list.
+
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Symmetric similarity, M x M.
+    n : int
+        Maximum number of pairs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns feature, other, similarity, by falling similarity.
+    """
     taken: set[str] = set()
     rows: list[tuple[str, str, float]] = []
     count = len(S.columns)
-    for pair in similarity_frame.most_similar_pairs(S, count * (count - 1) // 2).itertuples():
+    for pair in most_similar_pairs(S, count * (count - 1) // 2).itertuples():
         if len(rows) == n:
             break
         if pair.feature not in taken and pair.other not in taken:
@@ -117,9 +179,31 @@ def summarise(
     live: list[str],
     shown: list[str],
 ) -> dict[str, Any]:
-    """Return the run's findings as plain JSON values."""
+    """Summarise the map of one layer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of features, see `feature_table`.
+    A : pandas.DataFrame
+        Responses, N images x N features.
+    frames : dict of str to pandas.DataFrame
+        Measures by name.
+    clusters : Clusters
+        Clusters of the live features.
+    live : list of str
+        Live features.
+    shown : list of str
+        Features that tables and figures show.
+
+    Returns
+    -------
+    dict
+        Plain JSON values: counts of features, statuses and undefined cells, identity rate (None without live features),
+        clusters and the most similar pairs.
+    """
     pairs = distinct_pairs(frames["profile"], 5)
-    undefined = {name: measures.count_undefined(frame) for name, frame in frames.items()}
+    undefined = {name: count_undefined(frame) for name, frame in frames.items()}
     rate = measures.identity_rate(A, live) if live else None
     return {
         "features": len(table),
@@ -142,7 +226,18 @@ def summarise(
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """Return the summary in words, one line a finding."""
+    """Return the summary of one layer in words.
+
+    Parameters
+    ----------
+    summary : dict
+        See `summarise`.
+
+    Returns
+    -------
+    list of str
+        One finding a line.
+    """
     order = ("live", "rescued", "dead", "unconverged", "not-finite")
     counts = ", ".join(f"{summary['statuses'][s]} {s}" for s in order if s in summary["statuses"])
     shown = "" if summary["shown"] == summary["features"] else f"; {summary['shown']} shown"
@@ -150,65 +245,126 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     if summary["identity_rate"] is not None:
         lines.append(
             f"identity rate {summary['identity_rate']:.3f}: "
-            "the share of live features that no other live feature's image excites more than their own"
+            "the share of live features that no other live feature's image drives more than their own image does"
         )
     lines.append(summary["clusters"]["sentence"])
     pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in summary["most_similar"][:3])
     if pairs:
         lines.append(f"most similar pairs (each feature once): {pairs}")
-    masked = {k: v for k, v in summary["undefined"].items() if v}
-    if masked:
-        lines.append("undefined (left empty): " + ", ".join(f"{n} cells of {k}" for k, n in masked.items()))
+    undefined = {name: count for name, count in summary["undefined"].items() if count}
+    if undefined:
+        lines.append("undefined cells (empty): " + ", ".join(f"{n} of {name}" for name, n in undefined.items()))
     if "seeds" in summary:
-        s = summary["seeds"]
-        agreement = "undefined" if s["correlation_of_S"] is None else f"{s['correlation_of_S']:.4f}"
+        seeds = summary["seeds"]
+        agreement = "undefined" if seeds["correlation_of_S"] is None else f"{seeds['correlation_of_S']:.4f}"
         lines.append(
-            f"{s['count']} seeds: correlation of S between single seeds {agreement}; clusters agree with "
-            f"ARI {s['ari_of_clusters']:.2f} (Louvain with itself {s['ari_of_louvain_with_itself']:.2f})"
+            f"{seeds['count']} seeds: correlation of S between single seeds {agreement}; ARI of the clusters between "
+            f"single seeds {seeds['ari_of_clusters']:.2f} "
+            f"(between Louvain runs on one graph {seeds['ari_of_louvain_with_itself']:.2f})"
         )
     return lines
 
 
 def shown_measure(crossing: CrossLayerMap, measure: str) -> str:
-    """Return the measure that a crossing's heatmap shows: the one asked for, `selective` where it has none."""
+    """Choose the measure that the heatmap of a pair of layers shows.
+
+    Parameters
+    ----------
+    crossing : CrossLayerMap
+        Map of the pair.
+    measure : str
+        Requested measure.
+
+    Returns
+    -------
+    str
+        The requested measure, or "selective" if the pair does not have it: `coactivation` of a probed layer.
+    """
     return measure if measure == "raw" or measure in crossing.measures else "selective"
 
 
 def summarise_crossings(crossings: Sequence[CrossLayerMap], table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
-    """Return what was found between layers as plain JSON values, one entry an ordered pair."""
-    found = []
-    for c, row in zip(crossings, table.to_dict("records"), strict=True):
-        undefined = {name: measures.count_undefined(frame) for name, frame in c.measures.items()}
-        strongest = [[r.feature, r.partner, float(r.similarity)] for r in distinct_partners(c.partners, 5).itertuples()]
-        entry = {"layer": c.layer, "other": c.other, "features": int(row["features"]), "images": int(row["images"])}
-        entry |= {k: None if pd.isna(row[k]) else float(row[k]) for k in ("best", "floor", "highest_floor")}
-        shows = shown_measure(c, measure)
-        found.append(entry | {"strongest": strongest, "undefined": undefined, "asked": measure, "heatmap": shows})
-    return found
+    """Summarise the maps between layers.
+
+    Parameters
+    ----------
+    crossings : sequence of CrossLayerMap
+        Maps of the ordered pairs.
+    table : pandas.DataFrame
+        Table of layers with a row for each of them, see `featmap.stats.cross_layer.layer_table`.
+    measure : str
+        Requested measure of the heatmaps.
+
+    Returns
+    -------
+    list of dict
+        Plain JSON values, one entry a pair.
+    """
+    entries = []
+    for crossing, row in zip(crossings, table.to_dict("records"), strict=True):
+        pairs = distinct_partners(crossing.partners, 5)
+        entries.append(
+            {
+                "layer": crossing.layer,
+                "other": crossing.other,
+                "features": int(row["features"]),
+                "images": int(row["images"]),
+                **{k: None if pd.isna(row[k]) else float(row[k]) for k in ("best", "floor", "highest_floor")},
+                "strongest": [[r.feature, r.partner, float(r.similarity)] for r in pairs.itertuples()],
+                "undefined": {name: count_undefined(frame) for name, frame in crossing.measures.items()},
+                "asked": measure,
+                "heatmap": shown_measure(crossing, measure),
+            }
+        )
+    return entries
 
 
 def distinct_partners(partners: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return the n most similar pairs of first partners, no feature of either layer in two of them."""
+    """List the most similar pairs of feature and first partner.
+
+    Parameters
+    ----------
+    partners : pandas.DataFrame
+        Columns feature, rank, partner, similarity, see `featmap.stats.cross_layer.partners`.
+    n : int
+        Maximum number of pairs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of `partners`, by falling similarity; no feature of either layer is in two of them.
+    """
     first = partners[partners["rank"] == 1].sort_values("similarity", ascending=False, kind="stable")
     return first.drop_duplicates("partner").head(n)
 
 
 def crossing_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """Return what was found between layers in words, a line a pair, and what could not be."""
-    found = []
+    """Return the summary of the maps between layers in words.
+
+    Parameters
+    ----------
+    summary : sequence of dict
+        See `summarise_crossings`.
+
+    Returns
+    -------
+    list of str
+        One pair a line, then a note for each pair that lacks the requested measure.
+    """
+    lines = []
     for entry in summary:
         best = "undefined" if entry["best"] is None else f"{entry['best']:.3f}"
-        floor = "" if entry["floor"] is None else f" ({entry['floor']:.3f} by chance, permuted columns)"
+        floor = "" if entry["floor"] is None else f" ({entry['floor']:.3f} by chance, with permuted columns)"
         pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in entry["strongest"][:3])
-        found.append(
-            f"{entry['layer']} to {entry['other']}: a feature's best partner has on average S {best}{floor}"
-            + (f"; most alike: {pairs}" if pairs else "")
+        lines.append(
+            f"{entry['layer']} to {entry['other']}: mean S of a feature's best partner {best}{floor}"
+            + (f"; most similar: {pairs}" if pairs else "")
         )
     for entry in summary:
         if entry["asked"] != entry["heatmap"]:
-            found.append(
+            lines.append(
                 f"{entry['other']} is probed, not maximised: its co-activation is undefined without images of its "
                 f"features, so the heatmap shows {entry['heatmap']}; "
-                f"--layers {entry['layer']},{entry['other']} makes them"
+                f"map the layers {entry['layer']} and {entry['other']} to get co-activation"
             )
-    return found
+    return lines

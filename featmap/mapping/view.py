@@ -1,4 +1,4 @@
-"""The view of a similarity run: which features it shows, on which stimuli, by which measure."""
+"""The view of a similarity run: the features that it shows, the stimuli, and the measure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 
 @dataclass(frozen=True)
 class View:
-    """Which features a map shows, on which stimuli, by which measure.
+    """The features that a map shows, their stimuli, and the measure of the heatmap.
 
     Parameters
     ----------
     shown : str, sequence of int or mapping, default "all"
-        Channels that tables and figures show: "all", "0-15,42", ``[0, 1, 2]``, or either of these by layer.
+        Channels that tables and figures show: "all", "0-15,42", ``[0, 1, 2]``, or any of these by layer.
     stimuli : str, default "layer"
         "layer": the maximising images of all features of the layer are the stimuli; "shown": only those of the
-        features shown, which is quicker and another similarity.
+        features shown, which takes less time and gives other similarities.
     measure : str, default "coactivation"
         Measure of the heatmap, a key of `featmap.stats.measures.MEASURES`.
     neighbours : int, default 10
@@ -57,7 +57,7 @@ class View:
             )
 
     def channels(self, layers: Sequence[str]) -> dict[str, str]:
-        """Return the channels that are shown of each layer.
+        """List the channels shown of each layer.
 
         Parameters
         ----------
@@ -66,8 +66,8 @@ class View:
 
         Returns
         -------
-        dict of str
-            As `featmap.network.unit.parse_channels` reads them, by layer.
+        dict of str to str
+            Channels in the form that `featmap.network.unit.parse_channels` reads, by layer.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class View:
         if isinstance(self.shown, Mapping):
             if set(self.shown) != set(layers):
                 raise UnitError(
-                    f"features are given for the layers {', '.join(map(str, self.shown))}, "
+                    f"features are listed for the layers {', '.join(map(str, self.shown))}, "
                     f"the run maps {', '.join(layers)}; name the same layers, or give one list for all"
                 )
             listed: dict[str, str | Sequence[int]] = dict(self.shown)
@@ -86,34 +86,34 @@ class View:
         return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in listed.items()}
 
     def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
-        """Return what the tables and figures of a run depend on besides its arrays.
+        """Return the settings that tables and figures depend on besides the arrays.
 
         Parameters
         ----------
         reliability : mapping
-            Reliability of each feature, empty before a validation.
+            Reliability by feature; empty before a validation.
 
         Returns
         -------
         dict
-            As it stands in the manifest.
+            Entry `view` of the manifest.
         """
         values: dict[str, Any] = {"measure": self.measure, "neighbours": self.neighbours}
         return values | ({"reliability": digest(dict(reliability))} if reliability else {})
 
     @staticmethod
     def from_record(values: Mapping[str, Any]) -> View:
-        """Return the view that a manifest records.
+        """Read a view from a manifest.
 
         Parameters
         ----------
         values : mapping
-            What `record` returned; missing entries take their defaults.
+            Entry `view`, see `record`; missing entries take their defaults.
 
         Returns
         -------
         View
-            Only `measure` and `neighbours` are recorded there.
+            Its measure and neighbours; the other fields are not recorded and take their defaults.
         """
         return View(
             measure=values.get("measure", "coactivation"), neighbours=int(values.get("neighbours", DEFAULT_NEIGHBOURS))

@@ -7,104 +7,149 @@ import numpy as np
 import pandas as pd
 
 from featmap.mapping import cluster_io, flags
-from featmap.mapping.result import SimilarityMap, arranged
+from featmap.mapping.result import SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, sheets
-from featmap.runs.output import number_text, save_figure, write_frame
+from featmap.runs.output import format_number, save_figure, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
 
-PAIRS = 24
+MAX_PAIRS = 24
+"""The figure of nearest neighbours shows at most so many pairs."""
 
 
-def write(run: Run, found: SimilarityMap, view: View, watcher: Watcher) -> None:
-    """Write the tables, the graph and the figures of a similarity run."""
+def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> None:
+    """Write the tables, the clusters, the graph and the figures of one layer.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder, held by this process.
+    layer_map : SimilarityMap
+        Map of the layer.
+    view : View
+        Measure of the heatmap, and neighbours of the graph.
+    watcher : Watcher
+        Receives the progress.
+    """
     names = ("activations", "coactivation", "relative", "selective", "profile")
-    total = len(names) + 5
+    total, prefix, shown = len(names) + 5, layer_map.prefix, layer_map.shown
+    frames = {"activations": measures.raw(layer_map.activations, layer_map.null)} | layer_map.measures
     for k, name in enumerate(names):
         watcher.stage("tables and figures", k, total)
-        frame = measures.raw(found.activations, found.null) if name == "activations" else found.measures[name]
-        rows = [f for f in found.shown if f in frame.index]
-        write_frame(run, found.place + name, frame.loc[rows, [f for f in found.shown if f in frame.columns]])
-    write_frame(run, f"{found.place}features", found.features.loc[found.shown], "feature")
-    nodes = [f for f in found.shown if f in found.clusters.graph]
-    clusters = cluster_io.to_json(found.clusters, view.neighbours)
-    run.write(found.place + cluster_io.NAME, lambda p: p.write_text(clusters, encoding="utf-8"))
-    run.write(f"{found.place}graph.graphml", lambda p: nx.write_graphml(graphml(found, nodes, view.neighbours), p))
+        frame = frames[name]
+        rows, columns = ([f for f in shown if f in labels] for labels in (frame.index, frame.columns))
+        write_frame(run, prefix + name, frame.loc[rows, columns])
+    write_frame(run, f"{prefix}features", layer_map.features.loc[shown], "feature")
+    nodes = [f for f in shown if f in layer_map.clusters.graph]
+    clusters = cluster_io.to_json(layer_map.clusters, view.neighbours)
+    run.write(prefix + cluster_io.FILE_NAME, lambda p: p.write_text(clusters, encoding="utf-8"))
+    graph = build_graph(layer_map, nodes, view.neighbours)
+    run.write(f"{prefix}graph.graphml", lambda p: nx.write_graphml(graph, p))
     watcher.stage("tables and figures", len(names) + 2, total)
-    draw(run, found, view.measure, nodes)
+    draw(run, layer_map, view.measure, nodes)
     watcher.stage("tables and figures", total, total)
 
 
-def graphml(found: SimilarityMap, nodes: list[str], neighbours: int) -> nx.Graph:
-    """Return the neighbour graph of the features shown, with what is known of each on its node."""
-    drawn: nx.Graph = nx.Graph(found.clusters.graph.subgraph(nodes))
-    drawn.graph = {"k": neighbours, "weight": "profile similarity S"}
-    for name, row in found.features.loc[nodes].iterrows():
-        drawn.nodes[name].update(
+def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> nx.Graph:
+    """Build the neighbour graph of the features shown, with node attributes.
+
+    Parameters
+    ----------
+    layer_map : SimilarityMap
+        Map of the layer.
+    nodes : list of str
+        Live features to keep.
+    neighbours : int
+        Nearest neighbours of each feature in the graph; it becomes an attribute of the graph.
+
+    Returns
+    -------
+    networkx.Graph
+        Nodes have channel, branch, status, activation, community, and where known cluster and reliable; edges have
+        the profile similarity S as weight.
+    """
+    graph: nx.Graph = nx.Graph(layer_map.clusters.graph.subgraph(nodes))
+    graph.graph = {"k": neighbours, "weight": "profile similarity S"}
+    for name, row in layer_map.features.loc[nodes].iterrows():
+        graph.nodes[name].update(
             channel=int(row["channel"]),
             branch=str(row["branch"]),
             status=str(row["status"]),
             activation=float(row["activation"]),
             community=int(row["community"]),
         )
-        if found.clusters.allowed:
-            drawn.nodes[name]["cluster"] = int(row["cluster"])
+        if layer_map.clusters.allowed:
+            graph.nodes[name]["cluster"] = int(row["cluster"])
         if "reliable" in row and not pd.isna(row["reliable"]):
-            drawn.nodes[name]["reliable"] = bool(row["reliable"])
-    return drawn
+            graph.nodes[name]["reliable"] = bool(row["reliable"])
+    return graph
 
 
-def draw(run: Run, found: SimilarityMap, measure: str, nodes: list[str]) -> None:
-    """Write heatmap, contact sheet and pairs of nearest features."""
-    order, linkage, clusters = arranged(found)
+def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> None:
+    """Write the heatmap, the contact sheet of images and the most similar pairs.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder, held by this process.
+    layer_map : SimilarityMap
+        Map of the layer.
+    measure : str
+        Measure of the heatmap.
+    nodes : list of str
+        Live features among those shown; fewer than two give no heatmap.
+    """
+    order, linkage, clusters = order_features(layer_map)
     if len(nodes) > 1:
-        values = measures.raw(found.activations, found.null) if measure == "raw" else found.measures[measure]
+        raw = measures.raw(layer_map.activations, layer_map.null)
+        values = raw if measure == "raw" else layer_map.measures[measure]
         layer = nodes[0].rpartition(":")[0]
-        marked, values = flags.named(found.features, nodes), values.loc[nodes, nodes]
+        marked, values = flags.marked_names(layer_map.features, nodes), values.loc[nodes, nodes]
         figure = heatmaps.heatmap(
             values.set_axis(marked, axis=0).set_axis(marked, axis=1),
             linkage=linkage,
             clusters=None if clusters is None else clusters.set_axis(marked),
-            title=f"{layer}: {len(nodes)} features{flags.note(found.features, nodes)}",
+            title=f"{layer}: {len(nodes)} features{flags.title_note(layer_map.features, nodes)}",
             cbar_label=LABELS[measure],
             centre=0.0,
         )
-        save_figure(run, figure, f"{found.place}heatmap", ("png", "svg"))
-    order += [f for f in found.shown if f not in set(nodes)]
-    # read in the order in which they are drawn: of a large layer a second copy would not fit into memory
-    pictures = found.dataset["images"].isel(seed=0).sel(image=order).values
+        save_figure(run, figure, f"{layer_map.prefix}heatmap", ("png", "svg"))
+    order += [f for f in layer_map.shown if f not in set(nodes)]
+    # read in the order of drawing: the images of a large layer would not fit into memory twice
+    pictures = layer_map.dataset["images"].isel(seed=0).sel(image=order).values
     images = dict(zip(order, pictures, strict=True))
-    table = found.features
+    table = layer_map.features
     captions = [
-        number_text(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
+        format_number(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
     ]
     groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
     sheet = sheets.contact_sheet(
         pictures,
-        flags.named(table, order),
+        flags.marked_names(table, order),
         captions=captions,
-        groups=groups if found.clusters.allowed else None,
-        title=f"{len(order)} maximising images, in the order of the heatmap{flags.note(table, order)}",
+        groups=groups if layer_map.clusters.allowed else None,
+        title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}",
         columns=None,
     )
-    save_figure(run, sheet, f"{found.place}features", ("png",))
-    rows = _pairs(found, nodes, images)
+    save_figure(run, sheet, f"{layer_map.prefix}features", ("png",))
+    rows = _pair_cards(layer_map, nodes, images)
     if rows:
         pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once)")
-        save_figure(run, pairs, f"{found.place}neighbours", ("png",))
+        save_figure(run, pairs, f"{layer_map.prefix}neighbours", ("png",))
 
 
-def _pairs(found: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[sheets.Card]:
+def _pair_cards(layer_map: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[sheets.Card]:
+    """Return the cards of the most similar pairs, each feature in one card at most."""
     if len(nodes) < 2:
         return []
-    C = found.measures["coactivation"]
+    C = layer_map.measures["coactivation"]
     rows = []
-    for pair in distinct_pairs(found.measures["profile"].loc[nodes, nodes], PAIRS).itertuples():
+    for pair in distinct_pairs(layer_map.measures["profile"].loc[nodes, nodes], MAX_PAIRS).itertuples():
         a, b = str(pair.feature), str(pair.other)
         both = " / ".join("undefined" if pd.isna(v) else f"{v:.2f}" for v in (C.loc[a, b], C.loc[b, a]))
-        labels = tuple(flags.named(found.features, (a, b)))
+        labels = tuple(flags.marked_names(layer_map.features, (a, b)))
         rows.append(sheets.Card((images[a], images[b]), labels, f"S {pair.similarity:.3f}, co-activation {both}"))
     return rows

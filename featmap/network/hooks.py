@@ -1,4 +1,4 @@
-"""Run a network as far as the layers asked for. The only place that hooks a forward pass for its values."""
+"""Read the outputs of layers with forward hooks; the network runs only as far as the deepest of them."""
 
 from __future__ import annotations
 
@@ -11,115 +11,144 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from featmap.errors import UnitError
+from featmap.network.unit import split_call
 
 
 class _Stop(BaseException):
-    """Raised inside the forward pass once every tapped layer has its output; no forward's own `except` catches it."""
+    """Stop the forward pass once every layer has its output; no `except Exception` of a module catches it."""
 
 
 @contextmanager
 def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """Lend `module` in evaluation mode with frozen parameters; give it back exactly as it was."""
-    training = [(m, m.training) for m in module.modules()]
-    learning = [(p, p.requires_grad) for p in module.parameters()]
-    try:
-        module.eval()
-        for p, _ in learning:
-            p.requires_grad_(False)
-        yield module
-    finally:
-        for m, was in training:
-            m.training = was
-        for p, wanted in learning:
-            p.requires_grad_(wanted)
-
-
-class ActivationHooks:
-    """A module that is stopped at the deepest of some layers and yields their outputs.
+    """Freeze a module in evaluation mode while a context lasts.
 
     Parameters
     ----------
-    module : the network; inside the context it is in evaluation mode and frozen, afterwards as before
-    layers : names as `featmap layers` prints them; ``name@k`` is the k-th call of a module that one
-        forward pass calls several times
-    leaves : those of them that are cut out of the graph: what lies behind them has its gradient by their outputs
+    module : nn.Module
+        The module; afterwards, also after an exception, its modes and parameters are as they were.
+
+    Yields
+    ------
+    nn.Module
+        The same module.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    gradients = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        module.eval()
+        for p, _ in gradients:
+            p.requires_grad_(False)
+        yield module
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, requires_grad in gradients:
+            p.requires_grad_(requires_grad)
+
+
+class ActivationHooks:
+    """Forward hooks that read the outputs of layers.
+
+    The forward pass stops once the last of the layers has its output.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network; inside the context it is in evaluation mode and frozen, afterwards as before.
+    layers : sequence of str
+        Names as `featmap layers` prints them; ``name@k`` is the k-th call of a module that one forward pass calls
+        several times.
+    leaves : sequence of str, default ()
+        Those of the layers that are detached from what lies before them and become leaves of the autograd graph:
+        gradients of deeper layers are taken with respect to their outputs.
 
     Examples
     --------
     >>> from torch import nn, zeros
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
-    >>> with Taps(net, ["1"]) as taps:
-    ...     tuple(taps.run(zeros(2, 3, 8, 8))["1"].shape)
+    >>> with ActivationHooks(net, ["1"]) as hooks:
+    ...     tuple(hooks.run(zeros(2, 3, 8, 8))["1"].shape)
     (2, 4, 6, 6)
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str], leaves: Sequence[str] = ()) -> None:
         self.module, self.leaves = module, frozenset(leaves)
         self.layers = list(dict.fromkeys(layers))
-        self._places = {name: _place(name) for name in self.layers}
-        self._values: dict[str, Tensor] = {}
-        self._calls: dict[str, int] = {}
+        self._calls_by_layer = {name: split_call(name) for name in self.layers}
+        self._outputs: dict[str, Tensor] = {}
+        self._call_counts: dict[str, int] = {}
         self._running = False
         self._handles: list[RemovableHandle] = []
-        self._lent: Any = None
+        self._frozen: Any = None
 
     def __enter__(self) -> ActivationHooks:
         modules = dict(self.module.named_modules())
-        for name, (path, _) in self._places.items():
+        for name, (path, _) in self._calls_by_layer.items():
             if path not in modules:
                 raise UnitError(f"no layer {name!r} in this network; `featmap layers` lists them")
-        self._lent = freeze(self.module)
-        self._lent.__enter__()
-        for path in {path for path, _ in self._places.values()}:
+        self._frozen = freeze(self.module)
+        self._frozen.__enter__()
+        for path in {path for path, _ in self._calls_by_layer.values()}:
             self._handles.append(modules[path].register_forward_hook(self._hook(path)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         while self._handles:
             self._handles.pop().remove()
-        self._values.clear()
-        self._lent.__exit__(kind, value, tb)
+        self._outputs.clear()
+        self._frozen.__exit__(kind, value, tb)
 
     def _hook(self, path: str) -> Any:
-        wanted = {k: name for name, (p, k) in self._places.items() if p == path}
+        """Make the forward hook of the module at `path`."""
+        names = {call: name for name, (p, call) in self._calls_by_layer.items() if p == path}
 
-        def note(_: nn.Module, __: Any, out: Any) -> Tensor | None:
-            if not self._running:  # a pass that somebody else makes inside this context
+        def store(_: nn.Module, __: Any, output: Any) -> Tensor | None:
+            if not self._running:  # a forward pass of somebody else's inside this context
                 return None
-            self._calls[path] = k = self._calls.get(path, 0) + 1
-            name = wanted.get(k)
+            self._call_counts[path] = call = self._call_counts.get(path, 0) + 1
+            name = names.get(call)
             if name is None:
                 return None
-            if not isinstance(out, Tensor) or out.dim() not in (2, 4):
-                raise UnitError(f"layer {name!r} gives no N x C x H x W grid; `featmap layers` lists those that do")
-            # cloned, because an in-place ReLU behind the layer would overwrite what was tapped
-            leaf = name in self.leaves
-            kept = out.detach().clone().requires_grad_(True) if leaf else out.clone()
-            self._values[name] = kept if kept.dim() == 4 else kept[:, :, None, None]
-            if len(self._values) == len(self.layers):
+            if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+                raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
+            # cloned, because an in-place ReLU after the layer would overwrite the stored output
+            is_leaf = name in self.leaves
+            value = output.detach().clone().requires_grad_(True) if is_leaf else output.clone()
+            self._outputs[name] = value if value.dim() == 4 else value[:, :, None, None]
+            if len(self._outputs) == len(self.layers):
                 raise _Stop
-            return kept.clone() if leaf else None
+            return value.clone() if is_leaf else None
 
-        return note
+        return store
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
-        """Return each tapped layer's output, N x C x H x W, for `images` as the module takes them."""
-        self._values, self._calls, self._running = {}, {}, True
+        """Run the module on images and read the layers' outputs.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x 3 x H x W, normalised as the module expects them.
+
+        Returns
+        -------
+        dict of str to Tensor
+            N x C x H x W by layer, in the order of `layers`; a vector is a 1 x 1 grid.
+
+        Raises
+        ------
+        UnitError
+            If a layer's output is no grid or vector, or the forward pass does not reach a layer.
+        """
+        self._outputs, self._call_counts, self._running = {}, {}, True
         try:
             with suppress(_Stop):
                 self.module(images)
         finally:
             self._running = False
-        missing = [name for name in self.layers if name not in self._values]
+        missing = [name for name in self.layers if name not in self._outputs]
         if missing:
             raise UnitError(
                 f"layer {missing[0]!r} was not reached by the forward pass; `featmap layers` lists those that are"
             )
-        values, self._values = self._values, {}
-        return {name: values[name] for name in self.layers}
-
-
-def _place(name: str) -> tuple[str, int]:
-    """Split ``path@k`` into the module's path and the number of its call."""
-    path, at, call = name.rpartition("@")
-    return (path, int(call)) if at and call.isdigit() else (name, 1)
+        outputs, self._outputs = self._outputs, {}
+        return {name: outputs[name] for name in self.layers}

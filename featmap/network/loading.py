@@ -16,33 +16,51 @@ import torch
 from torch import nn
 
 from featmap.errors import ModelError, suggest
-from featmap.network import weights as files
+from featmap.files import hash_file
 from featmap.network._torchvision import load_torchvision
 from featmap.network.model import MAX_IMAGE_SIZE, Network, Triple
-from featmap.network.weights import fetch, hash_file, hash_state, load_state
+from featmap.network.weights import cache_path, fetch, hash_state, load_state, read_state
 
 torchvision = load_torchvision()
 
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
+"""Mean and standard deviation of ImageNet's red, green and blue, which torchvision's weights expect."""
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
+"""Networks of torchvision that have auxiliary classifiers, which are left out here."""
+REFERENCE_SIZE = 96
+"""Image size of the bundled network in pixels."""
 
 
 def find_data_folder() -> Path:
-    """Return the folder of the bundled weights: inside the installed package, or beside it in a checkout."""
+    """Find the folder of the bundled weights.
+
+    Returns
+    -------
+    Path
+        The folder inside the installed package, or beside it in a checkout.
+
+    Raises
+    ------
+    ModelError
+        If neither exists.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "_data", here.parent / "data"):
         if (folder / "card.json").is_file():
             return folder
     raise ModelError(
-        "the bundled weights are missing from this installation; reinstall featmap or give --model and --weights"
+        "the bundled weights are missing from this installation; reinstall featmap or choose another model"
     )
 
 
 def list_models() -> list[str]:
-    """Return the names that `load` takes besides import paths."""
+    """List the names of models that `load` accepts besides import paths.
+
+    Returns
+    -------
+    list of str
+        ``reference`` and torchvision's classification networks.
+    """
     return ["reference", *torchvision.models.list_models(module=torchvision.models)]
 
 
@@ -54,39 +72,52 @@ def load(
     std: Sequence[float] | None = None,
     input_size: int | None = None,
 ) -> Network:
-    """Return a network that can be mapped.
+    """Load a network.
 
     Parameters
     ----------
-    model : "reference" (the bundled GoogLeNet), the name of a torchvision classification network, an import
-        path ``package.module:factory``, or a module of one's own
-    weights : a `.safetensors` file or a state dict; "random" or "random:7" (a seed); the name of a set that
-        torchvision publishes; None for the bundled or published ones
-    mean, std : of the module's input, for images in [0, 1]; a module of one's own without them takes [0, 1]
-    input_size : in pixels, the size the network was trained for
+    model : str, nn.Module or Network, default "reference"
+        ``reference`` (the bundled GoogLeNet), the name of a torchvision classification network, an import path
+        ``package.module:factory``, or a module of your own. A `Network` is returned as it is.
+    weights : str, Path or None, default None
+        Path of a `.safetensors` file or of a state dict; ``random`` or ``random:7`` (with a seed); the name of a set
+        of weights that torchvision publishes. None takes the bundled or published weights, or the module's own.
+    mean : sequence of float or None, default None
+        Mean of red, green and blue that is subtracted from images in [0, 1]. None takes that of the weights; a module
+        of your own then takes images in [0, 1].
+    std : sequence of float or None, default None
+        Standard deviation of red, green and blue by which the images are divided; goes together with `mean`.
+    input_size : int or None, default None
+        Image size in pixels that the network was trained for; None takes that of the weights.
+
+    Returns
+    -------
+    Network
+        The network with its weights, its normalisation and their identity.
 
     Raises
     ------
     ModelError
-        in one line that says what was given, what is allowed and what to do.
+        If the model or the weights are unknown, cannot be loaded or do not fit each other, or if the normalisation or
+        the size is invalid.
     """
     if isinstance(model, Network):
         if any(v is not None for v in (weights, mean, std, input_size)):
-            raise ModelError("a Network has its weights and normalisation already; load it anew to change them")
+            raise ModelError("a Network has its weights and normalisation already; load it again to change them")
         return model
     if not isinstance(model, (str, nn.Module)):
         raise ModelError(f"model of type {type(model).__name__}; allowed: a name, package.module:factory, or a module")
-    _check_normalisation(mean, std, input_size)
+    _check_input_settings(mean, std, input_size)
     if isinstance(model, nn.Module):
-        network = _own(model, type(model).__name__, weights)
+        network = _load_custom(model, type(model).__name__, weights)
     elif ":" in model:
-        network = _own(_factory(model), model, weights)
+        network = _load_custom(_call_factory(model), model, weights)
     elif model == "reference":
-        network = _reference(weights)
+        network = _load_reference(weights)
     else:
-        network = _torchvision(model, weights)
+        network = _load_published(model, weights)
     if mean is not None and std is not None:
-        network.mean, network.std = _triple(mean), _triple(std)
+        network.mean, network.std = _as_triple(mean), _as_triple(std)
         network.notes = tuple(n for n in network.notes if "[0, 1]" not in n)
     network.input_size = input_size or network.input_size
     network.arguments = {
@@ -99,34 +130,39 @@ def load(
     return network
 
 
-def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None) -> None:
+def _check_input_settings(mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None) -> None:
+    """Check the normalisation and the input size."""
     if (mean is None) != (std is None):
-        raise ModelError("--mean and --std belong together; give both, three numbers each, or neither")
+        raise ModelError("mean and std belong together; give both, three numbers each, or neither")
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != 3:
-            raise ModelError(f"--{name} takes three numbers (red, green, blue), not {len(values)}")
+            raise ModelError(f"{name} must be three numbers (red, green, blue), not {len(values)}")
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and not all(math.isfinite(v) for v in values):
-            raise ModelError(f"--{name} {','.join(map(str, values))}: give three finite numbers")
+            raise ModelError(f"{name} {','.join(map(str, values))}: give three finite numbers")
     if std is not None and any(v <= 0 for v in std):
-        raise ModelError(f"--std {','.join(map(str, std))}: a standard deviation is above 0")
+        raise ModelError(f"std {','.join(map(str, std))}: a standard deviation is above 0")
     if size is not None and size < 1:
-        raise ModelError(f"--input-size {size}: give 1 or more pixels")
+        raise ModelError(f"input size {size}: give 1 pixel or more")
     if size is not None and size > MAX_IMAGE_SIZE:
-        raise ModelError(f"--input-size {size}: give {MAX_IMAGE_SIZE} pixels at most")
+        raise ModelError(f"input size {size}: give at most {MAX_IMAGE_SIZE} pixels")
 
 
-def _triple(values: Sequence[float]) -> Triple:
+def _as_triple(values: Sequence[float]) -> Triple:
+    """Convert three numbers to a tuple of floats."""
     red, green, blue = (float(v) for v in values)
     return red, green, blue
 
 
-def _reference(weights: str | Path | None) -> Network:
+def _load_reference(weights: str | Path | None) -> Network:
+    """Load the bundled network, or its architecture with other weights."""
     folder = find_data_folder()
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     classes = tuple(card["classes"])
     if weights is not None:
-        return _filled("reference", lambda n, init: build_googlenet(n or len(classes), init), weights, classes)
+        return _load_architecture(
+            "reference", lambda n, init: build_googlenet(n or len(classes), init), weights, classes
+        )
     path = folder / card["file"]
     digest = hash_file(path)
     if digest != card["sha256"]:
@@ -135,22 +171,38 @@ def _reference(weights: str | Path | None) -> Network:
             "reinstall featmap"
         )
     module = build_googlenet(len(classes), init=False)
-    load_state(module, files.read_state(path), "reference", path.name)
-    return Network(module.eval(), "reference", card["file"], digest, 96, IMAGENET_MEAN, IMAGENET_STD, (), classes)
+    load_state(module, read_state(path), "reference", path.name)
+    return Network(
+        module.eval(), "reference", card["file"], digest, REFERENCE_SIZE, IMAGENET_MEAN, IMAGENET_STD, (), classes
+    )
 
 
 def build_googlenet(classes: int, init: bool) -> nn.Module:
-    """Return the bundled network's architecture; `init` draws its weights from torch's global generator."""
+    """Build the bundled network's GoogLeNet, without auxiliary classifiers.
+
+    Parameters
+    ----------
+    classes : int
+        Number of classes.
+    init : bool
+        Whether to initialise the weights as GoogLeNet does, from torch's global generator.
+
+    Returns
+    -------
+    nn.Module
+        The module.
+    """
     return torchvision.models.googlenet(
         weights=None, num_classes=classes, aux_logits=False, transform_input=False, init_weights=init
     )
 
 
-def _torchvision(name: str, weights: str | Path | None) -> Network:
-    known = list_models()
-    if name not in known:
+def _load_published(name: str, weights: str | Path | None) -> Network:
+    """Load a torchvision network with published weights, or its architecture with other weights."""
+    allowed = list_models()
+    if name not in allowed:
         raise ModelError(
-            f"model {name!r} is unknown{suggest(name, known)}; allowed: reference, a torchvision classification "
+            f"model {name!r} is unknown{suggest(name, allowed)}; allowed: reference, a torchvision classification "
             "network, or package.module:factory"
         )
 
@@ -163,70 +215,73 @@ def _torchvision(name: str, weights: str | Path | None) -> Network:
     sets = list(torchvision.models.get_model_weights(name))
     published = {w.name: w for w in sets}
     if weights is not None and str(weights) not in published:
-        network = _filled(name, build, weights, ())
-        _as_published(network, sets, weights)
+        network = _load_architecture(name, build, weights, ())
+        _apply_torchvision_preset(network, sets, weights)
         return network
     if not sets:
-        raise ModelError(f"torchvision publishes no weights for {name}; give --weights FILE or --weights random")
-    chosen = published[str(weights)] if weights is not None else _first_cached(sets)
-    path = fetch(chosen.url, name)
-    module = build(len(chosen.meta["categories"]), False)
-    load_state(module, files.read_state(path), name, path.name)
-    network = Network(module.eval(), name, f"{chosen.name} ({path.name})", hash_file(path))
-    network.categories = tuple(chosen.meta["categories"])
-    _published_input(network, chosen)
+        raise ModelError(f"torchvision publishes no weights for {name}; choose a weights file or random weights")
+    weight_set = published[str(weights)] if weights is not None else _choose_weight_set(sets)
+    path = fetch(weight_set.url, name)
+    module = build(len(weight_set.meta["categories"]), False)
+    load_state(module, read_state(path), name, path.name)
+    network = Network(module.eval(), name, f"{weight_set.name} ({path.name})", hash_file(path))
+    network.categories = tuple(weight_set.meta["categories"])
+    _apply_preset(network, weight_set)
     prefix = path.stem.rpartition("-")[2]
     if len(prefix) == 8 and not network.sha256.startswith(prefix):
         network.notes += (f"NOT torchvision's published file (its SHA-256 begins with {prefix})",)
     return network
 
 
-def _first_cached(sets: Sequence[Any]) -> Any:
-    """Return the set in the cache, the oldest first (IMAGENET1K_V1, which the article used), else that one."""
+def _choose_weight_set(sets: Sequence[Any]) -> Any:
+    """Choose the oldest set in the cache (IMAGENET1K_V1, which the article used), or else the oldest of all."""
     ordered = sorted(sets, key=lambda w: w.name)
-    return next((w for w in ordered if files.cache_path(w.url).is_file()), ordered[0])
+    return next((w for w in ordered if cache_path(w.url).is_file()), ordered[0])
 
 
-def _published_input(network: Network, chosen: Any) -> None:
-    preset = chosen.transforms()
-    network.mean, network.std = _triple(preset.mean), _triple(preset.std)
+def _apply_preset(network: Network, weight_set: Any) -> None:
+    """Set the normalisation and the input size that belong to a set of published weights."""
+    preset = weight_set.transforms()
+    network.mean, network.std = _as_triple(preset.mean), _as_triple(preset.std)
     network.input_size = int(preset.crop_size[0])
     if hasattr(network.module, "transform_input"):
         network.module.transform_input = True  # type: ignore[assignment]
 
 
-def _as_published(network: Network, sets: Sequence[Any], weights: str | Path) -> None:
-    """Give a torchvision network the input treatment that its weights need."""
+def _apply_torchvision_preset(network: Network, sets: Sequence[Any], weights: str | Path) -> None:
+    """Set the normalisation and the input size of a torchvision network with weights of the user's own."""
     network.mean, network.std = IMAGENET_MEAN, IMAGENET_STD
     file = Path(str(weights)).name
-    same = [w for w in sets if w.url.rsplit("/", 1)[-1] == file or network.sha256.startswith(_tag(w.url))]
-    if same:
-        _published_input(network, same[0])
+    matches = [w for w in sets if w.url.rsplit("/", 1)[-1] == file or network.sha256.startswith(_hash_prefix(w.url))]
+    if matches:
+        _apply_preset(network, matches[0])
     elif sets:
         network.input_size = int(sets[0].transforms().crop_size[0])
 
 
-def _tag(url: str) -> str:
+def _hash_prefix(url: str) -> str:
+    """Get the start of the SHA-256 that torchvision writes into a file name."""
     return url.rsplit("-", 1)[-1].partition(".")[0]
 
 
-def _filled(
+def _load_architecture(
     name: str,
     build: Callable[[int | None, bool], nn.Module],
     weights: str | Path,
     categories: tuple[str, ...],
 ) -> Network:
-    """Return a network of a known architecture with random weights or those of a file."""
-    seed = _random_seed(weights)
+    """Build an architecture with random weights or with those of a file."""
+    seed = _parse_random_seed(weights)
     if seed is not None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # initialisers know no explicit generator; the fork keeps it ours
+            torch.manual_seed(seed)  # initialisers take no generator; the fork restores the global one
             module = build(None, True)
         network = Network(module.eval(), name, f"random:{seed}", hash_state(module))
     else:
         path = Path(weights)
-        state = files.read_state(path)
+        state = read_state(path)
         module = build(None, False)
+        # the last weight and bias are the classifier's: the file's number of classes is read from them
         last = [k for k, _ in module.named_parameters()][-2:]
         own = module.state_dict()
         if all(k in state for k in last) and state[last[0]].shape != own[last[0]].shape:
@@ -235,22 +290,23 @@ def _filled(
         network = Network(module.eval(), name, path.name, hash_file(path))
     network.mean, network.std, network.categories = IMAGENET_MEAN, IMAGENET_STD, categories
     if name == "reference":
-        network.input_size = 96
+        network.input_size = REFERENCE_SIZE
     return network
 
 
-def _random_seed(weights: str | Path) -> int | None:
+def _parse_random_seed(weights: str | Path) -> int | None:
+    """Parse ``random`` or ``random:SEED``; None for any other text."""
     match = re.fullmatch(r"random(?::(\d{1,9}))?", str(weights))
     return None if match is None else int(match.group(1) or 0)
 
 
-def _factory(path: str) -> nn.Module:
-    """Return the module that ``package.module:factory`` makes."""
-    where, _, name = path.partition(":")
-    before = list(sys.path)
+def _call_factory(path: str) -> nn.Module:
+    """Import ``package.module:factory`` and call it, with the current folder on the import path."""
+    package, _, name = path.partition(":")
+    search_path = list(sys.path)
     sys.path.insert(0, "")
     try:
-        made = getattr(importlib.import_module(where), name)()
+        module = getattr(importlib.import_module(package), name)()
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"model {path!r} cannot be imported ({_first_line(error)}); "
@@ -261,26 +317,28 @@ def _factory(path: str) -> nn.Module:
             f"model {path!r}: the factory failed ({type(error).__name__}: {_first_line(error)})"
         ) from error
     finally:
-        sys.path[:] = before
-    if not isinstance(made, nn.Module):
-        raise ModelError(f"model {path!r}: the factory returned {type(made).__name__}, not a torch.nn.Module")
-    return made
+        sys.path[:] = search_path
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"model {path!r}: the factory returned {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 def _first_line(error: BaseException) -> str:
+    """Get the first line of an error message, at most 200 characters."""
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _own(module: nn.Module, name: str, weights: str | Path | None) -> Network:
-    if weights is not None and _random_seed(weights) is not None:
+def _load_custom(module: nn.Module, name: str, weights: str | Path | None) -> Network:
+    """Load a module of the user's own, with its own weights or those of a file."""
+    if weights is not None and _parse_random_seed(weights) is not None:
         raise ModelError(
-            f"model {name}: random weights are the factory's own business; leave out --weights or give a file"
+            f"model {name}: random weights are set by the factory itself; leave the weights out or name a file"
         )
     label, digest = "its own", ""
     if weights is not None:
         path = Path(weights)
-        module = copy.deepcopy(module)  # the caller's own keeps its weights
-        load_state(module, files.read_state(path), name, path.name)
+        module = copy.deepcopy(module)  # the caller's module keeps its weights
+        load_state(module, read_state(path), name, path.name)
         label, digest = path.name, hash_file(path)
     digest = digest or hash_state(module)
-    return Network(module, name, label, digest, notes=("no --mean and --std: the network takes images in [0, 1]",))
+    return Network(module, name, label, digest, notes=("no mean and std given: the network takes images in [0, 1]",))

@@ -1,4 +1,4 @@
-"""Networks: load one by name, import path or checkpoint; its layers; its input normalisation."""
+"""The `Network`: a module together with its weights' identity, its input normalisation and its layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from featmap.network.unit import CLASS, Unit
 from featmap.network.weights import hash_architecture
 
 MAX_SEARCH_SIZE = 1024
+"""Largest image size, in pixels, that is tried when an error message suggests a size."""
 MAX_IMAGE_SIZE = 65_536
+"""Largest image size in pixels."""
 Triple = tuple[float, float, float]
 
 
@@ -24,9 +26,35 @@ Triple = tuple[float, float, float]
 class Network:
     """A network with everything that belongs to its weights.
 
-    `module` is never changed for good: what is done to it for a forward pass is undone. Images that go
-    in lie in [0, 1]; `mean` and `std` are the network's own. `sha256` names the weights (of the file they
-    came from, or of the state where there is no file). `arguments` are those that `load` was given.
+    The module is never changed for good: whatever a forward pass needs is undone afterwards. Images lie in [0, 1] and
+    are normalised by the network's own mean and standard deviation.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module; it takes N x 3 x H x W images in float32.
+    name : str
+        Name of the architecture.
+    weights : str
+        Description of the weights: a file's name, or ``random:SEED``.
+    sha256 : str
+        SHA-256 of the weights' file, or of the module's state where there is no file.
+    input_size : int, default 224
+        Size in pixels of the images that the network was trained for.
+    mean : tuple of float, default (0, 0, 0)
+        Mean of red, green and blue that is subtracted from the images.
+    std : tuple of float, default (1, 1, 1)
+        Standard deviation of red, green and blue by which the images are then divided.
+    notes : tuple of str, default ()
+        Remarks on the network for the user.
+    categories : tuple of str, default ()
+        Names of the classes, in the order of the logits; empty where they are unknown.
+    arguments : dict, optional
+        The arguments of `featmap.load` that load this network again.
+    layout : torch.memory_format, default torch.channels_last
+        Memory format of the weights in descents.
+    _traces : dict, optional
+        Cached traces by image size.
     """
 
     module: nn.Module
@@ -43,79 +71,161 @@ class Network:
     _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], B x 3 x H x W, as the module takes them."""
+        """Normalise images as the module expects them.
+
+        Parameters
+        ----------
+        images : Tensor
+            B x 3 x H x W, in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            B x 3 x H x W: the mean subtracted, then divided by the standard deviation.
+        """
         mean, std = (
             image_ops.constant_tensor(tuple(values), images.device, images.dtype) for values in (self.mean, self.std)
         )
         return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
     def trace(self, size: int | None = None) -> Trace:
-        """Return what one forward pass at `size` pixels (default: the network's own) tells of the layers."""
+        """Trace one forward pass; the result is cached.
+
+        Parameters
+        ----------
+        size : int or None, default None
+            Image size in pixels; None takes the network's own.
+
+        Returns
+        -------
+        Trace
+            The layers at this size.
+
+        Raises
+        ------
+        UnitError
+            If the size is below 1 or above `MAX_IMAGE_SIZE`.
+        """
         size = self.input_size if size is None else size
         if size < 1:
-            raise UnitError(f"size {size}: an image has at least 1 pixel; give --size 32 or more")
+            raise UnitError(f"size {size}: an image has at least 1 pixel; choose a size of 32 or more")
         if size > MAX_IMAGE_SIZE:
-            raise UnitError(f"size {size}: images are at most {MAX_IMAGE_SIZE} pixels wide; give a smaller --size")
+            raise UnitError(f"size {size}: images are at most {MAX_IMAGE_SIZE} pixels wide; choose a smaller size")
         if size not in self._traces:
             with freeze(self.module):
                 self._traces[size] = trace(self.module, size)
         return self._traces[size]
 
     def layer(self, name: str, size: int | None = None) -> Layer:
-        """Return one layer at an image size.
+        """Get one layer at an image size.
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer, as `featmap layers` prints it.
+        size : int or None, default None
+            Image size in pixels; None takes the network's own.
+
+        Returns
+        -------
+        Layer
+            The layer.
 
         Raises
         ------
         UnitError
-            for an unknown layer (with the nearest names), one called several times, or a size too small.
+            If the layer is unknown (the message gives the nearest names), if its module is called several times and
+            the name does not say which call, or if the size is too small for it.
         """
-        found = self.trace(size)
-        if name in found.layers:
-            return found.layers[name]
-        if found.calls.get(name, 0) > 1 and f"{name}@1" in found.layers:
-            count = found.calls[name]
+        trace = self.trace(size)
+        if name in trace.layers:
+            return trace.layers[name]
+        if trace.calls.get(name, 0) > 1 and f"{name}@1" in trace.layers:
+            count = trace.calls[name]
             raise UnitError(
-                f"layer {name!r} is called {count} times in one pass; say which: {name}@1 to {name}@{count}"
+                f"layer {name!r} is called {count} times in one pass; choose one of {name}@1 to {name}@{count}"
             )
-        if found.failure:
-            raise UnitError(self._too_small(name, found))
-        if name in found.calls or name in dict(self.module.named_modules()):
-            raise UnitError(f"layer {name!r} gives no N x C x H x W grid; `featmap layers` lists those that do")
-        raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, found.layers)}; `featmap layers` lists them")
+        if trace.failure:
+            raise UnitError(self._size_message(name, trace))
+        if name in trace.calls or name in dict(self.module.named_modules()):
+            raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
+        raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
 
-    def least(self, name: str, low: int, high: int) -> int:
-        """Return the least size at which a layer has an output: above `low`, which is too small, up to `high`."""
+    def find_min_size(self, name: str, low: int, high: int) -> int:
+        """Find the smallest image size at which a layer has an output.
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer.
+        low : int
+            A size in pixels that is too small.
+        high : int
+            A size in pixels that suffices.
+
+        Returns
+        -------
+        int
+            The smallest sufficient size: above `low`, at most `high`.
+        """
+        # bisection: a layer that exists at one size is taken to exist at every larger one
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if name in self.trace(middle).layers else (middle, high)
         return high
 
-    def _too_small(self, name: str, found: Trace) -> str:
-        high = max(self.input_size, 2 * found.size)
+    def _size_message(self, name: str, trace: Trace) -> str:
+        """Explain why a layer has no output at the size of a failed trace, and suggest a size."""
+        high = max(self.input_size, 2 * trace.size)
         if high > MAX_SEARCH_SIZE or name not in self.trace(high).layers:
             return (
-                f"layer {name!r} at {found.size} pixels: the network fails ({found.failure}); "
-                "featmap gives it N x 3 x H x W images in float32"
+                f"layer {name!r} at {trace.size} pixels: the network fails ({trace.failure}); "
+                "its input is N x 3 x H x W images in float32"
             )
-        least = self.least(name, found.size, high)
-        return f"size {found.size} is too small for layer {name!r} of {self.name}; give --size {least} or more"
+        min_size = self.find_min_size(name, trace.size, high)
+        return f"size {trace.size} is too small for layer {name!r} of {self.name}; choose a size of {min_size} or more"
 
-    def unit(self, unit: Unit, size: int | None = None) -> Unit:
-        """Return `unit` checked against this network; ``class:k`` becomes its last layer's feature k."""
+    def resolve_unit(self, unit: Unit, size: int | None = None) -> Unit:
+        """Check a unit against this network and resolve class logits.
+
+        Parameters
+        ----------
+        unit : Unit
+            The unit; ``class:k`` stands for feature k of the last layer that is a vector.
+        size : int or None, default None
+            Image size in pixels; None takes the network's own.
+
+        Returns
+        -------
+        Unit
+            The unit, on a layer of this network.
+
+        Raises
+        ------
+        UnitError
+            If the layer does not exist at this size, an index is out of range, or the network has no class logits.
+        """
         if unit.layer == CLASS and CLASS not in self.trace(size).layers:
             if self.trace(size).failure:
-                raise UnitError(self._too_small(self._last_layer(), self.trace(size)))
+                raise UnitError(self._size_message(self._last_layer(), self.trace(size)))
             vectors = [n for n, la in self.trace(size).layers.items() if (la.height, la.width) == (1, 1)]
             if not vectors:
                 raise UnitError(f"{unit}: {self.name} has no layer of class logits; name a layer")
-            unit = unit.on(vectors[-1])
+            unit = unit.with_layer(vectors[-1])
         return unit.check(self.layer(unit.layer, size).shape)
 
     def _last_layer(self) -> str:
+        """Name of the last layer at the network's own size."""
         return ([*self.trace().layers] or ["the last"])[-1]
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this network from any other, as plain JSON values."""
+        """Describe what distinguishes this network from any other.
+
+        Returns
+        -------
+        dict
+            Name, weights, their SHA-256, the architecture's hash and the input normalisation, as plain JSON values.
+        """
         return {
             "name": self.name,
             "weights": self.weights,

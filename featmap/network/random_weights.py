@@ -1,4 +1,4 @@
-"""The same network with random weights: what a map owes to the architecture alone."""
+"""The same architecture with random weights: the control for what a map owes to learning."""
 
 from __future__ import annotations
 
@@ -16,55 +16,68 @@ from featmap.network.model import Network
 from featmap.network.weights import hash_state
 
 CALIBRATION_IMAGES = 64
-_Norm = nn.modules.batchnorm._BatchNorm
+"""Number of images over which the statistics of batch norms are measured."""
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def randomise_weights(network: Network, seed: int = 0) -> Network:
-    """Return the same architecture with random weights.
+    """Make the same architecture with random weights.
 
-    Networks known by name are built anew with their own initialisation; one of the caller's own is copied and every
-    module initialised again by its `reset_parameters`. The running statistics of batch norms are then taken over the
-    `IMAGES` images with a 1/f spectrum of `transforms.pink`: with those of initialisation (0 and 1) activations shrink
-    by orders of magnitude from layer to layer, and descents find no gradient.
+    Networks known by name are built again with their own initialisation. A network of the user's own is copied, and
+    every module is initialised again by its `reset_parameters`. The running statistics of batch norms are then
+    measured on `CALIBRATION_IMAGES` images with a 1/f spectrum (`image_ops.pink_noise`): with the initial ones (mean 0,
+    variance 1) activations shrink by orders of magnitude from layer to layer, and descents find no gradient.
+
+    Parameters
+    ----------
+    network : Network
+        The trained network; it is not changed.
+    seed : int, default 0
+        Seed of the initialisation.
+
+    Returns
+    -------
+    Network
+        A network with the same architecture and normalisation; its `weights` are described as ``random:SEED``.
 
     Raises
     ------
     ModelError
-        if a module of the caller's own holds parameters that it cannot initialise again.
+        If a module of the user's own has parameters but no `reset_parameters`.
     """
     model = network.arguments.get("model")
     if model in list_models():
         module = load(model, f"random:{seed}").module
-        own = dict(network.module.named_parameters())
-        made = dict(module.named_parameters())
-        if {k: p.shape for k, p in own.items()} != {k: p.shape for k, p in made.items()}:
-            module = _reset(network, seed)
+        shapes = [{k: p.shape for k, p in m.named_parameters()} for m in (network.module, module)]
+        if shapes[0] != shapes[1]:  # for example another number of classes
+            module = _reset_parameters(network, seed)
     else:
-        module = _reset(network, seed)
+        module = _reset_parameters(network, seed)
     if hasattr(network.module, "transform_input"):
         module.transform_input = network.module.transform_input
     module = module.eval()
-    found = replace(network, module=module, weights=f"random:{seed}", notes=(), arguments={}, _traces={})
-    if any(isinstance(m, _Norm) for m in module.modules()):
-        _calibrate(found)
-        found.weights += ", batch norms on 1/f images"
-    found.sha256 = hash_state(module)
-    return found
+    random_network = replace(network, module=module, weights=f"random:{seed}", notes=(), arguments={}, _traces={})
+    if any(isinstance(m, _BatchNorm) for m in module.modules()):
+        _calibrate_batch_norms(random_network)
+        random_network.weights += ", batch norms on 1/f images"
+    random_network.sha256 = hash_state(module)
+    return random_network
 
 
-def _reset(network: Network, seed: int) -> nn.Module:
+def _reset_parameters(network: Network, seed: int) -> nn.Module:
+    """Copy a network's module and initialise every part of it again."""
     module = copy.deepcopy(network.module)
-    stuck = [
+    without_reset = [
         name or type(part).__name__
         for name, part in module.named_modules()
         if next(part.parameters(recurse=False), None) is not None and not hasattr(part, "reset_parameters")
     ]
-    if stuck:
+    if without_reset:
         raise ModelError(
-            f"network {network.name} cannot be given random weights: {stuck[0]} has parameters but no reset_parameters"
+            f"network {network.name} cannot be initialised: {without_reset[0]} has parameters but no reset_parameters"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # initialisers know no explicit generator; the fork keeps it ours
+        torch.manual_seed(seed)  # initialisers take no generator; the fork restores the global one
         for part in module.modules():
             reset = getattr(part, "reset_parameters", None)
             if callable(reset) and next(part.parameters(recurse=False), None) is not None:
@@ -72,12 +85,16 @@ def _reset(network: Network, seed: int) -> nn.Module:
     return module
 
 
-def _calibrate(network: Network) -> None:
-    """Set the batch norms' running statistics to those over 1/f images, each norm's behind the ones before it."""
-    norms = [m for m in network.module.modules() if isinstance(m, _Norm) and m.track_running_stats]
+def _calibrate_batch_norms(network: Network) -> None:
+    """Set the batch norms' running statistics to those of their inputs over 1/f images.
+
+    All are set in one forward pass: each batch norm is set before it is applied, so that the next one's inputs are
+    already normalised.
+    """
+    norms = [m for m in network.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     device = next(network.module.parameters()).device
     images = network.normalise(pink_noise(CALIBRATION_IMAGES, network.input_size).to(device))
-    handles = [m.register_forward_pre_hook(_take) for m in norms]
+    handles = [m.register_forward_pre_hook(_set_statistics) for m in norms]
     try:
         with freeze(network.module), torch.no_grad():
             network.module(images)
@@ -86,10 +103,10 @@ def _calibrate(network: Network) -> None:
             handle.remove()
 
 
-def _take(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-    """Take the mean and variance of what goes into a batch norm, in float64, before it is used."""
-    axes = [a for a in range(given[0].dim()) if a != 1]
-    values = given[0].double()
+def _set_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Set a batch norm's running mean and variance to those of its input, computed in float64."""
+    axes = [a for a in range(inputs[0].dim()) if a != 1]
+    values = inputs[0].double()
     assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
     norm.running_mean.copy_(values.mean(axes))
     norm.running_var.copy_(values.var(axes, correction=0))

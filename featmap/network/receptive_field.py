@@ -11,11 +11,27 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The receptive field of a grid position, analytically (Araujo et al., 2019, 10.23915/distill.00021).
+    """The receptive field of the positions of a grid, computed analytically.
 
-    Position (m, n) sees the rows ``start[0] + m * jump[0]`` to that ``+ size[0] - 1``, columns alike, in
-    input pixels; what lies outside the image is padding. `whole` says that every position sees everything
-    (after a global pooling, or where the grid was mixed in a way that cannot be followed).
+    Position (m, n) sees rows ``start[0] + m * jump[0]`` to ``start[0] + m * jump[0] + size[0] - 1`` of the image, and
+    columns alike; what lies outside the image is padding.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Height and width in input pixels.
+    jump : tuple of int
+        Input pixels between the fields of neighbouring positions, down and to the right.
+    start : tuple of int
+        First row and column that position (0, 0) sees, in input pixels; negative in the padding.
+    whole : bool, default False
+        Whether every position sees the whole image: after a global pooling, or after an operation that mixes
+        positions in a way that cannot be followed. The other values then mean nothing.
+
+    References
+    ----------
+    Araujo, A., Norris, W. and Sim, J. (2019). Computing receptive fields of convolutional neural networks. Distill.
+    10.23915/distill.00021
     """
 
     size: Pair
@@ -25,16 +41,41 @@ class ReceptiveField:
 
     @staticmethod
     def pixel() -> ReceptiveField:
-        """The field of the image itself."""
+        """Make the receptive field of the image itself.
+
+        Returns
+        -------
+        ReceptiveField
+            One pixel per position.
+        """
         return ReceptiveField((1, 1), (1, 1), (0, 0))
 
     def bounds(self, row: int, column: int, height: int, width: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a `height` x `width` image that position (row, column) sees."""
+        """Compute the part of an image that one position sees.
+
+        Parameters
+        ----------
+        row : int
+            Row of the position in the grid.
+        column : int
+            Column of the position in the grid.
+        height : int
+            Height of the image in pixels.
+        width : int
+            Width of the image in pixels.
+
+        Returns
+        -------
+        rows : slice
+            Rows of the image; empty where the position sees padding only.
+        columns : slice
+            Columns of the image.
+        """
         if self.whole:
             return slice(0, height), slice(0, width)
         slices = []
-        for k, at, limit in ((0, row, height), (1, column, width)):
-            first = self.start[k] + at * self.jump[k]
+        for k, index, limit in ((0, row, height), (1, column, width)):
+            first = self.start[k] + index * self.jump[k]
             slices.append(slice(min(max(first, 0), limit), min(max(first + self.size[k], 0), limit)))
         return slices[0], slices[1]
 
@@ -44,8 +85,8 @@ class ReceptiveField:
         return f"{self.size[0]} x {self.size[1]}"
 
 
-# leave each position of the grid where it is (for those that need not, `featmap.network.trace` looks at their
-# arguments)
+# functions that leave each position of the grid where it is; of those that do so only with some arguments (reductions,
+# reshapes, `linear`), `featmap.network.trace` checks the arguments
 POINTWISE = frozenset(
     {
         "add",
@@ -144,7 +185,20 @@ WHOLE_IMAGE = ReceptiveField((0, 0), (0, 0), (0, 0), whole=True)
 
 
 def join(fields: Iterable[ReceptiveField]) -> ReceptiveField:
-    """Return the smallest field that covers all of `fields` (a sum or concatenation of branches)."""
+    """Compute the smallest receptive field that covers several.
+
+    This is the field after a sum or concatenation of branches.
+
+    Parameters
+    ----------
+    fields : iterable of ReceptiveField
+        The fields, at least one.
+
+    Returns
+    -------
+    ReceptiveField
+        The field from the first start to the last end, with the largest jump.
+    """
     fields = list(fields)
     if any(f.whole for f in fields):
         return WHOLE_IMAGE
@@ -157,40 +211,60 @@ def join(fields: Iterable[ReceptiveField]) -> ReceptiveField:
     return ReceptiveField((h, w), (jh, jw), (sh, sw))
 
 
-def propagate(seen: ReceptiveField, function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> ReceptiveField:
-    """Return the field after `function` (named as torch names it) was applied with these arguments."""
-    if seen.whole:
-        return seen
+def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> ReceptiveField:
+    """Compute the receptive field of a torch function's output.
+
+    Parameters
+    ----------
+    field : ReceptiveField
+        The field of the function's input.
+    function : str
+        Name of the torch function, such as ``conv2d``.
+    args : sequence
+        Positional arguments of the call.
+    kwargs : dict
+        Keyword arguments of the call.
+
+    Returns
+    -------
+    ReceptiveField
+        The field of the output; the whole image for functions that are not known to keep positions in place.
+    """
+    if field.whole:
+        return field
     if function == "conv2d":
-        kernel = _pair(tuple(_get(args, kwargs, 1, "weight").shape[2:]))
-        stride = _pair(_get(args, kwargs, 3, "stride", 1))
-        dilation = _pair(_get(args, kwargs, 5, "dilation", 1))
-        padding = _get(args, kwargs, 4, "padding", 0)
+        kernel = _as_pair(tuple(_get_argument(args, kwargs, 1, "weight").shape[2:]))
+        stride = _as_pair(_get_argument(args, kwargs, 3, "stride", 1))
+        dilation = _as_pair(_get_argument(args, kwargs, 5, "dilation", 1))
+        padding = _get_argument(args, kwargs, 4, "padding", 0)
         if padding == "same":
             padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        return _window(seen, kernel, stride, _pair(0 if padding == "valid" else padding), dilation)
+        return _apply_window(field, kernel, stride, _as_pair(0 if padding == "valid" else padding), dilation)
     if function.startswith(("max_pool2d", "avg_pool2d")):
-        window = _pair(_get(args, kwargs, 1, "kernel_size"))
-        stride = _get(args, kwargs, 2, "stride", None)
-        padding = _pair(_get(args, kwargs, 3, "padding", 0))
-        spread = _pair(_get(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
-        return _window(seen, window, _pair(stride) if stride else window, padding, spread)
+        window = _as_pair(_get_argument(args, kwargs, 1, "kernel_size"))
+        stride = _get_argument(args, kwargs, 2, "stride", None)
+        padding = _as_pair(_get_argument(args, kwargs, 3, "padding", 0))
+        spread = _as_pair(_get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
+        return _apply_window(field, window, _as_pair(stride) if stride else window, padding, spread)
     if function == "pad":
-        if _get(args, kwargs, 2, "mode", "constant") == "circular":
+        if _get_argument(args, kwargs, 2, "mode", "constant") == "circular":
             return WHOLE_IMAGE
-        left, _, top, _ = (*_get(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
-        start = (seen.start[0] - top * seen.jump[0], seen.start[1] - left * seen.jump[1])
-        return ReceptiveField(seen.size, seen.jump, start)
-    # anything that is not known to leave each position where it is may have mixed them
-    return seen if function.strip("_") in POINTWISE else WHOLE_IMAGE
+        left, _, top, _ = (*_get_argument(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
+        start = (field.start[0] - top * field.jump[0], field.start[1] - left * field.jump[1])
+        return ReceptiveField(field.size, field.jump, start)
+    # a function that is not known to leave each position where it is may have mixed them
+    return field if function.strip("_") in POINTWISE else WHOLE_IMAGE
 
 
-def _window(seen: ReceptiveField, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> ReceptiveField:
+def _apply_window(
+    field: ReceptiveField, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+) -> ReceptiveField:
+    """Compute the field after a convolution or pooling with this window."""
     axes = [
         (
-            seen.size[k] + (kernel[k] - 1) * dilation[k] * seen.jump[k],
-            seen.jump[k] * stride[k],
-            seen.start[k] - padding[k] * seen.jump[k],
+            field.size[k] + (kernel[k] - 1) * dilation[k] * field.jump[k],
+            field.jump[k] * stride[k],
+            field.start[k] - padding[k] * field.jump[k],
         )
         for k in (0, 1)
     ]
@@ -198,13 +272,15 @@ def _window(seen: ReceptiveField, kernel: Sequence[int], stride: Pair, padding: 
     return ReceptiveField((h, w), (jh, jw), (sh, sw))
 
 
-def _get(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
+def _get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
+    """Get an argument of a call by its position or name."""
     if name in kwargs:
         return kwargs[name]
     return args[index] if len(args) > index else default
 
 
-def _pair(value: Any) -> Pair:
+def _as_pair(value: Any) -> Pair:
+    """Convert one number, or one or two numbers, to a pair."""
     if isinstance(value, int):
         return value, value
     values = tuple(value)

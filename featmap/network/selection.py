@@ -1,4 +1,4 @@
-"""Which layers a word, a pattern or a list stands for: a network's blocks, its convolutions, or those named."""
+"""Selection of layers by name, pattern or keyword: a network's blocks, its convolutions, or named layers."""
 
 from __future__ import annotations
 
@@ -11,97 +11,135 @@ from torch.nn.modules.conv import _ConvNd
 from featmap.errors import UnitError
 from featmap.network.model import Network
 from featmap.network.trace import Trace
+from featmap.network.unit import split_call
 
 ALL, CONVOLUTIONS = "all", "convs"
+"""Keywords for all blocks and for all convolutions."""
 CONTAINER_TYPES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that only hold others, and are no blocks where they hold several convolutions."""
 
 
-def select_layers(given: str | Sequence[str], network: Network, size: int) -> list[str]:
-    """Return the layers that are meant, each once.
+def select_layers(selection: str | Sequence[str], network: Network, size: int) -> list[str]:
+    """Select layers by names, patterns and keywords.
 
-    A list joins names, patterns and words by commas (or is a sequence of them). ``all`` are the network's `blocks`,
-    ``convs`` all its convolutions. A pattern such as ``inception4*`` takes those of the blocks that match it, and any
-    of the layers where no block does. A name is itself, known or not.
+    The keyword ``all`` selects the network's blocks (see `find_blocks`), ``convs`` all its convolutions. A pattern
+    such as ``inception4*`` selects the blocks that match it, or, where no block does, the layers that match it. A name
+    selects itself, even if the network has no such layer.
+
+    Parameters
+    ----------
+    selection : str or sequence of str
+        Names, patterns and keywords: a sequence, or one text that joins them by commas.
+    network : Network
+        The network.
+    size : int
+        Image size in pixels; a size that is too small for the network is replaced by the network's own.
+
+    Returns
+    -------
+    list of str
+        Names of the layers, each once.
 
     Raises
     ------
     UnitError
-        for nothing at all, and a pattern that matches no layer.
+        If the selection is empty, or a pattern matches no layer.
     """
-    found = _whole(network, size)
-    if isinstance(given, str):
-        given = [given] if given in found.layers else [part.strip() for part in given.split(",")]
-    names = dict.fromkeys(name for part in given if part for name in _meant(part, found, network))
+    trace = _complete_trace(network, size)
+    if isinstance(selection, str):
+        selection = [selection] if selection in trace.layers else [part.strip() for part in selection.split(",")]
+    names = dict.fromkeys(name for part in selection if part for name in _match_layers(part, trace, network))
     if not names:
         raise UnitError("no layer; give at least one, such as inception4a, inception4*, or all")
     return list(names)
 
 
-def _whole(network: Network, size: int) -> Trace:
-    """Return the trace at a size, or at the network's own where that size is too small to get to the end."""
-    found = network.trace(size)
-    return network.trace() if found.failure else found
+def _complete_trace(network: Network, size: int) -> Trace:
+    """Trace at a size, or at the network's own where the forward pass fails at that size."""
+    trace = network.trace(size)
+    return network.trace() if trace.failure else trace
 
 
-def _meant(part: str, found: Trace, network: Network) -> list[str]:
-    if part in found.layers:
+def _match_layers(part: str, trace: Trace, network: Network) -> list[str]:
+    """List the layers that one name, pattern or keyword selects."""
+    if part in trace.layers:
         return [part]
     if part == ALL:
-        return find_blocks(network.module, found)
+        return find_blocks(network.module, trace)
     if part == CONVOLUTIONS:
-        return find_convolutions(network.module, found)
+        return find_convolutions(network.module, trace)
     if not any(sign in part for sign in "*?["):
         return [part]
-    for names in (find_blocks(network.module, found), list(found.layers)):
-        matching = [name for name in names if fnmatchcase(name, part)]
-        if matching:
-            return matching
+    for names in (find_blocks(network.module, trace), list(trace.layers)):
+        matches = [name for name in names if fnmatchcase(name, part)]
+        if matches:
+            return matches
     raise UnitError(f"pattern {part!r} matches no layer of {network.name}; `featmap layers` lists them")
 
 
-def find_blocks(module: nn.Module, found: Trace) -> list[str]:
-    """Return a network's blocks in the order in which a forward pass completes them.
+def find_blocks(module: nn.Module, trace: Trace) -> list[str]:
+    """Find a network's blocks, in the order in which a forward pass completes them.
 
-    A block is the outermost module that computes a grid by convolutions and is no plain container: GoogLeNet's
-    and InceptionV3's convolutions with their norm and ReLU, and their inception modules; ResNet's first convolution
-    and each of its residual blocks; in a plain sequence such as VGG each convolution. A container (`nn.Sequential`,
-    `ModuleList`, `ModuleDict`) of several convolutions is looked into, one of a single convolution is a block. Where
-    the whole network is a single block, its inside is taken.
+    A block is the outermost module that computes a grid by convolutions and is not a plain container. In GoogLeNet and
+    InceptionV3 the blocks are the convolutions with their batch norm and ReLU, and the inception modules; in ResNet
+    the first convolution and each residual block; in a plain sequence such as VGG each convolution. A container
+    (`nn.Sequential`, `ModuleList`, `ModuleDict`) of several convolutions is searched; one of a single convolution is a
+    block. Where the whole network is a single block, its children are searched.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    trace : Trace
+        A complete trace of it.
+
+    Returns
+    -------
+    list of str
+        Names of the blocks' layers.
     """
-    place, inside = "", list(_inside(module, "", found))
-    while len(inside) == 1 and _count(module.get_submodule(_path(inside[0]))) > 1:
-        place = _path(inside[0])
-        deeper = list(_inside(module.get_submodule(place), place, found))
-        if not deeper:
+    prefix, names = "", list(_iterate_blocks(module, "", trace))
+    while len(names) == 1 and _count_convolutions(module.get_submodule(split_call(names[0])[0])) > 1:
+        prefix = split_call(names[0])[0]
+        inner = list(_iterate_blocks(module.get_submodule(prefix), prefix, trace))
+        if not inner:
             break
-        inside = deeper
-    order = {name: k for k, name in enumerate(found.layers)}
-    return sorted(dict.fromkeys(inside), key=order.__getitem__)
+        names = inner
+    order = {name: k for k, name in enumerate(trace.layers)}
+    return sorted(dict.fromkeys(names), key=order.__getitem__)
 
 
-def _inside(module: nn.Module, place: str, found: Trace) -> Iterator[str]:
-    """Yield the blocks among a module's children, and within those of them that are none."""
+def _iterate_blocks(module: nn.Module, prefix: str, trace: Trace) -> Iterator[str]:
+    """Yield the blocks among a module's children, and those inside children that are no blocks."""
     for name, child in module.named_children():
-        path, count = f"{place}.{name}" if place else name, _count(child)
+        path, count = f"{prefix}.{name}" if prefix else name, _count_convolutions(child)
         if not count:
             continue
-        calls = [path] if path in found.layers else [la for la in found.layers if _path(la) == path]
+        calls = [path] if path in trace.layers else [la for la in trace.layers if split_call(la)[0] == path]
         if calls and not (type(child) in CONTAINER_TYPES and count > 1):
             yield from calls
         else:
-            yield from _inside(child, path, found)
+            yield from _iterate_blocks(child, path, trace)
 
 
-def find_convolutions(module: nn.Module, found: Trace) -> list[str]:
-    """Return every convolution's layers: their output before norm and ReLU."""
-    return [name for name in found.layers if isinstance(module.get_submodule(_path(name)), _ConvNd)]
+def find_convolutions(module: nn.Module, trace: Trace) -> list[str]:
+    """Find the layers that are outputs of convolutions, before batch norm and ReLU.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    trace : Trace
+        A complete trace of it.
+
+    Returns
+    -------
+    list of str
+        Names of the layers, in order of completion.
+    """
+    return [name for name in trace.layers if isinstance(module.get_submodule(split_call(name)[0]), _ConvNd)]
 
 
-def _count(module: nn.Module) -> int:
+def _count_convolutions(module: nn.Module) -> int:
+    """Count the convolutions in a module."""
     return sum(isinstance(m, _ConvNd) for m in module.modules())
-
-
-def _path(layer: str) -> str:
-    """Return the path of the module that a layer (``path`` or ``path@call``) is the output of."""
-    path, at, call = layer.rpartition("@")
-    return path if at and call.isdigit() else layer

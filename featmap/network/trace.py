@@ -1,7 +1,7 @@
-"""One forward pass that learns a network's layers: grids, branches, receptive fields, foldable pairs.
+"""Trace one forward pass: a network's layers with their grids, branches and receptive fields, and foldable pairs.
 
-The pass runs the network itself and watches every torch function, so that it needs no graph compiler
-and follows whatever Python the forward contains.
+The network itself is run, and every torch function is intercepted. No graph compiler is needed, and any Python code in
+the forward pass is followed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, join, propagate
 
 GRID_AXES = (2, 3)
+"""Axes of a grid's rows and columns in N x C x H x W."""
 _REDUCING = {
     "__getitem__",
     "mean",
@@ -32,15 +33,32 @@ _REDUCING = {
     "linear",
 }
 RESHAPING = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__"}
+"""Functions that may regroup axes; they keep the grid where its axes stay the last two and keep their lengths."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in the network whose output is a convolutional grid, or a vector (a 1 x 1 grid).
+    """A module call whose output is a convolutional grid, or a vector (a 1 x 1 grid).
 
-    `branches` are the (name, channels) of the pieces that a concatenation in this layer joins, in order;
-    empty where there is none. `field` is the receptive field of one output position. `reach` counts the
-    numbers per image that were computed until this layer was done.
+    Parameters
+    ----------
+    name : str
+        Path of the module; ``path@k`` for the k-th call of a module that is called several times.
+    kind : str
+        Class of the module.
+    channels : int
+        Number of channels, the features.
+    height : int
+        Rows of the grid.
+    width : int
+        Columns of the grid.
+    branches : tuple of (str, int)
+        Name and number of channels of each part that a concatenation in this layer joins, in order; empty where there
+        is none.
+    field : ReceptiveField
+        Receptive field of the grid's positions.
+    cumulative_elements : int, default 0
+        Numbers per image that all functions have computed up to the end of this layer.
     """
 
     name: str
@@ -50,7 +68,7 @@ class Layer:
     width: int
     branches: tuple[tuple[str, int], ...]
     field: ReceptiveField
-    reach: int = 0
+    cumulative_elements: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,7 +76,18 @@ class Layer:
         return self.channels, self.height, self.width
 
     def branch(self, channel: int) -> str:
-        """Return the name of the branch that `channel` comes from, or an empty string."""
+        """Find the branch that a channel comes from.
+
+        Parameters
+        ----------
+        channel : int
+            Index of the channel.
+
+        Returns
+        -------
+        str
+            Name of the branch; empty where the layer has none.
+        """
         for name, width in self.branches:
             if channel < width:
                 return name
@@ -68,11 +97,22 @@ class Layer:
 
 @dataclass
 class Trace:
-    """What one pass at one input size taught.
+    """The result of tracing one forward pass at one image size.
 
-    `layers` in order of completion; `folds` the (convolution, batch norm) module names that compute
-    one affine map and can be merged; `elements` how many numbers all functions' outputs hold per image;
-    `failure` what stopped the pass, if it did not reach the end (the layers before are known all the same).
+    Parameters
+    ----------
+    size : int
+        Image size in pixels.
+    layers : dict of str to Layer
+        The layers by name, in order of completion.
+    folds : list of (str, str)
+        Names of each convolution and the batch norm after it that together compute one affine map and can be merged.
+    calls : Counter of str
+        Number of calls by the module's name.
+    elements : int, default 0
+        Numbers per image in the outputs of all functions.
+    failure : str, default ""
+        Error that stopped the forward pass; empty if it reached the end. The layers before it are complete.
     """
 
     size: int
@@ -83,15 +123,28 @@ class Trace:
     failure: str = ""
 
     def field(self, layer: str, channel: int) -> ReceptiveField:
-        """Return the receptive field of one channel: its branch's own, where that is a layer by itself."""
+        """Get the receptive field of one channel.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+        channel : int
+            Index of the channel.
+
+        Returns
+        -------
+        ReceptiveField
+            The field of the channel's branch where the branch is itself a layer, or else that of the whole layer.
+        """
         whole = self.layers[layer]
-        own = self.layers.get(f"{layer}.{whole.branch(channel)}")
-        return whole.field if own is None else own.field
+        branch = self.layers.get(f"{layer}.{whole.branch(channel)}")
+        return whole.field if branch is None else branch.field
 
 
 @dataclass
-class _Tag:
-    """What is known of one tensor: which axes are its grid, what it sees, how it was put together."""
+class _TensorInfo:
+    """Properties of one tensor: the axes of its grid, its receptive field, the parts that were concatenated."""
 
     axes: tuple[int, int] | None
     field: ReceptiveField
@@ -101,24 +154,24 @@ class _Tag:
 
 
 @dataclass(frozen=True)
-class _Output:
-    """What one call of a module gave: its place in the order of completion, elements computed so far, the tensor."""
+class _ModuleOutput:
+    """The output of one module call: its number in order of completion, elements computed so far, the tensor."""
 
-    place: int
+    order: int
     elements: int
     tensor: Tensor
 
 
-class _Watch(TorchFunctionMode):
-    """Tags every tensor that the forward pass makes."""
+class _TracingMode(TorchFunctionMode):
+    """Records properties of every tensor that the forward pass computes."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.tags: dict[int, _Tag] = {id(image): _Tag(GRID_AXES, ReceptiveField.pixel())}
-        self.kept: list[Any] = [image]  # an id is only unique while its tensor lives
+        self.info: dict[int, _TensorInfo] = {id(image): _TensorInfo(GRID_AXES, ReceptiveField.pixel())}
+        self.alive: list[Any] = [image]  # an id is only unique while its tensor lives
         self.uses: Counter[int] = Counter()
-        self.makers: dict[int, str] = {}
-        self.stack: list[str] = [""]
+        self.producers: dict[int, str] = {}
+        self.module_stack: list[str] = [""]
         self.elements = 0
 
     def __torch_function__(
@@ -133,60 +186,71 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return out
-        inputs = list(_tensors((*args, *kwargs.values())))
-        results = list(_tensors((out,)))
-        if results:  # asking a tensor for its size does not read it
+        inputs = list(_iterate_tensors((*args, *kwargs.values())))
+        results = list(_iterate_tensors((out,)))
+        if results:  # a query such as the size of a tensor does not read it
             self.uses.update({id(t) for t in inputs})
-        tagged = [t for t in inputs if id(t) in self.tags]
+        traced = [t for t in inputs if id(t) in self.info]
         for tensor in results:
-            if tagged and id(tensor) in self.tags and any(tensor is t for t in inputs):
-                own = self.tags[id(tensor)]  # changed in place: it sees what went into it as well
-                own.field = join([propagate(self.tags[id(t)].field, name, args, kwargs) for t in tagged])
-            elif tagged:
-                self.kept.append(tensor)
+            if traced and id(tensor) in self.info and any(tensor is t for t in inputs):
+                # changed in place: the tensor now depends on all inputs
+                fields = [propagate(self.info[id(t)].field, name, args, kwargs) for t in traced]
+                self.info[id(tensor)].field = join(fields)
+            elif traced:
+                self.alive.append(tensor)
                 self.elements += tensor.numel()
-                self.tags[id(tensor)] = self._tag(name, tensor, tagged, args, kwargs)
-                self.makers.pop(id(tensor), None)
+                self.info[id(tensor)] = self._describe(name, tensor, traced, args, kwargs)
+                self.producers.pop(id(tensor), None)
         return out
 
-    def _tag(self, name: str, out: Tensor, inputs: list[Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> _Tag:
-        tags = [self.tags[id(t)] for t in inputs]
-        axes = _axes(name, out, inputs[0], tags[0].axes, args, kwargs)
-        seen = join([t.field for t in tags])
-        if tags[0].axes is not None and _mixes(name, inputs[0], tags[0].axes, args, kwargs):
-            seen = WHOLE_IMAGE
-        elif name in _REDUCING and not _keeps_grid(out, axes, inputs[0], tags[0].axes):
-            seen = join([WHOLE_IMAGE if not _one(t, tag) else tag.field for t, tag in zip(inputs, tags, strict=True)])
-        elif axes is None and any(t.axes and not _one(i, t) for i, t in zip(inputs, tags, strict=True)):
-            seen = WHOLE_IMAGE
+    def _describe(
+        self, name: str, out: Tensor, inputs: list[Tensor], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> _TensorInfo:
+        """Compute the properties of a function's output from those of its inputs."""
+        infos = [self.info[id(t)] for t in inputs]
+        axes = _grid_axes(name, out, inputs[0], infos[0].axes, args, kwargs)
+        field = join([t.field for t in infos])
+        if infos[0].axes is not None and _mixes_grid(name, inputs[0], infos[0].axes, args, kwargs):
+            field = WHOLE_IMAGE
+        elif name in _REDUCING and not _keeps_grid(out, axes, inputs[0], infos[0].axes):
+            field = join(
+                [WHOLE_IMAGE if not _is_single_position(t, i) else i.field for t, i in zip(inputs, infos, strict=True)]
+            )
+        elif axes is None and any(i.axes and not _is_single_position(t, i) for t, i in zip(inputs, infos, strict=True)):
+            field = WHOLE_IMAGE
         else:
-            seen = propagate(seen, name, args, kwargs)
-        tag = _Tag(axes, seen, name)
+            field = propagate(field, name, args, kwargs)
+        info = _TensorInfo(axes, field, name)
         if name in {"cat", "concat", "concatenate"} and _cat_dim(args, kwargs) == 1:
-            tag.branches, tag.owner = self._pieces(inputs, tags), self.stack[-1]
-        return tag
+            info.branches, info.owner = self._list_branches(inputs, infos), self.module_stack[-1]
+        return info
 
-    def _pieces(self, inputs: list[Tensor], tags: list[_Tag]) -> tuple[tuple[str, int], ...]:
-        owner = self.stack[-1]
-        pieces: list[tuple[str, int]] = []
-        for tensor, tag in zip(inputs, tags, strict=True):
-            if tag.branches and tag.owner == owner:
-                pieces.extend(tag.branches)
+    def _list_branches(self, inputs: list[Tensor], infos: list[_TensorInfo]) -> tuple[tuple[str, int], ...]:
+        """List name and width of the tensors that a concatenation joins.
+
+        A name is that of the module inside the concatenating one that computed the tensor, or else of the function.
+        """
+        owner = self.module_stack[-1]
+        branches: list[tuple[str, int]] = []
+        for tensor, info in zip(inputs, infos, strict=True):
+            if info.branches and info.owner == owner:  # itself concatenated here, as in DenseNet
+                branches.extend(info.branches)
                 continue
-            maker = self.makers.get(id(tensor), "")
-            inside = maker.startswith(f"{owner}.") if owner else bool(maker)
-            name = maker[len(owner) + 1 if owner else 0 :] if inside else tag.function or "input"
-            pieces.append((name, tensor.shape[1]))
-        return tuple(pieces)
+            producer = self.producers.get(id(tensor), "")
+            is_inside = producer.startswith(f"{owner}.") if owner else bool(producer)
+            name = producer[len(owner) + 1 if owner else 0 :] if is_inside else info.function or "input"
+            branches.append((name, tensor.shape[1]))
+        return tuple(branches)
 
 
 def _keeps_grid(out: Tensor, axes: tuple[int, int] | None, source: Tensor, before: tuple[int, int] | None) -> bool:
+    """Check whether an output has a grid of the same size as the input."""
     if axes is None or before is None:
         return False
     return all(out.shape[a] == source.shape[b] for a, b in zip(axes, before, strict=True))
 
 
-def _axes(
+def _grid_axes(
     name: str,
     out: Tensor,
     source: Tensor,
@@ -194,42 +258,42 @@ def _axes(
     args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> tuple[int, int] | None:
-    """Return which axes of `out` are the grid's rows and columns, or None."""
+    """Find the axes of a function's output that are the grid's rows and columns, or None."""
     if name in {"conv2d", "conv_transpose2d"}:
         return GRID_AXES
     if axes is None:
         return None
     if name in {"permute", "transpose", "swapaxes", "movedim", "moveaxis"}:
-        order = _order(name, source.dim(), args, kwargs)
-        moved = (order.index(axes[0]), order.index(axes[1])) if order else (1, 0)
-        return moved if moved[0] < moved[1] else None  # a grid turned over is not followed further
+        order = _axis_order(name, source.dim(), args, kwargs)
+        rows, columns = (order.index(axes[0]), order.index(axes[1])) if order else (1, 0)
+        return (rows, columns) if rows < columns else None  # a transposed grid is not followed further
     last = (out.dim() - 2, out.dim() - 1)
     if name == "__getitem__" and out.dim() == source.dim():
-        return axes if _plain(args[1]) else None
-    if name in RESHAPING and not (name == "__getitem__" and not _plain(args[1])):
-        kept = axes == (source.dim() - 2, source.dim() - 1) and out.shape[-2:] == source.shape[-2:]
-        return last if kept and out.dim() >= 3 else None
+        return axes if _only_slices(args[1]) else None
+    if name in RESHAPING and not (name == "__getitem__" and not _only_slices(args[1])):
+        is_same = axes == (source.dim() - 2, source.dim() - 1) and out.shape[-2:] == source.shape[-2:]
+        return last if is_same and out.dim() >= 3 else None
     if name in RESHAPING:
         return None
     return axes if out.dim() == source.dim() else None
 
 
-def _plain(index: Any) -> bool:
-    """Does this index only pick and slice (which cannot put positions in another order)?"""
+def _only_slices(index: Any) -> bool:
+    """Check whether an index only picks and slices, which cannot reorder positions."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts)
 
 
-def _mixes(name: str, source: Tensor, axes: tuple[int, int], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Does a linear map or a layer norm run over the grid itself?"""
+def _mixes_grid(name: str, source: Tensor, axes: tuple[int, int], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Check whether a linear map or a layer norm runs over the grid's own axes."""
     if name == "linear":
         return source.dim() - 1 in axes
     over = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
     return name == "layer_norm" and max(axes) >= source.dim() - len(tuple(over))
 
 
-def _order(name: str, dims: int, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int] | None:
-    """Return the axis order that a permute or transpose makes, or None where it cannot be read off."""
+def _axis_order(name: str, dims: int, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int] | None:
+    """Find the order of axes that a permute or transpose yields; None where it cannot be read from the arguments."""
     numbers: list[Any] = [*args[1:], *kwargs.values()]
     if numbers and isinstance(numbers[0], (tuple, list)):
         numbers = list(numbers[0])
@@ -246,82 +310,101 @@ def _order(name: str, dims: int, args: Sequence[Any], kwargs: dict[str, Any]) ->
 
 
 def _cat_dim(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """Get the axis of a concatenation."""
     return int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
 
 
-def _one(tensor: Tensor, tag: _Tag) -> bool:
-    """Is this tensor's grid a single position (so that reducing it adds nothing to what it sees)?"""
-    return tag.axes is not None and all(tensor.shape[a] == 1 for a in tag.axes)
+def _is_single_position(tensor: Tensor, info: _TensorInfo) -> bool:
+    """Check whether a tensor's grid is a single position; reducing it then leaves its receptive field as it is."""
+    return info.axes is not None and all(tensor.shape[a] == 1 for a in info.axes)
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+def _iterate_tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among values and in the lists and tuples among them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from _iterate_tensors(value)
 
 
 def trace(module: nn.Module, size: int) -> Trace:
-    """Run `module` (in evaluation mode, on one gray image of `size` pixels) and describe its layers.
+    """Trace one forward pass of a module on a gray image.
 
-    The image lies on the module's own device. Nothing of the module is changed. A pass that fails, for
-    instance because `size` is too small for deep layers, is noted in the result.
+    The module is not changed. If the forward pass fails, for example because the image is too small for deep layers,
+    the error is recorded in the result.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, in evaluation mode; the image is put on its device.
+    size : int
+        Height and width of the image in pixels.
+
+    Returns
+    -------
+    Trace
+        The layers up to the end of the pass or up to its failure.
     """
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     image = torch.full((1, 3, size, size), 0.5, device=device)
-    watch, found = _Watch(image), Trace(size)
-    outputs: dict[str, list[_Output]] = defaultdict(list)
-    fed: dict[str, int] = {}
-    made: dict[int, str] = {}
+    tracer, result = _TracingMode(image), Trace(size)
+    outputs: dict[str, list[_ModuleOutput]] = defaultdict(list)
+    norm_inputs: dict[str, int] = {}
+    conv_outputs: dict[int, str] = {}
     with ExitStack() as stack, torch.no_grad():
         for name, child in module.named_modules():
-            stack.enter_context(_hooked(child, name, watch, outputs, fed, made))
-        stack.enter_context(watch)
+            stack.enter_context(_record_calls(child, name, tracer, outputs, norm_inputs, conv_outputs))
+        stack.enter_context(tracer)
         try:
             module(image)
         except Exception as error:  # noqa: BLE001 - a network of the user's own may raise anything
-            found.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            result.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     for name, calls in outputs.items():
-        found.calls[name] = len(calls)
+        result.calls[name] = len(calls)
     kinds = {name: type(child).__name__ for name, child in module.named_modules()}
     ordered = [(out, name, k) for name, calls in outputs.items() for k, out in enumerate(calls, 1)]
-    for out, name, k in sorted(ordered, key=lambda item: item[0].place):
-        layer = _layer(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, watch)
-        if name and layer is not None and ":" not in name:  # such a name could not be written in a unit
-            found.layers[layer.name] = layer
-    found.folds = _folds(
-        module, fed, made, watch, found.calls, Counter(id(o.tensor) for c in outputs.values() for o in c)
+    for out, name, k in sorted(ordered, key=lambda item: item[0].order):
+        layer = _describe_layer(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, tracer)
+        if name and layer is not None and ":" not in name:  # a colon could not be written in a unit
+            result.layers[layer.name] = layer
+    result.folds = _find_folds(
+        module,
+        norm_inputs,
+        conv_outputs,
+        tracer,
+        result.calls,
+        Counter(id(o.tensor) for c in outputs.values() for o in c),
     )
-    found.elements = watch.elements
-    return found
+    result.elements = tracer.elements
+    return result
 
 
 @contextmanager
-def _hooked(
+def _record_calls(
     child: nn.Module,
     name: str,
-    watch: _Watch,
-    outputs: dict[str, list[_Output]],
-    fed: dict[str, int],
-    made: dict[int, str],
+    tracer: _TracingMode,
+    outputs: dict[str, list[_ModuleOutput]],
+    norm_inputs: dict[str, int],
+    conv_outputs: dict[int, str],
 ) -> Iterator[None]:
-    """Note what goes into and comes out of one module, for the time of the context."""
+    """Record the inputs and outputs of one module while the context lasts."""
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        watch.stack.append(name)
+        tracer.module_stack.append(name)
         if isinstance(child, nn.BatchNorm2d) and args and isinstance(args[0], Tensor):
-            fed[name] = id(args[0])
+            norm_inputs[name] = id(args[0])
 
     def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        watch.stack.pop()
+        tracer.module_stack.pop()
         if isinstance(out, Tensor):
-            watch.kept.append(out)
-            watch.makers[id(out)] = name
-            outputs[name].append(_Output(sum(map(len, outputs.values())), watch.elements, out))
+            tracer.alive.append(out)
+            tracer.producers[id(out)] = name
+            outputs[name].append(_ModuleOutput(sum(map(len, outputs.values())), tracer.elements, out))
             if type(child) is nn.Conv2d:
-                made[id(out)] = name
+                conv_outputs[id(out)] = name
 
     handles = [child.register_forward_pre_hook(before), child.register_forward_hook(after)]
     try:
@@ -331,38 +414,39 @@ def _hooked(
             handle.remove()
 
 
-def _layer(name: str, kind: str, output: _Output, watch: _Watch) -> Layer | None:
-    out, tag = output.tensor, watch.tags.get(id(output.tensor))
-    if tag is None or 0 in out.shape:
+def _describe_layer(name: str, kind: str, output: _ModuleOutput, tracer: _TracingMode) -> Layer | None:
+    """Describe a module's output as a layer; None where it is no grid or vector."""
+    out, info = output.tensor, tracer.info.get(id(output.tensor))
+    if info is None or 0 in out.shape:
         return None
     if out.dim() == 2:
-        return Layer(name, kind, out.shape[1], 1, 1, tag.branches, tag.field, output.elements)
-    if out.dim() == 4 and tag.axes == GRID_AXES:
+        return Layer(name, kind, out.shape[1], 1, 1, info.branches, info.field, output.elements)
+    if out.dim() == 4 and info.axes == GRID_AXES:
         channels, height, width = out.shape[1:]
-        return Layer(name, kind, channels, height, width, tag.branches, tag.field, output.elements)
+        return Layer(name, kind, channels, height, width, info.branches, info.field, output.elements)
     return None
 
 
-def _folds(
+def _find_folds(
     module: nn.Module,
-    fed: dict[str, int],
-    made: dict[int, str],
-    watch: _Watch,
+    norm_inputs: dict[str, int],
+    conv_outputs: dict[int, str],
+    tracer: _TracingMode,
     calls: Counter[str],
-    given_out: Counter[int],
+    output_counts: Counter[int],
 ) -> list[tuple[str, str]]:
-    """Return the pairs in which only the batch norm reads the convolution's output, and only the convolution gives it.
+    """Find the pairs in which only the batch norm reads the convolution's output, and no other module outputs it.
 
-    A container that ends in the convolution gives out the same tensor, and may be asked for it.
+    A container that ends in the convolution outputs the same tensor, which may be requested as a layer of its own.
     """
     pairs = []
-    for norm, key in fed.items():
-        conv = made.get(key)
-        if conv is None or watch.uses[key] != 1 or given_out[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
+    for norm, key in norm_inputs.items():
+        conv = conv_outputs.get(key)
+        if conv is None or tracer.uses[key] != 1 or output_counts[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
             continue
-        both = module.get_submodule(conv), module.get_submodule(norm)
-        # pruning and weight norm make the weight anew before each call
-        hooked = any(m._forward_pre_hooks or m._forward_hooks for m in both) or "weight" not in both[0]._parameters
-        if not hooked and getattr(both[1], "running_mean", None) is not None:
+        pair = module.get_submodule(conv), module.get_submodule(norm)
+        # pruning and weight norm recompute the weight before each call
+        has_hooks = any(m._forward_pre_hooks or m._forward_hooks for m in pair) or "weight" not in pair[0]._parameters
+        if not has_hooks and getattr(pair[1], "running_mean", None) is not None:
             pairs.append((conv, norm))
     return pairs

@@ -153,8 +153,8 @@ class Batches:
             chosen = list(objectives[first : first + rows])
             layers = tuple(sorted({la for o in chosen for la in o.layers} | {layer}))
             shapes = {la: self.network.layer(la, size).shape for la in layers}
-            with ActivationHooks(self.prepared_module(layers, size), layers, leaves=(layer,)) as taps:
-                outputs = taps.run(self.network.normalise(images[first : first + rows].to(self.device)))
+            with ActivationHooks(self.prepared_module(layers, size), layers, leaves=(layer,)) as hooks:
+                outputs = hooks.run(self.network.normalise(images[first : first + rows].to(self.device)))
                 losses, _ = BatchLoss(chosen, shapes, "l1", 0.0, self.device)(outputs)
             if losses.requires_grad:
                 # The l1 loss at C = 0 is the negative sum of the unit's neurons.
@@ -184,14 +184,14 @@ class Batches:
         layers, size = tuple(sorted({la for o in objectives for la in o.layers})), int(images.shape[2])
         shapes = {la: self.network.layer(la, size).shape for la in layers}
         module, gradients = self.prepared_module(layers, size), []
-        with ActivationHooks(module, layers) as taps:
+        with ActivationHooks(module, layers) as hooks:
             for first in range(0, len(images), rows):
                 chosen = list(objectives[first : first + rows])
                 batch = images[first : first + rows]
                 padding = rows - len(chosen)
                 padded = torch.cat([batch, batch[:1].expand(padding, -1, -1, -1)]).to(self.device).requires_grad_(True)
                 loss = BatchLoss(chosen + chosen[:1] * padding, shapes, "l1", 0.0, self.device)
-                losses, _ = loss(taps.run(self.network.normalise(padded)))
+                losses, _ = loss(hooks.run(self.network.normalise(padded)))
                 (gradient,) = torch.autograd.grad(losses.sum(), padded)
                 gradients.append(-gradient[: len(chosen)].detach().float().cpu())
         return torch.cat(gradients)

@@ -245,12 +245,12 @@ def descend(
     )
     image = _initial_images(recipe, seeds, start, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
-    with ActivationHooks(module, layers) as taps:
+    with ActivationHooks(module, layers) as hooks:
         for octave in recipe.octaves:
             assert isinstance(octave.size, int)
             image = image_ops.resize(image, octave.size)
             loss = BatchLoss(padded, shapes[octave.size], recipe.metric, recipe.C, device)
-            image = loop.run_octave(taps, loss, image, octave)
+            image = loop.run_octave(hooks, loss, image, octave)
     return Descent(
         parameterization.clamp_final(recipe, image)[:count].float().cpu(),
         torch.stack(loop.curve, dim=1)[:count].float().cpu(),
@@ -293,7 +293,7 @@ class _Loop:
     agreement: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
 
-    def run_octave(self, taps: ActivationHooks, loss: BatchLoss, image: Tensor, octave: Octave) -> Tensor:
+    def run_octave(self, hooks: ActivationHooks, loss: BatchLoss, image: Tensor, octave: Octave) -> Tensor:
         """Run one octave's steps and return the images."""
         recipe, parameters = self.recipe, self.parameterisation.to_parameters(image)
         # a new optimiser for each octave: Adam's averages have the shape of the parameters at one size
@@ -302,7 +302,7 @@ class _Loop:
             self._record_frame(parameters)
         for i in range(octave.steps):
             step = len(self.curve)
-            gradient, agreement, means = self._gradient(taps, loss, parameters, step)
+            gradient, agreement, means = self._gradient(hooks, loss, parameters, step)
             self.had_gradient |= gradient.flatten(1).any(1)
             rate = parameterization.interpolate_schedule(octave.rate, i, octave.steps)
             sigma = parameterization.interpolate_schedule(octave.sigma, i, octave.steps)
@@ -323,7 +323,7 @@ class _Loop:
             self.frames.append(parameterization.clamp_final(self.recipe, image)[: self.count].float().cpu())
 
     def _gradient(
-        self, taps: ActivationHooks, loss: BatchLoss, parameters: Tensor, step: int
+        self, hooks: ActivationHooks, loss: BatchLoss, parameters: Tensor, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the gradient, the agreement of its terms, and the terms' activations.
 
@@ -334,7 +334,7 @@ class _Loop:
         # A gated pass keeps its graph for a second backward pass, so it is used only if one is likely: a row that was
         # dead at the last step mostly still is. A device that is not read back always takes both backward passes.
         gated = rescues and (self.any_dead or not self.reads_device)
-        losses, means = self._losses(taps, loss, p, step, gate if gated else None)
+        losses, means = self._losses(hooks, loss, p, step, gate if gated else None)
         gradient, agreement = self._backward(losses, p, keep=gated)
         if not rescues:
             return gradient, agreement, means
@@ -344,7 +344,7 @@ class _Loop:
             if not any_dead:
                 return gradient, agreement, means
         if not gated:
-            losses, _ = self._losses(taps, loss, p, step, gate)
+            losses, _ = self._losses(hooks, loss, p, step, gate)
         gate.open = True
         through_relus, _ = self._backward(losses, p)
         # Living rows keep their own gradient to the bit: a row must not depend on whether its neighbours are dead.
@@ -353,12 +353,12 @@ class _Loop:
         return combined, agreement, means
 
     def _losses(
-        self, taps: ActivationHooks, loss: BatchLoss, p: Tensor, step: int, gate: _Gate | None
+        self, hooks: ActivationHooks, loss: BatchLoss, p: Tensor, step: int, gate: _Gate | None
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses and activations of the rows' terms, R x T each, with `gate` in every ReLU."""
         shifted = image_ops.jitter(self.parameterisation.to_images(p), self.seeds, step, self.recipe.jitter)
         with nullcontext() if gate is None else _GatedReLUs(gate):
-            return loss.compute_terms(self._outputs(taps, self.normalise(shifted)))
+            return loss.compute_terms(self._outputs(hooks, self.normalise(shifted)))
 
     def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
         """Compute the gradient of the terms' losses (R x T) and the agreement of the terms; `keep` the graph."""
@@ -376,9 +376,9 @@ class _Loop:
             )
         )
 
-    def _outputs(self, taps: ActivationHooks, images: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, hooks: ActivationHooks, images: Tensor) -> dict[str, Tensor]:
         """Run the module on normalised images and return the layers' outputs in the images' own type."""
         dtype = REDUCED_PRECISIONS.get(self.recipe.precision)
         if dtype is None:
-            return taps.run(images)
-        return {layer: values.to(images.dtype) for layer, values in taps.run(images.to(dtype)).items()}
+            return hooks.run(images)
+        return {layer: values.to(images.dtype) for layer, values in hooks.run(images.to(dtype)).items()}

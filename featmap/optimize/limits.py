@@ -1,4 +1,4 @@
-"""Limits of a recipe: image sizes that a layer needs, and memory that a batch needs."""
+"""Limits of a run: image sizes that a layer needs, memory that a batch needs, seeds and recipes that are allowed."""
 
 from __future__ import annotations
 
@@ -148,11 +148,11 @@ def check_memory(network: Network, recipe: Recipe, layers: Sequence[str], device
     )
 
 
-MOST_SEEDS = 10_000
+MAX_SEEDS = 10_000
 
 
 def seeds_of(seeds: int | Iterable[int], recipe: Recipe) -> tuple[int, ...]:
-    """Return the seeds of a run.
+    """Expand a number of seeds to the seeds of a run, and check them.
 
     Parameters
     ----------
@@ -174,13 +174,13 @@ def seeds_of(seeds: int | Iterable[int], recipe: Recipe) -> tuple[int, ...]:
     if isinstance(seeds, (int, bool)):
         require_integer("seeds", seeds)
         count, first = seeds, recipe.default_seed
-        values: Sequence[int] = range(first, first + max(0, min(count, MOST_SEEDS + 1)))
+        values: Sequence[int] = range(first, first + max(0, min(count, MAX_SEEDS + 1)))
     else:
         values = [require_integer("seed", seed) for seed in seeds]
-    if not 1 <= len(values) <= MOST_SEEDS or len(set(values)) < len(values) or not all(0 <= s < 2**31 for s in values):
+    if not 1 <= len(values) <= MAX_SEEDS or len(set(values)) < len(values) or not all(0 <= s < 2**31 for s in values):
         shown = f"{values[0]} to {values[-1]}" if len(values) else "none"
         raise RecipeError(
-            f"{len(values):,} seeds ({shown}): give 1 to {MOST_SEEDS:,} different seeds, each from 0 to 2147483647"
+            f"{len(values):,} seeds ({shown}): give 1 to {MAX_SEEDS:,} different seeds, each from 0 to 2147483647"
         )
     return tuple(values)
 
@@ -188,7 +188,7 @@ def seeds_of(seeds: int | Iterable[int], recipe: Recipe) -> tuple[int, ...]:
 def resolve_recipe(
     recipe: str | Recipe | None, network: Network, device: torch.device, default: str | None = None
 ) -> Recipe:
-    """Return a recipe with every size in pixels.
+    """Resolve a recipe, or the default one, for a network.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def resolve_recipe(
     network : Network
         Its input size is taken where the recipe leaves the size open.
     device : torch.device
-        Where the descents run.
+        Device of the descents.
     default : str, optional
         Name of the default. None is "fast" on a CPU and "standard" on an accelerator.
 

@@ -108,27 +108,6 @@ def _parse_term(text: str) -> tuple[float, Unit]:
     return weight, Unit.parse(unit)
 
 
-def objective(value: Objective | Unit | str) -> Objective:
-    """Convert a unit or a text to an objective; replaced by `Objective.parse`.
-
-    Parameters
-    ----------
-    value : Objective, Unit or str
-        See `Objective.parse`.
-
-    Returns
-    -------
-    Objective
-        The objective.
-
-    Raises
-    ------
-    UnitError
-        If the text is not a sum of units.
-    """
-    return Objective.parse(value)
-
-
 def channel(layer: str, index: int) -> Objective:
     """Build the objective of one feature.
 

@@ -14,6 +14,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from featmap.network.unit import split_call
+
 MAX_INPUT_CHANNELS = 4
 """Input channels up to which space-to-depth pays: libraries compute 8 or 16 at a time and leave the rest idle."""
 MAX_PADDING_RATIO = 1.5
@@ -61,7 +63,7 @@ def prepare(
         The copy, in evaluation mode and without gradients of its weights.
     """
     twin = copy.deepcopy(module).eval().requires_grad_(False)
-    paths = {layer.rpartition("@")[0] or layer for layer in layers}
+    paths = {split_call(layer)[0] for layer in layers}
     for conv_name, norm_name in folds:
         # A folded convolution outputs the batch norm's values, so one whose own output is requested stays.
         if conv_name in paths:

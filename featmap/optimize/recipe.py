@@ -21,18 +21,7 @@ CHOICES = {
     "gradients": ("separate", "together"),
     "precision": ("float32", "bfloat16"),
 }
-CHANGEABLE = (
-    "metric",
-    "C",
-    "rows",
-    "jitter",
-    "parameterisation",
-    "optimiser",
-    "clamp",
-    "rescue",
-    "gradients",
-    "precision",
-)
+CHANGEABLE = ("metric", "C", "rows", "jitter", "rescue", *CHOICES)
 """Fields that can be changed in a named recipe; size and steps have parameters of their own."""
 
 
@@ -396,27 +385,6 @@ def register(recipe: Recipe) -> Recipe:
     """
     RECIPES[recipe.name] = recipe
     return recipe
-
-
-def recipe(name: str | Recipe) -> Recipe:
-    """Look up a named recipe; replaced by `Recipe.named`.
-
-    Parameters
-    ----------
-    name : str or Recipe
-        See `Recipe.named`.
-
-    Returns
-    -------
-    Recipe
-        The named recipe; a recipe is returned as it is.
-
-    Raises
-    ------
-    RecipeError
-        If the name is unknown.
-    """
-    return Recipe.named(name)
 
 
 _START = "start: noise of mean 0.5 and standard deviation 0.1 in [0, 1] (the article: random, not specified)"

@@ -130,9 +130,9 @@ class Probe:
         dict of str to Tensor
             Outputs for the next n images, n x C x H x W in float32, on the probe's device.
         """
-        with torch.no_grad(), ActivationHooks(self.module, layers) as taps:
+        with torch.no_grad(), ActivationHooks(self.module, layers) as hooks:
             for batch, n in self._batches(images):
-                yield {k: v[:n].float() for k, v in taps.run(batch).items()}
+                yield {k: v[:n].float() for k, v in hooks.run(batch).items()}
 
     def activations(self, images: Tensor, objectives: Sequence[Objective]) -> np.ndarray:
         """Measure the activation J of each objective on its own image.

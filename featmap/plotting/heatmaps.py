@@ -57,8 +57,8 @@ def heatmap(
     Parameters
     ----------
     values : pandas.DataFrame
-        Similarities, `n x n`: rows are maximising images, columns are responses, with the same labels in the same
-        order and without dead features. Missing and non-finite cells are undefined: gray, and counted in a note.
+        Similarities, `n x n`: rows are maximising images, columns are responses, with the same labels in the same order
+        and without dead features. Missing and non-finite cells are undefined: gray, and counted in a note.
     linkage : numpy.ndarray
         SciPy's linkage of the features in that order, `(n - 1) x 4`; it sets the order of rows and columns.
     clusters : pandas.Series or None
@@ -87,7 +87,7 @@ def heatmap(
         )
     if n > 1 and np.shape(linkage) != (n - 1, 4):
         raise FeatmapError(f"the linkage of {n} features must have the shape {(n - 1, 4)}, not {np.shape(linkage)}")
-    table = values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    table = values.to_numpy(dtype=float, na_value=np.nan)
     table, eye = np.where(np.isfinite(table), table, np.nan), np.eye(n, dtype=bool)
     own, middle = table[eye & np.isfinite(table)], float(centre or 0)
     span = colour_reach(np.abs(own - middle), np.abs(table[~eye & np.isfinite(table)] - middle))
@@ -110,8 +110,8 @@ def heatmap(
 def colour_reach(own: np.ndarray, other: np.ndarray) -> float:
     """Compute how far from its centre value a heatmap's colours extend.
 
-    They extend to the diagonal (1 for co-activation), unless 99 % of the other cells stay within 40 % of that: then
-    to these cells only, so that they can be told apart.
+    They extend to the diagonal (1 for co-activation), unless 99 % of the other cells stay within 40 % of that: then to
+    these cells only, so that they can be told apart.
 
     Parameters
     ----------
@@ -218,17 +218,17 @@ def cross_heatmap(
 ) -> Figure:
     """Draw a rectangular matrix in the given order, with bands of cluster colours.
 
-    The colours extend equally far on both sides of `centre`, to the distance within which 99 % of the cells lie;
-    arrows on the colour bar stand for cells beyond it.
+    The colours extend equally far on both sides of `centre`, to the distance within which 99 % of the cells lie; arrows
+    on the colour bar stand for cells beyond it.
 
     Parameters
     ----------
     values : pandas.DataFrame
-        Values, `n x m`. Its labels are written on the axes, all of them for up to 64. Missing and non-finite cells
-        are undefined: gray, and counted in a note.
+        Values, `n x m`. Its labels are written on the axes, all of them for up to 64. Missing and non-finite cells are
+        undefined: gray, and counted in a note.
     row_clusters, column_clusters : sequence of int or None
-        Cluster number of every row and column; None or negative: in no cluster. None in place of the whole
-        sequence: no band.
+        Cluster number of every row and column; None or negative: in no cluster. None in place of the whole sequence: no
+        band.
     row_name, column_name : str
         Names of the axes.
     title : str
@@ -252,7 +252,7 @@ def cross_heatmap(
     if n == 0 or m == 0:
         raise FeatmapError(f"a heatmap needs rows and columns; the table is {values.shape}")
     numbers = [_cluster_numbers(row_clusters, n, "rows"), _cluster_numbers(column_clusters, m, "columns")]
-    table = values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    table = values.to_numpy(dtype=float, na_value=np.nan)
     table = np.where(np.isfinite(table), table, np.nan)
     finite = table[np.isfinite(table)]
     span = float(np.percentile(np.append(np.abs(finite - centre), 0), 99)) or 1.0

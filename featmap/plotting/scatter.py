@@ -160,8 +160,8 @@ def recovery_curves(panels: Sequence[tuple[str, str, Sequence[Curve]]], title: s
     Parameters
     ----------
     panels : sequence of (str, str, sequence of Curve)
-        Title, label of the ordinate and curves of each panel. A curve is its name, the shares of noise and the
-        values; curves of one name have one colour.
+        Title, label of the ordinate and curves of each panel. A curve is its name, the shares of noise and the values;
+        curves of one name have one colour.
     title : str
         Title of the figure.
     columns : int, default 4
@@ -208,8 +208,8 @@ def predictor_scores(table: pd.DataFrame, predicted: pd.Series, exact: pd.Series
     Parameters
     ----------
     table : pandas.DataFrame
-        One row for each predictor, with the columns `predictor`, `spearman` (rank correlation with the measured
-        value) and `error` (its standard error).
+        One row for each predictor, with the columns `predictor`, `spearman` (rank correlation with the measured value)
+        and `error` (its standard error).
     predicted, exact : pandas.Series
         Predicted and measured values of the same pairs.
     best : str

@@ -68,8 +68,8 @@ def contact_sheet(
     captions : sequence of str or None
         Caption of every image, below its label.
     groups : sequence of int or None
-        Cluster number of every image (None or negative: in no cluster); the images get frames in the cluster
-        colours of the heatmap, with the number where a cluster begins.
+        Cluster number of every image (None or negative: in no cluster); the images get frames in the cluster colours of
+        the heatmap, with the number where a cluster begins.
     title : str
         Title of the sheet.
     columns : int or None

@@ -332,8 +332,8 @@ def thumbnail(image: np.ndarray, longest: int) -> np.ndarray:
     image : numpy.ndarray
         Image, `3 x H x W`, clipped to [0, 1]; NaN becomes middle gray.
     longest : int
-        Most pixels on the longer side. A very small image is enlarged by a whole factor to at least a third of
-        about that.
+        Most pixels on the longer side. A very small image is enlarged by a whole factor to at least a third of about
+        that.
 
     Returns
     -------

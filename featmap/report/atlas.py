@@ -16,10 +16,11 @@ from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
 from featmap.report.page import Report
 from featmap.runs import integrity, lifecycle
+from featmap.runs.manifest import translate_read_errors
 from featmap.runs.progress import Silent, Watcher
-from featmap.runs.store import Run, readable
+from featmap.runs.store import Run
 
-NAME = "atlas.html"
+FILE_NAME = "atlas.html"
 
 
 def atlas(
@@ -55,7 +56,7 @@ def atlas(
     for one in (folder, *interactions):
         _check(Path(one))
     inside = out is None or Path(out).resolve().is_relative_to(Path(folder).resolve())
-    with Run.read(Path(folder)).held() if inside else nullcontext(), readable(Path(folder)):
+    with Run.read(Path(folder)).locked() if inside else nullcontext(), translate_read_errors(Path(folder)):
         # read again now that nobody else writes it
         return _atlas(Run.read(Path(folder)), interactions, activation_maps, network, out, watcher)
 
@@ -64,7 +65,7 @@ def _check(folder: Path) -> None:
     """Refuse a run that is not finished or not what was written."""
     if not Run.read(folder).manifest.is_complete:
         raise StoreError(f"run {str(folder)!r} is not finished; its own command goes on with it")
-    integrity.require(folder, pages=False)
+    integrity.require_intact(folder, pages=False)
 
 
 def _atlas(
@@ -81,14 +82,16 @@ def _atlas(
             f"run {str(run.folder)!r} is of `featmap probe`, which makes no images; an atlas shows runs of "
             "similarity, maximise or interact"
         )
-    brought = [report for other in interactions for report in interaction.of_run(Path(other))]
+    brought = [report for other in interactions for report in interaction.build_reports(Path(other))]
     if command.startswith("interact"):
-        own = interaction.of_run(run.folder)
-        made = iter([(NAME, html.report_page(own[0].title, str(run.manifest.network), [*own, *brought]))])
+        own = interaction.build_reports(run.folder)
+        made = iter([(FILE_NAME, html.render_report_page(own[0].title, str(run.manifest.network), [*own, *brought]))])
     else:
         probe = _probe(run, network) if activation_maps else "left out when this page was made"
         if command == "optimize":
-            made = iter([(NAME, html.layer_page(layer_data.of_images(run, probe, watcher), brought, None))])
+            made = iter(
+                [(FILE_NAME, html.render_layer_page(layer_data.build_image_page(run, probe, watcher), brought, None))]
+            )
         else:
             made = _of_similarity(run, probe, brought, watcher)
     return _write(run, Path(out) if out is not None else run.folder, made)
@@ -99,7 +102,7 @@ def is_current(run: Run) -> bool:
     noted = run.manifest.atlas
     if noted.get("of") != _made_of(run):
         return False
-    return bool(noted.get("pages")) and run.holds(noted["pages"])
+    return bool(noted.get("pages")) and run.are_intact(noted["pages"])
 
 
 def _made_of(run: Run) -> str:
@@ -133,7 +136,7 @@ def _probe(run: Run, network: Network | None) -> Probe | str:
             "give the run's own --model and --weights, or --no-maps"
         )
     try:
-        return Probe(network or lifecycle.network_of(run.folder), layer_data.ROWS)
+        return Probe(network or lifecycle.network_of(run.folder), layer_data.PROBE_ROWS)
     except FeatmapError as error:
         # the folder's name is the reader's of this line, not of the page
         return str(error).replace(str(run.folder), run.folder.name)
@@ -143,17 +146,17 @@ def _of_similarity(run: Run, probe: Probe | str, brought: list[Report], watcher:
     """Yield each page's place and text: of one layer, or the index and then every layer's."""
     found = result.read_maps(run.folder)
     if len(found) == 1:
-        page = layer_data.of_map(next(iter(found.values())), run, probe, {}, watcher)
-        yield NAME, html.layer_page(page, brought, None)
+        page = layer_data.build_map_page(next(iter(found.values())), run, probe, {}, watcher)
+        yield FILE_NAME, html.render_layer_page(page, brought, None)
         return
-    hrefs = {layer: f"{quote(one.place)}{NAME}" for layer, one in found.items()}
+    hrefs = {layer: f"{quote(one.prefix)}{FILE_NAME}" for layer, one in found.items()}
     elsewhere = {layer: f"../{href}" for layer, href in hrefs.items()}
     listed = {layer: (hrefs[layer], len(one.shown), one.lines()) for layer, one in found.items()}
     table = result.read_layer_table(run.folder)
     if table is None:
         raise StoreError(f"run {str(run.folder)!r} has lost {result.LAYER_TABLE}.parquet; run its command again")
     title = f"{len(found)} layers of {run.identity['model']['name']}"
-    yield NAME, html.index_page(title, str(run.manifest.network), listed, table, brought)
+    yield FILE_NAME, html.render_index_page(title, str(run.manifest.network), listed, table, brought)
     for one in found.values():
-        page = layer_data.of_map(one, run, probe, elsewhere, watcher)
-        yield f"{one.place}{NAME}", html.layer_page(page, [], f"../{NAME}")
+        page = layer_data.build_map_page(one, run, probe, elsewhere, watcher)
+        yield f"{one.prefix}{FILE_NAME}", html.render_layer_page(page, [], f"../{FILE_NAME}")

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 QUALITIES = (92, 85, 75, 60, 45)
-LEAST_SIDE = 48
-TRIED = 8
-WIDEST = 2000  # pixels of a report's figure: twice what a page shows
+MIN_SIDE = 48
+SAMPLES = 8
+MAX_WIDTH = 2000  # pixels of a report's figure: twice what a page shows
 
 
 @dataclass(frozen=True)
-class Coding:
+class Encoding:
     """How images are written: PNG (`quality` None) or WebP of a quality, their longer side at most `side` pixels."""
 
     quality: int | None
@@ -30,15 +30,15 @@ class Coding:
         return f"{kind}, {self.side} pixels"
 
 
-def eight_bit(image: np.ndarray) -> Image.Image:
+def to_8_bit(image: np.ndarray) -> Image.Image:
     """Return float [3, h, w] as a picture, clipped to [0, 1]; what is not a number is middle gray."""
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
     return Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8))
 
 
-def compressed(image: np.ndarray) -> float:
+def png_bytes_per_pixel(image: np.ndarray) -> float:
     """Return how many bytes a pixel of float [3, h, w] takes as PNG: low for what is flat or repeats, 3 for noise."""
-    return len(_written(eight_bit(image), None)) / float(np.prod(image.shape[1:]))
+    return len(_written(to_8_bit(image), None)) / float(np.prod(image.shape[1:]))
 
 
 def _written(picture: Image.Image, quality: int | None) -> bytes:
@@ -54,30 +54,30 @@ def _uri(data: bytes, quality: int | None) -> str:
     return f"data:image/{'png' if quality is None else 'webp'};base64,{b64encode(data).decode()}"
 
 
-def encoded(image: np.ndarray, coding: Coding) -> str:
+def encode_image(image: np.ndarray, coding: Encoding) -> str:
     """Return float [3, h, w] as a data URI."""
-    picture = eight_bit(image)
+    picture = to_8_bit(image)
     if max(picture.size) > coding.side:
         picture.thumbnail((coding.side, coding.side), Image.Resampling.LANCZOS)
     return _uri(_written(picture, coding.quality), coding.quality)
 
 
-def choose(sample: Sequence[np.ndarray], count: int, budget: int) -> Coding:
+def choose_encoding(sample: Sequence[np.ndarray], count: int, budget: int) -> Encoding:
     """Return the best coding under which `count` images like those of the sample take `budget` bytes at most.
 
     All bits if there is room, then WebP of falling quality, then smaller pictures; never below `LEAST_SIDE`.
     """
-    tried = sample[:: -(-len(sample) // TRIED)]
+    tried = sample[:: -(-len(sample) // SAMPLES)]
     side = max(max(image.shape[1:]) for image in tried)
     while True:
         for quality in (None, *QUALITIES):
-            coding = Coding(quality, side)
-            largest = max(len(encoded(image, coding)) for image in tried)
+            coding = Encoding(quality, side)
+            largest = max(len(encode_image(image, coding)) for image in tried)
             if largest * count <= budget:
                 return coding
-        if side <= LEAST_SIDE:
+        if side <= MIN_SIDE:
             return coding
-        side = max(LEAST_SIDE, side * 3 // 4)
+        side = max(MIN_SIDE, side * 3 // 4)
 
 
 class ThumbnailSheet:
@@ -91,7 +91,7 @@ class ThumbnailSheet:
 
     def put(self, at: int, image: np.ndarray) -> None:
         """Place float [3, h, w] as thumbnail `at`."""
-        tile = eight_bit(image)
+        tile = to_8_bit(image)
         filter_ = Image.Resampling.LANCZOS if max(tile.size) > self.side else Image.Resampling.NEAREST
         tile = tile.resize((self.side, self.side), filter_)
         self.sheet.paste(tile, (at % self.columns * self.side, at // self.columns * self.side))
@@ -101,22 +101,22 @@ class ThumbnailSheet:
         return {"side": self.side, "columns": self.columns, "uri": _uri(_written(self.sheet, 82), 82)}
 
 
-def figure_uri(path: Any) -> tuple[str, tuple[int, int]]:
+def encode_figure(path: Any) -> tuple[str, tuple[int, int]]:
     """Return a figure of a run folder as a data URI, at most `WIDEST` pixels wide, and its size on the page."""
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
-    picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+    picture.thumbnail((MAX_WIDTH, 4 * MAX_WIDTH), Image.Resampling.LANCZOS)
     return _uri(_written(picture, 88), 88), picture.size
 
 
-def animated(frames: Sequence[np.ndarray], milliseconds: int, side: int, quality: int = 70) -> bytes:
+def encode_animation(frames: Sequence[np.ndarray], milliseconds: int, side: int, quality: int = 70) -> bytes:
     """Return frames, float [3, h, w] in [0, 1], as an animated WebP that repeats for ever.
 
     `milliseconds` a frame, the last one five times as long; longer side `side` pixels. At least one frame.
     """
     pictures = []
     for frame in frames:
-        picture = eight_bit(frame)
+        picture = to_8_bit(frame)
         scale = side / max(picture.size)
         kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
         pictures.append(picture.resize([max(1, round(scale * n)) for n in picture.size], kind))

@@ -6,8 +6,8 @@ import networkx as nx
 import numpy as np
 from scipy.spatial import cKDTree
 
-APART = 1.0  # the least distance of two nodes; a node's image is a little smaller
-GAP = 1.5  # that of nodes of two communities
+NODE_DISTANCE = 1.0  # the least distance of two nodes; a node's image is a little smaller
+COMMUNITY_DISTANCE = 1.5  # that of nodes of two communities
 
 
 def _spring(graph: nx.Graph, seed: int) -> np.ndarray:
@@ -49,14 +49,14 @@ def _within(graph: nx.Graph, members: list[str], seed: int) -> np.ndarray:
     inside.add_nodes_from(members)  # in this order: that of a subgraph's nodes differs from process to process
     inside.add_weighted_edges_from((u, v, graph[u][v]["weight"]) for u in members for v in graph[u] if v in inside)
     points = _spring(inside, seed)
-    wanted = 0.7 * np.sqrt(len(members)) * APART
+    wanted = 0.7 * np.sqrt(len(members)) * NODE_DISTANCE
     points = points * wanted / max(np.abs(points).max(initial=0.0), 1e-9)
     # two nodes at one place have no direction to part in
     points = points + 1e-3 * np.random.default_rng(seed).standard_normal(points.shape)
-    return _spread(points - points.mean(0), np.full(len(members), APART / 2), squares=True)
+    return _spread(points - points.mean(0), np.full(len(members), NODE_DISTANCE / 2), squares=True)
 
 
-def by_community(graph: nx.Graph, communities: dict[str, int], seed: int = 0) -> np.ndarray:
+def lay_out_graph(graph: nx.Graph, communities: dict[str, int], seed: int = 0) -> np.ndarray:
     """Return positions of a graph's nodes, N x 2 in its order: communities apart, springs within each.
 
     Distances are in node widths: two nodes are about 1 apart or more. Communities that share strong edges lie
@@ -68,7 +68,7 @@ def by_community(graph: nx.Graph, communities: dict[str, int], seed: int = 0) ->
         groups.setdefault(communities[node], []).append(node)
     numbers = sorted(groups)
     inner = {number: _within(graph, groups[number], seed) for number in numbers}
-    radii = np.array([np.linalg.norm(inner[n], axis=1).max(initial=0.0) + 0.8 * APART for n in numbers])
+    radii = np.array([np.linalg.norm(inner[n], axis=1).max(initial=0.0) + 0.8 * NODE_DISTANCE for n in numbers])
     between: nx.Graph = nx.Graph()
     between.add_nodes_from(numbers)
     for u, v, weight in graph.edges(data="weight", default=1.0):
@@ -100,7 +100,7 @@ def _drawn_in(shapes: list[np.ndarray], rounds: int = 40) -> list[np.ndarray]:
             tree = cKDTree(np.concatenate(rest))
             for share in (0.3, 0.1, 0.03):
                 tried = shapes[k] + share * (middle - shapes[k].mean(0))
-                if tree.query(tried, p=np.inf)[0].min() >= GAP:
+                if tree.query(tried, p=np.inf)[0].min() >= COMMUNITY_DISTANCE:
                     shapes[k], moved = tried, True
                     break
         if not moved:

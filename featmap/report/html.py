@@ -24,30 +24,30 @@ from featmap.report.page import LayerPage, Report
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "lists.js", "atlas.js")
 
 
-def asset(name: str) -> str:
+def read_asset(name: str) -> str:
     """Return one of the files of the page: its scripts, style and frames."""
     return (files("featmap.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def json_text(values: Any) -> str:
+def to_json_text(values: Any) -> str:
     """Return values as JSON that may stand inside a script element, whatever texts it holds."""
     text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def filled(frame: str, **parts: str) -> str:
+def fill_template(frame: str, **parts: str) -> str:
     """Return a frame with each `{{name}}` replaced, once: what is put in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(frame))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], read_asset(frame))
 
 
-def library() -> str:
+def bokeh_scripts() -> str:
     """Return Bokeh's scripts, inline."""
     resources = Resources(mode="inline", components=["bokeh", "bokeh-api"], minified=True)
     return "".join(f"<script>{text}</script>\n" for text in resources.js_raw[:2])
 
 
 def _script(name: str) -> str:
-    return f"<script>\n{asset(name)}</script>\n"
+    return f"<script>\n{read_asset(name)}</script>\n"
 
 
 def _blob(name: str, values: np.ndarray) -> str:
@@ -61,32 +61,32 @@ def _blob(name: str, values: np.ndarray) -> str:
 
 
 def _json(name: str, values: Any) -> str:
-    return f'<script type="application/json" id="{name}">{json_text(values)}</script>\n'
+    return f'<script type="application/json" id="{name}">{to_json_text(values)}</script>\n'
 
 
-def layer_page(page: LayerPage, reports: list[Report], index: str | None) -> str:
+def render_layer_page(page: LayerPage, reports: list[Report], index: str | None) -> str:
     """Return the page of a layer; `index` is where the index over several layers lies, seen from this page."""
     # numbers before scripts before pictures: the map is drawn while the pictures are still being read
     first = {name: page.blobs[name] for name in ("A", "S") if name in page.blobs}
     rest = {name: blob for name, blob in page.blobs.items() if name not in first}
     back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'
-    return filled(
+    return fill_template(
         "layer.html",
         title=escape(f"{page.title} - featmap atlas"),
         heading=escape(page.title),
         network=escape(page.data["network"]),
         back=back,
-        style=asset("atlas.css"),
+        style=read_asset("atlas.css"),
         notes="".join(f"<li>{escape(line)}</li>" for line in page.data["notes"]),
-        reports=sections(reports),
+        reports=render_reports(reports),
         numbers=_json("data", page.data) + "".join(_blob(name, blob) for name, blob in first.items()),
-        library=library(),
+        library=bokeh_scripts(),
         scripts="".join(map(_script, SCRIPTS)),
         pictures="".join(_blob(name, blob) for name, blob in rest.items()) + _json("images", page.images),
     )
 
 
-def index_page(
+def render_index_page(
     title: str,
     network: str,
     layers: dict[str, tuple[str, int, list[str]]],
@@ -105,15 +105,15 @@ def index_page(
         f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul></article>"
         for name, (href, count, lines) in layers.items()
     )
-    return filled(
+    return fill_template(
         "index.html",
         title=escape(f"{title} - featmap atlas"),
         heading=escape(title),
         network=escape(network),
-        style=asset("atlas.css"),
+        style=read_asset("atlas.css"),
         grid=_grid(list(layers), {name: href for name, (href, _, _) in layers.items()}, table),
         layers=cards,
-        reports=sections(reports),
+        reports=render_reports(reports),
         data=_json("data", {name: href for name, (href, _, _) in layers.items()}),
         scripts=_script("index.js"),
     )
@@ -151,19 +151,19 @@ def _grid(layers: list[str], hrefs: dict[str, str], table: pd.DataFrame) -> str:
     return f'<table class="grid"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def report_page(title: str, network: str, reports: list[Report]) -> str:
+def render_report_page(title: str, network: str, reports: list[Report]) -> str:
     """Return the page of an interaction run alone."""
-    return filled(
+    return fill_template(
         "reports.html",
         title=escape(f"{title} - featmap atlas"),
         heading="Interactions",
         network=escape(network),
-        style=asset("atlas.css"),
-        reports=sections(reports),
+        style=read_asset("atlas.css"),
+        reports=render_reports(reports),
     )
 
 
-def sections(reports: list[Report]) -> str:
+def render_reports(reports: list[Report]) -> str:
     """Return reports as sections of HTML: words, tables, figures with alt texts."""
     return "".join(_section(report) for report in reports)
 

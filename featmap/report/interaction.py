@@ -13,16 +13,16 @@ import pandas as pd
 from featmap.errors import StoreError
 from featmap.network.unit import format_channels
 from featmap.plotting.labels import labelled_statistics, statistic_label
-from featmap.report.encode import figure_uri
+from featmap.report.encode import encode_figure
 from featmap.report.page import Picture, Report
 from featmap.report.reproduction import Reproduction
 from featmap.runs import store
 from featmap.runs.store import Run, open_arrays
 
-RANKED = 60
+MAX_RANKED = 60
 
 
-def of_run(folder: Path) -> list[Report]:
+def build_reports(folder: Path) -> list[Report]:
     """Return the reports of a finished run of `featmap interact`: one, or three for a screening.
 
     Raises
@@ -38,12 +38,12 @@ def of_run(folder: Path) -> list[Report]:
     if (folder / "pairs.parquet").is_file():
         return [_pairs(run)]
     if (folder / "predictors.csv").is_file():
-        return [_screening(run), *(r for part in ("top", "check") for r in of_run(folder / part))]
+        return [_screening(run), *(r for part in ("top", "check") for r in build_reports(folder / part))]
     raise StoreError(f"run {str(folder)!r} is no interaction run; `featmap interact` makes one")
 
 
 def _picture(path: Path, caption: str, said: str) -> Picture:
-    uri, (width, height) = figure_uri(path)
+    uri, (width, height) = encode_figure(path)
     return Picture(uri, width, height, caption, f"{caption}. {said}" if said else caption)
 
 
@@ -82,12 +82,12 @@ def _pairs(run: Run) -> Report:
         *(c for c in ("response_nonlinearity_floor", "response_nonlinearity_ceiling", "p", "q") if c in ranking),
     ]
     named = [c for c in figures if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
-    chosen = ranking[[*columns[:2], *named, *columns[2:]]].head(RANKED)
+    chosen = ranking[[*columns[:2], *named, *columns[2:]]].head(MAX_RANKED)
     shown = chosen.rename(columns={c: statistic_label(c) for c in chosen.columns[2:]})
     wanted = [(f"matrices/{name}.png", statistic_label(name)) for name in figures]
     pictures = []
     for name, caption in wanted:
-        values = pairs[Path(name).stem].astype("Float64")
+        values = pairs[Path(name).stem].astype("float64")
         said = f"{values.notna().sum()} pairs, mean {values.mean():.3g}, from {values.min():.3g} to {values.max():.3g}"
         pictures += _pictures(run.folder, [(name, caption)], said)
     sheets = [("least-linear.png", "The least linear pairs"), ("most-linear.png", "The most linear pairs")]
@@ -124,7 +124,7 @@ def _screening(run: Run) -> Report:
     for name in map(str, open_arrays(run.folder)["image"].values):
         units.setdefault(name.rpartition(":")[0], []).append(name)
     layers = list(units) if len(units) == 2 else [*units, *units]
-    words = ["featmap", "interact", "--layers", *layers, *_features(list(units.values())), "--screen", "all"]
+    words = ["featmap", "interact", "--layers", *layers, *_features(list(units.values())), "--screen"]
     words += ["--top", str(run.identity["top"]), "--checks", str(run.identity["checks"])]
     words += ["--seeds", str(len(run.identity["fresh_seeds"])), *Reproduction(run.manifest).options()]
     return Report(

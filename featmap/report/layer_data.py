@@ -18,27 +18,32 @@ from featmap.mapping import cross_tables, flags, result, tables
 from featmap.mapping.result import SimilarityMap, worst_status
 from featmap.plotting import heatmaps, style
 from featmap.report import graph_layout
-from featmap.report.encode import ThumbnailSheet, choose, encoded
+from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.page import LayerPage
 from featmap.report.reproduction import Reproduction
 from featmap.runs import store
 from featmap.runs.array_layout import STATUSES
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
-from featmap.stats import measures, similarity_frame
+from featmap.stats import frames, measures
 
 if TYPE_CHECKING:
     from featmap.optimize.responses import Probe
 
-BATCH, ROWS = 64, 16
-MOST_STEPS, WIDEST_MAP, STRONGEST = 160, 28, 5
-LIBRARY = 1_500_000  # bytes of the drawing library in the page
-SMALL, LARGE = (512, 23_000_000), (2048, 76_000_000)  # features, bytes: the page stays below, between them by feature
+BATCH, PROBE_ROWS = 64, 16
+MAX_STEPS, MAX_MAP_SIDE, STRONGEST = 160, 28, 5
+LIBRARY_BYTES = 1_500_000  # bytes of the drawing library in the page
+SMALL_PAGE, LARGE_PAGE = (
+    (512, 23_000_000),
+    (2048, 76_000_000),
+)  # features, bytes: the page stays below, between them by feature
 
 Maps = Callable[[np.ndarray, Sequence[str]], list[np.ndarray]]
 
 
-def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, str], watcher: Watcher) -> LayerPage:
+def build_map_page(
+    found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, str], watcher: Watcher
+) -> LayerPage:
     """Return the page of a layer's map.
 
     Parameters
@@ -47,11 +52,11 @@ def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, 
     probe : of the run's network, for the activation maps; or why there are none
     hrefs : where the pages of other layers lie, by layer, seen from this one
     """
-    order, linkage, _ = result.arranged(found)
+    order, linkage, _ = result.order_features(found)
     names = order + [f for f in found.shown if f not in set(order)]
     table, live_all = found.features.loc[names], list(found.clusters.labels.index)
-    A = measures.to_floats(found.activations.loc[names, names], "A")
-    S = similarity_frame.symmetric_values(found.measures["profile"].loc[order, order])
+    A = frames.to_floats(found.activations.loc[names, names], "A")
+    S = frames.symmetric_values(found.measures["profile"].loc[order, order])
     scales = measures.measure_scales(found.activations, found.null, live_all).loc[names]
     layer = names[0].rpartition(":")[0]
     exact = np.array_equal(A, A.astype(np.float32).astype(np.float64), equal_nan=True)
@@ -70,21 +75,21 @@ def of_map(found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, 
         "clusters": _clusters(found, table, S, order),
         "cross": _crossings(found, run, names, hrefs),
         "notes": found.lines(),
-        "unreliable": flags.unreliable(run.manifest.reliability),
+        "unreliable": flags.unreliable_features(run.manifest.reliability),
     }
     _add_rows(page, names, run, probe, watcher)
     return page
 
 
-def of_images(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPage:
+def build_image_page(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPage:
     """Return the page of a run of `featmap optimize`: its units' images without any map."""
     data = open_arrays(run.folder)
     names = [str(name) for name in data["image"].values]
     status = worst_status(data["status"].values.astype(int))
     columns = {
         "status": [STATUSES[s] for s in status],
-        "activation": measures.finite_column(data["activation"].values.mean(0)),
-        "null_activation": measures.finite_column(data["null_activation"].values.mean(0)),
+        "activation": frames.finite_column(data["activation"].values.mean(0)),
+        "null_activation": frames.finite_column(data["null_activation"].values.mean(0)),
     }
     page = LayerPage(f"{len(names)} units", {})
     page.data = {
@@ -115,7 +120,7 @@ def _reaches(found: SimilarityMap, order: list[str]) -> dict[str, float]:
     reaches = {}
     for name in measures.MEASURES:
         frame = found.activations if name == "raw" else found.measures[name]
-        values = np.abs(measures.to_floats(frame.loc[order, order], name))
+        values = np.abs(frames.to_floats(frame.loc[order, order], name))
         eye = np.eye(len(order), dtype=bool)
         reaches[name] = heatmaps.colour_reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
     return reaches
@@ -157,7 +162,7 @@ def _graph(found: SimilarityMap, order: list[str]) -> dict[str, Any]:
     edges = sorted((min(at[u], at[v]), max(at[u], at[v]), round(float(whole[u][v]["weight"]), 6)) for u, v in inside)
     graph.add_weighted_edges_from((order[i], order[j], w) for i, j, w in edges)
     communities = {str(k): int(v) for k, v in found.clusters.communities.labels.items()}
-    points = graph_layout.by_community(graph, communities)
+    points = graph_layout.lay_out_graph(graph, communities)
     return {
         "k": int(whole.graph["k"]),
         "x": np.round(points[:, 0], 3).tolist(),
@@ -212,7 +217,7 @@ def _crossings(found: SimilarityMap, run: Run, names: list[str], hrefs: dict[str
         if one != layer:
             continue
         Z, A = (store.read_frame(run.folder, f"{place}{name}") for name in ("selective", "activations"))
-        z, a = (measures.to_floats(frame.loc[names], "cross-layer responses") for frame in (Z, A))
+        z, a = (frames.to_floats(frame.loc[names], "cross-layer responses") for frame in (Z, A))
         columns = [str(column) for column in Z.columns]
         strongest = []
         for row, best in enumerate(np.argsort(np.where(np.isfinite(z), -z, np.inf), axis=1, kind="stable")):
@@ -235,7 +240,7 @@ def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, w
     """Add what each feature has of its own: images, thumbnails, curve, activation map, how to make it again."""
     data = open_arrays(run.folder).isel(seed=0)
     curve = data["curve"].sel(image=names).values.astype(np.float32)
-    kept = np.unique(np.linspace(0, curve.shape[1] - 1, min(MOST_STEPS, curve.shape[1])).round().astype(int))
+    kept = np.unique(np.linspace(0, curve.shape[1] - 1, min(MAX_STEPS, curve.shape[1])).round().astype(int))
     page.blobs["curve"] = curve[:, kept]
     again = Reproduction(run.manifest)
     page.data |= {
@@ -259,18 +264,18 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
     places = [k for k, name in enumerate(map(str, data["image"].values)) if name in at]
     sheet, count = ThumbnailSheet(len(names)), len(names)
     sample = data["images"].isel(image=places[:: -(-count // 16)]).values
-    coding = choose(list(sample), count, budget(count) - _spent(page, count, sheet))
+    coding = choose_encoding(list(sample), count, page_budget(count) - _spent(page, count, sheet))
     images, maps = [""] * count, [np.zeros((1, 1), dtype=np.float32)] * count
     largest: list[float | None] = [None] * count
     reason = probe if isinstance(probe, str) else None
     for first, pixels in _batches(data, places):
         labels = [str(name) for name in data["image"].values[places[first : first + BATCH]]]
         for name, image in zip(labels, pixels, strict=True):
-            images[at[name]] = encoded(image, coding)
+            images[at[name]] = encode_image(image, coding)
             sheet.put(at[name], image)
         if reason is None and not isinstance(probe, str):
             try:
-                for name, grid in zip(labels, activation_maps(probe, pixels, labels), strict=True):
+                for name, grid in zip(labels, compute_activation_maps(probe, pixels, labels), strict=True):
                     maps[at[name]] = grid
             except FeatmapError as error:
                 reason = str(error)
@@ -287,16 +292,16 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
         page.blobs["maps"] = np.concatenate([q.ravel() for q in quantised])
 
 
-def budget(count: int) -> int:
+def page_budget(count: int) -> int:
     """Return the bytes that a page of so many features may take."""
-    (few, low), (many, high) = SMALL, LARGE
+    (few, low), (many, high) = SMALL_PAGE, LARGE_PAGE
     return int(low + max(0, count - few) * (high - low) / (many - few))
 
 
 def _spent(page: LayerPage, count: int, sheet: ThumbnailSheet) -> int:
     """Return about how many bytes of the page go to other things than images at full size."""
     blobs = sum(-(-4 * blob.nbytes // 3) for blob in page.blobs.values())
-    return LIBRARY + blobs + len(json.dumps(page.data)) + count * (sheet.side**2 // 2 + WIDEST_MAP**2 * 4 // 3)
+    return LIBRARY_BYTES + blobs + len(json.dumps(page.data)) + count * (sheet.side**2 // 2 + MAX_MAP_SIDE**2 * 4 // 3)
 
 
 def _batches(data: xr.Dataset, places: list[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -304,7 +309,7 @@ def _batches(data: xr.Dataset, places: list[int]) -> Iterator[tuple[int, np.ndar
         yield first, data["images"].isel(image=places[first : first + BATCH]).values
 
 
-def activation_maps(probe: Probe, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+def compute_activation_maps(probe: Probe, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
     """Return each feature's own activation on its own image, at most `WIDEST_MAP` on a side: h x w, float32.
 
     `names` are features ("layer:channel"); any other unit raises FeatmapError.
@@ -322,6 +327,6 @@ def activation_maps(probe: Probe, images: np.ndarray, names: Sequence[str]) -> l
         for k in range(len(next(iter(out.values())))):
             unit = units[len(found)]
             grid = out[unit.layer][k, unit.channel]
-            side = (min(WIDEST_MAP, grid.shape[0]), min(WIDEST_MAP, grid.shape[1]))
+            side = (min(MAX_MAP_SIDE, grid.shape[0]), min(MAX_MAP_SIDE, grid.shape[1]))
             found.append(adaptive_avg_pool2d(grid[None], side)[0].cpu().numpy())
     return found

@@ -10,7 +10,7 @@ from featmap.errors import FeatmapError
 from featmap.optimize.recipe import Recipe
 from featmap.runs.manifest import Manifest
 
-ON_THE_LINE = ("metric", "C", "rows")
+COMMAND_LINE_SETTINGS = ("metric", "C", "rows")
 FACTORY = "package.module:factory"
 
 
@@ -96,7 +96,7 @@ def _changes(recipe: Recipe) -> dict[str, Any] | None:
         named = Recipe.named(recipe.name).resolved(recipe.size, recipe.size, recipe.steps)
     except FeatmapError:
         return None
-    changes = {k: getattr(recipe, k) for k in ON_THE_LINE if getattr(recipe, k) != getattr(named, k)}
+    changes = {k: getattr(recipe, k) for k in COMMAND_LINE_SETTINGS if getattr(recipe, k) != getattr(named, k)}
     again = Recipe.named(recipe.name).resolved(recipe.size, recipe.size, recipe.steps, **changes)
     return changes if again.identity() == recipe.identity() else None
 

@@ -1,9 +1,9 @@
-"""The frame of a run's arrays: their metadata and coordinates, written without touching a chunk that lies there."""
+"""Layout of the arrays of a run: metadata, coordinates, names of chunks, and the status of each image."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,9 +19,29 @@ from featmap.files import hash_file, write_atomically
 ARRAYS = "arrays.zarr"
 
 
+STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
+LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
+MIN_RISE = 1e-6
+"""A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
+
+
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a run: its dimensions, shape, chunk shape and type."""
+    """Specification of one array of a run.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        Name of each dimension.
+    shape : tuple of int
+        Length of each dimension.
+    chunks : tuple of int
+        Shape of a chunk, which is one file.
+    dtype : str, default "float32"
+        NumPy's name of the type.
+    attrs : tuple of (str, object), default ()
+        Attributes as plain JSON values.
+    """
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -30,28 +50,41 @@ class ArraySpec:
     attrs: tuple[tuple[str, Any], ...] = ()
 
 
-def lay(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, str]:
-    """Make a run folder's metadata and coordinates what they should be; return their files with SHA-256.
+def write_layout(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, str]:
+    """Write the metadata and coordinates of a run's arrays; chunks stay as they are.
 
-    They are made in memory and replace what differs: chunks of the arrays stay as they are.
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    arrays : dict of ArraySpec
+        Arrays by name.
+    coords : dict of numpy.ndarray
+        Labels along the arrays' dimensions, by dimension.
+
+    Returns
+    -------
+    dict of str
+        SHA-256 by file name, relative to the folder.
     """
-    found = {}
-    for name, content in sorted(_made(arrays, coords).items()):
-        home, known = folder / ARRAYS / name, hashlib.sha256(content).hexdigest()
-        found[home.relative_to(folder).as_posix()] = known
-        if not home.is_file() or hash_file(home) != known:
-            write_atomically(home, partial(Path.write_bytes, data=content))
-    return found
+    checksums = {}
+    # made in memory first: only files that are missing or differ are replaced, and zarr never sees the chunks
+    for name, content in sorted(_layout_files(arrays, coords).items()):
+        path, checksum = folder / ARRAYS / name, hashlib.sha256(content).hexdigest()
+        checksums[path.relative_to(folder).as_posix()] = checksum
+        if not path.is_file() or hash_file(path) != checksum:
+            write_atomically(path, partial(Path.write_bytes, data=content))
+    return checksums
 
 
-def _made(arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """Return the files by name."""
+def _layout_files(arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Return the content of the metadata and coordinate files by name."""
     files: dict[str, Any] = {}
     store = MemoryStore(files)
     root: Any = zarr.open_group(store, mode="a", zarr_format=2, use_consolidated=False)
     with zarr.config.set({"array.write_empty_chunks": True}):
-        for name, given in coords.items():
-            values = np.asarray(given)
+        for name, labels in coords.items():
+            values = np.asarray(labels)
             # without a fill value: xarray would take a 0 that equals it for a missing number
             array = root.create_array(
                 name,
@@ -76,30 +109,71 @@ def _made(arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[s
 
 
 def chunk_names(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[str]:
-    """Yield the names of the files that an array's chunks lie in."""
+    """Generate the names of the files that hold an array's chunks.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Length of each dimension.
+    chunks : tuple of int
+        Shape of a chunk.
+
+    Yields
+    ------
+    str
+        Such as "0.2.0"; "0" for an array without dimensions.
+    """
     for index in product(*(range(-(-n // c)) for n, c in zip(shape, chunks, strict=True))):
         yield ".".join(map(str, index)) or "0"
 
 
-STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
+def region_chunks(region: Sequence[slice | int], shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[str]:
+    """Generate the names of the files that hold the chunks of a region of an array.
 
+    Parameters
+    ----------
+    region : sequence of slice or int
+        Indices along each dimension; a region is not empty.
+    shape : tuple of int
+        Length of each dimension.
+    chunks : tuple of int
+        Shape of a chunk.
 
-LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
-
-
-RISE = 1e-6
-"""A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
-
-
-def row_statuses(made: dict[str, np.ndarray], moved: np.ndarray, revived: np.ndarray) -> np.ndarray:
-    """Return each row's status as an index into `STATUSES`.
-
-    dead: it never had a gradient, or none without help and did not rise with it; unconverged: it had one and
-    did not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
+    Yields
+    ------
+    str
+        Such as "0.2.0".
     """
+    axes = []
+    for part, length, chunk in zip(region, shape, chunks, strict=True):
+        start, stop, _ = part.indices(length) if isinstance(part, slice) else (part, part + 1, 1)
+        axes.append(range(start // chunk, (stop - 1) // chunk + 1))
+    for index in product(*axes):
+        yield ".".join(map(str, index))
+
+
+def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescued: np.ndarray) -> np.ndarray:
+    """Classify the rows of a batch by what their descents reached.
+
+    Parameters
+    ----------
+    arrays : dict of numpy.ndarray
+        `images` (B x 3 x H x W), `activation` and `null_activation` (B) of the batch.
+    had_gradient : numpy.ndarray
+        Whether each row ever had a gradient, bool, B.
+    rescued : numpy.ndarray
+        Whether it had one only with the help of the rescue, bool, B.
+
+    Returns
+    -------
+    numpy.ndarray
+        Index into `STATUSES` of each row, uint8, B. dead: it never had a gradient, or none without help and did not
+        rise with it; unconverged: it had one and did not rise above the null image; not-finite: NaN or infinity in its
+        image or in its own response.
+    """
+    activation, null = arrays["activation"], arrays["null_activation"]
     with np.errstate(invalid="ignore"):
-        floor = RISE * np.maximum(np.abs(made["activation"]), np.abs(made["null_activation"]))
-        rose = made["activation"] - made["null_activation"] > floor
-    finite = np.isfinite(made["activation"]) & np.isfinite(made["images"]).all((1, 2, 3))
-    found = np.where(rose, np.where(revived, RESCUED, LIVE), np.where(revived | ~moved, DEAD, UNCONVERGED))
-    return np.where(finite, found, NOT_FINITE).astype(np.uint8)
+        rose = activation - null > MIN_RISE * np.maximum(np.abs(activation), np.abs(null))
+    finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
+    status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))
+    return np.where(finite, status, NOT_FINITE).astype(np.uint8)

@@ -1,4 +1,7 @@
-"""Work units, where they are done, and doing them in this process: batches that land one by one, never twice."""
+"""Engines and work units: where the batches of a run are computed, and computing them in this process.
+
+A unit *lands* when its results are stored in the run folder; a unit that has landed is never computed again.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,37 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from featmap.errors import FeatmapError
-from featmap.runs import device as devices
+from featmap.runs.device import select_device
 from featmap.runs.progress import Silent, Watcher
 
 HERE, RAY = "here", "ray"
-MOST_WORKERS = 4096
+MAX_WORKERS = 4096
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the work units of a run are done.
+    """Where the work units of a run are computed.
 
-    The bits of an image depend on the number of threads and on nothing else of this: any worker makes the image that
-    this process would make with as many threads.
+    The bits of an image depend on the number of threads and on nothing else here: any worker computes the image that
+    this process would compute with as many threads.
 
     Parameters
     ----------
     name : str, default "here"
         "here": one unit after another in this process; "ray": by workers of a Ray cluster.
     workers : int, optional
-        Processes that hold the network, each with a GPU of its own or a share of the cores. None: one for each GPU
-        of the cluster; on CPUs as many as have their `threads`, which then are 1 where none are named.
+        Processes that hold the network, 1 to 4096, each with a GPU of its own or a share of the cores. None: one for
+        each GPU of the cluster; on CPUs as many as there is room for with `threads` each.
     threads : int, optional
-        Threads of each worker, or of this process. None: as many as torch takes here, shared out among the workers.
+        Threads of each worker, or of this process, 1 to 4096. None: as many as torch uses here, divided among the
+        workers; 1 if `workers` is None too.
     address : str, optional
-        Address of a running cluster, "auto" for the one that this machine belongs to. None starts one for this run.
+        Address of a running cluster; "auto" for the one that this machine belongs to. None starts one for this run.
 
     Raises
     ------
     FeatmapError
-        If the name is unknown, a number is out of range, or Ray is wanted and not installed.
+        If the name is unknown, a number is out of range, or Ray is requested but not installed.
     """
 
     name: str = HERE
@@ -53,25 +57,27 @@ class Engine:
     def __post_init__(self) -> None:
         if self.name not in (HERE, RAY):
             raise FeatmapError(f"engine {self.name!r} is unknown; allowed: {HERE}, {RAY}")
-        for what, number in (("workers", self.workers), ("threads", self.threads)):
-            if number is not None and (not isinstance(number, int) or not 1 <= number <= MOST_WORKERS):
-                raise FeatmapError(f"{what} {number}: give a whole number from 1 to {MOST_WORKERS}")
+        for setting, number in (("workers", self.workers), ("threads", self.threads)):
+            if number is not None and (not isinstance(number, int) or not 1 <= number <= MAX_WORKERS):
+                raise FeatmapError(f"{setting} {number}: give a whole number from 1 to {MAX_WORKERS}")
         if self.name == HERE and (self.workers is not None or self.address is not None):
             raise FeatmapError(
-                "workers and an address of a cluster belong to the engine ray; here one process does it all"
+                f"workers {self.workers}, address {self.address!r}: the engine {HERE!r} is this one process; "
+                "choose the engine 'ray', or leave both out"
             )
+        # looked up, not imported: importing Ray takes a second, and checking an engine should cost nothing
         if self.name == RAY and find_spec("ray") is None:
             raise FeatmapError(
-                "engine ray: Ray is not installed; pip install 'featmap[ray]', or leave the engine at its default"
+                f"engine ray: Ray is not installed; pip install 'featmap[ray]', or choose the engine {HERE!r}"
             )
 
-    def threads_of_each(self, here: int) -> int:
-        """Return the threads of one worker, or of this process.
+    def threads_per_worker(self, available: int) -> int:
+        """Return the number of threads of one worker, or of this process.
 
         Parameters
         ----------
-        here : int
-            Threads that torch takes in this process.
+        available : int
+            Threads that torch uses in this process.
 
         Returns
         -------
@@ -80,27 +86,28 @@ class Engine:
         """
         if self.threads is not None:
             return self.threads
+        # never derived from the machine of a worker: the number of threads decides the last bits of the results
         if self.name == HERE:
-            return here
-        return 1 if self.workers is None else max(1, here // self.workers)
+            return available
+        return 1 if self.workers is None else max(1, available // self.workers)
 
 
 class Execution:
-    """How a call of the library is carried out: on which device, by which engine, into which folder.
+    """Device, engine, run folder and progress of a call of the library.
 
-    None of it changes a number but the kind of device and the number of threads, by which libraries round.
+    Only the kind of device and the number of threads affect the results, in their last bits.
 
     Parameters
     ----------
     device : str, default "auto"
         "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
     engine : str or Engine, default "here"
-        Where work units are done.
+        Where work units are computed.
     out : path, optional
-        Run folder; the same call with the same folder goes on where it stopped. None takes a name made of the
+        Run folder; the same call with the same folder resumes where it stopped. None takes a name derived from the
         settings, or memory where the call needs no folder.
     watcher : Watcher, optional
-        Hears of the progress.
+        Receives the progress.
     """
 
     def __init__(
@@ -115,23 +122,23 @@ class Execution:
         self.out = None if out is None else Path(out)
         self.watcher: Watcher = watcher or Silent()
 
-    def watched_by(self, watcher: Watcher) -> Execution:
-        """Return the same execution with another watcher.
+    def with_watcher(self, watcher: Watcher) -> Execution:
+        """Return a copy with another watcher.
 
         Parameters
         ----------
         watcher : Watcher
-            Hears of the progress.
+            Receives the progress.
 
         Returns
         -------
         Execution
-            A copy.
+            Everything else stays.
         """
         return Execution(self.device, self.engine, self.out, watcher)
 
     def torch_device(self) -> torch.device:
-        """Return the device by torch's name.
+        """Return the device as torch names it.
 
         Returns
         -------
@@ -143,12 +150,12 @@ class Execution:
         FeatmapError
             If the machine has none of that name.
         """
-        return devices.device(self.device)
+        return select_device(self.device)
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """A batch of rows of one seed; an empty one makes the null image of the seed.
+    """A batch of images of one seed; an empty one is the null image of the seed.
 
     Parameters
     ----------
@@ -168,8 +175,8 @@ class WorkUnit:
         return f"s{self.seed}-{self.first:06d}-{self.last:06d}" if self.last else f"s{self.seed}-null"
 
 
-class Landing(Protocol):
-    """What an engine knows of a work unit."""
+class AnyUnit(Protocol):
+    """Interface of a work unit of any job."""
 
     @property
     def name(self) -> str:
@@ -177,45 +184,72 @@ class Landing(Protocol):
 
     @property
     def last(self) -> int:
-        """End of the unit's rows; 0 where it makes no images."""
+        """End of the unit's images; 0 where it has none."""
 
 
-U = TypeVar("U", bound=Landing)
+U = TypeVar("U", bound=AnyUnit)
 
 
 class UnitStore(Protocol):
-    """What an engine knows of a run folder."""
+    """Interface of a run folder, as engines use it."""
 
     def is_done(self, unit: str) -> bool:
-        """Check whether a unit has landed and is intact."""
+        """Check whether a unit has landed and is intact.
 
-    def land(self, unit: str, parts: Any) -> None:
-        """Store what a unit made."""
+        Parameters
+        ----------
+        unit : str
+            Name of the unit.
+
+        Returns
+        -------
+        bool
+            False where it has to be computed.
+        """
+
+    def land(self, unit: str, results: Any) -> None:
+        """Store the results of a unit.
+
+        Parameters
+        ----------
+        unit : str
+            Name of the unit.
+        results : dict
+            Regions of the arrays and their values.
+        """
 
 
 class Worker(Protocol):
-    """Does work units: a network that is loaded and prepared once."""
+    """Interface of workers: a network that is prepared once and computes units."""
 
     def work(self, unit: Any, store: Any) -> None:
-        """Do one unit and land it in the run folder."""
+        """Compute one unit and land it in the run folder.
+
+        Parameters
+        ----------
+        unit : AnyUnit
+            A unit of the job.
+        store : UnitStore
+            Run folder.
+        """
 
 
 @dataclass(frozen=True)
 class Task:
-    """What any process has to know to do work units of a run; it can be sent to other processes.
+    """Everything that a process needs to compute work units; it can be pickled.
 
     Parameters
     ----------
     make : callable
-        Makes the worker, which reports its steps to a watcher.
+        Creates the worker, which reports its steps to the watcher that it is called with.
     settings : callable
-        Makes the context that holds while it works.
+        Returns the context in which the worker computes.
     environment : callable
-        Returns what the bits depend on besides the settings, as plain JSON values.
+        Returns everything that the bits depend on besides the settings, as plain JSON values.
     steps : int
-        What a unit that makes images counts for in the progress.
+        Steps of progress that a unit with images counts for.
     cost : callable
-        Returns how much work a unit is, in any measure; the largest are handed out first.
+        Returns the amount of work of a unit, in any measure; the largest are handed out first.
     gpu : bool, default False
         Whether a worker needs a GPU of its own.
     memory : int, default 0
@@ -231,31 +265,31 @@ class Task:
     memory: int = 0
 
 
-class BackgroundLanding:
-    """A run folder whose units land in a thread while the next unit is made.
+class BackgroundStore:
+    """A run folder whose units land in a thread while the next unit is computed.
 
-    Every other access waits until what was handed over has landed.
+    Every other access waits until everything submitted has landed.
 
     Parameters
     ----------
     store : UnitStore
         Run folder.
     thread : ThreadPoolExecutor
-        Executor of one thread: units land in the order in which they were made.
+        Executor of one thread: units land in the order in which they were computed.
     """
 
     def __init__(self, store: UnitStore, thread: ThreadPoolExecutor) -> None:
         self._store, self._thread = store, thread
-        self._landing: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
-    def land(self, name: str, parts: Any) -> None:
+    def land(self, unit: str, results: Any) -> None:
         """Land a unit as soon as the one before it has landed.
 
         Parameters
         ----------
-        name : str
+        unit : str
             Name of the unit.
-        parts : dict
+        results : dict
             Regions of the arrays and their values, see `featmap.runs.store.Run.land`.
 
         Raises
@@ -263,30 +297,37 @@ class BackgroundLanding:
         StoreError
             If the unit before could not be written.
         """
+        # one unit at a time: memory holds two units at most, and an error of a write surfaces with the next unit
         self.wait()
-        self._landing = self._thread.submit(self._store.land, name, parts)
+        self._pending = self._thread.submit(self._store.land, unit, results)
 
     def wait(self) -> None:
-        """Wait until everything has landed."""
-        landing, self._landing = self._landing, None
-        if landing is not None:
-            landing.result()
+        """Wait until everything has landed.
+
+        Raises
+        ------
+        StoreError
+            If the last unit could not be written.
+        """
+        pending, self._pending = self._pending, None  # cleared first, so that an error is raised once
+        if pending is not None:
+            pending.result()
 
     def __getattr__(self, name: str) -> Any:
-        self.wait()  # a reader of the folder must see everything that was handed over
+        self.wait()  # a reader of the folder must see everything that was submitted
         return getattr(self._store, name)
 
 
 @contextmanager
-def landing(store: UnitStore, background: bool) -> Iterator[Any]:
-    """Lend a run folder to a worker.
+def background_store(store: UnitStore, background: bool) -> Iterator[Any]:
+    """Open a run folder for a worker, with landing in the background if requested.
 
     Parameters
     ----------
     store : UnitStore
         Run folder.
     background : bool
-        Land units in a thread while the device makes the next one.
+        Land units in a thread while the device computes the next one.
 
     Yields
     ------
@@ -296,14 +337,15 @@ def landing(store: UnitStore, background: bool) -> Iterator[Any]:
     if not background:
         yield store
         return
+    # one thread: units land in the order in which they are computed, as they do without it
     with ThreadPoolExecutor(1) as thread:
-        delayed = BackgroundLanding(store, thread)
+        delayed = BackgroundStore(store, thread)
         yield delayed
         delayed.wait()
 
 
-def plan(count: int, rows: int, seeds: Iterable[int]) -> list[WorkUnit]:
-    """Return the work units of a run.
+def plan_units(count: int, rows: int, seeds: Iterable[int]) -> list[WorkUnit]:
+    """Divide the images of a run into work units.
 
     Parameters
     ----------
@@ -325,27 +367,27 @@ def plan(count: int, rows: int, seeds: Iterable[int]) -> list[WorkUnit]:
 
 
 def run_here(units: Iterable[U], store: UnitStore, work: Callable[[U], None], steps: int, watcher: Watcher) -> int:
-    """Do the units that have not landed yet, one after another.
+    """Compute the units that have not landed yet in this process, one after another.
 
     Parameters
     ----------
-    units : iterable of Landing
+    units : iterable of AnyUnit
         All units of the run, in order.
     store : UnitStore
-        Run folder, which knows what has landed.
+        Run folder, which knows the units that have landed.
     work : callable
-        Does one unit and lands it.
+        Computes one unit and lands it.
     steps : int
-        What a batch counts for in the progress; a null image counts for nothing.
+        Steps of progress that a unit with images counts for; a null image counts for none.
     watcher : Watcher
-        Hears of the progress.
+        Receives the progress.
 
     Returns
     -------
     int
-        Units that were done now.
+        Number of units computed by this call.
     """
-    open_units = remaining(list(units), store, steps, watcher)
+    open_units = find_remaining(list(units), store, steps, watcher)
     for unit in open_units:
         # a unit counts only once its record is on disk: Ctrl-C at any moment before that repeats just this unit
         work(unit)
@@ -353,26 +395,26 @@ def run_here(units: Iterable[U], store: UnitStore, work: Callable[[U], None], st
     return len(open_units)
 
 
-def remaining(units: Sequence[U], store: UnitStore, steps: int, watcher: Watcher) -> list[U]:
-    """Return the units that have not landed yet, and report how many steps are stored already.
+def find_remaining(units: Sequence[U], store: UnitStore, steps: int, watcher: Watcher) -> list[U]:
+    """Find the units that have not landed yet, and report the steps already stored.
 
     Parameters
     ----------
-    units : sequence of Landing
+    units : sequence of AnyUnit
         All units of the run.
     store : UnitStore
         Run folder.
     steps : int
-        What a batch counts for in the progress.
+        Steps of progress that a unit with images counts for.
     watcher : Watcher
-        Hears where the run begins.
+        Receives the total and the number of steps stored.
 
     Returns
     -------
-    list of Landing
+    list of AnyUnit
         In the same order.
     """
-    # being done means that every byte is still there, so that a damaged unit is made again
+    # a unit is done only if every byte of it is still there: a damaged one is computed again
     open_units = [u for u in units if not store.is_done(u.name)]
     total = steps * sum(1 for u in units if u.last)
     watcher.begin(total, total - steps * sum(1 for u in open_units if u.last))

@@ -1,4 +1,4 @@
-"""Estimate what a job will take from a few measured steps."""
+"""Estimate the time, memory and disk space of a job from a few measured steps."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.responses import Probe
 from featmap.runs import lifecycle
-from featmap.runs.device import remembered_settings
+from featmap.runs.device import deterministic_settings
 from featmap.runs.job import BaseJob, Job
 from featmap.stats import blockwise
 
-MOST_MEASURED = 6
-"""Sets of layers that are measured; of more sets some stand for the others."""
+MAX_GROUPS = 6
+"""Sets of layers that are measured; of more sets a sample is measured and extrapolated."""
 MEASURED_STEPS = 3
 """The first step warms up, the others are timed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will take.
+    """Estimate of a job.
 
     Parameters
     ----------
     seconds : float
-        Time of the descents that are still to be made.
+        Time of the descents that are still to be computed.
     memory : int
-        Bytes that the process will hold at most.
+        Largest number of bytes that the process will hold.
     disk : int
         Bytes of the run folder.
     free : int
@@ -49,14 +49,16 @@ class Estimate:
 
 
 def estimate(job: Job, folder: Path) -> Estimate:
-    """Estimate a job of descents: a few steps at each size of the recipe, for each set of layers, extrapolated.
+    """Estimate a job of descents.
+
+    A few steps are measured at each size of the recipe for each set of layers, and extrapolated.
 
     Parameters
     ----------
     job : Job
         The checked job.
     folder : Path
-        Run folder that it would get; nothing is written.
+        Run folder of the job; nothing is written.
 
     Returns
     -------
@@ -66,18 +68,18 @@ def estimate(job: Job, folder: Path) -> Estimate:
     groups: dict[tuple[str, ...], list[Objective]] = {}
     for objective in job.objectives:
         groups.setdefault(tuple(objective.layers), []).append(objective)
-    measured = list(groups.values())[:: -(-len(groups) // MOST_MEASURED)]
+    measured = list(groups.values())[:: -(-len(groups) // MAX_GROUPS)]
     share = len(job.objectives) / sum(map(len, measured))
     batches = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
-    seconds = share * descent_seconds(job, batches, job.start)
+    seconds = share * estimate_seconds(job, batches, job.start)
     seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
-    memory = process_memory(job) + _frame_bytes(job)
+    memory = estimate_process_memory(job) + _frame_bytes(job)
     if blockwise.is_large([len(group) for group in groups.values()]):
         memory = max(memory, psutil.Process().memory_info().rss + blockwise.memory_needed(len(job.objectives)))
     return Estimate(seconds, memory, job.disk_needed, lifecycle.free_space(folder))
 
 
-def descent_seconds(
+def estimate_seconds(
     job: BaseJob, batches: Sequence[tuple[Sequence[Objective], int]], start: torch.Tensor | None = None
 ) -> float:
     """Measure a few steps of some batches and extrapolate.
@@ -87,7 +89,7 @@ def descent_seconds(
     job : BaseJob
         Job that the batches belong to.
     batches : sequence of (sequence of Objective, int)
-        Objectives of which one batch is measured, and how many such batches there are.
+        Objectives of which one batch is measured, and the number of such batches.
     start : Tensor, optional
         Image that the descents start from.
 
@@ -96,8 +98,8 @@ def descent_seconds(
     float
         Seconds of all batches.
     """
-    descents, seconds = Batches(job.network, job.device), 0.0
-    with remembered_settings():
+    descender, seconds = Batches(job.network, job.device), 0.0
+    with deterministic_settings():
         for octave in job.recipe.octaves:
             short = replace(job.recipe, octaves=(replace(octave, steps=MEASURED_STEPS),))
             for objectives, count in batches:
@@ -107,13 +109,13 @@ def descent_seconds(
                     means.cpu()  # a GPU has finished the step only when its result can be read
                     into.append(time.perf_counter())
 
-                descents.descend(objectives[: job.recipe.rows], short, job.seeds[0], start, stamp)
+                descender.descend(objectives[: job.recipe.rows], short, job.seeds[0], start, stamp)
                 seconds += count * octave.steps * (stamps[-1] - stamps[0]) / (MEASURED_STEPS - 1)
     return seconds
 
 
-def process_memory(job: BaseJob) -> int:
-    """Return the bytes that a process holds while it descends.
+def estimate_process_memory(job: BaseJob) -> int:
+    """Estimate the memory of a process while it descends.
 
     Parameters
     ----------
@@ -123,27 +125,27 @@ def process_memory(job: BaseJob) -> int:
     Returns
     -------
     int
-        What this process holds now and what a batch adds.
+        Bytes that this process holds now, plus those of a batch.
     """
     return int(psutil.Process().memory_info().rss) + limits.estimate_memory(job.network, job.recipe, job.layers)
 
 
 def _frame_seconds(job: Job) -> float:
-    """Return the seconds that probing the frames of a batch takes."""
-    kept, done, seconds = frame_steps(job.recipe.steps, job.frames), 0, 0.0
+    """Measure the seconds that probing the frames of a batch takes."""
+    steps, done, seconds = frame_steps(job.recipe.steps, job.frames), 0, 0.0
     probe = Probe(job.network, job.recipe.rows, job.device)
     for octave in job.recipe.octaves:
-        frames = sum(done < step <= done + octave.steps or step == done == 0 for step in kept)
+        frames = sum(done < step <= done + octave.steps or step == done == 0 for step in steps)
         done += octave.steps
         if frames and job.responses:
             assert isinstance(octave.size, int)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             probe.responses(torch.zeros(job.recipe.rows, 3, octave.size, octave.size), job.responses)
-            seconds += frames * (time.perf_counter() - begun)
+            seconds += frames * (time.perf_counter() - start)
     return seconds
 
 
 def _frame_bytes(job: Job) -> int:
-    """Return the bytes of a batch's frames, which are held twice."""
-    kept = len(frame_steps(job.recipe.steps, job.frames))
-    return 2 * 4 * kept * job.recipe.rows * 3 * max(job.recipe.sizes) ** 2
+    """Return the bytes of a batch's frames, which are in memory twice."""
+    count = len(frame_steps(job.recipe.steps, job.frames))
+    return 2 * 4 * count * job.recipe.rows * 3 * max(job.recipe.sizes) ** 2

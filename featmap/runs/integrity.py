@@ -1,4 +1,4 @@
-"""Is a run folder what its manifest says, byte by byte? Faults are found and named; nothing is changed."""
+"""Check a run folder against its manifest, byte by byte: faults are listed, nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,39 @@ import filelock
 from featmap.errors import StoreError
 from featmap.files import hash_file, is_leftover
 from featmap.runs.array_layout import chunk_names
-from featmap.runs.manifest import COPY, FORMAT, MANIFEST, UNITS, Manifest, is_newer, is_run, parse
-from featmap.runs.store import LOCK, OWNER, Run, readable, text_of_record
+from featmap.runs.manifest import (
+    COPY,
+    FORMAT,
+    MANIFEST,
+    UNITS,
+    Manifest,
+    is_newer,
+    is_run,
+    read,
+    read_file,
+    read_record,
+    translate_read_errors,
+)
+from featmap.runs.store import LOCK, OWNER, Run
 
 CHANGED, MISSING, FOREIGN, UNFINISHED = "changed", "missing", "foreign", "unfinished"
-PAGE = "`featmap atlas` makes it"
 KINDS = (CHANGED, MISSING, FOREIGN, UNFINISHED)
+PAGE = "`featmap atlas` writes it"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a run folder: its kind (see `KINDS`), the file or array, and what more is known."""
+    """One fault of a run folder.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    path : str
+        File or array, relative to the folder.
+    detail : str, default ""
+        Further explanation.
+    """
 
     kind: str
     path: str
@@ -36,15 +58,21 @@ class Fault:
 
 
 @dataclass
-class Findings:
-    """What was found in a run folder.
+class Inspection:
+    """Result of inspecting a run folder.
 
-    Attributes
+    Parameters
     ----------
-    folder : the run folder
-    faults : everything that is wrong; empty where the run is whole
-    files, size : how many files were compared with their checksums, and their bytes
-    units : how many work units have landed
+    folder : Path
+        The run folder.
+    faults : list of Fault
+        Everything that is wrong; empty where the run is whole.
+    files : int, default 0
+        Files that were compared with their checksums.
+    size : int, default 0
+        Bytes of these files, manifests and records apart.
+    units : int, default 0
+        Work units that have landed.
     """
 
     folder: Path
@@ -53,8 +81,18 @@ class Findings:
     size: int = 0
     units: int = 0
 
-    def compare(self, name: str, known: Any, detail: str = "") -> None:
-        """Hold one file to its SHA-256."""
+    def compare(self, name: str, checksum: Any, detail: str = "") -> None:
+        """Compare one file with its checksum, and add a fault where they differ.
+
+        Parameters
+        ----------
+        name : str
+            File, relative to the folder.
+        checksum : str
+            Recorded SHA-256.
+        detail : str, default ""
+            Explanation for the fault.
+        """
         path = self.folder / name
         if not path.is_file():
             self.faults.append(Fault(MISSING, name, detail))
@@ -62,83 +100,120 @@ class Findings:
         self.files, self.size = self.files + 1, self.size + path.stat().st_size
         if path.is_symlink():
             self.faults.append(Fault(CHANGED, name, "a link where a file was written"))
-        elif hash_file(path) != known:
+        elif hash_file(path) != checksum:
             self.faults.append(Fault(CHANGED, name, detail))
 
     def summary(self) -> str:
-        """Return what was found in one line."""
-        seen = f"{self.files} files, {self.size / 1e6:,.1f} MB, {self.units} work units"
+        """Summarise the inspection in one line.
+
+        Returns
+        -------
+        str
+            Number of faults of each kind, files, megabytes and work units.
+        """
+        extent = f"{self.files} files, {self.size / 1e6:,.1f} MB, {self.units} work units"
         if not self.faults:
-            return f"whole: {seen}; every checksum holds"
+            return f"whole: {extent}; every checksum matches"
         counts = [(kind, sum(f.kind == kind for f in self.faults)) for kind in KINDS]
-        said = ", ".join(f"{n} {kind}" for kind, n in counts if n)
+        listed = ", ".join(f"{n} {kind}" for kind, n in counts if n)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        return f"{count} ({said}) in {seen}"
+        return f"{count} ({listed}) in {extent}"
 
 
-def inspect(folder: Path, inner: bool = True) -> Findings:
-    """Return everything that is wrong with a run folder and, if `inner`, with the runs inside it that belong to it.
+def inspect(folder: Path, inner: bool = True) -> Inspection:
+    """Compare a run folder with its manifest.
 
-    Every chunk, table, figure and page is held to the checksum that was noted when it was written, the manifest to
-    its own. A file that nobody noted is foreign; an array chunk that no work unit has made yet is unfinished.
+    Every chunk, table, figure and page is compared with the checksum that was recorded when it was written, the
+    manifest with its own. A file that is not recorded is foreign; an array chunk that no work unit has computed yet is
+    unfinished.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    inner : bool, default True
+        Inspect the runs inside it that belong to it, too.
+
+    Returns
+    -------
+    Inspection
+        All faults.
 
     Raises
     ------
     StoreError
-        if there is no run folder, another process writes it, or another version of featmap made it.
+        If there is no run folder, another process writes it, or another version of featmap wrote it.
     """
-    refuse_busy(folder)
-    found, manifest = Findings(folder), None
+    require_unlocked(folder)
+    inspection, manifest = Inspection(folder), None
     try:
-        manifest = Run.read(folder).manifest
+        manifest = read(folder)
     except StoreError as error:
         if not is_run(folder) or is_newer(folder, error):
             raise
         kind = CHANGED if (folder / MANIFEST).is_file() else MISSING
-        found.faults.append(Fault(kind, MANIFEST, f"what follows is held to its copy, {COPY}"))
+        inspection.faults.append(Fault(kind, MANIFEST, f"the files are compared with its copy, {COPY}"))
     try:
-        copy = parse(folder / COPY)
+        copy = read_file(folder / COPY)
     except StoreError:
         if manifest is None:
             raise StoreError(f"{str(folder / MANIFEST)!r} and its copy {COPY} are damaged; delete the folder") from None
-        if manifest.format == FORMAT:
-            found.faults.append(Fault(CHANGED if (folder / COPY).is_file() else MISSING, COPY))
+        if manifest.format == FORMAT:  # format 1 has no copy
+            inspection.faults.append(Fault(CHANGED if (folder / COPY).is_file() else MISSING, COPY))
     manifest = manifest or copy
     if manifest.format < FORMAT:
         raise StoreError(
-            f"run {str(folder)!r} has format {manifest.format}, without checksums of everything; "
-            "its own command brings it up to date"
+            f"run {str(folder)!r} has format {manifest.format}, which lacks some checksums; "
+            "the run's own command brings it up to date"
         )
-    with readable(folder):
-        _hold(found, manifest, inner)
-    return found
+    with translate_read_errors(folder):
+        _check_files(inspection, manifest, inner)
+    return inspection
 
 
-def require(folder: Path, pages: bool = True, parts: bool = True) -> None:
-    """Refuse a run whose files are not what was written: no number shall be read off a damaged file.
+def require_intact(folder: Path, pages: bool = True, parts: bool = True) -> None:
+    """Check that a run is intact, before numbers are read from its files.
 
-    Atlas pages count only where `pages` is set, runs inside it where `parts` is: the command that makes them again
-    shall not stumble over them.
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    pages : bool, default True
+        Whether damaged pages of an atlas count; not for the command that writes them again.
+    parts : bool, default True
+        Whether runs inside it count; not for the command that completes them.
 
     Raises
     ------
     StoreError
-        that names the first fault; foreign files do no harm.
+        If a file is damaged; the message names the first fault. Foreign files do no harm.
     """
-    if Run.read(folder).manifest.format < FORMAT:
-        return  # its checksums are not known
+    if read(folder).format < FORMAT:
+        return  # some of its checksums were never recorded
     faults = [f for f in inspect(folder, parts).faults if f.kind != FOREIGN and (pages or f.detail != PAGE)]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise StoreError(
-            f"run {str(folder)!r} is damaged: {faults[0]}{more}; its own command mends it, `featmap verify` lists all"
+            f"run {str(folder)!r} is damaged: {faults[0]}{more}; the run's own command repairs it, "
+            "`featmap verify` lists all damage"
         )
 
 
-def refuse_busy(folder: Path) -> None:
-    """Refuse a folder that another process is writing, with its owner."""
+def require_unlocked(folder: Path) -> None:
+    """Check that no other process is writing a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+
+    Raises
+    ------
+    StoreError
+        If one is; the message names it.
+    """
     run = Run(folder, {})
-    if run.is_held() or not (folder / LOCK).is_file():
+    if run.is_locked() or not (folder / LOCK).is_file():
         return
     try:
         filelock.FileLock(folder / LOCK).acquire(timeout=0).lock.release()
@@ -150,115 +225,102 @@ def refuse_busy(folder: Path) -> None:
         return  # a folder that cannot be locked cannot be written either
 
 
-def _hold(found: Findings, manifest: Manifest, inner: bool) -> None:
-    """Hold everything in a run folder to its manifest."""
+def _check_files(inspection: Inspection, manifest: Manifest, inner: bool) -> None:
+    """Compare everything in a run folder with its manifest."""
     if not manifest.is_complete:
-        found.faults.append(Fault(UNFINISHED, MANIFEST, f"status {manifest.status}; the run's own command goes on"))
-    found.files += 2
-    layout = manifest.layout
-    pages = manifest.atlas.get("pages", {})
-    known = {MANIFEST, COPY, LOCK, OWNER}
+        detail = f"status {manifest.status}; the run's own command resumes it"
+        inspection.faults.append(Fault(UNFINISHED, MANIFEST, detail))
+    inspection.files += 2  # the manifest and its copy, compared before
+    own_files = {MANIFEST, COPY, LOCK, OWNER}
     for files, detail in (
-        (layout, "metadata or coordinates"),
+        (manifest.layout, "metadata or coordinates"),
         (manifest.files, ""),
         (manifest.added, PAGE),
-        (pages, PAGE),
+        (manifest.atlas.get("pages", {}), PAGE),
     ):
-        known |= set(files)
+        own_files |= set(files)
         for name, checksum in files.items():
-            found.compare(name, checksum, detail)
-    chunks = _units(found, manifest)
-    _unmade(found, layout, chunks)
-    known |= chunks | {f"{UNITS}/{name}.json" for name in _named(found.folder, manifest)}
+            inspection.compare(name, checksum, detail)
+    chunks = _check_units(inspection, manifest)
+    _check_chunks(inspection, manifest.layout, chunks)
+    own_files |= chunks | {f"{UNITS}/{name}.json" for name in _own_units(inspection.folder, manifest)}
     parts = list(manifest.parts)
-    found.faults += [Fault(FOREIGN, *words) for words in _foreign(found.folder, known, parts)]
+    inspection.faults += [Fault(FOREIGN, *words) for words in _find_foreign(inspection.folder, own_files, parts)]
     for part in parts if inner else ():
-        _part(found, part)
+        _check_part(inspection, part)
 
 
-def _recorded(folder: Path) -> list[str]:
+def _recorded_units(folder: Path) -> list[str]:
     """Return the units that have a record."""
     return sorted(p.stem for p in (folder / UNITS).glob("*.json") if not is_leftover(p.name))
 
 
-def _named(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the units that belong here: those that the manifest notes, and before it is complete all recorded ones."""
-    noted = manifest.units
-    return sorted(noted if noted and manifest.is_complete else {*noted, *_recorded(folder)})
+def _own_units(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the units that belong to a run: those in the manifest; before it is complete, all with a record too."""
+    units = manifest.units
+    return sorted(units if units and manifest.is_complete else {*units, *_recorded_units(folder)})
 
 
-def _units(found: Findings, manifest: Manifest) -> set[str]:
-    """Hold every unit's record to the manifest and its chunks to the record; return the chunks that belong here."""
-    noted = manifest.units
+def _check_units(inspection: Inspection, manifest: Manifest) -> set[str]:
+    """Compare each unit's record with the manifest, and its chunks with the record; return the run's own chunks."""
     chunks: set[str] = set()
-    for name in _named(found.folder, manifest):
-        file, known = f"{UNITS}/{name}.json", noted.get(name)
-        record = _record(found.folder / file)
-        if record is None or known not in (None, record):
-            kind = CHANGED if (found.folder / file).is_file() else UNFINISHED if known is None else MISSING
-            found.faults.append(Fault(kind, file, f"record of unit {name}"))
-        for chunk, checksum in (known or record or {}).items():
+    for name in _own_units(inspection.folder, manifest):
+        file, recorded = f"{UNITS}/{name}.json", manifest.units.get(name)
+        record = read_record(inspection.folder / file)
+        if record is None or recorded not in (None, record):
+            kind = CHANGED if (inspection.folder / file).is_file() else UNFINISHED if recorded is None else MISSING
+            inspection.faults.append(Fault(kind, file, f"record of unit {name}"))
+        # the manifest comes first: a changed record must not vouch for a chunk that was changed with it
+        for chunk, checksum in (recorded or record or {}).items():
             chunks.add(chunk)
-            found.compare(chunk, checksum, f"unit {name}")
-        found.units += record is not None
-        found.files += record is not None
+            inspection.compare(chunk, checksum, f"unit {name}")
+        inspection.units += record is not None
+        inspection.files += record is not None
     return chunks
 
 
-def _record(path: Path) -> dict[str, str] | None:
-    """Return a unit's record, None where there is none or it is not as records are written."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        record = json.loads(text)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and record and text_of_record(record) == text else None
-
-
-def _unmade(found: Findings, layout: dict[str, str], chunks: set[str]) -> None:
-    """Name the arrays that have chunks which no unit has made."""
-    made = chunks | set(layout)
+def _check_chunks(inspection: Inspection, layout: dict[str, str], chunks: set[str]) -> None:
+    """Add the arrays that have chunks which no unit has computed."""
+    written = chunks | set(layout)
     for meta in sorted(name for name in layout if name.endswith("/.zarray")):
         try:
-            spec = json.loads((found.folder / meta).read_text(encoding="utf-8"))
-            wanted = list(chunk_names(tuple(spec["shape"]), tuple(spec["chunks"])))
+            spec = json.loads((inspection.folder / meta).read_text(encoding="utf-8"))
+            names = list(chunk_names(tuple(spec["shape"]), tuple(spec["chunks"])))
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # it is damaged, which has been said
+            continue  # the file is damaged, and listed already
         array = meta.removesuffix("/.zarray")
-        open_ones = [c for c in wanted if f"{array}/{c}" not in made]
-        if open_ones:
-            detail = f"{len(open_ones)} of {len(wanted)} chunks are still to be made, the first {open_ones[0]}"
-            found.faults.append(Fault(UNFINISHED, array, detail))
+        missing = [c for c in names if f"{array}/{c}" not in written]
+        if missing:
+            detail = f"{len(missing)} of {len(names)} chunks are still to be computed, the first {missing[0]}"
+            inspection.faults.append(Fault(UNFINISHED, array, detail))
 
 
-def _foreign(folder: Path, known: set[str], parts: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the files that nobody noted, with what they seem to be."""
+def _find_foreign(folder: Path, own_files: set[str], parts: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the files that are not recorded, with what they seem to be."""
     for place, below, files in os.walk(folder):
         here = Path(place).relative_to(folder)
         for name in list(below):
             inner = (here / name).as_posix()
             if inner in parts:
                 below.remove(name)
-            elif is_run(folder / inner) and f"{inner}/{MANIFEST}" not in known:
+            elif is_run(folder / inner) and f"{inner}/{MANIFEST}" not in own_files:
                 below.remove(name)
                 yield inner, "a run folder of its own"
             elif (folder / inner).is_symlink():
                 yield inner, "a link"
         for name in sorted(files):
             inner = (here / name).as_posix()
-            if inner not in known:
-                yield inner, "left by a write that was cut off; the run's own command removes it" * is_leftover(name)
+            if inner not in own_files:
+                yield inner, "left by an interrupted write; the run's own command removes it" * is_leftover(name)
 
 
-def _part(found: Findings, part: str) -> None:
+def _check_part(inspection: Inspection, part: str) -> None:
     """Inspect a run inside a run."""
-    if not is_run(found.folder / part):
-        found.faults.append(Fault(MISSING, part, "a run folder that belongs to this run"))
+    if not is_run(inspection.folder / part):
+        inspection.faults.append(Fault(MISSING, part, "a run folder that belongs to this run"))
         return
-    inner = inspect(found.folder / part)
-    found.faults += [Fault(f.kind, f"{part}/{f.path}", f.detail) for f in inner.faults]
-    found.files, found.size, found.units = (
-        found.files + inner.files,
-        found.size + inner.size,
-        found.units + inner.units,
-    )
+    inner = inspect(inspection.folder / part)
+    inspection.faults += [Fault(f.kind, f"{part}/{f.path}", f.detail) for f in inner.faults]
+    inspection.files += inner.files
+    inspection.size += inner.size
+    inspection.units += inner.units

@@ -1,4 +1,4 @@
-"""Jobs: everything that the numbers of a run depend on, and the arrays and work units that follow from it."""
+"""Jobs: everything that the results of a run depend on, and the arrays and work units that follow from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.recipe import Recipe
 from featmap.runs.array_layout import STATUSES, ArraySpec
-from featmap.runs.engine import Landing, WorkUnit, plan
+from featmap.runs.engine import AnyUnit, WorkUnit, plan_units
 from featmap.stats import blockwise
 
 J = TypeVar("J", bound="BaseJob")
@@ -33,7 +33,7 @@ TABLE_CELL = 5 * 22
 
 @dataclass(frozen=True, kw_only=True)
 class BaseJob(ABC):
-    """What all jobs have in common.
+    """Base class of jobs: settings that all share, and their interface.
 
     Parameters
     ----------
@@ -66,11 +66,11 @@ class BaseJob(ABC):
     @property
     @abstractmethod
     def labels(self) -> list[str]:
-        """Names of what is maximised."""
+        """Names of the objectives."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return everything that the run's numbers depend on.
+        """Describe everything that the results of the run depend on.
 
         Returns
         -------
@@ -80,12 +80,12 @@ class BaseJob(ABC):
 
     @abstractmethod
     def arrays(self) -> dict[str, ArraySpec]:
-        """Return the arrays of the run folder.
+        """Specify the arrays of the run folder.
 
         Returns
         -------
         dict of ArraySpec
-            By name; a chunk holds what one batch makes.
+            By name; a chunk holds the results of one batch.
         """
 
     @abstractmethod
@@ -105,28 +105,28 @@ class BaseJob(ABC):
         Returns
         -------
         list of list
-            Work units, see `featmap.runs.engine.Landing`.
+            Work units, see `featmap.runs.engine.AnyUnit`.
         """
 
     @abstractmethod
     def cost(self, unit: Any) -> float:
-        """Return how much work a unit is.
+        """Estimate the amount of work of a unit.
 
         Parameters
         ----------
-        unit : Landing
+        unit : AnyUnit
             One of the job's work units.
 
         Returns
         -------
         float
-            Numbers computed in its forward passes, one pass for each set of layers.
+            Elements computed in its forward passes, one pass for each set of layers.
         """
 
     @property
     @abstractmethod
     def name_parts(self) -> list[str]:
-        """What the default name of the run folder is made of, after the network's name."""
+        """Parts of the default name of the run folder, after the network's name."""
 
     @property
     @abstractmethod
@@ -149,7 +149,7 @@ class BaseJob(ABC):
         """
 
     def check(self) -> None:
-        """Check every unit at every size of the recipe, and the layers whose responses are recorded.
+        """Check every unit at every size of the recipe, and the recorded layers.
 
         Raises
         ------
@@ -165,12 +165,12 @@ class BaseJob(ABC):
     @property
     @abstractmethod
     def trials(self) -> tuple[Objective, ...]:
-        """Objectives that stand for all descents when one step is tried: one for each set of layers."""
+        """Objectives for a trial step that stands for all: one for each set of layers."""
 
     @property
     @abstractmethod
     def disk_needed(self) -> int:
-        """Bytes that the run will take on disk: arrays before compression, tables and figures."""
+        """Bytes on disk: arrays before compression, tables and figures."""
 
     @cached_property
     def columns(self) -> list[str]:
@@ -178,13 +178,13 @@ class BaseJob(ABC):
         size = self.recipe.size
         return [f"{la}:{c}" for la in self.responses for c in range(self.network.layer(la, size).channels)]
 
-    def work_units(self) -> list[Landing]:
+    def work_units(self) -> list[AnyUnit]:
         """Return the work units of all waves.
 
         Returns
         -------
-        list of Landing
-            In the order in which one process does them.
+        list of AnyUnit
+            In the order in which one process computes them.
         """
         return [unit for wave in self.waves() for unit in wave]
 
@@ -194,28 +194,28 @@ class BaseJob(ABC):
         return sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in self.arrays().values())
 
     def default_folder(self) -> Path:
-        """Return the folder of the run where the caller names none.
+        """Return the run folder for a caller that names none.
 
         Returns
         -------
         Path
-            Its name ends in a hash of everything that the numbers depend on.
+            Its name ends in a hash of everything that the results depend on.
         """
         name = safe_file_name("-".join([self.network.name, *self.name_parts]))
         return Path("runs") / f"{name}-{self.recipe.name}-{digest(self.identity())}"
 
     def pass_cost(self, sets: Iterable[Iterable[str]]) -> float:
-        """Return the work of forward passes that each end at the last layer of a set.
+        """Estimate the work of forward passes that each end at the last layer of a set.
 
         Parameters
         ----------
         sets : iterable of iterable of str
-            Names of layers, one set a pass.
+            Names of layers, one set for each pass.
 
         Returns
         -------
         float
-            Numbers computed.
+            Elements computed.
         """
         size = self.recipe.size
         return float(sum(max(self.network.layer(la, size).cumulative_elements for la in layers) for layers in sets))
@@ -223,7 +223,7 @@ class BaseJob(ABC):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which features of a similarity run are shown, and whose images are its stimuli.
+    """Features that a similarity run shows, and features whose images are its stimuli.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ class Selection:
     stimuli: str = "layer"
 
     def identity(self) -> dict[str, Any]:
-        """Return the selection as it stands in the identity of a run.
+        """Format the selection for the identity of a run.
 
         Returns
         -------
@@ -251,12 +251,12 @@ class Selection:
 
     @staticmethod
     def from_identity(identity: dict[str, Any]) -> Selection | None:
-        """Return the selection that the identity of a run holds.
+        """Read the selection from the identity of a run.
 
         Parameters
         ----------
         identity : dict
-            Of any run.
+            Identity of any run.
 
         Returns
         -------
@@ -266,8 +266,8 @@ class Selection:
         if "shown" not in identity:
             return None
         shown = identity["shown"]
-        listed = shown if isinstance(shown, dict) else {identity["layer"]: shown}
-        return Selection(tuple(listed.items()), identity["stimuli"])
+        channels = shown if isinstance(shown, dict) else {identity["layer"]: shown}
+        return Selection(tuple(channels.items()), identity["stimuli"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,14 +276,16 @@ class Job(BaseJob):
 
     Parameters
     ----------
+    network, recipe, seeds, responses, device, command
+        See `BaseJob`.
     objectives : tuple of Objective
-        One an image; `labels` are their names.
+        One for each image; `labels` are their names.
     start : Tensor, optional
         Image to start from instead of noise, 3 x H x W; a photograph lies in [0, 1].
     selection : Selection, optional
-        Of a similarity run: what it shows.
+        Of a similarity run: features and stimuli.
     frames : int, default 0
-        Keep the image at the start and after every so many steps, and the responses to it; 0 keeps none.
+        Store the image at the start and after every this many steps, and the responses to it; 0 stores none.
     """
 
     objectives: tuple[Objective, ...]
@@ -302,7 +304,7 @@ class Job(BaseJob):
         return list(dict.fromkeys(layer for o in self.objectives for layer in o.layers))
 
     def features_of(self, layer: str) -> list[str]:
-        """Return the labels of the images that are features of a layer.
+        """Return the labels of the images that maximise one layer alone.
 
         Parameters
         ----------
@@ -318,12 +320,11 @@ class Job(BaseJob):
 
     @property
     def shown(self) -> list[str]:
-        """Labels of the features that a similarity run shows, layer by layer; empty for other runs."""
+        """Labels of the features that a similarity run shows; empty for other runs."""
         size = self.recipe.size
-        listed = self.selection.shown if self.selection else ()
         return [
             f"{layer}:{c}"
-            for layer, text in listed
+            for layer, text in (self.selection.shown if self.selection else ())
             for c in parse_channels(text, self.network.layer(layer, size).channels, layer)
         ]
 
@@ -343,7 +344,7 @@ class Job(BaseJob):
         Returns
         -------
         Job
-            Class logits are replaced by their layer; each objective stands once.
+            Class logits are replaced by their layer; duplicate objectives are dropped.
 
         Raises
         ------
@@ -370,7 +371,7 @@ class Job(BaseJob):
                 self.network.layer(layer, size)
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the run's numbers depend on.
+        """Describe everything that the results of the run depend on.
 
         Returns
         -------
@@ -378,7 +379,7 @@ class Job(BaseJob):
             Plain JSON values.
         """
         names = "\n".join(self.labels)
-        photo = None if self.start is None else hashlib.sha256(self.start.numpy().tobytes()).hexdigest()
+        start = None if self.start is None else hashlib.sha256(self.start.numpy().tobytes()).hexdigest()
         return {
             "model": self.network.identity(),
             "images": {
@@ -390,7 +391,7 @@ class Job(BaseJob):
             "responses": list(self.responses),
             "recipe": self.recipe.identity(),
             "seeds": list(self.seeds),
-            "start": photo,
+            "start": start,
             "device": self.device.type,
             **({"frames": self.frames} if self.frames else {}),
             **({"command": self.command} if self.command else {}),
@@ -398,13 +399,14 @@ class Job(BaseJob):
         }
 
     def arrays(self) -> dict[str, ArraySpec]:
-        """Return the arrays of the run folder.
+        """Specify the arrays of the run folder.
 
         Returns
         -------
         dict of ArraySpec
-            By name; a chunk holds what one batch makes.
+            By name; a chunk holds the results of one batch.
         """
+        # a chunk never spans two batches: workers write at the same time, without locks
         seeds, count, rows = len(self.seeds), len(self.objectives), self.recipe.rows
         size, steps, columns = self.recipe.size, self.recipe.steps, len(self.columns)
         pixels = ("channel", "y", "x")
@@ -424,20 +426,16 @@ class Job(BaseJob):
         return specs | self._frame_arrays()
 
     def _frame_arrays(self) -> dict[str, ArraySpec]:
-        """Return the arrays of the images on the way, where any are kept."""
-        first, kept = (len(self.seeds), len(self.objectives)), len(frame_steps(self.recipe.steps, self.frames))
-        if not kept:
+        """Specify the arrays of intermediate images and of the responses to them, where any are stored."""
+        count, rows, size = len(frame_steps(self.recipe.steps, self.frames)), self.recipe.rows, self.recipe.size
+        if not count:
             return {}
-        dims, picture = ("seed", "image", "frame"), (3, self.recipe.size, self.recipe.size)
-        specs = {
-            "frames": ArraySpec(
-                (*dims, "channel", "y", "x"), (*first, kept, *picture), (1, self.recipe.rows, 1, *picture)
-            )
-        }
-        if columns := len(self.columns):
-            shape = (*first, kept, columns)
-            specs["frame_A"] = ArraySpec((*dims, "response"), shape, (1, self.recipe.rows, *shape[2:]))
-        return specs
+        dims, shape = ("seed", "image", "frame"), (len(self.seeds), len(self.objectives), count)
+        # a frame is a chunk of its own: it can be read without decompressing the whole descent
+        pixels = ArraySpec((*dims, "channel", "y", "x"), (*shape, 3, size, size), (1, rows, 1, 3, size, size))
+        columns = len(self.columns)
+        responses = ArraySpec((*dims, "response"), (*shape, columns), (1, rows, count, columns))
+        return {"frames": pixels} | ({"frame_A": responses} if columns else {})
 
     def coords(self) -> dict[str, np.ndarray]:
         """Return the labels along the arrays' dimensions.
@@ -465,10 +463,10 @@ class Job(BaseJob):
         list of list of WorkUnit
             Batches of each seed.
         """
-        return [plan(len(self.objectives), self.recipe.rows, self.seeds)]
+        return [plan_units(len(self.objectives), self.recipe.rows, self.seeds)]
 
     def cost(self, unit: WorkUnit) -> float:
-        """Return how much work a unit is.
+        """Estimate the amount of work of a unit.
 
         Parameters
         ----------
@@ -478,7 +476,7 @@ class Job(BaseJob):
         Returns
         -------
         float
-            Numbers computed in its forward passes, one pass for each set of layers.
+            Elements computed in its forward passes, one pass for each set of layers.
         """
         return self.pass_cost({tuple(sorted(o.layers)) for o in self.objectives[unit.first : unit.last]})
 
@@ -490,7 +488,7 @@ class Job(BaseJob):
 
     @property
     def disk_needed(self) -> int:
-        """Bytes that the run will take on disk: arrays before compression, tables and figures."""
+        """Bytes on disk: arrays before compression, tables and figures."""
         counts: dict[tuple[str, ...], int] = {}
         for objective in self.objectives:
             counts[tuple(objective.layers)] = counts.get(tuple(objective.layers), 0) + 1

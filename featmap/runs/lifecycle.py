@@ -1,4 +1,4 @@
-"""Life of a run folder: opened, filled by an engine, completed; and the network that it was made with."""
+"""Life of a run folder: opened, filled by an engine, completed; and the network that it was computed with."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from featmap.errors import FeatmapError, StoreError
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
-from featmap.runs import device as devices
-from featmap.runs import ray_engine
-from featmap.runs.engine import HERE, Engine, Landing, Task, Worker, landing, remaining, run_here
+from featmap.runs import device, ray_engine
+from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
 from featmap.runs.job import BaseJob
-from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS
+from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
-from featmap.runs.store import Run, readable
+from featmap.runs.store import Run
 
 MakeWorker = Callable[[Any, Watcher], Worker]
-"""Makes the worker of a job; a class or function at the top of a module, so that it can be sent to other processes."""
+"""Creates the worker of a job; a class or function at the top of a module, so that other processes can load it."""
 
 
 def free_space(folder: Path) -> int:
@@ -41,21 +40,21 @@ def free_space(folder: Path) -> int:
     int
         Bytes.
     """
-    there = folder.resolve()
-    while not there.exists():
-        there = there.parent
-    return int(psutil.disk_usage(str(there)).free)
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    return int(psutil.disk_usage(str(existing)).free)
 
 
 def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
-    """Open the run folder of a job, new or left by the same settings, with room for what is to come.
+    """Open the run folder of a job: a new one, or one that the same settings left.
 
     Parameters
     ----------
     job : BaseJob
         The checked job.
     folder : path, optional
-        Run folder; None takes the job's own.
+        Run folder; None takes the job's default folder.
 
     Returns
     -------
@@ -65,10 +64,11 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
     Raises
     ------
     StoreError
-        If there is no room, the folder holds something else, or another process writes it.
+        If the disk has too little space for the run, the folder holds something else, or another process writes it.
     """
     folder = job.default_folder() if folder is None else Path(folder)
     needed, free = job.disk_needed, free_space(folder)
+    # a folder that exists has taken part of its space already, and may be complete
     if needed > free and not (folder / MANIFEST).exists():
         raise StoreError(
             f"run folder {str(folder)!r}: no space: {needed / 1e6:,.0f} MB needed, "
@@ -78,7 +78,7 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
         "network": str(job.network),
         "model_arguments": job.network.arguments,
         "command": job.command,
-        "environment": devices.environment(job.device),
+        "environment": device.describe_environment(job.device),
         "recipe_notes": list(job.recipe.notes),
     }
     return Run(folder, job.identity()).open(job.arrays(), job.coords(), about)
@@ -87,25 +87,25 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
 def carry_out(
     job: BaseJob, run: Run, worker: MakeWorker, watcher: Watcher | None = None, engine: Engine | None = None
 ) -> int:
-    """Make what is missing of a run's arrays.
+    """Compute what is missing of a run's arrays.
 
     Parameters
     ----------
     job : BaseJob
         Job of the run.
     run : Run
-        Its folder, held by this process.
+        Its folder, locked by this process.
     worker : callable
-        Makes a worker of the job, such as `featmap.runs.worker.Worker`.
+        Creates a worker of the job, such as `featmap.runs.worker.Worker`.
     watcher : Watcher, optional
-        Hears of the progress.
+        Receives the progress.
     engine : Engine, optional
-        Where the work units are done; None is this process.
+        Where the work units are computed; None is this process.
 
     Returns
     -------
     int
-        Work units that were made now.
+        Number of work units computed by this call.
 
     Raises
     ------
@@ -114,65 +114,66 @@ def carry_out(
     """
     watcher, engine = watcher or Silent(), engine or Engine()
     lost = [name for name in run.manifest.units if not run.is_done(name)]
+    # a second call on an intact, complete run writes nothing at all
     if lost or not run.manifest.is_complete:
         for name in lost:
             run.forget(name)
-        _note_environment(run, job, engine, watcher, bool(lost))
-    begun = time.perf_counter()
-    count = _perform(job, run, worker, watcher, engine)
+        _record_environment(run, job, engine, watcher, bool(lost))
+    start = time.perf_counter()
+    count = _run_units(job, run, worker, watcher, engine)
     if count:
         timings = run.manifest.timings
-        timings["descent_and_probe"] = round(timings.get("descent_and_probe", 0.0) + time.perf_counter() - begun, 3)
+        timings["descent_and_probe"] = round(timings.get("descent_and_probe", 0.0) + time.perf_counter() - start, 3)
         run.manifest.status = RUNNING
         run.save()
     return count
 
 
-def _perform(job: BaseJob, run: Run, worker: MakeWorker, watcher: Watcher, engine: Engine) -> int:
-    """Do the units that have not landed, wave after wave; return their number."""
-    threads = engine.threads_of_each(torch.get_num_threads())
+def _run_units(job: BaseJob, run: Run, worker: MakeWorker, watcher: Watcher, engine: Engine) -> int:
+    """Compute the units that have not landed, wave after wave; return their number."""
+    threads = engine.threads_per_worker(torch.get_num_threads())
     task = task_of(job, worker, engine)
     if engine.name == HERE:
         workers: list[Worker] = []
 
-        def work(unit: Landing) -> None:
-            if not workers:  # the network is prepared only if there is anything to do
+        def work(unit: AnyUnit) -> None:
+            if not workers:  # the network is prepared only if there is anything to compute
                 workers.append(task.make(watcher))
             workers[0].work(unit, store)
 
-        with task.settings(), devices.thread_count(threads), landing(run, task.gpu) as store:
+        with task.settings(), device.use_threads(threads), background_store(run, task.gpu) as store:
             return run_here(job.work_units(), run, work, task.steps, watcher)
-    names = {u.name for u in remaining(job.work_units(), run, task.steps, watcher)}
-    if not names:
+    open_units = {u.name for u in find_remaining(job.work_units(), run, task.steps, watcher)}
+    if not open_units:  # no cluster is started for a run that is complete
         return 0
-    waves = [[unit for unit in wave if unit.name in names] for wave in job.waves()]
-    note: Callable[[dict[str, Any]], None] = partial(note_later_environment, run, watcher=watcher)
+    waves = [[unit for unit in wave if unit.name in open_units] for wave in job.waves()]
+    note: Callable[[dict[str, Any]], None] = partial(record_later_environment, run, watcher=watcher)
     return ray_engine.run(task, [wave for wave in waves if wave], run, watcher, engine, threads, note)
 
 
 def task_of(job: BaseJob, worker: MakeWorker, engine: Engine) -> Task:
-    """Return what any process has to know to do work units of a job.
+    """Collect everything that a process needs in order to compute work units of a job.
 
     Parameters
     ----------
     job : BaseJob
         Any job.
     worker : callable
-        Makes a worker of the job.
+        Creates a worker of the job.
     engine : Engine
-        Where the units are done.
+        Where the units are computed.
 
     Returns
     -------
     Task
         It can be sent to other processes.
     """
-    if engine.name != HERE:  # a worker sees one GPU, its own, whatever number that has here
+    if engine.name != HERE:  # a worker sees one GPU, its own, whatever its number is here
         job = replace(job, device=torch.device(job.device.type))
     return Task(
         partial(worker, job),
-        devices.remembered_settings,
-        partial(devices.environment, job.device),
+        device.deterministic_settings,
+        partial(device.describe_environment, job.device),
         job.recipe.steps,
         job.cost,
         job.device.type == "cuda",
@@ -180,45 +181,45 @@ def task_of(job: BaseJob, worker: MakeWorker, engine: Engine) -> Task:
     )
 
 
-def note_later_environment(run: Run, now: dict[str, Any], watcher: Watcher) -> None:
-    """Note in the manifest, and say, that units are made in another environment than the run began in.
+def record_later_environment(run: Run, environment: dict[str, Any], watcher: Watcher) -> None:
+    """Record an environment that differs from the first one, and notify the user.
 
     Parameters
     ----------
     run : Run
         Run folder.
-    now : dict
-        The environment, see `featmap.runs.device.environment`.
+    environment : dict
+        Environment of a worker, see `featmap.runs.device.describe_environment`.
     watcher : Watcher
-        Hears the note.
+        Receives the note.
     """
     later = run.manifest.later_environments
-    if now == run.manifest.environment or now in later:
+    if environment == run.manifest.environment or environment in later:
         return
-    run.manifest.later_environments = [*later, now]
+    run.manifest.later_environments = [*later, environment]
     run.save()
     watcher.note(
-        "parts of this run are made with other library versions or threads: images may differ in the last bits"
+        "parts of this run are computed with other library versions or threads: images may differ in the last bits"
     )
 
 
-def _note_environment(run: Run, job: BaseJob, engine: Engine, watcher: Watcher, changed: bool) -> None:
-    """Note in the manifest what the units will be made with and where."""
-    manifest = run.manifest
-    now = devices.environment(job.device) | {"threads": engine.threads_of_each(torch.get_num_threads())}
-    used = {"engine": engine.name, "workers": engine.workers, "threads": now["threads"]}
+def _record_environment(run: Run, job: BaseJob, engine: Engine, watcher: Watcher, changed: bool) -> None:
+    """Record the engine and environment of the units to come; save the manifest if it changed."""
+    manifest, threads = run.manifest, engine.threads_per_worker(torch.get_num_threads())
+    environment = device.describe_environment(job.device) | {"threads": threads}
+    used = {"engine": engine.name, "workers": engine.workers, "threads": threads}
     if used not in manifest.engines:
         manifest.engines, changed = [*manifest.engines, used], True
     if any((run.folder / UNITS).glob("[!.]*")):
-        note_later_environment(run, now, watcher)
-    elif manifest.environment != now:  # nothing is made yet: the run begins in this environment
-        manifest.environment, changed = now, True
+        record_later_environment(run, environment, watcher)
+    elif manifest.environment != environment:  # nothing has landed yet: the run begins in this environment
+        manifest.environment, changed = environment, True
     if changed:
         run.save()
 
 
 def complete(job: BaseJob, run: Run) -> None:
-    """Note the checksums of all work units in the manifest and call the run complete.
+    """Record the checksums of all work units, and mark the run complete.
 
     Parameters
     ----------
@@ -231,7 +232,7 @@ def complete(job: BaseJob, run: Run) -> None:
 
 
 def complete_units(run: Run, names: list[str]) -> None:
-    """Note the checksums of work units in the manifest and call the run complete.
+    """Record the checksums of work units, and mark the run complete.
 
     Parameters
     ----------
@@ -240,13 +241,13 @@ def complete_units(run: Run, names: list[str]) -> None:
     names : list of str
         Names of all its work units.
     """
-    run.manifest.units = {name: run.record(name) for name in names}
+    run.manifest.units = {name: run.read_record(name) for name in names}
     run.manifest.status = COMPLETE
     run.save()
 
 
 def network_of(folder: Path) -> Network:
-    """Load the network that a run was made with.
+    """Load the network that a run was computed with.
 
     Parameters
     ----------
@@ -264,14 +265,14 @@ def network_of(folder: Path) -> Network:
         If it cannot be loaded again, or its weights have changed.
     """
     run = Run.read(folder)
-    with readable(folder):
-        arguments, known = run.manifest.model_arguments, str(run.identity["model"]["sha256"])
+    with translate_read_errors(folder):
+        arguments, checksum = run.manifest.model_arguments, str(run.identity["model"]["sha256"])
         if not arguments.get("model"):
-            raise FeatmapError(f"run {str(folder)!r} was made with a network of the caller's own; name it")
+            raise FeatmapError(f"run {str(folder)!r} was computed with a network of the caller's own; pass the network")
         network = load(**arguments)
-    if network.sha256 != known:
+    if network.sha256 != checksum:
         raise FeatmapError(
-            f"run {str(folder)!r} was made with other weights than {network.weights} now; "
-            "name the network and the weights"
+            f"run {str(folder)!r} was computed with weights other than {network.weights} now; "
+            "pass the network with those weights"
         )
     return network

@@ -1,77 +1,91 @@
-"""The manifest of a run folder: its fields, and reading and writing it with a checksum and a copy."""
+"""The manifest of a run folder, with a checksum and a copy, and the records of its work units."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from featmap.errors import StoreError
+from featmap.errors import FeatmapError, StoreError
 from featmap.files import write_atomically
 
 FORMAT = 2
 """Format 1, of earlier versions, had no checksums of the manifest itself and of the arrays' metadata."""
 MANIFEST, COPY = "manifest.json", ".copy/manifest.json"
+UNITS = "units"
+"""Folder of the records of work units, inside a run folder."""
 CHECKSUM = "checksum"
-NEWER = "update featmap"
-COMPLETE, RUNNING, LAYING = "complete", "running", "laying"
+UPDATE = "update featmap"
+COMPLETE, RUNNING, PREPARING = "complete", "running", "laying"
+"""Statuses of a run, as manifests write them."""
+MAXIMISE, SIMILARITY = "optimize", "similarity"
+"""Commands, as identities name them; `maximise` was called `optimize` when the format was fixed."""
 
 
 @dataclass
 class Manifest:
-    """What a run folder says of itself.
+    """Description of a run folder: settings, status and checksums of the files.
 
     Parameters
     ----------
     identity : dict
-        Everything that the run's numbers depend on, as plain JSON values.
+        Everything that the results depend on, as plain JSON values.
     status : str, default "laying"
-        "laying" while the folder is set up, "running" while it is filled, "complete" at the end.
-    format : int
+        "laying" while the folder is prepared, "running" while it is filled, "complete" at the end.
+    format : int, default 2
         Version of the folder's format.
     network : str, optional
         One line that names the network and its weights.
     model_arguments : dict
-        Arguments of `featmap.load` that load the network again; empty for a module of the caller's.
+        Arguments of `featmap.load` that load the network again; empty for a module of the caller's own.
     command : str, optional
-        Command that made the run.
-    environment, later_environments : dict, list of dict
-        Versions, threads and device that the run began with, and others that work units were made with later.
+        Command that the run belongs to.
+    environment : dict
+        Versions, threads and device that the run began with.
     recipe_notes : list of str
         Choices of the recipe that its source leaves open.
-    timings : dict
+    timings : dict of float
         Seconds of each stage.
     engines : list of dict
         Engines, workers and threads that were used.
-    layout, files, added : dict of str
-        SHA-256 by file name: of the arrays' metadata, of tables and figures, of pages that other commands added.
+    later_environments : list of dict
+        Other environments in which work units were computed later.
+    layout : dict of str
+        SHA-256 of the arrays' metadata and coordinates, by file name.
+    files : dict of str
+        SHA-256 of tables and figures, by file name.
     units : dict
-        Work units of a complete run with the SHA-256 of their chunks.
+        Work units of a complete run: SHA-256 of the chunks of each, by file name.
+    added : dict of str
+        SHA-256 of pages that other commands added, by file name.
     parts : list of str
         Run folders inside this one that belong to it.
     atlas : dict
-        SHA-256 of the pages of the atlas, and of what they were made of.
+        SHA-256 of the pages of the atlas, and a digest of the files that they show.
     view : dict
-        What the tables and figures of a similarity run show.
-    mapping, mapped : dict
-        Of a large run: the view that is being written, and the summaries of the layers that are written.
-    reliability : dict
-        Reliability of each feature, from a validation.
+        Of a similarity run: settings of its tables and figures.
+    mapping : dict
+        Of a large run: the view that is being written.
+    mapped : dict
+        Of a large run: summaries of the layers that are written already.
+    reliability : dict of float
+        Reliability of each feature, from a validation; None where it is undefined.
     summary : dict
-        Findings as plain JSON values.
+        Main results, as plain JSON values.
     seeds, null_seeds : list of int
-        Of a validation: seeds of the trained and of the random maps.
+        Of a validation: seeds of the maps of the network, and of those of random weights.
     images : str, optional
         Of a validation: name of the folder of photographs.
     other : dict
-        Entries that this version does not know; they are written back unchanged.
+        Entries of unknown names; they are written back unchanged.
     """
 
     identity: dict[str, Any]
-    status: str = LAYING
+    status: str = PREPARING
     format: int = FORMAT
     network: str | None = None
     model_arguments: dict[str, Any] = field(default_factory=dict)
@@ -99,23 +113,23 @@ class Manifest:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has ended."""
+        """Whether every work unit has landed and everything has been written."""
         return self.status == COMPLETE
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values; fields without a value are left out.
+        """Convert the manifest to plain JSON values.
 
         Returns
         -------
         dict
-            Fields by name, then the entries of `other`.
+            Fields by name, those without a value left out, then the entries of `other`.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "other"}
         return {name: value for name, value in values.items() if value not in (None, {}, [])} | self.other
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Manifest:
-        """Return the manifest that these values describe.
+        """Create a manifest from plain JSON values.
 
         Parameters
         ----------
@@ -128,13 +142,14 @@ class Manifest:
             Unknown entries are kept in `other`.
         """
         defaults = Manifest(identity={})
-        known = {f.name: type(getattr(defaults, f.name)) for f in fields(Manifest) if f.name != "other"}
-        fitting: dict[str, Any] = {n: v for n, v in values.items() if n in known and isinstance(v, _allowed(known[n]))}
-        unknown = {n: v for n, v in values.items() if n not in known and n != CHECKSUM}
-        return Manifest(**fitting, other=unknown)
+        types = {f.name: _allowed_types(getattr(defaults, f.name)) for f in fields(Manifest) if f.name != "other"}
+        # a manifest that was edited and signed again must not make its readers stumble over a value of another type
+        entries: dict[str, Any] = {n: v for n, v in values.items() if n in types and isinstance(v, types[n])}
+        unknown = {n: v for n, v in values.items() if n not in types and n != CHECKSUM}
+        return Manifest(**entries, other=unknown)
 
-    def completed_by(self, defaults: Mapping[str, Any]) -> Manifest:
-        """Return this manifest with empty fields taken from elsewhere.
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Manifest:
+        """Return a copy in which defaults replace fields without a value.
 
         Parameters
         ----------
@@ -144,18 +159,18 @@ class Manifest:
         Returns
         -------
         Manifest
-            A copy; fields that have a value keep it.
+            Fields that have a value keep it.
         """
         return replace(self, **{n: v for n, v in defaults.items() if getattr(self, n) in (None, {}, [])})
 
 
-def _allowed(default: type) -> type | tuple[type, ...]:
-    """Return the types that a field takes; a field without a default value is a text or nothing."""
-    return (str, type(None)) if default is type(None) else default
+def _allowed_types(default: object) -> tuple[type, ...]:
+    """Return the types that a field accepts; one whose default is None holds a text or None."""
+    return (str, type(None)) if default is None else (type(default),)
 
 
 def is_run(folder: Path) -> bool:
-    """Check whether a folder has a manifest, or a copy of one that it had.
+    """Check whether a folder has a manifest, or the copy of a lost one.
 
     Parameters
     ----------
@@ -170,8 +185,8 @@ def is_run(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or (folder / COPY).is_file()
 
 
-def text_of(manifest: Mapping[str, Any]) -> str:
-    """Return the text of a manifest file, its checksum last.
+def signed_text(manifest: Mapping[str, Any]) -> str:
+    """Format a manifest file, its checksum last.
 
     Parameters
     ----------
@@ -184,16 +199,16 @@ def text_of(manifest: Mapping[str, Any]) -> str:
         JSON whose last entry is the SHA-256 of the rest.
     """
     rest = {k: v for k, v in manifest.items() if k != CHECKSUM}
-    checksum = hashlib.sha256(_plain(rest).encode()).hexdigest()
-    return _plain(rest | {CHECKSUM: checksum}) + "\n"
+    checksum = hashlib.sha256(_to_text(rest).encode()).hexdigest()
+    return _to_text(rest | {CHECKSUM: checksum}) + "\n"
 
 
-def _plain(values: Mapping[str, Any]) -> str:
-    """Return JSON text that can be encoded as UTF-8."""
+def _to_text(values: Mapping[str, Any]) -> str:
+    """Format values as JSON that can be encoded as UTF-8."""
     text = json.dumps(values, indent=1, sort_keys=False, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a path whose name is not UTF-8
+    except UnicodeEncodeError:  # the name of a path is not valid UTF-8
         text = json.dumps(values, indent=1, sort_keys=False)
     return text
 
@@ -206,18 +221,19 @@ def write(folder: Path, manifest: Manifest) -> None:
     folder : Path
         Run folder.
     manifest : Manifest
-        What to write.
+        The manifest.
     """
-    _write_text(folder, text_of(manifest.to_json()))
+    _write_text(folder, signed_text(manifest.to_json()))
 
 
 def _write_text(folder: Path, text: str) -> None:
-    """Write the copy first: where the manifest is complete, its copy is complete too."""
+    """Write the text of a manifest to both files."""
+    # the copy first: a process killed in between leaves one whole file, and a whole manifest implies a whole copy
     for name in (COPY, MANIFEST):
         write_atomically(folder / name, lambda p: p.write_text(text, encoding="utf-8", newline="\n"))
 
 
-def parse(path: Path) -> Manifest:
+def read_file(path: Path) -> Manifest:
     """Read a manifest file.
 
     Parameters
@@ -239,7 +255,7 @@ def parse(path: Path) -> Manifest:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """Return the entries of a manifest file after the checks of `parse`."""
+    """Return the entries of a manifest file after the checks of `read_file`."""
     try:
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
@@ -247,10 +263,10 @@ def _parse(path: Path) -> dict[str, Any]:
         if type(version) is not int or not isinstance(identity, dict):
             raise TypeError("format is a number, identity an object")
         if version > FORMAT:
-            raise StoreError(f"{str(path.parent)!r} has format {version}, this featmap reads up to {FORMAT}; {NEWER}")
+            raise StoreError(f"{str(path.parent)!r} has format {version}, this featmap reads up to {FORMAT}; {UPDATE}")
         # the text is compared, not only the values: a changed blank is a changed byte
-        if (version > 1 or CHECKSUM in manifest) and text != text_of(manifest):
-            raise ValueError("it is not what its own checksum says")
+        if (version > 1 or CHECKSUM in manifest) and text != signed_text(manifest):
+            raise ValueError("its checksum differs")
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise StoreError(f"{path} is damaged ({what}); the run's own command repairs it") from error
@@ -263,23 +279,24 @@ def is_newer(folder: Path, error: StoreError) -> bool:
     Parameters
     ----------
     folder : Path
-        Run folder whose manifest was refused.
+        Run folder whose manifest could not be read.
     error : StoreError
-        The refusal.
+        Error of the attempt.
 
     Returns
     -------
     bool
-        False where the manifest is its whole copy but for one flipped bit: that is damage.
+        False where the manifest differs from its intact copy in a single bit: that is damage.
     """
-    if NEWER not in str(error):
+    if UPDATE not in str(error):
         return False
     try:
-        parse(folder / COPY)
-        one, two = ((folder / name).read_bytes() for name in (MANIFEST, COPY))
+        _parse(folder / COPY)
+        manifest, copy = ((folder / name).read_bytes() for name in (MANIFEST, COPY))
     except (StoreError, OSError):
         return True
-    return len(one) != len(two) or sum((a ^ b).bit_count() for a, b in zip(one, two, strict=True)) != 1
+    # one flipped bit can turn format 2 into format 3
+    return len(manifest) != len(copy) or sum((a ^ b).bit_count() for a, b in zip(manifest, copy, strict=True)) != 1
 
 
 def read(folder: Path) -> Manifest:
@@ -304,6 +321,7 @@ def read(folder: Path) -> Manifest:
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    """Return the entries of a folder's manifest after the checks of `read`."""
     shown = repr(str(folder))
     if not folder.is_dir():
         raise StoreError(f"run {shown}: there is no such folder; `featmap similarity` makes one")
@@ -315,7 +333,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def repair(folder: Path) -> Manifest:
-    """Read the manifest of a run folder, from its copy where it is damaged or lost; leave both intact.
+    """Read the manifest of a run folder, or its copy, and restore both files.
 
     Parameters
     ----------
@@ -325,12 +343,12 @@ def repair(folder: Path) -> Manifest:
     Returns
     -------
     Manifest
-        Its content, in today's format.
+        Its content, in the current format.
 
     Raises
     ------
     StoreError
-        If neither can be read, or a newer featmap wrote them.
+        If neither file can be read, or a newer featmap wrote them.
     """
     try:
         manifest = _read(folder)
@@ -343,12 +361,12 @@ def repair(folder: Path) -> Manifest:
             raise StoreError(
                 f"{str(folder / MANIFEST)!r} and its copy {COPY} are damaged; delete the folder, or choose another one"
             ) from error
-    if manifest["format"] < FORMAT or not _are_alike(folder):
-        _write_text(folder, text_of(manifest | {"format": FORMAT}))
+    if manifest["format"] < FORMAT or not _copy_is_equal(folder):
+        _write_text(folder, signed_text(manifest | {"format": FORMAT}))
     return Manifest.from_json(manifest | {"format": FORMAT})
 
 
-def _are_alike(folder: Path) -> bool:
+def _copy_is_equal(folder: Path) -> bool:
     """Check whether the manifest and its copy have the same bytes."""
     try:
         return (folder / MANIFEST).read_bytes() == (folder / COPY).read_bytes()
@@ -356,8 +374,107 @@ def _are_alike(folder: Path) -> bool:
         return False
 
 
-MAXIMISE, SIMILARITY = "optimize", "similarity"
-"""Commands as identities name them; `maximise` was called `optimize` when the format was fixed."""
+@contextmanager
+def translate_read_errors(folder: Path) -> Iterator[None]:
+    """Turn any error of reading a damaged run folder into one of one line.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+
+    Yields
+    ------
+    None
+        Errors of featmap, and a lack of memory, pass unchanged.
+
+    Raises
+    ------
+    StoreError
+        If anything else is raised in the context.
+    """
+    try:
+        yield
+    except (FeatmapError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise StoreError(
+            f"run {str(folder)!r} cannot be read ({reason}); `featmap verify` lists what is damaged in it, "
+            "the run's own command repairs it"
+        ) from error
 
 
-UNITS = "units"
+def record_text(record: Mapping[str, str]) -> str:
+    """Format the record of a work unit.
+
+    Parameters
+    ----------
+    record : mapping of str
+        SHA-256 by file name.
+
+    Returns
+    -------
+    str
+        JSON.
+    """
+    return json.dumps(record, indent=0)
+
+
+def read_record(path: Path) -> dict[str, str] | None:
+    """Read the record of a work unit.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+
+    Returns
+    -------
+    dict of str or None
+        SHA-256 by file name. None where there is no record, or its text is not the one that `record_text` formats.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return None
+    # the text is compared, not only the values: a changed blank is a changed byte
+    return record if isinstance(record, dict) and record and record_text(record) == text else None
+
+
+def compare_identities(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the first settings in which two identities differ.
+
+    Parameters
+    ----------
+    old, new : mapping
+        Identity of the run in a folder, and of the run to be written there.
+
+    Returns
+    -------
+    str
+        Three settings at most, with both values; empty where the identities are equal.
+    """
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    keys = [k for k in (*flat_new, *flat_old) if flat_old.get(k) != flat_new.get(k)]
+    shown = [f"{k}: {_shorten(flat_old.get(k))} there, {_shorten(flat_new.get(k))} here" for k in dict.fromkeys(keys)]
+    return "; ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _shorten(value: Any) -> str:
+    """Format a setting in at most 40 characters."""
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested settings by dotted names; a list of plain values is a leaf."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list) and any(isinstance(v, (dict, list)) for v in values):
+        for k, value in enumerate(values, 1):
+            yield from _flatten(value, f"{prefix}.{k}")
+    else:
+        yield prefix, values

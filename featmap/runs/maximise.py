@@ -1,4 +1,4 @@
-"""Make the maximising images of units, in memory or in a run folder."""
+"""Maximise units: descents from noise to maximising images, in memory or in a run folder."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
 from featmap.plotting import sheets
-from featmap.runs import device as devices
 from featmap.runs import lifecycle
 from featmap.runs.array_layout import STATUSES
+from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import MAXIMISE
-from featmap.runs.output import number_text, save_figure
+from featmap.runs.output import format_number, save_figure
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
-from featmap.stats.measures import finite_column
+from featmap.stats.frames import finite_column
 
 Target = str | Unit | Objective
 
@@ -50,7 +50,7 @@ def maximise_job(
     responses: str | Sequence[str] | None = None,
     device: torch.device | None = None,
 ) -> Job:
-    """Return the checked job that makes the maximising images of units or sums of units.
+    """Create the checked job of the maximising images of units or sums of units.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def maximise_job(
         raise UnitError("no units; give at least one, such as inception4a:17")
     objectives = tuple(dict.fromkeys(Objective.parse(u) for u in listed))
     if require_integer("frames", frames) < 0:
-        raise FeatmapError(f"frames {frames}: keep an image every 1 or more steps, or give 0 for none")
+        raise FeatmapError(f"frames {frames}: give the number of steps between two stored images, or 0 for none")
     if responses is None:
         responses = list(dict.fromkeys(layer for o in objectives for layer in o.layers)) if frames else []
     layers = [responses] if isinstance(responses, str) else responses
@@ -109,7 +109,7 @@ def maximise(
     responses: str | Sequence[str] | None = None,
     execution: Execution | None = None,
 ) -> xr.Dataset:
-    """Make the maximising images of units, or of sums of units.
+    """Maximise units or sums of units.
 
     Parameters
     ----------
@@ -118,28 +118,28 @@ def maximise(
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
     recipe : str or Recipe, optional
-        How the images are made, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU and
+        Settings of the descent, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU and
         "standard" on an accelerator.
     seeds : int or iterable of int, default 1
-        How many seeds of the noise, counted from the recipe's own, or the seeds themselves.
+        Number of seeds of the noise, counted from the recipe's own, or the seeds themselves.
     start : path or array, optional
         A photograph, or 3 x H x H values in [0, 1], to start from instead of noise; resized for the recipe.
     frames : int, default 0
-        Keep the image at the start, after every so many steps and at the end; 0 keeps none.
+        Store the image at the start, after every this many steps and at the end; 0 stores none.
     responses : str or sequence of str, optional
         Layers whose features' responses are recorded. None: with `frames` the layers of the units, else none.
     execution : Execution, optional
-        Device, engine, run folder and progress. Without a run folder the images are made in memory.
+        Device, engine, run folder and progress. Without a run folder the images are computed in memory.
 
     Returns
     -------
     xarray.Dataset
         `images` (seed, image, channel, y, x), `activation` and `null_activation` (seed, image), `curve`
-        (seed, image, step), `status` (seed, image; an index into `featmap.runs.job.STATUSES`), `null_images`.
+        (seed, image, step), `status` (seed, image; an index into `featmap.runs.array_layout.STATUSES`), `null_images`.
         With `responses` also `A` (seed, image, response) and `null` (seed, response). With `frames` also `frames`
-        (seed, image, frame, channel, y, x), labelled by the steps made, at the final size; and `frame_A` (seed, image,
-        frame, response), the responses of the untouched network to each frame at the size that it had. The last frame
-        is the image, and its row of `frame_A` is that of `A`, bit for bit.
+        (seed, image, frame, channel, y, x), labelled by the number of steps, at the final size; and `frame_A` (seed,
+        image, frame, response), the responses of the unmodified network to each frame at the size that it had. The last
+        frame is the image, and its row of `frame_A` equals that of `A` bit for bit.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def maximise(
     execution = execution or Execution()
     if execution.out is None and execution.engine.name != HERE:
         raise FeatmapError(
-            f"engine {execution.engine.name}: workers write into a run folder; name one, or use the engine {HERE!r}"
+            f"engine {execution.engine.name}: workers write into a run folder; choose one, or use the engine {HERE!r}"
         )
     loaded, device = load(network), execution.torch_device()
     job = maximise_job(
@@ -167,22 +167,22 @@ def maximise(
         device=device,
     )
     if execution.out is not None:
-        with lifecycle.open_run(job, execution.out).held() as run:
+        with lifecycle.open_run(job, execution.out).locked() as run:
             lifecycle.carry_out(job, run, Worker, execution.watcher, execution.engine)
             lifecycle.complete(job, run)
         return open_arrays(run.folder)
-    with devices.thread_count(execution.engine.threads_of_each(torch.get_num_threads())):
+    with use_threads(execution.engine.threads_per_worker(torch.get_num_threads())):
         return _in_memory(job, execution.watcher)
 
 
 def _in_memory(job: Job, watcher: Watcher) -> xr.Dataset:
-    """Make all images of a job without a run folder."""
+    """Compute all images of a job without a run folder."""
     specs, coords = job.arrays(), job.coords()
     arrays = {k: np.empty(s.shape, dtype=s.dtype) for k, s in specs.items()}
     worker = Worker(job, watcher)
     (units,) = job.waves()
     watcher.begin(sum(job.recipe.steps for u in units if u.last), 0)
-    with devices.remembered_settings():
+    with deterministic_settings():
         for unit in units:
             at = job.seeds.index(unit.seed)
             for name, values in worker.make(unit).items():
@@ -192,7 +192,7 @@ def _in_memory(job: Job, watcher: Watcher) -> xr.Dataset:
 
 
 def write_images(job: Job, run: Run, watcher: Watcher) -> None:
-    """Write what a run of `maximise` shows: a table, a picture of each image, a contact sheet.
+    """Write the table, the pictures and the contact sheet of a run of `maximise`.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     run : Run
         Its folder, in which every unit has landed.
     watcher : Watcher
-        Hears of the progress.
+        Receives the progress.
     """
     data = open_arrays(run.folder)
     frame = data[["activation", "null_activation", "status"]].to_dataframe().reset_index()
@@ -218,7 +218,7 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         watcher.stage("pictures", k + 1, len(labels))
     first = frame[frame["seed"] == job.seeds[0]]
     captions = [
-        number_text(value) + ("" if status == "live" else f" {status}")
+        format_number(value) + ("" if status == "live" else f" {status}")
         for value, status in zip(first["activation"], first["status"], strict=True)
     ]
     sheet = sheets.contact_sheet(
@@ -232,8 +232,8 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     save_figure(run, sheet, "features", ("png",))
 
 
-def images_line(folder: Path) -> str:
-    """Return what a run of `maximise` reached, in one line.
+def summarise_images(folder: Path) -> str:
+    """Summarise a run of `maximise` in one line.
 
     Parameters
     ----------
@@ -243,10 +243,10 @@ def images_line(folder: Path) -> str:
     Returns
     -------
     str
-        Number of images, of each status, and the highest activation.
+        Number of images, in total and of each status, and the highest activation.
     """
     frame = pd.read_csv(folder / "images.csv")
     counts = ", ".join(f"{n} {status}" for status, n in Counter(frame["status"]).items())
     best = frame.loc[frame["activation"].idxmax()] if frame["activation"].notna().any() else None
-    reached = "" if best is None else f"; highest activation {best['activation']:.4g} ({best['image']})"
-    return f"{len(frame)} images: {counts}{reached}"
+    highest = "" if best is None else f"; highest activation {best['activation']:.4g} ({best['image']})"
+    return f"{len(frame)} images: {counts}{highest}"

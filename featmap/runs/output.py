@@ -1,4 +1,4 @@
-"""Write tables and figures into a run folder, and read tables back."""
+"""Write tables and figures into a run folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def write_frame(run: Run, name: str, frame: pd.DataFrame, rows: str = "image") -
     Parameters
     ----------
     run : Run
-        Run folder, which notes the checksums.
+        Run folder; its manifest records the checksums.
     name : str
         Path in the folder without its ending.
     frame : pandas.DataFrame
-        The table; undefined cells are NaN there and empty in the CSV.
+        The table; NaN is null in Parquet and empty in CSV.
     rows : str, default "image"
         Name of the index, which labels the rows in both files.
     """
@@ -36,7 +36,7 @@ def save_figure(run: Run, figure: Any, name: str, formats: tuple[str, ...]) -> N
     Parameters
     ----------
     run : Run
-        Run folder, which notes the checksums.
+        Run folder; its manifest records the checksums.
     figure : matplotlib.figure.Figure
         The figure; it is closed.
     name : str
@@ -47,11 +47,11 @@ def save_figure(run: Run, figure: Any, name: str, formats: tuple[str, ...]) -> N
     with translate_os_errors(f"run folder {str(run.folder)!r}"):
         paths = style.save(figure, run.folder / name, formats)
     for path in paths:
-        run.note_file(path)
+        run.register_file(path)
 
 
-def number_text(value: Any) -> str:
-    """Return a number to three significant digits.
+def format_number(value: Any) -> str:
+    """Format a number to three significant digits.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Probe images: the responses of any layers to the images of a run, to photographs or to an array."""
+"""Probe images: compute the responses of layers to the images of a run, to photographs or to an array."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import photographs
 from featmap.optimize.responses import Probe
-from featmap.runs import device as devices
-from featmap.runs import integrity, lifecycle
+from featmap.runs import device, integrity, lifecycle
 from featmap.runs.array_layout import ArraySpec
-from featmap.runs.engine import Execution, WorkUnit, plan, run_here
+from featmap.runs.engine import Execution, WorkUnit, plan_units, run_here
 from featmap.runs.manifest import is_run
 from featmap.runs.output import write_frame
 from featmap.runs.store import Run, open_arrays
 
 ROWS = 16
+"""Images of a batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images to probe, read a batch at a time.
+    """Images to probe, which are read in batches.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Source:
     size : int
         Height and width in pixels.
     digest : str
-        SHA-256 of what the images are made of.
+        SHA-256 of the files or values that the images are read from.
     read : callable
         Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
     """
@@ -52,7 +52,7 @@ class Source:
     read: Callable[[int, int], Tensor]
 
     def batches(self, rows: int) -> Iterator[Tensor]:
-        """Yield the images in batches.
+        """Generate the images in batches.
 
         Parameters
         ----------
@@ -74,9 +74,9 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
     Parameters
     ----------
     images : path, xarray.Dataset or array
-        A run folder; a folder of photographs; what `maximise` returned; or N x 3 x H x H values in [0, 1].
+        A run folder; a folder of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
     size : int or None
-        Size that photographs are brought to, in pixels; None takes `network_size`.
+        Size that photographs are resized to, in pixels; None takes `network_size`.
     network_size : int
         Input size of the network in pixels.
 
@@ -91,24 +91,24 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
         If there are no images, a run is not finished or damaged, or the size is not that of a run's images.
     """
     if size is not None and size < 1:
-        raise FeatmapError(f"size {size}: an image has at least 1 pixel; choose 32 or more")
+        raise FeatmapError(f"size {size}: an image has 1 pixel or more; choose a size of 32 or more")
     if isinstance(images, (str, Path)):
         folder = Path(images)
         if not is_run(folder):
             return _from_photographs(folder, size or network_size)
         if not Run.read(folder).manifest.is_complete:
-            raise FeatmapError(f"run {str(folder)!r} is not finished; run its own command again first")
-        integrity.require(folder)
+            raise FeatmapError(f"run {str(folder)!r} is not finished; complete it by its own command first")
+        integrity.require_intact(folder)
         images = open_arrays(folder)
         if size is not None and size != images.sizes.get("y", size):
             raise FeatmapError(
-                f"size {size}: the images of the run are stored at {images.sizes['y']} pixels; give no size"
+                f"size {size}: the images of the run are stored at {images.sizes['y']} pixels; leave the size out"
             )
     if isinstance(images, xr.Dataset):
         return _from_dataset(images)
     array = torch.as_tensor(np.asarray(images), dtype=torch.float32)
     if array.dim() != 4 or array.shape[1] != 3 or array.shape[2] != array.shape[3] or not len(array):
-        raise FeatmapError(f"images of shape {tuple(array.shape)}; allowed: N x 3 x H x H, N of 1 or more")
+        raise FeatmapError(f"images of shape {tuple(array.shape)}; allowed: N x 3 x H x H, with N of 1 or more")
     digest = hashlib.sha256(array.numpy().tobytes()).hexdigest()
     return Source([str(k) for k in range(len(array))], array.shape[2], digest, lambda a, b: array[a:b])
 
@@ -150,25 +150,27 @@ def probe(
     size: int | None = None,
     execution: Execution | None = None,
 ) -> xr.DataArray:
-    """Return the responses of layers' features to images: the mean over each feature's grid.
+    """Compute the responses of layers' features to images.
+
+    A response is the mean over the grid of the feature.
 
     Parameters
     ----------
     images : path, xarray.Dataset or array
-        A run folder; a folder of photographs; what `maximise` returned; or N x 3 x H x H values in [0, 1].
+        A run folder; a folder of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
     layers : str or sequence of str
         Names as `featmap layers` prints them.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
     size : int, optional
-        Size that photographs are brought to, in pixels. None takes the network's own input size.
+        Size that photographs are resized to, in pixels. None takes the network's own input size.
     execution : Execution, optional
         Device, run folder and progress. Without a run folder the responses are computed in memory.
 
     Returns
     -------
     xarray.DataArray
-        Image x response, float32, responses labelled ``layer:channel``: the untouched network in evaluation mode,
+        Image x response, float32, responses labelled ``layer:channel``, of the unmodified network in evaluation mode,
         without jitter.
 
     Raises
@@ -200,7 +202,7 @@ class _Probing:
 
     def in_memory(self) -> xr.DataArray:
         """Return all responses."""
-        with devices.remembered_settings():
+        with device.deterministic_settings():
             parts = [self.responses(batch) for batch in self.source.batches(ROWS)]
         return xr.DataArray(
             np.concatenate(parts),
@@ -222,25 +224,25 @@ class _Probing:
         }
 
     def to_folder(self, folder: Path) -> xr.DataArray:
-        """Make what is missing of the responses in a run folder, and return them."""
+        """Compute what is missing of the responses in a run folder, and return them."""
         count, width = len(self.source.labels), len(self.columns)
         spec = ArraySpec(("image", "response"), (count, width), (ROWS, width))
         about = {
             "network": str(self.network),
             "model_arguments": self.network.arguments,
-            "environment": devices.environment(self.device),
+            "environment": device.describe_environment(self.device),
         }
         coords = {"image": np.array(self.source.labels), "response": np.array(self.columns)}
         run = Run(folder, self.identity()).open({"A": spec}, coords, about)
-        with run.held():
+        with run.locked():
 
             def work(unit: WorkUnit) -> None:
                 values = self.responses(self.source.read(unit.first, unit.last))
                 run.land(unit.name, {"A": ((slice(unit.first, unit.last), slice(None)), values)})
                 self.watcher.step(float(values.mean()))
 
-            units = [u for u in plan(count, ROWS, (0,)) if u.last]
-            with devices.remembered_settings():
+            units = [u for u in plan_units(count, ROWS, (0,)) if u.last]
+            with device.deterministic_settings():
                 done = run_here(units, run, work, 1, self.watcher)
             data = open_arrays(folder)["A"]
             if done or not run.is_complete():

@@ -15,38 +15,94 @@ class Watcher(Protocol):
     """Interface for progress callbacks."""
 
     def begin(self, total: int, done: int) -> None:
-        """Hear that `done` of `total` steps are stored already."""
+        """Receive the number of steps of the run, and of those that are stored already.
+
+        Parameters
+        ----------
+        total, done : int
+            Steps.
+        """
 
     def step(self, activation: float, count: int = 1) -> None:
-        """Hear that `count` steps were made; `activation` is the mean of the batch."""
+        """Receive the activation that a step reached.
+
+        Parameters
+        ----------
+        activation : float
+            Mean over the batch.
+        count : int, default 1
+            Steps since the last call.
+        """
 
     def landed(self) -> None:
-        """Hear that one more work unit is on disk."""
+        """Receive the landing of one more work unit."""
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """Hear that `done` of `total` parts of a later stage are done."""
+        """Receive the progress of a later stage.
+
+        Parameters
+        ----------
+        name : str
+            Name of the stage.
+        done, total : int
+            Parts of it.
+        """
 
     def note(self, text: str) -> None:
-        """Hear something that the user should know."""
+        """Receive a note for the user.
+
+        Parameters
+        ----------
+        text : str
+            One line.
+        """
 
 
 class Silent:
-    """A watcher that ignores everything."""
+    """Watcher that ignores everything."""
 
     def begin(self, total: int, done: int) -> None:
-        """Ignore the beginning."""
+        """Ignore the beginning.
+
+        Parameters
+        ----------
+        total, done : int
+            Steps.
+        """
 
     def step(self, activation: float, count: int = 1) -> None:
-        """Ignore a step."""
+        """Ignore a step.
+
+        Parameters
+        ----------
+        activation : float
+            Mean over the batch.
+        count : int, default 1
+            Steps since the last call.
+        """
 
     def landed(self) -> None:
         """Ignore a landing."""
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """Ignore a stage."""
+        """Ignore a stage.
+
+        Parameters
+        ----------
+        name : str
+            Name of the stage.
+        done, total : int
+            Parts of it.
+        """
 
     def note(self, text: str) -> None:
-        """Ignore a note."""
+        """Ignore a note.
+
+        Parameters
+        ----------
+        text : str
+            One line.
+        """
 
 
 PAUSE = 0.25
@@ -54,12 +110,12 @@ PAUSE = 0.25
 
 
 def step_callback(watcher: Watcher, device: torch.device) -> Callable[[int, Tensor], None]:
-    """Return a function that reports each step of a descent.
+    """Create a function that reports each step of a descent.
 
     Parameters
     ----------
     watcher : Watcher
-        Hears of the steps.
+        Receives the steps.
     device : torch.device
         Where the descent runs. On a GPU the activation is read only every `PAUSE` seconds: reading it synchronises
         the device.
@@ -70,12 +126,12 @@ def step_callback(watcher: Watcher, device: torch.device) -> Callable[[int, Tens
         Takes the number of the step and the activations of the batch, rows x terms.
     """
     pause = 0.0 if device.type == "cpu" else PAUSE
-    last, read = 0.0, -math.inf
+    activation, read_at = 0.0, -math.inf
 
     def on_step(_: int, means: Tensor) -> None:
-        nonlocal last, read
-        if time.monotonic() - read >= pause:
-            last, read = float(means[:, 0].mean()), time.monotonic()
-        watcher.step(last)
+        nonlocal activation, read_at
+        if time.monotonic() - read_at >= pause:
+            activation, read_at = float(means[:, 0].mean()), time.monotonic()
+        watcher.step(activation)
 
     return on_step

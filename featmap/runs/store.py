@@ -1,7 +1,7 @@
 """The run folder: arrays, tables, figures and the manifest of one command; complete, resumable, self-describing.
 
-What a work unit makes lands in two moves: its array chunks, each replaced atomically, then a small record
-with their SHA-256. A unit without a record, or whose chunks differ from it, is made again.
+A work unit lands in two steps: its array chunks, each replaced atomically, then a small record with their SHA-256. A
+unit without a record, or whose chunks differ from it, is computed again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,27 @@ import zarr
 from featmap.errors import FeatmapError, StoreError
 from featmap.files import hash_file, is_leftover, remove_leftovers, translate_os_errors, write_atomically
 from featmap.runs import manifest as manifests
-from featmap.runs.array_layout import ARRAYS, ArraySpec, lay
-from featmap.runs.manifest import LAYING, RUNNING, UNITS, Manifest
+from featmap.runs.array_layout import ARRAYS, ArraySpec, region_chunks, write_layout
+from featmap.runs.manifest import PREPARING, RUNNING, UNITS, Manifest, translate_read_errors
 
 LOCK, OWNER = ".lock", ".owner.json"
-_held: dict[Path, filelock.BaseFileLock] = {}
+_locks: dict[Path, filelock.BaseFileLock] = {}
+"""Locks of this process by folder: all `Run` objects of a folder share one."""
 
 
 class Run:
-    """One run folder.
+    """A run folder.
 
     Parameters
     ----------
-    folder : where it lies
-    identity : everything that its numbers depend on; a folder made with another identity is refused
+    folder : Path
+        The folder.
+    identity : dict
+        Everything that the results depend on, as plain JSON values; a folder of another identity is refused.
+
+    Notes
+    -----
+    Methods that write raise StoreError where the folder cannot be written; the message says why.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -46,83 +52,108 @@ class Run:
 
     @staticmethod
     def read(folder: Path) -> Run:
-        """Return the run in `folder`.
+        """Read the run in a folder.
+
+        Parameters
+        ----------
+        folder : Path
+            Run folder.
+
+        Returns
+        -------
+        Run
+            Not locked.
 
         Raises
         ------
         StoreError
-            if there is none, its manifest is damaged, or a newer featmap wrote it.
+            If there is none, its manifest is damaged, or a newer featmap wrote it.
         """
-        return Run._of(folder, manifests.read(folder))
+        return Run._from_manifest(folder, manifests.read(folder))
 
     @staticmethod
-    def _of(folder: Path, manifest: Manifest) -> Run:
+    def _from_manifest(folder: Path, manifest: Manifest) -> Run:
+        """Return the run that a manifest describes."""
         run = Run(folder, dict(manifest.identity))
         run.manifest = manifest
         return run
 
     def open(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray], about: dict[str, Any]) -> Run:
-        """Make the folder, or take up the one that the same settings left.
+        """Create the folder, or resume the one that the same settings left.
+
+        Parameters
+        ----------
+        arrays : dict of ArraySpec
+            Arrays by name.
+        coords : dict of numpy.ndarray
+            Labels along the arrays' dimensions, by dimension.
+        about : dict
+            Fields of the manifest by name; a run that is resumed keeps the values that it has.
+
+        Returns
+        -------
+        Run
+            This run, locked by this process.
 
         Raises
         ------
         StoreError
-            if the folder holds something else or cannot be written.
+            If the folder holds something else, cannot be written, or another process writes it.
         """
-        fresh = not self.is_held()
+        was_locked = self.is_locked()
         try:
             self._open(about)
             with translate_os_errors(f"run folder {str(self.folder)!r}"):
-                self._lay(arrays, coords)
+                self._write_layout(arrays, coords)
         except BaseException:
-            if fresh:
+            if not was_locked:  # an outer caller that holds the lock goes on holding it
                 self.unlock()
             raise
         return self
 
     def _open(self, about: dict[str, Any]) -> None:
-        """Take the folder, and its manifest or a new one."""
+        """Lock the folder, and read or create its manifest."""
         with translate_os_errors(f"run folder {str(self.folder)!r}"):
             if manifests.is_run(self.folder):
                 self.lock()
-                self._take_up(about)
+                self._resume(about)
                 return
             if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
-                raise StoreError(f"{str(self.folder)!r} exists and is no run folder; give another --out")
+                raise StoreError(f"{str(self.folder)!r} exists and is not a run folder; choose another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
-            if self.is_held():
+            if self.is_locked():
                 remove_leftovers(self.folder)
-            # first of all, so that a folder that is left half made is known for what it is
-            self.manifest = Manifest(self.identity, LAYING, **about)
+            # the manifest comes first, so that a folder of which only a part was written is known as a run folder
+            self.manifest = Manifest(self.identity, PREPARING, **about)
             self.save()
 
-    def _take_up(self, about: dict[str, Any]) -> None:
-        """Go on with the run that lies in this folder, if it is this one."""
-        earlier = Run._of(self.folder, manifests.repair(self.folder))
-        different = _differences(earlier.identity, self.identity)
-        if different:
+    def _resume(self, about: dict[str, Any]) -> None:
+        """Read the manifest of an earlier run with the same identity."""
+        earlier = Run._from_manifest(self.folder, manifests.repair(self.folder))
+        differences = manifests.compare_identities(earlier.identity, self.identity)
+        if differences:
             raise StoreError(
-                f"{str(self.folder)!r} holds a run made with other settings ({different}); "
-                "give another --out, or the settings it was made with"
+                f"{str(self.folder)!r} holds a run with other settings ({differences}); "
+                "choose another folder, or the settings of that run"
             )
-        self.manifest = earlier.manifest.completed_by({"status": RUNNING} | about)
-        if self.is_held():
+        self.manifest = earlier.manifest.with_defaults({"status": RUNNING} | about)
+        if self.is_locked():  # without a lock, what looks like a leftover may be a write of another process
             remove_leftovers(self.folder)
 
     def lock(self) -> None:
-        """Take this folder for this process, until `unlock` or its end, however it ends.
+        """Lock the folder for this process.
 
-        The lock is the operating system's, so that none is left behind by a process that was killed. File systems
-        that know no locks are used without.
+        The lock is the operating system's: it lasts until `unlock` or the end of the process, however it ends. File
+        systems without locks are used without.
 
         Raises
         ------
         StoreError
-            if another process writes the folder; its owner is named.
+            If another process writes the folder; the message names the process.
         """
-        place = self.folder.resolve()
-        if place in _held:
+        folder = self.folder.resolve()
+        if folder in _locks:
             return
         lock = filelock.FileLock(self.folder / LOCK)
         try:
@@ -130,57 +161,81 @@ class Run:
         except filelock.Timeout:
             raise StoreError(
                 f"run folder {str(self.folder)!r} is being written by {self.owner()}; wait for it, stop it, "
-                "or give another --out"
+                "or choose another folder"
             ) from None
-        except (OSError, RuntimeError):  # no locks here, or nothing can be written: that shows by itself
+        except (OSError, RuntimeError):  # no locks here, or nothing can be written: then the first write fails
             if (self.folder / LOCK).is_dir():
                 raise StoreError(f"{str(self.folder / LOCK)!r} is a folder where the lock lies; move it away") from None
             return
-        _held[place] = lock
+        _locks[folder] = lock
         owner = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
         with translate_os_errors(f"run folder {str(self.folder)!r}"):
             write_atomically(self.folder / OWNER, lambda p: p.write_text(owner, encoding="utf-8"))
 
     def unlock(self) -> None:
-        """Let other processes write this folder."""
-        lock = _held.pop(self.folder.resolve(), None)
+        """Release the lock of this process, if it holds one."""
+        lock = _locks.pop(self.folder.resolve(), None)
         if lock is not None:
+            # before the release: afterwards the file may be the next owner's
             (self.folder / OWNER).unlink(missing_ok=True)
             lock.release()
 
     @contextmanager
-    def held(self) -> Iterator[Run]:
-        """Lend this folder, locked; let it go in the end, also after an exception."""
+    def locked(self) -> Iterator[Run]:
+        """Lock the folder, and unlock it when the context is left, also by an exception.
+
+        Yields
+        ------
+        Run
+            This run.
+
+        Raises
+        ------
+        StoreError
+            If another process writes the folder.
+        """
         self.lock()
         try:
             yield self
         finally:
             self.unlock()
 
-    def is_held(self) -> bool:
-        """Does this process hold the lock?"""
-        return self.folder.resolve() in _held
+    def is_locked(self) -> bool:
+        """Check whether this process holds the lock.
+
+        Returns
+        -------
+        bool
+            False where another process holds it.
+        """
+        return self.folder.resolve() in _locks
 
     def owner(self) -> str:
-        """Return in words who holds the lock, as far as that was written down."""
+        """Name the process that holds the lock.
+
+        Returns
+        -------
+        str
+            Such as "process 17 on node3"; "another process" where that was not recorded.
+        """
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             owner = json.loads((self.folder / OWNER).read_text(encoding="utf-8"))
             return f"process {owner['process']} on {owner['host']}"
         return "another process"
 
-    def _lay(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
-        """Write what is missing of the arrays' metadata and coordinates; chunks that lie there stay."""
+    def _write_layout(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
+        """Write the arrays' metadata and coordinates where they are missing or damaged; chunks stay."""
         (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
-        known = self.manifest.layout
-        if not known or not self.holds(known):
-            self.manifest.layout = lay(self.folder, arrays, coords)
-        if self.manifest.layout != known or self.manifest.status == LAYING:
-            if self.manifest.status == LAYING:
+        before = self.manifest.layout
+        if not before or not self.are_intact(before):
+            self.manifest.layout = write_layout(self.folder, arrays, coords)
+        if self.manifest.layout != before or self.manifest.status == PREPARING:
+            if self.manifest.status == PREPARING:
                 self.manifest.status = RUNNING
             self.save()
 
     def save(self) -> None:
-        """Write the manifest."""
+        """Write the manifest and its copy."""
         with translate_os_errors(f"run folder {str(self.folder)!r}"):
             manifests.write(self.folder, self.manifest)
 
@@ -189,88 +244,161 @@ class Run:
         """The zarr group of arrays."""
         return zarr.open_group(self.folder / ARRAYS, mode="r+", zarr_format=2, use_consolidated=False)
 
-    def land(self, unit: str, pieces: dict[str, tuple[tuple[slice | int, ...], np.ndarray]]) -> None:
-        """Store what one work unit made; `pieces` maps an array to a whole-chunk region and its values."""
+    def land(self, unit: str, results: dict[str, tuple[tuple[slice | int, ...], np.ndarray]]) -> None:
+        """Store the results of one work unit.
+
+        Parameters
+        ----------
+        unit : str
+            Name of the unit.
+        results : dict of (tuple of slice or int, numpy.ndarray)
+            By array: the region, which consists of whole chunks, and its values.
+        """
         record: dict[str, str] = {}
-        # a chunk of zeros is written as well: its file is the proof that it was made
-        whole = zarr.config.set({"array.write_empty_chunks": True})
-        with translate_os_errors(f"run folder {str(self.folder)!r}"), whole:
+        # a chunk of zeros is written as well: its file is the proof that it was computed
+        every_chunk = zarr.config.set({"array.write_empty_chunks": True})
+        with translate_os_errors(f"run folder {str(self.folder)!r}"), every_chunk:
             root = self.arrays
-            for name, (region, values) in pieces.items():
+            for name, (region, values) in results.items():
                 array = root[name]
                 array[region] = values
-                for path in self._chunks(name, array, region):
-                    record[path.relative_to(self.folder).as_posix()] = hash_file(path)
-            text = text_of_record(record)
-            write_atomically(self._record(unit), lambda p: p.write_text(text, encoding="utf-8"))
+                for chunk in region_chunks(region, array.shape, array.chunks):
+                    record[f"{ARRAYS}/{name}/{chunk}"] = hash_file(self.folder / ARRAYS / name / chunk)
+            # the record comes last: it exists only if every chunk that it names is on disk
+            text = manifests.record_text(record)
+            write_atomically(self._record_path(unit), lambda p: p.write_text(text, encoding="utf-8"))
 
-    def _chunks(self, name: str, array: Any, region: Sequence[slice | int]) -> Iterator[Path]:
-        axes = []
-        for part, length, chunk in zip(region, array.shape, array.chunks, strict=True):
-            start, stop, _ = part.indices(length) if isinstance(part, slice) else (part, part + 1, 1)
-            axes.append(range(start // chunk, (stop - 1) // chunk + 1))
-        for index in product(*axes):
-            yield self.folder / ARRAYS / name / ".".join(map(str, index))
-
-    def _record(self, unit: str) -> Path:
+    def _record_path(self, unit: str) -> Path:
+        """Return the file of a unit's record."""
         return self.folder / UNITS / f"{unit}.json"
 
     def is_done(self, unit: str) -> bool:
-        """Has this unit landed, and is every byte of it still there?"""
-        return self.record(unit) is not None
+        """Check whether a unit has landed and every byte of it is still there.
 
-    def record(self, unit: str) -> dict[str, str] | None:
-        """Return the files of a landed unit with their SHA-256, or None where it has to be made (again).
+        Parameters
+        ----------
+        unit : str
+            Name of the unit.
 
-        It has where the record is not as records are written, or not the one that a complete run noted.
+        Returns
+        -------
+        bool
+            False where it has to be computed (again).
         """
-        noted = self.manifest.units.get(unit)
-        with suppress(OSError, ValueError, RecursionError):
-            path = self._record(unit)
-            text = path.read_text(encoding="utf-8")
-            record = json.loads(text)
-            is_ours = isinstance(record, dict) and text_of_record(record) == text and not path.is_symlink()
-            if is_ours and record and noted in (None, record) and self.holds(record):
-                return dict(record)
+        return self.read_record(unit) is not None
+
+    def read_record(self, unit: str) -> dict[str, str] | None:
+        """Read the record of a unit, and check its files.
+
+        Parameters
+        ----------
+        unit : str
+            Name of the unit.
+
+        Returns
+        -------
+        dict of str or None
+            SHA-256 by file name. None where the unit has not landed, a file of it is damaged, or the record is not the
+            text that `land` writes or not the one in the manifest of a complete run.
+        """
+        path, recorded = self._record_path(unit), self.manifest.units.get(unit)
+        with suppress(OSError, ValueError):
+            record = manifests.read_record(path)
+            if record and not path.is_symlink() and recorded in (None, record) and self.are_intact(record):
+                return record
         return None
 
     def forget(self, unit: str) -> None:
-        """Forget that a unit has landed: it is to be made again."""
+        """Delete the record of a unit, so that the unit is computed again.
+
+        Parameters
+        ----------
+        unit : str
+            Name of the unit.
+        """
         self.manifest.units.pop(unit, None)
         with translate_os_errors(f"run folder {str(self.folder)!r}"):
-            self._record(unit).unlink(missing_ok=True)
+            self._record_path(unit).unlink(missing_ok=True)
 
-    def holds(self, files: dict[str, Any]) -> bool:
-        """Are all these files (with their SHA-256) here, every byte of them, and no link in their place?"""
+    def are_intact(self, files: dict[str, Any]) -> bool:
+        """Check that files are as they were written.
+
+        Parameters
+        ----------
+        files : dict of str
+            SHA-256 by file name.
+
+        Returns
+        -------
+        bool
+            False where a file is missing, has changed or is a link.
+        """
         with suppress(OSError, ValueError):
-            paths = {self.folder / file: known for file, known in files.items()}
-            return all(not path.is_symlink() and hash_file(path) == known for path, known in paths.items())
+            return all(
+                not (path := self.folder / name).is_symlink() and hash_file(path) == checksum
+                for name, checksum in files.items()
+            )
         return False
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
-        """Write one table or figure atomically and note its checksum for the manifest."""
+        """Write one table or figure atomically, and register it.
+
+        Parameters
+        ----------
+        name : str
+            Path in the folder.
+        write : callable
+            Writes the file to the path that it is called with.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
         path = self.folder / name
         with translate_os_errors(f"run folder {str(self.folder)!r}"):
             write_atomically(path, write)
-        return self.note_file(path)
+        return self.register_file(path)
 
-    def note_file(self, path: Path) -> Path:
-        """Note the checksum of a file that was written to the folder."""
+    def register_file(self, path: Path) -> Path:
+        """Add the checksum of a file to the manifest, without writing the manifest.
+
+        Parameters
+        ----------
+        path : Path
+            A file in the folder.
+
+        Returns
+        -------
+        Path
+            The same file.
+        """
         self.manifest.files[path.relative_to(self.folder).as_posix()] = hash_file(path)
         return path
 
     def is_complete(self) -> bool:
-        """Has the run ended, and are all its tables and figures as they were written?"""
+        """Check whether the run has ended and its tables and figures are intact.
+
+        Returns
+        -------
+        bool
+            False also for a run without tables and figures.
+        """
         files = self.manifest.files
-        return self.manifest.is_complete and bool(files) and self.holds(files)
+        return self.manifest.is_complete and bool(files) and self.are_intact(files)
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse to go on where one of these files is not what was written.
+        """Check that files of the run are as they were written.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Paths in the folder.
 
         Raises
         ------
         StoreError
-            that names the file.
+            If a file is missing or has changed; the message names it.
         """
         files = self.manifest.files
         for name in names:
@@ -278,79 +406,57 @@ class Run:
                 raise StoreError(
                     f"run {str(self.folder)!r} has no {Path(name).name} yet; run its command again to finish it"
                 )
-            if name in files and not self.holds({name: files[name]}):
+            if name in files and not self.are_intact({name: files[name]}):
                 raise StoreError(
                     f"run {str(self.folder)!r}: {name} has changed since it was written; "
-                    "its own command makes it again, `featmap verify` lists all that is damaged"
+                    "the run's own command writes it again, `featmap verify` lists all damage"
                 )
 
-    def note_part(self, folder: Path) -> None:
-        """Note a run folder that lies, or is about to lie, inside this one and belongs to it."""
+    def register_part(self, folder: Path) -> None:
+        """Add a run folder inside this one to the manifest, and write the manifest.
+
+        Parameters
+        ----------
+        folder : Path
+            The inner folder; it need not exist yet.
+        """
         name = folder.relative_to(self.folder).as_posix()
         if name not in self.manifest.parts:
             self.manifest.parts.append(name)
             self.save()
 
 
-def text_of_record(record: dict[str, str]) -> str:
-    """Return the text of a work unit's record."""
-    return json.dumps(record, indent=0)
-
-
-@contextmanager
-def readable(folder: Path) -> Iterator[None]:
-    """Turn whatever a damaged run folder makes a reader stumble over into one line; errors of ours pass."""
-    try:
-        yield
-    except (FeatmapError, MemoryError):
-        raise
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise StoreError(
-            f"run {str(folder)!r} cannot be read ({what}); `featmap verify` names what is damaged in it, "
-            "its own command mends that"
-        ) from error
-
-
 def _is_foreign(path: Path) -> bool:
-    """Is this anything but what a write that was cut off leaves behind?"""
-    if path.name == Path(manifests.COPY).parent.name and path.is_dir():  # a first manifest is moved to there
+    """Check whether a file is anything but the leftover of an interrupted first write."""
+    if path.name == Path(manifests.COPY).parent.name and path.is_dir():  # the first manifest is written to there
         return any(map(_is_foreign, path.iterdir()))
     return path.name not in (LOCK, OWNER) and not is_leftover(path.name)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Name the first settings in which two identities differ."""
-    flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
-    keys = [k for k in (*flat_new, *flat_old) if flat_old.get(k) != flat_new.get(k)]
-    shown = [f"{k}: {_brief(flat_old.get(k))} there, {_brief(flat_new.get(k))} here" for k in dict.fromkeys(keys)]
-    return "; ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-
-
-def _brief(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(values, list) and any(isinstance(v, (dict, list)) for v in values):
-        for k, value in enumerate(values, 1):
-            yield from _flat(value, f"{prefix}.{k}")
-    else:
-        yield prefix, values
-
-
 def open_arrays(folder: str | Path) -> xr.Dataset:
-    """Return the labelled arrays of a run folder, read lazily."""
+    """Open the labelled arrays of a run folder.
+
+    Parameters
+    ----------
+    folder : path
+        Run folder of any command.
+
+    Returns
+    -------
+    xarray.Dataset
+        Read lazily, chunk by chunk.
+
+    Raises
+    ------
+    StoreError
+        If there is no run, or its manifest or metadata are damaged.
+    """
     run = Run.read(Path(folder))
-    with readable(run.folder):
-        if not run.holds(run.manifest.layout):
+    with translate_read_errors(run.folder):
+        if not run.are_intact(run.manifest.layout):
             raise StoreError(
-                f"run {str(folder)!r}: the metadata of its arrays are damaged; its own command mends them, "
-                "`featmap verify` names them"
+                f"run {str(folder)!r}: the metadata of its arrays are damaged; the run's own command repairs them, "
+                "`featmap verify` lists all damage"
             )
         return xr.open_zarr(run.folder / ARRAYS, consolidated=True)
 
@@ -378,4 +484,6 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.is_file():
         raise FeatmapError(f"run {str(folder)!r} has no {path.name} yet; run its command again to finish it")
-    return pd.read_parquet(path)
+    frame = pd.read_parquet(path)
+    # Tables of earlier versions hold pandas' nullable Float64 where newer ones hold float64 with NaN.
+    return frame.astype({column: "float64" for column, kind in frame.dtypes.items() if str(kind) == "Float64"})

@@ -1,4 +1,4 @@
-"""Do the work units of a run: from objectives to stored images and responses."""
+"""Compute the work units of a run: from objectives to stored images and responses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ AnyJob = TypeVar("AnyJob", bound=BaseJob)
 
 
 class Worker:
-    """A network that is loaded and prepared once, and does work units of a job."""
+    """Network that is loaded and prepared once, and computes work units of a job.
+
+    Parameters
+    ----------
+    job : Job
+        The checked job.
+    watcher : Watcher, optional
+        Receives the progress.
+    """
 
     def __init__(self, job: Job, watcher: Watcher | None = None) -> None:
         self.job, self.watcher = job, watcher or Silent()
@@ -39,78 +47,145 @@ class Worker:
         self._null_outputs: dict[int, dict[str, Tensor]] = {}
 
     def descend(self, objectives: Sequence[Objective], recipe: Recipe, seed: int, on_step: StepCallback) -> Descent:
-        """Return the descents of a batch."""
+        """Run the descents of a batch.
+
+        Parameters
+        ----------
+        objectives : sequence of Objective
+            One for each row, at most as many as the recipe has rows.
+        recipe : Recipe
+            Resolved recipe.
+        seed : int
+            Seed of the noise.
+        on_step : callable
+            Called after each step, see `featmap.optimize.descent.StepCallback`.
+
+        Returns
+        -------
+        Descent
+            Images, curves and frames of the batch.
+        """
         return self.batches.descend(objectives, recipe, seed, self.job.start, on_step, self.job.frames)
 
     def null_image(self, seed: int) -> Tensor:
-        """Return the null image of a seed, 3 x H x W."""
+        """Compute the null image of a seed.
+
+        Parameters
+        ----------
+        seed : int
+            Seed of the noise.
+
+        Returns
+        -------
+        Tensor
+            3 x H x W, float32.
+        """
         if seed not in self._nulls:
             self._nulls[seed] = parameterization.null_image(self.job.recipe, seed, self.job.start).float()
         return self._nulls[seed]
 
     def null_activation(self, seed: int, objectives: Sequence[Objective]) -> np.ndarray:
-        """Return each objective's activation on the null image of a seed, which the network sees once."""
-        if seed not in self._null_outputs:
+        """Compute the activation of objectives on the null image of a seed.
+
+        Parameters
+        ----------
+        seed : int
+            Seed of the noise.
+        objectives : sequence of Objective
+            B objectives of the job.
+
+        Returns
+        -------
+        numpy.ndarray
+            Activation of each objective, B.
+        """
+        if seed not in self._null_outputs:  # one forward pass of each seed serves all batches
             (self._null_outputs[seed],) = self.probe.outputs(self.null_image(seed)[None], self.job.layers)
         return self.probe.activations_from_outputs(self._null_outputs[seed], objectives)
 
     def make(self, unit: WorkUnit) -> dict[str, np.ndarray]:
-        """Return what one work unit gives, by the names of the run's arrays."""
+        """Compute the results of one work unit.
+
+        Parameters
+        ----------
+        unit : WorkUnit
+            A unit of the job.
+
+        Returns
+        -------
+        dict of numpy.ndarray
+            Values by the names of the run's arrays, without their dimension `seed`.
+        """
         return self._batch(unit) if unit.last else self._null(unit.seed)
 
     def work(self, unit: WorkUnit, store: Run) -> None:
-        """Do one work unit and land it in the run folder."""
+        """Compute one work unit and land it in the run folder.
+
+        Parameters
+        ----------
+        unit : WorkUnit
+            A unit of the job.
+        store : Run
+            Run folder.
+        """
         at = self.job.seeds.index(unit.seed)
         region = (at, slice(unit.first, unit.last)) if unit.last else (at,)
-        made = self.make(unit)
         store.land(
             unit.name,
-            {k: ((*region, *[slice(None)] * (v.ndim - len(region) + 1)), v) for k, v in made.items()},
+            {
+                name: ((*region, *[slice(None)] * (values.ndim - len(region) + 1)), values)
+                for name, values in self.make(unit).items()
+            },
         )
 
     def _null(self, seed: int) -> dict[str, np.ndarray]:
+        """Compute the null image of a seed and the responses to it."""
         image = self.null_image(seed)
-        made = {"null_images": image.numpy()}
+        arrays = {"null_images": image.numpy()}
         if self.job.responses:
-            made["null"] = self._responses(image[None])[0]
-        return made
+            arrays["null"] = self._responses(image[None])[0]
+        return arrays
 
     def _responses(self, images: Tensor) -> np.ndarray:
-        found = self.probe.responses(images, self.job.responses)
-        return np.concatenate([found[la] for la in self.job.responses], axis=1)
+        """Compute the responses of the recorded layers, image x response."""
+        responses = self.probe.responses(images, self.job.responses)
+        return np.concatenate([responses[la] for la in self.job.responses], axis=1)
 
     def _frames(self, frames: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Return the frames at the final size, and the responses to them at the size that each had."""
         if not frames:
             return {}
-        made = {"frames": np.stack([image_ops.resize(f, self.job.recipe.size).numpy() for f in frames], axis=1)}
+        arrays = {"frames": np.stack([image_ops.resize(f, self.job.recipe.size).numpy() for f in frames], axis=1)}
         if self.job.responses:
-            made["frame_A"] = np.stack([self._responses(f) for f in frames], axis=1)
-        return made
+            arrays["frame_A"] = np.stack([self._responses(f) for f in frames], axis=1)
+        return arrays
 
     def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:
+        """Descend on a batch and measure its images as they are stored."""
         job = self.job
-        chosen = job.objectives[unit.first : unit.last]
-        result = self.descend(chosen, job.recipe, unit.seed, step_callback(self.watcher, job.device))
-        reached, responses = self.probe.measure_objectives(result.images, chosen, job.responses)
+        objectives = job.objectives[unit.first : unit.last]
+        result = self.descend(objectives, job.recipe, unit.seed, step_callback(self.watcher, job.device))
+        activation, responses = self.probe.measure_objectives(result.images, objectives, job.responses)
         curve = torch.stack(
-            [weighted_activations(result.curve[:, k], chosen) for k in range(result.curve.shape[1])], dim=1
+            [weighted_activations(result.curve[:, k], objectives) for k in range(result.curve.shape[1])], dim=1
         ).numpy()
-        made = {
+        arrays = {
             "images": result.images.numpy(),
-            "activation": reached,
-            "null_activation": self.null_activation(unit.seed, chosen),
+            "activation": activation,
+            "null_activation": self.null_activation(unit.seed, objectives),
             "curve": curve,
         }
         if job.responses:
-            made["A"] = responses
-        made |= self._frames(result.frames)
-        made["status"] = row_statuses(made, result.had_gradient.numpy(), result.rescued.numpy())
-        return made
+            arrays["A"] = responses
+        arrays |= self._frames(result.frames)
+        arrays["status"] = row_statuses(arrays, result.had_gradient.numpy(), result.rescued.numpy())
+        return arrays
 
 
 def checked(job: AnyJob) -> AnyJob:
-    """Check a job, and on a network of the caller's own try one step before there is a run folder.
+    """Check a job; on a network of the caller's own, try one step.
+
+    It is called before a run folder is created, so that a wrong setting leaves nothing behind.
 
     Parameters
     ----------
@@ -120,18 +195,18 @@ def checked(job: AnyJob) -> AnyJob:
     Returns
     -------
     BaseJob
-        The checked job. Where the network does not take memory laid out with channels last, `job.network.layout` is
-        set to the plain layout.
+        The job in its canonical form. Where the network cannot be computed with channels last in memory,
+        `job.network.layout` is set to the contiguous layout.
 
     Raises
     ------
     FeatmapError
         If a unit, size or recipe does not fit the network.
     ModelError
-        If a step cannot be made.
+        If the network fails in the trial step.
     """
     job = job.resolved()
-    # the advice on an octave that is too small is better than what its layer would say of itself
+    # first the octaves: this error advises a size, while the layer's own error would not
     limits.check_octave_sizes(job.network, job.recipe, job.layers)
     job.check()
     limits.check_memory(job.network, job.recipe, job.layers, job.device)
@@ -142,7 +217,7 @@ def checked(job: AnyJob) -> AnyJob:
 
 
 def _try_step(job: BaseJob) -> None:
-    """Make one step on each set of layers, in the layout that the descents will use."""
+    """Try one step on each set of layers, and choose the memory layout of the descents."""
     objectives = job.trials
     short = replace(job.recipe, octaves=(replace(job.recipe.octaves[-1], steps=1),))
     trial = Job(
@@ -160,10 +235,10 @@ def _try_step(job: BaseJob) -> None:
             return
         except (FeatmapError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - somebody else's network may raise anything
-            fault = error
+        except Exception as error:  # noqa: BLE001 - a network of the caller's own may raise anything
+            failure = error
     raise ModelError(
         f"network {job.network.name} cannot be descended in a batch of {short.rows} at {short.size} pixels, on "
-        f"{', '.join(job.layers)} ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0][:160]}); "
-        "its forward has to take any batch and pass gradients"
-    ) from fault
+        f"{', '.join(job.layers)} ({type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:160]}); "
+        "its forward method has to accept any batch size and pass gradients"
+    ) from failure

@@ -1,8 +1,12 @@
-"""From a square frame of similarities to a neighbour graph, clusters tested on nulls, an order of leaves.
+"""Neighbour graph, communities, clusters tested against two null models, and order of leaves, from a profile.
 
-Sources: Louvain, doi 10.1088/1742-5468/2008/10/P10008; consensus by evidence accumulation, Fred & Jain 2005,
-doi 10.1109/TPAMI.2005.113; adjusted Rand index, Hubert & Arabie 1985, doi 10.1007/BF01908075; the map that is
-clustered, the article's section "Feature Visualization from First Principles".
+The map that is clustered is that of the article's section "Feature Visualization from First Principles".
+
+References
+----------
+- Louvain: Blondel et al. (2008), doi 10.1088/1742-5468/2008/10/P10008.
+- Consensus by evidence accumulation: Fred & Jain (2005), doi 10.1109/TPAMI.2005.113.
+- Adjusted Rand index: Hubert & Arabie (1985), doi 10.1007/BF01908075.
 """
 
 from __future__ import annotations
@@ -19,18 +23,19 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf
 from scipy.spatial.distance import squareform
 
 from featmap.errors import FeatmapError
-from featmap.stats.correlation import DIGITS
+from featmap.stats.correlation import DIGITS, TIE, adjusted_rand
+from featmap.stats.frames import symmetric_values
 from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
-from featmap.stats.similarity_frame import symmetric_values
 
-ORDERED_LEAVES = 1200  # beyond, the order of leaves is the linkage's own
+ORDERED_LEAVES = 1200
+"""Number of features up to which leaves are ordered optimally: the time grows with its third power."""
 
 Progress = Callable[[int, int], None]
 _Null = Callable[[np.random.Generator], np.ndarray]
 
 
-def _natural(labels: Iterable[object]) -> np.ndarray:
-    """Return the positions that sort labels with numbers read as numbers ("a:9" before "a:10")."""
+def _natural_order(labels: Iterable[object]) -> np.ndarray:
+    """Find the positions that sort labels with numbers read as numbers ("a:9" before "a:10")."""
     texts = [str(label) for label in labels]
     keys = [([int(p) if i % 2 else p for i, p in enumerate(re.split(r"([0-9]+)", t))], t) for t in texts]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.intp)
@@ -46,7 +51,8 @@ class _Edges:
     weight: np.ndarray
 
     def modularity(self, labels: np.ndarray) -> float:
-        """Return the weighted modularity of n labels, in [-1/2, 1]; 0 for a graph without edges."""
+        """Compute the weighted modularity of n labels, in [-1/2, 1]; 0 for a graph without edges."""
+        # networkx.community.modularity is the same but for the order of sums, on which last digits on record depend
         total = self.weight.sum()
         if not total > 0:
             return 0.0
@@ -55,47 +61,61 @@ class _Edges:
         return float(inside - ((np.bincount(ends, np.tile(self.weight, 2)) / (2 * total)) ** 2).sum())
 
     def louvain(self, seeds: Iterable[int]) -> np.ndarray:
-        """Return len(seeds) x n labels, one Louvain run for each seed."""
+        """Run Louvain once for each seed; return len(seeds) x n labels."""
         # On integer nodes, the sets inside networkx have the same order in every process.
         graph: nx.Graph = nx.Graph()
         graph.add_nodes_from(range(self.n))
         ends = zip(self.head.tolist(), self.tail.tolist(), self.weight.tolist(), strict=True)
         graph.add_weighted_edges_from(ends)
-        found = []
+        runs = []
         for seed in seeds:
             labels = np.zeros(self.n, dtype=np.int64)
             for number, members in enumerate(nx.community.louvain_communities(graph, seed=int(seed))):
                 labels[list(members)] = number
-            found.append(labels)
-        return np.array(found)
+            runs.append(labels)
+        return np.array(runs)
 
 
-def _best(S: np.ndarray, k: int) -> _Edges:
-    """Return the k-nearest-neighbour graph of symmetric similarities; ties go to the lower position."""
+def _nearest_neighbours(S: np.ndarray, k: int) -> _Edges:
+    """Build the k-nearest-neighbour graph of symmetric similarities; ties go to the lower position."""
     weight = np.round(S, DIGITS)
     weight[~(weight > 0)] = 0.0
     np.fill_diagonal(weight, 0.0)
-    chosen = np.zeros(weight.shape, dtype=bool)
-    np.put_along_axis(chosen, np.argsort(-weight, axis=1, kind="stable")[:, :k], True, axis=1)
-    head, tail = np.nonzero(np.triu((chosen | chosen.T) & (weight > 0)))
+    is_neighbour = np.zeros(weight.shape, dtype=bool)
+    np.put_along_axis(is_neighbour, np.argsort(-weight, axis=1, kind="stable")[:, :k], True, axis=1)
+    head, tail = np.nonzero(np.triu((is_neighbour | is_neighbour.T) & (weight > 0)))
     return _Edges(len(weight), head, tail, weight[head, tail])
 
 
 def neighbour_graph(S: pd.DataFrame, k: int = 10) -> nx.Graph:
-    """Return the k-nearest-neighbour graph of a symmetric frame.
+    """Build the k-nearest-neighbour graph of a symmetric frame.
 
-    Two features are joined if either is among the `k` most similar ones of the other. Similarities that are
-    undefined or not above 0 join nothing; they count to 12 decimals and ties go by label ("a:9" before
-    "a:10"), so that the order of S decides nothing but the order of the nodes.
+    Two features are joined if either is among the `k` most similar ones of the other. Similarities that are undefined
+    or not above 0 join nothing; they count to 12 decimals and ties go by label ("a:9" before "a:10"), so that the order
+    of S decides nothing but the order of the nodes.
 
-    Returns a graph with the nodes in S's order (some have more than k neighbours, some may have none), the
-    edge attribute `weight`, in (0, 1] for a profile and high where features are alike, and the graph
-    attribute `k`. Raises FeatmapError if `k` is below 1 or S is not square and symmetric.
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Similarity, M x M; NaN where undefined.
+    k : int, default 10
+        Neighbours, 1 or more.
+
+    Returns
+    -------
+    networkx.Graph
+        Nodes in S's order (some have more than k neighbours, some may have none); edge attribute `weight`, in (0, 1]
+        for a profile and high where features are alike; graph attribute `k`.
+
+    Raises
+    ------
+    FeatmapError
+        If `k` is below 1 or S is not square and symmetric.
     """
     if k < 1:
         raise FeatmapError(f"k = {k} neighbours; at least 1 is needed")
-    labels, order = list(S.columns), _natural(S.columns)
-    edges = _best(symmetric_values(S)[np.ix_(order, order)], k)
+    labels, order = list(S.columns), _natural_order(S.columns)
+    edges = _nearest_neighbours(symmetric_values(S)[np.ix_(order, order)], k)
     one, two = np.sort([order[edges.head], order[edges.tail]], axis=0)
     graph: nx.Graph = nx.Graph(k=k)
     graph.add_nodes_from(labels)
@@ -104,30 +124,8 @@ def neighbour_graph(S: pd.DataFrame, k: int = 10) -> nx.Graph:
     return graph
 
 
-def _pairs(counts: np.ndarray) -> int:
-    """Return the number of pairs within groups of these sizes."""
-    return int((counts * (counts - 1) // 2).sum())
-
-
-def adjusted_rand(one: Sequence[int] | np.ndarray, two: Sequence[int] | np.ndarray) -> float:
-    """Return the adjusted Rand index of two partitions of the same things.
-
-    At most 1, reached by equal partitions under any names; about 0 for unrelated ones, below 0 for less
-    agreement than chance. Source: doi 10.1007/BF01908075. Raises FeatmapError if the lengths differ.
-    """
-    if len(one) != len(two):
-        raise FeatmapError(f"partitions of {len(one)} and {len(two)} things cannot be compared")
-    a, b = (np.unique(np.asarray(labels), return_inverse=True)[1] for labels in (one, two))
-    both = _pairs(np.bincount(a * (b.max(initial=0) + 1) + b))
-    in_a, in_b = _pairs(np.bincount(a)), _pairs(np.bincount(b))
-    if in_a == in_b == both:
-        return 1.0
-    chance = in_a * in_b / _pairs(np.array([len(a)]))
-    return (both - chance) / ((in_a + in_b) / 2 - chance)
-
-
 def _consensus(runs: np.ndarray) -> np.ndarray:
-    """Return the partition that R x n runs agree on, by evidence accumulation (doi 10.1109/TPAMI.2005.113).
+    """Compute the partition that R x n runs agree on, by evidence accumulation (doi 10.1109/TPAMI.2005.113).
 
     Average linkage on 1 - (the share of runs that put two things together), cut at 0.5.
     """
@@ -139,7 +137,7 @@ def _consensus(runs: np.ndarray) -> np.ndarray:
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
-    """Return the labels renamed 0, 1, ... by falling size, then by first member."""
+    """Rename labels 0, 1, ... by falling size, then by first member."""
     _, first, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.lexsort((first, -size))] = np.arange(len(first))
@@ -150,12 +148,18 @@ def _by_size(labels: np.ndarray) -> np.ndarray:
 class Communities:
     """Consensus communities of a graph.
 
-    Attributes
+    Parameters
     ----------
-    labels : community of each node, 0 the largest; in the order of the graph's nodes
-    modularity : of the consensus, in [-1/2, 1]; high where edges stay within communities
-    run_modularity, mean_modularity : the same of each Louvain run, and their mean
-    self_agreement : mean adjusted Rand index over pairs of runs; 1 where the runs' seeds do not matter
+    labels : pandas.Series
+        Community of each node, 0 the largest, in the order of the graph's nodes.
+    modularity : float
+        Modularity of the consensus, in [-1/2, 1]; high where edges stay within communities.
+    run_modularity : tuple of float
+        Modularity of each Louvain run.
+    mean_modularity : float
+        Mean of these.
+    self_agreement : float
+        Mean adjusted Rand index over pairs of runs; 1 where the runs' seeds do not matter.
     """
 
     labels: pd.Series
@@ -166,33 +170,52 @@ class Communities:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of nodes in communities 0, 1, ..."""
+        """Number of nodes in communities 0, 1, and so on."""
         return np.bincount(self.labels.to_numpy(dtype=np.int64)).tolist()
 
 
 def communities(graph: nx.Graph, runs: int = 50, seed: int = 0) -> Communities:
-    """Return the consensus of `runs` Louvain partitions of a weighted graph, each run with its own seed.
+    """Compute the consensus of several Louvain partitions of a weighted graph.
 
     Louvain visits nodes in the order of their labels, so that the order in which the graph was built is of no
-    consequence. Nodes without edges are communities of one. Raises FeatmapError for fewer than 2 runs.
+    consequence. Nodes without edges are communities of one.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+        Graph; edge attribute `weight`, 1 where it is missing.
+    runs : int, default 50
+        Louvain runs, each with its own seed; 2 or more.
+    seed : int, default 0
+        Seed that the runs' seeds derive from.
+
+    Returns
+    -------
+    Communities
+        Consensus, and how far the runs agree.
+
+    Raises
+    ------
+    FeatmapError
+        For fewer than 2 runs or a negative seed.
     """
     if runs < 2 or seed < 0:
         raise FeatmapError(f"runs = {runs}, seed = {seed}; allowed: runs from 2, seeds from 0")
     nodes = list(graph)
-    place = np.argsort(_natural(nodes))
-    at = dict(zip(nodes, place.tolist(), strict=True))
+    position = np.argsort(_natural_order(nodes))
+    at = dict(zip(nodes, position.tolist(), strict=True))
     ends = sorted((*sorted((at[u], at[v])), w) for u, v, w in graph.edges(data="weight", default=1.0))
     head, tail, weight = np.array(ends, dtype=float).reshape(-1, 3).T
     edges = _Edges(len(nodes), head.astype(int), tail.astype(int), weight)
-    found = edges.louvain(np.random.SeedSequence(seed).generate_state(runs).tolist())
-    consensus = _consensus(found)
-    modularity = tuple(edges.modularity(labels) for labels in found)
+    partitions = edges.louvain(np.random.SeedSequence(seed).generate_state(runs).tolist())
+    consensus = _consensus(partitions)
+    modularity = tuple(edges.modularity(labels) for labels in partitions)
     return Communities(
-        labels=pd.Series(_by_size(consensus[place]), index=nodes, name="cluster"),
+        labels=pd.Series(_by_size(consensus[position]), index=nodes, name="cluster"),
         modularity=edges.modularity(consensus),
         run_modularity=modularity,
         mean_modularity=float(np.mean(modularity)),
-        self_agreement=float(np.mean([adjusted_rand(a, b) for a, b in combinations(found, 2)])),
+        self_agreement=float(np.mean([adjusted_rand(a, b) for a, b in combinations(partitions, 2)])),
     )
 
 
@@ -200,14 +223,24 @@ def communities(graph: nx.Graph, runs: int = 50, seed: int = 0) -> Communities:
 class Clusters:
     """Clusters of features, or the answer that there are none.
 
-    Attributes
+    Parameters
     ----------
-    labels : cluster of each live feature, 0 the largest; all 0 where the data allow no clusters
-    allowed, reason : whether they do, and why or why not
-    p_permuted, p_factor : the two nulls' p = (1 + b) / (n + 1); 1 where nothing was drawn
-    permuted, factor : each null draw's modularity, to be compared to `communities.mean_modularity`
-    communities : the consensus, allowed or not
-    similarity, graph : the profile and its neighbour graph
+    labels : pandas.Series
+        Cluster of each live feature, 0 the largest; all 0 where the data allow no clusters.
+    allowed : bool
+        Whether they do.
+    reason : str
+        Why or why not.
+    p_permuted, p_factor : float
+        p-values of the two null models, (1 + b) / (draws + 1), low where the data are more modular; 1 without draws.
+    permuted, factor : numpy.ndarray
+        Modularity of each null model's draws, to be compared to `communities.mean_modularity`.
+    communities : Communities
+        Consensus, whether clusters are allowed or not.
+    similarity : pandas.DataFrame
+        Profile that was clustered.
+    graph : networkx.Graph
+        Its neighbour graph.
     """
 
     labels: pd.Series
@@ -222,7 +255,13 @@ class Clusters:
     graph: nx.Graph
 
     def summary(self) -> str:
-        """Return the finding in one sentence."""
+        """Say in one sentence whether there are clusters.
+
+        Returns
+        -------
+        str
+            Number of clusters and of features in them, or the reason why there are none.
+        """
         if not self.allowed:
             return f"No clusters among {len(self.labels)} features: {self.reason}."
         sizes = [size for size in self.communities.sizes if size > 1]
@@ -231,7 +270,7 @@ class Clusters:
 
 
 def _one_factor(X: np.ndarray) -> _Null:
-    """Return the Gaussian null that keeps the leading factor of X and nothing else.
+    """Build the Gaussian null model that keeps the leading factor of X and nothing else.
 
     Z, the column-standardised and row-centred X, is s u v' + E with s u v' its leading singular component. A
     draw is s u v' + N, N independent Gaussian with the population variance that E has in each column. The
@@ -240,32 +279,32 @@ def _one_factor(X: np.ndarray) -> _Null:
     Z, _ = standardise_and_centre(X)
     u, s, v = np.linalg.svd(Z, full_matrices=False)
     common = s[0] * np.outer(u[:, 0], v[0])
-    spread = (Z - common).std(axis=0)
-    return lambda rng: common + spread * rng.standard_normal(common.shape)
+    deviation = (Z - common).std(axis=0)
+    return lambda rng: common + deviation * rng.standard_normal(common.shape)
 
 
 def _draw(null: _Null, k: int, *key: int) -> float:
-    """Return the modularity of one Louvain run on the neighbour graph of one draw, seeded by `key`."""
+    """Compute the modularity of one Louvain run on the neighbour graph of one draw, seeded by `key`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key[0], spawn_key=key[1:])))
-    edges = _best(profile_correlations(null(rng)), k)
+    edges = _nearest_neighbours(profile_correlations(null(rng)), k)
     return edges.modularity(edges.louvain([int(rng.integers(2**32))])[0])
 
 
 def _too_little(table: np.ndarray, graph: nx.Graph) -> str:
-    """Return why images x features cannot be clustered at all, or an empty string."""
+    """Say why images x features cannot be clustered at all, "" where they can."""
     for count, what in zip(table.shape, ("images", "live features with a profile"), strict=True):
         if count < 3:
             return f"{count} {what} where at least 3 are needed"
     return "" if graph.number_of_edges() else "no two features have a similarity above 0"
 
 
-def _judge(found: Communities, p: list[float], alpha: float) -> tuple[bool, str]:
-    """Return whether there are clusters, and why."""
-    Q = f"modularity {found.mean_modularity:.3f}"
+def _decide(consensus: Communities, p: list[float], alpha: float) -> tuple[bool, str]:
+    """Decide whether there are clusters, and say why."""
+    Q = f"modularity {consensus.mean_modularity:.3f}"
     if max(p) > alpha:
         null = "permuted columns" if p[0] > alpha else "one common factor"
         return False, f"{Q} is within what {null} would give (p = {max(p):.3g})"
-    if sum(size > 1 for size in found.sizes) < 2:
+    if sum(size > 1 for size in consensus.sizes) < 2:
         return False, "the Louvain runs agree on fewer than two groups of two or more"
     return True, f"{Q}, p = {p[0]:.3g} against permuted columns and {p[1]:.3g} against one common factor"
 
@@ -281,32 +320,53 @@ def find_clusters(
     alpha: float = 0.05,
     progress: Progress | None = None,
 ) -> Clusters:
-    """Return the clusters of the live features' profiles, if the data reject two nulls.
+    """Find clusters of the live features, if the data reject two null models.
 
-    The statistic is the modularity of a Louvain run on the neighbour graph: the mean over `runs` for the
-    data, one run for each draw of a null. The first null permutes the columns of A (live x live)
-    independently; the second is Gaussian with the data's leading factor (see `_one_factor`), because one
-    gradient through all features is modular too and yet no clusters. p = (1 + b) / (n + 1), b the draws that
-    reach the data's statistic. All randomness derives from `seed`.
+    The statistic is the modularity of a Louvain run on the neighbour graph: the mean over `runs` for the data, one run
+    for each draw of a null model. The first null model permutes the columns of A (live x live) independently; the
+    second is Gaussian with the data's leading factor, because one gradient through all features is modular too without
+    being clusters. p = (1 + b) / (draws + 1), b the draws that reach the data's statistic.
 
     Parameters
     ----------
-    A, null, live : as for every measure
-    k : neighbours, as in `neighbour_graph`
-    runs, draws : Louvain runs on the data; draws of each null, 1 / alpha - 1 or more to reject anything
-    alpha : what neither p may exceed
-    progress : called with (done, total) after each draw
+    A : pandas.DataFrame
+        Responses, N images x M features.
+    null : pandas.Series
+        Response of each feature to the null image.
+    live : sequence of str, optional
+        Live features; default: all.
+    k : int, default 10
+        Neighbours, as in `neighbour_graph`.
+    runs : int, default 50
+        Louvain runs on the data.
+    draws : int, default 100
+        Draws of each null model; 1 / alpha - 1 or more to reject anything.
+    seed : int, default 0
+        Seed that all randomness derives from.
+    alpha : float, default 0.05
+        Level that neither p may exceed.
+    progress : callable, optional
+        Called with (done, total) after each draw.
 
-    Raises FeatmapError for settings out of range and what `profile` rejects. Too few features, or a graph
-    without edges, is no error: the answer is "no clusters", with the reason.
+    Returns
+    -------
+    Clusters
+        Clusters or the reason why there are none. Too few features, or a graph without edges, is no error: the answer
+        is "no clusters".
+
+    Raises
+    ------
+    FeatmapError
+        For settings out of range and what `profile` rejects.
     """
     if draws < 1 or not 0 < alpha < 1:
         raise FeatmapError(f"draws = {draws}, alpha = {alpha}; allowed: draws from 1, alpha between 0 and 1")
     S = profile(A, null, live)
     graph = neighbour_graph(S, k)
-    found = communities(graph, runs, seed)
+    consensus = communities(graph, runs, seed)
     X = select_stimuli(A, null, live).loc[:, np.isfinite(symmetric_values(S).diagonal())]
-    table = X.to_numpy()[np.ix_(_natural(X.index), _natural(X.columns))]
+    # in natural order, so that the draws do not depend on the order in which features were given
+    table = X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))]
     report = progress or (lambda done, total: None)
     values, reason = np.empty((2, 0)), _too_little(table, graph)
     if not reason:
@@ -316,24 +376,38 @@ def find_clusters(
             values[which, draw] = _draw(nulls[which], k, seed, which, draw)
             report(1 + which * draws + draw, 2 * draws)
     # Equal modularities may differ by the rounding of a sum; they count against the data.
-    reached = (values >= found.mean_modularity - 1e-12).sum(axis=1)
+    reached = (values >= consensus.mean_modularity - TIE).sum(axis=1)
     p = [float(p) for p in (1 + reached) / (1 + values.shape[1])]
-    allowed, reason = (False, reason) if reason else _judge(found, p, alpha)
-    labels = found.labels if allowed else found.labels * 0
-    return Clusters(labels, allowed, reason, p[0], p[1], values[0], values[1], found, S, graph)
+    allowed, reason = (False, reason) if reason else _decide(consensus, p, alpha)
+    labels = consensus.labels if allowed else consensus.labels * 0
+    return Clusters(labels, allowed, reason, p[0], p[1], values[0], values[1], consensus, S, graph)
 
 
 def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a linkage of the features in which every cluster is a subtree, and the order of its leaves.
+    """Compute a linkage in which every cluster is a subtree, and order its leaves.
 
-    Average linkage on the distance sqrt(2 - 2 S), with S = 0 where it is undefined, first within clusters,
-    then of the clusters by the mean distance between their members. Joins of clusters are lifted to the
-    height of the highest join within any. Leaves are then ordered optimally, but for more than 1,200 of them.
-    `labels` holds the cluster of each feature of the M x M profile S, by label or in the order of S.
+    Average linkage on the distance sqrt(2 - 2 S), with S = 0 where it is undefined, first within clusters, then of the
+    clusters by the mean distance between their members. Joins of clusters are lifted to the height of the highest join
+    within any. Up to `ORDERED_LEAVES` leaves are then ordered optimally.
 
-    Returns the linkage, (M - 1) x 4 as scipy has it with heights in [0, 2] (0 x 4 for fewer than two
-    features), and M positions in S, from one end of the heatmap to the other. Raises FeatmapError for labels
-    that miss a feature, or if S is not square and symmetric.
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Profile, M x M; NaN where undefined.
+    labels : pandas.Series or sequence of int
+        Cluster of each feature, by label or in the order of S.
+
+    Returns
+    -------
+    tree : numpy.ndarray
+        Linkage, (M - 1) x 4 as in scipy, heights in [0, 2]; 0 x 4 for fewer than two features.
+    order : numpy.ndarray
+        M positions in S, from one end of the heatmap to the other.
+
+    Raises
+    ------
+    FeatmapError
+        For labels that miss a feature, or if S is not square and symmetric.
     """
     distance = np.sqrt(np.clip(2.0 - 2.0 * np.nan_to_num(symmetric_values(S)), 0.0, None))
     np.fill_diagonal(distance, 0.0)

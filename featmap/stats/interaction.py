@@ -1,9 +1,10 @@
-"""How far the joint image of several units is from the sum of its parts: the formulas. No torch.
+"""Interaction of units: how far their joint image is from the sum of its parts.
 
 Notation: x images, d = x less the null image, r standardised responses less those at the null image, z a unit's
-activation less that at the null image. A figure whose denominator is below its floor is undefined: NaN here, an
-empty cell in every table. Source: the article, section "Layer and Neuron Interactions", which looks at such images;
-the figures are this library's own.
+activation less that at the null image. A statistic whose denominator is not above its floor is undefined: NaN.
+
+Source: the article, section "Layer and Neuron Interactions", which looks at such images; the statistics are this
+library's own.
 """
 
 from __future__ import annotations
@@ -16,88 +17,157 @@ from math import comb
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-EPS = 1e-5
-TINY = float(np.finfo(np.float32).tiny)
+from featmap.stats.correlation import DIFFERENCE_FLOOR, floors, pearson
+
 FIRING_SHARE = 0.1
+"""Share of its map's maximum above which a position fires."""
 ROUNDING = 1e-4
+"""Excess of a statistic over its floor that a linear network may have by rounding."""
 WEAK_SHARE = 0.05
+"""Share of the layer's median deviation below which a feature counts as not varying."""
 NOWHERE, SHARED = -1, -2
+"""Marks of `Territory.owner`: no unit fires, several do."""
 
 
 def response_deviations(responses: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-    """Return each feature's standard deviation over images (N x D), NaN for features that do not vary.
+    """Compute each feature's standard deviation over images.
 
-    `sizes` is the mean of a feature's absolute activations where `responses` has their mean (default: the same but
-    for the sign). The floor is `EPS` times the largest: float32 means are rounded by about a hundredth of it, also
-    those of a feature whose activations cancel.
-
-    `responses` are those of one layer: a feature also counts as not varying where its deviation is below `WEAK` times
-    the layer's median. Features that are all but dead on such images would otherwise be all that r is made of: on
-    the bundled network two or three of a thousand.
-    """
-    values = responses.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinite responses, which leave no spread
-        spread, largest = values.std(axis=0), np.abs(values if sizes is None else sizes).max(axis=0, initial=0)
-    varies = np.isfinite(spread) & (spread > np.maximum(EPS * largest, TINY))
-    median = np.median(spread[varies]) if varies.any() else 0.0
-    return np.where(varies & (spread >= WEAK_SHARE * median), spread, np.nan)
-
-
-def standardise_responses(responses: np.ndarray, null: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Return r: responses (... x D) less those at the null image, over `deviations`; features without one dropped."""
-    kept = np.isfinite(deviation)
-    return (responses[..., kept].astype(np.float64) - null[kept]) / deviation[kept]
-
-
-def quotient(over: float, under: float, largest: float) -> float:
-    """Return over / under, NaN where `under` is not above `EPS` times `largest`."""
-    return float(over / under) if np.isfinite(over) and under > max(EPS * abs(largest), TINY) else float("nan")
-
-
-def response_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
-    """Return the share of |r_ab|^2 that non-negative least squares on the parts' r does not explain.
+    A feature also counts as not varying where its deviation is below `WEAK_SHARE` times the layer's median. Features
+    that are all but dead on such images would otherwise make up nearly all of r: on the bundled network these are two
+    or three of a thousand.
 
     Parameters
     ----------
-    joint : D
-    parts : n x D
+    responses : numpy.ndarray
+        Responses of one layer, N images x D features.
+    sizes : numpy.ndarray, optional
+        Mean of each feature's absolute activations where `responses` has the mean of its activations, N x D; default:
+        absolute responses. Rounding goes by these, also in a feature whose activations cancel.
+
+    Returns
+    -------
+    numpy.ndarray
+        Population standard deviations, D, in the layer's own units; NaN for features that do not vary by more than
+        `DIFFERENCE_FLOOR` times their largest size.
+    """
+    values = responses.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinite responses, which leave no deviation
+        deviation, largest = values.std(axis=0), np.abs(values if sizes is None else sizes).max(axis=0, initial=0)
+    varies = np.isfinite(deviation) & (deviation > floors(largest, DIFFERENCE_FLOOR))
+    median = np.median(deviation[varies]) if varies.any() else 0.0
+    return np.where(varies & (deviation >= WEAK_SHARE * median), deviation, np.nan)
+
+
+def standardise_responses(responses: np.ndarray, null: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Compute r: responses less those at the null image, over their deviations.
+
+    Parameters
+    ----------
+    responses : numpy.ndarray
+        ... x D.
+    null : numpy.ndarray
+        Responses at the null image, D.
+    deviation : numpy.ndarray
+        Deviations from `response_deviations`, D; NaN for features that do not vary.
+
+    Returns
+    -------
+    numpy.ndarray
+        ... x D', float64, in standard deviations; features without a deviation are dropped.
+    """
+    varies = np.isfinite(deviation)
+    return (responses[..., varies].astype(np.float64) - null[varies]) / deviation[varies]
+
+
+def quotient(numerator: float, denominator: float, largest: float) -> float:
+    """Divide, where the denominator is above its floor.
+
+    Parameters
+    ----------
+    numerator, denominator : float
+        Numbers; the denominator is a difference of responses.
+    largest : float
+        Largest magnitude that the difference was taken of.
 
     Returns
     -------
     float
-        in [0, 1]: 0 where the joint image does what a mixture of its parts does. Undefined where |r_ab| is
-        within `EPS` of 0, measured by the largest of the parts.
+        The quotient; NaN where the denominator is not above `DIFFERENCE_FLOOR` times `largest`.
+    """
+    above = denominator > floors(abs(largest), DIFFERENCE_FLOOR)
+    return float(numerator / denominator) if np.isfinite(numerator) and above else float("nan")
+
+
+def response_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
+    """Compute the share of the joint response that no mixture of the parts explains.
+
+    That is the share of ``|r_ab|^2`` that non-negative least squares on the parts' r leaves.
+
+    Parameters
+    ----------
+    joint : numpy.ndarray
+        r at the joint image, D.
+    parts : numpy.ndarray
+        r at the solo images, n x D.
+
+    Returns
+    -------
+    float
+        In [0, 1]: 0 where the joint image does what a mixture of its parts does. NaN where ``|r_ab|`` is not above
+        `DIFFERENCE_FLOOR` times the largest of the parts.
     """
     if not (np.isfinite(joint).all() and np.isfinite(parts).all()) or not joint.size:
         return float("nan")
     size = float(np.linalg.norm(joint))
     largest = max(float(np.linalg.norm(p)) for p in parts)
-    if size <= max(EPS * largest, TINY):
+    if size <= floors(largest, DIFFERENCE_FLOOR):
         return float("nan")
-    _, rest = optimize.nnls(parts.T / (largest or 1.0), joint / size)
-    return float(min(rest**2, 1.0))
+    # Both sides are scaled to about 1: the solver's tolerance is absolute.
+    _, residual = optimize.nnls(parts.T / (largest or 1.0), joint / size)
+    return float(min(residual**2, 1.0))
 
 
 def image_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
-    """Return the share of the variance of d_ab that least squares on the parts' d, with a constant, does not explain.
+    """Compute the share of the joint image's variance that its parts do not explain.
 
-    `joint` is an image less the null image, of any shape; `parts` n of them. In [0, 1]; undefined where d_ab varies
-    by less than `EPS` of the most varying part.
+    That is the share of the variance of d_ab that least squares on the parts' d, with a constant, leaves.
+
+    Parameters
+    ----------
+    joint : numpy.ndarray
+        d of the joint image, of any shape.
+    parts : numpy.ndarray
+        d of the n solo images, n of that shape.
+
+    Returns
+    -------
+    float
+        In [0, 1]: 0 where the joint image is a linear combination of its parts. NaN where d_ab varies by no more than
+        `DIFFERENCE_FLOOR` of the most varying part.
     """
     target = joint.astype(np.float64).ravel() - joint.mean(dtype=np.float64)
     others = parts.astype(np.float64).reshape(len(parts), -1)
     others = others - others.mean(1, keepdims=True)
     size, largest = float(np.linalg.norm(target)), float(np.linalg.norm(others, axis=1).max())
-    if not (np.isfinite(size) and np.isfinite(largest)) or size <= max(EPS * largest, TINY):
+    if not (np.isfinite(size) and np.isfinite(largest)) or size <= floors(largest, DIFFERENCE_FLOOR):
         return float("nan")
+    # The cut-off drops directions in which equal parts differ by rounding, such as those of a unit with itself.
     weights, *_ = np.linalg.lstsq(others.T / (largest or 1.0), target / size, rcond=1e-10)
-    rest = target / size - weights @ others / (largest or 1.0)
-    return float(min(rest @ rest, 1.0))
+    residual = target / size - weights @ others / (largest or 1.0)
+    return float(min(residual @ residual, 1.0))
 
 
 @dataclass(frozen=True)
 class SecondDifference:
-    """Its norm over that of r_ab, and the feature (its place among all D probed ones) where it is largest."""
+    """Second difference of the responses to several units.
+
+    Parameters
+    ----------
+    size : float
+        Its norm over that of r_ab, from 0 on; NaN where undefined.
+    feature : int or None
+        Position among all D probed features where it is largest; None where it is rounding.
+    """
 
     size: float
     feature: int | None
@@ -106,35 +176,70 @@ class SecondDifference:
 def second_difference(
     middle: np.ndarray, fractions: np.ndarray, joint: np.ndarray, deviation: np.ndarray
 ) -> SecondDifference:
-    """Return which features compute with the units together.
+    """Compute which features respond to the units together and not to each alone.
 
     r(null + d_a/2 + d_b/2) - r(null + d_a/2) - r(null + d_b/2), for n units with d/n of each.
 
     Parameters
     ----------
-    middle : D', r at the null image plus all d/n
-    fractions : n x D', r at the null image plus d_i/n
-    joint : D', r_ab
-    deviation : D, from `deviations`; the D' features with one are those in the other arrays
+    middle : numpy.ndarray
+        r at the null image plus all d/n, D'.
+    fractions : numpy.ndarray
+        r at the null image plus d_i/n, n x D'.
+    joint : numpy.ndarray
+        r_ab, D'.
+    deviation : numpy.ndarray
+        Deviations from `response_deviations`, D; the D' features with one are those in the other arrays.
+
+    Returns
+    -------
+    SecondDifference
+        Size, 0 in a network that is linear on the way, and the feature where it is largest.
     """
     difference = middle - fractions.sum(0)
     largest = max(float(np.linalg.norm(part)) for part in fractions)
     size = quotient(float(np.linalg.norm(difference)), float(np.linalg.norm(joint)), largest)
-    if not difference.size or not np.abs(difference).max() > EPS * largest:  # rounding, or not finite
+    if not difference.size or not np.abs(difference).max() > DIFFERENCE_FLOOR * largest:  # rounding, or not finite
         return SecondDifference(size, None)
     return SecondDifference(size, int(np.flatnonzero(np.isfinite(deviation))[np.abs(difference).argmax()]))
 
 
 def self_saturation(whole: np.ndarray, fraction: np.ndarray, parts: int) -> float:
-    """Return the second difference of a unit with itself: |r(x_a) - n r(null + d_a/n)| over |r(x_a)|."""
+    """Compute the second difference of a unit with itself.
+
+    Parameters
+    ----------
+    whole : numpy.ndarray
+        r at the unit's solo image, D.
+    fraction : numpy.ndarray
+        r at the null image plus d/n, D.
+    parts : int
+        n.
+
+    Returns
+    -------
+    float
+        ``|r(x_a) - n r(null + d_a/n)|`` over ``|r(x_a)|``, from 0 on: 0 where responses grow linearly.
+    """
     size = float(np.linalg.norm(whole))
     return quotient(float(np.linalg.norm(whole - parts * fraction)), size, float(np.linalg.norm(fraction)))
 
 
 def simplex_lattice(parts: int, most: int = 100) -> np.ndarray:
-    """Return the weights of blends, P x n, each row adding up to 1: the finest even lattice of at most `most` points.
+    """List the weights of blends of several images.
 
-    For two units: 0, 0.05, ... 1.
+    Parameters
+    ----------
+    parts : int
+        Number of images n.
+    most : int, default 100
+        Largest number of blends.
+
+    Returns
+    -------
+    numpy.ndarray
+        P x n, each row adding up to 1: the finest even lattice on the simplex, in steps of 1/20 or wider, that has at
+        most `most` points. For two units: 0, 0.05, ... 1.
     """
     steps = 20
     while steps > 1 and comb(steps + parts - 1, parts - 1) > most:
@@ -144,14 +249,24 @@ def simplex_lattice(parts: int, most: int = 100) -> np.ndarray:
 
 
 def joint_gain(joint: np.ndarray, blends: np.ndarray, weights: np.ndarray, best: np.ndarray) -> float:
-    """Return (J(x_ab) - max J(blend)) over sum_i w_i z_i(x_i), which is n under `solo` balance.
+    """Compute what the joint descent gains over the best blend of the solo images.
 
     Parameters
     ----------
-    joint : n, each unit's z on the joint image
-    blends : P x n, its z on the blends of the solo images
-    weights : n
-    best : n, z_i(x_i)
+    joint : numpy.ndarray
+        Each unit's z on the joint image, n.
+    blends : numpy.ndarray
+        Its z on the blends of the solo images, P x n.
+    weights : numpy.ndarray
+        Weights w of the units in the joint objective J, n.
+    best : numpy.ndarray
+        z_i(x_i), n.
+
+    Returns
+    -------
+    float
+        (J(x_ab) - max J(blend)) over sum_i w_i z_i(x_i), which is n under `solo` balance; high where joint descent
+        reaches what no blend does, below 0 where a blend is better.
     """
     top = float((blends @ weights).max())
     scale = float(weights @ best)
@@ -160,11 +275,16 @@ def joint_gain(joint: np.ndarray, blends: np.ndarray, weights: np.ndarray, best:
 
 @dataclass(frozen=True, eq=False)
 class Territory:
-    """Who fires where on an image.
+    """Which unit fires where on an image.
 
-    `owner` y x x: the unit that fires there alone, `SHARED` where several do, `NOWHERE`; `divided` the share of
-    firing positions where only one fires, in [0, 1]; `correlation` of the maps, mean over pairs, undefined for
-    constant maps and a single position.
+    Parameters
+    ----------
+    owner : numpy.ndarray
+        y x x: the unit that fires there alone, `SHARED` where several do, `NOWHERE` where none does.
+    divided : float
+        Share of firing positions where only one fires, in [0, 1]; NaN where none fires.
+    correlation : float
+        Pearson's correlation of the maps, mean over pairs, in [-1, 1]; NaN for constant maps and a single position.
     """
 
     owner: np.ndarray
@@ -173,13 +293,23 @@ class Territory:
 
 
 def territory(maps: Sequence[np.ndarray]) -> Territory:
-    """Return the territories of units from their activation maps (each y x x, of any grid).
+    """Compute the territories of units from their activation maps.
 
-    Maps are resampled (bilinear) to the larger grid; a position fires above a tenth of its map's maximum, and
-    a map without a positive value fires nowhere.
+    Maps are resampled (bilinear) to the larger grid; a position fires above `FIRING_SHARE` of its map's maximum, and a
+    map without a positive value fires nowhere.
+
+    Parameters
+    ----------
+    maps : sequence of numpy.ndarray
+        Activation map of each unit, each y x x, of any grid.
+
+    Returns
+    -------
+    Territory
+        Undefined where a map is not finite.
     """
     shape = tuple(max(m.shape[k] for m in maps) for k in (0, 1))
-    grids = np.stack([_resampled(np.asarray(m, dtype=np.float64), shape) for m in maps])
+    grids = np.stack([_resample(np.asarray(m, dtype=np.float64), shape) for m in maps])
     if not np.isfinite(grids).all():
         return Territory(np.full(shape, NOWHERE), float("nan"), float("nan"))
     top = grids.max((1, 2), keepdims=True)
@@ -187,50 +317,60 @@ def territory(maps: Sequence[np.ndarray]) -> Territory:
     count = fires.sum(0)
     owner = np.where(count == 0, NOWHERE, np.where(count == 1, fires.argmax(0), SHARED))
     divided = float((count == 1).sum() / (count > 0).sum()) if (count > 0).any() else float("nan")
-    pairs = [_correlation(grids[i].ravel(), grids[j].ravel()) for i, j in combinations(range(len(grids)), 2)]
+    flat = grids.reshape(len(grids), -1)
+    pairs = [pearson(one, two, DIFFERENCE_FLOOR) for one, two in combinations(flat, 2)]
     return Territory(owner, divided, float(np.mean(pairs)))
 
 
-def _resampled(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _resample(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resample a map bilinearly, as torch's `interpolate` does without aligned corners."""
     if grid.shape == shape:
         return grid
     zoom = [s / g for s, g in zip(shape, grid.shape, strict=True)]
-    found: np.ndarray = ndimage.zoom(grid, zoom, order=1, mode="nearest", grid_mode=True)
-    return found
-
-
-def _correlation(one: np.ndarray, two: np.ndarray) -> float:
-    for values in (one, two):
-        if values.std() <= max(EPS * np.abs(values).max(), TINY):
-            return float("nan")
-    return float(np.clip(np.corrcoef(one, two)[0, 1], -1, 1))
-
-
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Return the interval of the mean over seeds by Student's t; None for fewer than three defined values."""
-    given = np.array([v for v in values if np.isfinite(v)])
-    if len(given) < 3:
-        return None
-    reach = stats.t.ppf((1 + level) / 2, len(given) - 1) * given.std(ddof=1) / np.sqrt(len(given))
-    return float(given.mean() - reach), float(given.mean() + reach)
+    resampled: np.ndarray = ndimage.zoom(grid, zoom, order=1, mode="nearest", grid_mode=True)
+    return resampled
 
 
 def p_above_zero(excess: Sequence[float]) -> float:
-    """Return the p-value of "the mean excess over seeds is not above 0" (one-sided t-test); NaN below three seeds.
+    """Compute the p-value of a mean excess over seeds that is not above 0.
 
-    An excess below `ROUNDING` is none: a linear network has as much.
+    Parameters
+    ----------
+    excess : sequence of float
+        Excess of a statistic over its floor for each seed; values that are not finite are left out. A mean of at most
+        `ROUNDING` counts as none: a linear network has as much.
+
+    Returns
+    -------
+    float
+        p of the one-sided t-test, low where the excess is above 0; NaN below three seeds.
     """
-    given = np.array([v for v in excess if np.isfinite(v)])
-    if len(given) < 3:
+    finite = np.array([v for v in excess if np.isfinite(v)])
+    if len(finite) < 3:
         return float("nan")
-    if given.mean() <= ROUNDING or np.ptp(given) == 0:
-        return 0.0 if given.mean() > ROUNDING else 1.0
-    return float(stats.ttest_1samp(given, 0.0, alternative="greater").pvalue)
+    if finite.mean() <= ROUNDING or np.ptp(finite) == 0:
+        return 0.0 if finite.mean() > ROUNDING else 1.0
+    return float(stats.ttest_1samp(finite, 0.0, alternative="greater").pvalue)
 
 
 def q_values(p: np.ndarray) -> np.ndarray:
-    """Return q-values after Benjamini and Hochberg (1995, 10.1111/j.2517-6161.1995.tb02031.x); NaN stays NaN."""
-    q, known = np.full(len(p), np.nan), np.isfinite(p)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known])
+    """Adjust p-values for the false discovery rate.
+
+    Parameters
+    ----------
+    p : numpy.ndarray
+        p-values, NaN where undefined.
+
+    Returns
+    -------
+    numpy.ndarray
+        q-values, in [0, 1], of the same length; NaN stays NaN.
+
+    References
+    ----------
+    Benjamini & Hochberg (1995), doi 10.1111/j.2517-6161.1995.tb02031.x.
+    """
+    q, defined = np.full(len(p), np.nan), np.isfinite(p)
+    if defined.any():
+        q[defined] = stats.false_discovery_control(p[defined])
     return q

@@ -20,15 +20,9 @@ import numpy as np
 import pandas as pd
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.stats.correlation import (
-    DIGITS,
-    FLOOR,
-    column_moments,
-    floors,
-    largest_magnitude,
-    standardise,
-    unit_vectors,
-)
+from featmap.stats import correlation
+from featmap.stats.correlation import DIGITS, FLOOR, floors, largest_magnitude, standardise
+from featmap.stats.frames import to_floats, to_frame
 
 FEW_STIMULI = 32
 """Number of images below which a profile is warned of: chance correlations have a deviation of 1 / sqrt(n - 1)."""
@@ -41,7 +35,13 @@ class FewStimuliWarning(UserWarning):
 
 
 class Measure(Protocol):
-    """Signature of every entry of `MEASURES`."""
+    """Signature of every entry of `MEASURES`.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        A, null and live, as in `coactivation`.
+    """
 
     def __call__(self, A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> pd.DataFrame:
         """Compute the measure from A and null; means and profiles are taken over the features in `live`."""
@@ -62,7 +62,7 @@ def register(name: str) -> Callable[[_M], _M]:
     Returns
     -------
     callable
-        The decorator, which returns the function unchanged.
+        Decorator that leaves the function as it is.
     """
 
     def enter(function: _M) -> _M:
@@ -81,33 +81,6 @@ class _Responses:
     own: np.ndarray
     live_rows: np.ndarray
     live_columns: np.ndarray
-
-
-def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
-    """Copy a table's values as float64.
-
-    Parameters
-    ----------
-    data : pandas.DataFrame or pandas.Series
-        Numbers of any kind.
-    name : str
-        Name of the table in the error message.
-
-    Returns
-    -------
-    numpy.ndarray
-        The same shape; NaN for everything that is not a finite number.
-
-    Raises
-    ------
-    FeatmapError
-        If the table holds anything but numbers and missing values.
-    """
-    try:
-        values = data.to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise FeatmapError(f"{name} must hold numbers only ({error})") from error
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _check(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None) -> _Responses:
@@ -133,24 +106,6 @@ def _check(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None) -> _Res
         live_rows=np.asarray(A.index.isin(live_labels)),
         live_columns=np.asarray(A.columns.isin(live_labels)),
     )
-
-
-def to_frame(values: np.ndarray, rows: pd.Index, columns: pd.Index) -> pd.DataFrame:
-    """Label the values of a measure.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        N x M.
-    rows, columns : pandas.Index
-        Labels.
-
-    Returns
-    -------
-    pandas.DataFrame
-        float64, NaN for everything that is not finite.
-    """
-    return pd.DataFrame(np.where(np.isfinite(values), values, np.nan), index=rows, columns=columns)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, floor: np.ndarray) -> np.ndarray:
@@ -182,7 +137,7 @@ def raw(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> 
 
 @register("coactivation")
 def coactivation(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> pd.DataFrame:
-    """Compute the share of its own best response that each feature gives to an image.
+    """Compute the share of its own best response that a feature gives to an image.
 
     ``C[i, j] = (A[i, j] - null[j]) / (A[j, j] - null[j])``. A positive factor on a feature's responses changes nothing.
 
@@ -209,9 +164,9 @@ def coactivation(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = 
 
 @register("relative")
 def relative(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> pd.DataFrame:
-    """Divide each image's responses by that of the feature it maximises: the article's plot.
+    """Divide each image's responses by that of the feature which it maximises.
 
-    ``R[i, j] = A[i, j] / A[i, i]``.
+    ``R[i, j] = A[i, j] / A[i, i]``: the article's plot.
 
     Parameters
     ----------
@@ -261,7 +216,7 @@ def selective(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = Non
 
 
 def select_stimuli(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> pd.DataFrame:
-    """Select the part of A that profiles are computed from: live images x live features.
+    """Select the part of A that profiles are computed from.
 
     Parameters
     ----------
@@ -275,7 +230,7 @@ def select_stimuli(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None 
     Returns
     -------
     pandas.DataFrame
-        float64, NaN where not finite; images without any finite response are left out.
+        Live images x live features, float64, NaN where not finite; images without any finite response are left out.
 
     Raises
     ------
@@ -329,7 +284,7 @@ def standardise_and_centre(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unit_profiles(values: np.ndarray, method: Correlation = "pearson") -> tuple[np.ndarray, np.ndarray]:
-    """Compute the profiles of features as unit vectors, whose products are correlations.
+    """Compute profiles as unit vectors, whose products are correlations.
 
     Parameters
     ----------
@@ -352,7 +307,7 @@ def unit_profiles(values: np.ndarray, method: Correlation = "pearson") -> tuple[
     if method == "spearman" and Z.size:
         Z = pd.DataFrame(np.round(Z, DIGITS)).rank().to_numpy()
     Z = Z - Z.sum(axis=0) / N
-    return unit_vectors(np.where(varies, Z, np.nan), axis=0, floor=0.0), defined
+    return correlation.unit_vectors(np.where(varies, Z, np.nan), axis=0, floor=0.0), defined
 
 
 def profile_correlations(values: np.ndarray, method: Correlation = "pearson") -> np.ndarray:
@@ -383,7 +338,7 @@ def profile_correlations(values: np.ndarray, method: Correlation = "pearson") ->
 def profile(
     A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None, method: Correlation = "pearson"
 ) -> pd.DataFrame:
-    """Correlate the responses of every two features over the images of all live features.
+    """Correlate the responses of every two features over all live images.
 
     The columns of live x live A are standardised, centred by row (see `standardise_and_centre`) and correlated.
     Constant columns are undefined and take no part in the centring.
@@ -424,24 +379,8 @@ def profile(
     return to_frame(profile_correlations(X.to_numpy(), method), X.columns, X.columns)
 
 
-def count_undefined(frame: pd.DataFrame) -> int:
-    """Count the undefined entries of a measure.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Measure.
-
-    Returns
-    -------
-    int
-        Number of entries that are not finite.
-    """
-    return int(np.isnan(to_floats(frame, "the frame")).sum())
-
-
 def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:
-    """Compute the share of live features that no live image drives more than their own image does.
+    """Compute the share of live features driven most by their own image.
 
     Parameters
     ----------
@@ -453,7 +392,8 @@ def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:
     Returns
     -------
     float
-        In [0, 1]; 1 where every descent found its feature. Images are compared where their response is finite.
+        In [0, 1]; 1 where no live image drives any live feature more than its own image does. Images are compared where
+        their response is finite.
 
     Raises
     ------
@@ -492,7 +432,7 @@ def measure_scales(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None 
     """
     data = _check(A, null, live)
     best, floor = data.own - data.null, floors(largest_magnitude(np.vstack([data.values, data.null])))
-    scale, mean, deviation = column_moments(data.values, data.live_rows)
+    scale, mean, deviation = correlation.column_moments(data.values, data.live_rows)
     columns = {
         "null": data.null,
         "best": np.where(best > floor, best, np.nan),

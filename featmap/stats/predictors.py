@@ -1,5 +1,7 @@
-"""Which pairs interact most, guessed from solo runs alone: each predictor is a table of the first layer's units by the
-second's, from passes whose number grows with the features, not with the pairs. No torch.
+"""Predictors of which pairs of units interact most, from solo runs alone, and their evaluation on measured pairs.
+
+Each predictor is a table of the first layer's units by the second's, N x M. The number of passes that it takes grows
+with the number of features, not of pairs.
 """
 
 from __future__ import annotations
@@ -12,23 +14,32 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from featmap.stats.correlation import DIFFERENCE_FLOOR, TINY
+from featmap.stats.correlation import DIFFERENCE_FLOOR, TINY, cosines, spearman, unit_vectors
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What is known of one layer's N units from their solo runs; rows are NaN where a unit's descent found nothing.
+    """Solo runs of one layer's N units.
+
+    Rows are NaN where a unit's descent found nothing. M is the number of units of the other layer.
 
     Parameters
     ----------
-    r : S x N x D, standardised responses at the solo images, for S seeds
-    fraction : N x D, the same at the null image plus half of d (first seed)
-    d : N x P, solo image less the null image (first seed)
-    at_null, at_solo : N x P, gradients of the units' activations at the null image and at their solo images
-    z : N x (units of both sides), activations of all units at the solo images, less those at the null image
-    own : N, places of the units themselves among the columns of z
-    reads : N x M, gradient of each unit's activation at its solo image by the channels of the M units of the other
-        side, each times that channel's deviation; NaN where the other side's layer does not lie before this one's
+    r : numpy.ndarray
+        Standardised responses at the solo images, S seeds x N x D.
+    fraction : numpy.ndarray
+        The same at the null image plus half of d (first seed), N x D.
+    d : numpy.ndarray
+        Solo image less the null image (first seed), N x P.
+    at_null, at_solo : numpy.ndarray
+        Gradients of the units' activations at the null image and at their solo images, N x P.
+    z : numpy.ndarray
+        Activations of all units of both layers at the solo images, less those at the null image, N x (N + M).
+    own : numpy.ndarray
+        Positions of the units themselves among the columns of z, N.
+    reads : numpy.ndarray
+        Gradient of each unit's activation at its solo image by the channels of the other layer's units, each times that
+        channel's deviation, N x M; NaN where the other layer does not lie before this one.
     """
 
     r: np.ndarray
@@ -46,7 +57,18 @@ PREDICTORS: dict[str, Predictor] = {}
 
 
 def register(name: str) -> Callable[[Predictor], Predictor]:
-    """Enter the decorated function into `PREDICTORS` under `name`."""
+    """Enter the decorated function into `PREDICTORS`.
+
+    Parameters
+    ----------
+    name : str
+        Key of the entry, which names a column of the predictions.
+
+    Returns
+    -------
+    callable
+        Decorator that leaves the function as it is.
+    """
 
     def enter(function: Predictor) -> Predictor:
         PREDICTORS[name] = function
@@ -55,25 +77,31 @@ def register(name: str) -> Callable[[Predictor], Predictor]:
     return enter
 
 
-def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return the cosines of the rows of N x P and M x P, N x M; NaN for rows that are zero or not finite."""
-
-    def unit(rows: np.ndarray) -> np.ndarray:
-        norm = np.linalg.norm(rows, axis=1, keepdims=True)
-        found: np.ndarray = rows / np.where(norm > TINY, norm, np.nan)
-        return found
-
-    with np.errstate(invalid="ignore"):
-        return np.clip(unit(one) @ unit(two).T, -1, 1)
-
-
-def _outer_mean(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def _pair_mean(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Average a value of each unit over every pair of units, N x M."""
     return (one[:, None] + two[None, :]) / 2
+
+
+def _norm_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide by norms; NaN where a norm is 0."""
+    ratio: np.ndarray = numerator / np.where(denominator > TINY, denominator, np.nan)
+    return ratio
 
 
 @register("crosstalk")
 def crosstalk(a: Side, b: Side) -> np.ndarray:
-    """Return the mean of z_b(x_a) / beta and z_a(x_b) / alpha, read off A."""
+    """Average z_b(x_a) / beta and z_a(x_b) / alpha, which A holds.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, unbounded; high where one unit comes free with the other.
+    """
     best_a, best_b = a.z[np.arange(len(a.z)), a.own], b.z[np.arange(len(b.z)), b.own]
     best_a, best_b = (np.where(v > TINY, v, np.nan) for v in (best_a, best_b))
     return (a.z[:, b.own] / best_b[None] + (b.z[:, a.own] / best_a[None]).T) / 2
@@ -81,56 +109,145 @@ def crosstalk(a: Side, b: Side) -> np.ndarray:
 
 @register("gradient agreement at the null image")
 def gradients_at_null(a: Side, b: Side) -> np.ndarray:
-    """Return the cosine of the units' gradients at the null image."""
+    """Compute the cosine of the units' gradients at the null image.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1].
+    """
     return cosines(a.at_null, b.at_null)
 
 
 @register("gradient agreement at the solo images")
 def gradients_at_solo(a: Side, b: Side) -> np.ndarray:
-    """Return the cosine of each unit's gradient at its own solo image."""
+    """Compute the cosine of each unit's gradient at its own solo image.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1].
+    """
     return cosines(a.at_solo, b.at_solo)
 
 
 @register("first-order cross-talk")
 def first_order_crosstalk(a: Side, b: Side) -> np.ndarray:
-    """Return the mean cosine of one unit's gradient at its solo image with the other's d: what a's image owes to b."""
+    """Compute the mean cosine of one unit's gradient and the other unit's d.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1], gradients at solo images; high where, to first order, one unit's image drives the other.
+    """
     return (cosines(a.at_solo, b.d) + cosines(a.d, b.at_solo)) / 2
 
 
 @register("image agreement")
 def image_agreement(a: Side, b: Side) -> np.ndarray:
-    """Return the cosine of d_a and d_b."""
+    """Compute the cosine of d_a and d_b.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; 1 for solo images that differ from the null image alike.
+    """
     return cosines(a.d, b.d)
 
 
 @register("response agreement")
 def response_agreement(a: Side, b: Side) -> np.ndarray:
-    """Return the cosine of r_a and r_b, mean over seeds: whether one image already does what the other does."""
+    """Compute the cosine of r_a and r_b, mean over seeds.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; high where one image already does what the other does.
+    """
     return np.mean([cosines(x, y) for x, y in zip(a.r, b.r, strict=True)], axis=0)
+
+
+def _log_size(side: Side) -> np.ndarray:
+    """Compute log ``|r|`` of each unit (first seed)."""
+    return np.log(np.maximum(np.linalg.norm(side.r[0], axis=1), TINY))
 
 
 @register("response imbalance")
 def response_imbalance(a: Side, b: Side) -> np.ndarray:
-    """Return | log |r_a| - log |r_b| |: whether one of the two drowns the other."""
-    one, two = (np.log(np.maximum(np.linalg.norm(s.r[0], axis=1), TINY)) for s in (a, b))
-    return np.abs(one[:, None] - two[None, :])
+    """Compute the absolute difference of ``log |r_a|`` and ``log |r_b|``.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, from 0 on; high where the response to one image is far stronger than to the other.
+    """
+    return np.abs(_log_size(a)[:, None] - _log_size(b)[None, :])
 
 
 @register("response size")
 def response_size(a: Side, b: Side) -> np.ndarray:
-    """Return the mean of log |r_a| and log |r_b|."""
-    return _outer_mean(*(np.log(np.maximum(np.linalg.norm(s.r[0], axis=1), TINY)) for s in (a, b)))
+    """Compute the mean of ``log |r_a|`` and ``log |r_b|``.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, unbounded.
+    """
+    return _pair_mean(_log_size(a), _log_size(b))
 
 
 @register("common response")
 def common_response(a: Side, b: Side) -> np.ndarray:
-    """Return the smaller of the units' cosines with what all units' solo images do on average.
+    """Compute the smaller cosine of the units' responses with their overall mean.
 
-    High where both images do what any image of that strength does; then a mixture of them does so too.
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; the mean is that of unit responses to all solo images. High where both images do what any
+        image of that strength does; then a mixture of them does so too.
     """
     both = np.concatenate([a.r[0], b.r[0]])
-    norm = np.linalg.norm(both, axis=1, keepdims=True)
-    units = (both / np.where(norm > TINY, norm, np.nan))[np.isfinite(norm[:, 0])]
+    units = unit_vectors(both)[np.isfinite(both).all(axis=1)]
     mean = np.nan_to_num(units).mean(0) if len(units) else np.full(both.shape[1], np.nan)
     one, two = (cosines(s.r[0], mean[None])[:, 0] for s in (a, b))
     return np.minimum(one[:, None], two[None, :])
@@ -138,154 +255,246 @@ def common_response(a: Side, b: Side) -> np.ndarray:
 
 @register("half-way response")
 def half_way_response(a: Side, b: Side) -> np.ndarray:
-    """Return the smaller of the cosines of r half-way to a solo image with r at it."""
+    """Compute the smaller of the cosines of r half-way to a solo image with r at it.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; 1 where responses grow in a straight line.
+    """
 
     def own(side: Side) -> np.ndarray:
-        dot = (side.fraction * side.r[0]).sum(1)
-        size = np.linalg.norm(side.fraction, axis=1) * np.linalg.norm(side.r[0], axis=1)
-        found: np.ndarray = dot / np.where(size > TINY, size, np.nan)
-        return found
+        product = (side.fraction * side.r[0]).sum(1)
+        return _norm_ratio(product, np.linalg.norm(side.fraction, axis=1) * np.linalg.norm(side.r[0], axis=1))
 
     return np.minimum(own(a)[:, None], own(b)[None, :])
 
 
 @register("self-saturation")
 def self_saturation(a: Side, b: Side) -> np.ndarray:
-    """Return the mean second difference of each unit with itself."""
+    """Compute the mean second difference of each unit with itself.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, from 0 on; 0 where responses grow linearly.
+    """
 
     def own(side: Side) -> np.ndarray:
-        size = np.linalg.norm(side.r[0], axis=1)
-        rest = np.linalg.norm(side.r[0] - 2 * side.fraction, axis=1)
-        found: np.ndarray = rest / np.where(size > TINY, size, np.nan)
-        return found
+        residual = np.linalg.norm(side.r[0] - 2 * side.fraction, axis=1)
+        return _norm_ratio(residual, np.linalg.norm(side.r[0], axis=1))
 
-    return _outer_mean(own(a), own(b))
+    return _pair_mean(own(a), own(b))
 
 
 @register("concentration")
 def concentration(a: Side, b: Side) -> np.ndarray:
-    """Return the mean share of |r|^2 that each solo image's strongest feature has."""
+    """Compute the mean share of ``|r|^2`` that the strongest feature has.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in (0, 1]; 1 where each image drives a single feature.
+    """
 
     def own(side: Side) -> np.ndarray:
-        square = side.r[0] ** 2
-        total = square.sum(1)
-        found: np.ndarray = square.max(1, initial=0) / np.where(total > TINY, total, np.nan)
-        return found
+        energy = side.r[0] ** 2
+        return _norm_ratio(energy.max(1, initial=0), energy.sum(1))
 
-    return _outer_mean(own(a), own(b))
+    return _pair_mean(own(a), own(b))
 
 
 @register("weight overlap")
 def weight_overlap(a: Side, b: Side) -> np.ndarray:
-    """Return how much of what one unit reads of the other's layer is the other unit: in [-1, 1].
+    """Compute the share of the other unit in what one unit reads of the other's layer.
 
-    First-order weight of the one on the other over the norm of all such weights. Undefined within one layer, and
-    where neither layer lies before the other.
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]: first-order weight of the one on the other over the norm of all such weights. NaN within one
+        layer, and where neither layer lies before the other.
     """
     for reader, flip in ((b, True), (a, False)):
         if np.isfinite(reader.reads).any():
             norm = np.linalg.norm(np.nan_to_num(reader.reads), axis=1, keepdims=True)
-            share = reader.reads / np.where(norm > TINY, norm, np.nan)
+            share = _norm_ratio(reader.reads, norm)
             return share.T if flip else share
     return np.full((len(a.r[0]), len(b.r[0])), np.nan)
 
 
 @register("floor")
 def seed_floor(a: Side, b: Side) -> np.ndarray:
-    """Return the mean floor of the units between two seeds: the share of r that a new start changes."""
-
-    def own(side: Side) -> np.ndarray:
-        once, again = side.r[0], side.r[-1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            dot = (once * again).sum(1) / (np.linalg.norm(once, axis=1) * np.linalg.norm(again, axis=1))
-        found: np.ndarray = 1 - np.clip(dot, 0, 1) ** 2
-        return found
-
-    return _outer_mean(own(a), own(b))
-
-
-def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a combination of predictors fitted to the pairs whose exact figure is known: ridge regression on ranks.
+    """Compute the mean share of r that a new start changes.
 
     Parameters
     ----------
-    X : pairs x predictors; what one predictor leaves undefined counts as its middle rank
-    y : exact figure, NaN where it was not measured
+    a, b : Side
+        Units of the first and of the second layer.
 
     Returns
     -------
-    everywhere : its value for every pair, NaN where no predictor is defined
-    left_out : for the measured pairs, its value when the fit had not seen them (k-fold), NaN elsewhere
+    numpy.ndarray
+        N x M, in [0, 1]: one less the squared cosine of r between two seeds (0 if negative), mean of the two units.
+    """
+
+    def own(side: Side) -> np.ndarray:
+        once, again = side.r[0], side.r[-1]
+        norms = np.linalg.norm(once, axis=1) * np.linalg.norm(again, axis=1)
+        changed: np.ndarray = 1 - np.clip(_norm_ratio((once * again).sum(1), norms), 0, 1) ** 2
+        return changed
+
+    return _pair_mean(own(a), own(b))
+
+
+def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a ridge regression on the predictors' ranks to the measured pairs.
+
+    Parameters
+    ----------
+    X : numpy.ndarray
+        Pairs x predictors; NaN counts as the predictor's middle rank.
+    y : numpy.ndarray
+        Measured value of each pair, NaN where it was not measured.
+    folds : int, default 10
+        Folds of the cross-validation.
+    ridge : float, default 100
+        Penalty, in pairs: it weighs like so many pairs of ranks without any relation.
+
+    Returns
+    -------
+    everywhere : numpy.ndarray
+        Prediction for every pair, NaN where no predictor is defined or there are fewer than two measured pairs a fold.
+    left_out : numpy.ndarray
+        Prediction for each measured pair from the fit without its fold, NaN elsewhere.
     """
     usable = np.isfinite(X).any(1)
     everywhere, left_out = np.full(len(X), np.nan), np.full(len(X), np.nan)
-    known = np.flatnonzero(usable & np.isfinite(y))
-    if len(known) < 2 * folds:
+    measured = np.flatnonzero(usable & np.isfinite(y))
+    if len(measured) < 2 * folds:
         return everywhere, left_out
     ranks = np.nan_to_num(stats.rankdata(X, axis=0, nan_policy="omit") / np.maximum(np.isfinite(X).sum(0), 1) - 0.5)
-    target = stats.rankdata(y[known]) / len(known) - 0.5
+    target = stats.rankdata(y[measured]) / len(measured) - 0.5
 
-    def fitted(rows: np.ndarray) -> np.ndarray:
-        Z, t = ranks[known[rows]], target[rows]
+    def predict(rows: np.ndarray) -> np.ndarray:
+        Z, t = ranks[measured[rows]], target[rows]
         centre = Z.mean(0)
         Z = Z - centre
-        weight_overlap = np.linalg.solve(Z.T @ Z + ridge / 12 * np.eye(Z.shape[1]), Z.T @ (t - t.mean()))
-        found: np.ndarray = (ranks - centre) @ weight_overlap
-        return found
+        # ranks over their number have variance 1 / 12
+        weights = np.linalg.solve(Z.T @ Z + ridge / 12 * np.eye(Z.shape[1]), Z.T @ (t - t.mean()))
+        prediction: np.ndarray = (ranks - centre) @ weights
+        return prediction
 
     for k in range(folds):
-        out = np.arange(len(known)) % folds == k
-        left_out[known[out]] = fitted(np.flatnonzero(~out))[known[out]]
-    everywhere[usable] = fitted(np.arange(len(known)))[usable]
+        out = np.arange(len(measured)) % folds == k
+        left_out[measured[out]] = predict(np.flatnonzero(~out))[measured[out]]
+    everywhere[usable] = predict(np.arange(len(measured)))[usable]
     return everywhere, left_out
 
 
-def rank_correlation(predicted: np.ndarray, exact: np.ndarray) -> tuple[float, float, int]:
-    """Return Spearman's correlation over pairs that have both, its standard error, and how many there are.
+def rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float, int]:
+    """Compute Spearman's correlation of predictions with measured values.
 
-    NaN for fewer than 10 pairs or values that do not vary. The error is Bonett and Wright's (2000,
-    10.1007/BF02294183).
+    Parameters
+    ----------
+    predicted, measured : numpy.ndarray
+        Values of the same pairs, NaN where undefined.
+
+    Returns
+    -------
+    rho : float
+        Correlation over the pairs that have both, in [-1, 1]; NaN for fewer than 10 pairs or values that do not vary.
+    error : float
+        Standard error.
+    n : int
+        Number of pairs.
+
+    References
+    ----------
+    Standard error: Bonett & Wright (2000), doi 10.1007/BF02294183.
     """
-    known = np.isfinite(predicted) & np.isfinite(exact)
-    n = int(known.sum())
-    if (
-        n < 10
-        or np.ptp(predicted[known]) <= DIFFERENCE_FLOOR * np.abs(predicted[known]).max()
-        or np.ptp(exact[known]) <= TINY
-    ):
+    both = np.isfinite(predicted) & np.isfinite(measured)
+    n, x, y = int(both.sum()), predicted[both], measured[both]
+    if n < 10 or np.ptp(x) <= DIFFERENCE_FLOOR * np.abs(x).max() or np.ptp(y) <= TINY:
         return float("nan"), float("nan"), n
-    rho = float(stats.spearmanr(predicted[known], exact[known]).statistic)
+    rho = spearman(y, x)  # in this order the last digit is that of scipy.stats.spearmanr(x, y)
     return rho, float((1 - rho**2) * np.sqrt((1 + rho**2 / 2) / (n - 3))), n
 
 
-def evaluate(predicted: pd.DataFrame, exact: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the predictors by falling rank correlation, and the predictions with the combined one added.
+def evaluate(predicted: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rank the predictors by their correlation with measured pairs.
 
-    `predicted` has columns a, b and one a predictor, `exact` is the summary of the pairs drawn at random.
-    The combined predictor is fitted to the checked pairs, so it is judged by those left out of each fit.
+    Parameters
+    ----------
+    predicted : pandas.DataFrame
+        Columns a, b and one a predictor, a row for every pair.
+    measured : pandas.DataFrame
+        Summary of the pairs drawn at random; columns a, b, excess, response_nonlinearity.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        One row a predictor, by falling absolute value of `spearman`: predictor, spearman, error, spearman_with_floor,
+        pairs.
+    predicted : pandas.DataFrame
+        The predictions with a column `combined`. It is fitted to the measured pairs, so in `table` it is judged by
+        those left out of each fit.
     """
     names = [c for c in predicted.columns if c not in ("a", "b", "combined")]
     X = predicted[names].to_numpy(dtype=float, na_value=np.nan)
-    figures = exact[["a", "b", "excess", "response_nonlinearity"]]
-    known = predicted[["a", "b"]].merge(figures, on=["a", "b"], how="left")
-    y, whole = (known[c].to_numpy(dtype=float, na_value=np.nan) for c in ("excess", "response_nonlinearity"))
+    values = measured[["a", "b", "excess", "response_nonlinearity"]]
+    pairs = predicted[["a", "b"]].merge(values, on=["a", "b"], how="left")
+    y, whole = (pairs[c].to_numpy(dtype=float, na_value=np.nan) for c in ("excess", "response_nonlinearity"))
     everywhere, left_out = fit_combined(X, y)
-    rows = [{"predictor": n} | _judge_one(X[:, k], y, X[:, k], whole) for k, n in enumerate(names)]
-    rows.append({"predictor": "combined"} | _judge_one(left_out, y, fit_combined(X, whole)[1], whole))
+    rows = [{"predictor": n} | _score(X[:, k], y, X[:, k], whole) for k, n in enumerate(names)]
+    rows.append({"predictor": "combined"} | _score(left_out, y, fit_combined(X, whole)[1], whole))
     table = pd.DataFrame(rows)
     order = np.argsort(-np.nan_to_num(np.abs(table["spearman"].to_numpy(dtype=float)), nan=-1), kind="stable")
     return table.iloc[order].reset_index(drop=True), predicted.assign(combined=everywhere)
 
 
 def seed_reliability(figures: pd.DataFrame) -> float:
-    """Return Spearman's correlation of response nonlinearity less its floor between seeds, mean over pairs of seeds."""
+    """Compute the mean rank correlation of measured excesses between seeds.
+
+    Parameters
+    ----------
+    figures : pandas.DataFrame
+        Statistics of every pair and seed; columns group, seed, response_nonlinearity, response_nonlinearity_floor.
+
+    Returns
+    -------
+    float
+        Spearman's correlation of response nonlinearity less its floor, mean over pairs of seeds, in [-1, 1]; NaN for a
+        single seed.
+    """
     excess = figures["response_nonlinearity"] - figures["response_nonlinearity_floor"]
-    wide = figures.assign(excess=excess.astype("Float64")).pivot(index="group", columns="seed", values="excess")
-    values = wide.to_numpy(dtype=float, na_value=np.nan)
+    wide = figures.assign(excess=excess).pivot(index="group", columns="seed", values="excess")
+    values = wide.to_numpy(dtype=float)
     each = [rank_correlation(values[:, i], values[:, j])[0] for i in range(values.shape[1]) for j in range(i)]
     return float(np.mean(each)) if each else float("nan")
 
 
-def _judge_one(values: np.ndarray, excess: np.ndarray, again: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
-    rho, error, n = rank_correlation(values, excess)
-    return {"spearman": rho, "error": error, "spearman_with_floor": rank_correlation(again, whole)[0], "pairs": n}
+def _score(predicted: np.ndarray, excess: np.ndarray, predicted_whole: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
+    """Compute a predictor's row of the table."""
+    rho, error, n = rank_correlation(predicted, excess)
+    with_floor = rank_correlation(predicted_whole, whole)[0]
+    return {"spearman": rho, "error": error, "spearman_with_floor": with_floor, "pairs": n}

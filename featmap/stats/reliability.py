@@ -1,8 +1,8 @@
-"""How far a similarity would come out the same again: statistics of square tables over the same features. No torch.
+"""Repeatability of similarities: statistics of square tables over the same features.
 
 Tables are D x D float64, symmetric, NaN where undefined; a pair is two different features. Whatever is drawn (features,
-permutations, halves) comes from generators seeded by the purpose, so that a figure is the same every time. A figure
-whose denominator is below its floor, or that has fewer than three pairs, is undefined: NaN here, empty in tables.
+permutations, halves) comes from generators seeded by its purpose, so that a statistic is the same every time. A
+statistic whose denominator is not above its floor, or that has fewer than three pairs, is undefined: NaN.
 """
 
 from __future__ import annotations
@@ -16,18 +16,27 @@ import numpy as np
 from scipy import stats
 
 from featmap.rng import generator
+from featmap.stats.correlation import DIGITS, FLOOR, TIE, VARIANCE_FLOOR, pearson, spearman
 
-EPS = 1e-9
-"""Floor of a variance, as a share of the mean square; of 1 + (k - 1) r; of a difference of mean correlations."""
 DRAWS = 1000
+"""Bootstrap draws."""
 LEVEL = 0.95
+"""Confidence of intervals."""
 LEAST_PLACES = 5
-"""The fewest places (layers) whose trend has an interval."""
+"""Fewest places (layers) whose trend has an interval."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the interval of its bootstrap; NaN where undefined."""
+    """A statistic and its bootstrap interval.
+
+    Parameters
+    ----------
+    value : float
+        The statistic; NaN where undefined.
+    low, high : float, default NaN
+        Ends of the interval; NaN where undefined.
+    """
 
     value: float
     low: float = float("nan")
@@ -35,71 +44,130 @@ class Interval:
 
 
 def rank_pairs(table: np.ndarray) -> np.ndarray:
-    """Return a symmetric table with each pair's value replaced by its rank among all pairs (mean rank of ties)."""
+    """Replace each pair's value by its rank among all pairs.
+
+    Parameters
+    ----------
+    table : numpy.ndarray
+        D x D, symmetric.
+
+    Returns
+    -------
+    numpy.ndarray
+        D x D, ranks from 1, ties at their mean rank; NaN where `table` is, and on the diagonal.
+    """
     upper = np.triu_indices(len(table), 1)
     full = np.full(table.shape, np.nan)
-    full[upper] = stats.rankdata(np.round(table[upper], 12), nan_policy="omit")
+    full[upper] = stats.rankdata(np.round(table[upper], DIGITS), nan_policy="omit")
     return np.where(np.isfinite(full), full, full.T)
 
 
 def pair_correlation(one: np.ndarray, two: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return Pearson's correlation of two symmetric tables over pairs of features.
+    """Compute Pearson's correlation of two symmetric tables over pairs of features.
 
     Parameters
     ----------
-    one, two : D x D, in any unit; a pair counts where both are defined, the diagonal never does
-    weights : W x D, how often each feature is there (None: once); the pair j, k then counts w_j w_k times
+    one, two : numpy.ndarray
+        D x D, in any unit; a pair counts where both are defined, the diagonal never does.
+    weights : numpy.ndarray, optional
+        W x D, how often each feature counts; default: once. The pair j, k counts ``w_j w_k`` times.
 
     Returns
     -------
-    W correlations (of one row of ones: a single one), in [-1, 1]. NaN below three pairs, or where one of the tables
-    varies by no more than `EPS` of its mean square.
+    numpy.ndarray
+        W correlations (one without weights), in [-1, 1]. NaN below three pairs, or where the variance of a table is not
+        above `VARIANCE_FLOOR` of its mean square.
     """
     w = np.ones((1, len(one))) if weights is None else np.asarray(weights, dtype=np.float64)
-    known = np.isfinite(one) & np.isfinite(two) & ~np.eye(len(one), dtype=bool)
-    # less their means first: what is subtracted below is then small against what it is subtracted from
-    x, y = (np.where(known, t - t[known].mean() if known.any() else 0.0, 0.0) for t in (one, two))
+    defined = np.isfinite(one) & np.isfinite(two) & ~np.eye(len(one), dtype=bool)
+    # Less their means first: what is subtracted below is then small against what it is subtracted from.
+    x, y = (np.where(defined, t - t[defined].mean() if defined.any() else 0.0, 0.0) for t in (one, two))
 
-    def summed(table: np.ndarray) -> np.ndarray:
-        found: np.ndarray = ((w @ table) * w).sum(axis=1)
-        return found
+    def weighted_sum(table: np.ndarray) -> np.ndarray:
+        total: np.ndarray = ((w @ table) * w).sum(axis=1)
+        return total
 
-    count = summed(known.astype(np.float64))
+    count = weighted_sum(defined.astype(np.float64))
     n = np.maximum(count, 1)
-    mean_x, mean_y = summed(x) / n, summed(y) / n
-    over = summed(x * y) / n - mean_x * mean_y
-    spreads = []
+    mean_x, mean_y = weighted_sum(x) / n, weighted_sum(y) / n
+    covariance = weighted_sum(x * y) / n - mean_x * mean_y
+    variances = []
     for table, raw, mean in ((x, one, mean_x), (y, two, mean_y)):
-        square = np.square(raw[known]).mean() if known.any() else 0.0
-        variance = summed(table**2) / n - mean**2
-        spreads.append(np.where(variance > EPS * square, variance, np.nan))
+        square = np.square(raw[defined]).mean() if defined.any() else 0.0
+        variance = weighted_sum(table**2) / n - mean**2
+        variances.append(np.where(variance > VARIANCE_FLOOR * square, variance, np.nan))
     with np.errstate(invalid="ignore"):
-        found = over / np.sqrt(spreads[0] * spreads[1])
-    return np.where(count >= 6, np.clip(found, -1, 1), np.nan)  # every pair is counted from both sides
+        r = covariance / np.sqrt(variances[0] * variances[1])
+    return np.where(count >= 6, np.clip(r, -1, 1), np.nan)  # every pair is counted from both sides
 
 
 def bootstrap_counts(features: int, draws: int = DRAWS, key: str = "features") -> np.ndarray:
-    """Return how often each feature is drawn when as many as there are are drawn with replacement: draws x features."""
+    """Count how often each feature is drawn with replacement, for a bootstrap.
+
+    Parameters
+    ----------
+    features : int
+        Number of features D.
+    draws : int, default 1000
+        Number of bootstrap draws.
+    key : str, default "features"
+        Purpose, which seeds the generator.
+
+    Returns
+    -------
+    numpy.ndarray
+        draws x D, float64; each row adds up to D.
+    """
     rng = generator("bootstrap", key, features)
-    chosen = rng.integers(0, max(features, 1), size=(draws, features))
-    return np.stack([np.bincount(row, minlength=features) for row in chosen]).astype(np.float64)
+    drawn = rng.integers(0, max(features, 1), size=(draws, features))
+    return np.stack([np.bincount(row, minlength=features) for row in drawn]).astype(np.float64)
 
 
 def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile interval of bootstrap values; NaN, NaN below ten defined ones."""
-    known = values[np.isfinite(values)]
-    if len(known) < 10:
+    """Compute the percentile interval of bootstrap values.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Bootstrap values; those that are not finite are left out.
+    level : float, default 0.95
+        Confidence.
+
+    Returns
+    -------
+    low, high : float
+        Ends of the interval; NaN below ten finite values.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) < 10:
         return float("nan"), float("nan")
-    low, high = np.percentile(known, [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.percentile(finite, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
 
 
 def mean_correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]], draws: int = DRAWS) -> Interval:
-    """Return the mean over pairs of tables of their `pair_correlation`, with the bootstrap over features.
+    """Compute the mean correlation of pairs of tables, bootstrapped over features.
 
     Features are drawn with replacement and pairs of a feature with its own copy dropped: pairs of features are not
-    independent, so that resampling them would give intervals far too narrow (Snijders & Borgatti, 1999, Connections
-    22, 161-170). All tables of a draw share its features. Ranks, where the tables are ranks, are those of the whole.
+    independent, so that resampling them would give intervals far too narrow. All tables of a draw share its features.
+    Ranks, where the tables are ranks, are those of the whole.
+
+    Parameters
+    ----------
+    pairs : sequence of tuple of numpy.ndarray
+        Tables of the same features, D x D each.
+    draws : int, default 1000
+        Number of bootstrap draws.
+
+    Returns
+    -------
+    Interval
+        Mean of their `pair_correlation`, in [-1, 1]; without an interval below four features.
+
+    References
+    ----------
+    Snijders & Borgatti (1999), Non-parametric standard errors and tests for network statistics, Connections 22,
+    161-170.
     """
     if not pairs:
         return Interval(float("nan"))
@@ -112,72 +180,130 @@ def mean_correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]], draws: int 
 
 
 def repeatability(tables: Sequence[np.ndarray], draws: int = DRAWS) -> Interval:
-    """Return the mean pairwise correlation of S over seeds, each seed's S a D x D table, see `mean_correlation`."""
+    """Compute the mean pairwise correlation of S over seeds.
+
+    Parameters
+    ----------
+    tables : sequence of numpy.ndarray
+        S of each seed, D x D.
+    draws : int, default 1000
+        Number of bootstrap draws.
+
+    Returns
+    -------
+    Interval
+        `mean_correlation` over pairs of seeds: in [-1, 1], 1 where every seed gives the same S.
+    """
     return mean_correlation(list(combinations(tables, 2)), draws)
 
 
 def spearman_brown(r: float, k: float) -> float:
-    """Return k r / (1 + (k - 1) r), the reliability of the mean of k repetitions from that of one.
+    """Compute the reliability of the mean of k repetitions from that of one.
 
-    r in [-1, 1], k above 0; undefined where 1 + (k - 1) r is not above `EPS`, as for an r below -1 / (k - 1).
-    Sources: Spearman (1910, 10.1111/j.2044-8295.1910.tb00206.x), Brown (1910, 10.1111/j.2044-8295.1910.tb00207.x).
+    Parameters
+    ----------
+    r : float
+        Reliability of one repetition, in [-1, 1].
+    k : float
+        Number of repetitions, above 0; a fraction for fewer than `r` was measured with.
+
+    Returns
+    -------
+    float
+        k r / (1 + (k - 1) r); NaN where the denominator is not above `FLOOR`, as for an r below -1 / (k - 1).
+
+    References
+    ----------
+    - Spearman (1910), doi 10.1111/j.2044-8295.1910.tb00206.x.
+    - Brown (1910), doi 10.1111/j.2044-8295.1910.tb00207.x.
     """
-    under = 1 + (k - 1) * r
-    return float(k * r / under) if np.isfinite(r) and under > EPS else float("nan")
+    denominator = 1 + (k - 1) * r
+    return float(k * r / denominator) if np.isfinite(r) and denominator > FLOOR else float("nan")
 
 
 def seeds_needed(r: float, wanted: float = 0.99) -> int | None:
-    """Return how many seeds' mean would reach the reliability `wanted`, by `spearman_brown`; None if none would."""
-    if not np.isfinite(r) or not 0 < wanted < 1 or r <= EPS:
+    """Compute how many seeds' mean reaches a reliability, by `spearman_brown`.
+
+    Parameters
+    ----------
+    r : float
+        Reliability of one seed.
+    wanted : float, default 0.99
+        Reliability to reach, between 0 and 1.
+
+    Returns
+    -------
+    int or None
+        Number of seeds, 1 or more; None if no number reaches it.
+    """
+    if not np.isfinite(r) or not 0 < wanted < 1 or r <= FLOOR:
         return None
-    return 1 if r >= wanted else ceil(wanted * (1 - r) / (r * (1 - wanted)) - 1e-9)
+    # Rounding may leave the quotient just above a whole number, which is then the answer.
+    return 1 if r >= wanted else ceil(wanted * (1 - r) / (r * (1 - wanted)) * (1 - TIE))
 
 
 def feature_reliability(tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Return each feature's reliability: the mean over pairs of seeds of the correlation of its row of S.
+    """Compute the reliability of each feature's row of S in one seed's map.
 
-    D values in [-1, 1], of one seed's map: row j of the one S with row j of the other over all features but j itself.
-    NaN with fewer than two seeds, for rows with fewer than three entries that both define, and for rows that do not
-    vary (variance within `EPS` of their mean square).
+    Parameters
+    ----------
+    tables : sequence of numpy.ndarray
+        S of each seed, D x D.
+
+    Returns
+    -------
+    numpy.ndarray
+        D values in [-1, 1]: mean over pairs of seeds of the correlation of row j of the one S with row j of the other,
+        over all features but j itself. NaN with fewer than two seeds, for rows with fewer than three entries that both
+        define, and for rows that do not vary.
     """
     count = len(tables[0]) if len(tables) else 0
-    found = [[_row(a, b, j) for j in range(count)] for a, b in combinations(tables, 2)]
-    return np.mean(found, axis=0) if found else np.full(count, np.nan)
+    rows = [[_row_correlation(a, b, j) for j in range(count)] for a, b in combinations(tables, 2)]
+    return np.mean(rows, axis=0) if rows else np.full(count, np.nan)
 
 
-def _row(one: np.ndarray, two: np.ndarray, j: int) -> float:
-    known = np.isfinite(one[j]) & np.isfinite(two[j])
-    known[j] = False
-    x, y = one[j, known], two[j, known]
-    if len(x) < 3 or any(v.var() <= EPS * np.square(v).mean() for v in (x, y)):
-        return float("nan")
-    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+def _row_correlation(one: np.ndarray, two: np.ndarray, j: int) -> float:
+    """Correlate row j of two tables over the other features."""
+    defined = np.isfinite(one[j]) & np.isfinite(two[j])
+    defined[j] = False
+    return pearson(one[j, defined], two[j, defined]) if defined.sum() >= 3 else float("nan")
 
 
 def trend(values: np.ndarray, places: np.ndarray, draws: int = DRAWS) -> Interval:
-    """Return Spearman's correlation of values with places (the depth of their layer), with its bootstrap.
+    """Compute Spearman's correlation of values with the depth of their layer.
 
-    N values and N places. Places are drawn with replacement, and within each drawn place its values: values of one
-    place share what the place is, so that resampling values alone would count a place as many times as it has values
-    (Davison & Hinkley, 1997, Bootstrap Methods, 3.8). The interval is undefined (NaN) below `PLACES` places, of which
-    not even a perfect order would be beyond chance (2 / 4! > 0.05). Values that are not finite are left out. All is
-    undefined below three values, or where all values or all places are one.
+    Places are drawn with replacement, and within each drawn place its values: values of one place share what the place
+    is, so that resampling values alone would count a place as many times as it has values.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        N values; those that are not finite are left out.
+    places : numpy.ndarray
+        Place (depth) of each, N numbers.
+    draws : int, default 1000
+        Number of bootstrap draws.
+
+    Returns
+    -------
+    Interval
+        Correlation in [-1, 1], high where values rise with the place; NaN below three values, or where all values or
+        all places are one. The interval is NaN below `LEAST_PLACES` places, of which not even a perfect order would be
+        beyond chance (2 / 4! > 0.05).
+
+    References
+    ----------
+    Davison & Hinkley (1997), Bootstrap Methods and their Application, section 3.8.
     """
-    known = np.isfinite(values)
-    given, at = np.asarray(values, dtype=np.float64)[known], np.asarray(places)[known]
-    value = _spearman(given, at)
-    groups = [np.flatnonzero(at == place) for place in np.unique(at)]
+    finite = np.isfinite(values)
+    y, x = np.asarray(values, dtype=np.float64)[finite], np.asarray(places)[finite]
+    value = spearman(y, x)
+    groups = [np.flatnonzero(x == place) for place in np.unique(x)]
     if not np.isfinite(value) or len(groups) < LEAST_PLACES:
         return Interval(value)
-    rng, found = generator("trend", len(given), draws), np.empty(draws)
+    rng, correlations = generator("trend", len(y), draws), np.empty(draws)
     for k in range(draws):
         drawn = rng.integers(0, len(groups), len(groups))
-        chosen = np.concatenate([rng.choice(groups[g], len(groups[g])) for g in drawn])
-        found[k] = _spearman(given[chosen], at[chosen])
-    return Interval(value, *percentile_interval(found))
-
-
-def _spearman(one: np.ndarray, two: np.ndarray) -> float:
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(two) == 0:
-        return float("nan")
-    return float(np.clip(np.corrcoef(stats.rankdata(one), stats.rankdata(two))[0, 1], -1, 1))
+        members = np.concatenate([rng.choice(groups[g], len(groups[g])) for g in drawn])
+        correlations[k] = spearman(y[members], x[members])
+    return Interval(value, *percentile_interval(correlations))

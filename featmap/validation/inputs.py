@@ -13,6 +13,7 @@ from featmap.files import digest
 from featmap.mapping import cluster_io
 from featmap.network import weight_paths
 from featmap.network.model import Network
+from featmap.network.unit import split_call
 from featmap.runs import probe
 from featmap.runs.array_layout import LIVE, RESCUED
 from featmap.runs.engine import Execution
@@ -21,13 +22,13 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters
-from featmap.validation.figures import Evidence, Trial, judge
+from featmap.validation.statistics import Evaluation, Evidence, evaluate_layer
 
-PATH_LAYERS = 8
+MAX_PATH_LAYERS = 8
 """How many of the outermost layers on the way are looked at, and how many of those inside them."""
 
 
-def path_of(network: Network, layer: str, size: int, most: int = PATH_LAYERS) -> tuple[list[str], int]:
+def layers_on_path(network: Network, layer: str, size: int, most: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
     """Return the layers on the way to a layer that are looked at, itself last, and how many are not.
 
     Of the layers done before it, `most` of the outermost, spread evenly, and `most` of those inside them or inside the
@@ -36,8 +37,8 @@ def path_of(network: Network, layer: str, size: int, most: int = PATH_LAYERS) ->
     """
     names = list(network.trace(size).layers)
     before = names[: names.index(layer)]
-    bare = {name: name.partition("@")[0] for name in before}
-    target = layer.partition("@")[0]
+    bare = {name: split_call(name)[0] for name in before}
+    target = split_call(layer)[0]
     around = {target, *bare.values()}
 
     def is_inside(name: str) -> bool:
@@ -47,18 +48,18 @@ def path_of(network: Network, layer: str, size: int, most: int = PATH_LAYERS) ->
     able = [name for name in before if network.layer(name, size).channels >= 3]
     inner = [name for name in able if is_inside(name)]
     outer = [name for name in able if not is_inside(name)]
-    chosen = {*_spread(outer, most), *_spread(inner, most)}
+    chosen = {*_evenly_spread(outer, most), *_evenly_spread(inner, most)}
     return [*(name for name in before if name in chosen), layer], len(before) - len(chosen)
 
 
-def _spread(names: list[str], most: int) -> list[str]:
+def _evenly_spread(names: list[str], most: int) -> list[str]:
     if len(names) <= most:
         return names
     return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, most).round().astype(int))]
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class EvaluatedNetwork:
     """One network's part of a validation.
 
     Attributes
@@ -81,25 +82,27 @@ class Side:
     clusters: dict[str, Path]
 
 
-def trials_of(job: Job, side: Side, images: Path | None, neighbours: int, watcher: Watcher) -> dict[str, Trial]:
+def evaluate_layers(
+    job: Job, side: EvaluatedNetwork, images: Path | None, neighbours: int, watcher: Watcher
+) -> dict[str, Evaluation]:
     """Return the trials of all layers of one network; photographs are streamed through it where there are some.
 
     `job` is the judged run's (of the trained network), `neighbours` its k.
     """
     size, layers, found = job.recipe.size, job.layers, {}
-    ways = {layer: path_of(side.network, layer, size) for layer in layers}
+    ways = {layer: layers_on_path(side.network, layer, size) for layer in layers}
     passed = [la for way, _ in ways.values() for la in way]
-    seen = None if images is None else _natural(job, side, images, passed, watcher)
+    seen = None if images is None else _probe_images(job, side, images, passed, watcher)
     for layer in layers:
-        evidence = _evidence(job, layer, side, seen, ways[layer])
+        evidence = _collect_evidence(job, layer, side, seen, ways[layer])
         evidence.neighbours = neighbours
-        evidence.clusters = _clusters(evidence, side, layer, watcher)
-        found[layer] = judge(evidence, side.name, watcher)
+        evidence.clusters = _find_clusters(evidence, side, layer, watcher)
+        found[layer] = evaluate_layer(evidence, side.name, watcher)
     return found
 
 
-def _natural(
-    job: Job, side: Side, folder: Path, layers: list[str], watcher: Watcher
+def _probe_images(
+    job: Job, side: EvaluatedNetwork, folder: Path, layers: list[str], watcher: Watcher
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Return the layers' responses to photographs, and to the first seed's maximising images."""
     layers, size, where = list(dict.fromkeys(layers)), job.recipe.size, job.device.type
@@ -110,16 +113,20 @@ def _natural(
     natural = probe.probe(
         folder, layers, side.network, size=size, execution=Execution(where, out=place, watcher=watcher)
     )
-    side.store.note_part(place)
+    side.store.register_part(place)
     watcher.note(f"{side.name}: {len(job.labels)} maximising images through the same layers")
     first, place = side.sets[0].isel(seed=[0]), side.folder / f"path-{digest({'layers': layers})}"
     images = probe.probe(first, layers, side.network, execution=Execution(where, out=place, watcher=watcher))
-    side.store.note_part(place)
+    side.store.register_part(place)
     return natural, images
 
 
-def _evidence(
-    job: Job, layer: str, side: Side, seen: tuple[xr.DataArray, xr.DataArray] | None, way: tuple[list[str], int]
+def _collect_evidence(
+    job: Job,
+    layer: str,
+    side: EvaluatedNetwork,
+    seen: tuple[xr.DataArray, xr.DataArray] | None,
+    way: tuple[list[str], int],
 ) -> Evidence:
     names, size = job.features_of(layer), job.recipe.size
     A = np.concatenate([d["A"].sel(image=names, response=names).values for d in side.sets])
@@ -137,19 +144,19 @@ def _evidence(
             pair = images.sel(image=names, response=columns).values, natural.sel(response=columns).values
             evidence.paths[place] = pair
     chosen = [int(n.rpartition(":")[2]) for n in names]
-    incoming, outgoing = (_cosines(w, chosen) for w in weight_paths.find_weights(side.network, layer, size))
+    incoming, outgoing = (_weight_cosines(w, chosen) for w in weight_paths.find_weights(side.network, layer, size))
     evidence.incoming, evidence.outgoing = incoming, outgoing
     return evidence
 
 
-def _cosines(weights: weight_paths.FeatureWeights, chosen: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+def _weight_cosines(weights: weight_paths.FeatureWeights, chosen: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
     groups = weights.groups[chosen]
     if not (groups >= 0).any():
         return None
     return agreement.cosine_table(weights.vectors[chosen], groups), groups
 
 
-def _clusters(evidence: Evidence, side: Side, layer: str, watcher: Watcher) -> Clusters | None:
+def _find_clusters(evidence: Evidence, side: EvaluatedNetwork, layer: str, watcher: Watcher) -> Clusters | None:
     """Return the clusters of the side's map: those in its file, or new ones, which are then kept there."""
     who = [n for n, w in zip(evidence.names, evidence.live, strict=True) if w]
     if len(who) < 3:
@@ -158,7 +165,7 @@ def _clusters(evidence: Evidence, side: Side, layer: str, watcher: Watcher) -> C
     null, path = pd.Series(0.0, index=evidence.names), side.clusters[layer]
     own = None if side.name == "trained" else path.relative_to(side.store.folder).as_posix()
     noted = side.store.manifest.files
-    if own is None or (own in noted and side.store.holds({own: noted[own]})):
+    if own is None or (own in noted and side.store.are_intact({own: noted[own]})):
         known = cluster_io.read(path, measures.profile(frame, null, who), evidence.neighbours)
         if known is not None:
             return known

@@ -24,7 +24,7 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.random_weights import randomise_weights
 from featmap.optimize import photographs
-from featmap.optimize.limits import MOST_SEEDS
+from featmap.optimize.limits import MAX_SEEDS
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.report import atlas
@@ -33,15 +33,15 @@ from featmap.runs import estimate as estimates
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.job import Job, Selection
-from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run
+from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
-from featmap.runs.store import Run, open_arrays, readable
+from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
-from featmap.validation import report as certificates
+from featmap.validation import report as validation_report
 from featmap.validation import verdict
-from featmap.validation.figures import Trial, Validation
-from featmap.validation.inputs import Side, trials_of
-from featmap.validation.null import permuted
+from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers
+from featmap.validation.null import permuted_statistics
+from featmap.validation.statistics import Evaluation, Validation
 
 SEEDS, NULL_SEEDS = 5, 2
 FEWEST_PHOTOGRAPHS = 32
@@ -49,7 +49,7 @@ FOLDER = "validation"
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ValidationPlan:
     """What a validation is to do.
 
     Attributes
@@ -72,7 +72,7 @@ class Plan:
     null_seeds: tuple[int, ...]
 
 
-def plan(
+def plan_validation(
     folder: str | Path,
     *,
     images: str | Path | None = None,
@@ -80,7 +80,7 @@ def plan(
     null_seeds: int = NULL_SEEDS,
     network: Network | None = None,
     out: str | Path | None = None,
-) -> Plan:
+) -> ValidationPlan:
     """Return the checked plan of a validation.
 
     Parameters
@@ -98,7 +98,7 @@ def plan(
         for a run that is unfinished, of another command or network, or settings out of range.
     """
     run = Run.read(Path(folder))
-    with readable(Path(folder)):
+    with translate_read_errors(Path(folder)):
         return _plan(run, images, seeds, null_seeds, network, out)
 
 
@@ -109,7 +109,7 @@ def _plan(
     null_seeds: int,
     network: Network | None,
     out: str | Path | None,
-) -> Plan:
+) -> ValidationPlan:
     folder = run.folder
     if run.identity.get("command") != SIMILARITY or not run.manifest.is_complete:
         raise FeatmapError(
@@ -117,10 +117,10 @@ def _plan(
         )
     if run.identity.get("start") is not None:
         raise FeatmapError(f"run {str(folder)!r} began from a photograph: all its seeds are one, none can be added")
-    integrity.require(folder, pages=False, parts=False)
+    integrity.require_intact(folder, pages=False, parts=False)
     network = network or lifecycle.network_of(folder)
     job = job_of(run, network)
-    most = MOST_SEEDS
+    most = MAX_SEEDS
     if not 2 <= seeds <= most or not 0 <= null_seeds <= most:
         raise FeatmapError(
             f"seeds {seeds}, null seeds {null_seeds}: repeatability takes 2 seeds or more (5 is the default), "
@@ -142,7 +142,7 @@ def _plan(
             random, reason = randomise_weights(network), ""
         except ModelError as error:
             reason = str(error)
-    return Plan(
+    return ValidationPlan(
         run,
         job,
         Path(out) if out is not None else run.folder / FOLDER,
@@ -187,7 +187,7 @@ def job_of(run: Run, network: Network) -> Job:
         recipe=Recipe.from_identity(identity["recipe"]),
         seeds=tuple(identity["seeds"]),
         responses=tuple(identity["responses"]),
-        device=device.device(identity["device"]),
+        device=device.select_device(identity["device"]),
         command=identity["command"],
         selection=Selection.from_identity(identity),
     )
@@ -199,7 +199,7 @@ def job_of(run: Run, network: Network) -> Job:
     return job
 
 
-def descents(given: Plan) -> list[tuple[Job, Path]]:
+def similarity_jobs(given: ValidationPlan) -> list[tuple[Job, Path]]:
     """Return the similarity jobs that a validation needs besides the run itself, each with its folder."""
     job = replace(given.job, responses=tuple(given.job.layers))
     made = [(replace(job, seeds=(s,)), given.folder / f"seed-{s}") for s in given.seeds if s not in given.job.seeds]
@@ -209,66 +209,66 @@ def descents(given: Plan) -> list[tuple[Job, Path]]:
     return made
 
 
-def carry_out(given: Plan, watcher: Watcher | None = None) -> Validation:
+def carry_out(given: ValidationPlan, watcher: Watcher | None = None) -> Validation:
     """Make what is missing of a validation, judge the map, write the page and mark the run's tables and figures."""
     watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(given.run.identity)}
-    about = {"network": str(given.job.network), "environment": device.environment(given.job.device)}
+    about = {"network": str(given.job.network), "environment": device.describe_environment(given.job.device)}
     if given.images is not None:
         paths = photographs.find_photographs(given.images)
         photographs.check_readable(paths, lambda done, total: watcher.stage("photographs opened", done, total))
     _note_in_run(given)
-    with Run(given.folder, identity).open({}, {}, about).held() as store:
+    with Run(given.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
         store.save()
-        found = _carry_out(given, store, watcher)
+        found = _evaluate(given, store, watcher)
     _draw_atlas(given, watcher)  # now that the validation inside the run is complete: an atlas reads whole runs only
     return found
 
 
-def _note_in_run(given: Plan) -> None:
+def _note_in_run(given: ValidationPlan) -> None:
     """Let the judged run know of a validation that lies inside it."""
     if given.folder.resolve().is_relative_to(given.run.folder.resolve()):
-        with Run.read(given.run.folder).held() as run:
+        with Run.read(given.run.folder).locked() as run:
             run.manifest = Run.read(run.folder).manifest
-            run.note_part(run.folder / given.folder.resolve().relative_to(run.folder.resolve()))
+            run.register_part(run.folder / given.folder.resolve().relative_to(run.folder.resolve()))
 
 
-def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
-    for job, folder in descents(given):
+def _evaluate(given: ValidationPlan, store: Run, watcher: Watcher) -> Validation:
+    for job, folder in similarity_jobs(given):
         watcher.note(f"{'random weights' if job.network is given.random else 'trained'}: seed {job.seeds[0]}")
         _descend(job, folder, watcher)
-        store.note_part(folder)
-    places = tables.places(given.job.layers)
+        store.register_part(folder)
+    places = tables.layer_folders(given.job.layers)
     neighbours = View.from_record(given.run.manifest.view).neighbours
     further = [given.folder / f"seed-{s}" for s in given.seeds if s not in given.job.seeds]
-    own = Side(
+    own = EvaluatedNetwork(
         "trained",
         given.job.network,
         [open_arrays(f) for f in (given.run.folder, *further)],
         len(given.job.seeds),
         store,
         given.folder,
-        {layer: given.run.folder / place / cluster_io.NAME for layer, place in places.items()},
+        {layer: given.run.folder / place / cluster_io.FILE_NAME for layer, place in places.items()},
     )
-    trained = trials_of(given.job, own, given.images, neighbours, watcher)
-    random: dict[str, Trial] = {}
+    trained = evaluate_layers(given.job, own, given.images, neighbours, watcher)
+    random: dict[str, Evaluation] = {}
     if given.random is not None:
         where = given.folder / "random"
-        null = Side(
+        null = EvaluatedNetwork(
             "random weights",
             given.random,
             [open_arrays(where / f"seed-{s}") for s in given.null_seeds],
             1,
             store,
             where,
-            {layer: where / place / cluster_io.NAME for layer, place in places.items()},
+            {layer: where / place / cluster_io.FILE_NAME for layer, place in places.items()},
         )
-        random = trials_of(given.job, null, given.images, neighbours, watcher)
-    permutations = {layer: permuted(trial.evidence) for layer, trial in trained.items()}
+        random = evaluate_layers(given.job, null, given.images, neighbours, watcher)
+    permutations = {layer: permuted_statistics(trial.evidence) for layer, trial in trained.items()}
     found = Validation(given.folder, trained, random, permutations, given.reason)
-    certificates.write(store, given.job, found, given.images, watcher)
-    mark(given, trained, watcher)
+    validation_report.write_report(store, given.job, found, given.images, watcher)
+    mark_reliability(given, trained, watcher)
     _drop_abandoned(store)
     manifest = store.manifest
     manifest.status, manifest.seeds, manifest.null_seeds = COMPLETE, list(given.seeds), list(given.null_seeds)
@@ -280,8 +280,8 @@ def _carry_out(given: Plan, store: Run, watcher: Watcher) -> Validation:
 def _drop_abandoned(store: Run) -> None:
     """Remove what earlier validations left half made of other seeds or photographs: it belongs to nothing any more."""
     for place in (*store.folder.glob("*"), *store.folder.glob("random/*")):
-        if is_run(place) and _is_made(place):
-            store.note_part(place)
+        if is_run(place) and _is_complete(place):
+            store.register_part(place)
         elif is_run(place):
             shutil.rmtree(place)
     store.manifest.parts = [p for p in store.manifest.parts if is_run(store.folder / p)]
@@ -289,12 +289,12 @@ def _drop_abandoned(store: Run) -> None:
 
 def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
     """Do what is left of one similarity job's descents."""
-    with lifecycle.open_run(job, folder).held() as run:
+    with lifecycle.open_run(job, folder).locked() as run:
         if lifecycle.carry_out(job, run, Worker, watcher) or not run.manifest.is_complete:
             lifecycle.complete(job, run)
 
 
-def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
+def mark_reliability(given: ValidationPlan, trained: dict[str, Evaluation], watcher: Watcher) -> None:
     """Enter each feature's reliability into the run's tables, and mark the unreliable ones in its figures."""
     known = {
         name: None if pd.isna(row["reliability"]) else round(float(row["reliability"]), 6)
@@ -302,7 +302,7 @@ def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
         for name, row in trial.features.iterrows()
         if not pd.isna(row["reliable"])
     }
-    with Run.read(given.run.folder).held() as run:
+    with Run.read(given.run.folder).locked() as run:
         run.manifest = Run.read(run.folder).manifest  # read again now that nobody else writes it
         view = run.manifest.view
         changed = run.manifest.reliability != known
@@ -314,32 +314,32 @@ def mark(given: Plan, trained: dict[str, Trial], watcher: Watcher) -> None:
         mapping.carry_out(given.job, run, View.from_record(view), Execution(watcher=watcher))
 
 
-def _draw_atlas(given: Plan, watcher: Watcher) -> None:
+def _draw_atlas(given: ValidationPlan, watcher: Watcher) -> None:
     """Make the run's atlas again if it has one that shows other marks."""
     run = Run.read(given.run.folder)
     if run.manifest.atlas and not atlas.is_current(run):
         atlas.atlas(run.folder, network=given.job.network, watcher=watcher)
 
 
-def lines(found: Validation) -> list[str]:
+def describe(found: Validation) -> list[str]:
     """Return the verdicts, a line each."""
     return [
         line
         for layer, trial in found.trained.items()
-        for line in verdict.verdict(trial, found.random.get(layer)).lines()
+        for line in verdict.reach_verdict(trial, found.random.get(layer)).lines()
     ]
 
 
-def estimate(given: Plan) -> tuple[Estimate, str]:
+def estimate_validation(given: ValidationPlan) -> tuple[Estimate, str]:
     """Return what the descents that are still to make will take (measured on the trained network), and their number."""
-    open_jobs = [(job, folder) for job, folder in descents(given) if not _is_made(folder)]
+    open_jobs = [(job, folder) for job, folder in similarity_jobs(given) if not _is_complete(folder)]
     one = estimates.estimate(given.job if not open_jobs else open_jobs[0][0], given.folder)
     count = len(open_jobs)
     what = f"{count} maps of {len(given.job.objectives)} images to make, {given.job.recipe.steps} steps"
     return replace(one, seconds=one.seconds * count, disk=one.disk * count), what
 
 
-def _is_made(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and Run.read(folder).manifest.is_complete
 
 
@@ -384,4 +384,6 @@ def validate(
         If the run is not finished, of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
-    return carry_out(plan(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out), watcher)
+    return carry_out(
+        plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out), watcher
+    )

@@ -16,7 +16,7 @@ from featmap.errors import ModelError
 from featmap.network.loading import load
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField
 from featmap.optimize.responses import Probe
-from featmap.report.encode import animated
+from featmap.report.encode import encode_animation
 from tests.helpers.networks import small_inception
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,10 +130,10 @@ def test_a_spread_maximum_has_no_linear_twin() -> None:
 
 def test_an_animation_has_its_frames() -> None:
     frames = [np.full((3, 10, 20), k / 4) for k in range(5)]
-    data = animated(frames, 100, 40)
+    data = encode_animation(frames, 100, 40)
     with Image.open(io.BytesIO(data)) as film:
         assert (film.n_frames, film.size, film.info["loop"]) == (5, (40, 20), 0)
         film.seek(3)
         shade = np.asarray(film.convert("L"))
     assert abs(shade.mean() - 255 * 3 / 4) < 4
-    assert animated(frames, 100, 40) == data
+    assert encode_animation(frames, 100, 40) == data

@@ -47,7 +47,7 @@ def test_partitions_that_leave_no_room_are_undefined() -> None:
 def test_equal_partitions_agree_under_other_names() -> None:
     labels = np.repeat([0, 1, 2], 6)
     found = partitions.rand_index_test(labels, [f"branch{k}" for k in labels], permutations=199, draws=50)
-    assert (found.figure.value, found.figure.low, found.figure.high) == (1, 1, 1)
+    assert (found.statistic.value, found.statistic.low, found.statistic.high) == (1, 1, 1)
     assert found.p == 1 / 200
     assert abs(found.chance) < 0.05
 
@@ -68,7 +68,7 @@ def block(size: int = 8, inside: float = 0.7, outside: float = 0.1) -> tuple[np.
 def test_contrast_of_blocks_is_their_difference() -> None:
     S, groups = block()
     found = partitions.contrast_test(S, groups, permutations=199, draws=50)
-    assert [found.figure.value, found.figure.low, found.figure.high] == pytest.approx([0.6] * 3)
+    assert [found.statistic.value, found.statistic.low, found.statistic.high] == pytest.approx([0.6] * 3)
     assert found.p == 1 / 200
 
 
@@ -87,7 +87,7 @@ def test_contrast_leaves_out_what_is_undefined_and_counts_weights() -> None:
 def test_similarities_that_do_not_know_the_groups_are_no_contrast() -> None:
     noise = RNG.normal(size=(30, 30))
     found = partitions.contrast_test(noise + noise.T, np.repeat([0, 1], 15), permutations=199, draws=100)
-    assert found.figure.low < 0 < found.figure.high and found.p > 0.01
+    assert found.statistic.low < 0 < found.statistic.high and found.p > 0.01
 
 
 def test_neighbours_of_the_own_group_beside_chance() -> None:

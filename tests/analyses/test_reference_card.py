@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from analyses import reference_card
-from analyses.support.labelled_images import read_labelled
+from analyses.support.labelled_images import read_labelled_images
 from analyses.train_reference import Settings, Stretch, Training, carry_out, finish
 from featmap import FeatmapError, load
 from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, find_data_folder
@@ -32,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def delivered(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a GoogLeNet for three classes, just begun, with its record and checkpoint."""
-    one = Training(read_labelled([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
+    one = Training(read_labelled_images([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
     carry_out(one, tmp_path / "weights.safetensors.checkpoint", 1e9, None)
     one.origin["plans"] = [[0, "1x32"]]
     finish(one, tmp_path / "weights.safetensors")

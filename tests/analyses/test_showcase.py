@@ -24,8 +24,8 @@ def test_a_picture_of_the_atlas_shows_card_and_pair(tmp_path: Path) -> None:
     )
     page, one, two = tmp_path / "run" / "atlas.html", tmp_path / "one.png", tmp_path / "two.png"
     atlas(tmp_path / "run", activation_maps=False)
-    assert showcase.photograph(page, one, "#features:4", (0, 1))
-    assert showcase.photograph(page, two, "#features:5", (2, 3))
+    assert showcase.capture_atlas(page, one, "#features:4", (0, 1))
+    assert showcase.capture_atlas(page, two, "#features:5", (2, 3))
     with Image.open(one) as picture:
         assert picture.size == (1280, 900)
     assert one.read_bytes() != two.read_bytes()
@@ -33,5 +33,5 @@ def test_a_picture_of_the_atlas_shows_card_and_pair(tmp_path: Path) -> None:
 
 def test_without_a_browser_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(showcase.shutil, "which", lambda _: None)
-    assert not showcase.photograph(tmp_path / "atlas.html", tmp_path / "one.png")
+    assert not showcase.capture_atlas(tmp_path / "atlas.html", tmp_path / "one.png")
     assert not list(tmp_path.iterdir())

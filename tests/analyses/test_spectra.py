@@ -96,7 +96,7 @@ def test_an_image_without_variation_has_no_spectrum() -> None:
     images = np.stack([np.full((3, 40, 40), 0.7), np.full((3, 40, 40), np.nan), noise(0, 40)])
     assert np.isfinite(spectra.high_frequency_share(images)).tolist() == [False, False, True]
     assert np.isfinite(spectra.mean_frequency(images)).tolist() == [False, False, True]
-    assert [spectra.find_grid(image).found for image in images] == [False, False, False]
+    assert [spectra.find_grid(image).is_grid for image in images] == [False, False, False]
     assert spectra.find_grid(images[0]).prominence == 0
     assert np.isnan(spectra.find_grid(images[1]).prominence)
     assert np.isnan(spectra.find_grid(noise(0, 31)).prominence)  # too small to tell
@@ -107,7 +107,7 @@ def test_an_image_without_variation_has_no_spectrum() -> None:
 def test_a_planted_grid_is_found(period: int, direction: str) -> None:
     down, across = spectra.DIRECTIONS[direction]
     found = spectra.find_grid(natural(period) + wave(down / period, across / period, 0.15, phase=0.0))
-    assert found.found
+    assert found.is_grid
     assert found.period == period
     assert found.direction == (direction if period > 2 else direction.removeprefix("anti"))
     total = natural(period).var((1, 2)).mean()
@@ -126,8 +126,8 @@ def test_noise_of_any_slope_has_no_grid() -> None:
     for slope in (0.0, 1.0, 2.0, 3.0):
         images = [noise(k, 64, slope) for k in range(40)]
         gray = [np.tile(image[:1], (3, 1, 1)) for image in images]
-        assert not any(spectra.find_grid(image).found for image in (*images, *gray))
-    assert not any(spectra.find_grid(image).found for image in pink_noise(24, 64).numpy())
+        assert not any(spectra.find_grid(image).is_grid for image in (*images, *gray))
+    assert not any(spectra.find_grid(image).is_grid for image in pink_noise(24, 64).numpy())
 
 
 def test_textures_have_no_grid() -> None:
@@ -135,9 +135,9 @@ def test_textures_have_no_grid() -> None:
     for k in range(150):
         rng = np.random.default_rng(k)
         angle = None if k % 3 == 0 else float(rng.uniform(0, np.pi))
-        found.append(spectra.find_grid(band(k, rng.uniform(0.1, 0.45), rng.choice([0.02, 0.04]), angle)).found)
+        found.append(spectra.find_grid(band(k, rng.uniform(0.1, 0.45), rng.choice([0.02, 0.04]), angle)).is_grid)
     assert np.mean(found) <= 0.02
-    assert not spectra.find_grid(natural(0) + wave(1 / 4.5, 0.0, 0.15)).found  # as strong, but of no whole period
+    assert not spectra.find_grid(natural(0) + wave(1 / 4.5, 0.0, 0.15)).is_grid  # as strong, but of no whole period
 
 
 def test_a_faint_grid_is_not_visible() -> None:
@@ -147,13 +147,13 @@ def test_a_faint_grid_is_not_visible() -> None:
     assert found.prominence > spectra.PROMINENT
     assert found.share < spectra.VISIBLE
     assert found.contrast == pytest.approx(0.03, rel=0.1)
-    assert not found.found
+    assert not found.is_grid
     flat = spectra.find_grid(
         np.full((3, SIZE, SIZE), 0.5) + wave(0.25, 0.0, 0.01)
     )  # all that there is, but nobody sees it
     assert flat.share == pytest.approx(1, abs=0.01)
     assert flat.contrast == pytest.approx(0.01 / np.sqrt(2), rel=0.01)
-    assert not flat.found
+    assert not flat.is_grid
 
 
 def likeness_by_loop(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -171,12 +171,12 @@ def test_likeness_follows_its_definition_and_its_laws() -> None:
     found = profile_agreement(first, second)
     np.testing.assert_allclose([found.same, found.different], likeness_by_loop(first, second), atol=1e-12)
     turned = profile_agreement(second, 5 * first + np.arange(30))  # symmetric; free of each response's scale and zero
-    np.testing.assert_allclose(turned.beyond, found.beyond, atol=1e-12)
+    np.testing.assert_allclose(turned.excess, found.excess, atol=1e-12)
     order = rng.permutation(7)
     np.testing.assert_allclose(profile_agreement(first[order], second[order]).same, found.same[order], atol=1e-12)
     assert profile_agreement(first, first).same == pytest.approx(np.ones(7))
-    assert found.beyond.min() > 0.5
-    assert abs(profile_agreement(first, rng.standard_normal((7, 30))).beyond.mean()) < 0.25
+    assert found.excess.min() > 0.5
+    assert abs(profile_agreement(first, rng.standard_normal((7, 30))).excess.mean()) < 0.25
 
 
 def test_likeness_leaves_out_what_is_undefined() -> None:
@@ -187,7 +187,7 @@ def test_likeness_leaves_out_what_is_undefined() -> None:
     second[2, 5] = np.nan  # an image that is not finite
     found = profile_agreement(first, second)
     assert np.isnan(found.same[2]) and np.isnan(found.different[2])
-    np.testing.assert_allclose(np.delete(found.beyond, 2), whole.beyond, atol=1e-12)
+    np.testing.assert_allclose(np.delete(found.excess, 2), whole.excess, atol=1e-12)
     assert np.isnan(profile_agreement(first[:1], second[:1]).same).all()
 
 

@@ -20,8 +20,10 @@ from PIL import Image
 from scipy import stats
 
 from analyses import branches, coactivation, gradient_sum, joint_pair, natural_start, neuron_growth, reproducibility
+from analyses.support import findings
 from analyses.support import study as studies
-from analyses.support.study import Finding, Outcome, Study
+from analyses.support.findings import Finding, mean_or_undefined, value_finding
+from analyses.support.study import Outcome, Study, run_study, save_outcome
 from featmap import FeatmapError
 from featmap.plotting import style
 from tests.helpers import networks
@@ -32,41 +34,41 @@ VALUES = np.array([0.2, 0.5, 0.9, 0.4])
 
 
 def test_the_interval_is_students_t() -> None:
-    mean, low, high = studies.interval(VALUES)
+    mean, low, high = findings.interval(VALUES)
     expected = stats.t.interval(0.95, 3, loc=VALUES.mean(), scale=stats.sem(VALUES))
     assert (mean, low, high) == pytest.approx((0.5, *expected))
-    assert studies.interval([0.2, math.nan, 0.5, 0.9, math.inf, 0.4]) == pytest.approx((mean, low, high))
+    assert findings.interval([0.2, math.nan, 0.5, 0.9, math.inf, 0.4]) == pytest.approx((mean, low, high))
     narrow = stats.t.interval(0.5, 3, loc=VALUES.mean(), scale=stats.sem(VALUES))
-    assert studies.interval(VALUES, 0.5)[1:] == pytest.approx(narrow)
+    assert findings.interval(VALUES, 0.5)[1:] == pytest.approx(narrow)
 
 
 def test_no_interval_reaches_beyond_what_is_possible() -> None:
     values = np.array([0.9, 1, 1, 0.7])
-    mean, low, high = studies.interval(values)
+    mean, low, high = findings.interval(values)
     assert high > 1
-    assert studies.interval(values, within=studies.SHARE) == (mean, low, 1.0)
-    radii = studies.mean_finding("a", [2.0, 2, 3, 40], "a radius", "pixels", studies.POSITIVE)
-    assert radii.low == 0 and radii.high == pytest.approx(studies.interval([2.0, 2, 3, 40])[2])
-    assert (studies.mean_finding("a", [2.0, 2, 3, 40], "any").low or 0) < 0
+    assert findings.interval(values, within=findings.SHARE) == (mean, low, 1.0)
+    radii = findings.mean_finding("a", [2.0, 2, 3, 40], "a radius", "pixels", findings.POSITIVE)
+    assert radii.low == 0 and radii.high == pytest.approx(findings.interval([2.0, 2, 3, 40])[2])
+    assert (findings.mean_finding("a", [2.0, 2, 3, 40], "any").low or 0) < 0
 
 
 def test_one_value_is_its_own_interval_and_none_is_an_error() -> None:
-    assert studies.interval([0.3]) == (0.3, 0.3, 0.3)
+    assert findings.interval([0.3]) == (0.3, 0.3, 0.3)
     with pytest.raises(FeatmapError, match="no defined value to average; give other --layers or more --features"):
-        studies.interval([math.nan])
+        findings.interval([math.nan])
 
 
 def test_means_count_what_is_defined() -> None:
-    found = studies.mean_finding("a", [*VALUES, math.nan], "a thing", "pixels")
+    found = findings.mean_finding("a", [*VALUES, math.nan], "a thing", "pixels")
     assert (found.value, found.count, found.unit) == (pytest.approx(0.5), 4, "pixels")
-    assert studies.averaged("a", VALUES, "a thing") == studies.mean_finding("a", VALUES, "a thing")
-    assert studies.averaged("a", [math.nan], "a thing", "px") == Finding("a", None, None, None, 0, "a thing", "px")
-    assert studies.averaged("a", [], "a thing").value is None
+    assert mean_or_undefined("a", VALUES, "a thing") == findings.mean_finding("a", VALUES, "a thing")
+    assert mean_or_undefined("a", [math.nan], "a thing", "px") == Finding("a", None, None, None, 0, "a thing", "px")
+    assert mean_or_undefined("a", [], "a thing").value is None
 
 
 def test_what_is_not_finite_is_undefined() -> None:
-    assert studies.plain_finding("a", math.nan, 3, "w") == Finding("a", None, None, None, 3, "w")
-    assert studies.plain_finding("a", 1.0, 3, "w", 0.5, math.inf) == Finding("a", 1.0, 0.5, None, 3, "w")
+    assert value_finding("a", math.nan, 3, "w") == Finding("a", None, None, None, 3, "w")
+    assert value_finding("a", 1.0, 3, "w", 0.5, math.inf) == Finding("a", 1.0, 0.5, None, 3, "w")
 
 
 @pytest.mark.parametrize(("hits", "count"), [(3, 10), (0, 16), (16, 16)])
@@ -74,7 +76,7 @@ def test_shares_have_wilsons_interval(hits: int, count: int) -> None:
     z, p = stats.norm.ppf(0.975), hits / count
     middle = (p + z * z / (2 * count)) / (1 + z * z / count)
     reach = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    found = studies.share_finding("a", hits, count, "w")
+    found = findings.share_finding("a", hits, count, "w")
     assert (found.value, found.low, found.high) == pytest.approx((p, middle - reach, middle + reach), abs=1e-12)
 
 
@@ -83,12 +85,14 @@ def context(tmp_path: Path, **settings: Any) -> studies.Context:
 
 
 def test_the_same_features_are_drawn_every_time(tmp_path: Path) -> None:
-    drawn = context(tmp_path).drawn("conv2")
-    assert drawn == context(tmp_path).drawn("conv2") == sorted(set(drawn))
+    drawn = context(tmp_path).draw_channels("conv2")
+    assert drawn == context(tmp_path).draw_channels("conv2") == sorted(set(drawn))
     assert len(drawn) == 4 and set(drawn) <= set(range(8))
-    assert context(tmp_path, features=99).drawn("conv2") == list(range(8))
-    assert context(tmp_path).drawn("conv2", 6) != drawn and len(context(tmp_path).drawn("conv2", 6)) == 6
-    assert context(tmp_path).units("conv2") == [f"conv2:{c}" for c in drawn]
+    assert context(tmp_path, features=99).draw_channels("conv2") == list(range(8))
+    assert (
+        context(tmp_path).draw_channels("conv2", 6) != drawn and len(context(tmp_path).draw_channels("conv2", 6)) == 6
+    )
+    assert context(tmp_path).draw_units("conv2") == [f"conv2:{c}" for c in drawn]
 
 
 def test_a_run_folder_is_named_by_all_that_its_runs_depend_on(tmp_path: Path) -> None:
@@ -107,8 +111,8 @@ def test_what_is_stored(tmp_path: Path) -> None:
     given.network.name = "tests.helpers.networks:linear"
     figures: dict[str, Figure | bytes] = {"": Figure(figsize=(1, 1)), "-film.webp": b"RIFF"}
     rows = pd.DataFrame({"x": [1 / 3, np.nan], "name": ["a,b", "c"]})
-    outcome = Outcome(rows, [studies.mean_finding("a", VALUES, "w")], "holds", "It is 0.5.", figures)
-    record, table = studies.save(given, outcome, tmp_path / "results")
+    outcome = Outcome(rows, [findings.mean_finding("a", VALUES, "w")], "holds", "It is 0.5.", figures)
+    record, table = save_outcome(given, outcome, tmp_path / "results")
     held = json.loads(record.read_text(encoding="utf-8"))
     assert record.name == "tests.helpers.networks-linear.json" and held["stem"] == "tests.networks-linear"
     assert held["figures"] == ["tests.helpers.networks-linear.png", "tests.networks-linear-film.webp"]
@@ -116,13 +120,13 @@ def test_what_is_stored(tmp_path: Path) -> None:
     assert table.read_bytes() == b'x,name\n0.333333,"a,b"\n,c\n'
     assert "rule" not in held
     ruled = replace(given, study=replace(STUDY, rule="the claim holds if so"))
-    (record, _) = studies.save(ruled, outcome, tmp_path / "other")
+    (record, _) = save_outcome(ruled, outcome, tmp_path / "other")
     assert json.loads(record.read_text(encoding="utf-8"))["rule"] == "the claim holds if so"
     assert held["csv_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
     assert held["findings"][0]["count"] == 4 and held["settings"]["features"] == 4
     broken = Outcome(rows, [Finding("a", math.nan, None, None, 1, "w")], "holds", "", {})
     with pytest.raises(ValueError, match="JSON"):
-        studies.save(given, broken, tmp_path / "results")
+        save_outcome(given, broken, tmp_path / "results")
 
 
 def run(
@@ -130,7 +134,7 @@ def run(
 ) -> tuple[Any, str, str]:
     monkeypatch.setattr(sys, "argv", ["study", *arguments])
     with pytest.raises(SystemExit) as end:
-        studies.start(study or branches.STUDY, measure or (lambda context: pytest.fail("measured")))
+        run_study(study or branches.STUDY, measure or (lambda context: pytest.fail("measured")))
     said = capsys.readouterr()
     return end.value.code, said.out, said.err
 
@@ -231,7 +235,7 @@ def test_a_study_may_have_seeds_of_its_own(monkeypatch: pytest.MonkeyPatch, caps
     own = Study("some", section="", claim="", measured="", full="", layers={}, seeds=5)
     monkeypatch.setattr(sys, "argv", ["study", "--features", "0"])
     with pytest.raises(SystemExit):
-        studies.start(own, lambda context: pytest.fail("measured"))
+        run_study(own, lambda context: pytest.fail("measured"))
     assert "--seeds 5" in capsys.readouterr().err
 
 

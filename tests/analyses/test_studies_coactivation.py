@@ -116,7 +116,10 @@ def test_the_highest_of_responses_drawn_anew_is_nobodys_own() -> None:
     assert np.mean([one.p < 0.05 for one in drawn]) <= 0.1
     assert np.mean([one.percentile.mean() for one in drawn]) == pytest.approx(0.5, abs=0.02)
     partner, chance = evaluate_held_out(scattered(1.0), np.arange(12)), sorted(drawn, key=lambda one: one.p)[50]
-    assert coactivation.belong({"a": partner}) is True and coactivation.belong({"a": partner, "b": chance}) is False
+    assert (
+        coactivation.respond_to_targets({"a": partner}) is True
+        and coactivation.respond_to_targets({"a": partner, "b": chance}) is False
+    )
 
 
 def test_a_runner_up_is_judged_on_seeds_that_did_not_choose_it() -> None:
@@ -137,8 +140,10 @@ def test_one_seed_or_two_targets_decide_nothing() -> None:
     for few, targets in ((A[:1], 12), (A[:, :2], 2)):
         found = evaluate_held_out(few, np.arange(targets))
         assert np.isnan(found.p) and np.isnan(found.percentile).all()
-        assert coactivation.belong({"a": found}) is None and coactivation.belonging({"a": found}) == ""
-        assert coactivation.judged_findings("a", found) == []
+        assert (
+            coactivation.respond_to_targets({"a": found}) is None and coactivation.held_out_sentence({"a": found}) == ""
+        )
+        assert coactivation.held_out_findings("a", found) == []
 
 
 def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:

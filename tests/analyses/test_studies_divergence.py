@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from analyses import gradient_sum, reproducibility
-from analyses.gradient_sum import Parting
-from analyses.reproducibility import Check
+from analyses.gradient_sum import PairDivergence
+from analyses.reproducibility import BitComparison
 from tests.helpers import networks, tiny
 from tests.helpers.studying import context_of, found
 
@@ -53,10 +53,12 @@ def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, m
 
 
 def test_verdicts_on_two_ways() -> None:
-    def of(ways: float, rounding: float, spread: float = 1.0, lacking: float = np.nan) -> list[Parting]:
+    def of(ways: float, rounding: float, spread: float = 1.0, lacking: float = np.nan) -> list[PairDivergence]:
         factors = (1.0, 1.1 * spread, 0.9 / spread)
         return [
-            Parting(f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 0.9, 0.0, 5.0, 0.9 + w * lacking)
+            PairDivergence(
+                f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 0.9, 0.0, 5.0, 0.9 + w * lacking
+            )
             for k, w in enumerate(factors)
         ]
 
@@ -79,10 +81,10 @@ def test_verdicts_on_two_ways() -> None:
 def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_that_did_not_rise() -> None:
     ways = [[0.0, w, 0.03] for w in (0.0, 1e-8, 1e-6)]
     given = [
-        Parting(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0, 0.91 + k / 100, 0.6)
+        PairDivergence(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0, 0.91 + k / 100, 0.6)
         for k, w in enumerate(ways)
     ]
-    outcome = gradient_sum.outcome(np.array([0, 4, 8]), given, 5)
+    outcome = gradient_sum.build_outcome(np.array([0, 4, 8]), given, 5)
     assert found(outcome, "bits") == pytest.approx(1 / 3)
     first, ratio = (next(f for f in outcome.findings if f.name == n) for n in ("first", "ratio"))
     assert (first.value, first.count) == (pytest.approx(1e-7), 2)
@@ -103,10 +105,10 @@ def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_tha
 
 def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:
     context = context_of(gradient_sum.STUDY, networks.small_inception(), ("mixed", "narrow"), tmp_path, features=5)
-    pairs = [p.split(" + ") for p in gradient_sum.pairs_of(context)]
+    pairs = [p.split(" + ") for p in gradient_sum.draw_pairs(context)]
     assert len(pairs) == 5
-    assert sorted(a for a, _ in pairs) == sorted(context.units("mixed"))
-    assert sorted(b for _, b in pairs) == sorted(context.units("narrow"))
+    assert sorted(a for a, _ in pairs) == sorted(context.draw_units("mixed"))
+    assert sorted(b for _, b in pairs) == sorted(context.draw_units("narrow"))
 
 
 def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +148,9 @@ def test_one_rounding_decides_where_a_descent_stands_on_an_edge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_steps(monkeypatch, 60)
-    monkeypatch.setattr(reproducibility, "elsewhere", lambda c, units, k, s: c.maximise(units, "process", **s))
+    monkeypatch.setattr(
+        reproducibility, "maximise_in_process", lambda c, units, k, s: c.maximise(units, "process", **s)
+    )
     context = context_of(reproducibility.STUDY, Unstable().eval(), ("features",), tmp_path, features=5)
     outcome = reproducibility.measure(context)
     assert found(outcome, "gap:features") > 0.02
@@ -173,29 +177,29 @@ class Unstable(nn.Module):
 
 
 def test_verdicts_on_bits() -> None:
-    def checks(same: int = 8, threads: int = 8) -> list[Check]:
-        return [Check(n, n, same, 8, 0.0) for n in ("process", "alone", "order")] + [
-            Check("threads", "", threads, 8, 0.0)
+    def checks(same: int = 8, threads: int = 8) -> list[BitComparison]:
+        return [BitComparison(n, n, same, 8, 0.0) for n in ("process", "alone", "order")] + [
+            BitComparison("threads", "", threads, 8, 0.0)
         ]
 
-    def partings(gap: float) -> list[reproducibility.Parting]:
+    def partings(gap: float) -> list[reproducibility.FeatureDivergence]:
         return [
-            reproducibility.Parting(f"a:{k}", "a", np.array([1e-8, gap * f]), 0.0, 0.2, 1.0, 0.0)
+            reproducibility.FeatureDivergence(f"a:{k}", "a", np.array([1e-8, gap * f]), 0.0, 0.2, 1.0, 0.0)
             for k, f in enumerate((1, 1.2, 0.9))
         ]
 
     assert reproducibility.judge(checks(), partings(0.1)) == "holds in part", "of one machine"
     assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds in part", "threads may change bits"
-    assert reproducibility.enough(partings(0.1)) == "is enough to make another image"
-    assert reproducibility.enough(partings(1e-3)) == "does not show"
-    assert reproducibility.enough(partings(4e-3)) == "leaves undecided whether it shows"
+    assert reproducibility.rounding_effect(partings(0.1)) == "is enough to make another image"
+    assert reproducibility.rounding_effect(partings(1e-3)) == "does not show"
+    assert reproducibility.rounding_effect(partings(4e-3)) == "leaves undecided whether it shows"
     assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"
     assert reproducibility.judge(checks(), []) == "not decided"
 
 
 def test_raising_by_one_rounding() -> None:
     image = np.random.default_rng(0).normal(0.5, 0.1, (3, 8, 8)).astype(np.float32)
-    raised, single = reproducibility.up(image), reproducibility.up_one(image)
+    raised, single = reproducibility.raise_all(image), reproducibility.raise_one(image)
     assert (raised > image).all() and (
         (raised.view(np.int32) - image.view(np.int32)) == np.where(image > 0, 1, -1)
     ).all()

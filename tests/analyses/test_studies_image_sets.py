@@ -9,34 +9,34 @@ import pytest
 
 from analyses import metrics
 from analyses.formulas.likeness import profile_agreement
-from analyses.support.image_sets import Made, alike, ceiling, common, compared
-from analyses.support.study import Finding
+from analyses.support.findings import Finding
+from analyses.support.image_sets import ImageSet, agreement_ceiling, count_compared, restrict_live, set_agreement
 
 N, M, SEEDS = 16, 40, 3
 
 
-def planted(noise: float, key: int, seeds: int = SEEDS) -> Made:
+def planted(noise: float, key: int, seeds: int = SEEDS) -> ImageSet:
     """Images whose profiles are those of N features and what all of them share, with noise by seed."""
     profiles = np.random.default_rng(1).normal(size=(N, M))
     A = profiles + noise * np.random.default_rng(key).normal(size=(seeds, N, M))
     images, live = np.zeros((seeds, N, 3, 2, 2)), np.ones((seeds, N), dtype=bool)
-    return Made(tuple(f"x:{k}" for k in range(N)), images, images[:, 0], A[:, :, 0], live, A)
+    return ImageSet(tuple(f"x:{k}" for k in range(N)), images, images[:, 0], A[:, :, 0], live, A)
 
 
-def keep(made: Made, count: int) -> Made:
+def keep(made: ImageSet, count: int) -> ImageSet:
     """The same with only the first `count` features live."""
     return replace(made, live=made.live & (np.arange(N) < count))
 
 
 def test_fewer_images_agree_more_and_so_does_their_ceiling() -> None:
     one, two = planted(0.5, 2), planted(0.5, 3)
-    whole, few = np.nanmean(alike(one, two).beyond), np.nanmean(alike(keep(one, 4), two).beyond)
+    whole, few = np.nanmean(set_agreement(one, two).excess), np.nanmean(set_agreement(keep(one, 4), two).excess)
     assert few > whole + 0.05, "an effect of the number of images alone"
-    top = ceiling(keep(one, 4), two).beyond
+    top = agreement_ceiling(keep(one, 4), two).excess
     assert np.isfinite(top).sum() == 4 and np.nanmean(top) == pytest.approx(few, abs=0.1)
     # two's own agreement over its seeds, of the same rows in one of them
     rows = [
-        profile_agreement(two.responses[s, :4], two.responses[t, :4]).beyond
+        profile_agreement(two.responses[s, :4], two.responses[t, :4]).excess
         for s in range(3)
         for t in range(3)
         if s != t
@@ -46,17 +46,17 @@ def test_fewer_images_agree_more_and_so_does_their_ceiling() -> None:
 
 def test_a_worse_recipe_lies_below_the_ceiling_of_its_rows() -> None:
     one, two = keep(planted(2.0, 2), 9), planted(0.5, 3)
-    lacking = alike(one, two, metrics.FEWEST).beyond - ceiling(one, two, metrics.FEWEST).beyond
+    lacking = set_agreement(one, two, metrics.FEWEST).excess - agreement_ceiling(one, two, metrics.FEWEST).excess
     assert np.isfinite(lacking).sum() == 9 and np.nanmean(lacking) < -0.2
 
 
 def test_below_the_fewest_images_nothing_is_said() -> None:
     one, two = planted(0.5, 2), planted(0.5, 3)
     for count, defined in ((7, 0), (8, 8)):
-        both = common(keep(one, count), two)
-        assert compared(both, two) == [count] * 6
-        assert np.isfinite(alike(both, two, metrics.FEWEST).same).sum() == defined
-        rows = metrics.likenesses("x", keep(one, count), two, "linf")
+        both = restrict_live(keep(one, count), two)
+        assert count_compared(both, two) == [count] * 6
+        assert np.isfinite(set_agreement(both, two, metrics.FEWEST).same).sum() == defined
+        rows = metrics.compare_with_L1("x", keep(one, count), two, "linf")
         assert set(rows["measure"]) == (
             {"same", "different", "ceiling same", "ceiling different"} if defined else set()
         )
@@ -64,8 +64,10 @@ def test_below_the_fewest_images_nothing_is_said() -> None:
 
 def test_one_seed_has_no_ceiling() -> None:
     one = planted(0.5, 2, seeds=1)
-    assert np.isnan(ceiling(one, one).same).all()
-    assert np.isfinite(ceiling(one, planted(0.5, 3)).same).all()  # one seed of a recipe against three of another
+    assert np.isnan(agreement_ceiling(one, one).same).all()
+    assert np.isfinite(
+        agreement_ceiling(one, planted(0.5, 3)).same
+    ).all()  # one seed of a recipe against three of another
 
 
 def test_where_a_ceiling_is_left() -> None:
@@ -75,12 +77,12 @@ def test_where_a_ceiling_is_left() -> None:
     found = dict(
         zip(("w a", "w b", "w c", "w d"), map(finding, (-0.04, -0.2, -0.2, -0.3), (0, 0, -0.06, -0.1)), strict=True)
     )
-    assert metrics.span(found, "w", ["a", "b", "c", "d"]) == ("a", "c")  # b is neither at it nor below
-    assert metrics.span(found, "w", ["a", "b"]) == ("a", None)
-    assert metrics.span(found, "w", ["c", "a"]) == (None, "c")
-    assert metrics.span({"w a": finding(None, None)}, "w", ["a"]) == (None, None)
+    assert metrics.ceiling_span(found, "w", ["a", "b", "c", "d"]) == ("a", "c")  # b is neither at it nor below
+    assert metrics.ceiling_span(found, "w", ["a", "b"]) == ("a", None)
+    assert metrics.ceiling_span(found, "w", ["c", "a"]) == (None, "c")
+    assert metrics.ceiling_span({"w a": finding(None, None)}, "w", ["a"]) == (None, None)
 
 
 def test_the_largest_C_comes_first() -> None:
     near, far = ({"C over a": Finding("", v, None, None, 2, "")} for v in (2.0, 5000.0))
-    assert metrics.by_C(near).index(metrics.L2) == 3 and metrics.by_C(far)[0] == metrics.L2
+    assert metrics.labels_by_C(near).index(metrics.L2) == 3 and metrics.labels_by_C(far)[0] == metrics.L2

@@ -16,7 +16,8 @@ from torch import nn
 
 from analyses import architectures, layer_maps
 from analyses.architectures import Mean
-from analyses.support.study import Context, mean_finding, plain_finding, save
+from analyses.support.findings import mean_finding, value_finding
+from analyses.support.study import Context, save_outcome
 from tests.helpers.studying import context_of, found
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,27 +95,29 @@ def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
 
 def test_a_skewed_measure_has_its_interval_on_its_own_scale() -> None:
     values = np.array([1.0, 1, 1, 2, 2, 3, 5, 140])
-    mean, low, high = layer_maps.summary("waves", values)
+    mean, low, high = layer_maps.summarise("waves", values)
     assert mean == pytest.approx(stats.gmean(values))
     reach = stats.t.ppf(0.975, 7) * np.log(values).std(ddof=1) / np.sqrt(8)
     assert 1 <= low < mean < high == pytest.approx(mean * np.exp(reach))
-    assert layer_maps.summary("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
+    assert layer_maps.summarise("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
 
 
 def test_a_palette_with_red_is_not_the_claims() -> None:
     points = np.array([[0.9, 0, 0], [0, 0.9, 0.9], [0.9, 0, 0.9], [0, 0.9, 0]]).repeat(3, 0)
     lab = layer_maps.palettes.oklab(points)
-    colours = layer_maps.Colours([str(k) for k in range(12)], points, lab, layer_maps.palettes.palette(lab[:, 1:]))
+    colours = layer_maps.LayerColours(
+        [str(k) for k in range(12)], points, lab, layer_maps.palettes.fit_palette(lab[:, 1:])
+    )
     flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
     by_depth = {"flatness": flat, "waves": rising}
-    assert layer_maps.outside(colours) == ["red"] and colours.hued.all()
-    told = layer_maps.parts(by_depth, colours, (0, 9), True)
-    said = layer_maps.conclusion(by_depth, colours, (0, 9), (0, 9), told, [])
+    assert layer_maps.hues_outside(colours) == ["red"] and colours.hued.all()
+    told = layer_maps.judge_parts(by_depth, colours, (0, 9), True)
+    said = layer_maps.write_conclusion(by_depth, colours, (0, 9), (0, 9), told, [])
     assert "like CMYK does not hold" in said and "outside such a palette: red; 0 of the 12 features'" in said
-    assert layer_maps.parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
-    assert layer_maps.verdict({"depth": True, "palette": False, "gray": None}) == "holds in part"
-    assert layer_maps.verdict({"depth": False, "palette": False, "gray": None}) == "does not hold"
-    assert layer_maps.verdict({"depth": None, "palette": True, "gray": None}) == "not decided"
+    assert layer_maps.judge_parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
+    assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
+    assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"
+    assert layer_maps.judge({"depth": None, "palette": True, "gray": None}) == "not decided"
 
 
 def copies() -> nn.Module:
@@ -173,10 +176,10 @@ def smooth_or_red() -> nn.Module:
 def test_chance_is_what_the_colours_excite_without_the_pattern(tmp_path: Path) -> None:
     network = context_of(architectures.STUDY, smooth_or_red(), ("features",), tmp_path, SIZE).network
     probe = architectures.Probe(network, 16, torch.device("cpu"))
-    yard = architectures.yardstick(probe, "features", SIZE)
+    yard = architectures.measure_reference(probe, "features", SIZE)
     images = torch.zeros(2, 3, SIZE, SIZE)
     images[:, 0], images[:, 1, :, SIZE // 2 :] = 1.0, 1.0  # all of it red, one edge of green
-    shares = architectures.figures(probe, images, "features", None, yard)
+    shares = architectures.coherence_statistics(probe, images, "features", None, yard)
     assert shares["excited"] == [1.0] and shares["permuted"] == [0.5] and shares["beyond"] == [0.5]
 
 
@@ -192,12 +195,12 @@ def test_layers_are_not_pooled(tmp_path: Path) -> None:
 def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
     rng = np.random.Generator(np.random.PCG64(4))
     one, two = rng.normal(0.2, 0.1, 16), rng.normal(0.3, 0.2, 12)
-    means = [architectures.mean_of(mean_finding("excited", v, "")) for v in (one, two)]
+    means = [architectures.mean_and_error(mean_finding("excited", v, "")) for v in (one, two)]
     assert None not in means
     expected = stats.ttest_ind(one, two, equal_var=False).pvalue
-    assert architectures.below(*means) == pytest.approx(expected)  # type: ignore[arg-type]
-    assert architectures.below(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
-    assert architectures.mean_of(plain_finding("excited", 0.2, 16, "")) is None
+    assert architectures.signed_p(*means) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert architectures.signed_p(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
+    assert architectures.mean_and_error(value_finding("excited", 0.2, 16, "")) is None
 
 
 def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Means:
@@ -224,9 +227,9 @@ def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Mean
     ],
 )
 def test_the_verdict_over_networks(given: architectures.Means, expected: str) -> None:
-    assert architectures.judged(given)[0] == expected
-    assert architectures.judged(given, random="inception_v3")[0] == "not decided"
-    assert architectures.judged({"reference": {"layer": Mean(0.5, 0.1, 9)}})[0] == "not decided"
+    assert architectures.judge(given)[0] == expected
+    assert architectures.judge(given, random="inception_v3")[0] == "not decided"
+    assert architectures.judge({"reference": {"layer": Mean(0.5, 0.1, 9)}})[0] == "not decided"
 
 
 def stored(context: Context, name: str, value: float, weights: str = "published") -> None:
@@ -234,7 +237,7 @@ def stored(context: Context, name: str, value: float, weights: str = "published"
     context.network.name, context.network.weights = name, weights
     headline = mean_finding("features:beyond", [value - 0.01, value, value + 0.01], "")
     outcome = architectures.Outcome(pd.DataFrame({"x": [1]}), [headline], "not decided", "", {})
-    save(context, outcome, context.results)
+    save_outcome(context, outcome, context.results)
 
 
 def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
@@ -247,12 +250,12 @@ def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
     stored(context(), "inception_v3", 0.4)
     stored(context(), "resnet50", 0.3, "random:0")
     stored(context(full=True), "vgg", 0.3)
-    known = architectures.known(context(), [mean_finding("features:beyond", [0.4, 0.6], "")])
+    known = architectures.collect_means(context(), [mean_finding("features:beyond", [0.4, 0.6], "")])
     assert {name: round(m["features"].value, 6) for name, m in known.items()} == {
         "googlenet": 0.2,
         "inception_v3": 0.4,
         "Sequential": 0.5,
     }
-    assert architectures.judged(known)[0] == "holds in part"  # without ResNet
+    assert architectures.judge(known)[0] == "holds in part"  # without ResNet
     record = json.loads((results / "architectures" / "vgg.json").read_text(encoding="utf-8"))
     assert record["settings"]["full"] is True

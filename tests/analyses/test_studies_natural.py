@@ -10,9 +10,9 @@ import xarray as xr
 from PIL import Image
 
 from analyses import natural_start
-from analyses.natural_start import STUDY, judge, left, measure, natural
+from analyses.natural_start import STUDY, judge, measure, measure_departure, starting_image
 from analyses.support import half_life
-from analyses.support.study import PINK, small_size, yardstick
+from analyses.support.study import REFERENCE_IMAGES, reference_statistics, smallest_size
 from featmap import image_ops
 from featmap.network.loading import load
 from featmap.optimize.parameterization import null_image
@@ -53,45 +53,51 @@ def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> Non
         null_activation=(("seed", "image"), np.array([[1.0, 1.0], [1.0, 1.0]])),
     )
     still = np.array([photo, photo + aims[0], aims[1], *[aims[1]] * 198]) * deviation + mean
-    first, second = left("a", one, other, (mean, deviation), still)
+    first, second = measure_departure("a", one, other, (mean, deviation), still)
     assert first.half == pytest.approx(200 * np.sqrt(3) / (1 + np.sqrt(3)), abs=0.01)
-    assert first.own[0] == pytest.approx(1) and first.aim[-1] == pytest.approx(1) and first.seeds == pytest.approx(1)
+    assert (
+        first.with_start[0] == pytest.approx(1)
+        and first.with_target[-1] == pytest.approx(1)
+        and first.seeds == pytest.approx(1)
+    )
     assert first.floor == pytest.approx(0, abs=1e-9) and first.other == pytest.approx(0, abs=1e-9)
     assert first.blurred[:3] == pytest.approx([1, np.sqrt(0.5), 0], abs=1e-9)
     assert first.half_blurred == pytest.approx(1 + (np.sqrt(0.5) - 0.5) / np.sqrt(0.5)), "to the same end, 0"
-    assert half_life.early([first, second]) == 0
-    quick = replace(second, own=np.array([1.0, 0.4, *[0.0] * 199]))
-    assert quick.half == 1 and half_life.early([quick, first, quick]) == 2
+    assert half_life.count_early([first, second]) == 0
+    quick = replace(second, with_start=np.array([1.0, 0.4, *[0.0] * 199]))
+    assert quick.half == 1 and half_life.count_early([quick, first, quick]) == 2
     assert (first.reached, second.reached) == (0.5, 0.5)
-    (alone,) = left("a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation), still)
+    (alone,) = measure_departure(
+        "a", one, other.assign(status=(("seed", "image"), [[0, DEAD], [0, 0]])), (mean, deviation), still
+    )
     assert alone.unit == "a:0" and np.isnan(alone.other)
     missing = np.where(np.arange(30) == 7, np.nan, deviation)
-    assert left("a", one, other, (mean, missing), still)[0].half == pytest.approx(first.half, abs=10)
+    assert measure_departure("a", one, other, (mean, missing), still)[0].half == pytest.approx(first.half, abs=10)
 
 
-def leaving(half: float, blurred: float) -> natural_start.Leaving:
+def leaving(half: float, blurred: float) -> natural_start.Departure:
     """A feature whose two half-lives over ten steps, to an end of 0, are these: a fall by 1 / (2 half) a step."""
     steps = np.arange(11)
     own, still = (np.maximum(1 - steps / (2 * h), 0) if np.isfinite(h) else np.ones(11) for h in (half, blurred))
-    return natural_start.Leaving("a:0", "a", steps, own, own, 0.0, 0.0, 0.0, still, 1.0)
+    return natural_start.Departure("a:0", "a", steps, own, own, 0.0, 0.0, 0.0, still, 1.0)
 
 
 def test_sooner_than_the_blur_is_what_the_paired_interval_says() -> None:
     both, first, late = leaving(0.5, 0.7), leaving(0.6, 2.0), leaving(3.0, 2.0)
     never = leaving(np.inf, 4.0)
-    assert half_life.sooner([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
-    said = half_life.left_behind([first, first, leaving(0.5, 3.0), both])
-    assert "within the first step by 4 of 4 features, under the recipe's blur alone by 1" in said
-    assert "not shown to be sooner (the blur's half-life less theirs is 1.00 [-0.30, 2.30] steps" in said
-    said = half_life.left_behind([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
-    assert ": sooner (the blur's half-life less theirs is 1.50 [0.26, 2.74] steps" in said
-    assert "sooner" not in half_life.left_behind([first, first]), "two features have no say"
-    assert half_life.left_behind([replace(first, own=np.full(11, np.nan))]) == ""
+    assert half_life.lead_over_blur([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
+    said = half_life.half_life_sentence([first, first, leaving(0.5, 3.0), both])
+    assert "within the first step in 4 of 4 features, under the recipe's blur alone in 1" in said
+    assert "not shown to be faster (the half-life under blur alone is longer by 1.00 [-0.30, 2.30] steps" in said
+    said = half_life.half_life_sentence([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
+    assert ": faster (the half-life under blur alone is longer by 1.50 [0.26, 2.74] steps" in said
+    assert "faster" not in half_life.half_life_sentence([first, first]), "two features have no say"
+    assert half_life.half_life_sentence([replace(first, with_start=np.full(11, np.nan))]) == ""
 
 
 def test_a_mean_of_bounds_has_no_interval_and_is_counted() -> None:
     given = [leaving(0.6, 2.0), leaving(2.0, 2.5), leaving(3.0, 3.0)]
-    found_ = {f.name: f for f in half_life.half_findings("a", given)}
+    found_ = {f.name: f for f in half_life.half_life_findings("a", given)}
     assert found_["half:a"].value == pytest.approx(2) and found_["half:a"].low is None
     assert "at most" in found_["half:a"].words and found_["early_half:a"].value == pytest.approx(1 / 3)
     assert found_["half_blurred:a"].low is not None and found_["early_half_blurred:a"].value == 0
@@ -126,9 +132,9 @@ def test_features_with_one_best_image_reach_it_from_anywhere(tmp_path: Path) -> 
 
 def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=3)
-    image = natural(context, 16)
+    image = starting_image(context, 16)
     assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
-    assert not any(np.allclose(image, p.clamp(0, 1)) for p in image_ops.pink_noise(PINK, 16)), (
+    assert not any(np.allclose(image, p.clamp(0, 1)) for p in image_ops.pink_noise(REFERENCE_IMAGES, 16)), (
         "not one of the yardstick's"
     )
     outcome = measure(context)
@@ -141,11 +147,11 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
 
 def test_the_photograph_under_blur_alone_is_what_the_library_makes_without_a_gradient(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=2)
-    photo = natural(context, 16)
+    photo = starting_image(context, 16)
     recipe = replace(
         FAST.resolved(16, size=16, steps=6), octaves=tuple(Octave(3, (0.1, 0.1), (1, 1), s) for s in (16, 20))
     )
-    found_ = natural_start.blurred(context, "second", recipe, photo, 2)
+    found_ = natural_start.blur_responses(context, "second", recipe, photo, 2)
     assert found_.shape == (4, 11), "at steps 0, 2, 4 and 6, of which two at 20 pixels"
     end = null_image(recipe, 0, torch.from_numpy(photo))
     for frame, image in ((0, torch.from_numpy(photo)), (-1, end)):
@@ -162,10 +168,11 @@ def test_layers_of_few_or_dead_features_are_undefined_not_an_error(tmp_path: Pat
 
 
 def test_verdicts() -> None:
-    def of(reached: float) -> list[natural_start.Leaving]:
+    def of(reached: float) -> list[natural_start.Departure]:
         given = np.zeros(3)
         return [
-            natural_start.Leaving("a:0", "a", given, given, given, 0, 0, 0, given, reached * f) for f in (1, 1.01, 0.99)
+            natural_start.Departure("a:0", "a", given, given, given, 0, 0, 0, given, reached * f)
+            for f in (1, 1.01, 0.99)
         ]
 
     assert judge(of(1.0), of(0.9), True) == "holds"
@@ -178,12 +185,12 @@ def test_verdicts() -> None:
 
 def test_the_yardstick_and_small_sizes(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path)
-    mean, deviation = yardstick(context, ["second", "first"], 16)
+    mean, deviation = reference_statistics(context, ["second", "first"], 16)
     with torch.no_grad():
-        plain = tiny.small()(image_ops.pink_noise(PINK, 16)).mean((2, 3)).numpy()
+        plain = tiny.small()(image_ops.pink_noise(REFERENCE_IMAGES, 16)).mean((2, 3)).numpy()
     np.testing.assert_allclose(mean[:11], plain.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(deviation[:11], plain.std(0), rtol=1e-3)
     assert mean.shape == (17,)
-    assert small_size(load(tiny.shrinking(), input_size=200), ["last"], 9) == 80, "9 is too small for it"
-    assert small_size(load(tiny.small(), input_size=200), ["second"]) == 64
-    assert small_size(load(tiny.small(), input_size=32), ["second"]) == 32
+    assert smallest_size(load(tiny.shrinking(), input_size=200), ["last"], 9) == 80, "9 is too small for it"
+    assert smallest_size(load(tiny.small(), input_size=200), ["second"]) == 64
+    assert smallest_size(load(tiny.small(), input_size=32), ["second"]) == 32

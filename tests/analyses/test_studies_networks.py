@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from analyses import maximised_unit, metrics, neuron_growth, octaves
-from analyses.support.study import Context, save
+from analyses.support.study import Context, save_outcome
 from featmap import load
-from featmap.cli.console import Bars
+from featmap.cli.console import ProgressBars
 
 NETWORKS = [("resnet18", ("layer2.0", "layer3.0"), 48)]
 
@@ -23,11 +23,11 @@ def test_a_study_runs_on_any_network(
     study: ModuleType, model: str, layers: tuple[str, ...], size: int, tmp_path: Path
 ) -> None:
     network = load(model, "random")
-    context = Context(study.STUDY, network, layers, False, 2, 1, "cpu", tmp_path / "runs", Bars())
+    context = Context(study.STUDY, network, layers, False, 2, 1, "cpu", tmp_path / "runs", ProgressBars())
     outcome = study.measure(context, size, 3)
     assert outcome.verdict in ("holds", "holds in part", "does not hold", "not decided")
     assert np.isfinite(outcome.rows["value"].to_numpy(dtype=float)).all()
     assert all(f.value is None or np.isfinite(f.value) for f in outcome.findings)
     assert len({f.name for f in outcome.findings}) == len(outcome.findings)
-    record, table = save(context, outcome, tmp_path / "results")
+    record, table = save_outcome(context, outcome, tmp_path / "results")
     assert record.is_file() and table.stat().st_size < 200_000

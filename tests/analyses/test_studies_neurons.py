@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from analyses import maximised_unit, neuron_growth
 from analyses.support import neurons
-from analyses.support.study import Finding
+from analyses.support.findings import Finding
 from featmap.network.loading import load
 from tests.helpers.networks import linear_network, small_inception
 from tests.helpers.studying import context_of, found
@@ -74,8 +74,8 @@ def test_neurons_change_the_image_at_their_place_and_as_far_as_their_branch_sees
     assert found(outcome, "error") < 0.3
     layer = context.network.layer("mixed", 48)
     apart = []
-    for channel in neurons.stratified(context, layer):
-        at = 4.0 * np.array(neurons.places(layer, channel, (6, 6)))
+    for channel in neurons.draw_by_branch(context, layer):
+        at = 4.0 * np.array(neurons.draw_positions(layer, channel, (6, 6)))
         apart.append(np.linalg.norm(at[:, None] - at, axis=2).sum() / (8 * 7))
     assert found(outcome, "floor") == pytest.approx(np.mean(apart), abs=0.1)
     assert found(outcome, "follows") == pytest.approx(1, abs=1e-3)
@@ -106,10 +106,10 @@ def test_a_neuron_that_is_the_larger_of_two_answers_two_patterns(tmp_path: Path)
 def test_channels_are_drawn_of_every_branch() -> None:
     context = context_of(maximised_unit.STUDY, windows(), ("mixed",), Path("unused"), size=48, features=8)
     layer = context.network.layer("mixed", 48)
-    chosen = neurons.stratified(context, layer)
+    chosen = neurons.draw_by_branch(context, layer)
     assert [sum(layer.branch(c) == f"branch{k}" for c in chosen) for k in range(4)] == [2, 2, 2, 2]
-    assert chosen == neurons.stratified(context, layer)
-    ends = [neurons.Neurons(layer, [], [], [], None, None, [], True).end(c) for c in range(16)]  # type: ignore[arg-type]
+    assert chosen == neurons.draw_by_branch(context, layer)
+    ends = [neurons.Neurons(layer, [], [], [], None, None, [], True).branch_position(c) for c in range(16)]  # type: ignore[arg-type]
     assert ends == [-1] * 4 + [0] * 8 + [1] * 4
 
 
@@ -117,13 +117,13 @@ def test_places_are_drawn_for_each_channel_and_leave_out_the_border() -> None:
     layer = load(windows(), input_size=48).layer("mixed", 48)
     every = set()
     for channel in range(16):
-        chosen = neurons.places(layer, channel, (6, 6))
-        assert len(set(chosen)) == neurons.PLACES and (6, 6) not in chosen and chosen == sorted(chosen)
-        assert chosen == neurons.places(layer, channel, (6, 6))
+        chosen = neurons.draw_positions(layer, channel, (6, 6))
+        assert len(set(chosen)) == neurons.POSITIONS and (6, 6) not in chosen and chosen == sorted(chosen)
+        assert chosen == neurons.draw_positions(layer, channel, (6, 6))
         every |= set(chosen)
     assert {m for m, _ in every} == {n for _, n in every} == set(range(1, 11)) and len(every) > 60
-    assert neurons.places(replace(layer, height=2, width=2), 0, (1, 1)) == [(0, 0), (0, 1), (1, 0)]
-    assert neurons.places(replace(layer, height=1, width=1), 0, (0, 0)) == []
+    assert neurons.draw_positions(replace(layer, height=2, width=2), 0, (1, 1)) == [(0, 0), (0, 1), (1, 0)]
+    assert neurons.draw_positions(replace(layer, height=1, width=1), 0, (0, 0)) == []
 
 
 def wide(side: int) -> nn.Module:
@@ -137,11 +137,11 @@ def test_images_are_so_large_that_the_middle_neurons_fields_fit_into_them() -> N
     """A window of 31 every 4 pixels, centred on 4 m: in 32 pixels that on 16 sees 1 to 31, in 16 none fits."""
     network = load(wide(31), input_size=16)
     layer, field = network.layer("conv", 32), network.trace(32).field("conv", 0)
-    assert neurons.central(layer, [field], 32) == (4, 4)
-    assert neurons.within(field, (4, 4), 32) and not neurons.within(field, (3, 4), 32)
-    assert not neurons.within(field, (4, 5), 32)
-    assert neurons.fitting(network, ["conv"], 16) == 32
-    assert neurons.fitting(load(wide(201), input_size=16), ["conv"], 16) == 16, "none does up to the limit"
+    assert neurons.central_position(layer, [field], 32) == (4, 4)
+    assert neurons.field_inside(field, (4, 4), 32) and not neurons.field_inside(field, (3, 4), 32)
+    assert not neurons.field_inside(field, (4, 5), 32)
+    assert neurons.fitting_size(network, ["conv"], 16) == 32
+    assert neurons.fitting_size(load(wide(201), input_size=16), ["conv"], 16) == 16, "none does up to the limit"
 
 
 def test_a_layer_whose_fields_reach_beyond_the_image_is_left_out_of_the_radii(tmp_path: Path) -> None:
@@ -164,10 +164,12 @@ def test_one_branch_cannot_carry_the_claim() -> None:
     ):
         ends = good | {"wider last": last, "field last": (field, field)}
         given = {name: finding(name, *of) for name, of in ends.items()}
-        assert maximised_unit.judged(given)[0] == verdict
-        assert ("not compared" in maximised_unit.judged(given)[1]) == (field == 0)
+        assert maximised_unit.judge(given)[0] == verdict
+        assert ("not compared" in maximised_unit.judge(given)[1]) == (field == 0)
     none = {name: finding(name, 0, 0) for name in (*good, "wider last")}
-    assert maximised_unit.wider(none) is None and "reach further is not decided" in maximised_unit.judged(none)[1]
+    assert (
+        maximised_unit.interior_wider(none) is None and "reach further is not decided" in maximised_unit.judge(none)[1]
+    )
 
 
 def test_a_radius_of_few_channels_has_no_interval_below_0(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(neuron_growth, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
     pair = (np.zeros((3, 8, 8)), np.zeros((3, 8, 8)))
-    neuron_growth._strip("a:0", [pair] * 2, [1, 7])
+    neuron_growth._draw_strip("a:0", [pair] * 2, [1, 7])
     assert told[:2] == ["1 neuron", "7 neurons"]
 
 
@@ -229,8 +231,8 @@ def grown(layer: str, share: float) -> pd.DataFrame:
 
 def test_the_floor_of_two_seeds_is_paired_by_feature_and_every_layer_speaks_for_itself() -> None:
     def say(first: float, second: float) -> tuple[dict[str, Finding], str]:
-        held = neuron_growth._findings(pd.concat([grown("a", first), grown("b", second)]), ("a", "b"))
-        return held, neuron_growth.judged(held, ("a", "b"))[0]
+        held = neuron_growth._collect_findings(pd.concat([grown("a", first), grown("b", second)]), ("a", "b"))
+        return held, neuron_growth.judge(held, ("a", "b"))[0]
 
     held, verdict = say(0.55, 0.55)
     # shares from 0.11 to 0.495 beside halves from 0.1 to 0.45: only feature by feature is one above the other
@@ -263,20 +265,20 @@ def test_the_verdict_on_growth_follows_its_rules(outside: tuple, linear: float, 
         return Finding("", low, low, high, 0 if low is None else 8, "")
 
     held = {"outside:a": finding(*outside), "outside linear:a": finding(0, linear), "excess:a": finding(*excess)}
-    assert neuron_growth.layer_verdict(held, "a") == verdict
+    assert neuron_growth.judge_layer(held, "a") == verdict
 
 
 def test_the_added_neuron_is_the_last_of_its_prefix_and_leaves_a_fifth_of_the_image() -> None:
     network = load(small_inception(), input_size=32)
     layer, trace = network.layer("mixed", 32), network.trace(32)
     for channel in range(0, layer.channels, 3):
-        chosen = neuron_growth.added(network, "mixed", channel, 32)
+        chosen = neuron_growth.choose_added(network, "mixed", channel, 32)
         assert 0 < len(chosen) <= neuron_growth.ADDED and min(chosen) >= 1
         for k in chosen:
             rows, columns = trace.field("mixed", channel).bounds(k // layer.width, k % layer.width, 32, 32)
             seen = np.zeros((32, 32), dtype=bool)
             seen[rows, columns] = True
-            assert seen.mean() <= neuron_growth.LARGEST
+            assert seen.mean() <= neuron_growth.LARGEST_COVERAGE
 
 
 def test_grids_of_one_neuron_are_undefined_and_no_error(tmp_path: Path) -> None:

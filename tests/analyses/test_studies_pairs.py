@@ -49,7 +49,7 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 
 
 def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
-    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
+    job = joint_pair.make_job(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
     assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
 
 
@@ -71,13 +71,13 @@ def test_far_is_nearer_to_the_ceiling_and_not_far_is_known_to_be_small(
     row = {"p": p, "response_nonlinearity": share}
     row |= {"response_nonlinearity_floor": 0.3, "response_nonlinearity_ceiling": 0.9}
     row |= {"retention_a": 0.4, "retention_b": 0.9}
-    assert joint_pair.verdict(pd.Series(row), (-0.02, upper)) == expected
-    lost = joint_pair.verdict(pd.Series(row | {"retention_a": 0.05}), (-0.02, upper))
+    assert joint_pair.judge(pd.Series(row), (-0.02, upper)) == expected
+    lost = joint_pair.judge(pd.Series(row | {"retention_a": 0.05}), (-0.02, upper))
     assert lost == ("holds in part" if expected == "holds" else expected), "an image of one unit is none of two"
 
 
 def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Path) -> None:
-    job = joint_pair.job_of(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3))
+    job = joint_pair.make_job(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3))
     named = {
         "status": "ok",
         "seeds": 3,
@@ -92,7 +92,7 @@ def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Pat
     row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
     values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
-    said = joint_pair.conclusion(job, row, (0.05, 0.15), random)
+    said = joint_pair.write_conclusion(job, row, (0.05, 0.15), random)
     assert (
         "at 75% of the positions where any of the two fires only one does, and their maps correlate by -0.35;" in said
     )
@@ -101,11 +101,11 @@ def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Pat
     assert (
         "in 2 of 3 pairs drawn at random 0.150 (from 0.100 to 0.200), the others are undefined (dead partner)." in said
     )
-    figures = {f.name: f for f in joint_pair.compared(row, random)}
+    figures = {f.name: f for f in joint_pair.compare_with_random(row, random)}
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
-    whole = joint_pair.conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
+    whole = joint_pair.write_conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
     assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 pairs" in whole
 
 
@@ -113,8 +113,8 @@ def test_the_interval_of_the_excess_is_over_seeds() -> None:
     """Excesses of 0.01, 0.02 and 0.03: a standard error of 0.01 / sqrt(3), times 4.303."""
     pair = pd.DataFrame({"response_nonlinearity": [0.11, 0.22, 0.33], "response_nonlinearity_floor": [0.1, 0.2, 0.3]})
     reach = 4.30265 * 0.01 / np.sqrt(3)
-    assert joint_pair.excess_of(pair) == pytest.approx((0.02 - reach, 0.02 + reach), abs=1e-6)
-    assert np.isnan(joint_pair.excess_of(pair[:2])).all()
+    assert joint_pair.excess_interval(pair) == pytest.approx((0.02 - reach, 0.02 + reach), abs=1e-6)
+    assert np.isnan(joint_pair.excess_interval(pair[:2])).all()
 
 
 WIDTH = 6
@@ -162,22 +162,22 @@ def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
     assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
 
 
-def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.Divided:
+def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.LayerBranches:
     """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
     given, none = np.array([-0.0004]), np.zeros(0)
     rand = PermutationTest(Interval(0.15, low, 0.2), p, given)
     beside = PermutationTest(Interval(0.02, 0.01, 0.03), contrast, given)
-    return branches.Divided("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
+    return branches.LayerBranches("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
 
 
 def test_it_holds_by_the_lower_end_of_the_interval_in_every_layer() -> None:
     above, across, below, no = layer_of(0.001, 0.11), layer_of(0.001, 0.07), layer_of(0.001, -0.01), layer_of(0.3, 0.11)
-    assert branches.verdict([above, above]) == "holds"
-    assert branches.verdict([above, across]) == branches.verdict([across]) == "holds in part"
-    assert branches.verdict([above, no]) == "holds in part", "chance in one of two layers"
-    assert branches.verdict([below]) == branches.verdict([layer_of(0.3, 0.11, 0.01)]) == "not decided"
-    assert branches.verdict([no]) == "does not hold"
-    said = branches.conclusion([across], ("mixed",))
+    assert branches.judge([above, above]) == "holds"
+    assert branches.judge([above, across]) == branches.judge([across]) == "holds in part"
+    assert branches.judge([above, no]) == "holds in part", "chance in one of two layers"
+    assert branches.judge([below]) == branches.judge([layer_of(0.3, 0.11, 0.01)]) == "not decided"
+    assert branches.judge([no]) == "does not hold"
+    said = branches.write_conclusion([across], ("mixed",))
     assert "an ARI of 0.150 [0.070, 0.200] (chance 0.000, p 0.001)" in said and "0.020 [0.010, 0.030] above S" in said
 
 
@@ -188,9 +188,9 @@ def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:
 
 
 def test_a_large_layer_gives_as_many_of_each_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branches, "WHOLE", 8)
+    monkeypatch.setattr(branches, "WHOLE_LAYER", 8)
     context = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2)
-    chosen = branches.chosen(context, context.network.layer("mixed", 16))
+    chosen = branches.choose_channels(context, context.network.layer("mixed", 16))
     assert len(chosen) == 8 and sum(c < WIDTH for c in chosen) == 4 and chosen == sorted(set(chosen))
     whole = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2, full=True)
-    assert branches.chosen(whole, whole.network.layer("mixed", 16)) == list(range(12))
+    assert branches.choose_channels(whole, whole.network.layer("mixed", 16)) == list(range(12))

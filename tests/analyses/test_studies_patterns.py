@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from analyses import metrics, octaves
-from analyses.support.image_sets import Made, difference_of, over_seeds, ratio_of, share_of
-from analyses.support.study import Finding, Outcome
+from analyses.support.findings import Finding, difference_finding, ratio_finding, share_or_undefined
+from analyses.support.image_sets import ImageSet, mean_over_seeds
+from analyses.support.study import Outcome
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED
 from featmap.plotting.style import fit_text
 from tests.helpers.studying import context_of, found
@@ -51,7 +52,7 @@ def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Pat
 def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
     held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
     held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
-    told = octaves.blurred(held)
+    told = octaves.low_resolution_phrase(held)
     assert (
         "it is blur that clears" in told
     ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in told
@@ -72,10 +73,10 @@ def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) 
 
 def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     images, live = np.zeros((1, 3, 3, 8, 8)), np.array([[True, False, False]])
-    made = Made(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
+    made = ImageSet(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
     told: list[str] = []
     monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
-    octaves.sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
+    octaves.draw_sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
     assert set(told) == {*octaves.LABELS, "no gradient"} and len(told) == 27
     assert fit_text(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
 
@@ -90,13 +91,13 @@ def test_one_seed_and_two_features_do(tmp_path: Path) -> None:
 
 
 def test_the_full_recipes_are_the_articles_sizes() -> None:
-    chosen = octaves.recipes(None, None)
+    chosen = octaves.make_recipes(None, None)
     assert chosen[octaves.OCTAVES].sizes == (299, 340, 380)
     assert chosen[octaves.LOWRES].sizes == ARTICLE_LOWRES.sizes == (299, 260, 224)
     assert (chosen[octaves.PLAIN].sizes, chosen[octaves.PLAIN].steps) == ((299,), 300)
     assert all(o.sigma == (0, 0) for o in chosen[octaves.PLAIN].octaves)
     assert {r.optimiser for r in chosen.values()} == {"rms"}
-    reduced = octaves.recipes(96, 45)
+    reduced = octaves.make_recipes(96, 45)
     assert {r.size for r in reduced.values()} == {96} and {r.steps for r in reduced.values()} == {45}
 
 
@@ -109,7 +110,7 @@ def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
     assert found(outcome, "ceiling l2") == pytest.approx(found(outcome, "agreement l1"))
     assert found(outcome, "compared l2") == 8
     # L2 with C at what was reached does not push what is there already
-    correlations = [found(outcome, f"image {metrics.with_C(f)}") for f in metrics.FACTORS]
+    correlations = [found(outcome, f"image {metrics.label_of_C(f)}") for f in metrics.FACTORS]
     assert correlations == sorted(correlations, reverse=True)
     assert correlations[0] > 0.99 > correlations[-1]
     assert [found(outcome, f"live {m}") for m in (metrics.L1, metrics.L2)] == [1, 1]
@@ -124,7 +125,7 @@ def test_what_a_metric_lacks_of_its_ceiling_is_paired_by_feature() -> None:
     rows = pd.DataFrame([(m, f"{k}", v) for m, row in values.items() for k, v in enumerate(row)])
     rows = rows.set_axis(["measure", "feature", "value"], axis=1).assign(layer="a", recipe="linf", seed=0)
     rows["against"] = np.where(rows["measure"] == "live", "", "l1")
-    short = next(f for f in metrics._agreements(rows, "linf") if f.name == "short linf")
+    short = next(f for f in metrics._agreement_findings(rows, "linf") if f.name == "short linf")
     lacking = np.array([-0.1, -0.2, -0.2])
     reach = 4.302653 * lacking.std(ddof=1) / 3**0.5
     assert (short.value, short.low) == (pytest.approx(lacking.mean()), pytest.approx(lacking.mean() - reach, abs=1e-6))
@@ -132,13 +133,13 @@ def test_what_a_metric_lacks_of_its_ceiling_is_paired_by_feature() -> None:
 
 def test_image_correlations_are_numpys(tmp_path: Path) -> None:
     context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=16, features=3, seeds=2)
-    sets = metrics._layer(context, "features", ARTICLE_NORMALISED.resolved(299, 16, 3))
+    sets = metrics._maximise_layer(context, "features", ARTICLE_NORMALISED.resolved(299, 16, 3))
     one, two = sets["linf"], sets["l1"]
     expected = [
         [np.corrcoef(one.changes[s, k].ravel(), two.changes[s, k].ravel())[0, 1] for k in range(3)] for s in range(2)
     ]
-    np.testing.assert_allclose(metrics.correlations(one, two), expected, atol=1e-6)
-    assert metrics.correlations(sets[metrics.with_C(1.0)], two).shape == (1, 3)
+    np.testing.assert_allclose(metrics.change_correlations(one, two), expected, atol=1e-6)
+    assert metrics.change_correlations(sets[metrics.label_of_C(1.0)], two).shape == (1, 3)
 
 
 def finding(value: float | None, low: float | None = None, high: float | None = None) -> Finding:
@@ -167,9 +168,9 @@ def test_the_verdict_on_metrics_follows_its_rules(
     for what in ("short", "image short"):
         held |= {f"{what} {m}": finding(-0.15, -0.2, -0.1) for m in ("linf", "linf-elementwise")}
         held |= {f"{what} l2": finding(0, -0.04 if what == "short" else -0.08, 0.01)}
-        held |= {f"{what} {metrics.with_C(f)}": finding(low, low, high) for f, (low, high) in lacking.items()}
+        held |= {f"{what} {metrics.label_of_C(f)}": finding(low, low, high) for f, (low, high) in lacking.items()}
     held[metrics.FAR] = finding(0.73)
-    found_, conclusion = metrics.judged(held)
+    found_, conclusion = metrics.judge(held)
     assert found_ == verdict
     lacking = "0.40 (linf, which moves 75% of the features; clearly below the ceiling: -0.150 [-0.200, -0.100], n = 8)"
     assert lacking in conclusion and "against the ceiling: +0.000 [-0.040, +0.010]" in conclusion
@@ -179,12 +180,12 @@ def test_the_verdict_on_metrics_follows_its_rules(
 
 def test_helpers_average_as_they_say() -> None:
     values, live = np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([[True, True], [True, True]])
-    assert over_seeds(values, live).tolist() == [2.0, 2.0]
-    assert np.isnan(over_seeds(values, ~live)).all()
-    assert ratio_of("", pd.Series([2.0, 8.0, -1.0]), "").value == pytest.approx(4)
-    assert ratio_of("", pd.Series([], dtype=float), "").value is None
-    assert share_of("", pd.Series([True, False, True, True]), "").value == 0.75
-    welch = difference_of("", pd.Series([3.0, 5.0, 4.0]), pd.Series([1.0, 1.5]), "")
+    assert mean_over_seeds(values, live).tolist() == [2.0, 2.0]
+    assert np.isnan(mean_over_seeds(values, ~live)).all()
+    assert ratio_finding("", pd.Series([2.0, 8.0, -1.0]), "").value == pytest.approx(4)
+    assert ratio_finding("", pd.Series([], dtype=float), "").value is None
+    assert share_or_undefined("", pd.Series([True, False, True, True]), "").value == 0.75
+    welch = difference_finding("", pd.Series([3.0, 5.0, 4.0]), pd.Series([1.0, 1.5]), "")
     assert welch.value == pytest.approx(2.75)
     assert welch.low is not None and welch.low < 2.75 < (welch.high or 0)
-    assert difference_of("", pd.Series([3.0]), pd.Series([1.0, 1.5]), "").value is None
+    assert difference_finding("", pd.Series([3.0]), pd.Series([1.0, 1.5]), "").value is None

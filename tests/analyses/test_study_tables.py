@@ -32,7 +32,7 @@ FILES = sorted(p.stem for p in tables.PAGE.parent.glob("*.py") if "\nSTUDY = Stu
 
 
 def test_page_and_stored_results_agree() -> None:
-    assert tables.PAGE.read_text(encoding="utf-8") == tables.page(), "run python -m analyses.tables"
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.build_page(), "run python -m analyses.tables"
 
 
 def test_every_study_is_on_the_page_and_was_put_to_the_bundled_network() -> None:
@@ -42,7 +42,7 @@ def test_every_study_is_on_the_page_and_was_put_to_the_bundled_network() -> None
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
-    study = tables.study_of(name)
+    study = tables.load_study(name)
     assert study.section in HEADINGS
     assert not study.rule.endswith(".")
     assert study.claim.endswith(".") and not study.measured.endswith(".") and not study.full.endswith(".")
@@ -54,7 +54,7 @@ def test_the_layers_that_studies_take_are_there(model: str, extra: dict[str, boo
     with torch.random.fork_rng():
         network = load(torchvision.models.get_model(model, weights=None, **extra).eval(), input_size=128)
     known = network.trace(128).layers
-    named = {name: [la for la in tables.study_of(name).layers[model] if la not in known] for name in FILES}
+    named = {name: [la for la in tables.load_study(name).layers[model] if la not in known] for name in FILES}
     assert not any(named.values()), named
 
 
@@ -66,7 +66,7 @@ def faults(path: Path) -> list[str]:
     found += [f"{p.name} is large" for p in files if p.is_file() and p.stat().st_size > 500_000]
     if (record["study"], record["stem"]) != (path.parent.name, path.stem) or record["verdict"] not in get_args(Verdict):
         found.append("name or verdict")
-    if tables.strays(path, record):
+    if tables.table_changed(path, record):
         found.append(f"{path.stem}.csv is another table")
     if not any(c.isdigit() for c in record["conclusion"]) or not record["conclusion"].endswith("."):
         found.append("a sentence with a number")
@@ -146,7 +146,7 @@ def test_the_front_pages_pictures_are_of_the_present_weights() -> None:
     ],
 )
 def test_numbers(value: float | None, expected: str) -> None:
-    assert tables.number(value) == expected
+    assert tables.format_number(value) == expected
 
 
 def finding(**changes: Any) -> dict[str, Any]:
@@ -154,14 +154,14 @@ def finding(**changes: Any) -> dict[str, Any]:
 
 
 def test_cells() -> None:
-    assert tables.cell(finding()) == "0.5 [0.25, 0.75]"
-    assert tables.cell(finding(unit="pixels")) == "0.5 [0.25, 0.75] pixels"
-    assert tables.cell(finding(low=None, high=None)) == "0.5"
-    assert tables.cell(finding(value=None, low=None, high=None)) == "undefined"
+    assert tables.format_finding(finding()) == "0.5 [0.25, 0.75]"
+    assert tables.format_finding(finding(unit="pixels")) == "0.5 [0.25, 0.75] pixels"
+    assert tables.format_finding(finding(low=None, high=None)) == "0.5"
+    assert tables.format_finding(finding(value=None, low=None, high=None)) == "undefined"
 
 
 def test_texts_cannot_leave_their_cell() -> None:
-    assert tables.text_cell("a | b\n<script>alert()</script>  c") == r"a \| b &lt;script>alert()&lt;/script> c"
+    assert tables.escape_cell("a | b\n<script>alert()</script>  c") == r"a \| b &lt;script>alert()&lt;/script> c"
 
 
 def record(model: str, **changes: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ STUDY = Study(
 
 
 def test_networks_that_were_not_measured_are_named() -> None:
-    lines = tables.section(STUDY, {"googlenet": record("googlenet")}).splitlines()
+    lines = tables.study_section(STUDY, {"googlenet": record("googlenet")}).splitlines()
     assert "| googlenet | a thing | 0.5 [0.25, 0.75] | 16 |" in lines
     assert [line for line in lines if "not measured" in line] == [
         f"| {model} | not measured | | |" for model in NETWORKS if model != "googlenet"
@@ -195,25 +195,25 @@ def test_networks_that_were_not_measured_are_named() -> None:
 
 
 def test_a_verdict_is_shown_with_the_rule_that_it_was_stored_with() -> None:
-    lines = tables.section(STUDY, {"own": record("own", rule="the claim holds if it is | above 0")}).splitlines()
+    lines = tables.study_section(STUDY, {"own": record("own", rule="the claim holds if it is | above 0")}).splitlines()
     at = lines.index("**own**: the claim holds. It is 0.5.")
     assert lines[at + 2] == r"Judged so: the claim holds if it is \| above 0."
-    assert "Judged" not in tables.section(STUDY, {"own": record("own")})
+    assert "Judged" not in tables.study_section(STUDY, {"own": record("own")})
 
 
 def test_settings_table_and_figures_are_linked() -> None:
-    text = tables.section(STUDY, {"own": record("own")})
+    text = tables.study_section(STUDY, {"own": record("own")})
     assert "own: layers one, two; weights 0123456789ab; --features 4 --seeds 2; torch 2.9, cpu, 2 threads;" in text
     assert "[table](results/some/own.csv)" in text
     assert "![some, own](results/some/own.png)" in text and "![some, own](results/some/own-maps.webp)" in text
     assert "\n[own-growth.gif](results/some/own-growth.gif)" in text
     full = record("own", settings=record("own")["settings"] | {"full": True})
-    assert "0123456789ab; --full; --features" in tables.section(STUDY, {"own": full})
+    assert "0123456789ab; --full; --features" in tables.study_section(STUDY, {"own": full})
 
 
 def test_random_weights_are_named_so_and_measure_no_published_network() -> None:
     drawn = record("resnet50") | {"network": "network resnet50, weights random:0, SHA-256 ab"}
-    lines = tables.section(STUDY, {"resnet50": drawn}).splitlines()
+    lines = tables.study_section(STUDY, {"resnet50": drawn}).splitlines()
     assert "**resnet50 with random weights**: the claim holds. It is 0.5." in lines
     assert "| resnet50 with random weights | a thing | 0.5 [0.25, 0.75] | 16 |" in lines
     assert "| resnet50 | not measured | | |" in lines
@@ -221,7 +221,7 @@ def test_random_weights_are_named_so_and_measure_no_published_network() -> None:
 
 def test_hostile_words_stay_in_their_row() -> None:
     words = finding(words="a | b <img src=x>", value=None, low=None, high=None, count=12345)
-    text = tables.section(STUDY, {"own": record("own", findings=[words], conclusion="1 <b>|\n| x |")})
+    text = tables.study_section(STUDY, {"own": record("own", findings=[words], conclusion="1 <b>|\n| x |")})
     assert r"| own | a \| b &lt;img src=x> | undefined | 12,345 |" in text.splitlines()
     assert "<img" not in text and "<b>" not in text and "\n| x |" not in text
 
@@ -230,8 +230,8 @@ def test_stored_results_come_in_the_articles_order(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     for model in ("vgg", "resnet50", "reference", "alexnet"):
         (tmp_path / "some" / f"{model}.json").write_text(json.dumps(record(model)), encoding="utf-8")
-    assert list(tables.stored("some", tmp_path)) == ["reference", "resnet50", "alexnet", "vgg"]
-    assert tables.stored("other", tmp_path) == {}
+    assert list(tables.read_stored("some", tmp_path)) == ["reference", "resnet50", "alexnet", "vgg"]
+    assert tables.read_stored("other", tmp_path) == {}
 
 
 def test_a_table_that_was_changed_or_lost_makes_no_page(tmp_path: Path) -> None:
@@ -239,13 +239,13 @@ def test_a_table_that_was_changed_or_lost_makes_no_page(tmp_path: Path) -> None:
     table, path = (tmp_path / "some" / f"own.{suffix}" for suffix in ("csv", "json"))
     path.write_text(json.dumps(record("own", csv_sha256=hashlib.sha256(b"x\n1\n").hexdigest())), encoding="utf-8")
     table.write_bytes(b"x\n1\n")
-    assert list(tables.stored("some", tmp_path)) == ["own"]
+    assert list(tables.read_stored("some", tmp_path)) == ["own"]
     table.write_bytes(b"x\n2\n")
     with pytest.raises(FeatmapError, match=r"own\.csv is not the table .*run python -m analyses\.some"):
-        tables.stored("some", tmp_path)
+        tables.read_stored("some", tmp_path)
     table.unlink()
     with pytest.raises(FeatmapError, match="is not the table"):
-        tables.stored("some", tmp_path)
+        tables.read_stored("some", tmp_path)
 
 
 def test_a_changed_result_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -253,10 +253,10 @@ def test_a_changed_result_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (results / "some").mkdir(parents=True)
     path = results / "some" / "reference.json"
     path.write_text(json.dumps(record("reference")), encoding="utf-8")
-    whole = tables.page
+    whole = tables.build_page
     monkeypatch.setattr(tables, "ORDER", ("some",))
-    monkeypatch.setattr(tables, "study_of", lambda name: STUDY)
-    monkeypatch.setattr(tables, "page", lambda: whole(results))
+    monkeypatch.setattr(tables, "load_study", lambda name: STUDY)
+    monkeypatch.setattr(tables, "build_page", lambda: whole(results))
     monkeypatch.setattr(tables, "PAGE", page)
     with pytest.raises(FeatmapError, match=r"disagree; run python -m analyses\.tables"):
         tables.main(check=True)  # there is no page
@@ -270,4 +270,4 @@ def test_a_changed_result_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_file_that_holds_no_such_study_is_refused() -> None:
     with pytest.raises(FeatmapError, match=r"analyses/studies\.py holds no study"):
-        tables.study_of("studies")
+        tables.load_study("studies")

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from analyses import train_reference
-from analyses.support.labelled_images import read_labelled
+from analyses.support.labelled_images import read_labelled_images
 from analyses.train_reference import Settings, Stretch, Training, carry_out, finish, read_plan
 from featmap import FeatmapError, load
 from tests.helpers import labels
@@ -54,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def training(pictures: Path, **settings: Any) -> Training:
-    return Training(read_labelled([pictures]), PLAN, Settings(rows=4, **settings), CPU)
+    return Training(read_labelled_images([pictures]), PLAN, Settings(rows=4, **settings), CPU)
 
 
 def trained(one: Training, folder: Path) -> bytes:
@@ -101,7 +101,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
 def test_ctrl_c_in_the_middle_of_a_step_finishes_it(
     pictures: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, images = training(pictures), read_labelled([pictures])
+    whole, images = training(pictures), read_labelled_images([pictures])
     carry_out(whole, tmp_path / "whole.checkpoint", 1e9, images)
     finish(whole, tmp_path / "whole.safetensors")
     moments: dict[str, tuple[Any, str]] = {
@@ -268,7 +268,7 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
 
 
 def test_what_is_stored_loads_as_the_bundled_network(pictures: Path, tmp_path: Path) -> None:
-    one = Training(read_labelled([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
+    one = Training(read_labelled_images([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
     out = tmp_path / "weights.safetensors"
     trained(one, tmp_path)
     record = json.loads((tmp_path / "weights.safetensors.json").read_text(encoding="utf-8"))
@@ -285,14 +285,14 @@ def test_what_is_stored_loads_as_the_bundled_network(pictures: Path, tmp_path: P
 
 
 def test_folders_and_zips_are_read_alike(pictures: Path, tmp_path: Path) -> None:
-    folder = read_labelled([pictures])
+    folder = read_labelled_images([pictures])
     assert folder.classes == list(CLASSES) and folder.images.shape == (15, 3, 36, 36)
     assert folder.labels.tolist() == [0] * EACH + [1] * EACH + [2] * EACH
     for names, zip_name in ((CLASSES[:2], "a.zip"), (CLASSES[2:], "b.zip")):
         with zipfile.ZipFile(tmp_path / zip_name, "w") as archive:
             for path in sorted(p for n in names for p in (pictures / n).rglob("*.png")):
                 archive.write(path, path.relative_to(pictures))
-    zipped, both = read_labelled([tmp_path / "a.zip", tmp_path / "b.zip"]), read_labelled([tmp_path])
+    zipped, both = read_labelled_images([tmp_path / "a.zip", tmp_path / "b.zip"]), read_labelled_images([tmp_path])
     assert zipped.digest == both.digest == folder.digest
     assert torch.equal(zipped.images, folder.images)
 
@@ -300,21 +300,21 @@ def test_folders_and_zips_are_read_alike(pictures: Path, tmp_path: Path) -> None
 def test_images_that_cannot_be_trained_on_are_refused(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FeatmapError, match="no pictures there"):
-        read_labelled([tmp_path / "empty"])
+        read_labelled_images([tmp_path / "empty"])
     with pytest.raises(FeatmapError, match="neither a folder nor a zip"):
-        read_labelled([tmp_path / "nothing"])
+        read_labelled_images([tmp_path / "nothing"])
     with pytest.raises(FeatmapError, match="class 'n03' is unknown"):
-        read_labelled([pictures], CLASSES[:2])
+        read_labelled_images([pictures], CLASSES[:2])
     broken = tmp_path / "broken" / "n01"
     shutil.copytree(pictures / "n01" / "images", broken)
     Image.new("RGB", (36, 35)).save(broken / "2.png")
     with pytest.raises(FeatmapError, match=r"\(35, 36\) pixels, others \(36, 36\)"):
-        read_labelled([broken.parent])
+        read_labelled_images([broken.parent])
     (broken / "2.png").write_bytes(b"no picture")
     with pytest.raises(FeatmapError, match="cannot be read"):
-        read_labelled([broken.parent])
+        read_labelled_images([broken.parent])
     with pytest.raises(FeatmapError, match="15 images make no batch of 128"):
-        Training(read_labelled([pictures]), PLAN, Settings(), CPU)
+        Training(read_labelled_images([pictures]), PLAN, Settings(), CPU)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.stats.test_reliability import symmetric, upper
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 
 
-def known(D: int = 24, N: int = 400, shift: float = 0.0) -> photograph_gap.Known:
+def known(D: int = 24, N: int = 400, shift: float = 0.0) -> photograph_gap.LayerEvidence:
     """Photographs and images of features that mix six sources; `shift` is what is the images' alone."""
     rng = np.random.default_rng(0)
     mixing, alien = rng.normal(size=(6, D)), rng.normal(size=(6, D))
@@ -30,13 +30,15 @@ def known(D: int = 24, N: int = 400, shift: float = 0.0) -> photograph_gap.Known
     A = mixing.T @ mixing + shift * (alien.T @ alien)
     noise = rng.normal(size=(100, D))
     branches = ["one"] * (D // 2) + ["two"] * (D - D // 2)
-    return photograph_gap.Known(A, photographs, A[:10] + 0.1 * rng.normal(size=(10, D)), A.copy(), noise, branches)
+    return photograph_gap.LayerEvidence(
+        A, photographs, A[:10] + 0.1 * rng.normal(size=(10, D)), A.copy(), noise, branches
+    )
 
 
 def test_explanations_by_hand() -> None:
     given = known()
-    found = photograph_gap.explained(given)
-    assert list(found) == list(photograph_gap.FIGURES)
+    found = photograph_gap.explain_gap(given)
+    assert list(found) == list(photograph_gap.STATISTICS)
     S, P = profile_correlations(given.A), profile_correlations(given.photographs)
     n = len(S)
     assert found["raw"].value == pytest.approx(stats.pearsonr(upper(S), upper(P)).statistic, abs=1e-12)
@@ -73,7 +75,7 @@ def test_explanations_by_hand() -> None:
 
 def test_what_branches_differ_by_is_taken_out_pair_of_branches_by_pair() -> None:
     table, branches = symmetric(9, 1), np.array(list("aaabbbccc"), dtype=object)
-    found = photograph_gap.less_block_means(table, branches)
+    found = photograph_gap.subtract_block_means(table, branches)
     for i in range(9):
         for j in range(i):
             block = [
@@ -87,19 +89,19 @@ def test_what_branches_differ_by_is_taken_out_pair_of_branches_by_pair() -> None
 
 
 def test_dimensions_axes_and_own_images() -> None:
-    assert photograph_gap.dimensions(np.eye(7)) == pytest.approx(7)
-    assert photograph_gap.dimensions(np.ones((7, 7))) == pytest.approx(1)
+    assert photograph_gap.participation_ratio(np.eye(7)) == pytest.approx(7)
+    assert photograph_gap.participation_ratio(np.ones((7, 7))) == pytest.approx(1)
     v = np.random.default_rng(0).normal(size=8)
-    np.testing.assert_allclose(photograph_gap.less_leading(np.outer(v, v)), 0, atol=1e-12)
+    np.testing.assert_allclose(photograph_gap.subtract_leading_axis(np.outer(v, v)), 0, atol=1e-12)
     A = np.arange(9.0).reshape(3, 3)
-    assert photograph_gap.without_own(A).tolist() == [[4.5, 1, 2], [3, 4, 5], [6, 7, 3.5]]
+    assert photograph_gap.replace_own_responses(A).tolist() == [[4.5, 1, 2], [3, 4, 5], [6, 7, 3.5]]
 
 
 def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
-    found = photograph_gap.explained(known(shift=2.0))
+    found = photograph_gap.explain_gap(known(shift=2.0))
     assert found["raw"].value < 0.7 < found["favourites_with_P"].value
-    said = photograph_gap.reason(found.get, 0.85)
-    assert any("mostly in the images' being synthetic, not in the choice" in line for line in said)
+    said = photograph_gap.gap_sentences(found.get, 0.85)
+    assert any("mostly due to the images being synthetic, not to the choice" in line for line in said)
     assert reason(raw=0.9) == [] and reason() == []
     said = reason(raw=0.6, early=0.9, noise_with_P=0.7)
     assert "stopping descents early: 0.900" in said[0] and "enough" in said[0] and "no less than the map" in said[1]
@@ -107,16 +109,16 @@ def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
 
 
 def reason(**values: float) -> list[str]:
-    return photograph_gap.reason({name: reliability.Interval(v) for name, v in values.items()}.get, 0.85)
+    return photograph_gap.gap_sentences({name: reliability.Interval(v) for name, v in values.items()}.get, 0.85)
 
 
 @pytest.mark.parametrize(
     ("natural", "synthetic", "ceiling", "words"),
     [
-        ((0.84, 0.94), (0.70, 0.80), (0.9, 0.98), "mostly in the images' being synthetic"),
-        ((0.70, 0.80), (0.84, 0.94), (0.9, 0.98), "mostly in the choice of strong stimuli"),
-        ((0.70, 0.80), (0.75, 0.85), (0.9, 0.98), "both the choice"),
-        ((0.88, 0.93), (0.80, 0.89), (0.9, 0.98), "not told apart"),
+        ((0.84, 0.94), (0.70, 0.80), (0.9, 0.98), "mostly due to the images being synthetic"),
+        ((0.70, 0.80), (0.84, 0.94), (0.9, 0.98), "mostly due to the choice of strong stimuli"),
+        ((0.70, 0.80), (0.75, 0.85), (0.9, 0.98), "both to the choice"),
+        ((0.88, 0.93), (0.80, 0.89), (0.9, 0.98), "do not separate"),
     ],
 )
 def test_causes_are_told_apart_by_their_intervals(
@@ -125,7 +127,7 @@ def test_causes_are_told_apart_by_their_intervals(
     given = {"raw": reliability.Interval(0.6), "early": reliability.Interval(0.6)}
     for name, (low, high) in (("P", natural), ("S", synthetic), ("favourites", ceiling)):
         given[f"favourites_with_{name}"] = reliability.Interval((low + high) / 2, low, high)
-    assert words in " ".join(photograph_gap.reason(given.get, 0.85))
+    assert words in " ".join(photograph_gap.gap_sentences(given.get, 0.85))
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +160,10 @@ def put_to_test(folder: Path) -> None:
 
 def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
     text = (made / "page.md").read_text()
-    assert trial_page.page(made / "results") == text
+    assert trial_page.build_page(made / "results") == text
     for words in ("**second**", "| S of one seed with S of another |", "random weights", "40 photographs", "12 of 24"):
         assert words in text
-    assert "one draw of them, 1 seed(s) of noise" in text and "| modularity of Louvain's runs |" in text
+    assert "one draw of the weights, 1 seed(s) of noise" in text and "| modularity of the Louvain runs |" in text
     assert "nan" not in text.lower() and str(made) not in text
     trial.main(None, results=made / "results", page=made / "again.md")
     assert (made / "again.md").read_text() == text

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+import typer
 from PIL import Image
 
 import featmap
-from featmap.cli.app import main
+from featmap.cli.app import app, main
 from featmap.errors import ModelError
 from featmap.network.weights import read_state
+from featmap.optimize.recipe import RECIPES
 from tests.helpers import tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -69,19 +71,19 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("unknown model", ["layers", "--model", "googlenett"], "nearest: googlenet"),
     ("unknown layer", ["similarity", "--layer", "secnd", *SMALL], "nearest: second"),
     ("no layer matches", ["layers", "--model", "tests.helpers.tiny:small", "--match", "secnd*"], "nearest: second"),
-    ("channel out of range", ["optimize", "second:11", *SMALL], "0 to 10"),
-    ("row out of range", ["optimize", "second:0:8", *SMALL], "0 to 7"),
-    ("prefix out of range", ["optimize", "second:0:..65", *SMALL], "1 to 64"),
-    ("malformed unit", ["optimize", "second:one", *SMALL], "not a unit"),
-    ("too many indices", ["optimize", "second:1:2:3:4", *SMALL], "not a unit"),
-    ("unit without layer", ["optimize", ":3", *SMALL], "names no layer"),
-    ("bad weight of a sum", ["optimize", "x * second:1", *SMALL], "is not a finite number"),
-    ("neither units nor layer", ["optimize", *SMALL], "--layer"),
-    ("units and layer", ["optimize", "second:1", "--layer", "second", *SMALL], "either"),
-    ("no number in features", [*MAP, "--features", "a"], "no number or range"),
+    ("channel out of range", ["maximise", "second:11", *SMALL], "0 to 10"),
+    ("row out of range", ["maximise", "second:0:8", *SMALL], "0 to 7"),
+    ("prefix out of range", ["maximise", "second:0:..65", *SMALL], "1 to 64"),
+    ("malformed unit", ["maximise", "second:one", *SMALL], "not a unit"),
+    ("too many indices", ["maximise", "second:1:2:3:4", *SMALL], "not a unit"),
+    ("unit without layer", ["maximise", ":3", *SMALL], "names no layer"),
+    ("bad weight of a sum", ["maximise", "x * second:1", *SMALL], "is not a finite number"),
+    ("neither units nor layer", ["maximise", *SMALL], "--layer"),
+    ("units and layer", ["maximise", "second:1", "--layer", "second", *SMALL], "either"),
+    ("no number in features", [*MAP, "--features", "a"], "is not a number or range"),
     ("features out of range", [*MAP, "--features", "0-11"], "0 to 10"),
     ("features backwards", [*MAP, "--features", "5-2"], "2-5"),
-    ("empty features", [*MAP, "--features", ""], "no number or range"),
+    ("empty features", [*MAP, "--features", ""], "is not a number or range"),
     ("unknown stimuli", [*MAP, "--stimuli", "some"], "layer"),
     ("unknown metric", [*MAP, "--metric", "l3"], "linf"),
     ("unknown recipe", [*MAP, "--recipe", "fats"], "nearest: fast"),
@@ -89,25 +91,25 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("no neighbours", [*MAP, "--neighbours", "0"], "1 or more"),
     ("unknown device", ["similarity", "--layer", "second", *SMALL[:-1], "tpu9"], "allowed: auto"),
     ("a CUDA device too many", ["similarity", "--layer", "second", *SMALL[:-1], "cuda:99"], "CUDA devices"),
-    ("size 0", [*MAP, "--size", "0"], "at least 1 pixel"),
-    ("negative size", [*MAP, "--size", "-3"], "at least 1 pixel"),
+    ("size 0", [*MAP, "--size", "0"], "--size 0: an image has at least 1 pixel"),
+    ("negative size", [*MAP, "--size", "-3"], "--size -3: an image has at least 1 pixel"),
     (
         "too small",
         ["similarity", "--layer", "last", *SMALL, "--model", "tests.helpers.tiny:shrinking", "--size", "9"],
-        "--size 15",
+        "a size of 15 or more",
     ),
-    ("no steps", [*MAP, "--steps", "0"], "--steps 1"),
-    ("negative steps", [*MAP, "--steps", "-2"], "--steps 1"),
+    ("no steps", [*MAP, "--steps", "0"], "--steps 0: give 1 to 1,000,000 steps"),
+    ("negative steps", [*MAP, "--steps", "-2"], "--steps -2: give 1 to 1,000,000 steps"),
     ("one row", [*MAP, "--rows", "1"], "2 or more"),
     ("no seeds", [*MAP, "--seeds", "0"], "--seeds 1"),
     ("negative seed", [*MAP, "--seed", "-1"], "--seed 0"),
     ("weights missing", [*MAP, "--weights", "none.safetensors"], "no such file"),
-    ("random weights of a factory", [*MAP, "--weights", "random"], "factory's own business"),
+    ("random weights of a factory", [*MAP, "--weights", "random"], "set by the factory itself"),
     ("mean without std", [*MAP, "--mean", "0,0,0"], "belong together"),
     ("std 0", [*MAP, "--mean", "0,0,0", "--std", "1,0,1"], "above 0"),
     ("two numbers", [*MAP, "--mean", "0,0", "--std", "1,1,1"], "three numbers"),
     ("words for numbers", [*MAP, "--mean", "a,b,c", "--std", "1,1,1"], "three numbers"),
-    ("input size 0", [*MAP, "--input-size", "0"], "--input-size"),
+    ("input size 0", [*MAP, "--input-size", "0"], "--input-size 0: give 1 pixel or more"),
     ("factory's module missing", [*MAP, "--model", "nowhere:net"], "cannot be imported"),
     ("factory missing", [*MAP, "--model", "tests.helpers.tiny:nothing"], "cannot be imported"),
     ("factory fails", [*MAP, "--model", "tests.helpers.tiny:failing"], "first line"),
@@ -121,26 +123,28 @@ WRONG: list[tuple[str, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_a_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in fail(capsys, *arguments)
 
 
 @pytest.mark.parametrize("size", ["0", "-5"])
 def test_layers_refuses_a_size_below_1(size: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--size" in fail(capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", size)
+    line = fail(capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", size)
+    assert line.startswith(f"featmap: --size {size}: an image has at least 1 pixel")
 
 
 @pytest.mark.parametrize("size", ["0", "-5"])
 def test_probe_refuses_a_size_below_1(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     photograph(Path("photos/a.png"))
-    assert "size" in fail(capsys, "probe", "photos", "--layers", "second", *SMALL[:2], "--size", size)
+    line = fail(capsys, "probe", "photos", "--layers", "second", *SMALL[:2], "--size", size)
+    assert line.startswith(f"featmap: --size {size}: an image has ")
 
 
 @pytest.mark.parametrize(
     "given",
     [["--C", "nan", "--metric", "l2"], ["--C", "inf", "--metric", "l2"], ["--mean", "0,0,nan", "--std", "1,1,1"]],
 )
-def test_numbers_are_finite(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_are_not_finite_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     fail(capsys, *MAP, *given, "--dry-run")
 
 
@@ -149,7 +153,7 @@ class _Code:
         return Path.touch, (Path("ran"),)  # type: ignore[return-value]
 
 
-def test_weights_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     safetensors.torch.save_file(tiny.two().state_dict(), "other.safetensors")
     assert "do not fit" in fail(capsys, *MAP, "--weights", "other.safetensors")
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-9])
@@ -190,7 +194,7 @@ def test_damaged_checkpoints_never_crash(tmp_path: Path) -> None:
     assert refused > 30
 
 
-def test_an_old_checkpoint_whose_storages_have_other_names_is_refused(tmp_path: Path) -> None:
+def test_an_old_checkpoint_with_renamed_storages_is_refused(tmp_path: Path) -> None:
     module = tiny.two()
     torch.save(module.state_dict(), "old.pth", _use_new_zipfile_serialization=False)
     whole = (tmp_path / "old.pth").read_bytes()
@@ -201,7 +205,7 @@ def test_an_old_checkpoint_whose_storages_have_other_names_is_refused(tmp_path: 
         read_state(tmp_path / "old.pth")
 
 
-def test_start_and_photographs_that_are_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert "cannot be read" in fail(capsys, *MAP, "--start", "text.png")
     assert "cannot be read" in fail(capsys, *MAP, "--start", str(tmp_path))
@@ -213,15 +217,15 @@ def test_start_and_photographs_that_are_no_pictures(tmp_path: Path, capsys: pyte
     assert "text.png" in line
 
 
-def test_folders_that_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_refuses_files_and_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "no run folder" in fail(capsys, *MAP, "--out", "file")
+    assert "not a run folder" in fail(capsys, *MAP, "--out", "file")
     assert (tmp_path / "file").read_text() == "mine"
-    assert "no run folder" in fail(capsys, *MAP, "--out", ".")
-    succeed(capsys, "optimize", "second:1", *SMALL, "--out", "run")
-    assert "seeds" in fail(capsys, "optimize", "second:1", *SMALL, "--seed", "4", "--out", "run")
+    assert "not a run folder" in fail(capsys, *MAP, "--out", ".")
+    succeed(capsys, "maximise", "second:1", *SMALL, "--out", "run")
+    assert "seeds" in fail(capsys, "maximise", "second:1", *SMALL, "--seed", "4", "--out", "run")
     assert "model.sha256" in fail(
-        capsys, "optimize", "second:1", *SMALL, "--model", "tests.helpers.tiny:other", "--out", "run"
+        capsys, "maximise", "second:1", *SMALL, "--model", "tests.helpers.tiny:other", "--out", "run"
     )
 
 
@@ -231,31 +235,35 @@ class _Broken(importlib.abc.MetaPathFinder):
             raise RuntimeError("operator torchvision::nms does not exist")
 
 
+LOADING = "featmap.network.loading"
+"""The module that imports torchvision."""
+
+
 @pytest.fixture
 def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "meta_path", [_Broken(), *sys.meta_path])
-    for name in [n for n in sys.modules if n == "featmap.network.model" or n.partition(".")[0] == "torchvision"]:
+    for name in [n for n in sys.modules if n == LOADING or n.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(featmap, "models", raising=False)
     yield
-    vars(featmap).pop("models", None)
-    sys.modules.pop("featmap.network.model", None)
+    sys.modules.pop(LOADING, None)
 
 
-def test_a_torchvision_for_another_torch(without_torchvision: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torchvision_built_for_another_torch_is_reported(
+    without_torchvision: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = fail(capsys, "layers")
     assert "operator torchvision::nms does not exist" in line
     assert "pip install" in line
 
 
-def test_debug_gives_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--debug", "recipes", "none"], ["recipes", "none", "--debug"]):
         with pytest.raises(featmap.FeatmapError, match="none"):
             main(arguments)
     assert capsys.readouterr().err == ""
 
 
-def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_is_reported_as_unexpected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from featmap.cli import listing
 
     def broken(_: object) -> list[str]:
@@ -268,7 +276,7 @@ def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "featmap: unexpected ZeroDivisionError: a (--debug shows where)\n"
 
 
-def test_an_interruption_says_that_the_work_is_kept(
+def test_an_interruption_says_that_finished_work_is_stored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from featmap.cli import listing
@@ -287,8 +295,25 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     said = succeed(capsys, *MAP, "--dry-run")
     assert "11 images x 1 seed(s), 3 steps, 16 pixels" in said
     assert "it would go to runs/tests.helpers.tiny-small-second-fast-" in said
-    assert "2 images" in succeed(capsys, "optimize", "second:1", "second:2", *SMALL, "--dry-run", "--out", "there")
+    assert "2 images" in succeed(capsys, "maximise", "second:1", "second:2", *SMALL, "--dry-run", "--out", "there")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_optimize_is_another_name_of_maximise(capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [succeed(capsys, name, "second:1", *SMALL, "--dry-run").split()[-1] for name in ("maximise", "optimize")]
+    assert folders[0] == folders[1]
+
+
+COMMANDS = ["similarity", "maximise", "optimize", "probe", "interact", "neighbours", "atlas", "validate", "verify"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "layers", "recipes"])
+def test_help_describes_every_option_and_fits_the_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = succeed(capsys, command, "--help")
+    options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert all(option.help for option in options if option.param_type_name == "option")
+    assert max(len(line) for line in said.splitlines()) <= 80
+    assert len(said[said.index("--help") :].splitlines()) > 3  # what follows the options: files, terms, examples
 
 
 def test_layers_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,7 +329,7 @@ def test_layers_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     assert "give a larger --size" in too_small
     assert "metric: l1" in succeed(capsys, "recipes", "article")
     everything = succeed(capsys, "recipes")
-    assert all(f"\n{name}\n" in f"\n{everything}" for name in featmap.RECIPES)
+    assert all(f"\n{name}\n" in f"\n{everything}" for name in RECIPES)
 
 
 UNITS = [
@@ -313,9 +338,9 @@ UNITS = [
 ]
 
 
-def test_optimize_takes_every_kind_of_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_maximise_takes_every_kind_of_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units = [u.replace("+second:", "+") for u in UNITS if u != "class:2"]
-    said = succeed(capsys, "optimize", *units, *SMALL, "--seeds", "2", "--out", "run")
+    said = succeed(capsys, "maximise", *units, *SMALL, "--seeds", "2", "--out", "run")
     assert f"{2 * len(units)} images: " in said
     frame = pd.read_csv(tmp_path / "run" / "images.csv")
     assert sorted(set(frame["image"])) == sorted(
@@ -326,8 +351,8 @@ def test_optimize_takes_every_kind_of_unit(tmp_path: Path, capsys: pytest.Captur
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "complete"
 
 
-def test_optimize_and_probe_go_on_and_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    layer = ["optimize", "--layer", "second", "--features", "0-2,5", *SMALL]
+def test_maximise_and_probe_resume_and_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = ["maximise", "--layer", "second", "--features", "0-2,5", *SMALL]
     succeed(capsys, *layer)
     (folder,) = Path("runs").iterdir()
     before = {p: p.stat().st_mtime_ns for p in (folder / "units").iterdir()}
@@ -385,7 +410,7 @@ def test_an_unfinished_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureF
     assert "finish" in fail_with_run(capsys, "probe", "begun", "--layers", "second", "--out", "probed")
 
 
-def test_neighbours_of_a_map_and_of_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbours_are_listed_for_features_of_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted = ["similarity", "--layer", "features", *SMALL, "--model", "tests.helpers.tiny:planted", "--out", "map"]
     succeed(capsys, *planted)
     lines = succeed(capsys, "neighbours", "features:7", "map", "-n", "3").splitlines()

@@ -1,4 +1,4 @@
-"""Whatever is given: an answer, or one clear line and exit status 2."""
+"""Whatever the input is: an answer, or one clear line and exit status 2."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers import hostile, tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OURS = ["--model", "tests.helpers.tiny:two", "--size", "8", "--steps", "2", "--rows", "2", "--device", "cpu"]
-PIECES = st.sampled_from(
+FRAGMENTS = st.sampled_from(
     [
         "features",
         ":",
@@ -48,7 +48,7 @@ PIECES = st.sampled_from(
         "x",
     ]
 )
-TEXTS = st.one_of(st.lists(PIECES, max_size=6).map("".join), st.text(max_size=12))
+TEXTS = st.one_of(st.lists(FRAGMENTS, max_size=6).map("".join), st.text(max_size=12))
 VALUES = st.one_of(
     TEXTS,
     st.integers(-(10**20), 10**20).map(str),
@@ -60,6 +60,7 @@ VALUES = st.one_of(
 FEW = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 BASES = {
     "similarity": ["similarity", "--layer", "features", *OURS, "--dry-run"],
+    "maximise": ["maximise", "features:0", *OURS, "--dry-run"],
     "optimize": ["optimize", "features:0", *OURS, "--dry-run"],
     "interact": ["interact", "features:0", "features:1", *OURS, "--seeds", "1", "--dry-run"],
     "probe": ["probe", "run", "--layers", "features", "--out", "probed"],
@@ -89,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Give a command; an error is one line, whatever it is, and no fault of ours."""
+    """Run a command and return its status and error output; an error is one line and never a bug."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         app.main(list(arguments))
@@ -107,7 +108,7 @@ def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
 
 @FEW
 @given(TEXTS)
-def test_a_text_is_a_unit_that_prints_as_itself_or_refused(text: str) -> None:
+def test_a_text_is_a_unit_that_prints_as_itself_or_is_refused(text: str) -> None:
     for parse in (Unit.parse, Objective.parse):
         try:
             found = parse(text)
@@ -119,7 +120,7 @@ def test_a_text_is_a_unit_that_prints_as_itself_or_refused(text: str) -> None:
 
 @FEW
 @given(TEXTS, st.integers(1, 5))
-def test_a_text_is_a_list_of_channels_or_refused(text: str, count: int) -> None:
+def test_a_text_is_a_list_of_channels_or_is_refused(text: str, count: int) -> None:
     try:
         found = parse_channels(text, count, "layer")
     except FeatmapError as error:
@@ -148,14 +149,14 @@ def test_every_option_takes_or_refuses_every_value(
         end(capsys, *base[:at], *words, *base[at:])
 
     give()
-    integrity.require(Path("run"))
+    integrity.require_intact(Path("run"))
 
 
 @pytest.mark.parametrize("command", ["neighbours", "atlas", "verify", "validate", "probe"])
 @pytest.mark.parametrize(
     "folder", ["", "run/manifest.json", "a\0b", "x" * 5000, "/dev/null", "nowhere", "\udcff", "run/units"]
 )
-def test_what_is_no_run_folder_is_refused(
+def test_a_path_that_is_not_a_run_folder_is_refused(
     command: str, folder: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [folder if w == "run" else w for w in BASES[command]]
@@ -175,7 +176,7 @@ def test_names_of_layers_stay_inside_the_run_folder(
     monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
     layer, ours = hostile.NAMES[name], ["--model", f"tests.helpers.hostile:{name}", *OURS[2:]]
     status, _ = end(capsys, "similarity", "--layers", f"{layer},last", *ours, "--no-atlas", "--out", "run")
-    end(capsys, "optimize", f"{layer}:0", *ours, "--out", "images")
+    end(capsys, "maximise", f"{layer}:0", *ours, "--out", "images")
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(Path("run").absolute())]
     assert [p for p in outside if not p.is_relative_to(Path("images").absolute())] == []
     if status == 0:
@@ -187,7 +188,7 @@ def test_names_of_layers_stay_inside_the_run_folder(
 
 
 @pytest.mark.parametrize("name", [*hostile.NAMES.values(), "", "....", "-" * 200, "con", "é" * 90])
-def test_a_file_name_is_one_wherever_it_goes(name: str) -> None:
+def test_a_safe_file_name_is_valid_on_every_system(name: str) -> None:
     found = safe_file_name(name)
     assert 0 < len(found.encode()) <= MAX_NAME_BYTES
     assert not set(found) & set('/\\\0:*?"<>|\n') and not found.startswith(".")

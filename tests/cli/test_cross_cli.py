@@ -30,7 +30,7 @@ WRONG: list[tuple[str, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_a_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in fail(capsys, "similarity", *arguments, *SMALL)
 
 
@@ -42,7 +42,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_default_folder_tells_what_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_folder_depends_on_the_recorded_layers(capsys: pytest.CaptureFixture[str]) -> None:
     folders = [
         succeed(capsys, "similarity", *layers, *SMALL, "--dry-run").splitlines()[-1].split()[-1]
         for layers in (
@@ -58,7 +58,7 @@ def test_the_default_folder_tells_what_is_recorded(capsys: pytest.CaptureFixture
     assert len(set(folders)) == 4
 
 
-def test_several_layers_go_on_and_are_asked_for_neighbours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_layers_are_resumed_and_list_neighbours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, *SEVERAL, "--out", "map")
     assert "second to first: a feature's best partner" in said
     assert "first to second: a feature's best partner" in said
@@ -86,7 +86,7 @@ def test_a_probed_layer_has_no_map_of_its_own(tmp_path: Path, capsys: pytest.Cap
     assert "no map of layer 'first'" in line and "only probes first" in line
 
 
-def test_an_interrupted_run_of_several_layers_goes_on(
+def test_an_interrupted_run_of_several_layers_is_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featmap.runs import worker as runs_worker

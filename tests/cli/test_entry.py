@@ -1,4 +1,4 @@
-"""How threads wait is said before torch is loaded, unless the user has said it."""
+"""The boundary of every command: errors name options, and threads are set up before torch is loaded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from featmap.cli import entry
+from featmap.cli import app, entry
 
 
 @pytest.mark.parametrize(
-    ("platform", "given", "found"),
+    ("platform", "environment", "expected"),
     [
         ("linux", {}, {"GOMP_SPINCOUNT": "10000"}),
         ("darwin", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
@@ -20,16 +20,16 @@ from featmap.cli import entry
         ("linux", {"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
     ],
 )
-def test_threads_spin_a_little_unless_told_otherwise(
-    platform: str, given: dict[str, str], found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_threads_spin_a_little_unless_the_user_sets_it(
+    platform: str, environment: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    entry.limit_thread_spinning(given)
-    assert given == found
+    entry.limit_thread_spinning(environment)
+    assert environment == expected
 
 
 @pytest.mark.parametrize("module", ["analyses", "featmap.cli.entry"])
-def test_it_is_said_before_torch_is_there(module: str) -> None:
+def test_spinning_is_limited_before_torch_is_loaded(module: str) -> None:
     said = "GOMP_SPINCOUNT" if sys.platform == "linux" else "OMP_WAIT_POLICY"
     program = (
         f"import os, sys, {module}\n"
@@ -46,10 +46,41 @@ def test_it_is_said_before_torch_is_there(module: str) -> None:
 
 
 @pytest.mark.parametrize(("call", "frozen"), [("main()", "True"), ("main(['recipes', 'fast'])", "False")])
-def test_only_a_process_of_its_own_ends_without_a_search_for_garbage(call: str, frozen: str) -> None:
+def test_only_the_commands_own_process_skips_the_last_collection(call: str, frozen: str) -> None:
     program = (
         "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
         f"sys.argv = ['featmap', 'recipes', 'fast']; from featmap.cli import app as cli; cli.{call}"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("fast\n") and done.stdout.splitlines()[-1] == frozen
+
+
+@pytest.mark.parametrize(
+    ("message", "words", "expected"),
+    [
+        ("size 0: an image has at least 1 pixel", ["--size", "0"], "--size 0: an image has at least 1 pixel"),
+        ("size 0: an image has at least 1 pixel", ["--size=0"], "--size 0: an image has at least 1 pixel"),
+        ("input size 0: give 1", ["--size", "8", "--input-size", "0"], "--input-size 0: give 1"),
+        ("C nan: give a finite number", ["--C", "nan"], "--C nan: give a finite number"),
+        ("metric 'l3' is unknown", ["--steps", "3", "--metric", "l3"], "--metric 'l3' is unknown"),
+        ("size 9: choose 15 or more", ["--steps", "3"], "size 9: choose 15 or more"),  # the recipe's own size
+        ("sizes 1, 2", ["--size", "1"], "sizes 1, 2"),
+        ("no layer 'x' of size 3", ["--size", "3"], "no layer 'x' of size 3"),
+        ("size", ["--size"], "size"),
+        (" 0", ["--", "-", ""], " 0"),
+    ],
+)
+def test_an_error_names_the_option_that_set_the_value(message: str, words: list[str], expected: str) -> None:
+    assert entry.name_option(message, words) == expected
+
+
+OPTIONS = ["--metric", "l3"], ["--recipe", "fats"], ["--rows", "1"], ["--features", "11"], ["--measure", "x"]
+
+
+@pytest.mark.parametrize("words", [*OPTIONS, ["--neighbours", "0"], ["--weights", "none.pth"], ["--device", "x"]])
+def test_a_wrong_value_is_reported_with_its_option(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "tests.helpers.tiny:small", "--layer", "second", "--size", "16", "--dry-run"]
+    with pytest.raises(SystemExit) as end:
+        app.main(["similarity", *model, *words])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"featmap: {words[0]} ")

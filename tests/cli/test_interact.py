@@ -31,7 +31,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("one layer", ["--layers", "second"], "--layers"),
     ("an unknown layer of two", ["--layers", "second", "frst", "--features", "0", "0"], "nearest: first"),
     ("a feature too far", ["--layers", "second", "first", "--features", "0", "0-6"], "first has 6 channels"),
-    ("no number of a feature", ["--layers", "second", "first", "--features", "a", "0"], "no number or range"),
+    ("no number of a feature", ["--layers", "second", "first", "--features", "a", "0"], "is not a number or range"),
     ("no pair", ["--layers", "second", "second", "--features", "3", "3"], "make no pair"),
     ("an unknown balance", ["second:1", "second:2", "--balance", "both"], "allowed: solo, none"),
     ("an unknown probed layer", ["second:1", "second:2", "--probe-layers", "frst"], "nearest: first"),
@@ -40,22 +40,20 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("no seeds", ["second:1", "second:2", "--seeds", "0"], "--seeds 1"),
     ("a negative seed", ["second:1", "second:2", "--seed", "-1"], "--seed 0"),
     ("one row", ["second:1", "second:2", "--rows", "1"], "2 or more"),
-    ("no steps", ["second:1", "second:2", "--steps", "0"], "--steps 1"),
-    ("size 0", ["second:1", "second:2", "--size", "0"], "at least 1 pixel"),
+    ("no steps", ["second:1", "second:2", "--steps", "0"], "--steps 0: give 1 to 1,000,000 steps"),
+    ("size 0", ["second:1", "second:2", "--size", "0"], "--size 0: an image has at least 1 pixel"),
     ("an unknown device", ["second:1", "second:2", "--device", "tpu9"], "allowed: auto"),
     ("class logits that there are not", ["class:1", "second:2"], "no layer of class logits"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_a_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in fail(capsys, "interact", *SMALL, *arguments)
 
 
-def test_pairs_beyond_what_is_sensible_are_refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("featmap.interaction.run.MOST_PAIRS", 65)
+def test_too_many_pairs_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featmap.interaction.run.MAX_PAIRS", 65)
     arguments = ["--layers", "second", "first", "--features", "all", "all"]
     assert "66 pairs" in fail(capsys, "interact", *SMALL, *arguments)
 
@@ -73,7 +71,7 @@ def test_a_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pair_is_told_in_a_sentence_and_repeating_it_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pair_is_summarised_and_repeating_it_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, *PAIR, "--out", "run")
     lines = said.splitlines()[1:]  # the first one names the network
     assert "of the joint image's response is no mixture of its parts'" in lines[0]
@@ -86,7 +84,7 @@ def test_a_pair_is_told_in_a_sentence_and_repeating_it_changes_nothing(capsys: p
     assert json.loads(Path("run/manifest.json").read_text())["status"] == "complete"
 
 
-def test_every_file_that_the_last_line_names_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_named_in_the_last_line_exists(capsys: pytest.CaptureFixture[str]) -> None:
     one = ["interact", "--layers", "second", "first", "--features", "3", "5", *SMALL, "--seeds", "1"]
     for k, arguments in enumerate((PAIR, LAYERS, one)):
         last = succeed(capsys, *arguments, "--out", f"run{k}").splitlines()[-1]
@@ -112,7 +110,7 @@ def test_other_settings_are_refused_in_the_same_folder(capsys: pytest.CaptureFix
         assert "other settings" in fail_with_run(capsys, *PAIR, *change, "--out", "run")
 
 
-def test_the_default_folder_tells_questions_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_folder_depends_on_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     changes: list[list[str]] = [
         [],
         ["--balance", "none"],
@@ -126,7 +124,7 @@ def test_the_default_folder_tells_questions_apart(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("arguments", [PAIR, LAYERS], ids=["pair", "layers"])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_is_resumed(
     arguments: list[str], stop: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, made = jointwork.JointWorker.work, [0]
@@ -162,7 +160,7 @@ def test_an_interrupted_run_goes_on(
         ["second:all", "first:1"],
     ],
 )
-def test_units_of_every_kind_and_more_than_two(units: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_units_of_every_kind_can_be_grouped(units: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, "interact", *units, *SMALL, "--seeds", "1", "--out", "run")
     known = json.loads(Path("run/interaction.json").read_text())
     assert known["units"] == units and known["status"] == ["ok"]
@@ -170,14 +168,14 @@ def test_units_of_every_kind_and_more_than_two(units: list[str], capsys: pytest.
     assert {f"retention_{c}" for c in "abc"[: len(units)]} <= set(known["figures"])
 
 
-def test_class_logits_and_a_layer_before(capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_logits_and_an_earlier_layer_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", "tests.helpers.networks:logits_network", *SMALL[2:], "--seeds", "1", "--out", "run"]
     succeed(capsys, "interact", "class:0", "conv:2", "--probe-layers", "conv,fc", *model)
     known = json.loads(Path("run/interaction.json").read_text())
     assert known["units"] == ["fc:0", "conv:2"] and known["probed_layers"] == ["conv", "fc"]
 
 
-def test_pairs_of_layers_are_counted_and_the_most_nonlinear_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_of_layers_are_counted_and_ranked(capsys: pytest.CaptureFixture[str]) -> None:
     lines = succeed(capsys, *LAYERS, "--out", "run").splitlines()[1:]
     assert lines[0] == "4 pairs: 4 ok"
     named = [line.split(": response")[0] for line in lines if ": response nonlinearity" in line]
@@ -186,7 +184,7 @@ def test_pairs_of_layers_are_counted_and_the_most_nonlinear_named(capsys: pytest
     )
 
 
-def test_what_is_dead_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dead_partners_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", "tests.helpers.tiny:asleep", *SMALL[2:], "--seeds", "1"]
     said = succeed(capsys, "interact", "relu:0", "relu:1", *model, "--out", "one")
     assert said.splitlines()[1] == "response nonlinearity is undefined: dead partner (1 seed)."
@@ -195,6 +193,6 @@ def test_what_is_dead_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.splitlines()[2].startswith("0 of 0 are above their floor")
 
 
-def test_other_recipes_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_without_linear_steps_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, *PAIR, "--recipe", "fast", "--seeds", "1", "--out", "run")
     assert "note: recipe fast has steps that are not linear" in said

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import featmap
 from featmap.errors import FeatmapError
-from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST, text_of
+from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST, signed_text
 from tests.helpers import kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -134,7 +134,7 @@ def test_a_mutated_manifest_is_refused_or_does_no_harm(
     values = json.loads(before)
     values.pop(CHECKSUM)
     changed = mutated(values, dice)
-    text = text_of(changed) if signed and isinstance(changed, dict) else json.dumps(changed)
+    text = signed_text(changed) if signed and isinstance(changed, dict) else json.dumps(changed)
     path.write_text(text, encoding="utf-8")
     try:
         read(reader, capsys)
@@ -150,7 +150,7 @@ def test_a_newer_format_is_refused_by_every_reader(
 ) -> None:
     path = Path("run", MANIFEST)
     before = path.read_bytes()
-    path.write_text(text_of(json.loads(before) | {"format": 99}), encoding="utf-8")
+    path.write_text(signed_text(json.loads(before) | {"format": 99}), encoding="utf-8")
     try:
         commands = [READERS[reader], [*kinds.MAP], ["validate", "run"], ["atlas", "run", "--interactions", "run"]]
         for command in commands:

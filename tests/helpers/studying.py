@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from analyses.support.study import Context, Outcome, Study
-from featmap.cli.console import Bars
+from featmap.cli.console import ProgressBars
 from featmap.network.loading import load
 from featmap.network.model import Network
 
@@ -18,7 +18,14 @@ def context_of(
 ) -> Context:
     """The context of a study of a tiny network that takes images of `size` pixels; few features, one seed."""
     network: Network = load(module, input_size=size)
-    given = {"full": False, "features": 4, "seeds": 1, "device": "cpu", "runs": runs, "watcher": Bars()} | settings
+    given = {
+        "full": False,
+        "features": 4,
+        "seeds": 1,
+        "device": "cpu",
+        "runs": runs,
+        "watcher": ProgressBars(),
+    } | settings
     return Context(study, network, layers, **given)
 
 

@@ -10,10 +10,10 @@ import pytest
 from torch import nn
 
 from featmap.errors import FeatmapError
-from featmap.interaction import run as pairings
-from featmap.interaction import worker as jointwork
-from featmap.interaction.figures import Interplay
+from featmap.interaction import run as joint
 from featmap.interaction.job import JointJob, Solo
+from featmap.interaction.statistics import JointArrays
+from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
 from featmap.network.unit import Unit
 from featmap.runs import lifecycle
@@ -24,23 +24,26 @@ pytestmark = pytest.mark.usefixtures("threads")
 SMALL: dict[str, Any] = {"size": 12, "steps": 4, "rows": 4}
 
 
-def job_of(units: Sequence[str], module: nn.Module, seeds: int = 2, **changes: Any) -> JointJob:
+def job_of(units: Sequence[str], module: nn.Module, seeds: int = 2, first: int = 0, **changes: Any) -> JointJob:
+    """Job of one group of units; seeds are counted from `first`."""
     network = load(module)
-    named = {k: changes.pop(k) for k in ("balance", "probe_layers", "seed") if k in changes}
+    options = {k: changes.pop(k) for k in ("balance", "probe_layers") if k in changes}
     recipe = settings.resolve_linear(network, **(SMALL | changes))
-    return pairings.group_job(units, network, recipe, seeds=seeds, **named)
+    return joint.group_job(units, network, recipe, seeds=range(first, first + seeds), **options)
 
 
-def pairs_of(features: Sequence[str], module: nn.Module, layers: Sequence[str] = ("second", "second")) -> JointJob:
+def pairs_of(channels: Sequence[str], module: nn.Module, layers: Sequence[str] = ("second", "second")) -> JointJob:
+    """Job of every pair of two layers' features, two seeds."""
     network = load(module)
     recipe = settings.resolve_linear(network, **SMALL)
-    return pairings.pairs_job(pairings.pairs_of(layers, features, network, recipe.size), network, recipe, seeds=2)
+    sides = list(zip(layers, channels, strict=True))
+    return joint.pairs_job(joint.pairs_of(sides, network, recipe.size), network, recipe, seeds=2)
 
 
-def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> Interplay:
+def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> JointArrays:
     run = lifecycle.open_run(job, folder)
-    jointwork.execute(job, run, watcher)
-    return Interplay(job, run.arrays)
+    lifecycle.carry_out(job, run, JointWorker, watcher)
+    return JointArrays(job, run.arrays)
 
 
 # ---------------------------------------------------------------- the plan
@@ -59,7 +62,7 @@ def test_the_rows_of_one_pair() -> None:
 
 
 def test_one_seed_borrows_the_next_for_its_floor() -> None:
-    job = job_of(["second:3", "second:5"], tiny.small(), seeds=1, seed=7)
+    job = job_of(["second:3", "second:5"], tiny.small(), seeds=1, first=7)
     others = [s for s in job.solos if s.seed != 7]
     assert others == [Solo(Unit("second", 3), 8), Solo(Unit("second", 5), 8)]
     assert job.joints == [(0, 7)] and job.starts == [(7, False), (8, False), (7, True)]
@@ -108,7 +111,7 @@ def test_as_many_controls_as_there_are_channels_for(units: list[str], module: An
 
 def test_pieces_cover_every_row_once_and_joints_come_last() -> None:
     job = pairs_of(["0-3", "4-5"], tiny.small())
-    pieces = job.pieces()
+    pieces = job.work_units()
     stages = [p.stage for p in pieces]
     assert stages == sorted(stages, key=["ground", "solo", "joint"].index)
     assert len({p.name for p in pieces}) == len(pieces)
@@ -142,7 +145,7 @@ def test_identity_tells_what_the_numbers_depend_on() -> None:
         job_of(["second:2", "second:1"], tiny.small()),
         job_of(["second:1", "second:2"], tiny.other()),
         job_of(["second:1", "second:2"], tiny.small(), seeds=3),
-        job_of(["second:1", "second:2"], tiny.small(), seed=1),
+        job_of(["second:1", "second:2"], tiny.small(), first=1),
         job_of(["second:1", "second:2"], tiny.small(), balance="none"),
         job_of(["second:1", "second:2"], tiny.small(), probe_layers=["first"]),
         job_of(["second:1", "second:2"], tiny.small(), rows=2),
@@ -164,7 +167,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown balance", {"units": ["second:1", "second:2"], "balance": "both"}, "allowed: solo, none"),
     ("an unknown probed layer", {"units": ["second:1", "second:2"], "probe_layers": ["frst"]}, "nearest: first"),
     ("a metric", {"units": ["second:1", "second:2"], "metric": "l2"}, "take l1"),
-    ("no seeds", {"units": ["second:1", "second:2"], "seeds": 0}, "--seeds 1"),
+    ("no seeds", {"units": ["second:1", "second:2"], "seeds": 0}, "give 1 to 10,000 different seeds"),
     ("a sum of units", {"units": ["second:1 + second:2", "second:3"]}, "not a unit"),
 ]
 
@@ -177,16 +180,16 @@ def test_bad_input_is_refused_in_one_line(given: dict[str, Any], words: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("layers", "features", "words"),
+    ("sides", "words"),
     [
-        (["second"], ["0-3"], "give two of each"),
-        (["second", "first"], ["0-3"], "give two of each"),
-        (["second", "second"], ["4", "4"], "make no pair"),
-        (["second", "first"], ["0-3", "0-6"], "first has 6 channels"),
-        (["second", "frst"], ["0-3", "0"], "nearest: first"),
+        ([("second", "0-3")], "give two"),
+        ([("second", "0-3"), ("first", "all"), "first"], "give two"),
+        ([("second", "4"), ("second", "4")], "make no pair"),
+        ([("second", "0-3"), ("first", "0-6")], "first has 6 channels"),
+        ([("second", "0-3"), ("frst", "0")], "nearest: first"),
     ],
 )
-def test_bad_pairs_are_refused_in_one_line(layers: list[str], features: list[str], words: str) -> None:
+def test_bad_pairs_are_refused_in_one_line(sides: list[Any], words: str) -> None:
     with pytest.raises(FeatmapError) as error:
-        pairings.pairs_of(layers, features, load(tiny.small()), 12)
+        joint.pairs_of(sides, load(tiny.small()), 12)
     assert words in str(error.value) and "\n" not in str(error.value)

@@ -17,10 +17,12 @@ from PIL import Image
 
 import featmap
 from featmap.errors import FeatmapError
-from featmap.interaction import report as verdicts
-from featmap.interaction import run as pairings
+from featmap.interaction import report
+from featmap.interaction import run as joint
+from featmap.interaction.conclusion import list_notes, state_conclusion
 from featmap.interaction.job import JointJob
 from featmap.interaction.run import Interaction
+from featmap.interaction.statistics import summarise
 from featmap.plotting import interaction_panel, labels, style
 from tests.helpers import couples, networks, settings, tiny
 from tests.helpers.settings import options
@@ -42,7 +44,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Interaction:
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> Interaction:
     folder = tmp_path_factory.mktemp("layers") / "run"
-    return featmap.interact_layers(["second", "first"], ["0-3", [0, 2, 5]], tiny.small(), out=folder, **SETTINGS)
+    return featmap.interact(
+        network=tiny.small(),
+        layers=[("second", "0-3"), ("first", [0, 2, 5])],
+        **options("interact", out=folder, **SETTINGS),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,7 @@ def clean(folder: Path) -> None:
         assert not words & {"nan", "inf", "-inf", "<na>", "none", "null"}, path
     for path in folder.glob("*.parquet"):
         for name, column in pd.read_parquet(path).items():
+            assert str(column.dtype) != "Float64", (path, name)
             if pd.api.types.is_float_dtype(column):
                 known = column.dropna().to_numpy(dtype=float)
                 assert np.isfinite(known).all(), (path, name)
@@ -150,9 +157,9 @@ def test_groups_of_several_units_have_a_panel_whose_texts_keep_apart(units: int,
     job = job_of([f"second:{k}" for k in range(units)], tiny.small(), seeds=2)
     found = carried_out(job, tmp_path / "run")
     table = found.table()
-    row = pairings.interplay.summary(table).iloc[0]
+    row = summarise(table).iloc[0]
     for at in (0, 1):
-        shown = verdicts.panel_of(found, table, row, at)
+        shown = report.make_panel(found, table, row, at)
         assert len(shown.images) == units + 2 and len(shown.maps) == units and shown.curves.shape[1] == units
         figure = interaction_panel.panel(shown)
         assert overlaps(figure) == []
@@ -250,18 +257,18 @@ def job() -> JointJob:
     ],
 )  # fmt: skip
 def test_the_sentence(changes: dict[str, Any], words: str, job: JointJob) -> None:
-    said = verdicts.sentence(row_of(**changes), job)
+    said = state_conclusion(row_of(**changes), job)
     assert words in said and said.endswith(".") and "nan" not in said and "\n" not in said
 
 
 def test_notes_tell_what_to_know_before_believing(job: JointJob) -> None:
-    assert verdicts.notes(row_of(), job) == []
-    assert verdicts.notes(row_of(seeds=3), job) == [
+    assert list_notes(row_of(), job) == []
+    assert list_notes(row_of(seeds=3), job) == [
         "a claim wants 5 seeds: --seeds 5",
         "2 of 5 seeds have no figures (see status)",
     ]
     crooked = job_of(["second:3", "first:5"], tiny.small(), recipe="fast")
-    assert verdicts.notes(row_of(), crooked) == [
+    assert list_notes(row_of(), crooked) == [
         "recipe fast has steps that are not linear: a linear network shows interaction too"
     ]
 
@@ -311,7 +318,7 @@ def test_the_ranking_is_sorted_by_excess_and_controls_false_discoveries(layers: 
     assert len(ranking) == 12 and (np.diff(excess) <= 0).all()
     known = ranking.dropna(subset=["p"])
     assert (known["q"] >= known["p"]).all() and (known["q"] <= 1).all()
-    lines = pairings.lines(job_for(layers), layers)
+    lines = joint.describe(job_for(layers), layers)
     assert lines[0] == "12 pairs: 12 ok"
     assert "of 12 are above their floor at a false discovery rate of 5 %" in lines[1]
     assert lines[2].startswith(f"{ranking.loc[0, 'a']} + {ranking.loc[0, 'b']}: response nonlinearity 0.")
@@ -320,9 +327,9 @@ def test_the_ranking_is_sorted_by_excess_and_controls_false_discoveries(layers: 
 def job_for(found: Interaction) -> JointJob:
     network = featmap.load(tiny.small())
     recipe = settings.resolve_linear(network, size=12, steps=6, rows=4)
-    groups = pairings.pairs_of(["second", "first"], ["0-3", "0,2,5"], network, 12)
+    groups = joint.pairs_of([("second", "0-3"), ("first", "0,2,5")], network, 12)
     assert len(groups) == len(found.summary)
-    return pairings.pairs_job(groups, network, recipe)
+    return joint.pairs_job(groups, network, recipe)
 
 
 def test_the_graph_is_bipartite_and_carries_every_figure(layers: Interaction) -> None:
@@ -340,7 +347,7 @@ def test_the_graph_is_bipartite_and_carries_every_figure(layers: Interaction) ->
 
 def test_a_matrix_has_a_cell_a_pair(layers: Interaction) -> None:
     pairs = pd.read_parquet(layers.folder / "pairs.parquet")
-    table = verdicts.matrix(pairs, "retention_b")
+    table = report.pair_matrix(pairs, "retention_b")
     assert list(table.index) == [f"second:{k}" for k in range(4)] and list(table.columns) == [
         "first:0",
         "first:2",
@@ -351,7 +358,9 @@ def test_a_matrix_has_a_cell_a_pair(layers: Interaction) -> None:
 
 
 def test_a_layer_with_itself(tmp_path: Path) -> None:
-    found = featmap.interact_layers(["second"] * 2, ["0-2"] * 2, tiny.small(), out=tmp_path / "run", **SETTINGS)
+    found = featmap.interact(
+        network=tiny.small(), layers=[("second", "0-2")] * 2, **options("interact", out=tmp_path / "run", **SETTINGS)
+    )
     assert list(found.summary["group"]) == [f"second:{a} + second:{b}" for a, b in ((0, 1), (0, 2), (1, 2))]
     graph = nx.read_graphml(found.folder / "interaction.graphml")
     assert graph.number_of_edges() == 3 and not nx.is_bipartite(graph)
@@ -361,7 +370,9 @@ def test_a_layer_with_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [tiny.asleep, tiny.sick, networks.dead_network])
 def test_pairs_without_figures_are_listed_and_not_ranked(module: Any, tmp_path: Path) -> None:
-    found = featmap.interact_layers(["relu"] * 2, ["all"] * 2, module(), out=tmp_path / "run", **SETTINGS)
+    found = featmap.interact(
+        network=module(), layers=["relu", ("relu", "all")], **options("interact", out=tmp_path / "run", **SETTINGS)
+    )
     assert not (found.summary["status"] == "ok").any()
     assert cells(found.folder / "ranking.csv") == []
     assert len(cells(found.folder / "pairs.csv")) == len(found.summary)
@@ -372,10 +383,12 @@ def test_pairs_without_figures_are_listed_and_not_ranked(module: Any, tmp_path: 
 
 def test_one_pair_of_a_layer_too_small_for_a_ceiling(tmp_path: Path) -> None:
     """One pair is reported as pairs are where layers were asked for."""
-    found = featmap.interact_layers(["features"] * 2, ["all"] * 2, tiny.two(), out=tmp_path / "run", **SETTINGS)
+    found = featmap.interact(
+        network=tiny.two(), layers=["features"] * 2, **options("interact", out=tmp_path / "run", **SETTINGS)
+    )
     network = featmap.load(tiny.two())
     recipe = settings.resolve_linear(network, size=12, steps=6, rows=4)
-    job = pairings.pairs_job(pairings.pairs_of(["features"] * 2, ["all"] * 2, network, 12), network, recipe)
-    assert re.search(r"floor 0\.\d+, ceiling undefined$", pairings.lines(job, found)[-1])
+    job = joint.pairs_job(joint.pairs_of(["features"] * 2, network, 12), network, recipe)
+    assert re.search(r"floor 0\.\d+, ceiling undefined$", joint.describe(job, found)[-1])
     assert cells(found.folder / "pairs.csv")[0][f"{HEADLINE}_ceiling"] == ""
     clean(found.folder)

@@ -12,9 +12,9 @@ from torch import nn
 
 import featmap
 from featmap import image_ops
-from featmap.interaction import run as pairings
-from featmap.interaction import worker as jointwork
+from featmap.interaction import run as joint
 from featmap.interaction.job import JointUnit
+from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -23,6 +23,7 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import initial_image, null_image
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.runs import lifecycle
+from featmap.runs.engine import Execution
 from featmap.runs.progress import Silent
 from tests.helpers import couples, tiny
 from tests.helpers.settings import options
@@ -111,7 +112,7 @@ def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> N
 
 def test_a_perturbed_start_differs_by_two_percent_of_the_noise() -> None:
     job = job_of(["second:3", "first:5"], tiny.small())
-    worker = jointwork.JointWorker(job)
+    worker = JointWorker(job)
     off = (worker.start(1, True) - initial_image(job.recipe, 1)).numpy()
     assert off.std() == pytest.approx(0.02 * job.recipe.std, rel=0.1)
     assert abs(np.corrcoef(off.ravel(), initial_image(job.recipe, 1).numpy().ravel())[0, 1]) < 0.2
@@ -128,8 +129,8 @@ def test_both_layers_are_reached_by_one_pass() -> None:
     couples.Counted.calls = 0
     descend(network.module, network.normalise, [Objective(((1.0, a), (0.5, b)))], recipe, shapes)
     assert couples.Counted.calls == 5
-    job = pairings.group_job([a, b], network, recipe, seeds=2)
-    worker = jointwork.JointWorker(job)
+    job = joint.group_job([a, b], network, recipe, seeds=2)
+    worker = JointWorker(job)
     couples.Counted.calls = 0
     worker._descend([Objective(((1.0, a), (0.5, b)))] * 2, [(0, False), (1, False)])
     assert couples.Counted.calls == 5
@@ -177,21 +178,21 @@ def same(one: Any, two: Any, names: Sequence[str]) -> None:
 def test_an_interrupted_run_gives_the_same_bits(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = pairs_of(["0-2", "3-4"], tiny.small())
     whole = carried_out(job, tmp_path / "whole")
-    real, done = jointwork.JointWorker.work, []
+    real, done = JointWorker.work, []
 
-    def cut(self: jointwork.JointWorker, piece: JointUnit, store: Any) -> None:
+    def cut(self: JointWorker, unit: JointUnit, store: Any) -> None:
         if len(done) == stop:
             raise KeyboardInterrupt
-        done.append(piece)
-        real(self, piece, store)
+        done.append(unit)
+        real(self, unit, store)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(jointwork.JointWorker, "work", cut)
+        patch.setattr(JointWorker, "work", cut)
         carried_out(job, tmp_path / "cut")
     run = lifecycle.open_run(job, tmp_path / "cut")
-    assert jointwork.execute(job, run) == len(job.pieces()) - stop
+    assert lifecycle.carry_out(job, run, JointWorker) == len(job.work_units()) - stop
     same(whole.arrays, run.arrays, list(job.arrays()))
-    assert jointwork.execute(job, run) == 0
+    assert lifecycle.carry_out(job, run, JointWorker) == 0
 
 
 def test_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
     chunk = tmp_path / "run" / "arrays.zarr" / "solo_A" / "1.0"
     chunk.write_bytes(b"rubbish")
     run = lifecycle.open_run(job, tmp_path / "run")
-    assert jointwork.execute(job, run) == 1
+    assert lifecycle.carry_out(job, run, JointWorker) == 1
     same(kept, run.arrays, list(kept))
 
 
@@ -244,17 +245,17 @@ class Noting(Silent):
 
 def test_progress_is_told(tmp_path: Path) -> None:
     job, watcher = pairs_of(["0-2", "0-4"], tiny.small(), ("second", "first")), Noting()
-    pairings.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), watcher)
-    batches = sum(1 for p in job.pieces() if p.last)
+    joint.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Execution(watcher=watcher))
+    batches = sum(1 for p in job.work_units() if p.last)
     assert watcher.total == watcher.steps == batches * job.recipe.steps and watcher.done == 0
     assert watcher.units == batches + 1
     assert {name for name, *_ in watcher.stages} == {"figures", "matrices"}
     again = Noting()
-    pairings.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), again)
+    joint.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Execution(watcher=again))
     assert again.steps == again.units == 0 and again.done == again.total
 
 
 def test_a_dead_partner_weighs_nothing() -> None:
     job = job_of(["second:3", "second:5"], tiny.small())
-    found = jointwork.JointWorker(job).weights(job.groups[0], np.array([0.5, -1.0]), np.array([True, False]))
+    found = JointWorker(job).weights(job.groups[0], np.array([0.5, -1.0]), np.array([True, False]))
     assert found.tolist() == [2.0, 0.0]

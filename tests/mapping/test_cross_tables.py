@@ -118,7 +118,7 @@ def calls(job: runs.Job) -> int:
     count = [0]
     handle = job.network.module.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
     worker = Worker(job)
-    for unit in job.units()[:2]:
+    for unit in job.work_units()[:2]:
         worker.make(unit)
     handle.remove()
     return count[0]
@@ -127,9 +127,7 @@ def calls(job: runs.Job) -> int:
 @pytest.mark.parametrize("probes", [("first",), ("first", "relu")])
 def test_recording_probe_layers_adds_no_forward_pass(probes: tuple[str, ...]) -> None:
     recipe = settings.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 3, rows=4)
-    plain, more = (
-        mapping.similarity_job("second", load(tiny.small()), recipe, probe_layers=p)[0] for p in ((), probes)
-    )
+    plain, more = (mapping.similarity_job("second", load(tiny.small()), recipe, probe_layers=p) for p in ((), probes))
     assert len(more.columns) > len(plain.columns)
     assert calls(more) == calls(plain) > 3
 
@@ -231,7 +229,7 @@ def test_one_listed_layer_is_that_layer(tmp_path: Path) -> None:
     network = load(tiny.small())
     recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
     one, listed, twice = (
-        mapping.similarity_job(given, network, recipe)[0] for given in ("second", ["second"], ["second", "second"])
+        mapping.similarity_job(given, network, recipe) for given in ("second", ["second"], ["second", "second"])
     )
     assert one.identity() == listed.identity() == twice.identity()
     found = similarity(["second"], tiny.small(), **options(out=tmp_path / "run", **FAST))
@@ -289,8 +287,8 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
 
 
 def test_folders_tell_layers_apart_on_every_file_system() -> None:
-    assert tables.places(["a"]) == {"a": ""}
-    assert tables.places(["x/y", "x-y", "X-y", "units", "cross"]) == {
+    assert tables.layer_folders(["a"]) == {"a": ""}
+    assert tables.layer_folders(["x/y", "x-y", "X-y", "units", "cross"]) == {
         **{"x/y": "x-y/", "x-y": "x-y-2/", "X-y": "X-y-3/", "units": "units-2/", "cross": "cross-2/"},
     }
     pairs = [("a/b", "c"), ("a-b", "c"), ("a-to-b", "c"), ("a", "b-to-c")]
@@ -300,7 +298,7 @@ def test_folders_tell_layers_apart_on_every_file_system() -> None:
 def test_an_estimate_counts_every_layer(tmp_path: Path) -> None:
     recipe = settings.resolve(load(tiny.paired()), torch.device("cpu"), "fast", 16, 6, rows=4)
     seen: list[str] = []
-    job, _ = mapping.similarity_job(LAYERS, load(tiny.paired()), recipe)
+    job = mapping.similarity_job(LAYERS, load(tiny.paired()), recipe)
     real = estimate.Batches.descend
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

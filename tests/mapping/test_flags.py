@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from featmap.cli import app
 from featmap.errors import UnitError
 from featmap.mapping import flags
 from featmap.mapping.run import similarity, similarity_job
+from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.optimize.recipe import Recipe
 from featmap.report import atlas
-from featmap.runs import manifest as manifests
 from featmap.runs import store
 from featmap.runs.store import Run
 from featmap.validation import run as validation
@@ -56,9 +55,9 @@ def loose(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with three features that a validation found unreliable."""
     folder = tmp_path_factory.mktemp("loose") / "run"
     shutil.copytree(run, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["reliability"] |= LOOSE
-    manifests.write(folder, manifest)
+    known = Run.read(folder)
+    known.manifest.reliability |= LOOSE
+    known.save()
     similarity(
         ["second", "first"], "tests.helpers.tiny:wide", **settings(features="0-5", out=folder, neighbours=4, **FEW)
     )
@@ -72,7 +71,7 @@ def test_the_atlas_shows_what_the_validation_found(run: Path) -> None:
         data, table = data_of(run / layer / "atlas.html"), pd.read_parquet(run / layer / "features.parquet")
         found = dict(zip(data["features"]["name"], data["features"]["reliability"], strict=True))
         assert len(found) == count and found == pytest.approx(table["reliability"].to_dict())
-        known = Run.read(run).manifest["reliability"]
+        known = Run.read(run).manifest.reliability
         assert set(data["unreliable"]) == {n for n, v in known.items() if v is None or v < flags.RELIABLE}
 
 
@@ -105,24 +104,24 @@ def test_the_marks_are_seen_in_the_browser(loose: Path) -> None:
 
 
 def test_the_folders_are_free_again_after_a_validation(run: Path) -> None:
-    held = store._held
+    held = store._locks
     assert run.resolve() not in held and (run / validation.FOLDER).resolve() not in held
 
 
 def test_features_may_differ_from_layer_to_layer() -> None:
     network, chosen = load("tests.helpers.tiny:wide"), Recipe.named("fast").resolved(16, 16, 6)
     wanted = {"second": "3,5-6", "first": [0, 2]}
-    job, shown = similarity_job(["second", "first"], network, chosen, features=wanted, stimuli="shown")
-    assert shown == job.labels == ["second:3", "second:5", "second:6", "first:0", "first:2"]
-    assert dict(job.about)["shown"] == {"second": "3,5-6", "first": "0,2"}
+    job = similarity_job(["second", "first"], network, chosen, view=View(wanted, stimuli="shown"))
+    assert job.shown == job.labels == ["second:3", "second:5", "second:6", "first:0", "first:2"]
+    assert job.identity()["shown"] == {"second": "3,5-6", "first": "0,2"}
     with pytest.raises(UnitError, match="name the same layers"):
-        similarity_job(["second", "first"], network, chosen, features={"second": "all"})
+        similarity_job(["second", "first"], network, chosen, view=View({"second": "all"}))
 
 
 def test_layers_that_are_not_held_to_weights_are_named_on_the_page(tmp_path: Path) -> None:
     module = twofold.honest()
-    similarity("features", module, **options(out=tmp_path / "run", input_size=16, **FEW))
-    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=0, model=module)
+    similarity("features", load(module, input_size=16), **settings(out=tmp_path / "run", **FEW))
+    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=0, network=module)
     lacks = "outgoing_weights" not in found.trained["features"].figures
     text = (tmp_path / "run" / "validation" / "validation.md").read_text()
     assert lacks and "features is not held to outgoing weights" in text

@@ -21,7 +21,6 @@ from featmap.mapping.result import LayerMaps
 from featmap.mapping.run import similarity
 from featmap.network.loading import load
 from featmap.report import atlas
-from featmap.runs import estimate
 from featmap.runs import job as runs
 from featmap.runs.store import Run
 from featmap.stats import blockwise
@@ -183,7 +182,7 @@ def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerM
 def test_an_interrupted_mapping_goes_on_with_the_next_layer(
     large: LayerMaps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = analysis.map_of, []
+    real, seen = analysis.map_layer, []
 
     def stopped(job: runs.Job, layer: str, *rest: Any) -> Any:
         seen.append(layer)
@@ -191,7 +190,7 @@ def test_an_interrupted_mapping_goes_on_with_the_next_layer(
             raise KeyboardInterrupt
         return real(job, layer, *rest)
 
-    monkeypatch.setattr(analysis, "map_of", stopped)
+    monkeypatch.setattr(analysis, "map_layer", stopped)
     call = {"neighbours": K, "out": tmp_path / "run", **FAST}
     with pytest.raises(KeyboardInterrupt):
         similarity(LAYERS, three(), **options(**call))
@@ -209,11 +208,11 @@ def test_what_reads_a_run_reads_a_large_one(large: LayerMaps, capsys: pytest.Cap
 
 def test_a_network_without_a_live_feature(tmp_path: Path) -> None:
     found = similarity("relu,features,relu*", tiny.asleep(), **options(out=tmp_path / "small", **FAST))
-    assert isinstance(found, LayerMaps) and not found.told  # six features are no large run
+    assert isinstance(found, LayerMaps) and not found.large_lines  # six features are no large run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise, "LARGE", 2)
         found = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
-        assert found.told and found.layers["floor"].isna().all()
+        assert found.large_lines and found.layers["floor"].isna().all()
         assert found.summary["network"]["live"] == len(pd.read_csv(tmp_path / "run" / "features" / "features.csv"))
 
 
@@ -234,9 +233,9 @@ def test_all_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_disk_is_not_asked_for_tables_that_are_not_written() -> None:
     network = load(tiny.paired())
     recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 6, rows=4)
-    job = mapping.similarity_job("all", network, recipe)[0]
+    job = mapping.similarity_job("all", network, recipe)
     N = len(tiny.SCALES)
-    large = estimate.disk_needed(job)
+    large = job.disk_needed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise, "LARGE", 10**6)
-        assert estimate.disk_needed(job) - large == 5 * 22 * ((2 * N) ** 2 - 2 * N**2)
+        assert job.disk_needed - large == 5 * 22 * ((2 * N) ** 2 - 2 * N**2)

@@ -16,11 +16,10 @@ from PIL import Image
 
 import featmap
 from featmap.errors import FeatmapError, StoreError
-from featmap.mapping import run as mapping
 from featmap.mapping.result import SimilarityMap
 from featmap.mapping.run import similarity
 from featmap.network.loading import load
-from featmap.runs import store
+from featmap.runs import lifecycle, output, store
 from tests.helpers import settings, tiny
 from tests.helpers.settings import options
 
@@ -158,11 +157,27 @@ def test_a_lost_figure_is_drawn_again_from_the_arrays(planted: SimilarityMap) ->
     assert tiny.landed(planted.folder) == units
 
 
+def test_tables_open_as_plain_float64(planted: SimilarityMap, tmp_path: Path) -> None:
+    for name in SQUARE:
+        values = pd.read_parquet(planted.folder / f"{name}.parquet").to_numpy()
+        assert values.dtype == np.float64 and np.isfinite(values).any()
+    features = pd.read_parquet(planted.folder / "features.parquet")
+    assert features[["activation", "null_activation", "similarity_1"]].to_numpy().dtype == np.float64
+    frame = pd.DataFrame([[0.25, np.nan], [np.nan, 1 / 3]], index=["a", "b"], columns=["a", "b"])
+    run = store.Run(tmp_path, store.Run.read(planted.folder).manifest)
+    output.write_frame(run, "table", frame)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), frame.rename_axis(index="image"))
+    assert (tmp_path / "table.csv").read_text() == "image,a,b\na,0.25,\nb,,0.333333333\n"
+    frame.astype("Float64").to_parquet(tmp_path / "older.parquet")
+    pd.testing.assert_frame_equal(output.read_frame(tmp_path, "older"), frame)
+
+
 def no_nan(folder: Path) -> None:
     for path in folder.glob("*.csv"):
         cells = [c.lower() for line in path.read_text().splitlines() for c in line.split(",")]
         assert not {"nan", "inf", "-inf", "<na>"} & set(cells), path.name
     for path in folder.glob("*.parquet"):
+        assert "Float64" not in set(map(str, pd.read_parquet(path).dtypes)), path.name
         frame = pd.read_parquet(path, dtype_backend="pyarrow")
         for column in frame.select_dtypes("number"):
             values = frame[column].dropna().to_numpy(dtype=float)
@@ -292,8 +307,8 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line(
 
 
 def test_a_full_disk_is_seen_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(mapping.folders, "free_space", lambda _: 1000)
-    with pytest.raises(StoreError, match=r"no space: .* MB needed.*--out"):
+    monkeypatch.setattr(lifecycle, "free_space", lambda _: 1000)
+    with pytest.raises(StoreError, match=r"no space: .* MB needed.*choose another folder"):
         similarity("features", tiny.planted(), **options(out=tmp_path / "run", **FAST))
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,7 @@ def counted(module: nn.Module) -> Counter[str]:
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
-    """Everything that a tap could leave behind."""
+    """Everything that hooks could leave behind."""
     return {
         "training": [m.training for m in module.modules()],
         "requires_grad": [p.requires_grad for p in module.parameters()],
@@ -71,8 +71,8 @@ BRANCH2 = {
 def test_the_forward_stops_at_the_deepest_layer(layers: list[str], expected: set[str]) -> None:
     net = networks.small_inception()
     ran = counted(net)
-    with torch.no_grad(), ActivationHooks(net, layers) as taps:
-        taps.run(images())
+    with torch.no_grad(), ActivationHooks(net, layers) as hooks:
+        hooks.run(images())
     assert set(ran) == expected
     assert ran["relu"] == (2 if "norm2" in expected else int("relu" in expected))
     assert all(n == 1 for name, n in ran.items() if name != "relu")
@@ -88,19 +88,19 @@ def test_outputs_are_those_of_the_whole_pass() -> None:
         norm2 = net.norm2(net.narrow(mixed))
         relu2 = norm2.clamp(min=0)
         logits = net(x)
-        with ActivationHooks(net, ["fc", "relu@2", "norm2", "mixed", "relu@1", "norm", "stem"]) as taps:
-            found = taps.run(x)
+        with ActivationHooks(net, ["fc", "relu@2", "norm2", "mixed", "relu@1", "norm", "stem"]) as hooks:
+            found = hooks.run(x)
     expected = {"stem": stem, "norm": norm, "relu@1": relu1, "mixed": mixed, "norm2": norm2, "relu@2": relu2}
     assert list(found) == ["fc", "relu@2", "norm2", "mixed", "relu@1", "norm", "stem"], "in the order asked for"
     assert torch.equal(found.pop("fc"), logits[:, :, None, None]), "logits are a grid of one"
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
 
-def test_an_in_place_relu_does_not_overwrite_a_tapped_norm() -> None:
+def test_an_in_place_relu_does_not_overwrite_a_hooked_norm() -> None:
     net, x = networks.small_inception(), images()
     names = ["norm", "mixed.branch1.bn", "norm2"]
-    with torch.no_grad(), ActivationHooks(net, [*names, "relu@1", "mixed.branch1", "relu@2"]) as taps:
-        found = taps.run(x)
+    with torch.no_grad(), ActivationHooks(net, [*names, "relu@1", "mixed.branch1", "relu@2"]) as hooks:
+        found = hooks.run(x)
     for before, after in zip(names, ["relu@1", "mixed.branch1", "relu@2"], strict=True):
         assert (found[before] < 0).any(), before
         assert torch.equal(found[before].clamp(min=0), found[after])
@@ -108,8 +108,8 @@ def test_an_in_place_relu_does_not_overwrite_a_tapped_norm() -> None:
 
 def test_gradients_reach_the_images() -> None:
     net, x = networks.small_inception(), images().requires_grad_(True)
-    with ActivationHooks(net, ["norm"]) as taps:
-        (gradient,) = torch.autograd.grad(taps.run(x)["norm"][:, 3].sum(), x)
+    with ActivationHooks(net, ["norm"]) as hooks:
+        (gradient,) = torch.autograd.grad(hooks.run(x)["norm"][:, 3].sum(), x)
     y = x.detach().clone().requires_grad_(True)
     (expected,) = torch.autograd.grad(net.norm(net.stem(y))[:, 3].sum(), y)
     torch.testing.assert_close(gradient, expected)
@@ -118,18 +118,18 @@ def test_gradients_reach_the_images() -> None:
 
 def test_two_calls_of_one_module_are_two_places() -> None:
     net, x = networks.small_inception(), images()
-    with torch.no_grad(), ActivationHooks(net, ["relu@2", "relu@1"]) as taps:
-        found = taps.run(x)
-        again = taps.run(x)
+    with torch.no_grad(), ActivationHooks(net, ["relu@2", "relu@1"]) as hooks:
+        found = hooks.run(x)
+        again = hooks.run(x)
     assert found["relu@1"].shape[1] == 8 and found["relu@2"].shape[1] == 7
     assert all(torch.equal(found[k], again[k]) for k in found), "the count starts anew with every pass"
-    with torch.no_grad(), ActivationHooks(net, ["relu"]) as taps:
-        assert torch.equal(taps.run(x)["relu"], found["relu@1"])
+    with torch.no_grad(), ActivationHooks(net, ["relu"]) as hooks:
+        assert torch.equal(hooks.run(x)["relu"], found["relu@1"])
 
 
 def test_a_layer_asked_for_twice_is_given_once() -> None:
-    with torch.no_grad(), ActivationHooks(networks.small_inception(), ["stem", "stem"]) as taps:
-        assert list(taps.run(images())) == ["stem"]
+    with torch.no_grad(), ActivationHooks(networks.small_inception(), ["stem", "stem"]) as hooks:
+        assert list(hooks.run(images())) == ["stem"]
 
 
 @pytest.mark.parametrize("layer", ["nowhere", "mixed.branch3", "relu.1", "nowhere@2"])
@@ -144,8 +144,8 @@ def test_an_unknown_layer(layer: str) -> None:
 def test_a_layer_that_is_not_reached() -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(UnitError, match="layer 'relu@3' was not reached"), ActivationHooks(net, ["relu@3"]) as taps:
-        taps.run(images())
+    with pytest.raises(UnitError, match="layer 'relu@3' was not reached"), ActivationHooks(net, ["relu@3"]) as hooks:
+        hooks.run(images())
     assert state_of(net) == before
 
 
@@ -163,30 +163,30 @@ class Tuples(nn.Module):
 def test_an_output_that_is_no_grid(layer: str) -> None:
     with (
         torch.no_grad(),
-        ActivationHooks(Tuples(), [layer]) as taps,
-        pytest.raises(UnitError, match="gives no N x C x H x W"),
+        ActivationHooks(Tuples(), [layer]) as hooks,
+        pytest.raises(UnitError, match="has no N x C x H x W output"),
     ):
-        taps.run(images())
+        hooks.run(images())
 
 
 def test_the_state_is_restored() -> None:
     net = mixed_state()
     before = state_of(net)
-    with ActivationHooks(net, ["mixed", "relu@2"]) as taps:
+    with ActivationHooks(net, ["mixed", "relu@2"]) as hooks:
         assert not any(m.training for m in net.modules())
         assert not any(p.requires_grad for p in net.parameters())
-        taps.run(images())
+        hooks.run(images())
     assert state_of(net) == before
-    with ActivationHooks(net, ["mixed"]) as taps:
-        taps.run(images())
+    with ActivationHooks(net, ["mixed"]) as hooks:
+        hooks.run(images())
     assert state_of(net) == before, "a second time"
 
 
 def test_the_state_is_restored_after_an_error_in_the_forward() -> None:
     net = mixed_state()
     before = state_of(net)
-    with pytest.raises(RuntimeError, match="size"), ActivationHooks(net, ["relu@2"]) as taps:
-        taps.run(images(size=4))
+    with pytest.raises(RuntimeError, match="size"), ActivationHooks(net, ["relu@2"]) as hooks:
+        hooks.run(images(size=4))
     assert state_of(net) == before
 
 
@@ -201,12 +201,12 @@ def test_the_state_is_restored_after_an_interruption() -> None:
 def test_the_users_own_hooks_stay_and_run() -> None:
     net, seen = networks.small_inception(), []
     net.stem.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
-    with torch.no_grad(), ActivationHooks(net, ["mixed"]) as taps:
-        taps.run(images())
+    with torch.no_grad(), ActivationHooks(net, ["mixed"]) as hooks:
+        hooks.run(images())
     assert seen == [(2, 8, 8, 8)] and len(net.stem._forward_hooks) == 1
 
 
-def test_nested_taps_give_back_the_outermost_state() -> None:
+def test_nested_hooks_give_back_the_outermost_state() -> None:
     net = mixed_state()
     before = state_of(net)
     with ActivationHooks(net, ["mixed"]) as outer, torch.no_grad():
@@ -217,7 +217,7 @@ def test_nested_taps_give_back_the_outermost_state() -> None:
     assert state_of(net) == before
 
 
-def test_taps_stop_their_own_passes_only() -> None:
+def test_hooks_stop_their_own_passes_only() -> None:
     net = networks.small_inception()
     with ActivationHooks(net, ["stem"]), torch.no_grad(), ActivationHooks(net, ["mixed"]) as inner:
         assert inner.run(images())["mixed"].shape[1] == 11
@@ -236,8 +236,8 @@ def test_dropout_and_norms_are_in_evaluation_mode() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     networks.randomised(net, seed=6)
     before = state_of(net)
-    with torch.no_grad(), ActivationHooks(net, ["2"]) as taps:
-        first, second = taps.run(images())["2"], taps.run(images())["2"]
+    with torch.no_grad(), ActivationHooks(net, ["2"]) as hooks:
+        first, second = hooks.run(images())["2"], hooks.run(images())["2"]
     assert torch.equal(first, second)
     assert state_of(net) == before, "running statistics as well"
 
@@ -261,8 +261,8 @@ class Cautious(nn.Module):
 
 def test_a_forward_that_catches_errors_is_stopped_as_well() -> None:
     net = Cautious()
-    with torch.no_grad(), ActivationHooks(net, ["first"]) as taps:
-        assert taps.run(images())["first"].shape == (2, 4, 16, 16)
+    with torch.no_grad(), ActivationHooks(net, ["first"]) as hooks:
+        assert hooks.run(images())["first"].shape == (2, 4, 16, 16)
     assert net.after == 0
 
 
@@ -270,8 +270,8 @@ def test_a_forward_that_catches_errors_is_stopped_as_well() -> None:
 def test_tapping_the_last_layer_is_the_network_itself(make: Callable[[], nn.Module]) -> None:
     net, x = make(), images()
     last = list(dict(net.named_children()))[-1]
-    with torch.no_grad(), ActivationHooks(net, [last]) as taps:
-        assert torch.equal(taps.run(x)[last].squeeze(), net(x).squeeze())
+    with torch.no_grad(), ActivationHooks(net, [last]) as hooks:
+        assert torch.equal(hooks.run(x)[last].squeeze(), net(x).squeeze())
 
 
 def test_a_functional_relu_behind_a_tap_is_no_trouble() -> None:
@@ -286,6 +286,6 @@ def test_a_functional_relu_behind_a_tap_is_no_trouble() -> None:
             x += 100
             return x
 
-    with torch.no_grad(), ActivationHooks(nn.Sequential(Net(), nn.Identity()), ["0.norm", "1"]) as taps:
-        found = taps.run(images() - 0.5)
+    with torch.no_grad(), ActivationHooks(nn.Sequential(Net(), nn.Identity()), ["0.norm", "1"]) as hooks:
+        found = hooks.run(images() - 0.5)
     assert (found["0.norm"] < 0).any() and (found["1"] >= 100).all()

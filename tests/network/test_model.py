@@ -188,7 +188,7 @@ def test_a_file_with_the_published_hash_is_not_doubted(cache_folder: Path, monke
     cache_folder.mkdir(parents=True)
     path = cache_folder / published.url.rsplit("/", 1)[-1]
     torch.save(constants("squeezenet1_1"), path)
-    monkeypatch.setattr(weights, "hash_file", lambda _: path.stem[-8:] + "0" * 56)
+    monkeypatch.setattr(loading, "hash_file", lambda _: path.stem[-8:] + "0" * 56)
     assert load("squeezenet1_1").notes == ()
 
 
@@ -210,7 +210,7 @@ def test_no_file_and_no_network(cache_folder: Path) -> None:
     message = refusal(lambda: load("resnet18"))
     assert f"are not at {path} and cannot be downloaded (Network is unreachable)" in message
     assert f"copy {published.url} to that place" in message
-    assert all(way in message for way in ("--weights FILE", "--weights random", "--model reference"))
+    assert all(way in message for way in ("a weights file", "random weights", "the model reference"))
     assert socket.getdefaulttimeout() == timeout and not path.exists()
 
 

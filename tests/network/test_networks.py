@@ -37,7 +37,7 @@ def test_a_factory() -> None:
         == load("tests.helpers.networks:small_inception").sha256
     )
     assert (network.mean, network.std) == ((0, 0, 0), (1, 1, 1))
-    assert network.notes == ("no --mean and --std: the network takes images in [0, 1]",)
+    assert network.notes == ("no mean and std given: the network takes images in [0, 1]",)
     assert network.arguments["model"] == "tests.helpers.networks:small_inception"
     again = load(**network.arguments)
     assert again.identity() == network.identity()
@@ -65,7 +65,7 @@ def test_factories_that_fail(path: str, words: str) -> None:
 
 
 def test_random_weights_are_the_factorys_own_business() -> None:
-    assert "random weights are the factory's own business" in refusal(lambda: load(FACTORY, "random:3"))
+    assert "random weights are set by the factory itself" in refusal(lambda: load(FACTORY, "random:3"))
 
 
 def test_a_network_is_returned_as_it_is() -> None:
@@ -79,13 +79,13 @@ def test_a_network_is_returned_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mean": (0, 0, 0)}, "--mean and --std belong together"),
-        ({"std": (1, 1, 1)}, "--mean and --std belong together"),
-        ({"mean": (0, 0), "std": (1, 1, 1)}, "--mean takes three numbers (red, green, blue), not 2"),
-        ({"mean": (0, 0, 0), "std": (1, 1, 1, 1)}, "--std takes three numbers (red, green, blue), not 4"),
+        ({"mean": (0, 0, 0)}, "mean and std belong together"),
+        ({"std": (1, 1, 1)}, "mean and std belong together"),
+        ({"mean": (0, 0), "std": (1, 1, 1)}, "mean must be three numbers (red, green, blue), not 2"),
+        ({"mean": (0, 0, 0), "std": (1, 1, 1, 1)}, "std must be three numbers (red, green, blue), not 4"),
         ({"mean": (0, 0, 0), "std": (1, 0, 1)}, "a standard deviation is above 0"),
         ({"mean": (0, 0, 0), "std": (1, -1, 1)}, "a standard deviation is above 0"),
-        ({"input_size": 0}, "--input-size 0: give 1 or more pixels"),
+        ({"input_size": 0}, "input size 0: give 1 pixel or more"),
     ],
 )
 def test_normalisations_that_cannot_be(settings: dict[str, Any], words: str) -> None:
@@ -134,18 +134,18 @@ def test_layers_are_found_or_the_nearest_are_named() -> None:
     message = refusal(lambda: network.layer("mixd"), UnitError)
     assert "no layer 'mixd' in SmallInception (nearest: mixed" in message
     message = refusal(lambda: network.layer("relu"), UnitError)
-    assert "layer 'relu' is called 2 times in one pass; say which: relu@1 to relu@2" in message
+    assert "layer 'relu' is called 2 times in one pass; choose one of relu@1 to relu@2" in message
 
 
 def test_a_layer_that_is_no_grid() -> None:
     network = load(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)), input_size=8)
-    assert "layer '1' gives no N x C x H x W grid" in refusal(lambda: network.layer("1"), UnitError)
+    assert "layer '1' has no N x C x H x W output" in refusal(lambda: network.layer("1"), UnitError)
 
 
 def test_a_size_that_is_too_small_is_answered_with_one_that_is_not() -> None:
     network = load(networks.small_inception(), input_size=16)
     message = refusal(lambda: network.layer("relu@2", 4), UnitError)
-    assert "size 4 is too small for layer 'relu@2' of SmallInception; give --size 5 or more" in message
+    assert "size 4 is too small for layer 'relu@2' of SmallInception; choose a size of 5 or more" in message
     assert network.layer("relu@2", 5).shape == (7, 1, 1)
 
 

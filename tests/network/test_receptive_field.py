@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def reached(net: nn.Module, layer: str, size: int, places: list[tuple[int, int]], image: Tensor) -> np.ndarray:
     """Which pixels (P x H x W) have a gradient to the layer's output at each of P places."""
     images = image.expand(len(places), -1, -1, -1).clone().requires_grad_(True)
-    with ActivationHooks(net, [layer]) as taps:
-        out = taps.run(images)[layer]
+    with ActivationHooks(net, [layer]) as hooks:
+        out = hooks.run(images)[layer]
     rows, columns = zip(*places, strict=True)
     seen = out[range(len(places)), :, rows, columns].sum()
     (gradient,) = torch.autograd.grad(seen, images)

@@ -74,8 +74,8 @@ def test_branches_of_small_inception() -> None:
 
 def test_grids_follow_the_size() -> None:
     for size in (16, 17, 33):
-        with torch.no_grad(), ActivationHooks(networks.small_inception(), ["mixed", "relu@2"]) as taps:
-            outputs = taps.run(torch.zeros(1, 3, size, size))
+        with torch.no_grad(), ActivationHooks(networks.small_inception(), ["mixed", "relu@2"]) as hooks:
+            outputs = hooks.run(torch.zeros(1, 3, size, size))
         layers = trace(networks.small_inception(), size).layers
         assert {k: layers[k].shape for k in outputs} == {k: tuple(v.shape[1:]) for k, v in outputs.items()}
 

@@ -20,6 +20,7 @@ from featmap.optimize.batch import Batches
 from featmap.optimize.recipe import FAST, Recipe
 from featmap.runs import device as devices
 from featmap.runs import engine, lifecycle, progress
+from featmap.runs.device import keep_memory
 from featmap.runs.engine import Execution
 from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
@@ -201,13 +202,13 @@ def made(out: Path) -> dict[str, bytes]:
 def behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Let this process land its units as it does beside a GPU; yields the threads that landed one."""
     threads: list[str] = []
-    plain, land = engine.landing, lifecycle.Run.land
+    plain, land = engine.background_store, lifecycle.Run.land
 
     def noted(self: Any, *given: Any) -> None:
         threads.append(threading.current_thread().name)
         land(self, *given)
 
-    monkeypatch.setattr(lifecycle, "landing", lambda store, _: plain(store, True))
+    monkeypatch.setattr(lifecycle, "background_store", lambda store, _: plain(store, True))
     monkeypatch.setattr(lifecycle.Run, "land", noted)
     yield threads
 
@@ -216,7 +217,7 @@ def test_units_that_land_behind_are_the_same_files(tmp_path: Path, behind: list[
     late = made(tmp_path / "behind")
     assert behind and threading.main_thread().name not in behind
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr(lifecycle, "landing", engine.landing)
+        undone.setattr(lifecycle, "background_store", engine.background_store)
         assert made(tmp_path / "plain") == late
 
 
@@ -251,7 +252,7 @@ def test_whoever_asks_the_folder_waits_for_what_is_landing() -> None:
 
     store = Slow()
     with ThreadPoolExecutor(1) as thread:
-        kept = engine.BackgroundLanding(store, thread)  # type: ignore[arg-type]
+        kept = engine.BackgroundStore(store, thread)  # type: ignore[arg-type]
         kept.land("one", {})
         assert not store.landed
         threading.Timer(0.05, store.go.set).start()
@@ -295,7 +296,7 @@ def test_other_systems_have_no_mallopt(platform: str, monkeypatch: pytest.Monkey
     library = Library()
     monkeypatch.setattr(devices.sys, "platform", platform)
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: library)
-    with devices.kept_memory():
+    with keep_memory():
         inside = list(library.calls)
     assert bool(inside) == (platform == "linux")
     assert (library.calls[-1:] == [(0, 0)]) == (platform == "linux")

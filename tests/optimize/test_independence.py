@@ -76,7 +76,7 @@ def test_a_units_image_depends_on_nothing_else(changes: dict[str, Any], threads:
     assert torch.equal(torch.from_numpy(np.concatenate(by_seven)), torch.from_numpy(together["images"]))
 
 
-def test_a_units_image_does_not_depend_on_a_tapped_convolution() -> None:
+def test_a_units_image_does_not_depend_on_a_hooked_convolution() -> None:
     network, recipe = load(networks.small_inception()), FAST.resolved(18, size=18, steps=10)
     alone = made(network, ["mixed:0"], recipe)["images"][0]
     beside = made(network, ["mixed:0", "stem:0"], recipe)["images"][0]

@@ -54,7 +54,7 @@ def test_a_recipe_of_ones_own_is_told_a_size_that_suffices() -> None:
 
 
 def test_an_image_that_is_itself_too_small_is_told_so() -> None:
-    with pytest.raises(UnitError, match=r"size 6 is too small for layer '0' .* give --size 7 or more"):
+    with pytest.raises(UnitError, match=r"size 6 is too small for layer '0' .* choose a size of 7 or more"):
         checked(job(RECIPES["large"].resolved(16, size=6)))
 
 

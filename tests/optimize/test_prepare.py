@@ -29,8 +29,8 @@ def images(count: int, size: int) -> Tensor:
 def output_and_gradient(net: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's output, and the gradient of a random weighting of it."""
     x = x.clone().requires_grad_(True)
-    with ActivationHooks(net, [layer]) as taps:
-        out = taps.run(x)[layer]
+    with ActivationHooks(net, [layer]) as hooks:
+        out = hooks.run(x)[layer]
     weights = torch.randn(out.shape[1:], generator=torch.Generator().manual_seed(9)).to(out)
     (gradient,) = torch.autograd.grad((out * weights).sum(), x)
     return out.detach(), gradient
@@ -105,20 +105,20 @@ def test_norms_are_gone() -> None:
     ("layer", "kept"),
     [("stem", "norm"), ("narrow", "norm2"), ("mixed.branch2.1.conv", "mixed.branch2.1.bn"), ("narrow@1", "norm2")],
 )
-def test_a_tapped_convolution_is_not_folded(layer: str, kept: str) -> None:
+def test_a_hooked_convolution_is_not_folded(layer: str, kept: str) -> None:
     net, x = networks.small_inception(), images(2, 16)
     twin = prepare(net, trace(net, 16).folds, [layer, "fc"], CPU)
     assert [n for n, m in twin.named_modules() if isinstance(m, nn.BatchNorm2d)] == [kept]
-    with torch.no_grad(), ActivationHooks(net, [layer]) as taps, ActivationHooks(twin, [layer]) as twins:
-        torch.testing.assert_close(twins.run(x)[layer], taps.run(x)[layer])
+    with torch.no_grad(), ActivationHooks(net, [layer]) as hooks, ActivationHooks(twin, [layer]) as twin_hooks:
+        torch.testing.assert_close(twin_hooks.run(x)[layer], hooks.run(x)[layer])
 
 
-def test_a_tapped_container_that_ends_in_a_convolution_is_not_folded() -> None:
+def test_a_hooked_container_that_ends_in_a_convolution_is_not_folded() -> None:
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), nn.ReLU())
     networks.randomised(net, seed=2).eval()
     twin, x = prepare(net, trace(net, 8).folds, ["0"], CPU), images(1, 8)
-    with torch.no_grad(), ActivationHooks(net, ["0"]) as taps, ActivationHooks(twin, ["0"]) as twins:
-        torch.testing.assert_close(twins.run(x)["0"], taps.run(x)["0"])
+    with torch.no_grad(), ActivationHooks(net, ["0"]) as hooks, ActivationHooks(twin, ["0"]) as twin_hooks:
+        torch.testing.assert_close(twin_hooks.run(x)["0"], hooks.run(x)["0"])
 
 
 def test_the_users_module_is_untouched() -> None:

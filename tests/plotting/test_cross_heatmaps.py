@@ -32,7 +32,7 @@ def rectangle(n: int = 6, m: int = 9, layer: str = "inception4a", **given: objec
 
 def grid(n: int = 3, layer: str = "inception4", **given: object) -> Figure:
     names = [f"{layer}{'abcdefghi'[i]}" for i in range(n)]
-    best = pd.DataFrame(np.linspace(-0.2, 1, n * n).reshape(n, n), index=names, columns=names).astype("Float64")
+    best = pd.DataFrame(np.linspace(-0.2, 1, n * n).reshape(n, n), index=names, columns=names)
     settings: dict[str, object] = {"title": "best partners", "row_name": "features of", "column_name": "find them in"}
     return heatmaps.layer_grid(given.pop("best", best), best - 0.2, **(settings | given))  # type: ignore[arg-type]
 
@@ -54,11 +54,11 @@ def test_cells_and_names_are_drawn_in_the_order_given() -> None:
 
 
 def test_undefined_cells_are_gray_and_counted(tmp_path: Path) -> None:
-    values = pd.DataFrame([[0.5, pd.NA], [np.inf, -0.25]], index=["0", "1"], columns=["7", "8"], dtype="object")
+    values = pd.DataFrame([[0.5, np.nan], [np.inf, -0.25]], index=["0", "1"], columns=["7", "8"], dtype="object")
     figure = rectangle(2, 2, values=values, row_clusters=None, column_clusters=[0, None])
     assert np.ma.getmaskarray(mesh(figure)).tolist() == [[False, True], [True, False]]
     assert {"undefined (2 cells)", "in no cluster"} <= set(words(figure))
-    blank = rectangle(2, 2, values=values.mask(values.notna(), pd.NA))
+    blank = rectangle(2, 2, values=values.mask(values.notna(), np.nan))
     assert "undefined (4 cells)" in words(blank)
     assert len(style.save(blank, tmp_path / "x")) == 2
 
@@ -77,8 +77,8 @@ def test_bands_number_each_layers_own_clusters() -> None:
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 40), (40, 1), (3, 64), (24, 24), (70, 5), (24, 512)])
 def test_texts_of_a_rectangle_keep_apart(n: int, m: int, layer: str, clusters: bool) -> None:
     given = {} if clusters else {"row_clusters": None, "column_clusters": None}
-    values = pd.DataFrame(np.eye(n, m), index=range(n), columns=range(m)).astype("Float64")
-    values.iloc[0, 0] = pd.NA
+    values = pd.DataFrame(np.eye(n, m), index=range(n), columns=range(m))
+    values.iloc[0, 0] = np.nan
     assert overlaps(rectangle(n, m, layer, values=values, **given)) == []
 
 
@@ -94,7 +94,7 @@ def test_a_grid_writes_numbers_and_floors_off_the_diagonal() -> None:
     assert {"0.20", "(0.00)", "0.60", "(0.40)"} <= set(words(figure))
     assert not {"-0.20", "1.00"} & set(words(figure))
     names = ["a", "b"]
-    empty = pd.DataFrame(pd.NA, index=names, columns=names).astype("Float64")
+    empty = pd.DataFrame(np.nan, index=names, columns=names)
     figure = heatmaps.layer_grid(empty, empty, title="t", row_name="r", column_name="c")
     assert words(figure).count("undefined") == 2
 

@@ -34,7 +34,7 @@ def planted(n: int, k: int = 3, names: list[str] | None = None) -> tuple[pd.Data
     np.fill_diagonal(values, 1)
     names = names or [f"inception4a:{i}" for i in range(n)]
     linkage = hierarchy.linkage(values, "average", optimal_ordering=n < 100) if n > 1 else np.empty((0, 4))
-    frame = pd.DataFrame(values, index=names, columns=names).astype("Float64")
+    frame = pd.DataFrame(values, index=names, columns=names)
     return frame, linkage, pd.Series(clusters, index=names)
 
 
@@ -149,8 +149,8 @@ def test_hostile_words_are_written_as_they_are(tmp_path: Path) -> None:
 
 def test_undefined_cells_are_gray_and_counted(tmp_path: Path) -> None:
     values = planted(8)[0]
-    values.iloc[0, 3] = pd.NA
-    values.iloc[2, 2] = pd.NA
+    values.iloc[0, 3] = np.nan
+    values.iloc[2, 2] = np.nan
     values.iloc[5, 1] = np.inf
     figure = heat(values=values)
     assert "undefined (3 cells)" in words(figure)
@@ -161,7 +161,7 @@ def test_undefined_cells_are_gray_and_counted(tmp_path: Path) -> None:
     pixels = read(png)
     x, y = mesh_of(figure).axes.transData.transform((column + 0.5, row + 0.5)) / figure.dpi * 150
     assert tuple(pixels[pixels.shape[0] - 1 - round(y), round(x)]) == (0xC9, 0xC9, 0xC9)
-    everything = heat(2, values=values.iloc[:2, :2].mask(values.iloc[:2, :2].notna(), pd.NA))
+    everything = heat(2, values=values.iloc[:2, :2].mask(values.iloc[:2, :2].notna(), np.nan))
     assert "undefined (4 cells)" in words(everything)
 
 
@@ -233,7 +233,7 @@ LONG = "features.denseblock4.denselayer16.conv2.some.more"
 def test_texts_of_a_heatmap_keep_apart(n: int, layer: str) -> None:
     names = [f"{layer}:{i}" for i in range(n)]
     values, _, clusters = planted(n, 5, names)
-    values.iloc[0, 0] = pd.NA
+    values.iloc[0, 0] = np.nan
     figure = heat(
         n,
         values=values,

@@ -22,7 +22,7 @@ from featmap.optimize.responses import Probe
 from featmap.report import html, layer_data
 from featmap.report.atlas import atlas
 from featmap.runs.store import Run
-from featmap.stats import measures, similarity_frame
+from featmap.stats import frames
 from tests.cli.test_app import SMALL, at_home, fail_with_run, succeed
 from tests.helpers import tiny
 from tests.helpers.settings import options
@@ -121,9 +121,9 @@ def test_A_is_sent_as_it_is_stored_and_the_scales_make_the_measures(capsys: pyte
         "selective": (A - s["mean"]) / s["deviation"],
     }
     for name, values in made.items():
-        expected = measures.to_floats(found.measures[name].loc[names, names], name)
+        expected = frames.to_floats(found.measures[name].loc[names, names], name)
         np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
-    S = similarity_frame.symmetric_values(found.measures["profile"].loc[names, names])
+    S = frames.symmetric_values(found.measures["profile"].loc[names, names])
     np.testing.assert_allclose(blob_of(page, "S"), S[np.triu_indices(len(names))], rtol=1e-6, atol=1e-7)
 
 
@@ -182,7 +182,7 @@ def test_the_command_and_the_lines_of_a_card_make_the_image_again(capsys: pytest
     np.testing.assert_array_equal(featmap.open_arrays("again")["images"].values[0, 0], stored)
     scope: dict[str, Any] = {}
     exec(data["python"][at], scope)
-    np.testing.assert_array_equal(scope["found"]["images"].values[0, 0], stored)
+    np.testing.assert_array_equal(scope["images"]["images"].values[0, 0], stored)
 
 
 def test_a_recipe_that_no_option_gives_is_said_to_be_one(tmp_path: Path) -> None:
@@ -248,7 +248,6 @@ def test_a_screening_has_a_page_of_all_its_parts(capsys: pytest.CaptureFixture[s
         "0-3",
         "1-5",
         "--screen",
-        "all",
         "--top",
         "3",
         "--checks",
@@ -286,26 +285,26 @@ def test_what_has_no_atlas_says_so(capsys: pytest.CaptureFixture[str], tmp_path:
     begun.manifest.status = "running"
     begun.save()
     assert "is not finished" in fail_with_run(capsys, "atlas", "run")
-    with pytest.raises(StoreError, match="no finished similarity run"):
+    with pytest.raises(StoreError, match="not a finished similarity run"):
         result.read_maps("run")
 
 
 def test_texts_cannot_leave_their_place() -> None:
     text = "</script><script>alert(1)</script>\u2028<!--&"
-    inside = html.json_text({"name": text})
+    inside = html.to_json_text({"name": text})
     assert not set("<>&\u2028") & set(inside)
     assert json.loads(inside) == {"name": text}
 
 
 @pytest.mark.parametrize("page", ["layer.html", "index.html", "reports.html"])
 def test_frames_are_filled_once(page: str) -> None:
-    names = set(re.findall(r"\{\{(\w+)\}\}", html.asset(page)))
-    filled = html.filled(page, **dict.fromkeys(names, "{{title}}"))
-    assert filled.count("{{title}}") == len(re.findall(r"\{\{\w+\}\}", html.asset(page)))
+    names = set(re.findall(r"\{\{(\w+)\}\}", html.read_asset(page)))
+    filled = html.fill_template(page, **dict.fromkeys(names, "{{title}}"))
+    assert filled.count("{{title}}") == len(re.findall(r"\{\{\w+\}\}", html.read_asset(page)))
 
 
 def test_a_page_stays_within_what_it_may_take() -> None:
-    assert [layer_data.budget(n) for n in (1, 512, 2048)] == [23_000_000, 23_000_000, 76_000_000]
+    assert [layer_data.page_budget(n) for n in (1, 512, 2048)] == [23_000_000, 23_000_000, 76_000_000]
 
 
 def test_a_network_that_is_given_must_be_the_runs(tmp_path: Path) -> None:
@@ -314,4 +313,4 @@ def test_a_network_that_is_given_must_be_the_runs(tmp_path: Path) -> None:
         atlas("run", network=featmap.load(tiny.other()))
     (page,) = atlas("run", network=featmap.load(tiny.small()))
     assert data_of(page)["maps"]["reason"] is None
-    assert Run.read(Path("run")).manifest["atlas"]["pages"].keys() == {"atlas.html"}
+    assert Run.read(Path("run")).manifest.atlas["pages"].keys() == {"atlas.html"}

@@ -151,7 +151,7 @@ def test_search_link_and_card(tab: Tab, run: Path, browser: Any) -> None:
     assert f"activation reached{float(format(features.activation['features:7'], '.3g')):g}" in card
     nearest = tab.page.locator("#card ol.thumbnails").first.locator("a").first
     assert nearest.get_attribute("href") == f"#{features.nearest_1['features:7']}"
-    assert "featmap optimize features:7 --model package.module:factory" in card
+    assert "featmap maximise features:7 --model package.module:factory" in card
     assert "No activation map: left out" in card
     again = Tab(browser, run / "atlas.html", "#features:7")
     assert again.ready().locator("#card h2").text_content() == "features:7"

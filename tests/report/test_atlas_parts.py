@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import dendrogram
 
 from featmap.report import encode, graph_layout
 from featmap.report.layer_data import _tree
-from featmap.stats import clustering, measures
+from featmap.stats import clustering, frames, measures
 
 
 def rings(groups: int, size: int) -> tuple[nx.Graph, dict[str, int]]:
@@ -33,20 +33,20 @@ def rings(groups: int, size: int) -> tuple[nx.Graph, dict[str, int]]:
 @pytest.mark.parametrize(("groups", "size"), [(1, 5), (4, 12), (30, 3)])
 def test_no_two_nodes_overlap_and_communities_stay_together(groups: int, size: int) -> None:
     made, communities = rings(groups, size)
-    points = graph_layout.by_community(made, communities)
+    points = graph_layout.lay_out_graph(made, communities)
     gaps = np.abs(points[:, None] - points).max(-1) + 9 * np.eye(len(points))
     assert gaps.min() > 0.9
     labels = np.array([communities[name] for name in made])
     apart = gaps[labels[:, None] != labels]
     assert apart.size == 0 or apart.min() >= 0.9
-    np.testing.assert_array_equal(points, graph_layout.by_community(made, communities))
+    np.testing.assert_array_equal(points, graph_layout.lay_out_graph(made, communities))
 
 
 def test_a_node_alone_and_none_at_all() -> None:
     single: nx.Graph = nx.Graph()
     single.add_node("f:0")
-    assert graph_layout.by_community(single, {"f:0": 0}).shape == (1, 2)
-    assert graph_layout.by_community(nx.Graph(), {}).shape == (0, 2)
+    assert graph_layout.lay_out_graph(single, {"f:0": 0}).shape == (1, 2)
+    assert graph_layout.lay_out_graph(nx.Graph(), {}).shape == (0, 2)
 
 
 def noise(count: int, size: int) -> list[np.ndarray]:
@@ -56,15 +56,15 @@ def noise(count: int, size: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("room", [10_000_000, 200_000, 20_000])
 def test_pictures_keep_to_their_budget_as_well_as_they_can(room: int) -> None:
     images = noise(16, 64)
-    coding = encode.choose(images, 16, room)
-    assert sum(len(encode.encoded(image, coding)) for image in images) <= max(room, 16 * 4000)
+    coding = encode.choose_encoding(images, 16, room)
+    assert sum(len(encode.encode_image(image, coding)) for image in images) <= max(room, 16 * 4000)
     assert (coding.quality is None and coding.side == 64) == (room == 10_000_000)
 
 
 def test_a_picture_of_all_bits_is_the_image_and_odd_pixels_are_drawn() -> None:
     image = noise(1, 20)[0]
     image[0, 0, 0], image[1, 0, 0], image[2, 0, 0] = np.nan, np.inf, -3.0
-    uri = encode.encoded(image, encode.Coding(None, 20))
+    uri = encode.encode_image(image, encode.Encoding(None, 20))
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
         pixels = np.asarray(read).transpose(2, 0, 1)
     np.testing.assert_array_equal(pixels[:, 1:], np.rint(255 * image[:, 1:]).astype(np.uint8))
@@ -110,6 +110,6 @@ def test_scales_make_the_measures_of_any_A() -> None:
         "selective": (values - s["mean"]) / s["deviation"],
     }
     for name, found in made.items():
-        expected = measures.to_floats(measures.MEASURES[name](A, null, live), name)
+        expected = frames.to_floats(measures.MEASURES[name](A, null, live), name)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
         assert np.isnan(expected).any()

@@ -70,11 +70,11 @@ def test_without_ray_one_line_says_what_to_install(
         (("ray", 4, 5), 8, 5),
     ],
 )
-def test_threads_of_each_worker(
+def test_threads_per_worker_worker(
     engine: tuple[str, int | None, int | None], here: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "find_spec", lambda name: name)
-    assert Engine(*engine).threads_of_each(here) == threads
+    assert Engine(*engine).threads_per_worker(here) == threads
 
 
 def test_threads_are_taken_noted_and_given_back(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_run_with_units_left_out_ends_with_status_3(capsys: pytest.CaptureFixt
 def test_workers_that_die_before_they_can_work_end_the_run(tmp_path: Path) -> None:
     from featmap.runs import ray_engine
 
-    crew = ray_engine._Crew(ray=None, start=lambda: (None, None), size=1)
+    crew = ray_engine._WorkerPool(ray=None, start=lambda: (None, None), size=1)
     crew.dismiss = lambda actor: None  # type: ignore[method-assign]
     for _ in range(ray_engine.TRIES - 1):
-        ray_engine._welcome(crew, None, None, lambda now: None)
+        ray_engine._admit(crew, None, None, lambda now: None)
     with pytest.raises(FeatmapError, match="3 workers died while they loaded the network"):
-        ray_engine._welcome(crew, None, None, lambda now: None)
+        ray_engine._admit(crew, None, None, lambda now: None)

@@ -35,7 +35,7 @@ def begun(folder: Path, units: tuple[str, ...] = ("u0", "u2")) -> Run:
 def finished(folder: Path) -> Run:
     run = begun(folder)
     run.write("table.csv", lambda p: p.write_text("a\n1\n"))
-    run.manifest |= {"status": "complete", "units": {u: run.record(u) for u in UNITS}}
+    run.manifest |= {"status": "complete", "units": {u: run.read_record(u) for u in UNITS}}
     run.save()
     run.unlock()
     return run
@@ -73,7 +73,7 @@ def test_a_line_a_fault_then_a_summary_and_status_1(tmp_path: Path, capsys: pyte
         "missing: arrays.zarr/x/1 (unit u2)",
         "foreign: diary.txt",
         f"{folder}: 3 faults (1 changed, 1 missing, 1 foreign) in 14 files, 0.0 MB, 2 work units",
-        "the command that made the run, given again, makes just these again",
+        "repeating the command of the run computes only these again",
     ]
 
 
@@ -104,7 +104,7 @@ def test_an_unfinished_run_says_how_much_is_to_do(tmp_path: Path) -> None:
 
 def test_a_unit_that_a_finished_run_left_out_is_unfinished(tmp_path: Path) -> None:
     run = begun(tmp_path, ("u0",))
-    run.manifest |= {"status": "complete", "units": {"u0": run.record("u0"), "u2": None}}
+    run.manifest |= {"status": "complete", "units": {"u0": run.read_record("u0"), "u2": None}}
     run.save()
     run.unlock()
     assert faults(tmp_path) == [(UNFINISHED, "units/u2.json"), (UNFINISHED, "arrays.zarr/x")]
@@ -166,7 +166,7 @@ def test_foreign_files_links_and_runs_are_named_in_one_line_each(tmp_path: Path)
 def test_a_run_inside_a_run_belongs_to_it_once_it_is_noted(tmp_path: Path) -> None:
     run = finished(tmp_path)
     finished(tmp_path / "part")
-    run.note_part(tmp_path / "part")
+    run.register_part(tmp_path / "part")
     assert faults(tmp_path) == []
     (tmp_path / "part" / "table.csv").unlink()
     assert faults(tmp_path) == [(MISSING, "part/table.csv")]

@@ -397,5 +397,5 @@ def test_ctrl_c_ends_in_one_line_and_status_130(forker: Forker, tmp_path: Path) 
     assert forker.end() == 130
     said = (tmp_path / "log").read_text().splitlines()
     assert said[0].startswith("network tests.helpers.tiny:wide")
-    assert said[1:] == ["featmap: interrupted; what is finished is kept, and the same command goes on from here"]
+    assert said[1:] == ["featmap: interrupted; finished work is stored, and the same command resumes it"]
     assert not [p for p in folder.rglob("*") if ".part" in p.name]

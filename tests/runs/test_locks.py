@@ -96,7 +96,7 @@ def test_one_process_may_open_its_own_folder_again(folder: Path) -> None:
 
 
 def test_a_folder_is_let_go_after_an_exception(folder: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), opened(folder).held():
+    with pytest.raises(KeyboardInterrupt), opened(folder).locked():
         raise KeyboardInterrupt
     assert not (folder / OWNER).exists()
     end(holder(folder))

@@ -45,7 +45,7 @@ def connected() -> Iterator[None]:
     """One cluster for all: starting it takes longer than the tests."""
     from featmap.runs import ray_engine
 
-    with ray_engine.connected(Engine("ray", workers=3, threads=1), 1, 3):
+    with ray_engine.connect(Engine("ray", workers=3, threads=1), 1, 3):
         yield
 
 
@@ -174,18 +174,18 @@ def test_workers_that_do_not_fit_into_memory_are_not_started(
 
     room = SimpleNamespace(available=int(1.5 * ray_engine.WORKER_BYTES))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
-    assert [ray_engine.fitting(4, each) for each in (0, 10**9)] == [1, 1]
+    assert [ray_engine.fit_in_memory(4, each) for each in (0, 10**9)] == [1, 1]
     job, watcher = job_of(network), Noted()
     mapping.carry_out(job, lifecycle.open_run(job, tmp_path / "ray"), watcher, TWO)
     assert [n for n in watcher.notes if n.startswith("2 workers' batches do not fit") and "; 1 are started" in n]
     nodes = [{"Alive": alive, "NodeManagerAddress": where} for alive, where in ((True, "a"), (False, "b"), (True, "c"))]
     for count, address, here in ((1, None, True), (2, "auto", True), (3, None, False), (1, "ray://a:1", False)):
         seen = SimpleNamespace(nodes=lambda n=count: nodes[:n], util=SimpleNamespace(get_node_ip_address=lambda: "a"))
-        assert ray_engine._is_here(seen, Engine("ray", address=address)) is here, (count, address)
+        assert ray_engine._is_local(seen, Engine("ray", address=address)) is here, (count, address)
     nodes[0]["NodeManagerAddress"] = "another"
-    assert not ray_engine._is_here(
+    assert not ray_engine._is_local(
         SimpleNamespace(nodes=lambda: nodes[:1], util=seen.util), Engine("ray", address="auto")
     )
     room.available = 10**12
-    assert ray_engine.fitting(4, 10**9) == 4
+    assert ray_engine.fit_in_memory(4, 10**9) == 4
     same(tmp_path / "ray", made_here(job, tmp_path / "here"))

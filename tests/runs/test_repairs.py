@@ -23,7 +23,7 @@ from featmap.network import weights
 from featmap.optimize.objective import Objective
 from featmap.runs import device, integrity, ray_engine
 from featmap.runs.manifest import COPY, MANIFEST
-from featmap.runs.store import Run, text_of_record
+from featmap.runs.store import Run, record_text
 from tests.helpers import networks
 from tests.helpers.settings import options
 
@@ -43,7 +43,7 @@ def make(folder: Path, threads: int = 1) -> Run:
         "cpu",
     ]
     given += ["--size", "24", "--steps", "3", "--rows", "2", "--threads", str(threads), "--out", str(folder)]
-    with device.thread_count(threads):
+    with device.use_threads(threads):
         typer.main.get_command(app.app).main(args=given, standalone_mode=False)
     return Run.read(folder)
 
@@ -106,7 +106,7 @@ def test_a_record_that_still_parses_is_mended(run: Path, whole: Path, damage: st
     text = path.read_text()
     record = json.loads(text)
     record.pop(next(iter(record)))
-    path.write_text({"space": text.replace("\n", " ", 1), "dropped": text_of_record(record), "emptied": "{}"}[damage])
+    path.write_text({"space": text.replace("\n", " ", 1), "dropped": record_text(record), "emptied": "{}"}[damage])
     assert faults(run) == [("changed", f"units/{path.name}")]
     make(run)
     assert faults(run) == [] and path.read_text() == text and chunks(run) == chunks(whole)
@@ -116,7 +116,7 @@ def test_a_foreign_record_vouches_for_nothing(run: Path) -> None:
     stray = run / "arrays.zarr" / "images" / "7.7.7.7.7"
     stray.write_bytes(b"x")
     record = {stray.relative_to(run).as_posix(): hash_file(stray)}
-    (run / "units" / "zz.json").write_text(text_of_record(record))
+    (run / "units" / "zz.json").write_text(record_text(record))
     assert sorted(faults(run)) == [("foreign", "arrays.zarr/images/7.7.7.7.7"), ("foreign", "units/zz.json")]
 
 
@@ -216,7 +216,7 @@ def test_tensors_of_another_kind_are_named(kind: str) -> None:
     [
         (lambda: Objective.parse("0 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
         (lambda: Objective.parse("mixed:0 + 1e-400 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
-        (lambda: device.device("cpu:7"), FeatmapError, "there is one of these; give --device cpu"),
+        (lambda: device.select_device("cpu:7"), FeatmapError, "there is one of these; give --device cpu"),
         (
             lambda: featmap.maximise(UNITS, networks.small_inception(), **options(recipe="")),
             RecipeError,
@@ -238,12 +238,12 @@ def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
         port = free.getsockname()[1]
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         with pytest.raises(FeatmapError, match=rf"no cluster at '{address}' \(.*\); start one with `ray start --head`"):
-            ray_engine._knock(address)
+            ray_engine._check_address(address)
     for address in ("nowhere", "host:", ":1", "host:port"):
         with pytest.raises(FeatmapError, match="give host:port, ray://host:port or auto"):
-            ray_engine._knock(address)
+            ray_engine._check_address(address)
     for address in (None, "auto", "local"):
-        ray_engine._knock(address)
+        ray_engine._check_address(address)
 
 
 class Fake:
@@ -296,8 +296,8 @@ class Nothing:
 def wave(fake: Fake, size: int) -> str:
     units = [featmap.engine.WorkUnit(0, k, k + 1) for k in range(2)]  # type: ignore[attr-defined]
     task: Any = type("T", (), {"gpu": False, "steps": 1, "cost": lambda _: 1.0})
-    with ray_engine._Crew(fake, fake.start, size) as crew:
-        ray_engine._wave(crew, units, task, Nothing(), featmap.engine.Silent(), lambda _: None, 2)  # type: ignore
+    with ray_engine._WorkerPool(fake, fake.start, size) as crew:
+        ray_engine._run_wave(crew, units, task, Nothing(), featmap.engine.Silent(), lambda _: None, 2)  # type: ignore
     return ""
 
 

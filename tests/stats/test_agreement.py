@@ -55,7 +55,7 @@ def test_mantels_p_counts_the_permutations_that_reach_the_correlation(holes: int
     observed = stats.pearsonr(x[known], y[known]).statistic
     rng, reached = generator("mantel", method, n, 60), 0
     for _ in range(60):
-        order = agreement._shuffled(labels, rng)
+        order = agreement._permute_within(labels, rng)
         moved = y[np.ix_(order, order)]
         both = np.isfinite(x) & np.isfinite(moved) & np.triu(np.ones((n, n), dtype=bool), 1)
         reached += stats.pearsonr(x[both], moved[both]).statistic >= observed - 1e-12
@@ -73,7 +73,7 @@ def test_groups_are_permuted_within_and_pairs_across_them_do_not_count() -> None
     assert found.pairs == inside.sum() == 42
     assert found.r.value == pytest.approx(stats.pearsonr(ONE[inside], TWO[inside]).statistic, abs=1e-12)
     for _ in range(5):
-        order = agreement._shuffled(groups, np.random.default_rng(0))
+        order = agreement._permute_within(groups, np.random.default_rng(0))
         assert (groups[order] == groups).all() and sorted(order) == list(range(14))
 
 

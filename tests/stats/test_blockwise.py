@@ -54,7 +54,7 @@ def of_layers(A: np.ndarray) -> list[pd.DataFrame]:
 def dense(A: np.ndarray) -> np.ndarray:
     """S by the formula for two layers, for every two of them; NaN where undefined and on the diagonal."""
     frames = of_layers(kept(A))
-    S = np.block([[cross_layer.profile(a, b).to_numpy(float, na_value=np.nan) for b in frames] for a in frames])
+    S = np.block([[cross_layer.profile(a, b).to_numpy() for b in frames] for a in frames])
     np.fill_diagonal(S, np.nan)
     return S
 
@@ -123,9 +123,9 @@ def test_floors_are_those_of_permuted_profiles(budget: int) -> None:
                     assert floor == pytest.approx(cells.max(axis=0).mean(), abs=1e-9)
 
 
-def test_fewer_lefts_are_a_sample() -> None:
+def test_a_smaller_sample_changes_the_floors_only() -> None:
     A = responses(6)
-    some = blockwise.compare(in_blocks(A, 8), GROUPS, K, draws=2, lefts=8)
+    some = blockwise.compare(in_blocks(A, 8), GROUPS, K, draws=2, sample=8)
     whole = blockwise.compare(in_blocks(A, 8), GROUPS, K, draws=2)
     assert np.array_equal(some.best, whole.best, equal_nan=True)
     assert not np.array_equal(some.floors, whole.floors, equal_nan=True)
@@ -146,17 +146,17 @@ def test_from_how_many_features_on(channels: list[int], large: bool) -> None:
 PEAK = """
 import json, resource, sys
 import numpy as np, zarr
-from featmap.stats import blockwise as gram
+from featmap.stats import blockwise
 array = zarr.open_array(sys.argv[1], mode="r")
 N, F = array.shape
 groups = [slice(a, a + F // 4) for a in range(0, F, F // 4)]
 def rows():
     for a in range(0, N, 64):
         yield array[a : a + 64].astype(np.float64)
-gram.SLICE = 2**18
+blockwise.SLICE_CELLS = 2**18
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-found = gram.compare(rows, groups, 10, draws=1, lefts=64, budget=8 * 2**20)
+found = blockwise.compare(rows, groups, 10, draws=1, sample=64, budget=8 * 2**20)
 print(json.dumps([before, peak(), int(found.defined.sum())]))
 """
 

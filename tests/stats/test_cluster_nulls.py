@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 from featmap.stats import clustering
 from featmap.stats.clustering import find_clusters, leaf_order
 from featmap.stats.correlation import adjusted_rand
-from featmap.stats.measures import to_masked
+from tests.helpers.frames import to_masked
 from tests.stats.test_clustering import frame, gaussian, labels, laws, planted, rng, similarity, zeros
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
@@ -65,7 +65,7 @@ def test_one_gradient_is_modular_and_no_cluster() -> None:
 
 def test_the_factor_null_keeps_the_leading_factor_and_the_residual_variance() -> None:
     A, _ = planted([10, 10, 10])
-    Z, _ = clustering.centred(A.to_numpy())
+    Z, _ = clustering.standardise_and_centre(A.to_numpy())
     u, s, v = np.linalg.svd(Z)
     common = s[0] * np.outer(u[:, 0], v[0])
     null, generator = clustering._one_factor(A.to_numpy()), rng(0)
@@ -194,7 +194,7 @@ def test_optimal_order_is_no_longer_than_any_other_and_skipped_for_many(monkeypa
 
 def test_leaf_order_of_undefined_and_of_few_features() -> None:
     S = similarity(6)
-    S.iloc[2, :] = S.iloc[:, 2] = pd.NA
+    S.iloc[2, :] = S.iloc[:, 2] = np.nan
     as_zero = S.fillna(0.0)
     as_zero.iloc[2, 2] = 1.0
     assert (leaf_order(S, [0] * 6)[0] == leaf_order(as_zero, [0] * 6)[0]).all()

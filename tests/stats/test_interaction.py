@@ -225,7 +225,7 @@ def test_maps_are_resampled_as_torch_does() -> None:
     grid = random(3).normal(size=(3, 4))
     given = torch.from_numpy(grid)[None, None]
     expected = torch.nn.functional.interpolate(given, (7, 9), mode="bilinear", align_corners=False)[0, 0].numpy()
-    np.testing.assert_allclose(interaction._resampled(grid, (7, 9)), expected, atol=1e-12)
+    np.testing.assert_allclose(interaction._resample(grid, (7, 9)), expected, atol=1e-12)
     np.testing.assert_allclose(oracles.resampled(grid.tolist(), 7, 9), expected, atol=1e-12)
 
 

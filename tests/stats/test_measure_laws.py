@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, UnitError
 from featmap.stats import measures
+from featmap.stats.frames import count_undefined, most_similar_pairs, nearest_features, seed_agreement
 from featmap.stats.measures import (
     MEASURES,
     FewStimuliWarning,
     coactivation,
-    count_undefined,
     identity_rate,
     profile,
     relative,
     selective,
-    to_masked,
 )
-from featmap.stats.similarity_frame import most_similar_pairs, nearest_features, seed_agreement
 from tests.helpers import oracles
+from tests.helpers.frames import to_masked
 from tests.stats.test_measures import dense, frame, gaussian, labels, laws, zeros
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
@@ -41,14 +40,14 @@ def test_live_keeps_the_order_of_the_columns() -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_results_are_nullable_and_hold_no_nan(name: str) -> None:
+def test_results_are_float64_with_nan_where_undefined(name: str) -> None:
     A = gaussian(6)
     A.iloc[:, 2], A.iloc[1, 4], A.iloc[5, 0] = 0.0, np.nan, -np.inf
     found = MEASURES[name](A, zeros(A))
-    assert {str(t) for t in found.dtypes} == {"Float64"}
-    values = [v for v in found.to_numpy(dtype=object).ravel() if v is not pd.NA]
-    assert np.isfinite(np.array(values, dtype=float)).all()
-    assert count_undefined(found) == found.size - len(values) == to_masked(found).mask.sum() > 0
+    assert {str(t) for t in found.dtypes} == {"float64"}
+    values = found.to_numpy()
+    assert not np.isinf(values).any()
+    assert count_undefined(found) == found.size - np.isfinite(values).sum() == to_masked(found).mask.sum() > 0
 
 
 def test_a_dead_feature_is_undefined_and_harms_no_other() -> None:
@@ -136,7 +135,7 @@ def test_seed_agreement_agrees_with_plain_loops() -> None:
     found = []
     for one, two in ((0, 1), (0, 2), (1, 2)):
         pairs = [(a, b) for i, a in enumerate(base.columns) for b in base.columns[i + 1 :]]
-        both = [p for p in pairs if maps[one].loc[p] is not pd.NA and maps[two].loc[p] is not pd.NA]
+        both = [p for p in pairs if np.isfinite([maps[one].loc[p], maps[two].loc[p]]).all()]
         found.append(oracles.pearson(*([float(maps[m].loc[p]) for p in both] for m in (one, two))))
     assert seed_agreement(maps) == pytest.approx(sum(found) / 3, abs=1e-9)
     assert seed_agreement([maps[0], maps[0]]) == pytest.approx(1.0)
@@ -211,11 +210,10 @@ def test_unknown_correlations_and_frames_that_are_no_similarity_are_refused() ->
         most_similar_pairs(A.iloc[:2], 1)
 
 
-def test_measures_and_graph_need_no_torch() -> None:
-    for path in (Path(inspect.getfile(measures)), Path(inspect.getfile(measures)).with_name("graph.py")):
-        tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        names = [
-            getattr(n, "module", None) or n.names[0].name for n in tree if isinstance(n, ast.Import | ast.ImportFrom)
-        ]
-        assert {n for n in names if n.startswith("featmap")} <= {"featmap.errors", "featmap.stats.measures"}
-        assert not any(n.startswith("torch") for n in names)
+@pytest.mark.parametrize("path", sorted(Path(inspect.getfile(measures)).parent.glob("*.py")), ids=lambda p: p.stem)
+def test_statistics_need_no_torch_and_no_other_room(path: Path) -> None:
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = [getattr(n, "module", None) or n.names[0].name for n in tree if isinstance(n, ast.Import | ast.ImportFrom)]
+    ours = {n for n in names if n.startswith("featmap") and not n.startswith("featmap.stats")}
+    assert ours <= {"featmap.errors", "featmap.rng"}
+    assert not any(n.startswith("torch") for n in names)

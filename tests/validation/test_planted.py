@@ -12,7 +12,7 @@ from featmap.errors import FeatmapError
 from featmap.mapping.run import similarity_job
 from featmap.network.loading import load
 from featmap.runs.worker import Worker
-from featmap.stats import clustering, correlation, measures
+from featmap.stats import clustering, correlation, frames, measures
 from featmap.validation import planted
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, plant
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def mapped(found: planted.Planted) -> np.ndarray:
     network = load(found.module, input_size=found.size)
-    job, _ = similarity_job("features", network, LINEAR)
+    job = similarity_job("features", network, LINEAR.resolved(network.input_size))
     worker = Worker(job)
-    A = np.concatenate([worker.make(u)["A"] for u in job.units() if u.last])
+    A = np.concatenate([worker.make(unit)["A"] for unit in job.work_units() if unit.last])
     return measures.profile_correlations(A.astype(np.float64))
 
 
@@ -58,7 +58,7 @@ def test_without_noise_order_and_clusters_are_found_exactly(structure: str, dept
     S = mapped(found)
     assert order(S, found.structure.cosines) == pytest.approx(1)
     names = pd.Index([f"f:{k}" for k in range(len(S))])
-    frame = measures.to_frame(S, names, names)
+    frame = frames.to_frame(S, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, 5)).labels
     assert correlation.adjusted_rand(found.structure.clusters, labels.to_numpy()) == 1.0
 
@@ -69,7 +69,7 @@ def test_groups_smaller_than_the_neighbourhood_can_be_merged() -> None:
         found = plant("scaled", features=64, depth="deep", seed=seed)  # eight groups of eight
         S = mapped(found)
         names = pd.Index([f"f:{k}" for k in range(len(S))])
-        frame = measures.to_frame(S, names, names)
+        frame = frames.to_frame(S, names, names)
         labels = {k: clustering.communities(clustering.neighbour_graph(frame, k)).labels.to_numpy() for k in (5, 10)}
         assert correlation.adjusted_rand(found.structure.clusters, labels[5]) == 1.0
         merged += correlation.adjusted_rand(found.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8

@@ -15,22 +15,25 @@ from scipy import stats
 from featmap.cli import app
 from featmap.errors import FeatmapError
 from featmap.mapping.run import similarity
+from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs import worker as runs_worker
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import measures, reliability
 from featmap.validation import planted, verdict
 from featmap.validation import run as validation
-from featmap.validation.figures import Validation
+from featmap.validation.inputs import layers_on_path
 from featmap.validation.planted import LINEAR
-from tests.helpers import tiny, twofold
+from featmap.validation.run import plan_validation
+from featmap.validation.statistics import Validation
+from tests.helpers import networks, tiny, twofold
 from tests.helpers.settings import options
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
     pytest.mark.usefixtures("one_thread"),
 ]
-FEW: dict[str, Any] = {"recipe": LINEAR, "input_size": 16, "device": "cpu"}
+FEW: dict[str, Any] = {"recipe": LINEAR, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +48,9 @@ Judge = Callable[..., Validation]
 def two_ways(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> dict[str, Validation]:
     found = {}
     for name in ("trap", "honest"):
-        module, folder = getattr(twofold, name)(), tmp_path_factory.mktemp("runs") / name
-        similarity("features", module, **options(out=folder, **FEW))
-        found[name] = validation.validate(folder, images=photographs, seeds=3, null_seeds=1, model=module)
+        network, folder = load(getattr(twofold, name)(), input_size=16), tmp_path_factory.mktemp("runs") / name
+        similarity("features", network, **options(out=folder, **FEW))
+        found[name] = validation.validate(folder, images=photographs, seeds=3, null_seeds=1, network=network)
     return found
 
 
@@ -57,21 +60,21 @@ def test_a_network_of_two_ways_is_caught_by_the_processing_path(two_ways: dict[s
     assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
     assert honest.value("path:ways") > 0.8  # type: ignore[operator]
     assert honest.value("path:features") > 0.8  # type: ignore[operator]
-    held = verdict.verdict(trap)
+    held = verdict.reach_verdict(trap)
     assert any("take the images at all for" in line and "lowest at ways: -0.0" in line for line in held.may_not)
-    assert any("typical liked stimuli" in line for line in verdict.verdict(honest).may)
+    assert any("typical liked stimuli" in line for line in verdict.reach_verdict(honest).may)
     assert trap.p("photographs_pearson") > 0.05 > honest.p("photographs_pearson")  # type: ignore[operator]
     assert any("carry any of it over" in line for line in held.may_not)
 
 
 @pytest.mark.parametrize("layer", ["features", "block"])
 def test_two_ways_within_a_block_are_caught_there(tmp_path: Path, photographs: Path, layer: str) -> None:
-    module = twofold.hidden()
-    similarity(layer, module, **options(out=tmp_path / "run", **FEW))
-    found = validation.validate(tmp_path / "run", images=photographs, seeds=2, null_seeds=0, model=module)
+    network = load(twofold.hidden(), input_size=16)
+    similarity(layer, network, **options(out=tmp_path / "run", **FEW))
+    found = validation.validate(tmp_path / "run", images=photographs, seeds=2, null_seeds=0, network=network)
     score = found.trained[layer].figures["path:block.ways"]
     assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
-    assert any("lowest at block.ways: -0.0" in line for line in verdict.verdict(found.trained[layer]).may_not)
+    assert any("lowest at block.ways: -0.0" in line for line in verdict.reach_verdict(found.trained[layer]).may_not)
     assert found.trained[layer].value("path_passed_over") == 0
 
 
@@ -98,8 +101,9 @@ def test_every_figure_can_be_had_again_from_the_stored_arrays(two_ways: dict[str
 
 def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Path) -> None:
     made = planted.plant("blocks", noise=0.3)
-    similarity("features", made.module, **options(out=tmp_path / "run", **FEW))
-    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=2, model=made.module)
+    network = load(made.module, input_size=made.size)
+    similarity("features", network, **options(out=tmp_path / "run", **FEW))
+    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=2, network=network)
     trial, null = found.trained["features"], found.random["features"]
     assert trial.value("repeatability") == pytest.approx(1, abs=1e-6)
     upper = np.triu_indices(32, 1)
@@ -117,7 +121,7 @@ def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Pa
     left = found.permuted["features"]["incoming_weights"]
     assert left.low < 0 < left.high and abs(left.value) < 0.2  # type: ignore[operator]
     assert "photographs_pearson" not in trial.figures
-    assert any("none were shown" in line for line in verdict.verdict(trial).may_not)
+    assert any("none were shown" in line for line in verdict.reach_verdict(trial).may_not)
     assert not list((tmp_path / "run" / "validation").glob("photographs*"))
 
 
@@ -142,7 +146,7 @@ def test_the_folder_holds_a_page_tables_and_panels(judged: Path) -> None:
     assert set(figures["network"]) == {"trained", "random weights", "columns permuted"}
     assert set(figures["layer"]) == {"second", "first"}
     numbers = figures[["value", "low", "high", "p"]]
-    assert not np.isinf(numbers.to_numpy(float, na_value=0)).any() and str(numbers.dtypes["value"]) == "Float64"
+    assert not np.isinf(numbers.to_numpy(float, na_value=0)).any() and str(numbers.dtypes["value"]) == "float64"
     assert "NaN" not in (folder / "validation.json").read_text() and "nan" not in page
     features = pd.read_parquet(folder / "second" / "features.parquet")
     assert list(features.index) == [f"second:{c}" for c in range(24)]
@@ -205,9 +209,9 @@ def test_more_seeds_make_only_what_is_new_and_an_interruption_goes_on(
 
 
 def test_a_network_without_random_weights_is_judged_without_that_null(tmp_path: Path, photographs: Path) -> None:
-    module = twofold.bare()
-    similarity("features", module, **options(out=tmp_path / "run", **FEW))
-    found = validation.validate(tmp_path / "run", seeds=2, model=module)
+    network = load(twofold.bare(), input_size=16)
+    similarity("features", network, **options(out=tmp_path / "run", **FEW))
+    found = validation.validate(tmp_path / "run", seeds=2, network=network)
     assert found.random == {} and "no reset_parameters" in found.reason
     assert "no reset_parameters" in (tmp_path / "run" / "validation" / "validation.md").read_text()
 
@@ -223,43 +227,37 @@ WRONG = [
 @pytest.mark.parametrize(("settings", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_wrong_settings_end_in_one_line(judged: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(FeatmapError, match=words):
-        validation.plan(judged, **settings)
+        plan_validation(judged, **settings)
 
 
 def test_a_run_of_another_kind_or_network_is_refused(judged: Path, tmp_path: Path, photographs: Path) -> None:
-    from featmap.network.loading import load
-
     with pytest.raises(FeatmapError, match="another network"):
-        validation.plan(judged, network=load(tiny.other()))
+        plan_validation(judged, network=load(tiny.other()))
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted(photographs.iterdir())[:5]:
         shutil.copy(path, few)
     with pytest.raises(FeatmapError, match="5 photographs; give 32 or more"):
-        validation.plan(judged, images=few)
+        plan_validation(judged, images=few)
     with pytest.raises(FeatmapError, match="is a run; give a folder of photographs"):
-        validation.plan(judged, images=judged)
+        plan_validation(judged, images=judged)
     with pytest.raises(FeatmapError, match="no finished similarity run"):
-        validation.plan(judged / "validation")
+        plan_validation(judged / "validation")
 
 
 def test_the_path_leads_through_outer_layers_and_some_inside_them() -> None:
-    from featmap.network.loading import load
-    from featmap.validation.inputs import path_of
-    from tests.helpers.networks import small_inception
-
-    network = load(small_inception(), input_size=16)
+    network = load(networks.small_inception(), input_size=16)
     names = list(network.trace(16).layers)
     inside = [n for n in names if n.startswith("mixed.")]
     assert len(inside) == 10
-    assert path_of(network, "mixed", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed"], 0)
-    assert path_of(network, "narrow", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed", "narrow"], 0)
-    way = path_of(network, "mixed.branch2.1", 16)[0]
+    assert layers_on_path(network, "mixed", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed"], 0)
+    assert layers_on_path(network, "narrow", 16, 10) == (["stem", "norm", "relu@1", *inside, "mixed", "narrow"], 0)
+    way = layers_on_path(network, "mixed.branch2.1", 16)[0]
     assert "mixed.branch2.0" in way and way[-1] == "mixed.branch2.1" and "mixed" not in way
-    few, over = path_of(network, "narrow", 16, 2)
+    few, over = layers_on_path(network, "narrow", 16, 2)
     assert few == ["stem", inside[0], inside[-1], "mixed", "narrow"] and over == names.index("narrow") - 4
     reference = load("reference")
-    way, over = path_of(reference, "inception5b", 96)
+    way, over = layers_on_path(reference, "inception5b", 96)
     outer = [n for n in way if "." not in n]
     assert outer[-2:] == ["inception5a", "inception5b"] and len(outer) == 9 and len(way) == 17
     assert over == list(reference.trace(96).layers).index("inception5b") - 16 > 30
@@ -282,7 +280,7 @@ def test_an_unreadable_photograph_leaves_the_run_as_it_was(judged: Path, photogr
     bare = tmp_path / "bare"
     shutil.copytree(judged, bare, ignore=shutil.ignore_patterns("validation"))
     known = Run.read(bare)
-    known.manifest |= {"parts": []}
+    known.manifest.parts = []
     known.save()
     with pytest.raises(FeatmapError, match="truncated"):
         validation.validate(bare, images=broken, seeds=2, null_seeds=0)

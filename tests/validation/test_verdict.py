@@ -13,28 +13,36 @@ from matplotlib import pyplot as plt
 from featmap.errors import FeatmapError
 from featmap.mapping import flags
 from featmap.plotting import scatter
-from featmap.validation import figures as trials
+from featmap.validation import statistics
 from featmap.validation import verdict as appraisal
-from featmap.validation.figures import Evidence, Figure, Trial, Validation
-from featmap.validation.verdict import verdict
+from featmap.validation.statistics import (
+    FEATURE_RANGE,
+    Evaluation,
+    Evidence,
+    Statistic,
+    Validation,
+    _mean_ari,
+    statistics_frame,
+)
+from featmap.validation.verdict import format_interval, format_page, format_value, reach_verdict
 
 NAMES = [f"a:{k}" for k in range(4)]
 
 
-def trial(figures: dict[str, tuple[float | None, ...]], reliable: list[bool] | None = None) -> Trial:
+def trial(figures: dict[str, tuple[float | None, ...]], reliable: list[bool] | None = None) -> Evaluation:
     """A trial with figures (value, low, p) and features of given reliability."""
     made = {
-        name: Figure("a", "trained", name, *(list(v) + [None] * 4)[:2], None, (list(v) + [None] * 4)[2], 3)
+        name: Statistic("a", "trained", name, *(list(v) + [None] * 4)[:2], None, (list(v) + [None] * 4)[2], 3)
         for name, v in figures.items()
     }
     everyone = np.ones(4, dtype=bool)
     evidence = Evidence("a", NAMES, everyone, everyone, np.zeros((2, 4, 4)), 1)
     table = pd.DataFrame({"reliable": pd.array(reliable or [True] * 4, dtype="boolean")}, index=NAMES)
-    return Trial(evidence, made, table)
+    return Evaluation(evidence, made, table)
 
 
-def said(of: Trial, random: Trial | None = None) -> str:
-    return "\n".join(verdict(of, random).lines())
+def said(of: Evaluation, random: Evaluation | None = None) -> str:
+    return "\n".join(reach_verdict(of, random).lines())
 
 
 @pytest.mark.parametrize(
@@ -153,18 +161,19 @@ def test_a_path_that_random_weights_score_on_as_well_says_nothing() -> None:
 
 def test_empty_intervals_are_not_printed_and_others_are_named() -> None:
     assert (
-        appraisal.span(0.4, 0.4) == appraisal.span(None, None) == "" and appraisal.span(0.4, 0.5) == " [0.400, 0.500]"
+        format_interval(0.4, 0.4) == format_interval(None, None) == ""
+        and format_interval(0.4, 0.5) == " [0.400, 0.500]"
     )
     figures = {
-        "repeatability": Figure("a", "trained", "repeatability", 0.5, 0.4, 0.6, interval=trials.BOOTSTRAP),
-        "multiple": Figure("a", "trained", "multiple", 2.0, 1.0, 3.0, interval=trials.FEATURES),
-        "ari_of_seeds": Figure("a", "trained", "ari_of_seeds", 0.4, 0.4, 0.4, interval=trials.RANGE),
-        "ari_of_louvain": Figure("a", "trained", "ari_of_louvain", None),
-        "photographs_corrected": Figure("a", "trained", "photographs_corrected", None, note="what is too low"),
+        "repeatability": Statistic("a", "trained", "repeatability", 0.5, 0.4, 0.6, interval=statistics.BOOTSTRAP),
+        "multiple": Statistic("a", "trained", "multiple", 2.0, 1.0, 3.0, interval=FEATURE_RANGE),
+        "ari_of_seeds": Statistic("a", "trained", "ari_of_seeds", 0.4, 0.4, 0.4, interval=statistics.RANGE),
+        "ari_of_louvain": Statistic("a", "trained", "ari_of_louvain", None),
+        "photographs_corrected": Statistic("a", "trained", "photographs_corrected", None, note="what is too low"),
     }
     one = trial({})
     one.figures = figures
-    text = appraisal.page("T", "n", Validation(Path("x"), {"a": one}, {}, {"a": {}}), [])
+    text = format_page("T", "n", Validation(Path("x"), {"a": one}, {}, {"a": {}}), [])
     assert (
         "| 0.400 to 0.600 | 95 %, bootstrap over features |" in text and "| 1.000 to 3.000 | 90 % of features |" in text
     )
@@ -175,12 +184,12 @@ def test_empty_intervals_are_not_printed_and_others_are_named() -> None:
 def test_every_figure_has_a_sentence_and_the_page_shows_it() -> None:
     figures = dict.fromkeys([*appraisal.SENTENCES, "path:a"], (0.5, 0.4, 0.01))
     found = Validation(Path("x"), {"a": trial(figures)}, {}, {"a": {}}, "no reason")
-    text = appraisal.page("Title", "network", found, ["a note"])
+    text = format_page("Title", "network", found, ["a note"])
     assert text.count("\n| ") == len(figures) + 1
     assert "nan" not in text and "{" not in text and "With random weights: none (no reason)." in text
     undefined = Validation(Path("x"), {"a": trial(dict.fromkeys(figures, (None,)))}, {}, {"a": {}})
-    assert appraisal.page("T", "n", undefined, []).count("Undefined:") == len(figures)
-    assert trials.figures_frame(list(found.trained["a"].figures.values()))["value"].dtype == "Float64"
+    assert format_page("T", "n", undefined, []).count("Undefined:") == len(figures)
+    assert statistics_frame(list(found.trained["a"].figures.values()))["value"].dtype == "float64"
 
 
 @pytest.mark.parametrize(
@@ -196,20 +205,22 @@ def test_every_figure_has_a_sentence_and_the_page_shows_it() -> None:
     ],
 )
 def test_numbers_as_the_page_writes_them(value: float | None, text: str) -> None:
-    assert appraisal.written(value) == text
+    assert format_value(value) == text
 
 
 def test_marks_go_on_names_and_only_where_something_is_known() -> None:
     table = pd.DataFrame(index=pd.Index(NAMES))
-    flags.enter(table, {})
-    assert "reliable" not in table and flags.named(table, NAMES) == NAMES and flags.note(table, NAMES) == ""
-    flags.enter(table, {"a:0": 0.95, "a:1": 0.89, "a:2": None})
+    flags.add_reliability(table, {})
+    assert (
+        "reliable" not in table and flags.marked_names(table, NAMES) == NAMES and flags.title_note(table, NAMES) == ""
+    )
+    flags.add_reliability(table, {"a:0": 0.95, "a:1": 0.89, "a:2": None})
     assert table["reliable"].to_list() == [True, False, False, pd.NA]
-    assert flags.named(table, NAMES) == ["a:0", "a:1 ?", "a:2 ?", "a:3"]
-    assert "2 of them unreliable" in flags.note(table, NAMES)
+    assert flags.marked_names(table, NAMES) == ["a:0", "a:1 ?", "a:2 ?", "a:3"]
+    assert "2 of them unreliable" in flags.title_note(table, NAMES)
     table = pd.DataFrame({"nearest_1": ["a:1", "a:0", None, "a:3"], "similarity_1": 0.5}, index=pd.Index(NAMES))
     for _ in range(2):
-        flags.enter(table, {"a:0": 0.95, "a:1": 0.89})
+        flags.add_reliability(table, {"a:0": 0.95, "a:1": 0.89})
         columns = ["nearest_1", "nearest_1_reliable", "similarity_1", "reliability", "reliable"]
         assert list(table.columns) == columns
         assert table["nearest_1_reliable"].to_list() == [False, True, pd.NA, pd.NA]
@@ -230,9 +241,9 @@ def test_figures_are_drawn_of_what_there_is() -> None:
 
 def test_partitions_of_one_cluster_or_of_single_features_agree_on_nothing() -> None:
     one, single, two = np.zeros(4, dtype=int), np.arange(4), np.array([0, 0, 1, 1])
-    found, _, count = trials._agreed([(one, one), (single, single)])
+    found, _, count = _mean_ari([(one, one), (single, single)])
     assert np.isnan(found.value) and count == 0
-    found, _, count = trials._agreed([(one, one), (two, two)])
+    found, _, count = _mean_ari([(one, one), (two, two)])
     assert (found.value, count) == (1.0, 1) and np.isnan(found.low)
-    found, _, count = trials._agreed([(two, two), (two, one)])
+    found, _, count = _mean_ari([(two, two), (two, one)])
     assert (found.value, found.low, found.high, count) == (0.5, 0.0, 1.0, 2)

@@ -1,4 +1,4 @@
-"""Every kind of run there is, small: the commands that make it in the folder `run`, and ways to damage it."""
+"""Every kind of run, small: the commands that make it in the folder `run`, and ways to damage it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,15 @@ import pytest
 from featmap.cli.app import main
 from featmap.stats import clustering
 
-TWO = [
-    "--model",
-    "tests.helpers.tiny:two",
-    "--size",
-    "8",
-    "--steps",
-    "2",
-    "--rows",
-    "2",
-    "--device",
-    "cpu",
-    "--out",
-    "run",
-]
-SMALL = [
-    "--model",
-    "tests.helpers.tiny:small",
-    "--size",
-    "8",
-    "--steps",
-    "2",
-    "--rows",
-    "4",
-    "--device",
-    "cpu",
-    "--out",
-    "run",
-]
+
+def _options(network: str, rows: int) -> list[str]:
+    """Options of a tiny run in the folder `run`, which is the last word."""
+    settings = f"--model tests.helpers.tiny:{network} --size 8 --steps 2 --rows {rows} --device cpu --out run"
+    return settings.split()
+
+
+TWO = _options("two", 2)
+SMALL = _options("small", 4)
 MAP = ["similarity", "--layer", "second", *SMALL]
 KINDS: dict[str, list[list[str]]] = {
     "similarity": [["similarity", "--layer", "features", *TWO]],
@@ -50,7 +31,7 @@ KINDS: dict[str, list[list[str]]] = {
     "pairs": [["interact", "--layers", "features", "features", "--features", "0", "1", *TWO, "--seeds", "1"]],
     "screening": [
         [
-            *("interact", "--layers", "first", "second", "--features", "0-1", "0-1", "--screen", "all"),
+            *("interact", "--layers", "first", "second", "--features", "0-1", "0-1", "--screen"),
             *("--top", "1", "--checks", "2", *SMALL, "--seeds", "1"),
         ]
     ],
@@ -59,32 +40,32 @@ KINDS: dict[str, list[list[str]]] = {
 }
 
 
-def give(*arguments: str) -> int:
-    """Give one command; return its exit status."""
+def run_command(*arguments: str) -> int:
+    """Run one command line; return its exit status."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
     return int(end.value.code or 0)
 
 
-def make(kind: str) -> None:
-    """Give all commands of a kind; they have to succeed."""
+def make_run(kind: str) -> None:
+    """Run all commands of a kind; they have to succeed."""
     for command in KINDS[kind]:
-        assert give(*command) == 0, command
+        assert run_command(*command) == 0, command
 
 
-def quick_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters with few draws: their number is not what these tests are about."""
+def shorten_clustering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cluster with few draws: their number is not what these tests are about."""
     monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
 
 
-def files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """Every file of a run but its lock, in a fixed order."""
     every = (p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", ".owner.json"))
     return sorted(every)
 
 
-def flip(path: Path, seed: object = 0) -> None:
+def flip_bit(path: Path, seed: object = 0) -> None:
     """Flip one bit somewhere in a file; an empty one gets a byte."""
-    spoiled, dice = bytearray(path.read_bytes() or b"\0"), random.Random(f"{seed} {path.name}")
-    spoiled[dice.randrange(len(spoiled))] ^= 1 << dice.randrange(8)
-    path.write_bytes(bytes(spoiled))
+    content, dice = bytearray(path.read_bytes() or b"\0"), random.Random(f"{seed} {path.name}")
+    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    path.write_bytes(bytes(content))

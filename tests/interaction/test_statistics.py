@@ -16,11 +16,11 @@ from scipy.ndimage import correlate1d
 from torch import nn
 
 import featmap
-from featmap.interaction import report as verdicts
-from featmap.interaction.figures import CANCELLED, DEAD, NOT_FINITE, OK, summary
+from featmap.interaction.conclusion import has_linear_steps
+from featmap.interaction.statistics import CANCELLED, DEAD_PARTNER, NOT_FINITE, OK, summarise
 from featmap.network.loading import load
 from featmap.network.unit import Unit
-from featmap.optimize.recipe import INTERACT, Octave, Recipe
+from featmap.optimize.recipe import INTERACT, RECIPES, Octave, Recipe
 from tests.helpers import couples, networks, tiny
 from tests.helpers.settings import options
 from tests.interaction.test_job import carried_out, job_of
@@ -148,7 +148,7 @@ def test_adam_or_a_clamp_make_a_linear_network_look_nonlinear(
     table = figures(["conv3:0", "conv3:1"], networks.linear_network(), steps=40, **change)
     assert (table["image_nonlinearity"] > least).all()
     assert (table["response_nonlinearity"] > 10 * LINEAR).all()
-    assert not verdicts.is_linear(replace(INTERACT.resolved(16), **change))
+    assert not has_linear_steps(replace(INTERACT.resolved(16), **change))
 
 
 def octaves(optimiser: Any, *sizes: float | None) -> Recipe:
@@ -164,9 +164,9 @@ def octaves(optimiser: Any, *sizes: float | None) -> Recipe:
         (octaves("gradient", 0.5, None), True),
         (octaves("rms", None, None), True),
         (octaves("rms", 0.5, None), False),
-        (featmap.RECIPES["article"], True),
-        (featmap.RECIPES["article-normalised"], False),
-        (featmap.RECIPES["fast"], False),
+        (RECIPES["article"], True),
+        (RECIPES["article-normalised"], False),
+        (RECIPES["fast"], False),
         (replace(INTERACT, parameterisation="fourier"), False),
     ],
     ids=lambda v: getattr(v, "name", v),
@@ -180,7 +180,7 @@ def test_what_the_report_calls_linear_is_linear(recipe: Recipe, straight: bool, 
     unit = "conv3:0" if recipe.jitter else "conv3:0:1:1"  # the image moves on under a single neuron
     table = figures([unit, "conv3:1"], networks.linear_network(), recipe=recipe, **changes)
     assert ((table["response_nonlinearity"] <= LINEAR) & (table["image_nonlinearity"] <= LINEAR)).all() == straight
-    assert verdicts.is_linear(recipe.resolved(16, size=16)) == straight
+    assert has_linear_steps(recipe.resolved(16, size=16)) == straight
 
 
 # ---------------------------------------------------------------- two features that read disjoint parts
@@ -283,7 +283,7 @@ def test_the_planted_and_is_where_the_second_difference_is_largest(probed: list[
     table = figures(["colours:0", "colours:1"], couples.gated(), probe_layers=probed)
     assert (table["second_difference_at"] == f"gates:{couples.AND}").all()
     assert (table["second_difference"] > 0.02).all()
-    assert summary(table).loc[0, "second_difference_at"] == f"gates:{couples.AND}"
+    assert summarise(table).loc[0, "second_difference_at"] == f"gates:{couples.AND}"
 
 
 def test_without_the_and_no_feature_computes_with_the_pair(figures: Any) -> None:
@@ -311,13 +311,13 @@ def whole(table: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("units", "module", "status"),
     [
-        (["relu:0", "relu:1"], tiny.sick, DEAD),
-        (["relu:0", "relu:2"], tiny.sick, DEAD),
-        (["relu:1", "relu:2"], tiny.sick, DEAD),
+        (["relu:0", "relu:1"], tiny.sick, DEAD_PARTNER),
+        (["relu:0", "relu:2"], tiny.sick, DEAD_PARTNER),
+        (["relu:1", "relu:2"], tiny.sick, DEAD_PARTNER),
         (["relu:0", "relu:3"], tiny.sick, NOT_FINITE),
         (["relu:1", "relu:3"], tiny.sick, NOT_FINITE),
         (["relu:0", "relu:3"], networks.dead_network, NOT_FINITE),
-        (["relu:0", "relu:1"], networks.dead_network, DEAD),
+        (["relu:0", "relu:1"], networks.dead_network, DEAD_PARTNER),
     ],
 )
 def test_statuses_of_what_has_no_figures(units: list[str], module: Any, status: str, figures: Any) -> None:
@@ -326,14 +326,14 @@ def test_statuses_of_what_has_no_figures(units: list[str], module: Any, status: 
     whole(table)
     shown = table.drop(columns=["group", "seed", "status", "second_difference_at", "solo_a", "solo_b"])
     assert shown.isna().to_numpy().all()
-    row = summary(table).iloc[0]
+    row = summarise(table).iloc[0]
     assert row["seeds"] == 0 and row["status"] == status and math.isnan(row["p"]) and math.isnan(row["q"])
 
 
 def test_a_partner_that_is_dead_until_it_is_rescued(figures: Any) -> None:
     units = [f"relu:{c}" for c in (networks.LIVE, networks.ASLEEP)]
     table = figures(units, networks.dead_network(), rescue=0.5, steps=40)
-    assert set(table["status"]) <= {OK, DEAD}
+    assert set(table["status"]) <= {OK, DEAD_PARTNER}
     whole(table)
 
 
@@ -366,13 +366,13 @@ def test_floors_are_the_units_against_themselves_and_ceilings_high(figures: Any)
 
 def test_the_summary_is_the_seeds_mean(figures: Any) -> None:
     table = figures(["second:3", "second:7"], tiny.small(), seeds=3)
-    row = summary(table).iloc[0]
+    row = summarise(table).iloc[0]
     excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
     assert row["excess"] == pytest.approx(excess.mean())
     assert row["q"] == row["p"] and row["seeds"] == 3
     assert row["retention_a"] == pytest.approx(table["retention_a"].mean())
     table.loc[1, table.columns[3:]] = np.nan
-    table["second_difference_at"], table.loc[1, "status"] = "", DEAD
-    row = summary(table).iloc[0]
+    table["second_difference_at"], table.loc[1, "status"] = "", DEAD_PARTNER
+    row = summarise(table).iloc[0]
     assert row["seeds"] == 2 and row["status"] == OK and math.isnan(row["p"]) and math.isnan(row["low"])
     assert row["retention_a"] == pytest.approx(table["retention_a"][[0, 2]].mean())

@@ -1,6 +1,6 @@
-"""Kills made by a process of its own, which has loaded torch once and can fork: prints outcomes as JSON.
+"""Kills of commands, made by a process of its own that has loaded torch once and can fork: prints outcomes as JSON.
 
-python -m tests.faults.driver PLACE
+python -m tests.helpers.kill_commands FOLDER
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from analyses.benchmarks import faults
 
 
-def at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.Outcome]:
-    """Kill a run before every `step`-th move of a file into place, until it has none left."""
+def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.Outcome]:
+    """Kill a run before every `step`-th move of a file into place, until no moves are left."""
     expected, _ = faults.undisturbed(name, place / "undisturbed")
     number = first
     while True:
@@ -33,13 +33,13 @@ def at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.O
 
 def main(place: Path) -> None:
     torch.set_num_threads(1)
-    found = {
+    outcomes = {
         "random similarity": faults.random_kills("similarity", 8, 20, place / "a"),
         "random interact": faults.random_kills("interact", 8, 20, place / "b"),
-        "moves of optimize": at_moves("optimize", 2, 14, place / "c"),
-        "moves of similarity": at_moves("similarity", 54, 9, place / "d"),
+        "moves of optimize": kills_at_moves("optimize", 2, 14, place / "c"),
+        "moves of similarity": kills_at_moves("similarity", 54, 9, place / "d"),
     }
-    print(json.dumps({name: [asdict(o) for o in made] for name, made in found.items()}))
+    print(json.dumps({name: [asdict(o) for o in listed] for name, listed in outcomes.items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A run of the store alone, killed before each of its moves: prints a JSON list of what came of it."""
+"""A run of the store alone, killed before each of its moves: prints a JSON list of the outcomes.
+
+python -m tests.helpers.kill_store FOLDER
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import numpy as np
 from analyses.benchmarks.faults import die_at_move, ended
 from featmap.runs import integrity
 from featmap.runs.array_layout import ArraySpec
+from featmap.runs.manifest import COMPLETE
 from featmap.runs.store import Run
 
 ARRAYS = {
@@ -24,24 +28,25 @@ ARRAYS = {
 COORDS = {"image": np.array(["a", "b", "c", "d"]), "column": np.arange(3)}
 
 
-def whole(folder: Path) -> list[str]:
-    """Do all that is left of the run; return the units that were made now."""
-    made = []
-    with Run(folder, {"command": "test"}).open(ARRAYS, COORDS, {}).held() as run:
+def finish(folder: Path) -> list[str]:
+    """Do all that is left of the run; return the units that were computed now."""
+    computed = []
+    with Run(folder, {"command": "test"}).open(ARRAYS, COORDS, {}).locked() as run:
         for first in (0, 2):
             if not run.is_done(f"u{first}"):
                 values = np.arange(6, dtype=np.float32).reshape(2, 3) + first
                 status = np.zeros(2, dtype=np.uint8)
                 rows = slice(first, first + 2)
                 run.land(f"u{first}", {"values": ((rows, slice(None)), values), "status": ((rows,), status)})
-                made.append(f"u{first}")
+                computed.append(f"u{first}")
         run.write("table.csv", lambda p: p.write_text("a,b\n", encoding="utf-8"))
-        run.manifest |= {"units": {f"u{k}": run.record(f"u{k}") for k in (0, 2)}, "status": "complete"}
+        run.manifest.units = {f"u{k}": run.read_record(f"u{k}") for k in (0, 2)}
+        run.manifest.status = COMPLETE
         run.save()
-    return made
+    return computed
 
 
-def forked(work: Callable[[], object]) -> int:
+def fork(work: Callable[[], object]) -> int:
     """Do something in a forked child; return its exit status, below 0 for a signal."""
     pid = os.fork()
     if not pid:
@@ -54,40 +59,40 @@ def forked(work: Callable[[], object]) -> int:
     return ended(pid)
 
 
-def killed_at(folder: Path, number: int) -> None:
+def die_at(folder: Path, number: int) -> None:
     """Make the run, and die before its `number`-th move."""
     die_at_move(number)
-    whole(folder)
+    finish(folder)
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     every = (p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", ".owner.json"))
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in every}
 
 
-def killed_once(place: Path, number: int, expected: dict[str, bytes]) -> dict[str, Any]:
-    """Kill at one move; the same call goes on; what had landed is not made again."""
-    folder, said = place / str(number), place / "made.json"
-    killed = forked(lambda: killed_at(folder, number)) == -signal.SIGKILL
+def outcome(place: Path, number: int, expected: dict[str, bytes]) -> dict[str, Any]:
+    """Kill at one move and resume by the same call; what had landed must not be computed again."""
+    folder, answer = place / str(number), place / "computed.json"
+    killed = fork(lambda: die_at(folder, number)) == -signal.SIGKILL
     landed = [u for u in ("u0", "u2") if Run(folder, {}).is_done(u)]
-    status = forked(lambda: said.write_text(json.dumps(whole(folder))))
-    made = json.loads(said.read_text()) if status == 0 else []
-    now = bytes_of(folder)
+    status = fork(lambda: answer.write_text(json.dumps(finish(folder))))
+    computed = json.loads(answer.read_text()) if status == 0 else []
+    now = contents(folder)
     return {
         "moment": number,
         "killed": killed,
-        "redone": sorted({*made} & {*landed}),
+        "redone": sorted({*computed} & {*landed}),
         "differing": sorted(n for n in now.keys() | expected.keys() if now.get(n) != expected.get(n)),
         "faults": [str(f) for f in integrity.inspect(folder).faults] + [f"status {status}"] * (status != 0),
     }
 
 
 def main(place: Path) -> None:
-    assert forked(lambda: whole(place / "undisturbed")) == 0
-    expected, found = bytes_of(place / "undisturbed"), [{"killed": True}]
-    while found[-1]["killed"]:
-        found.append(killed_once(place, len(found), expected))
-    print(json.dumps(found[1:]))
+    assert fork(lambda: finish(place / "undisturbed")) == 0
+    expected, outcomes = contents(place / "undisturbed"), [{"killed": True}]
+    while outcomes[-1]["killed"]:
+        outcomes.append(outcome(place, len(outcomes), expected))
+    print(json.dumps(outcomes[1:]))
 
 
 if __name__ == "__main__":

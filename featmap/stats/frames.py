@@ -1,4 +1,7 @@
-"""Read similarity frames: their nearest features, their most similar pairs, their agreement over seeds."""
+"""Frames of measures: conversion, checks, nearest features, most similar pairs, agreement over seeds.
+
+A frame is float64 and NaN where undefined.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,84 @@ import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, FLOOR
-from featmap.stats.measures import to_floats
+
+
+def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
+    """Copy a table's values as float64.
+
+    Parameters
+    ----------
+    data : pandas.DataFrame or pandas.Series
+        Numbers of any kind.
+    name : str
+        Name of the table in the error message.
+
+    Returns
+    -------
+    numpy.ndarray
+        The same shape; NaN for everything that is not a finite number.
+
+    Raises
+    ------
+    FeatmapError
+        If the table holds anything but numbers and missing values.
+    """
+    try:
+        values = data.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise FeatmapError(f"{name} must hold numbers only ({error})") from error
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def finite_column(values: np.ndarray) -> np.ndarray:
+    """Convert numbers to a column of a table.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Numbers of any kind and shape; None counts as undefined.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, NaN for everything that is not finite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def to_frame(values: np.ndarray, rows: pd.Index, columns: pd.Index) -> pd.DataFrame:
+    """Label the values of a measure.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        N x M.
+    rows, columns : pandas.Index
+        Labels.
+
+    Returns
+    -------
+    pandas.DataFrame
+        float64, NaN for everything that is not finite.
+    """
+    return pd.DataFrame(finite_column(values), index=rows, columns=columns)
+
+
+def count_undefined(frame: pd.DataFrame) -> int:
+    """Count the undefined entries of a measure.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Measure.
+
+    Returns
+    -------
+    int
+        Number of entries that are not finite.
+    """
+    return int(np.isnan(to_floats(frame, "the frame")).sum())
 
 
 def symmetric_values(S: pd.DataFrame) -> np.ndarray:

@@ -18,14 +18,15 @@ from featmap.mapping.flags import RELIABLE
 from featmap.stats import agreement, clustering, correlation, reliability
 from featmap.stats.agreement import PathCheck
 from featmap.stats.clustering import Clusters
+from featmap.stats.frames import finite_column
 from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval
 
-BEST = 8
+BEST_PHOTOGRAPHS = 8
 """How many best photographs of a feature the processing path is measured on."""
-WANTED = 0.99
+TARGET_RELIABILITY = 0.99
 BOOTSTRAP = "95 %, bootstrap over features"
-FEATURES, RANGE, DRAWN = "90 % of features", "least and most", "95 % of draws"
+FEATURE_RANGE, RANGE, NULL_RANGE = "90 % of features", "least and most", "95 % of draws"
 """What an interval is."""
 
 
@@ -57,7 +58,7 @@ class Evidence:
     seeds: np.ndarray
     kept: int
     photographs: np.ndarray | None = None
-    paths: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    add_processing_path: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     passed_over: int = 0
     incoming: tuple[np.ndarray, np.ndarray] | None = None
     outgoing: tuple[np.ndarray, np.ndarray] | None = None
@@ -85,7 +86,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Statistic:
     """One figure of the page: what, its value and interval, a p-value, how many it rests on (each None: undefined).
 
     `interval` says what `low` to `high` is; `note` what else is to be known, or why there is no value.
@@ -104,11 +105,11 @@ class Figure:
 
 
 @dataclass(eq=False)
-class Trial:
+class Evaluation:
     """What was found of one layer of one network: its figures by name, and a row a feature."""
 
     evidence: Evidence
-    figures: dict[str, Figure]
+    figures: dict[str, Statistic]
     features: pd.DataFrame
     best: np.ndarray | None = None
 
@@ -128,16 +129,16 @@ class Trial:
         return None if found is None else found.low
 
 
-def _number(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-class Taker:
+class Collector:
     """Collects figures of one layer."""
 
     def __init__(self, evidence: Evidence, network: str) -> None:
         self.layer, self.network = evidence.layer, network
-        self.figures: dict[str, Figure] = {}
+        self.figures: dict[str, Statistic] = {}
 
     def take(
         self,
@@ -150,22 +151,22 @@ class Taker:
     ) -> None:
         """Take a figure; `interval` says what the ends of `found` are."""
         value = found if isinstance(found, Interval) else Interval(float(found))
-        low, high = _number(value.low), _number(value.high)
-        self.figures[name] = Figure(
+        low, high = _finite_or_none(value.low), _finite_or_none(value.high)
+        self.figures[name] = Statistic(
             self.layer,
             self.network,
             name,
-            _number(value.value),
+            _finite_or_none(value.value),
             low,
             high,
-            _number(p),
+            _finite_or_none(p),
             count,
             note,
             "" if low is None else interval,
         )
 
 
-class Stages(Protocol):
+class StageWatcher(Protocol):
     """What is told of the progress."""
 
     def stage(self, name: str, done: int, total: int) -> None:
@@ -173,32 +174,32 @@ class Stages(Protocol):
 
 
 @np.errstate(invalid="ignore")  # features that are infinite whatever the image; `live` leaves them out
-def judge(evidence: Evidence, network: str = "trained", watcher: Stages | None = None) -> Trial:
+def evaluate_layer(evidence: Evidence, network: str = "trained", watcher: StageWatcher | None = None) -> Evaluation:
     """Return all figures of a layer's map that its evidence allows."""
 
     def report(done: int, total: int) -> None:
         if watcher is not None:
             watcher.stage(f"figures of {evidence.layer}, {network}", done, total)
 
-    taker = Taker(evidence, network)
+    taker = Collector(evidence, network)
     table = pd.DataFrame(index=pd.Index(evidence.names, name="feature"))
-    repeated(evidence, taker, table)
+    add_repeatability(evidence, taker, table)
     report(1, 5)
     given = evidence.photographs
-    best = None if given is None else natural(evidence, given.astype(np.float64), taker, table)
+    best = None if given is None else add_photographs(evidence, given.astype(np.float64), taker, table)
     report(2, 5)
     if best is not None:
-        paths(evidence, taker, table, best)
+        add_processing_path(evidence, taker, table, best)
     report(3, 5)
-    wired(evidence, taker)
+    add_weights(evidence, taker)
     report(4, 5)
     if evidence.clusters is not None:
-        clustered(evidence, evidence.clusters, taker)
+        add_clusters(evidence, evidence.clusters, taker)
     report(5, 5)
-    return Trial(evidence, taker.figures, table, best)
+    return Evaluation(evidence, taker.figures, table, best)
 
 
-def repeated(evidence: Evidence, taker: Taker, table: pd.DataFrame) -> None:
+def add_repeatability(evidence: Evidence, taker: Collector, table: pd.DataFrame) -> None:
     """Take repeatability over seeds: of S, of clusters, of each feature."""
     who, kept = evidence.alive, evidence.kept
     tables = [evidence.profile(A, who) for A in evidence.seeds]
@@ -210,32 +211,32 @@ def repeated(evidence: Evidence, taker: Taker, table: pd.DataFrame) -> None:
     taker.take("repeatability_of_map", of_map, count=kept)
     of_all = Interval(*(reliability.spearman_brown(v, seeds) for v in (found.value, found.low, found.high)))
     taker.take("repeatability_of_all", of_all, count=seeds)
-    needed = reliability.seeds_needed(found.value, WANTED)
+    needed = reliability.seeds_needed(found.value, TARGET_RELIABILITY)
     taker.take("seeds_needed", np.nan if needed is None else needed)
     live = np.ix_(evidence.live, evidence.live)
     taker.take("stimuli_reliability", agreement.split_half(evidence.own[live]), count=int(evidence.live.sum()))
     single = reliability.feature_reliability(tables)
     own = np.array([reliability.spearman_brown(r, kept) for r in single])
-    table["reliability_single_seed"] = masked(single)
-    table["reliability"] = masked(own)
+    table["reliability_single_seed"] = finite_column(single)
+    table["reliability"] = finite_column(own)
     table["reliable"] = pd.array(np.nan_to_num(own, nan=-1) >= RELIABLE, dtype="boolean")
     if seeds < 2 or who.sum() < 4:  # too little to tell: nothing is said against any feature
         table["reliable"] = pd.array([pd.NA] * len(own), dtype="boolean")
         return
     known = single[np.isfinite(single)]
     quartiles = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
-    taker.take("feature_reliability", Interval(*map(float, quartiles)), count=len(known), interval=FEATURES)
+    taker.take("feature_reliability", Interval(*map(float, quartiles)), count=len(known), interval=FEATURE_RANGE)
     marked = int((~table["reliable"]).sum())
     taker.take("unreliable_features", marked, count=len(own))
     names = pd.Index(np.array(evidence.names)[who])
     frames = [pd.DataFrame(t[inside], index=names, columns=names) for t in tables]
     graphs = [clustering.neighbour_graph(f, evidence.neighbours) for f in frames]
     labels, again = ([clustering.communities(g, seed=k).labels.to_numpy() for g in graphs] for k in (0, 1))
-    taker.take("ari_of_seeds", *_agreed(combinations(labels, 2)), interval=RANGE)
-    taker.take("ari_of_louvain", *_agreed(zip(labels, again, strict=True)), interval=RANGE)
+    taker.take("ari_of_seeds", *_mean_ari(combinations(labels, 2)), interval=RANGE)
+    taker.take("ari_of_louvain", *_mean_ari(zip(labels, again, strict=True)), interval=RANGE)
 
 
-def _agreed(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval, float, int]:
+def _mean_ari(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval, float, int]:
     """Return the mean ARI of pairs of partitions with the least and most, no p-value, and their number.
 
     A pair of which both put all features into one cluster, or each into one of its own, agrees on nothing: it does
@@ -252,10 +253,10 @@ def _is_trivial(labels: np.ndarray) -> bool:
     return len(np.unique(labels)) in (1, len(labels))
 
 
-def natural(evidence: Evidence, photographs: np.ndarray, taker: Taker, table: pd.DataFrame) -> np.ndarray:
+def add_photographs(evidence: Evidence, photographs: np.ndarray, taker: Collector, table: pd.DataFrame) -> np.ndarray:
     """Take agreement with photographs; return each feature's best ones (D x `BEST`)."""
     S, who = evidence.S, evidence.live
-    P = photographic(photographs, who)
+    P = photograph_similarity(photographs, who)
     raw = agreement.mantel(S, P)
     taker.take("photographs_pearson", raw.r, raw.p, raw.pairs)
     by_rank = agreement.mantel(S, P, method="spearman")
@@ -264,7 +265,7 @@ def natural(evidence: Evidence, photographs: np.ndarray, taker: Taker, table: pd
     taker.take("photographs_reliability", halves, count=len(photographs))
     mine = taker.figures["repeatability_of_map"].value
     corrected = agreement.disattenuate(raw.r.value, np.nan if mine is None else mine, halves.value)
-    taker.take("photographs_corrected", corrected, note=_uncorrected(mine, halves.value))
+    taker.take("photographs_corrected", corrected, note=_why_uncorrected(mine, halves.value))
     mean, deviation = photographs.mean(axis=0), photographs.std(axis=0)
     for kind in ("layer", "pair"):
         distance = np.full(S.shape, np.nan)
@@ -273,18 +274,18 @@ def natural(evidence: Evidence, photographs: np.ndarray, taker: Taker, table: pd
         found = agreement.mantel(1 - 2 * distance**2, P, method="spearman", permutations=99)
         taker.take(f"dora_{kind}_spearman", found.r, found.p, found.pairs)
     ratio = agreement.multiples_of_best(np.diag(evidence.own), photographs)
-    table["multiple_of_best_photograph"] = masked(np.where(who, ratio, np.nan))
+    table["multiple_of_best_photograph"] = finite_column(np.where(who, ratio, np.nan))
     known = ratio[who & np.isfinite(ratio)]
     spread = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
-    taker.take("multiple", Interval(*map(float, spread)), count=len(known), interval=FEATURES)
+    taker.take("multiple", Interval(*map(float, spread)), count=len(known), interval=FEATURE_RANGE)
     below = float((known < 1).mean()) if len(known) else np.nan
     taker.take("below_best_photograph", below, count=len(known))
-    best = agreement.best_photographs(photographs, min(BEST, len(photographs)))
+    best = agreement.best_photographs(photographs, min(BEST_PHOTOGRAPHS, len(photographs)))
     table["best_photograph"] = pd.array([k if w else pd.NA for k, w in zip(best[:, 0], who, strict=True)], "Int64")
     return best
 
 
-def _uncorrected(mine: float | None, photographs: float) -> str:
+def _why_uncorrected(mine: float | None, photographs: float) -> str:
     """Return which reliability is too low for a correction, "" where none is."""
     least = agreement.CORRECTABLE
     named = (("the map's own", mine), ("the photographs'", photographs))
@@ -292,14 +293,14 @@ def _uncorrected(mine: float | None, photographs: float) -> str:
     return f"{' and '.join(low)}, below {least}" if low else ""
 
 
-def photographic(photographs: np.ndarray, who: np.ndarray) -> np.ndarray:
+def photograph_similarity(photographs: np.ndarray, who: np.ndarray) -> np.ndarray:
     """Return S from photographs (N x D), taken over the features in `who`: D x D with NaN for the others."""
     full = np.full((photographs.shape[1],) * 2, np.nan)
     full[np.ix_(who, who)] = profile_correlations(photographs[:, who].astype(np.float64))
     return full
 
 
-def paths(evidence: Evidence, taker: Taker, table: pd.DataFrame, best: np.ndarray) -> None:
+def add_processing_path(evidence: Evidence, taker: Collector, table: pd.DataFrame, best: np.ndarray) -> None:
     """Take the processing-path check at every layer from the first to the features' own."""
     who, passed = evidence.live, evidence.passed_over
     taker.take("path_passed_over", passed, count=len(evidence.paths) + passed)
@@ -312,10 +313,10 @@ def paths(evidence: Evidence, taker: Taker, table: pd.DataFrame, best: np.ndarra
         if layer == evidence.layer:
             scores = np.full(len(who), np.nan)
             scores[who] = found.scores
-            table["path_score"] = masked(scores)
+            table["path_score"] = finite_column(scores)
 
 
-def wired(evidence: Evidence, taker: Taker) -> None:
+def add_weights(evidence: Evidence, taker: Collector) -> None:
     """Take the agreement of S with the cosines of incoming and outgoing weights."""
     for name, given in (("incoming", evidence.incoming), ("outgoing", evidence.outgoing)):
         if given is not None:
@@ -326,7 +327,7 @@ def wired(evidence: Evidence, taker: Taker) -> None:
             taker.take(f"{name}_weights_spearman", by_rank.r, by_rank.p, by_rank.pairs)
 
 
-def clustered(evidence: Evidence, clusters: Clusters, taker: Taker) -> None:
+def add_clusters(evidence: Evidence, clusters: Clusters, taker: Collector) -> None:
     """Take what the run's clusters are, and what is left of modularity with A permuted within columns."""
     taker.take("clusters", len([s for s in clusters.communities.sizes if s > 1]) if clusters.allowed else 0)
     p = max(clusters.p_permuted, clusters.p_factor)
@@ -334,19 +335,14 @@ def clustered(evidence: Evidence, clusters: Clusters, taker: Taker) -> None:
     if len(clusters.permuted):
         low, high = np.percentile(clusters.permuted, [2.5, 97.5])
         null = Interval(float(clusters.permuted.mean()), float(low), float(high))
-        taker.take("modularity_permuted", null, count=len(clusters.permuted), interval=DRAWN)
+        taker.take("modularity_permuted", null, count=len(clusters.permuted), interval=NULL_RANGE)
 
 
-def masked(values: np.ndarray) -> pd.api.extensions.ExtensionArray:
-    """Return numbers as a column in which those that are not finite are undefined."""
-    return pd.array(np.where(np.isfinite(values), values, np.nan), dtype="Float64")
-
-
-def figures_frame(figures: list[Figure]) -> pd.DataFrame:
+def statistics_frame(figures: list[Statistic]) -> pd.DataFrame:
     """Return figures as a table, undefined cells empty."""
     frame = pd.DataFrame([vars(f) for f in figures])
     for column in ("value", "low", "high", "p"):
-        frame[column] = pd.array(frame[column].to_list(), dtype="Float64")
+        frame[column] = finite_column(frame[column].to_numpy())
     frame["count"] = pd.array(frame["count"].to_list(), dtype="Int64")
     return frame
 
@@ -364,17 +360,17 @@ class Validation:
     """
 
     folder: Path
-    trained: dict[str, Trial]
-    random: dict[str, Trial]
-    permuted: dict[str, dict[str, Figure]]
+    trained: dict[str, Evaluation]
+    random: dict[str, Evaluation]
+    permuted: dict[str, dict[str, Statistic]]
     reason: str = ""
 
     @property
     def figures(self) -> pd.DataFrame:
         """A row a figure: layer, network, name, value, low, high, p, count, note, interval (what low to high is)."""
-        rows: list[Figure] = []
+        rows: list[Statistic] = []
         for layer, trial in self.trained.items():
             rows += trial.figures.values()
             rows += self.random[layer].figures.values() if layer in self.random else []
             rows += self.permuted[layer].values()
-        return figures_frame(rows)
+        return statistics_frame(rows)

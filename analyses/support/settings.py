@@ -1,0 +1,107 @@
+"""Single settings, as studies list them and name run folders by them, brought to the values that the library takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featmap.mapping.view import View
+from featmap.network.model import Network
+from featmap.optimize.recipe import Recipe
+from featmap.runs.engine import Execution
+
+CHANGES = (
+    "metric",
+    "C",
+    "rows",
+    "jitter",
+    "parameterisation",
+    "optimiser",
+    "clamp",
+    "rescue",
+    "gradients",
+    "precision",
+)
+VIEW = {"features": "shown", "stimuli": "stimuli", "measure": "measure", "neighbours": "neighbours"}
+EXECUTION = ("device", "engine", "out", "watcher")
+
+
+def library_keywords(default: str = "fast", **settings: Any) -> dict[str, Any]:
+    """Group single settings into the keywords of `featmap.similarity`, `featmap.maximise` and their like.
+
+    Parameters
+    ----------
+    default : str, default "fast"
+        Recipe that changes of a recipe apply to where none is named.
+    **settings : Any
+        `recipe`, `size`, `steps` and other fields of a recipe; `features`, `stimuli`, `measure`, `neighbours`;
+        `device`, `engine`, `out`, `watcher`; `seed`, `seeds`. All others are passed on as they are.
+
+    Returns
+    -------
+    dict
+        `recipe`, `view`, `execution` and `seeds`, each only if one of its settings is given, and the others.
+    """
+    keywords = dict(settings)
+    changes = {name: keywords.pop(name) for name in ("size", "steps", *CHANGES) if name in keywords}
+    recipe = keywords.pop("recipe", None)
+    if changes or recipe is not None:
+        keywords["recipe"] = changed_recipe(default if recipe is None else recipe, **changes)
+    view = {field: keywords.pop(name) for name, field in VIEW.items() if name in keywords}
+    if view:
+        keywords["view"] = View(**view)
+    execution = {name: keywords.pop(name) for name in EXECUTION if name in keywords}
+    if execution:
+        keywords["execution"] = Execution(**execution)
+    seed, seeds = keywords.pop("seed", None), keywords.pop("seeds", None)
+    if seed is not None:
+        keywords["seeds"] = range(seed, seed + (seeds or 1))
+    elif seeds is not None:
+        keywords["seeds"] = seeds
+    return keywords
+
+
+def changed_recipe(recipe: str | Recipe, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
+    """Return a recipe with changes.
+
+    Parameters
+    ----------
+    recipe : str or Recipe
+        A recipe or its name.
+    size, steps : int, optional
+        Size of the finished image in pixels; steps of all octaves together.
+    **changes : Any
+        Other fields of the recipe.
+
+    Returns
+    -------
+    Recipe
+        Resolved if a size is given.
+    """
+    if isinstance(recipe, str):
+        return Recipe.named(recipe, size, steps, **changes)
+    return recipe.resolved(size or recipe.size, size, steps, **changes)
+
+
+def resolved_recipe(
+    network: Network, recipe: str | Recipe = "fast", size: int | None = None, steps: int | None = None, **changes: Any
+) -> Recipe:
+    """Return a recipe for a network.
+
+    Parameters
+    ----------
+    network : Network
+        Its input size is taken where no size is given.
+    recipe : str or Recipe, default "fast"
+        A recipe or its name.
+    size, steps : int, optional
+        Size of the finished image in pixels; steps of all octaves together.
+    **changes : Any
+        Other fields of the recipe.
+
+    Returns
+    -------
+    Recipe
+        With every size in pixels.
+    """
+    base = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
+    return base.resolved(network.input_size, size, steps, **changes)

@@ -1,0 +1,295 @@
+"""Texts that `--help` prints below the options of each command: what it writes and how to read it.
+
+A paragraph that begins with a backspace character keeps its line breaks, as click has it.
+"""
+
+from __future__ import annotations
+
+SIMILARITY = """
+How it works: every feature's maximising image is made by gradient descent from the same noise. A[i, j] is the mean
+activation of feature j on the image of feature i, measured in the unchanged network. Co-activation C, shown in the
+heatmap, is the share of its own best response that feature j gives to image i, both above the response to the null
+image. Profile similarity S is the correlation of two features' responses over all images; neighbours and clusters
+are computed from S.
+
+Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
+
+Files of the run folder (tables as .parquet and .csv):
+
+\b
+  arrays.zarr                images, A, descent curves, statuses, with labels;
+                             xarray.open_zarr reads it
+  activations, coactivation, relative, selective, profile
+                             square tables, both axes labelled layer:channel;
+                             an undefined cell is empty, never NaN
+  features                   one row per feature: status, activation, branch,
+                             cluster, nearest neighbours
+  clusters.json              clusters, modularity of each Louvain run, and all
+                             draws of the nulls
+  graph.graphml              nearest-neighbour graph of S with its communities
+  heatmap, features, neighbours (.png; the heatmap also .svg)
+                             figures
+  atlas.html                 a page to explore all of it in
+  units/                     record of each batch with its SHA-256, by which
+                             a run is resumed
+  manifest.json              command, settings, seeds, versions, timings,
+                             results, SHA-256 of weights and files; copied to
+                             .copy/
+
+Status of a feature: live; rescued (it had no gradient at first, and got one through its dead ReLUs in the first
+quarter of the steps); dead (it had none after that either); unconverged (its response did not rise above that to
+the null image); not-finite. Similarities, clusters and averages take live and rescued features.
+
+With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
+images of layer l and responses of layer k:
+
+\b
+  cross/l-to-k/activations, relative, selective, profile, heatmap
+                             rows are features of l, columns features of k
+  cross/l-to-k/coactivation  only if k is mapped too: it needs the images of
+                             k's own features
+  cross/l-to-k/partners      for each feature of l, the feature of k with the
+                             most similar profile
+  cross/layers               one row per pair of layers: mean S of the best
+                             partners, and the same by chance; .png and .svg
+
+A profile between layers is computed over the images of all mapped layers.
+
+Whole networks: --layer all takes the blocks, the outermost modules that compute a grid by convolutions and are not
+plain containers: 12 of GoogLeNet (5,808 features), 16 of InceptionV3 (10,448), 17 of ResNet50 (its first convolution
+and each residual block; 15,168). --layer convs takes every convolution: 53 of ResNet50 (26,560 features). Every image
+is made once, and every layer responds to it.
+
+From 3,000 features in several layers on, S of all features over the images of all layers is computed block by block,
+and only the best values are stored, instead of tables for each pair of layers (Python computes any pair's tables when
+they are read: result.crossings["conv1", "inception4a"]):
+
+\b
+  cross/neighbours.parquet   for each feature its nearest ones, in any layer
+  cross/partners.parquet     for each feature its best partner in each layer
+  cross/graph.graphml        the graph of the nearest ones
+
+Several processes: --engine ray hands batches to workers, the largest first. Each loads the network once, takes a GPU
+or --threads cores, and writes to the run folder itself, so all machines must share that folder. A batch whose worker
+dies is tried three times, then left out and named: the command ends with exit status 3, and the same command
+computes what is missing. Without --threads, each of n --workers takes its share of this machine's threads. Two
+workers on two cores were 1.85 times as fast as one process (analyses/benchmarks/README.md).
+
+Reproducibility: an image depends on network, recipe, seed and unit, not on the order of the features, the number of
+workers, or interruptions. On the same device, with the same numbers of threads and --rows and the same library
+versions, it is the same to the bit; otherwise it may differ in its last bits, which a descent amplifies (study
+reproducibility in analyses/README.md). Independence of the other images in a batch was measured for networks of ReLU,
+ReLU6, LeakyReLU and Hardswish; with SiLU, GELU or softmax, and in fully connected layers of a few units, it holds up
+to rounding.
+manifest.json records what was used; a run that is resumed or repaired with something else reports it.
+
+What S does not say: it is measured on images made for the features of these layers. Clusters that "the nulls allow"
+have more structure than one common axis of variation; this does not prove separate groups, and two groups that are
+exact opposites may be missed. `featmap validate` tests what may be concluded from a map.
+"""
+
+MAXIMISE = """
+Units, with layers named as `featmap layers` prints them and all indices counted from 0:
+
+\b
+  inception4a:17               a feature: one channel of the layer's output
+  inception4a:17:2             row 2 of its grid
+  inception4a:17:2:3           one neuron: row 2, column 3
+  inception4a:17:2:3+18:2:3    a set of neurons of one layer
+  inception4a:17:..20          the first 20 neurons of the grid, row by row
+  inception4a:all              the whole layer
+  class:7                      a class logit
+  'inception4a:17 + 0.5 * inception4b:201'    a weighted sum
+
+Files of the run folder: images/ holds the images, features.png a sheet of them, images.csv their activations and
+statuses (explained in `featmap similarity --help`), and arrays.zarr the exact pixels. --frames also stores the images
+on the way and the responses to them.
+
+An image shows what excites a unit most, not what it responds to in photographs: `featmap validate` measures how far
+the two agree.
+"""
+
+PROBE = """
+The source is the folder of a similarity or maximise run, or a folder of photographs. Responses are mean activations
+over the layer's grid in the unchanged network, in float32.
+
+Files: responses.parquet and responses.csv (rows are images, columns responses), arrays.zarr.
+"""
+
+INTERACT = """
+Three ways to use it:
+
+\b
+  featmap interact inception4a:17 inception4b:201
+      two units or more: one page with every statistic
+  featmap interact --layers inception4a inception4b --features 0-15 0-15
+      every pair of two layers' features: matrices, a ranking with its false
+      discovery rate, and a graph
+  featmap interact --layers inception4a inception4b --screen --top 50
+      too many pairs to measure: predict them, measure the top ones
+
+The statistics, with the values of every seed (formulas: featmap/stats/interaction.py):
+
+\b
+  response nonlinearity  the headline: the share of the joint response that no
+                         non-negative combination of the solo responses
+                         explains
+  its floors             the same for a unit against itself: from a start
+                         perturbed by 2 %, and from another seed; the larger
+                         mean counts
+  its ceiling            the same with the solo images of unrelated features
+                         as the parts; mean of four draws
+  retention              the share of its solo response that a unit keeps on
+                         the joint image
+  cross-talk             the share of its solo response that a unit reaches on
+                         the other unit's image
+  image nonlinearity     the share of the joint image's pixels that the solo
+                         images do not explain; its floors are as high, so
+                         that it supports no claim
+  second difference      the response to half of both images minus the
+                         responses to half of each, and the feature where it
+                         is largest; beside it each unit with itself
+  joint gain             what the joint descent reaches beyond the best blend
+                         of the solo images; above 0 also in a linear network,
+                         where two steps add up
+  territory              the share of responding positions where only one unit
+                         responds, and the correlation of the two maps
+  gradient agreement     mean cosine of the units' gradients along the joint
+                         descent
+
+Responses are measured in units of each feature's own standard deviation over 64 images with a 1/f spectrum. Features
+that hardly vary over these (by less than a twentieth of the median of their layer) are left out and counted. The
+recipe interact takes linear steps only, so that a linear network scores zero; with Adam or clamped pixels even a
+linear network looks nonlinear, and the report says so. A confidence interval takes three seeds, a claim five.
+
+Screening: pairs are predicted from the solo runs (size of the responses, self-saturation, cross-talk, agreement of
+gradients, overlap of weights). The prediction is weak so far. Each screening judges it on --checks random pairs,
+beside the reliability of the measurement itself, and reports how much more nonlinear its top pairs are: read that
+before the ranking.
+
+Files of the run folder:
+
+\b
+  of units      panel.png, panel.svg, interaction.json, interaction.csv,
+                figures.csv (the statistics of all seeds)
+  of pairs      pairs, figures, ranking (.parquet, .csv), matrices/,
+                most-linear.png, least-linear.png, interaction.graphml
+  of screening  predictors.csv, predicted.parquet, screening.png, and two
+                runs of pairs: check/ (random ones) and top/
+"""
+
+NEIGHBOURS = """
+Similarity is S, the correlation of response profiles. Below the most similar features are the most opposed ones, with
+the lowest S. After `featmap validate` the table also says which features are unreliable, marked by "?".
+"""
+
+ATLAS = """
+The atlas is one file, atlas.html, that opens with a double click: it needs neither Python nor a connection.
+
+\b
+  Map       any of the five measures; hover over a pair for its two images and
+            all its numbers, click to keep it
+  Graph     the neighbour graph with the images as nodes, by community; a
+            slider sets the least similarity
+  Card      of a feature: its image, where on it the feature responds, the
+            descent curve, the nearest and most opposed features, the
+            strongest responses in probed layers, and the command line and
+            Python lines that make it again
+  Clusters  a mosaic of each
+
+/ searches, arrow keys walk through neighbours, ? lists all keys; a link such as atlas.html#inception4a:17 opens a
+feature's card.
+
+A run of several layers gets an index, atlas.html, over a page in each layer's folder: keep them together. A run of
+interact or maximise gets a page of its reports or images. `featmap similarity` writes the atlas at its end
+(--no-atlas leaves it out).
+
+Where the network cannot be loaded by its name (one that was passed in from Python), the card says so instead of
+showing where the feature responds; --model names the network, --no-maps does without it.
+
+Numbers are computed from the stored A, so they are those of the tables, to the three digits shown. S is stored in the
+page, because its stimuli may be images that the page does not show. The same run gives the same bytes. 512 features
+of 128 pixels take 11 MB and 0.7 s to the first picture on two cores, 2,048 of 224 pixels 73 MB and 2 s (python -m
+analyses.benchmarks.atlas); with many features, images become WebP of lower quality.
+"""
+
+VALIDATE = """
+RUN/validation/validation.md is one page: what may be concluded from this map and what may not, layer by layer, and
+every statistic with its interval, beside the same network with random weights and A permuted within columns. A
+validation that is stopped or extended (more seeds, photographs) computes only what is new.
+
+The statistics (formulas: featmap/stats/reliability.py, featmap/stats/agreement.py):
+
+\b
+  repeatability  correlation of S between seeds (bootstrap over features) and
+                 over halves of the images; agreement of clusters, beside the
+                 same map with other seeds of Louvain; of each feature
+  photographs    correlation (Mantel, Spearman) of S with S over photographs;
+                 corrected for attenuation only if their own split-half
+                 reliability is at least 0.9
+  multiple       each maximising image's response divided by that of the
+                 feature's best photograph; panels/ shows the best and worst
+  path           how similarly up to 17 layers on the way to this layer, some
+                 of them inside blocks, respond to the image and to the
+                 feature's best photographs: 0 as to other features'
+                 photographs, 1 as to one more of its own
+  weights        S compared with cosines of incoming and outgoing weights
+
+A verdict must hold at the lower bound of its interval; a claim about learning must also exceed the network with
+random weights, of which one draw is taken.
+
+Photographs: 16-bit grey images are scaled to 8 bits; transparent ones are put on white.
+
+Unreliable features are marked by " ?" in figures, atlas and answers. In tables of a validated run, reliable belongs to
+the feature of the row, and nearest_1_reliable, neighbour_reliable and partner_reliable to the one that is named; the
+five square tables stay pure numbers. Groups of fewer than k + 1 features (11 as --neighbours is 10 by default) may be
+merged by the neighbour graph: map with fewer neighbours to find them.
+
+Measured in a checkout of featmap: analyses/validation.md holds the bundled network's own validation, several layers
+from early to late, and why similarity over photographs differs (python -m analyses.trial --images FOLDER_OR_ZIP);
+python -m analyses.planted_truth shows how well maps recover planted similarity (copies, blocks, mixtures, noise),
+beside DORA's distance on the same A (curves: analyses/planted_truth.png).
+"""
+
+VERIFY = """
+Every chunk, table, figure and page has its SHA-256 in the manifest, and the manifest has its own. Runs inside the run
+are checked too. Repeating the run's own command computes only what is damaged; of a run that was killed, or whose disk
+was full, it resumes from what was stored. Commands that read a run refuse one whose files are not those that were
+written.
+"""
+
+LAYERS = """
+Any of these names can be given as --layer, and with a channel's number as a unit: inception4a:17 is channel 17 of
+inception4a. Branches are those of a layer that concatenates several, with their numbers of channels.
+"""
+
+RECIPES = """
+\b
+  fast                default on a CPU: Adam on pixels in [0, 1], a blur that
+                      gets weaker
+  standard            default on a GPU: the same with more steps
+  large               for images of 200 pixels and more: the first steps at
+                      half the size; about the activation of standard at 224
+                      pixels, in half its time
+  article             gradient descent as the article prints it
+  article-normalised  the same, with the gradient divided by its RMS
+  article-lowres      the article's first form
+  interact            linear steps, for measuring interaction
+
+Size, steps, metric, C, precision, rows, seed and start can be changed on the command line; changes are part of the
+run's identity.
+
+--precision bfloat16 computes the descent in bfloat16; responses are always those of the unchanged network in float32.
+It is 1.3 (64 pixels) to 1.7 times as fast where the processor supports it, and slower where it does not. The images
+are others, so float32 is the default everywhere: a map should not depend on the processor.
+
+--rows is the number of images in a batch. A batch that does not fit into memory is refused, with the number that
+does. A GPU is busy from about 128 rows on. The number of rows belongs to the run's identity, because libraries may
+round differently.
+
+On a GPU the loop never waits for the device (except for --frames), and a batch is written while the next one is
+computed (workers of --engine ray write before they go on). TF32 and cudnn.benchmark stay off: the first rounds to ten
+bits, the second chooses kernels by their timing, so that a repeated run would have other bits. None of this has been
+timed on a GPU yet; python -m analyses.benchmarks.steps --device cuda --rows 128 does so in a checkout, including TF32,
+torch.compile and CUDA graphs, which featmap does not use.
+"""

@@ -1,0 +1,389 @@
+"""Statistics of interaction of every group and seed, computed from the arrays of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featmap.interaction.job import MEMBERS, Group, JointJob
+from featmap.network.unit import Unit
+from featmap.runs import array_layout
+from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.stats import correlation, interaction
+
+OK, DEAD_PARTNER, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
+UNCONVERGED_PARTNER = "unconverged partner"
+"""Statuses of a joint descent; only those that are "ok" have all statistics."""
+NONLINEARITIES = ("response_nonlinearity", "image_nonlinearity")
+"""Statistics that have floors and a ceiling."""
+FLOOR_KINDS = ("perturbed", "seed")
+"""What a unit is compared with for a floor: itself from a perturbed start, and from the noise of another seed."""
+
+
+class JointArrays:
+    """Arrays of a joint run, indexed by unit and seed, and the statistics computed from them.
+
+    Notation: d is an image less the null image of the same start; r the standardised responses of the probed features
+    to an image less those to the null image; z a unit's activation on an image less that on the null image.
+
+    Parameters
+    ----------
+    job : JointJob
+        Job of the run.
+    arrays : mapping of str to array
+        Its arrays by name: a zarr group, or anything whose items have `chunks` and can be indexed.
+    """
+
+    def __init__(self, job: JointJob, arrays: Any) -> None:
+        self.job, self.arrays = job, arrays
+        self.solo_rows = {(s.unit, s.seed, s.perturbed): k for k, s in enumerate(job.solos)}
+        self.start_rows = {start: k for k, start in enumerate(job.starts)}
+        self.unit_columns = {u: k for k, u in enumerate(job.units)}
+        # Many groups share a unit, and neighbouring rows a chunk: neither is computed or read again for each group.
+        self._unit_floor = lru_cache(maxsize=None)(self._compute_unit_floor)
+        self._chunk = lru_cache(maxsize=32)(self._read_chunk)
+
+    def _read_chunk(self, name: str, chunk: int) -> np.ndarray:
+        """Read one chunk of an array's rows."""
+        array = self.arrays[name]
+        rows = array.chunks[0]
+        return np.asarray(array[chunk * rows : (chunk + 1) * rows])
+
+    def image(self, name: str, row: int) -> np.ndarray:
+        """Read one row of an array of images or activation maps.
+
+        Parameters
+        ----------
+        name : str
+            Name of the array, such as "joint_images".
+        row : int
+            Its row.
+
+        Returns
+        -------
+        numpy.ndarray
+            `3 x H x W` for an image, `h x w` for an activation map.
+        """
+        chunk, position = divmod(row, self.arrays[name].chunks[0])
+        values: np.ndarray = self._chunk(name, chunk)[position]
+        return values
+
+    @cached_property
+    def small_arrays(self) -> dict[str, np.ndarray]:
+        """All arrays except images, curves and activation maps, in memory."""
+        shared = ("null", "null_units", "deviation")
+        solo = ("A", "units", "fraction", "status")
+        joint = ("A", "units", "middle", "weight", "blend", "agreement", "status")
+        names = [*shared, *(f"solo_{n}" for n in solo), *(f"joint_{n}" for n in joint)]
+        return {name: np.asarray(self.arrays[name][...]) for name in names}
+
+    def _standardise(self, responses: np.ndarray, seed: int, perturbed: bool = False) -> np.ndarray:
+        """Compute r of raw responses to images that began from one start."""
+        null = self.small_arrays["null"][self.start_rows[seed, perturbed]]
+        return interaction.standardise_responses(responses, null, self.small_arrays["deviation"])
+
+    def solo_responses(self, unit: Unit, seed: int, perturbed: bool = False, array: str = "solo_A") -> np.ndarray:
+        """Compute r of a unit's solo image.
+
+        Parameters
+        ----------
+        unit : Unit
+            The unit.
+        seed : int
+            Seed of the start.
+        perturbed : bool, default False
+            Whether the start is the perturbed one.
+        array : str, default "solo_A"
+            "solo_A" for the solo image, "solo_fraction" for the null image plus d/n with n units in the group.
+
+        Returns
+        -------
+        numpy.ndarray
+            One value for each probed feature that varies.
+        """
+        return self._standardise(self.small_arrays[array][self.solo_rows[unit, seed, perturbed]], seed, perturbed)
+
+    def solo_difference(self, unit: Unit, seed: int, perturbed: bool = False) -> np.ndarray:
+        """Compute d of a unit's solo image.
+
+        Parameters
+        ----------
+        unit : Unit
+            The unit.
+        seed : int
+            Seed of the start.
+        perturbed : bool, default False
+            Whether the start is the perturbed one.
+
+        Returns
+        -------
+        numpy.ndarray
+            `3 x H x W`, float64.
+        """
+        image = self.image("solo_images", self.solo_rows[unit, seed, perturbed]).astype(np.float64)
+        return image - self.image("null_images", self.start_rows[seed, perturbed])
+
+    def solo_activation(self, unit: Unit, image_unit: Unit, seed: int) -> float:
+        """Compute z of one unit on the solo image of another, or of the same.
+
+        Parameters
+        ----------
+        unit : Unit
+            Unit whose activation is measured.
+        image_unit : Unit
+            Unit whose solo image is shown.
+        seed : int
+            Seed of the start.
+
+        Returns
+        -------
+        float
+            Activation less that on the null image.
+        """
+        column = self.unit_columns[unit]
+        value = float(self.small_arrays["solo_units"][self.solo_rows[image_unit, seed, False], column])
+        return value - float(self.small_arrays["null_units"][self.start_rows[seed, False], column])
+
+    def is_live(self, unit: Unit, seed: int, perturbed: bool = False) -> bool:
+        """Check whether a unit's solo descent raised its activation.
+
+        Parameters
+        ----------
+        unit : Unit
+            The unit.
+        seed : int
+            Seed of the start.
+        perturbed : bool, default False
+            Whether the start is the perturbed one.
+
+        Returns
+        -------
+        bool
+            True if its status is "live" or "rescued".
+        """
+        return int(self.small_arrays["solo_status"][self.solo_rows[unit, seed, perturbed]]) in (LIVE, RESCUED)
+
+    def _compute_unit_floor(self, unit: Unit, seed: int, kind: str) -> tuple[float, float]:
+        """Compute response and image nonlinearity of a unit against itself; NaN where one descent did not rise."""
+        other, perturbed = (seed, True) if kind == "perturbed" else (self.job.floor_seeds[seed], False)
+        if not (self.is_live(unit, seed) and self.is_live(unit, other, perturbed)):
+            return float("nan"), float("nan")
+        r_again, r = self.solo_responses(unit, other, perturbed), self.solo_responses(unit, seed)
+        d_again, d = self.solo_difference(unit, other, perturbed), self.solo_difference(unit, seed)
+        return interaction.response_nonlinearity(r_again, r[None]), interaction.image_nonlinearity(d_again, d[None])
+
+    def status(self, row: int) -> str:
+        """Determine whether a joint descent has statistics, and if not, why.
+
+        Parameters
+        ----------
+        row : int
+            Row of the joint arrays.
+
+        Returns
+        -------
+        str
+            "ok"; "dead partner" or "unconverged partner" (a unit did not rise alone); "cancelled" (the gradients of the
+            units cancel); "not-finite".
+        """
+        g, seed = self.job.joints[row]
+        codes = [int(self.small_arrays["solo_status"][self.solo_rows[u, seed, False]]) for u in self.job.groups[g]]
+        joint = int(self.small_arrays["joint_status"][row])
+        if array_layout.NOT_FINITE in (*codes, joint):
+            return NOT_FINITE
+        if any(code not in (LIVE, RESCUED) for code in codes):
+            return DEAD_PARTNER if array_layout.DEAD in codes else UNCONVERGED_PARTNER
+        return CANCELLED if joint == array_layout.DEAD else OK
+
+    @cached_property
+    def statistic_names(self) -> list[str]:
+        """Names of all statistics, whether a descent has them or not."""
+        letters = MEMBERS[: self.job.members]
+        names = [f"solo_{c}" for c in letters]
+        names += [*NONLINEARITIES, "second_difference", "second_difference_at", "joint_gain", "gradient_agreement"]
+        names += ["territory_divided", "territory_correlation"]
+        for c in letters:
+            names += [f"joint_{c}", f"retention_{c}", f"self_saturation_{c}"]
+            names += [f"crosstalk_{c}_on_{other}" for other in letters if other != c]
+        names += [f"{name}_floor_{kind}_{c}" for kind in FLOOR_KINDS for name in NONLINEARITIES for c in letters]
+        return names + [f"{name}_{limit}" for limit in ("floor", "ceiling") for name in NONLINEARITIES]
+
+    def statistics(self, row: int) -> dict[str, float]:
+        """Compute every statistic of one joint descent.
+
+        Parameters
+        ----------
+        row : int
+            Row of the joint arrays.
+
+        Returns
+        -------
+        dict of float
+            By name, see `statistic_names`; NaN where undefined. `second_difference_at` is the column of a feature.
+        """
+        g, seed = self.job.joints[row]
+        group, letters = self.job.groups[g], MEMBERS[: self.job.members]
+        status = self.status(row)
+        best = np.array([self.solo_activation(u, u, seed) for u in group])
+        result = dict.fromkeys(self.statistic_names, float("nan"))
+        result |= {f"solo_{c}": float(v) for c, v in zip(letters, best, strict=True)}
+        if status in (DEAD_PARTNER, UNCONVERGED_PARTNER, NOT_FINITE):
+            return result
+        small = self.small_arrays
+        columns = [self.unit_columns[u] for u in group]
+        null = small["null_units"][self.start_rows[seed, False], columns].astype(float)
+        joint = small["joint_units"][row, columns].astype(float) - null
+        blends = small["joint_blend"][row].astype(float) - null
+        r, parts = (
+            self._standardise(small["joint_A"][row], seed),
+            np.stack([self.solo_responses(u, seed) for u in group]),
+        )
+        fractions = np.stack([self.solo_responses(u, seed, array="solo_fraction") for u in group])
+        d, images = self.joint_difference(row), np.stack([self.solo_difference(u, seed) for u in group])
+        second = interaction.second_difference(
+            self._standardise(small["joint_middle"][row], seed), fractions, r, small["deviation"]
+        )
+        cosines = small["joint_agreement"][row]
+        territory = interaction.territory(self.activation_maps(row))
+        result |= {
+            "response_nonlinearity": interaction.response_nonlinearity(r, parts),
+            "image_nonlinearity": interaction.image_nonlinearity(d, images),
+            "second_difference": second.size,
+            "second_difference_at": float("nan") if second.feature is None else float(second.feature),
+            "joint_gain": interaction.joint_gain(joint, blends, small["joint_weight"][row], best),
+            # steps at which a gradient vanishes have no cosine
+            "gradient_agreement": float(np.nanmean(cosines)) if np.isfinite(cosines).any() else float("nan"),
+            "territory_divided": territory.divided,
+            "territory_correlation": territory.correlation,
+        }
+        for k, (c, unit) in enumerate(zip(letters, group, strict=True)):
+            result[f"joint_{c}"] = float(joint[k])
+            result[f"retention_{c}"] = interaction.quotient(joint[k], best[k], 0.0)
+            result[f"self_saturation_{c}"] = interaction.self_saturation(parts[k], fractions[k], len(group))
+            for other, image_unit in zip(letters, group, strict=True):
+                if other != c:
+                    result[f"crosstalk_{c}_on_{other}"] = interaction.quotient(
+                        self.solo_activation(unit, image_unit, seed), best[k], 0.0
+                    )
+        return result | self._floors(group, seed, letters) | self._ceilings(group, seed, r, d)
+
+    def _floors(self, group: Group, seed: int, letters: Sequence[str]) -> dict[str, float]:
+        """Compute the floors of each unit and kind, and of the group: the larger of the two kinds' means."""
+        result: dict[str, float] = {}
+        for kind in FLOOR_KINDS:
+            floors = np.array([self._unit_floor(u, seed, kind) for u in group])
+            for k, name in enumerate(NONLINEARITIES):
+                result |= {f"{name}_floor_{kind}_{c}": float(v) for c, v in zip(letters, floors[:, k], strict=True)}
+        for name in NONLINEARITIES:
+            means = [np.mean([result[f"{name}_floor_{kind}_{c}"] for c in letters]) for kind in FLOOR_KINDS]
+            result[f"{name}_floor"] = float(np.max(means))
+        return result
+
+    def _ceilings(self, group: Group, seed: int, r: np.ndarray, d: np.ndarray) -> dict[str, float]:
+        """Compute the ceilings: nonlinearity against the solo images of unrelated units, mean over control groups."""
+        live = [c for c in self.job.controls(group) if all(self.is_live(u, seed) for u in c)]
+        values = [
+            (
+                interaction.response_nonlinearity(r, np.stack([self.solo_responses(u, seed) for u in control])),
+                interaction.image_nonlinearity(d, np.stack([self.solo_difference(u, seed) for u in control])),
+            )
+            for control in live
+        ]
+        means = np.mean(values, axis=0) if values else (float("nan"), float("nan"))
+        return {f"{name}_ceiling": float(v) for name, v in zip(NONLINEARITIES, means, strict=True)}
+
+    def joint_difference(self, row: int) -> np.ndarray:
+        """Compute d of a joint image.
+
+        Parameters
+        ----------
+        row : int
+            Row of the joint arrays.
+
+        Returns
+        -------
+        numpy.ndarray
+            `3 x H x W`, float64.
+        """
+        image = self.image("joint_images", row).astype(np.float64)
+        return image - self.image("null_images", self.start_rows[self.job.joints[row][1], False])
+
+    def activation_maps(self, row: int) -> list[np.ndarray]:
+        """Read each unit's activation map on a joint image.
+
+        Parameters
+        ----------
+        row : int
+            Row of the joint arrays.
+
+        Returns
+        -------
+        list of numpy.ndarray
+            One `h x w` map for each unit of the group, on its own layer's grid.
+        """
+        return [self.image(f"joint_map_{c}", row) for c in MEMBERS[: self.job.members]]
+
+    def table(self, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
+        """Compute all statistics of all joint descents.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with the rows done and their total.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each group and seed: `group`, `seed`, `status`, then a column for each statistic (NaN where
+            undefined). `second_difference_at` is the name of the feature where the second difference is largest, ""
+            where there is none.
+        """
+        records = []
+        for row, (g, seed) in enumerate(self.job.joints):
+            record: dict[str, Any] = {"group": self.job.labels[g], "seed": seed, "status": self.status(row)}
+            record |= self.statistics(row)
+            column = record["second_difference_at"]
+            record["second_difference_at"] = self.job.columns[int(column)] if np.isfinite(column) else ""
+            records.append(record)
+            if progress is not None and row % 16 == 0:
+                progress(row, len(self.job.joints))
+        return pd.DataFrame(records)
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Average each group's statistics over the seeds, and test its response nonlinearity against its floor.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Result of `JointArrays.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each group: the mean of each statistic over the seeds that define it, and `status` ("ok" where any
+        seed has statistics), `seeds` (their number), `low` and `high` (95 % t-interval of the response nonlinearity
+        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds), `p` (one-sided, of
+        an excess not above 0) and `q` (p under control of the false discovery rate over the groups);
+        `second_difference_at` is the feature that most seeds name.
+    """
+    rows = []
+    for label, seeds in table.groupby("group", sort=False):
+        ok = seeds[seeds["status"] == OK]
+        means = seeds.drop(columns=["group", "seed", "status", "second_difference_at"]).mean()
+        status = OK if len(ok) else str(seeds["status"].mode().iloc[0])
+        row: dict[str, Any] = {"group": label, "status": status, "seeds": len(ok)} | means.to_dict()
+        features = seeds["second_difference_at"][seeds["second_difference_at"] != ""].mode()
+        row["second_difference_at"] = str(features.iloc[0]) if len(features) else ""
+        shares = seeds["response_nonlinearity"]
+        excess = shares - seeds["response_nonlinearity_floor"]
+        row["low"], row["high"] = correlation.t_interval(shares.tolist()) or (np.nan, np.nan)
+        row |= {"excess": excess.mean(), "p": interaction.p_above_zero(excess.tolist())}
+        rows.append(row)
+    summary = pd.DataFrame(rows)
+    summary["q"] = interaction.q_values(summary["p"].to_numpy(dtype=float))
+    return summary
