@@ -210,7 +210,7 @@ def judge(layers: list[LayerBranches]) -> Verdict:
 def write_conclusion(layers: list[LayerBranches], requested: tuple[str, ...]) -> str:
     """Write the conclusion."""
     if not layers:
-        return f"Undefined: {' and '.join(requested)} have no branches, or fewer than 2 branches with live features."
+        return f"Undefined: no branches in {' and '.join(requested)}, or live features in fewer than 2 of them."
     sentences = []
     for one in layers:
         ari, contrast = (format_interval(test.statistic, NUMBER_FORMAT) for test in (one.rand, one.contrast))

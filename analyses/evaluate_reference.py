@@ -1,9 +1,9 @@
-"""Accuracy of a network on a folder or zip of labelled images, as the bundled network's card states it.
+"""Measure the accuracy of a network on a folder or zip of labelled images, as its card states it.
 
     python -m analyses.evaluate_reference IMAGES [--model reference] [--sizes 64,96,128]
 
-IMAGES holds one folder a class (`n01443537/17.webp`), as a directory or a zip. A class belongs to the
-network's output of the same name; images are brought to each size bilinearly and go in as [0, 1].
+IMAGES holds one folder for each class (`n01443537/17.webp`), as a directory or a zip. A class belongs to the network's
+output of the same name; images are resized bilinearly to each size and scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -30,14 +30,31 @@ from featmap.runs.device import deterministic_settings, select_device
 def evaluate(
     network: Network, source: Path, size: int, rows: int = 64, where: torch.device | None = None
 ) -> dict[str, float]:
-    """Return the share of images whose class is the network's first (`top1`), or among its first five (`top5`).
+    """Measure the accuracy of a network on labelled images.
 
-    `images` is how many there are. `where` is the device, by default the CPU.
+    Parameters
+    ----------
+    network : Network
+        The network; its categories are the names of its outputs.
+    source : Path
+        Folder or zip of images, with one folder for each class.
+    size : int
+        Size to which images are resized, in pixels.
+    rows : int, default 64
+        Images in a batch.
+    where : torch.device, default None
+        Device; None: the CPU.
+
+    Returns
+    -------
+    dict of str to float
+        `top1` and `top5`, the shares of images whose class is the network's first, or among its first five, and
+        `images`, their number.
 
     Raises
     ------
     FeatmapError
-        if there are none, or one of a class that the network does not have.
+        If there are no images, or images of a class that the network does not have.
     """
     where = where or torch.device("cpu")
     index = {name: k for k, name in enumerate(network.categories)}
@@ -52,15 +69,16 @@ def evaluate(
     with freeze(network.module) as module, torch.inference_mode(), deterministic_settings():
         for k in track(range(0, len(items), rows), description=f"{size} pixels", console=err()):
             batch = items[k : k + rows]
-            images = torch.stack([_tensor(data, size) for _, data in batch]).to(where)
-            wanted = torch.tensor([index[label] for label, _ in batch])[:, None]
+            images = torch.stack([_decode(data, size) for _, data in batch]).to(where)
+            labels = torch.tensor([index[label] for label, _ in batch])[:, None]
             ranked = module(network.normalise(images)).topk(min(5, len(index)), dim=1).indices.cpu()
-            first += int((ranked[:, :1] == wanted).sum())
-            five += int((ranked == wanted).sum())
+            first += int((ranked[:, :1] == labels).sum())
+            five += int((ranked == labels).sum())
     return {"top1": first / len(items), "top5": five / len(items), "images": len(items)}
 
 
-def _tensor(data: bytes, size: int) -> torch.Tensor:
+def _decode(data: bytes, size: int) -> torch.Tensor:
+    """Decode a picture at a size, `3 x size x size` in [0, 1]."""
     with Image.open(io.BytesIO(data)) as picture:
         pixels = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
@@ -74,12 +92,12 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Print the accuracy at each size as JSON."""
-    wanted = [size.strip() for size in sizes.split(",")]
-    if not all(size.isdigit() and int(size) >= 32 for size in wanted):
+    requested = [size.strip() for size in sizes.split(",")]
+    if not all(size.isdigit() and int(size) >= 32 for size in requested):
         raise FeatmapError(f"sizes {sizes!r}: give numbers of pixels from 32, joined by commas, such as 64,96")
     network, where = load(model, weights), select_device(device)
-    found = {size: evaluate(network, images, int(size), where=where) for size in wanted}
-    print(json.dumps({"network": str(network), "accuracy": found}, indent=1))
+    accuracy = {size: evaluate(network, images, int(size), where=where) for size in requested}
+    print(json.dumps({"network": str(network), "accuracy": accuracy}, indent=1))
 
 
 if __name__ == "__main__":

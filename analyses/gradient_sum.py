@@ -1,9 +1,10 @@
-"""The gradient of a sum against the sum of separate gradients, and how far one rounding leads a descent away.
+"""Compare the gradient of a sum with the sum of separate gradients, and both with one rounding of the start.
 
     python -m analyses.gradient_sum [--layers inception4a,inception5a]
 
 Pairs of drawn features, one of each of two layers, are maximised together in both ways from the same noise. The floor
-is the same descent from a start in which every pixel is raised by one unit in its last place; the ceiling another seed.
+is the same descent from a start in which every pixel is raised by one unit in the last place; the ceiling is another
+seed.
 """
 
 from __future__ import annotations
@@ -38,25 +39,29 @@ from featmap.runs import array_layout
 
 STEPS = 100
 MARGIN = 1.25
-"""Of equivalence, as is usual for ratios: the two ways are as far apart as one rounding up to this factor."""
+"""Margin of equivalence, as usual for ratios: within this factor the two ways differ as one rounding does."""
 PROFILE_MARGIN = 0.05
-"""Profiles agree as they do after one rounding where they lack less than this of it."""
+"""Margin of equivalence for the correlation of profiles under the two ways minus that after one rounding."""
 SHADES = {"ways": "#d62728", "rounding": "#0072b2", "seeds": "#9a9a9a"}
-LABELS = {"ways": "sum's gradient against separate ones", "rounding": "start raised by one rounding", "seeds": "seeds"}
+LABELS = {
+    "ways": "gradient of the sum, separate gradients",
+    "rounding": "start raised by one rounding",
+    "seeds": "seeds",
+}
 
 STUDY = Study(
     "gradient_sum",
     section="Layer and Neuron Interactions",
     claim="To maximise two features of different layers, the gradient of the sum of their losses and the sum of their "
     "separate gradients give nearly identical results.",
-    measured="root mean square difference of the two images at every fourth step and likeness of their response "
-    "profiles at the end, over pairs of drawn features, beside those of a start in which every pixel is raised by one "
-    "rounding, and of two seeds; recipe `article-normalised`, 100 steps at a small size",
-    rule="the claim holds if the interval of the final difference lies below one gray level (1/255), in part if "
-    "the two ways part no further than one rounding of the start makes them, in images or in profiles: if the interval "
-    f"of the ratio of the two differences lies below {MARGIN}, or that of the likeness of profiles of the two ways "
-    f"less that of one rounding (paired) above -{PROFILE_MARGIN} (a margin set when that figure was known); it does not hold if "
-    "both lie beyond",
+    measured="root mean square difference of the two images at every fourth step and correlation of their response "
+    "profiles at the end, over pairs of drawn features, compared with those of a start in which every pixel is raised "
+    "by one rounding, and of two seeds; recipe `article-normalised`, 100 steps at a small size",
+    rule="the claim holds if the interval of the final difference is below one gray level (1/255); it holds in part if "
+    "the two ways differ no more than one rounding of the start makes them, in images or in profiles: if the interval "
+    f"of the ratio of the two differences is below {MARGIN}, or that of the correlation of profiles of the two ways "
+    f"minus that after one rounding (paired) is above -{PROFILE_MARGIN} (a margin set after the value was known); it "
+    "does not hold if both are beyond their margin",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )
@@ -64,12 +69,24 @@ STUDY = Study(
 
 @dataclass(frozen=True)
 class PairDivergence:
-    """How the descents of one pair of features part: root mean square differences, mean over seeds.
+    """Divergence of the descents of one pair of features.
 
-    `ways`, `rounding` are by frame; `seeds` is of the finished images, NaN with one seed; `same` and `different` are
-    the likenesses of response profiles under the two ways: of the pair's own images, of those of different pairs;
-    `same_rounding` and `same_seeds` are the first of these after one rounding and of two seeds, or NaN.
-    `grows` is the factor a step by which a rounding grows, geometric mean over seeds.
+    Differences are root mean squares, means over seeds.
+
+    Parameters
+    ----------
+    pair : str
+        Name of the pair.
+    ways, rounding : numpy.ndarray
+        Difference of the two ways, and of starts one rounding apart, by frame.
+    seeds : float
+        Difference of the finished images of two seeds; NaN with one seed.
+    same, different : float
+        Correlation of response profiles under the two ways: of the pair's own images, and of different pairs' images.
+    grows : float, default NaN
+        Factor per step by which a rounding grows, geometric mean over seeds.
+    same_rounding, same_seeds : float, default NaN
+        Correlation of the pair's profiles after one rounding, and of two seeds.
     """
 
     pair: str
@@ -84,58 +101,61 @@ class PairDivergence:
 
     @property
     def ratio(self) -> float:
-        """The final difference of the two ways over that of one rounding; NaN where that is none."""
+        """Final difference of the two ways divided by that of one rounding."""
         return float(self.ways[-1] / self.rounding[-1]) if self.rounding[-1] > 0 else float("nan")
 
     @property
     def lacking(self) -> float:
-        """The likeness of profiles under the two ways less that after one rounding."""
+        """Correlation of profiles under the two ways minus that after one rounding."""
         return self.same - self.same_rounding
 
 
 def draw_pairs(context: Context) -> list[str]:
-    """Return pairs of drawn features, one of each of the two layers, as sums."""
+    """Draw pairs of features, one of each of the two layers, as sums."""
     first, last = context.draw_units(context.layers[0]), context.draw_units(context.layers[1])
     order = rng.generator("pairs", *context.layers).permutation(len(last))
     return [f"{a} + {last[k]}" for a, k in zip(first, order, strict=False)]
 
 
 def measure(context: Context) -> Outcome:
-    """Descend every pair in both ways, and from a start that differs by one rounding."""
+    """Maximise every pair in both ways, and from a start that differs by one rounding."""
     pairs = draw_pairs(context)
     layers = (context.layers[0], context.layers[1])
     settings: dict[str, Any] = {"recipe": "article-normalised", "frames": 20 if context.full else 4}
     if not context.full:
         settings |= {"size": smallest_size(context.network, layers), "steps": STEPS}
     settings["responses"] = list(dict.fromkeys(layers))
-    found = []
+    runs = []
     for seed in range(context.seeds):
         context.log(f"{len(pairs)} pairs, seed {seed}")
         begin = initial_noise(context, settings, seed)
         separate = context.maximise(pairs, "separate", start=begin, **settings)
         together = context.maximise(pairs, "together", start=begin, gradients="together", **settings)
         raised = np.nextafter(begin, np.float32(np.inf))
-        found.append((separate, together, context.maximise(pairs, "raised", start=raised, **settings)))
-    partings = measure_divergence(pairs, found)
-    return build_outcome(found[0][0]["frame"].values, partings, len(pairs))
+        runs.append((separate, together, context.maximise(pairs, "raised", start=raised, **settings)))
+    divergences = measure_divergence(pairs, runs)
+    return build_outcome(runs[0][0]["frame"].values, divergences, len(pairs))
 
 
 def measure_divergence(
-    pairs: Sequence[str], found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset]]
+    pairs: Sequence[str], runs: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset]]
 ) -> list[PairDivergence]:
-    """Return how each pair's descents part; pairs that did not rise are left out."""
-    good = np.all(
-        [np.isin(s["status"].values[0], (array_layout.LIVE, array_layout.RESCUED)) for s, _, _ in found], axis=0
+    """Measure how the descents of each pair diverge.
+
+    Pairs that did not rise are left out.
+    """
+    risen = np.all(
+        [np.isin(s["status"].values[0], (array_layout.LIVE, array_layout.RESCUED)) for s, _, _ in runs], axis=0
     )
-    ways = np.mean([frame_differences(s, t) for s, t, _ in found], axis=0)
-    raised = [frame_differences(s, r) for s, _, r in found]
+    ways = np.mean([frame_differences(s, t) for s, t, _ in runs], axis=0)
+    raised = [frame_differences(s, r) for s, _, r in runs]
     rounding = np.mean(raised, axis=0)
-    steps = found[0][0]["frame"].values
+    steps = runs[0][0]["frame"].values
     grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))
-    images = [s["images"].values[0] for s, _, _ in found]
+    images = [s["images"].values[0] for s, _, _ in runs]
     none = [np.full(len(pairs), np.nan)]
     seeds = np.mean([rms_distances(a, b) for k, a in enumerate(images) for b in images[:k]] or none, 0)
-    A = [[way["A"].values[0] for way in ways] for ways in found]
+    A = [[way["A"].values[0] for way in ways] for ways in runs]
     alike = [profile_agreement(s, t) for s, t, _ in A]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
     rounded = np.mean([profile_agreement(s, r).same for s, _, r in A], axis=0)
@@ -145,56 +165,63 @@ def measure_divergence(
             pair, ways[k], rounding[k], *(float(v[k]) for v in (seeds, same, different, grows, rounded, others))
         )
         for k, pair in enumerate(pairs)
-        if good[k]
+        if risen[k]
     ]
 
 
 def frame_differences(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
-    """Return the difference of two runs' frames, image x frame."""
+    """Compute the difference of two runs' frames, `image x frame`."""
     return rms_distances(one["frames"].values[0], two["frames"].values[0])
 
 
-def collect_findings(steps: np.ndarray, partings: Sequence[PairDivergence]) -> list[Finding]:
-    """Return the study's figures."""
-    found = []
+def collect_findings(steps: np.ndarray, divergences: Sequence[PairDivergence]) -> list[Finding]:
+    """Collect the findings."""
+    findings = []
     for name, values, words, *within in (
         (
             "ways",
-            [p.ways[-1] for p in partings],
+            [p.ways[-1] for p in divergences],
             f"the two ways: difference after {steps[-1]} steps (pixels 0 to 1)",
             POSITIVE,
         ),
-        ("rounding", [p.rounding[-1] for p in partings], "a start raised by one rounding: the same", POSITIVE),
-        ("seeds", [p.seeds for p in partings], "two seeds: the same", POSITIVE),
-        ("same", [p.same for p in partings], "the two ways: likeness of response profiles"),
-        ("same rounding", [p.same_rounding for p in partings], "one rounding: likeness of response profiles"),
-        ("same seeds", [p.same_seeds for p in partings], "two seeds: likeness of response profiles"),
-        ("lacking", [p.lacking for p in partings], "likeness, the two ways less one rounding (paired)"),
-        ("different", [p.different for p in partings], "different pairs: likeness of response profiles"),
+        ("rounding", [p.rounding[-1] for p in divergences], "a start raised by one rounding: the same", POSITIVE),
+        ("seeds", [p.seeds for p in divergences], "two seeds: the same", POSITIVE),
+        ("same", [p.same for p in divergences], "the two ways: correlation of response profiles"),
+        ("same rounding", [p.same_rounding for p in divergences], "one rounding: correlation of response profiles"),
+        ("same seeds", [p.same_seeds for p in divergences], "two seeds: correlation of response profiles"),
+        (
+            "lacking",
+            [p.lacking for p in divergences],
+            "correlation of profiles, the two ways minus one rounding (paired)",
+        ),
+        ("different", [p.different for p in divergences], "different pairs: correlation of response profiles"),
     ):
         if np.isfinite(values).any():
-            found.append(mean_finding(name, values, words, "", *within))
-    if not partings:
-        return found
-    apart = np.array([p.ways[1] > 0 for p in partings])
-    words = f"pairs whose two ways have the same bits after {steps[1]} steps, as a share"
-    found.append(share_finding("bits", int((~apart).sum()), len(apart), words))
+            findings.append(mean_finding(name, values, words, "", *within))
+    if not divergences:
+        return findings
+    apart = np.array([p.ways[1] > 0 for p in divergences])
+    words = f"share of pairs whose two ways have the same bits after {steps[1]} steps"
+    findings.append(share_finding("bits", int((~apart).sum()), len(apart), words))
     words = f"the two ways: difference after {steps[1]} steps, of the other pairs (geometric mean)"
-    found += geometric_findings("first", [p.ways[1] for p in partings], words)
-    words = (
-        f"factor a step by which one rounding grows while it grows (mean over the {steps[1]} steps between two looks)"
-    )
-    found += geometric_findings("growth", [p.grows for p in partings], words)
-    words = "the two ways over one rounding, at the end (geometric mean)"
-    return found + geometric_findings("ratio", [p.ratio for p in partings], words)
+    findings += geometric_findings("first", [p.ways[1] for p in divergences], words)
+    words = "factor per step by which one rounding grows while it grows "
+    words += f"(mean over the {steps[1]} steps between two frames)"
+    findings += geometric_findings("growth", [p.grows for p in divergences], words)
+    words = "difference of the two ways divided by that of one rounding, at the end (geometric mean)"
+    return findings + geometric_findings("ratio", [p.ratio for p in divergences], words)
 
 
-def within_rounding(partings: Sequence[PairDivergence]) -> tuple[bool | None, bool | None]:
-    """Return whether the two ways part no further than one rounding makes them: in images, in profiles.
+def within_rounding(divergences: Sequence[PairDivergence]) -> tuple[bool | None, bool | None]:
+    """Check whether the two ways differ no more than one rounding makes them.
 
-    By the intervals of ratio and paired difference beside `MARGIN` and `LESS`; None where one spans its margin.
+    Images and profiles are checked separately. The intervals of the ratio and of the paired difference are compared
+    with `MARGIN` and `PROFILE_MARGIN`; None where one spans its margin.
     """
-    ratio, lacking = positive_logs([p.ratio for p in partings]), np.array([p.lacking for p in partings], dtype=float)
+    ratio, lacking = (
+        positive_logs([p.ratio for p in divergences]),
+        np.array([p.lacking for p in divergences], dtype=float),
+    )
     images = profiles = None
     if np.isfinite(ratio).sum() > 1:
         low, high = np.exp(interval(ratio)[1:])
@@ -205,78 +232,85 @@ def within_rounding(partings: Sequence[PairDivergence]) -> tuple[bool | None, bo
     return images, profiles
 
 
-def invisible(partings: Sequence[PairDivergence]) -> bool | None:
-    """Return whether the interval of the final difference lies below one gray level of a picture: nobody sees it."""
-    final = np.array([p.ways[-1] for p in partings], dtype=float)
+def invisible(divergences: Sequence[PairDivergence]) -> bool | None:
+    """Check whether the final difference is below one gray level of a picture.
+
+    None where its interval spans that.
+    """
+    final = np.array([p.ways[-1] for p in divergences], dtype=float)
     if not np.isfinite(final).any():
         return None
     _, low, high = interval(final)
     return True if high < GRAY_LEVEL else False if low > GRAY_LEVEL else None
 
 
-def judge(partings: Sequence[PairDivergence]) -> Verdict:
-    """Return the verdict, see the rule and the functions above."""
-    hidden, parts = invisible(partings), within_rounding(partings)
-    if hidden:
+def judge(divergences: Sequence[PairDivergence]) -> Verdict:
+    """Judge the claim, see the rule of the study."""
+    unseen, parts = invisible(divergences), within_rounding(divergences)
+    if unseen:
         return "holds"
-    if hidden is None and not np.isfinite([p.ways[-1] for p in partings]).any():
+    if unseen is None and not np.isfinite([p.ways[-1] for p in divergences]).any():
         return "not decided"
     return "holds in part" if True in parts else "does not hold" if parts == (False, False) else "not decided"
 
 
-def build_outcome(steps: np.ndarray, partings: Sequence[PairDivergence], drawn: int) -> Outcome:
-    """Return rows, figures, verdict and conclusion; `drawn` pairs were to be made, `partings` are those that rose."""
+def build_outcome(steps: np.ndarray, divergences: Sequence[PairDivergence], drawn: int) -> Outcome:
+    """Build the outcome.
+
+    `drawn` is the number of pairs drawn, `divergences` those that rose.
+    """
     rows = pd.DataFrame(
         [
             (p.pair, what, step, value, same if step == steps[-1] else np.nan)
-            for p in partings
+            for p in divergences
             for what, values, same in (("ways", p.ways, p.same), ("rounding", p.rounding, p.same_rounding))
             for step, value in zip(steps, values, strict=True)
         ]
-        + [(p.pair, "seeds", steps[-1], p.seeds, p.same_seeds) for p in partings],
+        + [(p.pair, "seeds", steps[-1], p.seeds, p.same_seeds) for p in divergences],
         columns=["pair", "difference", "step", "rms", "likeness"],
     )
-    made = collect_findings(steps, partings)
-    said = write_conclusion(steps, {f.name: f for f in made}, partings, drawn)
-    return Outcome(rows, made, judge(partings), said, {"": draw_figure(steps, partings)})
+    findings = collect_findings(steps, divergences)
+    text = write_conclusion(steps, {f.name: f for f in findings}, divergences, drawn)
+    return Outcome(rows, findings, judge(divergences), text, {"": draw_figure(steps, divergences)})
 
 
 def write_conclusion(
-    steps: np.ndarray, found: Mapping[str, Finding], partings: Sequence[PairDivergence], drawn: int
+    steps: np.ndarray, findings: Mapping[str, Finding], divergences: Sequence[PairDivergence], drawn: int
 ) -> str:
-    """Return the sentence."""
-    if "ways" not in found:
+    """Write the conclusion."""
+    if "ways" not in findings:
         return f"None of {drawn} pairs of features rose."
-    images, profiles = within_rounding(partings)
-    said = (
-        f"In {len(partings)} of {drawn} pairs (those that rose), that nobody sees a difference "
-        f"{CLAIM_WORDS[invisible(partings)]}: the images of the two ways differ by "
-        f"{format_interval(found['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
+    images, profiles = within_rounding(divergences)
+    text = (
+        f"In {len(divergences)} of {drawn} pairs (those that rose), the claim that the difference is invisible "
+        f"{CLAIM_WORDS[invisible(divergences)]}: the images of the two ways differ by "
+        f"{format_interval(findings['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
         f"level is {GRAY_LEVEL:.2g}"
     )
-    said += f", another seed makes {found['seeds'].value:.2g})" if "seeds" in found else ")"
-    if "ratio" in found:
-        said += (
-            f"; that they are no further apart than one rounding of the start makes them {CLAIM_WORDS[images]}: "
-            f"{format_interval(found['ratio'])} times as far (margin {MARGIN})"
+    text += f", two seeds differ by {findings['seeds'].value:.2g})" if "seeds" in findings else ")"
+    if "ratio" in findings:
+        text += (
+            f"; that the two ways differ no more than after one rounding of the start {CLAIM_WORDS[images]}: "
+            f"{format_interval(findings['ratio'])} times as much (margin {MARGIN})"
         )
-    if "lacking" in found:
-        said += (
-            f"; that profiles agree as after one rounding {CLAIM_WORDS[profiles]}: r {found['same'].value:.3f} against "
-            f"{found['same rounding'].value:.3f}, {format_interval(found['lacking'], '+.4f')} (margin -{PROFILE_MARGIN}"
+    if "lacking" in findings:
+        text += (
+            f"; that profiles correlate as after one rounding {CLAIM_WORDS[profiles]}: r {findings['same'].value:.3f} "
+            f"compared with {findings['same rounding'].value:.3f}, difference "
+            f"{format_interval(findings['lacking'], '+.4f')} (margin -{PROFILE_MARGIN}"
         )
-        said += f"; two seeds agree by {found['same seeds'].value:.3f})" if "same seeds" in found else ")"
-    if "growth" in found:
-        said += f"; a rounding grows {format_interval(found['growth'], '.1f')} times a step while it grows"
-    return said + "."
+        text += f"; two seeds: {findings['same seeds'].value:.3f})" if "same seeds" in findings else ")"
+    if "growth" in findings:
+        text += f"; a rounding grows {format_interval(findings['growth'], '.1f')} times per step while it grows"
+    return text + "."
 
 
 @style.house_style
-def draw_figure(steps: np.ndarray, partings: Sequence[PairDivergence]) -> Figure:
-    """Draw the differences over the steps: a line a pair, the median thick (where it is above 0)."""
+def draw_figure(steps: np.ndarray, divergences: Sequence[PairDivergence]) -> Figure:
+    """Draw the differences over the steps: one line for each pair, the median thick."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for what, shade in SHADES.items():
-        lines = np.array([getattr(p, what) for p in partings], dtype=float)
+        lines = np.array([getattr(p, what) for p in divergences], dtype=float)
         if what == "seeds":
             shown = lines[np.isfinite(lines)]
             if len(shown):
@@ -286,13 +320,13 @@ def draw_figure(steps: np.ndarray, partings: Sequence[PairDivergence]) -> Figure
             axes.plot(steps, np.where(line > 0, line, np.nan), color=shade, lw=0.6, alpha=0.35)
         middle = np.median(lines, axis=0) if len(lines) else np.zeros(len(steps))
         axes.plot(steps, np.where(middle > 0, middle, np.nan), color=shade, lw=2.5, label=LABELS[what])
-    axes.axhline(GRAY_LEVEL, color="#222222", lw=0.8, ls=":", label="one gray level of a picture, 1/255")
+    axes.axhline(GRAY_LEVEL, color="#222222", lw=0.8, ls=":", label="one gray level, 1/255")
     axes.set(
         yscale="log", xlabel="step", ylabel="root mean square difference (pixels 0 to 1)", xlim=(0, steps[-1] * 1.02)
     )
     axes.legend(fontsize=8, loc="lower right")
     axes.set_title(
-        "two ways to take the gradient of a sum, and one rounding (thin: a pair of features, thick: the median)",
+        "two ways to take the gradient of a sum, and one rounding (thin: pairs of features, thick: median)",
         fontsize=10,
     )
     return figure

@@ -1,4 +1,7 @@
-"""Is the image of two features together far from linear? The article's pair, beside pairs drawn at random."""
+"""Measure whether the image of two features together is far from linear.
+
+The article's pair is compared with pairs drawn at random.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.settings import resolved_recipe
 from analyses.support.study import Context, Outcome, Study, Verdict, run_study
 from featmap import rng
+from featmap.interaction import groups
 from featmap.interaction import report as interaction_report
 from featmap.interaction import run as pairings
 from featmap.interaction.conclusion import state_conclusion
@@ -21,25 +25,26 @@ from featmap.runs.engine import Execution
 from featmap.stats.correlation import t_interval
 
 CHANNELS = (199, 201)
+"""The article's pair."""
 SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
 LOST = 0.1
-"""Below this share of its solo response a unit is lost: the joint image is the other one's."""
+"""A unit is lost below this share of its solo response: the joint image is that of the other unit."""
 MARGIN = 0.02
-"""A response nonlinearity that lies less than this above its floor is none to speak of."""
+"""Least excess of the response nonlinearity over its floor that counts."""
 LAYERS = ("inception4a", "inception4b")
 
 STUDY = Study(
     "joint_pair",
     section="Layer and Neuron Interactions",
-    claim="The image of feature 199 of Mixed 6a together with feature 201 of Mixed 6b is far from a linear combination "
-    "of theirs: what one of them calls for fills some regions and is missing from others.",
-    measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, beside "
-    "pairs of the same layers drawn at random",
-    rule="the claim holds if the response nonlinearity lies above its floor (p < 0.05 over seeds) and nearer to its "
-    "ceiling than to its floor, in part if it is only above the floor, and in part at most where the joint image keeps "
-    f"less than {LOST:.0%} of the solo response of one of the two: then it is hardly an image of both; it does not "
-    f"hold if the 95 % interval of the nonlinearity less its floor ends below {MARGIN:g}; else it is not decided",
-    full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps in place of {SIZE} and 60",
+    claim="The joint image of feature 199 of Mixed 6a and feature 201 of Mixed 6b is far from a linear combination of "
+    "the two solo images: the patterns of one fill some regions and are missing from others.",
+    measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, compared "
+    "with pairs of the same layers drawn at random",
+    rule="the claim holds if the response nonlinearity is above its floor (p < 0.05 over seeds) and nearer to its "
+    "ceiling than to its floor; it holds in part if it is only above the floor, or if the joint image keeps less than "
+    f"{LOST:.0%} of the solo response of one of the two, so that it is hardly an image of both; it does not hold if "
+    f"the 95 % interval of the nonlinearity minus its floor ends below {MARGIN:g}; otherwise it is not decided",
+    full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps instead of {SIZE} and 60",
     layers={
         "reference": LAYERS,
         "googlenet": LAYERS,
@@ -50,13 +55,13 @@ STUDY = Study(
     pair=True,
 )
 STATISTICS = {
-    "image_nonlinearity": "share of the joint image's pixels that the solo images do not explain",
+    "image_nonlinearity": "share of the joint image's pixel variance that the solo images do not explain",
     "image_nonlinearity_floor": "floor of that share",
     "retention_a": "share of its solo response that the first feature keeps on the joint image",
     "retention_b": "share of its solo response that the second feature keeps on the joint image",
     "crosstalk_a_on_b": "share of its solo response that the first feature gives to the image of the second",
     "crosstalk_b_on_a": "share of its solo response that the second feature gives to the image of the first",
-    "second_difference": "second difference over the joint image's response",
+    "second_difference": "second difference divided by the joint image's response",
     "joint_gain": "joint gain over the best blend of the solo images",
     "territory_divided": "share of firing positions where only one of the two fires",
     "territory_correlation": "correlation of the two activation maps on the joint image",
@@ -65,7 +70,10 @@ STATISTICS = {
 
 
 def article_pair(context: Context) -> Group:
-    """Return the article's pair; in layers with fewer channels, the channels that are left over in counting round."""
+    """Choose the article's pair.
+
+    In layers with fewer channels, the channel numbers are taken modulo their number.
+    """
     size = context.network.input_size
     return tuple(
         Unit(layer, channel % context.network.layer(layer, size).channels)
@@ -74,9 +82,9 @@ def article_pair(context: Context) -> Group:
 
 
 def random_pairs(context: Context, named: Group) -> list[Group]:
-    """Return pairs drawn at random, a third as many as `features`; no feature is in two pairs, or in the named one.
+    """Draw pairs at random, a third as many as `features`.
 
-    Within one layer, a feature may be in two of them.
+    No feature is in two pairs or in the named one; within one layer, a feature may be in two of them.
     """
     count = max(1, context.features // 3)
     drawn = []
@@ -88,10 +96,13 @@ def random_pairs(context: Context, named: Group) -> list[Group]:
 
 
 def make_job(context: Context) -> JointJob:
-    """Return the descents of the named pair and of the random ones: one job, so that solo images are made once."""
+    """Combine the named pair and the random ones in one job.
+
+    Solo images shared by several pairs are then made once.
+    """
     size, steps = (FULL_SIZE, FULL_STEPS) if context.full else (min(SIZE, context.network.input_size), None)
     named = article_pair(context)
-    return pairings.pairs_job(
+    return groups.pairs_job(
         (named, *random_pairs(context, named)),
         context.network,
         resolved_recipe(context.network, "interact", size, steps),
@@ -101,15 +112,18 @@ def make_job(context: Context) -> JointJob:
 
 
 def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:
-    """Return the interval over seeds of the nonlinearity less its floor, from a pair's table; NaN below three seeds."""
+    """Compute the interval over seeds of the nonlinearity minus its floor.
+
+    NaN below three seeds.
+    """
     excess = pair["response_nonlinearity"] - pair["response_nonlinearity_floor"]
     return t_interval(excess.tolist()) or (np.nan, np.nan)
 
 
 def judge(row: pd.Series, excess: tuple[float, float]) -> Verdict:
-    """Return what one pair's row of the summary, and the interval of its excess, say of the claim.
+    """Judge the claim by one pair's row of the summary and the interval of its excess.
 
-    Where one of the two units is lost, the joint image is no image of both, and the claim holds in part at most.
+    Where one of the two units is lost, the joint image is not an image of both, and the claim holds in part at most.
     """
     if not np.isfinite(row["p"]):
         return "not decided"
@@ -121,73 +135,79 @@ def judge(row: pd.Series, excess: tuple[float, float]) -> Verdict:
 
 
 def lost_units(row: pd.Series) -> list[str]:
-    """Return which of a pair's two units, "a" or "b", the joint image does not keep."""
+    """List the units, "a" or "b", that the joint image does not keep."""
     return [c for c in "ab" if row[f"retention_{c}"] < LOST]
 
 
 def collect_findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
-    """Return the named pair's figures (its table of seeds, its row of the summary) and those of the random pairs."""
+    """Collect the findings of the named pair and of the random pairs.
+
+    `pair` is the named pair's table by seed, `row` its row of the summary.
+    """
     n = int(row["seeds"])
     low, high = excess_interval(pair)
-    share = "of the joint image's response that no mixture of the solo images' explains"
-    found = [
+    share = "of the joint image's response not explained by a mixture of the solo images' responses"
+    findings = [
         value_finding(
             "headline", row["response_nonlinearity"], n, f"the pair: share {share}; n seeds", row["low"], row["high"]
         ),
         value_finding("floor", row["response_nonlinearity_floor"], n, "floor of that share (a feature against itself)"),
-        value_finding("ceiling", row["response_nonlinearity_ceiling"], n, "its ceiling (images of unrelated features)"),
-        value_finding("excess", row["excess"], n, "the pair's share less its floor; n seeds", low, high),
-        value_finding("p", row["p"], n, "p of a share not above its floor; n seeds"),
+        value_finding(
+            "ceiling", row["response_nonlinearity_ceiling"], n, "ceiling of that share (images of unrelated features)"
+        ),
+        value_finding("excess", row["excess"], n, "the pair's share minus its floor; n seeds", low, high),
+        value_finding("p", row["p"], n, "p of that share not being above its floor; n seeds"),
     ]
     for name, words in STATISTICS.items():
         low, high = t_interval(pair[name].tolist()) or (np.nan, np.nan)
-        found.append(value_finding(name, row[name], n, f"the pair: {words}; n seeds", low, high))
-    return found + compare_with_random(row, random)
+        findings.append(value_finding(name, row[name], n, f"the pair: {words}; n seeds", low, high))
+    return findings + compare_with_random(row, random)
 
 
 def compare_with_random(row: pd.Series, random: pd.DataFrame) -> list[Finding]:
-    """Return what the random pairs' rows of the summary say, and where the named pair stands among them."""
-    known = random["excess"].dropna()
-    count, words = len(known), f"random pairs: the share less its floor; n pairs of {len(random)} drawn"
+    """Summarise the random pairs, and rank the named pair among them."""
+    defined = random["excess"].dropna()
+    count, words = len(defined), f"random pairs: the share minus its floor; n pairs of {len(random)} drawn"
     gaps = f"random pairs that are undefined{undefined_reasons(random)}"
     undefined = value_finding("random_undefined", len(random) - count, len(random), gaps)
     if not count:
         return [value_finding("random_excess", np.nan, 0, words), undefined]
-    found = [mean_finding("random_excess", known.to_numpy(), words), undefined]
+    findings = [mean_finding("random_excess", defined.to_numpy(), words), undefined]
     above = float((random["q"] < 0.05).sum() / count) if random["q"].notna().any() else np.nan
-    found.append(value_finding("random_above", above, count, "random pairs above their floor (FDR 5 %), as a share"))
-    kept = random.loc[known.index]
-    gone = float(np.mean([bool(lost_units(one)) for _, one in kept.iterrows()]))
-    found.append(value_finding("random_lost", gone, count, f"random pairs that lose one unit (below {LOST:.0%} of it)"))
-    below = float((known < row["excess"]).mean()) if np.isfinite(row["excess"]) else np.nan
-    return [*found, value_finding("rank", below, count, "random pairs that are more linear than the pair, as a share")]
+    findings.append(value_finding("random_above", above, count, "share of random pairs above their floor (FDR 5 %)"))
+    rows = random.loc[defined.index]
+    losing = float(np.mean([bool(lost_units(one)) for _, one in rows.iterrows()]))
+    words = f"share of random pairs that lose one unit (less than {LOST:.0%} of its solo response)"
+    findings.append(value_finding("random_lost", losing, count, words))
+    below = float((defined < row["excess"]).mean()) if np.isfinite(row["excess"]) else np.nan
+    return [*findings, value_finding("rank", below, count, "share of random pairs that are more linear than the pair")]
 
 
 def undefined_reasons(random: pd.DataFrame) -> str:
-    """Return why some random pairs are undefined, in brackets; nothing where all are defined."""
-    why = sorted({str(s) for s in random.loc[random["excess"].isna(), "status"]})
-    return f" ({', '.join(why)})" if why else ""
+    """List in brackets why random pairs are undefined; empty where all are defined."""
+    statuses = sorted({str(s) for s in random.loc[random["excess"].isna(), "status"]})
+    return f" ({', '.join(statuses)})" if statuses else ""
 
 
 def write_conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame) -> str:
-    """Return the sentence."""
-    said = state_conclusion(row, job).rstrip(".")
+    """Write the conclusion."""
+    text = state_conclusion(row, len(job.seeds)).rstrip(".")
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
-        said += f"; the joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
+        text += f"; the joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
         gone = [str(job.groups[0]["ab".index(c)]) for c in lost_units(row)]
-        said += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
+        text += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
     if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
-        said += f"; at {row['territory_divided']:.0%} of the positions where any of the two fires only one does, and "
-        said += f"their maps correlate by {row['territory_correlation']:.2f}"
-    known = random["excess"].dropna()
-    if len(known) and np.isfinite(row["excess"]):
+        text += f"; at {row['territory_divided']:.0%} of the positions where either fires only one does, and their "
+        text += f"activation maps correlate by {row['territory_correlation']:.2f}"
+    defined = random["excess"].dropna()
+    if len(defined) and np.isfinite(row["excess"]):
         ends = f" [{excess[0]:.3f}, {excess[1]:.3f}]" if np.isfinite(excess).all() else ""
-        said += (
-            f"; the share lies {row['excess']:.3f}{ends} above its floor, in {len(known)} of {len(random)} pairs drawn "
-            f"at random {known.mean():.3f} (from {known.min():.3f} to {known.max():.3f})"
+        text += (
+            f"; the share is {row['excess']:.3f}{ends} above its floor, in {len(defined)} of {len(random)} random "
+            f"pairs {defined.mean():.3f} ({defined.min():.3f} to {defined.max():.3f})"
         )
-        said += f", the others are undefined{undefined_reasons(random)}" if len(known) < len(random) else ""
-    return f"{job.labels[0]}: {said}."
+        text += f", the others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
+    return f"{job.labels[0]}: {text}."
 
 
 def measure(context: Context) -> Outcome:
@@ -196,13 +216,13 @@ def measure(context: Context) -> Outcome:
     folder = context.folder("pairs", recipe=job.recipe.digest, pairs=job.labels, seeds=job.seeds)
     run = lifecycle.open_run(job, folder)
     pairings.carry_out(job, run, Execution(watcher=context.watcher))
-    held = JointArrays(job, run.arrays)
-    table = held.table()
+    arrays = JointArrays(job, run.arrays)
+    table = arrays.table()
     summary = summarise(table)
     row, random = summary.iloc[0], summary.iloc[1:]
     pair = table[table["group"] == job.labels[0]]
     own = [k for k, (g, _) in enumerate(job.joints) if g == 0]
-    defined = [k for k in own if held.status(k) == OK]
+    defined = [k for k in own if arrays.status(k) == OK]
     rows = interaction_report.to_long(table, job)
     rows.insert(0, "named", (rows["a"] + " + " + rows["b"]) == job.labels[0])
     return Outcome(
@@ -212,7 +232,7 @@ def measure(context: Context) -> Outcome:
         write_conclusion(job, row, excess_interval(pair), random),
         {
             ".webp": style.encode_webp(
-                interaction_panel.panel(interaction_report.make_panel(held, table, row, (defined or own)[0])), dpi=100
+                interaction_panel.panel(interaction_report.make_panel(arrays, table, row, (defined or own)[0])), dpi=100
             )
         },
     )

@@ -1,8 +1,8 @@
-"""What do the features of every main layer look like, and how do their images change with depth?
+"""Measure how the images of features change from the first layer to the last.
 
-Objects cannot be counted; what can is how much of an image one flat colour is, and of how many waves it is made. A
-recipe that clamps pixels draws strong colours to the corners of the colour cube, so that clusters of colours alone say
-little: what counts is which corners.
+Objects cannot be counted, but it can be measured how much of an image a single flat colour explains, and of how many
+waves it consists. A recipe that clamps pixels draws strong colours to the corners of the colour cube, so that it is not
+the clusters of colours that matter but the corners where they lie.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featmap.stats.reliability import Interval
 
 SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
 BESIDE = 0.065
-"""How far beyond its corner of the opponent plane a colour is named."""
+"""Distance of a hue's name from its corner of the opponent plane."""
 GOOGLENET = (
     *("conv1", "conv2", "conv3", "inception3a", "inception3b"),
     *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "inception5a", "inception5b"),
@@ -46,44 +46,54 @@ STUDY = Study(
     "layer_maps",
     section="Mapping InceptionV3 Features",
     claim="From the first layer to the last, images go from colours (in InceptionV3's first layer a palette like CMYK "
-    "with green for yellow) through patterns to objects; a gray square is a feature without a gradient. ResNet's go "
-    'the same way (section "Mapping ResNet Features").',
+    "with green for yellow) through patterns to objects; a gray square is a feature without a gradient. ResNet's "
+    'images do the same (section "Mapping ResNet Features").',
     measured=f"the images of the first {SHOWN} features of every main layer: the share of the deviation from gray that "
-    "one colour holds (flatness), the number of waves that make up the image, its mean spatial frequency, its bytes as "
-    "PNG, each as a rank correlation with depth (interval: bootstrap of the layers, and of the features within each, "
-    f"from {reliability.LEAST_PLACES} layers on); clusters of the dominant colours of up to {COLOURS} features of the "
-    "first layer in the opponent plane of OKLab, against one Gaussian cloud; features without a gradient, with the "
-    "recipe's rescue and without",
-    rule="the claim holds if flatness falls and waves rise with depth (intervals), the palette has p < 0.05 and is of "
-    "cyan, magenta and green or yellow without red and blue, and features without a gradient, if any, are gray; in "
-    "part if one of these is so",
+    "one colour explains (flatness), the number of waves that make up the image, its mean spatial frequency and its "
+    "bytes as PNG, each as a rank correlation with depth (interval: bootstrap of the layers, and of the features in "
+    f"each, for {reliability.LEAST_PLACES} or more layers); clusters of the dominant colours of up to {COLOURS} "
+    "features of the first layer in the opponent plane of OKLab, compared with one Gaussian cloud; features without a "
+    "gradient, with and without the recipe's rescue",
+    rule="the claim holds if flatness falls and the number of waves rises with depth (intervals), if the palette has "
+    "p < 0.05 and consists of cyan, magenta and green or yellow without red and blue, and if features without a "
+    "gradient, if any, are gray; it holds in part if one of these is true",
     features=SHOWN,
     full_features=FULL_SHOWN,
     full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={"reference": GOOGLENET, "googlenet": GOOGLENET, "inception_v3": INCEPTION, "resnet50": RESNET},
 )
 MEASURES = {
-    "flatness": "flatness of an image (1: one colour, 0: a pattern about gray)",
+    "flatness": "flatness of an image (1: a single colour, 0: a pattern around gray)",
     "waves": "waves that make up an image (effective number)",
-    "frequency": "mean spatial frequency (cycles a pixel; a flat colour counts as 0)",
-    "bytes": "bytes a pixel as PNG",
+    "frequency": "mean spatial frequency (cycles per pixel; a flat colour counts as 0)",
+    "bytes": "bytes per pixel as PNG",
 }
 LIMITS = {"flatness": (0.0, 1.0), "waves": (1.0, np.inf), "frequency": (0.0, np.inf), "bytes": (0.0, np.inf)}
-"""What values a measure can have; no interval reaches beyond."""
+"""Range of possible values of each measure, at which intervals are cut."""
 LOGGED = ("waves", "bytes")
-"""Measures that are averaged as logarithms: a few images have many times the waves of the others."""
+"""Measures averaged as logarithms: a few images have many times the waves of the others."""
 Trends = dict[str, Interval]
 Count = tuple[int, int]
 CLAIMED_HUES = ("cyan", "magenta", "green", "yellow")
-"""Colours of the claim's palette; black and gray, of no hue, belong to any."""
-HUED = "first-layer features whose dominant colour is not gray, as a share"
-LEFT = "what is drawn as dead is the image that the descent through the dead ReLU left: the feature has no activation"
+"""Hues of the claim's palette; black and gray have no hue and fit any palette."""
+HUED = "share of first-layer features whose dominant colour is not gray"
+LEFT = "the image shown for a dead feature is what the rescue left: the feature has no activation"
 SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
 
 
 @dataclass(frozen=True, eq=False)
 class LayerColours:
-    """The first layer's features: names, their commonest colours (sRGB, n x 3; OKLab, n x 3), the clusters of these."""
+    """Dominant colours of the first layer's features.
+
+    Parameters
+    ----------
+    names : list of str
+        Names of the features.
+    rgb, lab : numpy.ndarray
+        Their dominant colours in sRGB and in OKLab, `n x 3`.
+    palette : Palette
+        Clusters of these colours.
+    """
 
     names: list[str]
     rgb: np.ndarray
@@ -91,20 +101,20 @@ class LayerColours:
     palette: Palette
 
     def hues(self) -> list[str]:
-        """Return the clusters' colours in words, the largest cluster first."""
+        """Name the clusters' colours, the largest cluster first."""
         if not self.names:
             return []
         return [palettes.hue_name(self.lab[self.palette.labels == k].mean(0)) for k in range(self.palette.count)]
 
     @property
     def hued(self) -> np.ndarray:
-        """Which features' dominant colour is not gray."""
-        found: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY_CHROMA
-        return found
+        """Whether each feature's dominant colour is not gray."""
+        coloured: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY_CHROMA
+        return coloured
 
 
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
-    """Return the images of some units."""
+    """Maximise units."""
     recipe = "article-normalised" if context.full else "fast"
     return featmap.maximise(
         units,
@@ -120,14 +130,14 @@ def maximise_features(context: Context, units: list[str], part: str, seeds: int,
 
 
 def first_features(context: Context) -> list[str]:
-    """Return the first features of every layer, as units."""
+    """List the first features of every layer as units."""
     count, size = context.features, context.network.input_size
     return [f"{la}:{c}" for la in context.layers for c in range(min(count, context.network.layer(la, size).channels))]
 
 
 def image_rows(data: xr.Dataset, part: str) -> pd.DataFrame:
-    """Return a row an image: part of the study, layer, feature, seed, status, and the figures of `MEASURES`."""
-    found = []
+    """Arrange images as rows with their status and `MEASURES`."""
+    frames = []
     names = [str(n) for n in data["image"].values]
     for s, seed in enumerate(data["seed"].values):
         images = np.asarray(data["images"][s].values)
@@ -139,37 +149,40 @@ def image_rows(data: xr.Dataset, part: str) -> pd.DataFrame:
             "seed": int(seed),
             "status": [array_layout.STATUSES[int(c)] for c in data["status"][s].values],
         }
-        found.append(pd.DataFrame(about | image_statistics(clipped)))
-    return pd.concat(found, ignore_index=True)
+        frames.append(pd.DataFrame(about | image_statistics(clipped)))
+    return pd.concat(frames, ignore_index=True)
 
 
 def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the figures of `MEASURES` of each image, N x 3 x H x W in [0, 1], and its commonest colour."""
+    """Compute `MEASURES` and the dominant colour of images `N x 3 x H x W` in [0, 1]."""
     flat = palettes.flatness(images)
     pattern = spectra.mean_frequency(images)
-    pattern[np.isnan(pattern) & np.isfinite(flat)] = 0  # a flat colour has no pattern whose frequency there could be
-    found = {
+    pattern[np.isnan(pattern) & np.isfinite(flat)] = 0  # a flat colour has no pattern
+    measures = {
         "flatness": flat,
         "waves": coherence.effective_waves(images),
         "frequency": pattern * (1 - flat),
         "bytes": np.array([encode.png_bytes_per_pixel(image) for image in images]),
     }
-    dominant_colours = np.stack([palettes.dominant_colour(image) for image in images])
-    return found | {f"dominant_{c}": v for c, v in zip("rgb", dominant_colours.T, strict=True)}
+    colours = np.stack([palettes.dominant_colour(image) for image in images])
+    return measures | {f"dominant_{c}": v for c, v in zip("rgb", colours.T, strict=True)}
 
 
 def dominant_colours(data: xr.Dataset) -> LayerColours:
-    """Return the first layer's live features' commonest colours, over all seeds' pixels together."""
+    """Find the dominant colours of the first layer's live features.
+
+    The pixels of all seeds are taken together.
+    """
     status = data["status"].values.max(axis=0)
-    kept = np.flatnonzero(np.isin(status, (array_layout.LIVE, array_layout.RESCUED)))
+    live = np.flatnonzero(np.isin(status, (array_layout.LIVE, array_layout.RESCUED)))
     images = data["images"].values
-    rgb = np.array([palettes.dominant_colour(np.concatenate(images[:, k], axis=2)) for k in kept]).reshape(-1, 3)
+    rgb = np.array([palettes.dominant_colour(np.concatenate(images[:, k], axis=2)) for k in live]).reshape(-1, 3)
     lab = palettes.oklab(rgb)
-    return LayerColours([str(data["image"].values[k]) for k in kept], rgb, lab, palettes.fit_palette(lab[:, 1:]))
+    return LayerColours([str(data["image"].values[k]) for k in live], rgb, lab, palettes.fit_palette(lab[:, 1:]))
 
 
 def feature_means(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
-    """Return the live features' figures, averaged over seeds, with the depth of their layer (from 0)."""
+    """Average the measures of live features over seeds, and add their layer's depth."""
     live = table[table["status"].isin(("live", "rescued"))]
     means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean().reset_index()
     means["depth"] = [layers.index(la) for la in means["layer"]]
@@ -177,52 +190,62 @@ def feature_means(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
 
 
 def summarise(name: str, values: np.ndarray) -> tuple[float, float, float]:
-    """Return a measure's mean over features (of `LOGGED` ones the geometric) and its interval, within `LIMITS`."""
+    """Compute a measure's mean over features and its interval within `LIMITS`.
+
+    The mean of `LOGGED` measures is geometric.
+    """
     mean, low, high = np.exp(interval(np.log(values))) if name in LOGGED else interval(values)
     return float(mean), float(max(low, LIMITS[name][0])), float(min(high, LIMITS[name][1]))
 
 
 def summary_finding(name: str, end: str, layer: str, values: np.ndarray) -> Finding:
-    """Return the `summary` of one layer as a finding, undefined where no value is defined."""
-    known = values[np.isfinite(values)]
+    """Wrap the summary of one layer as a finding; undefined where no value is defined."""
+    defined = values[np.isfinite(values)]
     words = f"{layer}: {MEASURES[name]}{', geometric mean' if name in LOGGED else ''}"
-    mean, low, high = summarise(name, known) if len(known) else (np.nan,) * 3
-    return value_finding(f"{name}_{end}", mean, len(known), words, low, high)
+    mean, low, high = summarise(name, defined) if len(defined) else (np.nan,) * 3
+    return value_finding(f"{name}_{end}", mean, len(defined), words, low, high)
 
 
 def field_sizes(context: Context, size: int) -> list[float]:
-    """Return the side of each layer's receptive field in pixels, NaN for the whole image."""
-    found = [context.network.layer(la, size).field for la in context.layers]
-    return [np.nan if f.whole else float(max(f.size)) for f in found]
+    """Look up the side of each layer's receptive field in pixels.
+
+    NaN for the whole image.
+    """
+    fields = [context.network.layer(la, size).field for la in context.layers]
+    return [np.nan if f.whole else float(max(f.size)) for f in fields]
 
 
 def depth_trends(means: pd.DataFrame) -> Trends:
-    """Return the rank correlation of every measure with depth, its interval over layers."""
+    """Compute the rank correlation of every measure with depth."""
     return {name: reliability.trend(means[name].to_numpy(), means["depth"].to_numpy()) for name in MEASURES}
 
 
 def count_dead(table: pd.DataFrame) -> Count:
-    """Return how many features are without a gradient for some seed, and of how many."""
-    lost = table.assign(dead=table["status"] == "dead").groupby("feature")["dead"].any()
-    return int(lost.sum()), len(lost)
+    """Count the features that have no gradient for some seed, and all features."""
+    dead = table.assign(dead=table["status"] == "dead").groupby("feature")["dead"].any()
+    return int(dead.sum()), len(dead)
 
 
 def collect_findings(
-    context: Context, means: pd.DataFrame, by_depth: Trends, found: LayerColours, before: Count, after: Count, size: int
+    context: Context,
+    means: pd.DataFrame,
+    by_depth: Trends,
+    colours: LayerColours,
+    before: Count,
+    after: Count,
+    size: int,
 ) -> list[Finding]:
-    """Return every figure."""
-    seen, n = found.palette, len(found.names)
+    """Collect the findings."""
+    palette, n = colours.palette, len(colours.names)
     first, last = (means[means["layer"] == la] for la in (context.layers[0], context.layers[-1]))
-    named = f"clusters of the first layer's dominant colours ({', '.join(found.hues())})"
+    words = f"clusters of the first layer's dominant colours ({', '.join(colours.hues())})"
     rows = [
-        value_finding("palette", seen.count if np.isfinite(seen.p) else np.nan, n, named),
-        value_finding("palette_silhouette", seen.silhouette, n, "mean silhouette of these clusters"),
-        value_finding("palette_p", seen.p, n, "p of that silhouette against one Gaussian cloud"),
-        share_finding("hued", int(found.hued.sum()), n, HUED) if n else value_finding("hued", np.nan, 0, HUED),
-        share_finding("dead_before", *before, "features without a gradient where nothing rescues them, as a share"),
-        share_finding(
-            "dead_after", *after, f"features without a gradient with the recipe's rescue, as a share; {LEFT}"
-        ),
+        value_finding("palette", palette.count if np.isfinite(palette.p) else np.nan, n, words),
+        value_finding("palette_silhouette", palette.silhouette, n, "mean silhouette of these clusters"),
+        value_finding("palette_p", palette.p, n, "p of that silhouette under one Gaussian cloud"),
+        share_finding("hued", int(colours.hued.sum()), n, HUED) if n else value_finding("hued", np.nan, 0, HUED),
+        share_finding("dead_before", *before, "share of features without a gradient, without rescue"),
+        share_finding("dead_after", *after, f"share of features without a gradient, with the recipe's rescue; {LEFT}"),
     ]
     for name, trend in by_depth.items():
         words = f"rank correlation with depth: {SHORT[name]} ({len(means)} features; n layers)"
@@ -241,26 +264,26 @@ def collect_findings(
     return rows
 
 
-def hues_outside(found: LayerColours) -> list[str]:
-    """Return the clusters' colours that lie outside the claim's palette, of hue."""
-    return [hue for hue in found.hues() if hue in palettes.HUES and hue not in CLAIMED_HUES]
+def hues_outside(colours: LayerColours) -> list[str]:
+    """List the hues of clusters that are not in the claim's palette."""
+    return [hue for hue in colours.hues() if hue in palettes.HUES and hue not in CLAIMED_HUES]
 
 
-def judge_parts(by_depth: Trends, found: LayerColours, before: Count, gray: bool) -> dict[str, bool | None]:
-    """Return which parts of the claim were seen; None where there was nothing to see."""
-    hues, flat, waves = set(found.hues()), by_depth["flatness"], by_depth["waves"]
+def judge_parts(by_depth: Trends, colours: LayerColours, before: Count, gray: bool) -> dict[str, bool | None]:
+    """Judge the parts of the claim; None where there is nothing to judge."""
+    hues, flat, waves = set(colours.hues()), by_depth["flatness"], by_depth["waves"]
     depth = None
     if np.isfinite([flat.high, waves.low]).all():
         depth = bool(flat.high < 0 < waves.low)
     palette = None
-    if np.isfinite(found.palette.p):
-        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not hues_outside(found)
-        palette = bool(printed and found.palette.p < 0.05)
+    if np.isfinite(colours.palette.p):
+        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not hues_outside(colours)
+        palette = bool(printed and colours.palette.p < 0.05)
     return {"depth": depth, "palette": palette, "gray": gray if before[0] else None}
 
 
 def judge(seen: dict[str, bool | None]) -> Verdict:
-    """Return what the parts say together."""
+    """Combine the parts into a verdict."""
     decided = [v for v in seen.values() if v is not None]
     if seen["depth"] is None or not decided:
         return "not decided"
@@ -268,38 +291,43 @@ def judge(seen: dict[str, bool | None]) -> Verdict:
 
 
 def write_conclusion(
-    by_depth: Trends, found: LayerColours, before: Count, after: Count, told: dict[str, bool | None], lost: list[str]
+    by_depth: Trends,
+    colours: LayerColours,
+    before: Count,
+    after: Count,
+    parts: dict[str, bool | None],
+    dead: list[str],
 ) -> str:
-    """Return the sentence."""
+    """Write the conclusion."""
 
-    def said(value: float) -> str:
-        return f"{value:.2f}" if np.isfinite(value) else "undefined"
+    def value(number: float) -> str:
+        return f"{number:.2f}" if np.isfinite(number) else "undefined"
 
-    def reach(trend: Interval) -> str:
+    def ends(trend: Interval) -> str:
         return f" [{trend.low:.2f}, {trend.high:.2f}]" if np.isfinite([trend.low, trend.high]).all() else ""
 
-    changes = ", ".join(f"{SHORT[name]} {said(t.value)}{reach(t)}" for name, t in by_depth.items())
-    seen = found.palette
-    if not np.isfinite(seen.p):
-        palette = "the first layer's colours are too few for a palette"
+    changes = ", ".join(f"{SHORT[name]} {value(t.value)}{ends(t)}" for name, t in by_depth.items())
+    fit = colours.palette
+    if not np.isfinite(fit.p):
+        palette = "the first layer has too few colours for a palette"
     else:
-        beyond = ", ".join(hues_outside(found)) or "none"
+        others = ", ".join(hues_outside(colours)) or "none"
         palette = (
-            f"the first layer's colours form {seen.count} clusters ({', '.join(found.hues())}; p {seen.p:.2g}), of "
-            f"which outside such a palette: {beyond}; {int((~found.hued).sum())} of the {len(found.names)} features' "
-            "colours are gray"
+            f"the first layer's colours form {fit.count} clusters ({', '.join(colours.hues())}; p {fit.p:.2g}), of "
+            f"which not in such a palette: {others}; {int((~colours.hued).sum())} of the {len(colours.names)} "
+            "features' colours are gray"
         )
-    drawn = f" ({', '.join(lost)}; {LEFT})" if lost else ""
+    named = f" ({', '.join(dead)}; {LEFT})" if dead else ""
+    depth, cmyk, gray = (CLAIM_WORDS[parts[part]] for part in ("depth", "palette", "gray"))
     return (
-        f"That colours become patterns with depth {CLAIM_WORDS[told['depth']]}, by rank correlations over layers: {changes}. "
-        f"That the first layer's palette is like CMYK {CLAIM_WORDS[told['palette']]}: {palette}. That what has no gradient "
-        f"is gray {CLAIM_WORDS[told['gray']]}, where nothing rescues it: {before[0]} of {before[1]} features have no "
-        f"gradient without rescue, {after[0]} with it{drawn}."
+        f"That colours become patterns with depth {depth}, by rank correlations over layers: {changes}. That the first "
+        f"layer's palette is like CMYK {cmyk}: {palette}. That features without a gradient are gray {gray}, without "
+        f"rescue: {before[0]} of {before[1]} features have no gradient without rescue, {after[0]} with it{named}."
     )
 
 
 def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
-    """Draw the first features of every layer, a row a layer."""
+    """Draw the first features of every layer, one row for each layer."""
     names = [str(n) for n in data["image"].values]
     status = [array_layout.STATUSES[int(c)] for c in data["status"][0].values]
     odd = [s if s != "live" else "" for s in status]
@@ -315,11 +343,11 @@ def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
 
 
 @style.house_style
-def draw_figure(context: Context, means: pd.DataFrame, found: LayerColours, size: int) -> Figure:
-    """Draw the first layer's colours in the opponent plane, and every measure and the receptive field by layer."""
+def draw_figure(context: Context, means: pd.DataFrame, colours: LayerColours, size: int) -> Figure:
+    """Draw the first layer's colours, and every measure by layer."""
     drawn, layers = Figure(figsize=(10.5, 9), layout="constrained"), context.layers
     grid = drawn.add_gridspec(3, 6, height_ratios=(1.5, 1, 1))
-    _draw_plane(drawn.add_subplot(grid[0, :3]), found)
+    _draw_plane(drawn.add_subplot(grid[0, :3]), colours)
     places = [(0, slice(3, 6)), *((row, slice(first, first + 3)) for row in (1, 2) for first in (0, 3))]
     axes = [drawn.add_subplot(grid[place]) for place in places]
     axes[0].plot(field_sizes(context, size), "o-", color=style.colour(0), markersize=4)
@@ -337,19 +365,20 @@ def draw_figure(context: Context, means: pd.DataFrame, found: LayerColours, size
     return drawn
 
 
-def _draw_plane(axes: Axes, found: LayerColours) -> None:
+def _draw_plane(axes: Axes, colours: LayerColours) -> None:
+    """Draw the first layer's colours in the opponent plane, framed by cluster."""
     corners = palettes.oklab(np.array(list(palettes.HUES.values())))
     for name, (_, a, b) in zip(palettes.HUES, corners, strict=True):
         out = BESIDE / np.hypot(a, b)  # markers lie on the corner itself
         axes.text(a * (1 + out), b * (1 + out), name, ha="center", va="center", fontsize=8, color=style.FAINT)
     axes.add_patch(Circle((0, 0), palettes.GRAY_CHROMA, fill=False, edgecolor=style.GRAY, linewidth=0.8))
-    for k in range(found.palette.count):
-        own = found.palette.labels == k
-        label = f"{found.hues()[k]}: {int(own.sum())}" if own.any() else None
+    for k in range(colours.palette.count):
+        own = colours.palette.labels == k
+        label = f"{colours.hues()[k]}: {int(own.sum())}" if own.any() else None
         axes.scatter(
-            found.lab[own, 1],
-            found.lab[own, 2],
-            c=found.rgb[own],
+            colours.lab[own, 1],
+            colours.lab[own, 2],
+            c=colours.rgb[own],
             edgecolors=[style.colour(k)],
             linewidths=1.6,
             s=52,
@@ -358,18 +387,19 @@ def _draw_plane(axes: Axes, found: LayerColours) -> None:
     axes.set(xlim=(-0.42, 0.42), ylim=(-0.42, 0.42), aspect="equal")
     axes.set_xlabel("OKLab a: green to red", fontsize=9)
     axes.set_ylabel("OKLab b: blue to yellow", fontsize=9)
-    p = found.palette.p
+    p = colours.palette.p
     axes.set_title(
-        f"first layer: dominant colours of {len(found.names)} features,\nframed by cluster"
+        f"first layer: dominant colours of {len(colours.names)} features,\nframed by cluster"
         + (f" (p = {p:.2g} against one cloud)" if np.isfinite(p) else ""),
         fontsize=9.5,
     )
-    if found.names:
+    if colours.names:
         axes.legend(fontsize=8, title="cluster: features", title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.tick_params(labelsize=8)
 
 
 def _draw_by_layer(axes: Axes, means: pd.DataFrame, name: str, layers: int) -> None:
+    """Draw one measure of every feature, by layer, with its mean and interval."""
     axes.plot(means["depth"], means[name], "o", color=style.colour(0), alpha=0.35, markersize=3.5, mew=0)
     if name == "waves":
         axes.set_yscale("log")
@@ -389,24 +419,24 @@ def measure(context: Context) -> Outcome:
     first = context.layers[0]
     channels = min(COLOURS, context.network.layer(first, size).channels)
     palette_data = maximise_features(context, [f"{first}:{c}" for c in range(channels)], "first-layer", context.seeds)
-    table, lost = image_rows(data, "maps"), image_rows(plain, "without rescue")
-    means, found = feature_means(table, context.layers), dominant_colours(palette_data)
-    before, after = count_dead(lost), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
-    null, without = plain["null_images"][0].values, np.flatnonzero(lost["status"] == "dead")
+    table, unrescued = image_rows(data, "maps"), image_rows(plain, "without rescue")
+    means, colours = feature_means(table, context.layers), dominant_colours(palette_data)
+    before, after = count_dead(unrescued), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
+    null, without = plain["null_images"][0].values, np.flatnonzero(unrescued["status"] == "dead")
     gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
     by_depth = depth_trends(means)
-    told = judge_parts(by_depth, found, before, gray)
+    parts = judge_parts(by_depth, colours, before, gray)
     status = data["status"][0].values
-    left = [
+    dead = [
         str(n) for n, s in zip(data["image"].values, status, strict=True) if array_layout.STATUSES[int(s)] == "dead"
     ]
     maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(
-        pd.concat([table, lost, image_rows(palette_data, "first layer")], ignore_index=True),
-        collect_findings(context, means, by_depth, found, before, after, size),
-        judge(told),
-        write_conclusion(by_depth, found, before, after, told, left),
-        {"": draw_figure(context, means, found, size), "-maps.webp": maps},
+        pd.concat([table, unrescued, image_rows(palette_data, "first layer")], ignore_index=True),
+        collect_findings(context, means, by_depth, colours, before, after, size),
+        judge(parts),
+        write_conclusion(by_depth, colours, before, after, parts, dead),
+        {"": draw_figure(context, means, colours, size), "-maps.webp": maps},
     )
 
 

@@ -1,11 +1,11 @@
-"""Where does a maximised neuron change the image, how far does the change reach, and is it one pattern?
+"""Measure where a maximised neuron changes the image, how far the change extends, and in how many patterns.
 
     python -m analyses.maximised_unit
 
-Neurons ``layer:f:m:n`` are maximised in linear steps (the recipe `interact`), so that an image less its null image is
-the sum of the neuron's gradients: at eight places of the grid, drawn for each channel, and in the middle of it from
-several starts. As many features are drawn of each branch of a module, and images are so large that they hold the fields
-of the neurons in their middle, up to a limit.
+Neurons ``layer:f:m:n`` are maximised in linear steps (the recipe `interact`), so that an image minus its null image is
+the sum of the neuron's gradients: at eight positions of the grid, drawn for each channel, and in the middle of it from
+several starts. Equally many features are drawn of each branch of a module, and images are large enough, up to a limit,
+for the receptive fields of the neurons in the middle.
 """
 
 from __future__ import annotations
@@ -58,27 +58,30 @@ from featmap.stats.correlation import standardise
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6
 GOOD, HALF = 0.9, 0.5
-"""Share of a neuron's best activation that a start has to reach; share of the distance between neurons that is
-clear."""
+"""Share of a neuron's best activation that counts as reached, and of the distance between neurons that is clear."""
 MANY, ALIKE = 0.05, 1e-6
+"""Least share of neurons with several patterns, and largest difference of fields that are the same."""
 RESCUE = 0.25
-"""A single neuron is often dead on noise: in the first quarter of the steps its gradient passes dead ReLUs."""
+"""Share of the steps in which the gradient passes dead ReLUs: a single neuron is often dead on noise."""
 SHOWN, SIDE = 3, 96
 
 STUDY = Study(
     "maximised_unit",
     section="Feature Visualization from First Principles",
-    claim="A unit's place in the tensor is where its image changes; a neuron of an interior channel has a wider field "
-    "than one of an exterior channel, because of the module's branches; one neuron can answer several patterns.",
-    measured="centre of the change's energy against the centre of the analytic receptive field, the radius that holds "
-    "90 % of the energy by branch, and how many clearly different images of one neuron, from different starts, reach "
-    "90 % of its best activation (clearly: further apart than half the median distance between different neurons')",
-    rule="the claim holds if the two centres are nearer than another place's, interior channels' radius lies "
-    "above the first branch's and above the last one's (of these with the one whose analytic field is another than "
-    "theirs: where the fields are the same, as of GoogLeNet's last branch, there is nothing to differ; in layers whose "
-    "middle neurons' fields fit into the image), and more than one neuron in twenty has several different images by "
-    "response profile; in part if one of these is so",
-    full="299 pixels and 300 steps; one size instead of octaves, since a neuron's place in the grid belongs to a size",
+    claim="A unit's position in the tensor is where its image changes; a neuron of an interior channel has a wider "
+    "field than one of an exterior channel, because of the module's branches; one neuron can respond to several "
+    "patterns.",
+    measured="distance of the centre of the change's energy from the centre of the analytic receptive field, the "
+    "radius that holds 90 % of the energy by branch, and how many clearly different images of one neuron, from "
+    "different starts, reach 90 % of its best activation (clearly: further apart than half the median distance between "
+    "different neurons' images)",
+    rule="the claim holds if the two centres are nearer to each other than to those of other positions, if the radius "
+    "of interior channels is above that of the first and of the last branch (branches with the same analytic field as "
+    "interior ones, such as GoogLeNet's last, are not compared, nor are layers whose central neurons' fields do not "
+    "fit into the image), and if more than one neuron in twenty has several different images by response profile; it "
+    "holds in part if one of these is true",
+    full="299 pixels and 300 steps; one size instead of octaves, since a neuron's position in the grid belongs to a "
+    "size",
     layers={
         "reference": ("inception3b", "inception4a"),
         "googlenet": ("inception3b", "inception4a"),
@@ -89,43 +92,44 @@ STUDY = Study(
 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS, starts: int = STARTS) -> Outcome:
-    """Maximise the neurons and measure place, reach and variety of what changes."""
+    """Maximise neurons and measure position, extent and variety of the change."""
     size = size or fitting_size(context.network, context.layers, image_size(context))
     recipe = INTERACT.resolved(FULL, size, steps, rescue=RESCUE)
     if context.full:
         recipe = INTERACT.resolved(FULL, FULL, FULL_STEPS, rescue=RESCUE)
-    made = [_maximise_neurons(context, name, recipe, starts) for name in context.layers]
+    neurons = [_maximise_neurons(context, name, recipe, starts) for name in context.layers]
     rows = pd.concat(
-        [part for n in made for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
+        [part for n in neurons for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
     )
-    found = _collect_findings(rows, made, recipe.size)
-    verdict, conclusion = judge(found)
+    findings = _collect_findings(rows, neurons, recipe.size)
+    verdict, conclusion = judge(findings)
     figures: dict[str, Figure | bytes] = {
-        "": draw_figure(rows, made),
-        "-images.webp": encode_webp(draw_sheet(made), dpi=100),
+        "": draw_figure(rows, neurons),
+        "-images.webp": encode_webp(draw_sheet(neurons), dpi=100),
     }
-    return Outcome(rows, list(found.values()), verdict, conclusion, figures)
+    return Outcome(rows, list(findings.values()), verdict, conclusion, figures)
 
 
 def _maximise_neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neurons:
+    """Maximise the neurons of one layer in the middle of the image and at other positions."""
     trace, layer = context.network.trace(recipe.size), context.network.layer(name, recipe.size)
     channels = draw_by_branch(context, layer)
     fields = [trace.field(name, f) for f in channels]
     m, n = central_position(layer, fields, recipe.size)
     others, starts = [draw_positions(layer, f, (m, n)) for f in channels], max(starts, context.seeds)
     context.log(
-        f"{name}: {len(channels)} neurons, {starts} starts, {len(others[0])} other places, {recipe.size} pixels"
+        f"{name}: {len(channels)} neurons, {starts} starts, {len(others[0])} other positions, {recipe.size} pixels"
     )
-    middle = make_images(
+    central = make_images(
         context, [f"{name}:{f}:{m}:{n}" for f in channels], recipe, name, "middle", probe=name, seeds=starts
     )
-    elsewhere = [f"{name}:{f}:{m}:{n}" for f, there in zip(channels, others, strict=True) for m, n in there]
+    elsewhere = [f"{name}:{f}:{m}:{n}" for f, positions in zip(channels, others, strict=True) for m, n in positions]
     return Neurons(
         layer,
         channels,
         fields,
         [layer.branch(f) for f in channels],
-        middle,
+        central,
         make_images(context, elsewhere, recipe, name, "around", seeds=1) if elsewhere else None,
         others,
         fields_fit(context.network, name, recipe.size),
@@ -133,32 +137,37 @@ def _maximise_neurons(context: Context, name: str, recipe: Recipe, starts: int) 
 
 
 def _position_rows(n: Neurons) -> list[pd.DataFrame]:
-    """Return where the neurons' images changed, where their fields are, and how far that is from other places."""
+    """Measure where images changed, where the fields are, and how far other positions are."""
     if n.elsewhere is None:
         return []
-    found = np.stack([extents.centres(c) for c in n.elsewhere.changes])
-    at = np.array(
-        [extents.field_centre(f, *place) for f, there in zip(n.fields, n.positions, strict=True) for place in there]
+    centre = np.stack([extents.centres(c) for c in n.elsewhere.changes])
+    field = np.array(
+        [extents.field_centre(f, *at) for f, positions in zip(n.fields, n.positions, strict=True) for at in positions]
     )
-    error = np.linalg.norm(found - at, axis=2)
+    error = np.linalg.norm(centre - field, axis=2)
     count, rows = len(n.positions[0]), []
     for axis, what in enumerate(("row", "column")):
-        rows.append(tidy_rows(f"{what} found", n.layer.name, n.elsewhere, found[..., axis], "interact"))
-        rows.append(tidy_rows(f"{what} of the field", n.layer.name, n.elsewhere, at[:, axis] + 0 * error, "interact"))
+        rows.append(tidy_rows(f"{what} found", n.layer.name, n.elsewhere, centre[..., axis], "interact"))
+        rows.append(
+            tidy_rows(f"{what} of the field", n.layer.name, n.elsewhere, field[:, axis] + 0 * error, "interact")
+        )
     rows.append(tidy_rows("error", n.layer.name, n.elsewhere, error, "interact"))
     if count > 1:
-        own = at.reshape(-1, count, 2)
-        away = [
-            np.linalg.norm(found.reshape(len(found), -1, count, 2) - np.roll(own, k, axis=1), axis=3)
+        own = field.reshape(-1, count, 2)
+        distances = [
+            np.linalg.norm(centre.reshape(len(centre), -1, count, 2) - np.roll(own, k, axis=1), axis=3)
             for k in range(1, count)
         ]
         rows.append(
-            tidy_rows("error of another place", n.layer.name, n.elsewhere, np.mean(away, 0).reshape(error.shape), "")
+            tidy_rows(
+                "error of another place", n.layer.name, n.elsewhere, np.mean(distances, 0).reshape(error.shape), ""
+            )
         )
     return rows
 
 
 def _radius_rows(n: Neurons) -> list[pd.DataFrame]:
+    """Measure the radius of each neuron's change, the place of its branch and the size of its field."""
     radius = np.stack([extents.radii(c) for c in n.central.changes])
     return [
         tidy_rows("radius", n.layer.name, n.central, radius, "interact"),
@@ -168,15 +177,17 @@ def _radius_rows(n: Neurons) -> list[pd.DataFrame]:
 
 
 def _variety_rows(n: Neurons) -> list[pd.DataFrame]:
-    """Return how many clearly different images reach `GOOD` of each neuron's best, by pixels and by response
-    profile."""
+    """Count the clearly different images that reach `GOOD` of each neuron's best.
+
+    They are compared by pixels and by response profile.
+    """
     A = n.central.responses
     Z = standardise(A.reshape(-1, A.shape[2]), np.ones(A.shape[0] * A.shape[1], dtype=bool)).reshape(A.shape)
     Z = Z[..., np.isfinite(Z).all((0, 1))]
     rows = []
-    for what, held in (("images", n.central.changes), ("profiles", Z)):
-        apart = _median_distance(held, n.central.live)
-        counts, own = count_kinds(held, n.central, 1 - HALF * apart)
+    for what, values in (("images", n.central.changes), ("profiles", Z)):
+        apart = _median_distance(values, n.central.live)
+        counts, own = count_kinds(values, n.central, 1 - HALF * apart)
         rows.append(tidy_rows(f"different {what}", n.layer.name, n.central, counts, "interact"))
         rows.append(tidy_rows(f"distance of {what} between starts", n.layer.name, n.central, own, "interact"))
         rows.append(
@@ -189,32 +200,49 @@ def _variety_rows(n: Neurons) -> list[pd.DataFrame]:
     return rows
 
 
-def _median_distance(held: np.ndarray, live: np.ndarray) -> float:
-    """Return the median distance (1 - correlation) of images of different neurons from the same start; S x N x ..."""
-    found = []
-    for one, known in zip(held, live, strict=True):
-        r = pairwise_correlations(one[known]) if known.sum() > 1 else np.empty((0, 0))
-        found += r[np.triu_indices(len(r), 1)].tolist()
-    return float(1 - np.nanmedian(found)) if np.isfinite(found).any() else float("nan")
+def _median_distance(values: np.ndarray, live: np.ndarray) -> float:
+    """Compute the median distance (1 - r) of different neurons' images from one start.
 
-
-def good_starts(made: ImageSet) -> np.ndarray:
-    """Return which starts reach `GOOD` of their neuron's best activation: S x N."""
-    value = np.where(made.live, made.activation, -np.inf)
-    best = value.max(0)
-    return (value >= GOOD * best) & (best > 0) & made.live
-
-
-def count_kinds(held: np.ndarray, made: ImageSet, alike: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many kinds of images reach `GOOD` of each neuron's best, and their mean distance: N each.
-
-    `held` is S x N x ..., what is compared; images are of one kind while they correlate with more than `alike`.
+    `values` is `S x N x ...`.
     """
-    good = good_starts(made)
+    correlations = []
+    for one, alive in zip(values, live, strict=True):
+        r = pairwise_correlations(one[alive]) if alive.sum() > 1 else np.empty((0, 0))
+        correlations += r[np.triu_indices(len(r), 1)].tolist()
+    return float(1 - np.nanmedian(correlations)) if np.isfinite(correlations).any() else float("nan")
+
+
+def good_starts(image_set: ImageSet) -> np.ndarray:
+    """Find the starts that reach `GOOD` of their neuron's best activation, `S x N`."""
+    value = np.where(image_set.live, image_set.activation, -np.inf)
+    best = value.max(0)
+    return (value >= GOOD * best) & (best > 0) & image_set.live
+
+
+def count_kinds(values: np.ndarray, image_set: ImageSet, alike: float) -> tuple[np.ndarray, np.ndarray]:
+    """Count the kinds of images that reach `GOOD` of each neuron's best.
+
+    Images are of one kind if they correlate by more than `alike`.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        What is compared, `S x N x ...`.
+    image_set : ImageSet
+        Images of the neurons.
+    alike : float
+        Least correlation within a kind.
+
+    Returns
+    -------
+    counts, distance : numpy.ndarray
+        Number of kinds of each neuron, and mean distance of its images.
+    """
+    good = good_starts(image_set)
     counts, apart = np.full(good.shape[1], np.nan), np.full(good.shape[1], np.nan)
     for k in range(good.shape[1]):
         if good[:, k].any() and np.isfinite(alike):
-            r = pairwise_correlations(held[good[:, k], k])
+            r = pairwise_correlations(values[good[:, k], k])
             counts[k] = len(set(correlation_clusters(r, alike)) - {-1})
             pairs = r[np.triu_indices(len(r), 1)]
             apart[k] = 1 - np.nanmean(pairs) if np.isfinite(pairs).any() else np.nan
@@ -222,10 +250,13 @@ def count_kinds(held: np.ndarray, made: ImageSet, alike: float) -> tuple[np.ndar
 
 
 def _relative_by_branch(
-    rows: pd.DataFrame, neurons: Sequence[Neurons], measure: str, recipe: str
+    rows: pd.DataFrame, neurons: Sequence[Neurons], quantity: str, recipe: str
 ) -> dict[int, pd.Series]:
-    """Return the radii (or sides of fields) over their layer's mean, by the channels' end; of layers that are whole."""
-    values = values_by_feature(rows, measure, recipe)
+    """Divide a quantity by its layer's mean, and group it by the channels' branches.
+
+    Only layers whose fields fit into the image are taken.
+    """
+    values = values_by_feature(rows, quantity, recipe)
     values = values[values.index.get_level_values(0).isin([n.layer.name for n in neurons if n.inside_image])]
     end = values_by_feature(rows, "end", "").reindex(values.index)
     relative = values / values.groupby("layer").transform("mean")
@@ -233,7 +264,7 @@ def _relative_by_branch(
 
 
 def _position_correlation(rows: pd.DataFrame) -> pd.Series:
-    """Return, for each feature, the correlation of where its images changed with where its fields are."""
+    """Correlate, for each feature, the centres of its changes with those of its fields."""
     wide = {
         (what, kind): values_by_feature(rows, f"{what} {kind}", "interact")
         for what in ("row", "column")
@@ -250,37 +281,40 @@ def _position_correlation(rows: pd.DataFrame) -> pd.Series:
 
 
 def _width_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> list[Finding]:
-    """Return how much wider the changes and fields of interior channels are than each exterior branch's."""
+    """Compare changes and fields of interior channels with those of exterior branches."""
     radius, field = (
         _relative_by_branch(rows, neurons, "radius", "interact"),
         _relative_by_branch(rows, neurons, "field side", ""),
     )
-    found = []
+    findings = []
     for at, which in ((FIRST, "first"), (LAST, "last")):
-        words = f"radius of 90 % of the change over its layer's mean, interior channels less the {which} branch's"
-        found.append(difference_finding(f"wider {which}", radius[INTERIOR], radius[at], words))
+        words = (
+            f"radius of 90 % of the change, relative to its layer's mean: interior channels minus the {which} branch"
+        )
+        findings.append(difference_finding(f"wider {which}", radius[INTERIOR], radius[at], words))
         more = field[INTERIOR].mean() - field[at].mean()
         count = len(field[INTERIOR]) + len(field[at])
-        found.append(value_finding(f"field {which}", more, count, "the same of the analytic field's side"))
+        findings.append(value_finding(f"field {which}", more, count, "the same for the side of the analytic field"))
     short = [n.layer.name for n in neurons if not n.inside_image]
-    words = f"layers whose middle neurons see beyond the {size} pixels, left out of this comparison"
+    words = f"layers whose central neurons see beyond the {size} pixels, not in this comparison"
     words += f" ({', '.join(short)})" if short else ""
-    return [*found, value_finding("truncated", len(short), len(neurons), words)]
+    return [*findings, value_finding("truncated", len(short), len(neurons), words)]
 
 
 def _radius_by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
-    """Return the radii of a layer's changes by branch; under the empty name where there are none."""
-    radius, found = values_by_feature(rows, "radius", "interact"), {}
+    """Look up the radii of a layer's changes by branch."""
+    radius, radii = values_by_feature(rows, "radius", "interact"), {}
     for branch in dict.fromkeys(n.branches):
         wanted = {u.split(":", 1)[1] for u, b in zip(n.central.units, n.branches, strict=True) if b == branch}
-        found[branch] = radius[[la == n.layer.name and f in wanted for la, f in radius.index]]
-    return found
+        radii[branch] = radius[[la == n.layer.name and f in wanted for la, f in radius.index]]
+    return radii
 
 
 def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -> dict[str, Finding]:
-    found = [
+    """Collect the findings by name."""
+    findings = [
         mean_or_undefined(
-            "follows", _position_correlation(rows), "correlation of where the image changes with where the field is"
+            "follows", _position_correlation(rows), "correlation of the centre of the change with that of the field"
         ),
         mean_or_undefined(
             "error", values_by_channel(rows, "error", "interact"), "distance of the two centres", "pixels", POSITIVE
@@ -288,7 +322,7 @@ def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int)
         mean_or_undefined(
             "floor",
             values_by_channel(rows, "error of another place", ""),
-            "distance from another place's field",
+            "distance from the centre of another position's field",
             "pixels",
         ),
         *_width_findings(rows, neurons, size),
@@ -299,66 +333,72 @@ def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int)
         for branch, own in radius.items():
             seen = f"{n.layer.name} {branch} (field {n.fields[n.branches.index(branch)]})"
             words = f"radius of 90 % of the change, {seen}"
-            found.append(mean_or_undefined(f"radius {n.layer.name} {branch}", own, words, "pixels", POSITIVE))
+            findings.append(mean_or_undefined(f"radius {n.layer.name} {branch}", own, words, "pixels", POSITIVE))
             if branch != first:
-                words = f"the same less {first}'s"
-                found.append(
+                words = f"the same minus {first}'s"
+                findings.append(
                     difference_finding(f"more {n.layer.name} {branch}", own, radius[first], f"{words} (pixels)")
                 )
     for what, words in (("images", "by pixels"), ("profiles", "by response profile")):
         counts = values_by_feature(rows, f"different {what}", "interact")
-        found.append(
+        findings.append(
             mean_or_undefined(f"kinds {what}", counts, f"clearly different images at 90 % of the best, {words}")
         )
-        found.append(
+        findings.append(
             share_or_undefined(f"several {what}", counts > 1, f"share of neurons with two or more of them, {words}")
         )
         for between in ("starts", "neurons"):
             apart = values_by_feature(rows, f"distance of {what} between {between}", "interact")
-            found.append(mean_or_undefined(f"{what} {between}", apart, f"distance of {what} between {between} (1 - r)"))
+            findings.append(
+                mean_or_undefined(f"{what} {between}", apart, f"distance of {what} between {between} (1 - r)")
+            )
     good = values_by_feature(rows, "good starts", "interact")
-    found.append(
-        mean_or_undefined("good", good, f"starts of {len(neurons[0].central.images)} that reach 90 % of the best")
+    findings.append(
+        mean_or_undefined("good", good, f"starts, of {len(neurons[0].central.images)}, that reach 90 % of the best")
     )
-    return {finding.name: finding for finding in found}
+    return {finding.name: finding for finding in findings}
 
 
-def judge(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
-    """Return verdict and conclusion, by the rule of the study."""
-    error, floor, first, several_ = (found[k] for k in ("error", "floor", "wider first", "several profiles"))
+def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
+    """Judge the claim by the rule of the study, and write the conclusion."""
+    error, floor, first, several = (findings[k] for k in ("error", "floor", "wider first", "several profiles"))
     place = error.high is not None and floor.low is not None and error.high < floor.low
-    held = (place, interior_wider(found), (several_.low or 0) > MANY)
-    verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
-    same = "" if fields_differ(found, "last") else ", which is not compared: its field is the same"
+    parts = (place, interior_wider(findings), (several.low or 0) > MANY)
+    verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
+    position, extent, variety = (CLAIM_WORDS[part] for part in parts)
+    same = "" if fields_differ(findings, "last") else ", which is not compared because its field is the same"
+    fields = [format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last")]
     return verdict, (
-        f"That the image changes at the neuron's place {CLAIM_WORDS[held[0]]}: {format_value(error.value, '.1f')} pixels from the "
-        f"middle of its field ({format_value(floor.value, '.1f')} from another place's, correlation "
-        f"{format_value(found['follows'].value)}). That interior channels reach further {CLAIM_WORDS[held[1]]}: by "
-        f"{format_interval(first, '+.2f')} of their layer's mean more than the first branch's, and by "
-        f"{format_interval(found['wider last'], '+.2f')} more than the last one's{same} (fields: "
-        f"{format_value(found['field first'].value, '+.2f')} and {format_value(found['field last'].value, '+.2f')}). That one "
-        f"neuron answers several patterns {CLAIM_WORDS[held[2]]}: {format_value(several_.value, '.0%')} of the neurons have two "
-        f"or more clearly different images by response profile ({format_value(found['several images'].value, '.0%')} by "
-        "pixels)."
+        f"That the image changes at the neuron's position {position}: {format_value(error.value, '.1f')} pixels from "
+        f"the centre of its field ({format_value(floor.value, '.1f')} from that of another position, correlation "
+        f"{format_value(findings['follows'].value)}). That interior channels extend further {extent}: by "
+        f"{format_interval(first, '+.2f')} of their layer's mean compared with the first branch, and by "
+        f"{format_interval(findings['wider last'], '+.2f')} compared with the last{same} (fields: {fields[0]} and "
+        f"{fields[1]}). That one neuron responds to several patterns {variety}: {format_value(several.value, '.0%')} "
+        "of the neurons have two or more clearly different images by response profile "
+        f"({format_value(findings['several images'].value, '.0%')} by pixels)."
     )
 
 
-def fields_differ(found: Mapping[str, Finding], which: str) -> bool:
-    """Return whether interior channels' analytic fields differ from a branch's, so that their reach can differ too."""
-    more = found[f"field {which}"].value
+def fields_differ(findings: Mapping[str, Finding], which: str) -> bool:
+    """Check whether the analytic fields of interior channels differ from a branch's."""
+    more = findings[f"field {which}"].value
     return more is not None and abs(more) > ALIKE
 
 
-def interior_wider(found: Mapping[str, Finding]) -> bool | None:
-    """Return whether interior channels reach further than each branch that is compared; None where none is."""
-    chosen = [found[f"wider {which}"] for which in ("first", "last") if fields_differ(found, which)]
+def interior_wider(findings: Mapping[str, Finding]) -> bool | None:
+    """Check whether interior channels extend further than each branch compared.
+
+    None where no branch is compared.
+    """
+    chosen = [findings[f"wider {which}"] for which in ("first", "last") if fields_differ(findings, which)]
     return all((f.low or 0) > 0 for f in chosen) if chosen else None
 
 
 @house_style
 def draw_figure(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
-    """Draw where images change against the fields by layer, how far by branch, and the number of different images."""
-    titles = [f"{n.layer.name}: middle of the change by that of the field" for n in neurons]
+    """Draw the centres of change and field, the radii by branch and the kinds."""
+    titles = [f"{n.layer.name}: centre of the change and of the field" for n in neurons]
     figure, axes = panels(
         (*titles, "Radius that holds 90 % of the change, by branch", "Clearly different images at 90 % of the best"),
         widths=(*[0.9] * len(neurons), 1.5, 0.8),
@@ -388,13 +428,13 @@ def draw_figure(rows: pd.DataFrame, neurons: Sequence[Neurons]) -> Figure:
     right.set_ylim(bottom=0)
     for one in (middle, right):
         if (legend := one.get_legend()) is not None:
-            legend.remove()  # the colours are those of the first panels
+            legend.remove()  # the first panels show the colours
     return figure
 
 
 @house_style
 def draw_sheet(neurons: Sequence[Neurons]) -> Figure:
-    """Draw a few neurons' changes from their starts, the best first: a row a neuron."""
+    """Draw a few neurons' changes from their starts, the best first."""
     images, labels, captions = [], [], []
     columns = min(len(neurons[0].central.images), 6)
     for n in neurons:
@@ -407,7 +447,7 @@ def draw_sheet(neurons: Sequence[Neurons]) -> Figure:
                 images.append(thumbnail(0.5 + 0.5 * change / scale, SIDE).transpose(2, 0, 1) / 255)
                 labels.append(n.central.units[k])
                 captions.append(f"start {s}: {n.central.activation[s, k]:.3g}")
-    title = "One neuron from several starts: what changed, each to its own largest change, and the activation reached"
+    title = "One neuron from several starts: change of the image, each on its own scale, and activation reached"
     return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=columns)
 
 

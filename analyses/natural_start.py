@@ -1,10 +1,11 @@
-"""Descent from a photograph instead of noise: many features at once, and how fast the photograph is left.
+"""Measure descents that start from a photograph: what they reach, and how fast they depart from it.
 
     python -m analyses.natural_start --image PHOTOGRAPH [--layers inception4a,inception5a]
 
-Without `--image` an image with the spectrum of natural ones takes the photograph's place: the project holds no
+Without `--image` an image with the spectrum of natural images replaces the photograph: the project contains no
 photographs. Each feature is maximised from it and from noise; so are all drawn features of a layer as one sum, and the
-whole layer. Profiles are the responses of all features of the layer, each in its own deviation over 1/f images.
+whole layer. A profile is the responses of all features of the layer, each divided by its standard deviation over 1/f
+images.
 """
 
 from __future__ import annotations
@@ -35,45 +36,47 @@ from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import Recipe
-from featmap.plotting import style as drawing
+from featmap.plotting import style
 from featmap.plotting.style import encode_webp, printable_line, thumbnail
 from featmap.runs.array_layout import LIVE, RESCUED
 from featmap.runs.engine import Execution
 
 ENOUGH = 0.8
+"""Least share of the activation from noise that a descent from another start has to reach."""
 PHOTO, NOISE, TOGETHER, BLUR = "#d62728", "#0072b2", "#222222", "#009e73"
 
 STUDY = Study(
     "natural_start",
     section="Layer and Neuron Interactions",
-    claim="The descent may start from a natural image instead of noise, also for many features at once.",
-    measured="what drawn features reach from a natural image over what they reach from noise; correlation of the "
-    "response profile at every step with that image's own and with the noise-started image's of the same feature; "
-    "the half-life of the first; the same for all drawn features as one sum and for the whole layer. The image is the "
-    "photograph that `--image` names; without it a 1/f image, no photograph",
-    rule="the claim holds if from a photograph the drawn features, by the lower end of their interval, and every "
-    f"sum and whole layer reach {ENOUGH} of what they reach from noise, in part if only one of these does; "
-    "without a photograph in part at most. A half-life within the first step is an upper bound: such features are "
-    "counted, and the image's profile is left sooner than under the recipe's blur alone only if the interval of the "
-    "paired differences, bounds taken as values, lies above 0",
+    claim="The descent can start from a natural image instead of noise, also for many features at once.",
+    measured="activation that drawn features reach from a natural image divided by what they reach from noise; "
+    "correlation of the response profile at every step with that of the starting image and with that of the "
+    "noise-started image of the same feature; the half-life of the first; the same for all drawn features as one sum "
+    "and for the whole layer. The image is the photograph that `--image` names; without it a 1/f image, not a "
+    "photograph",
+    rule="the claim holds if from a photograph the drawn features (lower end of the interval) and every sum and whole "
+    f"layer reach {ENOUGH} of what they reach from noise; it holds in part if only one of these is true; without a "
+    "photograph it holds in part at most. A half-life within the first step is an upper bound: such features are "
+    "counted, and the profile departs faster than under the recipe's blur alone only if the interval of the paired "
+    "differences, bounds taken as values, is above 0",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
 
 
 def measure(context: Context) -> Outcome:
-    """Maximise features from the photograph and from noise, one by one and all at once."""
+    """Maximise features from the photograph and from noise, one by one and together."""
     settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "fast"}
     recipe = resolved_recipe(context.network, settings["recipe"])
     photograph = starting_image(context, recipe.sizes[0])
-    leavings, together, pictures = [], [], []
+    single, together, pictures = [], [], []
     for layer in context.layers:
         units = context.draw_units(layer)
         context.log(f"features of {layer}")
         photo, noise = maximise_both(context, layer, units, photograph, settings, "features")
         scale = reference_statistics(context, [layer], recipe.size)
         still = blur_responses(context, layer, recipe, photograph, frame_interval(context))
-        leavings += measure_departure(layer, photo, noise, scale, still)
+        single += measure_departure(layer, photo, noise, scale, still)
         pictures.append(
             (layer, photo["images"].values[0], noise["images"].values[0], [str(u) for u in photo["image"].values])
         )
@@ -81,16 +84,19 @@ def measure(context: Context) -> Outcome:
         sums = [" + ".join(units), f"{layer}:all"] if len(units) > 1 else [f"{layer}:all"]
         joint = maximise_both(context, layer, sums, photograph, settings | {"gradients": "together"}, "at-once")
         together += measure_departure(layer, *joint, scale, still)
-    return build_outcome(context, photograph, leavings, together, pictures)
+    return build_outcome(context, photograph, single, together, pictures)
 
 
 def frame_interval(context: Context) -> int:
-    """Return how many steps lie between two frames."""
+    """Choose the number of steps between two frames."""
     return 5 if context.full else 1
 
 
 def blur_responses(context: Context, layer: str, recipe: Recipe, photograph: np.ndarray, between: int) -> np.ndarray:
-    """Return the layer's responses to the photograph under the recipe's blur alone, frames x features."""
+    """Measure the layer's responses under the recipe's blur alone.
+
+    `frames x features`.
+    """
     frames = null_frames(recipe, 0, torch.from_numpy(photograph), between)
     sizes = sorted({f.shape[-1] for f in frames}, key=[f.shape[-1] for f in frames].index)
     groups = [torch.stack([f for f in frames if f.shape[-1] == size]) for size in sizes]
@@ -100,21 +106,24 @@ def blur_responses(context: Context, layer: str, recipe: Recipe, photograph: np.
 
 
 def starting_image(context: Context, size: int) -> np.ndarray:
-    """Return the photograph, 3 x H x H in [0, 1], or an image with a 1/f spectrum that is not among the yardstick's."""
+    """Read the photograph, `3 x H x H` in [0, 1], or make a 1/f image instead.
+
+    The 1/f image is not among those that responses are standardised with.
+    """
     if context.image is not None:
-        read: np.ndarray = read_photograph(context.image, size).numpy()
-        return read
-    context.log("no --image: starting from an image with a 1/f spectrum in a photograph's place")
-    made: np.ndarray = image_ops.pink_noise(REFERENCE_IMAGES + 1, size)[REFERENCE_IMAGES].clamp(0, 1).numpy()
-    return made
+        photograph: np.ndarray = read_photograph(context.image, size).numpy()
+        return photograph
+    context.log("no --image: starting from an image with a 1/f spectrum instead of a photograph")
+    pink: np.ndarray = image_ops.pink_noise(REFERENCE_IMAGES + 1, size)[REFERENCE_IMAGES].clamp(0, 1).numpy()
+    return pink
 
 
 def maximise_both(
     context: Context, layer: str, units: Sequence[str], photograph: np.ndarray, settings: dict[str, Any], part: str
 ) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return the runs of some units from the photograph, with frames, and from noise."""
-    kept = settings | {"frames": frame_interval(context), "responses": layer}
-    photo = context.maximise(units, part, layer, "photo", start=photograph, **kept)
+    """Maximise units from the photograph, with frames, and from noise."""
+    followed = settings | {"frames": frame_interval(context), "responses": layer}
+    photo = context.maximise(units, part, layer, "photo", start=photograph, **followed)
     noise = context.maximise(units, part, layer, "noise", seeds=context.seeds, responses=layer, **settings)
     return photo, noise
 
@@ -122,34 +131,34 @@ def maximise_both(
 def measure_departure(
     layer: str, photo: xr.Dataset, noise: xr.Dataset, scale: tuple[np.ndarray, np.ndarray], still: np.ndarray
 ) -> list[Departure]:
-    """Return how each unit leaves the photograph; units that did not rise from noise are left out.
+    """Measure how each unit departs from the photograph.
 
-    `still` holds the responses under blur alone, frames x features.
+    Units that did not rise from noise are left out. `still` holds the responses under blur alone, `frames x features`.
     """
     mean, deviation = scale
     frames = (photo["frame_A"].values[0].astype(np.float64) - mean) / deviation
     ends = (noise["A"].values.astype(np.float64) - mean) / deviation
-    own = profile_correlation(frames, frames[:, :1])
-    aims = profile_correlation(frames, ends[:, :, None])  # seed x unit x frame
-    good = np.isin(noise["status"].values, (LIVE, RESCUED)).all(0)
+    start = profile_correlation(frames, frames[:, :1])
+    target = profile_correlation(frames, ends[:, :, None])  # seed x unit x frame
+    risen = np.isin(noise["status"].values, (LIVE, RESCUED)).all(0)
     under_blur = (np.asarray(still, dtype=np.float64) - mean) / deviation
     alone = profile_correlation(under_blur, under_blur[:1])
     names = [str(u) for u in photo["image"].values]
-    found = []
+    departures = []
     for k, name in enumerate(names):
-        if not good[k]:
+        if not risen[k]:
             continue
-        others = [m for m in range(len(names)) if m != k and good[m]]
+        others = [m for m in range(len(names)) if m != k and risen[m]]
         pairs = [(a, b) for a in range(len(ends)) for b in range(a)]
         null = noise["null_activation"].values[:, k].mean()
         rise = noise["activation"].values[:, k].mean() - null
-        found.append(
+        departures.append(
             Departure(
                 name,
                 layer,
                 photo["frame"].values,
-                own[k],
-                aims[:, k].mean(0),
+                start[k],
+                target[:, k].mean(0),
                 float(profile_correlation(ends[:, k], frames[k, 0]).mean()),
                 mean_defined(profile_correlation(frames[k, -1], ends[:, others])),
                 mean_defined(np.array([profile_correlation(ends[a, k], ends[b, k]) for a, b in pairs])),
@@ -157,129 +166,140 @@ def measure_departure(
                 float((photo["activation"].values[0, k] - null) / rise) if rise > 0 else float("nan"),
             )
         )
-    return found
+    return departures
 
 
-def collect_findings(leavings: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> list[Finding]:
-    """Return the study's figures; a half-life that was never reached is left out and counted."""
-    found, start_ = [], start_name(photograph)
-    for layer in dict.fromkeys(r.layer for r in leavings):
-        these = [r for r in leavings if r.layer == layer]
+def collect_findings(single: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> list[Finding]:
+    """Collect the findings.
+
+    A half-life that was never reached is left out and counted.
+    """
+    findings, start = [], start_name(photograph)
+    for layer in dict.fromkeys(r.layer for r in single):
+        these = [r for r in single if r.layer == layer]
         for name, values, words in (
-            ("reached", [r.reached for r in these], f"activation reached from {start_} over that from noise"),
-            ("own", [r.with_start[-1] for r in these], "profile's correlation with the image's own, at the end"),
-            ("floor", [r.floor for r in these], "the same of noise-started images"),
-            ("aim", [r.with_target[-1] for r in these], "with the noise-started image of the same feature"),
-            ("other", [r.other for r in these], "with noise-started images of other features"),
-            ("seeds", [r.seeds for r in these], "two noise-started images of the same feature"),
+            ("reached", [r.reached for r in these], f"activation reached from {start} divided by that from noise"),
+            (
+                "own",
+                [r.with_start[-1] for r in these],
+                "final correlation of the profile with that of the starting image",
+            ),
+            ("floor", [r.floor for r in these], "the same for noise-started images"),
+            (
+                "aim",
+                [r.with_target[-1] for r in these],
+                "final correlation with the noise-started image of the same feature",
+            ),
+            ("other", [r.other for r in these], "final correlation with noise-started images of other features"),
+            ("seeds", [r.seeds for r in these], "correlation of two noise-started images of the same feature"),
         ):
             if np.isfinite(values).any():
-                found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
-        found += half_life_findings(layer, these)
+                findings.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
+        findings += half_life_findings(layer, these)
         if np.isfinite(these[0].blurred[-1]):
-            words = f"{layer}: correlation of {start_}'s profile at the end of that blur with its own"
-            found.append(value_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
+            words = f"{layer}: correlation of the starting image's profile with that at the end of the blur"
+            findings.append(value_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
     for r in together:
         if np.isfinite(r.half):
             words = f"{r.layer}: half-life with {group_name(r.unit)} at once{' (at most)' if count_early([r]) else ''}"
-            found.append(value_finding(f"half:{group_key(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
+            findings.append(value_finding(f"half:{group_key(r.unit)}:{r.layer}", r.half, 1, words, unit="steps"))
         if np.isfinite(r.reached):
-            words = f"{r.layer}: activation of {group_name(r.unit)} at once, from {start_} over that from noise"
-            found.append(value_finding(f"reached:{group_key(r.unit)}:{r.layer}", r.reached, 1, words))
-    return found
+            words = f"{r.layer}: activation of {group_name(r.unit)} at once, from {start} divided by that from noise"
+            findings.append(value_finding(f"reached:{group_key(r.unit)}:{r.layer}", r.reached, 1, words))
+    return findings
 
 
 def start_name(photograph: bool) -> str:
-    """Return what the descents started from, in words."""
+    """Name the start of the descents."""
     return "the photograph" if photograph else "a 1/f image"
 
 
 def group_key(unit: str) -> str:
-    """Return "sum" or "layer"."""
+    """Choose the key of a group of units: "sum" or "layer"."""
     return "sum" if " + " in unit else "layer"
 
 
 def group_name(unit: str) -> str:
-    """Return what was maximised at once, in words."""
+    """Name a group of units maximised at once."""
     return f"{unit.count(' + ') + 1} drawn features" if " + " in unit else "the whole layer"
 
 
-def judge(leavings: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> Verdict:
-    """Return the verdict.
+def judge(single: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> Verdict:
+    """Judge the claim.
 
     It holds where drawn features reach `ENOUGH` of what they reach from noise (lower end of the interval), and so does
-    every sum of them and whole layer; in part where one of the two does; not where neither. Without a photograph it
-    holds in part at most (another start than noise does), and what fails decides nothing.
+    every sum of them and whole layer; in part where one of the two does; otherwise not. Without a photograph it holds
+    in part at most (a start other than noise works), and a failure decides nothing.
     """
-    alone, joint = (np.array([r.reached for r in rs], dtype=float) for rs in (leavings, together))
+    alone, joint = (np.array([r.reached for r in rs], dtype=float) for rs in (single, together))
     if not np.isfinite(alone).any():
         return "not decided"
-    good = interval(alone)[1] >= ENOUGH
+    each = interval(alone)[1] >= ENOUGH
     all_at_once = bool(np.isfinite(joint).any()) and bool((joint[np.isfinite(joint)] >= ENOUGH).all())
-    if not good and not all_at_once:
+    if not each and not all_at_once:
         return "does not hold" if photograph else "not decided"
-    return "holds" if good and all_at_once and photograph else "holds in part"
+    return "holds" if each and all_at_once and photograph else "holds in part"
 
 
 def build_outcome(
     context: Context,
     photograph: np.ndarray,
-    leavings: Sequence[Departure],
+    single: Sequence[Departure],
     together: Sequence[Departure],
     pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
 ) -> Outcome:
-    """Return rows, figures, verdict and conclusion."""
+    """Build rows, findings, verdict, conclusion and figure."""
     rows = [
-        (r.layer, r.unit if r in leavings else group_name(r.unit), what, step, v)
-        for r in (*leavings, *together)
+        (r.layer, r.unit if r in single else group_name(r.unit), what, step, v)
+        for r in (*single, *together)
         for what, values in (("own", r.with_start), ("aim", r.with_target))
         for step, v in zip(r.steps, values, strict=True)
     ]
-    for r in (*leavings, *together):
-        name, end = (r.unit if r in leavings else group_name(r.unit)), r.steps[-1]
+    for r in (*single, *together):
+        name, end = (r.unit if r in single else group_name(r.unit)), r.steps[-1]
         rows += [(r.layer, name, w, end, getattr(r, w)) for w in ("floor", "other", "seeds", "reached")]
-    first = {r.layer: r for r in (*together, *leavings)}
+    first = {r.layer: r for r in (*together, *single)}
     rows += [
         (la, "blur alone", "own", step, v)
         for la, r in first.items()
         for step, v in zip(r.steps, r.blurred, strict=True)
     ]
-    made = collect_findings(leavings, together, context.image is not None)
-    verdict = judge(leavings, together, context.image is not None)
-    said = write_conclusion(leavings, together, context.image is not None)
+    findings = collect_findings(single, together, context.image is not None)
+    verdict = judge(single, together, context.image is not None)
+    text = write_conclusion(single, together, context.image is not None)
     table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])
-    figure = draw_figure(photograph, leavings, together, pictures)  # of pictures: a fifth of its size as PNG
-    return Outcome(table, made, verdict, said, {".webp": encode_webp(figure, dpi=100)})
+    figure = draw_figure(photograph, single, together, pictures)  # WebP: a fifth of the bytes of a PNG
+    return Outcome(table, findings, verdict, text, {".webp": encode_webp(figure, dpi=100)})
 
 
-def write_conclusion(leavings: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> str:
-    """Return the sentence."""
-    reached = np.array([r.reached for r in leavings], dtype=float)
+def write_conclusion(single: Sequence[Departure], together: Sequence[Departure], photograph: bool) -> str:
+    """Write the conclusion."""
+    reached = np.array([r.reached for r in single], dtype=float)
     if not np.isfinite(reached).any():
         return "0 features rose from noise."
     mean, low, high = interval(reached)
-    what = start_name(photograph) + ("" if photograph else " (no photograph was given or tested)")
-    said = f"From {what} {int(np.isfinite(reached).sum())} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what "
-    said += "they reach from noise"
+    start = start_name(photograph) + ("" if photograph else " (no photograph was tested)")
+    text = f"From {start} {int(np.isfinite(reached).sum())} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what "
+    text += "they reach from noise"
     joint = finite_or_nan([r.reached for r in together])
     if np.isfinite(joint).any():
-        said += f", sums of them and whole layers {np.nanmin(joint):.2f} or more"
-    return said + half_life_sentence(leavings) + "."
+        text += f", sums of them and whole layers {np.nanmin(joint):.2f} or more"
+    return text + half_life_sentence(single) + "."
 
 
-@drawing.house_style
+@style.house_style
 def draw_figure(
     photograph: np.ndarray,
-    leavings: Sequence[Departure],
+    single: Sequence[Departure],
     together: Sequence[Departure],
     pictures: Sequence[tuple[str, np.ndarray, np.ndarray, list[str]]],
 ) -> Figure:
-    """Draw the correlations over the steps by layer, and the first features' images from both starts."""
+    """Draw the correlations over the steps, and images from both starts."""
     figure = plt.figure(figsize=(9, 3.8 + 1.9 * len(pictures)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3.8, 1.9 * len(pictures)))
     panes = top.subplots(1, len(pictures), squeeze=False, sharey=True)[0]
     for axes, (layer, *_) in zip(panes, pictures, strict=True):
-        draw_curves(axes, layer, [r for r in leavings if r.layer == layer], [r for r in together if r.layer == layer])
+        draw_curves(axes, layer, [r for r in single if r.layer == layer], [r for r in together if r.layer == layer])
     panes[0].set_ylabel("correlation of profiles")
     shown = {label: line for pane in panes for line, label in zip(*pane.get_legend_handles_labels(), strict=True)}
     if shown:
@@ -298,28 +318,33 @@ def draw_figure(
     return figure
 
 
-def draw_curves(axes: plt.Axes, layer: str, leavings: Sequence[Departure], together: Sequence[Departure]) -> None:
-    """Draw a thin line a feature and their mean; all at once dashed."""
-    steps = next((r.steps for r in (*leavings, *together)), np.zeros(1))
+def draw_curves(axes: plt.Axes, layer: str, single: Sequence[Departure], together: Sequence[Departure]) -> None:
+    """Draw one thin line for each feature, their mean, and groups dashed."""
+    steps = next((r.steps for r in (*single, *together)), np.zeros(1))
     for name, shade, words in (
-        ("own", PHOTO, "with the start's own"),
-        ("aim", NOISE, "with the noise-started image's"),
+        ("with_start", PHOTO, "with the start"),
+        ("with_target", NOISE, "with the noise-started image"),
     ):
-        lines = np.array([getattr(r, name) for r in leavings], dtype=float)
+        lines = np.array([getattr(r, name) for r in single], dtype=float)
         for line in lines:
             axes.plot(steps, line, color=shade, lw=0.5, alpha=0.35)
         whole = [line for line in lines if np.isfinite(line).all()]
         if whole:
             axes.plot(steps, np.mean(whole, axis=0), color=shade, lw=2.2, label=words)
-    for r, style in zip(together, ("--", ":"), strict=False):
+    for r, line_style in zip(together, ("--", ":"), strict=False):
         axes.plot(
-            r.steps, r.with_start, color=TOGETHER, lw=1.2, ls=style, label=f"start's own, {group_name(r.unit)} at once"
+            r.steps,
+            r.with_start,
+            color=TOGETHER,
+            lw=1.2,
+            ls=line_style,
+            label=f"with the start, {group_name(r.unit)} at once",
         )
-    for r in leavings[:1]:
-        axes.plot(r.steps, r.blurred, color=BLUR, lw=1.6, ls="-.", label="start's own, blur alone")
-    floors = [r.floor for r in leavings if np.isfinite(r.floor)]
+    for r in single[:1]:
+        axes.plot(r.steps, r.blurred, color=BLUR, lw=1.6, ls="-.", label="with the start, blur alone")
+    floors = [r.floor for r in single if np.isfinite(r.floor)]
     if floors:
-        axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start's own")
+        axes.axhline(float(np.mean(floors)), color=PHOTO, lw=0.8, ls=":", label="noise-started with the start")
     axes.set(xlabel="step", xlim=(0, max(1, steps[-1])))
     axes.set_title(printable_line(layer), fontsize=10)
 

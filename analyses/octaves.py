@@ -1,9 +1,9 @@
-"""Do octaves and blur give clearer images of the same patterns, and a first layer without grids?
+"""Compare plain descent, low resolution and octaves: clearness, patterns, and grids in the first layer.
 
     python -m analyses.octaves
 
-Three recipes, all with the gradient divided by its root mean square, so that their steps work on any network: plain
-descent (no blur, one size), the low-resolution recipe (blur, sizes that shrink) and octaves (blur, sizes that grow).
+The three recipes divide the gradient by its root mean square, so that their steps work on any network: plain descent
+(no blur, one size), the low-resolution recipe (blur, shrinking sizes) and octaves (blur, growing sizes).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import encode_webp, house_style, thumbnail
 
 FIRST = {"reference": "conv1", "googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3", "resnet50": "relu"}
-"""The first layer with its ReLU; of other networks, the first that there is."""
+"""First layer, with its ReLU; for other networks, the first layer of their trace."""
 STEPS = 45
 PLAIN, LOWRES, OCTAVES = "plain descent", "low resolution", "octaves"
 PAIRS = ((PLAIN, OCTAVES), (LOWRES, OCTAVES), (PLAIN, LOWRES))
@@ -53,23 +53,25 @@ STUDY = Study(
     "octaves",
     section="Feature Visualization from First Principles",
     claim="Octaves with blur give clearer images than plain descent, of qualitatively the same patterns; without "
-    "octaves a minority of the first layer's features show a fine grid like a CRT's (this in section "
+    "octaves a minority of the first layer's features show a fine grid like that of a CRT (in section "
     '"Mapping InceptionV3 Features").',
     measured="high-frequency power (above half the Nyquist frequency), activation reached and agreement of response "
     "profiles of the same features under three recipes, all with the gradient divided by its RMS, and the share of "
     "first-layer features with a regular grid in the spectrum (spectra of the images as shown, clipped to [0, 1])",
-    rule="octaves are clearer if the high-frequency share of plain descent less theirs (paired) lies above 0; the "
-    "patterns are the same if the agreement of plain descent and octaves lies above 0 and its mean is at least half of "
-    "that of two seeds of plain descent; grids are a minority's if the share of first-layer features that show one by "
-    "plain descent is below a half and that with octaves lower still; the claim holds if all three are so, in part if "
-    "one is",
+    rule="octaves are clearer if the high-frequency share of plain descent minus theirs (paired) is above 0; the "
+    "patterns are the same if the agreement of plain descent and octaves is above 0 and its mean is at least half of "
+    "that of two seeds of plain descent; a minority shows grids if the share of first-layer features with a grid is "
+    "below a half for plain descent, and lower with octaves; the claim holds if all three are true, in part if one is",
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
 )
 
 
 def make_recipes(size: int | None, steps: int | None) -> dict[str, Recipe]:
-    """Return the three recipes for a finished image of `size` pixels in `steps` steps; None: the article's own."""
+    """Build the three recipes for a finished image of `size` pixels in `steps` steps.
+
+    None: the article's own.
+    """
     rates = [(o.rate[0] / 10, o.rate[1] / 10) for o in ARTICLE_LOWRES.octaves]
     octaves = [replace(o, rate=r) for o, r in zip(ARTICLE_LOWRES.octaves, rates, strict=True)]
     lowres = replace(ARTICLE_NORMALISED, name="lowres-normalised", octaves=tuple(octaves))
@@ -80,16 +82,16 @@ def make_recipes(size: int | None, steps: int | None) -> dict[str, Recipe]:
 
 
 ImageSets = dict[str, dict[str, ImageSet]]
-"""Layer -> recipe -> its images."""
+"""Images by layer and recipe."""
 
 
 def first_layer_name(context: Context) -> str:
-    """Return the name of the network's first layer."""
+    """Find the network's first layer."""
     return FIRST.get(context.network.name) or next(iter(context.network.trace().layers))
 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
-    """Make every feature's images under the three recipes and compare them."""
+    """Maximise features under the three recipes and compare the images."""
     chosen = make_recipes(None, None) if context.full else make_recipes(size or image_size(context), steps)
     first = first_layer_name(context)
     sets: ImageSets = {}
@@ -106,30 +108,32 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
         [*_spectral_rows(sets), *_recipe_agreement_rows(probed), *_grid_rows(first, sets[first])], ignore_index=True
     )
     late = rows[rows["layer"].isin(context.layers)]
-    found = _collect_findings(late) | {f"grid {label}": _grid_share(rows, first, label) for label in chosen}
-    verdict, conclusion = judge(found)
+    findings = _collect_findings(late) | {f"grid {label}": _grid_share(rows, first, label) for label in chosen}
+    verdict, conclusion = judge(findings)
     figures: dict[str, Figure | bytes] = {
-        "": draw_figure(late, found),
+        "": draw_figure(late, findings),
         "-images.webp": encode_webp(draw_sheet(sets), dpi=100),
     }
-    return Outcome(rows, list(found.values()), verdict, conclusion, figures)
+    return Outcome(rows, list(findings.values()), verdict, conclusion, figures)
 
 
 def _spectral_rows(sets: ImageSets) -> list[pd.DataFrame]:
+    """Measure high frequencies and activation."""
     rows = []
     for layer, by_recipe in sets.items():
-        for label, made in by_recipe.items():
+        for label, image_set in by_recipe.items():
             for name, function in (
                 ("high share", spectra.high_frequency_share),
                 ("mean frequency", spectra.mean_frequency),
             ):
-                values = np.stack([function(images) for images in made.clipped])
-                rows.append(tidy_rows(name, layer, made, values, label))
-            rows.append(tidy_rows("activation", layer, made, made.activation, label))
+                values = np.stack([function(images) for images in image_set.clipped])
+                rows.append(tidy_rows(name, layer, image_set, values, label))
+            rows.append(tidy_rows("activation", layer, image_set, image_set.activation, label))
     return rows
 
 
 def _recipe_agreement_rows(sets: ImageSets) -> list[pd.DataFrame]:
+    """Measure the agreement of every two recipes, and of two seeds."""
     return [
         agreement_rows(layer, by_recipe[one], by_recipe[two], one, two)
         for layer, by_recipe in sets.items()
@@ -138,21 +142,22 @@ def _recipe_agreement_rows(sets: ImageSets) -> list[pd.DataFrame]:
 
 
 def _grid_rows(layer: str, by_recipe: dict[str, ImageSet]) -> list[pd.DataFrame]:
+    """Find the grids of a layer's images."""
     rows = []
-    for label, made in by_recipe.items():
-        found = [[spectra.find_grid(image) for image in images] for images in made.clipped]
+    for label, image_set in by_recipe.items():
+        grids = [[spectra.find_grid(image) for image in images] for images in image_set.clipped]
         values = {
-            "grid": [[float(g.is_grid) if np.isfinite(g.prominence) else np.nan for g in row] for row in found],
-            "grid contrast": [[g.contrast for g in row] for row in found],
-            "grid prominence": [[g.prominence for g in row] for row in found],
-            "grid period": [[float(g.period or np.nan) if g.is_grid else np.nan for g in row] for row in found],
+            "grid": [[float(g.is_grid) if np.isfinite(g.prominence) else np.nan for g in row] for row in grids],
+            "grid contrast": [[g.contrast for g in row] for row in grids],
+            "grid prominence": [[g.prominence for g in row] for row in grids],
+            "grid period": [[float(g.period or np.nan) if g.is_grid else np.nan for g in row] for row in grids],
         }
-        rows += [tidy_rows(name, layer, made, np.array(table), label) for name, table in values.items()]
+        rows += [tidy_rows(name, layer, image_set, np.array(table), label) for name, table in values.items()]
     return rows
 
 
 def _grid_share(rows: pd.DataFrame, layer: str, label: str) -> Finding:
-    """Return the share of the first layer's live features that show a grid with most of their seeds."""
+    """Compute the share of the first layer's live features with a grid in most seeds."""
     shown = values_by_feature(rows[rows["layer"] == layer], "grid", label)
     return share_or_undefined(
         f"grid {label}", shown > 0.5, f"share of {layer}'s features with a grid in the spectrum, {label}"
@@ -160,70 +165,77 @@ def _grid_share(rows: pd.DataFrame, layer: str, label: str) -> Finding:
 
 
 def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
+    """Collect the findings by name."""
     high = {label: values_by_feature(rows, "high share", label) for label in LABELS}
     reached = {label: values_by_feature(rows, "activation", label) for label in LABELS}
-    less = high[PLAIN] - high[OCTAVES]
-    found = [
+    difference = high[PLAIN] - high[OCTAVES]
+    findings = [
         *(
             mean_or_undefined(f"high {la}", high[la], f"high-frequency share of the power, {la}", "", SHARE)
             for la in LABELS
         ),
-        mean_or_undefined("less", less, f"high-frequency share, {PLAIN} less octaves (paired)"),
+        mean_or_undefined("less", difference, f"high-frequency share, {PLAIN} minus octaves (paired)"),
         mean_or_undefined(
-            "less low", high[LOWRES] - high[OCTAVES], f"high-frequency share, {LOWRES} less octaves (paired)"
+            "less low", high[LOWRES] - high[OCTAVES], f"high-frequency share, {LOWRES} minus octaves (paired)"
         ),
         *(
             ratio_finding(
-                f"ratio {la}", reached[la] / reached[PLAIN], f"activation, {la} over {PLAIN} (geometric mean)"
+                f"ratio {la}", reached[la] / reached[PLAIN], f"activation, {la} divided by {PLAIN} (geometric mean)"
             )
             for la in (LOWRES, OCTAVES)
         ),
     ]
     for one, two in (*PAIRS, *AGAIN):
-        words = f"{one} and {two}" if one != two else f"{one}, two seeds of it"
-        found.append(
+        words = f"{one} and {two}" if one != two else f"two seeds of {one}"
+        findings.append(
             mean_or_undefined(f"{one}, {two}", excess_agreement(rows, one, two), f"agreement beyond chance, {words}")
         )
         floor = values_by_feature(rows, "different", one, two)
-        found.append(mean_or_undefined(f"floor {one}, {two}", floor, f"agreement of different features, {words}"))
-    return {finding.name: finding for finding in found}
+        findings.append(mean_or_undefined(f"floor {one}, {two}", floor, f"agreement of different features, {words}"))
+    return {finding.name: finding for finding in findings}
 
 
-def judge(found: dict[str, Finding]) -> tuple[Verdict, str]:
-    """Return verdict and conclusion, by the rule of the study; parts that are undefined are not so."""
-    less, across, again = found["less"], found[f"{PLAIN}, {OCTAVES}"], found[f"{PLAIN}, {PLAIN}"]
-    plain, octaves = found[f"grid {PLAIN}"].value, found[f"grid {OCTAVES}"].value
-    held = [
+def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
+    """Judge the claim by the rule of the study, and write the conclusion.
+
+    Undefined parts count as not true.
+    """
+    less, across, again = findings["less"], findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
+    plain, octaves = findings[f"grid {PLAIN}"].value, findings[f"grid {OCTAVES}"].value
+    parts = [
         (less.low or 0) > 0,
         None not in (across.value, again.value) and (across.low or 0) > 0 and across.value >= again.value / 2,
         plain is not None and octaves is not None and octaves < plain < 0.5,
     ]
-    verdict: Verdict = "holds" if all(held) else "holds in part" if any(held) else "does not hold"
-    clearer, same, minority = (CLAIM_WORDS[bool(part)] for part in held)
+    verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
+    clearer, same, minority = (CLAIM_WORDS[bool(part)] for part in parts)
+    high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, PLAIN)]
+    grids = format_interval(findings[f"grid {PLAIN}"], ".0%")
     return verdict, (
-        f"That octaves are clearer {clearer}: they leave {format_value(found[f'high {OCTAVES}'].value, '.3f')} of the power "
-        f"at high frequencies, plain descent {format_value(found[f'high {PLAIN}'].value, '.3f')}. That the patterns are the "
-        f"same {same}: images of a feature by both agree {format_value(across.value)} beyond different features' (two seeds "
-        f"of plain descent: {format_value(again.value)}). That a minority of the first layer's features shows a grid "
-        f"without octaves, and fewer with them, {minority}: {format_interval(found[f'grid {PLAIN}'], '.0%')} do by plain "
-        f"descent, {format_value(octaves, '.0%')} with octaves{low_resolution_phrase(found)}."
+        f"That octaves are clearer {clearer}: they leave {high[0]} of the power at high frequencies, plain descent "
+        f"{high[1]}. That the patterns are the same {same}: the two images of a feature agree by "
+        f"{format_value(across.value)} more than images of different features (two seeds of plain descent: "
+        f"{format_value(again.value)}). That a minority of the first layer's features shows a grid without octaves, "
+        f"and fewer with them, {minority}: {grids} do with plain descent, {format_value(octaves, '.0%')} with octaves"
+        f"{low_resolution_phrase(findings)}."
     )
 
 
-def low_resolution_phrase(found: dict[str, Finding]) -> str:
-    """Return what the low-resolution recipe, which has blur and no octaves that grow, leaves; and what that says."""
-    less, grid, octaves = found["less low"], found[f"grid {LOWRES}"], found[f"grid {OCTAVES}"]
+def low_resolution_phrase(findings: dict[str, Finding]) -> str:
+    """Describe what the low-resolution recipe, with blur and without growing octaves, leaves."""
+    less, grid, octaves = findings["less low"], findings[f"grid {LOWRES}"], findings[f"grid {OCTAVES}"]
     fewer = None not in (grid.value, octaves.value, less.high) and less.high < 0 and grid.value <= octaves.value  # type: ignore[operator]
+    high = format_value(findings[f"high {LOWRES}"].value, ".3f")
     return (
-        f"; the low-resolution recipe, with blur and without octaves, leaves "
-        f"{format_value(found[f'high {LOWRES}'].value, '.3f')} of the power there and grids in {format_value(grid.value, '.0%')}"
-        + (", less than octaves do: it is blur that clears, not octaves alone" if fewer else "")
+        f"; the low-resolution recipe, with blur and without octaves, leaves {high} of the power there and grids in "
+        f"{format_value(grid.value, '.0%')}"
+        + (", less than octaves do: blur makes images clearer, not octaves alone" if fewer else "")
     )
 
 
 @house_style
-def draw_figure(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
-    """Draw high-frequency shares, agreements with their floor and ceiling, and the shares of grids."""
+def draw_figure(rows: pd.DataFrame, findings: dict[str, Finding]) -> Figure:
+    """Draw high-frequency shares, agreements with their limits, and shares of grids."""
     figure, (left, middle, right) = panels(
         (
             "Power at high frequencies",
@@ -247,22 +259,22 @@ def draw_figure(rows: pd.DataFrame, found: dict[str, Finding]) -> Figure:
         floor = values_by_feature(rows, "different", a, b)
         if len(floor):
             middle.plot([at - 0.3, at + 0.3], [floor.mean()] * 2, color="#888888", linewidth=2.5)
-    draw_bars(right, {label: found[f"grid {label}"] for label in LABELS}, "share of features with a grid")
+    draw_bars(right, {label: findings[f"grid {label}"] for label in LABELS}, "share of features with a grid")
     right.set_ylim(0, 1)
     return figure
 
 
 @house_style
 def draw_sheet(sets: ImageSets) -> Figure:
-    """Draw the same features by each recipe, a row a recipe."""
+    """Draw the same features by each recipe, one row for each recipe."""
     images, labels, captions = [], [], []
-    chosen = [(layer, k) for layer, made in sets.items() for k in range(min(SHOWN, len(made[PLAIN].units)))]
+    chosen = [(layer, k) for layer, image_set in sets.items() for k in range(min(SHOWN, len(image_set[PLAIN].units)))]
     for label in LABELS:
         for layer, k in chosen:
-            made = sets[layer][label]
-            images.append(thumbnail(made.images[0, k], SIDE).transpose(2, 0, 1) / 255)
-            labels.append(made.units[k])
-            captions.append(label if made.live[0, k] else "no gradient")
+            image_set = sets[layer][label]
+            images.append(thumbnail(image_set.images[0, k], SIDE).transpose(2, 0, 1) / 255)
+            labels.append(image_set.units[k])
+            captions.append(label if image_set.live[0, k] else "no gradient")
     return contact_sheet(
         np.stack(images),
         labels,

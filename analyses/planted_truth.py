@@ -1,17 +1,17 @@
-"""Does a map find the similarity that was planted? Networks of known feature similarity, at several noise levels.
+"""Measure how well a map recovers planted similarity, at several noise levels.
 
     python -m analyses.planted_truth [--out analyses/planted_truth] [--draws 3]
 
-Each network has 32 features (`featmap.validation.planted`): copies, scaled copies, blocks of cosine 0.6, pairs of
-cosines -0.9 to
-0.9; as a linear layer, behind a ReLU, or behind two with a layer of mixtures between. Noise is the share of a feature's
-squared weights that is its own. All measures are taken from the same A (one maximising image a feature); DORA's
-distances are standardised over A's own rows, as there are no natural images for such a network.
+Each network has 32 features (`featmap.validation.planted`): copies, scaled copies, blocks of cosine 0.6, or pairs of
+cosines from -0.9 to 0.9; as a linear layer, behind a ReLU, or behind two ReLUs with a layer of mixtures between. Noise
+is the share of a feature's squared weights that is its own. All measures are computed from the same A (one maximising
+image for each feature); DORA's distances are standardised over A's own rows, since there are no natural images for
+such a network.
 
-Written: `planted_truth.csv` (a row a network and similarity), `planted_truth.png`, `.svg` (means over draws; scaled
-copies do as copies do and are not drawn). Order is Somers' d of the similarity given the planted cosines: 1 where every
-two pairs of features of different cosine are ordered alike, 0 by chance (Somers, 1962, 10.2307/2090408). ARI is that of
-consensus communities with the planted groups.
+Written are `planted_truth.csv` (one row for each network and similarity), and `planted_truth.png` and `.svg` (means
+over draws; scaled copies behave as copies do and are not drawn). Order is Somers' d of the similarity given the
+planted cosines: 1 where every two pairs of features of different cosine are ordered correctly, 0 by chance (Somers,
+1962, doi:10.2307/2090408). ARI is that of consensus communities with the planted groups.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featmap.mapping.run import similarity_job
 from featmap.plotting import scatter, style
 from featmap.runs.device import deterministic_settings
 from featmap.runs.worker import Worker
-from featmap.stats import clustering, correlation, frames, measures
+from featmap.stats import clustering, frames, measures, rand_index
 from featmap.stats.agreement import extreme_activation_distance
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
 
@@ -39,19 +39,22 @@ NEIGHBOURS = 5
 SIMILARITIES = ("S (Pearson)", "S (Spearman)", "co-activation", "DORA, layer-wise", "DORA, pair-wise")
 
 
-def responses(found: Planted) -> tuple[np.ndarray, np.ndarray]:
-    """Return A (D x D) and the null responses (D) of a planted network."""
-    network = load(found.module, input_size=found.size)
+def measure_responses(planted: Planted) -> tuple[np.ndarray, np.ndarray]:
+    """Measure A (`D x D`) and the null responses (D) of a planted network."""
+    network = load(planted.module, input_size=planted.size)
     job = similarity_job("features", network, LINEAR)
     worker = Worker(job)
     with deterministic_settings():
-        made = [worker.make(unit) for unit in job.work_units()]
-    A = np.concatenate([m["A"] for m in made if "A" in m]).astype(np.float64)
-    return A, made[0]["null"].astype(np.float64)
+        results = [worker.make(unit) for unit in job.work_units()]
+    A = np.concatenate([r["A"] for r in results if "A" in r]).astype(np.float64)
+    return A, results[0]["null"].astype(np.float64)
 
 
-def similarities(A: np.ndarray, null: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every symmetric similarity of one A, D x D; co-activation as the mean of both directions."""
+def compute_similarities(A: np.ndarray, null: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute every symmetric similarity of one A.
+
+    Co-activation is the mean of both directions.
+    """
     C = (A - null) / (np.diag(A) - null)
     mean, deviation = A.mean(axis=0), A.std(axis=0)
     return {
@@ -63,43 +66,43 @@ def similarities(A: np.ndarray, null: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def order(S: np.ndarray, truth: np.ndarray) -> float:
-    """Return Somers' d of a similarity given the planted cosines, over pairs of features; in [-1, 1]."""
+def rank_order(S: np.ndarray, truth: np.ndarray) -> float:
+    """Compute Somers' d of a similarity given the planted cosines, in [-1, 1]."""
     upper = np.triu_indices(len(S), 1)
     return float(stats.somersd(truth[upper].round(9), S[upper].round(9)).statistic)
 
 
-def ari(S: np.ndarray, groups: np.ndarray) -> float:
-    """Return the adjusted Rand index of the communities of a similarity with the planted groups."""
+def cluster_agreement(S: np.ndarray, groups: np.ndarray) -> float:
+    """Compute the adjusted Rand index of communities and planted groups."""
     names = pd.Index([f"features:{k}" for k in range(len(S))])
     full = S.copy()
     np.fill_diagonal(full, 1.0)
     frame = frames.to_frame(full, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, NEIGHBOURS)).labels
-    return correlation.adjusted_rand(groups, labels.to_numpy())
+    return rand_index.adjusted_rand(groups, labels.to_numpy())
 
 
-def recovered(structure: str, depth: str, noise: float, seed: int) -> list[dict[str, Any]]:
-    """Return a row for each similarity of one planted network."""
-    found = plant(structure, depth=depth, noise=noise, seed=seed)
-    A, null = responses(found)
+def measure_recovery(structure: str, depth: str, noise: float, seed: int) -> list[dict[str, Any]]:
+    """Measure the recovery of one planted network, one row for each similarity."""
+    planted = plant(structure, depth=depth, noise=noise, seed=seed)
+    A, null = measure_responses(planted)
     rows = []
-    for name, S in similarities(A, null).items():
+    for name, S in compute_similarities(A, null).items():
         row: dict[str, Any] = {"structure": structure, "depth": depth, "noise": noise, "seed": seed, "similarity": name}
-        row["order"] = order(S, found.structure.cosines)
-        row["ari"] = None if found.structure.clusters is None else ari(S, found.structure.clusters)
+        row["order"] = rank_order(S, planted.structure.cosines)
+        row["ari"] = None if planted.structure.clusters is None else cluster_agreement(S, planted.structure.clusters)
         exact = depth == "linear" and name == "S (Pearson)"
-        row["closed_form_error"] = float(np.abs(S - found.closed_form()).max()) if exact else None
+        row["closed_form_error"] = float(np.abs(S - planted.closed_form()).max()) if exact else None
         rows.append(row)
     return rows
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
+def draw_figure(table: pd.DataFrame, path: Path) -> None:
     """Draw the curves of order and ARI against noise."""
     mean = table.groupby(["structure", "depth", "similarity", "noise"], as_index=False)[["order", "ari"]].mean()
     panels = []
     for structure in STRUCTURES:
-        for column, up in (("order", "order (Somers' d)"), ("ari", "ARI of clusters")):
+        for column, y_label in (("order", "order (Somers' d)"), ("ari", "ARI of clusters")):
             for depth in DEPTHS:
                 part = mean[(mean["structure"] == structure) & (mean["depth"] == depth)]
                 if part[column].isna().all() or structure == "scaled":
@@ -112,20 +115,20 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                     )
                     for name in SIMILARITIES
                 ]
-                panels.append((f"{structure}, {depth}", up, curves))
-    style.save(scatter.recovery_curves(panels, "Planted similarity, and what a map finds of it", columns=3), path)
+                panels.append((f"{structure}, {depth}", y_label, curves))
+    style.save(scatter.recovery_curves(panels, "Recovery of planted similarity", columns=3), path)
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Files without their suffix.")] = Path("analyses/planted_truth"),
+    out: Annotated[Path, typer.Option(help="Path of the files without suffix.")] = Path("analyses/planted_truth"),
     draws: Annotated[int, typer.Option(help="Networks of each kind.")] = 3,
 ) -> None:
-    """Plant, map and compare; write the table and the figure."""
+    """Measure recovery, and write the table and the figure."""
     cases = [(s, d, n, k) for s in STRUCTURES for d in DEPTHS for n in NOISE for k in range(draws)]
-    rows = [row for case in track(cases, description="networks") for row in recovered(*case)]
+    rows = [row for case in track(cases, description="networks") for row in measure_recovery(*case)]
     table = pd.DataFrame(rows)
     table.to_csv(out.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
-    draw(table, out)
+    draw_figure(table, out)
     clean = table[table["noise"] == 0]
     print(clean.groupby(["depth", "similarity"])[["order", "ari"]].mean().round(3).to_string())
     print(f"closed form of linear networks: largest error {table['closed_form_error'].max():.2g}")

@@ -1,10 +1,10 @@
-"""Put trained weights into data/ with their card: accuracy at three sizes, checksum, how they were made, a sheet.
+"""Write trained weights into data/ with their card: accuracy, checksum, training and a contact sheet.
 
     python -m analyses.reference_card WEIGHTS --validation IMAGES [--checkpoint WEIGHTS.checkpoint] [--data data]
 
-WEIGHTS and the record beside it (WEIGHTS.json) are what `python -m analyses.train_reference` wrote. Written: the
+WEIGHTS and the record beside it (WEIGHTS.json) are the output of `python -m analyses.train_reference`. Written are the
 weights, card.json, CARD.md, and features.png: eight features, drawn at random, of each of six layers. With the
-checkpoint, the accuracy of the weights before they were rounded to float16 stands in the card too.
+checkpoint, the card also states the accuracy of the weights before they were rounded to float16.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ FEATURES = 8
 ARCHITECTURE = "torchvision.models.googlenet(weights=None, num_classes=200, aux_logits=False, transform_input=False)"
 
 
-def accuracies(network: Network, images: Path) -> dict[str, Any]:
-    """Return top1 and top5 at each size, by name and size, and of how many images (`validation_images`)."""
-    found = {size: evaluate(network, images, size) for size in SIZES}
-    shares = {k: {str(size): round(found[size][k], 4) for size in SIZES} for k in ("top1", "top5")}
-    return shares | {"validation_images": found[SIZES[0]]["images"]}
+def measure_accuracies(network: Network, images: Path) -> dict[str, Any]:
+    """Measure top1 and top5 at each size, and the number of images."""
+    results = {size: evaluate(network, images, size) for size in SIZES}
+    shares = {k: {str(size): round(results[size][k], 4) for size in SIZES} for k in ("top1", "top5")}
+    return shares | {"validation_images": results[SIZES[0]]["images"]}
 
 
-def before_rounding(checkpoint: Path, weights: Path) -> Network:
-    """Return the network of a checkpoint's averaged weights, in float32.
+def load_unrounded(checkpoint: Path, weights: Path) -> Network:
+    """Load the averaged weights of a checkpoint in float32.
 
     Raises
     ------
     FeatmapError
-        if the weights are not those of the checkpoint, rounded.
+        If the weights are not those of the checkpoint, rounded.
     """
-    held = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
-    state = {k.removeprefix("module."): v.contiguous() for k, v in held.items() if k.startswith("module.")}
+    average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    state = {k.removeprefix("module."): v.contiguous() for k, v in average.items() if k.startswith("module.")}
     stored = load_file(weights)
     if any(not torch.equal(state[k].to(v.dtype), v) for k, v in stored.items()):
-        raise FeatmapError(f"{checkpoint} holds other weights than {weights}; leave --checkpoint out")
+        raise FeatmapError(f"{checkpoint} holds other weights than {weights}; leave out --checkpoint")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float32.safetensors"
         save_file(state, path)
         return load("reference", path)
 
 
-def draw(weights: Path, path: Path) -> None:
+def draw_sheet(weights: Path, path: Path) -> None:
     """Draw eight features, chosen at random, of each of six layers."""
     network = load("reference", weights)
     chosen = {
@@ -70,10 +70,10 @@ def draw(weights: Path, path: Path) -> None:
     }
     units = [f"{la}:{c}" for la, channels in chosen.items() for c in channels]
     with ProgressBars() as bars:
-        found = maximise(units, network, recipe="standard", execution=Execution(watcher=bars))
-    reached = [f"{a:.3g}" for a in found["activation"].values[0]]
+        data = maximise(units, network, recipe="standard", execution=Execution(watcher=bars))
+    reached = [f"{a:.3g}" for a in data["activation"].values[0]]
     sheet = sheets.contact_sheet(
-        np.asarray(found["images"].values[0]),
+        np.asarray(data["images"].values[0]),
         units,
         captions=reached,
         groups=None,
@@ -83,19 +83,19 @@ def draw(weights: Path, path: Path) -> None:
     style.save(sheet, path.with_suffix(""), ("png",), dpi=110)
 
 
-def sentence(record: dict[str, Any]) -> str:
-    """Return how the network was trained, in words."""
+def describe_training(record: dict[str, Any]) -> str:
+    """Describe how the network was trained."""
     settings, history = record["settings"], record["history"]
-    begun = record["init"]
-    stretches: list[list[int]] = []
+    initial = record["init"]
+    phases: list[list[int]] = []
     for row in history:
-        if not stretches or stretches[-1][1] != row["size"]:
-            stretches.append([0, row["size"]])
-        stretches[-1][0] += 1
-    epochs = ", then ".join(f"{n} epochs at {size} px" for n, size in stretches)
+        if not phases or phases[-1][1] != row["size"]:
+            phases.append([0, row["size"]])
+        phases[-1][0] += 1
+    epochs = ", then ".join(f"{n} epochs at {size} px" for n, size in phases)
     changed = [f"{plan} from step {step:,} on" for step, plan in record["plans"][1:]]
     plans = f" (the plan was changed on the way: {'; '.join(changed)})" if changed else ""
-    origin = "from random weights" if begun is None else f"from earlier weights (SHA-256 {begun['sha256'][:12]})"
+    origin = "from random weights" if initial is None else f"from earlier weights (SHA-256 {initial['sha256'][:12]})"
     return (
         f"`python -m analyses.train_reference`, {origin}: {epochs}{plans}; {record['images']:,} images; "
         f"SGD, Nesterov {settings['momentum']}, batch {settings['rows']}, rate {settings['rate']}, rising over the "
@@ -107,8 +107,8 @@ def sentence(record: dict[str, Any]) -> str:
     )
 
 
-def written(card: dict[str, Any], record: dict[str, Any]) -> str:
-    """Return CARD.md."""
+def write_card(card: dict[str, Any], record: dict[str, Any]) -> str:
+    """Write CARD.md."""
     exact = "; ".join(
         f"{100 * card['top1'][s]:.1f} % and {100 * card['top5'][s]:.1f} % at {s} px" for s in map(str, SIZES)
     )
@@ -147,12 +147,12 @@ Tensors load with `load_state_dict` after `.float()` of the floating ones. Made 
 
 
 def main(
-    weights: Annotated[Path, typer.Argument(help="What analyses.train_reference wrote.")],
-    validation: Annotated[Path, typer.Option(help="Labelled images that were not trained on.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="The training's checkpoint, to tell what float16 costs.")] = (
-        None
-    ),
-    data: Annotated[Path, typer.Option(help="Where weights and card go.")] = Path("data"),
+    weights: Annotated[Path, typer.Argument(help="Weights that analyses.train_reference wrote.")],
+    validation: Annotated[Path, typer.Option(help="Labelled images not used in training.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the training, to measure the cost of float16.")
+    ] = (None),
+    data: Annotated[Path, typer.Option(help="Folder for weights and card.")] = Path("data"),
 ) -> None:
     """Evaluate trained weights and write them with their card."""
     beside = weights.with_name(weights.name + ".json")
@@ -160,56 +160,58 @@ def main(
         raise FeatmapError(f"{beside} is missing; analyses.train_reference writes it beside the weights")
     record = json.loads(beside.read_text(encoding="utf-8"))
     if hash_file(weights) != record["sha256"]:
-        raise FeatmapError(f"{weights} is not what {beside} tells of; train on, or take the pair that belongs together")
-    network = _telling(load("reference", weights), record["classes"])
+        raise FeatmapError(
+            f"{weights} is not the file that {beside} describes; finish the training, or use the matching record"
+        )
+    network = _with_class_names(load("reference", weights), record["classes"])
     card = {
         "file": weights.name,
         "sha256": record["sha256"],
         "bytes": record["bytes"],
-        **accuracies(network, validation),
+        **measure_accuracies(network, validation),
     }
     if checkpoint is not None:
-        exact = _telling(before_rounding(checkpoint, weights), record["classes"])
-        card["top1_float32"] = accuracies(exact, validation)["top1"]
-    card["training"] = [*descent(record, data / "card.json"), sentence(record)]
+        exact = _with_class_names(load_unrounded(checkpoint, weights), record["classes"])
+        card["top1_float32"] = measure_accuracies(exact, validation)["top1"]
+    card["training"] = [*training_history(record, data / "card.json"), describe_training(record)]
     card["record"] = {k: record[k] for k in ("settings", "init", "plans", "history", "data", "device", "versions")}
     card["classes"] = record["classes"]
-    text, page, content = json.dumps(card, indent=1) + "\n", written(card, record), weights.read_bytes()
+    text, page, content = json.dumps(card, indent=1) + "\n", write_card(card, record), weights.read_bytes()
     data.mkdir(parents=True, exist_ok=True)
-    draw(weights, data / "features.png")
-    # one after another, with nothing between: weights beside another's card are refused until this is run again
+    draw_sheet(weights, data / "features.png")
+    # One directly after another: weights beside another card are refused until this command is run again.
     write_atomically(data / weights.name, lambda p: p.write_bytes(content))
     write_atomically(data / "card.json", lambda p: p.write_text(text, encoding="utf-8"))
     write_atomically(data / "CARD.md", lambda p: p.write_text(page, encoding="utf-8"))
     err().print(f"{data / 'CARD.md'}: {json.dumps({k: card[k] for k in ('top1', 'top5')})}")
 
 
-def _telling(network: Network, classes: list[str]) -> Network:
-    """Return a network with the names of its outputs, those that its training's record tells."""
+def _with_class_names(network: Network, classes: list[str]) -> Network:
+    """Give a network the class names of its training's record."""
     if (outputs := network.module.fc.out_features) != len(classes):
         raise FeatmapError(
-            f"the weights tell {outputs} classes apart, their record {len(classes)}; take its own record"
+            f"the weights distinguish {outputs} classes, their record lists {len(classes)}; use their own record"
         )
     return replace(network, categories=tuple(classes))
 
 
-def descent(record: dict[str, Any], before: Path) -> list[str]:
-    """Return how the weights that a training began from were trained, as the card that is there says.
+def training_history(record: dict[str, Any], before: Path) -> list[str]:
+    """List how the initial weights were trained, from the card at hand.
 
     Raises
     ------
     FeatmapError
-        if they are no weights of that card.
+        If that card is of other weights.
     """
     earlier = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     if record["init"] is None:
         return []
     if record["init"]["sha256"] == earlier.get("sha256"):
         return list(earlier["training"])
-    if record["sha256"] == earlier.get("sha256"):  # the same card, made again
+    if record["sha256"] == earlier.get("sha256"):  # the same card, written again
         return list(earlier["training"][:-1])
     raise FeatmapError(
-        f"the training began from weights {record['init']['sha256'][:12]}, {before} tells of "
+        f"the training started from weights {record['init']['sha256'][:12]}, {before} describes "
         f"{earlier.get('sha256', 'none')[:12]}; put the card of the former there first"
     )
 

@@ -1,9 +1,10 @@
-"""Whether the same seed gives the same bits, and whether one rounding is enough to give another image.
+"""Measure whether the same seed gives the same bits, and whether one rounding gives another image.
 
     python -m analyses.reproducibility [--layers inception4a,inception5a]
 
-Bits are compared between processes, numbers of threads, and what else was asked for. Then every pixel of the start is
-raised by one unit in its last place (and, apart from that, a single pixel), and the difference is followed to the end.
+Bits are compared between processes, between numbers of threads, and between requests for other units. Then every pixel
+of the start is raised by one unit in the last place (and, separately, a single pixel), and the difference is followed
+to the end.
 """
 
 from __future__ import annotations
@@ -37,21 +38,31 @@ SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")
 STUDY = Study(
     "reproducibility",
     section="Feature Visualization from First Principles",
-    claim="With the seed set, a program gives the same image at every run on one machine, but not on Colab; rounding "
-    "is suspected of it.",
+    claim="With a fixed seed, a program gives the same image in every run on one machine, but not on Colab; rounding "
+    "is suspected to be the cause.",
     measured="whether images have the same bits in another process, with another number of threads, alone and in "
-    "another order; and how far images part whose start differs by one rounding in every pixel, beside two seeds: "
-    "recipe `article-normalised`, 300 steps at a small size",
-    rule="the claim holds in part at most, since no other machine is measured, and so it does if all images "
-    "repeat on this one; rounding is enough if the interval of the difference that it makes in the end lies "
-    "above one gray level",
+    "another order; and how much images differ whose starts differ by one rounding in every pixel, compared with two "
+    "seeds: recipe `article-normalised`, 300 steps at a small size",
+    rule="the claim holds in part at most, since no other machine is measured; it does so if all images repeat on this "
+    "machine; rounding suffices as a cause if the interval of the final difference that it makes is above one gray "
+    "level",
     full="at 299, 340 and 380 pixels",
 )
 
 
 @dataclass(frozen=True)
 class BitComparison:
-    """One comparison of bits: how many of how many images are the same, and how far the others are at most."""
+    """One comparison of bits.
+
+    Parameters
+    ----------
+    name, words : str
+        Name and description.
+    same, count : int
+        Number of images with the same bits, and of all images compared.
+    largest : float
+        Largest root mean square difference of an image.
+    """
 
     name: str
     words: str
@@ -62,12 +73,22 @@ class BitComparison:
 
 @dataclass(frozen=True)
 class FeatureDivergence:
-    """How one feature's images part, root mean square differences; arrays by frame, mean over seeds.
+    """Divergence of one feature's images: root mean square differences.
 
-    `pixel` is the final difference where one pixel was raised (of the first seed alone; NaN where that was not tried),
-    `seeds` that to another seed's image. `same` is the likeness of the profiles of the raised start's image and the
-    plain one's, `different` that to other features' images. `grows` is the factor a step by which the rounding grows,
-    geometric mean over seeds.
+    Parameters
+    ----------
+    unit, layer : str
+        Feature and layer.
+    raised : numpy.ndarray
+        Difference after raising every pixel of the start, by frame, mean over seeds.
+    pixel : float
+        Final difference after raising one pixel, for the first seed; NaN where that was not tried.
+    seeds : float
+        Final difference to another seed's image.
+    same, different : float
+        Correlation of the profile of the raised start's image with the plain one's, and with other features'.
+    grows : float, default NaN
+        Factor per step by which the rounding grows, geometric mean over seeds.
     """
 
     unit: str
@@ -85,23 +106,26 @@ def measure(context: Context) -> Outcome:
     settings: dict[str, Any] = {"recipe": "article-normalised", "rows": max(2, min(16, context.features))}
     if not context.full:
         settings |= {"size": smallest_size(context.network, context.layers), "steps": STEPS}
-    checks = compare_bits(context, settings)
-    partings: list[FeatureDivergence] = []
+    comparisons = compare_bits(context, settings)
+    divergences: list[FeatureDivergence] = []
     shown: list[tuple[str, np.ndarray]] = []
     steps = np.zeros(1)
     for layer in context.layers:
         context.log(f"one rounding, {layer}")
-        found, pictures, steps = follow_rounding(context, layer, settings)
-        partings += found
+        measured, pictures, steps = follow_rounding(context, layer, settings)
+        divergences += measured
         shown += pictures
-    return build_outcome(context, steps, checks, partings, shown)
+    return build_outcome(context, steps, comparisons, divergences, shown)
 
 
 # ---------------------------------------------------------------- bits
 
 
 def compare_bits(context: Context, settings: dict[str, Any]) -> list[BitComparison]:
-    """Return whether the first layer's images repeat: in another process, alone, in another order, by threads."""
+    """Compare the first layer's images with those of other processes and requests.
+
+    They are made in another process, alone, in another order, and with another number of threads.
+    """
     units = context.draw_units(context.layers[0])
     short = settings | ({} if context.full else {"steps": BITS_STEPS})
     here = torch.get_num_threads()
@@ -116,24 +140,24 @@ def compare_bits(context: Context, settings: dict[str, Any]) -> list[BitComparis
         threaded = context.maximise(units, "bits", threads_label(other), **short)
     return [
         compare_runs("process", "images with the same bits in another process", plain, again),
-        compare_runs("alone", "images with the same bits when asked for alone", plain, *alone),
+        compare_runs("alone", "images with the same bits when requested alone", plain, *alone),
         compare_runs("order", "images with the same bits among others, in reverse order", plain, order),
         compare_runs("threads", f"images with the same bits with {other} threads instead of {here}", plain, threaded),
     ]
 
 
 def threads_label(count: int) -> str:
-    """Return what a folder is named by: what was made with so many threads is no other's."""
+    """Name a folder by its number of threads, since images may depend on it."""
     return f"{count}-threads"
 
 
 def maximise_in_process(context: Context, units: Sequence[str], count: int, settings: dict[str, Any]) -> xr.Dataset:
-    """Return the same images made by a process of its own.
+    """Make the same images in a process of its own.
 
     Raises
     ------
     FeatmapError
-        if that process fails.
+        If that process fails.
     """
     folder = context.folder("process", threads_label(count), units=list(units), **settings)
     named = context.network.arguments.get("model") is not None
@@ -145,14 +169,14 @@ def maximise_in_process(context: Context, units: Sequence[str], count: int, sett
     process.start()
     process.join()
     if process.exitcode != 0:
-        raise FeatmapError(f"study reproducibility: its second process ended with status {process.exitcode}; see above")
+        raise FeatmapError(f"study reproducibility: the second process ended with status {process.exitcode}; see above")
     return open_arrays(folder)
 
 
 def _maximise_again(
     network: Network | dict[str, Any], units: list[str], folder: Path, count: int, device: str, settings: dict[str, Any]
 ) -> None:
-    """Make images in this process, which was started for it."""
+    """Maximise units in this process, which was started for it."""
     torch.set_num_threads(count)
     loaded = load(**network) if isinstance(network, dict) else network
     maximise(units, loaded, **library_keywords(device=device, out=folder, **settings))
@@ -176,201 +200,220 @@ def compare_runs(name: str, words: str, plain: xr.Dataset, *others: xr.Dataset) 
 def follow_rounding(
     context: Context, layer: str, settings: dict[str, Any]
 ) -> tuple[list[FeatureDivergence], list[tuple[str, np.ndarray]], np.ndarray]:
-    """Return how the images of a layer's features part, three images of the median one to show, and the steps."""
+    """Follow one rounding in the images of a layer's features.
+
+    Returns their divergence, three images of the median feature to show, and the steps.
+    """
     units, here = context.draw_units(layer), threads_label(torch.get_num_threads())
-    kept = settings | {"frames": EVERY * (5 if context.full else 1), "responses": layer}
+    followed = settings | {"frames": EVERY * (5 if context.full else 1), "responses": layer}
     begin = [initial_noise(context, settings, seed) for seed in range(max(2, context.seeds))]
-    plain = [context.maximise(units, "plain", here, start=image, **kept) for image in begin]
-    found: list[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]] = []
+    plain = [context.maximise(units, "plain", here, start=image, **followed) for image in begin]
+    runs: list[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]] = []
     for seed in range(context.seeds):
-        raised = context.maximise(units, "raised", here, start=raise_all(begin[seed]), **kept)
+        raised = context.maximise(units, "raised", here, start=raise_all(begin[seed]), **followed)
         alone = seed == 0 and layer == context.layers[0]
         pixel = context.maximise(units, "pixel", here, start=raise_one(begin[seed]), **settings) if alone else None
-        found.append((plain[seed], raised, plain[(seed + 1) % len(plain)], pixel))
-    partings = measure_divergence(layer, found)
-    images = [d["images"].values[0] for d in found[0][:3]]
-    names = [str(u) for u in found[0][0]["image"].values]
+        runs.append((plain[seed], raised, plain[(seed + 1) % len(plain)], pixel))
+    divergences = measure_divergence(layer, runs)
+    images = [d["images"].values[0] for d in runs[0][:3]]
+    names = [str(u) for u in runs[0][0]["image"].values]
     pictures = []
-    if partings:
-        middle = sorted(partings, key=lambda p: float(p.raised[-1]))[len(partings) // 2]
+    if divergences:
+        middle = sorted(divergences, key=lambda d: float(d.raised[-1]))[len(divergences) // 2]
         row = names.index(middle.unit)
         pictures = [(middle.unit, np.stack([i[row] for i in images]))]
-    return partings, pictures, found[0][0]["frame"].values
+    return divergences, pictures, runs[0][0]["frame"].values
 
 
 def raise_all(image: np.ndarray) -> np.ndarray:
-    """Return an image every pixel of which is raised by one unit in its last place."""
+    """Raise every pixel of an image by one unit in the last place."""
     raised: np.ndarray = np.nextafter(image, np.float32(np.inf))
     return raised
 
 
 def raise_one(image: np.ndarray) -> np.ndarray:
-    """Return an image of which the middle pixel's red is raised by one unit in its last place."""
+    """Raise the red of the middle pixel by one unit in the last place."""
     raised, middle = image.copy(), image.shape[1] // 2
     raised[0, middle, middle] = np.nextafter(image[0, middle, middle], np.float32(np.inf))
     return raised
 
 
 def measure_divergence(
-    layer: str, found: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]]
+    layer: str, runs: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset, xr.Dataset | None]]
 ) -> list[FeatureDivergence]:
-    """Return how each feature's images part; features that did not rise are left out."""
-    good = np.all([np.isin(p["status"].values[0], (LIVE, RESCUED)) for p, *_ in found], axis=0)
-    raised = [rms_distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in found]
-    gaps, steps = np.mean(raised, axis=0), found[0][0]["frame"].values
+    """Measure how each feature's images diverge.
+
+    Features that did not rise are left out.
+    """
+    risen = np.all([np.isin(p["status"].values[0], (LIVE, RESCUED)) for p, *_ in runs], axis=0)
+    raised = [rms_distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in runs]
+    gaps, steps = np.mean(raised, axis=0), runs[0][0]["frame"].values
     grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))
-    seeds = np.mean([final_difference(p, s) for p, _, s, _ in found], axis=0)
-    single = [final_difference(p, x) for p, *_, x in found if x is not None]
-    pixel = np.mean(single, axis=0) if single else np.full(len(good), np.nan)
-    alike = [profile_agreement(p["A"].values[0], r["A"].values[0]) for p, r, *_ in found]
+    seeds = np.mean([final_difference(p, s) for p, _, s, _ in runs], axis=0)
+    single = [final_difference(p, x) for p, *_, x in runs if x is not None]
+    pixel = np.mean(single, axis=0) if single else np.full(len(risen), np.nan)
+    alike = [profile_agreement(p["A"].values[0], r["A"].values[0]) for p, r, *_ in runs]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
-    units = [str(u) for u in found[0][0]["image"].values]
+    units = [str(u) for u in runs[0][0]["image"].values]
     return [
         FeatureDivergence(
             u, layer, gaps[k], float(pixel[k]), float(seeds[k]), float(same[k]), float(different[k]), grows[k]
         )
         for k, u in enumerate(units)
-        if good[k]
+        if risen[k]
     ]
 
 
 def final_difference(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
-    """Return the difference of two runs' finished images."""
+    """Compute the difference of two runs' finished images."""
     return rms_distances(one["images"].values[0], two["images"].values[0])
 
 
-# ---------------------------------------------------------------- what it comes to
+# ---------------------------------------------------------------- findings and verdict
 
 
 def collect_findings(
-    steps: np.ndarray, checks: Sequence[BitComparison], partings: Sequence[FeatureDivergence]
+    steps: np.ndarray, comparisons: Sequence[BitComparison], divergences: Sequence[FeatureDivergence]
 ) -> list[Finding]:
-    """Return the study's figures."""
-    found = [share_finding(c.name, c.same, c.count, c.words) for c in checks]
-    for c in checks:
+    """Collect the findings."""
+    findings = [share_finding(c.name, c.same, c.count, c.words) for c in comparisons]
+    for c in comparisons:
         if c.name == "threads" and c.same < c.count:
-            words = "other number of threads: largest difference of an image (pixels 0 to 1)"
-            found.append(value_finding("threads_gap", c.largest, c.count, words))
-    for layer in dict.fromkeys(p.layer for p in partings):
-        these = [p for p in partings if p.layer == layer]
-        found += [*difference_findings(layer, steps, these), *growth_findings(layer, steps, these)]
-    single = single_pixel_differences(partings)
+            words = "largest difference of an image with the other number of threads (pixels 0 to 1)"
+            findings.append(value_finding("threads_gap", c.largest, c.count, words))
+    for layer in dict.fromkeys(p.layer for p in divergences):
+        these = [p for p in divergences if p.layer == layer]
+        findings += [*difference_findings(layer, steps, these), *growth_findings(layer, steps, these)]
+    single = single_pixel_differences(divergences)
     if len(single):
-        words = "images that differ in the end where a single pixel was raised by one rounding"
-        found.append(share_finding("pixel", int((single > 0).sum()), len(single), words))
-    return found
+        words = "share of images that differ in the end after one rounding in a single pixel"
+        findings.append(share_finding("pixel", int((single > 0).sum()), len(single), words))
+    return findings
 
 
-def single_pixel_differences(partings: Sequence[FeatureDivergence]) -> np.ndarray:
-    """Return the final differences where a single pixel was raised, of the images of which that was tried."""
-    tried = np.array([p.pixel for p in partings], dtype=float)
+def single_pixel_differences(divergences: Sequence[FeatureDivergence]) -> np.ndarray:
+    """List the final differences after raising a single pixel, where that was tried."""
+    tried = np.array([p.pixel for p in divergences], dtype=float)
     return tried[np.isfinite(tried)]
 
 
 def difference_findings(layer: str, steps: np.ndarray, these: Sequence[FeatureDivergence]) -> list[Finding]:
-    """Return how far one layer's images are apart in the end, and how alike they drive the layer."""
+    """Summarise how much one layer's images differ in the end."""
     gaps, seeds = np.array([p.raised[-1] for p in these]), np.array([p.seeds for p in these])
     share = gaps / np.where(seeds > 0, seeds, np.nan)
-    found = []
+    findings = []
     for name, values, words in (
-        ("gap", gaps, f"difference (pixels 0 to 1) that one rounding makes in {steps[-1]} steps"),
+        ("gap", gaps, f"difference (pixels 0 to 1) after {steps[-1]} steps by one rounding"),
         ("seeds", seeds, "difference (pixels 0 to 1) of two seeds"),
-        ("share", share, "the first over the second"),
-        ("same", [p.same for p in these], "likeness of response profiles, one rounding apart"),
-        ("different", [p.different for p in these], "likeness of response profiles, different features"),
+        ("share", share, "the first divided by the second"),
+        ("same", [p.same for p in these], "correlation of response profiles, one rounding apart"),
+        ("different", [p.different for p in these], "correlation of response profiles, different features"),
     ):
         if np.isfinite(values).any():
-            found.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
-    return found
+            findings.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
+    return findings
 
 
 def growth_findings(layer: str, steps: np.ndarray, these: Sequence[FeatureDivergence]) -> list[Finding]:
-    """Return how fast one rounding grows in one layer's images, and when it is to be seen."""
-    words = f"{layer}: factor a step by which one rounding grows once it grows, at least (a look each {steps[1]} steps)"
-    found = geometric_findings(f"growth:{layer}", [p.grows for p in these], words)
+    """Summarise how fast one rounding grows, and when it becomes visible."""
+    words = f"{layer}: factor per step by which one rounding grows, lower bound (a frame every {steps[1]} steps)"
+    findings = geometric_findings(f"growth:{layer}", [p.grows for p in these], words)
     passed = np.array([first_crossing(steps, p.raised, GRAY_LEVEL) for p in these])
     seen = np.isfinite(passed)
     if seen.any():
-        words = f"{layer}: step at which they part by a gray level, of those that do"
-        found.append(mean_finding(f"passed:{layer}", np.where(seen, passed, np.nan), words))
-    words = f"{layer}: images that part by a gray level"
-    return [*found, share_finding(f"visible:{layer}", int(seen.sum()), len(these), words)]
+        words = f"{layer}: step at which images differ by a gray level, of those that do"
+        findings.append(mean_finding(f"passed:{layer}", np.where(seen, passed, np.nan), words))
+    words = f"{layer}: share of images that come to differ by a gray level"
+    return [*findings, share_finding(f"visible:{layer}", int(seen.sum()), len(these), words)]
 
 
-def judge(checks: Sequence[BitComparison], partings: Sequence[FeatureDivergence]) -> Verdict:
-    """Return the verdict.
+def judge(comparisons: Sequence[BitComparison], divergences: Sequence[FeatureDivergence]) -> Verdict:
+    """Judge the claim.
 
-    It does not hold where images on this machine have other bits in another process, alone or in another order. Where
-    they repeat it holds in part: that half of the claim is measured, what another machine makes is not. Whether
-    rounding is enough as a cause is `enough`.
+    It does not hold if images on this machine have other bits in another process, alone or in another order. If they
+    repeat it holds in part: that half of the claim is measured, another machine is not. Whether rounding suffices as a
+    cause is `rounding_effect`.
     """
-    if not all(c.same == c.count for c in checks if c.name != "threads"):
+    if not all(c.same == c.count for c in comparisons if c.name != "threads"):
         return "does not hold"
-    return "holds in part" if np.isfinite([p.raised[-1] for p in partings]).any() else "not decided"
+    return "holds in part" if np.isfinite([p.raised[-1] for p in divergences]).any() else "not decided"
 
 
-def rounding_effect(partings: Sequence[FeatureDivergence]) -> str:
-    """Return what one rounding in every pixel of the start does to the finished image, by one gray level."""
-    _, low, high = interval([p.raised[-1] for p in partings])
+def rounding_effect(divergences: Sequence[FeatureDivergence]) -> str:
+    """Describe the effect of one rounding of the start on the finished image.
+
+    It is compared with one gray level.
+    """
+    _, low, high = interval([p.raised[-1] for p in divergences])
     if low > GRAY_LEVEL:
-        return "is enough to make another image"
-    return "does not show" if high < GRAY_LEVEL else "leaves undecided whether it shows"
+        return "is enough to change the image visibly"
+    return "does not become visible" if high < GRAY_LEVEL else "is not shown to become visible"
 
 
 def build_outcome(
     context: Context,
     steps: np.ndarray,
-    checks: Sequence[BitComparison],
-    partings: Sequence[FeatureDivergence],
+    comparisons: Sequence[BitComparison],
+    divergences: Sequence[FeatureDivergence],
     shown: Sequence[tuple[str, np.ndarray]],
 ) -> Outcome:
-    """Return rows, figures, verdict and conclusion."""
-    rows = [("bits", context.layers[0], c.name, "", c.same / c.count, c.count) for c in checks]
+    """Build rows, findings, verdict, conclusion and figure."""
+    rows = [("bits", context.layers[0], c.name, "", c.same / c.count, c.count) for c in comparisons]
     rows += [
-        ("one rounding", p.layer, p.unit, step, v, 1) for p in partings for step, v in zip(steps, p.raised, strict=True)
+        ("one rounding", p.layer, p.unit, step, v, 1)
+        for p in divergences
+        for step, v in zip(steps, p.raised, strict=True)
     ]
     for name in ("pixel", "seeds", "same", "different"):
-        rows += [(name, p.layer, p.unit, steps[-1], getattr(p, name), 1) for p in partings]
-    verdict = judge(checks, partings)
-    said = write_conclusion(checks, partings, steps)
+        rows += [(name, p.layer, p.unit, steps[-1], getattr(p, name), 1) for p in divergences]
+    verdict = judge(comparisons, divergences)
+    text = write_conclusion(comparisons, divergences, steps)
     table = pd.DataFrame(rows, columns=["part", "layer", "case", "step", "value", "count"])
     return Outcome(
-        table, collect_findings(steps, checks, partings), verdict, said, {"": draw_figure(steps, partings, shown)}
+        table,
+        collect_findings(steps, comparisons, divergences),
+        verdict,
+        text,
+        {"": draw_figure(steps, divergences, shown)},
     )
 
 
-def write_conclusion(checks: Sequence[BitComparison], partings: Sequence[FeatureDivergence], steps: np.ndarray) -> str:
-    """Return the sentence."""
-    said = "Images on this machine had the same bits: " + ", ".join(f"{c.same} of {c.count} ({c.name})" for c in checks)
-    gaps = np.array([p.raised[-1] for p in partings], dtype=float)
+def write_conclusion(
+    comparisons: Sequence[BitComparison], divergences: Sequence[FeatureDivergence], steps: np.ndarray
+) -> str:
+    """Write the conclusion."""
+    text = "Images on this machine had the same bits: " + ", ".join(
+        f"{c.same} of {c.count} ({c.name})" for c in comparisons
+    )
+    gaps = np.array([p.raised[-1] for p in divergences], dtype=float)
     if np.isfinite(gaps).any():
         mean, low, high = interval(gaps)
-        said += (
+        text += (
             f"; one rounding in every pixel of the start grew to {mean:.2g} [{low:.2g}, {high:.2g}] in {steps[-1]} "
-            f"steps (root mean square, pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in partings]):.2g}) and "
-            f"{rounding_effect(partings)}"
+            f"steps (root mean square, pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in divergences]):.2g}) and "
+            f"{rounding_effect(divergences)}"
         )
-    single = single_pixel_differences(partings)
+    single = single_pixel_differences(divergences)
     if len(single):
-        said += f", one rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
-    return said + "; another machine, as the claim's Colab, was not measured."
+        text += f", one rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
+    return text + "; another machine, such as the claim's Colab, was not measured."
 
 
 @style.house_style
 def draw_figure(
-    steps: np.ndarray, partings: Sequence[FeatureDivergence], shown: Sequence[tuple[str, np.ndarray]]
+    steps: np.ndarray, divergences: Sequence[FeatureDivergence], shown: Sequence[tuple[str, np.ndarray]]
 ) -> Figure:
-    """Draw the growth of the difference, a line a feature, and three images of the middle feature of each layer."""
+    """Draw the growth of the difference, and images of each layer's median feature."""
     figure = plt.figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1))
     axes = left.subplots()
-    for k, layer in enumerate(dict.fromkeys(p.layer for p in partings)):
-        lines = np.array([p.raised for p in partings if p.layer == layer])
+    for k, layer in enumerate(dict.fromkeys(p.layer for p in divergences)):
+        lines = np.array([p.raised for p in divergences if p.layer == layer])
         lines = np.where(lines > 0, lines, np.nan)
         for m, line in enumerate(lines):
             label = f"{layer}: one rounding" if m == 0 else None
             axes.plot(steps, line, color=SHADES[k % len(SHADES)], lw=1, alpha=0.7, label=label)
-        ends = [p.seeds for p in partings if p.layer == layer]
+        ends = [p.seeds for p in divergences if p.layer == layer]
         axes.plot(
             [steps[-1] * 1.03] * len(ends), ends, "_", color=SHADES[k % len(SHADES)], ms=9, label=f"{layer}: two seeds"
         )

@@ -1,12 +1,11 @@
-"""Make the pictures of the project's front page anew, by the commands that stand beside them.
+"""Make the pictures of the project's front page with the commands beside them.
 
     python -m analyses.showcase [--runs FOLDER] [--pictures analyses/pictures]    # some minutes on two cores
 
-Each is made by a command of a user in a process of its own: the heatmap (`featmap similarity`), the maximising images
-(`featmap optimize`), the panel of two features (`featmap interact`). The screenshot of the atlas is taken by Debian's
-Chromium, through Playwright (`pip install -e '.[test]'`); where there is none it is left as it was, and said so. Runs
-in `--runs` are gone on with. The commands print what the front page quotes. `pictures.json` beside them says which
-weights and commands they are of.
+Each picture is made by a user's command in a process of its own: the heatmap (`featmap similarity`), the maximising
+images (`featmap maximise`), the panel of two features (`featmap interact`). Chromium takes the screenshot of the atlas
+through Playwright (`pip install -e '.[test]'`); without it the old picture is kept, with a message. Runs in `--runs`
+are resumed. The commands print what the front page quotes. `pictures.json` records the weights and commands.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ RECIPES = ("fast", "interact")
 LAYER, PAIR = "inception4a", ("inception4a:17", "inception4b:201")
 COMMANDS = {
     "heatmap": ("similarity", "--layer", LAYER),
-    "features": ("optimize", "--layer", LAYER, "--features", "0-23"),
+    "features": ("maximise", "--layer", LAYER, "--features", "0-23"),
     "interaction": ("interact", *PAIR),
     "atlas": (
         "similarity",
@@ -46,36 +45,43 @@ COMMANDS = {
         "inception4b",
     ),
 }
-"""What is made, and the command that makes it; the front page names the first three."""
+"""Pictures and the commands that make them; the front page quotes the first three."""
 PICTURES = {"heatmap": "heatmap.png", "features": "features.png", "interaction": "panel.png"}
 SELECTED, HOVERED = f"#{LAYER}:81", (30, 44)
-"""Of the atlas: the feature whose card is shown, the row and column (as drawn) that the mouse is over."""
+"""Feature of the atlas whose card is shown, and row and column of the heatmap under the mouse."""
 WINDOW = {"width": 1280, "height": 900}
 
 
 def run_command(name: str, weights: str, runs: Path) -> Path:
-    """Carry out one of the commands with the bundled weights (SHA-256), or go on with it; return its run folder.
+    """Run or resume one of the commands, and return its run folder.
+
+    The name of the folder depends on the SHA-256 of the weights.
 
     Raises
     ------
     FeatmapError
-        if it ends with a status that is not 0.
+        If it ends with a status other than 0.
     """
-    given = {
+    identity = {
         "weights": weights,
         "command": COMMANDS[name],
         "recipes": [Recipe.named(n).identity() for n in RECIPES],
     }
-    folder = runs / f"{name}-{digest(given)}"
+    folder = runs / f"{name}-{digest(identity)}"
     err().print(f"featmap {' '.join(COMMANDS[name])}")
     done = subprocess.run([*COMMAND, *COMMANDS[name], "--out", str(folder)], stdout=sys.stderr, check=False)
     if done.returncode:
-        raise FeatmapError(f"featmap {' '.join(COMMANDS[name])} ended with {done.returncode}; see what it said above")
+        raise FeatmapError(
+            f"featmap {' '.join(COMMANDS[name])} ended with status {done.returncode}; see its output above"
+        )
     return folder
 
 
 def capture_atlas(page: Path, picture: Path, selected: str = SELECTED, hovered: tuple[int, int] = HOVERED) -> bool:
-    """Write a picture of an atlas with a feature's card and a hovered pair; False where no browser is at hand."""
+    """Take a picture of an atlas with a feature's card and a hovered pair.
+
+    False where no browser is available.
+    """
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         return False
@@ -92,33 +98,33 @@ def capture_atlas(page: Path, picture: Path, selected: str = SELECTED, hovered: 
                 break
             tab.wait_for_timeout(100)
         else:
-            raise FeatmapError(f"{page} did not get ready within 30 seconds; open it in a browser to see why")
+            raise FeatmapError(f"{page} was not ready within 30 seconds; open it in a browser to see why")
         tab.mouse.move(*tab.evaluate("([i, j]) => FM.map.pixel(i, j)", list(hovered)))
         tab.wait_for_selector("#tip:not([hidden])")
         tab.wait_for_timeout(500)
-        shown = tab.screenshot()
+        screenshot = tab.screenshot()
         opened.close()
-    write_atomically(picture, lambda p: p.write_bytes(shown))
+    write_atomically(picture, lambda p: p.write_bytes(screenshot))
     return True
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Where the runs lie, to be gone on with.")] = Path("runs/showcase"),
-    pictures: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("analyses/pictures"),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, which are resumed.")] = Path("runs/showcase"),
+    pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("analyses/pictures"),
 ) -> None:
     """Make the front page's pictures."""
     pictures.mkdir(parents=True, exist_ok=True)
-    made, weights = dict[str, Any](), load().sha256
+    records, weights = dict[str, Any](), load().sha256
     for name in COMMANDS:
         folder = run_command(name, weights, runs)
         picture = pictures / f"{name}.png"
         if name in PICTURES:
             shutil.copyfile(folder / PICTURES[name], picture)
         elif not capture_atlas(folder / "atlas.html", picture):
-            err().print(f"{picture} is left as it was: no Chromium with Playwright here; open {folder / 'atlas.html'}")
+            err().print(f"{picture} is kept: Chromium with Playwright is missing here; open {folder / 'atlas.html'}")
             continue
-        made[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": hash_file(picture)}
-    text = json.dumps({"weights": weights, "pictures": made}, indent=1) + "\n"
+        records[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": hash_file(picture)}
+    text = json.dumps({"weights": weights, "pictures": records}, indent=1) + "\n"
     write_atomically(pictures / "pictures.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 

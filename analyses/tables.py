@@ -1,10 +1,10 @@
-"""Write analyses/README.md from what the studies stored.
+"""Write analyses/README.md from the stored results of the studies.
 
     python -m analyses.tables [--check]
 
-One section a study: the claim in our words, the article's section, and a table with a row a network. A network that was
-not put to a study is "not measured". Everything comes from analyses/results; `--check` writes nothing and says whether
-the page agrees with them.
+The page has one section for each study: the claim in our words, the article's section, and a table of findings by
+network. A network without results is "not measured". Everything comes from analyses/results; `--check` writes nothing
+and reports whether the page agrees with them.
 """
 
 from __future__ import annotations
@@ -30,54 +30,54 @@ HEAD = """\
 # Studies
 
 Every experiment of the article that featmap grew from ("Feature Visualization I: Feature Maps"), as a command that
-anyone can run from a checkout, on the bundled network or with `--model googlenet`, `inception_v3` or `resnet50` where
-their weights can be had, or on any other network with `--layers`:
+anyone can run from a checkout: on the bundled network, on `--model googlenet`, `inception_v3` or `resnet50` where their
+weights are available, or on any other network with `--layers`:
 
     python -m analyses.NAME
-    python -m analyses.tables       # makes this page of the stored results
+    python -m analyses.tables       # writes this page from the stored results
 
-A study draws 16 features at random of each of its layers and takes three seeds of the noise, unless its claim names its
-units; brackets hold 95 % intervals over features (n of them), each averaged over seeds before, unless a row says
-otherwise. What the claims say is our paraphrase. A claim is judged on the network and at the sizes that were measured,
-and on nothing else: the bundled network is a small one trained on small images, the article's were ImageNet's.
+A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units.
+Brackets are 95 % intervals over features (n of them), each averaged over seeds before, unless a row says otherwise.
+The claims are our paraphrases. A verdict concerns the network and the sizes that were measured only: the bundled
+network is small and was trained on small images, those of the article were trained on ImageNet.
 """
 
 
 def load_study(name: str) -> Study:
-    """Return the study of a file of this folder."""
-    found = getattr(import_module(f"analyses.{name}"), "STUDY", None)
-    if not isinstance(found, Study) or found.name != name:
-        raise FeatmapError(f"analyses/{name}.py holds no study of that name")
-    return found
+    """Load the study of a module of this folder."""
+    study = getattr(import_module(f"analyses.{name}"), "STUDY", None)
+    if not isinstance(study, Study) or study.name != name:
+        raise FeatmapError(f"analyses/{name}.py contains no study of that name")
+    return study
 
 
 def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
-    """Return what is stored of a study, by network: those of the article first.
+    """Read the stored records of a study by network, those of the article first.
 
     Raises
     ------
     FeatmapError
-        if the table beside a record is not the one that was stored with it (records of old do not say which).
+        If the table beside a record is not the one stored with it (old records do not name theirs).
     """
-    found = {}
+    records = {}
     for path in sorted((results / name).glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if table_changed(path, record):
             raise FeatmapError(
-                f"{name}/{path.stem}.csv is not the table that {path.name} was made with; run python -m analyses.{name}"
+                f"{name}/{path.stem}.csv is not the table stored with {path.name}; run python -m analyses.{name}"
             )
-        found[str(record["model"])] = record
-    return {m: found[m] for m in (*NETWORKS, *sorted(found)) if m in found}
+        records[str(record["model"])] = record
+    return {m: records[m] for m in (*NETWORKS, *sorted(records)) if m in records}
 
 
 def table_changed(path: Path, record: dict[str, Any]) -> bool:
-    """Is the CSV beside a stored record another one than it was stored with, or gone?"""
-    table, told = path.with_suffix(".csv"), record.get("csv_sha256")
-    return told is not None and not (table.is_file() and hash_file(table) == told)
+    """Check whether the CSV beside a record is missing or another than stored with it."""
+    table, expected = path.with_suffix(".csv"), record.get("csv_sha256")
+    return expected is not None and not (table.is_file() and hash_file(table) == expected)
 
 
 def format_number(value: float | None) -> str:
-    """Return a number as the tables show it: three significant digits."""
+    """Format a number with three significant digits."""
     if value is None:
         return "undefined"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
@@ -88,7 +88,7 @@ def format_number(value: float | None) -> str:
 
 
 def format_finding(finding: dict[str, Any]) -> str:
-    """Return a finding's value with its interval and unit."""
+    """Format a finding's value with its interval and unit."""
     text = format_number(finding["value"])
     if finding["low"] is not None and finding["high"] is not None:
         text += f" [{format_number(finding['low'])}, {format_number(finding['high'])}]"
@@ -96,22 +96,22 @@ def format_finding(finding: dict[str, Any]) -> str:
 
 
 def escape_cell(text: str) -> str:
-    """Return a text that cannot end its cell of a table or hide in markup."""
+    """Escape a text so that it can neither end its table cell nor hide in markup."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def is_random(record: dict[str, Any]) -> bool:
-    """Is this of a network whose weights were drawn, not trained?"""
+    """Check whether a record is of a network with random weights."""
     return ", weights random" in record.get("network", "")
 
 
 def display_name(model: str, record: dict[str, Any]) -> str:
-    """Return a network's name as the page writes it."""
+    """Choose a network's name on the page."""
     return f"{model} with random weights" if is_random(record) else model
 
 
 def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
-    """Return the part of the page that one study has."""
+    """Write the section of one study."""
     lines = [
         f"## `{study.name}`",
         "",
@@ -124,23 +124,23 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         lines += [f"**{display_name(model, record)}**: the claim {verdict}. {escape_cell(record['conclusion'])}", ""]
         if record.get("rule"):
-            lines += [f"Judged so: {escape_cell(record['rule'])}.", ""]
-    lines += ["| network | figure | value | n |", "|---|---|---|---|"]
+            lines += [f"Rule: {escape_cell(record['rule'])}.", ""]
+    lines += ["| network | finding | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:
-            lines.append(
-                f"| {display_name(model, record)} | {escape_cell(finding['words'])} | {format_finding(finding)} | {finding['count']:,} |"
-            )
+            cells = (display_name(model, record), escape_cell(finding["words"]), format_finding(finding))
+            lines.append(f"| {' | '.join(cells)} | {finding['count']:,} |")
     trained = {model for model, record in records.items() if not is_random(record)}
     lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in trained]
     for model, record in records.items():
         settings = record["settings"]
-        asked = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
+        options = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         lines += [
             "",
-            f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; weights {record['weights_sha256'][:12]}; "
-            f"{asked}--features {settings['features']} --seeds {settings['seeds']}; torch {settings['torch']}, "
-            f"{settings['device']}, {settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
+            f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; "
+            f"weights {record['weights_sha256'][:12]}; {options}--features {settings['features']} "
+            f"--seeds {settings['seeds']}; torch {settings['torch']}, {settings['device']}, "
+            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
         ]
         for figure in record["figures"]:
             if figure.endswith((".png", ".webp")):
@@ -151,12 +151,14 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
 
 
 def build_page(results: Path = RESULTS) -> str:
-    """Return the whole page."""
+    """Write the whole page."""
     return "\n".join([HEAD, *(study_section(load_study(name), read_stored(name, results)) for name in ORDER)])
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; say whether page and results agree.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; check that the page agrees with the results.")
+    ] = False,
 ) -> None:
     """Write analyses/README.md from the stored results."""
     text = build_page()

@@ -1,16 +1,17 @@
-"""Is the map true, from the network's early layers to its late ones? The trial of several layers, and its page.
+"""Validate the map of several layers, from early to late, and write the page of the results.
 
     python -m analyses.trial --images PHOTOGRAPHS    # a folder or a zip; about a quarter of an hour on two cores
     python -m analyses.trial --images PHOTOGRAPHS --full    # all features, five seeds: hours
-    python -m analyses.trial                         # the page anew, of the results that are stored
+    python -m analyses.trial                         # writes the page again from the stored results
 
-Makes one map of `--layers` (64 features drawn at random of each, whose images are the stimuli), puts it to `featmap
-validate`, and measures where similarity over photographs falls short and why (`analyses/shortfall.py`): over the stored
-arrays, over images of 1/f noise, and over descents stopped after a quarter of the steps; the layer that repeats worst
-is made again with twice the steps. Photographs are not part of the project.
+One map of `--layers` is made (64 features drawn at random of each, whose images are the stimuli) and passed to `featmap
+validate`. Then it is measured why similarity over photographs differs (`analyses.support.photograph_gap`): over the
+stored arrays, over images of 1/f noise, and over descents stopped after a quarter of the steps; the layer that repeats
+worst is mapped again with twice the steps. Photographs are not part of the project.
 
-Stored in `analyses/results/trial`: figures.csv (all figures of the trials), shortfall.csv, trial.json (settings,
-verdicts). The page, analyses/validation.md, is made of these alone. Runs lie in `--runs` and are gone on with.
+Stored in `analyses/results/trial` are figures.csv (all statistics of the validation), shortfall.csv (those of the
+difference) and trial.json (settings, verdicts). The page, analyses/validation.md, is written from these alone. Runs are
+in `--runs` and are resumed.
 """
 
 from __future__ import annotations
@@ -39,18 +40,20 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
-from featmap.validation.statistics import TARGET_RELIABILITY, Evaluation, Validation
+from featmap.validation.results import Evaluation, Validation
+from featmap.validation.statistics import TARGET_RELIABILITY
 
 LAYERS = "inception3a,inception3b,inception4a,inception4c,inception4e,inception5b"
 FEATURES, SEEDS, FULL_SEEDS, NULL_SEEDS = 64, 3, 5, 2
 NOISE, EARLY, LONGER = 1000, 0.25, 2
+"""Images of 1/f noise; share of the steps of early images, and multiple of the steps of longer descents."""
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "trial", HERE / "validation.md"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: the network, its layers with the channels drawn of each, the photographs, the seeds."""
+    """What is measured: network, layers with their drawn channels, photographs and seeds."""
 
     network: Network
     features: dict[str, list[int]]
@@ -63,48 +66,51 @@ class Plan:
 
     @property
     def layers(self) -> list[str]:
-        """The layers, from early to late."""
+        """Layers, from early to late."""
         return list(self.features)
 
     def folder(self, name: str, **settings: Any) -> Path:
-        """Return a run folder of this network, these features and settings."""
+        """Name the run folder of this network, these features and settings."""
         about = {"weights": self.network.sha256, "features": self.features, "recipe": self.recipe} | settings
         return self.runs / f"{name}-{digest(json.loads(json.dumps(about, default=str)))}"
 
     def map(self, name: str, watcher: Watcher, layers: list[str] | None = None, **settings: Any) -> LayerMaps:
-        """Make a map of the drawn features of the layers (None: all)."""
+        """Map the drawn features of the layers (None: all layers)."""
         chosen = {la: self.features[la] for la in layers or self.layers}
-        given = self.recipe | settings
+        changes = self.recipe | settings
         folder = self.folder(name, layers=list(chosen), **settings)
-        found = featmap.similarity(
+        result = featmap.similarity(
             list(chosen),
             self.network,
-            **library_keywords(features=chosen, stimuli="shown", out=folder, watcher=watcher, **given),
+            **library_keywords(features=chosen, stimuli="shown", out=folder, watcher=watcher, **changes),
         )
-        assert isinstance(found, LayerMaps)
-        return found
+        assert isinstance(result, LayerMaps)
+        return result
 
 
 def draw_channels(network: Network, layers: list[str], count: int | None, size: int | None) -> dict[str, list[int]]:
-    """Return channels of each layer drawn at random, the same every time; all where `count` is None."""
-    found = {}
+    """Draw channels of each layer at random, always the same.
+
+    All channels where `count` is None.
+    """
+    channels_of = {}
     for layer in layers:
         channels = network.layer(layer, size or network.input_size).channels
         chosen = rng.generator("trial", layer).choice(channels, min(count or channels, channels), replace=False)
-        found[layer] = sorted(chosen.tolist())
-    return found
+        channels_of[layer] = sorted(chosen.tolist())
+    return channels_of
 
 
-def unpack_photographs(given: Path, runs: Path) -> Path:
-    """Return the folder of photographs; a zip's are laid out among the runs first."""
-    if given.is_dir() or not zipfile.is_zipfile(given):
-        return given
-    folder = runs / f"photographs-{hash_file(given)[:12]}"
+def unpack_photographs(source: Path, runs: Path) -> Path:
+    """Unpack a zip of photographs among the runs; a folder is used as it is."""
+    if source.is_dir() or not zipfile.is_zipfile(source):
+        return source
+    folder = runs / f"photographs-{hash_file(source)[:12]}"
     done = folder.with_suffix(".complete")
     if not done.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with zipfile.ZipFile(given) as archive:
+        with zipfile.ZipFile(source) as archive:
             for name in archive.namelist():
                 if Path(name).suffix.lower() in SUFFIXES:
                     archive.extract(name, folder)
@@ -113,59 +119,68 @@ def unpack_photographs(given: Path, runs: Path) -> Path:
 
 
 def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
-    """Make map, trial and explanations; return what is stored: figures, shortfall (tables), about (plain values)."""
-    made = plan.map("map", watcher)
-    found = featmap.validate(
-        made.folder,
+    """Make the map, validate it, and explain the gap to photographs.
+
+    Returns what is stored: figures and shortfall (tables), about (plain values).
+    """
+    layer_maps = plan.map("map", watcher)
+    validation = featmap.validate(
+        layer_maps.folder,
         images=plan.images,
         seeds=plan.seeds,
         null_seeds=plan.null_seeds,
         network=plan.network,
         watcher=watcher,
     )
-    early = plan.map("early", watcher, steps=max(2, round(_recipe(made).steps * EARLY)))
-    noise = _noise(plan, watcher)
+    early = plan.map("early", watcher, steps=max(2, round(_recipe_of(layer_maps).steps * EARLY)))
+    noise = _noise_responses(plan, watcher)
     rows = []
-    for layer, trial in found.trained.items():
-        figures = photograph_gap.explain_gap(_layer_evidence(trial, made, early, noise))
+    for layer, trial in validation.trained.items():
+        statistics = photograph_gap.explain_gap(_layer_evidence(trial, layer_maps, early, noise))
         rows += [
-            {"layer": layer, "name": n, "value": f.value, "low": f.low, "high": f.high} for n, f in figures.items()
+            {"layer": layer, "name": n, "value": f.value, "low": f.low, "high": f.high} for n, f in statistics.items()
         ]
     return {
-        "figures": found.figures,
+        "figures": validation.statistics,
         "shortfall": pd.DataFrame(rows),
-        "about": _about(plan, made, found) | {"longer": _longer(plan, found, _recipe(made).steps * LONGER, watcher)},
+        "about": _describe(plan, layer_maps, validation)
+        | {"longer": _measure_longer(plan, validation, _recipe_of(layer_maps).steps * LONGER, watcher)},
     }
 
 
-def _recipe(made: LayerMaps) -> Recipe:
-    return Recipe.from_identity(Run.read(made.folder).identity["recipe"])
+def _recipe_of(layer_maps: LayerMaps) -> Recipe:
+    """Read the recipe of a map's run."""
+    return Recipe.from_identity(Run.read(layer_maps.folder).identity["recipe"])
 
 
-def _noise(plan: Plan, watcher: Watcher) -> pd.DataFrame:
+def _noise_responses(plan: Plan, watcher: Watcher) -> pd.DataFrame:
+    """Measure the responses to images of 1/f noise."""
     size = plan.recipe.get("size") or plan.network.input_size
     watcher.note(f"{NOISE} images of 1/f noise through {', '.join(plan.layers)}")
-    found = featmap.probe(image_ops.pink_noise(NOISE, size).numpy(), plan.layers, plan.network)
-    return pd.DataFrame(found.values.astype(np.float64), columns=[str(r) for r in found["response"].values])
+    responses = featmap.probe(image_ops.pink_noise(NOISE, size).numpy(), plan.layers, plan.network)
+    return pd.DataFrame(responses.values.astype(np.float64), columns=[str(r) for r in responses["response"].values])
 
 
 def _layer_evidence(
-    trial: Evaluation, made: LayerMaps, early: LayerMaps, noise: pd.DataFrame
+    trial: Evaluation, layer_maps: LayerMaps, early: LayerMaps, noise: pd.DataFrame
 ) -> photograph_gap.LayerEvidence:
-    """Return what the explanations of one layer rest on: the features that live in map and early map."""
+    """Collect the responses that the explanations of one layer need.
+
+    Only features live in both the map and the early map are taken.
+    """
     evidence = trial.evidence
-    layer, table = evidence.layer, made.maps[evidence.layer].features
+    layer, table = evidence.layer, layer_maps.maps[evidence.layer].features
     begun = early.maps[layer].activations.to_numpy(dtype=np.float64)
     who = evidence.live & np.isfinite(begun).all(axis=0) & np.isfinite(begun).all(axis=1)
     names = [n for n, w in zip(evidence.names, who, strict=True) if w]
     inside = np.ix_(who, who)
-    data = made.dataset["A"]
+    data = layer_maps.dataset["A"]
     rest = [str(n) for n in data["image"].values if str(n).rpartition(":")[0] != layer]
     others = data.sel(image=rest, response=names).values.astype(np.float64).mean(axis=0)
-    assert evidence.photographs is not None
+    assert evidence.photograph_responses is not None
     return photograph_gap.LayerEvidence(
-        evidence.own[inside],
-        evidence.photographs[:, who].astype(np.float64),
+        evidence.mean_responses[inside],
+        evidence.photograph_responses[:, who].astype(np.float64),
         others[np.isfinite(others).all(axis=1)],
         begun[inside],
         noise[names].to_numpy(),
@@ -173,87 +188,87 @@ def _layer_evidence(
     )
 
 
-def _longer(plan: Plan, found: Validation, steps: int, watcher: Watcher) -> dict[str, Any] | None:
-    """Return what more steps do for the repeatability of the layer that repeats worst, if it falls short."""
-    known = {layer: r for layer, t in found.trained.items() if (r := t.value("repeatability")) is not None}
-    worst = min(known, key=lambda layer: known[layer], default=None)
-    if worst is None or known[worst] >= TARGET_RELIABILITY:
+def _measure_longer(plan: Plan, validation: Validation, steps: int, watcher: Watcher) -> dict[str, Any] | None:
+    """Measure whether more steps help the layer that repeats worst, if it falls short."""
+    defined = {layer: r for layer, t in validation.trained.items() if (r := t.value("repeatability")) is not None}
+    worst = min(defined, key=lambda layer: defined[layer], default=None)
+    if worst is None or defined[worst] >= TARGET_RELIABILITY:
         return None
     again = plan.map("longer", watcher, [worst], steps=steps, seeds=2)
     data = again.dataset["A"].sel(response=again.maps[worst].shown)
     live = list(again.maps[worst].clusters.labels.index)
     tables = [featmap.measures.correlations(a.sel(image=live, response=live).values.astype(float)) for a in data]
     again_r = reliability.repeatability(tables)
-    defined = {k: v if np.isfinite(v) else None for k, v in vars(again_r).items()}
-    return {"layer": worst, "before": known[worst], "steps": steps} | defined
+    plain = {k: v if np.isfinite(v) else None for k, v in vars(again_r).items()}
+    return {"layer": worst, "before": defined[worst], "steps": steps} | plain
 
 
-def _about(plan: Plan, made: LayerMaps, found: Validation) -> dict[str, Any]:
-    """Return settings and verdicts, as plain values."""
-    recipe = _recipe(made)
-    first = next(iter(found.trained.values())).evidence
+def _describe(plan: Plan, layer_maps: LayerMaps, validation: Validation) -> dict[str, Any]:
+    """Collect settings and verdicts as plain values."""
+    recipe = _recipe_of(layer_maps)
+    first = next(iter(validation.trained.values())).evidence
     verdicts = {}
-    for layer, trial in found.trained.items():
-        held = verdict.reach_verdict(trial, found.random.get(layer))
+    for layer, trial in validation.trained.items():
+        reached = verdict.reach_verdict(trial, validation.random.get(layer))
         table = trial.features
         bad = [str(n) for n in table.index[~table["reliable"].fillna(True)]]
-        verdicts[layer] = {"may": held.may, "may_not": held.may_not, "mend": held.mend, "unreliable": bad}
+        verdicts[layer] = {"may": reached.may, "may_not": reached.may_not, "mend": reached.remedies, "unreliable": bad}
     return {
         "network": str(plan.network),
         "layers": {la: [len(c), plan.network.layer(la, recipe.size).channels] for la, c in plan.features.items()},
-        "photographs": 0 if first.photographs is None else len(first.photographs),
+        "photographs": 0 if first.photograph_responses is None else len(first.photograph_responses),
         "seeds": plan.seeds,
         "null_seeds": plan.null_seeds,
-        "without_random": found.reason,
+        "without_random": validation.reason,
         "recipe": recipe.name,
         "steps": recipe.steps,
         "size": recipe.size,
-        "device": str(Run.read(made.folder).identity["device"]),
+        "device": str(Run.read(layer_maps.folder).identity["device"]),
         "full": plan.full,
         "verdicts": verdicts,
     }
 
 
-def store_results(found: dict[str, Any], results: Path) -> None:
-    """Write what was measured, small enough to be kept with the project."""
+def store_results(measured: dict[str, Any], results: Path) -> None:
+    """Write the tables and the record, small enough to be kept with the project."""
     for name in ("figures", "shortfall"):
-        table: pd.DataFrame = found[name]
+        table: pd.DataFrame = measured[name]
         path = results / f"{name}.csv"
         write_atomically(path, lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))  # type: ignore[misc]
-    text = json.dumps(found["about"], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(measured["about"], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(results / "trial.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def main(
     images: Annotated[
-        Path | None, typer.Option(help="Photographs: a folder or a zip. None: only the page anew.")
+        Path | None, typer.Option(help="Photographs: a folder or a zip. None: only write the page again.")
     ] = None,
     model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
     weights: Annotated[str | None, typer.Option()] = None,
     layers: Annotated[str, typer.Option(help="Joined by commas, early to late.")] = LAYERS,
     features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = FEATURES,
-    seeds: Annotated[int, typer.Option(help="Seeds in all.")] = SEEDS,
-    null_seeds: Annotated[int, typer.Option(help="Maps with random weights.")] = NULL_SEEDS,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = SEEDS,
+    null_seeds: Annotated[int, typer.Option(help="Seeds of the map with random weights.")] = NULL_SEEDS,
     full: Annotated[bool, typer.Option("--full", help="All features and five seeds.")] = False,
     size: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
-    runs: Annotated[Path, typer.Option(help="Where the runs lie, to go on from.")] = Path("runs/trial"),
-    results: Annotated[Path, typer.Option(help="Where the tables go.")] = RESULTS,
-    page: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, which are resumed.")] = Path("runs/trial"),
+    results: Annotated[Path, typer.Option(help="Folder for the tables.")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="File for the page.")] = PAGE,
 ) -> None:
-    """Put several layers' map to the test and write the page of result."""
+    """Validate the map of several layers and write the page."""
     if images is not None:
         if features < 8 and not full:
-            raise FeatmapError(f"--features {features}: a layer's similarity takes 8 or more")
+            raise FeatmapError(f"--features {features}: similarity needs 8 or more of each layer")
         network = load(model, weights)
         chosen = [n.strip() for n in layers.split(",") if n.strip()]
         if len(set(chosen)) < 2:
-            raise FeatmapError(f"--layers {layers!r}: give two or more; `featmap validate` puts one layer to the test")
+            raise FeatmapError(f"--layers {layers!r}: give two or more; `featmap validate` validates a single layer")
         recipe = {k: v for k, v in {"size": size, "steps": steps}.items() if v is not None}
-        listed = draw_channels(network, chosen, None if full else features, size)
+        channels = draw_channels(network, chosen, None if full else features, size)
         plan = Plan(
             network,
-            listed,
+            channels,
             unpack_photographs(images, runs),
             max(seeds, FULL_SEEDS) if full else seeds,
             null_seeds,

@@ -1,7 +1,6 @@
 """featmap: feature similarity and interaction mapping in convolutional networks.
 
-The public names are loaded when they are first used, so that ``import featmap`` and ``featmap --help``
-do not wait for torch.
+Public names are imported on first use, so that ``import featmap`` and ``featmap --help`` do not wait for torch.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "FeatmapError": "errors",
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name on its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"featmap.{_HOMES[name]}"), name)
@@ -62,4 +62,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """List the public names, also those that are not imported yet."""
     return list(__all__)

@@ -1,6 +1,6 @@
 """``python -m featmap`` is the command ``featmap``."""
 
-from featmap.cli.app import main
+from importlib import import_module
 
 if __name__ == "__main__":
-    main()
+    import_module("featmap.cli.app").main()  # by name, as the console script names it

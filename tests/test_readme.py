@@ -1,4 +1,4 @@
-"""The README's commands and Python lines are those that exist."""
+"""The README shows commands, options, output and Python lines as they are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 import typer
 
 from analyses import showcase
-from featmap.cli.app import app
+from featmap.cli.app import app, main
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-BLOCKS = re.findall(r"^    (featmap .*)$", README, flags=re.MULTILINE)
+COMMAND_LINES = re.findall(r"^(?:    |\$ )(featmap .*)$", README, flags=re.MULTILINE)
+(SESSION,) = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
 
 
 def unknown_options(words: Sequence[str]) -> set[str]:
@@ -25,17 +27,19 @@ def unknown_options(words: Sequence[str]) -> set[str]:
 
 
 def test_every_command_is_documented() -> None:
-    assert set(COMMANDS) == {shlex.split(line)[1] for line in BLOCKS} | set(re.findall(r"`featmap (\w+)`", README))
+    assert set(COMMANDS) == {shlex.split(line)[1] for line in COMMAND_LINES} | set(
+        re.findall(r"`featmap (\w+)`", README)
+    )
 
 
-@pytest.mark.parametrize("line", BLOCKS)
+@pytest.mark.parametrize("line", COMMAND_LINES)
 def test_documented_commands_and_options_exist(line: str) -> None:
     assert unknown_options(shlex.split(line.partition("  #")[0])[1:]) == set()
 
 
 def test_pictures_are_made_by_the_commands_beside_them() -> None:
-    for given in showcase.COMMANDS.values():
-        assert unknown_options(given) == set()
+    for command in showcase.COMMANDS.values():
+        assert unknown_options(command) == set()
     assert set(re.findall(r"analyses/pictures/(\w+)\.png", README)) == set(showcase.COMMANDS)
     for name in showcase.PICTURES:
         assert "featmap " + shlex.join(showcase.COMMANDS[name]) in README
@@ -49,7 +53,35 @@ def test_the_two_commands_stand_at_the_top() -> None:
 def test_pictures_and_links_exist() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(targets) >= 5
-    assert [t for t in targets if not (Path(__file__).resolve().parent.parent / t).is_file()] == []
+    assert [t for t in targets if not (ROOT / t).is_file()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.slow
+def test_the_first_session_prints_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # fewer and smaller images than a reader would make: the lines are compared but for their numbers
+    small = ["--features", "0-47", "--stimuli", "shown", "--size", "48", "--steps", "6", "--device", "cpu"]
+    commands = [shlex.split(line[2:])[1:] for line in SESSION.splitlines() if line.startswith("$")]
+    assert [words[0] for words in commands] == ["similarity", "neighbours"]
+    for words in ([*commands[0], *small, "--out", "run"], ["run" if "runs/" in w else w for w in commands[1]]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+    printed = capsys.readouterr().out.splitlines()
+    shown = [line for line in SESSION.splitlines() if line != "[...]" and not line.startswith("$")]
+    assert [line for line in shown if not any(pattern_of(line).match(other) for other in printed)] == []
+
+
+def pattern_of(line: str) -> re.Pattern[str]:
+    """Build the pattern of a printed line up to its omitted end: its words, with any numbers and alignment."""
+    words = line.partition("[...]")[0].partition(" (atlas.html")[0].split()
+    return re.compile(r"\s+".join(r"\S+" if re.search(r"[\d/]", word) else re.escape(word) for word in words))
 
 
 @pytest.mark.slow
@@ -57,9 +89,11 @@ def test_the_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     # fewer steps and smaller images than a reader would take: the lines, not the numbers, are under test
+    assert block.count("steps=20") == 2
     block = block.replace("steps=20", "steps=2, size=64")
     with pytest.warns(UserWarning, match="below 32"):
         exec(compile(block, "README.md", "exec"), scope := {})
-    assert list(scope["found"].features.index) == [f"inception4a:{c}" for c in range(16)]
+    assert list(scope["result"].features.index) == [f"inception4a:{c}" for c in range(16)]
     assert scope["pair"].crossings["inception4a", "inception4b"].measures["profile"].shape == (16, 16)
     assert scope["A"].sizes["image"] == 2 and scope["both"].sizes["image"] == 1
+    assert len(scope["duo"].statistics) == 3 and not scope["trial"].statistics.empty

@@ -1,9 +1,9 @@
-"""Whom the descent is measured against: the article's recipe and other tools, each as its own defaults have it.
+"""The article's recipe and other tools that the descent is compared with, each with its own defaults.
 
 An opponent makes images as it would for its user: the whole network in float32, its own image size, steps,
-parameterisation and robustness transforms; one feature at a time, and once more, where it can, all in one batch by its
-own means. Nothing here is tuned for or against it. It gets a copy of the network, as some leave hooks behind. The tools
-come with ``pip install 'featmap[bench]'``; one that is not installed is left out with a word.
+parameterisation and robustness transforms; one feature at a time and, where it supports that, all in one batch. Nothing
+is tuned for or against it. It gets a copy of the network, since some tools leave hooks behind. The tools come with
+``pip install 'featmap[bench]'``; one that is not installed is left out with a message.
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ class Opponent:
 
     Parameters
     ----------
-    name : as the tables call it
-    size : of its finished image in pixels
-    words : its settings
-    make : (network, layer, channels, seed) -> the finished images, N x 3 x size x size in the network's [0, 1], as the
-        tool leaves them (not clamped)
-    package : that it needs, None for none
-    batched : whether it makes all features at once
+    name : str
+        Name in the tables.
+    size : int
+        Size of its finished image, in pixels.
+    words : str
+        Its settings.
+    make : callable
+        Function of (network, layer, channels, seed) to the finished images, `N x 3 x size x size` in the network's [0,
+        1], as the tool leaves them (not clamped).
+    package : str, default None
+        Package that it needs.
+    batched : bool, default False
+        Whether it makes all features at once.
     """
 
     name: str
@@ -52,30 +58,30 @@ class Opponent:
     package: str | None = None
     batched: bool = False
 
-    def warm(self) -> None:
-        """Import what it needs, which is nobody's time."""
+    def preload(self) -> None:
+        """Import its package, which is not timed."""
         if self.package is not None:
             importlib.import_module(MODULES[self.package])
 
     @property
-    def here(self) -> bool:
-        """Is it installed?"""
+    def installed(self) -> bool:
+        """Whether its package is installed."""
         return self.package is None or find_spec(MODULES[self.package]) is not None
 
     @property
     def version(self) -> str:
-        """Return the package's version, "" where it needs none."""
-        return version(self.package) if self.package is not None and self.here else ""
+        """Version of its package; "" where it needs none."""
+        return version(self.package) if self.package is not None and self.installed else ""
 
 
 MODULES = {"torch-lucent": "lucent", "dreamlens": "dreamlens"}
-"""What a package is imported as."""
+"""Import name of each package."""
 
 
 @contextmanager
-def generator(seed: int) -> Iterator[None]:
-    """Seed the global generators that other tools draw from; restore them afterwards."""
-    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what other tools draw from
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed the global generators that other tools draw from, and restore them."""
+    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - other tools draw from it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         random.seed(seed)
@@ -90,24 +96,27 @@ def generator(seed: int) -> Iterator[None]:
 # ---------------------------------------------------------------- the article
 
 
-class _Reached(Exception):
-    """The layer has its output."""
+class _LayerReached(Exception):
+    """Raised when the layer has its output."""
 
 
 @contextmanager
-def cut(module: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Lend a function that gives a layer's output and computes nothing behind it, as the article's `NewModel` does."""
-    kept: list[Tensor] = []
+def stop_at_layer(module: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Lend a function that computes a layer's output and nothing behind it.
+
+    The article's `NewModel` does the same.
+    """
+    outputs: list[Tensor] = []
 
     def stop(_: nn.Module, __: object, output: Tensor) -> None:
-        kept.append(output)
-        raise _Reached
+        outputs.append(output)
+        raise _LayerReached
 
     def run(images: Tensor) -> Tensor:
         try:
             module(images)
-        except _Reached:
-            return kept.pop()
+        except _LayerReached:
+            return outputs.pop()
         raise ValueError(f"layer {layer!r} was not reached")
 
     handle = module.get_submodule(layer).register_forward_hook(stop)
@@ -120,11 +129,15 @@ def cut(module: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
 def article_loop(
     network: Network, layer: str, channel: int, image: Tensor, octaves: tuple[Octave, ...], *, normalised: bool
 ) -> Tensor:
-    """Return the image of the article's own loop: one image, weights with gradients, torchvision's blur.
+    """Run the article's own loop.
 
-    Source: the article, section "Feature Visualization from First Principles" (`octave`, `layer_gradient`).
+    It makes one image, with gradients for the weights and torchvision's blur.
+
+    References
+    ----------
+    The article, section "Feature Visualization from First Principles" (`octave`, `layer_gradient`).
     """
-    with cut(network.module, layer) as run:
+    with stop_at_layer(network.module, layer) as run:
         for octave in octaves:
             assert isinstance(octave.size, int)
             if image.shape[2] != octave.size:
@@ -148,6 +161,8 @@ def article_loop(
 
 
 def _article(name: str) -> Make:
+    """Make an opponent of one of the article's recipes."""
+
     def make(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
         recipe = Recipe.named(name)
         octaves, normalised = recipe.resolved(network.input_size).octaves, recipe.optimiser == "rms"
@@ -162,27 +177,31 @@ def _article(name: str) -> Make:
 
 
 def _lucent(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
+    """Make images with Lucent."""
     from lucent.optvis import objectives, param, render
 
     name, count = layer.replace(".", "_"), len(channels)
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     goal = objectives.channel(name, channels[0])
     if count > 1:
         goal = objectives.Objective.sum([objectives.channel(name, c, batch=k) for k, c in enumerate(channels)])
-        given["param_f"] = lambda: param.image(128, batch=count)
-    with generator(seed):
-        images = render.render_vis(network.module, goal, show_image=False, progress=False, **given)
+        options["param_f"] = lambda: param.image(128, batch=count)
+    with seeded_globals(seed):
+        images = render.render_vis(network.module, goal, show_image=False, progress=False, **options)
     return torch.from_numpy(images[-1]).permute(0, 3, 1, 2).contiguous()
 
 
 def _dreamlens(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
+    """Make images with Dreamlens."""
     from dreamlens import FeatureVisualizer
 
-    with generator(seed):
+    with seeded_globals(seed):
         tool = FeatureVisualizer(network.module, quiet=True)
-        made = tool.maximize_channels(layer, channels) if len(channels) > 1 else tool.maximize_channel(layer, *channels)
+        result = (
+            tool.maximize_channels(layer, channels) if len(channels) > 1 else tool.maximize_channel(layer, *channels)
+        )
         with torch.no_grad():
-            return made.image().detach().float().cpu()
+            return result.image().detach().float().cpu()
 
 
 ARTICLE = "300 steps at 299, 340 and 380 pixels, blur, one image, weights with gradients, stopped at the layer"

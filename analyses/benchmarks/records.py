@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: its numbers as JSON with the machine they are of, and a table in the README."""
+"""Store what a benchmark measured: numbers as JSON with a description of the machine, and a table in the README."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
 
 
-def machine(*packages: str) -> dict[str, Any]:
-    """Return what numbers depend on besides the program: processor, cores, memory, versions."""
+def describe_machine(*packages: str) -> dict[str, Any]:
+    """Describe the machine and the versions that numbers depend on."""
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_GB": round(psutil.virtual_memory().total / 1e9, 1),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("featmap", "torch", *packages)},
     }
 
 
-def _processor() -> str:
+def _processor_name() -> str:
+    """Find the name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -37,18 +38,21 @@ def _processor() -> str:
     return platform.processor()
 
 
-def write(path: Path, numbers: dict[str, Any]) -> None:
+def write_json(path: Path, numbers: dict[str, Any]) -> None:
     """Write a benchmark's numbers as JSON."""
     text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_table(name: str, text: str, readme: Path = README) -> None:
-    """Put a benchmark's text between its marks in the README, which are added at the end where there are none."""
+    """Write a benchmark's text between its marks in the README.
+
+    The marks are added at the end if they are missing.
+    """
     begin, end = f"<!-- {name}: made by the script -->", f"<!-- end of {name} -->"
     before = readme.read_text(encoding="utf-8") if readme.is_file() else "# Benchmarks\n"
     if begin not in before:
         before = f"{before.rstrip()}\n\n{begin}\n{end}\n"
     head, _, rest = before.partition(begin)
-    made = f"{head}{begin}\n{text.strip()}\n{end}{rest.partition(end)[2]}"
-    write_atomically(readme, lambda p: p.write_text(made, encoding="utf-8"))
+    page = f"{head}{begin}\n{text.strip()}\n{end}{rest.partition(end)[2]}"
+    write_atomically(readme, lambda p: p.write_text(page, encoding="utf-8"))

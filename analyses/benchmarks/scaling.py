@@ -1,18 +1,18 @@
-"""How work units scale: workers beside the plain loop, the driver's memory, and many GPUs in a simulation.
+"""Measure how work units scale: workers compared with the plain loop, the driver's memory, and a simulation.
 
     python -m analyses.benchmarks.scaling                # about five minutes on two cores
     python -m analyses.benchmarks.scaling --workers 1,2,4,8
 
-Measured: the same descents (features of the bundled network, one thread a worker) by the plain loop and by workers on
-Ray. Efficiency is the work of the plain loop over the seconds that all workers together were ready: each from the
-moment that it had loaded the network to the end of the last batch. The start, until the last of them was ready, is told
-beside it. Then the driver's resident memory while workers make maps of two sizes.
+Measured are the same descents (features of the bundled network, one thread per worker) by the plain loop and by workers
+on Ray. Efficiency is the work of the plain loop divided by the seconds for which all workers together were ready, each
+from the moment it had loaded the network to the end of the last batch. The start, until the last worker was ready, is
+listed separately. The driver's resident memory is measured while workers make maps of two sizes.
 
-Simulated: units drawn from the measured times, handed out largest first to 8 and 64 workers, each of which starts and
-answers as slowly as was measured. Only the spread of the times and these delays count, so that it stands for GPUs as
-far as their times spread alike.
+Simulated are units drawn from the measured times and assigned largest first to 8 and 64 workers with the measured start
+and delay. Only the spread of the times and these delays matter, so that the result applies to GPUs as far as the spread
+of their times is similar.
 
-Written: `scaling.json` (beside this file) and its table in `README.md`.
+Written are `scaling.json` (beside this file) and its table in `README.md`.
 """
 
 from __future__ import annotations
@@ -68,18 +68,18 @@ print(json.dumps({"features": features, "units": len(Look.seen), "before_MB": ro
 
 
 class Clock(Silent):
-    """Remembers when each unit landed."""
+    """Record when each unit is stored."""
 
     def __init__(self) -> None:
         self.times: list[float] = [time.perf_counter()]
 
     def landed(self) -> None:
-        """Remember it."""
+        """Record a unit."""
         self.times.append(time.perf_counter())
 
 
-def job_of(batches: int, steps: int) -> Job:
-    """Return the descents of so many batches of the bundled network's features."""
+def make_job(batches: int, steps: int) -> Job:
+    """Make the descents of a number of batches of the bundled network's features."""
     network = load()
     recipe = resolved_recipe(network, "fast", SIZE, steps, rows=ROWS)
     channels = network.layer(LAYER, SIZE).channels
@@ -88,48 +88,48 @@ def job_of(batches: int, steps: int) -> Job:
     return maximise.maximise_job([f"{LAYER}:{c}" for c in range(batches * ROWS)], network, recipe)
 
 
-def plainly(job: Job) -> list[float]:
-    """Return the seconds of each batch of the plain loop."""
+def time_plain_loop(job: Job) -> list[float]:
+    """Measure the seconds of each batch in the plain loop."""
     with tempfile.TemporaryDirectory() as folder:
-        made, clock = lifecycle.open_run(job, Path(folder) / "run"), Clock()
-        with made.locked():
-            lifecycle.carry_out(job, made, runs_worker.Worker, clock, Engine(threads=1))
-    return np.diff(clock.times)[1:].tolist()  # the first is the null image, behind the loading of the network
+        opened, clock = lifecycle.open_run(job, Path(folder) / "run"), Clock()
+        with opened.locked():
+            lifecycle.carry_out(job, opened, runs_worker.Worker, clock, Engine(threads=1))
+    return np.diff(clock.times)[1:].tolist()  # the first unit is the null image, after loading the network
 
 
-def by_workers(job: Job, workers: int, work: float) -> dict[str, Any]:
-    """Return what so many workers make of a job that takes the plain loop `work` seconds."""
+def time_workers(job: Job, workers: int, work: float) -> dict[str, Any]:
+    """Measure workers on a job that takes the plain loop `work` seconds."""
     engine, ready = Engine("ray", workers=workers, threads=1), list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        made, task = lifecycle.open_run(job, Path(folder) / "run"), lifecycle.task_of(job, runs_worker.Worker, engine)
-        with made.locked():
-            begun = time.perf_counter()
-            ray_engine.run(task, job.waves(), made, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
+        opened, task = lifecycle.open_run(job, Path(folder) / "run"), lifecycle.task_of(job, runs_worker.Worker, engine)
+        with opened.locked():
+            start = time.perf_counter()
+            ray_engine.run(task, job.waves(), opened, Silent(), engine, 1, lambda _: ready.append(time.perf_counter()))
             end = time.perf_counter()
     available = sum(end - moment for moment in ready)
     return {
         "workers": workers,
         "ready": len(ready),
-        "start": max(ready) - begun,
-        "seconds": end - begun,
+        "start": max(ready) - start,
+        "seconds": end - start,
         "worker_seconds": available,
         "efficiency": work / available,
     }
 
 
 def measure(job: Job, workers: list[int]) -> dict[str, Any]:
-    """Return the seconds of the plain loop and of every number of workers, on the same work."""
-    plainly(job_of(1, job.recipe.steps))  # what is loaded once is not measured
-    times = plainly(job)
-    # one cluster for all: each run starts its own workers in it
+    """Measure the plain loop and every number of workers on the same work."""
+    time_plain_loop(make_job(1, job.recipe.steps))  # one-time loading is not measured
+    times = time_plain_loop(job)
+    # One cluster for all runs; each starts its own workers in it.
     with ray_engine.connect(Engine("ray", workers=max(workers), threads=1), 1, max(workers)):
-        rows = [by_workers(job, n, sum(times)) for n in workers]
-    found = {"batches": len(times), "steps": job.recipe.steps, "work": sum(times)}
-    return found | {"unit_seconds": [round(t, 4) for t in times], "rows": rows}
+        rows = [time_workers(job, n, sum(times)) for n in workers]
+    result = {"batches": len(times), "steps": job.recipe.steps, "work": sum(times)}
+    return result | {"unit_seconds": [round(t, 4) for t in times], "rows": rows}
 
 
-def driver(features: int) -> dict[str, Any]:
-    """Return the driver's resident memory while two workers make a map of so many features."""
+def driver_memory(features: int) -> dict[str, Any]:
+    """Measure the driver's resident memory while two workers make a map."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", DRIVER, str(features), f"{folder}/run"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -139,7 +139,7 @@ def driver(features: int) -> dict[str, Any]:
 
 
 def simulate(times: list[float], workers: int, start: float, delay: float, seed: int = 0) -> dict[str, Any]:
-    """Return how long `UNITS` units take that are handed out largest first, and the efficiency of that.
+    """Simulate `UNITS` units assigned largest first.
 
     Unit times are drawn from `times`; every worker begins after `start` seconds and waits `delay` between two units.
     """
@@ -158,18 +158,18 @@ def simulate(times: list[float], workers: int, start: float, delay: float, seed:
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return the numbers as Markdown, which says what is measured and what is simulated."""
-    machine, measured, cores = found["machine"], found["measured"], found["machine"]["cores"]
+def format_table(result: dict[str, Any]) -> str:
+    """Write the numbers as Markdown, with measured and simulated ones marked."""
+    machine, measured, cores = result["machine"], result["measured"], result["machine"]["cores"]
     lines = [
         "## Workers",
         "",
         f"`python -m analyses.benchmarks.scaling` on {machine['processor']}, {cores} cores; "
         f"{measured['batches']} batches of {ROWS} features of {LAYER}, {SIZE} pixels, {measured['steps']} steps, "
-        "one thread a worker: "
+        "one thread per worker: "
         f"{measured['work']:.1f} s of work for the plain loop.",
         "",
-        "| | workers | start, s | whole, s | speed-up without the start | efficiency of a worker | of a core in use |",
+        "| | workers | start, s | total, s | speed-up without the start | efficiency per worker | per core in use |",
         "|---|---|---|---|---|---|---|",
         f"| measured | plain loop | | {measured['work']:.1f} | 1.00 | 100 % | 100 % |",
     ]
@@ -179,60 +179,61 @@ def table(found: dict[str, Any]) -> str:
             f"| measured | Ray, {n} | {row['start']:.1f} | {row['seconds']:.1f} | "
             f"{n * share:.2f} | {100 * share:.0f} % | {100 * share * n / min(n, cores):.0f} % |"
         )
-    for row in found["simulated"]["rows"]:
+    for row in result["simulated"]["rows"]:
         lines.append(
-            f"| **simulated** | {row['workers']} | {found['simulated']['start']:.1f} | {3600 * row['hours']:.1f} | "
-            f"{row['speed_up']:.1f} (with it) | {100 * row['efficiency']:.0f} % | |"
+            f"| **simulated** | {row['workers']} | {result['simulated']['start']:.1f} | {3600 * row['hours']:.1f} | "
+            f"{row['speed_up']:.1f} (with the start) | {100 * row['efficiency']:.0f} % | |"
         )
     lines += [
         "",
-        f"Simulated are {UNITS:,} units (ResNet50's convolutions by 16) from the measured distribution of unit times, "
-        "handed out largest first, with the measured start of a worker and "
-        f"{1000 * found['simulated']['delay']:.0f} ms a unit for handing it out; no GPU was there.",
+        f"Simulated are {UNITS:,} units (ResNet50's convolutions by 16) with the measured distribution of unit times, "
+        "assigned largest first, with the measured start of a worker and "
+        f"{1000 * result['simulated']['delay']:.0f} ms per unit for assigning it; no GPU was used.",
         "",
         "| features | units | driver's resident memory before, MB | at its peak, MB |",
         "|---|---|---|---|",
     ]
-    for row in found["driver"]:
+    for row in result["driver"]:
         lines.append(f"| {row['features']:,} | {row['units']} | {row['before_MB']:.0f} | {row['peak_MB']:.0f} |")
     return "\n".join(lines)
 
 
 def main(
     workers: Annotated[str, typer.Option(help="Numbers of workers, joined by commas.")] = "1,2,4",
-    batches: Annotated[int, typer.Option(help="Batches of the same work for all.")] = 64,
+    batches: Annotated[int, typer.Option(help="Number of batches.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of a descent.")] = 40,
-    features: Annotated[str, typer.Option(help="Sizes of the maps that the driver's memory is taken of.")] = "500,5000",
+    features: Annotated[str, typer.Option(help="Sizes of the maps for the driver's memory.")] = "500,5000",
     out: Annotated[Path, typer.Option(help="The numbers, as JSON.")] = records.FOLDER / "scaling.json",
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
 ) -> None:
-    """Measure workers against the plain loop and the driver's memory; simulate many GPUs."""
-    counts, sizes = (_whole(text, name) for text, name in ((workers, "--workers"), (features, "--features")))
+    """Measure workers and the driver's memory; simulate many GPUs."""
+    counts, sizes = (_whole_numbers(text, name) for text, name in ((workers, "--workers"), (features, "--features")))
     if batches < 1 or steps < 1:
         raise FeatmapError(f"batches {batches}, steps {steps}: give 1 or more")
-    measured = measure(job_of(batches, steps), counts)
+    measured = measure(make_job(batches, steps), counts)
     one = min(measured["rows"], key=lambda row: int(row["workers"]))
     delay = max(0.0, (one["worker_seconds"] - measured["work"]) / batches)
     rows = [simulate(measured["unit_seconds"], n, one["start"], delay) for n in SIMULATED]
-    found = {
-        "machine": records.machine("ray", "zarr"),
+    result = {
+        "machine": records.describe_machine("ray", "zarr"),
         "measured": measured,
-        "driver": [driver(n) for n in sizes],
+        "driver": [driver_memory(n) for n in sizes],
         "simulated": {"start": one["start"], "delay": delay, "rows": rows},
     }
-    records.write(out, found)
-    records.write_table("scaling", table(found), readme)
-    print(table(found))
+    records.write_json(out, result)
+    records.write_table("scaling", format_table(result), readme)
+    print(format_table(result))
 
 
-def _whole(text: str, option: str) -> list[int]:
+def _whole_numbers(text: str, option: str) -> list[int]:
+    """Read whole numbers from an option."""
     try:
-        found = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < 1:
+        numbers = []
+    if not numbers or min(numbers) < 1:
         raise FeatmapError(f"{option} {text!r}: give whole numbers from 1, joined by commas")
-    return found
+    return numbers
 
 
 if __name__ == "__main__":

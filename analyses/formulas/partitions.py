@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featmap.rng import generator
-from featmap.stats.correlation import TIE, adjusted_rand, count_pairs
+from featmap.stats.correlation import TIE
+from featmap.stats.rand_index import adjusted_rand, count_pairs
 from featmap.stats.reliability import DRAWS, Interval, bootstrap_counts, percentile_interval
 
 PERMUTATIONS = 1999
@@ -46,7 +47,7 @@ class PermutationTest:
 
 
 def _label_numbers(labels: Labels) -> np.ndarray:
-    """Number the labels from 0, in sorted order."""
+    """Convert labels to numbers from 0, in sorted order."""
     return np.unique(np.asarray(labels), return_inverse=True)[1]
 
 

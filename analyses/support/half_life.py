@@ -148,14 +148,14 @@ def half_life_findings(layer: str, departures: Sequence[Departure]) -> list[Find
     """
     findings = []
     for which, words in (
-        ("half", "half-life of the starting image's profile"),
+        ("half", "half-life of the profile's correlation with the starting image"),
         ("half_blurred", "half-life under the recipe's blur alone (to the same end values)"),
     ):
         values = np.array([getattr(d, which) for d in departures], dtype=float)
         count, within = int((~np.isnan(values)).sum()), count_early(departures, which)
         if not count:
             continue
-        text = f"{layer}: features whose {words} is within the first step"
+        text = f"{layer}: share of features whose {words} is within the first step"
         findings.append(share_finding(f"early_{which}:{layer}", within, count, text))
         if np.isfinite(values).any():
             bound = value_finding(
@@ -165,7 +165,7 @@ def half_life_findings(layer: str, departures: Sequence[Departure]) -> list[Find
             findings.append(bound if within else exact)
         never = int(np.isinf(values).sum())
         if never and which == "half":
-            words = f"{layer}: features whose profile never lost half of the starting image's"
+            words = f"{layer}: features whose correlation with the starting image never fell half way to its floor"
             findings.append(value_finding(f"never:{layer}", never, len(departures), words))
     lead = lead_over_blur(departures)
     if np.isfinite(lead).any():
@@ -192,9 +192,10 @@ def half_life_sentence(departures: Sequence[Departure]) -> str:
     if not defined:
         return ""
     text = (
-        f"; the response profile loses half of the starting image's within the first step in {count_early(defined)} of "
+        "; the profile's correlation with the starting image falls half way to its floor within the first step in "
+        f"{count_early(defined)} of {len(defined)} features, under the recipe's blur alone in "
+        f"{count_early(defined, 'half_blurred')}"
     )
-    text += f"{len(defined)} features, under the recipe's blur alone in {count_early(defined, 'half_blurred')}"
     lead = lead_over_blur(defined)
     if np.isfinite(lead).sum() < MIN_FEATURES:
         return text

@@ -18,9 +18,9 @@ from featmap.cli.options import (
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:
+    from featmap.interaction.groups import LayerChannels
     from featmap.interaction.job import JointJob
-    from featmap.interaction.run import LayerChannels
-    from featmap.interaction.screening import ScreeningJob
+    from featmap.interaction.screening_job import ScreeningJob
     from featmap.network.model import Network
     from featmap.optimize.recipe import Recipe
     from featmap.runs.engine import Execution
@@ -151,17 +151,17 @@ def _screening_job(
     settings: Execution,
 ) -> ScreeningJob:
     """Build the job of a screening; its solo descents take two seeds more than those of the pairs."""
-    from featmap.interaction import screening
+    from featmap.interaction import screening_job
 
-    first, count = seeds[0], screening.SEEDS if seeds[1] is None else seeds[1]
-    return screening.screening_job(
+    first, count = seeds[0], screening_job.SEEDS if seeds[1] is None else seeds[1]
+    return screening_job.screening_job(
         pair.parse_sides(),
         network,
         recipe,
-        budget=screening.Budget(pair.top, pair.checks),
+        budget=screening_job.Budget(pair.top, pair.checks),
         balance=pair.balance,
         probe_layers=pair.parse_probe_layers(),
-        seeds=parse_seeds(first, count if first is None else screening.SOLO_SEEDS + count),
+        seeds=parse_seeds(first, count if first is None else screening_job.SOLO_SEEDS + count),
         device=settings.torch_device(),
     )
 
@@ -175,26 +175,26 @@ def _joint_job(
     settings: Execution,
 ) -> JointJob:
     """Build the job of a group of units, or of all pairs of two layers' features."""
-    from featmap.interaction import run as joint
+    from featmap.interaction import groups
 
     first, count = seeds
     if pair.layers:
-        return joint.pairs_job(
-            joint.pairs_of(pair.parse_sides(), network, recipe.size),
+        return groups.pairs_job(
+            groups.pairs_of(pair.parse_sides(), network, recipe.size),
             network,
             recipe,
             balance=pair.balance,
             probe_layers=pair.parse_probe_layers(),
-            seeds=parse_seeds(first, joint.SEEDS_OF_PAIRS if count is None else count),
+            seeds=parse_seeds(first, groups.SEEDS_OF_PAIRS if count is None else count),
             device=settings.torch_device(),
         )
-    return joint.group_job(
+    return groups.group_job(
         units or [],
         network,
         recipe,
         balance=pair.balance,
         probe_layers=pair.parse_probe_layers(),
-        seeds=parse_seeds(first, joint.SEEDS_OF_GROUP if count is None else count),
+        seeds=parse_seeds(first, groups.SEEDS_OF_GROUP if count is None else count),
         device=settings.torch_device(),
     )
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featmap.interaction.job import JointJob
-from featmap.interaction.statistics import OK
 from featmap.optimize.recipe import Recipe
 
 SEEDS_FOR_CLAIM = 5
@@ -103,15 +101,15 @@ def format_seeds(count: int) -> str:
     return f"{count} seed" + ("" if count == 1 else "s")
 
 
-def state_conclusion(row: pd.Series, job: JointJob) -> str:
+def state_conclusion(row: pd.Series, seeds: int) -> str:
     """State the conclusion about one group.
 
     Parameters
     ----------
     row : pandas.Series
         Its row of the summary.
-    job : JointJob
-        Job of the run.
+    seeds : int
+        Number of seeds of the run.
 
     Returns
     -------
@@ -120,16 +118,16 @@ def state_conclusion(row: pd.Series, job: JointJob) -> str:
     """
     share = row.get("response_nonlinearity", np.nan)
     if not np.isfinite(share):
-        reason = "no probed feature responds" if row["status"] == OK else row["status"]
-        return f"response nonlinearity is undefined: {reason} ({format_seeds(len(job.seeds))})."
+        reason = "no probed feature responds" if row["seeds"] else row["status"]
+        return f"response nonlinearity is undefined: {reason} ({format_seeds(seeds)})."
     floor, ceiling = row["response_nonlinearity_floor"], row["response_nonlinearity_ceiling"]
     limits = [f"{name} {format_percent(v)} %" for name, v in (("floor", floor), ("ceiling", ceiling)) if np.isfinite(v)]
-    seeds = format_seeds(int(row["seeds"]))
+    defined = format_seeds(int(row["seeds"]))
     if np.isfinite(row["low"]):
         low, high = np.clip([row["low"], row["high"]], 0, 1)
-        limits.append(f"interval {format_percent(low)} to {format_percent(high)} % ({seeds})")
+        limits.append(f"interval {format_percent(low)} to {format_percent(high)} % ({defined})")
     else:
-        limits.append(f"{seeds}: no interval")
+        limits.append(f"{defined}: no interval")
     sentence = f"{format_percent(share)} % of the joint image's response is not explained by a mixture of the solo "
     sentence += f"images' responses; {', '.join(limits)}"
     if np.isfinite(row["p"]):
@@ -138,15 +136,17 @@ def state_conclusion(row: pd.Series, job: JointJob) -> str:
     return sentence + "."
 
 
-def list_notes(row: pd.Series, job: JointJob) -> list[str]:
+def list_notes(row: pd.Series, seeds: int, recipe: Recipe) -> list[str]:
     """List the limits of a conclusion that a reader has to know.
 
     Parameters
     ----------
     row : pandas.Series
         The group's row of the summary.
-    job : JointJob
-        Job of the run.
+    seeds : int
+        Number of seeds of the run.
+    recipe : Recipe
+        Resolved recipe of the descents.
 
     Returns
     -------
@@ -154,14 +154,13 @@ def list_notes(row: pd.Series, job: JointJob) -> list[str]:
         Empty where there are none.
     """
     notes = []
-    if not has_linear_steps(job.recipe):
+    if not has_linear_steps(recipe):
         notes.append(
-            f"recipe {job.recipe.name} has steps that are not linear: "
-            "under them even a linear network shows interaction"
+            f"recipe {recipe.name} has steps that are not linear: under them even a linear network shows interaction"
         )
     if 0 < row["seeds"] < SEEDS_FOR_CLAIM:
         notes.append(f"a claim needs {SEEDS_FOR_CLAIM} seeds or more")
-    if 0 < row["seeds"] < len(job.seeds):
-        undefined = len(job.seeds) - int(row["seeds"])
-        notes.append(f"{undefined} of {len(job.seeds)} seeds have no statistics (see the column status)")
+    if 0 < row["seeds"] < seeds:
+        undefined = seeds - int(row["seeds"])
+        notes.append(f"{undefined} of {seeds} seeds have no statistics (see the column status)")
     return notes

@@ -87,6 +87,8 @@ class JointJob(BaseJob):
 
     Parameters
     ----------
+    network, recipe, seeds, responses, device, command
+        See `featmap.runs.job.BaseJob`.
     groups : tuple of tuple of Unit
         Units that are maximised together; all groups have one length, with the same layer at the same place.
     balance : str, default "solo"
@@ -103,7 +105,7 @@ class JointJob(BaseJob):
 
     @property
     def is_pairs(self) -> bool:
-        """Whether the job has pairs of two layers' features (one or more) rather than one group of units."""
+        """Whether the job is about pairs of two layers rather than one group of units."""
         return self.command == LAYERS_COMMAND
 
     @property
@@ -208,7 +210,7 @@ class JointJob(BaseJob):
 
     @cached_property
     def floor_seeds(self) -> dict[int, int]:
-        """For each seed the other one that its floor is computed with: the next seed of the run, cyclically."""
+        """For each seed the next one of the run, cyclically: its floor compares the two."""
         if len(self.seeds) == 1:
             return {self.seeds[0]: self.seeds[0] + 1}
         return dict(pairwise((*self.seeds, self.seeds[0])))
@@ -233,7 +235,10 @@ class JointJob(BaseJob):
 
     @cached_property
     def joints(self) -> list[tuple[int, int]]:
-        """Joint descents, (index of the group, seed): rows of the arrays whose names begin with `joint_`."""
+        """Joint descents, rows of the arrays whose names begin with `joint_`.
+
+        Each is (index of the group, seed).
+        """
         return [(g, s) for s in self.seeds for g in range(len(self.groups))]
 
     def identity(self) -> dict[str, Any]:
@@ -299,7 +304,7 @@ class JointJob(BaseJob):
 
     @property
     def disk_needed(self) -> int:
-        """Bytes that the run will take on disk: arrays before compression, tables and figures."""
+        """Bytes of the run on disk: arrays before compression, tables and figures."""
         return int(1.1 * self.array_bytes) + 400 * len(self.joints) + OWN_FILES
 
     def arrays(self) -> dict[str, ArraySpec]:

@@ -115,8 +115,8 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         statistics[name] = {"mean": mean, "interval": interval, "seeds": values}
     return {
         "units": [str(u) for u in job.groups[0]],
-        "sentence": state_conclusion(row, job),
-        "notes": list_notes(row, job),
+        "sentence": state_conclusion(row, len(job.seeds)),
+        "notes": list_notes(row, len(job.seeds), job.recipe),
         "balance": job.balance,
         "recipe": job.recipe.name,
         "linear_steps": has_linear_steps(job.recipe),
@@ -184,11 +184,11 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
         curves=curves,
         levels=tuple(float(shown[f"solo_{c}"]) for c in letters),
         strips=tuple(make_strips(group_table, row)),
-        sentence=state_conclusion(row, job),
+        sentence=state_conclusion(row, len(job.seeds)),
         notes=(
             f"{legend}; images of seed {seed}, with one contrast for all; balance {job.balance}, "
             f"recipe {job.recipe.name}, {job.recipe.size} pixels; probed: {', '.join(job.responses)}",
-            *list_notes(row, job),
+            *list_notes(row, len(job.seeds), job.recipe),
         ),
     )
 
@@ -332,7 +332,7 @@ def pair_matrix(summary: pd.DataFrame, name: str) -> pd.DataFrame:
 def write_pairs_report(
     run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame, watcher: Watcher
 ) -> None:
-    """Write the report of a run of pairs: tables, ranking, graph, matrices and sheets of images.
+    """Write the report of a run of pairs: tables, graph, matrices and image sheets.
 
     Parameters
     ----------
@@ -363,10 +363,8 @@ def write_pairs_report(
         if values.size <= 4 * len(pairs) and values.notna().to_numpy().any():
             figure = heatmaps.cross_heatmap(
                 values,
-                row_clusters=None,
-                column_clusters=None,
-                row_name=f"a: unit of {layers[0]}",
-                column_name=f"b: unit of {layers[1]}",
+                rows=heatmaps.Axis(f"a: unit of {layers[0]}"),
+                columns=heatmaps.Axis(f"b: unit of {layers[1]}"),
                 title=f"{layers[0]} with {layers[1]}, {len(pairs)} pairs, mean of {len(job.seeds)} seeds",
                 cbar_label=statistic_label(name),
             )

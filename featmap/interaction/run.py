@@ -9,31 +9,26 @@ from html import escape
 from pathlib import Path
 
 import pandas as pd
-import torch
 import xarray as xr
 from torch import nn
 
 from featmap.errors import UnitError
 from featmap.interaction import report
 from featmap.interaction.conclusion import describe_nonlinearity, list_notes, state_conclusion
-from featmap.interaction.job import GROUP_COMMAND, LAYERS_COMMAND, MEMBERS, Group, JointJob
+from featmap.interaction.groups import SEEDS_OF_GROUP, SEEDS_OF_PAIRS, LayerChannels, group_job, pairs_job, pairs_of
+from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.statistics import JointArrays, summarise
 from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.network.unit import Unit, parse_channels
-from featmap.optimize.limits import resolve_recipe, seeds_of
+from featmap.network.unit import Unit
+from featmap.optimize.limits import resolve_recipe
 from featmap.optimize.recipe import Recipe
 from featmap.runs import lifecycle
 from featmap.runs.engine import Execution
 from featmap.runs.store import Run, open_arrays
-from featmap.runs.worker import checked
 
 DEFAULT_RECIPE = "interact"
-SEEDS_OF_GROUP, SEEDS_OF_PAIRS = 5, 3
-MAX_PAIRS = 20_000
-LayerChannels = str | tuple[str, str | Sequence[int]]
-"""A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence."""
 
 
 @dataclass(eq=False)
@@ -74,180 +69,8 @@ class Interaction:
         )
 
 
-def group_job(
-    units: Sequence[str | Unit] | str,
-    network: Network,
-    recipe: Recipe,
-    *,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    seeds: int | Iterable[int] = SEEDS_OF_GROUP,
-    device: torch.device | None = None,
-) -> JointJob:
-    """Set up the job of one group of units.
-
-    Parameters
-    ----------
-    units : sequence of str or Unit
-        2 to 8 units.
-    network : Network
-        Network that they belong to.
-    recipe : Recipe
-        Resolved recipe.
-    balance, probe_layers, seeds
-        See `interact`.
-    device : torch.device, optional
-        Where the network is computed; None is the CPU.
-
-    Returns
-    -------
-    JointJob
-        The checked job.
-
-    Raises
-    ------
-    FeatmapError
-        If there are fewer than two units, one does not exist, or a setting is out of range.
-    """
-    names = [units] if isinstance(units, str) else units
-    group = tuple(Unit.parse(u) if isinstance(u, str) else u for u in names)
-    if len(group) < 2:
-        raise UnitError(f"{' '.join(map(str, group)) or 'no unit'}: interaction takes two units or more")
-    return _joint_job((group,), network, recipe, GROUP_COMMAND, (balance, probe_layers, seeds, device))
-
-
-def select_units(selection: LayerChannels, network: Network, size: int) -> tuple[Unit, ...]:
-    """Select features of a layer.
-
-    Parameters
-    ----------
-    selection : str or (str, channels)
-        A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence.
-    network : Network
-        Network that it belongs to.
-    size : int
-        Image size in pixels.
-
-    Returns
-    -------
-    tuple of Unit
-        In the order of the channels.
-
-    Raises
-    ------
-    UnitError
-        If the layer does not exist or a channel is out of range.
-    """
-    layer, channels = (selection, "all") if isinstance(selection, str) else selection
-    text = channels if isinstance(channels, str) else ",".join(map(str, channels))
-    return tuple(Unit(layer, c) for c in parse_channels(text, network.layer(layer, size).channels, layer))
-
-
-def pairs_of(layers: Sequence[LayerChannels], network: Network, size: int) -> tuple[Group, ...]:
-    """List every pair of two layers' features.
-
-    Parameters
-    ----------
-    layers : sequence of str or (str, channels)
-        Two layers; the same one twice gives each pair of its different features once.
-    network : Network
-        Network that they belong to.
-    size : int
-        Image size in pixels.
-
-    Returns
-    -------
-    tuple of (Unit, Unit)
-        At most `MOST_PAIRS`.
-
-    Raises
-    ------
-    UnitError
-        If there are not two layers, no pair, or too many.
-    """
-    if len(layers) != 2:
-        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
-    first, second = (select_units(selection, network, size) for selection in layers)
-    pairs: list[Group] = [(a, b) for a in first for b in second if a != b]
-    if first[0].layer == second[0].layer:  # a with b and b with a are one pair
-        unordered: dict[frozenset[Unit], Group] = {}
-        for pair in pairs:
-            unordered.setdefault(frozenset(pair), pair)
-        pairs = list(unordered.values())
-    names = f"{first[0].layer} with {second[0].layer}"
-    if not pairs:
-        raise UnitError(f"{names}: these features make no pair; choose at least two different ones")
-    if len(pairs) > MAX_PAIRS:
-        raise UnitError(
-            f"{names}: {len(pairs):,} pairs, {MAX_PAIRS:,} are allowed; "
-            "choose fewer features, or let a screening find the most nonlinear pairs"
-        )
-    return tuple(pairs)
-
-
-def pairs_job(
-    groups: tuple[Group, ...],
-    network: Network,
-    recipe: Recipe,
-    *,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    seeds: int | Iterable[int] = SEEDS_OF_PAIRS,
-    device: torch.device | None = None,
-) -> JointJob:
-    """Set up the job of many pairs.
-
-    Parameters
-    ----------
-    groups : tuple of (Unit, Unit)
-        The pairs, all of the same two layers.
-    network : Network
-        Network that they belong to.
-    recipe : Recipe
-        Resolved recipe.
-    balance, probe_layers, seeds
-        See `interact`.
-    device : torch.device, optional
-        Where the network is computed; None is the CPU.
-
-    Returns
-    -------
-    JointJob
-        The checked job.
-
-    Raises
-    ------
-    FeatmapError
-        If a unit does not exist or a setting is out of range.
-    """
-    return _joint_job(groups, network, recipe, LAYERS_COMMAND, (balance, probe_layers, seeds, device))
-
-
-def _joint_job(
-    groups: tuple[Group, ...],
-    network: Network,
-    recipe: Recipe,
-    command: str,
-    settings: tuple[str, Sequence[str], int | Iterable[int], torch.device | None],
-) -> JointJob:
-    """Set up and check a job; `settings` are balance, probed layers, seeds and device."""
-    balance, probe_layers, seeds, device = settings
-    layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
-    job = JointJob(
-        network=network,
-        groups=groups,
-        recipe=recipe,
-        seeds=seeds_of(seeds, recipe),
-        responses=tuple(dict.fromkeys(probe_layers or layers)),
-        balance=balance,
-        device=device or torch.device("cpu"),
-        command=command,
-    )
-    return checked(job)
-
-
 def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> Interaction:
-    """Complete an interaction run: do the work units that are missing and write its report.
+    """Do the work units that are missing in an interaction run and write its report.
 
     Parameters
     ----------
@@ -273,8 +96,8 @@ def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> In
         table = arrays.table(lambda done, total: watcher.stage("statistics", done, total))
         summary = summarise(table)
         rows = [row for _, row in summary.iterrows()]
-        sentences = [state_conclusion(row, job) for row in rows]
-        notes = list(dict.fromkeys(note for row in rows for note in list_notes(row, job)))
+        sentences = [state_conclusion(row, len(job.seeds)) for row in rows]
+        notes = list(dict.fromkeys(note for row in rows for note in list_notes(row, len(job.seeds), job.recipe)))
         if not finished:
             run.manifest.files = {}
             if job.is_pairs:
@@ -335,7 +158,7 @@ def interact(
     seeds: int | Iterable[int] | None = None,
     execution: Execution | None = None,
 ) -> Interaction:
-    """Maximise units together and measure how far the result is from the sum of its parts.
+    """Maximise units together and measure how far that is from the sum of its parts.
 
     Parameters
     ----------

@@ -18,21 +18,31 @@ import pandas as pd
 import torch
 from torch import nn
 
-from featmap import image_ops, rng
-from featmap.errors import UnitError
+from featmap import image_ops
 from featmap.interaction import report
 from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
 from featmap.interaction.estimate import estimate_joint
-from featmap.interaction.job import PINK_IMAGES, Group, JointJob
-from featmap.interaction.run import DEFAULT_RECIPE, Interaction, LayerChannels, pairs_job, select_units
+from featmap.interaction.groups import LayerChannels
+from featmap.interaction.job import PINK_IMAGES, Group
+from featmap.interaction.run import DEFAULT_RECIPE, Interaction
+from featmap.interaction.screening_job import (
+    SEEDS,
+    SOLO_SEEDS,
+    Budget,
+    ScreeningJob,
+    exact_job,
+    random_pairs,
+    representative_pairs,
+    screening_job,
+)
 from featmap.interaction.worker import measure_response_deviations
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.batch import Batches
-from featmap.optimize.limits import resolve_recipe, seeds_of
-from featmap.optimize.objective import Objective, channel
+from featmap.optimize.limits import resolve_recipe
+from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting.scatter import predictor_scores
@@ -42,16 +52,12 @@ from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.estimate import estimate as estimate_descents
-from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
-from featmap.runs.worker import Worker, checked
+from featmap.runs.worker import Worker
 from featmap.stats import interaction
 from featmap.stats import predictors as predicting
 from featmap.stats.predictors import PREDICTORS, evaluate, seed_reliability
-
-SEEDS, SOLO_SEEDS = 3, 2
-"""Default number of seeds of the exact runs, and seeds of the solo runs."""
 
 
 @dataclass(eq=False)
@@ -106,8 +112,8 @@ class Screening:
             k = self.check.statistics["seed"].nunique()
             mean_reliability = k * self.reliability / (1 + (k - 1) * self.reliability)
             lines.append(
-                f"the exact statistic of single seeds has a reliability of {self.reliability:.2f}, its mean of {k} seeds "
-                f"one of {mean_reliability:.2f}: no predictor can reach a rank correlation above "
+                f"the exact statistic of single seeds has a reliability of {self.reliability:.2f}, "
+                f"its mean of {k} seeds one of {mean_reliability:.2f}: no predictor can reach a rank correlation above "
                 f"{max(mean_reliability, 0) ** 0.5:.2f}"
             )
         top, random = (format_number(result.summary["excess"].mean()) for result in (self.top, self.check))
@@ -116,196 +122,6 @@ class Screening:
             f"{len(self.top.summary)} top pairs, {random} in {len(self.check.summary)} random pairs"
         )
         return lines
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Numbers of pairs that a screening measures exactly.
-
-    Parameters
-    ----------
-    top : int, default 50
-        Pairs that are predicted to be the most nonlinear.
-    checks : int, default 200
-        Random pairs, on which the predictors are evaluated.
-
-    Raises
-    ------
-    UnitError
-        If a number is below 1.
-    """
-
-    top: int = 50
-    checks: int = 200
-
-    def __post_init__(self) -> None:
-        for name, value in (("top", self.top), ("checks", self.checks)):
-            if value < 1:
-                raise UnitError(f"{name} {value}: give 1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScreeningJob(Job):
-    """The job of a screening's solo runs, with the settings of the exact runs that follow.
-
-    Parameters
-    ----------
-    sides : tuple of (tuple of Unit, tuple of Unit)
-        Features of the two layers.
-    balance : str, default "solo"
-        See `featmap.interaction.run.interact`.
-    budget : Budget
-        Numbers of pairs that are measured exactly; no more than there are.
-    fresh_seeds : tuple of int
-        Seeds of the exact runs; none of them is one of the solo runs.
-    """
-
-    sides: tuple[tuple[Unit, ...], tuple[Unit, ...]]
-    balance: str = "solo"
-    budget: Budget = Budget()
-    fresh_seeds: tuple[int, ...] = ()
-
-    @property
-    def name_parts(self) -> list[str]:
-        """Name of the command and the two layers."""
-        return ["screen", *(side[0].layer for side in self.sides)]
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Indices of all pairs of different units, one index into each side; each pair once."""
-        return _pairs(*self.sides)
-
-    @property
-    def top(self) -> int:
-        """Number of predicted pairs that are measured exactly."""
-        return min(self.budget.top, len(self.pairs))
-
-    @property
-    def checks(self) -> int:
-        """Number of random pairs."""
-        return min(self.budget.checks, len(self.pairs))
-
-    def identity(self) -> dict[str, Any]:
-        """Return everything that the screening's numbers depend on.
-
-        Returns
-        -------
-        dict
-            Plain JSON values.
-        """
-        return super().identity() | {
-            "balance": self.balance,
-            "fresh_seeds": list(self.fresh_seeds),
-            "top": self.budget.top,
-            "checks": self.budget.checks,
-            "sides": [len(side) for side in self.sides],
-        }
-
-    @property
-    def disk_needed(self) -> int:
-        """Bytes that the solo runs and the predictions take on disk."""
-        return int(1.1 * self.array_bytes + 100e6)
-
-
-def screening_job(
-    layers: Sequence[LayerChannels],
-    network: Network,
-    recipe: Recipe,
-    *,
-    budget: Budget | None = None,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    seeds: int | Iterable[int] = SEEDS,
-    device: torch.device | None = None,
-) -> ScreeningJob:
-    """Set up the job of a screening.
-
-    Parameters
-    ----------
-    layers : sequence of str or (str, channels)
-        Two layers, each with the channels that take part.
-    network : Network
-        Network that they belong to.
-    recipe : Recipe
-        Resolved recipe.
-    budget, balance, probe_layers, seeds
-        See `screen`.
-    device : torch.device, optional
-        Where the network is computed; None is the CPU.
-
-    Returns
-    -------
-    ScreeningJob
-        The checked job.
-
-    Raises
-    ------
-    FeatmapError
-        If a layer or feature does not exist, there are fewer than two pairs, or a setting is out of range.
-    """
-    if len(layers) != 2:
-        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
-    first, second = (select_units(selection, network, recipe.size) for selection in layers)
-    names = (first[0].layer, second[0].layer)
-    count = len(_pairs(first, second))
-    if count < 2:
-        raise UnitError(f"{' with '.join(names)}: {count} pairs are too few to screen; choose more features")
-    all_seeds = seeds_of(SOLO_SEEDS + seeds if isinstance(seeds, int) and seeds > 0 else seeds, recipe)
-    if len(all_seeds) <= SOLO_SEEDS:
-        raise UnitError(
-            f"{len(all_seeds)} seeds: a screening takes {SOLO_SEEDS} for its solo runs and others for its pairs; "
-            f"give {SOLO_SEEDS + 1} or more"
-        )
-    units = dict.fromkeys([*first, *second])
-    job = ScreeningJob(
-        network=network,
-        objectives=tuple(channel(u.layer, u.channel) for u in units if u.channel is not None),
-        recipe=recipe,
-        seeds=all_seeds[:SOLO_SEEDS],
-        responses=tuple(dict.fromkeys(probe_layers or names)),
-        device=device or torch.device("cpu"),
-        command="interact --screen",
-        sides=(first, second),
-        balance=balance,
-        budget=budget or Budget(),
-        fresh_seeds=all_seeds[SOLO_SEEDS:],
-    )
-    job = checked(job)
-    exact_job(job, random_pairs(job)[:1])  # settings that the exact runs would refuse are refused before the solo runs
-    return job
-
-
-def _pairs(first: Sequence[Unit], second: Sequence[Unit]) -> list[tuple[int, int]]:
-    """List the indices of all pairs of different units, each pair once."""
-    if first and second and first[0].layer == second[0].layer:
-        index = {u: k for k, u in enumerate(second)}
-        both = set(first) & set(second)
-        return [
-            (i, j)
-            for i, a in enumerate(first)
-            for j, b in enumerate(second)
-            if a != b and not (a in both and b in both and index[a] > j)
-        ]
-    return [(i, j) for i in range(len(first)) for j in range(len(second))]
-
-
-def random_pairs(job: ScreeningJob) -> tuple[Group, ...]:
-    """Draw the random pairs of a screening.
-
-    Parameters
-    ----------
-    job : ScreeningJob
-        The job; the generator is keyed by the layers, their numbers of features and the fresh seeds.
-
-    Returns
-    -------
-    tuple of (Unit, Unit)
-        `job.checks` pairs, in the order of all pairs.
-    """
-    pairs = job.pairs
-    key = [f"{side[0].layer}:{len(side)}" for side in job.sides]
-    sample = rng.generator("screen", *key, *job.fresh_seeds).choice(len(pairs), job.checks, replace=False)
-    return tuple((job.sides[0][pairs[k][0]], job.sides[1][pairs[k][1]]) for k in sorted(sample))
 
 
 def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
@@ -335,7 +151,7 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
 
 
 def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -> Screening:
-    """Complete a screening: do the solo runs, the predictions and the exact runs that are missing.
+    """Do the solo runs, the predictions and the exact runs that are missing.
 
     Parameters
     ----------
@@ -382,51 +198,6 @@ def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -
             output.save_figure(run, figure, "screening", ("png", "svg"))
             lifecycle.complete(job, run)
         return result
-
-
-def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
-    """Set up the job that measures pairs exactly, under the fresh seeds.
-
-    Parameters
-    ----------
-    job : ScreeningJob
-        Job of the screening.
-    groups : tuple of (Unit, Unit)
-        The pairs.
-
-    Returns
-    -------
-    JointJob
-        The checked job.
-    """
-    return pairs_job(
-        groups,
-        job.network,
-        job.recipe,
-        balance=job.balance,
-        probe_layers=job.responses,
-        seeds=job.fresh_seeds,
-        device=job.device,
-    )
-
-
-def representative_pairs(job: ScreeningJob) -> list[tuple[Group, ...]]:
-    """Choose pairs that stand for those of the exact runs in an estimate.
-
-    Parameters
-    ----------
-    job : ScreeningJob
-        Job of the screening.
-
-    Returns
-    -------
-    list of tuple of (Unit, Unit)
-        The random pairs, and as many evenly spaced pairs as there will be top ones, which are not known beforehand.
-    """
-    pairs = job.pairs
-    step = max(1, len(pairs) // job.top)
-    spaced = [(job.sides[0][i], job.sides[1][j]) for i, j in pairs[::step][: job.top]]
-    return [random_pairs(job), tuple(spaced)]
 
 
 def _measure_pairs(job: ScreeningJob, groups: tuple[Group, ...], folder: Path, execution: Execution) -> Interaction:
@@ -537,7 +308,7 @@ def screen(
     seeds: int | Iterable[int] = SEEDS,
     execution: Execution | None = None,
 ) -> Screening:
-    """Find the pairs of two layers' features that interact most without a joint descent of every pair.
+    """Find the pairs of features that interact most without descending every pair.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ FLOOR_KINDS = ("perturbed", "seed")
 
 
 class JointArrays:
-    """Arrays of a joint run, indexed by unit and seed, and the statistics computed from them.
+    """Arrays of a joint run, indexed by unit and seed, and their statistics.
 
     Notation: d is an image less the null image of the same start; r the standardised responses of the probed features
     to an image less those to the null image; z a unit's activation on an image less that on the null image.
@@ -355,7 +355,7 @@ class JointArrays:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Average each group's statistics over the seeds, and test its response nonlinearity against its floor.
+    """Average each group's statistics over seeds and test them against the floor.
 
     Parameters
     ----------

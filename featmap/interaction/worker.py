@@ -188,7 +188,7 @@ class JointWorker:
         return counts / counts.max()
 
     def descend_joint(self, unit: JointUnit, store: Run) -> dict[str, np.ndarray]:
-        """Do a batch of joint descents and measure their images, and blends of the solo images beside them.
+        """Do a batch of joint descents; measure their images and blends of solo images.
 
         Parameters
         ----------

@@ -17,7 +17,7 @@ from featmap.runs.array_layout import STATUSES
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import open_arrays
-from featmap.stats import clustering, correlation, cross_layer, measures
+from featmap.stats import clustering, cross_layer, measures, rand_index
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import seed_agreement
 
@@ -100,7 +100,7 @@ def map_layer(
             A,
             null,
             live,
-            k=view.neighbours,
+            clustering.ClusterSettings(k=view.neighbours),
             progress=lambda done, total: watcher.stage("clusters and nulls", done, total),
         )
     features = tables.feature_table(
@@ -136,6 +136,7 @@ def _build_crossings(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset)
             live += columns[layer]
     crossings: dict[Pair, CrossLayerMap] = {}
     for one, other in pairs:
+        # S of the reverse pair is the transpose: half the work, and both directions agree exactly
         reverse = crossings.get((other, one))
         S = None if reverse is None else reverse.measures["profile"].T
         crossings[one, other] = cross_layer.build_map(
@@ -160,6 +161,6 @@ def _compare_seeds(arrays: LayerArrays, clusters: clustering.Clusters, neighbour
     return {
         "count": len(arrays.responses),
         "correlation_of_S": agreement,
-        "ari_of_clusters": float(np.mean([correlation.adjusted_rand(partitions[i], partitions[j]) for i, j in pairs])),
+        "ari_of_clusters": float(np.mean([rand_index.adjusted_rand(partitions[i], partitions[j]) for i, j in pairs])),
         "ari_of_louvain_with_itself": float(clusters.communities.self_agreement),
     }

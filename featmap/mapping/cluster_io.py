@@ -93,5 +93,5 @@ def read(path: Path, profile: pd.DataFrame, neighbours: int) -> Clusters | None:
             similarity=profile,
             graph=neighbour_graph(profile, neighbours),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # a missing or damaged file: the caller computes the clusters
         return None

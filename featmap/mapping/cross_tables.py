@@ -197,10 +197,8 @@ def draw_pair(
         table.set_axis(_channels(flags.marked_names(features[0], list(table.index))), axis=0).set_axis(
             _channels(flags.marked_names(features[1], list(table.columns))), axis=1
         ),
-        row_clusters=numbers[0],
-        column_clusters=numbers[1],
-        row_name=f"feature of {one}" if profile else f"maximising image of feature of {one}",
-        column_name=f"feature of {two}" if profile else f"response of feature of {two}",
+        rows=heatmaps.Axis(f"feature of {one}" if profile else f"maximising image of feature of {one}", numbers[0]),
+        columns=heatmaps.Axis(f"feature of {two}" if profile else f"response of feature of {two}", numbers[1]),
         title=f"{one} maximised, {two} probed: {len(rows[0])} x {len(columns[0])} features",
         cbar_label=LABELS[measure],
     )

@@ -36,7 +36,7 @@ def add_reliability(table: pd.DataFrame, reliability: Mapping[str, float | None]
     for name in [str(c) for c in table.columns]:
         if re.fullmatch(r"nearest_[0-9]+", name):
             marked = reliable_column(reliability, table[name])
-            if f"{name}_reliable" in table:
+            if f"{name}_reliable" in table:  # the table was read from a run that had been validated before
                 table[f"{name}_reliable"] = marked
             else:
                 table.insert(int(table.columns.get_loc(name)) + 1, f"{name}_reliable", marked)

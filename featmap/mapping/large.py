@@ -121,6 +121,7 @@ def _read_blocks(array: Any) -> Iterator[tuple[int, int, np.ndarray]]:
     step = blockwise.block_rows(width, array.chunks[1])
     for first in range(0, count, step):
         last = min(first + step, count)
+        # one seed after another: the memory holds one block in float64, however many seeds there are
         block = np.asarray(array[0, first:last], dtype=np.float64)
         for seed in range(1, seeds):
             block += array[seed, first:last]
@@ -179,7 +180,7 @@ def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) 
     record = view.record(run.manifest.reliability)
     if new_units or run.manifest.view != record or not run.is_complete():
         begun = time.perf_counter()
-        if new_units or run.manifest.mapping != record:
+        if new_units or run.manifest.mapping != record:  # what is written belongs to other images or another view
             run.manifest.files, run.manifest.mapped, run.manifest.mapping = {}, {}, record
             run.save()
         _map_layers(job, run, view, watcher)
@@ -213,7 +214,7 @@ def _map_layers(job: Job, run: Run, view: View, watcher: Watcher) -> None:
         flags.add_reliability(layer_map.features, run.manifest.reliability)
         writing.write(run, layer_map, view, watcher)
         written[layer] = layer_map.summary
-        run.save()
+        run.save()  # an interrupted run continues after this layer
 
 
 def _is_intact(run: Run, folder: str) -> bool:

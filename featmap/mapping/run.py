@@ -213,13 +213,14 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         record = view.record(reliability)
         if large.is_large(job):
             return large.carry_out(job, run, view, count, watcher)
+        # without new work units, the stored clusters and tables belong to the present arrays
         finished = not count and run.is_complete()
         begun = time.perf_counter()
         maps = analysis.analyse(job, run.folder, view, watcher, reuse=finished)
         for one in maps.maps.values():
             flags.add_reliability(one.features, reliability)
         if not finished or run.manifest.view != record:
-            run.manifest.files = {}
+            run.manifest.files = {}  # all tables and figures are written again
             for one in maps.maps.values():
                 writing.write(run, one, view, watcher)
             cross_tables.write(run, maps, view, watcher)

@@ -69,7 +69,7 @@ def unique_name(name: str, taken: set[str]) -> str:
         A name that differs from those in use on file systems that ignore case, too.
     """
     number, candidate = 1, name
-    while candidate.casefold() in taken:
+    while candidate.casefold() in taken:  # macOS and Windows take "Conv" and "conv" for the same name
         number += 1
         candidate = f"{name}-{number}"
     taken.add(candidate.casefold())

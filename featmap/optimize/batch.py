@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, StepCallback, descend
+from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend
 from featmap.optimize.loss import BatchLoss
 from featmap.optimize.objective import Objective
 from featmap.optimize.prepare import prepare
@@ -102,14 +102,16 @@ class Batches:
             shapes = {size: {la: self.network.layer(la, size).shape for la in layers} for size in set(recipe.sizes)}
             results.append(
                 descend(
-                    self.prepared_module(layers, recipe.size, recipe.precision),
-                    self.network.normalise,
+                    DescentNetwork(
+                        self.prepared_module(layers, recipe.size, recipe.precision),
+                        self.network.normalise,
+                        shapes,
+                        self.device,
+                    ),
                     [objectives[r] for r in rows],
                     recipe,
-                    shapes,
                     seed=seed if isinstance(seed, int) else [seed[r] for r in rows],
                     start=start[rows] if start is not None and start.dim() == 4 else start,
-                    device=self.device,
                     on_step=on_step if len(results) == len(rows_by_layers) - 1 else None,
                     frames=frames,
                 )

@@ -60,6 +60,28 @@ class Descent:
     frames: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True)
+class DescentNetwork:
+    """A network as the descent loop needs it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, usually a prepared copy with weights in the recipe's precision; its state is restored afterwards.
+    normalise : callable
+        Maps images in [0, 1] to the module's input.
+    shapes : dict of int to dict of str to Shape
+        For each size of the recipe, channels, height and width of the objectives' layers.
+    device : torch.device or str, default "cpu"
+        Device of the module and of the descent.
+    """
+
+    module: nn.Module
+    normalise: Callable[[Tensor], Tensor]
+    shapes: dict[int, dict[str, Shape]]
+    device: torch.device | str = "cpu"
+
+
 class _Gate:
     """A switch: while it is open, damped gradients pass through ReLUs whose input is not above zero."""
 
@@ -168,15 +190,12 @@ def sum_gradients(gradients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def descend(
-    module: nn.Module,
-    normalise: Callable[[Tensor], Tensor],
+    network: DescentNetwork,
     objectives: Sequence[Objective],
     recipe: Recipe,
-    shapes: dict[int, dict[str, Shape]],
     *,
     seed: int | Sequence[int] = 0,
     start: Tensor | None = None,
-    device: torch.device | str = "cpu",
     on_step: StepCallback | None = None,
     frames: int = 0,
 ) -> Descent:
@@ -187,22 +206,16 @@ def descend(
 
     Parameters
     ----------
-    module : nn.Module
-        The network, usually a prepared copy with weights in the recipe's precision; its state is restored afterwards.
-    normalise : callable
-        Maps images in [0, 1] to the module's input.
+    network : DescentNetwork
+        The network, its input and the shapes of the objectives' layers.
     objectives : sequence of Objective
         1 to `recipe.rows` objectives, one for each row; the batch is padded to `recipe.rows` with the first one.
     recipe : Recipe
         The resolved recipe.
-    shapes : dict of int to dict of str to Shape
-        For each of the recipe's sizes, channels, height and width of the objectives' layers.
     seed : int or sequence of int, default 0
         Seed of the noise and of the jitter: one for all rows, or one for each objective.
     start : Tensor or None, default None
         Image to start from instead of noise: 3 x H x W, or one for each objective, N x 3 x H x W.
-    device : torch.device or str, default "cpu"
-        Device of the module and of the descent.
     on_step : callable or None, default None
         Called after each step with the step's number and the activations of all rows' terms, R x T.
     frames : int, default 0
@@ -225,14 +238,14 @@ def descend(
     count = len(objectives)
     if not 0 < count <= recipe.rows:
         raise RecipeError(f"{count} objectives in a batch of {recipe.rows} rows; give 1 to {recipe.rows}")
-    device = torch.device(device)
+    device = torch.device(network.device)
     # Another batch size may select other kernels, which round differently: all batches get the same number of rows.
     padding = recipe.rows - count
     padded = [*objectives, *[objectives[0]] * padding]
     seeds = [seed] * count if isinstance(seed, int) else list(seed)
     layers = list(dict.fromkeys(layer for o in padded for layer in o.layers))
     loop = _Loop(
-        normalise,
+        network.normalise,
         parameterization.PARAMETERISATIONS[recipe.parameterisation](recipe),
         recipe,
         seeds + seeds[:1] * padding,
@@ -245,11 +258,11 @@ def descend(
     )
     image = _initial_images(recipe, seeds, start, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
-    with ActivationHooks(module, layers) as hooks:
+    with ActivationHooks(network.module, layers) as hooks:
         for octave in recipe.octaves:
             assert isinstance(octave.size, int)
             image = image_ops.resize(image, octave.size)
-            loss = BatchLoss(padded, shapes[octave.size], recipe.metric, recipe.C, device)
+            loss = BatchLoss(padded, network.shapes[octave.size], recipe.metric, recipe.C, device)
             image = loop.run_octave(hooks, loss, image, octave)
     return Descent(
         parameterization.clamp_final(recipe, image)[:count].float().cpu(),

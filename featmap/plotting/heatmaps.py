@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -204,14 +205,28 @@ def _arrows(table: np.ndarray, low: float, high: float) -> str:
     return ("neither", "min", "max", "both")[int(np.any(table < low)) + 2 * int(np.any(table > high))]
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a rectangular heatmap.
+
+    Parameters
+    ----------
+    name : str
+        What stands on the axis.
+    clusters : sequence of int or None, optional
+        Cluster number of every row or column; None or negative: in no cluster. None for the whole draws no band.
+    """
+
+    name: str
+    clusters: Sequence[int | None] | None = None
+
+
 @house_style
 def cross_heatmap(
     values: pd.DataFrame,
     *,
-    row_clusters: Sequence[int | None] | None,
-    column_clusters: Sequence[int | None] | None,
-    row_name: str,
-    column_name: str,
+    rows: Axis,
+    columns: Axis,
     title: str,
     cbar_label: str,
     centre: float = 0.0,
@@ -226,11 +241,8 @@ def cross_heatmap(
     values : pandas.DataFrame
         Values, `n x m`. Its labels are written on the axes, all of them for up to 64. Missing and non-finite cells are
         undefined: gray, and counted in a note.
-    row_clusters, column_clusters : sequence of int or None
-        Cluster number of every row and column; None or negative: in no cluster. None in place of the whole sequence: no
-        band.
-    row_name, column_name : str
-        Names of the axes.
+    rows, columns : Axis
+        Names of the axes and clusters of what stands on them.
     title : str
         Title of the figure.
     cbar_label : str
@@ -251,7 +263,7 @@ def cross_heatmap(
     n, m = values.shape
     if n == 0 or m == 0:
         raise FeatmapError(f"a heatmap needs rows and columns; the table is {values.shape}")
-    numbers = [_cluster_numbers(row_clusters, n, "rows"), _cluster_numbers(column_clusters, m, "columns")]
+    numbers = [_cluster_numbers(rows.clusters, n, "rows"), _cluster_numbers(columns.clusters, m, "columns")]
     table = values.to_numpy(dtype=float, na_value=np.nan)
     table = np.where(np.isfinite(table), table, np.nan)
     finite = table[np.isfinite(table)]
@@ -267,7 +279,7 @@ def cross_heatmap(
     ticks = [_tick_labels(list(axis), cell) for axis, cell in zip((values.index, values.columns), cells, strict=True)]
     room = [max(map(text_width, lines)) * size + 0.08 for _, size, lines in ticks]
     left, above = (EDGE + (BAND + 0.03 if clusters else 0) for clusters in numbers)
-    names = wrap_text(row_name, max(tall, 2.0), 9.5), wrap_text(column_name, max(wide, 2.0), 9.5)
+    names = wrap_text(rows.name, max(tall, 2.0), 9.5), wrap_text(columns.name, max(wide, 2.0), 9.5)
     lengths = [max(map(text_width, name.splitlines())) * 9.5 for name in names]
     thick = [0.17 * len(name.splitlines()) for name in names]
     bar_at = left + max(wide + room[0] + thick[0] + 0.15, lengths[1]) + 0.25

@@ -1,4 +1,4 @@
-"""From a finished run to its atlas: one page a layer, an index over several, the reports of interaction runs."""
+"""Write the atlas of a finished run: a page for each layer, an index of several, reports of interaction runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
 from featmap.report.page import Report
 from featmap.runs import integrity, lifecycle
-from featmap.runs.manifest import translate_read_errors
+from featmap.runs.manifest import MAXIMISE, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
@@ -32,15 +32,24 @@ def atlas(
     out: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> list[Path]:
-    """Make the atlas of a finished run: HTML that opens offline, without Python and without any other file.
+    """Write the atlas of a finished run: HTML pages that open offline.
+
+    A page needs neither Python nor other files. The same run gives the same bytes.
 
     Parameters
     ----------
-    folder : of a run of `featmap similarity`, `interact` or `optimize`; the same run gives the same bytes
-    interactions : folders of interaction runs whose reports the page shall hold
-    activation_maps : run the network once over the images to see where on each its feature fires
-    network : that of the run, where its folder does not say how to load it; with other weights it is refused
-    out : where the pages go, the run folder if not given
+    folder : path
+        Folder of a finished run of `similarity`, `interact` or `maximise`.
+    interactions : sequence of path, optional
+        Folders of interaction runs whose reports are included.
+    activation_maps : bool, default True
+        Run the network once over the images to show where on its image each feature fires.
+    network : Network, optional
+        Network of the run, where its folder does not say how to load it. Its weights must be those of the run.
+    out : path, optional
+        Folder of the pages. None takes the run folder.
+    watcher : Watcher, optional
+        Receives the progress.
 
     Returns
     -------
@@ -50,74 +59,84 @@ def atlas(
     Raises
     ------
     FeatmapError
-        for a run that is not finished, or of a command that makes no images.
+        If a run is not finished or damaged, the command of the run makes no images, or the network has other weights.
     """
     watcher = watcher or Silent()
-    for one in (folder, *interactions):
-        _check(Path(one))
+    for path in (folder, *interactions):
+        _check(Path(path))
     inside = out is None or Path(out).resolve().is_relative_to(Path(folder).resolve())
     with Run.read(Path(folder)).locked() if inside else nullcontext(), translate_read_errors(Path(folder)):
-        # read again now that nobody else writes it
-        return _atlas(Run.read(Path(folder)), interactions, activation_maps, network, out, watcher)
+        run = Run.read(Path(folder))  # read again: another process may have written before the lock was taken
+        pages = _render_pages(run, interactions, activation_maps, network, watcher)
+        return _write(run, Path(out) if out is not None else run.folder, pages)
 
 
 def _check(folder: Path) -> None:
-    """Refuse a run that is not finished or not what was written."""
+    """Check that a run is finished and that its files have the checksums of the manifest."""
     if not Run.read(folder).manifest.is_complete:
-        raise StoreError(f"run {str(folder)!r} is not finished; its own command goes on with it")
+        raise StoreError(f"run {str(folder)!r} is not finished; run its command again to finish it")
     integrity.require_intact(folder, pages=False)
 
 
-def _atlas(
+def _render_pages(
     run: Run,
     interactions: Sequence[str | Path],
     activation_maps: bool,
     network: Network | None,
-    out: str | Path | None,
     watcher: Watcher,
-) -> list[Path]:
+) -> Iterator[tuple[str, str]]:
+    """Return an iterator over the pages of a run: path in the folder and HTML."""
     command = str(run.identity.get("command") or "")
     if command == "probe":
         raise StoreError(
-            f"run {str(run.folder)!r} is of `featmap probe`, which makes no images; an atlas shows runs of "
-            "similarity, maximise or interact"
+            f"run {str(run.folder)!r} is a run of `featmap probe`, which makes no images; give a run of similarity, "
+            "maximise or interact"
         )
-    brought = [report for other in interactions for report in interaction.build_reports(Path(other))]
+    included = [report for folder in interactions for report in interaction.build_reports(Path(folder))]
     if command.startswith("interact"):
         own = interaction.build_reports(run.folder)
-        made = iter([(FILE_NAME, html.render_report_page(own[0].title, str(run.manifest.network), [*own, *brought]))])
-    else:
-        probe = _probe(run, network) if activation_maps else "left out when this page was made"
-        if command == "optimize":
-            made = iter(
-                [(FILE_NAME, html.render_layer_page(layer_data.build_image_page(run, probe, watcher), brought, None))]
-            )
-        else:
-            made = _of_similarity(run, probe, brought, watcher)
-    return _write(run, Path(out) if out is not None else run.folder, made)
+        text = html.render_report_page(own[0].title, str(run.manifest.network), [*own, *included])
+        return iter([(FILE_NAME, text)])
+    probe = _open_probe(run, network) if activation_maps else "left out when this page was made"
+    if command == MAXIMISE:
+        page = layer_data.build_image_page(run, probe, watcher)
+        return iter([(FILE_NAME, html.render_layer_page(page, included, None))])
+    return _render_similarity(run, probe, included, watcher)
 
 
 def is_current(run: Run) -> bool:
-    """Does the atlas in a run folder show the tables that lie there now?"""
-    noted = run.manifest.atlas
-    if noted.get("of") != _made_of(run):
+    """Check whether the atlas in a run folder shows its present tables.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder.
+
+    Returns
+    -------
+    bool
+        False if there is no atlas, or a page is damaged.
+    """
+    recorded = run.manifest.atlas
+    if recorded.get("of") != _source_digest(run):
         return False
-    return bool(noted.get("pages")) and run.are_intact(noted["pages"])
+    return bool(recorded.get("pages")) and run.are_intact(recorded["pages"])
 
 
-def _made_of(run: Run) -> str:
+def _source_digest(run: Run) -> str:
+    """Return a digest of the files that the atlas of a run is made from."""
     return digest({"files": run.manifest.files, "interactions": []})
 
 
-def _write(run: Run, folder: Path, made: Iterator[tuple[str, str]]) -> list[Path]:
-    """Write the pages as they are made: those of a whole network need not all fit into memory."""
+def _write(run: Run, folder: Path, pages: Iterator[tuple[str, str]]) -> list[Path]:
+    """Write each page before the next one is rendered: those of a whole network need not fit into memory together."""
     names = []
-    for name, text in made:
+    for name, text in pages:
         with translate_os_errors(f"folder {str(folder)!r}"):
             write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
         names.append(name)
     if folder.resolve() == run.folder.resolve():
-        run.manifest.atlas = {"of": _made_of(run), "pages": {name: hash_file(folder / name) for name in names}}
+        run.manifest.atlas = {"of": _source_digest(run), "pages": {name: hash_file(folder / name) for name in names}}
         run.save()
     elif folder.resolve().is_relative_to(run.folder.resolve()):
         for name in names:
@@ -127,36 +146,38 @@ def _write(run: Run, folder: Path, made: Iterator[tuple[str, str]]) -> list[Path
     return [folder / name for name in names]
 
 
-def _probe(run: Run, network: Network | None) -> Probe | str:
-    """Return the probe of the run's network, or why there is none."""
-    known = run.identity["model"]["sha256"]
-    if network is not None and network.sha256 != known:
+def _open_probe(run: Run, network: Network | None) -> Probe | str:
+    """Return the probe of the run's network, or the reason why there is none."""
+    expected = run.identity["model"]["sha256"]
+    if network is not None and network.sha256 != expected:
         raise FeatmapError(
-            f"run {str(run.folder)!r} was made with weights of SHA-256 {known[:12]}, not with {network}; "
-            "give the run's own --model and --weights, or --no-maps"
+            f"run {str(run.folder)!r} was made with weights of SHA-256 {expected[:12]}, not with {network}; "
+            "give the run's own network and weights, or leave out the activation maps"
         )
     try:
         return Probe(network or lifecycle.network_of(run.folder), layer_data.PROBE_ROWS)
     except FeatmapError as error:
-        # the folder's name is the reader's of this line, not of the page
+        # a page must not depend on the path of its run, nor show it
         return str(error).replace(str(run.folder), run.folder.name)
 
 
-def _of_similarity(run: Run, probe: Probe | str, brought: list[Report], watcher: Watcher) -> Iterator[tuple[str, str]]:
-    """Yield each page's place and text: of one layer, or the index and then every layer's."""
-    found = result.read_maps(run.folder)
-    if len(found) == 1:
-        page = layer_data.build_map_page(next(iter(found.values())), run, probe, {}, watcher)
-        yield FILE_NAME, html.render_layer_page(page, brought, None)
+def _render_similarity(
+    run: Run, probe: Probe | str, reports: list[Report], watcher: Watcher
+) -> Iterator[tuple[str, str]]:
+    """Yield the pages of a similarity run: that of its layer, or the index and those of all layers."""
+    maps = result.read_maps(run.folder)
+    if len(maps) == 1:
+        page = layer_data.build_map_page(next(iter(maps.values())), run, probe, {}, watcher)
+        yield FILE_NAME, html.render_layer_page(page, reports, None)
         return
-    hrefs = {layer: f"{quote(one.prefix)}{FILE_NAME}" for layer, one in found.items()}
-    elsewhere = {layer: f"../{href}" for layer, href in hrefs.items()}
-    listed = {layer: (hrefs[layer], len(one.shown), one.lines()) for layer, one in found.items()}
+    links = {layer: f"{quote(one.prefix)}{FILE_NAME}" for layer, one in maps.items()}
+    links_from_layers = {layer: f"../{link}" for layer, link in links.items()}
+    entries = {layer: (links[layer], len(one.shown), one.lines()) for layer, one in maps.items()}
     table = result.read_layer_table(run.folder)
     if table is None:
         raise StoreError(f"run {str(run.folder)!r} has lost {result.LAYER_TABLE}.parquet; run its command again")
-    title = f"{len(found)} layers of {run.identity['model']['name']}"
-    yield FILE_NAME, html.render_index_page(title, str(run.manifest.network), listed, table, brought)
-    for one in found.values():
-        page = layer_data.build_map_page(one, run, probe, elsewhere, watcher)
+    title = f"{len(maps)} layers of {run.identity['model']['name']}"
+    yield FILE_NAME, html.render_index_page(title, str(run.manifest.network), entries, table, reports)
+    for one in maps.values():
+        page = layer_data.build_map_page(one, run, probe, links_from_layers, watcher)
         yield f"{one.prefix}{FILE_NAME}", html.render_layer_page(page, [], f"../{FILE_NAME}")

@@ -1,4 +1,4 @@
-"""Pictures for a page: data URIs within a budget of bytes, and a sheet of thumbnails. Same pixels, same bytes."""
+"""Encode images for a page: data URIs within a budget of bytes, thumbnails, animations. Equal pixels, equal bytes."""
 
 from __future__ import annotations
 
@@ -12,36 +12,71 @@ import numpy as np
 from PIL import Image
 
 QUALITIES = (92, 85, 75, 60, 45)
+"""Qualities of WebP that are tried, the best first."""
 MIN_SIDE = 48
+"""Images are not reduced below this side, in pixels, whatever the budget."""
 SAMPLES = 8
-MAX_WIDTH = 2000  # pixels of a report's figure: twice what a page shows
+"""Images that an encoding is tried on."""
+MAX_WIDTH = 2000
+"""Width of a report's figure in pixels: twice that on the page."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are written: PNG (`quality` None) or WebP of a quality, their longer side at most `side` pixels."""
+    """Format and size of encoded images.
+
+    Parameters
+    ----------
+    quality : int or None
+        Quality of WebP; None writes PNG.
+    side : int
+        Maximum length of the longer side in pixels.
+    """
 
     quality: int | None
     side: int
 
     def __str__(self) -> str:
-        """In words."""
-        kind = "PNG, every bit kept" if self.quality is None else f"WebP, quality {self.quality}"
+        """Describe the encoding in words."""
+        kind = "PNG, lossless" if self.quality is None else f"WebP, quality {self.quality}"
         return f"{kind}, {self.side} pixels"
 
 
 def to_8_bit(image: np.ndarray) -> Image.Image:
-    """Return float [3, h, w] as a picture, clipped to [0, 1]; what is not a number is middle gray."""
+    """Convert an image to 8 bits a channel.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        3 x H x W; values are clipped to [0, 1], NaN becomes middle gray.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB image.
+    """
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
     return Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8))
 
 
 def png_bytes_per_pixel(image: np.ndarray) -> float:
-    """Return how many bytes a pixel of float [3, h, w] takes as PNG: low for what is flat or repeats, 3 for noise."""
-    return len(_written(to_8_bit(image), None)) / float(np.prod(image.shape[1:]))
+    """Measure how well an image compresses.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        3 x H x W, values in [0, 1].
+
+    Returns
+    -------
+    float
+        Bytes of the PNG per pixel: low for flat or repetitive images, about 3 for noise.
+    """
+    return len(_compress(to_8_bit(image), None)) / float(np.prod(image.shape[1:]))
 
 
-def _written(picture: Image.Image, quality: int | None) -> bytes:
+def _compress(picture: Image.Image, quality: int | None) -> bytes:
+    """Return the bytes of a picture as PNG (no quality) or WebP."""
     stream = io.BytesIO()
     if quality is None:
         picture.save(stream, "PNG", optimize=True)
@@ -51,37 +86,72 @@ def _written(picture: Image.Image, quality: int | None) -> bytes:
 
 
 def _uri(data: bytes, quality: int | None) -> str:
+    """Return the data URI of a PNG (no quality) or WebP."""
     return f"data:image/{'png' if quality is None else 'webp'};base64,{b64encode(data).decode()}"
 
 
-def encode_image(image: np.ndarray, coding: Encoding) -> str:
-    """Return float [3, h, w] as a data URI."""
+def encode_image(image: np.ndarray, encoding: Encoding) -> str:
+    """Encode an image as a data URI.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        3 x H x W, values in [0, 1].
+    encoding : Encoding
+        Format and size.
+
+    Returns
+    -------
+    str
+        Data URI.
+    """
     picture = to_8_bit(image)
-    if max(picture.size) > coding.side:
-        picture.thumbnail((coding.side, coding.side), Image.Resampling.LANCZOS)
-    return _uri(_written(picture, coding.quality), coding.quality)
+    if max(picture.size) > encoding.side:
+        picture.thumbnail((encoding.side, encoding.side), Image.Resampling.LANCZOS)
+    return _uri(_compress(picture, encoding.quality), encoding.quality)
 
 
 def choose_encoding(sample: Sequence[np.ndarray], count: int, budget: int) -> Encoding:
-    """Return the best coding under which `count` images like those of the sample take `budget` bytes at most.
+    """Choose the best encoding with which images fit into a budget.
 
-    All bits if there is room, then WebP of falling quality, then smaller pictures; never below `LEAST_SIDE`.
+    Lossless if there is room, then WebP of decreasing quality, then smaller images, down to a side of `MIN_SIDE`.
+
+    Parameters
+    ----------
+    sample : sequence of numpy.ndarray
+        Some of the images, 3 x H x W.
+    count : int
+        Number of images in all; each is assumed to take as many bytes as the largest of the sample.
+    budget : int
+        Bytes for all of them.
+
+    Returns
+    -------
+    Encoding
+        Format and size; the smallest one where nothing fits.
     """
-    tried = sample[:: -(-len(sample) // SAMPLES)]
-    side = max(max(image.shape[1:]) for image in tried)
+    trial_images = sample[:: -(-len(sample) // SAMPLES)]
+    side = max(max(image.shape[1:]) for image in trial_images)
     while True:
         for quality in (None, *QUALITIES):
-            coding = Encoding(quality, side)
-            largest = max(len(encode_image(image, coding)) for image in tried)
+            encoding = Encoding(quality, side)
+            # length of the data URI: base64 takes a third more than the image itself
+            largest = max(len(encode_image(image, encoding)) for image in trial_images)
             if largest * count <= budget:
-                return coding
+                return encoding
         if side <= MIN_SIDE:
-            return coding
+            return encoding
         side = max(MIN_SIDE, side * 3 // 4)
 
 
 class ThumbnailSheet:
-    """Thumbnails in rows on one picture, so that a page decodes one picture and not thousands."""
+    """Thumbnails in rows on a single picture, which a page decodes at once.
+
+    Parameters
+    ----------
+    count : int
+        Number of thumbnails; more of them are smaller.
+    """
 
     def __init__(self, count: int) -> None:
         self.side = 56 if count <= 600 else 48 if count <= 1200 else 40
@@ -89,30 +159,71 @@ class ThumbnailSheet:
         rows = -(-count // self.columns)
         self.sheet = Image.new("RGB", (self.columns * self.side, rows * self.side), "#c9c9c9")
 
-    def put(self, at: int, image: np.ndarray) -> None:
-        """Place float [3, h, w] as thumbnail `at`."""
+    def put(self, position: int, image: np.ndarray) -> None:
+        """Put an image on the sheet.
+
+        Parameters
+        ----------
+        position : int
+            Number of the thumbnail, from 0, row by row.
+        image : numpy.ndarray
+            3 x H x W, values in [0, 1].
+        """
         tile = to_8_bit(image)
         filter_ = Image.Resampling.LANCZOS if max(tile.size) > self.side else Image.Resampling.NEAREST
         tile = tile.resize((self.side, self.side), filter_)
-        self.sheet.paste(tile, (at % self.columns * self.side, at // self.columns * self.side))
+        self.sheet.paste(tile, (position % self.columns * self.side, position // self.columns * self.side))
 
     def as_json(self) -> dict[str, Any]:
-        """Return side, columns and the sheet as a data URI."""
-        return {"side": self.side, "columns": self.columns, "uri": _uri(_written(self.sheet, 82), 82)}
+        """Encode the sheet for a page.
+
+        Returns
+        -------
+        dict
+            Side of a thumbnail in pixels, number of columns, and the sheet as a data URI.
+        """
+        return {"side": self.side, "columns": self.columns, "uri": _uri(_compress(self.sheet, 82), 82)}
 
 
 def encode_figure(path: Any) -> tuple[str, tuple[int, int]]:
-    """Return a figure of a run folder as a data URI, at most `WIDEST` pixels wide, and its size on the page."""
+    """Encode an image file as a data URI, at most `MAX_WIDTH` pixels wide.
+
+    Parameters
+    ----------
+    path : Path
+        Image file, such as a figure of a run.
+
+    Returns
+    -------
+    uri : str
+        Data URI.
+    size : (int, int)
+        Width and height in pixels.
+    """
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     picture.thumbnail((MAX_WIDTH, 4 * MAX_WIDTH), Image.Resampling.LANCZOS)
-    return _uri(_written(picture, 88), 88), picture.size
+    return _uri(_compress(picture, 88), 88), picture.size
 
 
 def encode_animation(frames: Sequence[np.ndarray], milliseconds: int, side: int, quality: int = 70) -> bytes:
-    """Return frames, float [3, h, w] in [0, 1], as an animated WebP that repeats for ever.
+    """Encode frames as an animated WebP that repeats forever.
 
-    `milliseconds` a frame, the last one five times as long; longer side `side` pixels. At least one frame.
+    Parameters
+    ----------
+    frames : sequence of numpy.ndarray
+        One or more images, 3 x H x W, values in [0, 1].
+    milliseconds : int
+        Duration of a frame; the last one lasts five times as long.
+    side : int
+        Length of the longer side in pixels.
+    quality : int, default 70
+        Quality of WebP.
+
+    Returns
+    -------
+    bytes
+        Content of the file.
     """
     pictures = []
     for frame in frames:
@@ -121,8 +232,8 @@ def encode_animation(frames: Sequence[np.ndarray], milliseconds: int, side: int,
         kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
         pictures.append(picture.resize([max(1, round(scale * n)) for n in picture.size], kind))
     stream = io.BytesIO()
-    lasting = [milliseconds] * (len(pictures) - 1) + [5 * milliseconds]
+    durations = [milliseconds] * (len(pictures) - 1) + [5 * milliseconds]
     pictures[0].save(
-        stream, "WEBP", save_all=True, append_images=pictures[1:], duration=lasting, loop=0, quality=quality, method=4
+        stream, "WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=quality, method=4
     )
     return stream.getvalue()

@@ -1,7 +1,7 @@
-"""HTML of the atlas: a stored run's values, the library and our scripts in one file that asks the network for nothing.
+"""Render the pages of the atlas: values, plotting library and scripts in one HTML file that makes no requests.
 
-Whatever comes from a run reaches the page as text: through `html.escape`, or as JSON that a script writes into text
-nodes. The page's own policy (Content-Security-Policy) forbids every request.
+Everything that comes from a run reaches the page as text: escaped by `html.escape`, or as JSON that a script writes
+into text nodes. The page's Content-Security-Policy forbids every request.
 """
 
 from __future__ import annotations
@@ -22,37 +22,83 @@ from matplotlib.colors import to_hex
 from featmap.report.page import LayerPage, Report
 
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "lists.js", "atlas.js")
+"""Scripts of a layer's page, in the order in which they run."""
 
 
 def read_asset(name: str) -> str:
-    """Return one of the files of the page: its scripts, style and frames."""
+    """Read a file of the pages: a script, a style sheet or a template.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file in `featmap/report/assets`.
+
+    Returns
+    -------
+    str
+        Its content.
+    """
     return (files("featmap.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 def to_json_text(values: Any) -> str:
-    """Return values as JSON that may stand inside a script element, whatever texts it holds."""
+    """Return values as JSON text that is safe inside a script element.
+
+    Parameters
+    ----------
+    values : object
+        Plain JSON values with any texts.
+
+    Returns
+    -------
+    str
+        JSON without the characters that could end the element.
+    """
     text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def fill_template(frame: str, **parts: str) -> str:
-    """Return a frame with each `{{name}}` replaced, once: what is put in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], read_asset(frame))
+def fill_template(template: str, **parts: str) -> str:
+    """Replace each `{{name}}` of a template once.
+
+    The inserted text is not searched again: texts of a run that look like a placeholder stay as they are.
+
+    Parameters
+    ----------
+    template : str
+        Name of the file in `featmap/report/assets`.
+    **parts : str
+        HTML by name.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], read_asset(template))
 
 
 def bokeh_scripts() -> str:
-    """Return Bokeh's scripts, inline."""
+    """Return the scripts of the plotting library Bokeh.
+
+    Returns
+    -------
+    str
+        Inline script elements.
+    """
     resources = Resources(mode="inline", components=["bokeh", "bokeh-api"], minified=True)
     return "".join(f"<script>{text}</script>\n" for text in resources.js_raw[:2])
 
 
 def _script(name: str) -> str:
+    """Return a script as an inline element."""
     return f"<script>\n{read_asset(name)}</script>\n"
 
 
 def _blob(name: str, values: np.ndarray) -> str:
-    """Return a bare array as base64 in an element that the page's scripts read: little-endian, its type beside it."""
+    """Return an array as base64 in an element that the page's scripts read: little-endian, with its type."""
     kinds = {"float32": "Float32Array", "float64": "Float64Array", "uint8": "Uint8Array"}
+    # browsers read typed arrays in the byte order of the machine, which is little-endian nearly everywhere
     data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return (
         f'<script type="text/plain" id="blob-{name}" data-kind="{kinds[values.dtype.name]}">'
@@ -61,12 +107,28 @@ def _blob(name: str, values: np.ndarray) -> str:
 
 
 def _json(name: str, values: Any) -> str:
+    """Return values as JSON in an element that the page's scripts read."""
     return f'<script type="application/json" id="{name}">{to_json_text(values)}</script>\n'
 
 
 def render_layer_page(page: LayerPage, reports: list[Report], index: str | None) -> str:
-    """Return the page of a layer; `index` is where the index over several layers lies, seen from this page."""
-    # numbers before scripts before pictures: the map is drawn while the pictures are still being read
+    """Render the page of a layer, or of the images of a run without a map.
+
+    Parameters
+    ----------
+    page : LayerPage
+        Values of the page.
+    reports : list of Report
+        Interaction reports to include.
+    index : str or None
+        Relative link to the index page of a run of several layers.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    # values before scripts before images: the browser draws the map while it is still reading the images
     first = {name: page.blobs[name] for name in ("A", "S") if name in page.blobs}
     rest = {name: blob for name, blob in page.blobs.items() if name not in first}
     back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'
@@ -93,12 +155,25 @@ def render_index_page(
     table: pd.DataFrame,
     reports: list[Report],
 ) -> str:
-    """Return the index over several layers' pages.
+    """Render the index page of a run of several layers.
 
     Parameters
     ----------
-    layers : by name: where its page lies, how many features it shows, what was found in words
-    table : one row an ordered pair, as `featmap.stats.cross_layer.layer_table` has it
+    title : str
+        Title.
+    network : str
+        Line that names the network and its weights.
+    layers : dict of str to (str, int, list of str)
+        Relative link to the page, number of features shown, and findings in words, by layer.
+    table : pandas.DataFrame
+        One row an ordered pair, see `featmap.stats.cross_layer.layer_table`.
+    reports : list of Report
+        Interaction reports to include.
+
+    Returns
+    -------
+    str
+        HTML.
     """
     cards = "".join(
         f'<article><h3><a href="{escape(href)}">{escape(name)}</a></h3><p>{count} features</p>'
@@ -120,31 +195,30 @@ def render_index_page(
 
 
 def _shade(value: float) -> tuple[str, str]:
-    """Return the colour of a similarity in [0, 1] (cividis, made for colour-blind readers) and of text upon it."""
-
+    """Return the colour of a similarity in [0, 1] and that of text on it; cividis suits colour-blind readers."""
     rgb = colormaps["cividis"](float(np.clip(value, 0, 1)))[:3]
     return to_hex(rgb), "#000000" if np.dot(rgb, (0.299, 0.587, 0.114)) > 0.5 else "#ffffff"
 
 
 def _grid(layers: list[str], hrefs: dict[str, str], table: pd.DataFrame) -> str:
-    """Return the layer-to-layer map: how well the rows' features find partners in the columns' layers."""
-    known = {(str(r.layer), str(r.other)): r for r in table.itertuples()}
+    """Return the table of layers: mean S of the rows' features with their best partners in the columns' layers."""
+    pairs = {(str(r.layer), str(r.other)): r for r in table.itertuples()}
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in layers)
     rows = []
     for one in layers:
         cells = []
         for other in layers:
-            row = known.get((one, other))
+            row = pairs.get((one, other))
             if row is None or pd.isna(row.best):
                 cells.append(f'<td class="none">{"" if one == other else "undefined"}</td>')
                 continue
             colour, ink = _shade(float(row.best))
             floor = "" if pd.isna(row.floor) else f", by chance {row.floor:.3f}"
-            said = escape(f"{one} to {other}: best partner's S {row.best:.3f}{floor}, {row.features} features")
+            label = escape(f"{one} to {other}: best partner's S {row.best:.3f}{floor}, {row.features} features")
             chance = "" if pd.isna(row.floor) else f"<small>{row.floor:.2f}</small>"
             cells.append(
-                f'<td style="background:{colour};color:{ink}" title="{said}">'
-                f'<a href="{escape(hrefs[one])}" aria-label="{said}">{row.best:.2f}{chance}</a></td>'
+                f'<td style="background:{colour};color:{ink}" title="{label}">'
+                f'<a href="{escape(hrefs[one])}" aria-label="{label}">{row.best:.2f}{chance}</a></td>'
             )
         link = f'<a href="{escape(hrefs[one])}">{escape(one)}</a>'
         rows.append(f'<tr><th scope="row">{link}</th>{"".join(cells)}</tr>')
@@ -152,7 +226,22 @@ def _grid(layers: list[str], hrefs: dict[str, str], table: pd.DataFrame) -> str:
 
 
 def render_report_page(title: str, network: str, reports: list[Report]) -> str:
-    """Return the page of an interaction run alone."""
+    """Render the page of an interaction run.
+
+    Parameters
+    ----------
+    title : str
+        Title.
+    network : str
+        Line that names the network and its weights.
+    reports : list of Report
+        Reports of the run, and others to include.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     return fill_template(
         "reports.html",
         title=escape(f"{title} - featmap atlas"),
@@ -164,12 +253,24 @@ def render_report_page(title: str, network: str, reports: list[Report]) -> str:
 
 
 def render_reports(reports: list[Report]) -> str:
-    """Return reports as sections of HTML: words, tables, figures with alt texts."""
+    """Render reports as sections with text, figures and tables.
+
+    Parameters
+    ----------
+    reports : list of Report
+        The reports.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     return "".join(_section(report) for report in reports)
 
 
 def _section(report: Report) -> str:
-    words = "".join(f"<p>{escape(line)}</p>" for line in report.lines)
+    """Return a report as an HTML section."""
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in report.lines)
     tables = "".join(_table(caption, frame) for caption, frame in report.tables)
     figures = "".join(
         f'<figure><img src="{p.uri}" width="{p.width}" height="{p.height}" alt="{escape(p.alt)}" loading="lazy">'
@@ -178,12 +279,13 @@ def _section(report: Report) -> str:
     )
     command = f"<pre>{escape(report.command)}</pre>" if report.command else ""
     return (
-        f'<section class="report"><h2>{escape(report.title)}</h2>{words}'
+        f'<section class="report"><h2>{escape(report.title)}</h2>{paragraphs}'
         f'<div class="figures">{figures}</div>{tables}{command}</section>'
     )
 
 
 def _table(caption: str, frame: pd.DataFrame) -> str:
+    """Return a data frame without its index as an HTML table."""
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
     body = "".join(f"<tr>{''.join(_cell(v) for v in row)}</tr>" for row in frame.itertuples(index=False))
     return (
@@ -193,6 +295,7 @@ def _table(caption: str, frame: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
+    """Return a table cell: text, an integer, or a number to three significant digits."""
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
     if value is None or pd.isna(value):

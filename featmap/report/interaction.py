@@ -1,4 +1,4 @@
-"""What a finished interaction run says, as words, tables and figures for a page."""
+"""Build the report of a finished interaction run: text, tables and figures for a page."""
 
 from __future__ import annotations
 
@@ -20,93 +20,107 @@ from featmap.runs import store
 from featmap.runs.store import Run, open_arrays
 
 MAX_RANKED = 60
+"""Pairs that the table of a ranking lists."""
 
 
 def build_reports(folder: Path) -> list[Report]:
-    """Return the reports of a finished run of `featmap interact`: one, or three for a screening.
+    """Build the reports of a finished interaction run.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder of `featmap interact`.
+
+    Returns
+    -------
+    list of Report
+        One report; three for a screening: the screening, its best pairs and its check.
 
     Raises
     ------
     StoreError
-        if it is of another command or not finished.
+        If the run is of another command or not finished.
     """
     run = Run.read(folder)
     if run.manifest.status != "complete":
-        raise StoreError(f"run {str(folder)!r} is not finished; its own command goes on with it")
+        raise StoreError(f"run {str(folder)!r} is not finished; run its command again to finish it")
     if (folder / "interaction.json").is_file():
         return [_group(run)]
     if (folder / "pairs.parquet").is_file():
         return [_pairs(run)]
     if (folder / "predictors.csv").is_file():
         return [_screening(run), *(r for part in ("top", "check") for r in build_reports(folder / part))]
-    raise StoreError(f"run {str(folder)!r} is no interaction run; `featmap interact` makes one")
+    raise StoreError(f"run {str(folder)!r} is not an interaction run; give a run folder of `featmap interact`")
 
 
-def _picture(path: Path, caption: str, said: str) -> Picture:
+def _picture(path: Path, caption: str, description: str) -> Picture:
+    """Return a figure of the run with its caption, and a description in its alternative text."""
     uri, (width, height) = encode_figure(path)
-    return Picture(uri, width, height, caption, f"{caption}. {said}" if said else caption)
+    return Picture(uri, width, height, caption, f"{caption}. {description}" if description else caption)
 
 
-def _pictures(folder: Path, wanted: list[tuple[str, str]], said: str) -> list[Picture]:
-    """Return the figures that the run has written."""
-    return [_picture(folder / name, caption, said) for name, caption in wanted if (folder / name).is_file()]
+def _pictures(folder: Path, captions: list[tuple[str, str]], description: str) -> list[Picture]:
+    """Return those figures that the run has written; names and captions are given in pairs."""
+    return [_picture(folder / name, caption, description) for name, caption in captions if (folder / name).is_file()]
 
 
 def _group(run: Run) -> Report:
-    found = json.loads((run.folder / "interaction.json").read_text(encoding="utf-8"))
-    units, seeds = found["units"], found["seeds"]
+    """Return the report of one group of units."""
+    content = json.loads((run.folder / "interaction.json").read_text(encoding="utf-8"))
+    units, seeds = content["units"], content["seeds"]
     rows: list[dict[str, Any]] = []
-    for name in labelled_statistics(list(found["figures"])):
-        values = found["figures"][name]
+    for name in labelled_statistics(list(content["figures"])):
+        values = content["figures"][name]
         low, high = values["interval"] or (None, None)
-        row = {"figure": statistic_label(name, units), "mean": values["mean"], "low": low, "high": high}
+        row = {"statistic": statistic_label(name, units), "mean": values["mean"], "low": low, "high": high}
         rows.append(row | {f"seed {s}": v for s, v in zip(seeds, values["seeds"], strict=True)})
-    lines = [found["sentence"], *found["notes"]]
-    caption = f"Every figure over {len(seeds)} seed(s); low and high: the interval of the mean"
+    lines = [content["sentence"], *content["notes"]]
+    caption = f"Statistics over {len(seeds)} seed(s); low and high: bounds of the interval of the mean"
     return Report(
         title=" + ".join(units),
         lines=lines,
         tables=[(caption, pd.DataFrame(rows))],
-        pictures=_pictures(run.folder, [("panel.png", "Panel of " + " + ".join(units))], found["sentence"]),
+        pictures=_pictures(run.folder, [("panel.png", "Panel of " + " + ".join(units))], content["sentence"]),
         command=shlex.join(["featmap", "interact", *units, *_options(run)]),
     )
 
 
 def _pairs(run: Run) -> Report:
+    """Return the report of a run of many pairs."""
     pairs, ranking = store.read_frame(run.folder, "pairs"), store.read_frame(run.folder, "ranking")
     layers = [str(pairs[side].iloc[0]).partition(":")[0] for side in "ab"]
-    figures = labelled_statistics(list(pairs.columns))
+    statistics = labelled_statistics(list(pairs.columns))
     columns = [
         "a",
         "b",
         *(c for c in ("response_nonlinearity_floor", "response_nonlinearity_ceiling", "p", "q") if c in ranking),
     ]
-    named = [c for c in figures if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
-    chosen = ranking[[*columns[:2], *named, *columns[2:]]].head(MAX_RANKED)
-    shown = chosen.rename(columns={c: statistic_label(c) for c in chosen.columns[2:]})
-    wanted = [(f"matrices/{name}.png", statistic_label(name)) for name in figures]
+    ranked = [c for c in statistics if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
+    table = ranking[[*columns[:2], *ranked, *columns[2:]]].head(MAX_RANKED)
+    table = table.rename(columns={c: statistic_label(c) for c in table.columns[2:]})
     pictures = []
-    for name, caption in wanted:
-        values = pairs[Path(name).stem].astype("float64")
-        said = f"{values.notna().sum()} pairs, mean {values.mean():.3g}, from {values.min():.3g} to {values.max():.3g}"
-        pictures += _pictures(run.folder, [(name, caption)], said)
+    for name in statistics:
+        values = pairs[name].astype("float64")
+        count = values.notna().sum()
+        description = f"{count} pairs, mean {values.mean():.3g}, from {values.min():.3g} to {values.max():.3g}"
+        pictures += _pictures(run.folder, [(f"matrices/{name}.png", statistic_label(name))], description)
     sheets = [("least-linear.png", "The least linear pairs"), ("most-linear.png", "The most linear pairs")]
     pictures += _pictures(run.folder, sheets, f"{len(ranking)} pairs are ranked")
     return Report(
         title=f"{layers[0]} with {layers[1]}: {len(pairs)} pairs",
-        tables=[(f"The {len(shown)} least linear pairs", shown)],
+        tables=[(f"The {len(table)} least linear pairs", table)],
         pictures=pictures,
         command=_grid_command(run, layers, [[str(u) for u in dict.fromkeys(pairs[side])] for side in "ab"], len(pairs)),
     )
 
 
 def _features(units: Sequence[Sequence[str]]) -> list[str]:
-    """Return the option that lists the channels of each side's features."""
+    """Return the option that lists the channels of both layers' features."""
     return ["--features", *(format_channels([int(u.rpartition(":")[2]) for u in side]) for side in units)]
 
 
 def _grid_command(run: Run, layers: list[str], units: list[list[str]], count: int) -> str:
-    """Return the command of a run of every pair; none for the few pairs that a screening has chosen."""
+    """Return the command of a run of every pair; "" for the few pairs that a screening has chosen."""
     if count < len(units[0]) * len(units[1]):
         return ""
     return shlex.join(["featmap", "interact", "--layers", *layers, *_features(units), *_options(run)])
@@ -119,6 +133,7 @@ def _options(run: Run) -> list[str]:
 
 
 def _screening(run: Run) -> Report:
+    """Return the report of a screening, without those of its parts."""
     frame = pd.read_csv(run.folder / "predictors.csv")
     units: dict[str, list[str]] = {}
     for name in map(str, open_arrays(run.folder)["image"].values):
@@ -129,8 +144,8 @@ def _screening(run: Run) -> Report:
     words += ["--seeds", str(len(run.identity["fresh_seeds"])), *Reproduction(run.manifest).options()]
     return Report(
         title=f"Screening of {' with '.join(layers)}",
-        tables=[("Predictors, judged by pairs drawn at random", frame)],
-        pictures=_pictures(run.folder, [("screening.png", "Predictors against what was measured")], ""),
-        # within one layer the folder does not tell the two lists of features apart
+        tables=[("Predictors, evaluated on random pairs", frame)],
+        pictures=_pictures(run.folder, [("screening.png", "Predictors against measured values")], ""),
+        # within one layer, the folder does not say which feature belongs to which of the two lists
         command=shlex.join(words) if len(units) == 2 else "",
     )

@@ -1,9 +1,9 @@
-"""What the page of one layer shows, as plain values: read from a finished run, nothing measured anew but maps."""
+"""Collect the values of a layer's page from a finished run; only activation maps are computed anew."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -31,34 +31,46 @@ if TYPE_CHECKING:
     from featmap.optimize.responses import Probe
 
 BATCH, PROBE_ROWS = 64, 16
+"""Images that are read at once, and images in a batch of the network."""
 MAX_STEPS, MAX_MAP_SIDE, STRONGEST = 160, 28, 5
-LIBRARY_BYTES = 1_500_000  # bytes of the drawing library in the page
-SMALL_PAGE, LARGE_PAGE = (
-    (512, 23_000_000),
-    (2048, 76_000_000),
-)  # features, bytes: the page stays below, between them by feature
-
-Maps = Callable[[np.ndarray, Sequence[str]], list[np.ndarray]]
+"""Points of a descent curve, rows or columns of an activation map, and features listed for another layer."""
+LIBRARY_BYTES = 1_500_000
+"""Size of the plotting library in a page."""
+SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)
+"""Number of features and maximum bytes of two pages; the maximum is linear in between."""
 
 
 def build_map_page(
-    found: SimilarityMap, run: Run, probe: Probe | str, hrefs: dict[str, str], watcher: Watcher
+    layer_map: SimilarityMap, run: Run, probe: Probe | str, links: dict[str, str], watcher: Watcher
 ) -> LayerPage:
-    """Return the page of a layer's map.
+    """Collect the values of the page of a layer's map.
 
     Parameters
     ----------
-    found : the map, as `featmap.mapping.result.stored` returns it
-    probe : of the run's network, for the activation maps; or why there are none
-    hrefs : where the pages of other layers lie, by layer, seen from this one
+    layer_map : SimilarityMap
+        Map of the layer, see `featmap.mapping.result.read_maps`.
+    run : Run
+        Run folder.
+    probe : Probe or str
+        Probe of the run's network, for the activation maps; or the reason why there is none.
+    links : dict of str to str
+        Relative links to the pages of other layers, by layer.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    LayerPage
+        Live features come first, in the order of the dendrogram.
     """
-    order, linkage, _ = result.order_features(found)
-    names = order + [f for f in found.shown if f not in set(order)]
-    table, live_all = found.features.loc[names], list(found.clusters.labels.index)
-    A = frames.to_floats(found.activations.loc[names, names], "A")
-    S = frames.symmetric_values(found.measures["profile"].loc[order, order])
-    scales = measures.measure_scales(found.activations, found.null, live_all).loc[names]
+    order, linkage, _ = result.order_features(layer_map)
+    names = order + [f for f in layer_map.shown if f not in set(order)]
+    table, all_live = layer_map.features.loc[names], list(layer_map.clusters.labels.index)
+    A = frames.to_floats(layer_map.activations.loc[names, names], "A")
+    S = frames.symmetric_values(layer_map.measures["profile"].loc[order, order])
+    scales = measures.measure_scales(layer_map.activations, layer_map.null, all_live).loc[names]
     layer = names[0].rpartition(":")[0]
+    # A of a single seed is float32 already; only a mean over seeds needs twice the bytes
     exact = np.array_equal(A, A.astype(np.float32).astype(np.float64), equal_nan=True)
     page = LayerPage(layer, {}, {"A": A.astype(np.float32 if exact else np.float64)})
     page.blobs["S"] = S[np.triu_indices(len(order))].astype(np.float32)
@@ -67,14 +79,14 @@ def build_map_page(
         "live": len(order),
         "features": _features(table),
         "scales": {str(name): _list(column) for name, column in scales.items()},
-        "reach": _reaches(found, order),
+        "reach": _colour_limits(layer_map, order),
         "labels": {"raw": "average activation A"} | {k: v for k, v in tables.LABELS.items() if k != "raw"},
         "measure": run.manifest.view["measure"],
         "tree": _tree(linkage, len(order)),
-        "graph": _graph(found, order),
-        "clusters": _clusters(found, table, S, order),
-        "cross": _crossings(found, run, names, hrefs),
-        "notes": found.lines(),
+        "graph": _graph(layer_map, order),
+        "clusters": _clusters(layer_map, table, S, order),
+        "cross": _crossings(run, names, links),
+        "notes": layer_map.lines(),
         "unreliable": flags.unreliable_features(run.manifest.reliability),
     }
     _add_rows(page, names, run, probe, watcher)
@@ -82,7 +94,22 @@ def build_map_page(
 
 
 def build_image_page(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPage:
-    """Return the page of a run of `featmap optimize`: its units' images without any map."""
+    """Collect the values of the page of a maximise run, which has no map.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder.
+    probe : Probe or str
+        Probe of the run's network, for the activation maps; or the reason why there is none.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    LayerPage
+        Units are in the order of the run.
+    """
     data = open_arrays(run.folder)
     names = [str(name) for name in data["image"].values]
     status = worst_status(data["status"].values.astype(int))
@@ -105,63 +132,64 @@ def build_image_page(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPag
 
 
 def _list(values: Any) -> list[Any]:
-    """Return numbers as JSON has them: None for undefined."""
+    """Return values for JSON, with None for undefined ones."""
     return [None if pd.isna(v) else v for v in np.asarray(values, dtype=object).tolist()]
 
 
 def _features(table: pd.DataFrame) -> dict[str, Any]:
-    wanted = ("status", "activation", "null_activation", "branch", "cluster", "community", "identity", "reliability")
-    found = {c: _list(table[c].astype(object).where(table[c].notna(), None)) for c in wanted if c in table}
-    return {"name": [str(name) for name in table.index], **found}
+    """Return the columns of a table of features that the page shows."""
+    names = ("status", "activation", "null_activation", "branch", "cluster", "community", "identity", "reliability")
+    columns = {c: _list(table[c].astype(object).where(table[c].notna(), None)) for c in names if c in table}
+    return {"name": [str(name) for name in table.index], **columns}
 
 
-def _reaches(found: SimilarityMap, order: list[str]) -> dict[str, float]:
-    """Return how far each measure's colours reach from 0, as in the run's own heatmaps."""
-    reaches = {}
+def _colour_limits(layer_map: SimilarityMap, order: list[str]) -> dict[str, float]:
+    """Return the absolute value at the ends of each measure's colour scale, as in the run's heatmaps."""
+    limits = {}
     for name in measures.MEASURES:
-        frame = found.activations if name == "raw" else found.measures[name]
+        frame = layer_map.activations if name == "raw" else layer_map.measures[name]
         values = np.abs(frames.to_floats(frame.loc[order, order], name))
         eye = np.eye(len(order), dtype=bool)
-        reaches[name] = heatmaps.colour_reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
-    return reaches
+        limits[name] = heatmaps.colour_reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
+    return limits
 
 
 def _tree(linkage: np.ndarray, count: int) -> list[list[float]]:
-    """Return the dendrogram as joins: place and height of the left branch, of the right one, height of the join."""
+    """Return the joins of a dendrogram: position and height of its left and right branch, height of the join."""
     order = _leaves(linkage, count)
-    place, height = dict(zip(order, np.arange(count) + 0.5, strict=True)), dict.fromkeys(range(count), 0.0)
+    position, height = dict(zip(order, np.arange(count) + 0.5, strict=True)), dict.fromkeys(range(count), 0.0)
     joins = []
     for k, (one, two, top, _) in enumerate(linkage):
-        (a, b), new = sorted((int(one), int(two)), key=place.__getitem__), count + k
-        joins.append([round(float(v), 4) for v in (place[a], height[a], place[b], height[b], top)])
-        place[new], height[new] = (place[a] + place[b]) / 2, float(top)
+        (a, b), new = sorted((int(one), int(two)), key=position.__getitem__), count + k
+        joins.append([round(float(v), 4) for v in (position[a], height[a], position[b], height[b], top)])
+        position[new], height[new] = (position[a] + position[b]) / 2, float(top)
     return joins
 
 
 def _leaves(linkage: np.ndarray, count: int) -> list[int]:
-    """Return the leaves from left to right, without recursion: a tree may be one long chain."""
+    """Return the leaves from left to right, without recursion: a tree may be as deep as it has leaves."""
     if count < 2:
         return list(range(count))
-    stack, found = [2 * count - 2], []
+    stack, leaves = [2 * count - 2], []
     while stack:
         node = stack.pop()
         if node < count:
-            found.append(node)
+            leaves.append(node)
         else:
             stack += [int(linkage[node - count, 1]), int(linkage[node - count, 0])]
-    return found
+    return leaves
 
 
-def _graph(found: SimilarityMap, order: list[str]) -> dict[str, Any]:
-    """Return the neighbour graph of the features shown: node positions, edges by places in the order."""
+def _graph(layer_map: SimilarityMap, order: list[str]) -> dict[str, Any]:
+    """Return the neighbour graph of the features shown: node coordinates, and edges by positions in the order."""
     graph: nx.Graph = nx.Graph()
     graph.add_nodes_from(order)
     at = {name: k for k, name in enumerate(order)}
-    whole = found.clusters.graph
+    whole = layer_map.clusters.graph
     inside = [(u, v) for u, v in whole.edges if u in at and v in at]
     edges = sorted((min(at[u], at[v]), max(at[u], at[v]), round(float(whole[u][v]["weight"]), 6)) for u, v in inside)
     graph.add_weighted_edges_from((order[i], order[j], w) for i, j, w in edges)
-    communities = {str(k): int(v) for k, v in found.clusters.communities.labels.items()}
+    communities = {str(k): int(v) for k, v in layer_map.clusters.communities.labels.items()}
     points = graph_layout.lay_out_graph(graph, communities)
     return {
         "k": int(whole.graph["k"]),
@@ -173,9 +201,9 @@ def _graph(found: SimilarityMap, order: list[str]) -> dict[str, Any]:
     }
 
 
-def _clusters(found: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: list[str]) -> dict[str, Any]:
-    """Return the clusters' members (places in the order) and figures, or why there are none."""
-    listed: list[dict[str, Any]] = []
+def _clusters(layer_map: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: list[str]) -> dict[str, Any]:
+    """Return the clusters with their members, as positions in the order, and the sentence about clusters."""
+    entries: list[dict[str, Any]] = []
     labels = table["cluster"].iloc[: len(order)].to_numpy(dtype=float, na_value=np.nan)
     for number in sorted({int(c) for c in labels[np.isfinite(labels)]}):
         inside = labels == number
@@ -183,7 +211,7 @@ def _clusters(found: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: l
         own = np.where(np.eye(len(members), dtype=bool), np.nan, S[np.ix_(members, members)])
         central = members[int(np.argmax(np.nan_to_num(_means(own), nan=-2.0)))] if len(members) > 1 else members[0]
         activation = table["activation"].iloc[members].to_numpy(dtype=float, na_value=np.nan)
-        listed.append(
+        entries.append(
             {
                 "number": number,
                 "members": members.tolist(),
@@ -193,85 +221,89 @@ def _clusters(found: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: l
                 "activation": _mean(activation),
             }
         )
-    return {"allowed": bool(found.clusters.allowed), "sentence": found.clusters.summary(), "list": listed}
+    clusters = layer_map.clusters
+    return {"allowed": bool(clusters.allowed), "sentence": clusters.summary(), "list": entries}
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Return the mean of the finite ones, None where there are none."""
+    """Return the mean of the finite values; None if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else None
 
 
 def _means(values: np.ndarray) -> np.ndarray:
+    """Return the mean of the finite values of each row; NaN if there are none."""
     return np.array([np.nan if (m := _mean(row)) is None else m for row in values])
 
 
-def _crossings(found: SimilarityMap, run: Run, names: list[str], hrefs: dict[str, str]) -> list[dict[str, Any]]:
-    """Return for each other layer, by feature: its strongest responses to the image, its most similar features."""
-    if "network" in run.manifest.summary:  # a run so large has no tables of pairs
+def _crossings(run: Run, names: list[str], links: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the strongest responses of each other layer to each feature's image, and the most similar features."""
+    if "network" in run.manifest.summary:  # a large run has no tables of pairs
         return []
     layers = run.identity.get("layers") or [run.identity["layer"]]
     pairs = [(one, other) for one in layers for other in run.identity["responses"] if other != one]
     layer, entries = names[0].rpartition(":")[0], []
-    for (one, other), place in cross_tables.pair_folders(pairs).items():
+    for (one, other), folder in cross_tables.pair_folders(pairs).items():
         if one != layer:
             continue
-        Z, A = (store.read_frame(run.folder, f"{place}{name}") for name in ("selective", "activations"))
+        Z, A = (store.read_frame(run.folder, f"{folder}{name}") for name in ("selective", "activations"))
         z, a = (frames.to_floats(frame.loc[names], "cross-layer responses") for frame in (Z, A))
         columns = [str(column) for column in Z.columns]
         strongest = []
         for row, best in enumerate(np.argsort(np.where(np.isfinite(z), -z, np.inf), axis=1, kind="stable")):
             top = [k for k in best[:STRONGEST] if np.isfinite(z[row, k])]
-            strongest.append([[columns[k], float(z[row, k]), _one(a[row, k])] for k in top])
-        partners = store.read_frame(run.folder, f"{place}partners")
+            strongest.append([[columns[k], float(z[row, k]), _number(a[row, k])] for k in top])
+        partners = store.read_frame(run.folder, f"{folder}partners")
         similar: dict[str, list[list[Any]]] = {name: [] for name in names}
         for name, partner, s in zip(partners.index, partners["partner"], partners["similarity"], strict=True):
             similar[str(name)].append([str(partner), float(s)])
-        entry = {"layer": other, "href": hrefs.get(other), "strongest": strongest}
+        entry = {"layer": other, "href": links.get(other), "strongest": strongest}
         entries.append(entry | {"similar": [similar[name] for name in names]})
     return entries
 
 
-def _one(value: float) -> float | None:
+def _number(value: float) -> float | None:
+    """Return a value for JSON, with None for an undefined one."""
     return float(value) if np.isfinite(value) else None
 
 
 def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, watcher: Watcher) -> None:
-    """Add what each feature has of its own: images, thumbnails, curve, activation map, how to make it again."""
+    """Add each feature's image, thumbnail, descent curve, activation map and reproduction."""
     data = open_arrays(run.folder).isel(seed=0)
     curve = data["curve"].sel(image=names).values.astype(np.float32)
-    kept = np.unique(np.linspace(0, curve.shape[1] - 1, min(MAX_STEPS, curve.shape[1])).round().astype(int))
-    page.blobs["curve"] = curve[:, kept]
-    again = Reproduction(run.manifest)
+    steps = np.unique(np.linspace(0, curve.shape[1] - 1, min(MAX_STEPS, curve.shape[1])).round().astype(int))
+    page.blobs["curve"] = curve[:, steps]
+    reproduction = Reproduction(run.manifest)
     page.data |= {
         "network": str(run.manifest.network),
-        "steps": (kept + 1).tolist(),
-        "seed": again.seed,
+        "steps": (steps + 1).tolist(),
+        "seed": reproduction.seed,
         "seeds": len(run.identity["seeds"]),
         "palette": [to_hex(colormaps[style.COLOUR_MAP](k)) for k in range(256)],
         "gray": style.GRAY,
         "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
-        "command": [again.command(name) for name in names],
-        "python": [again.python(name) for name in names],
-        "again": again.notes,
+        "command": [reproduction.command(name) for name in names],
+        "python": [reproduction.python(name) for name in names],
+        "again": reproduction.notes,
     }
     _add_images(page, names, data, probe, watcher)
 
 
 def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Probe | str, watcher: Watcher) -> None:
+    """Add images and thumbnails, and activation maps or the reason why there are none."""
     at = {name: k for k, name in enumerate(names)}
-    # in the order in which they lie in the store, so that no chunk is read twice
-    places = [k for k, name in enumerate(map(str, data["image"].values)) if name in at]
+    # in the order of the stored arrays, so that no chunk is read twice
+    positions = [k for k, name in enumerate(map(str, data["image"].values)) if name in at]
     sheet, count = ThumbnailSheet(len(names)), len(names)
-    sample = data["images"].isel(image=places[:: -(-count // 16)]).values
-    coding = choose_encoding(list(sample), count, page_budget(count) - _spent(page, count, sheet))
+    sample = data["images"].isel(image=positions[:: -(-count // 16)]).values
+    encoding = choose_encoding(list(sample), count, page_budget(count) - _other_bytes(page, count, sheet))
     images, maps = [""] * count, [np.zeros((1, 1), dtype=np.float32)] * count
     largest: list[float | None] = [None] * count
     reason = probe if isinstance(probe, str) else None
-    for first, pixels in _batches(data, places):
-        labels = [str(name) for name in data["image"].values[places[first : first + BATCH]]]
+    for first, pixels in _batches(data, positions):
+        labels = [str(name) for name in data["image"].values[positions[first : first + BATCH]]]
         for name, image in zip(labels, pixels, strict=True):
-            images[at[name]] = encode_image(image, coding)
+            images[at[name]] = encode_image(image, encoding)
             sheet.put(at[name], image)
         if reason is None and not isinstance(probe, str):
             try:
@@ -281,9 +313,9 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
                 reason = str(error)
         watcher.stage("atlas", min(first + BATCH, count), count)
     page.images = images
-    page.data |= {"thumbnails": sheet.as_json(), "coding": str(coding), "maps": {"reason": reason}}
+    page.data |= {"thumbnails": sheet.as_json(), "coding": str(encoding), "maps": {"reason": reason}}
     if reason is None:
-        quantised = []
+        quantised = []  # 8 bits a position, scaled by the largest value of each map; negative values become 0
         for k, grid in enumerate(maps):
             top = float(np.max(np.where(np.isfinite(grid), grid, 0.0), initial=0.0))
             largest[k] = float(f"{top:.6g}")
@@ -293,26 +325,55 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
 
 
 def page_budget(count: int) -> int:
-    """Return the bytes that a page of so many features may take."""
+    """Return the maximum size of a page.
+
+    Parameters
+    ----------
+    count : int
+        Number of features.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     (few, low), (many, high) = SMALL_PAGE, LARGE_PAGE
     return int(low + max(0, count - few) * (high - low) / (many - few))
 
 
-def _spent(page: LayerPage, count: int, sheet: ThumbnailSheet) -> int:
-    """Return about how many bytes of the page go to other things than images at full size."""
+def _other_bytes(page: LayerPage, count: int, sheet: ThumbnailSheet) -> int:
+    """Estimate the bytes of a page apart from the images in full size."""
     blobs = sum(-(-4 * blob.nbytes // 3) for blob in page.blobs.values())
     return LIBRARY_BYTES + blobs + len(json.dumps(page.data)) + count * (sheet.side**2 // 2 + MAX_MAP_SIDE**2 * 4 // 3)
 
 
-def _batches(data: xr.Dataset, places: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    for first in range(0, len(places), BATCH):
-        yield first, data["images"].isel(image=places[first : first + BATCH]).values
+def _batches(data: xr.Dataset, positions: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the images at some positions in batches, with the number of the first one."""
+    for first in range(0, len(positions), BATCH):
+        yield first, data["images"].isel(image=positions[first : first + BATCH]).values
 
 
 def compute_activation_maps(probe: Probe, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
-    """Return each feature's own activation on its own image, at most `WIDEST_MAP` on a side: h x w, float32.
+    """Compute the activation map of each feature on its own image.
 
-    `names` are features ("layer:channel"); any other unit raises FeatmapError.
+    Parameters
+    ----------
+    probe : Probe
+        Probe of the network.
+    images : numpy.ndarray
+        N x 3 x H x W, values in [0, 1].
+    names : sequence of str
+        The N features, such as "inception4a:17".
+
+    Returns
+    -------
+    list of numpy.ndarray
+        h x w in float32, averaged down to at most `MAX_MAP_SIDE` rows and columns.
+
+    Raises
+    ------
+    FeatmapError
+        If a name is another unit than a feature.
     """
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
@@ -322,11 +383,11 @@ def compute_activation_maps(probe: Probe, images: np.ndarray, names: Sequence[st
     units = [Unit.parse(name) for name in names if "+" not in name and "*" not in name]
     if len(units) < len(names) or any(unit.kind != "feature" for unit in units):
         raise FeatmapError("activation maps are drawn for runs of features only")
-    layers, found = list(dict.fromkeys(unit.layer for unit in units)), list[np.ndarray]()
+    layers, maps = list(dict.fromkeys(unit.layer for unit in units)), list[np.ndarray]()
     for out in probe.outputs(torch.from_numpy(np.ascontiguousarray(images)), layers):
         for k in range(len(next(iter(out.values())))):
-            unit = units[len(found)]
+            unit = units[len(maps)]
             grid = out[unit.layer][k, unit.channel]
             side = (min(MAX_MAP_SIDE, grid.shape[0]), min(MAX_MAP_SIDE, grid.shape[1]))
-            found.append(adaptive_avg_pool2d(grid[None], side)[0].cpu().numpy())
-    return found
+            maps.append(adaptive_avg_pool2d(grid[None], side)[0].cpu().numpy())
+    return maps

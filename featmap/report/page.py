@@ -1,20 +1,29 @@
-"""What pages show, as plain values: pictures, reports, the data of a layer."""
+"""Plain values that pages are rendered from: figures, interaction reports and the data of a layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a run as a data URI, its size in pixels, its caption, and its alt text with its numbers."""
+    """A figure of a run, ready for a page.
+
+    Parameters
+    ----------
+    uri : str
+        Data URI of the image.
+    width, height : int
+        Size in pixels.
+    caption : str
+        Caption.
+    alt : str
+        Alternative text, which states the figure's numbers.
+    """
 
     uri: str
     width: int
@@ -25,7 +34,21 @@ class Picture:
 
 @dataclass
 class Report:
-    """One interaction report: a title, sentences, tables with captions, figures, the command that made it."""
+    """An interaction report.
+
+    Parameters
+    ----------
+    title : str
+        Title.
+    lines : list of str
+        Findings, a paragraph each.
+    tables : list of (str, pandas.DataFrame)
+        Captions and tables.
+    pictures : list of Picture
+        Figures.
+    command : str, default ""
+        Command that repeats the run; "" if there is none.
+    """
 
     title: str
     lines: list[str] = field(default_factory=list)
@@ -36,7 +59,19 @@ class Report:
 
 @dataclass
 class LayerPage:
-    """The values that a page shows: `data` as JSON, `blobs` as bare arrays, `images` as data URIs, in one order."""
+    """The values of a layer's page; features are in the same order everywhere.
+
+    Parameters
+    ----------
+    title : str
+        Title.
+    data : dict
+        Plain JSON values.
+    blobs : dict of str to numpy.ndarray
+        Arrays by name, which the page holds as binary data.
+    images : list of str
+        Data URI of each feature's image.
+    """
 
     title: str
     data: dict[str, Any]

@@ -39,7 +39,7 @@ class Engine:
         each GPU of the cluster; on CPUs as many as there is room for with `threads` each.
     threads : int, optional
         Threads of each worker, or of this process, 1 to 4096. None: as many as torch uses here, divided among the
-        workers; 1 if `workers` is None too.
+        workers; with Ray, 1 if `workers` is None too.
     address : str, optional
         Address of a running cluster; "auto" for the one that this machine belongs to. None starts one for this run.
 
@@ -172,6 +172,7 @@ class WorkUnit:
     @property
     def name(self) -> str:
         """Name of the unit's record in the run folder."""
+        # part of the folder's format: a run of an earlier version is resumed by these names
         return f"s{self.seed}-{self.first:06d}-{self.last:06d}" if self.last else f"s{self.seed}-null"
 
 
@@ -341,6 +342,7 @@ def background_store(store: UnitStore, background: bool) -> Iterator[Any]:
     with ThreadPoolExecutor(1) as thread:
         delayed = BackgroundStore(store, thread)
         yield delayed
+        # after an exception the executor itself waits; here the wait raises the error of the last write
         delayed.wait()
 
 
@@ -361,8 +363,10 @@ def plan_units(count: int, rows: int, seeds: Iterable[int]) -> list[WorkUnit]:
     list of WorkUnit
         The null images first, then the batches of each seed.
     """
+    # a batch never mixes seeds: all its rows start from the same noise and share one null image
     seeds = list(seeds)
     batches = [WorkUnit(seed, first, min(first + rows, count)) for seed in seeds for first in range(0, count, rows)]
+    # null images first: they take one forward pass each, so a fault of network or disk shows at once
     return [WorkUnit(seed) for seed in seeds] + batches
 
 
@@ -416,6 +420,7 @@ def find_remaining(units: Sequence[U], store: UnitStore, steps: int, watcher: Wa
     """
     # a unit is done only if every byte of it is still there: a damaged one is computed again
     open_units = [u for u in units if not store.is_done(u.name)]
+    # null images count for no steps: their `last` is 0
     total = steps * sum(1 for u in units if u.last)
     watcher.begin(total, total - steps * sum(1 for u in open_units if u.last))
     return open_units

@@ -122,7 +122,7 @@ class Run:
                 raise StoreError(f"{str(self.folder)!r} exists and is not a run folder; choose another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
-            if self.is_locked():
+            if self.is_locked():  # see `_resume`
                 remove_leftovers(self.folder)
             # the manifest comes first, so that a folder of which only a part was written is known as a run folder
             self.manifest = Manifest(self.identity, PREPARING, **about)
@@ -153,7 +153,7 @@ class Run:
             If another process writes the folder; the message names the process.
         """
         folder = self.folder.resolve()
-        if folder in _locks:
+        if folder in _locks:  # a second lock of this process on the same file would be refused
             return
         lock = filelock.FileLock(self.folder / LOCK)
         try:
@@ -227,6 +227,7 @@ class Run:
         """Write the arrays' metadata and coordinates where they are missing or damaged; chunks stay."""
         (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
         before = self.manifest.layout
+        # only what is missing or damaged is written: a second call must leave every byte and time as it is
         if not before or not self.are_intact(before):
             self.manifest.layout = write_layout(self.folder, arrays, coords)
         if self.manifest.layout != before or self.manifest.status == PREPARING:
@@ -261,6 +262,7 @@ class Run:
             root = self.arrays
             for name, (region, values) in results.items():
                 array = root[name]
+                # zarr moves each finished chunk into place, so a killed process leaves old or new chunks, no half ones
                 array[region] = values
                 for chunk in region_chunks(region, array.shape, array.chunks):
                     record[f"{ARRAYS}/{name}/{chunk}"] = hash_file(self.folder / ARRAYS / name / chunk)
@@ -304,6 +306,7 @@ class Run:
         path, recorded = self._record_path(unit), self.manifest.units.get(unit)
         with suppress(OSError, ValueError):
             record = manifests.read_record(path)
+            # a complete run knows its records: one that was replaced together with its chunks does not count
             if record and not path.is_symlink() and recorded in (None, record) and self.are_intact(record):
                 return record
         return None
@@ -333,7 +336,7 @@ class Run:
         bool
             False where a file is missing, has changed or is a link.
         """
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # an unreadable file is not intact; a name may hold a null byte
             return all(
                 not (path := self.folder / name).is_symlink() and hash_file(path) == checksum
                 for name, checksum in files.items()
@@ -453,6 +456,7 @@ def open_arrays(folder: str | Path) -> xr.Dataset:
     """
     run = Run.read(Path(folder))
     with translate_read_errors(run.folder):
+        # before zarr reads them: damaged metadata may describe another array that can be read as well
         if not run.are_intact(run.manifest.layout):
             raise StoreError(
                 f"run {str(folder)!r}: the metadata of its arrays are damaged; the run's own command repairs them, "

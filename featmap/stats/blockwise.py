@@ -89,7 +89,7 @@ def memory_needed(features: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SimilarityOverview:
-    """What is kept of S for F features of L layers.
+    """Nearest features, best partners and chance level of F features of L layers.
 
     Parameters
     ----------
@@ -388,7 +388,7 @@ class _Chance:
 
 
 def _overview(best: _Best, chance: _Chance, profiles: _Profiles) -> SimilarityOverview:
-    """Expand what is known of the profiles to the positions of all features."""
+    """Expand the similarities of profiles to the positions of all features."""
     F, columns, layers = profiles.moments.features, profiles.columns, len(profiles.cuts)
     own = np.concatenate([np.full(c.stop - c.start, k) for k, c in enumerate(profiles.cuts)]).astype(np.intp)
     # The nearest features may lie in the own layer, but the partners of a layer are asked for between layers only.

@@ -23,9 +23,10 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf
 from scipy.spatial.distance import squareform
 
 from featmap.errors import FeatmapError
-from featmap.stats.correlation import DIGITS, TIE, adjusted_rand
+from featmap.stats.correlation import DIGITS, TIE
 from featmap.stats.frames import symmetric_values
 from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
+from featmap.stats.rand_index import adjusted_rand
 
 ORDERED_LEAVES = 1200
 """Number of features up to which leaves are ordered optimally: the time grows with its third power."""
@@ -309,15 +310,47 @@ def _decide(consensus: Communities, p: list[float], alpha: float) -> tuple[bool,
     return True, f"{Q}, p = {p[0]:.3g} against permuted columns and {p[1]:.3g} against one common factor"
 
 
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Settings of `find_clusters`.
+
+    Parameters
+    ----------
+    k : int, default 10
+        Neighbours, as in `neighbour_graph`.
+    runs : int, default 50
+        Louvain runs on the data.
+    draws : int, default 100
+        Draws of each null model; 1 / alpha - 1 or more to reject anything.
+    seed : int, default 0
+        Seed that all randomness derives from.
+    alpha : float, default 0.05
+        Level that neither p may exceed.
+
+    Raises
+    ------
+    FeatmapError
+        If `draws` or `alpha` is out of range.
+    """
+
+    k: int = 10
+    runs: int = 50
+    draws: int = 100
+    seed: int = 0
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or not 0 < self.alpha < 1:
+            raise FeatmapError(
+                f"draws = {self.draws}, alpha = {self.alpha}; allowed: draws from 1, alpha between 0 and 1"
+            )
+
+
 def find_clusters(
     A: pd.DataFrame,
     null: pd.Series,
     live: Sequence[str] | None = None,
-    k: int = 10,
-    runs: int = 50,
-    draws: int = 100,
-    seed: int = 0,
-    alpha: float = 0.05,
+    settings: ClusterSettings | None = None,
     progress: Progress | None = None,
 ) -> Clusters:
     """Find clusters of the live features, if the data reject two null models.
@@ -335,16 +368,8 @@ def find_clusters(
         Response of each feature to the null image.
     live : sequence of str, optional
         Live features; default: all.
-    k : int, default 10
-        Neighbours, as in `neighbour_graph`.
-    runs : int, default 50
-        Louvain runs on the data.
-    draws : int, default 100
-        Draws of each null model; 1 / alpha - 1 or more to reject anything.
-    seed : int, default 0
-        Seed that all randomness derives from.
-    alpha : float, default 0.05
-        Level that neither p may exceed.
+    settings : ClusterSettings, optional
+        Neighbours, runs, draws, seed and level.
     progress : callable, optional
         Called with (done, total) after each draw.
 
@@ -357,13 +382,13 @@ def find_clusters(
     Raises
     ------
     FeatmapError
-        For settings out of range and what `profile` rejects.
+        For what `profile` rejects.
     """
-    if draws < 1 or not 0 < alpha < 1:
-        raise FeatmapError(f"draws = {draws}, alpha = {alpha}; allowed: draws from 1, alpha between 0 and 1")
+    settings = settings or ClusterSettings()
+    k, draws, seed = settings.k, settings.draws, settings.seed
     S = profile(A, null, live)
     graph = neighbour_graph(S, k)
-    consensus = communities(graph, runs, seed)
+    consensus = communities(graph, settings.runs, seed)
     X = select_stimuli(A, null, live).loc[:, np.isfinite(symmetric_values(S).diagonal())]
     # in natural order, so that the draws do not depend on the order in which features were given
     table = X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))]
@@ -378,7 +403,7 @@ def find_clusters(
     # Equal modularities may differ by the rounding of a sum; they count against the data.
     reached = (values >= consensus.mean_modularity - TIE).sum(axis=1)
     p = [float(p) for p in (1 + reached) / (1 + values.shape[1])]
-    allowed, reason = (False, reason) if reason else _decide(consensus, p, alpha)
+    allowed, reason = (False, reason) if reason else _decide(consensus, p, settings.alpha)
     labels = consensus.labels if allowed else consensus.labels * 0
     return Clusters(labels, allowed, reason, p[0], p[1], values[0], values[1], consensus, S, graph)
 

@@ -1,4 +1,4 @@
-"""What is known of each layer, gathered from stored arrays: of the trained network, and with random weights."""
+"""Collect the evidence on each layer from stored arrays, of the trained network and with random weights."""
 
 from __future__ import annotations
 
@@ -22,162 +22,208 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters
-from featmap.validation.statistics import Evaluation, Evidence, evaluate_layer
+from featmap.validation.evidence import Evidence
+from featmap.validation.results import Evaluation
+from featmap.validation.statistics import evaluate_layer
 
 MAX_PATH_LAYERS = 8
-"""How many of the outermost layers on the way are looked at, and how many of those inside them."""
+"""Outermost layers on the processing path that are measured, and as many of those inside them."""
 
 
-def layers_on_path(network: Network, layer: str, size: int, most: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
-    """Return the layers on the way to a layer that are looked at, itself last, and how many are not.
+def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
+    """Choose layers on the processing path to a layer.
 
-    Of the layers done before it, `most` of the outermost, spread evenly, and `most` of those inside them or inside the
-    layer itself: two ways may part and join again within one block. Layers of fewer than three channels cannot be
-    looked at, what is no module is no layer.
+    Parameters
+    ----------
+    network : Network
+        The network.
+    layer : str
+        Name of the layer.
+    size : int
+        Image size in pixels.
+    limit : int, default 8
+        Outermost layers that are chosen among those computed before the layer, evenly spaced, and as many of those
+        inside them or inside the layer itself: two branches may separate and join again within one block.
+
+    Returns
+    -------
+    list of str
+        Layers in the order in which they are computed, the layer itself last. Layers of fewer than three channels are
+        not chosen: their responses have no correlations.
+    int
+        Number of layers on the path that are not chosen.
     """
     names = list(network.trace(size).layers)
     before = names[: names.index(layer)]
-    bare = {name: split_call(name)[0] for name in before}
-    target = split_call(layer)[0]
-    around = {target, *bare.values()}
+    module_names = {name: split_call(name)[0] for name in before}
+    containers = {split_call(layer)[0], *module_names.values()}
 
     def is_inside(name: str) -> bool:
-        path = bare[name]
-        return any(path[:k] in around for k, sign in enumerate(path) if sign == ".")
+        path = module_names[name]
+        return any(path[:k] in containers for k, character in enumerate(path) if character == ".")
 
-    able = [name for name in before if network.layer(name, size).channels >= 3]
-    inner = [name for name in able if is_inside(name)]
-    outer = [name for name in able if not is_inside(name)]
-    chosen = {*_evenly_spread(outer, most), *_evenly_spread(inner, most)}
-    return [*(name for name in before if name in chosen), layer], len(before) - len(chosen)
+    measurable = [name for name in before if network.layer(name, size).channels >= 3]
+    inner = [name for name in measurable if is_inside(name)]
+    outer = [name for name in measurable if not is_inside(name)]
+    selected = {*_evenly_spaced(outer, limit), *_evenly_spaced(inner, limit)}
+    return [*(name for name in before if name in selected), layer], len(before) - len(selected)
 
 
-def _evenly_spread(names: list[str], most: int) -> list[str]:
-    if len(names) <= most:
+def _evenly_spaced(names: list[str], limit: int) -> list[str]:
+    """Select evenly spaced names, the first and the last among them."""
+    if len(names) <= limit:
         return names
-    return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, most).round().astype(int))]
+    return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, limit).round().astype(int))]
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedNetwork:
-    """One network's part of a validation.
+    """A network whose map is evaluated, with its stored descents.
 
-    Attributes
+    Parameters
     ----------
-    name : "trained" or "random weights"
-    network : the network
-    sets : the arrays of all its descents, the judged map's own first
-    kept : how many seeds of the first of `sets` that map is the mean of
-    store : the run folder of the validation
-    folder : in it, where responses to photographs go
-    clusters : by layer, the file that the clusters of its map lie in, or go to
+    name : str
+        "trained" or "random weights".
+    network : Network
+        The network.
+    datasets : list of xarray.Dataset
+        Arrays of all its descents; those of the evaluated map come first.
+    run_seeds : int
+        Number of seeds that the evaluated map is the mean of.
+    store : Run
+        Run folder of the validation.
+    folder : Path
+        Folder inside it that responses to photographs are stored in.
+    clusters : dict of Path
+        For each layer the file that the clusters of its map are read from, or written to.
     """
 
     name: str
     network: Network
-    sets: list[xr.Dataset]
-    kept: int
+    datasets: list[xr.Dataset]
+    run_seeds: int
     store: Run
     folder: Path
     clusters: dict[str, Path]
 
 
 def evaluate_layers(
-    job: Job, side: EvaluatedNetwork, images: Path | None, neighbours: int, watcher: Watcher
+    job: Job, evaluated: EvaluatedNetwork, images: Path | None, neighbours: int, watcher: Watcher
 ) -> dict[str, Evaluation]:
-    """Return the trials of all layers of one network; photographs are streamed through it where there are some.
+    """Evaluate all layers of one network.
 
-    `job` is the judged run's (of the trained network), `neighbours` its k.
+    Parameters
+    ----------
+    job : Job
+        Job of the evaluated run (that of the trained network).
+    evaluated : EvaluatedNetwork
+        The network and its descents.
+    images : Path or None
+        Folder of photographs, which are probed by the network.
+    neighbours : int
+        Neighbours k of each feature in the run's graph.
+    watcher : Watcher
+        Hears of the progress.
+
+    Returns
+    -------
+    dict of Evaluation
+        By layer.
     """
-    size, layers, found = job.recipe.size, job.layers, {}
-    ways = {layer: layers_on_path(side.network, layer, size) for layer in layers}
-    passed = [la for way, _ in ways.values() for la in way]
-    seen = None if images is None else _probe_images(job, side, images, passed, watcher)
+    size, layers, evaluations = job.recipe.size, job.layers, {}
+    paths = {layer: layers_on_path(evaluated.network, layer, size) for layer in layers}
+    path_layers = [layer for path, _ in paths.values() for layer in path]
+    responses = None if images is None else _probe_images(job, evaluated, images, path_layers, watcher)
     for layer in layers:
-        evidence = _collect_evidence(job, layer, side, seen, ways[layer])
+        evidence = _collect_evidence(job, layer, evaluated, responses, paths[layer])
         evidence.neighbours = neighbours
-        evidence.clusters = _find_clusters(evidence, side, layer, watcher)
-        found[layer] = evaluate_layer(evidence, side.name, watcher)
-    return found
+        evidence.clusters = _find_clusters(evidence, evaluated, layer, watcher)
+        evaluations[layer] = evaluate_layer(evidence, evaluated.name, watcher)
+    return evaluations
 
 
 def _probe_images(
-    job: Job, side: EvaluatedNetwork, folder: Path, layers: list[str], watcher: Watcher
+    job: Job, evaluated: EvaluatedNetwork, folder: Path, layers: list[str], watcher: Watcher
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the layers' responses to photographs, and to the first seed's maximising images."""
-    layers, size, where = list(dict.fromkeys(layers)), job.recipe.size, job.device.type
-    given = probe.open_source(folder, size, size)
-    watcher.note(f"{side.name}: {len(given.labels)} photographs through {', '.join(layers)}")
-    # a part of the validation is noted once it is whole: what is given up half made belongs to nothing
-    place = side.folder / f"photographs-{digest({'images': given.digest, 'layers': layers})}"
-    natural = probe.probe(
-        folder, layers, side.network, size=size, execution=Execution(where, out=place, watcher=watcher)
-    )
-    side.store.register_part(place)
-    watcher.note(f"{side.name}: {len(job.labels)} maximising images through the same layers")
-    first, place = side.sets[0].isel(seed=[0]), side.folder / f"path-{digest({'layers': layers})}"
-    images = probe.probe(first, layers, side.network, execution=Execution(where, out=place, watcher=watcher))
-    side.store.register_part(place)
-    return natural, images
+    """Measure the layers' responses to photographs, and to the first seed's maximising images."""
+    layers, size, device, network = list(dict.fromkeys(layers)), job.recipe.size, job.device.type, evaluated.network
+    source = probe.open_source(folder, size, size)
+    watcher.note(f"{evaluated.name}: {len(source.labels)} photographs through {', '.join(layers)}")
+    # A part is registered once it is complete, so that an interrupted one belongs to nothing and is removed later.
+    part = evaluated.folder / f"photographs-{digest({'images': source.digest, 'layers': layers})}"
+    execution = Execution(device, out=part, watcher=watcher)
+    to_photographs = probe.probe(folder, layers, network, size=size, execution=execution)
+    evaluated.store.register_part(part)
+    watcher.note(f"{evaluated.name}: {len(job.labels)} maximising images through the same layers")
+    first_seed, part = evaluated.datasets[0].isel(seed=[0]), evaluated.folder / f"path-{digest({'layers': layers})}"
+    execution = Execution(device, out=part, watcher=watcher)
+    to_images = probe.probe(first_seed, layers, network, execution=execution)
+    evaluated.store.register_part(part)
+    return to_photographs, to_images
 
 
 def _collect_evidence(
     job: Job,
     layer: str,
-    side: EvaluatedNetwork,
-    seen: tuple[xr.DataArray, xr.DataArray] | None,
-    way: tuple[list[str], int],
+    evaluated: EvaluatedNetwork,
+    responses: tuple[xr.DataArray, xr.DataArray] | None,
+    path: tuple[list[str], int],
 ) -> Evidence:
-    names, size = job.features_of(layer), job.recipe.size
-    A = np.concatenate([d["A"].sel(image=names, response=names).values for d in side.sets])
-    status = np.concatenate([d["status"].sel(image=names).values for d in side.sets])
-    well = np.isin(status, (LIVE, RESCUED)) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
-    evidence = Evidence(layer, names, well[: side.kept].all(axis=0), well.all(axis=0), A, side.kept)
-    pictures = side.sets[0]["images"].isel(seed=0)
-    evidence.image_of = lambda name: pictures.sel(image=name).values
-    if seen is not None:
-        natural, images = seen
-        evidence.photographs = natural.sel(response=names).values
-        looked_at, evidence.passed_over = way
-        for place in looked_at:
-            columns = [f"{place}:{c}" for c in range(side.network.layer(place, size).channels)]
-            pair = images.sel(image=names, response=columns).values, natural.sel(response=columns).values
-            evidence.paths[place] = pair
-    chosen = [int(n.rpartition(":")[2]) for n in names]
-    incoming, outgoing = (_weight_cosines(w, chosen) for w in weight_paths.find_weights(side.network, layer, size))
-    evidence.incoming, evidence.outgoing = incoming, outgoing
+    """Collect the evidence on one layer, all but its clusters."""
+    names, size, run_seeds = job.features_of(layer), job.recipe.size, evaluated.run_seeds
+    A = np.concatenate([d["A"].sel(image=names, response=names).values for d in evaluated.datasets])
+    status = np.concatenate([d["status"].sel(image=names).values for d in evaluated.datasets])
+    live = np.isin(status, (LIVE, RESCUED)) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
+    evidence = Evidence(layer, names, live[:run_seeds].all(axis=0), live.all(axis=0), A, run_seeds)
+    images = evaluated.datasets[0]["images"].isel(seed=0)
+    evidence.read_image = lambda name: images.sel(image=name).values
+    if responses is not None:
+        to_photographs, to_images = responses
+        evidence.photograph_responses = to_photographs.sel(response=names).values
+        path_layers, evidence.skipped_layers = path
+        for path_layer in path_layers:
+            columns = [f"{path_layer}:{c}" for c in range(evaluated.network.layer(path_layer, size).channels)]
+            evidence.path_responses[path_layer] = (
+                to_images.sel(image=names, response=columns).values,
+                to_photographs.sel(response=columns).values,
+            )
+    channels = [int(name.rpartition(":")[2]) for name in names]
+    weights = weight_paths.find_weights(evaluated.network, layer, size)
+    evidence.incoming, evidence.outgoing = (_weight_cosines(w, channels) for w in weights)
     return evidence
 
 
-def _weight_cosines(weights: weight_paths.FeatureWeights, chosen: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
-    groups = weights.groups[chosen]
+def _weight_cosines(weights: weight_paths.FeatureWeights, channels: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Compute the cosines of some features' weights, and their groups; None where no feature has any."""
+    groups = weights.groups[channels]
     if not (groups >= 0).any():
         return None
-    return agreement.cosine_table(weights.vectors[chosen], groups), groups
+    return agreement.cosine_table(weights.vectors[channels], groups), groups
 
 
-def _find_clusters(evidence: Evidence, side: EvaluatedNetwork, layer: str, watcher: Watcher) -> Clusters | None:
-    """Return the clusters of the side's map: those in its file, or new ones, which are then kept there."""
-    who = [n for n, w in zip(evidence.names, evidence.live, strict=True) if w]
-    if len(who) < 3:
+def _find_clusters(evidence: Evidence, evaluated: EvaluatedNetwork, layer: str, watcher: Watcher) -> Clusters | None:
+    """Read the clusters of a layer's map from their file, or find them; those with random weights are stored."""
+    live = [name for name, is_live in zip(evidence.names, evidence.live, strict=True) if is_live]
+    if len(live) < 3:
         return None
-    frame = pd.DataFrame(evidence.own, index=evidence.names, columns=evidence.names)
-    null, path = pd.Series(0.0, index=evidence.names), side.clusters[layer]
-    own = None if side.name == "trained" else path.relative_to(side.store.folder).as_posix()
-    noted = side.store.manifest.files
-    if own is None or (own in noted and side.store.are_intact({own: noted[own]})):
-        known = cluster_io.read(path, measures.profile(frame, null, who), evidence.neighbours)
-        if known is not None:
-            return known
-    found = clustering.find_clusters(
+    frame = pd.DataFrame(evidence.mean_responses, index=evidence.names, columns=evidence.names)
+    null, path = pd.Series(0.0, index=evidence.names), evaluated.clusters[layer]
+    # The file of the trained network's clusters belongs to the evaluated run, which alone writes it.
+    own_file = None if evaluated.name == "trained" else path.relative_to(evaluated.store.folder).as_posix()
+    files = evaluated.store.manifest.files
+    if own_file is None or (own_file in files and evaluated.store.are_intact({own_file: files[own_file]})):
+        stored = cluster_io.read(path, measures.profile(frame, null, live), evidence.neighbours)
+        if stored is not None:
+            return stored
+    clusters = clustering.find_clusters(
         frame,
         null,
-        who,
-        k=evidence.neighbours,
-        progress=lambda done, total: watcher.stage(f"clusters of {layer}, {side.name}", done, total),
+        live,
+        settings=clustering.ClusterSettings(k=evidence.neighbours),
+        progress=lambda done, total: watcher.stage(f"clusters of {layer}, {evaluated.name}", done, total),
     )
-    if own is not None:  # the run's own file is the run's business
-        text = cluster_io.to_json(found, evidence.neighbours)
-        side.store.write(own, lambda p: p.write_text(text, encoding="utf-8"))
-        side.store.save()
-    return found
+    if own_file is not None:
+        text = cluster_io.to_json(clusters, evidence.neighbours)
+        evaluated.store.write(own_file, lambda p: p.write_text(text, encoding="utf-8"))
+        evaluated.store.save()
+    return clusters

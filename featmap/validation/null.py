@@ -1,4 +1,4 @@
-"""What is left of a map's figures when A is permuted within its columns: nothing should be. No torch."""
+"""Statistics of a map whose A is permuted within its columns, where no similarity should be left."""
 
 from __future__ import annotations
 
@@ -10,55 +10,71 @@ import pandas as pd
 from featmap.stats import agreement, clustering
 from featmap.stats.measures import FewStimuliWarning
 from featmap.stats.reliability import Interval
-from featmap.validation.statistics import NULL_RANGE, RANGE, Collector, Evidence, Statistic, photograph_similarity
+from featmap.validation.evidence import Evidence, photograph_similarity
+from featmap.validation.results import NULL_RANGE, RANGE, Statistic
+from featmap.validation.statistics import Collector, count_clusters
 
 DRAWS = 20
+"""Draws of permuted A whose correlations are computed."""
 CLUSTER_DRAWS, CLUSTER_NULL_DRAWS = 5, 39
-"""Draws of permuted A whose clusters are looked for, and the null draws that each is held to."""
+"""Draws of permuted A that are clustered, and null draws that each clustering is compared with."""
 
 
 def permuted_statistics(evidence: Evidence, draws: int = DRAWS) -> dict[str, Statistic]:
-    """Return what is left of every correlation with A permuted within its columns, and of its clusters.
+    """Compute correlations and clusters of a map with A permuted within its columns.
 
-    Of correlations mean and range of the draws; of the first `CLUSTERED` of them the modularity, and how many clusters
-    the nulls would allow, each the median with least and most: the nulls let one such table in twenty pass.
+    Parameters
+    ----------
+    evidence : Evidence
+        Evidence of the layer.
+    draws : int, default 20
+        Number of permutations.
+
+    Returns
+    -------
+    dict of Statistic
+        By name; empty with fewer than four live features. Correlations: mean and range of the draws. Modularity and
+        number of clusters that the nulls allow: median, least and most of the first `CLUSTER_DRAWS` draws; at a level
+        of 5 % the nulls allow clusters in one such table of twenty.
     """
-    taker = Collector(evidence, "columns permuted")
-    who = evidence.live
-    inside = np.ix_(who, who)
-    if who.sum() < 4:
+    collector = Collector(evidence.layer, "columns permuted")
+    live = evidence.live
+    block = np.ix_(live, live)
+    if live.sum() < 4:
         return {}
-    ranks = {}
-    others = {"repeatability": evidence.S[inside]}
-    if evidence.photographs is not None:
-        others["photographs_pearson"] = ranks["photographs_spearman"] = photograph_similarity(
-            evidence.photographs, who
-        )[inside]
-    for name, given in (("incoming_weights", evidence.incoming), ("outgoing_weights", evidence.outgoing)):
-        if given is not None:
-            others[name] = ranks[f"{name}_spearman"] = given[0][inside]
-    A = evidence.own[inside]
-    for method, chosen in (("pearson", others), ("spearman", ranks)):
-        found = agreement.permutation_agreement(A, list(chosen.values()), draws, method)
-        for name, value in zip(chosen, found, strict=True):
-            taker.take(name, value, count=draws, interval=NULL_RANGE)
+    for_ranks = {}
+    similarities = {"repeatability": evidence.S[block]}
+    if evidence.photograph_responses is not None:
+        P = photograph_similarity(evidence.photograph_responses, live)[block]
+        similarities["photographs_pearson"] = for_ranks["photographs_spearman"] = P
+    for name, weights in (("incoming_weights", evidence.incoming), ("outgoing_weights", evidence.outgoing)):
+        if weights is not None:
+            similarities[name] = for_ranks[f"{name}_spearman"] = weights[0][block]
+    A = evidence.mean_responses[block]
+    for method, tables in (("pearson", similarities), ("spearman", for_ranks)):
+        correlations = agreement.permutation_agreement(A, list(tables.values()), draws, method)
+        for name, value in zip(tables, correlations, strict=True):
+            collector.add(name, value, count=draws, interval=NULL_RANGE)
     if evidence.clusters is not None:
-        _permuted_clusters(evidence, A, taker)
-    return taker.figures
+        _add_permuted_clusters(evidence, A, collector)
+    return collector.statistics
 
 
-def _permuted_clusters(evidence: Evidence, A: np.ndarray, taker: Collector) -> None:
-    names = pd.Index([n for n, w in zip(evidence.names, evidence.live, strict=True) if w])
+def _add_permuted_clusters(evidence: Evidence, A: np.ndarray, collector: Collector) -> None:
+    """Cluster the first draws; add the number of clusters that the nulls allow, and the modularity."""
+    names = pd.Index([name for name, is_live in zip(evidence.names, evidence.live, strict=True) if is_live])
     counts, modularities = [], []
     for draw in range(CLUSTER_DRAWS):
         frame = pd.DataFrame(agreement.permute_columns(A, draw), index=names, columns=names)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FewStimuliWarning)  # the run has said so
-            found = clustering.find_clusters(
-                frame, pd.Series(0.0, index=names), k=evidence.neighbours, draws=CLUSTER_NULL_DRAWS
+            warnings.simplefilter("ignore", FewStimuliWarning)  # the run has warned already
+            clusters = clustering.find_clusters(
+                frame,
+                pd.Series(0.0, index=names),
+                settings=clustering.ClusterSettings(k=evidence.neighbours, draws=CLUSTER_NULL_DRAWS),
             )
-        counts.append(len([s for s in found.communities.sizes if s > 1]) if found.allowed else 0)
-        modularities.append(found.communities.mean_modularity)
+        counts.append(count_clusters(clusters))
+        modularities.append(clusters.communities.mean_modularity)
     for name, values in (("clusters", counts), ("modularity", modularities)):
         spread = Interval(float(np.median(values)), min(values), max(values))
-        taker.take(name, spread, count=CLUSTER_DRAWS, interval=RANGE)
+        collector.add(name, spread, count=CLUSTER_DRAWS, interval=RANGE)

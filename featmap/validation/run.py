@@ -1,8 +1,8 @@
-"""The trial of a finished map: further seeds, photographs, the path, random weights; made once, resumed, judged.
+"""Validate a similarity run: repeat its maps with further seeds and compare them with photographs, weights and nulls.
 
-Everything lies in `RUN/validation/`, inside the run that it judges: the run's tables are marked by it, and the two are
-copied together. Each part is a run folder of its own, named by what it depends on (`seed-1`, `photographs-...`), so
-that a later call with more seeds, or with photographs, makes only what is new.
+Everything is stored in `RUN/validation/`, inside the evaluated run, because the run's tables are marked by it and both
+are copied together. Each part is a run folder of its own, named by what it depends on (`seed-1`, `photographs-...`), so
+that a later call with more seeds, or with photographs, computes only what is new.
 """
 
 from __future__ import annotations
@@ -37,29 +37,37 @@ from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_ru
 from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
-from featmap.validation import report as validation_report
-from featmap.validation import verdict
+from featmap.validation import report, verdict
 from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers
 from featmap.validation.null import permuted_statistics
-from featmap.validation.statistics import Evaluation, Validation
+from featmap.validation.results import Evaluation, Validation
 
 SEEDS, NULL_SEEDS = 5, 2
+"""Default numbers of seeds of the trained network, and with random weights."""
 FEWEST_PHOTOGRAPHS = 32
 FOLDER = "validation"
 
 
 @dataclass(frozen=True, eq=False)
 class ValidationPlan:
-    """What a validation is to do.
+    """Settings of a validation, checked.
 
-    Attributes
+    Parameters
     ----------
-    run, job : the run that is judged, and its job
-    folder : where the validation lies
-    seeds : all seeds, the run's own first
-    images : the folder of photographs, or None
-    random : the network with random weights, or None where there is none (then `reason` says why)
-    null_seeds : the seeds of the maps with random weights
+    run, job : Run, Job
+        The evaluated run, and its job.
+    folder : Path
+        Folder of the validation.
+    seeds : tuple of int
+        All seeds; those of the run come first.
+    images : Path or None
+        Folder of photographs.
+    random : Network or None
+        The network with random weights.
+    reason : str
+        Why there is no network with random weights, "" where there is one.
+    null_seeds : tuple of int
+        Seeds of the maps with random weights.
     """
 
     run: Run
@@ -81,62 +89,76 @@ def plan_validation(
     network: Network | None = None,
     out: str | Path | None = None,
 ) -> ValidationPlan:
-    """Return the checked plan of a validation.
+    """Check the settings of a validation.
 
     Parameters
     ----------
-    folder : of a finished `featmap similarity` run
-    images : a folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one, nothing is said of natural images
-    seeds : how many in all, those of the run included
-    null_seeds : how many maps to make with random weights; 0 for none
-    network : that the run was made with; None loads it as the run did
-    out : where the validation goes; None: `validation` inside the run
+    folder : path
+        Folder of a complete similarity run.
+    images : path, optional
+        Folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one nothing is concluded about photographs.
+    seeds : int, default 5
+        Number of seeds, those of the run included.
+    null_seeds : int, default 2
+        Number of maps with random weights; 0 for none.
+    network : Network, optional
+        Network of the run. None loads it as the run did.
+    out : path, optional
+        Folder of the validation. None takes `validation` inside the run.
+
+    Returns
+    -------
+    ValidationPlan
+        The checked settings.
 
     Raises
     ------
     FeatmapError
-        for a run that is unfinished, of another command or network, or settings out of range.
+        If the run is not complete, or of another command or network, or a setting is out of range.
     """
     run = Run.read(Path(folder))
     with translate_read_errors(Path(folder)):
-        return _plan(run, images, seeds, null_seeds, network, out)
+        return _plan(run, images, (seeds, null_seeds), network, out)
 
 
 def _plan(
     run: Run,
     images: str | Path | None,
-    seeds: int,
-    null_seeds: int,
+    counts: tuple[int, int],
     network: Network | None,
     out: str | Path | None,
 ) -> ValidationPlan:
+    """Check the settings of a validation; `counts` are the numbers of seeds and of null seeds."""
     folder = run.folder
+    seeds, null_seeds = counts
     if run.identity.get("command") != SIMILARITY or not run.manifest.is_complete:
         raise FeatmapError(
-            f"run {str(folder)!r} is no finished similarity run; `featmap similarity` makes one, and finishes it"
+            f"run {str(folder)!r} is not a complete similarity run; give the folder of one, or complete this one first"
         )
     if run.identity.get("start") is not None:
-        raise FeatmapError(f"run {str(folder)!r} began from a photograph: all its seeds are one, none can be added")
+        raise FeatmapError(
+            f"run {str(folder)!r} starts from an image, so all its seeds give the same images and none can be added; "
+            "give a run that starts from noise"
+        )
     integrity.require_intact(folder, pages=False, parts=False)
     network = network or lifecycle.network_of(folder)
     job = job_of(run, network)
-    most = MAX_SEEDS
-    if not 2 <= seeds <= most or not 0 <= null_seeds <= most:
+    if not 2 <= seeds <= MAX_SEEDS or not 0 <= null_seeds <= MAX_SEEDS:
         raise FeatmapError(
-            f"seeds {seeds}, null seeds {null_seeds}: repeatability takes 2 seeds or more (5 is the default), "
-            f"the null 0 or more, {most:,} at most"
+            f"seeds {seeds}, null seeds {null_seeds}: give 2 seeds or more (the default is {SEEDS}) and 0 null seeds "
+            f"or more, {MAX_SEEDS:,} at most"
         )
-    own = job.seeds
-    every = (*own, *range(own[-1] + 1, own[-1] + 1 + seeds - len(own)))
+    run_seeds = job.seeds
+    next_seed = max(run_seeds) + 1
     if images is not None:
         if is_run(Path(images)):
             raise FeatmapError(f"images {str(images)!r} is a run; give a folder of photographs")
         count = len(photographs.find_photographs(Path(images)))
         if count < FEWEST_PHOTOGRAPHS:
             raise FeatmapError(
-                f"images {str(images)!r}: {count} photographs; give {FEWEST_PHOTOGRAPHS} or more (1,000 say much more)"
+                f"images {str(images)!r}: {count} photographs; give {FEWEST_PHOTOGRAPHS} or more, best about 1,000"
             )
-    random, reason = None, "none was asked for (null seeds 0)"
+    random, reason = None, "null seeds 0"
     if null_seeds:
         try:
             random, reason = randomise_weights(network), ""
@@ -146,23 +168,23 @@ def _plan(
         run,
         job,
         Path(out) if out is not None else run.folder / FOLDER,
-        every,
+        (*run_seeds, *range(next_seed, next_seed + seeds - len(run_seeds))),
         None if images is None else Path(images),
         random,
         reason,
-        tuple(range(own[0], own[0] + null_seeds)),
+        tuple(range(run_seeds[0], run_seeds[0] + null_seeds)),
     )
 
 
 def job_of(run: Run, network: Network) -> Job:
-    """Return the job that a similarity run was made by.
+    """Set up the job of a similarity run again.
 
     Parameters
     ----------
     run : Run
         Folder of a similarity run.
     network : Network
-        Network that it was made with.
+        Network of the run.
 
     Returns
     -------
@@ -172,13 +194,13 @@ def job_of(run: Run, network: Network) -> Job:
     Raises
     ------
     FeatmapError
-        If the network is another one than the run's, or the run has settings that this version cannot take up.
+        If the run has another network, or settings that this version of featmap does not know.
     """
     identity = run.identity
     if json.loads(json.dumps(network.identity())) != identity["model"]:
         raise FeatmapError(
-            f"run {str(run.folder)!r} was made with another network than {network.name} ({network.weights}); "
-            "name the network and the weights that it was made with"
+            f"run {str(run.folder)!r} has another network than {network.name} ({network.weights}); "
+            "give the network and the weights of the run"
         )
     data = open_arrays(run.folder)
     job = Job(
@@ -194,152 +216,214 @@ def job_of(run: Run, network: Network) -> Job:
     job = checked(job)
     if json.loads(json.dumps(job.identity())) != identity:
         raise FeatmapError(
-            f"run {str(run.folder)!r} has settings that this featmap cannot take up; make the run again with it"
+            f"run {str(run.folder)!r} has settings that this version of featmap does not know; "
+            "make the run again with this version"
         )
     return job
 
 
-def similarity_jobs(given: ValidationPlan) -> list[tuple[Job, Path]]:
-    """Return the similarity jobs that a validation needs besides the run itself, each with its folder."""
-    job = replace(given.job, responses=tuple(given.job.layers))
-    made = [(replace(job, seeds=(s,)), given.folder / f"seed-{s}") for s in given.seeds if s not in given.job.seeds]
-    if given.random is not None:
-        null = replace(job, network=given.random)
-        made += [(replace(null, seeds=(s,)), given.folder / "random" / f"seed-{s}") for s in given.null_seeds]
-    return made
+def similarity_jobs(plan: ValidationPlan) -> list[tuple[Job, Path]]:
+    """List the similarity jobs that a validation needs besides the run itself.
+
+    Parameters
+    ----------
+    plan : ValidationPlan
+        The validation.
+
+    Returns
+    -------
+    list of (Job, Path)
+        Jobs of one seed each, with their folders: further seeds of the network, then those with random weights.
+    """
+    job = replace(plan.job, responses=tuple(plan.job.layers))
+    jobs = [(replace(job, seeds=(s,)), plan.folder / f"seed-{s}") for s in plan.seeds if s not in plan.job.seeds]
+    if plan.random is not None:
+        null = replace(job, network=plan.random)
+        jobs += [(replace(null, seeds=(s,)), plan.folder / "random" / f"seed-{s}") for s in plan.null_seeds]
+    return jobs
 
 
-def carry_out(given: ValidationPlan, watcher: Watcher | None = None) -> Validation:
-    """Make what is missing of a validation, judge the map, write the page and mark the run's tables and figures."""
+def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validation:
+    """Compute what is missing of a validation, write its page and mark the run.
+
+    Parameters
+    ----------
+    plan : ValidationPlan
+        The validation.
+    watcher : Watcher, optional
+        Hears of the progress.
+
+    Returns
+    -------
+    Validation
+        Evaluations of all layers. The run's tables get each feature's reliability, its figures mark unreliable
+        features, and its atlas is made again where it has one.
+    """
     watcher = watcher or Silent()
-    identity = {"command": "validate", "run": digest(given.run.identity)}
-    about = {"network": str(given.job.network), "environment": device.describe_environment(given.job.device)}
-    if given.images is not None:
-        paths = photographs.find_photographs(given.images)
+    identity = {"command": "validate", "run": digest(plan.run.identity)}
+    about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
+    if plan.images is not None:
+        paths = photographs.find_photographs(plan.images)
         photographs.check_readable(paths, lambda done, total: watcher.stage("photographs opened", done, total))
-    _note_in_run(given)
-    with Run(given.folder, identity).open({}, {}, about).locked() as store:
+    _register_in_run(plan)
+    with Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
         store.save()
-        found = _evaluate(given, store, watcher)
-    _draw_atlas(given, watcher)  # now that the validation inside the run is complete: an atlas reads whole runs only
-    return found
+        validation = _evaluate(plan, store, watcher)
+    _redraw_atlas(plan, watcher)  # only now: an atlas reads complete runs, and the validation is part of this one
+    return validation
 
 
-def _note_in_run(given: ValidationPlan) -> None:
-    """Let the judged run know of a validation that lies inside it."""
-    if given.folder.resolve().is_relative_to(given.run.folder.resolve()):
-        with Run.read(given.run.folder).locked() as run:
-            run.manifest = Run.read(run.folder).manifest
-            run.register_part(run.folder / given.folder.resolve().relative_to(run.folder.resolve()))
+def _register_in_run(plan: ValidationPlan) -> None:
+    """Register a validation that lies inside the evaluated run as a part of it."""
+    if plan.folder.resolve().is_relative_to(plan.run.folder.resolve()):
+        with Run.read(plan.run.folder).locked() as run:
+            run.manifest = Run.read(run.folder).manifest  # as it is now that no other process can write it
+            run.register_part(run.folder / plan.folder.resolve().relative_to(run.folder.resolve()))
 
 
-def _evaluate(given: ValidationPlan, store: Run, watcher: Watcher) -> Validation:
-    for job, folder in similarity_jobs(given):
-        watcher.note(f"{'random weights' if job.network is given.random else 'trained'}: seed {job.seeds[0]}")
+def _evaluate(plan: ValidationPlan, store: Run, watcher: Watcher) -> Validation:
+    """Do the missing descents, evaluate both networks and write the results."""
+    for job, folder in similarity_jobs(plan):
+        watcher.note(f"{'random weights' if job.network is plan.random else 'trained'}: seed {job.seeds[0]}")
         _descend(job, folder, watcher)
         store.register_part(folder)
-    places = tables.layer_folders(given.job.layers)
-    neighbours = View.from_record(given.run.manifest.view).neighbours
-    further = [given.folder / f"seed-{s}" for s in given.seeds if s not in given.job.seeds]
-    own = EvaluatedNetwork(
+    layer_folders = tables.layer_folders(plan.job.layers)
+    neighbours = View.from_record(plan.run.manifest.view).neighbours
+    further = [plan.folder / f"seed-{s}" for s in plan.seeds if s not in plan.job.seeds]
+    trained_network = EvaluatedNetwork(
         "trained",
-        given.job.network,
-        [open_arrays(f) for f in (given.run.folder, *further)],
-        len(given.job.seeds),
+        plan.job.network,
+        [open_arrays(folder) for folder in (plan.run.folder, *further)],
+        len(plan.job.seeds),
         store,
-        given.folder,
-        {layer: given.run.folder / place / cluster_io.FILE_NAME for layer, place in places.items()},
+        plan.folder,
+        {layer: plan.run.folder / name / cluster_io.FILE_NAME for layer, name in layer_folders.items()},
     )
-    trained = evaluate_layers(given.job, own, given.images, neighbours, watcher)
+    trained = evaluate_layers(plan.job, trained_network, plan.images, neighbours, watcher)
     random: dict[str, Evaluation] = {}
-    if given.random is not None:
-        where = given.folder / "random"
-        null = EvaluatedNetwork(
+    if plan.random is not None:
+        random_folder = plan.folder / "random"
+        random_network = EvaluatedNetwork(
             "random weights",
-            given.random,
-            [open_arrays(where / f"seed-{s}") for s in given.null_seeds],
+            plan.random,
+            [open_arrays(random_folder / f"seed-{s}") for s in plan.null_seeds],
             1,
             store,
-            where,
-            {layer: where / place / cluster_io.FILE_NAME for layer, place in places.items()},
+            random_folder,
+            {layer: random_folder / name / cluster_io.FILE_NAME for layer, name in layer_folders.items()},
         )
-        random = evaluate_layers(given.job, null, given.images, neighbours, watcher)
-    permutations = {layer: permuted_statistics(trial.evidence) for layer, trial in trained.items()}
-    found = Validation(given.folder, trained, random, permutations, given.reason)
-    validation_report.write_report(store, given.job, found, given.images, watcher)
-    mark_reliability(given, trained, watcher)
-    _drop_abandoned(store)
+        random = evaluate_layers(plan.job, random_network, plan.images, neighbours, watcher)
+    permuted = {layer: permuted_statistics(evaluation.evidence) for layer, evaluation in trained.items()}
+    validation = Validation(plan.folder, trained, random, permuted, plan.reason)
+    report.write_report(store, plan.job, validation, plan.images, watcher)
+    mark_reliability(plan, trained, watcher)
+    _remove_abandoned(store)
     manifest = store.manifest
-    manifest.status, manifest.seeds, manifest.null_seeds = COMPLETE, list(given.seeds), list(given.null_seeds)
-    manifest.images = None if given.images is None else given.images.name
+    manifest.status, manifest.seeds, manifest.null_seeds = COMPLETE, list(plan.seeds), list(plan.null_seeds)
+    manifest.images = None if plan.images is None else plan.images.name
     store.save()
-    return found
+    return validation
 
 
-def _drop_abandoned(store: Run) -> None:
-    """Remove what earlier validations left half made of other seeds or photographs: it belongs to nothing any more."""
-    for place in (*store.folder.glob("*"), *store.folder.glob("random/*")):
-        if is_run(place) and _is_complete(place):
-            store.register_part(place)
-        elif is_run(place):
-            shutil.rmtree(place)
+def _remove_abandoned(store: Run) -> None:
+    """Remove incomplete runs that earlier validations left with other seeds or photographs."""
+    for folder in (*store.folder.glob("*"), *store.folder.glob("random/*")):
+        if is_run(folder) and _is_complete(folder):
+            store.register_part(folder)
+        elif is_run(folder):
+            shutil.rmtree(folder)
     store.manifest.parts = [p for p in store.manifest.parts if is_run(store.folder / p)]
 
 
 def _descend(job: Job, folder: Path, watcher: Watcher) -> None:
-    """Do what is left of one similarity job's descents."""
+    """Do the descents that are missing of one similarity job."""
     with lifecycle.open_run(job, folder).locked() as run:
         if lifecycle.carry_out(job, run, Worker, watcher) or not run.manifest.is_complete:
             lifecycle.complete(job, run)
 
 
-def mark_reliability(given: ValidationPlan, trained: dict[str, Evaluation], watcher: Watcher) -> None:
-    """Enter each feature's reliability into the run's tables, and mark the unreliable ones in its figures."""
-    known = {
+def mark_reliability(plan: ValidationPlan, trained: dict[str, Evaluation], watcher: Watcher) -> None:
+    """Write the reliability to the run's tables and mark unreliable features.
+
+    Parameters
+    ----------
+    plan : ValidationPlan
+        The validation.
+    trained : dict of Evaluation
+        Evaluations of the run's network, by layer.
+    watcher : Watcher
+        Hears of the progress.
+    """
+    reliability = {
         name: None if pd.isna(row["reliability"]) else round(float(row["reliability"]), 6)
-        for trial in trained.values()
-        for name, row in trial.features.iterrows()
+        for evaluation in trained.values()
+        for name, row in evaluation.features.iterrows()
         if not pd.isna(row["reliable"])
     }
-    with Run.read(given.run.folder).locked() as run:
-        run.manifest = Run.read(run.folder).manifest  # read again now that nobody else writes it
+    with Run.read(plan.run.folder).locked() as run:
+        run.manifest = Run.read(run.folder).manifest  # as it is now that no other process can write it
         view = run.manifest.view
-        changed = run.manifest.reliability != known
+        changed = run.manifest.reliability != reliability
         if changed:
-            run.manifest.reliability = known
+            run.manifest.reliability = reliability
             run.save()
-        drawn = view.get("reliability") == (digest(known) if known else None) and run.is_complete()
-    if changed or not drawn:
-        mapping.carry_out(given.job, run, View.from_record(view), Execution(watcher=watcher))
+        is_drawn = view.get("reliability") == (digest(reliability) if reliability else None) and run.is_complete()
+    if changed or not is_drawn:
+        mapping.carry_out(plan.job, run, View.from_record(view), Execution(watcher=watcher))
 
 
-def _draw_atlas(given: ValidationPlan, watcher: Watcher) -> None:
+def _redraw_atlas(plan: ValidationPlan, watcher: Watcher) -> None:
     """Make the run's atlas again if it has one that shows other marks."""
-    run = Run.read(given.run.folder)
+    run = Run.read(plan.run.folder)
     if run.manifest.atlas and not atlas.is_current(run):
-        atlas.atlas(run.folder, network=given.job.network, watcher=watcher)
+        atlas.atlas(run.folder, network=plan.job.network, watcher=watcher)
 
 
-def describe(found: Validation) -> list[str]:
-    """Return the verdicts, a line each."""
+def describe(validation: Validation) -> list[str]:
+    """Describe the verdicts in words.
+
+    Parameters
+    ----------
+    validation : Validation
+        Results of a validation.
+
+    Returns
+    -------
+    list of str
+        A line for each conclusion.
+    """
     return [
         line
-        for layer, trial in found.trained.items()
-        for line in verdict.reach_verdict(trial, found.random.get(layer)).lines()
+        for layer, evaluation in validation.trained.items()
+        for line in verdict.reach_verdict(evaluation, validation.random.get(layer)).lines()
     ]
 
 
-def estimate_validation(given: ValidationPlan) -> tuple[Estimate, str]:
-    """Return what the descents that are still to make will take (measured on the trained network), and their number."""
-    open_jobs = [(job, folder) for job, folder in similarity_jobs(given) if not _is_complete(folder)]
-    one = estimates.estimate(given.job if not open_jobs else open_jobs[0][0], given.folder)
-    count = len(open_jobs)
-    what = f"{count} maps of {len(given.job.objectives)} images to make, {given.job.recipe.steps} steps"
-    return replace(one, seconds=one.seconds * count, disk=one.disk * count), what
+def estimate_validation(plan: ValidationPlan) -> tuple[Estimate, str]:
+    """Estimate the descents that are missing of a validation.
+
+    Parameters
+    ----------
+    plan : ValidationPlan
+        The validation.
+
+    Returns
+    -------
+    Estimate
+        Time, memory and disk, measured on the trained network.
+    str
+        Number of maps and their settings, in words.
+    """
+    missing = [(job, folder) for job, folder in similarity_jobs(plan) if not _is_complete(folder)]
+    of_one = estimates.estimate(plan.job if not missing else missing[0][0], plan.folder)
+    count = len(missing)
+    words = f"{count} maps of {len(plan.job.objectives)} images to make, {plan.job.recipe.steps} steps"
+    return replace(of_one, seconds=of_one.seconds * count, disk=of_one.disk * count), words
 
 
 def _is_complete(folder: Path) -> bool:
+    """Check whether a folder holds a complete run."""
     return (folder / MANIFEST).is_file() and Run.read(folder).manifest.is_complete
 
 
@@ -353,20 +437,23 @@ def validate(
     out: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> Validation:
-    """Put a finished similarity run to the test.
+    """Test whether the maps of a similarity run hold.
+
+    The maps are repeated with further seeds, and compared with photographs, with the network's weights, and with two
+    nulls: random weights, and A permuted within its columns.
 
     Parameters
     ----------
     run : path
-        Folder of a finished run of `similarity`.
+        Folder of a complete run of `similarity`.
     images : path, optional
-        Folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one nothing is said of natural images.
+        Folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one nothing is concluded about photographs.
     seeds : int, default 5
-        Seeds in all, those of the run included.
+        Number of seeds, those of the run included.
     null_seeds : int, default 2
-        Maps that are made with random weights; 0 for none.
+        Number of maps with random weights; 0 for none.
     network : str, torch.nn.Module or Network, optional
-        Network of the run, where it was one of the caller's own.
+        Network of the run, needed only if it is one of the caller's own.
     out : path, optional
         Folder of the validation. None takes `validation` inside the run.
     watcher : Watcher, optional
@@ -375,15 +462,14 @@ def validate(
     Returns
     -------
     Validation
-        `figures` has a row for each statistic; `trained`, `random` and `permuted` hold them by layer. The same call
-        goes on where it stopped; one with more seeds, or with photographs, makes only what is new.
+        `statistics` has a row for each statistic; `trained`, `random` and `permuted` hold them by layer. The same call
+        resumes an interrupted validation; one with more seeds, or with photographs, computes only what is new.
 
     Raises
     ------
     FeatmapError
-        If the run is not finished, of another command or network, or a setting is out of range.
+        If the run is not complete, or of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
-    return carry_out(
-        plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out), watcher
-    )
+    plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out)
+    return carry_out(plan, watcher)

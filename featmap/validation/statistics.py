@@ -1,162 +1,80 @@
-"""Every figure of a map's trial, layer by layer, from finished numbers. No torch; the formulas are elsewhere.
+"""Evaluate the map of one layer: repeatability, photographs, processing path, weights and clusters.
 
-Formulas: `reliability` (seeds), `agreement` (photographs, weights, the processing path, DORA), `graph` (clusters).
+The formulas are in `featmap.stats`: `reliability` (seeds), `agreement` (photographs, weights, the processing path,
+DORA) and `clustering`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from itertools import combinations
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from featmap.mapping.flags import RELIABLE
-from featmap.stats import agreement, clustering, correlation, reliability
-from featmap.stats.agreement import PathCheck
+from featmap.stats import agreement, clustering, rand_index, reliability
 from featmap.stats.clustering import Clusters
 from featmap.stats.frames import finite_column
-from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval
+from featmap.validation.evidence import Evidence, layer_similarity, photograph_similarity
+from featmap.validation.results import BOOTSTRAP, FEATURE_RANGE, NULL_RANGE, RANGE, Evaluation, Statistic
 
 BEST_PHOTOGRAPHS = 8
-"""How many best photographs of a feature the processing path is measured on."""
+"""Best photographs of each feature on which the processing path is measured."""
 TARGET_RELIABILITY = 0.99
-BOOTSTRAP = "95 %, bootstrap over features"
-FEATURE_RANGE, RANGE, NULL_RANGE = "90 % of features", "least and most", "95 % of draws"
-"""What an interval is."""
-
-
-@dataclass(eq=False)
-class Evidence:
-    """What is known of one layer of one network.
-
-    Attributes
-    ----------
-    layer, names : the layer, its D features mapped
-    live : D booleans, live in every seed of the run
-    alive : D booleans, live in all seeds, further ones included
-    seeds : S x D x D, A of each seed, the run's own first
-    kept : how many of them are the run's own: its map is that of their mean
-    photographs : N x D responses to photographs, or None
-    paths : by layer, from the earliest: its C features' responses to the images of the first seed (D x C) and to the
-        photographs (N x C)
-    passed_over : how many layers on the way are not among them
-    incoming, outgoing : tables of weight cosines and D labels of the features' spaces, or None
-    clusters : those of the run's own map, or None
-    neighbours : k of the neighbour graph
-    image_of : returns a feature's stored image of the first seed, 3 x H x W
-    """
-
-    layer: str
-    names: list[str]
-    live: np.ndarray
-    alive: np.ndarray
-    seeds: np.ndarray
-    kept: int
-    photographs: np.ndarray | None = None
-    add_processing_path: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    passed_over: int = 0
-    incoming: tuple[np.ndarray, np.ndarray] | None = None
-    outgoing: tuple[np.ndarray, np.ndarray] | None = None
-    clusters: Clusters | None = None
-    neighbours: int = 10
-    image_of: Callable[[str], np.ndarray] = lambda name: np.zeros((3, 1, 1))
-
-    def profile(self, A: np.ndarray, who: np.ndarray) -> np.ndarray:
-        """Return S of D x D responses, taken over the features in `who`, as D x D with NaN for the others."""
-        full = np.full(A.shape, np.nan)
-        inside = np.ix_(who, who)
-        full[inside] = profile_correlations(A[inside].astype(np.float64))
-        return full
-
-    @property
-    def own(self) -> np.ndarray:
-        """The map's own A: the mean over the run's seeds, D x D."""
-        mean: np.ndarray = self.seeds[: self.kept].astype(np.float64).mean(axis=0)
-        return mean
-
-    @property
-    def S(self) -> np.ndarray:
-        """The map's own profile similarity, D x D."""
-        return self.profile(self.own, self.live)
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """One figure of the page: what, its value and interval, a p-value, how many it rests on (each None: undefined).
-
-    `interval` says what `low` to `high` is; `note` what else is to be known, or why there is no value.
-    """
-
-    layer: str
-    network: str
-    name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    count: int | None = None
-    note: str = ""
-    interval: str = ""
-
-
-@dataclass(eq=False)
-class Evaluation:
-    """What was found of one layer of one network: its figures by name, and a row a feature."""
-
-    evidence: Evidence
-    figures: dict[str, Statistic]
-    features: pd.DataFrame
-    best: np.ndarray | None = None
-
-    def value(self, name: str) -> float | None:
-        """Return a figure's value, None where it is undefined or was not taken."""
-        found = self.figures.get(name)
-        return None if found is None else found.value
-
-    def p(self, name: str) -> float | None:
-        """Return a figure's p-value, None where there is none."""
-        found = self.figures.get(name)
-        return None if found is None else found.p
-
-    def low(self, name: str) -> float | None:
-        """Return the lower end of a figure's interval, None where there is none."""
-        found = self.figures.get(name)
-        return None if found is None else found.low
-
-
-def _finite_or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+"""Reliability of a map from which its single similarities may be quoted."""
 
 
 class Collector:
-    """Collects figures of one layer."""
+    """Collects the statistics of one layer of one network.
 
-    def __init__(self, evidence: Evidence, network: str) -> None:
-        self.layer, self.network = evidence.layer, network
-        self.figures: dict[str, Statistic] = {}
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    network : str
+        Name of the network in the table.
+    """
 
-    def take(
+    def __init__(self, layer: str, network: str) -> None:
+        self.layer, self.network = layer, network
+        self.statistics: dict[str, Statistic] = {}
+
+    def add(
         self,
         name: str,
-        found: Interval | float,
+        value: Interval | float,
         p: float = np.nan,
         count: int | None = None,
         note: str = "",
         interval: str = BOOTSTRAP,
     ) -> None:
-        """Take a figure; `interval` says what the ends of `found` are."""
-        value = found if isinstance(found, Interval) else Interval(float(found))
-        low, high = _finite_or_none(value.low), _finite_or_none(value.high)
-        self.figures[name] = Statistic(
+        """Add a statistic.
+
+        Parameters
+        ----------
+        name : str
+            Name of the statistic.
+        value : Interval or float
+            Its value, with or without an interval; NaN where undefined.
+        p : float, default NaN
+            Its p-value.
+        count : int, optional
+            Number of pairs, features, seeds or draws that it is computed from.
+        note : str, optional
+            A remark.
+        interval : str, optional
+            Kind of the interval.
+        """
+        result = value if isinstance(value, Interval) else Interval(float(value))
+        low, high = _finite_or_none(result.low), _finite_or_none(result.high)
+        self.statistics[name] = Statistic(
             self.layer,
             self.network,
             name,
-            _finite_or_none(value.value),
+            _finite_or_none(result.value),
             low,
             high,
             _finite_or_none(p),
@@ -166,83 +84,128 @@ class Collector:
         )
 
 
+def _finite_or_none(value: float) -> float | None:
+    """Replace a value that is not finite by None."""
+    return float(value) if np.isfinite(value) else None
+
+
 class StageWatcher(Protocol):
-    """What is told of the progress."""
+    """Interface for progress callbacks."""
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """`done` of `total` parts of a stage are made."""
+        """Report the progress of a stage.
+
+        Parameters
+        ----------
+        name : str
+            Name of the stage.
+        done, total : int
+            Parts that are done, and all parts.
+        """
 
 
-@np.errstate(invalid="ignore")  # features that are infinite whatever the image; `live` leaves them out
+@np.errstate(invalid="ignore")  # responses that are infinite whatever the image; `live` leaves these features out
 def evaluate_layer(evidence: Evidence, network: str = "trained", watcher: StageWatcher | None = None) -> Evaluation:
-    """Return all figures of a layer's map that its evidence allows."""
+    """Compute all statistics of a layer's map that its evidence allows.
 
-    def report(done: int, total: int) -> None:
+    Parameters
+    ----------
+    evidence : Evidence
+        Evidence of the layer.
+    network : str, default "trained"
+        Name of the network in the table.
+    watcher : StageWatcher, optional
+        Hears of the progress.
+
+    Returns
+    -------
+    Evaluation
+        Statistics of the layer, and of each feature.
+    """
+
+    def report(done: int) -> None:
         if watcher is not None:
-            watcher.stage(f"figures of {evidence.layer}, {network}", done, total)
+            watcher.stage(f"statistics of {evidence.layer}, {network}", done, 5)
 
-    taker = Collector(evidence, network)
+    collector = Collector(evidence.layer, network)
     table = pd.DataFrame(index=pd.Index(evidence.names, name="feature"))
-    add_repeatability(evidence, taker, table)
-    report(1, 5)
-    given = evidence.photographs
-    best = None if given is None else add_photographs(evidence, given.astype(np.float64), taker, table)
-    report(2, 5)
+    add_repeatability(evidence, collector, table)
+    report(1)
+    responses = evidence.photograph_responses
+    best = None if responses is None else add_photographs(evidence, responses.astype(np.float64), collector, table)
+    report(2)
     if best is not None:
-        add_processing_path(evidence, taker, table, best)
-    report(3, 5)
-    add_weights(evidence, taker)
-    report(4, 5)
+        add_processing_path(evidence, collector, table, best)
+    report(3)
+    add_weights(evidence, collector)
+    report(4)
     if evidence.clusters is not None:
-        add_clusters(evidence, evidence.clusters, taker)
-    report(5, 5)
-    return Evaluation(evidence, taker.figures, table, best)
+        add_clusters(evidence.clusters, collector)
+    report(5)
+    return Evaluation(evidence, collector.statistics, table, best)
 
 
-def add_repeatability(evidence: Evidence, taker: Collector, table: pd.DataFrame) -> None:
-    """Take repeatability over seeds: of S, of clusters, of each feature."""
-    who, kept = evidence.alive, evidence.kept
-    tables = [evidence.profile(A, who) for A in evidence.seeds]
-    inside = np.ix_(who, who)
-    seeds, found = len(tables), reliability.repeatability([t[inside] for t in tables])
-    pairs = int(who.sum() * (who.sum() - 1) // 2)
-    taker.take("repeatability", found, count=pairs)
-    of_map = Interval(*(reliability.spearman_brown(v, kept) for v in (found.value, found.low, found.high)))
-    taker.take("repeatability_of_map", of_map, count=kept)
-    of_all = Interval(*(reliability.spearman_brown(v, seeds) for v in (found.value, found.low, found.high)))
-    taker.take("repeatability_of_all", of_all, count=seeds)
-    needed = reliability.seeds_needed(found.value, TARGET_RELIABILITY)
-    taker.take("seeds_needed", np.nan if needed is None else needed)
-    live = np.ix_(evidence.live, evidence.live)
-    taker.take("stimuli_reliability", agreement.split_half(evidence.own[live]), count=int(evidence.live.sum()))
-    single = reliability.feature_reliability(tables)
-    own = np.array([reliability.spearman_brown(r, kept) for r in single])
-    table["reliability_single_seed"] = finite_column(single)
-    table["reliability"] = finite_column(own)
-    table["reliable"] = pd.array(np.nan_to_num(own, nan=-1) >= RELIABLE, dtype="boolean")
-    if seeds < 2 or who.sum() < 4:  # too little to tell: nothing is said against any feature
-        table["reliable"] = pd.array([pd.NA] * len(own), dtype="boolean")
+def add_repeatability(evidence: Evidence, collector: Collector, table: pd.DataFrame) -> None:
+    """Compute the repeatability over seeds: of S, of each feature, of the clusters.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Evidence of the layer.
+    collector : Collector
+        Gets the statistics.
+    table : pandas.DataFrame
+        Gets each feature's reliability: of a single seed, of the run's map, and whether it is high enough.
+    """
+    live, run_seeds = evidence.live_in_all_seeds, evidence.run_seeds
+    similarities = [layer_similarity(A, live) for A in evidence.seed_responses]
+    block = np.ix_(live, live)
+    seeds, single_seed = len(similarities), reliability.repeatability([S[block] for S in similarities])
+    collector.add("repeatability", single_seed, count=int(live.sum() * (live.sum() - 1) // 2))
+    collector.add("repeatability_of_map", _prolonged(single_seed, run_seeds), count=run_seeds)
+    collector.add("repeatability_of_all", _prolonged(single_seed, seeds), count=seeds)
+    needed = reliability.seeds_needed(single_seed.value, TARGET_RELIABILITY)
+    collector.add("seeds_needed", np.nan if needed is None else needed)
+    live_in_run = np.ix_(evidence.live, evidence.live)
+    halves = agreement.split_half(evidence.mean_responses[live_in_run])
+    collector.add("stimuli_reliability", halves, count=int(evidence.live.sum()))
+
+    of_single_seed = reliability.feature_reliability(similarities)
+    of_map = np.array([reliability.spearman_brown(r, run_seeds) for r in of_single_seed])
+    table["reliability_single_seed"] = finite_column(of_single_seed)
+    table["reliability"] = finite_column(of_map)
+    table["reliable"] = pd.array(np.nan_to_num(of_map, nan=-1) >= RELIABLE, dtype="boolean")
+    if seeds < 2 or live.sum() < 4:  # too few to decide: no feature is marked as unreliable
+        table["reliable"] = pd.array([pd.NA] * len(of_map), dtype="boolean")
         return
-    known = single[np.isfinite(single)]
-    quartiles = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
-    taker.take("feature_reliability", Interval(*map(float, quartiles)), count=len(known), interval=FEATURE_RANGE)
-    marked = int((~table["reliable"]).sum())
-    taker.take("unreliable_features", marked, count=len(own))
-    names = pd.Index(np.array(evidence.names)[who])
-    frames = [pd.DataFrame(t[inside], index=names, columns=names) for t in tables]
-    graphs = [clustering.neighbour_graph(f, evidence.neighbours) for f in frames]
+    defined = of_single_seed[np.isfinite(of_single_seed)]
+    collector.add("feature_reliability", _median_and_range(defined), count=len(defined), interval=FEATURE_RANGE)
+    collector.add("unreliable_features", int((~table["reliable"]).sum()), count=len(of_map))
+
+    names = pd.Index(np.array(evidence.names)[live])
+    frames = [pd.DataFrame(S[block], index=names, columns=names) for S in similarities]
+    graphs = [clustering.neighbour_graph(frame, evidence.neighbours) for frame in frames]
     labels, again = ([clustering.communities(g, seed=k).labels.to_numpy() for g in graphs] for k in (0, 1))
-    taker.take("ari_of_seeds", *_mean_ari(combinations(labels, 2)), interval=RANGE)
-    taker.take("ari_of_louvain", *_mean_ari(zip(labels, again, strict=True)), interval=RANGE)
+    collector.add("ari_of_seeds", *_mean_ari(combinations(labels, 2)), interval=RANGE)
+    collector.add("ari_of_louvain", *_mean_ari(zip(labels, again, strict=True)), interval=RANGE)
+
+
+def _prolonged(interval: Interval, seeds: int) -> Interval:
+    """Predict the repeatability of a mean of seeds from that of one, by Spearman and Brown's formula."""
+    return Interval(*(reliability.spearman_brown(v, seeds) for v in (interval.value, interval.low, interval.high)))
+
+
+def _median_and_range(values: np.ndarray) -> Interval:
+    """Compute the median and the range of 90 % of the values; NaN for none."""
+    return Interval(*(map(float, np.percentile(values, [50, 5, 95])) if len(values) else [np.nan] * 3))
 
 
 def _mean_ari(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval, float, int]:
-    """Return the mean ARI of pairs of partitions with the least and most, no p-value, and their number.
+    """Compute the mean adjusted Rand index of pairs of partitions with its range, no p-value, and their number.
 
-    A pair of which both put all features into one cluster, or each into one of its own, agrees on nothing: it does
-    not count.
+    Two trivial partitions (one cluster, or single features only) agree by definition; such pairs are left out.
     """
-    ari = [correlation.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
+    ari = [rand_index.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
     if not ari:
         return Interval(float("nan")), float("nan"), 0
     ends = (min(ari), max(ari)) if len(ari) > 1 else (float("nan"), float("nan"))
@@ -250,127 +213,146 @@ def _mean_ari(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval,
 
 
 def _is_trivial(labels: np.ndarray) -> bool:
+    """Check whether a partition is one cluster or has single features only."""
     return len(np.unique(labels)) in (1, len(labels))
 
 
-def add_photographs(evidence: Evidence, photographs: np.ndarray, taker: Collector, table: pd.DataFrame) -> np.ndarray:
-    """Take agreement with photographs; return each feature's best ones (D x `BEST`)."""
-    S, who = evidence.S, evidence.live
-    P = photograph_similarity(photographs, who)
-    raw = agreement.mantel(S, P)
-    taker.take("photographs_pearson", raw.r, raw.p, raw.pairs)
-    by_rank = agreement.mantel(S, P, method="spearman")
-    taker.take("photographs_spearman", by_rank.r, by_rank.p, by_rank.pairs)
-    halves = agreement.split_half(photographs[:, who])
-    taker.take("photographs_reliability", halves, count=len(photographs))
-    mine = taker.figures["repeatability_of_map"].value
-    corrected = agreement.disattenuate(raw.r.value, np.nan if mine is None else mine, halves.value)
-    taker.take("photographs_corrected", corrected, note=_why_uncorrected(mine, halves.value))
-    mean, deviation = photographs.mean(axis=0), photographs.std(axis=0)
+def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collector, table: pd.DataFrame) -> np.ndarray:
+    """Compare S, and the images, with photographs.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Evidence of the layer.
+    responses : numpy.ndarray
+        Responses to N photographs, N x D, float64.
+    collector : Collector
+        Gets the statistics; the repeatability is among them already.
+    table : pandas.DataFrame
+        Gets each feature's best photograph, and the response to the image in multiples of that to the photograph.
+
+    Returns
+    -------
+    numpy.ndarray
+        Indices of each feature's best photographs, D x `BEST_PHOTOGRAPHS`.
+    """
+    S, live = evidence.S, evidence.live
+    P = photograph_similarity(responses, live)
+    pearson = agreement.mantel(S, P)
+    collector.add("photographs_pearson", pearson.r, pearson.p, pearson.pairs)
+    spearman = agreement.mantel(S, P, method="spearman")
+    collector.add("photographs_spearman", spearman.r, spearman.p, spearman.pairs)
+    halves = agreement.split_half(responses[:, live])
+    collector.add("photographs_reliability", halves, count=len(responses))
+    of_map = collector.statistics["repeatability_of_map"].value
+    corrected = agreement.disattenuate(pearson.r.value, np.nan if of_map is None else of_map, halves.value)
+    collector.add("photographs_corrected", corrected, note=_why_uncorrected(of_map, halves.value))
+
+    mean, deviation, block = responses.mean(axis=0), responses.std(axis=0), np.ix_(live, live)
     for kind in ("layer", "pair"):
         distance = np.full(S.shape, np.nan)
-        inside = np.ix_(who, who)
-        distance[inside] = agreement.extreme_activation_distance(evidence.own[inside], mean[who], deviation[who], kind)
-        found = agreement.mantel(1 - 2 * distance**2, P, method="spearman", permutations=99)
-        taker.take(f"dora_{kind}_spearman", found.r, found.p, found.pairs)
-    ratio = agreement.multiples_of_best(np.diag(evidence.own), photographs)
-    table["multiple_of_best_photograph"] = finite_column(np.where(who, ratio, np.nan))
-    known = ratio[who & np.isfinite(ratio)]
-    spread = np.percentile(known, [50, 5, 95]) if len(known) else [np.nan] * 3
-    taker.take("multiple", Interval(*map(float, spread)), count=len(known), interval=FEATURE_RANGE)
-    below = float((known < 1).mean()) if len(known) else np.nan
-    taker.take("below_best_photograph", below, count=len(known))
-    best = agreement.best_photographs(photographs, min(BEST_PHOTOGRAPHS, len(photographs)))
-    table["best_photograph"] = pd.array([k if w else pd.NA for k, w in zip(best[:, 0], who, strict=True)], "Int64")
+        A = evidence.mean_responses[block]
+        distance[block] = agreement.extreme_activation_distance(A, mean[live], deviation[live], kind)
+        dora = agreement.mantel(1 - 2 * distance**2, P, method="spearman", permutations=99)
+        collector.add(f"dora_{kind}_spearman", dora.r, dora.p, dora.pairs)
+
+    ratio = agreement.multiples_of_best(np.diag(evidence.mean_responses), responses)
+    table["multiple_of_best_photograph"] = finite_column(np.where(live, ratio, np.nan))
+    defined = ratio[live & np.isfinite(ratio)]
+    collector.add("multiple", _median_and_range(defined), count=len(defined), interval=FEATURE_RANGE)
+    below = float((defined < 1).mean()) if len(defined) else np.nan
+    collector.add("below_best_photograph", below, count=len(defined))
+    best = agreement.best_photographs(responses, min(BEST_PHOTOGRAPHS, len(responses)))
+    of_live = [k if is_live else pd.NA for k, is_live in zip(best[:, 0], live, strict=True)]
+    table["best_photograph"] = pd.array(of_live, "Int64")
     return best
 
 
-def _why_uncorrected(mine: float | None, photographs: float) -> str:
-    """Return which reliability is too low for a correction, "" where none is."""
+def _why_uncorrected(of_map: float | None, of_photographs: float) -> str:
+    """State which reliability is too low for a correction for attenuation; "" where none is."""
     least = agreement.CORRECTABLE
-    named = (("the map's own", mine), ("the photographs'", photographs))
-    low = [f"{what} reliability is {v:.3f}" for what, v in named if v is not None and np.isfinite(v) and v < least]
+    reliabilities = (("the map's own", of_map), ("the photographs'", of_photographs))
+    low = [f"{name} reliability is {v:.3f}" for name, v in reliabilities if v is not None and v < least]
     return f"{' and '.join(low)}, below {least}" if low else ""
 
 
-def photograph_similarity(photographs: np.ndarray, who: np.ndarray) -> np.ndarray:
-    """Return S from photographs (N x D), taken over the features in `who`: D x D with NaN for the others."""
-    full = np.full((photographs.shape[1],) * 2, np.nan)
-    full[np.ix_(who, who)] = profile_correlations(photographs[:, who].astype(np.float64))
-    return full
+def add_processing_path(evidence: Evidence, collector: Collector, table: pd.DataFrame, best: np.ndarray) -> None:
+    """Compute the processing-path scores at every layer up to the features' own.
 
-
-def add_processing_path(evidence: Evidence, taker: Collector, table: pd.DataFrame, best: np.ndarray) -> None:
-    """Take the processing-path check at every layer from the first to the features' own."""
-    who, passed = evidence.live, evidence.passed_over
-    taker.take("path_passed_over", passed, count=len(evidence.paths) + passed)
-    for layer, (images, photographs) in evidence.paths.items():
-        found: PathCheck = agreement.processing_path(
-            images[who].astype(np.float64), photographs.astype(np.float64), best[who]
-        )
-        note = f"own {found.own:.3f}, same {found.same:.3f}, other {found.other:.3f}"
-        taker.take(f"path:{layer}", found.score, count=found.features, note=note)
+    Parameters
+    ----------
+    evidence : Evidence
+        Evidence of the layer.
+    collector : Collector
+        Gets the statistics.
+    table : pandas.DataFrame
+        Gets each feature's score at its own layer.
+    best : numpy.ndarray
+        Indices of each feature's best photographs, D x k.
+    """
+    live, skipped = evidence.live, evidence.skipped_layers
+    collector.add("path_passed_over", skipped, count=len(evidence.path_responses) + skipped)
+    for layer, (images, photographs) in evidence.path_responses.items():
+        path = agreement.processing_path(images[live].astype(np.float64), photographs.astype(np.float64), best[live])
+        note = f"own {path.own:.3f}, same {path.same:.3f}, other {path.other:.3f}"
+        collector.add(f"path:{layer}", path.score, count=path.features, note=note)
         if layer == evidence.layer:
-            scores = np.full(len(who), np.nan)
-            scores[who] = found.scores
+            scores = np.full(len(live), np.nan)
+            scores[live] = path.scores
             table["path_score"] = finite_column(scores)
 
 
-def add_weights(evidence: Evidence, taker: Collector) -> None:
-    """Take the agreement of S with the cosines of incoming and outgoing weights."""
-    for name, given in (("incoming", evidence.incoming), ("outgoing", evidence.outgoing)):
-        if given is not None:
-            cosines, groups = given
-            found = agreement.mantel(evidence.S, cosines, groups=groups)
-            taker.take(f"{name}_weights", found.r, found.p, found.pairs)
-            by_rank = agreement.mantel(evidence.S, cosines, groups=groups, method="spearman", permutations=99)
-            taker.take(f"{name}_weights_spearman", by_rank.r, by_rank.p, by_rank.pairs)
+def add_weights(evidence: Evidence, collector: Collector) -> None:
+    """Compute the agreement of S with the cosines of incoming and outgoing weights.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Evidence of the layer.
+    collector : Collector
+        Gets the statistics.
+    """
+    for name, weights in (("incoming", evidence.incoming), ("outgoing", evidence.outgoing)):
+        if weights is not None:
+            cosines, groups = weights
+            pearson = agreement.mantel(evidence.S, cosines, groups=groups)
+            collector.add(f"{name}_weights", pearson.r, pearson.p, pearson.pairs)
+            spearman = agreement.mantel(evidence.S, cosines, groups=groups, method="spearman", permutations=99)
+            collector.add(f"{name}_weights_spearman", spearman.r, spearman.p, spearman.pairs)
 
 
-def add_clusters(evidence: Evidence, clusters: Clusters, taker: Collector) -> None:
-    """Take what the run's clusters are, and what is left of modularity with A permuted within columns."""
-    taker.take("clusters", len([s for s in clusters.communities.sizes if s > 1]) if clusters.allowed else 0)
+def count_clusters(clusters: Clusters) -> int:
+    """Count the clusters of two or more features.
+
+    Parameters
+    ----------
+    clusters : Clusters
+        Clusters of a map.
+
+    Returns
+    -------
+    int
+        0 where the nulls allow no clusters.
+    """
+    return len([size for size in clusters.communities.sizes if size > 1]) if clusters.allowed else 0
+
+
+def add_clusters(clusters: Clusters, collector: Collector) -> None:
+    """Add the clusters of the run's map, and the modularity that it is compared with.
+
+    That is the modularity with A permuted within its columns.
+
+    Parameters
+    ----------
+    clusters : Clusters
+        Clusters of the run's map.
+    collector : Collector
+        Gets the statistics.
+    """
+    collector.add("clusters", count_clusters(clusters))
     p = max(clusters.p_permuted, clusters.p_factor)
-    taker.take("modularity", clusters.communities.mean_modularity, p)
+    collector.add("modularity", clusters.communities.mean_modularity, p)
     if len(clusters.permuted):
         low, high = np.percentile(clusters.permuted, [2.5, 97.5])
         null = Interval(float(clusters.permuted.mean()), float(low), float(high))
-        taker.take("modularity_permuted", null, count=len(clusters.permuted), interval=NULL_RANGE)
-
-
-def statistics_frame(figures: list[Statistic]) -> pd.DataFrame:
-    """Return figures as a table, undefined cells empty."""
-    frame = pd.DataFrame([vars(f) for f in figures])
-    for column in ("value", "low", "high", "p"):
-        frame[column] = finite_column(frame[column].to_numpy())
-    frame["count"] = pd.array(frame["count"].to_list(), dtype="Int64")
-    return frame
-
-
-@dataclass(eq=False)
-class Validation:
-    """What a validation found, by layer.
-
-    Attributes
-    ----------
-    folder : where it lies
-    trained, random : the trials of the network itself, and of the same with random weights (empty where there is none)
-    permuted : figures with A permuted within columns
-    reason : why there are none with random weights, "" where there are
-    """
-
-    folder: Path
-    trained: dict[str, Evaluation]
-    random: dict[str, Evaluation]
-    permuted: dict[str, dict[str, Statistic]]
-    reason: str = ""
-
-    @property
-    def figures(self) -> pd.DataFrame:
-        """A row a figure: layer, network, name, value, low, high, p, count, note, interval (what low to high is)."""
-        rows: list[Statistic] = []
-        for layer, trial in self.trained.items():
-            rows += trial.figures.values()
-            rows += self.random[layer].figures.values() if layer in self.random else []
-            rows += self.permuted[layer].values()
-        return statistics_frame(rows)
+        collector.add("modularity_permuted", null, count=len(clusters.permuted), interval=NULL_RANGE)

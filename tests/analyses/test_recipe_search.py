@@ -32,7 +32,7 @@ def test_work_weights_steps_by_the_images_area() -> None:
 
 def test_a_row_is_stopped_once_it_hardly_rises() -> None:
     curve = np.array([[1, 2, 3, 4, 4.02, 4.03, 4.04, 5], [1, 2, 3, 4, 5, 6, 7, 8], [0] * 8, [0, 0, 0, 0, 0, 0, 1, 2]])
-    found = search.stopped(curve)
+    found = search.early_stops(curve)
     assert found[0].tolist() == [7 / 8, 4.04 / 5], "4.04 is less than 1.02 times 4, three steps before"
     assert found[1].tolist() == [1, 1] and np.isnan(found[2]).all() and found[3].tolist() == [1, 1]
 
@@ -46,12 +46,12 @@ def tally(activation: float | list[float], high: float = 0.1, own: float = 1.0, 
 def test_a_candidate_that_is_twice_the_base_has_a_gain_of_two() -> None:
     base, twice = tally([1.0, 2.0, 0.0], seconds=2), tally([2.0, 4.0, 1.0], high=0.2)
     twice.own = [[True, False, True]] * 4
-    found = search.row("x", twice, base, seeds=2)
+    found = search.summarise("x", twice, base, seeds=2)
     assert found["activation"] == pytest.approx([2, 2, 2]) and found["lost"] == 0 and found["rows"] == 12
     assert found["seconds"] == 0.5 and found["high"] == pytest.approx([2, 2, 2]) and found["high_share"] == 0.2
     assert found["identity"][0] == pytest.approx(2 / 3)
     assert found["stopped"] == pytest.approx([0.5, 0.9])
-    assert search.row("y", base, twice, seeds=2)["lost"] == 4
+    assert search.summarise("y", base, twice, seeds=2)["lost"] == 4
 
 
 def test_a_winner_is_faster_as_smooth_and_loses_nothing() -> None:
@@ -64,7 +64,7 @@ def test_a_winner_is_faster_as_smooth_and_loses_nothing() -> None:
         (tally(0.95, own=0.9, seconds=0.5), False),
         (tally(1.0), False),
     ):
-        assert search.row("x", mine, base, seeds=2)["wins"] is expected
+        assert search.summarise("x", mine, base, seeds=2)["wins"] is expected
 
 
 def test_features_count_once_after_the_mean_over_their_seeds() -> None:
@@ -72,15 +72,15 @@ def test_features_count_once_after_the_mean_over_their_seeds() -> None:
     gains = rng.normal(size=(3, 2, 5))  # layers, seeds, features
     gains[0, 1, 0] = np.nan
     each = np.nanmean(gains, axis=1).ravel()
-    (middle, low, high), count = search.over_features(gains.reshape(6, 5), 2)
+    (middle, low, high), count = search.interval_over_features(gains.reshape(6, 5), 2)
     assert middle == pytest.approx(each.mean()) and count == 15
     assert high - low == pytest.approx(2 * 2.1447867 * each.std(ddof=1) / np.sqrt(15)), "t of 14 degrees of freedom"
 
 
 def test_what_is_tried_is_judged_on_the_untouched_network() -> None:
     network, channels = inception(), [1, 3, 4]
-    recipes = [c.recipe.resolved(32, 32, steps=6, rows=2) for c in search.chosen("quick-20,coarse-to-fine")]
-    found = search.tried(network, "mixed", channels, recipes, 1)
+    recipes = [c.recipe.resolved(32, 32, steps=6, rows=2) for c in search.choose_candidates("quick-20,coarse-to-fine")]
+    found = search.try_recipes(network, "mixed", channels, recipes, 1)
     assert len(found) == 3
     for recipe, made in zip(recipes, found, strict=True):
         images = torch.cat(
@@ -97,9 +97,9 @@ def test_what_is_tried_is_judged_on_the_untouched_network() -> None:
 
 def test_names_of_candidates() -> None:
     assert len({c.recipe.name for c in search.CANDIDATES}) == len(search.CANDIDATES)
-    assert [c.recipe.name for c in search.chosen("quick-20")] == [search.BASE, "quick-20"]
+    assert [c.recipe.name for c in search.choose_candidates("quick-20")] == [search.BASE, "quick-20"]
     with pytest.raises(FeatmapError, match="candidate 'quick' is unknown; allowed: adam-40"):
-        search.chosen("quick")
+        search.choose_candidates("quick")
 
 
 def test_our_recipes_are_candidates() -> None:
@@ -115,7 +115,7 @@ def test_the_search_writes_numbers_and_a_table(tmp_path: Path, monkeypatch: pyte
     for only in ("quick-20", "normalised-24"):
         search.main(layers="mixed", features=3, seeds=2, only=only, out=numbers, readme=page)
         known = json.loads(numbers.read_text())["networks"]
-        assert len(known) == 1 and search.table({"networks": known}) in page.read_text()
+        assert len(known) == 1 and search.format_table({"networks": known}) in page.read_text()
     (found,) = known.values()
     assert [r["name"] for r in found["rows"]] == [search.BASE, "quick-20", "normalised-24"], "tried in pieces"
     given = "--layers mixed --features 3 --seeds 2 --only quick-20,normalised-24"
@@ -133,9 +133,9 @@ def test_a_row_of_another_recipe_under_the_same_name_is_dropped() -> None:
     what, recipes = {"layers": ["a"]}, {"one": {"steps": 1}, "two": {"steps": 2}}
     old = [{"name": "one", "recipe": {"steps": 9}}, {"name": "two", "recipe": {"steps": 2}}]
     new = [{"name": "one", "recipe": {"steps": 1}}]
-    assert search.merged({**what, "rows": old}, what, recipes, new) == [new[0], old[1]]
-    assert search.merged({**what, "rows": old}, what, recipes, []) == [old[1]]
-    assert search.merged({"layers": ["b"], "rows": old}, what, recipes, new) == new
+    assert search.merge_rows({**what, "rows": old}, what, recipes, new) == [new[0], old[1]]
+    assert search.merge_rows({**what, "rows": old}, what, recipes, []) == [old[1]]
+    assert search.merge_rows({"layers": ["b"], "rows": old}, what, recipes, new) == new
 
 
 # ---------------------------------------------------------------- Adam's memory

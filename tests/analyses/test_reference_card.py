@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from analyses import reference_card
 from analyses.support.labelled_images import read_labelled_images
-from analyses.train_reference import Settings, Stretch, Training, carry_out, finish
+from analyses.train_reference import Phase, Settings, Training, finish, run_training
 from featmap import FeatmapError, load
 from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, find_data_folder
 from tests.helpers import labels
@@ -32,11 +32,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def delivered(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a GoogLeNet for three classes, just begun, with its record and checkpoint."""
-    one = Training(read_labelled_images([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
-    carry_out(one, tmp_path / "weights.safetensors.checkpoint", 1e9, None)
+    one = Training(read_labelled_images([pictures]), (Phase(1, 32),), Settings(rows=12), CPU)
+    run_training(one, tmp_path / "weights.safetensors.checkpoint", 1e9, None)
     one.origin["plans"] = [[0, "1x32"]]
     finish(one, tmp_path / "weights.safetensors")
-    monkeypatch.setattr(reference_card, "draw", lambda weights, path: path.write_bytes(weights.read_bytes()[:9]))
+    monkeypatch.setattr(reference_card, "draw_sheet", lambda weights, path: path.write_bytes(weights.read_bytes()[:9]))
     monkeypatch.setattr(reference_card, "SIZES", (32, 40))
     return tmp_path
 
@@ -74,10 +74,10 @@ def test_a_card_of_something_else_is_refused(pictures: Path, delivered: Path) ->
     )
     told = json.loads(record.read_text())
     for change, said in (
-        ({"sha256": "0" * 64}, "is not what .* tells of"),
+        ({"sha256": "0" * 64}, "is not the file that .* describes"),
         ({"classes": ["n01", "n02", "n04"]}, "no images, or classes that reference lacks"),
-        ({"classes": ["n01", "n02"]}, "tell 3 classes apart, their record 2"),
-        ({"init": {"file": "x", "sha256": "1" * 64}}, "the training began from weights 111111111111"),
+        ({"classes": ["n01", "n02"]}, "distinguish 3 classes, their record lists 2"),
+        ({"init": {"file": "x", "sha256": "1" * 64}}, "the training started from weights 111111111111"),
     ):
         record.write_text(json.dumps(told | change))
         with pytest.raises(FeatmapError, match=said):

@@ -80,11 +80,11 @@ def test_the_articles_own_loop_makes_what_our_recipe_of_its_name_makes(name: str
 def test_an_image_is_judged_clamped_and_at_the_size_named() -> None:
     network = inception()
     image = 3 * torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1)) - 1
-    found = speed.judge(network, "mixed", 4, image, [32, 40])
+    found = speed.judge_at_sizes(network, "mixed", 4, image, [32, 40])
     for size in (32, 40):
         shown = image_ops.resize(image.clamp(0, 1), size)
         with torch.no_grad():
-            kept = steps._through(network.module, "mixed", network.normalise(shown))
+            kept = steps._run_whole(network.module, "mixed", network.normalise(shown))
         activation, high = found[size]
         assert activation == pytest.approx(float(kept[0, 4].mean()), rel=1e-5)
         assert high == pytest.approx(float(spectra.high_frequency_share(shown.numpy())[0]), rel=1e-6)
@@ -97,22 +97,22 @@ def test_reached_is_the_first_step_with_enough_activation_and_no_more_high_frequ
     assert speed.first_reached(found, 0, 3.5, 1.0) is None
     finals = [speed.Final("x", f"a:{k}", k, 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
     paces = [{32: speed.Pace(0, 0.5, 0.5)}] * 2
-    assert speed.ratios(finals, found, ["a:0", "a:1"], paces, Recipe.named("fast").resolved(32)) == [
+    assert speed.time_ratios(finals, found, ["a:0", "a:1"], paces, Recipe.named("fast").resolved(32)) == [
         12.0 / (4 * 0.5),
         0.0,
     ]
-    assert speed.spread([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
-    assert speed.spread([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
-    assert speed.spread([1234.5, 0.42, 15.6]) == "**16** (0.42 to 1,234), 3 of 3"
+    assert speed.format_ratios([6.0, 0.0]) == "not reached (0 to 6), 1 of 2"
+    assert speed.format_ratios([6.0, 0.0, 8.0]) == "**6** (0 to 8), 2 of 3"
+    assert speed.format_ratios([1234.5, 0.42, 15.6]) == "**16** (0.42 to 1,234), 3 of 3"
 
 
 def test_a_course_is_judged_like_any_image() -> None:
     network = inception()
-    found = speed.course(network, "mixed", [1, 4], "fast", "float32", 32, 0)
+    found = speed.follow_course(network, "mixed", [1, 4], "fast", "float32", 32, 0)
     made = Batches(network, CPU).descend(
-        [channel("mixed", 1), channel("mixed", 4)], speed.resolved(network, "fast", 32, 2), 0
+        [channel("mixed", 1), channel("mixed", 4)], speed.resolve_recipe(network, "fast", 32, 2), 0
     )
-    activation, high = speed.judged(network, "mixed", [1, 4], made.images)
+    activation, high = speed.judge_images(network, "mixed", [1, 4], made.images)
     assert found.steps == list(range(0, Recipe.named("fast").steps + 1, 2))
     assert np.allclose([row[-1] for row in found.activation], activation, rtol=1e-5)
     assert np.allclose([row[-1] for row in found.high], high, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_a_course_is_judged_like_any_image() -> None:
 
 def test_every_variant_of_a_step_has_the_same_gradient() -> None:
     network = inception()
-    gradients = {v.name: steps.stepper(v, network, "mixed", 32)()[0] for v in steps.variants(network, "mixed", 32)}
+    gradients = {v.name: steps.make_step(v, network, "mixed", 32)()[0] for v in steps.variants(network, "mixed", 32)}
     first = gradients.pop("the whole network, weights with gradients, one image")
     size = torch.linalg.vector_norm(first)
     assert size > 0 and len(gradients) == 7
@@ -132,12 +132,12 @@ def test_every_variant_of_a_step_has_the_same_gradient() -> None:
 
 def test_operations_are_counted_forward_and_back_to_the_image() -> None:
     network = load(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False)).eval(), input_size=16)
-    assert steps.flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
+    assert steps.count_flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
 
 
 def test_what_is_compiled_is_what_it_is_held_against() -> None:
     network = inception()
-    ours, plain = steps.compiled(network, "mixed", 32, CPU, 2, "torch.compile, float32")
+    ours, plain = steps.compile_variant(network, "mixed", 32, CPU, 2, "torch.compile, float32")
     assert ours.module is plain.module and ours.rows == plain.rows == 2 and plain.run is None and ours.run is not None
     with pytest.raises(FeatmapError, match="--rows 1: give 2 or more"):
         steps.main(rows=1)
@@ -157,7 +157,7 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caps
         raise RuntimeError("no compiler here\nand more")
 
     network = inception()
-    monkeypatch.setattr(steps, "compiled", broken)
+    monkeypatch.setattr(steps, "compile_variant", broken)
     for name, value in (("SIZE", 32), ("ROUNDS", 2), ("MATRIX", 64)):
         monkeypatch.setattr(steps, name, value)
     found = steps.measure(network, "mixed", CPU, 2)
@@ -180,7 +180,7 @@ def test_steps_are_measured_on_a_device_and_by_the_compiler(tmp_path: Path, monk
     page, numbers = tmp_path / "README.md", tmp_path / "steps.json"
     steps.main(device="cpu", rows=2, layer="mixed", out=numbers, readme=page)
     (found,) = json.loads(numbers.read_text()).values()
-    assert steps.table(found) in page.read_text()
+    assert steps.format_table(found) in page.read_text()
     assert found["images"] == 2 and all(r["ms"] > 0 for r in found["rows"])
     tried = [r["variant"] for r in found["rows"] if not r["in_use"]]
     if shutil.which("g++"):
@@ -190,7 +190,7 @@ def test_steps_are_measured_on_a_device_and_by_the_compiler(tmp_path: Path, monk
 
 def test_time_is_shared_out_over_operations() -> None:
     one, two = torch.rand(400, 400), torch.rand(400, 400)
-    shares = steps.operations(lambda: (one @ two).relu())
+    shares = steps.operation_shares(lambda: (one @ two).relu())
     assert max(shares, key=lambda name: shares[name]) == "mm" and 0.5 < sum(shares.values()) <= 1.001
 
 
@@ -198,26 +198,26 @@ def test_seconds_of_ours_count_ends_and_the_steps_that_look_for_dead_rows() -> N
     short = replace(Recipe.named("fast").resolved(32), rescue=0.25)
     steps_made, looking = short.steps, math.ceil(short.steps / 4)
     paces = {32: speed.Pace(5, 3, 1)}
-    assert speed.seconds(paces, 1, short) == 8
-    assert speed.seconds(paces, steps_made, short) == 5 + 3 * looking + (steps_made - looking)
+    assert speed.predict_seconds(paces, 1, short) == 8
+    assert speed.predict_seconds(paces, steps_made, short) == 5 + 3 * looking + (steps_made - looking)
     final = [speed.Final("x", "mixed:1", turn, 60.0, {32: 1.0}, {32: 0.5}) for turn in (0, 1)]
     course = speed.Course("fast", "float32", 32, [0, 2], [[9.0, 1.0]], [[0.0, 0.5]])
     by_turn = [{32: speed.Pace(0, 3, 1)}, {32: speed.Pace(4, 3, 1)}]
-    assert speed.ratios(final, course, ["mixed:1"], by_turn, short) == [10.0, 6.0]
+    assert speed.time_ratios(final, course, ["mixed:1"], by_turn, short) == [10.0, 6.0]
 
 
 def test_steps_of_a_smaller_octave_cost_what_they_cost_there() -> None:
     octaves = (Octave(4, (0.1, 0.1), size=16), Octave(4, (0.1, 0.1), size=32))
     two = replace(Recipe.named("fast"), octaves=octaves, rescue=0.75)
     paces = {16: speed.Pace(100, 2, 1), 32: speed.Pace(5, 20, 10)}
-    assert speed.seconds(paces, 3, two) == 5 + 3 * 2
-    assert speed.seconds(paces, 5, two) == 5 + 4 * 2 + 20
-    assert speed.seconds(paces, 8, two) == 5 + 4 * 2 + 2 * 20 + 2 * 10
+    assert speed.predict_seconds(paces, 3, two) == 5 + 3 * 2
+    assert speed.predict_seconds(paces, 5, two) == 5 + 4 * 2 + 20
+    assert speed.predict_seconds(paces, 8, two) == 5 + 4 * 2 + 2 * 20 + 2 * 10
 
 
 def test_a_course_counts_steps_at_its_own_size_only() -> None:
     network = inception()
-    found = speed.course(network, "mixed", [1, 4], "large", "bfloat16", 32, 0)
+    found = speed.follow_course(network, "mixed", [1, 4], "large", "bfloat16", 32, 0)
     small, full = Recipe.named("large").octaves
     assert found.steps == [s for s in range(0, small.steps + full.steps + 1, 2) if s > small.steps]
     assert [len(row) for row in found.activation + found.high] == [len(found.steps)] * 4
@@ -226,7 +226,7 @@ def test_a_course_counts_steps_at_its_own_size_only() -> None:
 def test_a_pace_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
     network, batches = inception(), Batches(inception(), CPU)
     begun = time.perf_counter()
-    found = speed.pace(batches, "mixed", 32, [3, 4], rows=4)
+    found = speed.measure_pace(batches, "mixed", 32, [3, 4], rows=4)
     whole = time.perf_counter() - begun
     made = 4 * (found.ends + 4 * found.looking + 4 * found.step)
     assert 0 < made < 3 * whole and min(found.looking, found.step) > 0 and network.name
@@ -242,7 +242,7 @@ def test_global_generators_are_as_before() -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     drawn = []
     for _ in range(2):
-        with opponents.generator(4):
+        with opponents.seeded_globals(4):
             drawn.append((torch.rand(2).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
     assert drawn[0] == drawn[1]
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
@@ -268,12 +268,12 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     monkeypatch.setattr(steps, "SIZE", 32)
     monkeypatch.setattr(steps, "ROUNDS", 2)
     monkeypatch.setattr(steps, "MATRIX", 64)
-    monkeypatch.setattr(steps, "compilers", lambda _: {})
+    monkeypatch.setattr(steps, "compiler_settings", lambda _: {})
     monkeypatch.setattr(speed, "load", lambda *_: inception())
     page, numbers = tmp_path / "README.md", tmp_path / "speed.json"
     speed.main(layer="mixed", features=2, out=numbers, readme=page)
     found = json.loads(numbers.read_text())
-    assert speed.table(found) in page.read_text() and speed.table(found) in capsys.readouterr().out
+    assert speed.format_table(found) in page.read_text() and speed.format_table(found) in capsys.readouterr().out
     assert "\n| batch norms folded | " in page.read_text() and "\nWhere the time of a step goes (" in page.read_text()
     assert numbers.with_suffix(".png").stat().st_size > 5000
     finals = found["compared"]["finals"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from analyses import coactivation
-from analyses.coactivation import STUDY, measure, ranked
+from analyses.coactivation import STUDY, measure, rank_others
 from analyses.formulas.runners_up import evaluate_held_out
 from featmap.errors import FeatmapError
 from featmap.optimize.recipe import FAST
@@ -39,7 +39,7 @@ def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: 
     curve = rows[(rows.part == "curve") & (rows.seed == 0)].pivot(index="step", columns="feature", values="value")
     assert list(curve.index) == list(range(FAST.steps + 1))
     np.testing.assert_allclose(curve[2], 3 * curve[0], rtol=1e-4)
-    assert curve[0].iloc[-1] == pytest.approx(1.5, abs=0.01) and "feature 2 ended at 3.00" in outcome.conclusion
+    assert curve[0].iloc[-1] == pytest.approx(1.5, abs=0.01) and "feature 2 reached 3.00" in outcome.conclusion
     profile = rows[rows.part == "profile"].set_index("feature").value
     np.testing.assert_allclose(profile.sort_index(), [1.5, 0.0, 4.5, -(0.2 + 0.2 + 0.4)], atol=0.01)
 
@@ -163,5 +163,5 @@ def test_several_layers_and_what_was_made_is_taken_up(tmp_path: Path) -> None:
 
 def test_ranks_leave_out_the_target_and_what_is_not_finite() -> None:
     profile = np.array([2.0, np.nan, 5.0, 3.0, np.inf, 3.0])
-    assert list(ranked(profile, 2)) == [3, 5, 0]
-    assert np.isnan(coactivation.quotient(np.ones(2), np.array([1.0, 0.0])))
+    assert list(rank_others(profile, 2)) == [3, 5, 0]
+    assert np.isnan(coactivation.mean_ratio(np.ones(2), np.array([1.0, 0.0])))

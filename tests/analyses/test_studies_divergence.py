@@ -97,10 +97,10 @@ def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_tha
     last = outcome.rows[outcome.rows.step == 8].pivot(index="pair", columns="difference", values="likeness")
     assert lacking.value == pytest.approx((last["ways"] - last["rounding"]).mean())
     said = outcome.conclusion
-    assert said.startswith("In 3 of 5 pairs") and "grows 50.0 [50.0, 50.0] times a step while it grows" in said
-    assert "nobody sees a difference does not hold" in said
-    assert "than one rounding of the start makes them holds: 0.75 [0.75, 0.75] times as far" in said
-    assert "as after one rounding holds: r 0.900 against 0.920" in said and "two seeds agree by 0.600" in said
+    assert said.startswith("In 3 of 5 pairs") and "grows 50.0 [50.0, 50.0] times per step while it grows" in said
+    assert "the difference is invisible does not hold" in said
+    assert "than after one rounding of the start holds: 0.75 [0.75, 0.75] times as much" in said
+    assert "as after one rounding holds: r 0.900 compared with 0.920" in said and "two seeds: 0.600" in said
 
 
 def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_bits_repeat_and_one_rounding_shows_nothing_on_a_linear_network(
     outcome = reproducibility.measure(context)
     for name in ("process", "alone", "order"):
         assert found(outcome, name) == 1.0
-    assert outcome.verdict == "holds in part" and "and does not show" in outcome.conclusion
+    assert outcome.verdict == "holds in part" and "and does not become visible" in outcome.conclusion
     for layer in ("first", "second"):
         assert found(outcome, f"gap:{layer}") < 1e-5 < found(outcome, f"seeds:{layer}")
         assert found(outcome, f"visible:{layer}") == 0
@@ -156,11 +156,11 @@ def test_one_rounding_decides_where_a_descent_stands_on_an_edge(
     assert found(outcome, "gap:features") > 0.02
     assert found(outcome, "growth:features") > 1.5
     assert next(f for f in outcome.findings if f.name == "alone").count == 5
-    assert "5 of 5 (alone)" in outcome.conclusion and "is enough to make another image" in outcome.conclusion
+    assert "5 of 5 (alone)" in outcome.conclusion and "is enough to change the image visibly" in outcome.conclusion
     assert outcome.verdict == "holds in part", "another machine was not measured"
     single = outcome.rows[(outcome.rows.part == "pixel")].value
     assert f"in a single pixel changed {(single > 0).sum()} of 5 images" in outcome.conclusion
-    assert outcome.conclusion.endswith("another machine, as the claim's Colab, was not measured.")
+    assert outcome.conclusion.endswith("another machine, such as the claim's Colab, was not measured.")
 
 
 class Unstable(nn.Module):
@@ -190,7 +190,7 @@ def test_verdicts_on_bits() -> None:
 
     assert reproducibility.judge(checks(), partings(0.1)) == "holds in part", "of one machine"
     assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds in part", "threads may change bits"
-    assert reproducibility.rounding_effect(partings(0.1)) == "is enough to make another image"
+    assert reproducibility.rounding_effect(partings(0.1)) == "is enough to change the image visibly"
     assert reproducibility.rounding_effect(partings(1e-3)) == "does not show"
     assert reproducibility.rounding_effect(partings(4e-3)) == "leaves undecided whether it shows"
     assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"

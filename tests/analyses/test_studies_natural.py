@@ -135,7 +135,7 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
     image = starting_image(context, 16)
     assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
     assert not any(np.allclose(image, p.clamp(0, 1)) for p in image_ops.pink_noise(REFERENCE_IMAGES, 16)), (
-        "not one of the yardstick's"
+        "not one of the reference images"
     )
     outcome = measure(context)
     assert not any("photograph" in f.words for f in outcome.findings)

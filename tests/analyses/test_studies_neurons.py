@@ -240,7 +240,7 @@ def test_the_floor_of_two_seeds_is_paired_by_feature_and_every_layer_speaks_for_
     assert held["outside:a"].low < 0.5 * held["outside seeds:a"].value  # type: ignore[operator]
     assert verdict == "holds"
     assert held["outside:a"].words.endswith(
-        "; of 6 drawn (1 without a gradient on noise; 1 changed in nothing by the added neurons, or seen whole by them)"
+        "; of 6 drawn (1 without a gradient on noise; 1 not changed by the added neurons, or covered by their fields)"
     )
     assert held["outside:a"].count == 4 and held["outside seeds:a"].count == 5 and held["dead:a"].value == 1
     assert say(0.55, 0.2)[1] == "holds in part", "not in both layers"

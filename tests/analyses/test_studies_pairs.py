@@ -94,19 +94,18 @@ def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Pat
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
     said = joint_pair.write_conclusion(job, row, (0.05, 0.15), random)
     assert (
-        "at 75% of the positions where any of the two fires only one does, and their maps correlate by -0.35;" in said
+        "at 75% of the positions where either fires only one does, and their activation maps correlate by -0.35;"
+        in said
     )
-    assert "the share lies 0.100 [0.050, 0.150] above its floor" in said
+    assert "the share is 0.100 [0.050, 0.150] above its floor" in said
     assert "the joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7;" in said
-    assert (
-        "in 2 of 3 pairs drawn at random 0.150 (from 0.100 to 0.200), the others are undefined (dead partner)." in said
-    )
+    assert "in 2 of 3 random pairs 0.150 (0.100 to 0.200), the others are undefined (dead partner)." in said
     figures = {f.name: f for f in joint_pair.compare_with_random(row, random)}
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
     whole = joint_pair.write_conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
-    assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 pairs" in whole
+    assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 random pairs" in whole
 
 
 def test_the_interval_of_the_excess_is_over_seeds() -> None:
@@ -184,7 +183,7 @@ def test_it_holds_by_the_lower_end_of_the_interval_in_every_layer() -> None:
 def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:
     outcome = branches.measure(context_of(branches.STUDY, linear_network(), ("conv2",), tmp_path))
     assert outcome.verdict == "not decided" and outcome.findings[0].value is None
-    assert "join no branches" in outcome.conclusion and not outcome.figures
+    assert "no branches in conv2" in outcome.conclusion and not outcome.figures
 
 
 def test_a_large_layer_gives_as_many_of_each_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

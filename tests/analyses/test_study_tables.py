@@ -197,8 +197,8 @@ def test_networks_that_were_not_measured_are_named() -> None:
 def test_a_verdict_is_shown_with_the_rule_that_it_was_stored_with() -> None:
     lines = tables.study_section(STUDY, {"own": record("own", rule="the claim holds if it is | above 0")}).splitlines()
     at = lines.index("**own**: the claim holds. It is 0.5.")
-    assert lines[at + 2] == r"Judged so: the claim holds if it is \| above 0."
-    assert "Judged" not in tables.study_section(STUDY, {"own": record("own")})
+    assert lines[at + 2] == r"Rule: the claim holds if it is \| above 0."
+    assert "Rule:" not in tables.study_section(STUDY, {"own": record("own")})
 
 
 def test_settings_table_and_figures_are_linked() -> None:
@@ -241,7 +241,7 @@ def test_a_table_that_was_changed_or_lost_makes_no_page(tmp_path: Path) -> None:
     table.write_bytes(b"x\n1\n")
     assert list(tables.read_stored("some", tmp_path)) == ["own"]
     table.write_bytes(b"x\n2\n")
-    with pytest.raises(FeatmapError, match=r"own\.csv is not the table .*run python -m analyses\.some"):
+    with pytest.raises(FeatmapError, match=r"own\.csv is not the table stored .*run python -m analyses\.some"):
         tables.read_stored("some", tmp_path)
     table.unlink()
     with pytest.raises(FeatmapError, match="is not the table"):
@@ -269,5 +269,5 @@ def test_a_changed_result_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_that_holds_no_such_study_is_refused() -> None:
-    with pytest.raises(FeatmapError, match=r"analyses/studies\.py holds no study"):
-        tables.load_study("studies")
+    with pytest.raises(FeatmapError, match=r"analyses/evaluate_reference\.py contains no study"):
+        tables.load_study("evaluate_reference")

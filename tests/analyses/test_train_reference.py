@@ -24,14 +24,14 @@ from torch import nn
 
 from analyses import train_reference
 from analyses.support.labelled_images import read_labelled_images
-from analyses.train_reference import Settings, Stretch, Training, carry_out, finish, read_plan
+from analyses.train_reference import Phase, Settings, Training, finish, read_plan, run_training
 from featmap import FeatmapError, load
 from tests.helpers import labels
 from tests.helpers.labels import CLASSES, EACH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent.parent
-CPU, PLAN = torch.device("cpu"), (Stretch(1, 32), Stretch(1, 40))
+CPU, PLAN = torch.device("cpu"), (Phase(1, 32), Phase(1, 40))
 
 
 def tiny(classes: int, init: bool) -> nn.Module:
@@ -50,7 +50,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_reference, "googlenet", tiny)
+    monkeypatch.setattr(train_reference, "build_googlenet", tiny)
 
 
 def training(pictures: Path, **settings: Any) -> Training:
@@ -60,7 +60,7 @@ def training(pictures: Path, **settings: Any) -> Training:
 def trained(one: Training, folder: Path) -> bytes:
     """The stored weights of a training that makes all the steps that are left."""
     folder.mkdir(exist_ok=True)
-    carry_out(one, folder / "checkpoint", 1e9, None)
+    run_training(one, folder / "checkpoint", 1e9, None)
     finish(one, folder / "weights.safetensors")
     return (folder / "weights.safetensors").read_bytes()
 
@@ -87,7 +87,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
 
     with monkeypatch.context() as patch, pytest.raises(end):
         patch.setattr(Training, "advance", advance)
-        carry_out(stopped, tmp_path / "checkpoint", every, None)
+        run_training(stopped, tmp_path / "checkpoint", every, None)
     later = training(pictures)
     later.resume(tmp_path / "checkpoint")
     assert later.step == at
@@ -102,7 +102,7 @@ def test_ctrl_c_in_the_middle_of_a_step_finishes_it(
     pictures: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, images = training(pictures), read_labelled_images([pictures])
-    carry_out(whole, tmp_path / "whole.checkpoint", 1e9, images)
+    run_training(whole, tmp_path / "whole.checkpoint", 1e9, images)
     finish(whole, tmp_path / "whole.safetensors")
     moments: dict[str, tuple[Any, str]] = {
         "backward": (torch.Tensor, "backward"),
@@ -121,11 +121,11 @@ def test_ctrl_c_in_the_middle_of_a_step_finishes_it(
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(*where, pressed)
-        carry_out(interrupted, tmp_path / "checkpoint", 1e9, images)
+        run_training(interrupted, tmp_path / "checkpoint", 1e9, images)
     assert len(asked) == 1 and interrupted.step == (3 if moment == "looking" else 2)
     later = training(pictures)
     later.resume(tmp_path / "checkpoint")
-    carry_out(later, tmp_path / "checkpoint", 1e9, images)
+    run_training(later, tmp_path / "checkpoint", 1e9, images)
     finish(later, tmp_path / "later.safetensors")
     assert (tmp_path / "later.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert later.history == whole.history and {"loss", "top1"} <= later.history[0].keys()
@@ -146,7 +146,7 @@ torch.set_num_threads(1)
 from tests.analyses import test_train_reference
 from analyses import train_reference
 from pathlib import Path
-train_reference.googlenet, step = test_train_reference.tiny, train_reference.Training.advance
+train_reference.build_googlenet, step = test_train_reference.tiny, train_reference.Training.advance
 train_reference.Training.advance = lambda self: (time.sleep(0.25), step(self))[1]
 given = dict(rows=4, precision="float32", device="cpu")
 train_reference.main([Path(sys.argv[1])], Path(sys.argv[2]), plan={plan!r}, every=0, **given)
@@ -197,7 +197,7 @@ def test_a_plan_may_be_changed_on_the_way(pictures: Path, tmp_path: Path, monkey
 def test_a_checkpoint_of_something_else_is_refused(pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     training(pictures).save(path)
-    with pytest.raises(FeatmapError, match=r"made with seed 0, not 3; give that, or delete"):
+    with pytest.raises(FeatmapError, match=r"made with seed 0, not 3; use that, or delete"):
         training(pictures, seed=3).resume(path)
     with pytest.raises(FeatmapError, match="made with rate"):
         training(pictures, rate=0.1).resume(path)
@@ -207,28 +207,28 @@ def test_a_checkpoint_of_something_else_is_refused(pictures: Path, tmp_path: Pat
     with pytest.raises(FeatmapError, match="made with data"):
         training(other).resume(path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(FeatmapError, match=r"cannot be read .* delete it to begin anew"):
+    with pytest.raises(FeatmapError, match=r"cannot be read .* delete it to start again"):
         training(pictures).resume(path)
 
 
 def test_plans() -> None:
-    assert read_plan("4x48, 2x64") == (Stretch(4, 48), Stretch(2, 64))
+    assert read_plan("4x48, 2x64") == (Phase(4, 48), Phase(2, 64))
     assert train_reference.sizes(read_plan("1x48,2x64")) == [48, 64, 64]
 
 
 @pytest.mark.parametrize("text", ["", "4", "4x", "x48", "0x48", "4x31", "4x48,", "-1x48", "4*48", "1.5x48"])
 def test_other_plans_are_refused(text: str) -> None:
-    with pytest.raises(FeatmapError, match="is no stretch; give epochs x pixels"):
+    with pytest.raises(FeatmapError, match="is not a phase; give epochs x pixels"):
         read_plan(text)
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
     total, fall = 10_000, 0.7
-    shares = np.array([train_reference.share_of_rate(k, total, fall) for k in range(total)])
+    shares = np.array([train_reference.rate_share(k, total, fall) for k in range(total)])
     assert shares[:500] == pytest.approx(np.arange(1, 501) / 501)
     assert (shares[500:3001] == 1).all()
     assert shares[3000:] == pytest.approx(np.arange(7000, 0, -1) / 7000)
-    short = [train_reference.share_of_rate(k, 10, 1.0) for k in range(10)]
+    short = [train_reference.rate_share(k, 10, 1.0) for k in range(10)]
     assert short[0] == 0.5 and short[1:] == pytest.approx(np.arange(9, 0, -1) / 10)
 
 
@@ -252,23 +252,23 @@ def test_steps_are_as_long_as_the_schedule_says_also_after_a_stop(
         later.resume(tmp_path / "checkpoint")
         while later.step < later.total:
             later.advance()
-    assert lengths == [0.05 * train_reference.share_of_rate(k, 6, 0.7) for k in range(6)]
+    assert lengths == [0.05 * train_reference.rate_share(k, 6, 0.7) for k in range(6)]
 
 
 def test_batches_depend_on_seed_and_epoch_alone() -> None:
-    first, second = (train_reference.order(0, epoch, 50) for epoch in (0, 1))
+    first, second = (train_reference.epoch_order(0, epoch, 50) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(50)) and not np.array_equal(first, second)
-    assert np.array_equal(first, train_reference.order(0, 0, 50))
+    assert np.array_equal(first, train_reference.epoch_order(0, 0, 50))
     state = torch.get_rng_state()
-    with train_reference.drawn_from((0, 1, 2), CPU):
+    with train_reference.seeded((0, 1, 2), CPU):
         drawn = torch.rand(3)
-    with train_reference.drawn_from((0, 1, 2), CPU):
+    with train_reference.seeded((0, 1, 2), CPU):
         assert torch.equal(drawn, torch.rand(3))
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_what_is_stored_loads_as_the_bundled_network(pictures: Path, tmp_path: Path) -> None:
-    one = Training(read_labelled_images([pictures]), (Stretch(1, 32),), Settings(rows=12), CPU)
+    one = Training(read_labelled_images([pictures]), (Phase(1, 32),), Settings(rows=12), CPU)
     out = tmp_path / "weights.safetensors"
     trained(one, tmp_path)
     record = json.loads((tmp_path / "weights.safetensors.json").read_text(encoding="utf-8"))
@@ -313,7 +313,7 @@ def test_images_that_cannot_be_trained_on_are_refused(pictures: Path, tmp_path: 
     (broken / "2.png").write_bytes(b"no picture")
     with pytest.raises(FeatmapError, match="cannot be read"):
         read_labelled_images([broken.parent])
-    with pytest.raises(FeatmapError, match="15 images make no batch of 128"):
+    with pytest.raises(FeatmapError, match="15 images are fewer than a batch of 128"):
         Training(read_labelled_images([pictures]), PLAN, Settings(), CPU)
 
 
@@ -344,11 +344,11 @@ def test_what_must_not_be_trained_on_or_gone_on_with_is_refused(pictures: Path, 
     one.advance()
     one.save(tmp_path / "weights.safetensors.checkpoint")
     finish(one, tmp_path / "other.safetensors")
-    with pytest.raises(FeatmapError, match="began from other weights than"):
+    with pytest.raises(FeatmapError, match="started from other weights than"):
         train_reference.main([pictures], out, plan="1x32", init=tmp_path / "other.safetensors", **GIVEN)
     one.step = 5
     one.save(tmp_path / "weights.safetensors.checkpoint")
-    with pytest.raises(FeatmapError, match=r"has 3 steps, .* has 5: give a longer one"):
+    with pytest.raises(FeatmapError, match=r"has 3 steps, .* has 5: give a longer plan"):
         train_reference.main([pictures], out, plan="1x32", **GIVEN)
     with FileLock(tmp_path / "weights.safetensors.lock"), pytest.raises(FeatmapError, match="another process trains"):
         train_reference.main([pictures], out, plan="2x32", **GIVEN)

@@ -26,27 +26,30 @@ def test_operations_are_images_times_steps_times_those_of_a_step() -> None:
     recipe = Recipe("two", (Octave(3, (0.1, 0.1), size=8), Octave(5, (0.1, 0.1), size=16)))
     identity = {"recipe": recipe.identity(), "seeds": [0, 1], "layer": "0"}
     one = 2 * 2 * 8 * 3 * 9  # a multiplication and an addition, forward and back, of each pixel
-    assert whole.operations(network, {"identity": identity}) == 2 * 8 * one * (3 * 8 * 8 + 5 * 16 * 16)
+    assert whole.count_operations(network, {"identity": identity}) == 2 * 8 * one * (3 * 8 * 8 + 5 * 16 * 16)
     both = {"recipe": recipe.identity(), "seeds": [0], "layers": ["mixed", "mixed.branch1"]}
     inception = load(networks.small_inception(), input_size=32)
-    each = [whole.operations(inception, {"identity": {**identity, "seeds": [0], "layer": la}}) for la in both["layers"]]
-    assert whole.operations(inception, {"identity": both}) == sum(each) > max(each) > 0
+    each = [
+        whole.count_operations(inception, {"identity": {**identity, "seeds": [0], "layer": la}})
+        for la in both["layers"]
+    ]
+    assert whole.count_operations(inception, {"identity": both}) == sum(each) > max(each) > 0
 
 
 def test_seconds_and_memory_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, time; block = b'x' * 300_000_000; time.sleep(0.4); sys.exit(int(len(sys.argv) < 7))"
     monkeypatch.setattr(whole, "COMMAND", (sys.executable, "-c", code))
-    seconds, memory = whole.carried_out(("--layer", "x"), "cpu", tmp_path)
+    seconds, memory = whole.run_command(("--layer", "x"), "cpu", tmp_path)
     assert seconds > 0.4 and 300 < memory < 500
     monkeypatch.setattr(whole, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(2)"))
     with pytest.raises(FeatmapError, match="featmap --layer x ended with status 2"):
-        whole.carried_out(("--layer", "x"), "cpu", tmp_path)
+        whole.run_command(("--layer", "x"), "cpu", tmp_path)
 
 
 def test_the_peak_is_that_of_the_faster_of_product_and_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "MATRIX", 64)
-    monkeypatch.setattr(steps, "synchronised", lambda work, where: 0.5)
-    assert whole.peak(CPU, "float32") == 2 * 64**3 / 0.5
+    monkeypatch.setattr(steps, "time_call", lambda work, where: 0.5)
+    assert whole.peak_rate(CPU, "float32") == 2 * 64**3 / 0.5
     made = list[tuple[str, int]]()
 
     def faster(work: Callable[[], object], _: torch.device) -> float:
@@ -56,8 +59,8 @@ def test_the_peak_is_that_of_the_faster_of_product_and_convolution(monkeypatch: 
 
     for kind, name in (("product", "matrix product"), ("pointwise", "1 x 1 convolution")):
         monkeypatch.setitem(steps.PEAKS, name, lambda _, __, side, kind=kind: lambda: made.append((kind, side)))
-    monkeypatch.setattr(steps, "synchronised", faster)
-    assert whole.peak(torch.device("cuda"), "bfloat16") == 10 * 2 * 256**3 / 0.25
+    monkeypatch.setattr(steps, "time_call", faster)
+    assert whole.peak_rate(torch.device("cuda"), "bfloat16") == 10 * 2 * 256**3 / 0.25
     assert made == [("pointwise", 256)] * 10, "larger matrices, ten of them between two questions"
 
 
@@ -83,6 +86,8 @@ def test_a_job_is_measured_and_those_not_run_say_so(tmp_path: Path, monkeypatch:
 def test_starts_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, time; time.sleep(0.3 if sys.argv[1] == 'layers' else 0)"
     monkeypatch.setattr(whole, "COMMAND", (sys.executable, "-c", code))
-    found = whole.starting()
+    found = whole.time_starts()
     assert list(found) == ["--help", "layers"] and found["layers"] > found["--help"] + 0.2
-    assert "`featmap layers` 0.3" in whole.table({"starts": found}) and "(aim: 4)" in whole.table({"starts": found})
+    assert "`featmap layers` 0.3" in whole.format_table({"starts": found}) and "(aim: 4)" in whole.format_table(
+        {"starts": found}
+    )

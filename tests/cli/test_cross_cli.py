@@ -60,8 +60,8 @@ def test_the_default_folder_depends_on_the_recorded_layers(capsys: pytest.Captur
 
 def test_several_layers_are_resumed_and_list_neighbours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, *SEVERAL, "--out", "map")
-    assert "second to first: a feature's best partner" in said
-    assert "first to second: a feature's best partner" in said
+    assert "second to first: mean S of a feature's best partner" in said
+    assert "first to second: mean S of a feature's best partner" in said
     assert "second/heatmap.png, first/heatmap.png, cross/layers.png" in said.splitlines()[-1]
     before = {p: p.stat().st_mtime_ns for p in Path("map").rglob("*") if p.is_file()}
     assert succeed(capsys, *SEVERAL, "--out", "map") == said

@@ -53,7 +53,7 @@ def test_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: 
 
 
 def test_too_many_pairs_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featmap.interaction.run.MAX_PAIRS", 65)
+    monkeypatch.setattr("featmap.interaction.groups.MAX_PAIRS", 65)
     arguments = ["--layers", "second", "first", "--features", "all", "all"]
     assert "66 pairs" in fail(capsys, "interact", *SMALL, *arguments)
 
@@ -74,9 +74,9 @@ def test_a_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: 
 def test_a_pair_is_summarised_and_repeating_it_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, *PAIR, "--out", "run")
     lines = said.splitlines()[1:]  # the first one names the network
-    assert "of the joint image's response is no mixture of its parts'" in lines[0]
+    assert "of the joint image's response is not explained by a mixture of the solo" in lines[0]
     assert lines[1].startswith("second:3: ") and " alone, " in lines[1] and lines[2].startswith("first:5: ")
-    assert "note: a claim wants 5 seeds: --seeds 5" in lines
+    assert "note: a claim needs 5 seeds or more" in lines
     assert lines[-1].startswith("result: run (")
     before = files_of("run")
     assert succeed(capsys, *PAIR, "--out", "run") == said

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import featmap
 from featmap.errors import FeatmapError
 from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST, signed_text
-from tests.helpers import kinds
+from tests.helpers import run_kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 READERS = {
@@ -41,17 +41,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run in it, in which the tests of this file work."""
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(REPOSITORY)
-        kinds.quick_clusters(patched)
+        run_kinds.shorten_clustering(patched)
         folder = tmp_path_factory.mktemp("damaged")
         patched.chdir(folder)
-        assert kinds.give(*kinds.MAP, "--no-atlas") == 0
+        assert run_kinds.run_command(*run_kinds.MAP, "--no-atlas") == 0
         yield folder
 
 
 def read(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Give one reading command; whatever happens, it is one line or an answer."""
+    """Run one reading command; whatever happens, the outcome is one line or an answer."""
     capsys.readouterr()
-    status = kinds.give(*READERS[name])
+    status = run_kinds.run_command(*READERS[name])
     said = capsys.readouterr()
     for folder in ("probed", "pages"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,12 +68,12 @@ def read(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def answers(place: Path) -> dict[str, Any]:
     data = featmap.open_arrays("run").load()
-    return {"A": data["A"].values.tobytes(), "files": kinds.files(Path("run"))}
+    return {"A": data["A"].values.tobytes(), "files": run_kinds.files_of(Path("run"))}
 
 
 def damage(path: Path, how: str, dice: random.Random) -> None:
     if how == "flip":
-        kinds.flip(path, dice.random())
+        run_kinds.flip_bit(path, dice.random())
     elif how == "cut":
         os.truncate(path, dice.randrange(path.stat().st_size or 1))
     elif how == "grow":
@@ -128,7 +128,7 @@ def mutated(values: Any, dice: random.Random) -> Any:
 def test_a_mutated_manifest_is_refused_or_does_no_harm(
     seed: int, reader: str, signed: bool, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where whoever changed it has made the checksum fit."""
+    """Also where the checksum was computed again after the change."""
     path, dice = Path("run", MANIFEST), random.Random(seed)
     before = path.read_bytes()
     values = json.loads(before)
@@ -138,7 +138,7 @@ def test_a_mutated_manifest_is_refused_or_does_no_harm(
     path.write_text(text, encoding="utf-8")
     try:
         read(reader, capsys)
-        status = kinds.give(*kinds.MAP, "--no-atlas", "--dry-run")
+        status = run_kinds.run_command(*run_kinds.MAP, "--no-atlas", "--dry-run")
         assert status == 0
     finally:
         path.write_bytes(before)
@@ -152,10 +152,10 @@ def test_a_newer_format_is_refused_by_every_reader(
     before = path.read_bytes()
     path.write_text(signed_text(json.loads(before) | {"format": 99}), encoding="utf-8")
     try:
-        commands = [READERS[reader], [*kinds.MAP], ["validate", "run"], ["atlas", "run", "--interactions", "run"]]
+        commands = [READERS[reader], [*run_kinds.MAP], ["validate", "run"], ["atlas", "run", "--interactions", "run"]]
         for command in commands:
             capsys.readouterr()
-            assert kinds.give(*command) == 2
+            assert run_kinds.run_command(*command) == 2
             assert "has format 99" in (said := capsys.readouterr().err) and "update featmap" in said
     finally:
         path.write_bytes(before)

@@ -12,14 +12,14 @@ from typing import IO, Any
 
 import pytest
 
-from analyses.benchmarks.faults import contents, differing
+from analyses.benchmarks.faults import differing_files, read_contents
 from featmap.errors import StoreError
 from featmap.runs import integrity, lifecycle
-from tests.helpers import kinds, storing
+from tests.helpers import kill_store, run_kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PAGE = 4096
-RUN = ["optimize", "features:0", "features:1:2", "features:1", *kinds.TWO[:-1]]
+RUN = ["optimize", "features:0", "features:1:2", "features:1", *run_kinds.TWO[:-1]]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -45,21 +45,19 @@ class Full:
         return stream
 
 
-def test_a_disk_that_fills_within_any_write_is_one_error_and_the_same_call_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_within_any_write_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = Full(monkeypatch, tmp_path)
-    storing.whole(tmp_path / "undisturbed")
-    expected, total = storing.bytes_of(tmp_path / "undisturbed"), full.count
+    kill_store.finish(tmp_path / "undisturbed")
+    expected, total = kill_store.contents(tmp_path / "undisturbed"), full.count
     assert total > 20
     for k in range(1, total + 1):
         folder = tmp_path / f"full-{k}"
         full.count, full.at = 0, k
         with pytest.raises(StoreError, match="no space left"):
-            storing.whole(folder)
+            kill_store.finish(folder)
         full.at = 0
-        storing.whole(folder)
-        assert storing.bytes_of(folder) == expected
+        kill_store.finish(folder)
+        assert kill_store.contents(folder) == expected
         assert integrity.inspect(folder).faults == []
 
 
@@ -81,75 +79,75 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(REPOSITORY)
     # the estimate would refuse so small a disk before the first write
     monkeypatch.setattr(lifecycle, "free_space", lambda folder: 10**12)
 
 
-MAP = ["similarity", "--layer", "features", *kinds.TWO[:-1]]
+MAP = ["similarity", "--layer", "features", *run_kinds.TWO[:-1]]
 
 
-@pytest.mark.usefixtures("at_home")
+@pytest.mark.usefixtures("in_own_folder")
 @pytest.mark.parametrize(
     ("command", "sizes"), [(RUN, range(1, 100, 7)), (MAP, range(90, 600, 61))], ids=["images", "map"]
 )
 @pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
-def test_a_run_on_a_full_disk_goes_on_when_there_is_space(
+def test_a_run_on_a_full_disk_is_resumed_once_there_is_space(
     command: list[str],
     sizes: range,
     disk: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kinds.quick_clusters(monkeypatch)
-    assert kinds.give(*command, "undisturbed") == 0
-    expected, refused = contents(Path("undisturbed")), 0
+    run_kinds.shorten_clustering(monkeypatch)
+    assert run_kinds.run_command(*command, "undisturbed") == 0
+    expected, refused = read_contents(Path("undisturbed")), 0
     capsys.readouterr()
     for pages in sizes:
         mount(disk, "-o", f"remount,size={pages * PAGE}")
-        status, said = kinds.give(*command, "disk/run"), capsys.readouterr().err.splitlines()
+        status, said = run_kinds.run_command(*command, "disk/run"), capsys.readouterr().err.splitlines()
         refused += status == 2
         assert status in (0, 2), said
         assert status == 0 or said[-1].endswith("no space left; free some, then repeat the call to resume")
         mount(disk, "-o", f"remount,size={1000 * PAGE}")
-        assert kinds.give(*command, "disk/run") == 0
+        assert run_kinds.run_command(*command, "disk/run") == 0
         capsys.readouterr()
-        assert differing(contents(disk / "run"), expected) == ()
+        assert differing_files(read_contents(disk / "run"), expected) == ()
         assert integrity.inspect(disk / "run").faults == []
         subprocess.run(["rm", "-r", str(disk / "run")], check=True)
     assert 5 < refused < len(sizes)
 
 
-@pytest.mark.usefixtures("at_home")
+@pytest.mark.usefixtures("in_own_folder")
 def test_a_disk_that_fills_step_by_step_keeps_what_is_finished(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kinds.give(*RUN, "undisturbed") == 0
+    assert run_kinds.run_command(*RUN, "undisturbed") == 0
     status, pages = 2, 20
     while status:
         pages += 5
         mount(disk, "-o", f"remount,size={pages * PAGE}")
         before = {p: p.stat().st_mtime_ns for p in (disk / "run").glob("units/[!.]*")}
-        status = kinds.give(*RUN, "disk/run")
+        status = run_kinds.run_command(*RUN, "disk/run")
         assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert differing(contents(disk / "run"), contents(Path("undisturbed"))) == ()
+    assert differing_files(read_contents(disk / "run"), read_contents(Path("undisturbed"))) == ()
 
 
-@pytest.mark.usefixtures("at_home")
-def test_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written(
+@pytest.mark.usefixtures("in_own_folder")
+def test_a_read_only_disk_can_be_read_and_refuses_writes_in_one_line(
     disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mount(disk, "-o", f"remount,size={1000 * PAGE}")
-    assert kinds.give(*RUN, "disk/run") == 0
-    assert kinds.give(*RUN, "disk/damaged") == 0
-    kinds.flip(disk / "damaged" / "images.csv")
+    assert run_kinds.run_command(*RUN, "disk/run") == 0
+    assert run_kinds.run_command(*RUN, "disk/damaged") == 0
+    run_kinds.flip_bit(disk / "damaged" / "images.csv")
     mount(disk, "-o", "remount,ro")
     capsys.readouterr()
     for words in (["verify", "disk/run"], [*RUN, "disk/run"], ["atlas", "disk/run", "--out", "elsewhere"]):
-        assert kinds.give(*words) == 0, capsys.readouterr().err
+        assert run_kinds.run_command(*words) == 0, capsys.readouterr().err
     for words in (["atlas", "disk/run"], [*RUN, "disk/damaged"], [*RUN, "disk/new"]):
         capsys.readouterr()
-        assert kinds.give(*words) == 2
+        assert run_kinds.run_command(*words) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert "not writable (Read-only file system); choose another folder" in said
-    assert kinds.give("verify", "disk/damaged") == 1
+    assert run_kinds.run_command("verify", "disk/damaged") == 1

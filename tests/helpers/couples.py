@@ -18,17 +18,17 @@ RED, GREEN, AND = 0, 1, 5
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
-    found = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return found - found.mean(tuple(range(1, len(shape))), keepdim=True)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values - values.mean(tuple(range(1, len(shape))), keepdim=True)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> nn.Conv2d:
-    found = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, bias=bias is not None)
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, bias=bias is not None)
     with torch.no_grad():
-        found.weight.copy_(weight)
-        if bias is not None and found.bias is not None:
-            found.bias.copy_(bias)
-    return found
+        layer.weight.copy_(weight)
+        if bias is not None and layer.bias is not None:
+            layer.bias.copy_(bias)
+    return layer
 
 
 class Windows(nn.Module):
@@ -40,8 +40,8 @@ class Windows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         columns = torch.arange(x.shape[3], device=x.device)
-        kept = torch.stack([columns < -s if s < 0 else columns >= s for s in self.sides])
-        return x * kept[:, None, :].to(x)
+        window = torch.stack([columns < -s if s < 0 else columns >= s for s in self.sides])
+        return x * window[:, None, :].to(x)
 
 
 def _windowed(weight: Tensor, last: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The figures of interaction once more, slowly and obviously: plain loops over Python numbers.
+"""The statistics of interaction again, slowly and obviously: plain loops over Python numbers.
 
 Undefined is None throughout. Norms, least squares and quantiles are written out; no scipy, no torch.
 """
@@ -72,24 +72,24 @@ def variance_share(target: Vector, parts: Sequence[Vector]) -> float:
 
 def second_difference(middle: Vector, fractions: Sequence[Vector], joint: Vector) -> tuple[float, int]:
     """Its norm over that of the joint response, and where it is largest."""
-    found = [m - math.fsum(f[k] for f in fractions) for k, m in enumerate(middle)]
-    where = max(range(len(found)), key=lambda k: abs(found[k]))
-    return math.sqrt(dot(found, found) / dot(joint, joint)), where
+    difference = [m - math.fsum(f[k] for f in fractions) for k, m in enumerate(middle)]
+    where = max(range(len(difference)), key=lambda k: abs(difference[k]))
+    return math.sqrt(dot(difference, difference) / dot(joint, joint)), where
 
 
 def lattice(parts: int, steps: int) -> set[tuple[float, ...]]:
     """All weights that are multiples of 1/steps and add up to 1, one unit after another."""
     if parts == 1:
         return {(1.0,)}
-    found = set()
+    points = set()
     for first in range(steps + 1):
         left = steps - first
         if left == 0:
-            found.add((1.0, *[0.0] * (parts - 1)))
+            points.add((1.0, *[0.0] * (parts - 1)))
             continue
         for rest in lattice(parts - 1, left):
-            found.add((first / steps, *(round(r * left) / steps for r in rest)))
-    return found
+            points.add((first / steps, *(round(r * left) / steps for r in rest)))
+    return points
 
 
 def resampled(grid: Grid, height: int, width: int) -> list[list[float]]:
@@ -144,7 +144,7 @@ def interval(values: Vector) -> tuple[float, float]:
 
 
 def benjamini_hochberg(p: Vector) -> list[float]:
-    """q of a hypothesis: the smallest level at which it would be rejected."""
+    """The q-value of a hypothesis: the smallest level at which it would be rejected."""
     n, q = len(p), []
     for one in p:
         levels = []

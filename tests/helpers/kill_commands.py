@@ -19,12 +19,12 @@ from analyses.benchmarks import faults
 
 def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.Outcome]:
     """Kill a run before every `step`-th move of a file into place, until no moves are left."""
-    expected, _ = faults.undisturbed(name, place / "undisturbed")
+    expected, _ = faults.run_undisturbed(name, place / "undisturbed")
     number = first
     while True:
         folder = place / f"move-{number}"
         killed = faults.kill_at_move([*faults.RUNS[name], "--out", str(folder)], number)
-        yield faults.outcome(name, folder, number, killed, expected)
+        yield faults.rerun(name, folder, number, killed, expected)
         shutil.rmtree(folder)
         if not killed:
             return
@@ -34,8 +34,8 @@ def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[fa
 def main(place: Path) -> None:
     torch.set_num_threads(1)
     outcomes = {
-        "random similarity": faults.random_kills("similarity", 8, 20, place / "a"),
-        "random interact": faults.random_kills("interact", 8, 20, place / "b"),
+        "random similarity": faults.kill_at_random("similarity", 8, 20, place / "a"),
+        "random interact": faults.kill_at_random("interact", 8, 20, place / "b"),
         "moves of optimize": kills_at_moves("optimize", 2, 14, place / "c"),
         "moves of similarity": kills_at_moves("similarity", 54, 9, place / "d"),
     }

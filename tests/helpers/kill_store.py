@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from analyses.benchmarks.faults import die_at_move, ended
+from analyses.benchmarks.faults import die_at_move, wait_for
 from featmap.runs import integrity
 from featmap.runs.array_layout import ArraySpec
 from featmap.runs.manifest import COMPLETE
@@ -56,7 +56,7 @@ def fork(work: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return ended(pid)
+    return wait_for(pid)
 
 
 def die_at(folder: Path, number: int) -> None:

@@ -55,7 +55,7 @@ def make_run(kind: str) -> None:
 
 def shorten_clustering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cluster with few draws: their number is not what these tests are about."""
-    monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
+    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=3, draws=5))
 
 
 def files_of(folder: Path) -> list[Path]:

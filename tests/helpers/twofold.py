@@ -1,4 +1,4 @@
-"""Networks for the trial of a map: one in which synthetic and natural images go two ways, and its honest twin."""
+"""Networks for validations: one that processes synthetic and natural images in two branches, and its honest twin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _patches(seed: int) -> nn.Conv2d:
 
 
 class Gate(nn.Module):
-    """Two banks of features; rough images go through the second, smooth ones through the first (if it is a trap)."""
+    """Two banks of features: in a trap, rough images excite the second one and smooth images the first."""
 
     def __init__(self, trap: bool) -> None:
         super().__init__()
@@ -41,23 +41,23 @@ def _network(trap: bool) -> nn.Module:
     features = nn.Conv2d(2 * FEATURES, FEATURES, 1, bias=False)
     with torch.no_grad():
         features.weight.copy_(torch.cat([torch.eye(FEATURES)] * 2, 1)[:, :, None, None])
-    return nn.Sequential(OrderedDict(ways=Gate(trap), features=features)).eval()
+    return nn.Sequential(OrderedDict(branches=Gate(trap), features=features)).eval()
 
 
 class Block(nn.Module):
-    """The two ways and what joins them again, within one module."""
+    """The two branches and what joins them again, within one module."""
 
     def __init__(self, trap: bool) -> None:
         super().__init__()
         whole = _network(trap)
-        self.ways, self.join = whole.ways, whole.features
+        self.branches, self.join = whole.branches, whole.features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(self.ways(x))
+        return self.join(self.branches(x))
 
 
 def hidden() -> nn.Module:
-    """The trap within a block, and a layer after it that passes on what the block gives."""
+    """The trap within a block, and a layer after it that copies the output of the block."""
     features = nn.Conv2d(FEATURES, FEATURES, 1, bias=False)
     with torch.no_grad():
         features.weight.copy_(torch.eye(FEATURES)[:, :, None, None])

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from featmap.errors import FeatmapError
-from featmap.interaction import run as joint
+from featmap.interaction import groups
 from featmap.interaction.job import JointJob, Solo
 from featmap.interaction.statistics import JointArrays
 from featmap.interaction.worker import JointWorker
@@ -29,7 +29,7 @@ def job_of(units: Sequence[str], module: nn.Module, seeds: int = 2, first: int =
     network = load(module)
     options = {k: changes.pop(k) for k in ("balance", "probe_layers") if k in changes}
     recipe = settings.resolve_linear(network, **(SMALL | changes))
-    return joint.group_job(units, network, recipe, seeds=range(first, first + seeds), **options)
+    return groups.group_job(units, network, recipe, seeds=range(first, first + seeds), **options)
 
 
 def pairs_of(channels: Sequence[str], module: nn.Module, layers: Sequence[str] = ("second", "second")) -> JointJob:
@@ -37,7 +37,7 @@ def pairs_of(channels: Sequence[str], module: nn.Module, layers: Sequence[str] =
     network = load(module)
     recipe = settings.resolve_linear(network, **SMALL)
     sides = list(zip(layers, channels, strict=True))
-    return joint.pairs_job(joint.pairs_of(sides, network, recipe.size), network, recipe, seeds=2)
+    return groups.pairs_job(groups.pairs_of(sides, network, recipe.size), network, recipe, seeds=2)
 
 
 def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> JointArrays:
@@ -46,7 +46,7 @@ def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> JointArrays
     return JointArrays(job, run.arrays)
 
 
-# ---------------------------------------------------------------- the plan
+# ---------------------------------------------------------------- rows, work units, arrays
 
 
 def test_the_rows_of_one_pair() -> None:
@@ -61,33 +61,33 @@ def test_the_rows_of_one_pair() -> None:
     assert job.joints == [(0, 0), (0, 1), (0, 2)]
 
 
-def test_one_seed_borrows_the_next_for_its_floor() -> None:
+def test_a_single_seed_takes_the_next_one_for_its_floor() -> None:
     job = job_of(["second:3", "second:5"], tiny.small(), seeds=1, first=7)
     others = [s for s in job.solos if s.seed != 7]
     assert others == [Solo(Unit("second", 3), 8), Solo(Unit("second", 5), 8)]
     assert job.joints == [(0, 7)] and job.starts == [(7, False), (8, False), (7, True)]
 
 
-def test_solos_are_made_once_each_whatever_the_pairs() -> None:
+def test_each_solo_descent_occurs_once() -> None:
     job = pairs_of(["0-3", "2-5"], tiny.small())
     assert len(job.groups) == 4 * 4 - 2 - 1, "not with itself, and 2 with 3 once"
     assert len(set(job.solos)) == len(job.solos)
-    made = [s.unit for s in job.solos if s.seed == 0 and not s.perturbed]
-    assert set(made) >= {Unit("second", c) for c in range(6)} and len(made) <= tiny.FEATURES
+    units = [s.unit for s in job.solos if s.seed == 0 and not s.perturbed]
+    assert set(units) >= {Unit("second", c) for c in range(6)} and len(units) <= tiny.FEATURES
     assert {s.unit for s in job.solos if s.perturbed} == {Unit("second", c) for c in range(6)}
 
 
-def test_controls_are_other_channels_of_the_members_layers_and_know_nothing_of_the_run() -> None:
+def test_controls_are_other_channels_and_do_not_depend_on_the_run() -> None:
     alone = job_of(["second:3", "first:2"], tiny.small())
     many = pairs_of(["0-5", "0-4"], tiny.small(), ("second", "first"))
     group = alone.groups[0]
     assert alone.controls(group) == many.controls(group)
-    for given in many.groups:
-        drawn = many.controls(given)
-        assert len(drawn) == 4
+    for pair in many.groups:
+        controls = many.controls(pair)
+        assert len(controls) == 4
         for k, layer in enumerate(("second", "first")):
-            assert [u[k].layer for u in drawn] == [layer] * 4
-            assert len({u[k] for u in drawn} | {given[k]}) == 5
+            assert [u[k].layer for u in controls] == [layer] * 4
+            assert len({u[k] for u in controls} | {pair[k]}) == 5
 
 
 @pytest.mark.parametrize(
@@ -101,22 +101,22 @@ def test_controls_are_other_channels_of_the_members_layers_and_know_nothing_of_t
         (["second:1", "second:2", "second:3"], tiny.small, 2),
     ],
 )
-def test_as_many_controls_as_there_are_channels_for(units: list[str], module: Any, count: int) -> None:
+def test_the_channels_of_a_layer_limit_its_controls(units: list[str], module: Any, count: int) -> None:
     job = job_of(units, module())
-    drawn = job.controls(job.groups[0])
+    controls = job.controls(job.groups[0])
     used = {(u.layer, u.channel) for u in job.groups[0]}
-    assert len(drawn) == count
-    assert not used & {(u.layer, u.channel) for group in drawn for u in group}
+    assert len(controls) == count
+    assert not used & {(u.layer, u.channel) for group in controls for u in group}
 
 
-def test_pieces_cover_every_row_once_and_joints_come_last() -> None:
+def test_work_units_cover_every_row_once_and_joints_come_last() -> None:
     job = pairs_of(["0-3", "4-5"], tiny.small())
-    pieces = job.work_units()
-    stages = [p.stage for p in pieces]
+    work_units = job.work_units()
+    stages = [unit.stage for unit in work_units]
     assert stages == sorted(stages, key=["ground", "solo", "joint"].index)
-    assert len({p.name for p in pieces}) == len(pieces)
+    assert len({unit.name for unit in work_units}) == len(work_units)
     for stage, count in (("solo", len(job.solos)), ("joint", len(job.joints))):
-        rows = [r for p in pieces if p.stage == stage for r in range(p.first, p.last)]
+        rows = [r for unit in work_units if unit.stage == stage for r in range(unit.first, unit.last)]
         assert rows == list(range(count))
 
 
@@ -127,10 +127,10 @@ def test_every_array_is_filled_by_whole_chunks(tmp_path: Path) -> None:
         pairs_of(["0-2", "3-4"], tiny.small()),
     ):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        found, coords = carried_out(job, folder), job.coords()
+        result, coords = carried_out(job, folder), job.coords()
         assert lifecycle.open_run(job, folder).arrays is not None
         for name, spec in job.arrays().items():
-            values = np.asarray(found.arrays[name])
+            values = np.asarray(result.arrays[name])
             assert values.shape == spec.shape and str(values.dtype) == spec.dtype
             agreement = name == "joint_agreement"
             assert np.isfinite(values).all() or agreement, f"{name}: a row was left out"
@@ -138,7 +138,7 @@ def test_every_array_is_filled_by_whole_chunks(tmp_path: Path) -> None:
                 assert dim not in coords or len(coords[dim]) == length, (name, dim)
 
 
-def test_identity_tells_what_the_numbers_depend_on() -> None:
+def test_identity_holds_everything_that_the_numbers_depend_on() -> None:
     base = job_of(["second:1", "second:2"], tiny.small())
     others = [
         job_of(["second:1", "second:3"], tiny.small()),
@@ -166,16 +166,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("a channel too far", {"units": ["second:1", "second:11"]}, "0 to 10"),
     ("an unknown balance", {"units": ["second:1", "second:2"], "balance": "both"}, "allowed: solo, none"),
     ("an unknown probed layer", {"units": ["second:1", "second:2"], "probe_layers": ["frst"]}, "nearest: first"),
-    ("a metric", {"units": ["second:1", "second:2"], "metric": "l2"}, "take l1"),
+    ("a metric", {"units": ["second:1", "second:2"], "metric": "l2"}, "use metric 'l1'"),
     ("no seeds", {"units": ["second:1", "second:2"], "seeds": 0}, "give 1 to 10,000 different seeds"),
     ("a sum of units", {"units": ["second:1 + second:2", "second:3"]}, "not a unit"),
 ]
 
 
-@pytest.mark.parametrize(("given", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_bad_input_is_refused_in_one_line(given: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(("settings_", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_invalid_input_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(FeatmapError) as error:
-        job_of(module=tiny.small(), **given)
+        job_of(module=tiny.small(), **changes)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -189,7 +189,7 @@ def test_bad_input_is_refused_in_one_line(given: dict[str, Any], words: str) -> 
         ([("second", "0-3"), ("frst", "0")], "nearest: first"),
     ],
 )
-def test_bad_pairs_are_refused_in_one_line(sides: list[Any], words: str) -> None:
+def test_invalid_pairs_are_refused_in_one_line(sides: list[Any], words: str) -> None:
     with pytest.raises(FeatmapError) as error:
-        joint.pairs_of(sides, load(tiny.small()), 12)
+        groups.pairs_of(sides, load(tiny.small()), 12)
     assert words in str(error.value) and "\n" not in str(error.value)

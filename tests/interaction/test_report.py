@@ -1,4 +1,4 @@
-"""What an interaction run leaves behind: tables, JSON, graph, panel, sheets, sentences."""
+"""Files of an interaction run: tables, JSON, graph, panel, sheets; and its sentences."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 
 import featmap
 from featmap.errors import FeatmapError
-from featmap.interaction import report
-from featmap.interaction import run as joint
+from featmap.interaction import groups, report
+from featmap.interaction import run as interaction_run
 from featmap.interaction.conclusion import list_notes, state_conclusion
 from featmap.interaction.job import JointJob
 from featmap.interaction.run import Interaction
@@ -73,7 +73,7 @@ def cells(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def clean(folder: Path) -> None:
+def assert_no_nan(folder: Path) -> None:
     """No table says nan or inf: what is undefined is empty, also in parquet."""
     for path in folder.glob("*.csv"):
         words = {value.lower() for row in cells(path) for value in row.values()}
@@ -82,8 +82,8 @@ def clean(folder: Path) -> None:
         for name, column in pd.read_parquet(path).items():
             assert str(column.dtype) != "Float64", (path, name)
             if pd.api.types.is_float_dtype(column):
-                known = column.dropna().to_numpy(dtype=float)
-                assert np.isfinite(known).all(), (path, name)
+                defined = column.dropna().to_numpy(dtype=float)
+                assert np.isfinite(defined).all(), (path, name)
 
 
 # ---------------------------------------------------------------- one group
@@ -100,10 +100,10 @@ def test_the_files_of_one_group(pair: Interaction) -> None:
     svg = (pair.folder / "panel.svg").read_text()
     for words in ("second:3", "first:5", "best linear blend", "territory", "cross-talk of a on the image of b"):
         assert words in svg.replace("&#x", "&"), words
-    clean(pair.folder)
+    assert_no_nan(pair.folder)
 
 
-def test_one_row_of_csv_and_all_seeds_in_the_other(pair: Interaction) -> None:
+def test_the_summary_has_one_row_and_the_statistics_one_a_seed(pair: Interaction) -> None:
     (row,) = cells(pair.folder / "interaction.csv")
     assert row["group"] == "second:3 + first:5" and row["status"] == "ok" and row["seeds"] == "3"
     seeds = cells(pair.folder / "figures.csv")
@@ -113,30 +113,30 @@ def test_one_row_of_csv_and_all_seeds_in_the_other(pair: Interaction) -> None:
         assert float(row[name]) == pytest.approx(np.mean(values), rel=1e-6)
     for letter in "ab":
         assert float(row[f"solo_{letter}"]) > 0 and row[f"joint_{letter}"], "both activations, whatever the balance"
-    pd.testing.assert_frame_equal(pd.read_parquet(pair.folder / "figures.parquet"), pair.figures)
+    pd.testing.assert_frame_equal(pd.read_parquet(pair.folder / "figures.parquet"), pair.statistics)
     pd.testing.assert_frame_equal(pd.read_parquet(pair.folder / "interaction.parquet"), pair.summary)
 
 
-def test_the_json_has_every_figure_with_all_seeds_floors_and_ceiling(pair: Interaction) -> None:
-    known = strict(pair.folder / "interaction.json")
-    assert known["units"] == ["second:3", "first:5"] and known["sentence"] == pair.sentences[0]
-    assert known["seeds"] == [0, 1, 2] and known["linear_steps"] is True and known["balance"] == "solo"
-    assert set(known["figures"]) == set(pair.figures.columns) - {"group", "seed", "status", "second_difference_at"}
-    for name, figure in known["figures"].items():
-        values = [None if pd.isna(v) else float(v) for v in pair.figures[name]]
+def test_the_json_has_every_statistic_with_all_seeds_and_limits(pair: Interaction) -> None:
+    content = strict(pair.folder / "interaction.json")
+    assert content["units"] == ["second:3", "first:5"] and content["sentence"] == pair.sentences[0]
+    assert content["seeds"] == [0, 1, 2] and content["linear_steps"] is True and content["balance"] == "solo"
+    assert set(content["figures"]) == set(pair.statistics.columns) - {"group", "seed", "status", "second_difference_at"}
+    for name, figure in content["figures"].items():
+        values = [None if pd.isna(v) else float(v) for v in pair.statistics[name]]
         assert figure["seeds"] == values
         defined = [v for v in values if v is not None]
         assert figure["mean"] == (pytest.approx(np.mean(defined)) if defined else None)
         assert (figure["interval"] is None) == (len(defined) < 3)
     for kind in ("floor", "floor_perturbed_a", "floor_seed_b", "ceiling"):
-        assert f"{HEADLINE}_{kind}" in known["figures"]
+        assert f"{HEADLINE}_{kind}" in content["figures"]
 
 
-def test_what_is_undefined_is_null_and_empty(undefined: Interaction) -> None:
-    clean(undefined.folder)
-    known = strict(undefined.folder / "interaction.json")
-    assert known["figures"][HEADLINE] == {"mean": None, "interval": None, "seeds": [None] * 3}
-    assert known["status"] == ["cancelled"] * 3
+def test_undefined_values_are_null_in_json_and_empty_in_csv(undefined: Interaction) -> None:
+    assert_no_nan(undefined.folder)
+    content = strict(undefined.folder / "interaction.json")
+    assert content["figures"][HEADLINE] == {"mean": None, "interval": None, "seeds": [None] * 3}
+    assert content["status"] == ["cancelled"] * 3
     (row,) = cells(undefined.folder / "interaction.csv")
     assert row[HEADLINE] == row["image_nonlinearity"] == row["p"] == row["low"] == "" and row["status"] == "cancelled"
     assert float(row["gradient_agreement"]) == pytest.approx(-1)
@@ -153,13 +153,13 @@ def test_the_arrays_are_labelled(pair: Interaction) -> None:
 
 
 @pytest.mark.parametrize("units", [2, 3, 5])
-def test_groups_of_several_units_have_a_panel_whose_texts_keep_apart(units: int, tmp_path: Path) -> None:
+def test_panels_of_several_units_have_no_overlapping_texts(units: int, tmp_path: Path) -> None:
     job = job_of([f"second:{k}" for k in range(units)], tiny.small(), seeds=2)
-    found = carried_out(job, tmp_path / "run")
-    table = found.table()
+    result = carried_out(job, tmp_path / "run")
+    table = result.table()
     row = summarise(table).iloc[0]
     for at in (0, 1):
-        shown = report.make_panel(found, table, row, at)
+        shown = report.make_panel(result, table, row, at)
         assert len(shown.images) == units + 2 and len(shown.maps) == units and shown.curves.shape[1] == units
         figure = interaction_panel.panel(shown)
         assert overlaps(figure) == []
@@ -169,7 +169,7 @@ def test_groups_of_several_units_have_a_panel_whose_texts_keep_apart(units: int,
 LONG = "features.denseblock4.denselayer16.conv2.some.more.names"
 
 
-def made_up(units: int, name: str, value: float = 0.4, owner: int = 0) -> interaction_panel.Panel:
+def example_panel(units: int, name: str, value: float = 0.4, owner: int = 0) -> interaction_panel.Panel:
     rng = np.random.Generator(np.random.PCG64(units))
     names = tuple(f"{name}:{k}" for k in range(units))
     figures = list(labels.STATISTIC_LABELS.values())[:6]
@@ -187,26 +187,27 @@ def made_up(units: int, name: str, value: float = 0.4, owner: int = 0) -> intera
         strips=tuple(
             interaction_panel.Strip(n.format("a", "b"), (value, 0.3, value), 0.1, value, (0.2, 0.4)) for n in figures
         ),
-        sentence="12 % of the joint image's response is no mixture of its parts'; floor 3.0 %, ceiling 94 %.",
+        sentence="12 % of the joint image's response is not explained by a mixture of the solo images' responses; "
+        "floor 3.0 %, ceiling 94 %.",
         notes=("a = x, b = y; pictures of seed 0",),
     )
 
 
 @pytest.mark.parametrize("units", [2, 3, 5, 8])
 @pytest.mark.parametrize("name", ["c", "inception4a", LONG])
-def test_texts_of_a_panel_keep_apart(units: int, name: str) -> None:
-    assert overlaps(interaction_panel.panel(made_up(units, name))) == []
+def test_texts_of_a_panel_do_not_overlap(units: int, name: str) -> None:
+    assert overlaps(interaction_panel.panel(example_panel(units, name))) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -3.0, 1e30])
 @pytest.mark.parametrize("owner", [-2, -1, 1])
-def test_odd_numbers_can_be_drawn(value: float, owner: int, tmp_path: Path) -> None:
-    style.save(interaction_panel.panel(made_up(2, "$a_1$ <b>", value, owner)), tmp_path / "panel", ("png", "svg"))
+def test_extreme_values_can_be_drawn(value: float, owner: int, tmp_path: Path) -> None:
+    style.save(interaction_panel.panel(example_panel(2, "$a_1$ <b>", value, owner)), tmp_path / "panel", ("png", "svg"))
 
 
-def test_a_panel_of_nothing_is_refused() -> None:
+def test_an_empty_panel_is_refused() -> None:
     with pytest.raises(FeatmapError, match="needs units and images"):
-        interaction_panel.panel(made_up(0, "c"))
+        interaction_panel.panel(example_panel(0, "c"))
 
 
 def test_names_at_the_ends_of_curves_are_moved_apart() -> None:
@@ -232,8 +233,8 @@ def test_pictures_share_one_contrast() -> None:
 
 
 def row_of(**changes: Any) -> pd.Series:
-    known = {"status": "ok", "seeds": 5, HEADLINE: 0.123, f"{HEADLINE}_floor": 0.031, f"{HEADLINE}_ceiling": 0.94}
-    return pd.Series({**known, "low": 0.08, "high": 0.17, "p": 0.003} | changes)
+    row = {"status": "ok", "seeds": 5, HEADLINE: 0.123, f"{HEADLINE}_floor": 0.031, f"{HEADLINE}_ceiling": 0.94}
+    return pd.Series({**row, "low": 0.08, "high": 0.17, "p": 0.003} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +245,8 @@ def job() -> JointJob:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "12 % of the joint image's response is no mixture of its parts'; floor 3.1 %, ceiling 94 %, "
-             "interval 8.0 to 17 % (5 seeds); above its floor (p = 0.003)."),
+        ({}, "12 % of the joint image's response is not explained by a mixture of the solo images' responses; "
+             "floor 3.1 %, ceiling 94 %, interval 8.0 to 17 % (5 seeds); above its floor (p = 0.003)."),
         ({"p": 0.2}, "not above its floor (p = 0.2)."),
         ({"p": math.nan, "low": math.nan, "high": math.nan, "seeds": 1}, "ceiling 94 %, 1 seed: no interval."),
         ({f"{HEADLINE}_ceiling": math.nan}, "floor 3.1 %, interval"),
@@ -257,27 +258,27 @@ def job() -> JointJob:
     ],
 )  # fmt: skip
 def test_the_sentence(changes: dict[str, Any], words: str, job: JointJob) -> None:
-    said = state_conclusion(row_of(**changes), job)
-    assert words in said and said.endswith(".") and "nan" not in said and "\n" not in said
+    sentence = state_conclusion(row_of(**changes), len(job.seeds))
+    assert words in sentence and sentence.endswith(".") and "nan" not in sentence and "\n" not in sentence
 
 
-def test_notes_tell_what_to_know_before_believing(job: JointJob) -> None:
-    assert list_notes(row_of(), job) == []
-    assert list_notes(row_of(seeds=3), job) == [
-        "a claim wants 5 seeds: --seeds 5",
-        "2 of 5 seeds have no figures (see status)",
+def test_notes_state_the_limits_of_a_conclusion(job: JointJob) -> None:
+    assert list_notes(row_of(), len(job.seeds), job.recipe) == []
+    assert list_notes(row_of(seeds=3), len(job.seeds), job.recipe) == [
+        "a claim needs 5 seeds or more",
+        "2 of 5 seeds have no statistics (see the column status)",
     ]
-    crooked = job_of(["second:3", "first:5"], tiny.small(), recipe="fast")
-    assert list_notes(row_of(), crooked) == [
-        "recipe fast has steps that are not linear: a linear network shows interaction too"
+    nonlinear = job_of(["second:3", "first:5"], tiny.small(), recipe="fast")
+    assert list_notes(row_of(), len(nonlinear.seeds), nonlinear.recipe) == [
+        "recipe fast has steps that are not linear: under them even a linear network shows interaction"
     ]
 
 
-def test_every_figure_has_words_of_its_own(pair: Interaction) -> None:
-    shown = labels.labelled_statistics(list(pair.figures.columns))
+def test_every_statistic_has_a_label_of_its_own(pair: Interaction) -> None:
+    shown = labels.labelled_statistics(list(pair.statistics.columns))
     assert len(shown) == len(set(shown)) == 13
-    said = [labels.statistic_label(name, ["second:3", "first:5"]) for name in shown]
-    assert len(set(said)) == len(said) and not any("{" in s or "_" in s for s in said if "r_ab" not in s)
+    texts = [labels.statistic_label(name, ["second:3", "first:5"]) for name in shown]
+    assert len(set(texts)) == len(texts) and not any("{" in s or "_" in s for s in texts if "r_ab" not in s)
     assert labels.statistic_label("crosstalk_b_on_a", ["x:1", "y:2"]) == LABEL
     assert labels.statistic_label("joint_a") == "joint a"
 
@@ -295,7 +296,7 @@ def test_the_files_of_two_layers(layers: Interaction) -> None:
     heat = {f"matrices/{figure}.{suffix}" for figure in shown for suffix in ("png", "svg")}
     assert f"matrices/{HEADLINE}.png" in heat and "matrices/retention_b.svg" in heat
     assert names == tables | heat | {"manifest.json", "interaction.graphml", "least-linear.png", "most-linear.png"}
-    clean(layers.folder)
+    assert_no_nan(layers.folder)
 
 
 def test_the_tidy_table_and_the_pairs_agree(layers: Interaction) -> None:
@@ -316,23 +317,23 @@ def test_the_ranking_is_sorted_by_excess_and_controls_false_discoveries(layers: 
     ranking = pd.read_parquet(layers.folder / "ranking.parquet")
     excess = ranking["excess"].to_numpy(dtype=float)
     assert len(ranking) == 12 and (np.diff(excess) <= 0).all()
-    known = ranking.dropna(subset=["p"])
-    assert (known["q"] >= known["p"]).all() and (known["q"] <= 1).all()
-    lines = joint.describe(job_for(layers), layers)
+    defined = ranking.dropna(subset=["p"])
+    assert (defined["q"] >= defined["p"]).all() and (defined["q"] <= 1).all()
+    lines = interaction_run.describe(job_for(layers), layers)
     assert lines[0] == "12 pairs: 12 ok"
     assert "of 12 are above their floor at a false discovery rate of 5 %" in lines[1]
     assert lines[2].startswith(f"{ranking.loc[0, 'a']} + {ranking.loc[0, 'b']}: response nonlinearity 0.")
 
 
-def job_for(found: Interaction) -> JointJob:
+def job_for(result: Interaction) -> JointJob:
     network = featmap.load(tiny.small())
     recipe = settings.resolve_linear(network, size=12, steps=6, rows=4)
-    groups = joint.pairs_of([("second", "0-3"), ("first", "0,2,5")], network, 12)
-    assert len(groups) == len(found.summary)
-    return joint.pairs_job(groups, network, recipe)
+    pairs = groups.pairs_of([("second", "0-3"), ("first", "0,2,5")], network, 12)
+    assert len(pairs) == len(result.summary)
+    return groups.pairs_job(pairs, network, recipe)
 
 
-def test_the_graph_is_bipartite_and_carries_every_figure(layers: Interaction) -> None:
+def test_the_graph_is_bipartite_and_holds_every_statistic(layers: Interaction) -> None:
     graph = nx.read_graphml(layers.folder / "interaction.graphml")
     assert nx.is_bipartite(graph)
     assert {n for n, side in graph.nodes(data="bipartite") if side == 0} == {f"second:{k}" for k in range(4)}
@@ -345,7 +346,7 @@ def test_the_graph_is_bipartite_and_carries_every_figure(layers: Interaction) ->
         assert not any(isinstance(v, float) and math.isnan(v) for v in data.values())
 
 
-def test_a_matrix_has_a_cell_a_pair(layers: Interaction) -> None:
+def test_a_matrix_has_a_cell_for_each_pair(layers: Interaction) -> None:
     pairs = pd.read_parquet(layers.folder / "pairs.parquet")
     table = report.pair_matrix(pairs, "retention_b")
     assert list(table.index) == [f"second:{k}" for k in range(4)] and list(table.columns) == [
@@ -358,37 +359,37 @@ def test_a_matrix_has_a_cell_a_pair(layers: Interaction) -> None:
 
 
 def test_a_layer_with_itself(tmp_path: Path) -> None:
-    found = featmap.interact(
+    result = featmap.interact(
         network=tiny.small(), layers=[("second", "0-2")] * 2, **options("interact", out=tmp_path / "run", **SETTINGS)
     )
-    assert list(found.summary["group"]) == [f"second:{a} + second:{b}" for a, b in ((0, 1), (0, 2), (1, 2))]
-    graph = nx.read_graphml(found.folder / "interaction.graphml")
+    assert list(result.summary["group"]) == [f"second:{a} + second:{b}" for a, b in ((0, 1), (0, 2), (1, 2))]
+    graph = nx.read_graphml(result.folder / "interaction.graphml")
     assert graph.number_of_edges() == 3 and not nx.is_bipartite(graph)
     assert not any("bipartite" in data for _, data in graph.nodes(data=True))
-    clean(found.folder)
+    assert_no_nan(result.folder)
 
 
 @pytest.mark.parametrize("module", [tiny.asleep, tiny.sick, networks.dead_network])
-def test_pairs_without_figures_are_listed_and_not_ranked(module: Any, tmp_path: Path) -> None:
-    found = featmap.interact(
+def test_pairs_without_statistics_are_listed_but_not_ranked(module: Any, tmp_path: Path) -> None:
+    result = featmap.interact(
         network=module(), layers=["relu", ("relu", "all")], **options("interact", out=tmp_path / "run", **SETTINGS)
     )
-    assert not (found.summary["status"] == "ok").any()
-    assert cells(found.folder / "ranking.csv") == []
-    assert len(cells(found.folder / "pairs.csv")) == len(found.summary)
-    assert not (found.folder / "least-linear.png").exists()
-    assert nx.read_graphml(found.folder / "interaction.graphml").number_of_edges() == len(found.summary)
-    clean(found.folder)
+    assert not (result.summary["status"] == "ok").any()
+    assert cells(result.folder / "ranking.csv") == []
+    assert len(cells(result.folder / "pairs.csv")) == len(result.summary)
+    assert not (result.folder / "least-linear.png").exists()
+    assert nx.read_graphml(result.folder / "interaction.graphml").number_of_edges() == len(result.summary)
+    assert_no_nan(result.folder)
 
 
 def test_one_pair_of_a_layer_too_small_for_a_ceiling(tmp_path: Path) -> None:
     """One pair is reported as pairs are where layers were asked for."""
-    found = featmap.interact(
+    result = featmap.interact(
         network=tiny.two(), layers=["features"] * 2, **options("interact", out=tmp_path / "run", **SETTINGS)
     )
     network = featmap.load(tiny.two())
     recipe = settings.resolve_linear(network, size=12, steps=6, rows=4)
-    job = joint.pairs_job(joint.pairs_of(["features"] * 2, network, 12), network, recipe)
-    assert re.search(r"floor 0\.\d+, ceiling undefined$", joint.describe(job, found)[-1])
-    assert cells(found.folder / "pairs.csv")[0][f"{HEADLINE}_ceiling"] == ""
-    clean(found.folder)
+    job = groups.pairs_job(groups.pairs_of(["features"] * 2, network, 12), network, recipe)
+    assert re.search(r"floor 0\.\d+, ceiling undefined$", interaction_run.describe(job, result)[-1])
+    assert cells(result.folder / "pairs.csv")[0][f"{HEADLINE}_ceiling"] == ""
+    assert_no_nan(result.folder)

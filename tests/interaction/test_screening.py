@@ -12,13 +12,15 @@ import torch
 
 import featmap
 from featmap.errors import FeatmapError
-from featmap.interaction import run as joint
-from featmap.interaction import screening
-from featmap.interaction.run import LayerChannels
-from featmap.interaction.screening import Budget, Screening, ScreeningJob
+from featmap.interaction import groups, screening
+from featmap.interaction import run as interaction_run
+from featmap.interaction.groups import LayerChannels
+from featmap.interaction.screening import Screening
+from featmap.interaction.screening_job import Budget, ScreeningJob, random_pairs, screening_job
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.runs import integrity, lifecycle
+from featmap.runs.device import use_threads
 from featmap.stats.predictors import seed_reliability
 from tests.helpers import networks
 from tests.helpers.settings import options, resolve_linear
@@ -36,7 +38,7 @@ def job_of(
     network: Network, layers: Sequence[LayerChannels] = LAYERS, top: int = 3, checks: int = 12, **changes: Any
 ) -> Any:
     recipe = resolve_linear(network, None, 16, 3, rows=4)
-    return screening.screening_job(layers, network, recipe, budget=Budget(top, checks), **changes)
+    return screening_job(layers, network, recipe, budget=Budget(top, checks), **changes)
 
 
 def carried_out(job: ScreeningJob, folder: Path) -> Screening:
@@ -50,7 +52,8 @@ def job(network: Network) -> ScreeningJob:
 
 @pytest.fixture(scope="module")
 def result(job: ScreeningJob, tmp_path_factory: pytest.TempPathFactory) -> Screening:
-    return carried_out(job, tmp_path_factory.mktemp("screen") / "run")
+    with use_threads(1):  # a fixture of the module is set up before `one_thread`, and threads decide the last bits
+        return carried_out(job, tmp_path_factory.mktemp("screen") / "run")
 
 
 def test_all_pairs_are_predicted_and_the_top_ones_are_descended(job: ScreeningJob, result: Screening) -> None:
@@ -82,15 +85,15 @@ def test_reported_correlations_are_those_of_the_stored_tables(result: Screening)
 
 def test_exact_runs_have_other_seeds_than_the_solo_runs(job: ScreeningJob, result: Screening) -> None:
     assert not set(job.seeds) & set(job.fresh_seeds)
-    assert set(result.check.figures["seed"]) == set(result.top.figures["seed"]) == set(job.fresh_seeds)
+    assert set(result.check.statistics["seed"]) == set(result.top.statistics["seed"]) == set(job.fresh_seeds)
 
 
 def test_a_pair_has_the_same_exact_statistics_alone(job: ScreeningJob, result: Screening, tmp_path: Path) -> None:
     row = result.check.summary.iloc[4]
-    alone_job = joint.group_job(
+    alone_job = groups.group_job(
         [row["a"], row["b"]], job.network, job.recipe, seeds=job.fresh_seeds, probe_layers=LAYERS
     )
-    alone = joint.carry_out(alone_job, lifecycle.open_run(alone_job, tmp_path / "alone")).summary.iloc[0]
+    alone = interaction_run.carry_out(alone_job, lifecycle.open_run(alone_job, tmp_path / "alone")).summary.iloc[0]
     for figure in ("response_nonlinearity", "image_nonlinearity", "retention_a", "response_nonlinearity_ceiling"):
         assert (pd.isna(row[figure]) and pd.isna(alone[figure])) or row[figure] == alone[figure]
 
@@ -127,10 +130,10 @@ def test_within_one_layer_each_pair_occurs_once(network: Network) -> None:
 
 
 def test_random_pairs_depend_on_the_settings_alone(network: Network) -> None:
-    pairs = [screening.random_pairs(job_of(network, **s)) for s in ({}, {}, {"seeds": range(5, 10)})]
+    pairs = [random_pairs(job_of(network, **s)) for s in ({}, {}, {"seeds": range(5, 10)})]
     assert pairs[0] == pairs[1] != pairs[2]
     every = job_of(network, checks=10_000)
-    assert len(set(screening.random_pairs(every))) == every.checks == len(job_of(network).pairs)
+    assert len(set(random_pairs(every))) == every.checks == len(job_of(network).pairs)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +160,10 @@ def test_invalid_settings_are_refused_in_one_line(network: Network, changes: dic
 def test_a_screening_of_dead_units_ends_and_says_so(tmp_path: Path) -> None:
     network = load(networks.dead_network())
     recipe = resolve_linear(network, None, 8, 2, rows=4)
-    job = screening.screening_job([("relu", "1-2"), ("relu", "2,4")], network, recipe, budget=Budget(top=1, checks=3))
+    job = screening_job([("relu", "1-2"), ("relu", "2,4")], network, recipe, budget=Budget(top=1, checks=3))
     result = carried_out(job, tmp_path / "run")
     assert set(result.top.summary["status"]) == set(result.check.summary["status"]) == {"dead partner"}
-    assert result.lines()[0].startswith("no predictor could be judged")
+    assert result.lines()[0].startswith("no predictor could be evaluated")
     assert integrity.inspect(tmp_path / "run").faults == []
 
 
@@ -171,7 +174,7 @@ def test_screening_from_python(tmp_path: Path) -> None:
         budget=Budget(top=2, checks=11),
         **options("interact", size=16, steps=2, rows=4, seeds=1, out=tmp_path / "run"),
     )
-    assert result.lines()[-1].startswith("kept: ") and torch.get_num_threads() == 1
+    assert result.lines()[-1].startswith("selected by ") and torch.get_num_threads() == 1
 
 
 def test_reliability_is_the_mean_correlation_between_single_seeds() -> None:

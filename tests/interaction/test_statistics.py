@@ -1,4 +1,4 @@
-"""Networks whose units' interaction is known, from the descents to the figures."""
+"""Networks whose units' interaction is known, from the descents to the statistics."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ APART: dict[str, Any] = {"size": 32, "steps": 12, "rows": 4}
 
 
 @pytest.fixture
-def figures(tmp_path: Path) -> Any:
-    """What makes the table of figures of a group, without its report."""
+def compute(tmp_path: Path) -> Any:
+    """A function that computes the table of statistics of a group, without its report."""
 
-    def make(units: Sequence[str], module: nn.Module, **changes: Any) -> pd.DataFrame:
+    def run(units: Sequence[str], module: nn.Module, **changes: Any) -> pd.DataFrame:
         job = job_of(units, module, **(SETTINGS | changes))
         return carried_out(job, tmp_path / str(len(list(tmp_path.iterdir())))).table()
 
-    return make
+    return run
 
 
-def linear(table: pd.DataFrame) -> None:
+def assert_linear(table: pd.DataFrame) -> None:
     """A table without interaction: nonlinearities within 1e-4, second differences nothing but rounding."""
     assert (table["status"] == OK).all()
     assert (table[["response_nonlinearity", "image_nonlinearity"]].to_numpy(dtype=float) <= LINEAR).all()
@@ -56,15 +56,15 @@ def linear(table: pd.DataFrame) -> None:
 # ---------------------------------------------------------------- a linear network
 
 
-def gradient(network: featmap.Network, unit: str, size: int) -> np.ndarray:
+def gradient(network: featmap.Network, name: str, size: int) -> np.ndarray:
     """The gradient of the mean over a unit's neurons, in float64: in a linear network one for all images."""
-    given = Unit.parse(unit)
-    channels, mask = given.mask(network.layer(given.layer, size).shape)
+    unit = Unit.parse(name)
+    channels, mask = unit.mask(network.layer(unit.layer, size).shape)
     x = torch.zeros(1, 3, size, size, dtype=torch.float64, requires_grad=True)
     out: Any = network.normalise(x)
-    for name, child in network.module.double().named_children():
+    for layer, child in network.module.double().named_children():
         out = child(out)
-        if name == given.layer:
+        if layer == unit.layer:
             break
     values = out[0, channels]
     (values.mean() if mask is None else values[torch.from_numpy(mask)].mean()).backward()
@@ -74,7 +74,7 @@ def gradient(network: featmap.Network, unit: str, size: int) -> np.ndarray:
 
 
 def descended(direction: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """d of an image whose gradient is `direction` at every step: add it over its RMS, blur, and again."""
+    """Image difference d if the gradient is `direction` at every step: add it over its RMS, blur, and again."""
     (octave,) = recipe.octaves
     d, step = np.zeros_like(direction), direction / math.sqrt(np.mean(direction**2))
     for i in range(octave.steps):
@@ -97,25 +97,25 @@ def descended(direction: np.ndarray, recipe: Recipe) -> np.ndarray:
     ],
     ids=" ".join,
 )
-def test_a_linear_network_has_no_interaction_and_retention_in_closed_form(units: list[str], figures: Any) -> None:
+def test_a_linear_network_has_no_interaction_and_known_retention(units: list[str], compute: Any) -> None:
     """Every d is M g / rms(g) with one linear M (steps and blurs), so d_ab lies in the cone of the parts' d.
 
     With u(d) = g_u . d, alpha_u = u(d_u) and w = 1 / alpha, g_ab = sum w_u g_u: retention is u(d_ab) / alpha_u,
     cross-talk u(d_v) / alpha_u, and the gain over the blends sum_u t_u d_u a maximum over the ends of a line.
     """
-    table = figures(units, networks.linear_network())
-    linear(table)
+    table = compute(units, networks.linear_network())
+    assert_linear(table)
     network = load(networks.linear_network())
     recipe = INTERACT.resolved(16, size=16, steps=12)
     g = [gradient(network, u, 16) for u in units]
     d = [descended(one, recipe) for one in g]
     alpha = [float((one * two).sum()) for one, two in zip(g, d, strict=True)]
     together = descended(sum(one / a for one, a in zip(g, alpha, strict=True)), recipe)
-    kept = [float((one * together).sum()) / a for one, a in zip(g, alpha, strict=True)]
+    retention = [float((one * together).sum()) / a for one, a in zip(g, alpha, strict=True)]
     cosines = []
     for i, c in enumerate("abc"[: len(units)]):
         np.testing.assert_allclose(table[f"solo_{c}"], alpha[i], rtol=1e-4)
-        np.testing.assert_allclose(table[f"retention_{c}"], kept[i], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(table[f"retention_{c}"], retention[i], rtol=1e-4, atol=1e-5)
         for j, other in enumerate("abc"[: len(units)]):
             if j != i:
                 talk = float((g[i] * d[j]).sum()) / alpha[i]
@@ -124,28 +124,28 @@ def test_a_linear_network_has_no_interaction_and_retention_in_closed_form(units:
                 cosines.append((g[i] * g[j]).sum() / np.linalg.norm(g[i]) / np.linalg.norm(g[j]))
     np.testing.assert_allclose(table["gradient_agreement"], np.mean(cosines), atol=1e-4)
     ends = [sum((one * two).sum() / a for one, a in zip(g, alpha, strict=True)) for two in d]
-    np.testing.assert_allclose(table["joint_gain"], (sum(kept) - max(ends)) / len(units), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(table["joint_gain"], (sum(retention) - max(ends)) / len(units), rtol=1e-3, atol=1e-4)
 
 
-def test_a_linear_network_under_the_default_recipe_as_a_user_calls_it(tmp_path: Path) -> None:
+def test_a_linear_network_under_the_default_settings(tmp_path: Path) -> None:
     """Nothing set but the size: 60 steps, 16 rows, 5 seeds."""
-    found = featmap.interact(
+    result = featmap.interact(
         ["conv3:0", "conv3:1"], networks.linear_network(), **options("interact", size=16, out=tmp_path / "run")
     )
-    assert len(found.figures) == 5
-    linear(found.figures)
-    assert not found.notes
-    assert found.summary.loc[0, "p"] == 1 and "not above its floor" in found.sentences[0]
+    assert len(result.statistics) == 5
+    assert_linear(result.statistics)
+    assert not result.notes
+    assert result.summary.loc[0, "p"] == 1 and "not above its floor" in result.sentences[0]
 
 
 @pytest.mark.parametrize(
     ("change", "least"), [({"optimiser": "adam"}, 0.1), ({"clamp": "every"}, 0.05), ({"clamp": "end"}, 0.05)]
 )
 def test_adam_or_a_clamp_make_a_linear_network_look_nonlinear(
-    change: dict[str, Any], least: float, figures: Any
+    change: dict[str, Any], least: float, compute: Any
 ) -> None:
     """Why they are not the default of `interact`; the report says so where they are asked for."""
-    table = figures(["conv3:0", "conv3:1"], networks.linear_network(), steps=40, **change)
+    table = compute(["conv3:0", "conv3:1"], networks.linear_network(), steps=40, **change)
     assert (table["image_nonlinearity"] > least).all()
     assert (table["response_nonlinearity"] > 10 * LINEAR).all()
     assert not has_linear_steps(replace(INTERACT.resolved(16), **change))
@@ -158,7 +158,7 @@ def octaves(optimiser: Any, *sizes: float | None) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "straight"),
+    ("recipe", "is_linear"),
     [
         (replace(INTERACT, jitter=2), True),
         (octaves("gradient", 0.5, None), True),
@@ -171,23 +171,23 @@ def octaves(optimiser: Any, *sizes: float | None) -> Recipe:
     ],
     ids=lambda v: getattr(v, "name", v),
 )
-def test_what_the_report_calls_linear_is_linear(recipe: Recipe, straight: bool, figures: Any) -> None:
+def test_linear_steps_show_no_interaction(recipe: Recipe, is_linear: bool, compute: Any) -> None:
     """A gradient over its RMS changes its length from size to size, of two units not alike."""
     changes = {} if recipe.name.startswith("article") else {"steps": 12}
     if recipe.name.startswith("article"):
         small = tuple(replace(o, size=s, steps=4) for o, s in zip(recipe.octaves, (12, 14, 16), strict=True))
         recipe, changes = replace(recipe, octaves=small), {"steps": 12}
     unit = "conv3:0" if recipe.jitter else "conv3:0:1:1"  # the image moves on under a single neuron
-    table = figures([unit, "conv3:1"], networks.linear_network(), recipe=recipe, **changes)
-    assert ((table["response_nonlinearity"] <= LINEAR) & (table["image_nonlinearity"] <= LINEAR)).all() == straight
-    assert has_linear_steps(recipe.resolved(16, size=16)) == straight
+    table = compute([unit, "conv3:1"], networks.linear_network(), recipe=recipe, **changes)
+    assert ((table["response_nonlinearity"] <= LINEAR) & (table["image_nonlinearity"] <= LINEAR)).all() == is_linear
+    assert has_linear_steps(recipe.resolved(16, size=16)) == is_linear
 
 
 # ---------------------------------------------------------------- two features that read disjoint parts
 
 
 @pytest.mark.parametrize(("module", "scale"), [(couples.halves, 1.0), (couples.unequal, 0.5)])
-def test_disjoint_linear_features_share_the_step(module: Any, scale: float, figures: Any) -> None:
+def test_disjoint_linear_features_share_the_step(module: Any, scale: float, compute: Any) -> None:
     """Without interaction; but under `interact` each keeps 1/sqrt(2), not 1.
 
     A step has one RMS over the whole image, alone and together. With z_u = g_u . d, d_u = M g_u / rms(g_u) and
@@ -195,8 +195,8 @@ def test_disjoint_linear_features_share_the_step(module: Any, scale: float, figu
     long whatever their scales, the joint one sqrt(2) times that, and each part moves 1/sqrt(2) as far as alone.
     Their sum is sqrt(2) where a blend has at most 1: the gain is (sqrt(2) - 1) / 2 although all is linear.
     """
-    table = figures(["out:0", "out:1"], module(), **APART)
-    linear(table)
+    table = compute(["out:0", "out:1"], module(), **APART)
+    assert_linear(table)
     assert (table["territory_divided"] == 1).all()
     lengths = couples.COLOURS.norm(dim=1)
     np.testing.assert_allclose(table["solo_b"] / table["solo_a"], scale * float(lengths[1] / lengths[0]), rtol=1e-4)
@@ -207,29 +207,29 @@ def test_disjoint_linear_features_share_the_step(module: Any, scale: float, figu
     np.testing.assert_allclose(table["joint_gain"], (math.sqrt(2) - 1) / 2, rtol=1e-4)
 
 
-def test_disjoint_features_under_a_plain_sum_are_shared_out_by_scale(figures: Any) -> None:
+def test_disjoint_features_under_a_plain_sum_share_by_scale(compute: Any) -> None:
     """`--balance none`: lengths s and s/2 stay as they are, so the parts keep 2/sqrt(5) and 1/sqrt(5)."""
-    table = figures(["out:0", "out:1"], couples.unequal(), balance="none", **APART)
-    linear(table)
+    table = compute(["out:0", "out:1"], couples.unequal(), balance="none", **APART)
+    assert_linear(table)
     g = [couples.COLOURS[0].norm(), 0.5 * couples.COLOURS[1].norm()]
     whole = math.hypot(*g)
     np.testing.assert_allclose(table["retention_a"], float(g[0]) / whole, rtol=1e-4)
     np.testing.assert_allclose(table["retention_b"], float(g[1]) / whole, rtol=1e-4)
-    assert (table["joint_a"] > table["joint_b"]).all(), "the unit with the larger scale wins, and both are told"
+    assert (table["joint_a"] > table["joint_b"]).all(), "the unit of larger scale dominates, and both are reported"
 
 
-def test_disjoint_features_keep_all_under_plain_gradients(figures: Any) -> None:
+def test_disjoint_features_keep_all_under_plain_gradients(compute: Any) -> None:
     """The issue's "retention 1": without a common RMS, d_ab = d_a + d_b."""
-    table = figures(["out:0", "out:1"], couples.unequal(), balance="none", optimiser="gradient", **APART)
-    linear(table)
+    table = compute(["out:0", "out:1"], couples.unequal(), balance="none", optimiser="gradient", **APART)
+    assert_linear(table)
     for c in "ab":
         np.testing.assert_allclose(table[f"retention_{c}"], 1, rtol=1e-5)
     assert (table["territory_divided"] == 1).all()
 
 
-def test_disjoint_features_that_saturate_keep_all_under_interact(figures: Any) -> None:
+def test_disjoint_features_that_saturate_keep_all_under_interact(compute: Any) -> None:
     """The issue's "retention 1" again, under the default recipe: each is full in the end, alone and together."""
-    table = figures(["out:0", "out:1"], couples.saturating(), **(APART | {"steps": 60}))
+    table = compute(["out:0", "out:1"], couples.saturating(), **(APART | {"steps": 60}))
     for c in "ab":
         np.testing.assert_allclose(table[f"retention_{c}"], 1, rtol=1e-5)
     assert (table["territory_divided"] == 1).all()
@@ -242,9 +242,9 @@ def test_disjoint_features_that_saturate_keep_all_under_interact(figures: Any) -
 
 @pytest.mark.parametrize("other", [couples.COPY, couples.LARGER])
 @pytest.mark.parametrize("balance", ["solo", "none"])
-def test_a_feature_with_its_duplicate(other: int, balance: str, figures: Any) -> None:
-    table = figures(["features:0", f"features:{other}"], couples.twins(), balance=balance)
-    linear(table)
+def test_a_feature_with_its_duplicate(other: int, balance: str, compute: Any) -> None:
+    table = compute(["features:0", f"features:{other}"], couples.twins(), balance=balance)
+    assert_linear(table)
     for name in ("crosstalk_a_on_b", "crosstalk_b_on_a", "retention_a", "retention_b", "gradient_agreement"):
         np.testing.assert_allclose(table[name], 1, atol=1e-5)
     np.testing.assert_allclose(table["territory_divided"], 0)
@@ -254,56 +254,56 @@ def test_a_feature_with_its_duplicate(other: int, balance: str, figures: Any) ->
 
 def test_a_linear_feature_with_its_negative_is_cancelled(tmp_path: Path) -> None:
     """Gradient agreement -1, and nothing left of the response: undefined, not 0 and not NaN."""
-    found = featmap.interact(
+    result = featmap.interact(
         ["features:0", "features:3"], couples.twins(), **options("interact", out=tmp_path / "run", seeds=3, **SETTINGS)
     )
-    table = found.figures
+    table = result.statistics
     assert (table["status"] == CANCELLED).all()
     np.testing.assert_allclose(table["gradient_agreement"].to_numpy(dtype=float), -1, atol=1e-6)
     for name in ("response_nonlinearity", "image_nonlinearity", "second_difference"):
         assert table[name].isna().all()
-    assert found.sentences == ["response nonlinearity is undefined: cancelled (3 seeds)."]
+    assert result.sentences == ["response nonlinearity is undefined: cancelled (3 seeds)."]
     for c in "ab":
         np.testing.assert_allclose(table[f"retention_{c}"].to_numpy(dtype=float), 0, atol=1e-6)
 
 
-def test_a_feature_with_its_larger_negative_is_undefined_by_its_floor(figures: Any) -> None:
+def test_a_feature_is_driven_down_by_its_larger_negative(compute: Any) -> None:
     """A plain sum of z and -3 z is -2 z: a is driven below the null image, which no non-negative mixture does less."""
     module = couples.twins()
     with torch.no_grad():
         module.features.weight[couples.OPPOSITE] *= 3  # type: ignore[union-attr, operator]
-    table = figures(["features:0", "features:3"], module, balance="none")
+    table = compute(["features:0", "features:3"], module, balance="none")
     np.testing.assert_allclose(table["retention_b"], 1, atol=1e-5)
     np.testing.assert_allclose(table["retention_a"], -1, atol=1e-5)
-    linear(table)
+    assert_linear(table)
 
 
 @pytest.mark.parametrize("probed", [["gates"], ["colours", "gates"], ["gates", "colours"]])
-def test_the_planted_and_is_where_the_second_difference_is_largest(probed: list[str], figures: Any) -> None:
-    table = figures(["colours:0", "colours:1"], couples.gated(), probe_layers=probed)
+def test_the_second_difference_is_largest_at_the_planted_and(probed: list[str], compute: Any) -> None:
+    table = compute(["colours:0", "colours:1"], couples.gated(), probe_layers=probed)
     assert (table["second_difference_at"] == f"gates:{couples.AND}").all()
     assert (table["second_difference"] > 0.02).all()
     assert summarise(table).loc[0, "second_difference_at"] == f"gates:{couples.AND}"
 
 
-def test_without_the_and_no_feature_computes_with_the_pair(figures: Any) -> None:
-    table = figures(["colours:0", "colours:1"], couples.gated(), probe_layers=["colours"])
+def test_without_the_and_no_feature_computes_with_the_pair(compute: Any) -> None:
+    table = compute(["colours:0", "colours:1"], couples.gated(), probe_layers=["colours"])
     assert (table["second_difference_at"] == "").all()
 
 
-def test_the_yardstick_of_a_feature_that_follows_brightness_is_how_much_brightness_varies(tmp_path: Path) -> None:
+def test_the_deviation_of_a_colour_difference_is_that_of_its_mean(tmp_path: Path) -> None:
     """Minus red plus blue: its response is the difference of two channels' means."""
     job = job_of(["colours:0", "colours:1"], couples.gated(), probe_layers=["colours", "gates"], **SETTINGS)
-    found = carried_out(job, tmp_path / "run")
-    red, _, blue = np.asarray(found.arrays["pink_images"][...], dtype=float).mean((2, 3)).T
-    assert found.read["deviation"][5] == pytest.approx((blue - red).std(), rel=1e-4)
-    assert found.read["deviation"][5] > 0.01 and np.isfinite(found.read["deviation"][6 + couples.AND])
+    result = carried_out(job, tmp_path / "run")
+    red, _, blue = np.asarray(result.arrays["pink_images"][...], dtype=float).mean((2, 3)).T
+    assert result.small_arrays["deviation"][5] == pytest.approx((blue - red).std(), rel=1e-4)
+    assert result.small_arrays["deviation"][5] > 0.01 and np.isfinite(result.small_arrays["deviation"][6 + couples.AND])
 
 
 # ---------------------------------------------------------------- constant, single, dead, infinite
 
 
-def whole(table: pd.DataFrame) -> None:
+def assert_not_infinite(table: pd.DataFrame) -> None:
     """Nothing infinite; a number, or undefined."""
     assert not np.isinf(table.select_dtypes("float").to_numpy(dtype=float)).any()
 
@@ -320,42 +320,42 @@ def whole(table: pd.DataFrame) -> None:
         (["relu:0", "relu:1"], networks.dead_network, DEAD_PARTNER),
     ],
 )
-def test_statuses_of_what_has_no_figures(units: list[str], module: Any, status: str, figures: Any) -> None:
-    table = figures(units, module(), seeds=3)
+def test_statuses_without_statistics(units: list[str], module: Any, status: str, compute: Any) -> None:
+    table = compute(units, module(), seeds=3)
     assert (table["status"] == status).all()
-    whole(table)
+    assert_not_infinite(table)
     shown = table.drop(columns=["group", "seed", "status", "second_difference_at", "solo_a", "solo_b"])
     assert shown.isna().to_numpy().all()
     row = summarise(table).iloc[0]
     assert row["seeds"] == 0 and row["status"] == status and math.isnan(row["p"]) and math.isnan(row["q"])
 
 
-def test_a_partner_that_is_dead_until_it_is_rescued(figures: Any) -> None:
+def test_a_partner_that_is_dead_until_it_is_rescued(compute: Any) -> None:
     units = [f"relu:{c}" for c in (networks.LIVE, networks.ASLEEP)]
-    table = figures(units, networks.dead_network(), rescue=0.5, steps=40)
+    table = compute(units, networks.dead_network(), rescue=0.5, steps=40)
     assert set(table["status"]) <= {OK, DEAD_PARTNER}
-    whole(table)
+    assert_not_infinite(table)
 
 
 @pytest.mark.parametrize("units", [["fc:0", "fc:1"], ["class:0", "conv:1"], ["pool:1", "fc:2"]])
-def test_single_positions_have_no_correlation(units: list[str], figures: Any) -> None:
-    table = figures(units, networks.logits_network())
+def test_single_positions_have_no_correlation(units: list[str], compute: Any) -> None:
+    table = compute(units, networks.logits_network())
     assert (table["status"] == OK).all()
-    whole(table)
+    assert_not_infinite(table)
     if units[1].startswith(("fc", "pool")):
         assert table["territory_correlation"].isna().all()
     controls = "conv" in units[1] or "pool" in units[0]
     assert table["response_nonlinearity_ceiling"].notna().all() == controls
 
 
-def test_a_ceiling_takes_two_channels_more_than_the_pair_has(figures: Any) -> None:
-    table = figures(["features:0", "features:1"], tiny.two())
+def test_a_ceiling_needs_two_more_channels_than_the_pair(compute: Any) -> None:
+    table = compute(["features:0", "features:1"], tiny.two())
     assert table["response_nonlinearity_ceiling"].isna().all()
     assert table["response_nonlinearity_floor"].notna().all()
 
 
-def test_floors_are_the_units_against_themselves_and_ceilings_high(figures: Any) -> None:
-    table = figures(["second:3", "second:7"], tiny.small(), seeds=3, steps=30)
+def test_ceilings_are_higher_than_floors(compute: Any) -> None:
+    table = compute(["second:3", "second:7"], tiny.small(), seeds=3, steps=30)
     for name in ("response_nonlinearity", "image_nonlinearity"):
         for kind in ("perturbed", "seed"):
             assert ((table[f"{name}_floor_{kind}_a"] >= 0) & (table[f"{name}_floor_{kind}_a"] <= 1)).all()
@@ -364,8 +364,8 @@ def test_floors_are_the_units_against_themselves_and_ceilings_high(figures: Any)
         assert (table[f"{name}_ceiling"] > table[f"{name}_floor"]).all()
 
 
-def test_the_summary_is_the_seeds_mean(figures: Any) -> None:
-    table = figures(["second:3", "second:7"], tiny.small(), seeds=3)
+def test_the_summary_is_the_mean_over_seeds(compute: Any) -> None:
+    table = compute(["second:3", "second:7"], tiny.small(), seeds=3)
     row = summarise(table).iloc[0]
     excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
     assert row["excess"] == pytest.approx(excess.mean())

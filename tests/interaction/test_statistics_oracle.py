@@ -1,4 +1,4 @@
-"""All figures of a finished run once more, from its labelled arrays alone and by the plain loops of the oracles."""
+"""All statistics of a finished run again, from its labelled arrays alone and by the plain loops of the oracles."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name)
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Interaction]:
-    given = dict(CASES[request.param])
-    units, settings = given.pop("units"), {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | given
+def run_result(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Interaction]:
+    case = dict(CASES[request.param])
+    units, settings = case.pop("units"), {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | case
     return units, featmap.interact(
         units, tiny.small(), **options("interact", out=tmp_path_factory.mktemp("run") / "run", **settings)
     )
 
 
 class Run:
-    """A run by its labels: what was measured on which image."""
+    """A run read by its labels: responses by unit, seed and image."""
 
-    def __init__(self, units: list[str], found: Interaction) -> None:
-        self.units, self.data = units, found.dataset.load()
-        self.seeds = found.figures["seed"].tolist()
+    def __init__(self, units: list[str], interaction: Interaction) -> None:
+        self.units, self.data = units, interaction.dataset.load()
+        self.seeds = interaction.statistics["seed"].tolist()
         self.deviation = self.data["deviation"].values
-        self.kept = [k for k, v in enumerate(self.deviation) if math.isfinite(v)]
+        self.varying = [k for k, v in enumerate(self.deviation) if math.isfinite(v)]
 
     def start(self, seed: int, perturbed: bool = False) -> str:
         return f"seed={seed}" + (" perturbed" if perturbed else "")
@@ -59,7 +61,7 @@ class Run:
 
     def r(self, responses: np.ndarray, start: str) -> list[float]:
         null = self.at("null", start=start)
-        return [(responses[k] - null[k]) / self.deviation[k] for k in self.kept]
+        return [(responses[k] - null[k]) / self.deviation[k] for k in self.varying]
 
     def solo_r(self, unit: str, seed: int, perturbed: bool = False, array: str = "solo_A") -> list[float]:
         return self.r(self.at(array, solo=self.solo(unit, seed, perturbed)), self.start(seed, perturbed))
@@ -84,11 +86,11 @@ class Run:
         return [[others[la].pop(0) for la in layers] for _ in range(count)]
 
 
-def test_every_figure_by_loops(found: tuple[list[str], Interaction]) -> None:
-    units, given = found
-    run, letters = Run(*found), "abc"[: len(units)]
+def test_every_statistic_by_plain_loops(run_result: tuple[list[str], Interaction]) -> None:
+    units, interaction = run_result
+    run, letters = Run(units, interaction), "abc"[: len(units)]
     controls = run.controls()
-    for seed, row in zip(run.seeds, given.figures.to_dict("records"), strict=True):
+    for seed, row in zip(run.seeds, interaction.statistics.to_dict("records"), strict=True):
         expected: dict[str, float] = {}
         joint = run.r(run.at("joint_A", joint=run.joint(seed)), run.start(seed))
         parts = [run.solo_r(u, seed) for u in units]
@@ -100,7 +102,7 @@ def test_every_figure_by_loops(found: tuple[list[str], Interaction]) -> None:
         fractions = [run.solo_r(u, seed, array="solo_fraction") for u in units]
         size, where = oracles.second_difference(middle, fractions, joint)
         expected["second_difference"] = size
-        named = "" if size < 1e-5 else run.data["response"].values[run.kept[where]]  # `first` is linear: rounding
+        named = "" if size < 1e-5 else run.data["response"].values[run.varying[where]]  # `first` is linear: rounding
         assert row["second_difference_at"] == named
         reached = run.at("joint_units", joint=run.joint(seed))
         best = [run.z(u, run.at("solo_units", solo=run.solo(u, seed)), seed) for u in units]
@@ -115,7 +117,7 @@ def test_every_figure_by_loops(found: tuple[list[str], Interaction]) -> None:
                     expected[f"crosstalk_{c}_on_{other}"] = there / best[k]
         counts = [run.data[f"joint_map_{c}"].values[0].size for c in letters]
         # the plain sum is over neurons
-        weights = [1 / b for b in best] if is_solo(given) else [n / max(counts) for n in counts]
+        weights = [1 / b for b in best] if is_solo(interaction) else [n / max(counts) for n in counts]
         blends = run.at("joint_blend", joint=run.joint(seed))
         null = [run.at("null_units", start=run.start(seed))[list(run.data["unit"].values).index(u)] for u in units]
         sums = [sum(w * (v - n) for w, v, n in zip(weights, point, null, strict=True)) for point in blends]
@@ -149,12 +151,12 @@ def test_every_figure_by_loops(found: tuple[list[str], Interaction]) -> None:
         assert left == {"territory_correlation"}
 
 
-def is_solo(found: Interaction) -> bool:
-    return '"balance": "solo"' in (found.folder / "manifest.json").read_text()
+def is_solo(interaction: Interaction) -> bool:
+    return '"balance": "solo"' in (interaction.folder / "manifest.json").read_text()
 
 
-def test_excess_interval_and_p_from_the_seeds(found: tuple[list[str], Interaction]) -> None:
-    table, row = found[1].figures, found[1].summary.iloc[0]
+def test_excess_interval_and_p_from_the_seeds(run_result: tuple[list[str], Interaction]) -> None:
+    table, row = run_result[1].statistics, run_result[1].summary.iloc[0]
     values = [float(v) for v in table["response_nonlinearity"]]
     assert row["response_nonlinearity"] == pytest.approx(sum(values) / len(values))
     excess = [float(v) for v in table["response_nonlinearity"] - table["response_nonlinearity_floor"]]

@@ -12,13 +12,14 @@ from torch import nn
 
 import featmap
 from featmap import image_ops
-from featmap.interaction import run as joint
+from featmap.interaction import groups
+from featmap.interaction import run as interaction_run
 from featmap.interaction.job import JointUnit
 from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
-from featmap.optimize.descent import descend
+from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import initial_image, null_image
 from featmap.optimize.recipe import INTERACT, Recipe
@@ -32,56 +33,56 @@ from tests.interaction.test_job import SMALL, carried_out, job_of, pairs_of
 pytestmark = pytest.mark.usefixtures("threads")
 
 
-# ---------------------------------------------------------------- what is made
+# ---------------------------------------------------------------- images and responses
 
 
-def test_a_solo_image_is_what_maximise_makes(tmp_path: Path) -> None:
+def test_a_solo_image_is_that_of_maximise(tmp_path: Path) -> None:
     job = job_of(["second:3", "first:5"], tiny.small())
-    found = carried_out(job, tmp_path / "run")
+    result = carried_out(job, tmp_path / "run")
     alone = featmap.maximise(["second:3", "first:5"], tiny.small(), **options(recipe="interact", seeds=2, **SMALL))
     for seed in (0, 1):
         for k, unit in enumerate(job.groups[0]):
-            image = found.image("solo_images", found.rows[unit, seed, False])
+            image = result.image("solo_images", result.solo_rows[unit, seed, False])
             assert image.tobytes() == alone["images"].values[seed, k].tobytes()
-        null = found.image("null_images", found.starts[seed, False])
+        null = result.image("null_images", result.start_rows[seed, False])
         assert null.tobytes() == alone["null_images"].values[seed].tobytes()
 
 
 @pytest.mark.parametrize("units", [["second:3", "second:7"], ["second:3", "first:5"], ["second:1", "second:0:2:2"]])
 @pytest.mark.parametrize("balance", ["solo", "none"])
-def test_the_joint_image_is_what_the_weighted_objective_makes(units: list[str], balance: str, tmp_path: Path) -> None:
+def test_the_joint_image_maximises_the_weighted_objective(units: list[str], balance: str, tmp_path: Path) -> None:
     job = job_of(units, tiny.small(), balance=balance)
-    found = carried_out(job, tmp_path / "run")
+    result = carried_out(job, tmp_path / "run")
     network, group = job.network, job.groups[0]
     shapes = {12: {u.layer: network.layer(u.layer, 12).shape for u in group}}
     for row, (_, seed) in enumerate(job.joints):
         counts = [int(np.prod(shapes[12][u.layer][1:])) if u.kind == "feature" else 1 for u in group]
-        alpha = [found.solo_z(u, u, seed) for u in group]
+        alpha = [result.solo_activation(u, u, seed) for u in group]
         # the article's plain sum is over neurons
         expected = [1 / a for a in alpha] if balance == "solo" else [c / max(counts) for c in counts]
-        np.testing.assert_allclose(found.read["joint_weight"][row], expected, rtol=1e-9)
+        np.testing.assert_allclose(result.small_arrays["joint_weight"][row], expected, rtol=1e-9)
         # the loss is a sum over neurons, J a mean: dividing by the count turns one into the other
         weights = np.array(expected) / counts
         target = Objective(tuple(zip((weights / weights.mean()).tolist(), group, strict=True)))
-        again = descend(network.module, network.normalise, [target], job.recipe, shapes, seed=seed)
-        np.testing.assert_allclose(found.image("joint_images", row), again.images[0].numpy(), atol=2e-5)
-        np.testing.assert_allclose(found.arrays["joint_curve"][row], again.curve[0].numpy(), atol=2e-5)
+        again = descend(DescentNetwork(network.module, network.normalise, shapes), [target], job.recipe, seed=seed)
+        np.testing.assert_allclose(result.image("joint_images", row), again.images[0].numpy(), atol=2e-5)
+        np.testing.assert_allclose(result.arrays["joint_curve"][row], again.curve[0].numpy(), atol=2e-5)
 
 
 def plain(module: nn.Module, image: np.ndarray) -> dict[str, np.ndarray]:
     """Every layer's output for one image, one module after another, in float64."""
-    x, found = torch.tensor(image, dtype=torch.float64)[None], {}
+    x, result = torch.tensor(image, dtype=torch.float64)[None], {}
     with torch.no_grad():
         for name, child in module.double().named_children():
             x = child(x)
-            found[name] = x[0].numpy()
-    return found
+            result[name] = x[0].numpy()
+    return result
 
 
-def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> None:
+def test_recorded_responses_are_those_of_the_plain_network(tmp_path: Path) -> None:
     job = job_of(["second:3", "first:5"], tiny.small(), probe_layers=["second", "first"])
-    found, again = carried_out(job, tmp_path / "run"), tiny.small()
-    data = found.arrays
+    result, again = carried_out(job, tmp_path / "run"), tiny.small()
+    data = result.arrays
 
     def responses(image: np.ndarray) -> np.ndarray:
         out = plain(again, image)
@@ -90,9 +91,9 @@ def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> N
     assert job.columns == [f"second:{c}" for c in range(11)] + [f"first:{c}" for c in range(6)]
     own = [3, 11 + 5]
     for row, (_, seed) in enumerate(job.joints):
-        solos = [found.image("solo_images", found.rows[u, seed, False]).astype(float) for u in job.groups[0]]
-        null = found.image("null_images", found.starts[seed, False]).astype(float)
-        joint = found.image("joint_images", row)
+        solos = [result.image("solo_images", result.solo_rows[u, seed, False]).astype(float) for u in job.groups[0]]
+        null = result.image("null_images", result.start_rows[seed, False]).astype(float)
+        joint = result.image("joint_images", row)
         np.testing.assert_allclose(data["joint_A"][row], responses(joint), atol=2e-6)
         np.testing.assert_allclose(data["joint_units"][row], responses(joint)[own], atol=2e-6)
         middle = null + (solos[0] - null) / 2 + (solos[1] - null) / 2
@@ -101,7 +102,7 @@ def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> N
             expected = responses(t * solos[0] + (1 - t) * solos[1])[own]
             np.testing.assert_allclose(data["joint_blend"][row, k], expected, atol=2e-6)
         for unit, image in zip(job.groups[0], solos, strict=True):
-            at = found.rows[unit, seed, False]
+            at = result.solo_rows[unit, seed, False]
             np.testing.assert_allclose(data["solo_A"][at], responses(image), atol=2e-6)
             np.testing.assert_allclose(data["solo_fraction"][at], responses(null + (image - null) / 2), atol=2e-6)
         np.testing.assert_allclose(data["joint_map_a"][row], plain(again, joint)["second"][3], atol=2e-6)
@@ -113,23 +114,23 @@ def test_everything_recorded_is_what_the_plain_network_says(tmp_path: Path) -> N
 def test_a_perturbed_start_differs_by_two_percent_of_the_noise() -> None:
     job = job_of(["second:3", "first:5"], tiny.small())
     worker = JointWorker(job)
-    off = (worker.start(1, True) - initial_image(job.recipe, 1)).numpy()
+    off = (worker.start_image(1, True) - initial_image(job.recipe, 1)).numpy()
     assert off.std() == pytest.approx(0.02 * job.recipe.std, rel=0.1)
     assert abs(np.corrcoef(off.ravel(), initial_image(job.recipe, 1).numpy().ravel())[0, 1]) < 0.2
-    torch.testing.assert_close(worker.null(1, False), null_image(job.recipe, 1))
-    assert not torch.equal(worker.null(1, True), worker.null(1, False))
+    torch.testing.assert_close(worker.null_image(1, False), null_image(job.recipe, 1))
+    assert not torch.equal(worker.null_image(1, True), worker.null_image(1, False))
 
 
-def test_both_layers_are_reached_by_one_pass() -> None:
+def test_one_pass_reaches_both_layers() -> None:
     """Layer k is reached through layer l once, in every step of the joint descent."""
     network = load(couples.counted())
     recipe = replace(INTERACT.resolved(12, size=12, steps=5), rows=2)
     a, b = Unit("first", 1), Unit("second", 2)
     shapes = {12: {layer: network.layer(layer, 12).shape for layer in ("first", "second")}}
     couples.Counted.calls = 0
-    descend(network.module, network.normalise, [Objective(((1.0, a), (0.5, b)))], recipe, shapes)
+    descend(DescentNetwork(network.module, network.normalise, shapes), [Objective(((1.0, a), (0.5, b)))], recipe)
     assert couples.Counted.calls == 5
-    job = joint.group_job([a, b], network, recipe, seeds=2)
+    job = groups.group_job([a, b], network, recipe, seeds=2)
     worker = JointWorker(job)
     couples.Counted.calls = 0
     worker._descend([Objective(((1.0, a), (0.5, b)))] * 2, [(0, False), (1, False)])
@@ -156,17 +157,17 @@ def test_the_sums_gradient_is_the_sum_of_the_gradients() -> None:
     recipe = replace(recipe, octaves=(replace(recipe.octaves[0], rate=(1.0, 1.0), sigma=(0.0, 0.0)),))
     a, b = Objective(((1.0, Unit("second", 3)),)), Objective(((-0.7, Unit("first", 1)),))
     shapes = {12: {layer: network.layer(layer, 12).shape for layer in ("first", "second")}}
-    found = descend(network.module, network.normalise, [a + b], recipe, shapes)
+    result = descend(DescentNetwork(network.module, network.normalise, shapes), [a + b], recipe)
     start = initial_image(recipe, 0)
     one, two = (summed_gradient(network, recipe, t, start) for t in (a, b))
-    moved = found.images[0] - start
+    moved = result.images[0] - start
     torch.testing.assert_close(moved, summed_gradient(network, recipe, a + b, start), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(moved, one + two, atol=1e-5, rtol=1e-4)
     cosine = float((one * two).sum() / one.norm() / two.norm())
-    assert float(found.agreement[0, 0]) == pytest.approx(cosine, abs=1e-5)
+    assert float(result.agreement[0, 0]) == pytest.approx(cosine, abs=1e-5)
 
 
-# ---------------------------------------------------------------- resuming, company
+# ---------------------------------------------------------------- resuming, other rows in the batch
 
 
 def same(one: Any, two: Any, names: Sequence[str]) -> None:
@@ -195,15 +196,15 @@ def test_an_interrupted_run_gives_the_same_bits(stop: int, tmp_path: Path, monke
     assert lifecycle.carry_out(job, run, JointWorker) == 0
 
 
-def test_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_computed_again(tmp_path: Path) -> None:
     job = job_of(["second:3", "first:5"], tiny.small())
     before = carried_out(job, tmp_path / "run")
-    kept = {name: np.asarray(before.arrays[name]) for name in job.arrays()}
+    copies = {name: np.asarray(before.arrays[name]) for name in job.arrays()}
     chunk = tmp_path / "run" / "arrays.zarr" / "solo_A" / "1.0"
     chunk.write_bytes(b"rubbish")
     run = lifecycle.open_run(job, tmp_path / "run")
     assert lifecycle.carry_out(job, run, JointWorker) == 1
-    same(kept, run.arrays, list(kept))
+    same(copies, run.arrays, list(copies))
 
 
 def test_a_pair_is_the_same_alone_as_among_others(tmp_path: Path) -> None:
@@ -216,13 +217,13 @@ def test_a_pair_is_the_same_alone_as_among_others(tmp_path: Path) -> None:
             there = many.joints.index((many.groups.index(group), seed))
             for name in (n for n in job.arrays() if n.startswith("joint_") and n != "joint_units"):
                 assert np.asarray(alone.arrays[name][row]).tobytes() == among.arrays[name][there].tobytes(), name
-            one, two = alone.figures(row), among.figures(there)
+            one, two = alone.statistics(row), among.statistics(there)
             assert one.keys() == two.keys()
             assert np.array(list(one.values())).tobytes() == np.array(list(two.values())).tobytes()
 
 
-class Noting(Silent):
-    """Keeps what it is told."""
+class RecordingWatcher(Silent):
+    """A watcher that records its calls."""
 
     def __init__(self) -> None:
         self.total = self.steps = self.units = 0
@@ -243,19 +244,19 @@ class Noting(Silent):
         self.stages.append((name, done, total))
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    job, watcher = pairs_of(["0-2", "0-4"], tiny.small(), ("second", "first")), Noting()
-    joint.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Execution(watcher=watcher))
+def test_progress_is_reported(tmp_path: Path) -> None:
+    job, watcher = pairs_of(["0-2", "0-4"], tiny.small(), ("second", "first")), RecordingWatcher()
+    interaction_run.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Execution(watcher=watcher))
     batches = sum(1 for p in job.work_units() if p.last)
     assert watcher.total == watcher.steps == batches * job.recipe.steps and watcher.done == 0
     assert watcher.units == batches + 1
-    assert {name for name, *_ in watcher.stages} == {"figures", "matrices"}
-    again = Noting()
-    joint.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Execution(watcher=again))
+    assert {name for name, *_ in watcher.stages} == {"statistics", "matrices"}
+    again = RecordingWatcher()
+    interaction_run.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Execution(watcher=again))
     assert again.steps == again.units == 0 and again.done == again.total
 
 
-def test_a_dead_partner_weighs_nothing() -> None:
+def test_a_dead_partner_has_weight_zero() -> None:
     job = job_of(["second:3", "second:5"], tiny.small())
-    found = JointWorker(job).weights(job.groups[0], np.array([0.5, -1.0]), np.array([True, False]))
-    assert found.tolist() == [2.0, 0.0]
+    result = JointWorker(job).joint_weights(job.groups[0], np.array([0.5, -1.0]), np.array([True, False]))
+    assert result.tolist() == [2.0, 0.0]

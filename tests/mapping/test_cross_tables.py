@@ -52,7 +52,7 @@ def times(folder: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-def test_each_features_best_partner_is_its_copy(paired: LayerMaps) -> None:
+def test_best_partner_of_each_feature_is_its_copy(paired: LayerMaps) -> None:
     for pair in BOTH:
         c = paired.crossings[pair]
         assert list(c.activations.index) == names(pair[0])
@@ -67,7 +67,7 @@ def test_each_features_best_partner_is_its_copy(paired: LayerMaps) -> None:
     assert list(paired.layers["images"]) == [2 * N] * 2
 
 
-def test_a_copy_whose_image_is_its_originals_is_wholly_coactivated(paired: LayerMaps) -> None:
+def test_copies_with_the_same_image_have_full_coactivation(paired: LayerMaps) -> None:
     images = paired.dataset["images"].sel(seed=0)
     C = paired.crossings["features", "copies"].measures["coactivation"]
     coincide = 0
@@ -80,7 +80,7 @@ def test_a_copy_whose_image_is_its_originals_is_wholly_coactivated(paired: Layer
     assert coincide == 3
 
 
-def test_a_layers_own_map_is_that_of_a_run_of_its_own(paired: LayerMaps, tmp_path: Path) -> None:
+def test_layer_map_equals_a_single_layer_run(paired: LayerMaps, tmp_path: Path) -> None:
     for layer in LAYERS:
         alone = similarity(layer, tiny.paired(), **options(out=tmp_path / layer, **FAST))
         whole = paired.dataset.sel(image=names(layer), response=names(layer))
@@ -93,7 +93,7 @@ def test_a_layers_own_map_is_that_of_a_run_of_its_own(paired: LayerMaps, tmp_pat
             assert places[name].read_bytes() == (paired.folder / layer / name).read_bytes(), name
 
 
-def test_probe_layers_change_nothing_of_the_layers_own_map(probing: SimilarityMap, tmp_path: Path) -> None:
+def test_probe_layers_do_not_change_the_layer_map(probing: SimilarityMap, tmp_path: Path) -> None:
     alone = similarity("second", tiny.small(), **options(out=tmp_path / "run", **FAST))
     own = names("second", tiny.FEATURES)
     for name in ("images", "activation", "curve", "status"):
@@ -104,7 +104,7 @@ def test_probe_layers_change_nothing_of_the_layers_own_map(probing: SimilarityMa
             assert path.read_bytes() == (probing.folder / path.name).read_bytes(), path.name
 
 
-def test_a_probed_layers_responses_are_those_of_the_plain_network(probing: SimilarityMap) -> None:
+def test_probed_responses_match_the_plain_network(probing: SimilarityMap) -> None:
     images = torch.tensor(probing.dataset["images"].values[0])
     with torch.no_grad():
         first = tiny.small()[0](images).mean((2, 3)).numpy()
@@ -132,7 +132,7 @@ def test_recording_probe_layers_adds_no_forward_pass(probes: tuple[str, ...]) ->
     assert calls(more) == calls(plain) > 3
 
 
-def test_every_file_is_there_and_labelled(paired: LayerMaps, probing: SimilarityMap) -> None:
+def test_all_files_are_written_with_labels(paired: LayerMaps, probing: SimilarityMap) -> None:
     for run, pair in ((paired, BOTH[0]), (paired, BOTH[1]), (probing, ("second", "first"))):
         folder = run.folder / "cross" / f"{pair[0]}-to-{pair[1]}"
         c = run.crossings[pair]
@@ -165,10 +165,10 @@ def test_every_file_is_there_and_labelled(paired: LayerMaps, probing: Similarity
     no_nan(paired.folder / "cross")
 
 
-def test_it_says_what_a_probed_layer_cannot_have(probing: SimilarityMap, paired: LayerMaps) -> None:
-    said = [line for line in probing.lines() if "co-activation is undefined" in line]
-    assert len(said) == 2
-    assert "selective" in said[0] and "--layers second,first" in said[0]
+def test_missing_coactivation_of_probed_layers_is_explained(probing: SimilarityMap, paired: LayerMaps) -> None:
+    notes = [line for line in probing.lines() if "co-activation is undefined" in line]
+    assert len(notes) == 2
+    assert "selective" in notes[0] and "map the layers second and first" in notes[0]
     assert "coactivation" not in probing.crossings["second", "first"].measures
     assert b"standardised" in (probing.folder / "cross" / "second-to-first" / "heatmap.svg").read_bytes()
     assert b"co-activation" in (paired.folder / "cross" / "copies-to-features" / "heatmap.svg").read_bytes()
@@ -177,16 +177,16 @@ def test_it_says_what_a_probed_layer_cannot_have(probing: SimilarityMap, paired:
 
 
 @pytest.mark.parametrize("measure", ["raw", "relative", "selective", "profile"])
-def test_any_measure_is_drawn(measure: str, paired: LayerMaps, tmp_path: Path) -> None:
-    found = similarity(
+def test_every_measure_can_be_drawn(measure: str, paired: LayerMaps, tmp_path: Path) -> None:
+    result = similarity(
         LAYERS, tiny.paired(), **options(features="0-3", stimuli="shown", measure=measure, out=tmp_path / "run", **FAST)
     )
     label = cross_tables.LABELS[measure].split()[0].encode()
     assert label in (tmp_path / "run" / "cross" / "features-to-copies" / "heatmap.svg").read_bytes()
-    assert found.crossings[BOTH[0]].activations.shape == (4, 4)
+    assert result.crossings[BOTH[0]].activations.shape == (4, 4)
 
 
-def test_the_same_call_again_writes_nothing_and_finds_the_same(paired: LayerMaps, probing: SimilarityMap) -> None:
+def test_repeated_call_writes_nothing_and_gives_the_same_result(paired: LayerMaps, probing: SimilarityMap) -> None:
     before = times(paired.folder) | times(probing.folder)
     again = similarity(LAYERS, tiny.paired(), **options(out=paired.folder, **FAST))
     once_more = similarity(
@@ -199,7 +199,7 @@ def test_the_same_call_again_writes_nothing_and_finds_the_same(paired: LayerMaps
         similarity("second", tiny.small(), **options(probe_layers="first", out=probing.folder, **FAST))
 
 
-def test_a_lost_figure_is_drawn_again(paired: LayerMaps) -> None:
+def test_missing_figure_is_drawn_again(paired: LayerMaps) -> None:
     lost = paired.folder / "cross" / "copies-to-features" / "heatmap.png"
     picture = lost.read_bytes()
     lost.unlink()
@@ -207,13 +207,13 @@ def test_a_lost_figure_is_drawn_again(paired: LayerMaps) -> None:
     assert lost.read_bytes() == picture
 
 
-def test_features_are_shown_of_every_layer_and_of_probed_ones_all(tmp_path: Path) -> None:
-    found = similarity(LAYERS, tiny.paired(), **options(features="1,3,4", out=tmp_path / "run", **FAST))
+def test_shown_features_restrict_mapped_layers_only(tmp_path: Path) -> None:
+    result = similarity(LAYERS, tiny.paired(), **options(features="1,3,4", out=tmp_path / "run", **FAST))
     folder = tmp_path / "run" / "cross" / "features-to-copies"
     frame = pd.read_parquet(folder / "coactivation.parquet")
     assert list(frame.index) == [f"features:{c}" for c in (1, 3, 4)]
     assert list(frame.columns) == [f"copies:{c}" for c in (1, 3, 4)]
-    assert found.crossings[BOTH[0]].activations.shape == (N, N)
+    assert result.crossings[BOTH[0]].activations.shape == (N, N)
     assert set(pd.read_csv(folder / "partners.csv")["feature"]) == set(frame.index)
     part = similarity(
         "second",
@@ -225,33 +225,33 @@ def test_features_are_shown_of_every_layer_and_of_probed_ones_all(tmp_path: Path
         similarity(["second", "first"], tiny.small(), **options(features="0-8", **FAST))
 
 
-def test_one_listed_layer_is_that_layer(tmp_path: Path) -> None:
+def test_list_of_one_layer_equals_the_layer(tmp_path: Path) -> None:
     network = load(tiny.small())
     recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
     one, listed, twice = (
-        mapping.similarity_job(given, network, recipe) for given in ("second", ["second"], ["second", "second"])
+        mapping.similarity_job(layers, network, recipe) for layers in ("second", ["second"], ["second", "second"])
     )
     assert one.identity() == listed.identity() == twice.identity()
-    found = similarity(["second"], tiny.small(), **options(out=tmp_path / "run", **FAST))
-    assert isinstance(found, LayerMaps) and (tmp_path / "run" / "heatmap.png").is_file()
+    result = similarity(["second"], tiny.small(), **options(out=tmp_path / "run", **FAST))
+    assert isinstance(result, LayerMaps) and (tmp_path / "run" / "heatmap.png").is_file()
     assert not (tmp_path / "run" / "cross").exists()
 
 
-def test_layers_that_cannot_go_together_are_refused() -> None:
-    for given, wanted in (
+def test_conflicting_layers_are_rejected() -> None:
+    for arguments, message in (
         (("second", "second"), "is the layer that is maximised"),
         ((["second", "first"], "relu"), "exclude each other"),
         (([], ()), "no layer"),
         (("second", "frst"), "nearest: first"),
     ):
-        with pytest.raises(UnitError, match=wanted):
-            similarity(given[0], tiny.small(), **options(probe_layers=given[1], **FAST))
+        with pytest.raises(UnitError, match=message):
+            similarity(arguments[0], tiny.small(), **options(probe_layers=arguments[1], **FAST))
 
 
-def test_dead_features_are_left_out_of_rows_and_undefined_in_columns(tmp_path: Path) -> None:
-    found = similarity(["relu", "features"], tiny.sick(), **options(out=tmp_path / "run", **FAST))
-    c = found.crossings["features", "relu"]
-    assert list(found.maps["relu"].features["status"]) == ["live", "dead", "dead", "not-finite"]
+def test_dead_features_have_no_rows_and_undefined_columns(tmp_path: Path) -> None:
+    result = similarity(["relu", "features"], tiny.sick(), **options(out=tmp_path / "run", **FAST))
+    c = result.crossings["features", "relu"]
+    assert list(result.maps["relu"].features["status"]) == ["live", "dead", "dead", "not-finite"]
     for name in ("coactivation", "relative", "selective", "profile"):
         assert c.measures[name][["relu:1", "relu:2", "relu:3"]].isna().to_numpy().all(), name
     no_nan(tmp_path / "run" / "cross" / "features-to-relu")
@@ -260,9 +260,9 @@ def test_dead_features_are_left_out_of_rows_and_undefined_in_columns(tmp_path: P
     assert probed.crossings["features", "relu"].measures["selective"]["relu:1"].isna().all()
 
 
-def test_layers_without_a_live_feature_complete(tmp_path: Path) -> None:
-    found = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
-    assert found.layers["best"].isna().all()
+def test_run_without_live_features_completes(tmp_path: Path) -> None:
+    result = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
+    assert result.layers["best"].isna().all()
     no_nan(tmp_path / "run" / "cross")
     json.loads((tmp_path / "run" / "manifest.json").read_text(), parse_constant=pytest.fail)
     similarity("relu", tiny.asleep(), **options(probe_layers="features", out=tmp_path / "probed", **FAST))
@@ -270,23 +270,23 @@ def test_layers_without_a_live_feature_complete(tmp_path: Path) -> None:
     assert len(similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST)).lines()) > 4
 
 
-def test_class_logits_are_a_layer_of_one_by_one(tmp_path: Path) -> None:
-    found = similarity("conv", networks.logits_network(), **options(probe_layers="fc", out=tmp_path / "run", **FAST))
-    c = found.crossings["conv", "fc"]
+def test_class_logits_are_a_1x1_layer(tmp_path: Path) -> None:
+    result = similarity("conv", networks.logits_network(), **options(probe_layers="fc", out=tmp_path / "run", **FAST))
+    c = result.crossings["conv", "fc"]
     assert c.activations.shape == (6, 3)
     assert c.measures["selective"].notna().to_numpy().all()
     both = similarity(["conv", "fc"], networks.logits_network(), **options(out=tmp_path / "both", **FAST))
     assert both.crossings["fc", "conv"].measures["coactivation"].shape == (3, 6)
 
 
-def test_seeds_are_averaged(tmp_path: Path) -> None:
-    found = similarity(LAYERS, tiny.paired(), **options(seeds=2, out=tmp_path / "run", **FAST))
-    A = found.dataset["A"].sel(image=names("features"), response=names("copies")).values.astype(float)
-    np.testing.assert_allclose(found.crossings[BOTH[0]].activations, A.mean(0))
-    assert all("seeds" in one.summary for one in found.maps.values())
+def test_cross_layer_responses_are_averaged_over_seeds(tmp_path: Path) -> None:
+    result = similarity(LAYERS, tiny.paired(), **options(seeds=2, out=tmp_path / "run", **FAST))
+    A = result.dataset["A"].sel(image=names("features"), response=names("copies")).values.astype(float)
+    np.testing.assert_allclose(result.crossings[BOTH[0]].activations, A.mean(0))
+    assert all("seeds" in one.summary for one in result.maps.values())
 
 
-def test_folders_tell_layers_apart_on_every_file_system() -> None:
+def test_folder_names_are_unique_on_every_file_system() -> None:
     assert tables.layer_folders(["a"]) == {"a": ""}
     assert tables.layer_folders(["x/y", "x-y", "X-y", "units", "cross"]) == {
         **{"x/y": "x-y/", "x-y": "x-y-2/", "X-y": "X-y-3/", "units": "units-2/", "cross": "cross-2/"},
@@ -295,7 +295,7 @@ def test_folders_tell_layers_apart_on_every_file_system() -> None:
     assert len(set(cross_tables.pair_folders(pairs).values())) == 4
 
 
-def test_an_estimate_counts_every_layer(tmp_path: Path) -> None:
+def test_estimate_covers_every_layer(tmp_path: Path) -> None:
     recipe = settings.resolve(load(tiny.paired()), torch.device("cpu"), "fast", 16, 6, rows=4)
     seen: list[str] = []
     job = mapping.similarity_job(LAYERS, load(tiny.paired()), recipe)

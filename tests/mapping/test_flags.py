@@ -55,9 +55,9 @@ def loose(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with three features that a validation found unreliable."""
     folder = tmp_path_factory.mktemp("loose") / "run"
     shutil.copytree(run, folder)
-    known = Run.read(folder)
-    known.manifest.reliability |= LOOSE
-    known.save()
+    stored = Run.read(folder)
+    stored.manifest.reliability |= LOOSE
+    stored.save()
     similarity(
         ["second", "first"], "tests.helpers.tiny:wide", **settings(features="0-5", out=folder, neighbours=4, **FEW)
     )
@@ -65,23 +65,24 @@ def loose(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_atlas_shows_what_the_validation_found(run: Path) -> None:
+def test_atlas_shows_the_reliability_of_the_validation(run: Path) -> None:
     assert atlas.is_current(Run.read(run))
     for layer, count in (("second", 6), ("first", 6)):
         data, table = data_of(run / layer / "atlas.html"), pd.read_parquet(run / layer / "features.parquet")
-        found = dict(zip(data["features"]["name"], data["features"]["reliability"], strict=True))
-        assert len(found) == count and found == pytest.approx(table["reliability"].to_dict())
-        known = Run.read(run).manifest.reliability
-        assert set(data["unreliable"]) == {n for n, v in known.items() if v is None or v < flags.RELIABLE}
+        reliability = dict(zip(data["features"]["name"], data["features"]["reliability"], strict=True))
+        expected = {name: None if np.isnan(value) else value for name, value in table["reliability"].items()}
+        assert len(reliability) == count and reliability == pytest.approx(expected)
+        stored = Run.read(run).manifest.reliability
+        assert set(data["unreliable"]) == {n for n, v in stored.items() if v is None or v < flags.RELIABLE}
 
 
-def test_every_unreliable_feature_is_named_once_in_the_atlas(loose: Path) -> None:
+def test_atlas_lists_unreliable_features(loose: Path) -> None:
     data = data_of(loose / "second" / "atlas.html")
     assert set(LOOSE) <= set(data["unreliable"])
     assert dict(zip(data["features"]["name"], data["features"]["reliability"], strict=True))["second:5"] is None
 
 
-def test_the_neighbours_of_an_unreliable_feature_are_headed_so(loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbours_command_marks_unreliable_features(loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for unit, marked in (("second:3", 2), ("second:0", 0)):
         with pytest.raises(SystemExit):
             app.main(["neighbours", unit, str(loose)])
@@ -89,7 +90,7 @@ def test_the_neighbours_of_an_unreliable_feature_are_headed_so(loose: Path, caps
 
 
 @needs_chromium
-def test_the_marks_are_seen_in_the_browser(loose: Path) -> None:
+def test_browser_shows_the_marks(loose: Path) -> None:
     with chromium() as browser:
         tab = Tab(browser, loose / "second" / "atlas.html", "#second:3")
         page = tab.ready()
@@ -103,12 +104,12 @@ def test_the_marks_are_seen_in_the_browser(loose: Path) -> None:
         tab.close()
 
 
-def test_the_folders_are_free_again_after_a_validation(run: Path) -> None:
+def test_locks_are_released_after_a_validation(run: Path) -> None:
     held = store._locks
     assert run.resolve() not in held and (run / validation.FOLDER).resolve() not in held
 
 
-def test_features_may_differ_from_layer_to_layer() -> None:
+def test_shown_features_may_differ_between_layers() -> None:
     network, chosen = load("tests.helpers.tiny:wide"), Recipe.named("fast").resolved(16, 16, 6)
     wanted = {"second": "3,5-6", "first": [0, 2]}
     job = similarity_job(["second", "first"], network, chosen, view=View(wanted, stimuli="shown"))
@@ -118,11 +119,11 @@ def test_features_may_differ_from_layer_to_layer() -> None:
         similarity_job(["second", "first"], network, chosen, view=View({"second": "all"}))
 
 
-def test_layers_that_are_not_held_to_weights_are_named_on_the_page(tmp_path: Path) -> None:
+def test_validation_page_names_layers_not_tested_on_weights(tmp_path: Path) -> None:
     module = twofold.honest()
     similarity("features", load(module, input_size=16), **settings(out=tmp_path / "run", **FEW))
-    found = validation.validate(tmp_path / "run", seeds=2, null_seeds=0, network=module)
-    lacks = "outgoing_weights" not in found.trained["features"].figures
+    result = validation.validate(tmp_path / "run", seeds=2, null_seeds=0, network=module)
+    lacks = "outgoing_weights" not in result.trained["features"].statistics
     text = (tmp_path / "run" / "validation" / "validation.md").read_text()
-    assert lacks and "features is not held to outgoing weights" in text
-    assert np.isfinite(found.figures["value"].to_numpy(float, na_value=0)).all()
+    assert lacks and "features is not compared with its outgoing weights" in text
+    assert np.isfinite(result.statistics["value"].to_numpy(float, na_value=0)).all()

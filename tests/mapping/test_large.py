@@ -15,7 +15,7 @@ from torch import nn
 
 from featmap.cli import app
 from featmap.mapping import analysis
-from featmap.mapping import large as overviews
+from featmap.mapping import large as large_maps
 from featmap.mapping import run as mapping
 from featmap.mapping.result import LayerMaps
 from featmap.mapping.run import similarity
@@ -63,13 +63,13 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> LayerMaps:
         return similarity(LAYERS, three(), **options(neighbours=K, seeds=2, out=folder, **FAST))
 
 
-def test_layers_and_pairs_are_those_of_the_dense_path(large: LayerMaps, dense: LayerMaps) -> None:
+def test_layers_and_pairs_equal_the_dense_computation(large: LayerMaps, dense: LayerMaps) -> None:
     assert list(large.maps) == list(dense.maps) and list(large.crossings) == list(dense.crossings)
     for pair, expected in dense.crossings.items():
-        found = large.crossings[pair]
-        assert set(found.measures) == set(expected.measures)
+        crossing = large.crossings[pair]
+        assert set(crossing.measures) == set(expected.measures)
         for name, frame in expected.measures.items():
-            pd.testing.assert_frame_equal(found.measures[name], frame, check_exact=False, atol=1e-12)
+            pd.testing.assert_frame_equal(crossing.measures[name], frame, check_exact=False, atol=1e-12)
     pd.testing.assert_frame_equal(large.layers["best"].to_frame(), dense.layers["best"].to_frame(), atol=1e-9)
     same = ["layer", "other", "features", "images"]
     pd.testing.assert_frame_equal(large.layers[same], dense.layers[same])
@@ -84,9 +84,9 @@ def test_layers_and_pairs_are_those_of_the_dense_path(large: LayerMaps, dense: L
         large.maps["third"]
 
 
-def test_the_neighbour_graph_joins_each_feature_to_its_nearest_in_any_layer(large: LayerMaps, dense: LayerMaps) -> None:
-    near = pd.read_parquet(large.folder / f"{overviews.NEIGHBOURS}.parquet")
-    graph = nx.read_graphml(large.folder / overviews.GRAPH)
+def test_neighbour_graph_links_nearest_features_of_all_layers(large: LayerMaps, dense: LayerMaps) -> None:
+    near = pd.read_parquet(large.folder / f"{large_maps.NEIGHBOURS}.parquet")
+    graph = nx.read_graphml(large.folder / large_maps.GRAPH)
     live = [f for one in dense.maps.values() for f in one.clusters.labels.index]
     assert list(graph.nodes) == live and "first:2" not in live
     assert graph.nodes["second:3"] == {"layer": "second", "status": "live"}
@@ -105,18 +105,18 @@ def test_the_neighbour_graph_joins_each_feature_to_its_nearest_in_any_layer(larg
     assert f"{len(live)} live features" in " ".join(large.lines())
 
 
-def test_partners_are_the_first_of_the_dense_tables(large: LayerMaps, dense: LayerMaps) -> None:
-    found = pd.read_parquet(large.folder / f"{overviews.PARTNERS}.parquet")
+def test_partners_equal_the_dense_computation(large: LayerMaps, dense: LayerMaps) -> None:
+    partners = pd.read_parquet(large.folder / f"{large_maps.PARTNERS}.parquet")
     live = sum(int(one.features["status"].isin(["live", "rescued"]).sum()) for one in large.maps.values())
-    assert live >= 20 and len(found) == 2 * live, "one in each of the two other layers"
-    for row in found.itertuples():
+    assert live >= 20 and len(partners) == 2 * live, "one in each of the two other layers"
+    for row in partners.itertuples():
         one = row.feature.rpartition(":")[0]
         S = dense.crossings[one, row.layer].measures["profile"].loc[row.feature]
         assert S.max() == pytest.approx(row.similarity, abs=1e-9)
         assert S[row.partner] == pytest.approx(row.similarity, abs=1e-9)
 
 
-def test_no_table_of_pairs_is_written_and_all_is_noted(large: LayerMaps) -> None:
+def test_no_pair_tables_are_written_and_all_files_recorded(large: LayerMaps) -> None:
     assert {p.name for p in (large.folder / "cross").iterdir()} == {
         *("layers.csv", "layers.parquet", "layers.png", "layers.svg"),
         *("neighbours.parquet", "partners.parquet", "graph.graphml"),
@@ -141,32 +141,32 @@ def again(large: LayerMaps, **changes: Any) -> LayerMaps:
     )
 
 
-def test_the_same_call_again_writes_nothing(large: LayerMaps) -> None:
+def test_repeated_call_writes_nothing(large: LayerMaps) -> None:
     before = times(large.folder)
     assert again(large).lines() == large.lines()
     assert times(large.folder) == before
 
 
-def test_a_lost_file_is_made_again_and_only_its_layer(large: LayerMaps) -> None:
+def test_missing_file_is_restored_without_touching_other_layers(large: LayerMaps) -> None:
     before = times(large.folder)
     lost = [large.folder / name for name in ("relu/heatmap.png", "cross/partners.parquet")]
     kept = {path: path.read_bytes() for path in lost}
     for path in lost:
         path.unlink()
     again(large)
-    assert all(path.read_bytes() == known for path, known in kept.items())
+    assert all(path.read_bytes() == content for path, content in kept.items())
     untouched = [p for p in before if p.parent.name in ("first", "second")]
     assert len(untouched) > 20 and all(times(large.folder)[p] == before[p] for p in untouched)
 
 
-def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerMaps, tmp_path: Path) -> None:
+def test_validation_marks_neighbours_partners_and_graph(large: LayerMaps, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(large.folder, folder)
-    known = Run.read(folder)
-    known.manifest.reliability = dict.fromkeys(large.maps["second"].features.index, 0.95) | {"second:3": 0.5}
-    known.save()
+    stored = Run.read(folder)
+    stored.manifest.reliability = dict.fromkeys(large.maps["second"].features.index, 0.95) | {"second:3": 0.5}
+    stored.save()
     similarity(LAYERS, three(), **options(neighbours=K, seeds=2, out=folder, **FAST))
-    for name, other in ((overviews.NEIGHBOURS, "neighbour"), (overviews.PARTNERS, "partner")):
+    for name, other in ((large_maps.NEIGHBOURS, "neighbour"), (large_maps.PARTNERS, "partner")):
         plain, marked = (pd.read_parquet(f / f"{name}.parquet") for f in (large.folder, folder))
         assert "reliable" not in plain
         pd.testing.assert_frame_equal(marked[plain.columns], plain)
@@ -174,12 +174,12 @@ def test_a_validated_runs_neighbours_partners_and_graph_are_marked(large: LayerM
             bad, unknown = marked[whose] == "second:3", ~marked[whose].str.startswith("second:")
             assert bad.any() and not marked.loc[bad, column].any()
             assert marked.loc[unknown, column].isna().all() and marked.loc[~bad & ~unknown, column].all()
-    graph = nx.read_graphml(folder / overviews.GRAPH)
+    graph = nx.read_graphml(folder / large_maps.GRAPH)
     assert graph.nodes["second:3"]["reliable"] is False and graph.nodes["second:1"]["reliable"] is True
     assert "reliable" not in graph.nodes["first:3"]
 
 
-def test_an_interrupted_mapping_goes_on_with_the_next_layer(
+def test_interrupted_mapping_resumes_at_the_interrupted_layer(
     large: LayerMaps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, seen = analysis.map_layer, []
@@ -198,7 +198,7 @@ def test_an_interrupted_mapping_goes_on_with_the_next_layer(
     assert seen == ["first", "relu", "relu", "second"]
 
 
-def test_what_reads_a_run_reads_a_large_one(large: LayerMaps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbours_and_atlas_work_on_large_runs(large: LayerMaps, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         app.main(["neighbours", "second:1", str(large.folder)])
     assert end.value.code == 0 and "most like second:1" in capsys.readouterr().out
@@ -206,31 +206,31 @@ def test_what_reads_a_run_reads_a_large_one(large: LayerMaps, capsys: pytest.Cap
     assert len(pages) == 4 and all(p.stat().st_size > 10_000 for p in pages)
 
 
-def test_a_network_without_a_live_feature(tmp_path: Path) -> None:
-    found = similarity("relu,features,relu*", tiny.asleep(), **options(out=tmp_path / "small", **FAST))
-    assert isinstance(found, LayerMaps) and not found.large_lines  # six features are no large run
+def test_network_without_live_features_completes(tmp_path: Path) -> None:
+    result = similarity("relu,features,relu*", tiny.asleep(), **options(out=tmp_path / "small", **FAST))
+    assert isinstance(result, LayerMaps) and not result.large_lines  # six features are no large run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise, "LARGE", 2)
-        found = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
-        assert found.large_lines and found.layers["floor"].isna().all()
-        assert found.summary["network"]["live"] == len(pd.read_csv(tmp_path / "run" / "features" / "features.csv"))
+        result = similarity(["relu", "features"], tiny.asleep(), **options(out=tmp_path / "run", **FAST))
+        assert result.large_lines and result.layers["floor"].isna().all()
+        assert result.summary["network"]["live"] == len(pd.read_csv(tmp_path / "run" / "features" / "features.csv"))
 
 
-def test_all_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_maps_all_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "tests.helpers.tiny:small", "--size", "16", "--steps", "4", "--rows", "4", "--device", "cpu"]
     with pytest.raises(SystemExit) as end:
         app.main(["similarity", "--layer", "all", *options, "--out", str(tmp_path / "run")])
-    said = capsys.readouterr()
-    assert end.value.code == 0, said.err
-    assert "2 layers, 17 features: first, second" in said.out
-    assert f"featmap atlas {tmp_path / 'run'}" in said.out
-    assert said.out.splitlines()[-1].startswith(f"result: {tmp_path / 'run'} (cross/neighbours.parquet")
+    printed = capsys.readouterr()
+    assert end.value.code == 0, printed.err
+    assert "2 layers, 17 features: first, second" in printed.out
+    assert f"featmap atlas {tmp_path / 'run'}" in printed.out
+    assert printed.out.splitlines()[-1].startswith(f"result: {tmp_path / 'run'} (cross/neighbours.parquet")
     with pytest.raises(SystemExit) as end:
         app.main(["similarity", "--layer", "*", *options, "--dry-run"])
     assert end.value.code == 0 and "2 layers, 17 features" in capsys.readouterr().out
 
 
-def test_disk_is_not_asked_for_tables_that_are_not_written() -> None:
+def test_disk_estimate_omits_pair_tables_of_large_runs() -> None:
     network = load(tiny.paired())
     recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 6, rows=4)
     job = mapping.similarity_job("all", network, recipe)

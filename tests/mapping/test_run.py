@@ -34,7 +34,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> SimilarityMap:
     return similarity("features", tiny.planted(), **options(out=tmp_path_factory.mktemp("maps") / "planted", **FAST))
 
 
-def test_copies_are_alike_and_nearest(planted: SimilarityMap) -> None:
+def test_copies_are_nearest_neighbours(planted: SimilarityMap) -> None:
     S = planted.measures["profile"]
     for copy, (original, _) in tiny.COPIES.items():
         assert S.loc[f"features:{copy}", f"features:{original}"] > 0.99
@@ -45,7 +45,7 @@ def test_copies_are_alike_and_nearest(planted: SimilarityMap) -> None:
     assert S.to_numpy(dtype=float).diagonal().tolist() == [1.0] * 12
 
 
-def test_a_copys_scale_shows_in_A_and_not_in_coactivation(planted: SimilarityMap) -> None:
+def test_scale_of_a_copy_changes_A_but_not_coactivation(planted: SimilarityMap) -> None:
     C = planted.measures["coactivation"]
     for copy, (original, factor) in tiny.COPIES.items():
         a, b = f"features:{copy}", f"features:{original}"
@@ -54,7 +54,7 @@ def test_a_copys_scale_shows_in_A_and_not_in_coactivation(planted: SimilarityMap
         assert C.loc[b, a] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_coactivation_is_its_formula_of_the_stored_arrays(planted: SimilarityMap) -> None:
+def test_coactivation_follows_its_formula(planted: SimilarityMap) -> None:
     data = store.open_arrays(planted.folder)
     A, n = data["A"].values[0].astype(float), data["null"].values[0].astype(float)
     for i, j in ((0, 1), (3, 9), (11, 2)):
@@ -63,7 +63,7 @@ def test_coactivation_is_its_formula_of_the_stored_arrays(planted: SimilarityMap
     np.testing.assert_array_equal(planted.activations.to_numpy(), A)
 
 
-def test_every_file_is_there_and_labelled(planted: SimilarityMap) -> None:
+def test_all_files_are_written_with_labels(planted: SimilarityMap) -> None:
     for name in SQUARE:
         parquet = pd.read_parquet(planted.folder / f"{name}.parquet")
         written = pd.read_csv(planted.folder / f"{name}.csv", index_col=0)
@@ -80,7 +80,7 @@ def test_every_file_is_there_and_labelled(planted: SimilarityMap) -> None:
     assert b"<svg" in (planted.folder / "heatmap.svg").read_bytes()[:2000]
 
 
-def test_the_graph_is_read_by_networkx(planted: SimilarityMap) -> None:
+def test_networkx_reads_the_graph(planted: SimilarityMap) -> None:
     graph = nx.read_graphml(planted.folder / "graph.graphml")
     assert set(graph) == set(NAMES)
     assert graph.has_edge("features:0", "features:6")
@@ -88,7 +88,7 @@ def test_the_graph_is_read_by_networkx(planted: SimilarityMap) -> None:
     assert {d["status"] for _, d in graph.nodes(data=True)} == {"live"}
 
 
-def test_the_manifest_tells_how_it_was_made(planted: SimilarityMap) -> None:
+def test_manifest_records_settings_and_environment(planted: SimilarityMap) -> None:
     manifest = json.loads((planted.folder / "manifest.json").read_text())
     identity = manifest["identity"]
     assert (manifest["status"], identity["command"], identity["layer"], identity["seeds"]) == (
@@ -111,7 +111,7 @@ def test_the_manifest_tells_how_it_was_made(planted: SimilarityMap) -> None:
     assert set(manifest["units"]) == {p.stem for p in tiny.landed(planted.folder)}
 
 
-def test_the_arrays_open_in_xarray_with_names(planted: SimilarityMap) -> None:
+def test_xarray_opens_the_arrays_with_labels(planted: SimilarityMap) -> None:
     data = xr.open_zarr(planted.folder / "arrays.zarr")
     assert dict(data.sizes) == {
         **{"seed": 1, "image": 12, "response": 12, "step": 6},
@@ -136,11 +136,11 @@ def unpickled(folder: Path) -> None:
             assert '"|O"' not in text
 
 
-def test_there_is_no_pickle_in_the_folder(planted: SimilarityMap) -> None:
+def test_run_folder_contains_no_pickle(planted: SimilarityMap) -> None:
     unpickled(planted.folder)
 
 
-def test_the_same_call_again_writes_nothing(planted: SimilarityMap) -> None:
+def test_repeated_call_writes_nothing(planted: SimilarityMap) -> None:
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in planted.folder.rglob("*")}
     again = similarity("features", tiny.planted(), **options(out=planted.folder, **FAST))
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in planted.folder.rglob("*")} == before
@@ -148,7 +148,7 @@ def test_the_same_call_again_writes_nothing(planted: SimilarityMap) -> None:
     assert again.lines() == planted.lines()
 
 
-def test_a_lost_figure_is_drawn_again_from_the_arrays(planted: SimilarityMap) -> None:
+def test_missing_figure_is_drawn_from_the_arrays(planted: SimilarityMap) -> None:
     units = tiny.landed(planted.folder)
     picture = (planted.folder / "heatmap.png").read_bytes()
     (planted.folder / "heatmap.png").unlink()
@@ -169,7 +169,7 @@ def test_tables_open_as_plain_float64(planted: SimilarityMap, tmp_path: Path) ->
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), frame.rename_axis(index="image"))
     assert (tmp_path / "table.csv").read_text() == "image,a,b\na,0.25,\nb,,0.333333333\n"
     frame.astype("Float64").to_parquet(tmp_path / "older.parquet")
-    pd.testing.assert_frame_equal(output.read_frame(tmp_path, "older"), frame)
+    pd.testing.assert_frame_equal(store.read_frame(tmp_path, "older"), frame)
 
 
 def no_nan(folder: Path) -> None:
@@ -184,7 +184,7 @@ def no_nan(folder: Path) -> None:
             assert np.isfinite(values).all(), (path.name, column)
 
 
-def test_features_are_shown_and_the_layer_stays_the_stimuli(planted: SimilarityMap, tmp_path: Path) -> None:
+def test_shown_features_do_not_restrict_the_stimuli(planted: SimilarityMap, tmp_path: Path) -> None:
     shown = ["features:1", "features:3", "features:7"]
     part = similarity("features", tiny.planted(), **options(features="1,3,7", out=tmp_path / "part", **FAST))
     for name in SQUARE:
@@ -198,7 +198,7 @@ def test_features_are_shown_and_the_layer_stays_the_stimuli(planted: SimilarityM
     assert "3 shown" in part.lines()[0]
 
 
-def test_stimuli_shown_makes_only_those_images(planted: SimilarityMap, tmp_path: Path) -> None:
+def test_stimuli_shown_maximises_only_shown_features(planted: SimilarityMap, tmp_path: Path) -> None:
     part = similarity(
         "features", tiny.planted(), **options(features=[1, 3, 7, 8], stimuli="shown", out=tmp_path / "run", **FAST)
     )
@@ -211,63 +211,63 @@ def test_stimuli_shown_makes_only_those_images(planted: SimilarityMap, tmp_path:
         similarity("features", tiny.planted(), **options(stimuli="all", **FAST))
 
 
-def test_seeds_are_averaged_and_their_agreement_is_told(tmp_path: Path) -> None:
-    found = similarity("features", tiny.planted(), **options(seeds=2, out=tmp_path / "run", **FAST))
-    seeds = found.summary["seeds"]
+def test_seeds_are_averaged_and_their_agreement_reported(tmp_path: Path) -> None:
+    result = similarity("features", tiny.planted(), **options(seeds=2, out=tmp_path / "run", **FAST))
+    seeds = result.summary["seeds"]
     assert seeds["count"] == 2
     assert 0.5 < seeds["correlation_of_S"] <= 1
     assert -1 <= seeds["ari_of_clusters"] <= 1
     A = store.open_arrays(tmp_path / "run")["A"].values.astype(float)
-    np.testing.assert_allclose(found.activations.to_numpy(), (A[0] + A[1]) / 2)
-    assert any("2 seeds" in line for line in found.lines())
+    np.testing.assert_allclose(result.activations.to_numpy(), (A[0] + A[1]) / 2)
+    assert any("2 seeds" in line for line in result.lines())
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["summary"]["seeds"] == seeds
 
 
-def test_a_layer_with_dead_features_completes_with_statuses(tmp_path: Path) -> None:
-    found = similarity("relu", tiny.asleep(), **options(out=tmp_path / "run", **FAST))
-    assert list(found.features["status"]) == ["dead"] * 3
-    assert found.summary["identity_rate"] is None
+def test_layer_of_dead_features_completes(tmp_path: Path) -> None:
+    result = similarity("relu", tiny.asleep(), **options(out=tmp_path / "run", **FAST))
+    assert list(result.features["status"]) == ["dead"] * 3
+    assert result.summary["identity_rate"] is None
     no_nan(tmp_path / "run")
     for name in (*[f"{n}.csv" for n in SQUARE], "features.csv", "graph.graphml", "features.png"):
         assert (tmp_path / "run" / name).is_file()
 
 
-def test_a_layer_with_a_feature_that_is_not_finite_completes(tmp_path: Path) -> None:
-    found = similarity("relu", tiny.sick(), **options(out=tmp_path / "run", **FAST))
-    assert found.features["status"]["relu:3"] == "not-finite"
+def test_layer_with_a_non_finite_feature_completes(tmp_path: Path) -> None:
+    result = similarity("relu", tiny.sick(), **options(out=tmp_path / "run", **FAST))
+    assert result.features["status"]["relu:3"] == "not-finite"
     no_nan(tmp_path / "run")
 
 
-def test_a_feature_that_is_not_finite_leaves_the_others_alone(tmp_path: Path) -> None:
-    found = similarity("relu", tiny.sick(), **options(out=tmp_path / "run", **FAST))
-    assert list(found.features["status"]) == ["live", "dead", "dead", "not-finite"]
+def test_non_finite_feature_does_not_affect_the_others(tmp_path: Path) -> None:
+    result = similarity("relu", tiny.sick(), **options(out=tmp_path / "run", **FAST))
+    assert list(result.features["status"]) == ["live", "dead", "dead", "not-finite"]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("factory", [tiny.one, tiny.two])
 def test_the_smallest_layers_complete(factory: Any, seeds: int, tmp_path: Path) -> None:
-    found = similarity("features", factory(), **options(seeds=seeds, out=tmp_path / "run", **FAST))
-    assert set(found.features["status"]) == {"live"}
-    assert found.summary["clusters"]["count"] == 0
-    assert len(found.lines()) >= 3
+    result = similarity("features", factory(), **options(seeds=seeds, out=tmp_path / "run", **FAST))
+    assert set(result.features["status"]) == {"live"}
+    assert result.summary["clusters"]["count"] == 0
+    assert len(result.lines()) >= 3
     if seeds == 2:
-        assert found.summary["seeds"]["correlation_of_S"] is None
+        assert result.summary["seeds"]["correlation_of_S"] is None
     no_nan(tmp_path / "run")
     json.loads((tmp_path / "run" / "manifest.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
+def test_hostile_layer_names_are_escaped_everywhere(tmp_path: Path) -> None:
     name = "<script>alert('&')</script>"
-    found = similarity(name, tiny.hostile(), **options(out=tmp_path / "<b>run", **FAST))
-    html = found._repr_html_()
+    result = similarity(name, tiny.hostile(), **options(out=tmp_path / "<b>run", **FAST))
+    html = result._repr_html_()
     assert "<script" not in html
     assert "<b>run" not in html
     assert "&lt;script&gt;" in html
-    assert set(nx.read_graphml(found.folder / "graph.graphml")) == {f"{name}:{c}" for c in range(4)}
-    assert b"<script" not in (found.folder / "heatmap.svg").read_bytes()
+    assert set(nx.read_graphml(result.folder / "graph.graphml")) == {f"{name}:{c}" for c in range(4)}
+    assert b"<script" not in (result.folder / "heatmap.svg").read_bytes()
 
 
-def test_a_photograph_to_start_from(tmp_path: Path) -> None:
+def test_descent_starts_from_a_photograph(tmp_path: Path) -> None:
     pixels = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     network = load(tiny.small())
@@ -278,19 +278,17 @@ def test_a_photograph_to_start_from(tmp_path: Path) -> None:
         "second:1", network, **options(recipe=recipe, start=tmp_path / "photo.png", device="cpu")
     )
     middle = Image.fromarray(pixels).crop((5, 0, 25, 20)).resize((16, 16), Image.Resampling.BICUBIC)
-    given = np.asarray(middle, dtype=float).transpose(2, 0, 1) / 255
+    photograph = np.asarray(middle, dtype=float).transpose(2, 0, 1) / 255
     for image in (data["images"].values[0, 0], data["null_images"].values[0]):
-        assert np.corrcoef(image.ravel(), given.ravel())[0, 1] > 0.5
-    assert np.corrcoef(negative["images"].values[0, 0].ravel(), given.ravel())[0, 1] < -0.5
+        assert np.corrcoef(image.ravel(), photograph.ravel())[0, 1] > 0.5
+    assert np.corrcoef(negative["images"].values[0, 0].ravel(), photograph.ravel())[0, 1] < -0.5
 
 
 @pytest.mark.parametrize(
     "name",
     ["profile.csv", "graph.graphml", "heatmap.svg", "manifest.json"],
 )
-def test_a_disk_that_fills_up_at_the_end_is_one_line(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_full_disk_at_the_end_is_a_store_error(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = os.replace
 
     def full(source: str, target: str) -> None:
@@ -306,7 +304,7 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line(
     assert (tmp_path / name).is_file()
 
 
-def test_a_full_disk_is_seen_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lack_of_disk_space_is_detected_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lifecycle, "free_space", lambda _: 1000)
     with pytest.raises(StoreError, match=r"no space: .* MB needed.*choose another folder"):
         similarity("features", tiny.planted(), **options(out=tmp_path / "run", **FAST))
@@ -314,12 +312,12 @@ def test_a_full_disk_is_seen_before_anything_is_made(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_the_bundled_network_is_mapped(tmp_path: Path) -> None:
-    found = similarity(
+def test_reference_network_can_be_mapped(tmp_path: Path) -> None:
+    result = similarity(
         "inception3a",
         **options(features="0-3", stimuli="shown", out=tmp_path / "run", size=32, steps=3, rows=4, device="cpu"),
     )
-    assert found.activations.shape == (4, 4)
-    assert set(found.features["branch"]) == {"branch1"}
-    assert np.isfinite(found.activations.to_numpy(dtype=float)).all()
+    assert result.activations.shape == (4, 4)
+    assert set(result.features["branch"]) == {"branch1"}
+    assert np.isfinite(result.activations.to_numpy(dtype=float)).all()
     unpickled(tmp_path / "run")

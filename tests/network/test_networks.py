@@ -12,7 +12,7 @@ from featmap.errors import UnitError
 from featmap.network.loading import load
 from featmap.network.unit import Unit
 from featmap.network.weights import hash_state
-from featmap.optimize.descent import descend
+from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import FAST
 from featmap.optimize.responses import Probe
@@ -191,7 +191,9 @@ def test_the_users_module_is_given_back() -> None:
     probe.responses(images, ["mixed"])
     probe.activations(images, [Objective.parse("mixed:1")] * 3)
     recipe = FAST.resolved(16, size=16, steps=2, rows=2)
-    descend(module, network.normalise, [Objective.parse("mixed:1")], recipe, {16: {"mixed": (11, 8, 8)}})
+    descend(
+        DescentNetwork(module, network.normalise, {16: {"mixed": (11, 8, 8)}}), [Objective.parse("mixed:1")], recipe
+    )
     with pytest.raises(RuntimeError):
         probe.responses(images[:, :, :4, :4], ["relu@2"])
     assert hash_state(module) == digest == network.sha256

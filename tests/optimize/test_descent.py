@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.optimize.descent import Descent, _Optimiser, descend
+from featmap.optimize.descent import Descent, DescentNetwork, _Optimiser, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, ARTICLE_NORMALISED, FAST, INTERACT, Octave, Recipe
@@ -30,7 +30,7 @@ def descended(network: Network, units: Sequence[Any], recipe: Recipe, **settings
     """The maximising images of some units, on the network itself."""
     targets = [Objective.parse(u) for u in units]
     shapes = {s: {la: network.layer(la, s).shape for t in targets for la in t.layers} for s in recipe.sizes}
-    return descend(network.module, network.normalise, targets, recipe, shapes, **settings)
+    return descend(DescentNetwork(network.module, network.normalise, shapes), targets, recipe, **settings)
 
 
 def made(network: Network, units: Sequence[Any], recipe: Recipe, seed: int = 0) -> dict[str, np.ndarray]:

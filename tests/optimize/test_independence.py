@@ -15,7 +15,7 @@ from featmap import image_ops
 from featmap.errors import RecipeError
 from featmap.network.loading import load
 from featmap.network.weights import hash_state
-from featmap.optimize.descent import descend
+from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, Octave
@@ -135,7 +135,11 @@ def test_padding_is_not_given_back(count: int) -> None:
 def test_batches_that_do_not_fit(count: int) -> None:
     recipe = replace(one_octave(FAST, 16, 3), rows=4)
     with pytest.raises(RecipeError, match=f"{count} objectives in a batch of 4 rows; give 1 to 4"):
-        descend(networks.linear_network(), lambda x: x, [Objective.parse("conv1:0")] * count, recipe, {16: {}})
+        descend(
+            DescentNetwork(networks.linear_network(), lambda x: x, {16: {}}),
+            [Objective.parse("conv1:0")] * count,
+            recipe,
+        )
 
 
 def test_the_curve_is_the_activation_before_each_step() -> None:
@@ -160,7 +164,7 @@ def test_the_network_is_given_back() -> None:
     module.stem.weight.requires_grad_(False)
     digest, flags = hash_state(module), [p.requires_grad for p in module.parameters()]
     shapes = {16: {"mixed": (11, 8, 8)}}
-    descend(module, lambda x: x, [Objective.parse("mixed:0")], one_octave(FAST, 16, 2), shapes)
+    descend(DescentNetwork(module, lambda x: x, shapes), [Objective.parse("mixed:0")], one_octave(FAST, 16, 2))
     assert hash_state(module) == digest and all(m.training for m in module.modules())
     assert [p.requires_grad for p in module.parameters()] == flags
     assert all(p.grad is None and not m._forward_hooks for m in module.modules() for p in m.parameters())

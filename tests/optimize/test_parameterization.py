@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featmap import image_ops
 from featmap.optimize import parameterization
-from featmap.optimize.descent import descend
+from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import channel
 from featmap.optimize.parameterization import (
     PARAMETERISATIONS,
@@ -35,7 +35,11 @@ def two_octaves(**changes: Any) -> Recipe:
 def descended(recipe: Recipe, channel_of_relu: int, seed: int, start: Tensor | None = None) -> Tensor:
     shapes = {size: {"relu": (5, size, size)} for size in recipe.sizes}
     made = descend(
-        networks.dead_network(), lambda x: x, [channel("relu", channel_of_relu)], recipe, shapes, seed=seed, start=start
+        DescentNetwork(networks.dead_network(), lambda x: x, shapes),
+        [channel("relu", channel_of_relu)],
+        recipe,
+        seed=seed,
+        start=start,
     )
     assert bool(made.had_gradient[0]) == (channel_of_relu != networks.CONSTANT)
     return made.images[0]
@@ -64,7 +68,7 @@ def test_null_frames_are_those_of_a_descent_without_gradient(parameterisation: A
     recipe = two_octaves(parameterisation=parameterisation)
     shapes = {size: {"relu": (5, size, size)} for size in recipe.sizes}
     dead = [channel("relu", networks.CONSTANT)]
-    made = descend(networks.dead_network(), lambda x: x, dead, recipe, shapes, seed=3, frames=every)
+    made = descend(DescentNetwork(networks.dead_network(), lambda x: x, shapes), dead, recipe, seed=3, frames=every)
     found = null_frames(recipe, 3, every=every)
     assert [f.shape[-1] for f in found] == [17 if step <= 4 else 20 for step in frame_steps(recipe.steps, every)]
     assert all(torch.equal(frame[0], null) for frame, null in zip(made.frames, found, strict=True))

@@ -27,6 +27,8 @@ def rectangle(n: int = 6, m: int = 9, layer: str = "inception4a", **given: objec
         "cbar_label": "co-activation (share of the responding feature's own best response)",
     }
     settings |= given
+    for axis in ("row", "column"):
+        settings[f"{axis}s"] = heatmaps.Axis(settings.pop(f"{axis}_name"), settings.pop(f"{axis}_clusters"))  # type: ignore[arg-type]
     return heatmaps.cross_heatmap(settings.pop("values", values), **settings)  # type: ignore[arg-type]
 
 

@@ -36,34 +36,34 @@ SEVERAL = ["similarity", "--layers", "second,first", *SMALL]
 
 def data_of(page: Path) -> dict[str, Any]:
     """Return the values that a page was given."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
-    assert found is not None
-    return dict(json.loads(found[1]))
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert match is not None
+    return dict(json.loads(match[1]))
 
 
 def blob_of(page: Path, name: str) -> np.ndarray:
     text = page.read_text(encoding="utf-8")
-    found = re.search(rf'<script type="text/plain" id="blob-{name}" data-kind="(\w+)Array">(.*?)</script>', text)
-    assert found is not None
-    return np.frombuffer(base64.b64decode(found[2]), dtype=found[1].lower())
+    match = re.search(rf'<script type="text/plain" id="blob-{name}" data-kind="(\w+)Array">(.*?)</script>', text)
+    assert match is not None
+    return np.frombuffer(base64.b64decode(match[2]), dtype=match[1].lower())
 
 
-def test_the_map_of_a_folder_is_the_map_that_was_found(tmp_path: Path) -> None:
-    found = similarity(
+def test_maps_read_from_a_folder_equal_the_result(tmp_path: Path) -> None:
+    computed = similarity(
         "second", tiny.small(), **options(features="0-6", out="run", size=16, steps=3, rows=4, device="cpu")
     )
     again = result.read_maps("run")["second"]
-    pd.testing.assert_frame_equal(again.activations, found.activations)
-    pd.testing.assert_series_equal(again.null, found.null)
-    for name, frame in found.measures.items():
+    pd.testing.assert_frame_equal(again.activations, computed.activations)
+    pd.testing.assert_series_equal(again.null, computed.null)
+    for name, frame in computed.measures.items():
         pd.testing.assert_frame_equal(again.measures[name], frame)
-    pd.testing.assert_frame_equal(again.features, found.features.loc[found.shown])
-    assert again.shown == found.shown
-    assert again.clusters.summary() == found.clusters.summary()
-    assert again.lines() == found.lines()
+    pd.testing.assert_frame_equal(again.features, computed.features.loc[computed.shown])
+    assert again.shown == computed.shown
+    assert again.clusters.summary() == computed.clusters.summary()
+    assert again.lines() == computed.lines()
 
 
-def test_similarity_makes_it_and_leaves_it_alone_while_it_is_current(capsys: pytest.CaptureFixture[str]) -> None:
+def test_similarity_writes_the_atlas_only_when_it_is_outdated(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(atlas.html, heatmap.png" in succeed(capsys, *MAP, "--out", "run")
     page = Path("run/atlas.html")
     written = page.stat().st_mtime_ns
@@ -77,16 +77,16 @@ def test_similarity_makes_it_and_leaves_it_alone_while_it_is_current(capsys: pyt
     assert data_of(page)["measure"] == "profile"
 
 
-def test_no_atlas_leaves_it_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_atlas_option_omits_the_atlas(capsys: pytest.CaptureFixture[str]) -> None:
     assert "atlas.html" not in succeed(capsys, *MAP, "--no-atlas", "--out", "run")
     assert not Path("run/atlas.html").exists()
-    said = succeed(capsys, "atlas", "run", "--no-maps", "--out", "elsewhere")
-    assert "elsewhere/atlas.html" in said
+    printed = succeed(capsys, "atlas", "run", "--no-maps", "--out", "elsewhere")
+    assert "elsewhere/atlas.html" in printed
     assert data_of(Path("elsewhere/atlas.html"))["maps"]["reason"].startswith("left out")
     assert not Path("run/atlas.html").exists()
 
 
-def test_the_same_run_gives_the_same_bytes_in_any_process(capsys: pytest.CaptureFixture[str]) -> None:
+def test_atlas_bytes_are_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--out", "run")
     first = Path("run/atlas.html").read_bytes()
     repository = str(Path(__file__).resolve().parent.parent.parent)
@@ -98,7 +98,7 @@ def test_the_same_run_gives_the_same_bytes_in_any_process(capsys: pytest.Capture
     assert str(Path.cwd()).encode() not in first
 
 
-def test_a_page_asks_the_network_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_makes_no_network_requests(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--out", "run")
     text = Path("run/atlas.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "connect-src" not in text
@@ -107,37 +107,37 @@ def test_a_page_asks_the_network_for_nothing(capsys: pytest.CaptureFixture[str])
     assert "://" not in ours
 
 
-def test_A_is_sent_as_it_is_stored_and_the_scales_make_the_measures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_holds_stored_A_and_scales_give_the_measures(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--features", "0-7", "--out", "run")
-    page, found = Path("run/atlas.html"), result.read_maps("run")["second"]
+    page, layer_map = Path("run/atlas.html"), result.read_maps("run")["second"]
     data = data_of(page)
     names = data["features"]["name"]
     A = blob_of(page, "A").reshape(len(names), len(names)).astype(float)
-    np.testing.assert_array_equal(A, found.activations.loc[names, names].to_numpy())
+    np.testing.assert_array_equal(A, layer_map.activations.loc[names, names].to_numpy())
     s = {k: np.array([np.nan if v is None else v for v in values]) for k, values in data["scales"].items()}
-    made = {
+    derived = {
         "coactivation": (A - s["null"]) / s["best"],
         "relative": A / s["own"][:, None],
         "selective": (A - s["mean"]) / s["deviation"],
     }
-    for name, values in made.items():
-        expected = frames.to_floats(found.measures[name].loc[names, names], name)
+    for name, values in derived.items():
+        expected = frames.to_floats(layer_map.measures[name].loc[names, names], name)
         np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
-    S = frames.symmetric_values(found.measures["profile"].loc[names, names])
+    S = frames.symmetric_values(layer_map.measures["profile"].loc[names, names])
     np.testing.assert_allclose(blob_of(page, "S"), S[np.triu_indices(len(names))], rtol=1e-6, atol=1e-7)
 
 
-def test_a_mean_over_seeds_is_sent_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mean_over_seeds_is_stored_in_float64(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--seeds", "2", "--out", "run")
-    page, found = Path("run/atlas.html"), result.read_maps("run")["second"]
+    page, layer_map = Path("run/atlas.html"), result.read_maps("run")["second"]
     names = data_of(page)["features"]["name"]
     A = blob_of(page, "A")
     assert A.dtype == np.float64
-    np.testing.assert_array_equal(A.reshape(len(names), -1), found.activations.loc[names, names].to_numpy())
+    np.testing.assert_array_equal(A.reshape(len(names), -1), layer_map.activations.loc[names, names].to_numpy())
     assert data_of(page)["seeds"] == 2
 
 
-def test_undefined_is_undefined_in_the_page(tmp_path: Path) -> None:
+def test_undefined_values_stay_undefined_in_the_page(tmp_path: Path) -> None:
     similarity("relu", tiny.sick(), **options(out="run", size=16, steps=3, rows=4, device="cpu"))
     (page,) = atlas("run")
     data = data_of(page)
@@ -149,7 +149,7 @@ def test_undefined_is_undefined_in_the_page(tmp_path: Path) -> None:
     assert "NaN" not in json.dumps(data)
 
 
-def test_activation_maps_are_the_networks_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_activation_maps_match_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--out", "run")
     page = Path("run/atlas.html")
     data, grids = data_of(page), blob_of(page, "maps")
@@ -171,7 +171,7 @@ def test_activation_maps_are_the_networks_own(capsys: pytest.CaptureFixture[str]
     assert first == grids.size
 
 
-def test_the_command_and_the_lines_of_a_card_make_the_image_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_and_python_of_a_card_reproduce_the_image(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, *MAP, "--out", "run")
     data = data_of(Path("run/atlas.html"))
     at = data["features"]["name"].index("second:5")
@@ -185,7 +185,7 @@ def test_the_command_and_the_lines_of_a_card_make_the_image_again(capsys: pytest
     np.testing.assert_array_equal(scope["images"]["images"].values[0, 0], stored)
 
 
-def test_a_recipe_that_no_option_gives_is_said_to_be_one(tmp_path: Path) -> None:
+def test_recipe_without_options_is_given_in_python_only(tmp_path: Path) -> None:
     similarity("second", tiny.small(), **options(out="RUN", size=16, steps=3, rows=4, jitter=2, device="cpu"))
     (page,) = atlas("RUN", activation_maps=False)
     data = data_of(page)
@@ -194,15 +194,15 @@ def test_a_recipe_that_no_option_gives_is_said_to_be_one(tmp_path: Path) -> None
     assert "caller's own" in data["again"][0]
     recipe = featmap.Recipe.from_identity(json.loads(Path("RUN/manifest.json").read_text())["identity"]["recipe"])
     at = data["features"]["name"].index("second:2")
-    made = featmap.maximise("second:2", tiny.small(), **options(recipe=recipe, seed=0, device="cpu"))
+    images = featmap.maximise("second:2", tiny.small(), **options(recipe=recipe, seed=0, device="cpu"))
     stored = featmap.open_arrays("RUN")["images"].isel(seed=0).sel(image="second:2").values
     assert "featmap.maximise('second:2'" in data["python"][at]
-    np.testing.assert_array_equal(made["images"].values[0, 0], stored)
+    np.testing.assert_array_equal(images["images"].values[0, 0], stored)
 
 
-def test_several_layers_have_an_index_over_their_pages(capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *SEVERAL, "--out", "run")
-    assert "(atlas.html, second/heatmap.png" in said
+def test_several_layers_get_an_index_page(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = succeed(capsys, *SEVERAL, "--out", "run")
+    assert "(atlas.html, second/heatmap.png" in printed
     index = Path("run/atlas.html").read_text(encoding="utf-8")
     table = pd.read_parquet("run/cross/layers.parquet").reset_index()
     assert len(table) == 2
@@ -214,13 +214,13 @@ def test_several_layers_have_an_index_over_their_pages(capsys: pytest.CaptureFix
     (across,) = data_of(page)["cross"]
     assert (across["layer"], across["href"]) == ("first", "../first/atlas.html")
     Z = pd.read_parquet("run/cross/second-to-first/selective.parquet").astype(float)
-    for name, found in zip(data_of(page)["features"]["name"], across["strongest"], strict=True):
+    for name, strongest in zip(data_of(page)["features"]["name"], across["strongest"], strict=True):
         best = Z.loc[name].sort_values(ascending=False, kind="stable")
-        assert [k for k, *_ in found] == list(best.index[: len(found)])
-        assert [v for _, v, _ in found] == pytest.approx(best.iloc[: len(found)].tolist())
+        assert [k for k, *_ in strongest] == list(best.index[: len(strongest)])
+        assert [v for _, v, _ in strongest] == pytest.approx(best.iloc[: len(strongest)].tolist())
 
 
-def test_interaction_runs_have_pages_and_can_be_brought_in(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interaction_runs_get_pages_and_can_be_included(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seeds", "2", *SMALL]
     succeed(capsys, "interact", "second:1", "second:4", *options, "--out", "duo")
     succeed(capsys, "interact", "--layers", "first", "second", "--features", "0-2", "1-2", *options, "--out", "pairs")
@@ -239,7 +239,7 @@ def test_interaction_runs_have_pages_and_can_be_brought_in(capsys: pytest.Captur
     assert f"{figures['response_nonlinearity']['mean']:.3g}" in text
 
 
-def test_a_screening_has_a_page_of_all_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_screening_page_contains_all_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--layers",
         "first",
@@ -265,7 +265,7 @@ def test_a_screening_has_a_page_of_all_its_parts(capsys: pytest.CaptureFixture[s
     assert sorted(p for p in Path("screening").rglob("*") if p.is_file()) == before
 
 
-def test_a_run_of_images_only_has_cards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_maximise_run_gets_cards_without_a_map(capsys: pytest.CaptureFixture[str]) -> None:
     succeed(capsys, "optimize", "second:1", "second:2:3", "second:1 + 0.5 * first:2", *SMALL, "--out", "run")
     succeed(capsys, "atlas", "run")
     data = data_of(Path("run/atlas.html"))
@@ -273,14 +273,16 @@ def test_a_run_of_images_only_has_cards(capsys: pytest.CaptureFixture[str]) -> N
     assert "runs of features only" in data["maps"]["reason"]
 
 
-def test_what_has_no_atlas_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_runs_without_atlas_give_clear_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no such folder" in fail_with_run(capsys, "atlas", "nowhere")
     succeed(capsys, *MAP, "--no-atlas", "--out", "run")
     succeed(capsys, "probe", "run", "--layers", "first", "--out", "probed")
     assert "makes no images" in fail_with_run(capsys, "atlas", "probed")
-    assert "is no interaction run" in fail_with_run(capsys, "atlas", "run", "--interactions", "run")
+    assert "is not an interaction run" in fail_with_run(capsys, "atlas", "run", "--interactions", "run")
     assert "go with --model" in fail_with_run(capsys, "atlas", "run", "--weights", "random")
-    assert "run's own --model" in fail_with_run(capsys, "atlas", "run", "--model", "tests.helpers.tiny:other")
+    assert "run's own network and weights" in fail_with_run(
+        capsys, "atlas", "run", "--model", "tests.helpers.tiny:other"
+    )
     begun = Run.read(Path("run"))
     begun.manifest.status = "running"
     begun.save()
@@ -289,7 +291,7 @@ def test_what_has_no_atlas_says_so(capsys: pytest.CaptureFixture[str], tmp_path:
         result.read_maps("run")
 
 
-def test_texts_cannot_leave_their_place() -> None:
+def test_json_text_cannot_close_its_script_element() -> None:
     text = "</script><script>alert(1)</script>\u2028<!--&"
     inside = html.to_json_text({"name": text})
     assert not set("<>&\u2028") & set(inside)
@@ -297,17 +299,17 @@ def test_texts_cannot_leave_their_place() -> None:
 
 
 @pytest.mark.parametrize("page", ["layer.html", "index.html", "reports.html"])
-def test_frames_are_filled_once(page: str) -> None:
+def test_templates_are_filled_only_once(page: str) -> None:
     names = set(re.findall(r"\{\{(\w+)\}\}", html.read_asset(page)))
     filled = html.fill_template(page, **dict.fromkeys(names, "{{title}}"))
     assert filled.count("{{title}}") == len(re.findall(r"\{\{\w+\}\}", html.read_asset(page)))
 
 
-def test_a_page_stays_within_what_it_may_take() -> None:
+def test_page_budget_depends_on_the_number_of_features() -> None:
     assert [layer_data.page_budget(n) for n in (1, 512, 2048)] == [23_000_000, 23_000_000, 76_000_000]
 
 
-def test_a_network_that_is_given_must_be_the_runs(tmp_path: Path) -> None:
+def test_network_must_have_the_weights_of_the_run(tmp_path: Path) -> None:
     similarity("second", tiny.small(), **options(out="run", size=16, steps=3, rows=4, device="cpu"))
     with pytest.raises(FeatmapError, match="made with weights"):
         atlas("run", network=featmap.load(tiny.other()))

@@ -28,8 +28,8 @@ FRAMES = {"coactivation": "coactivation", "raw": "activations", "relative": "rel
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def tab(browser: Any, run: Path) -> Iterator[Tab]:
 
 
 def agrees(text: str, value: Any) -> bool:
-    """Is this the number to three significant digits, or "undefined" for none?"""
+    """Check whether a text is the value to three significant digits, or "undefined"."""
     if pd.isna(value):
         return text == "undefined"
     # the last of three digits may fall on either side of a tie
@@ -69,12 +69,12 @@ def agrees(text: str, value: Any) -> bool:
 
 def stored(run: Path, one: str, two: str) -> dict[str, Any]:
     frames = {name: pd.read_parquet(run / f"{file}.parquet") for name, file in FRAMES.items()}
-    found = {name: frame.loc[one, two] for name, frame in frames.items()}
+    values = {name: frame.loc[one, two] for name, frame in frames.items()}
     S = pd.read_parquet(run / "profile.parquet")
-    return found | {"profile": S.loc[one, two] if {one, two} <= set(S.index) else pd.NA}
+    return values | {"profile": S.loc[one, two] if {one, two} <= set(S.index) else pd.NA}
 
 
-def test_hovered_numbers_are_the_stores(tab: Tab, run: Path) -> None:
+def test_hovered_values_match_the_tables(tab: Tab, run: Path) -> None:
     count = tab.page.evaluate("FM.live")
     assert count == 10
     for i, j in ((0, 1), (3, 3), (9, 0), (5, 7)):
@@ -87,7 +87,7 @@ def test_hovered_numbers_are_the_stores(tab: Tab, run: Path) -> None:
     tab.keep("hover")
 
 
-def test_every_number_of_the_page_is_the_stores(tab: Tab, run: Path) -> None:
+def test_all_values_of_the_page_match_the_tables(tab: Tab, run: Path) -> None:
     names = tab.page.evaluate("FM.names")
     for measure, file in (FRAMES | {"profile": "profile"}).items():
         frame = pd.read_parquet(run / f"{file}.parquet").loc[names, names].astype(float).to_numpy()
@@ -95,7 +95,7 @@ def test_every_number_of_the_page_is_the_stores(tab: Tab, run: Path) -> None:
         assert shown == pytest.approx(frame.ravel().tolist(), rel=1e-5, abs=1e-6)
 
 
-def test_the_picture_is_the_numbers(tab: Tab) -> None:
+def test_heatmap_colours_match_the_values(tab: Tab) -> None:
     """The colours lie where the pointer reads them: row i, column j, not the other way round or upside down."""
     tab.page.select_option("#measure", "raw")
     i, j = tab.page.evaluate(
@@ -117,8 +117,8 @@ def test_the_picture_is_the_numbers(tab: Tab) -> None:
         return FM.data.palette[Math.max(0, Math.min(255, at))]; })""",
         [[i, j], [j, i]],
     )
-    for found, wanted in zip(colours, expected, strict=True):
-        assert found == pytest.approx([int(wanted[k : k + 2], 16) for k in (1, 3, 5)], abs=6)
+    for colour, hexadecimal in zip(colours, expected, strict=True):
+        assert colour == pytest.approx([int(hexadecimal[k : k + 2], 16) for k in (1, 3, 5)], abs=6)
 
 
 def _mean_colour(png: bytes) -> list[float]:
@@ -131,7 +131,7 @@ def _mean_colour(png: bytes) -> list[float]:
         return np.asarray(picture.convert("RGB"), dtype=float).mean((0, 1)).tolist()
 
 
-def test_a_click_pins_the_pair_and_escape_lets_it_go(tab: Tab) -> None:
+def test_click_pins_a_pair_and_escape_unpins_it(tab: Tab) -> None:
     shown = tab.hover(2, 6)
     tab.page.mouse.click(*tab.page.evaluate("FM.map.pixel(2, 6)"))
     assert read_pair(tab.page.locator("#pinned .pair")) == shown
@@ -162,14 +162,14 @@ def test_search_link_and_card(tab: Tab, run: Path, browser: Any) -> None:
     tab.until("document.querySelector('#card h2').textContent === 'features:7'")
 
 
-def test_a_name_that_is_not_there_is_said(tab: Tab) -> None:
+def test_unknown_feature_is_reported(tab: Tab) -> None:
     tab.page.fill("#search", "features:99")
     assert "no feature of this page" in str(tab.page.locator("#found").text_content())
     tab.page.evaluate("location.hash = '#<img src=x onerror=alert(1)>'")
     tab.until("document.getElementById('said').textContent.includes('<img')")
 
 
-def test_keys_walk_through_the_neighbours(tab: Tab, run: Path) -> None:
+def test_arrow_keys_walk_through_neighbours(tab: Tab, run: Path) -> None:
     S = pd.read_parquet(run / "profile.parquet").astype(float)
     tab.page.evaluate("FM.select(FM.at.get('features:2'))")
     walk = ["features:2"]
@@ -192,7 +192,7 @@ def test_keys_walk_through_the_neighbours(tab: Tab, run: Path) -> None:
     assert tab.page.locator("#measure").input_value() == "raw"
 
 
-def test_the_slider_hides_edges_and_a_node_selects(tab: Tab, run: Path) -> None:
+def test_slider_hides_edges_and_clicked_node_is_selected(tab: Tab, run: Path) -> None:
     tab.page.keyboard.press("2")
     tab.until("FM.graph.view !== undefined")
     weights = [w for *_, w in nx.read_graphml(run / "graph.graphml").edges(data="weight")]
@@ -210,7 +210,7 @@ def test_the_slider_hides_edges_and_a_node_selects(tab: Tab, run: Path) -> None:
     tab.keep("graph")
 
 
-def test_clusters_and_about(tab: Tab) -> None:
+def test_clusters_view_lists_features_with_alt_texts(tab: Tab) -> None:
     tab.page.keyboard.press("3")
     tab.keep("clusters")
     assert tab.page.locator("#clusters ul.mosaic a").count() == 10
@@ -221,7 +221,7 @@ def test_clusters_and_about(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("width", [1024, 768])
-def test_a_tablet(browser: Any, run: Path, width: int) -> None:
+def test_page_fits_a_tablet(browser: Any, run: Path, width: int) -> None:
     opened = Tab(browser, run / "atlas.html", width=width, height=768)
     page = opened.ready()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -229,7 +229,7 @@ def test_a_tablet(browser: Any, run: Path, width: int) -> None:
     opened.close()
 
 
-def test_a_dead_feature_is_shown_and_said_to_be_dead(browser: Any, sick: Path) -> None:
+def test_dead_feature_is_shown_as_dead(browser: Any, sick: Path) -> None:
     opened = Tab(browser, sick / "atlas.html", "#relu:1")
     card = str(opened.ready().locator("#card").text_content())
     assert "statusdead" in card and "takes no part in map, graph and clusters" in card
@@ -241,7 +241,7 @@ def test_a_dead_feature_is_shown_and_said_to_be_dead(browser: Any, sick: Path) -
 
 
 @pytest.mark.parametrize("factory", ["one", "asleep"])
-def test_next_to_nothing(browser: Any, tmp_path: Path, factory: str) -> None:
+def test_page_with_one_or_no_live_feature_works(browser: Any, tmp_path: Path, factory: str) -> None:
     layer = "features" if factory == "one" else "relu"
     similarity(layer, getattr(tiny, factory)(), **options(out=tmp_path / factory, **FAST))
     (page,) = atlas(tmp_path / factory)
@@ -254,7 +254,7 @@ def test_next_to_nothing(browser: Any, tmp_path: Path, factory: str) -> None:
     opened.close()
 
 
-def test_markup_in_a_name_is_text(browser: Any, tmp_path: Path) -> None:
+def test_markup_in_a_layer_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None:
     layer = "<script>alert('&')</script>"
     similarity(layer, tiny.hostile(), **options(out=tmp_path / "run", **FAST))
     (page,) = atlas(tmp_path / "run")

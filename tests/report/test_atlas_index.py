@@ -27,8 +27,8 @@ FAST: dict[str, Any] = {"size": 16, "steps": 3, "rows": 4, "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_index_leads_to_a_feature_and_from_there_to_another_layer(browser: Any, layers: Path) -> None:
+def test_index_links_to_features_and_other_layers(browser: Any, layers: Path) -> None:
     tab = Tab(browser, layers / "atlas.html")
     page = tab.page
     tab.keep("index")
@@ -50,7 +50,7 @@ def test_the_index_leads_to_a_feature_and_from_there_to_another_layer(browser: A
         assert f"S {row.best:.3f}" in text
     page.fill("#search", "third:1")
     page.keyboard.press("Enter")
-    assert "No layer of this atlas holds third:1" in str(page.locator("#said").text_content())
+    assert "No layer of this atlas contains third:1" in str(page.locator("#said").text_content())
     page.fill("#search", "first:3")
     page.keyboard.press("Enter")
     page.wait_for_url("**/first/atlas.html#first:3")
@@ -68,7 +68,7 @@ def test_the_index_leads_to_a_feature_and_from_there_to_another_layer(browser: A
     linked.close()
 
 
-def test_where_a_feature_fires_is_drawn_over_its_image(browser: Any, layers: Path) -> None:
+def test_activation_map_is_drawn_over_the_image(browser: Any, layers: Path) -> None:
     tab = Tab(browser, layers / "second" / "atlas.html", "#second:2")
     page = tab.ready()
     page.wait_for_selector("#card .stack canvas")
@@ -95,10 +95,10 @@ def test_where_a_feature_fires_is_drawn_over_its_image(browser: Any, layers: Pat
     tab.close()
 
 
-def test_markup_in_layer_names_is_text_on_the_index_too(browser: Any, tmp_path: Path) -> None:
+def test_markup_in_layer_names_is_text_on_the_index(browser: Any, tmp_path: Path) -> None:
     names = ["<img src=x onerror=alert(1)>", "\"><script>alert('&')</script>"]
-    made = nn.Sequential(OrderedDict(zip(names, (tiny._conv(3, 4, 9), tiny._conv(4, 3, 5)), strict=True))).eval()
-    featmap.similarity(names, made, **options(out=tmp_path / "run", **FAST))
+    module = nn.Sequential(OrderedDict(zip(names, (tiny._conv(3, 4, 9), tiny._conv(4, 3, 5)), strict=True))).eval()
+    featmap.similarity(names, module, **options(out=tmp_path / "run", **FAST))
     first, *rest = atlas(tmp_path / "run")
     assert len(rest) == 2
     tab = Tab(browser, first)
@@ -109,7 +109,7 @@ def test_markup_in_layer_names_is_text_on_the_index_too(browser: Any, tmp_path: 
     tab.close()
 
 
-def test_interactions_have_a_view_of_their_own(browser: Any, tmp_path: Path) -> None:
+def test_interactions_have_their_own_view(browser: Any, tmp_path: Path) -> None:
     featmap.interact(
         ["second:1", "second:4"], tiny.small(), **options("interact", seeds=2, out=tmp_path / "duo", **FAST)
     )

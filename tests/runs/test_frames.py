@@ -1,4 +1,4 @@
-"""Images kept on the way, starts given as arrays, and the two ways to take the gradient of a sum."""
+"""Frames of descents, starts given as arrays, and the two ways to compute the gradient of a sum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"size": 16, "steps": 7, "rows": 4, "device": "cpu"}
 UNITS = ["second:1", "first:2", "second:5", "relu:3", "second:1 + 0.5 * first:4"]
 
 
-def test_the_steps_at_which_images_are_kept() -> None:
+def test_frames_are_stored_at_the_start_the_end_and_in_between() -> None:
     assert frame_steps(6, 2) == [0, 2, 4, 6]
     assert frame_steps(7, 3) == [0, 3, 6, 7]
     assert frame_steps(3, 10) == [0, 3]
@@ -85,7 +85,7 @@ def test_the_last_frame_is_the_image_and_its_responses(kept: xr.Dataset) -> None
     np.testing.assert_allclose(kept["A"].values[1], probed, rtol=1e-5, atol=1e-7)
 
 
-def test_the_first_frame_is_the_noise_and_curves_run_through_the_frames(kept: xr.Dataset) -> None:
+def test_the_first_frame_is_the_noise_and_curves_match_the_frames(kept: xr.Dataset) -> None:
     recipe = resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
     for s in range(2):
         noise = initial_image(recipe, s).clamp(0, 1).numpy()
@@ -95,7 +95,7 @@ def test_the_first_frame_is_the_noise_and_curves_run_through_the_frames(kept: xr
         np.testing.assert_allclose(kept["curve"].values[s, 2][[3, 6]], own[1:3], rtol=1e-4, atol=1e-6)
 
 
-def test_keeping_frames_changes_no_bit(kept: xr.Dataset) -> None:
+def test_storing_frames_changes_no_bit(kept: xr.Dataset) -> None:
     plain = featmap.maximise(UNITS, tiny.small(), **options(seeds=2, **SMALL))
     assert set(plain.variables) == set(kept.variables) - {"frames", "frame_A", "frame", "A", "null", "response"}
     for name in plain.data_vars:
@@ -112,7 +112,7 @@ class Stopper(Silent):
             raise KeyboardInterrupt
 
 
-def test_a_run_folder_goes_on_and_holds_the_same(kept: xr.Dataset, tmp_path: Path) -> None:
+def test_a_resumed_run_folder_holds_the_same(kept: xr.Dataset, tmp_path: Path) -> None:
     call = {"seeds": 2, "frames": 3, "out": tmp_path / "run", **SMALL}
     with pytest.raises(KeyboardInterrupt):
         featmap.maximise(UNITS, tiny.small(), **options(watcher=Stopper(4), **call))
@@ -123,7 +123,7 @@ def test_a_run_folder_goes_on_and_holds_the_same(kept: xr.Dataset, tmp_path: Pat
         featmap.maximise(UNITS, tiny.small(), **options(**(call | {"frames": 2})))
 
 
-def test_what_keeps_no_frames_is_the_run_it_was() -> None:
+def test_runs_without_frames_keep_their_identity() -> None:
     network = load(tiny.small())
     recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     plain, framed = (maximise_job("second:1", network, recipe, frames=k) for k in (0, 2))
@@ -135,19 +135,19 @@ def test_what_keeps_no_frames_is_the_run_it_was() -> None:
 
 
 @pytest.mark.parametrize("frames", [-1, 2.0, True])
-def test_frames_that_cannot_be_kept(frames: Any) -> None:
+def test_impossible_numbers_of_frames_are_refused(frames: Any) -> None:
     with pytest.raises(FeatmapError, match="frames"):
         featmap.maximise("second:1", tiny.small(), **options(frames=frames, **SMALL))
 
 
-def test_a_layer_that_an_earlier_octave_is_too_small_for() -> None:
+def test_a_layer_too_deep_for_an_earlier_octave_is_refused() -> None:
     with pytest.raises(FeatmapError, match="too small for layer 'last'"):
         featmap.maximise(
             "first:1", tiny.shrinking(), **options(recipe="article", size=16, steps=6, frames=1, responses="last")
         )
 
 
-def test_the_command_keeps_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_stores_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     line = "optimize second:1 --model tests.helpers.tiny:small --size 16 --steps 5 --rows 4 --frames 2 --out run"
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent.parent))
@@ -161,7 +161,7 @@ def test_the_command_keeps_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ---------------------------------------------------------------- starts
 
 
-def test_noise_given_as_an_array_is_the_noise_of_its_seed() -> None:
+def test_an_array_of_noise_starts_as_its_seed_does() -> None:
     recipe = resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
     noise = initial_image(recipe, 3)
     own = featmap.maximise(UNITS, tiny.small(), **options(seed=3, **SMALL))
@@ -171,7 +171,7 @@ def test_noise_given_as_an_array_is_the_noise_of_its_seed() -> None:
         assert given["null_images"].values.tobytes() == own["null_images"].values.tobytes()
 
 
-def test_a_picture_and_its_array_are_one_start(tmp_path: Path) -> None:
+def test_a_picture_and_its_array_are_the_same_start(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     array = pixels.transpose(2, 0, 1).astype(np.float32) / 255
@@ -184,7 +184,7 @@ def test_a_picture_and_its_array_are_one_start(tmp_path: Path) -> None:
     assert given["start"] != other["start"]
 
 
-def test_the_array_is_copied() -> None:
+def test_a_start_array_is_copied() -> None:
     network, array = load(tiny.small()), np.zeros((3, 16, 16), dtype=np.float32)
     recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     for start in (array, torch.from_numpy(array)):
@@ -204,7 +204,7 @@ def test_the_array_is_copied() -> None:
         (np.full((3, 8, 8), np.nan), "finite"),
     ],
 )
-def test_starts_that_are_none(start: np.ndarray, said: str) -> None:
+def test_arrays_that_are_no_images_are_refused_as_starts(start: np.ndarray, said: str) -> None:
     with pytest.raises(FeatmapError, match=said):
         featmap.maximise("second:1", tiny.small(), **options(start=start, **SMALL))
 
@@ -212,7 +212,7 @@ def test_starts_that_are_none(start: np.ndarray, said: str) -> None:
 # ---------------------------------------------------------------- the gradient of a sum
 
 
-def test_the_choice_of_gradients_leaves_what_was_made_before() -> None:
+def test_the_choice_of_gradients_leaves_other_identities_unchanged() -> None:
     from dataclasses import replace
 
     assert "gradients" not in FAST.identity()
@@ -224,7 +224,7 @@ def test_the_choice_of_gradients_leaves_what_was_made_before() -> None:
         featmap.maximise("second:1", tiny.small(), **options(gradients="both", **SMALL))
 
 
-def test_both_ways_are_one_but_for_rounding() -> None:
+def test_both_ways_to_compute_gradients_agree_up_to_rounding() -> None:
     units = ["second:1 + 0.5 * first:4", "second:5"]
     ways = [
         featmap.maximise(units, tiny.small(), **options(gradients=g, recipe="interact", **SMALL))
@@ -235,7 +235,7 @@ def test_both_ways_are_one_but_for_rounding() -> None:
     assert single == 0, "one term has one gradient"
 
 
-def test_together_is_the_gradient_of_the_sum() -> None:
+def test_gradients_together_are_the_gradient_of_the_sum() -> None:
     """One plain step on a network that is linear: the image moves by the weighted sum of the colours."""
     network = load(networks.planted_1x1())
     from featmap.optimize.recipe import Octave

@@ -1,4 +1,4 @@
-"""`featmap verify`: what it finds, says and returns; every reading command refuses what it would find."""
+"""`featmap verify`: the faults that it lists, its lines and exit statuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featmap.errors import StoreError
 from featmap.runs import integrity
 from featmap.runs.array_layout import ArraySpec
 from featmap.runs.integrity import CHANGED, FOREIGN, MISSING, UNFINISHED, Fault
-from featmap.runs.manifest import COPY, FORMAT, MANIFEST
+from featmap.runs.manifest import COMPLETE, COPY, FORMAT, MANIFEST
 from featmap.runs.store import Run
 
 ARRAYS = {"x": ArraySpec(("row",), (4,), (2,))}
@@ -25,17 +25,17 @@ COORDS = {"row": np.arange(4)}
 UNITS = {"u0": slice(0, 2), "u2": slice(2, 4)}
 
 
-def begun(folder: Path, units: tuple[str, ...] = ("u0", "u2")) -> Run:
+def start(folder: Path, units: tuple[str, ...] = ("u0", "u2")) -> Run:
     run = Run(folder, {"command": "test"}).open(ARRAYS, COORDS, {})
     for unit in units:
         run.land(unit, {"x": ((UNITS[unit],), np.arange(2, dtype=np.float32))})
     return run
 
 
-def finished(folder: Path) -> Run:
-    run = begun(folder)
+def finish(folder: Path) -> Run:
+    run = start(folder)
     run.write("table.csv", lambda p: p.write_text("a\n1\n"))
-    run.manifest |= {"status": "complete", "units": {u: run.read_record(u) for u in UNITS}}
+    run.manifest.status, run.manifest.units = COMPLETE, {u: run.read_record(u) for u in UNITS}
     run.save()
     run.unlock()
     return run
@@ -52,8 +52,8 @@ def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
     return int(end.value.code or 0), said.out, said.err
 
 
-def test_a_whole_run_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finished(tmp_path / "run")
+def test_an_undamaged_run_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(tmp_path / "run")
     status, out, err = verify(capsys, str(tmp_path / "run"))
     assert (status, err) == (0, "")
     # 2 of the group, 2 an array, .zmetadata, a chunk of labels, 2 of x; 2 manifests, 2 records, a table
@@ -61,24 +61,24 @@ def test_a_whole_run_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(out.splitlines()) == 1
 
 
-def test_a_line_a_fault_then_a_summary_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = finished(tmp_path / "run").folder
+def test_faults_are_a_line_each_then_a_summary_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finish(tmp_path / "run").folder
     (folder / "table.csv").write_text("a\n2\n")
     (folder / "arrays.zarr" / "x" / "1").unlink()
-    (folder / "diary.txt").touch()
+    (folder / "notes.txt").touch()
     status, out, err = verify(capsys, str(folder))
     assert (status, err) == (1, "")
     assert out.splitlines() == [
         "changed: table.csv",
         "missing: arrays.zarr/x/1 (unit u2)",
-        "foreign: diary.txt",
+        "foreign: notes.txt",
         f"{folder}: 3 faults (1 changed, 1 missing, 1 foreign) in 14 files, 0.0 MB, 2 work units",
         "repeating the command of the run computes only these again",
     ]
 
 
-def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = finished(tmp_path / "run").folder
+def test_json_lists_the_same_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finish(tmp_path / "run").folder
     status, out, _ = verify(capsys, str(folder), "--json")
     assert (status, json.loads(out)["whole"], json.loads(out)["files"]) == (0, True, 15)
     (folder / "table.csv").unlink()
@@ -87,31 +87,31 @@ def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(out)["faults"] == [{"kind": "missing", "path": "table.csv", "detail": ""}]
 
 
-def test_what_is_no_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "no run folder")):
+def test_a_folder_that_is_not_a_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "is not a run folder")):
         status, out, err = verify(capsys, str(folder))
         assert (status, out, len(err.splitlines())) == (2, "", 1)
         assert words in err
 
 
-def test_an_unfinished_run_says_how_much_is_to_do(tmp_path: Path) -> None:
-    begun(tmp_path, ("u0",)).unlock()
+def test_an_unfinished_run_says_how_much_is_missing(tmp_path: Path) -> None:
+    start(tmp_path, ("u0",)).unlock()
     assert [str(f) for f in integrity.inspect(tmp_path).faults] == [
-        "unfinished: manifest.json (status running; the run's own command goes on)",
-        "unfinished: arrays.zarr/x (1 of 2 chunks are still to be made, the first 1)",
+        "unfinished: manifest.json (status running; the run's own command resumes it)",
+        "unfinished: arrays.zarr/x (1 of 2 chunks are still to be computed, the first 1)",
     ]
 
 
-def test_a_unit_that_a_finished_run_left_out_is_unfinished(tmp_path: Path) -> None:
-    run = begun(tmp_path, ("u0",))
-    run.manifest |= {"status": "complete", "units": {"u0": run.read_record("u0"), "u2": None}}
+def test_a_unit_left_out_of_a_finished_run_is_unfinish(tmp_path: Path) -> None:
+    run = start(tmp_path, ("u0",))
+    run.manifest.status, run.manifest.units = COMPLETE, {"u0": run.read_record("u0"), "u2": None}
     run.save()
     run.unlock()
     assert faults(tmp_path) == [(UNFINISHED, "units/u2.json"), (UNFINISHED, "arrays.zarr/x")]
 
 
-def test_records_are_held_to_the_manifest(tmp_path: Path) -> None:
-    finished(tmp_path)
+def test_records_are_compared_with_the_manifest(tmp_path: Path) -> None:
+    finish(tmp_path)
     chunk, record = tmp_path / "arrays.zarr" / "x" / "0", tmp_path / "units" / "u0.json"
     before = chunk.read_bytes(), record.read_text()
     chunk.write_bytes(b"other")
@@ -120,8 +120,8 @@ def test_records_are_held_to_the_manifest(tmp_path: Path) -> None:
     assert faults(tmp_path) == [(CHANGED, "units/u0.json"), (CHANGED, name)]
 
 
-def test_metadata_and_coordinates_count(tmp_path: Path) -> None:
-    finished(tmp_path)
+def test_damaged_metadata_and_coordinates_are_faults(tmp_path: Path) -> None:
+    finish(tmp_path)
     for name in (".zmetadata", "x/.zarray", "x/.zattrs", "row/0", ".zgroup"):
         path = tmp_path / "arrays.zarr" / name
         before = path.read_bytes()
@@ -131,8 +131,8 @@ def test_metadata_and_coordinates_count(tmp_path: Path) -> None:
     assert faults(tmp_path) == []
 
 
-def test_a_manifest_and_its_copy_stand_in_for_each_other(tmp_path: Path) -> None:
-    finished(tmp_path)
+def test_a_manifest_and_its_copy_replace_each_other(tmp_path: Path) -> None:
+    finish(tmp_path)
     for name in (MANIFEST, COPY):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(before.replace(b"complete", b"Complete"))
@@ -147,25 +147,25 @@ def test_a_manifest_and_its_copy_stand_in_for_each_other(tmp_path: Path) -> None
 
 
 def test_foreign_files_links_and_runs_are_named_in_one_line_each(tmp_path: Path) -> None:
-    finished(tmp_path)
-    finished(tmp_path / "other")
+    finish(tmp_path)
+    finish(tmp_path / "other")
     (tmp_path / "arrays.zarr" / "x" / "7").touch()
     (tmp_path / ".table.12.part.csv").touch()
     (tmp_path / "two\nlines\u202e.txt").touch()
     (tmp_path / "link").symlink_to(tmp_path.parent)
-    found = integrity.inspect(tmp_path).faults
-    assert {f.kind for f in found} == {FOREIGN}
-    said = {f.path: f.detail for f in found}
-    assert said["other"] == "a run folder of its own"
-    assert "cut off" in said[".table.12.part.csv"]
-    assert said["link"] == "a link"
-    assert set(said) == {"other", ".table.12.part.csv", "link", "arrays.zarr/x/7", "two\nlines\u202e.txt"}
+    listed = integrity.inspect(tmp_path).faults
+    assert {f.kind for f in listed} == {FOREIGN}
+    details = {f.path: f.detail for f in listed}
+    assert details["other"] == "a run folder of its own"
+    assert "interrupted write" in details[".table.12.part.csv"]
+    assert details["link"] == "a link"
+    assert set(details) == {"other", ".table.12.part.csv", "link", "arrays.zarr/x/7", "two\nlines\u202e.txt"}
     assert str(Fault(FOREIGN, "two\nlines\u202e.txt")) == "foreign: two\ufffdlines\ufffd.txt"
 
 
-def test_a_run_inside_a_run_belongs_to_it_once_it_is_noted(tmp_path: Path) -> None:
-    run = finished(tmp_path)
-    finished(tmp_path / "part")
+def test_a_run_inside_a_run_belongs_to_it_once_it_is_registered(tmp_path: Path) -> None:
+    run = finish(tmp_path)
+    finish(tmp_path / "part")
     run.register_part(tmp_path / "part")
     assert faults(tmp_path) == []
     (tmp_path / "part" / "table.csv").unlink()
@@ -174,20 +174,20 @@ def test_a_run_inside_a_run_belongs_to_it_once_it_is_noted(tmp_path: Path) -> No
     assert faults(tmp_path) == [(MISSING, "part")]
 
 
-def test_formats_of_other_versions_are_told_apart(tmp_path: Path) -> None:
-    run = finished(tmp_path)
+def test_newer_and_older_formats_are_refused_with_different_advice(tmp_path: Path) -> None:
+    run = finish(tmp_path)
     for version, words in ((FORMAT + 1, "update featmap"), (1, "brings it up to date")):
         run.manifest.format = version
         run.save()
         with pytest.raises(StoreError, match=words):
             integrity.inspect(tmp_path)
-    begun(tmp_path).unlock()  # its own command
-    assert Run.read(tmp_path).manifest["format"] == FORMAT
+    start(tmp_path).unlock()  # its own command
+    assert Run.read(tmp_path).manifest.format == FORMAT
     assert faults(tmp_path) == []
 
 
-def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = finished(tmp_path / "run").folder
+def test_a_run_that_is_being_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finish(tmp_path / "run").folder
     hold = "import sys; from pathlib import Path; from featmap.runs.store import Run; "
     hold += "Run(Path(sys.argv[1]), {}).lock(); print('held', flush=True); sys.stdin.readline()"
     command = [sys.executable, "-c", hold, str(folder)]
@@ -200,8 +200,8 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path, capsys: pytes
     assert faults(folder) == []  # what it left behind is no fault
 
 
-def test_verifying_leaves_everything_as_it_is(tmp_path: Path) -> None:
-    finished(tmp_path)
+def test_verifying_changes_nothing(tmp_path: Path) -> None:
+    finish(tmp_path)
     (tmp_path / "table.csv").unlink()
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()}
     integrity.inspect(tmp_path)
@@ -211,11 +211,11 @@ def test_verifying_leaves_everything_as_it_is(tmp_path: Path) -> None:
     }
 
 
-def test_what_a_cut_off_write_left_is_removed_by_the_next_run_and_nothing_else(tmp_path: Path) -> None:
-    finished(tmp_path)
+def test_resuming_removes_leftovers_of_writes_and_nothing_else(tmp_path: Path) -> None:
+    finish(tmp_path)
     left = [".table.12.part.csv", "arrays.zarr/x/0.0123456789abcdef0123456789abcdef.partial", "units/..u0.7.part.json"]
     for name in [*left, ".partisan", "a.part.txt"]:
         (tmp_path / name).touch()
     os.truncate(tmp_path / MANIFEST, 10)
-    begun(tmp_path).unlock()
+    start(tmp_path).unlock()
     assert faults(tmp_path) == [(FOREIGN, ".partisan"), (FOREIGN, "a.part.txt")]

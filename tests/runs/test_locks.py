@@ -28,7 +28,7 @@ from featmap.runs.store import Run
 run = Run(Path(sys.argv[1]), {"a": 1}).open({"x": ArraySpec(("row",), (4,), (2,))}, {"row": np.arange(4)}, {})
 print("held", flush=True)
 sys.stdin.readline()
-if sys.argv[2] == "let go":
+if sys.argv[2] == "unlock":
     run.unlock()
     print("free", flush=True)
     sys.stdin.readline()
@@ -60,28 +60,28 @@ def end(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-def test_a_folder_that_another_process_writes_is_refused_with_its_owner(folder: Path) -> None:
+def test_a_folder_of_another_process_is_refused_and_its_owner_named(folder: Path) -> None:
     other = holder(folder)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(StoreError, match=rf"being written by process {other.pid} on .*give another --out"):
+    with pytest.raises(StoreError, match=rf"being written by process {other.pid} on .*choose another folder"):
         opened(folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     end(other)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_the_lock_of_a_process_that_died_is_taken_over(folder: Path, how: signal.Signals) -> None:
+def test_the_lock_of_a_dead_process_is_taken_over(folder: Path, how: signal.Signals) -> None:
     other = holder(folder)
     os.kill(other.pid, how)
     other.wait()
     assert (folder / OWNER).is_file()  # left behind by the dead
-    assert opened(folder).manifest["status"] == "running"
+    assert opened(folder).manifest.status == "running"
     assert str(os.getpid()) in (folder / OWNER).read_text()
     end(other)
 
 
-def test_a_folder_that_was_let_go_can_be_taken(folder: Path) -> None:
-    other = holder(folder, "let go")
+def test_an_unlocked_folder_can_be_locked(folder: Path) -> None:
+    other = holder(folder, "unlock")
     assert other.stdin is not None and other.stdout is not None
     other.stdin.write("\n")
     other.stdin.flush()
@@ -90,25 +90,25 @@ def test_a_folder_that_was_let_go_can_be_taken(folder: Path) -> None:
     end(other)
 
 
-def test_one_process_may_open_its_own_folder_again(folder: Path) -> None:
+def test_a_process_may_open_its_own_folder_again(folder: Path) -> None:
     opened(folder)
     opened(folder)
 
 
-def test_a_folder_is_let_go_after_an_exception(folder: Path) -> None:
+def test_a_folder_is_unlocked_after_an_exception(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt), opened(folder).locked():
         raise KeyboardInterrupt
     assert not (folder / OWNER).exists()
     end(holder(folder))
 
 
-def test_a_lock_alone_makes_no_foreign_folder(folder: Path) -> None:
+def test_a_folder_with_only_a_lock_is_not_foreign(folder: Path) -> None:
     folder.mkdir()
     (folder / LOCK).touch()
-    assert opened(folder).manifest["identity"] == {"a": 1}
+    assert opened(folder).manifest.identity == {"a": 1}
 
 
-def test_an_owner_that_cannot_be_read_is_another_process(folder: Path) -> None:
+def test_an_unreadable_owner_is_another_process(folder: Path) -> None:
     other = holder(folder)
     (folder / OWNER).write_text("{")
     with pytest.raises(StoreError, match="being written by another process"):
@@ -116,9 +116,9 @@ def test_an_owner_that_cannot_be_read_is_another_process(folder: Path) -> None:
     end(other)
 
 
-def test_where_no_lock_can_be_had_work_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_work_without_locks_where_there_are_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no locks here")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    assert opened(folder).manifest["status"] == "running"
+    assert opened(folder).manifest.status == "running"

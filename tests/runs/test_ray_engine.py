@@ -1,4 +1,4 @@
-"""Runs on Ray: the bits of the plain loop, also where workers die."""
+"""Runs on Ray have the bits of the plain loop, also where workers die."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ import torch
 import xarray as xr
 
 from featmap.errors import FeatmapError, IncompleteError, StoreError
-from featmap.interaction import run as pairings
-from featmap.interaction import worker as jointwork
+from featmap.interaction import groups
+from featmap.interaction.worker import JointWorker
 from featmap.mapping import run as mapping
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.runs import job as runs
 from featmap.runs import lifecycle, maximise
-from featmap.runs import worker as runs_worker
 from featmap.runs.array_layout import ARRAYS
 from featmap.runs.engine import Engine
+from featmap.runs.job import Job
 from featmap.runs.manifest import UNITS
 from featmap.runs.progress import Silent
-from tests.helpers import hands, settings, tiny
+from featmap.runs.worker import Worker
+from tests.helpers import settings, tiny
+from tests.helpers.faulty_workers import faulty_worker
 from tests.helpers.settings import options
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'featmap[ray]')")
@@ -41,8 +42,8 @@ HERE = Engine(threads=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def connected() -> Iterator[None]:
-    """One cluster for all: starting it takes longer than the tests."""
+def cluster() -> Iterator[None]:
+    """One cluster for all tests: starting it takes longer than they do."""
     from featmap.runs import ray_engine
 
     with ray_engine.connect(Engine("ray", workers=3, threads=1), 1, 3):
@@ -54,17 +55,17 @@ def network() -> Network:
     return load("tests.helpers.tiny:wide")
 
 
-def job_of(network: Network, rows: int = 2, steps: int = STEPS) -> runs.Job:
+def job_of(network: Network, rows: int = 2, steps: int = STEPS) -> Job:
     recipe = settings.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=rows)
-    return mapping.similarity_job(["second", "first"], network, recipe)[0]
+    return mapping.similarity_job(["second", "first"], network, recipe)
 
 
-def made_here(job: Any, folder: Path) -> Path:
-    mapping.carry_out(job, lifecycle.open_run(job, folder), Silent(), HERE)
+def computed_here(job: Any, folder: Path) -> Path:
+    lifecycle.carry_out(job, lifecycle.open_run(job, folder), Worker, Silent(), HERE)
     return folder
 
 
-def same(one: Path, two: Path) -> None:
+def assert_same(one: Path, two: Path) -> None:
     a, b = (xr.open_zarr(folder / ARRAYS) for folder in (one, two))
     assert set(a.variables) == set(b.variables)
     for name in a.variables:
@@ -88,77 +89,77 @@ class Killer(Silent):
             self.killed = len(workers)
 
 
-def test_two_workers_one_of_them_killed_give_the_plain_loops_bits(network: Network, tmp_path: Path) -> None:
+def test_a_killed_worker_changes_no_bit(network: Network, tmp_path: Path) -> None:
     job, killer = job_of(network, steps=60), Killer(after=3)
     run = lifecycle.open_run(job, tmp_path / "ray")
-    assert mapping.carry_out(job, run, killer, TWO) == len(job.units()) == killer.landings == 16
+    assert lifecycle.carry_out(job, run, Worker, killer, TWO) == len(job.work_units()) == killer.landings == 16
     assert killer.killed == 2
-    same(tmp_path / "ray", made_here(job, tmp_path / "here"))
+    assert_same(tmp_path / "ray", computed_here(job, tmp_path / "here"))
     assert run.manifest.environment["threads"] == 1
     assert run.manifest.engines == [{"engine": "ray", "workers": 2, "threads": 1}]
-    assert "later_environments" not in run.manifest
+    assert run.manifest.later_environments == []
 
 
 def test_units_that_always_fail_are_tried_three_times_and_named(network: Network, tmp_path: Path) -> None:
-    job, diary = job_of(network, rows=6), tmp_path / "diary"
-    deadly, faulty = job.units()[2].name, job.units()[4].name
+    job, log = job_of(network, rows=6), tmp_path / "log"
+    names = [u.name for u in job.work_units()]
+    deadly, failing = names[2], names[4]
     run = lifecycle.open_run(job, tmp_path / "ray")
     with pytest.raises(IncompleteError) as caught:
-        runs_worker.perform(hands.task(job, diary, (deadly,), (faulty,)), [job.units()], run, Silent(), TWO)
+        lifecycle.carry_out(job, run, faulty_worker(log, (deadly,), (failing,)), Silent(), TWO)
     said = str(caught.value)
     assert said.startswith("2 of 6 work units were left out after 3 tries each: ")
     assert f"{deadly} (its worker died)" in said
-    assert f"{faulty} (ArithmeticError: cannot be done)" in said
-    tried = Counter(diary.read_text().split())
-    assert tried == {u.name: 3 if u.name in (deadly, faulty) else 1 for u in job.units()}
-    assert {p.stem for p in (run.folder / UNITS).iterdir()} == {u.name for u in job.units()} - {deadly, faulty}
-    assert mapping.carry_out(job, lifecycle.open_run(job, run.folder), Silent(), HERE) == 2
-    same(run.folder, made_here(job, tmp_path / "here"))
+    assert f"{failing} (ArithmeticError: cannot be done)" in said
+    tried = Counter(log.read_text().split())
+    assert tried == {name: 3 if name in (deadly, failing) else 1 for name in names}
+    assert {p.stem for p in (run.folder / UNITS).iterdir()} == {*names} - {deadly, failing}
+    assert lifecycle.carry_out(job, lifecycle.open_run(job, run.folder), Worker, Silent(), HERE) == 2
+    assert_same(run.folder, computed_here(job, tmp_path / "here"))
 
 
-def test_one_worker_does_the_largest_units_first_and_ends_with_a_fault_that_a_user_can_mend(
-    network: Network, tmp_path: Path
-) -> None:
-    job, diary = job_of(network, rows=6), tmp_path / "diary"
+def test_largest_units_come_first_and_an_error_of_ours_ends_the_run(network: Network, tmp_path: Path) -> None:
+    job, log = job_of(network, rows=6), tmp_path / "log"
     run = lifecycle.open_run(job, tmp_path / "ray")
-    assert runs_worker.perform(hands.task(job, diary), [job.units()], run, Silent(), ONE) == 6
-    deep, flat = [u.name for u in job.units()[1:5]], job.units()[5].name
-    assert diary.read_text().split() == [*deep, flat, job.units()[0].name]
-    same(run.folder, made_here(job, tmp_path / "here"))
-    assert runs_worker.perform(hands.task(job, diary), [job.units()], run, Silent(), ONE) == 0
+    assert lifecycle.carry_out(job, run, faulty_worker(log), Silent(), ONE) == 6
+    null, *deep, flat = (u.name for u in job.work_units())
+    assert len(deep) == 4
+    assert log.read_text().split() == [*deep, flat, null]
+    assert_same(run.folder, computed_here(job, tmp_path / "here"))
+    assert lifecycle.carry_out(job, run, faulty_worker(log), Silent(), ONE) == 0
 
     (run.folder / UNITS / f"{flat}.json").unlink()
     full = StoreError("no space left")
     with pytest.raises(StoreError, match="no space left"):
-        runs_worker.perform(hands.task(job, diary, (), (flat,), full), [job.units()], run, Silent(), ONE)
-    assert Counter(diary.read_text().split())[flat] == 2
+        lifecycle.carry_out(job, run, faulty_worker(log, (), (flat,), full), Silent(), ONE)
+    assert Counter(log.read_text().split())[flat] == 2
 
 
-def test_pairs_on_two_workers_are_those_of_the_plain_loop(tmp_path: Path) -> None:
+def test_pairs_on_two_workers_have_the_bits_of_the_plain_loop(tmp_path: Path) -> None:
     network = load(tiny.small())  # an object: it is sent to the workers
     recipe = settings.resolve_linear(network, None, SIZE, 4, rows=2)
-    job = pairings.group_job(["second:0", "second:3"], network, recipe, seeds=1)
+    job = groups.group_job(["second:0", "second:3"], network, recipe, seeds=1)
     for name, engine in (("ray", TWO), ("here", HERE)):
-        jointwork.execute(job, lifecycle.open_run(job, tmp_path / name), None, engine)
-    same(tmp_path / "ray", tmp_path / "here")
+        lifecycle.carry_out(job, lifecycle.open_run(job, tmp_path / name), JointWorker, None, engine)
+    assert_same(tmp_path / "ray", tmp_path / "here")
 
 
 def test_a_network_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     module = tiny.small()
     module.lock = threading.Lock()  # type: ignore[assignment]
     job = job_of(load("tests.helpers.tiny:wide"))
-    job = runs.Job(load(module), job.objectives, job.recipe)
+    job = Job(network=load(module), objectives=job.objectives, recipe=job.recipe)
     with pytest.raises(FeatmapError, match=r"cannot be sent to workers.*package\.module:factory"):
-        runs_worker.execute(job, lifecycle.open_run(job, tmp_path / "run"), Silent(), TWO)
+        lifecycle.carry_out(job, lifecycle.open_run(job, tmp_path / "run"), Worker, Silent(), TWO)
 
 
 def test_a_run_folder_is_needed(network: Network) -> None:
-    with pytest.raises(FeatmapError, match="give out"):
+    with pytest.raises(FeatmapError, match="workers write into a run folder; choose one"):
         maximise.maximise("second:0", network, **options(engine="ray"))
 
 
-class Noted(Silent):
-    """Keeps what it is told."""
+class NoteWatcher(Silent):
+    """Stores notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -175,8 +176,8 @@ def test_workers_that_do_not_fit_into_memory_are_not_started(
     room = SimpleNamespace(available=int(1.5 * ray_engine.WORKER_BYTES))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
     assert [ray_engine.fit_in_memory(4, each) for each in (0, 10**9)] == [1, 1]
-    job, watcher = job_of(network), Noted()
-    mapping.carry_out(job, lifecycle.open_run(job, tmp_path / "ray"), watcher, TWO)
+    job, watcher = job_of(network), NoteWatcher()
+    lifecycle.carry_out(job, lifecycle.open_run(job, tmp_path / "ray"), Worker, watcher, TWO)
     assert [n for n in watcher.notes if n.startswith("2 workers' batches do not fit") and "; 1 are started" in n]
     nodes = [{"Alive": alive, "NodeManagerAddress": where} for alive, where in ((True, "a"), (False, "b"), (True, "c"))]
     for count, address, here in ((1, None, True), (2, "auto", True), (3, None, False), (1, "ray://a:1", False)):
@@ -188,4 +189,4 @@ def test_workers_that_do_not_fit_into_memory_are_not_started(
     )
     room.available = 10**12
     assert ray_engine.fit_in_memory(4, 10**9) == 4
-    same(tmp_path / "ray", made_here(job, tmp_path / "here"))
+    assert_same(tmp_path / "ray", computed_here(job, tmp_path / "here"))

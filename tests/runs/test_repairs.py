@@ -1,4 +1,4 @@
-"""Damage that looks whole: found by `featmap verify`, and mended by the run's own command."""
+"""Damage that looks intact: detected by `featmap verify`, and repaired by the run's own command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from featmap.files import hash_file, translate_os_errors, write_atomically
 from featmap.network import weights
 from featmap.optimize.objective import Objective
 from featmap.runs import device, integrity, ray_engine
-from featmap.runs.manifest import COPY, MANIFEST
-from featmap.runs.store import Run, record_text
+from featmap.runs.engine import WorkUnit
+from featmap.runs.manifest import COPY, MANIFEST, record_text
+from featmap.runs.progress import Silent
+from featmap.runs.store import Run
 from tests.helpers import networks
 from tests.helpers.settings import options
 
@@ -32,19 +34,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(folder: Path, threads: int = 1) -> Run:
-    given = [
-        "optimize",
-        *UNITS,
-        "--model",
-        "tests.helpers.networks:small_inception",
-        "--input-size",
-        "32",
-        "--device",
-        "cpu",
-    ]
-    given += ["--size", "24", "--steps", "3", "--rows", "2", "--threads", str(threads), "--out", str(folder)]
+    network = "--model tests.helpers.networks:small_inception --input-size 32 --device cpu"
+    settings = f"--size 24 --steps 3 --rows 2 --threads {threads}"
+    arguments = ["optimize", *UNITS, *network.split(), *settings.split(), "--out", str(folder)]
     with device.use_threads(threads):
-        typer.main.get_command(app.app).main(args=given, standalone_mode=False)
+        typer.main.get_command(app.app).main(args=arguments, standalone_mode=False)
     return Run.read(folder)
 
 
@@ -69,7 +63,7 @@ def faults(folder: Path) -> list[tuple[str, str]]:
     return [(f.kind, f.path) for f in integrity.inspect(folder).faults]
 
 
-def test_one_flipped_bit_of_the_format_is_damage_and_no_newer_version(run: Path) -> None:
+def test_a_flipped_bit_of_the_format_is_damage_not_a_newer_version(run: Path) -> None:
     text = (run / MANIFEST).read_text()
     assert '"format": 2' in text
     (run / MANIFEST).write_text(text.replace('"format": 2', '"format": 3', 1))
@@ -79,7 +73,7 @@ def test_one_flipped_bit_of_the_format_is_damage_and_no_newer_version(run: Path)
 
 
 @pytest.mark.parametrize("both", [True, False])
-def test_a_newer_version_is_refused_also_where_only_its_manifest_is_new(run: Path, both: bool) -> None:
+def test_a_newer_version_is_refused_also_without_a_newer_copy(run: Path, both: bool) -> None:
     for name in (MANIFEST, COPY)[: 1 + both]:
         (run / name).write_text((run / name).read_text().replace('"format": 2', '"format": 12', 1))
     before = chunks(run)
@@ -90,18 +84,18 @@ def test_a_newer_version_is_refused_also_where_only_its_manifest_is_new(run: Pat
     assert chunks(run) == before
 
 
-def test_what_is_mended_with_other_threads_is_noted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repair_with_other_threads_is_recorded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     victim = next((run / "arrays.zarr" / "images").glob("0.*"))
     victim.write_bytes(victim.read_bytes()[:-1])
     manifest = make(run, threads=2).manifest
-    assert manifest["environment"]["threads"] == 1
-    assert [e["threads"] for e in manifest["later_environments"]] == [2]
-    assert [e["threads"] for e in manifest["engines"]] == [1, 2]
+    assert manifest.environment["threads"] == 1
+    assert [e["threads"] for e in manifest.later_environments] == [2]
+    assert [e["threads"] for e in manifest.engines] == [1, 2]
     assert faults(run) == []
 
 
 @pytest.mark.parametrize("damage", ["space", "dropped", "emptied"])
-def test_a_record_that_still_parses_is_mended(run: Path, whole: Path, damage: str) -> None:
+def test_a_damaged_record_that_still_parses_is_repaired(run: Path, whole: Path, damage: str) -> None:
     path = next((run / "units").glob("s0-000000-*.json"))
     text = path.read_text()
     record = json.loads(text)
@@ -112,7 +106,7 @@ def test_a_record_that_still_parses_is_mended(run: Path, whole: Path, damage: st
     assert faults(run) == [] and path.read_text() == text and chunks(run) == chunks(whole)
 
 
-def test_a_foreign_record_vouches_for_nothing(run: Path) -> None:
+def test_a_foreign_record_does_not_vouch_for_its_chunks(run: Path) -> None:
     stray = run / "arrays.zarr" / "images" / "7.7.7.7.7"
     stray.write_bytes(b"x")
     record = {stray.relative_to(run).as_posix(): hash_file(stray)}
@@ -121,7 +115,7 @@ def test_a_foreign_record_vouches_for_nothing(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["images.csv", "arrays.zarr/images/0.0.0.0.0", "units/s0-null.json"])
-def test_a_link_in_a_files_place_is_replaced(run: Path, whole: Path, name: str) -> None:
+def test_a_link_in_place_of_a_file_is_replaced(run: Path, whole: Path, name: str) -> None:
     (run / name).rename(run.parent / "elsewhere")
     (run / name).symlink_to(run.parent / "elsewhere")
     assert ("changed", name) in faults(run) or name.startswith("units/")
@@ -130,7 +124,7 @@ def test_a_link_in_a_files_place_is_replaced(run: Path, whole: Path, name: str) 
     assert faults(run) == []
 
 
-def test_a_folder_in_a_files_way_is_named(run: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_named(run: Path) -> None:
     (run / "images.csv").unlink()
     (run / "images.csv").mkdir()
     with pytest.raises(StoreError, match=r"images\.csv' is in the way \(.*\); move it, or choose another folder"):
@@ -144,14 +138,14 @@ def test_a_folder_in_a_files_way_is_named(run: Path) -> None:
         make(run)
 
 
-def test_what_is_in_the_way_is_the_target_not_its_temporary_name(tmp_path: Path) -> None:
+def test_errors_name_the_target_and_not_its_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "table.csv").mkdir()
     with pytest.raises(StoreError, match=r"/table\.csv' is in the way"), translate_os_errors("run"):
         write_atomically(tmp_path / "table.csv", lambda p: p.write_text("a"))
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 
-def test_a_small_run_asks_for_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_run_needs_little_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featmap.runs import lifecycle
 
     monkeypatch.setattr(lifecycle, "free_space", lambda _: 3_000_000)
@@ -177,24 +171,24 @@ def broken() -> nn.Module:
     return nn.Sequential(OrderedDict(stem=stem, first=nn.ReLU(), last=last, relu=nn.ReLU())).eval()
 
 
-def test_one_broken_feature_spoils_no_other(tmp_path: Path) -> None:
+def test_a_broken_feature_changes_no_other(tmp_path: Path) -> None:
     network = featmap.load(broken(), input_size=24)
-    given: dict[str, Any] = {"size": 24, "steps": 8, "rows": 8, "device": "cpu"}
-    found = featmap.maximise([f"relu:{k}" for k in range(8)], network, **options(out=tmp_path / "run", **given))
-    words = found["status"].attrs["flag_meanings"].split()
-    assert [words[int(v)] for v in found["status"].values[0][:4]] == ["not-finite", "not-finite", "dead", "not-finite"]
-    assert {words[int(v)] for v in found["status"].values[0][4:]} <= {"live", "rescued"}
+    settings: dict[str, Any] = {"size": 24, "steps": 8, "rows": 8, "device": "cpu"}
+    data = featmap.maximise([f"relu:{k}" for k in range(8)], network, **options(out=tmp_path / "run", **settings))
+    words = data["status"].attrs["flag_meanings"].split()
+    assert [words[int(v)] for v in data["status"].values[0][:4]] == ["not-finite", "not-finite", "dead", "not-finite"]
+    assert {words[int(v)] for v in data["status"].values[0][4:]} <= {"live", "rescued"}
     healthy = broken()
     with torch.no_grad():
         healthy.last.weight[0], healthy.last.bias[1] = 0.0, 0.0
     alone = featmap.maximise(
-        ["relu:5"], featmap.load(healthy, input_size=24), **options(out=tmp_path / "alone", **given)
+        ["relu:5"], featmap.load(healthy, input_size=24), **options(out=tmp_path / "alone", **settings)
     )
-    assert found["images"].values[0, 5].tobytes() == alone["images"].values[0, 0].tobytes()
+    assert data["images"].values[0, 5].tobytes() == alone["images"].values[0, 0].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["without values (meta)", "sparse", "complex64"])
-def test_tensors_of_another_kind_are_named(kind: str) -> None:
+def test_tensors_of_unsupported_kinds_are_named(kind: str) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3))
     state = dict(module.state_dict())
     plain = state["0.weight"]
@@ -216,7 +210,7 @@ def test_tensors_of_another_kind_are_named(kind: str) -> None:
     [
         (lambda: Objective.parse("0 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
         (lambda: Objective.parse("mixed:0 + 1e-400 * mixed:1"), UnitError, "a weight of 0 leaves the unit out"),
-        (lambda: device.select_device("cpu:7"), FeatmapError, "there is one of these; give --device cpu"),
+        (lambda: device.select_device("cpu:7"), FeatmapError, "there is only one; choose 'cpu'"),
         (
             lambda: featmap.maximise(UNITS, networks.small_inception(), **options(recipe="")),
             RecipeError,
@@ -224,7 +218,7 @@ def test_tensors_of_another_kind_are_named(kind: str) -> None:
         ),
     ],
 )
-def test_what_means_nothing_is_refused(call: Any, error: type[Exception], words: str) -> None:
+def test_meaningless_settings_are_refused(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words.replace("(", r"\(")):
         call()
 
@@ -232,7 +226,7 @@ def test_what_means_nothing_is_refused(call: Any, error: type[Exception], words:
 # ---------------------------------------------------------------- clusters
 
 
-def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
+def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -246,15 +240,15 @@ def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
         ray_engine._check_address(address)
 
 
-class Fake:
-    """A cluster in this process: what each next worker does when it gets ready, and then with every unit."""
+class FakeRay:
+    """A cluster in this process: workers live or die while they load, as listed, and die of every unit."""
 
     class exceptions:
         class RayError(Exception):
             pass
 
     def __init__(self, lives: list[bool]) -> None:
-        self.lives, self.results, self.made = lives, dict[object, Any](), list[str]()
+        self.lives, self.results, self.tried = lives, dict[object, Any](), list[str]()
 
     def start(self) -> tuple[Any, Any]:
         return self, self._answer({"threads": 1} if self.lives.pop(0) else None)
@@ -269,8 +263,8 @@ class Fake:
         class Remote:
             @staticmethod
             def remote(unit: Any) -> object:
-                self.made.append(unit.name)
-                return self._answer(None)  # whoever works dies of it
+                self.tried.append(unit.name)
+                return self._answer(None)  # the worker dies
 
         return Remote
 
@@ -288,28 +282,27 @@ class Fake:
         pass
 
 
-class Nothing:
+class EmptyStore:
     def is_done(self, name: str) -> bool:
         return False
 
 
-def wave(fake: Fake, size: int) -> str:
-    units = [featmap.engine.WorkUnit(0, k, k + 1) for k in range(2)]  # type: ignore[attr-defined]
+def run_wave(fake: FakeRay, size: int) -> None:
+    units, store = [WorkUnit(0, k, k + 1) for k in range(2)], EmptyStore()
     task: Any = type("T", (), {"gpu": False, "steps": 1, "cost": lambda _: 1.0})
-    with ray_engine._WorkerPool(fake, fake.start, size) as crew:
-        ray_engine._run_wave(crew, units, task, Nothing(), featmap.engine.Silent(), lambda _: None, 2)  # type: ignore
-    return ""
+    with ray_engine._WorkerPool(fake, fake.start, size) as pool:
+        ray_engine._run_wave(pool, units, task, store, Silent(), lambda _: None, 2)  # type: ignore[arg-type]
 
 
-def test_workers_that_die_at_their_start_end_a_run_only_where_nobody_is_left() -> None:
+def test_workers_that_die_at_the_start_end_a_run_only_if_none_is_left() -> None:
     with pytest.raises(FeatmapError, match="3 workers died while they loaded the network") as end:
-        wave(Fake([False] * 9), 1)
+        run_wave(FakeRay([False] * 9), 1)
     assert not isinstance(end.value, IncompleteError)
-    fake = Fake([True, False, False, False, *[True] * 9])
+    fake = FakeRay([True, False, False, False, *[True] * 9])
     with pytest.raises(IncompleteError, match=r"^2 of 2 .* were left out: .*\(no worker is left: 3 in a row died"):
-        wave(fake, 1)
-    assert fake.made == ["s0-000000-000001"]
-    fake = Fake([True, False, False, True, False, False, True, *[True] * 9])
+        run_wave(fake, 1)
+    assert fake.tried == ["s0-000000-000001"]
+    fake = FakeRay([True, False, False, True, False, False, True, *[True] * 9])
     with pytest.raises(IncompleteError, match="left out after 3 tries each"):
-        wave(fake, 1)
-    assert len(fake.made) == 6
+        run_wave(fake, 1)
+    assert len(fake.tried) == 6

@@ -1,9 +1,8 @@
-"""Networks whose numbers go wrong: a status for each feature, counted in the summary, never an error."""
+"""Networks of dead, constant or non-finite features: a status each, counted in the summary, never an error."""
 
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import featmap
 from featmap.cli.app import main
 from featmap.runs import integrity
 from featmap.runs.array_layout import STATUSES
-from featmap.stats import clustering
+from tests.helpers import run_kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OPTIONS = ["--size", "12", "--steps", "40", "--rows", "2", "--device", "cpu"]
@@ -36,13 +35,13 @@ NETWORKS: dict[str, tuple[str, str, list[str]]] = {
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
+    run_kinds.shorten_clustering(monkeypatch)
 
 
-def give(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     said = capsys.readouterr()
@@ -57,13 +56,13 @@ def statuses(data: xr.Dataset, layer: str) -> list[str]:
     return [STATUSES[int(worst.sel(image=n))] for n in data["image"].values if n.startswith(f"{layer}:")]
 
 
-def counted(found: list[str]) -> str:
-    return f"{len(found)} features: " + ", ".join(f"{found.count(s)} {s}" for s in STATUSES if s in found)
+def counted(listed: list[str]) -> str:
+    return f"{len(listed)} features: " + ", ".join(f"{listed.count(s)} {s}" for s in STATUSES if s in listed)
 
 
-def test_what_a_network_does_in_the_end_is_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_feature_gets_the_status_of_its_descent(capsys: pytest.CaptureFixture[str]) -> None:
     for name, (layer, _, expected) in NETWORKS.items():
-        out = give(
+        out = run_command(
             capsys, "similarity", "--layer", layer, "--model", f"tests.helpers.tiny:{name}", *OPTIONS, "--out", name
         )
         assert statuses(featmap.open_arrays(name), layer) == expected, name
@@ -75,8 +74,10 @@ def test_what_a_network_does_in_the_end_is_its_status(capsys: pytest.CaptureFixt
         }
 
 
-def test_a_descent_that_turns_nan_was_finite_before(capsys: pytest.CaptureFixture[str]) -> None:
-    give(capsys, "optimize", "turn:2", "turn:0", "--model", "tests.helpers.tiny:turning", *OPTIONS, "--out", "run")
+def test_a_descent_that_turns_nan_is_recorded_until_then(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(
+        capsys, "optimize", "turn:2", "turn:0", "--model", "tests.helpers.tiny:turning", *OPTIONS, "--out", "run"
+    )
     data = featmap.open_arrays("run")
     curves = np.isfinite(data["curve"].values[0])
     assert curves[0, 0] and not curves[0, -1]
@@ -86,20 +87,20 @@ def test_a_descent_that_turns_nan_was_finite_before(capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sick", "turning", "broken"])
-def test_no_command_stumbles(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    layer, other, found = NETWORKS[name]
+def test_every_command_handles_abnormal_features(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    layer, other, expected = NETWORKS[name]
     steps = "40" if name == "turning" else "6"
     ours = ["--model", f"tests.helpers.tiny:{name}", *OPTIONS[:3], steps, *OPTIONS[4:]]
-    out = give(capsys, "similarity", "--layers", f"{layer},{other}", *ours, "--seeds", "2", "--out", "maps")
-    assert f"{layer}: {len(found)} features: " in out
-    give(
+    out = run_command(capsys, "similarity", "--layers", f"{layer},{other}", *ours, "--seeds", "2", "--out", "maps")
+    assert f"{layer}: {len(expected)} features: " in out
+    run_command(
         capsys, "similarity", "--layer", layer, "--probe-layer", other, *ours, "--measure", "profile", "--out", "probed"
     )
-    give(capsys, "probe", "maps", "--layers", f"{layer},{other}", "--out", "responses")
-    out = give(capsys, "optimize", f"{layer}:1", f"{layer}:0 + {layer}:2", *ours, "--out", "images")
+    run_command(capsys, "probe", "maps", "--layers", f"{layer},{other}", "--out", "responses")
+    out = run_command(capsys, "optimize", f"{layer}:1", f"{layer}:0 + {layer}:2", *ours, "--out", "images")
     assert out.splitlines()[1].startswith("2 images: ")
-    give(capsys, "interact", f"{layer}:0", f"{layer}:2", *ours, "--seeds", "1", "--out", "group")
-    out = give(capsys, "interact", "--layers", layer, other, "--features", "0-2", "0-1", *ours, "--out", "pairs")
+    run_command(capsys, "interact", f"{layer}:0", f"{layer}:2", *ours, "--seeds", "1", "--out", "group")
+    out = run_command(capsys, "interact", "--layers", layer, other, "--features", "0-2", "0-1", *ours, "--out", "pairs")
     assert out.splitlines()[1].startswith("6 pairs: ")
     pairs: Any = [
         "--layers",
@@ -109,18 +110,17 @@ def test_no_command_stumbles(name: str, capsys: pytest.CaptureFixture[str]) -> N
         "0-2",
         "0-1",
         "--screen",
-        "all",
         "--top",
         "1",
         "--checks",
         "3",
     ]
-    give(capsys, "interact", *pairs, *ours, "--seeds", "1", "--out", "screening")
+    run_command(capsys, "interact", *pairs, *ours, "--seeds", "1", "--out", "screening")
     rng = np.random.Generator(np.random.PCG64(0))
     Path("photographs").mkdir()
     for k in range(33):
         Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(f"photographs/{k}.png")
-    give(capsys, "validate", "maps", "--seeds", "3", "--null-seeds", "1", "--images", "photographs")
+    run_command(capsys, "validate", "maps", "--seeds", "3", "--null-seeds", "1", "--images", "photographs")
     for run in ("maps", "images", "group", "pairs", "screening"):
-        give(capsys, "atlas", run)
+        run_command(capsys, "atlas", run)
     assert integrity.inspect(Path("maps")).faults == []

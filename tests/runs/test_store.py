@@ -1,3 +1,5 @@
+"""The run folder: what lands in it, how it is resumed, and what a full disk or a damaged file does to it."""
+
 from __future__ import annotations
 
 import errno
@@ -42,15 +44,15 @@ def land(run: Run, first: int, last: int) -> str:
     return name
 
 
-def whole(folder: Path) -> list[str]:
-    """Do all that is left of the job in `folder`; return the units that were made now."""
+def finish(folder: Path) -> list[str]:
+    """Do all that is left of the job in `folder`; return the units that were computed now."""
     run = opened(folder)
-    made = [land(run, first, last) for first, last in UNITS if not run.is_done(f"u{first}")]
+    computed = [land(run, first, last) for first, last in UNITS if not run.is_done(f"u{first}")]
     run.write("table.csv", lambda p: p.write_text("a,b\n1,2\n", encoding="utf-8"))
     run.manifest.status = "complete"
     with translate_os_errors("manifest"):
         run.save()
-    return made
+    return computed
 
 
 def contents(folder: Path) -> dict[str, np.ndarray]:
@@ -64,21 +66,21 @@ def parts(folder: Path) -> list[str]:
 
 
 def test_a_run_holds_what_landed_and_reads_back(tmp_path: Path) -> None:
-    assert whole(tmp_path / "run") == ["u0", "u2", "u4"]
-    found = contents(tmp_path / "run")
+    assert finish(tmp_path / "run") == ["u0", "u2", "u4"]
+    values = contents(tmp_path / "run")
     for first, last in UNITS:
-        np.testing.assert_array_equal(found["values"][first:last], batch(first, last)["values"])
-    assert list(found["image"]) == list(COORDS["image"])
+        np.testing.assert_array_equal(values["values"][first:last], batch(first, last)["values"])
+    assert list(values["image"]) == list(COORDS["image"])
     run = Run.read(tmp_path / "run")
     assert (run.identity, run.manifest.format, run.is_complete()) == (IDENTITY, FORMAT, True)
     assert run.arrays["status"].attrs["flag_meanings"] == "live dead"
 
 
-def test_the_same_settings_go_on(tmp_path: Path) -> None:
+def test_the_same_settings_resume_a_run(tmp_path: Path) -> None:
     run = opened(tmp_path)
     land(run, 2, 4)
-    assert whole(tmp_path) == ["u0", "u4"]
-    assert whole(tmp_path) == []
+    assert finish(tmp_path) == ["u0", "u4"]
+    assert finish(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -107,12 +109,12 @@ def test_a_difference_deep_in_a_list_can_be_seen(tmp_path: Path) -> None:
     assert "32" in str(caught.value)
 
 
-def test_a_foreign_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> None:
+def test_foreign_folders_and_files_are_refused_unchanged(tmp_path: Path) -> None:
     (tmp_path / "diary.txt").write_text("mine")
-    with pytest.raises(StoreError, match="no run folder"):
+    with pytest.raises(StoreError, match="not a run folder; choose another folder"):
         opened(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["diary.txt"]
-    with pytest.raises(StoreError, match="no run folder"):
+    with pytest.raises(StoreError, match="not a run folder; choose another folder"):
         opened(tmp_path / "diary.txt")
     assert (tmp_path / "diary.txt").read_text() == "mine"
     with pytest.raises(StoreError, match=r"choose another folder|correct this"):
@@ -121,10 +123,10 @@ def test_a_foreign_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> No
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert whole(tmp_path / "run") == ["u0", "u2", "u4"]
+    assert finish(tmp_path / "run") == ["u0", "u2", "u4"]
 
 
-def test_reading_what_is_no_run_says_so(tmp_path: Path) -> None:
+def test_reading_a_folder_that_is_not_a_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         Run.read(tmp_path / "nowhere")
     with pytest.raises(StoreError, match=f"has no {MANIFEST}"):
@@ -142,7 +144,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}', b'{"format": "x", "identity": {}}']
 )
-def test_a_damaged_manifest_is_one_clear_error_and_mended_from_its_copy(tmp_path: Path, text: bytes) -> None:
+def test_a_damaged_manifest_is_an_error_and_repaired_from_its_copy(tmp_path: Path, text: bytes) -> None:
     opened(tmp_path)
     before = (tmp_path / MANIFEST).read_bytes()
     (tmp_path / MANIFEST).write_bytes(text)
@@ -157,50 +159,50 @@ def test_a_damaged_manifest_is_one_clear_error_and_mended_from_its_copy(tmp_path
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}"])
-def test_a_damaged_record_means_that_the_unit_is_made_again(tmp_path: Path, text: bytes) -> None:
-    whole(tmp_path)
+def test_the_unit_of_a_damaged_record_is_computed_again(tmp_path: Path, text: bytes) -> None:
+    finish(tmp_path)
     (tmp_path / "units" / "u2.json").write_bytes(text)
-    assert whole(tmp_path) == ["u2"]
+    assert finish(tmp_path) == ["u2"]
 
 
-def test_a_flipped_byte_is_found_and_only_its_unit_made_again(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_a_flipped_byte_is_detected_and_only_its_unit_repeated(tmp_path: Path) -> None:
+    finish(tmp_path)
     before = contents(tmp_path)
     chunk = tmp_path / "arrays.zarr" / "values" / "1.0"
-    spoiled = bytearray(chunk.read_bytes())
-    spoiled[len(spoiled) // 2] ^= 1
-    chunk.write_bytes(bytes(spoiled))
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(bytes(content))
     run = opened(tmp_path)
     assert [run.is_done(f"u{first}") for first, _ in UNITS] == [True, False, True]
-    assert whole(tmp_path) == ["u2"]
+    assert finish(tmp_path) == ["u2"]
     for name, values in contents(tmp_path).items():
         np.testing.assert_array_equal(values, before[name])
 
 
-def test_a_lost_chunk_is_found_even_where_all_is_zero(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_a_lost_chunk_of_zeros_is_detected(tmp_path: Path) -> None:
+    finish(tmp_path)
     (tmp_path / "arrays.zarr" / "status" / "0").unlink()
-    assert whole(tmp_path) == ["u0"]
+    assert finish(tmp_path) == ["u0"]
 
 
-def test_lost_arrays_are_laid_again(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_lost_arrays_are_written_again(tmp_path: Path) -> None:
+    finish(tmp_path)
     before = contents(tmp_path)
     shutil.rmtree(tmp_path / "arrays.zarr")
-    assert whole(tmp_path) == ["u0", "u2", "u4"]
+    assert finish(tmp_path) == ["u0", "u2", "u4"]
     for name, values in contents(tmp_path).items():
         np.testing.assert_array_equal(values, before[name])
 
 
-def test_a_spoiled_table_makes_the_run_incomplete(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_a_damaged_table_makes_the_run_incomplete(tmp_path: Path) -> None:
+    finish(tmp_path)
     (tmp_path / "table.csv").write_text("a,b\n1,3\n")
     assert not Run.read(tmp_path).is_complete()
     (tmp_path / "table.csv").unlink()
     assert not Run.read(tmp_path).is_complete()
 
 
-def test_an_atomic_write_leaves_the_old_file_and_no_part_behind_a_failure(tmp_path: Path) -> None:
+def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "table.csv"
     write_atomically(target, lambda p: p.write_text("old"))
 
@@ -238,11 +240,11 @@ def _writes(full: Full, folder: Path, work: Callable[[Path], object]) -> int:
     return full.count
 
 
-def test_a_full_disk_at_any_write_is_one_error_and_the_same_call_goes_on(
+def test_a_full_disk_at_any_write_is_one_error_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = Full(monkeypatch, tmp_path)
-    total = _writes(full, tmp_path / "undisturbed", whole)
+    total = _writes(full, tmp_path / "undisturbed", finish)
     expected = contents(tmp_path / "undisturbed")
     assert total > len(UNITS) * len(ARRAYS)
     refused = []
@@ -250,11 +252,11 @@ def test_a_full_disk_at_any_write_is_one_error_and_the_same_call_goes_on(
         folder = tmp_path / f"full-{k}"
         full.arm(k)
         with pytest.raises(StoreError, match="no space left"):
-            whole(folder)
+            finish(folder)
         full.arm(0)
         assert not parts(folder)
         try:
-            whole(folder)
+            finish(folder)
         except StoreError as error:
             refused.append((k, str(error)))
             continue
@@ -267,12 +269,12 @@ def test_a_full_disk_at_any_write_is_one_error_and_the_same_call_goes_on(
     ("number", "words"),
     [(errno.ENOSPC, "no space left"), (errno.EROFS, "not writable"), (errno.EIO, "repeat the call")],
 )
-def test_faults_of_the_system_become_one_line(number: int, words: str) -> None:
+def test_errors_of_the_system_become_one_line(number: int, words: str) -> None:
     with pytest.raises(StoreError, match=words), translate_os_errors("run folder 'x'"):
         raise OSError(number, os.strerror(number))
 
 
-def test_a_read_only_folder_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused_with_advice(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -285,7 +287,7 @@ def test_a_read_only_folder_is_refused_with_a_way_out(tmp_path: Path) -> None:
         folder.chmod(stat.S_IRWXU)
 
 
-def test_hashes_are_what_they_say(tmp_path: Path) -> None:
+def test_hashes_are_sha256_and_ignore_the_order_of_keys(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     # SHA-256 of nothing: FIPS 180-4's well-known value
     assert hash_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -293,7 +295,7 @@ def test_hashes_are_what_they_say(tmp_path: Path) -> None:
 
 
 def test_records_name_every_chunk_of_their_unit(tmp_path: Path) -> None:
-    whole(tmp_path)
+    finish(tmp_path)
     record = json.loads((tmp_path / "units" / "u2.json").read_text())
     assert sorted(record) == ["arrays.zarr/status/1", "arrays.zarr/values/1.0"]
     assert all(hash_file(tmp_path / file) == known for file, known in record.items())

@@ -1,4 +1,4 @@
-"""More of `test_graph`: clusters and their nulls, order of the leaves."""
+"""More of `test_clustering`: clusters and their nulls, order of the leaves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scipy.cluster.hierarchy import is_monotonic, is_valid_linkage, leaves_list,
 from scipy.spatial.distance import squareform
 
 from featmap.stats import clustering
-from featmap.stats.clustering import find_clusters, leaf_order
-from featmap.stats.correlation import adjusted_rand
+from featmap.stats.clustering import ClusterSettings, find_clusters, leaf_order
+from featmap.stats.rand_index import adjusted_rand
 from tests.helpers.frames import to_masked
 from tests.stats.test_clustering import frame, gaussian, labels, laws, planted, rng, similarity, zeros
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimu
 @pytest.mark.parametrize("sizes", [[12, 12, 12], [8, 8, 8, 8, 8], [16, 12, 8]])
 def test_planted_blocks_are_found(sizes: list[int]) -> None:
     A, block = planted(sizes)
-    found = find_clusters(A, zeros(A), runs=10, draws=24)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=10, draws=24))
     assert found.allowed and found.labels.index.equals(A.columns)
     assert adjusted_rand(found.labels, block) == 1.0
     assert found.p_permuted == found.p_factor == pytest.approx(1 / 25)
@@ -38,7 +38,7 @@ def test_planted_blocks_are_found(sizes: list[int]) -> None:
 def test_scaled_copies_are_clusters() -> None:
     seeds = gaussian(40, 3).iloc[:, :8].to_numpy()
     A = frame(np.repeat(seeds, 5, axis=1) * rng(4).uniform(0.1, 10, 40))
-    found = find_clusters(A, zeros(A), k=4, runs=10, draws=24)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(k=4, runs=10, draws=24))
     assert found.allowed
     assert adjusted_rand(found.labels, np.repeat(np.arange(8), 5)) == 1.0
     assert found.communities.self_agreement == 1.0
@@ -47,7 +47,7 @@ def test_scaled_copies_are_clusters() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_unstructured_data_hold_no_clusters(seed: int) -> None:
     A = gaussian(40, seed)
-    found = find_clusters(A, zeros(A), runs=10, draws=24, seed=seed)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=10, draws=24, seed=seed))
     assert not found.allowed and set(found.labels) == {0}
     assert len(found.communities.sizes) > 1
     assert found.summary() == f"No clusters among 40 features: {found.reason}."
@@ -58,7 +58,7 @@ def test_one_gradient_is_modular_and_no_cluster() -> None:
     # Features along one axis beat permuted columns; only the second null tells them from clusters.
     axis = rng(0).standard_normal((2, 48))
     A = frame(2 * np.outer(*axis) + rng(1).standard_normal((48, 48)))
-    found = find_clusters(A, zeros(A), runs=10, draws=24)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=10, draws=24))
     assert found.p_permuted == pytest.approx(1 / 25) and found.p_factor > 0.05
     assert not found.allowed and "one common factor" in found.reason
 
@@ -76,7 +76,7 @@ def test_the_factor_null_keeps_the_leading_factor_and_the_residual_variance() ->
 
 def test_p_counts_the_draws_that_reach_the_data() -> None:
     A = gaussian(36, 5)
-    found = find_clusters(A, zeros(A), runs=5, draws=19)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=5, draws=19))
     for p, draws in ((found.p_permuted, found.permuted), (found.p_factor, found.factor)):
         assert len(draws) == 19
         assert p == (1 + sum(q >= found.communities.mean_modularity for q in draws)) / 20
@@ -85,8 +85,8 @@ def test_p_counts_the_draws_that_reach_the_data() -> None:
 def test_clusters_do_not_depend_on_the_order_of_features() -> None:
     A, _ = planted([12, 12, 12], noise=1.0)
     order = list(rng(9).permutation(A.columns))
-    one = find_clusters(A, zeros(A), runs=5, draws=9)
-    two = find_clusters(A.loc[order, order], zeros(A), runs=5, draws=9)
+    one = find_clusters(A, zeros(A), settings=ClusterSettings(runs=5, draws=9))
+    two = find_clusters(A.loc[order, order], zeros(A), settings=ClusterSettings(runs=5, draws=9))
     assert adjusted_rand(one.communities.labels, two.communities.labels.reindex(A.columns)) == 1.0
     for a, b in ((one.permuted, two.permuted), (one.factor, two.factor)):
         assert b == pytest.approx(a, abs=1e-9)
@@ -97,7 +97,7 @@ def test_only_live_features_are_clustered() -> None:
     dead = list(A.columns[::7])
     A[dead] = 0.0
     live = [x for x in A.columns if x not in dead]
-    found = find_clusters(A, zeros(A), live, runs=5, draws=24)
+    found = find_clusters(A, zeros(A), live, settings=ClusterSettings(runs=5, draws=24))
     assert list(found.labels.index) == live and found.allowed
     assert adjusted_rand(found.labels, block[A.columns.isin(live)]) == 1.0
 
@@ -105,7 +105,7 @@ def test_only_live_features_are_clustered() -> None:
 def test_a_live_feature_without_a_profile_is_a_cluster_of_its_own() -> None:
     A, _ = planted([12, 12, 12])
     A["inception4a:5"] = 1.0
-    found = find_clusters(A, zeros(A), runs=5, draws=24)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=5, draws=24))
     assert found.allowed and found.communities.sizes[-1] == 1
     assert found.labels["inception4a:5"] == len(found.communities.sizes) - 1
     assert "hold 35 of 36 features" in found.summary()
@@ -122,7 +122,7 @@ def test_a_live_feature_without_a_profile_is_a_cluster_of_its_own() -> None:
 )
 def test_too_little_to_cluster_is_an_answer(n: int, live: int, reason: str) -> None:
     A = frame(np.eye(n))
-    found = find_clusters(A, zeros(A), labels(live), runs=3, draws=5)
+    found = find_clusters(A, zeros(A), labels(live), settings=ClusterSettings(runs=3, draws=5))
     assert not found.allowed and reason in found.reason and set(found.labels) <= {0}
     assert (found.p_permuted, found.p_factor, len(found.permuted)) == (1.0, 1.0, 0)
 
@@ -130,16 +130,17 @@ def test_too_little_to_cluster_is_an_answer(n: int, live: int, reason: str) -> N
 def test_progress_reaches_its_total() -> None:
     seen: list[tuple[int, int]] = []
     A = gaussian(12)
-    find_clusters(A, zeros(A), runs=2, draws=4, progress=lambda done, total: seen.append((done, total)))
+    settings = ClusterSettings(runs=2, draws=4)
+    find_clusters(A, zeros(A), settings=settings, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 8) for i in range(1, 9)]
 
 
 def test_same_input_same_output_in_every_process() -> None:
     script = (
-        "import numpy as np, pandas as pd\nfrom featmap.stats.clustering import find_clusters\n"
+        "import numpy as np, pandas as pd\nfrom featmap.stats.clustering import ClusterSettings, find_clusters\n"
         "names = [f'inception4a:{i}' for i in range(40)]\n"
         "A = pd.DataFrame(np.random.Generator(np.random.PCG64(7)).standard_normal((40, 40)), names, names)\n"
-        "c = find_clusters(A, pd.Series(0.0, index=names), runs=5, draws=3)\n"
+        "c = find_clusters(A, pd.Series(0.0, index=names), settings=ClusterSettings(runs=5, draws=3))\n"
         "print(c.communities.labels.tolist(), c.communities.run_modularity, c.permuted, c.factor)\n"
     )
     here = io.StringIO()

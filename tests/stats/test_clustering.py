@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from featmap.errors import FeatmapError
 from featmap.stats import clustering
-from featmap.stats.clustering import communities, find_clusters, leaf_order, neighbour_graph
-from featmap.stats.correlation import adjusted_rand
+from featmap.stats.clustering import ClusterSettings, communities, find_clusters, leaf_order, neighbour_graph
 from featmap.stats.measures import profile
+from featmap.stats.rand_index import adjusted_rand
 from tests.helpers import oracles
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
@@ -124,8 +124,8 @@ def test_bad_settings_are_refused() -> None:
         (lambda: neighbour_graph(A), "not symmetric"),
         (lambda: communities(neighbour_graph(S), runs=1), "runs = 1"),
         (lambda: communities(neighbour_graph(S), seed=-1), "seed = -1"),
-        (lambda: find_clusters(A, zeros(A), draws=0), "draws = 0"),
-        (lambda: find_clusters(A, zeros(A), alpha=1.0), "alpha = 1.0"),
+        (lambda: find_clusters(A, zeros(A), settings=ClusterSettings(draws=0)), "draws = 0"),
+        (lambda: find_clusters(A, zeros(A), settings=ClusterSettings(alpha=1.0)), "alpha = 1.0"),
         (lambda: adjusted_rand([0], [0, 1]), "1 and 2 things"),
         (lambda: leaf_order(S, [0] * 39), "each of the 40 features"),
         (lambda: leaf_order(S, pd.Series(0, index=S.columns[1:])), "each of the 40 features"),

@@ -1,4 +1,4 @@
-"""Planted networks: what was planted is there, and a map finds it."""
+"""Planted networks: the weights have the planted similarity, and a map recovers it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from featmap.errors import FeatmapError
 from featmap.mapping.run import similarity_job
 from featmap.network.loading import load
 from featmap.runs.worker import Worker
-from featmap.stats import clustering, correlation, frames, measures
+from featmap.stats import clustering, frames, measures, rand_index
 from featmap.validation import planted
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, plant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def mapped(found: planted.Planted) -> np.ndarray:
-    network = load(found.module, input_size=found.size)
+def mapped(planted_network: planted.Planted) -> np.ndarray:
+    network = load(planted_network.module, input_size=planted_network.size)
     job = similarity_job("features", network, LINEAR.resolved(network.input_size))
     worker = Worker(job)
     A = np.concatenate([worker.make(unit)["A"] for unit in job.work_units() if unit.last])
@@ -34,56 +34,58 @@ def order(S: np.ndarray, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("structure", list(STRUCTURES))
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_the_weights_have_the_cosines_that_were_chosen(structure: str, depth: str) -> None:
-    found = plant(structure, features=16, depth=depth)
-    np.testing.assert_allclose(found.cosines, found.structure.cosines, atol=1e-9)
-    layer = found.module.features if depth == "linear" else found.module.mixing
+def test_weights_have_the_planted_cosines(structure: str, depth: str) -> None:
+    planted_network = plant(structure, features=16, depth=depth)
+    np.testing.assert_allclose(planted_network.cosines, planted_network.structure.cosines, atol=1e-9)
+    layer = planted_network.module.features if depth == "linear" else planted_network.module.mixing
     rows = layer.weight.detach().double().flatten(1).numpy()
     length = np.linalg.norm(rows, axis=1)
-    np.testing.assert_allclose(rows @ rows.T / np.outer(length, length), found.cosines, atol=1e-6)
-    np.testing.assert_allclose(length, found.structure.factors, rtol=1e-6)
+    np.testing.assert_allclose(rows @ rows.T / np.outer(length, length), planted_network.cosines, atol=1e-6)
+    np.testing.assert_allclose(length, planted_network.structure.factors, rtol=1e-6)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.parametrize("structure", list(STRUCTURES))
-def test_a_linear_networks_map_is_its_closed_form(structure: str, noise: float) -> None:
-    found = plant(structure, noise=noise, seed=3)
-    np.testing.assert_allclose(mapped(found), found.closed_form(), atol=2e-6)
+def test_the_map_of_a_linear_network_is_its_closed_form(structure: str, noise: float) -> None:
+    planted_network = plant(structure, noise=noise, seed=3)
+    np.testing.assert_allclose(mapped(planted_network), planted_network.closed_form(), atol=2e-6)
 
 
 @pytest.mark.parametrize("structure", ["duplicates", "scaled", "blocks"])
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_without_noise_order_and_clusters_are_found_exactly(structure: str, depth: str) -> None:
-    found = plant(structure, depth=depth)
-    S = mapped(found)
-    assert order(S, found.structure.cosines) == pytest.approx(1)
+def test_without_noise_order_and_clusters_are_recovered(structure: str, depth: str) -> None:
+    planted_network = plant(structure, depth=depth)
+    S = mapped(planted_network)
+    assert order(S, planted_network.structure.cosines) == pytest.approx(1)
     names = pd.Index([f"f:{k}" for k in range(len(S))])
     frame = frames.to_frame(S, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, 5)).labels
-    assert correlation.adjusted_rand(found.structure.clusters, labels.to_numpy()) == 1.0
+    assert rand_index.adjusted_rand(planted_network.structure.clusters, labels.to_numpy()) == 1.0
 
 
 def test_groups_smaller_than_the_neighbourhood_can_be_merged() -> None:
     merged = 0
     for seed in (0, 1, 5, 7):  # which of them are is a matter of roundings
-        found = plant("scaled", features=64, depth="deep", seed=seed)  # eight groups of eight
-        S = mapped(found)
+        planted_network = plant("scaled", features=64, depth="deep", seed=seed)  # eight groups of eight
+        S = mapped(planted_network)
         names = pd.Index([f"f:{k}" for k in range(len(S))])
         frame = frames.to_frame(S, names, names)
         labels = {k: clustering.communities(clustering.neighbour_graph(frame, k)).labels.to_numpy() for k in (5, 10)}
-        assert correlation.adjusted_rand(found.structure.clusters, labels[5]) == 1.0
-        merged += correlation.adjusted_rand(found.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8
+        assert rand_index.adjusted_rand(planted_network.structure.clusters, labels[5]) == 1.0
+        merged += (
+            rand_index.adjusted_rand(planted_network.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8
+        )
     assert merged
 
 
-def test_noise_takes_the_planted_similarity_away() -> None:
+def test_noise_removes_the_planted_similarity() -> None:
     size = [np.abs(plant("blocks", noise=noise).cosines - np.eye(32)).sum() for noise in (0.0, 0.5, 1.0)]
     assert size[0] > size[1] > size[2]
     agreed = [order(mapped(plant("blocks", noise=n)), plant("blocks").structure.cosines) for n in (0.0, 0.9, 1.0)]
     assert agreed[0] == pytest.approx(1) and agreed[0] > agreed[1] > agreed[2] and abs(agreed[2]) < 0.2
 
 
-def test_the_same_seed_makes_the_same_network() -> None:
+def test_the_same_seed_builds_the_same_network() -> None:
     one, two, other = (plant("mixtures", depth="deep", noise=0.3, seed=s).module for s in (1, 1, 2))
     for (a, b), c in zip(zip(one.parameters(), two.parameters(), strict=True), other.parameters(), strict=True):
         assert torch.equal(a, b) and not torch.equal(a, c)
@@ -99,7 +101,7 @@ def test_the_same_seed_makes_the_same_network() -> None:
         ({"noise": 1.1}, "noise from 0 to 1"),
     ],
 )
-def test_wrong_settings_end_in_one_line(settings: dict[str, object], words: str) -> None:
+def test_invalid_settings_are_refused_in_one_line(settings: dict[str, object], words: str) -> None:
     with pytest.raises(FeatmapError, match=words):
         plant(**settings)  # type: ignore[arg-type]
     with pytest.raises(FeatmapError, match="no closed form"):

@@ -1,4 +1,4 @@
-"""Verdicts by fixed thresholds, and the page."""
+"""Verdicts by fixed thresholds, and the page of a validation."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from matplotlib import pyplot as plt
 from featmap.errors import FeatmapError
 from featmap.mapping import flags
 from featmap.plotting import scatter
-from featmap.validation import statistics
-from featmap.validation import verdict as appraisal
-from featmap.validation.statistics import (
+from featmap.validation.evidence import Evidence
+from featmap.validation.results import (
+    BOOTSTRAP,
     FEATURE_RANGE,
+    RANGE,
     Evaluation,
-    Evidence,
     Statistic,
     Validation,
-    _mean_ari,
     statistics_frame,
 )
-from featmap.validation.verdict import format_interval, format_page, format_value, reach_verdict
+from featmap.validation.statistics import _mean_ari
+from featmap.validation.verdict import SENTENCES, format_interval, format_page, format_value, reach_verdict
 
 NAMES = [f"a:{k}" for k in range(4)]
 
 
-def trial(figures: dict[str, tuple[float | None, ...]], reliable: list[bool] | None = None) -> Evaluation:
-    """A trial with figures (value, low, p) and features of given reliability."""
-    made = {
+def evaluate(values: dict[str, tuple[float | None, ...]], reliable: list[bool] | None = None) -> Evaluation:
+    """An evaluation with statistics (value, low, p) and features that are reliable or not."""
+    statistics = {
         name: Statistic("a", "trained", name, *(list(v) + [None] * 4)[:2], None, (list(v) + [None] * 4)[2], 3)
-        for name, v in figures.items()
+        for name, v in values.items()
     }
-    everyone = np.ones(4, dtype=bool)
-    evidence = Evidence("a", NAMES, everyone, everyone, np.zeros((2, 4, 4)), 1)
+    live = np.ones(4, dtype=bool)
+    evidence = Evidence("a", NAMES, live, live, np.zeros((2, 4, 4)), 1)
     table = pd.DataFrame({"reliable": pd.array(reliable or [True] * 4, dtype="boolean")}, index=NAMES)
-    return Evaluation(evidence, made, table)
+    return Evaluation(evidence, statistics, table)
 
 
-def said(of: Evaluation, random: Evaluation | None = None) -> str:
-    return "\n".join(reach_verdict(of, random).lines())
+def verdict_text(evaluation: Evaluation, random: Evaluation | None = None) -> str:
+    return "\n".join(reach_verdict(evaluation, random).lines())
 
 
 @pytest.mark.parametrize(
@@ -50,28 +50,30 @@ def said(of: Evaluation, random: Evaluation | None = None) -> str:
     [
         (0.995, "may: quote single"),
         (0.95, "may not: quote single"),
-        (0.5, "rest anything on this map"),
+        (0.5, "base any conclusion on this map"),
         (None, "undefined"),
     ],
 )
 def test_repeatability_decides_what_may_be_quoted(r: float | None, words: str) -> None:
-    text = said(trial({"repeatability_of_map": (r,), "seeds_needed": (4.0,)}))
+    text = verdict_text(evaluate({"repeatability_of_map": (r,), "seeds_needed": (4.0,)}))
     assert words in text
-    assert ("--seeds 4" in text) == (r is not None and r < 0.99)
+    assert ("a run of 4 seeds" in text) == (r is not None and r < 0.99)
 
 
 def test_unreliable_features_are_named() -> None:
-    figures = {"repeatability_of_map": (0.995,), "unreliable_features": (2.0,)}
-    assert "the 2 features marked as unreliable (a:1, a:3)" in said(trial(figures, [True, False, True, False]))
-
-
-def test_single_similarities_are_those_of_so_many_features_and_images() -> None:
-    held = {"repeatability_of_map": (0.995,), "stimuli_reliability": (0.86,)}
-    assert "of these 4 features over their 4 images" in said(trial(held))
-    assert "those over other stimuli: over the choice of the 4 images their reliability is 0.860 or more" in said(
-        trial(held)
+    values = {"repeatability_of_map": (0.995,), "unreliable_features": (2.0,)}
+    assert "the 2 features marked as unreliable (a:1, a:3)" in verdict_text(
+        evaluate(values, [True, False, True, False])
     )
-    assert "other stimuli" not in said(trial(held | {"stimuli_reliability": (0.995,)}))
+
+
+def test_single_similarities_are_limited_to_their_stimuli() -> None:
+    values = {"repeatability_of_map": (0.995,), "stimuli_reliability": (0.86,)}
+    assert "of these 4 features over their 4 images" in verdict_text(evaluate(values))
+    assert "to other stimuli: over the choice of the 4 images their reliability is at least 0.860" in verdict_text(
+        evaluate(values)
+    )
+    assert "other stimuli" not in verdict_text(evaluate(values | {"stimuli_reliability": (0.995,)}))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_single_similarities_are_those_of_so_many_features_and_images() -> None:
     ],
 )
 def test_clusters_need_nulls_and_seeds(clusters: float, ari: float | None, itself: float | None, words: str) -> None:
-    text = said(trial({"clusters": (clusters,), "ari_of_seeds": (ari,), "ari_of_louvain": (itself,)}))
+    text = verdict_text(evaluate({"clusters": (clusters,), "ari_of_seeds": (ari,), "ari_of_louvain": (itself,)}))
     assert words in text
     assert ("fewer than 11 features" in text) == (clusters > 0)  # k is 10
 
@@ -102,17 +104,20 @@ def test_photographs_decide_what_may_be_carried_over() -> None:
         (0.6, None, 0.03, "may not: carry any of it over"),
         (None, None, None, "may not: carry any of it over"),
     ):
-        text = said(trial({"photographs_pearson": (r, low, p), "photographs_reliability": (0.95,)}))
+        text = verdict_text(evaluate({"photographs_pearson": (r, low, p), "photographs_reliability": (0.95,)}))
         assert words in text
         assert ("as a rule" in text) == (low == 0.5 and r == 0.6)
-    assert "reaches below" not in said(trial({"photographs_pearson": (0.9, 0.86, 0.001)}))
-    one, null = trial({"photographs_pearson": (0.6, 0.5, 0.001)}), trial({"photographs_pearson": (0.55, 0.5, 0.001)})
-    assert "may not: credit training" in said(one, null)
-    assert "credit training" not in said(one, trial({"photographs_pearson": (0.2, 0.1, 0.01)}))
-    assert "none were shown" in said(trial({}))
+    assert "reaches below" not in verdict_text(evaluate({"photographs_pearson": (0.9, 0.86, 0.001)}))
+    one, null = (
+        evaluate({"photographs_pearson": (0.6, 0.5, 0.001)}),
+        evaluate({"photographs_pearson": (0.55, 0.5, 0.001)}),
+    )
+    assert "may not: credit training" in verdict_text(one, null)
+    assert "credit training" not in verdict_text(one, evaluate({"photographs_pearson": (0.2, 0.1, 0.01)}))
+    assert "none were given" in verdict_text(evaluate({}))
 
 
-def test_weights_are_spoken_of_above_zero_and_above_random_weights() -> None:
+def test_weight_claims_exceed_zero_and_random_weights() -> None:
     for r, low, null, may in (
         (0.6, 0.5, None, True),
         (0.6, 0.5, 0.3, True),
@@ -121,42 +126,50 @@ def test_weights_are_spoken_of_above_zero_and_above_random_weights() -> None:
         (0.265, -0.138, None, False),
         (0.6, None, None, False),
     ):
-        other = None if null is None else trial({"incoming_weights": (null, 0.0, 0.01)})
-        text = said(trial({"incoming_weights": (r, low, 0.001)}), other)
-        assert ("may: say that features of alike incoming weights" in text) == may
-        assert ("may not: say that features of alike incoming weights" in text) != may
-    assert "may not: say that features" in said(trial({"incoming_weights": (0.6, 0.5, 0.2)}))
+        other = None if null is None else evaluate({"incoming_weights": (null, 0.0, 0.01)})
+        text = verdict_text(evaluate({"incoming_weights": (r, low, 0.001)}), other)
+        assert ("may: say that features of similar incoming weights" in text) == may
+        assert ("may not: say that features of similar incoming weights" in text) != may
+    assert "may not: say that features" in verdict_text(evaluate({"incoming_weights": (0.6, 0.5, 0.2)}))
 
 
 def test_images_that_photographs_outdo_are_not_called_maximising() -> None:
     for multiple, better, outdone in ((0.853, 0.1, True), (1.5, 0.3, True), (1.5, 0.25, False), (2.0, 0.0, False)):
-        text = said(trial({"multiple": (multiple,), "below_best_photograph": (better,)}))
-        assert ("may not: take the images for maximising" in text) == outdone
+        text = verdict_text(evaluate({"multiple": (multiple,), "below_best_photograph": (better,)}))
+        assert ("may not: call the images maximising" in text) == outdone
 
 
 def test_the_path_is_judged_by_its_worst_layer_at_the_lower_end() -> None:
-    typical = "may: take the images for typical liked stimuli"
-    good = trial({"path:b": (0.9, 0.85), "path:a": (0.95, 0.9), "path_passed_over": (3.0,)})
-    assert f"{typical} at the 2 layers looked at, of 5 on the way" in said(good) and "all along" not in said(good)
-    worse = said(trial({"path:b": (0.3, 0.2), "path:a": (0.85, 0.81)}))
+    typical = "may: regard the images as typical preferred stimuli"
+    good = evaluate({"path:b": (0.9, 0.85), "path:a": (0.95, 0.9), "path_passed_over": (3.0,)})
+    assert f"{typical} at the 2 layers measured, of 5 on the path" in verdict_text(
+        good
+    ) and "all along" not in verdict_text(good)
+    worse = verdict_text(evaluate({"path:b": (0.3, 0.2), "path:a": (0.85, 0.81)}))
     assert (
-        f"{typical} at a itself" in worse and "may not: take the way there" in worse and "lowest at b: 0.300" in worse
+        f"{typical} at a itself" in worse
+        and "may not: assume that they are processed as photographs are" in worse
+        and "lowest at b: 0.300" in worse
     )
-    assert "take the images at all" in said(trial({"path:b": (0.9, 0.85), "path:a": (0.2, 0.1)}))
+    assert "assume at all that the images are processed as photographs are" in verdict_text(
+        evaluate({"path:b": (0.9, 0.85), "path:a": (0.2, 0.1)})
+    )
     for reaches_below in ((0.849, 0.754), (0.9,)):
-        text = said(trial({"path:b": (0.95, 0.9), "path:a": reaches_below}))
-        assert typical not in text and "may not: take the images without reserve" in text
-    assert "no more alike than any" in said(trial({"path:a": (None,)}))
-    wide = trial({"path:b": (0.45, 0.1), "path:a": (0.85, 0.75)})
-    wide.figures["path:b"] = replace(wide.figures["path:b"], high=0.7)
-    assert "without reserve" in said(wide) and "lowest at b: 0.450 [0.100, 0.700]; a itself: 0.850" in said(wide)
+        text = verdict_text(evaluate({"path:b": (0.95, 0.9), "path:a": reaches_below}))
+        assert typical not in text and "may not: assume without reserve" in text
+    assert "no more similar than others" in verdict_text(evaluate({"path:a": (None,)}))
+    wide = evaluate({"path:b": (0.45, 0.1), "path:a": (0.85, 0.75)})
+    wide.statistics["path:b"] = replace(wide.statistics["path:b"], high=0.7)
+    assert "without reserve" in verdict_text(
+        wide
+    ) and "lowest at b: 0.450 [0.100, 0.700]; a itself: 0.850" in verdict_text(wide)
 
 
-def test_a_path_that_random_weights_score_on_as_well_says_nothing() -> None:
-    one = trial({"path:b": (0.9, 0.85), "path:a": (0.95, 0.9)})
-    assert "may: take the images" in said(one, trial({"path:b": (1.0, 0.9), "path:a": (0.5, 0.4)}))
-    text = said(one, trial({"path:b": (0.1, 0.0), "path:a": (0.92, 0.8)}))
-    assert "may: take the images" not in text and "with random weights their path scores 0.920 at a too" in text
+def test_a_path_that_random_weights_reach_too_proves_nothing() -> None:
+    one = evaluate({"path:b": (0.9, 0.85), "path:a": (0.95, 0.9)})
+    assert "may: regard the images" in verdict_text(one, evaluate({"path:b": (1.0, 0.9), "path:a": (0.5, 0.4)}))
+    text = verdict_text(one, evaluate({"path:b": (0.1, 0.0), "path:a": (0.92, 0.8)}))
+    assert "may: regard the images" not in text and "with random weights their path scores 0.920 at a too" in text
 
 
 def test_empty_intervals_are_not_printed_and_others_are_named() -> None:
@@ -164,15 +177,15 @@ def test_empty_intervals_are_not_printed_and_others_are_named() -> None:
         format_interval(0.4, 0.4) == format_interval(None, None) == ""
         and format_interval(0.4, 0.5) == " [0.400, 0.500]"
     )
-    figures = {
-        "repeatability": Statistic("a", "trained", "repeatability", 0.5, 0.4, 0.6, interval=statistics.BOOTSTRAP),
+    statistics = {
+        "repeatability": Statistic("a", "trained", "repeatability", 0.5, 0.4, 0.6, interval=BOOTSTRAP),
         "multiple": Statistic("a", "trained", "multiple", 2.0, 1.0, 3.0, interval=FEATURE_RANGE),
-        "ari_of_seeds": Statistic("a", "trained", "ari_of_seeds", 0.4, 0.4, 0.4, interval=statistics.RANGE),
+        "ari_of_seeds": Statistic("a", "trained", "ari_of_seeds", 0.4, 0.4, 0.4, interval=RANGE),
         "ari_of_louvain": Statistic("a", "trained", "ari_of_louvain", None),
         "photographs_corrected": Statistic("a", "trained", "photographs_corrected", None, note="what is too low"),
     }
-    one = trial({})
-    one.figures = figures
+    one = evaluate({})
+    one.statistics = statistics
     text = format_page("T", "n", Validation(Path("x"), {"a": one}, {}, {"a": {}}), [])
     assert (
         "| 0.400 to 0.600 | 95 %, bootstrap over features |" in text and "| 1.000 to 3.000 | 90 % of features |" in text
@@ -181,15 +194,15 @@ def test_empty_intervals_are_not_printed_and_others_are_named() -> None:
     assert "Undefined: what is too low." in text
 
 
-def test_every_figure_has_a_sentence_and_the_page_shows_it() -> None:
-    figures = dict.fromkeys([*appraisal.SENTENCES, "path:a"], (0.5, 0.4, 0.01))
-    found = Validation(Path("x"), {"a": trial(figures)}, {}, {"a": {}}, "no reason")
-    text = format_page("Title", "network", found, ["a note"])
-    assert text.count("\n| ") == len(figures) + 1
+def test_every_statistic_has_a_sentence_on_the_page() -> None:
+    values = dict.fromkeys([*SENTENCES, "path:a"], (0.5, 0.4, 0.01))
+    validation = Validation(Path("x"), {"a": evaluate(values)}, {}, {"a": {}}, "no reason")
+    text = format_page("Title", "network", validation, ["a note"])
+    assert text.count("\n| ") == len(values) + 1
     assert "nan" not in text and "{" not in text and "With random weights: none (no reason)." in text
-    undefined = Validation(Path("x"), {"a": trial(dict.fromkeys(figures, (None,)))}, {}, {"a": {}})
-    assert format_page("T", "n", undefined, []).count("Undefined:") == len(figures)
-    assert statistics_frame(list(found.trained["a"].figures.values()))["value"].dtype == "float64"
+    undefined = Validation(Path("x"), {"a": evaluate(dict.fromkeys(values, (None,)))}, {}, {"a": {}})
+    assert format_page("T", "n", undefined, []).count("Undefined:") == len(values)
+    assert statistics_frame(list(validation.trained["a"].statistics.values()))["value"].dtype == "float64"
 
 
 @pytest.mark.parametrize(
@@ -204,11 +217,11 @@ def test_every_figure_has_a_sentence_and_the_page_shows_it() -> None:
         (1, "1.000"),
     ],
 )
-def test_numbers_as_the_page_writes_them(value: float | None, text: str) -> None:
+def test_number_format_of_the_page(value: float | None, text: str) -> None:
     assert format_value(value) == text
 
 
-def test_marks_go_on_names_and_only_where_something_is_known() -> None:
+def test_only_unreliable_features_are_marked() -> None:
     table = pd.DataFrame(index=pd.Index(NAMES))
     flags.add_reliability(table, {})
     assert (
@@ -226,7 +239,7 @@ def test_marks_go_on_names_and_only_where_something_is_known() -> None:
         assert table["nearest_1_reliable"].to_list() == [False, True, pd.NA, pd.NA]
 
 
-def test_figures_are_drawn_of_what_there_is() -> None:
+def test_figures_are_drawn_of_the_data_that_exist() -> None:
     values = np.linspace(-1, 1, 50)
     cloud = scatter.PairCloud(values, values, "x", "y", "a note with $ in it")
     steps = [scatter.LayerScore("first", 0.5, 0.4, 0.6, 0.2), scatter.LayerScore("second", None)]
@@ -239,11 +252,11 @@ def test_figures_are_drawn_of_what_there_is() -> None:
         scatter.recovery_curves([], "title")
 
 
-def test_partitions_of_one_cluster_or_of_single_features_agree_on_nothing() -> None:
+def test_trivial_partitions_do_not_count_as_agreement() -> None:
     one, single, two = np.zeros(4, dtype=int), np.arange(4), np.array([0, 0, 1, 1])
-    found, _, count = _mean_ari([(one, one), (single, single)])
-    assert np.isnan(found.value) and count == 0
-    found, _, count = _mean_ari([(one, one), (two, two)])
-    assert (found.value, count) == (1.0, 1) and np.isnan(found.low)
-    found, _, count = _mean_ari([(two, two), (two, one)])
-    assert (found.value, found.low, found.high, count) == (0.5, 0.0, 1.0, 2)
+    mean, _, count = _mean_ari([(one, one), (single, single)])
+    assert np.isnan(mean.value) and count == 0
+    mean, _, count = _mean_ari([(one, one), (two, two)])
+    assert (mean.value, count) == (1.0, 1) and np.isnan(mean.low)
+    mean, _, count = _mean_ari([(two, two), (two, one)])
+    assert (mean.value, mean.low, mean.high, count) == (0.5, 0.0, 1.0, 2)

@@ -1,5 +1,5 @@
 "use strict";
-// The page: one selection that map, graph, clusters and card share; links, keys, tabs.
+// The page: the selection shared by map, graph, clusters and card; links, keys, tabs.
 
 FM.selected = null;
 FM.pinned = null;
@@ -9,7 +9,7 @@ FM.side = () => Math.max(300, Math.min(document.getElementById("views").clientWi
 
 FM.hash = (name) => `#${encodeURIComponent(name).replaceAll("%3A", ":")}`;
 
-// `step`: the walk goes on (by the arrow keys); otherwise it begins anew here.
+// `step`: continue the walk (arrow keys); otherwise a new walk begins here.
 FM.select = (k, step = false) => {
   if (k === FM.selected) return;
   FM.selected = k;
@@ -30,7 +30,7 @@ FM.fromHash = () => {
   try {
     name = decodeURIComponent(location.hash.slice(1));
   } catch {
-    name = location.hash.slice(1); // not one of our links
+    name = location.hash.slice(1); // not a link made by this page
   }
   const said = document.getElementById("said");
   if (FM.at.has(name)) {
@@ -53,7 +53,7 @@ FM.pinPair = (pair) => {
   FM.map.mark();
 };
 
-// What floats beside the pointer; null hides it.
+// Show content beside the pointer; null hides it.
 FM.tip = (content, pointer) => {
   const tip = document.getElementById("tip");
   tip.hidden = content === null;
@@ -84,7 +84,7 @@ FM.open = (name) => {
 
 FM.tabs = () => [...document.querySelectorAll("[role=tab]")].filter((tab) => !tab.hidden);
 
-// Right: to the most similar feature that this walk has not seen; left: back; up and down: through the map's order.
+// Right: to the most similar feature that this walk has not visited; left: back; up and down: in the order of the map.
 FM.step = (key) => {
   const k = FM.selected ?? 0;
   if (FM.walk.length === 0) FM.walk = [k];
@@ -136,7 +136,7 @@ FM.controls = () => {
   document.addEventListener("keydown", FM.keys);
   window.addEventListener("hashchange", FM.fromHash);
   if (FM.live === 0) {
-    // images without a map: of a run of `featmap optimize`, or where every feature is dead
+    // images without a map: a run of `featmap maximise`, or all features are dead
     for (const view of ["map", "graph"]) document.querySelector(`[data-view=${view}]`).hidden = true;
   }
   if (FM.data.layer === "") document.querySelector("[data-view=clusters]").textContent = "Images";
@@ -158,7 +158,7 @@ FM.start = async () => {
   performance.mark("first-picture");
 };
 
-// Two frames on, what was asked for is on the screen; a page in the background paints none and waits a little instead.
+// After two frames the drawing is on the screen; a page in the background paints no frames and waits for a timeout.
 FM.painted = () =>
   new Promise((resolve) => {
     requestAnimationFrame(() => requestAnimationFrame(resolve));
@@ -172,7 +172,7 @@ FM.finish = () => {
   if (FM.selected === null && location.hash === "") FM.card(0);
 };
 
-// The map is drawn from what stands above this script; the pictures stand below it and are read when they are there.
+// The map needs only elements above this script; the images are below it and are read once they have loaded.
 FM.started = FM.start();
 document.addEventListener("DOMContentLoaded", async () => {
   await FM.started;

@@ -1,5 +1,5 @@
 "use strict";
-// What is known of one feature, and of a pair.
+// The card of a feature, and the table of a pair.
 
 FM.LISTED = 6;
 
@@ -36,7 +36,7 @@ FM.facts = (k) => {
   return `activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
 };
 
-// Of a validated run only; those below the bound are marked wherever they are named.
+// After a validation only; features below the bound are marked wherever they are named.
 FM.reliability = (k) => {
   const values = FM.data.features.reliability;
   if (!values) return null;
@@ -55,21 +55,21 @@ FM.definitions = (k) => {
     ["reliability over seeds", FM.reliability(k)],
     ["branch", said(f.branch && f.branch[k])],
     ["community", said(f.community && f.community[k])],
-    ["own image is its best", f.identity && f.identity[k] !== null ? (f.identity[k] ? "yes" : "no") : null],
+    ["own image is the best", f.identity && f.identity[k] !== null ? (f.identity[k] ? "yes" : "no") : null],
   ];
   const list = FM.element("dl", {});
   for (const [term, value] of lines) {
     if (value !== null) list.append(FM.element("dt", {}, term), FM.element("dd", {}, value));
   }
   if (FM.live > 0) {
-    const none = FM.data.clusters.allowed ? "in none" : "the nulls allow none";
+    const none = FM.data.clusters.allowed ? "none" : "none (not above the nulls)";
     const text = cluster === null ? FM.element("dd", {}, none) : FM.element("dd", {}, swatch, String(cluster));
     list.append(FM.element("dt", {}, "cluster"), text);
   }
   return list;
 };
 
-// The activation map: bright where the feature fires, the rest of its image dimmed.
+// The activation map: the image is bright where the feature fires and dimmed elsewhere.
 FM.mapped = (k) => {
   const { reason, shape, largest } = FM.data.maps;
   if (reason) return FM.element("p", { class: "absent" }, `No activation map: ${reason}`);
@@ -82,7 +82,7 @@ FM.mapped = (k) => {
   for (let p = 0; p < values.length; p += 1) pixels.data[4 * p + 3] = 0.88 * (255 - values[p]);
   context.putImageData(pixels, 0, 0);
   const best = values.indexOf(255);
-  const where = best < 0 ? "it fires nowhere" : `strongest at row ${Math.floor(best / width)}, column ${best % width}`;
+  const where = best < 0 ? "zero everywhere" : `strongest at row ${Math.floor(best / width)}, column ${best % width}`;
   const said = `activation map ${height} x ${width}, largest ${FM.number(largest[k])}, ${where}`;
   const image = FM.image(k, 210);
   image.alt = `${said}, over the ${FM.describe(k)}`;
@@ -124,17 +124,17 @@ FM.neighbours = (ranked) =>
     ...ranked.map(([k, s]) => FM.element("li", {}, FM.link(k, FM.thumbnail(k), FM.element("span", {}, FM.short(k)), FM.element("b", {}, FM.number(s))))),
   );
 
-// A feature of another layer: a link to its page where it has one.
+// A feature of another layer, with a link to its page if it has one.
 FM.elsewhere = (href, name) => (href ? FM.element("a", { href: href + FM.hash(name) }, FM.marked(name)) : FM.marked(name));
 
-// What the image does to other layers; folded away where they are many.
+// Responses of other layers to the image; collapsed if there are many layers.
 FM.across = (k) =>
   FM.data.cross.map(({ layer, href, strongest, similar }) => {
     const rows = strongest[k].map(([name, z, a]) =>
       FM.element("tr", {}, FM.element("td", {}, FM.elsewhere(href, name)), FM.element("td", {}, FM.number(z)), FM.element("td", {}, FM.number(a))),
     );
     const head = ["strongest responses", "standard deviations", "activation"].map((text) => FM.element("th", {}, text));
-    const alike = FM.element("p", {}, similar[k].length ? "most similar by profile: " : "no similar feature is defined");
+    const alike = FM.element("p", {}, similar[k].length ? "most similar by profile: " : "no similarity is defined");
     similar[k].forEach(([name, s], at) => alike.append(at ? ", " : "", FM.elsewhere(href, name), ` ${FM.number(s)}`));
     const best = strongest[k].length ? `: strongest ${FM.marked(strongest[k][0][0])}` : "";
     const table = FM.element("table", {}, FM.element("tr", {}, ...head), ...rows);
@@ -145,9 +145,9 @@ FM.across = (k) =>
 
 FM.again = (k) => {
   const { command, python, again } = FM.data;
-  const line = command[k] === null ? "no option of the command line gives this run's recipe; the Python lines do" : command[k];
+  const line = command[k] === null ? "no command-line options give this run's recipe; use the Python code" : command[k];
   const notes = again.map((note) => FM.element("p", {}, note));
-  return [FM.element("h3", {}, "Make it again"), FM.element("pre", {}, line), FM.element("pre", {}, python[k]), ...notes];
+  return [FM.element("h3", {}, "Reproduce this image"), FM.element("pre", {}, line), FM.element("pre", {}, python[k]), ...notes];
 };
 
 FM.card = (k) => {
@@ -160,18 +160,18 @@ FM.card = (k) => {
   const descent = document.getElementById("descent");
   const children = [title, images, FM.definitions(k), descent];
   if (ranked.length) {
-    const half = Math.min(FM.LISTED, Math.ceil(ranked.length / 2)); // none is both near and opposed
+    const half = Math.min(FM.LISTED, Math.ceil(ranked.length / 2)); // no feature is in both lists
     const opposed = ranked.slice(half).slice(-FM.LISTED).toReversed();
     const of = `of ${FM.live} features, by profile similarity S`;
     children.push(FM.element("h3", { title: of }, "Nearest"), FM.neighbours(ranked.slice(0, half)));
     children.push(FM.element("h3", { title: of }, "Most opposed"), FM.neighbours(opposed));
   } else if (FM.live > 0) {
-    children.push(FM.element("p", {}, k < FM.live ? "It has no similarity to others." : `It is ${FM.data.features.status[k]}: it takes no part in map, graph and clusters.`));
+    children.push(FM.element("p", {}, k < FM.live ? "Its similarity to others is undefined." : `It is ${FM.data.features.status[k]}: it takes no part in map, graph and clusters.`));
   }
   children.push(...FM.across(k), ...FM.again(k));
   place.replaceChildren(...children);
   FM.whenPictures(() => {
-    if (FM.carded !== k) return; // another was chosen while the pictures were read
+    if (FM.carded !== k) return; // another feature was selected while the images were read
     images.append(FM.mapped(k));
     descent.hidden = false;
     FM.curves.show(k);

@@ -1,12 +1,12 @@
 "use strict";
-// The neighbour graph: nodes are the features' images, laid out by community, edges as wide as they are similar.
+// The neighbour graph: nodes are the features' images, laid out by community; wider edges mean higher similarity.
 
 FM.graph = { built: false };
 FM.graph.NODE = 0.86;
 FM.graph.NEAR = 0.5;
 FM.graph.CUT = 0.6;
 
-// Each node's picture, cut from the sheet: the middle of its image, because a whole one is a gray blur at this size.
+// Picture of each node, cut from the sheet of thumbnails: the middle of its image, because a whole image is a gray blur at this size.
 FM.graph.tiles = async () => {
   const { side, columns, uri } = FM.data.thumbnails;
   const sheet = new Image();
@@ -49,7 +49,7 @@ FM.graph.frame = (side) => {
   const ends = (values) => [Math.min(...values) - 1, Math.max(...values) + 1];
   const [[left, right], [low, high]] = [ends(x), ends(y)];
   const [width, height] = [side + 30, side - 10];
-  const unit = Math.max((right - left) / width, (high - low) / height); // of the layout, a pixel
+  const unit = Math.max((right - left) / width, (high - low) / height); // units of the layout per pixel
   const range = (a, b, pixels) => new Bokeh.Range1d({ start: (a + b - unit * pixels) / 2, end: (a + b + unit * pixels) / 2 });
   return { frame_width: width, frame_height: height, x_range: range(left, right, width), y_range: range(low, high, height) };
 };
@@ -92,7 +92,7 @@ FM.graph.build = async () => {
   FM.graph.listen(figure, place);
 };
 
-// Draw the edges at or above the slider's similarity, those of the selected feature over the rest.
+// Draw the edges at or above the threshold; those of the selected feature lie on top.
 FM.graph.threshold = () => {
   if (!FM.graph.figure) return;
   const { x, y, head, tail, weight } = FM.data.graph;

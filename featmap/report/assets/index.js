@@ -1,5 +1,5 @@
 "use strict";
-// The index over several layers: a name such as inception4a:17 leads to its layer's page.
+// The index of several layers: a name such as inception4a:17 leads to the page of its layer.
 
 const places = JSON.parse(document.getElementById("data").textContent);
 
@@ -13,7 +13,7 @@ const target = (name) => {
 const go = (name) => {
   const found = target(name.trim());
   const said = document.getElementById("said");
-  said.textContent = found === null ? `No layer of this atlas holds ${name}.` : "";
+  said.textContent = found === null ? `No layer of this atlas contains ${name}.` : "";
   if (found !== null) location.assign(found);
 };
 

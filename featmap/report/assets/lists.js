@@ -1,7 +1,7 @@
 "use strict";
 // Clusters with their mosaics, and the search by name.
 
-// Within one layer the channel says it all.
+// Within one layer the channel is enough.
 FM.short = (k) => (FM.data.layer === "" ? FM.names[k] : FM.marked(FM.names[k]).split(":").at(-1));
 
 FM.mosaic = (members) =>
@@ -31,11 +31,11 @@ FM.clusters = () => {
     if (members.length) children.push(FM.element("section", {}, FM.element("h3", {}, title), FM.mosaic(members)));
   };
   more(list.length ? "In no cluster" : "All live features, in the order of the map", live);
-  more(FM.data.layer === "" ? "All units" : "Dead, unconverged or not finite: no part of map, graph and clusters", others);
+  more(FM.data.layer === "" ? "All units" : "Dead, unconverged or not finite: not in map, graph and clusters", others);
   place.replaceChildren(...children);
 };
 
-// Names that contain the text, those whose end it is first: "17" finds inception4a:17 before inception4a:170.
+// Names that contain the text, exact channels first: "17" finds inception4a:17 before inception4a:170.
 FM.found = (text) => {
   const wanted = text.trim().toLowerCase();
   if (wanted === "") return [];
@@ -70,7 +70,7 @@ FM.search = () => {
       };
       return FM.element("li", { role: "option", onpointerdown: act }, FM.thumbnail(k), FM.marked(FM.names[k]));
     });
-    const none = FM.element("li", { class: "none" }, `no feature of this page is called ${field.value}`);
+    const none = FM.element("li", { class: "none" }, `no feature of this page matches ${field.value}`);
     list.replaceChildren(...(items.length ? items : [none]));
     list.hidden = field.value.trim() === "";
   };

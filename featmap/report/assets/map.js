@@ -3,7 +3,7 @@
 
 FM.map = { built: false };
 
-// The keys act on the page, so that a figure that has been clicked needs no frame.
+// Keys act on the page, so a clicked figure needs no focus outline.
 FM.unframed = (view) => {
   view.canvas_view.events_el.style.outline = "none";
   return view;
@@ -19,7 +19,7 @@ FM.map.values = (measure) => {
 
 FM.map.shaped = (values) => Bokeh.require("core/util/ndarray").ndarray(values, { shape: [FM.live, FM.live] });
 
-// Tree and bands take this share of the map's side, left of it and above it.
+// Width of the tree and the bands left of and above the map, in cells.
 FM.map.margins = () => ({ band: 0.025 * FM.live, tree: FM.data.tree.length ? 0.09 * FM.live : 0 });
 
 FM.map.stretches = () => {
@@ -83,7 +83,7 @@ FM.map.build = async () => {
   const side = FM.side();
   const figure = new Bokeh.Plotting.Figure({
     frame_width: side - 30,
-    frame_height: side - 30, // as wide as high: a cell is a square
+    frame_height: side - 30, // square, so that cells are squares
     tools: "pan,box_zoom,wheel_zoom,reset",
     active_scroll: "wheel_zoom",
     x_range: new Bokeh.Range1d({ start: before, end: n }),
@@ -100,7 +100,7 @@ FM.map.build = async () => {
   for (const axis of [figure.xaxis, figure.yaxis]) {
     axis.ticker = new Bokeh.FixedTicker({ ticks: middles });
     axis.major_label_overrides = channels;
-    axis.major_label_policy = new Bokeh.NoOverlap({ min_distance: 4 }); // more of them the closer one looks
+    axis.major_label_policy = new Bokeh.NoOverlap({ min_distance: 4 }); // more labels at a closer zoom
     axis.major_label_text_font_size = "9px";
     axis.major_tick_line_color = null;
     axis.minor_tick_line_color = null;
@@ -180,7 +180,7 @@ FM.map.listen = (figure, place) => {
   });
 };
 
-// Where a cell lies in the window, in pixels: what a test moves the mouse to.
+// Position of a cell in the window, in pixels; tests move the mouse there.
 FM.map.pixel = (i, j) => {
   const { frame, el } = FM.map.view;
   const box = el.getBoundingClientRect();

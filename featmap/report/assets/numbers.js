@@ -1,5 +1,5 @@
 "use strict";
-// The run's numbers: decoded once from the page, every measure of a pair computed from A when it is asked for.
+// The run's values: decoded once from the page; every measure of a pair is computed from A on request.
 
 const FM = {};
 
@@ -11,7 +11,7 @@ FM.blob = (id) => {
   const text = atob(element.textContent);
   const bytes = new Uint8Array(text.length);
   for (let k = 0; k < text.length; k += 1) bytes[k] = text.charCodeAt(k);
-  element.remove(); // the text is not needed twice
+  element.remove(); // frees the memory of the text
   const kinds = { Float32Array, Float64Array, Uint8Array };
   return new kinds[element.dataset.kind](bytes.buffer);
 };
@@ -27,7 +27,7 @@ FM.load = () => {
   FM.at = new Map(FM.names.map((name, k) => [name, k]));
   FM.A = FM.blob("A");
   FM.S = FM.blob("S");
-  FM.unreliable = new Set(data.unreliable || []); // as a validation found, of all layers of the run
+  FM.unreliable = new Set(data.unreliable || []); // according to a validation, of all layers of the run
   FM.scales = {};
   for (const [name, values] of Object.entries(data.scales || {})) FM.scales[name] = FM.floats(values);
 };
@@ -36,7 +36,7 @@ FM.marked = (name) => (FM.unreliable.has(name) ? `${name} ?` : name);
 
 FM.raw = (i, j) => FM.A[i * FM.count + j];
 
-// i: whose image; j: whose response. NaN is undefined.
+// i: feature of the image; j: responding feature. NaN is undefined.
 FM.measures = {
   coactivation: (i, j) => (FM.raw(i, j) - FM.scales.null[j]) / FM.scales.best[j],
   raw: FM.raw,
@@ -54,7 +54,7 @@ FM.number = (value) => {
   return String(Number(value.toPrecision(3)));
 };
 
-// The live features by their similarity to one, the most similar first; undefined ones are left out.
+// The other live features by similarity, the most similar first; undefined ones are left out.
 FM.ranked = (k) => {
   const found = [];
   if (k < FM.live) {
@@ -77,7 +77,7 @@ FM.colour = (cluster) => {
   return given ? FM.data.colours[cluster % FM.data.colours.length] : FM.data.gray;
 };
 
-// An element with attributes and children; texts become text nodes, never markup.
+// Create an element with attributes and children; strings become text nodes, never markup.
 FM.element = (tag, attributes = {}, ...children) => {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -96,14 +96,14 @@ FM.image = (k, side) => {
   return made;
 };
 
-// A thumbnail is a window on the one sheet of all of them.
+// A thumbnail is a window on the sheet of all thumbnails.
 FM.thumbnail = (k) => {
   const { side, columns, uri } = FM.data.thumbnails;
   const style = `object-position:${-(k % columns) * side}px ${-Math.floor(k / columns) * side}px`;
   return FM.element("img", { class: "thumbnail", src: uri, alt: FM.describe(k), width: side, height: side, style });
 };
 
-// Pictures stand at the end of the page; until they are read, what needs them waits.
+// Images are at the end of the page; functions that need them wait until they are read.
 FM.waiting = [];
 FM.images = null;
 FM.whenPictures = (act) => {

@@ -1,0 +1,193 @@
+"""Choose groups of units, and set up the jobs that maximise them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from featmap.errors import UnitError
+from featmap.interaction.job import GROUP_COMMAND, LAYERS_COMMAND, Group, JointJob
+from featmap.network.model import Network
+from featmap.network.unit import Unit, parse_channels
+from featmap.optimize.limits import seeds_of
+from featmap.optimize.recipe import Recipe
+from featmap.runs.worker import checked
+
+SEEDS_OF_GROUP, SEEDS_OF_PAIRS = 5, 3
+"""Default numbers of seeds."""
+MAX_PAIRS = 20_000
+LayerChannels = str | tuple[str, str | Sequence[int]]
+"""A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence."""
+
+
+def group_job(
+    units: Sequence[str | Unit] | str,
+    network: Network,
+    recipe: Recipe,
+    *,
+    balance: str = "solo",
+    probe_layers: Sequence[str] = (),
+    seeds: int | Iterable[int] = SEEDS_OF_GROUP,
+    device: torch.device | None = None,
+) -> JointJob:
+    """Set up the job of one group of units.
+
+    Parameters
+    ----------
+    units : sequence of str or Unit
+        2 to 8 units.
+    network : Network
+        Network that they belong to.
+    recipe : Recipe
+        Resolved recipe.
+    balance, probe_layers, seeds
+        See `featmap.interaction.run.interact`.
+    device : torch.device, optional
+        Where the network is computed; None is the CPU.
+
+    Returns
+    -------
+    JointJob
+        The checked job.
+
+    Raises
+    ------
+    FeatmapError
+        If there are fewer than two units, one does not exist, or a setting is out of range.
+    """
+    names = [units] if isinstance(units, str) else units
+    group = tuple(Unit.parse(u) if isinstance(u, str) else u for u in names)
+    if len(group) < 2:
+        raise UnitError(f"{' '.join(map(str, group)) or 'no unit'}: interaction takes two units or more")
+    return _joint_job((group,), network, recipe, GROUP_COMMAND, (balance, probe_layers, seeds, device))
+
+
+def select_units(selection: LayerChannels, network: Network, size: int) -> tuple[Unit, ...]:
+    """Select features of a layer.
+
+    Parameters
+    ----------
+    selection : str or (str, channels)
+        A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence.
+    network : Network
+        Network that it belongs to.
+    size : int
+        Image size in pixels.
+
+    Returns
+    -------
+    tuple of Unit
+        In the order of the channels.
+
+    Raises
+    ------
+    UnitError
+        If the layer does not exist or a channel is out of range.
+    """
+    layer, channels = (selection, "all") if isinstance(selection, str) else selection
+    text = channels if isinstance(channels, str) else ",".join(map(str, channels))
+    return tuple(Unit(layer, c) for c in parse_channels(text, network.layer(layer, size).channels, layer))
+
+
+def pairs_of(layers: Sequence[LayerChannels], network: Network, size: int) -> tuple[Group, ...]:
+    """List every pair of two layers' features.
+
+    Parameters
+    ----------
+    layers : sequence of str or (str, channels)
+        Two layers; the same one twice gives each pair of its different features once.
+    network : Network
+        Network that they belong to.
+    size : int
+        Image size in pixels.
+
+    Returns
+    -------
+    tuple of (Unit, Unit)
+        At most `MOST_PAIRS`.
+
+    Raises
+    ------
+    UnitError
+        If there are not two layers, no pair, or too many.
+    """
+    if len(layers) != 2:
+        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
+    first, second = (select_units(selection, network, size) for selection in layers)
+    pairs: list[Group] = [(a, b) for a in first for b in second if a != b]
+    if first[0].layer == second[0].layer:  # a with b and b with a are one pair
+        unordered: dict[frozenset[Unit], Group] = {}
+        for pair in pairs:
+            unordered.setdefault(frozenset(pair), pair)
+        pairs = list(unordered.values())
+    names = f"{first[0].layer} with {second[0].layer}"
+    if not pairs:
+        raise UnitError(f"{names}: these features make no pair; choose at least two different ones")
+    if len(pairs) > MAX_PAIRS:
+        raise UnitError(
+            f"{names}: {len(pairs):,} pairs, {MAX_PAIRS:,} are allowed; "
+            "choose fewer features, or let a screening find the most nonlinear pairs"
+        )
+    return tuple(pairs)
+
+
+def pairs_job(
+    groups: tuple[Group, ...],
+    network: Network,
+    recipe: Recipe,
+    *,
+    balance: str = "solo",
+    probe_layers: Sequence[str] = (),
+    seeds: int | Iterable[int] = SEEDS_OF_PAIRS,
+    device: torch.device | None = None,
+) -> JointJob:
+    """Set up the job of many pairs.
+
+    Parameters
+    ----------
+    groups : tuple of (Unit, Unit)
+        The pairs, all of the same two layers.
+    network : Network
+        Network that they belong to.
+    recipe : Recipe
+        Resolved recipe.
+    balance, probe_layers, seeds
+        See `featmap.interaction.run.interact`.
+    device : torch.device, optional
+        Where the network is computed; None is the CPU.
+
+    Returns
+    -------
+    JointJob
+        The checked job.
+
+    Raises
+    ------
+    FeatmapError
+        If a unit does not exist or a setting is out of range.
+    """
+    return _joint_job(groups, network, recipe, LAYERS_COMMAND, (balance, probe_layers, seeds, device))
+
+
+def _joint_job(
+    groups: tuple[Group, ...],
+    network: Network,
+    recipe: Recipe,
+    command: str,
+    settings: tuple[str, Sequence[str], int | Iterable[int], torch.device | None],
+) -> JointJob:
+    """Set up and check a job; `settings` are balance, probed layers, seeds and device."""
+    balance, probe_layers, seeds, device = settings
+    layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
+    job = JointJob(
+        network=network,
+        groups=groups,
+        recipe=recipe,
+        seeds=seeds_of(seeds, recipe),
+        responses=tuple(dict.fromkeys(probe_layers or layers)),
+        balance=balance,
+        device=device or torch.device("cpu"),
+        command=command,
+    )
+    return checked(job)
