@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,40 +23,84 @@ from featmap.cli.options import (
 )
 from featmap.errors import FeatmapError
 
+if TYPE_CHECKING:
+    from featmap.network.model import Network
+
+
+@dataclass
+class TargetOptions:
+    """Options that say what is maximised.
+
+    Parameters
+    ----------
+    units
+        Units and sums of units.
+    layer, features
+        Instead of units: a layer and its channels.
+    """
+
+    units: Annotated[
+        list[str] | None,
+        typer.Argument(help="Units, such as inception4a:17, or sums, such as 'inception4a:17 + inception4b:3'."),
+    ] = None
+    layer: Annotated[str | None, typer.Option(help="Instead of units: a layer, whose --features are maximised.")] = None
+    features: Features = "all"
+
+    def check(self) -> None:
+        """Refuse units beside a layer, or neither.
+
+        Raises
+        ------
+        FeatmapError
+            That names the options.
+        """
+        if bool(self.units) == bool(self.layer):
+            raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
+
+    def names(self, network: Network, size: int) -> list[str]:
+        """List the units.
+
+        Parameters
+        ----------
+        network : Network
+            Network that they belong to.
+        size : int
+            Image size in pixels.
+
+        Returns
+        -------
+        list of str
+            As they are written, or the features of the layer.
+        """
+        from featmap.network.unit import parse_channels
+
+        if not self.layer:
+            return self.units or []
+        count = network.layer(self.layer, size).channels
+        return [f"{self.layer}:{c}" for c in parse_channels(self.features, count, self.layer)]
+
 
 def maximise(
+    target: TargetOptions,
     network: NetworkOptions,
     recipe: RecipeOptions,
     seed: SeedOptions,
     execution: ExecutionOptions,
-    units: Annotated[
-        list[str] | None,
-        typer.Argument(help="Units, such as inception4a:17, or sums, such as 'inception4a:17 + inception4b:3'."),
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Instead of units: a layer, whose --features are maximised.")
-    ] = None,
-    features: Features = "all",
     frames: Annotated[int, typer.Option(help="Also keep every image after each FRAMES steps; 0 keeps none.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Make maximising images of features, neurons, layers or sums."""
     from featmap.cli import console
-    from featmap.network.unit import parse_channels
     from featmap.runs import lifecycle
     from featmap.runs.maximise import maximise_job, summarise_images, write_images
     from featmap.runs.worker import Worker
 
-    if bool(units) == bool(layer):
-        raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
+    target.check()
     settings = execution.build()
     loaded = network.load()
     chosen = recipe.resolve(loaded, settings.device)
-    if layer:
-        count = loaded.layer(layer, chosen.size).channels
-        units = [f"{layer}:{c}" for c in parse_channels(features, count, layer)]
     job = maximise_job(
-        units or [],
+        target.names(loaded, chosen.size),
         loaded,
         chosen,
         seeds=seed.parse(),

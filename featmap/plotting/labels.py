@@ -19,22 +19,44 @@ STATISTIC_LABELS = {
 }
 
 
-def statistic_label(figure: str, names: Sequence[str] = ()) -> str:
-    """Return a figure's name in words; `names` are the units a, b, ... that its letters stand for."""
-    head = next(
-        (k for k in STATISTIC_LABELS if figure == k or (figure.startswith(f"{k}_") and "{" in STATISTIC_LABELS[k])),
-        None,
-    )
+def statistic_label(name: str, units: Sequence[str] = ()) -> str:
+    """Return the name of a statistic in words.
+
+    Parameters
+    ----------
+    name : str
+        Name of a column, such as "retention_a" or "crosstalk_b_on_a".
+    units : sequence of str, optional
+        Units that the letters a, b, ... stand for; without them the letters are shown.
+
+    Returns
+    -------
+    str
+        Its label; the column's own name, with spaces, if there is none.
+    """
+    head = next((k for k in STATISTIC_LABELS if _belongs_to(name, k)), None)
     if head is None:
-        return figure.replace("_", " ")
-    letters = [part for part in figure.removeprefix(head).split("_") if part and part != "on"]
-    said = [names[ord(c) - ord("a")] if names else c for c in letters]
-    return STATISTIC_LABELS[head].format(*said)
+        return name.replace("_", " ")
+    letters = [part for part in name.removeprefix(head).split("_") if part and part != "on"]
+    return STATISTIC_LABELS[head].format(*(units[ord(c) - ord("a")] if units else c for c in letters))
 
 
 def labelled_statistics(columns: Sequence[str]) -> list[str]:
-    """Return the figures among a table's columns that reports draw, in the order of `LABELS`."""
-    found = []
-    for head in STATISTIC_LABELS:
-        found += [c for c in columns if c == head or (c.startswith(f"{head}_") and "{" in STATISTIC_LABELS[head])]
-    return found
+    """Select the statistics that reports draw.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Columns of a table.
+
+    Returns
+    -------
+    list of str
+        Those that have a label, in the order of `STATISTIC_LABELS`.
+    """
+    return [name for head in STATISTIC_LABELS for name in columns if _belongs_to(name, head)]
+
+
+def _belongs_to(name: str, head: str) -> bool:
+    """Check whether a column is a statistic, or one of those that a label with units in it names."""
+    return name == head or (name.startswith(f"{head}_") and "{" in STATISTIC_LABELS[head])

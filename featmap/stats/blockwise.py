@@ -117,14 +117,34 @@ class SimilarityOverview:
     floors: np.ndarray
 
 
+@dataclass(frozen=True)
+class ChanceSettings:
+    """How the chance level of `compare` is computed.
+
+    The floor of layers l and m is the mean, over up to ``sample / L`` features of l drawn at random, of the highest
+    correlation with a feature of m, each of whose profiles has been permuted over the images by itself.
+
+    Parameters
+    ----------
+    draws : int, default 5
+        Permutations.
+    sample : int, default 1024
+        Features of all L layers together that the level is computed from.
+    seed : int, default 0
+        Seed of sample and permutations.
+    """
+
+    draws: int = DRAWS
+    sample: int = CHANCE_FEATURES
+    seed: int = 0
+
+
 def compare(
     rows: BlockReader,
     groups: Sequence[slice],
     k: int,
     *,
-    draws: int = DRAWS,
-    sample: int = CHANCE_FEATURES,
-    seed: int = 0,
+    chance: ChanceSettings | None = None,
     budget: int = PANEL_BYTES,
     progress: Progress | None = None,
 ) -> SimilarityOverview:
@@ -139,14 +159,8 @@ def compare(
         Columns of each layer, one after another, all F of them.
     k : int
         Nearest features to keep.
-    draws : int, default 5
-        Permutations of the chance level.
-    sample : int, default 1024
-        Features of all layers together that the chance level is computed from. The floor of layers l and m is the mean,
-        over up to ``sample / L`` features of l drawn at random, of the highest correlation with a feature of m, each of
-        whose profiles has been permuted over the images by itself.
-    seed : int, default 0
-        Seed of sample and permutations.
+    chance : ChanceSettings, optional
+        How the chance level is computed.
     budget : int, default 256 MiB
         Bytes that a panel of S may take; changes no result but the rounding of sums.
     progress : callable, optional
@@ -159,7 +173,7 @@ def compare(
     """
     report = progress or (lambda done, total: None)
     moments = _column_moments(rows, groups)
-    profiles, chance = _normalise(rows, moments, groups, draws, sample, seed)
+    profiles, level = _normalise(rows, moments, groups, chance or ChanceSettings())
     D = len(profiles.columns)
     best = _Best.empty(D, k, profiles.cuts)
     width = max(1, budget // (8 * max(D, 1)))
@@ -168,9 +182,9 @@ def compare(
         report(first, D)
         panel, S = _panel(profiles, rows, first, min(first + width, D))
         best.add(S, first)
-        chance.add(panel, first, profiles)
+        level.add(panel, first, profiles)
     report(D, D)
-    return _overview(best, chance, profiles)
+    return _overview(best, level, profiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,12 +265,12 @@ class _Profiles:
 
 
 def _normalise(
-    rows: BlockReader, moments: _Moments, groups: Sequence[slice], draws: int, sample: int, seed: int
+    rows: BlockReader, moments: _Moments, groups: Sequence[slice], chance: ChanceSettings
 ) -> tuple[_Profiles, _Chance]:
     """Find which columns have a profile, and keep those that the chance level is computed from, in one pass."""
     width, N = len(moments.used), max(moments.images, 1)
     total, squares, blocks = np.zeros(width), np.zeros(width), []
-    wanted = _sample_columns(moments, sample, seed)
+    wanted = _sample_columns(moments, chance.sample, chance.seed)
     for Z in moments.centred_blocks(rows):
         total += Z.sum(axis=0)
         squares += (Z**2).sum(axis=0)
@@ -271,7 +285,7 @@ def _normalise(
     at = wanted[sampled]
     left = (np.concatenate(blocks)[:, sampled] - total[at] / N) / norm[at]
     layer = np.searchsorted([c.stop for c in moments.cuts], at, side="right")
-    return profiles, _Chance(left, layer, seed, np.full((draws, len(at), len(groups)), -np.inf))
+    return profiles, _Chance(left, layer, chance.seed, np.full((chance.draws, len(at), len(groups)), -np.inf))
 
 
 def _sample_columns(moments: _Moments, sample: int, seed: int) -> np.ndarray:

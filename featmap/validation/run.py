@@ -471,5 +471,6 @@ def validate(
         If the run is not complete, or of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
+    images = None if images is None else Path(images)
     plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out)
     return carry_out(plan, watcher)

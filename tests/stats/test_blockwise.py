@@ -65,7 +65,7 @@ def dense(A: np.ndarray) -> np.ndarray:
 def test_blocks_find_what_the_dense_formula_says(holes: bool, size: int, budget: int) -> None:
     A = responses(size, holes)
     S = dense(A)
-    found = blockwise.compare(in_blocks(A, size), GROUPS, K, draws=1, budget=budget)
+    found = blockwise.compare(in_blocks(A, size), GROUPS, K, chance=blockwise.ChanceSettings(draws=1), budget=budget)
     assert found.images == F - holes
     assert np.array_equal(found.defined, np.isfinite(S).any(axis=1))
     for i in range(F):
@@ -85,7 +85,7 @@ def test_blocks_find_what_the_dense_formula_says(holes: bool, size: int, budget:
 
 def test_the_mean_of_best_partners_is_that_of_the_dense_table() -> None:
     A = responses(3)
-    found = blockwise.compare(in_blocks(A, 5), GROUPS, K, draws=8)
+    found = blockwise.compare(in_blocks(A, 5), GROUPS, K, chance=blockwise.ChanceSettings(draws=8))
     frames = of_layers(A)
     for one in (0, 2, 3):
         for two in (0, 2, 3):
@@ -99,7 +99,9 @@ def test_the_mean_of_best_partners_is_that_of_the_dense_table() -> None:
 @pytest.mark.parametrize("budget", [1, 8 * F * 11, 8 * F * F])
 def test_floors_are_those_of_permuted_profiles(budget: int) -> None:
     A, draws, seed = responses(5, holes=True), 3, 4
-    found = blockwise.compare(in_blocks(A, 8), GROUPS, K, draws=draws, seed=seed, budget=budget)
+    found = blockwise.compare(
+        in_blocks(A, 8), GROUPS, K, chance=blockwise.ChanceSettings(draws=draws, seed=seed), budget=budget
+    )
     rows = np.where(np.isfinite(kept(A)), kept(A), np.nan)
     W = np.full(rows.shape, np.nan)
     for g in GROUPS:
@@ -125,8 +127,8 @@ def test_floors_are_those_of_permuted_profiles(budget: int) -> None:
 
 def test_a_smaller_sample_changes_the_floors_only() -> None:
     A = responses(6)
-    some = blockwise.compare(in_blocks(A, 8), GROUPS, K, draws=2, sample=8)
-    whole = blockwise.compare(in_blocks(A, 8), GROUPS, K, draws=2)
+    some = blockwise.compare(in_blocks(A, 8), GROUPS, K, chance=blockwise.ChanceSettings(draws=2, sample=8))
+    whole = blockwise.compare(in_blocks(A, 8), GROUPS, K, chance=blockwise.ChanceSettings(draws=2))
     assert np.array_equal(some.best, whole.best, equal_nan=True)
     assert not np.array_equal(some.floors, whole.floors, equal_nan=True)
     assert np.nanmax(np.abs(some.floors - whole.floors)) < 0.4
@@ -156,7 +158,7 @@ def rows():
 blockwise.SLICE_CELLS = 2**18
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-found = blockwise.compare(rows, groups, 10, draws=1, sample=64, budget=8 * 2**20)
+found = blockwise.compare(rows, groups, 10, chance=blockwise.ChanceSettings(draws=1, sample=64), budget=8 * 2**20)
 print(json.dumps([before, peak(), int(found.defined.sum())]))
 """
 
