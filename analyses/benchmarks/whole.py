@@ -129,14 +129,14 @@ def _most_resident(process: psutil.Popen) -> int:
         return 0
 
 
-def count_operations(network: Network, manifest: dict[str, Any]) -> float:
+def count_operations(network: Network, identity: dict[str, Any]) -> float:
     """Count the floating-point operations of all steps of a similarity run.
 
     Forward, and back to the image.
     """
-    recipe = Recipe.from_identity(manifest["identity"]["recipe"])
-    seeds = len(manifest["identity"]["seeds"])
-    layers = selection.select_layers(_layers(manifest["identity"]), network, recipe.size)
+    recipe = Recipe.from_identity(identity["recipe"])
+    seeds = len(identity["seeds"])
+    layers = selection.select_layers(_layers(identity), network, recipe.size)
     whole = 0.0
     for layer in layers:
         images = seeds * network.layer(layer, recipe.size).channels
@@ -168,9 +168,9 @@ def measure(name: str, device: str | None = None) -> dict[str, Any]:
         manifest = Run.read(out).manifest
         options = dict(zip(job.arguments[::2], job.arguments[1::2], strict=True))
         network = load(options.get("--model", "reference"), options.get("--weights"))
-        descents = manifest["timings"]["descent_and_probe"]
-        recipe = Recipe.from_identity(manifest["identity"]["recipe"])
-        rate = count_operations(network, manifest) / descents
+        descents = manifest.timings["descent_and_probe"]
+        recipe = Recipe.from_identity(manifest.identity["recipe"])
+        rate = count_operations(network, manifest.identity) / descents
     top = peak_rate(where, recipe.precision)
     return {
         "machine": records.describe_machine("torchvision"),

@@ -21,7 +21,7 @@ Files of the run folder (tables as .parquet and .csv):
                              xarray.open_zarr reads it
   activations, coactivation, relative, selective, profile
                              square tables, both axes labelled layer:channel;
-                             an undefined cell is empty, never NaN
+                             undefined: null in Parquet, empty in CSV
   features                   one row per feature: status, activation, branch,
                              cluster, nearest neighbours
   clusters.json              clusters, modularity of each Louvain run, and all

@@ -54,9 +54,9 @@ def test_aims_are_held_against_what_was_measured() -> None:
     ]
     compared = {"opponents": opponents_of, "own_size": 96, "rows": rows}
     lines = speed._aim_lines({"compared": compared, "steps": {"rows": chain}})
-    assert lines[2] == "| times sooner than lucent, 128 px | 30 | 30 (`standard`; 2 of 3 features) | reached |"
+    assert lines[2] == "| times faster than lucent, 128 px | 30 | 30 (`standard`; 2 of 3 features) | reached |"
     assert lines[3] == (
-        "| times sooner than lucent, batched, 96 px | 100 | 60 (`standard`; 3 of 3 features) | **not reached** |"
+        "| times faster than lucent, batched, 96 px | 100 | 60 (`standard`; 3 of 3 features) | **not reached** |"
     )
     assert lines[4] == "| a step in float32, times faster than the article's | 2.7 | 2.68 | **not reached** |"
     assert [line.endswith("| reached |") for line in lines[5:]] == [False, True, True, True, False]
@@ -185,7 +185,7 @@ def test_steps_are_measured_on_a_device_and_by_the_compiler(tmp_path: Path, monk
     tried = [r["variant"] for r in found["rows"] if not r["in_use"]]
     if shutil.which("g++"):
         assert tried == ["torch.compile, float32", "torch.compile, bfloat16"]
-        assert "| torch.compile, float32 (tried, not in use; not compiled, in the same rounds: " in page.read_text()
+        assert "| torch.compile, float32 (tried, not in use; without the compiler, in the same rounds: " in page.read_text()
 
 
 def test_time_is_shared_out_over_operations() -> None:
@@ -234,7 +234,7 @@ def test_a_pace_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_opponent_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(opponents.MODULES, "torch-lucent", "no_such_module_at_all")
-    here = {o.name: o.here for o in opponents.OPPONENTS}
+    here = {o.name: o.installed for o in opponents.OPPONENTS}
     assert here["article"] and here["article-normalised"] and not here["lucent"]
 
 
@@ -274,7 +274,7 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     speed.main(layer="mixed", features=2, out=numbers, readme=page)
     found = json.loads(numbers.read_text())
     assert speed.format_table(found) in page.read_text() and speed.format_table(found) in capsys.readouterr().out
-    assert "\n| batch norms folded | " in page.read_text() and "\nWhere the time of a step goes (" in page.read_text()
+    assert "\n| batch norms folded | " in page.read_text() and "\nTime of a step by operation (" in page.read_text()
     assert numbers.with_suffix(".png").stat().st_size > 5000
     finals = found["compared"]["finals"]
     assert [(f["opponent"], f["turn"]) for f in finals] == [("weak", 0), ("both", 0), ("both", 0), ("weak", 1)]

@@ -114,8 +114,8 @@ def test_what_is_stored(tmp_path: Path) -> None:
     outcome = Outcome(rows, [findings.mean_finding("a", VALUES, "w")], "holds", "It is 0.5.", figures)
     record, table = save_outcome(given, outcome, tmp_path / "results")
     held = json.loads(record.read_text(encoding="utf-8"))
-    assert record.name == "tests.helpers.networks-linear.json" and held["stem"] == "tests.networks-linear"
-    assert held["figures"] == ["tests.helpers.networks-linear.png", "tests.networks-linear-film.webp"]
+    assert record.name == "tests.helpers.networks-linear.json" and held["stem"] == "tests.helpers.networks-linear"
+    assert held["figures"] == ["tests.helpers.networks-linear.png", "tests.helpers.networks-linear-film.webp"]
     assert all((record.parent / name).stat().st_size for name in held["figures"])
     assert table.read_bytes() == b'x,name\n0.333333,"a,b"\n,c\n'
     assert "rule" not in held
@@ -165,7 +165,7 @@ RANDOM = ["--weights", "random"]
         (["--model", "alexnet", *RANDOM], "no layers are known for 'alexnet'; give --layers"),
         (["--layers", "inception9z", *RANDOM], "no layer 'inception9z'"),
         (["--layers", " , ", *RANDOM], "no layers are known"),
-        (["--image", "x.png"], "starts from noise only; leave --image out"),
+        (["--image", "x.png"], "starts from noise only; leave out --image"),
         (["--weights", "nothing.safetensors"], "nothing.safetensors"),
         (["--colour", "red"], "--colour"),
     ],
@@ -185,11 +185,11 @@ def test_bad_input_ends_in_one_line(
         (
             gradient_sum,
             ["--layers", "inception4a"],
-            "it takes two layers, not 1; give --layers FIRST,SECOND",
+            "needs two layers, not 1; give --layers FIRST,SECOND",
         ),
-        (joint_pair, ["--layers", "conv1,conv2,conv3"], "study joint_pair: it takes two layers, not 3"),
-        (coactivation, ["--feature", "99999"], "none of them 99999; give --feature 0 to "),
-        (coactivation, ["--feature", "-1"], "none of them -1"),
+        (joint_pair, ["--layers", "conv1,conv2,conv3"], "study joint_pair needs two layers, not 3"),
+        (coactivation, ["--feature", "99999"], "none numbered 99999; give --feature 0 to "),
+        (coactivation, ["--feature", "-1"], "none numbered -1"),
         (reproducibility, ["--device", "abacus"], "device 'abacus' is unknown"),
         (natural_start, ["--image", "nowhere.jpg"], "there is no such file"),
         (neuron_growth, ["--results", "FILE"], "--results: "),

@@ -191,8 +191,8 @@ def test_verdicts_on_bits() -> None:
     assert reproducibility.judge(checks(), partings(0.1)) == "holds in part", "of one machine"
     assert reproducibility.judge(checks(threads=0), partings(0.1)) == "holds in part", "threads may change bits"
     assert reproducibility.rounding_effect(partings(0.1)) == "is enough to change the image visibly"
-    assert reproducibility.rounding_effect(partings(1e-3)) == "does not show"
-    assert reproducibility.rounding_effect(partings(4e-3)) == "leaves undecided whether it shows"
+    assert reproducibility.rounding_effect(partings(1e-3)) == "does not become visible"
+    assert reproducibility.rounding_effect(partings(4e-3)) == "is not shown to become visible"
     assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"
     assert reproducibility.judge(checks(), []) == "not decided"
 

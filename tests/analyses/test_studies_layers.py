@@ -72,7 +72,7 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
     assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
     assert found(mapped, "hued") == 1
     assert "palette is like CMYK holds" in mapped.conclusion
-    assert "outside such a palette: none; 0 of the 6 features' colours are gray" in mapped.conclusion
+    assert "of which not in such a palette: none; 0 of the 6 features' colours are gray" in mapped.conclusion
 
 
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_palette_with_red_is_not_the_claims() -> None:
     assert layer_maps.hues_outside(colours) == ["red"] and colours.hued.all()
     told = layer_maps.judge_parts(by_depth, colours, (0, 9), True)
     said = layer_maps.write_conclusion(by_depth, colours, (0, 9), (0, 9), told, [])
-    assert "like CMYK does not hold" in said and "outside such a palette: red; 0 of the 12 features'" in said
+    assert "like CMYK does not hold" in said and "of which not in such a palette: red; 0 of the 12 features'" in said
     assert layer_maps.judge_parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
     assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
     assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"

@@ -139,7 +139,7 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
     )
     outcome = measure(context)
     assert not any("photograph" in f.words for f in outcome.findings)
-    assert "a 1/f image (no photograph was given" in outcome.conclusion and outcome.verdict in (
+    assert "a 1/f image (no photograph was tested" in outcome.conclusion and outcome.verdict in (
         "holds in part",
         "not decided",
     )

@@ -90,7 +90,7 @@ def test_neurons_change_the_image_at_their_place_and_as_far_as_their_branch_sees
     assert found(outcome, "truncated") == 0
     assert found(outcome, "kinds images") == found(outcome, "kinds profiles") == 1  # linear: one pattern each
     assert found(outcome, "images starts") < 1e-4
-    assert outcome.verdict == "holds in part" and "answers several patterns does not hold: 0%" in outcome.conclusion
+    assert outcome.verdict == "holds in part" and "responds to several patterns does not hold: 0%" in outcome.conclusion
 
 
 def test_a_neuron_that_is_the_larger_of_two_answers_two_patterns(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_one_branch_cannot_carry_the_claim() -> None:
         assert ("not compared" in maximised_unit.judge(given)[1]) == (field == 0)
     none = {name: finding(name, 0, 0) for name in (*good, "wider last")}
     assert (
-        maximised_unit.interior_wider(none) is None and "reach further is not decided" in maximised_unit.judge(none)[1]
+        maximised_unit.interior_wider(none) is None and "extend further is not decided" in maximised_unit.judge(none)[1]
     )
 
 

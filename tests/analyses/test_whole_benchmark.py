@@ -26,14 +26,11 @@ def test_operations_are_images_times_steps_times_those_of_a_step() -> None:
     recipe = Recipe("two", (Octave(3, (0.1, 0.1), size=8), Octave(5, (0.1, 0.1), size=16)))
     identity = {"recipe": recipe.identity(), "seeds": [0, 1], "layer": "0"}
     one = 2 * 2 * 8 * 3 * 9  # a multiplication and an addition, forward and back, of each pixel
-    assert whole.count_operations(network, {"identity": identity}) == 2 * 8 * one * (3 * 8 * 8 + 5 * 16 * 16)
+    assert whole.count_operations(network, identity) == 2 * 8 * one * (3 * 8 * 8 + 5 * 16 * 16)
     both = {"recipe": recipe.identity(), "seeds": [0], "layers": ["mixed", "mixed.branch1"]}
     inception = load(networks.small_inception(), input_size=32)
-    each = [
-        whole.count_operations(inception, {"identity": {**identity, "seeds": [0], "layer": la}})
-        for la in both["layers"]
-    ]
-    assert whole.count_operations(inception, {"identity": both}) == sum(each) > max(each) > 0
+    each = [whole.count_operations(inception, {**identity, "seeds": [0], "layer": la}) for la in both["layers"]]
+    assert whole.count_operations(inception, both) == sum(each) > max(each) > 0
 
 
 def test_seconds_and_memory_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,8 @@ def test_names_of_layers_stay_inside_the_run_folder(
     monkeypatch.syspath_prepend(REPOSITORY)
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
+    few = partial(clustering.ClusterSettings, runs=3, draws=5)
+    monkeypatch.setattr(clustering, "ClusterSettings", few)
     layer, ours = hostile.NAMES[name], ["--model", f"tests.helpers.hostile:{name}", *OURS[2:]]
     status, _ = end(capsys, "similarity", "--layers", f"{layer},last", *ours, "--no-atlas", "--out", "run")
     end(capsys, "maximise", f"{layer}:0", *ours, "--out", "images")

@@ -172,7 +172,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings_", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+@pytest.mark.parametrize(("changes", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_invalid_input_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(FeatmapError) as error:
         job_of(module=tiny.small(), **changes)
