@@ -109,13 +109,13 @@ def find_runner_up(data: xr.Dataset, target: int) -> int | None:
 
 
 def best_own_responses(
-    context: Context, layer: str, wanted: Sequence[int], settings: dict[str, Any]
+    context: Context, layer: str, channels: Sequence[int], settings: dict[str, Any]
 ) -> dict[int, np.ndarray]:
     """Measure each feature's response to its own image, by seed.
 
     NaN where its descent did not rise.
     """
-    channels = sorted({int(c) for c in wanted})
+    channels = sorted({int(c) for c in channels})
     if not channels:
         return {}
     data = context.maximise([f"{layer}:{c}" for c in channels], "own", responses=layer, **settings)

@@ -305,8 +305,8 @@ def _radius_by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
     """Look up the radii of a layer's changes by branch."""
     radius, radii = values_by_feature(rows, "radius", "interact"), {}
     for branch in dict.fromkeys(n.branches):
-        wanted = {u.split(":", 1)[1] for u, b in zip(n.central.units, n.branches, strict=True) if b == branch}
-        radii[branch] = radius[[la == n.layer.name and f in wanted for la, f in radius.index]]
+        units = {u.split(":", 1)[1] for u, b in zip(n.central.units, n.branches, strict=True) if b == branch}
+        radii[branch] = radius[[la == n.layer.name and f in units for la, f in radius.index]]
     return radii
 
 

@@ -53,7 +53,7 @@ RESULTS, PAGE = HERE / "results" / "trial", HERE / "validation.md"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: network, layers with their drawn channels, photographs and seeds."""
+    """Network, drawn channels of its layers, photographs and seeds."""
 
     network: Network
     features: dict[str, list[int]]
@@ -170,8 +170,8 @@ def _layer_evidence(
     """
     evidence = trial.evidence
     layer, table = evidence.layer, layer_maps.maps[evidence.layer].features
-    begun = early.maps[layer].activations.to_numpy(dtype=np.float64)
-    who = evidence.live & np.isfinite(begun).all(axis=0) & np.isfinite(begun).all(axis=1)
+    early_A = early.maps[layer].activations.to_numpy(dtype=np.float64)
+    who = evidence.live & np.isfinite(early_A).all(axis=0) & np.isfinite(early_A).all(axis=1)
     names = [n for n, w in zip(evidence.names, who, strict=True) if w]
     inside = np.ix_(who, who)
     data = layer_maps.dataset["A"]
@@ -182,7 +182,7 @@ def _layer_evidence(
         evidence.mean_responses[inside],
         evidence.photograph_responses[:, who].astype(np.float64),
         others[np.isfinite(others).all(axis=1)],
-        begun[inside],
+        early_A[inside],
         noise[names].to_numpy(),
         [str(b) for b in table.loc[names, "branch"].fillna("")],
     )

@@ -92,7 +92,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Course:
-    """What one of featmap's recipes reaches at one size.
+    """Course of one of featmap's recipes at one size.
 
     Only steps at that size count, not those of octaves at smaller sizes.
 

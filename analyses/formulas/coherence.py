@@ -1,4 +1,4 @@
-"""How coherent an image is to a network: how few features it excites and how uniform it is, without torch."""
+"""Coherence of an image to a network: how few features it excites and how uniform it is, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How two descents diverge step by step, and how long the starting image stays visible in a descent, without torch."""
+"""Divergence of two descents step by step, and half-life of the starting image in a descent, without torch."""
 
 from __future__ import annotations
 

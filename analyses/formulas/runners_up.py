@@ -1,4 +1,4 @@
-"""Whether the runner-up on an image responds to that image, or is only the highest of many features, without torch.
+"""Test whether the runner-up on an image responds to it or is only the highest of many features, without torch.
 
 The runner-up on the maximising image of a target is the other feature with the highest response to it.
 """

@@ -1,4 +1,4 @@
-"""How fast a descent departs from the image that it starts from, for `analyses.natural_start`."""
+"""Departure of a descent from its starting image, for `analyses.natural_start`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_FEATURES = 3
 
 @dataclass(frozen=True)
 class Departure:
-    """How one descent, of a feature or of all at once, departs from its start.
+    """Departure of one descent, of a feature or of all at once, from its start.
 
     Parameters
     ----------

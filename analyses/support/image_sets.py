@@ -246,7 +246,7 @@ def _mean_agreement(agreements: Sequence[ProfileAgreement], units: int) -> Profi
 
 
 def tidy_rows(
-    measure: str, layer: str, made: ImageSet, values: np.ndarray, recipe: str, against: str = ""
+    measure: str, layer: str, image_set: ImageSet, values: np.ndarray, recipe: str, against: str = ""
 ) -> pd.DataFrame:
     """Arrange the values of a layer's units as one observation per row.
 
@@ -258,7 +258,7 @@ def tidy_rows(
         Name of the measure.
     layer : str
         Name of the layer.
-    made : ImageSet
+    image_set : ImageSet
         Images that the values belong to.
     values : numpy.ndarray
         `S x N`; or N values over all seeds, whose rows have no seed.
@@ -274,13 +274,13 @@ def tidy_rows(
     """
     table = np.asarray(values, dtype=float)
     over_all_seeds = table.ndim == 1
-    table = table[None] if over_all_seeds else np.where(made.live, table, np.nan)
+    table = table[None] if over_all_seeds else np.where(image_set.live, table, np.nan)
     seed, at = np.nonzero(np.isfinite(table))
     return pd.DataFrame(
         {
             "measure": measure,
             "layer": layer,
-            "feature": [made.units[i].split(":", 1)[1] for i in at],
+            "feature": [image_set.units[i].split(":", 1)[1] for i in at],
             "seed": pd.array([pd.NA] * len(at) if over_all_seeds else seed, dtype="Int64"),
             "recipe": recipe,
             "against": against,

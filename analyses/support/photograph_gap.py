@@ -249,15 +249,15 @@ def subtract_leading_axis(table: np.ndarray) -> np.ndarray:
     return table - values[-1] * np.outer(axes[:, -1], axes[:, -1])
 
 
-def gap_sentences(statistic: Callable[[str], Interval | None], wanted: float) -> list[str]:
-    """Describe what the statistics say about a raw correlation below the wanted one.
+def gap_sentences(statistic: Callable[[str], Interval | None], target: float) -> list[str]:
+    """Describe what the statistics say about a raw correlation below the target.
 
     Parameters
     ----------
     statistic : callable
         Function from a name to its statistic; None where there is none.
-    wanted : float
-        Raw correlation wanted.
+    target : float
+        Raw correlation to reach.
 
     Returns
     -------
@@ -270,13 +270,13 @@ def gap_sentences(statistic: Callable[[str], Interval | None], wanted: float) ->
         return None if interval is None or not np.isfinite(interval.value) else interval.value
 
     raw = value("raw")
-    if raw is None or raw >= wanted:
+    if raw is None or raw >= target:
         return []
     changed = {name: v for name in REMEDIES if (v := value(name)) is not None}
     best = max(changed, key=lambda name: changed[name])
     sentences = []
     if changed[best] >= raw + 0.02:
-        reached = "enough" if changed[best] >= wanted else f"still below {wanted}"
+        reached = "enough" if changed[best] >= target else f"still below {target}"
         sentences.append(
             f"the largest gain is by {REMEDIES[best]}: {changed[best]:.3f} instead of {raw:.3f}, {reached}"
         )

@@ -61,7 +61,7 @@ def library_keywords(default: str = "fast", **settings: Any) -> dict[str, Any]:
 
 
 def changed_recipe(recipe: str | Recipe, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
-    """Return a recipe with changes.
+    """Change settings of a recipe.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def changed_recipe(recipe: str | Recipe, size: int | None = None, steps: int | N
 def resolved_recipe(
     network: Network, recipe: str | Recipe = "fast", size: int | None = None, steps: int | None = None, **changes: Any
 ) -> Recipe:
-    """Return a recipe for a network.
+    """Resolve a recipe for a network.
 
     Parameters
     ----------

@@ -132,12 +132,11 @@ class Outcome:
     verdict: Verdict
     conclusion: str
     figures: Mapping[str, Figure | bytes]
-    """By what follows MODEL in the file's name: "", "-detail" for a matplotlib figure, "-growth.webp" for bytes."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a study works with.
+    """Everything that a study works with.
 
     Parameters
     ----------
@@ -196,9 +195,9 @@ class Context:
             Channels in order.
         """
         channels = self.network.layer(layer, self.network.input_size).channels
-        wanted = min(count or self.features, channels)
+        number = min(count or self.features, channels)
         rng = generator("study", self.network.name, layer)
-        return sorted(rng.choice(channels, wanted, replace=False).tolist())
+        return sorted(rng.choice(channels, number, replace=False).tolist())
 
     def draw_units(self, layer: str, count: int | None = None) -> list[str]:
         """Draw features of a layer as units.
@@ -295,7 +294,7 @@ def initial_noise(context: Context, settings: Mapping[str, Any], seed: int) -> n
     return noise
 
 
-def smallest_size(network: Network, layers: Sequence[str], wanted: int = 64) -> int:
+def smallest_size(network: Network, layers: Sequence[str], smallest: int = 64) -> int:
     """Choose a small image size for many steps.
 
     Parameters
@@ -304,16 +303,16 @@ def smallest_size(network: Network, layers: Sequence[str], wanted: int = 64) -> 
         The network.
     layers : sequence of str
         Layers that must fit.
-    wanted : int, default 64
+    smallest : int, default 64
         Smallest size, in pixels.
 
     Returns
     -------
     int
-        The first of a few sizes from `wanted` that all the layers fit into; at most the network's input size, which is
-        the last resort.
+        The first of a few sizes from `smallest` that all the layers fit into; at most the network's input size, which
+        is the last resort.
     """
-    sizes = [s for s in (wanted, 80, 96, 128, 160) if wanted <= s < network.input_size]
+    sizes = [s for s in (smallest, 80, 96, 128, 160) if smallest <= s < network.input_size]
     for size in sizes:
         if all(layer in network.trace(size).layers for layer in layers):
             return size

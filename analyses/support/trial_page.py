@@ -40,8 +40,8 @@ ROWS = {
     "multiple": "response to the image divided by that to the best photograph (median; 90 % of features)",
     "below_best_photograph": "share of features that respond more to a photograph than to their image",
     "path": "processing path, at the layer itself",
-    "path_worst": "processing path, lowest of the layers before",
-    "path_passed_over": "layers before it that were not measured",
+    "path_worst": "processing path, lowest layer on it",
+    "path_passed_over": "layers on the path that were not measured",
     "incoming_weights": "S with the cosine of incoming weights",
     "incoming_weights_spearman": "the same by ranks",
     "outgoing_weights": "S with the cosine of outgoing weights",
@@ -135,8 +135,8 @@ def _row_of(part: pd.DataFrame, layer: str, name: str) -> pd.Series | None:
     if name == "path_worst":
         path = rows[rows["name"].str.startswith("path:") & rows["value"].notna()]
         return None if path.empty else path.loc[path["value"].idxmin()]
-    wanted = rows[rows["name"] == (f"path:{layer}" if name == "path" else name)]
-    return None if wanted.empty else wanted.iloc[0]
+    matches = rows[rows["name"] == (f"path:{layer}" if name == "path" else name)]
+    return None if matches.empty else matches.iloc[0]
 
 
 def _cell(row: pd.Series | None, name: str) -> str:
