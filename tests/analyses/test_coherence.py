@@ -54,7 +54,7 @@ def test_one_more_yardstick_image_is_excited_by_chance() -> None:
     assert coherence.excited_share(images[:1], images[1:]) == pytest.approx([1 / 20], abs=0.01)
 
 
-def test_spread_is_relative_to_the_yardstick_and_free_of_each_features_scale() -> None:
+def test_spread_is_relative_and_free_of_each_features_scale() -> None:
     yardstick = np.eye(6)[[0, 1, 2, 3]] + np.eye(6)[[1, 2, 3, 0]]  # each excites two of four
     rows = np.array([[0.9, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
     found = coherence.relative_effective_number(rows, yardstick)

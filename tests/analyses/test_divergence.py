@@ -39,7 +39,7 @@ def test_growth_until_it_is_held() -> None:
     assert growth_factor(4 * np.arange(len(long)), long) == growth_factor(STEPS, gaps)
 
 
-def test_growth_takes_no_part_of_the_time_in_which_a_difference_lies_still() -> None:
+def test_growth_ignores_the_time_in_which_a_difference_is_constant() -> None:
     grown = np.minimum(1e-8 * 1.5**STEPS, 0.3)
     still = 1e-8 * np.linspace(1, 1.9, 30)
     gaps = np.concatenate([still, 1.9 * grown])

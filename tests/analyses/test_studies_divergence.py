@@ -78,7 +78,7 @@ def test_verdicts_on_two_ways() -> None:
     assert gradient_sum.judge(of(np.nan, 1.0)) == "not decided"
 
 
-def test_pairs_that_have_the_same_bits_at_first_are_counted_and_so_are_those_that_did_not_rise() -> None:
+def test_identical_and_unrisen_pairs_are_counted() -> None:
     ways = [[0.0, w, 0.03] for w in (0.0, 1e-8, 1e-6)]
     given = [
         PairDivergence(f"p{k}", np.array(w), np.array([1e-8, 1e-8, 0.04]), 0.2, 0.9, 0.0, 50.0, 0.91 + k / 100, 0.6)

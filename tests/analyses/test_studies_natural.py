@@ -145,7 +145,7 @@ def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> Non
     )
 
 
-def test_the_photograph_under_blur_alone_is_what_the_library_makes_without_a_gradient(tmp_path: Path) -> None:
+def test_blur_alone_is_the_descent_without_a_gradient(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=2)
     photo = starting_image(context, 16)
     recipe = replace(

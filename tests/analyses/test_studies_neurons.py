@@ -67,7 +67,7 @@ def either() -> nn.Module:
     return nn.Sequential(OrderedDict(maximum=Either())).eval()
 
 
-def test_neurons_change_the_image_at_their_place_and_as_far_as_their_branch_sees(tmp_path: Path) -> None:
+def test_neurons_change_the_image_within_their_receptive_field(tmp_path: Path) -> None:
     context = context_of(maximised_unit.STUDY, windows(), ("mixed",), tmp_path, size=48, features=8)
     outcome = maximised_unit.measure(context, 48, 4, starts=2)
     # windows are symmetric and lie within the image: the change is centred on the field, but for blur at the border
@@ -144,7 +144,7 @@ def test_images_are_so_large_that_the_middle_neurons_fields_fit_into_them() -> N
     assert neurons.fitting_size(load(wide(201), input_size=16), ["conv"], 16) == 16, "none does up to the limit"
 
 
-def test_a_layer_whose_fields_reach_beyond_the_image_is_left_out_of_the_radii(tmp_path: Path) -> None:
+def test_layers_with_fields_beyond_the_image_have_no_radius(tmp_path: Path) -> None:
     context = context_of(maximised_unit.STUDY, wide(31), ("conv",), tmp_path, size=16, features=4)
     outcome = maximised_unit.measure(context, 16, 2, starts=1)
     assert found(outcome, "truncated") == 1
@@ -229,7 +229,7 @@ def grown(layer: str, share: float) -> pd.DataFrame:
     return rows.assign(layer=layer, recipe=neuron_growth.NETWORK, against="", seed=0)
 
 
-def test_the_floor_of_two_seeds_is_paired_by_feature_and_every_layer_speaks_for_itself() -> None:
+def test_the_floor_of_two_seeds_is_paired_by_feature_in_each_layer() -> None:
     def say(first: float, second: float) -> tuple[dict[str, Finding], str]:
         held = neuron_growth._collect_findings(pd.concat([grown("a", first), grown("b", second)]), ("a", "b"))
         return held, neuron_growth.judge(held, ("a", "b"))[0]
@@ -268,7 +268,7 @@ def test_the_verdict_on_growth_follows_its_rules(outside: tuple, linear: float, 
     assert neuron_growth.judge_layer(held, "a") == verdict
 
 
-def test_the_added_neuron_is_the_last_of_its_prefix_and_leaves_a_fifth_of_the_image() -> None:
+def test_the_added_neuron_is_the_last_of_its_prefix() -> None:
     network = load(small_inception(), input_size=32)
     layer, trace = network.layer("mixed", 32), network.trace(32)
     for channel in range(0, layer.channels, 3):

@@ -22,7 +22,7 @@ INCEPTION = [
 ]
 
 
-def test_the_bundled_networks_blocks_are_its_convolutions_and_inception_modules() -> None:
+def test_blocks_of_the_bundled_network_are_stem_and_inceptions() -> None:
     network = load()
     assert selection.select_layers("all", network, 96) == INCEPTION
     assert sum(network.layer(name, 96).channels for name in INCEPTION) == 5808

@@ -41,7 +41,7 @@ def test_a_concatenations_features_have_the_weights_of_their_own_branch() -> Non
     assert np.isfinite(table).sum() == 5 * 5 + 6 * 6
 
 
-def test_the_batch_norm_between_is_folded_into_outgoing_weights_and_turns_incoming_ones() -> None:
+def test_batch_norm_between_scales_outgoing_and_signs_incoming() -> None:
     net = small_inception()
     with torch.no_grad():
         net.norm.weight[2] = -0.7

@@ -119,7 +119,7 @@ def test_with_the_gate_shut_the_gradient_is_the_plain_one_to_the_bit() -> None:
     assert torch.equal(plain, shut) and not torch.equal(plain, opened)
 
 
-def test_gradients_pass_a_gate_as_they_pass_a_relu_where_there_is_no_number() -> None:
+def test_gradients_of_nan_pass_a_gate_as_they_pass_a_relu() -> None:
     given = torch.tensor([float("nan"), -1.0, 0.0, 2.0], requires_grad=True)
     (plain,) = torch.autograd.grad(given.relu().sum(), given)
     with descent._GatedReLUs(descent._Gate()):

@@ -69,7 +69,7 @@ def test_responses_are_the_untouched_networks_in_float32(tmp_path: Path) -> None
     assert np.allclose(found["A"].values[0], kept[0].mean((2, 3)).numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_precision_belongs_to_the_identity_but_runs_made_before_stay_what_they_are() -> None:
+def test_precision_is_identity_and_earlier_runs_keep_theirs() -> None:
     plain = Recipe.named("fast", size=32)
     half = Recipe.named("fast", size=32, precision="bfloat16")
     assert "precision" not in plain.identity() and half.identity()["precision"] == "bfloat16"

@@ -147,7 +147,7 @@ class Tied(nn.Module):
         return nn.functional.conv_transpose2d(self.conv(x), self.conv.weight, stride=2)
 
 
-def test_weights_and_settings_stay_what_they_were_and_go_where_the_module_goes() -> None:
+def test_weights_and_settings_stay_and_move_with_the_module() -> None:
     torch.manual_seed(1)
     net = Tied().eval()
     before = net.conv

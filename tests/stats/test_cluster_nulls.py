@@ -63,7 +63,7 @@ def test_one_gradient_is_modular_and_no_cluster() -> None:
     assert not found.allowed and "one common factor" in found.reason
 
 
-def test_the_factor_null_keeps_the_leading_factor_and_the_residual_variance() -> None:
+def test_factor_null_keeps_leading_factor_and_residual_variance() -> None:
     A, _ = planted([10, 10, 10])
     Z, _ = clustering.standardise_and_centre(A.to_numpy())
     u, s, v = np.linalg.svd(Z)

@@ -156,7 +156,7 @@ def test_partners_are_ranked_and_ties_go_by_the_order_of_the_columns() -> None:
     ]
 
 
-def test_the_floor_of_unrelated_layers_is_what_they_reach_and_of_copies_far_below() -> None:
+def test_the_floor_is_what_unrelated_layers_reach_and_copies_exceed() -> None:
     rng = np.random.Generator(np.random.PCG64(8))
     images = names("x", 400)
     a = pd.DataFrame(rng.standard_normal((400, 20)), index=images, columns=names("a", 20))

@@ -200,7 +200,7 @@ def test_bad_input_is_refused_with_one_line(name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_unknown_correlations_and_frames_that_are_no_similarity_are_refused() -> None:
+def test_unknown_correlations_and_other_frames_are_refused() -> None:
     A = gaussian(3)
     with pytest.raises(FeatmapError, match="allowed: pearson, spearman"):
         profile(A, zeros(A), method="kendall")  # type: ignore[arg-type]

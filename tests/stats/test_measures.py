@@ -116,7 +116,7 @@ def test_a_worked_example() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 8, 40])
-def test_profile_of_features_that_know_only_their_own_image_has_a_closed_form(n: int) -> None:
+def test_profile_has_a_closed_form_where_features_know_one_image(n: int) -> None:
     # A = identity: the doubly centred identity is 1 - 1/n on its diagonal and -1/n off it, so S = -1 / (n - 1).
     S = to_masked(profile(frame(np.eye(n)), zeros(frame(np.eye(n)))))
     assert np.allclose(S[~np.eye(n, dtype=bool)], -1 / (n - 1), rtol=0, atol=1e-12)

@@ -73,7 +73,7 @@ def test_by_loops() -> None:
             assert predictors.weight_overlap(A, B)[i, j] == pytest.approx(share)
 
 
-def test_a_unit_whose_descents_found_nothing_has_no_prediction_from_responses() -> None:
+def test_a_dead_unit_has_no_prediction_from_responses() -> None:
     r = A.r.copy()
     r[:, 1] = np.nan
     for name in ("response agreement", "floor", "response imbalance", "self-saturation", "concentration"):

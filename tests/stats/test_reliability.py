@@ -50,7 +50,7 @@ def test_what_does_not_vary_has_no_correlation(shift: float) -> None:
     assert pair_correlation(ONE + shift, TWO)[0] == pytest.approx(pair_correlation(ONE, TWO)[0], abs=1e-9)
 
 
-def test_a_bootstrap_draw_is_features_drawn_with_replacement_without_pairs_of_a_feature_with_its_copy() -> None:
+def test_bootstrap_draws_features_and_drops_pairs_with_own_copies() -> None:
     weights = reliability.bootstrap_counts(14, 5)
     assert (weights.sum(1) == 14).all()
     for row, found in zip(weights, pair_correlation(ONE, TWO, weights), strict=True):
@@ -75,7 +75,7 @@ def test_the_interval_over_features_is_wider_than_one_over_pairs() -> None:
     assert found.high - found.low > 1.5 * np.ptp(np.percentile(over_pairs, [2.5, 97.5]))
 
 
-def test_repeatability_is_the_mean_over_pairs_of_seeds_and_the_same_every_time() -> None:
+def test_repeatability_is_a_reproducible_mean_over_pairs_of_seeds() -> None:
     tables = [symmetric(14, s, ONE, 0.7) for s in range(4)]
     expected = np.mean([stats.pearsonr(upper(a), upper(b)).statistic for a, b in combinations(tables, 2)])
     found = reliability.repeatability(tables)
