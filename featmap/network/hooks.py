@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from featmap.errors import UnitError
+from featmap.network.modules import REDUCED, modules_by_name, plain_execution, preserve_state
 from featmap.network.unit import split_call
 
 
@@ -20,12 +21,14 @@ class _Stop(BaseException):
 
 @contextmanager
 def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """Freeze a module in evaluation mode while a context lasts.
+    """Freeze a module in evaluation mode while a context lasts, and compute it as written.
+
+    See `featmap.network.modules.plain_execution`.
 
     Parameters
     ----------
     module : nn.Module
-        The module; afterwards, also after an exception, its modes and parameters are as they were.
+        The module; afterwards, also after an exception, its modes, parameters and state are as they were.
 
     Yields
     ------
@@ -35,10 +38,11 @@ def freeze(module: nn.Module) -> Iterator[nn.Module]:
     modes = [(m, m.training) for m in module.modules()]
     gradients = [(p, p.requires_grad) for p in module.parameters()]
     try:
-        module.eval()
-        for p, _ in gradients:
-            p.requires_grad_(False)
-        yield module
+        with preserve_state(module), plain_execution():
+            module.eval()
+            for p, _ in gradients:
+                p.requires_grad_(False)
+            yield module
     finally:
         for m, training in modes:
             m.training = training
@@ -82,7 +86,7 @@ class ActivationHooks:
         self._frozen: Any = None
 
     def __enter__(self) -> ActivationHooks:
-        modules = dict(self.module.named_modules())
+        modules = modules_by_name(self.module)
         for name, (path, _) in self._calls_by_layer.items():
             if path not in modules:
                 raise UnitError(f"no layer {name!r} in this network; `featmap layers` lists them")
@@ -113,11 +117,14 @@ class ActivationHooks:
                 raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
             # cloned, because an in-place ReLU after the layer would overwrite the stored output
             is_leaf = name in self.leaves
-            value = output.detach().clone().requires_grad_(True) if is_leaf else output.clone()
+            value = output.detach().clone() if is_leaf else output.clone()
+            # what a network computes in less than float32 is measured and summed in float32
+            value = value.float() if value.dtype in REDUCED else value
+            value = value.requires_grad_(True) if is_leaf else value
             self._outputs[name] = value if value.dim() == 4 else value[:, :, None, None]
             if len(self._outputs) == len(self.layers):
                 raise _Stop
-            return value.clone() if is_leaf else None
+            return value.to(output.dtype, copy=True) if is_leaf else None
 
         return store
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
 from featmap.network.hooks import freeze
+from featmap.network.modules import modules_by_name
 from featmap.network.trace import Layer, Trace, trace
-from featmap.network.unit import CLASS, Unit
+from featmap.network.unit import CLASS, Unit, split_call
 from featmap.network.weights import hash_architecture
 
 MAX_SEARCH_SIZE = 1024
@@ -140,6 +141,9 @@ class Network:
         trace = self.trace(size)
         if name in trace.layers:
             return trace.layers[name]
+        first = self.first_name(name)
+        if first != name:
+            return replace(self.layer(first, size), name=name)
         if trace.calls.get(name, 0) > 1 and f"{name}@1" in trace.layers:
             count = trace.calls[name]
             raise UnitError(
@@ -147,9 +151,27 @@ class Network:
             )
         if trace.failure:
             raise UnitError(self._size_message(name, trace))
-        if name in trace.calls or name in dict(self.module.named_modules()):
+        if name in trace.calls or name in modules_by_name(self.module):
             raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
+
+    def first_name(self, layer: str) -> str:
+        """Get the first name of a layer whose module is registered under several.
+
+        Parameters
+        ----------
+        layer : str
+            Any name of the layer, with or without the number of a call.
+
+        Returns
+        -------
+        str
+            The name under which it is traced; the name itself where there is no such module.
+        """
+        path, _ = split_call(layer)
+        wanted = modules_by_name(self.module).get(path)
+        first = next((name for name, part in self.module.named_modules() if part is wanted), path)
+        return first + layer[len(path) :]
 
     def find_min_size(self, name: str, low: int, high: int) -> int:
         """Find the smallest image size at which a layer has an output.

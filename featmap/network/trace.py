@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featmap.network.modules import is_plain
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, join, propagate
 
 GRID_AXES = (2, 3)
@@ -437,6 +438,7 @@ def _find_folds(
 ) -> list[tuple[str, str]]:
     """Find the pairs in which only the batch norm reads the convolution's output, and no other module outputs it.
 
+    Both are torch's own classes with nothing added: a subclass may do more, such as apply an activation.
     A container that ends in the convolution outputs the same tensor, which may be requested as a layer of its own.
     """
     pairs = []
@@ -445,8 +447,7 @@ def _find_folds(
         if conv is None or tracer.uses[key] != 1 or output_counts[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
             continue
         pair = module.get_submodule(conv), module.get_submodule(norm)
-        # pruning and weight norm recompute the weight before each call
-        has_hooks = any(m._forward_pre_hooks or m._forward_hooks for m in pair) or "weight" not in pair[0]._parameters
-        if not has_hooks and getattr(pair[1], "running_mean", None) is not None:
+        is_affine = is_plain(pair[0], nn.Conv2d) and is_plain(pair[1], nn.BatchNorm2d)
+        if is_affine and getattr(pair[1], "running_mean", None) is not None:
             pairs.append((conv, norm))
     return pairs
