@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
 from featmap.network.hooks import freeze
+from featmap.network.layouts import Layout
 from featmap.network.modules import modules_by_name
 from featmap.network.trace import Layer, Trace, trace
 from featmap.network.unit import CLASS, Unit, split_call
@@ -54,6 +55,10 @@ class Network:
         The arguments of `featmap.load` that load this network again.
     layout : torch.memory_format, default torch.channels_last
         Memory format of the weights in descents.
+    allow_stochastic : bool, default False
+        Whether the forward pass may give different results for one image.
+    preparations : dict
+        Set by the first use: how the network is prepared for descents, see `featmap.optimize.batch.Batches.preparation`.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -69,6 +74,8 @@ class Network:
     categories: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     layout: torch.memory_format = torch.channels_last
+    allow_stochastic: bool = False
+    preparations: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -152,8 +159,29 @@ class Network:
         if trace.failure:
             raise UnitError(self._size_message(name, trace))
         if name in trace.calls or name in modules_by_name(self.module):
-            raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
+            raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
+
+    def find_layout(self, layer: str, height: int, width: int) -> Layout | None:
+        """Find where a layer's grid lies in the output of its module.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+        height : int
+            Height of the images in pixels.
+        width : int
+            Width of the images in pixels.
+
+        Returns
+        -------
+        Layout or None
+            The layout; None where the network has no such layer at this size.
+        """
+        layers = self.trace(height).layers
+        found = layers.get(layer) or layers.get(self.first_name(layer))
+        return None if found is None else found.layout
 
     def first_name(self, layer: str) -> str:
         """Get the first name of a layer whose module is registered under several.
@@ -256,6 +284,7 @@ class Network:
             "mean": list(self.mean),
             "std": list(self.std),
             "transform_input": bool(getattr(self.module, "transform_input", False)),
+            **({"allow_stochastic": True} if self.allow_stochastic else {}),
         }
 
     def __str__(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Pair = tuple[int, int]
@@ -27,6 +28,9 @@ class ReceptiveField:
     whole : bool, default False
         Whether every position sees the whole image: after a global pooling, or after an operation that mixes
         positions in a way that cannot be followed. The other values then mean nothing.
+    unknown : int, default 0
+        Above 0 where the field is not known and `whole` is only its upper bound; fields of the same number are the same
+        field. `featmap.network.reach` measures them.
 
     References
     ----------
@@ -38,6 +42,7 @@ class ReceptiveField:
     jump: Pair
     start: Pair
     whole: bool = False
+    unknown: int = 0
 
     @staticmethod
     def pixel() -> ReceptiveField:
@@ -49,6 +54,30 @@ class ReceptiveField:
             One pixel per position.
         """
         return ReceptiveField((1, 1), (1, 1), (0, 0))
+
+    def shifted(self, axis: int, first: int, step: int = 1) -> ReceptiveField:
+        """Compute the receptive field after a slice of the grid's rows or columns.
+
+        Parameters
+        ----------
+        axis : int
+            0 for rows, 1 for columns.
+        first : int
+            The position that becomes the first; negative where positions are added before it.
+        step : int, default 1
+            Distance between the positions that are kept.
+
+        Returns
+        -------
+        ReceptiveField
+            The field of the remaining positions.
+        """
+        if self.whole:
+            return self if not self.unknown or (first, step) == (0, 1) else unknown_field()
+        jump, start = list(self.jump), list(self.start)
+        start[axis] += first * jump[axis]
+        jump[axis] *= step
+        return replace(self, jump=(jump[0], jump[1]), start=(start[0], start[1]))
 
     def bounds(self, row: int, column: int, height: int, width: int) -> tuple[slice, slice]:
         """Compute the part of an image that one position sees.
@@ -81,107 +110,42 @@ class ReceptiveField:
 
     def __str__(self) -> str:
         if self.whole:
-            return "whole image"
+            return "at most the whole image" if self.unknown else "whole image"
         return f"{self.size[0]} x {self.size[1]}"
 
 
 # functions that leave each position of the grid where it is; of those that do so only with some arguments (reductions,
-# reshapes, `linear`), `featmap.network.trace` checks the arguments
+# reshapes, `linear`, norms), `featmap.network.positions` checks the arguments
 POINTWISE = frozenset(
     {
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "rsub",
-        "neg",
-        "abs",
-        "pow",
-        "square",
-        "sqrt",
-        "rsqrt",
-        "exp",
-        "log",
-        "sigmoid",
-        "tanh",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-        "minimum",
-        "maximum",
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "radd",
-        "rmul",
-        "truediv",
-        "rtruediv",
-        "where",
-        "logsigmoid",
-        "softplus",
-        "mish",
-        "gelu",
-        "silu",
-        "elu",
-        "selu",
-        "celu",
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "prelu",
-        "rrelu",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "hardshrink",
-        "softshrink",
-        "softsign",
-        "threshold",
-        "batch_norm",
-        "dropout",
-        "dropout2d",
-        "alpha_dropout",
-        "feature_dropout",
-        "stochastic_depth",
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "float",
-        "double",
-        "half",
-        "type",
-        "bfloat16",
-        "cat",
-        "concat",
-        "concatenate",
-        "chunk",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "linear",
-        "layer_norm",
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "unbind",
-        "getitem",
+        *("add", "sub", "mul", "div", "rsub", "radd", "rmul", "rdiv", "truediv", "rtruediv", "iadd", "isub", "imul"),
+        *("itruediv", "multiply", "divide", "subtract", "true_divide", "neg", "abs", "absolute", "positive", "sign"),
+        *("pow", "rpow", "float_power", "square", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p", "sin"),
+        *("cos", "erf", "sigmoid", "tanh", "floor", "round", "ceil", "clamp", "clip", "clamp_min", "clamp_max"),
+        *("minimum", "maximum", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "nan_to_num", "isnan"),
+        *("isfinite", "eq", "ne", "lt", "gt", "le", "ge", "logical_not", "logical_and", "logical_or", "logsigmoid"),
+        *("softplus", "mish", "gelu", "silu", "elu", "selu", "celu", "relu", "relu6", "leaky_relu", "prelu", "rrelu"),
+        *("hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "softsign", "tanhshrink", "threshold"),
+        *("batch_norm", "local_response_norm", "dropout", "dropout2d", "alpha_dropout", "feature_dropout"),
+        *("stochastic_depth", "contiguous", "clone", "detach", "data", "real", "to", "type", "float", "double", "half"),
+        *("bfloat16", "cat", "concat", "concatenate", "chunk", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),
+        *("sum", "amax", "amin", "max", "min", "linear", "layer_norm", "view", "reshape", "flatten", "unflatten"),
+        *("squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "unbind", "getitem"),
     }
 )
 WHOLE_IMAGE = ReceptiveField((0, 0), (0, 0), (0, 0), whole=True)
+_numbers = itertools.count(1)
+
+
+def unknown_field() -> ReceptiveField:
+    """Make a receptive field that is not known.
+
+    Returns
+    -------
+    ReceptiveField
+        The whole image as an upper bound, with a number of its own.
+    """
+    return replace(WHOLE_IMAGE, unknown=next(_numbers))
 
 
 def join(fields: Iterable[ReceptiveField]) -> ReceptiveField:
@@ -197,11 +161,13 @@ def join(fields: Iterable[ReceptiveField]) -> ReceptiveField:
     Returns
     -------
     ReceptiveField
-        The field from the first start to the last end, with the largest jump.
+        The field from the first start to the last end, with the largest jump; not known where one of them is not.
     """
-    fields = list(fields)
-    if any(f.whole for f in fields):
+    fields = list(dict.fromkeys(fields))
+    if any(f.whole and not f.unknown for f in fields):
         return WHOLE_IMAGE
+    if any(f.unknown for f in fields):
+        return fields[0] if len(fields) == 1 else unknown_field()
     axes = []
     for k in (0, 1):
         start = min(f.start[k] for f in fields)
@@ -231,25 +197,25 @@ def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs:
         The field of the output; the whole image for functions that are not known to keep positions in place.
     """
     if field.whole:
-        return field
+        return unknown_field() if field.unknown and function.strip("_") not in POINTWISE else field
     if function == "conv2d":
-        kernel = _as_pair(tuple(_get_argument(args, kwargs, 1, "weight").shape[2:]))
-        stride = _as_pair(_get_argument(args, kwargs, 3, "stride", 1))
-        dilation = _as_pair(_get_argument(args, kwargs, 5, "dilation", 1))
-        padding = _get_argument(args, kwargs, 4, "padding", 0)
+        kernel = _as_pair(tuple(get_argument(args, kwargs, 1, "weight").shape[2:]))
+        stride = _as_pair(get_argument(args, kwargs, 3, "stride", 1))
+        dilation = _as_pair(get_argument(args, kwargs, 5, "dilation", 1))
+        padding = get_argument(args, kwargs, 4, "padding", 0)
         if padding == "same":
             padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
         return _apply_window(field, kernel, stride, _as_pair(0 if padding == "valid" else padding), dilation)
     if function.startswith(("max_pool2d", "avg_pool2d")):
-        window = _as_pair(_get_argument(args, kwargs, 1, "kernel_size"))
-        stride = _get_argument(args, kwargs, 2, "stride", None)
-        padding = _as_pair(_get_argument(args, kwargs, 3, "padding", 0))
-        spread = _as_pair(_get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
+        window = _as_pair(get_argument(args, kwargs, 1, "kernel_size"))
+        stride = get_argument(args, kwargs, 2, "stride", None)
+        padding = _as_pair(get_argument(args, kwargs, 3, "padding", 0))
+        spread = _as_pair(get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
         return _apply_window(field, window, _as_pair(stride) if stride else window, padding, spread)
     if function == "pad":
-        if _get_argument(args, kwargs, 2, "mode", "constant") == "circular":
+        if get_argument(args, kwargs, 2, "mode", "constant") == "circular":
             return WHOLE_IMAGE
-        left, _, top, _ = (*_get_argument(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
+        left, _, top, _ = (*get_argument(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
         start = (field.start[0] - top * field.jump[0], field.start[1] - left * field.jump[1])
         return ReceptiveField(field.size, field.jump, start)
     # a function that is not known to leave each position where it is may have mixed them
@@ -272,8 +238,27 @@ def _apply_window(
     return ReceptiveField((h, w), (jh, jw), (sh, sw))
 
 
-def _get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
-    """Get an argument of a call by its position or name."""
+def get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
+    """Get an argument of a call by its position or name.
+
+    Parameters
+    ----------
+    args : sequence
+        Positional arguments of the call.
+    kwargs : dict
+        Keyword arguments of the call.
+    index : int
+        Position of the argument.
+    name : str
+        Name of the argument.
+    default : Any
+        The value where it is not passed.
+
+    Returns
+    -------
+    Any
+        The argument.
+    """
     if name in kwargs:
         return kwargs[name]
     return args[index] if len(args) > index else default

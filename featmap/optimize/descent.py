@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from featmap import image_ops
 from featmap.errors import RecipeError
-from featmap.network.hooks import ActivationHooks
+from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
 from featmap.optimize.loss import BatchLoss
@@ -179,6 +179,7 @@ def descend(
     device: torch.device | str = "cpu",
     on_step: StepCallback | None = None,
     frames: int = 0,
+    layouts: Layouts | None = None,
 ) -> Descent:
     """Maximise a batch of objectives by gradient descent on their losses.
 
@@ -207,6 +208,8 @@ def descend(
         Called after each step with the step's number and the activations of all rows' terms, R x T.
     frames : int, default 0
         Interval, in steps, at which images are kept, beside the first and the last; 0 keeps none.
+    layouts : callable or None, default None
+        Finds the layouts of the layers, see `featmap.network.hooks.ActivationHooks`.
 
     Returns
     -------
@@ -245,7 +248,7 @@ def descend(
     )
     image = _initial_images(recipe, seeds, start, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
-    with ActivationHooks(module, layers) as hooks:
+    with ActivationHooks(module, layers, layouts=layouts) as hooks:
         for octave in recipe.octaves:
             assert isinstance(octave.size, int)
             image = image_ops.resize(image, octave.size)

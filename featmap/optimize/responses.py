@@ -130,7 +130,7 @@ class Probe:
         dict of str to Tensor
             Outputs for the next n images, n x C x H x W in float32, on the probe's device.
         """
-        with torch.no_grad(), ActivationHooks(self.module, layers) as hooks:
+        with torch.no_grad(), ActivationHooks(self.module, layers, layouts=self.network.find_layout) as hooks:
             for batch, n in self._batches(images):
                 yield {k: v[:n].float() for k, v in hooks.run(batch).items()}
 
