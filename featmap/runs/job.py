@@ -163,6 +163,11 @@ class BaseJob(ABC):
             self.network.layer(layer, self.recipe.size)
 
     @property
+    def layer_sets(self) -> list[tuple[str, ...]]:
+        """Sets of layers that descents maximise together, each sorted and once."""
+        return list(dict.fromkeys(tuple(sorted(o.layers)) for o in self.trials))
+
+    @property
     @abstractmethod
     def trials(self) -> tuple[Objective, ...]:
         """Objectives for a trial step that stands for all: one for each set of layers."""
@@ -479,6 +484,11 @@ class Job(BaseJob):
             Elements computed in its forward passes, one pass for each set of layers.
         """
         return self.pass_cost({tuple(sorted(o.layers)) for o in self.objectives[unit.first : unit.last]})
+
+    @property
+    def layer_sets(self) -> list[tuple[str, ...]]:
+        """Sets of layers that descents maximise together, each sorted and once."""
+        return list(dict.fromkeys(tuple(sorted(o.layers)) for o in self.objectives))
 
     @property
     def trials(self) -> tuple[Objective, ...]:
