@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.utils import checkpoint
+
+from featmap.errors import ModelError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Attributes in which torch keeps the hooks of a module."""
@@ -45,6 +49,25 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and "weight" in module._parameters
         and not any(getattr(module, name, None) for name in HOOKS)
     )
+
+
+def is_reparametrised(module: nn.Module) -> bool:
+    """Check whether a weight of a module is computed from other parameters, as weight norm and spectral norm do.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any module.
+
+    Returns
+    -------
+    bool
+        True for parametrizations, and for the older hooks.
+    """
+    names = vars(module).keys() | module._buffers.keys()
+    # the older hooks keep `weight_g` and `weight_v`, or `weight_orig`, and the weight itself as a plain attribute
+    older = any(n.endswith(("_g", "_orig")) and n.rpartition("_")[0] in names for n in module._parameters)
+    return older or parametrize.is_parametrized(module)
 
 
 def modules_by_name(module: nn.Module) -> dict[str, nn.Module]:
@@ -204,7 +227,109 @@ def plain_execution() -> Iterator[None]:
             yield
 
 
-def reduced_types(module: nn.Module) -> list[str]:
+def check_supported(module: nn.Module, name: str) -> None:
+    """Check that a module can be hooked and has gradients.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module.
+    name : str
+        Name of the network, for the message.
+
+    Raises
+    ------
+    ModelError
+        If a part of it is TorchScript or quantised, or has no values.
+    """
+    for path, part in module.named_modules():
+        where = f"network {name}" + (f", part {path!r}," if path else "")
+        tensors = [*part._parameters.values(), *part._buffers.values()] if "_parameters" in vars(part) else []
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{where} is TorchScript, whose parts cannot be read; give the torch.nn.Module that it was made from"
+            )
+        if (type(part).__module__.startswith("torch.") and ".quantized" in type(part).__module__) or any(
+            _is_integer(t) for t in part._parameters.values()
+        ):
+            raise ModelError(
+                f"{where} is quantised to integers, which have no gradient; give the network in float32, float16 or "
+                "bfloat16 that it was made from"
+            )
+        if any(t is not None and t.is_meta for t in tensors):
+            raise ModelError(f"{where} has no values (device meta); load its weights first")
+
+
+def _is_integer(tensor: Tensor | None) -> bool:
+    """Check whether a parameter holds integers or a quantised tensor."""
+    if tensor is None or is_lazy(tensor):
+        return False
+    return tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def without_compiler(module: nn.Module) -> nn.Module:
+    """Replace what `torch.compile` returned by the original modules.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module; it is not changed.
+
+    Returns
+    -------
+    nn.Module
+        The original of a compiled module; a copy where a part of it is compiled; else the same module.
+    """
+    while is_compiled(module):
+        original = module._orig_mod
+        assert isinstance(original, nn.Module)
+        module = original
+    return copy_module(module) if any(is_compiled(part) for part in module.modules()) else module
+
+
+def is_uninitialised(module: nn.Module) -> bool:
+    """Check whether a module has lazy parts that wait for a first input.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module.
+
+    Returns
+    -------
+    bool
+        True if any parameter or buffer has no shape yet.
+    """
+    return any(is_lazy(t) for t in (*module.parameters(), *module.buffers()))
+
+
+def initialise_lazy(module: nn.Module, images: Tensor) -> nn.Module:
+    """Copy a module and initialise its lazy parts by a first pass.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module; it is not changed.
+    images : Tensor
+        Images as the module takes them.
+
+    Returns
+    -------
+    nn.Module
+        The copy; its initial weights are drawn with seed 0.
+    """
+    twin = copy_module(module)
+    modes = [(part, part.training) for part in twin.modules()]
+    # initialisers take no generator; the fork restores the global one
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_execution():
+        torch.manual_seed(0)
+        twin.eval()(images)
+    for part, training in modes:
+        part.training = training
+    return twin
+
+
+def other_types(module: nn.Module) -> list[str]:
     """List the types other than float32 in which a module keeps floating-point numbers.
 
     Parameters
