@@ -20,7 +20,7 @@ from featmap.network import modules
 from featmap.network._torchvision import load_torchvision
 from featmap.network.model import MAX_IMAGE_SIZE, Network, Triple
 from featmap.network.trace import trace
-from featmap.network.weights import cache_path, fetch, hash_state, load_state, read_state
+from featmap.network.weights import cache_path, fetch, hash_state, load_state, match_state, read_state, read_states
 
 torchvision = load_torchvision()
 
@@ -286,15 +286,17 @@ def _load_architecture(
         network = Network(module.eval(), name, f"random:{seed}", hash_state(module))
     else:
         path = Path(weights)
-        state = read_state(path)
+        states = read_states(path)
         module = build(None, False)
+        match = match_state(module, states)
+        state = match.state
         # the last weight and bias are the classifier's: the file's number of classes is read from them
         last = [k for k, _ in module.named_parameters()][-2:]
         own = module.state_dict()
         if all(k in state for k in last) and state[last[0]].shape != own[last[0]].shape:
             module = build(int(state[last[0]].shape[0]), False)
-        load_state(module, state, name, path.name)
-        network = Network(module.eval(), name, path.name, hash_file(path))
+        notes = match.notes() + load_state(module, state, name, path.name)
+        network = Network(module.eval(), name, path.name, hash_file(path), notes=notes)
     network.mean, network.std, network.categories = IMAGENET_MEAN, IMAGENET_STD, categories
     if name == "reference":
         network.input_size = REFERENCE_SIZE
@@ -374,7 +376,8 @@ def _load_custom(module: nn.Module, name: str, weights: str | Path | None, size:
     if weights is not None:
         path = Path(weights)
         module = modules.copy_module(module)  # the caller's module keeps its weights
-        load_state(module, read_state(path), name, path.name)
+        match = match_state(module, read_states(path))
+        notes += match.notes() + load_state(module, match.state, name, path.name)
         label, digest = path.name, hash_file(path)
     digest = digest or hash_state(module)
     return Network(
