@@ -198,7 +198,7 @@ class Axes:
                     if f.size % rest or f.axis == "tokens":
                         return None
                     queue.insert(0, replace(f, size=inner))
-                    f = replace(f, size=rest, stride=f.stride * inner)
+                    f = replace(f, size=rest, stride=f.stride * (1 if f.axis == "other" else inner))
                 if rest % f.size:
                     return None
                 dim.append(f)
@@ -220,6 +220,30 @@ class Axes:
             The new axes.
         """
         return Axes(tuple(self.dims[k] for k in order), self.grid)
+
+    def coarsen(self) -> tuple[Axes, Grid] | None:
+        """Follow the loss of positions within blocks, as when each 2 x 2 block of positions became channels.
+
+        Returns
+        -------
+        axes : Axes
+            The axes of a grid of blocks.
+        block : (int, int)
+            Rows and columns of a block.
+
+            None instead of both where the factors that are left do not run over whole blocks.
+        """
+        block = []
+        for axis, size in zip(("rows", "columns"), self.grid, strict=True):
+            factors = sorted((f.stride, f.size) for dim in self.dims for f in dim if f.axis == axis)
+            block.append(factors[0][0] if factors else size)
+            for stride, count in factors:
+                if stride * count != next((s for s, _ in factors if s > stride), size):
+                    return None
+        step = {"rows": block[0], "columns": block[1]}
+        dims = [tuple(replace(f, stride=f.stride // step.get(f.axis, 1)) for f in dim) for dim in self.dims]
+        axes = Axes(tuple(map(_merge, dims)), (self.grid[0] // block[0], self.grid[1] // block[1]))
+        return axes, (block[0], block[1])
 
     def with_dim(self, dim: int, factors: Dimension) -> Axes:
         """Replace the factors of one dimension.

@@ -154,7 +154,8 @@ def _describe_sequence(axes: Axes, dim: Dimension, length: int, kind: str) -> tu
         segments = [Segment(length, order=dim if length > 1 else (Factor("rows", 1),))]
     else:
         return None
-    layout, names, first = None, [], 0
+    layout, first = None, 0
+    names: list[tuple[str, int]] = []
     for s in segments:
         if s.order:
             grid = axes.grid if s.length > 1 else (1, 1)

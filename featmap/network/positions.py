@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from featmap.network.axes import Axes, Dimension, cat_dim, iterate_tensors, join_tokens, length_of, other
+from featmap.network.axes import Axes, Axis, Dimension, cat_dim, iterate_tensors, join_tokens, length_of, other
 from featmap.network.receptive_field import (
     POINTWISE,
     WHOLE_IMAGE,
@@ -48,7 +48,7 @@ _REDUCTIONS = dict.fromkeys(
     1,
 ) | dict.fromkeys(("norm", "vector_norm", "linalg_vector_norm"), 2)
 _RUNS_ALONG = {"softmax": 1, "log_softmax": 1, "softmin": 1, "normalize": 2}
-_SPATIAL = ("rows", "columns")
+_SPATIAL: tuple[Axis, ...] = ("rows", "columns")
 
 
 @dataclass
@@ -97,6 +97,20 @@ class _Call:
             return self.field
         return unknown_field()
 
+    def absorbed(self, axes: Axes, dims: Sequence[int]) -> Result:
+        """Find axes and field after a function whose output has channels in place of some dimensions."""
+        factors, result = axes.spatial(dims), axes
+        if not factors:
+            return axes, self.field
+        for d in dims:
+            result = result.with_dim(d, other(length_of(axes.dims[d])))
+        if axes.covers(factors):
+            return Axes(result.dims, (1, 1)), WHOLE_IMAGE
+        coarse = result.coarsen()
+        if coarse is None:
+            return None, self.lost()
+        return coarse[0], unknown_field() if self.field.unknown else self.field.of_blocks(coarse[1])
+
     def slice(self, axes: Axes, dim: int, first: int, step: int = 1) -> ReceptiveField:
         """Compute the field after a slice, or a padding (a negative `first`), of one dimension."""
         for k, axis in enumerate(_SPATIAL):
@@ -143,11 +157,10 @@ def follow(
         axes, field = _follow_one(call, out)
         if axes is not None and tuple(map(length_of, axes.dims)) != tuple(out.shape):
             axes = None  # whatever the rule: axes that do not fit the shape are wrong
+        is_grid = call.axes is not None and call.axes.is_channels_first() and out.dim() == 4
         is_rearranged = call.name in _RESHAPES | _PERMUTES | _INDICES
-        if axes is None or not axes.is_channels_first():
-            # a function of its own kind that computes a grid from a grid
-            is_grid = call.axes is not None and call.axes.is_channels_first() and out.dim() == 4
-            axes = Axes.of_grid(out.shape) if is_grid and not is_rearranged else axes
+        if is_grid and not is_rearranged and (axes is None or not axes.is_channels_first()):
+            axes, field = Axes.of_grid(out.shape), call.lost()  # a grid computed from a grid in a way of its own
         results.append((axes, field))
     return results
 
@@ -179,9 +192,12 @@ def _follow_one(call: _Call, out: Tensor) -> Result:
         dim = call.argument(_RUNS_ALONG[name], "dim", "axis", default=1 if name == "normalize" else -1)
         return axes, call.mixed(axes, _list_dims(call.source, dim))
     if name in _NORMS:
-        return axes, call.mixed(axes, _normalised_dims(call))
+        dims = _normalised_dims(call)
+        is_last = name == "layer_norm" and dims == [out.dim() - 1] and not axes.covers(axes.spatial(dims))
+        return call.absorbed(axes, dims) if is_last else (axes, call.mixed(axes, dims))
     if name == "linear":
-        return axes.with_dim(-1, other(out.shape[-1])), call.mixed(axes, [-1])
+        absorbed, field = call.absorbed(axes, [out.dim() - 1])
+        return None if absorbed is None else absorbed.with_dim(-1, other(out.shape[-1])), field
     if name == "glu":
         return _resized(call, out), call.mixed(axes, [call.argument(1, "dim", default=-1)])
     if name in _EXPANSIONS:
@@ -245,6 +261,8 @@ def _follow_resize(call: _Call, out: Tensor) -> Result:
 def _follow_window(call: _Call, out: Tensor) -> Result:
     """Follow a convolution, a pooling or a padding."""
     axes, name = call.axes, call.name
+    if axes is not None and name in _CONVOLUTIONS and axes.spatial([1]):
+        axes, call.field = call.absorbed(axes, [1])
     if axes is not None and axes.is_channels_first() and (name in ("conv2d", "pad") or "pool2d" in name):
         return Axes.of_grid(out.shape), propagate(call.field, name, call.args, call.kwargs)
     if axes is not None and name == "pad":
@@ -309,12 +327,11 @@ def _list_dims(tensor: Tensor, dim: Any) -> list[int]:
 def _follow_reduction(call: _Call, axes: Axes, out: Tensor) -> Result:
     """Follow a mean, sum, maximum or norm over some dimensions."""
     dims = _list_dims(call.source, call.argument(_REDUCTIONS[call.name], "dim", "axis"))
-    field, reduced = call.mixed(axes, dims), axes
+    reduced, field = call.absorbed(axes, dims)
+    if reduced is None:
+        return None, field
     for d in dims:
-        is_axis = any(axes.spatial([d]) and axes.is_whole(d, axis) for axis in _SPATIAL)
-        covers = bool(axes.spatial([d])) and axes.covers(axes.spatial([d]))
-        reduced = (reduced.resize(d, 1) if is_axis else None) or reduced.with_dim(d, ())
-        reduced = Axes(reduced.dims, (1, 1)) if covers else reduced
+        reduced = reduced.with_dim(d, ())
     if out.dim() != call.source.dim():
         reduced = reduced.permute([k for k in range(call.source.dim()) if k not in dims])
     return reduced, field

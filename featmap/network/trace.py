@@ -107,6 +107,10 @@ class Trace:
         Number of calls by the module's name.
     elements : int, default 0
         Numbers per image in the outputs of all functions.
+    measured : dict of int to ReceptiveField
+        Fields that no rule gives and that have been measured, by their number.
+    image : Tensor
+        The image that was traced.
     failure : str, default ""
         Error that stopped the forward pass; empty if it reached the end. The layers before it are complete.
     """
@@ -116,6 +120,8 @@ class Trace:
     folds: list[tuple[str, str]] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     elements: int = 0
+    measured: dict[int, ReceptiveField] = field(default_factory=dict)
+    image: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     failure: str = ""
 
     def field(self, layer: str, channel: int) -> ReceptiveField:
@@ -274,7 +280,7 @@ def trace(module: nn.Module, size: int) -> Trace:
     device = parameter.device if parameter is not None else torch.device("cpu")
     image = torch.full((1, 3, size, size), 0.5, device=device)
     tracer = _TracingMode(image, {id(p): name.rpartition(".")[2] for name, p in module.named_parameters()})
-    result = Trace(size)
+    result = Trace(size, image=image)
     outputs: dict[str, list[_ModuleOutput]] = defaultdict(list)
     norm_inputs: dict[str, int] = {}
     conv_outputs: dict[int, str] = {}
