@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
@@ -119,7 +119,9 @@ def copy_module(module: nn.Module) -> nn.Module:
     for part in reversed(list(module.modules())):  # compiled parts inside compiled parts first
         # weight norm of the older kind keeps a weight that was computed from parameters, which deepcopy refuses
         for value in (*vars(part).values(), *part._buffers.values()):
-            if isinstance(value, Tensor) and not value.is_leaf:
+            if isinstance(value, UninitializedBuffer):  # without values there is nothing that deepcopy could copy
+                memo[id(value)] = type(value)(False, value.device, value.dtype)  # type: ignore[call-arg]
+            elif isinstance(value, Tensor) and not is_lazy(value) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
         if is_compiled(part):
             memo[id(part)] = copy.deepcopy(part._orig_mod, memo)

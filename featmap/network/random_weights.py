@@ -67,6 +67,12 @@ def randomise_weights(network: Network, seed: int = 0) -> Network:
 def _reset_parameters(network: Network, seed: int) -> nn.Module:
     """Copy a network's module and initialise every part of it again."""
     module = copy_module(network.module)
+    reparametrised = [name for name, part in module.named_modules() if is_reparametrised(part)]
+    if reparametrised:  # its own initialisation would set a weight that is computed anew from other parameters
+        raise ModelError(
+            f"network {network.name} cannot be initialised: the weight of {reparametrised[0]} is reparametrised "
+            "(weight norm, spectral norm); pass a network without it"
+        )
     without_reset = [
         name or type(part).__name__
         for name, part in module.named_modules()
@@ -75,12 +81,6 @@ def _reset_parameters(network: Network, seed: int) -> nn.Module:
     if without_reset:
         raise ModelError(
             f"network {network.name} cannot be initialised: {without_reset[0]} has parameters but no reset_parameters"
-        )
-    reparametrised = [name for name, part in module.named_modules() if is_reparametrised(part)]
-    if reparametrised:  # its own initialisation would set a weight that is computed anew from other parameters
-        raise ModelError(
-            f"network {network.name} cannot be initialised: the weight of {reparametrised[0]} is reparametrised "
-            "(weight norm, spectral norm); pass a network without it"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initialisers take no generator; the fork restores the global one
