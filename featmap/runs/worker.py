@@ -220,7 +220,7 @@ def checked(job: AnyJob) -> AnyJob:
 
 def _try_step(job: BaseJob) -> None:
     """Try one step on each set of layers, and choose the memory layout of the descents."""
-    objectives = job.trials
+    objectives = job.trials[: job.recipe.rows]
     short = replace(job.recipe, octaves=(replace(job.recipe.octaves[-1], steps=1),))
     trial = Job(
         network=job.network,

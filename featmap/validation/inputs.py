@@ -15,7 +15,7 @@ from featmap.network import weight_paths
 from featmap.network.model import Network
 from featmap.network.unit import split_call
 from featmap.runs import probe
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
@@ -131,7 +131,7 @@ def _collect_evidence(
     names, size = job.features_of(layer), job.recipe.size
     A = np.concatenate([d["A"].sel(image=names, response=names).values for d in side.sets])
     status = np.concatenate([d["status"].sel(image=names).values for d in side.sets])
-    well = np.isin(status, (LIVE, RESCUED)) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
+    well = np.isin(status, LIVE_CODES) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
     evidence = Evidence(layer, names, well[: side.kept].all(axis=0), well.all(axis=0), A, side.kept)
     pictures = side.sets[0]["images"].isel(seed=0)
     evidence.image_of = lambda name: pictures.sel(image=name).values

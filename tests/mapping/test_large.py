@@ -89,7 +89,7 @@ def test_the_neighbour_graph_joins_each_feature_to_its_nearest_in_any_layer(larg
     graph = nx.read_graphml(large.folder / overviews.GRAPH)
     live = [f for one in dense.maps.values() for f in one.clusters.labels.index]
     assert list(graph.nodes) == live and "first:2" not in live
-    assert graph.nodes["second:3"] == {"layer": "second", "status": "live"}
+    assert graph.nodes["second:3"] == {"layer": "second", "status": "live", "start": "gradient"}
     edges = {frozenset(pair) for pair in zip(near["feature"], near["neighbour"], strict=True)}
     assert {frozenset(e) for e in graph.edges} == edges
     across = 0
