@@ -70,7 +70,7 @@ class NetworkOptions:
         str,
         typer.Option(
             help="The network: reference (bundled with featmap), the name of a torchvision classification network, "
-            "or package.module:factory for one of your own."
+            "timm:NAME for one of timm's (pip install 'featmap[timm]'), or package.module:factory for one of your own."
         ),
     ] = "reference"
     weights: Weights = None

@@ -17,7 +17,7 @@ from torch import nn
 from featmap.errors import ModelError, suggest
 from featmap.files import hash_file
 from featmap.network import modules
-from featmap.network._torchvision import load_torchvision
+from featmap.network.libraries import TIMM, build_timm, fetch_timm, import_timm, load_torchvision
 from featmap.network.model import MAX_IMAGE_SIZE, Network, Triple
 from featmap.network.trace import trace
 from featmap.network.weights import cache_path, fetch, hash_state, load_state, match_state, read_state, read_states
@@ -79,8 +79,8 @@ def load(
     Parameters
     ----------
     model : str, nn.Module or Network, default "reference"
-        ``reference`` (the bundled GoogLeNet), the name of a torchvision classification network, an import path
-        ``package.module:factory``, or a module of your own. A `Network` is returned as it is.
+        ``reference`` (the bundled GoogLeNet), the name of a torchvision classification network, ``timm:NAME`` for one
+        of timm's, an import path ``package.module:factory``, or a module of your own. A `Network` is returned as it is.
     weights : str, Path or None, default None
         Path of a `.safetensors` file or of a state dict; ``random`` or ``random:7`` (with a seed); the name of a set
         of weights that torchvision publishes. None takes the bundled or published weights, or the module's own.
@@ -115,6 +115,8 @@ def load(
     _check_input_settings(mean, std, input_size)
     if isinstance(model, nn.Module):
         network = _load_custom(model, type(model).__name__, weights, input_size)
+    elif model.startswith(TIMM):
+        network = _load_timm(model, weights)
     elif ":" in model:
         network = _load_custom(_call_factory(model), model, weights, input_size)
     elif model == "reference":
@@ -210,7 +212,7 @@ def _load_published(name: str, weights: str | Path | None) -> Network:
     if name not in allowed:
         raise ModelError(
             f"model {name!r} is unknown{suggest(name, allowed)}; allowed: reference, a torchvision classification "
-            "network, or package.module:factory"
+            "network, timm:NAME, or package.module:factory"
         )
 
     def build(classes: int | None, init: bool) -> nn.Module:
@@ -237,6 +239,24 @@ def _load_published(name: str, weights: str | Path | None) -> Network:
     prefix = path.stem.rpartition("-")[2]
     if len(prefix) == 8 and not network.sha256.startswith(prefix):
         network.notes += (f"NOT torchvision's published file (its SHA-256 begins with {prefix})",)
+    return network
+
+
+def _load_timm(name: str, weights: str | Path | None) -> Network:
+    """Load a network of timm with published weights, or its architecture with other weights."""
+    timm_name = name.removeprefix(TIMM)
+
+    def build(classes: int | None, init: bool) -> nn.Module:
+        return build_timm(timm_name, classes=classes)
+
+    if weights is not None:
+        network = _load_architecture(name, build, weights, ())
+    else:
+        path, label = fetch_timm(timm_name)
+        network = Network(build_timm(timm_name, path).eval(), name, label, hash_file(path))
+    config = import_timm().data.resolve_model_data_config(network.module)
+    network.mean, network.std = _as_triple(config["mean"]), _as_triple(config["std"])
+    network.input_size = int(config["input_size"][1])
     return network
 
 
@@ -292,8 +312,10 @@ def _load_architecture(
         state = match.state
         # the last weight and bias are the classifier's: the file's number of classes is read from them
         last = [k for k, _ in module.named_parameters()][-2:]
+        if isinstance(classifier := getattr(module, "default_cfg", {}).get("classifier"), str):  # timm knows its name
+            last = [f"{classifier}.weight"]
         own = module.state_dict()
-        if all(k in state for k in last) and state[last[0]].shape != own[last[0]].shape:
+        if all(k in state and k in own for k in last) and state[last[0]].shape != own[last[0]].shape:
             module = build(int(state[last[0]].shape[0]), False)
         notes = match.notes() + load_state(module, state, name, path.name)
         network = Network(module.eval(), name, path.name, hash_file(path), notes=notes)
