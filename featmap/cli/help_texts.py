@@ -36,9 +36,10 @@ Files of the run folder (tables as .parquet and .csv):
                              results, SHA-256 of weights and files; copied to
                              .copy/
 
-Status of a feature: live; rescued (it had no gradient at first, and got one through its dead ReLUs in the first
-quarter of the steps); dead (it had none after that either); unconverged (its response did not rise above that to
-the null image); not-finite. Similarities, clusters and averages take live and rescued features.
+Status of a feature: live; dead (it had no gradient, also through its dead ReLUs in the first quarter of the steps);
+unconverged (its response did not rise above that to the null image); not-finite. Similarities, clusters and averages
+take live features. Start: gradient, or rescued (it had none on the noise and got its first one through its dead
+ReLUs, as half of a real network's features do: no fault).
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:

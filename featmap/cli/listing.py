@@ -20,7 +20,7 @@ from featmap.errors import FeatmapError, UnitError, suggest
 if TYPE_CHECKING:
     from featmap.network.model import Network
 
-LAYER_COLUMNS = ("layer", "kind", "channels", "grid", "receptive field", "branches")
+LAYER_COLUMNS = ("layer", "kind", "layout", "channels", "grid", "receptive field", "branches")
 TABLE_WIDTH = 100_000
 """Characters that a line may have: the terminal wraps lines, the table never does."""
 
@@ -50,8 +50,10 @@ def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> 
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
-def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...]]:
+def layer_rows(network: Network, size: int | None = None, match: str = "*") -> list[tuple[str, ...]]:
     """Build the table of a network's layers.
+
+    Receptive fields that no rule gives are measured, which takes a while for networks with attention in windows.
 
     Parameters
     ----------
@@ -59,6 +61,8 @@ def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...
         The network.
     size : int, optional
         Side of the images in pixels. None takes the network's own input size.
+    match : str, default "*"
+        Pattern of the names, such as "inception4*".
 
     Returns
     -------
@@ -70,23 +74,31 @@ def layer_rows(network: Network, size: int | None = None) -> list[tuple[str, ...
     ------
     FeatmapError
         If the network has no layer at this size.
+    UnitError
+        If no name matches.
     """
     trace = network.trace(size)
     if not trace.layers:
         raise FeatmapError(
-            f"{network.name} has no layer at {trace.size} pixels "
-            f"({trace.failure or 'no convolutional grid'}); give --size"
+            f"{network.name} has no layer at {trace.size} pixels ({trace.failure or 'no grid'}); give --size"
         )
+    names = [name for name in trace.layers if fnmatchcase(name, match)]
+    if not names:
+        raise UnitError(
+            f"no layer matches {match!r}{suggest(match.strip('*'), trace.layers)}; `featmap layers` lists all"
+        )
+    fields = network.fields(names, size)
     return [
         (
             layer.name,
             layer.kind,
+            layer.layout.kind,
             str(layer.channels),
             f"{layer.height} x {layer.width}",
-            str(layer.field),
+            str(fields[layer.name]),
             ", ".join(f"{name} {width}" for name, width in layer.branches),
         )
-        for layer in trace.layers.values()
+        for layer in map(trace.layers.__getitem__, names)
     ]
 
 
@@ -112,14 +124,9 @@ def layer_lines(network: Network, size: int | None, match: str) -> Iterator[str]
     UnitError
         If no name matches.
     """
-    rows = layer_rows(network, size)
-    chosen = [row for row in rows if fnmatchcase(row[0], match)]
-    if not chosen:
-        near = suggest(match.strip("*"), [name for name, *_ in rows])
-        raise UnitError(f"no layer matches {match!r}{near}; `featmap layers` lists all")
-    trace = network.trace(size)
+    rows, trace = layer_rows(network, size, match), network.trace(size)
     yield f"layers at {trace.size} x {trace.size} pixels"
-    yield from table_lines(LAYER_COLUMNS, chosen)
+    yield from table_lines(LAYER_COLUMNS, rows)
     if trace.failure:
         yield f"after these layers the network fails at {trace.size} pixels ({trace.failure}); give a larger --size"
 

@@ -146,7 +146,12 @@ def probe(
         console.out().print(str(loaded))
     else:
         loaded = load_network(
-            network.model or "reference", network.weights, network.mean, network.std, network.input_size
+            network.model or "reference",
+            network.weights,
+            network.mean,
+            network.std,
+            network.input_size,
+            network.allow_stochastic,
         )
     names = parse_layers(layers, "--layers")
     settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}

@@ -29,6 +29,13 @@ Weights = Annotated[
         help="A .safetensors file, a state dict, the name of a published set of weights, random, or random:SEED."
     ),
 ]
+AllowStochastic = Annotated[
+    bool,
+    typer.Option(
+        "--allow-stochastic",
+        help="Go on with a network that gives different results for one image; its runs cannot be repeated.",
+    ),
+]
 Features = Annotated[str, typer.Option(help="Channels of the layer, such as 0-15,42, or all.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
 DryRun = Annotated[
@@ -55,19 +62,22 @@ class NetworkOptions:
         Normalisation of the input: three numbers joined by commas each.
     input_size : int or None, default None
         Side of the network's own input in pixels.
+    allow_stochastic : bool, default False
+        Go on with a network that gives different results for one image.
     """
 
     model: Annotated[
         str,
         typer.Option(
             help="The network: reference (bundled with featmap), the name of a torchvision classification network, "
-            "or package.module:factory for one of your own."
+            "timm:NAME for one of timm's (pip install 'featmap[timm]'), or package.module:factory for one of your own."
         ),
     ] = "reference"
     weights: Weights = None
     mean: Mean = None
     std: Std = None
     input_size: InputSize = None
+    allow_stochastic: AllowStochastic = False
 
     def load(self) -> Network:
         """Load the network and print the line that names it.
@@ -77,7 +87,7 @@ class NetworkOptions:
         Network
             The loaded network.
         """
-        return load_network(self.model, self.weights, self.mean, self.std, self.input_size)
+        return load_network(self.model, self.weights, self.mean, self.std, self.input_size, self.allow_stochastic)
 
 
 @dataclass
@@ -94,6 +104,8 @@ class RunNetworkOptions:
         Normalisation of the input: three numbers joined by commas each.
     input_size : int or None, default None
         Side of the network's own input in pixels.
+    allow_stochastic : bool, default False
+        Go on with a network that gives different results for one image.
     """
 
     model: Annotated[
@@ -103,6 +115,7 @@ class RunNetworkOptions:
     mean: Mean = None
     std: Std = None
     input_size: InputSize = None
+    allow_stochastic: AllowStochastic = False
 
     def load(self) -> Network | None:
         """Load the network and print the line that names it.
@@ -119,10 +132,11 @@ class RunNetworkOptions:
         """
         others = (self.weights, self.mean, self.std, self.input_size)
         if self.model is not None:
-            return load_network(self.model, *others)
-        if any(v is not None for v in others):
+            return load_network(self.model, *others, self.allow_stochastic)
+        if self.allow_stochastic or any(v is not None for v in others):
             raise FeatmapError(
-                "--weights, --mean, --std and --input-size go with --model; without it the run's own network is used"
+                "--weights, --mean, --std, --input-size and --allow-stochastic go with --model; without it the run's "
+                "own network is used"
             )
         return None
 
@@ -396,7 +410,14 @@ def parse_seeds(seed: int | None, seeds: int) -> int | range:
     return range(seed, seed + seeds)
 
 
-def load_network(model: str, weights: str | None, mean: str | None, std: str | None, input_size: int | None) -> Network:
+def load_network(
+    model: str,
+    weights: str | None,
+    mean: str | None,
+    std: str | None,
+    input_size: int | None,
+    allow_stochastic: bool = False,
+) -> Network:
     """Load a network and print the line that names it.
 
     Parameters
@@ -409,6 +430,8 @@ def load_network(model: str, weights: str | None, mean: str | None, std: str | N
         Normalisation of the input: three numbers joined by commas each, both or neither.
     input_size : int or None
         Side of the network's own input in pixels.
+    allow_stochastic : bool, default False
+        Go on with a network that gives different results for one image.
 
     Returns
     -------
@@ -426,7 +449,7 @@ def load_network(model: str, weights: str | None, mean: str | None, std: str | N
     if (mean is None) != (std is None):
         raise FeatmapError("--mean and --std belong together; give both, three numbers each, or neither")
     normalisation = {"mean": _parse_numbers(mean, "--mean"), "std": _parse_numbers(std, "--std")}
-    network = load(model, weights, **normalisation, input_size=input_size)
+    network = load(model, weights, **normalisation, input_size=input_size, allow_stochastic=allow_stochastic)
     console.out().print(str(network))
     return network
 

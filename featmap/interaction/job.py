@@ -146,6 +146,11 @@ class JointJob(BaseJob):
         return replace(self, groups=tuple(dict.fromkeys(groups)))
 
     @property
+    def layer_sets(self) -> list[tuple[str, ...]]:
+        """Sets of layers that descents maximise together: those of the groups, and each layer of a solo descent."""
+        return list(dict.fromkeys([*super().layer_sets, *((layer,) for layer in self.layers)]))
+
+    @property
     def trials(self) -> tuple[Objective, ...]:
         """Plain sum of the units of the first group; all groups have the same layers."""
         return tuple(Objective(tuple((1.0, u) for u in group)) for group in self.groups[:1])

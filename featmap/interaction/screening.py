@@ -47,7 +47,7 @@ from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting.scatter import predictor_scores
 from featmap.runs import lifecycle, output
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
@@ -277,7 +277,7 @@ def _collect_side(
         watcher.stage("gradients", 2, 2)
     A, nulls = (np.asarray(arrays[name][...]) for name in ("A", "null"))
     r = np.stack([interaction.standardise_responses(A[s][rows], nulls[s], deviation) for s in range(len(job.seeds))])
-    is_dead = ~np.isin(np.asarray(arrays["status"][...])[:, rows], (LIVE, RESCUED)).all(0)
+    is_dead = ~np.isin(np.asarray(arrays["status"][...])[:, rows], LIVE_CODES).all(0)
     r[:, is_dead] = np.nan
     columns = {u: k for k, u in enumerate(_all_units(job))}
     return predicting.Side(

@@ -12,7 +12,7 @@ import pandas as pd
 from featmap.interaction.job import MEMBERS, Group, JointJob
 from featmap.network.unit import Unit
 from featmap.runs import array_layout
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.stats import correlation, interaction
 
 OK, DEAD_PARTNER, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
@@ -163,9 +163,9 @@ class JointArrays:
         Returns
         -------
         bool
-            True if its status is "live" or "rescued".
+            True if its status is live.
         """
-        return int(self.small_arrays["solo_status"][self.solo_rows[unit, seed, perturbed]]) in (LIVE, RESCUED)
+        return int(self.small_arrays["solo_status"][self.solo_rows[unit, seed, perturbed]]) in LIVE_CODES
 
     def _compute_unit_floor(self, unit: Unit, seed: int, kind: str) -> tuple[float, float]:
         """Compute response and image nonlinearity of a unit against itself; NaN where one descent did not rise."""
@@ -195,7 +195,7 @@ class JointArrays:
         joint = int(self.small_arrays["joint_status"][row])
         if array_layout.NOT_FINITE in (*codes, joint):
             return NOT_FINITE
-        if any(code not in (LIVE, RESCUED) for code in codes):
+        if any(code not in LIVE_CODES for code in codes):
             return DEAD_PARTNER if array_layout.DEAD in codes else UNCONVERGED_PARTNER
         return CANCELLED if joint == array_layout.DEAD else OK
 

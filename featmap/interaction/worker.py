@@ -213,7 +213,7 @@ class JointWorker:
             own_rows, columns = [solo_rows[Solo(u, seed)] for u in group], [unit_columns[u] for u in group]
             with np.errstate(invalid="ignore"):  # rows with infinite activations are not live and get no weight
                 best = reached[own_rows, columns].astype(float) - null[start_rows[seed, False], columns]
-            live = np.isin(status[own_rows], (array_layout.LIVE, array_layout.RESCUED))
+            live = np.isin(status[own_rows], array_layout.LIVE_CODES)
             w = self.joint_weights(group, best, live)
             weights.append(w)
             # The loss sums over neurons while J takes their mean, hence the division. Only the ratios of the weights

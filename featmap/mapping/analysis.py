@@ -13,7 +13,6 @@ from featmap.errors import FeatmapError
 from featmap.mapping import cluster_io, result, tables
 from featmap.mapping.result import LayerArrays, LayerMaps, Pair, SimilarityMap
 from featmap.mapping.view import View
-from featmap.runs.array_layout import STATUSES
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import open_arrays
@@ -106,7 +105,7 @@ def map_layer(
     features = tables.feature_table(
         names,
         job.network.layer(layer, job.recipe.size),
-        [STATUSES[s] for s in arrays.status],
+        arrays.status,
         arrays.activation.mean(0),
         A,
         null,

@@ -32,7 +32,6 @@ from featmap.mapping import analysis, cross_tables, flags, result, tables, writi
 from featmap.mapping.result import LayerMaps, LazyMapping, Pair
 from featmap.mapping.view import View
 from featmap.runs import array_layout, lifecycle, output, store
-from featmap.runs.array_layout import STATUSES
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
@@ -75,8 +74,8 @@ class LiveFeatures:
         The L mapped layers.
     names : list of str
         The F live features, in the order of the layers.
-    statuses : list of str
-        Status of each feature, "live" or "rescued".
+    starts : list of str
+        How each feature's descent started, "gradient" or "rescued".
     rows : numpy.ndarray
         Position of each feature's image among the images of the run, F integers.
     columns : numpy.ndarray
@@ -88,7 +87,7 @@ class LiveFeatures:
     run: Run
     layers: list[str]
     names: list[str]
-    statuses: list[str]
+    starts: list[str | None]
     rows: np.ndarray
     columns: np.ndarray
     groups: list[slice]
@@ -141,18 +140,18 @@ def live_features(job: Job, run: Run) -> LiveFeatures:
     Returns
     -------
     LiveFeatures
-        Features whose worst status over the seeds is "live" or "rescued".
+        Features that are live with every seed.
     """
     status = result.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
     row = {label: k for k, label in enumerate(job.labels)}
     column = {label: k for k, label in enumerate(job.columns)}
     names, ends = [], [0]
     for layer in job.layers:
-        names += [n for n in job.features_of(layer) if status[row[n]] in (array_layout.LIVE, array_layout.RESCUED)]
+        names += [n for n in job.features_of(layer) if status[row[n]] in array_layout.LIVE_CODES]
         ends.append(len(names))
     rows, columns = (np.array([positions[n] for n in names], dtype=np.intp) for positions in (row, column))
     groups = [slice(a, b) for a, b in pairwise(ends)]
-    return LiveFeatures(run, job.layers, names, [STATUSES[status[k]] for k in rows], rows, columns, groups)
+    return LiveFeatures(run, job.layers, names, array_layout.starts(status[rows]), rows, columns, groups)
 
 
 def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) -> LayerMaps:
@@ -335,7 +334,8 @@ def _write_graph(path: Path, live: LiveFeatures, overview: SimilarityOverview) -
     """Write the neighbour graph as GraphML, line by line: networkx would hold all of it in memory."""
     reliability = live.run.manifest.reliability
     unreliable = set(flags.unreliable_features(reliability))
-    keys = [("layer", "node", "string"), ("status", "node", "string"), ("weight", "edge", "double")]
+    keys = [("layer", "node", "string"), ("status", "node", "string"), ("start", "node", "string")]
+    keys += [("weight", "edge", "double")]
     keys += [("reliable", "node", "boolean")] if reliability else []
     layers = np.array(live.layers, dtype=object)[live.layer_numbers]
     with path.open("w", encoding="utf-8", newline="\n") as out:
@@ -343,8 +343,9 @@ def _write_graph(path: Path, live: LiveFeatures, overview: SimilarityOverview) -
         for name, element, kind in keys:
             out.write(f'<key id="{name}" for="{element}" attr.name="{name}" attr.type="{kind}"/>\n')
         out.write('<graph edgedefault="undirected">\n')
-        for name, layer, status in zip(live.names, layers, live.statuses, strict=True):
-            data = f'<data key="layer">{escape(layer)}</data><data key="status">{status}</data>'
+        for name, layer, start in zip(live.names, layers, live.starts, strict=True):
+            data = f'<data key="layer">{escape(layer)}</data><data key="status">live</data>'
+            data += f'<data key="start">{start}</data>'
             if name in reliability:
                 data += f'<data key="reliable">{str(name not in unreliable).lower()}</data>'
             out.write(f"<node id={quoteattr(name)}>{data}</node>\n")

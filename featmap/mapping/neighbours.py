@@ -8,6 +8,7 @@ import pandas as pd
 
 from featmap.errors import UnitError, suggest
 from featmap.mapping import flags, tables
+from featmap.network.unit import normalise_label
 from featmap.runs import store
 from featmap.runs.manifest import translate_read_errors
 from featmap.runs.store import Run
@@ -52,6 +53,7 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     StoreError
         If the folder is no similarity run, or a table is damaged.
     """
+    unit = normalise_label(unit)
     with translate_read_errors(folder):
         run, folder = Run.read(folder), _folder_of(unit, folder)
         names = ("profile", "coactivation", "features")
@@ -94,4 +96,5 @@ def is_unreliable(unit: str, folder: Path) -> bool:
     bool
         False where the run has not been validated.
     """
+    unit = normalise_label(unit)
     return flags.is_marked(store.read_frame(_folder_of(unit, folder), "features"), unit)

@@ -16,7 +16,7 @@ import xarray as xr
 from featmap.errors import StoreError
 from featmap.mapping import cluster_io, tables
 from featmap.runs import store
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
@@ -224,7 +224,7 @@ class LayerArrays:
     @property
     def live(self) -> list[str]:
         """Features that have a maximising image."""
-        return [n for n, s in zip(self.names, self.status, strict=True) if s in (LIVE, RESCUED)]
+        return [n for n, s in zip(self.names, self.status, strict=True) if s in LIVE_CODES]
 
     @property
     def A(self) -> pd.DataFrame:
@@ -278,7 +278,7 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
             raise StoreError(
                 f"run {str(folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
             )
-        features = store.read_frame(run.folder, f"{prefix}features")
+        features = tables.split_status(store.read_frame(run.folder, f"{prefix}features"))
         shown = [str(name) for name in features.index]
         maps[layer] = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], prefix)
     return maps

@@ -11,6 +11,7 @@ import pandas as pd
 
 from featmap.files import safe_file_name
 from featmap.network.trace import Layer
+from featmap.runs import array_layout
 from featmap.runs.array_layout import ARRAYS
 from featmap.runs.manifest import MANIFEST, UNITS
 from featmap.stats import measures
@@ -79,7 +80,7 @@ def unique_name(name: str, taken: set[str]) -> str:
 def feature_table(
     names: Sequence[str],
     layer: Layer,
-    statuses: Sequence[str],
+    status: np.ndarray,
     activation: np.ndarray,
     A: pd.DataFrame,
     null: pd.Series,
@@ -94,8 +95,8 @@ def feature_table(
         The N features.
     layer : Layer
         Their layer.
-    statuses : sequence of str
-        Status of each feature.
+    status : numpy.ndarray
+        Code of each feature's status, see `featmap.runs.array_layout.STATUSES`.
     activation : numpy.ndarray
         Response of each feature to its own image, averaged over seeds.
     A : pandas.DataFrame
@@ -110,16 +111,18 @@ def feature_table(
     Returns
     -------
     pandas.DataFrame
-        One row a feature: channel, branch, status, activation, null_activation, identity (whether no live feature's
-        image drives the feature more than its own), cluster (missing where the nulls allow no clusters), community (the
-        consensus of Louvain, in any case) and, for rank k from 1 to `NEAREST`, nearest_k and similarity_k.
+        One row a feature: channel, branch, status, start, activation, null_activation, identity (whether no live
+        feature's image drives the feature more than its own), cluster (missing where the nulls allow no clusters),
+        community (the consensus of Louvain, in any case) and, for rank k from 1 to `NEAREST`, nearest_k and
+        similarity_k.
     """
     channels = [int(n.rpartition(":")[2]) for n in names]
     table = pd.DataFrame(
         {
             "channel": channels,
             "branch": [layer.branch(c) for c in channels],
-            "status": list(statuses),
+            "status": array_layout.status_names(status),
+            "start": pd.Series(array_layout.starts(status), dtype=object).to_numpy(),
             "activation": finite_column(activation),
             "null_activation": finite_column(null.to_numpy()),
         },
@@ -139,6 +142,28 @@ def feature_table(
         ranked = closest[closest.groupby("feature", sort=False).cumcount() == rank - 1].set_index("feature")
         table[f"nearest_{rank}"] = ranked["other"].reindex(table.index)
         table[f"similarity_{rank}"] = ranked["similarity"].reindex(table.index)
+    return table
+
+
+def split_status(table: pd.DataFrame) -> pd.DataFrame:
+    """Give a table of an older run the two columns for what was reached and how it started.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of features or images, with a column `status`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A table without the column `start` gets it, and its status "rescued" becomes "live".
+    """
+    if "start" in table:
+        return table
+    codes = [array_layout.STATUSES.index(name) for name in table["status"]]
+    table = table.assign(status=array_layout.status_names(codes))
+    start = pd.Series(array_layout.starts(codes), index=table.index, dtype=object)
+    table.insert(table.columns.get_loc("status") + 1, "start", start)
     return table
 
 
@@ -209,6 +234,7 @@ def summarise(
         "features": len(table),
         "shown": len(shown),
         "statuses": dict(Counter(table["status"])),
+        "rescued": int((table["start"] == array_layout.RESCUED_START).sum()),
         "identity_rate": rate,
         "clusters": {
             "allowed": bool(clusters.allowed),
@@ -238,8 +264,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     list of str
         One finding a line.
     """
-    order = ("live", "rescued", "dead", "unconverged", "not-finite")
-    counts = ", ".join(f"{summary['statuses'][s]} {s}" for s in order if s in summary["statuses"])
+    counts = array_layout.count_statuses(summary["statuses"], summary.get("rescued", 0))
     shown = "" if summary["shown"] == summary["features"] else f"; {summary['shown']} shown"
     lines = [f"{summary['features']} features: {counts}{shown}"]
     if summary["identity_rate"] is not None:

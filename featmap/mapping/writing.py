@@ -68,8 +68,8 @@ def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> 
     Returns
     -------
     networkx.Graph
-        Nodes have channel, branch, status, activation, community, and where known cluster and reliable; edges have
-        the profile similarity S as weight.
+        Nodes have channel, branch, status, start, activation, community, and where known cluster and reliable; edges
+        have the profile similarity S as weight.
     """
     graph: nx.Graph = nx.Graph(layer_map.clusters.graph.subgraph(nodes))
     graph.graph = {"k": neighbours, "weight": "profile similarity S"}
@@ -78,6 +78,7 @@ def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> 
             channel=int(row["channel"]),
             branch=str(row["branch"]),
             status=str(row["status"]),
+            start=str(row["start"]),
             activation=float(row["activation"]),
             community=int(row["community"]),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from featmap.errors import UnitError
+from featmap.network.layouts import GRID, VECTOR, Layout, first_tensor, replace_first
+from featmap.network.modules import REDUCED, modules_by_name, plain_execution, preserve_state
 from featmap.network.unit import split_call
 
 
@@ -20,12 +22,14 @@ class _Stop(BaseException):
 
 @contextmanager
 def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """Freeze a module in evaluation mode while a context lasts.
+    """Freeze a module in evaluation mode while a context lasts, and compute it as written.
+
+    See `featmap.network.modules.plain_execution`.
 
     Parameters
     ----------
     module : nn.Module
-        The module; afterwards, also after an exception, its modes and parameters are as they were.
+        The module; afterwards, also after an exception, its modes, parameters and state are as they were.
 
     Yields
     ------
@@ -35,15 +39,20 @@ def freeze(module: nn.Module) -> Iterator[nn.Module]:
     modes = [(m, m.training) for m in module.modules()]
     gradients = [(p, p.requires_grad) for p in module.parameters()]
     try:
-        module.eval()
-        for p, _ in gradients:
-            p.requires_grad_(False)
-        yield module
+        with preserve_state(module), plain_execution():
+            module.eval()
+            for p, _ in gradients:
+                p.requires_grad_(False)
+            yield module
     finally:
         for m, training in modes:
             m.training = training
         for p, requires_grad in gradients:
             p.requires_grad_(requires_grad)
+
+
+Layouts = Callable[[str, int, int], Layout | None]
+"""Finds the layout of a layer by its name and the images' height and width; None for an unknown layer."""
 
 
 class ActivationHooks:
@@ -61,6 +70,9 @@ class ActivationHooks:
     leaves : sequence of str, default ()
         Those of the layers that are detached from what lies before them and become leaves of the autograd graph:
         gradients of deeper layers are taken with respect to their outputs.
+    layouts : callable or None, default None
+        Gives the layout of a layer for images of a height and width, such as `Network.find_layout`. None takes outputs
+        as N x C x H x W and N x C.
 
     Examples
     --------
@@ -71,8 +83,16 @@ class ActivationHooks:
     (2, 4, 6, 6)
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str], leaves: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[str],
+        leaves: Sequence[str] = (),
+        layouts: Layouts | None = None,
+    ) -> None:
         self.module, self.leaves = module, frozenset(leaves)
+        self.layouts, self._layouts = layouts, dict[str, Layout | None]()
+        self._size = (0, 0)
         self.layers = list(dict.fromkeys(layers))
         self._calls_by_layer = {name: split_call(name) for name in self.layers}
         self._outputs: dict[str, Tensor] = {}
@@ -82,7 +102,7 @@ class ActivationHooks:
         self._frozen: Any = None
 
     def __enter__(self) -> ActivationHooks:
-        modules = dict(self.module.named_modules())
+        modules = modules_by_name(self.module)
         for name, (path, _) in self._calls_by_layer.items():
             if path not in modules:
                 raise UnitError(f"no layer {name!r} in this network; `featmap layers` lists them")
@@ -100,26 +120,42 @@ class ActivationHooks:
 
     def _hook(self, path: str) -> Any:
         """Make the forward hook of the module at `path`."""
-        names = {call: name for name, (p, call) in self._calls_by_layer.items() if p == path}
+        names: dict[int, list[str]] = {}
+        for name, (p, call) in self._calls_by_layer.items():
+            if p == path:
+                names.setdefault(call, []).append(name)
 
-        def store(_: nn.Module, __: Any, output: Any) -> Tensor | None:
+        def store(_: nn.Module, __: Any, result: Any) -> Any:
             if not self._running:  # a forward pass of somebody else's inside this context
                 return None
             self._call_counts[path] = call = self._call_counts.get(path, 0) + 1
-            name = names.get(call)
-            if name is None:
-                return None
-            if not isinstance(output, Tensor) or output.dim() not in (2, 4):
-                raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
-            # cloned, because an in-place ReLU after the layer would overwrite the stored output
-            is_leaf = name in self.leaves
-            value = output.detach().clone().requires_grad_(True) if is_leaf else output.clone()
-            self._outputs[name] = value if value.dim() == 4 else value[:, :, None, None]
+            output, is_changed = first_tensor(result), False
+            for name in names.get(call, ()):  # several: a grid and the tokens beside it
+                layout = self._layout(name, output)
+                assert output is not None
+                # cloned, because an in-place ReLU after the layer would overwrite the stored output
+                is_leaf = name in self.leaves
+                value = layout.to_grid(output.detach() if is_leaf else output).clone()
+                # what a network computes in less than float32 is measured and summed in float32
+                value = value.float() if value.dtype in REDUCED else value
+                self._outputs[name] = value = value.requires_grad_(True) if is_leaf else value
+                if is_leaf:
+                    source = output if is_changed else output.detach()
+                    output, is_changed = layout.with_grid(source, value.to(output.dtype)), True
             if len(self._outputs) == len(self.layers):
                 raise _Stop
-            return value.clone() if is_leaf else None
+            return replace_first(result, output) if is_changed else None
 
         return store
+
+    def _layout(self, name: str, output: Tensor | None) -> Layout:
+        """Find the layout of a layer's output."""
+        layout = self._layouts.get(name)
+        if layout is None and output is not None and output.dim() in (2, 4):
+            layout = Layout(GRID if output.dim() == 4 else VECTOR)
+        if layout is None or output is None:
+            raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
+        return layout
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """Run the module on images and read the layers' outputs.
@@ -139,6 +175,10 @@ class ActivationHooks:
         UnitError
             If a layer's output is no grid or vector, or the forward pass does not reach a layer.
         """
+        height, width = images.shape[-2:]
+        if self.layouts is not None and self._size != (height, width):
+            self._layouts = {name: self.layouts(name, height, width) for name in self.layers}
+            self._size = (height, width)
         self._outputs, self._call_counts, self._running = {}, {}, True
         try:
             with suppress(_Stop):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import math
@@ -17,9 +16,11 @@ from torch import nn
 
 from featmap.errors import ModelError, suggest
 from featmap.files import hash_file
-from featmap.network._torchvision import load_torchvision
+from featmap.network import modules
+from featmap.network.libraries import TIMM, build_timm, fetch_timm, import_timm, load_torchvision
 from featmap.network.model import MAX_IMAGE_SIZE, Network, Triple
-from featmap.network.weights import cache_path, fetch, hash_state, load_state, read_state
+from featmap.network.trace import trace
+from featmap.network.weights import cache_path, fetch, hash_state, load_state, match_state, read_state, read_states
 
 torchvision = load_torchvision()
 
@@ -71,14 +72,15 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
+    allow_stochastic: bool = False,
 ) -> Network:
     """Load a network.
 
     Parameters
     ----------
     model : str, nn.Module or Network, default "reference"
-        ``reference`` (the bundled GoogLeNet), the name of a torchvision classification network, an import path
-        ``package.module:factory``, or a module of your own. A `Network` is returned as it is.
+        ``reference`` (the bundled GoogLeNet), the name of a torchvision classification network, ``timm:NAME`` for one
+        of timm's, an import path ``package.module:factory``, or a module of your own. A `Network` is returned as it is.
     weights : str, Path or None, default None
         Path of a `.safetensors` file or of a state dict; ``random`` or ``random:7`` (with a seed); the name of a set
         of weights that torchvision publishes. None takes the bundled or published weights, or the module's own.
@@ -89,6 +91,9 @@ def load(
         Standard deviation of red, green and blue by which the images are divided; goes together with `mean`.
     input_size : int or None, default None
         Image size in pixels that the network was trained for; None takes that of the weights.
+    allow_stochastic : bool, default False
+        Go on with a network that gives different results for one image, such as one whose dropout stays active; its
+        runs cannot be repeated.
 
     Returns
     -------
@@ -102,16 +107,18 @@ def load(
         the size is invalid.
     """
     if isinstance(model, Network):
-        if any(v is not None for v in (weights, mean, std, input_size)):
+        if any(v is not None for v in (weights, mean, std, input_size, allow_stochastic or None)):
             raise ModelError("a Network has its weights and normalisation already; load it again to change them")
         return model
     if not isinstance(model, (str, nn.Module)):
         raise ModelError(f"model of type {type(model).__name__}; allowed: a name, package.module:factory, or a module")
     _check_input_settings(mean, std, input_size)
     if isinstance(model, nn.Module):
-        network = _load_custom(model, type(model).__name__, weights)
+        network = _load_custom(model, type(model).__name__, weights, input_size)
+    elif model.startswith(TIMM):
+        network = _load_timm(model, weights)
     elif ":" in model:
-        network = _load_custom(_call_factory(model), model, weights)
+        network = _load_custom(_call_factory(model), model, weights, input_size)
     elif model == "reference":
         network = _load_reference(weights)
     else:
@@ -120,12 +127,14 @@ def load(
         network.mean, network.std = _as_triple(mean), _as_triple(std)
         network.notes = tuple(n for n in network.notes if "[0, 1]" not in n)
     network.input_size = input_size or network.input_size
+    network.allow_stochastic = allow_stochastic
     network.arguments = {
         "model": model if isinstance(model, str) else None,
         "weights": None if weights is None else str(weights),
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
         "input_size": input_size,
+        **({"allow_stochastic": True} if allow_stochastic else {}),
     }
     return network
 
@@ -203,7 +212,7 @@ def _load_published(name: str, weights: str | Path | None) -> Network:
     if name not in allowed:
         raise ModelError(
             f"model {name!r} is unknown{suggest(name, allowed)}; allowed: reference, a torchvision classification "
-            "network, or package.module:factory"
+            "network, timm:NAME, or package.module:factory"
         )
 
     def build(classes: int | None, init: bool) -> nn.Module:
@@ -230,6 +239,24 @@ def _load_published(name: str, weights: str | Path | None) -> Network:
     prefix = path.stem.rpartition("-")[2]
     if len(prefix) == 8 and not network.sha256.startswith(prefix):
         network.notes += (f"NOT torchvision's published file (its SHA-256 begins with {prefix})",)
+    return network
+
+
+def _load_timm(name: str, weights: str | Path | None) -> Network:
+    """Load a network of timm with published weights, or its architecture with other weights."""
+    timm_name = name.removeprefix(TIMM)
+
+    def build(classes: int | None, init: bool) -> nn.Module:
+        return build_timm(timm_name, classes=classes)
+
+    if weights is not None:
+        network = _load_architecture(name, build, weights, ())
+    else:
+        path, label = fetch_timm(timm_name)
+        network = Network(build_timm(timm_name, path).eval(), name, label, hash_file(path))
+    config = import_timm().data.resolve_model_data_config(network.module)
+    network.mean, network.std = _as_triple(config["mean"]), _as_triple(config["std"])
+    network.input_size = int(config["input_size"][1])
     return network
 
 
@@ -279,15 +306,19 @@ def _load_architecture(
         network = Network(module.eval(), name, f"random:{seed}", hash_state(module))
     else:
         path = Path(weights)
-        state = read_state(path)
+        states = read_states(path)
         module = build(None, False)
+        match = match_state(module, states)
+        state = match.state
         # the last weight and bias are the classifier's: the file's number of classes is read from them
         last = [k for k, _ in module.named_parameters()][-2:]
+        if isinstance(classifier := getattr(module, "default_cfg", {}).get("classifier"), str):  # timm knows its name
+            last = [f"{classifier}.weight"]
         own = module.state_dict()
-        if all(k in state for k in last) and state[last[0]].shape != own[last[0]].shape:
+        if all(k in state and k in own for k in last) and state[last[0]].shape != own[last[0]].shape:
             module = build(int(state[last[0]].shape[0]), False)
-        load_state(module, state, name, path.name)
-        network = Network(module.eval(), name, path.name, hash_file(path))
+        notes = match.notes() + load_state(module, state, name, path.name)
+        network = Network(module.eval(), name, path.name, hash_file(path), notes=notes)
     network.mean, network.std, network.categories = IMAGENET_MEAN, IMAGENET_STD, categories
     if name == "reference":
         network.input_size = REFERENCE_SIZE
@@ -328,17 +359,49 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _load_custom(module: nn.Module, name: str, weights: str | Path | None) -> Network:
+def _adapt(module: nn.Module, name: str, size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """Make a module one that can be hooked and computes in float32, and describe what was done; it is not changed."""
+    modules.check_supported(module, name)
+    module, notes = modules.without_compiler(module), []
+    if modules.is_uninitialised(module):
+        try:
+            module = modules.initialise_lazy(module, torch.full((1, 3, size, size), 0.5))
+        except Exception as error:
+            raise ModelError(
+                f"network {name}: a first pass at {size} pixels cannot initialise its lazy modules "
+                f"({type(error).__name__}: {_first_line(error)}); name the input size, or give a module that has seen "
+                "an image"
+            ) from error
+        notes.append(f"lazy modules initialised by a first pass at {size} pixels")
+    types = modules.other_types(module)
+    if types:
+        twin = modules.copy_module(module).float()
+        # a network that converts its input itself fails with other weights; it is left as it is
+        with modules.plain_execution():
+            fails, failed = (trace(m.eval(), size).failure for m in (twin, modules.copy_module(module)))
+        if not fails or failed:
+            for part, original in zip(twin.modules(), module.modules(), strict=True):
+                part.training = original.training
+            module = twin
+            notes.append(f"parameters in {' and '.join(types)} are converted to float32")
+    return module, tuple(notes)
+
+
+def _load_custom(module: nn.Module, name: str, weights: str | Path | None, size: int | None) -> Network:
     """Load a module of the user's own, with its own weights or those of a file."""
     if weights is not None and _parse_random_seed(weights) is not None:
         raise ModelError(
             f"model {name}: random weights are set by the factory itself; leave the weights out or name a file"
         )
+    module, notes = _adapt(module, name, size or Network.input_size)
     label, digest = "its own", ""
     if weights is not None:
         path = Path(weights)
-        module = copy.deepcopy(module)  # the caller's module keeps its weights
-        load_state(module, read_state(path), name, path.name)
+        module = modules.copy_module(module)  # the caller's module keeps its weights
+        match = match_state(module, read_states(path))
+        notes += match.notes() + load_state(module, match.state, name, path.name)
         label, digest = path.name, hash_file(path)
     digest = digest or hash_state(module)
-    return Network(module, name, label, digest, notes=("no mean and std given: the network takes images in [0, 1]",))
+    return Network(
+        module, name, label, digest, notes=("no mean and std given: the network takes images in [0, 1]", *notes)
+    )

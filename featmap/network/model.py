@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
 from featmap.network.hooks import freeze
+from featmap.network.layouts import Layout
+from featmap.network.modules import modules_by_name
 from featmap.network.trace import Layer, Trace, trace
-from featmap.network.unit import CLASS, Unit
+from featmap.network.unit import CLASS, Unit, split_call
 from featmap.network.weights import hash_architecture
 
 MAX_SEARCH_SIZE = 1024
@@ -53,6 +55,11 @@ class Network:
         The arguments of `featmap.load` that load this network again.
     layout : torch.memory_format, default torch.channels_last
         Memory format of the weights in descents.
+    allow_stochastic : bool, default False
+        Whether the forward pass may give different results for one image.
+    preparations : dict
+        Set by the first use: how the network is prepared for descents, see
+        `featmap.optimize.batch.Batches.preparation`.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -68,6 +75,8 @@ class Network:
     categories: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     layout: torch.memory_format = torch.channels_last
+    allow_stochastic: bool = False
+    preparations: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -140,6 +149,9 @@ class Network:
         trace = self.trace(size)
         if name in trace.layers:
             return trace.layers[name]
+        first = self.first_name(name)
+        if first != name:
+            return replace(self.layer(first, size), name=name)
         if trace.calls.get(name, 0) > 1 and f"{name}@1" in trace.layers:
             count = trace.calls[name]
             raise UnitError(
@@ -147,9 +159,48 @@ class Network:
             )
         if trace.failure:
             raise UnitError(self._size_message(name, trace))
-        if name in trace.calls or name in dict(self.module.named_modules()):
-            raise UnitError(f"layer {name!r} has no N x C x H x W output; `featmap layers` lists those that do")
+        if name in trace.calls or name in modules_by_name(self.module):
+            raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
+
+    def find_layout(self, layer: str, height: int, width: int) -> Layout | None:
+        """Find where a layer's grid lies in the output of its module.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+        height : int
+            Height of the images in pixels.
+        width : int
+            Width of the images in pixels.
+
+        Returns
+        -------
+        Layout or None
+            The layout; None where the network has no such layer at this size.
+        """
+        layers = self.trace(height).layers
+        found = layers.get(layer) or layers.get(self.first_name(layer))
+        return None if found is None else found.layout
+
+    def first_name(self, layer: str) -> str:
+        """Get the first name of a layer whose module is registered under several.
+
+        Parameters
+        ----------
+        layer : str
+            Any name of the layer, with or without the number of a call.
+
+        Returns
+        -------
+        str
+            The name under which it is traced; the name itself where there is no such module.
+        """
+        path, _ = split_call(layer)
+        wanted = modules_by_name(self.module).get(path)
+        first = next((name for name, part in self.module.named_modules() if part is wanted), path)
+        return first + layer[len(path) :]
 
     def find_min_size(self, name: str, low: int, high: int) -> int:
         """Find the smallest image size at which a layer has an output.
@@ -234,6 +285,7 @@ class Network:
             "mean": list(self.mean),
             "std": list(self.std),
             "transform_input": bool(getattr(self.module, "transform_input", False)),
+            **({"allow_stochastic": True} if self.allow_stochastic else {}),
         }
 
     def __str__(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -13,6 +12,7 @@ from featmap.image_ops import pink_noise
 from featmap.network.hooks import freeze
 from featmap.network.loading import list_models, load
 from featmap.network.model import Network
+from featmap.network.modules import copy_module, is_reparametrised
 from featmap.network.weights import hash_state
 
 CALIBRATION_IMAGES = 64
@@ -66,7 +66,13 @@ def randomise_weights(network: Network, seed: int = 0) -> Network:
 
 def _reset_parameters(network: Network, seed: int) -> nn.Module:
     """Copy a network's module and initialise every part of it again."""
-    module = copy.deepcopy(network.module)
+    module = copy_module(network.module)
+    reparametrised = [name for name, part in module.named_modules() if is_reparametrised(part)]
+    if reparametrised:  # its own initialisation would set a weight that is computed anew from other parameters
+        raise ModelError(
+            f"network {network.name} cannot be initialised: the weight of {reparametrised[0]} is reparametrised "
+            "(weight norm, spectral norm); pass a network without it"
+        )
     without_reset = [
         name or type(part).__name__
         for name, part in module.named_modules()

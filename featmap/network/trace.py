@@ -16,34 +16,27 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, join, propagate
+from featmap.network.axes import Axes, cat_dim, iterate_tensors
+from featmap.network.layouts import CHANNELS_LAST, GRID, GRID_LAYOUT, VECTOR, Layout, describe, first_tensor
+from featmap.network.modules import is_plain
+from featmap.network.positions import CONSTANT, Result, follow
+from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
 
-GRID_AXES = (2, 3)
-"""Axes of a grid's rows and columns in N x C x H x W."""
-_REDUCING = {
-    "__getitem__",
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "linear",
-}
-RESHAPING = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__"}
-"""Functions that may regroup axes; they keep the grid where its axes stay the last two and keep their lengths."""
+_VIEWS = frozenset({"T", "mT", "data", "real"})
+"""Attributes of a tensor that are tensors with the same numbers."""
+_TOKEN_KINDS = (("cls", "cls"), ("class", "cls"), ("dist", "dist"), ("reg", "reg"))
+"""Parts of parameters' names, and the kinds of tokens that such parameters are."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module call whose output is a convolutional grid, or a vector (a 1 x 1 grid).
+    """A module call whose output is a grid, in any layout, or a vector (a 1 x 1 grid).
 
     Parameters
     ----------
     name : str
-        Path of the module; ``path@k`` for the k-th call of a module that is called several times.
+        Path of the module; ``path@k`` for the k-th call of a module that is called several times; with ``@cls``,
+        ``@dist``, ``@reg1`` and so on behind it for a token beside the grid.
     kind : str
         Class of the module.
     channels : int
@@ -59,6 +52,8 @@ class Layer:
         Receptive field of the grid's positions.
     cumulative_elements : int, default 0
         Numbers per image that all functions have computed up to the end of this layer.
+    layout : Layout, default N x C x H x W
+        Where the grid lies in the module's output.
     """
 
     name: str
@@ -69,6 +64,7 @@ class Layer:
     branches: tuple[tuple[str, int], ...]
     field: ReceptiveField
     cumulative_elements: int = 0
+    layout: Layout = GRID_LAYOUT
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,6 +107,10 @@ class Trace:
         Number of calls by the module's name.
     elements : int, default 0
         Numbers per image in the outputs of all functions.
+    measured : dict of int to ReceptiveField
+        Fields that no rule gives and that have been measured, by their number.
+    image : Tensor
+        The image that was traced.
     failure : str, default ""
         Error that stopped the forward pass; empty if it reached the end. The layers before it are complete.
     """
@@ -120,6 +120,8 @@ class Trace:
     folds: list[tuple[str, str]] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     elements: int = 0
+    measured: dict[int, ReceptiveField] = field(default_factory=dict)
+    image: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     failure: str = ""
 
     def field(self, layer: str, channel: int) -> ReceptiveField:
@@ -146,7 +148,7 @@ class Trace:
 class _TensorInfo:
     """Properties of one tensor: the axes of its grid, its receptive field, the parts that were concatenated."""
 
-    axes: tuple[int, int] | None
+    axes: Axes | None
     field: ReceptiveField
     function: str = ""
     branches: tuple[tuple[str, int], ...] = ()
@@ -165,10 +167,11 @@ class _ModuleOutput:
 class _TracingMode(TorchFunctionMode):
     """Records properties of every tensor that the forward pass computes."""
 
-    def __init__(self, image: Tensor) -> None:
+    def __init__(self, image: Tensor, names: dict[int, str]) -> None:
         super().__init__()
-        self.info: dict[int, _TensorInfo] = {id(image): _TensorInfo(GRID_AXES, ReceptiveField.pixel())}
+        self.info = {id(image): _TensorInfo(Axes.of_grid(image.shape), ReceptiveField.pixel())}
         self.alive: list[Any] = [image]  # an id is only unique while its tensor lives
+        self.names = names  # of parameters and what is computed from them alone, such as an expanded class token
         self.uses: Counter[int] = Counter()
         self.producers: dict[int, str] = {}
         self.module_stack: list[str] = [""]
@@ -184,148 +187,75 @@ class _TracingMode(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name == "__get__":
-            return out
-        inputs = list(_iterate_tensors((*args, *kwargs.values())))
-        results = list(_iterate_tensors((out,)))
+        if name == "__get__":  # an attribute such as `tensor.mT`
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+            if not isinstance(out, Tensor) or name not in _VIEWS:
+                return out
+        inputs = list(iterate_tensors((*args, *kwargs.values())))
+        results = list(iterate_tensors((out,)))
         if results:  # a query such as the size of a tensor does not read it
             self.uses.update({id(t) for t in inputs})
-        traced = [t for t in inputs if id(t) in self.info]
-        for tensor in results:
-            if traced and id(tensor) in self.info and any(tensor is t for t in inputs):
+        if not any(id(t) in self.info for t in inputs):
+            self._name(inputs, results)
+            return out
+        if name == "__setitem__":
+            self.info[id(args[0])] = _TensorInfo(None, unknown_field(), name)
+            return out
+        new = [t for t in results if not any(t is i for i in inputs)]
+        self.alive.extend(new)
+        self.elements += sum(t.numel() for t in new)
+        if not results or name in CONSTANT:
+            return out
+        followed = follow(name, args, kwargs, results, self._known, self._kind_of)
+        for tensor, (axes, seen) in zip(results, followed, strict=True):
+            if id(tensor) in self.info and any(tensor is t for t in inputs):
                 # changed in place: the tensor now depends on all inputs
-                fields = [propagate(self.info[id(t)].field, name, args, kwargs) for t in traced]
-                self.info[id(tensor)].field = join(fields)
-            elif traced:
-                self.alive.append(tensor)
-                self.elements += tensor.numel()
-                self.info[id(tensor)] = self._describe(name, tensor, traced, args, kwargs)
+                self.info[id(tensor)].axes, self.info[id(tensor)].field = axes, seen
+            else:
+                self.info[id(tensor)] = info = _TensorInfo(axes, seen, name)
+                if name in {"cat", "concat", "concatenate"}:
+                    layout = describe(axes, tensor.shape)
+                    channels = 1 if layout is None or layout[0].kind in (GRID, VECTOR) else tensor.dim() - 1
+                    if cat_dim(args, kwargs, tensor.dim()) == channels:
+                        joined = [t for t in inputs if id(t) in self.info]
+                        info.branches, info.owner = self._list_branches(joined, channels), self.module_stack[-1]
                 self.producers.pop(id(tensor), None)
         return out
 
-    def _describe(
-        self, name: str, out: Tensor, inputs: list[Tensor], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> _TensorInfo:
-        """Compute the properties of a function's output from those of its inputs."""
-        infos = [self.info[id(t)] for t in inputs]
-        axes = _grid_axes(name, out, inputs[0], infos[0].axes, args, kwargs)
-        field = join([t.field for t in infos])
-        if infos[0].axes is not None and _mixes_grid(name, inputs[0], infos[0].axes, args, kwargs):
-            field = WHOLE_IMAGE
-        elif name in _REDUCING and not _keeps_grid(out, axes, inputs[0], infos[0].axes):
-            field = join(
-                [WHOLE_IMAGE if not _is_single_position(t, i) else i.field for t, i in zip(inputs, infos, strict=True)]
-            )
-        elif axes is None and any(i.axes and not _is_single_position(t, i) for t, i in zip(inputs, infos, strict=True)):
-            field = WHOLE_IMAGE
-        else:
-            field = propagate(field, name, args, kwargs)
-        info = _TensorInfo(axes, field, name)
-        if name in {"cat", "concat", "concatenate"} and _cat_dim(args, kwargs) == 1:
-            info.branches, info.owner = self._list_branches(inputs, infos), self.module_stack[-1]
-        return info
+    def _known(self, tensor: Tensor) -> Result | None:
+        """Get a tensor's axes and receptive field."""
+        info = self.info.get(id(tensor))
+        return None if info is None else (info.axes, info.field)
 
-    def _list_branches(self, inputs: list[Tensor], infos: list[_TensorInfo]) -> tuple[tuple[str, int], ...]:
+    def _kind_of(self, tensor: Tensor) -> str:
+        """Find the kind of the tokens in a tensor by the name of the parameter that it is computed from."""
+        name = self.names.get(id(tensor), "").lower()
+        return next((kind for sign, kind in _TOKEN_KINDS if sign in name), "tok")
+
+    def _name(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Name tensors after the parameter that they are computed from, by preference one that names tokens."""
+        named = sorted((t for t in inputs if id(t) in self.names), key=lambda t: self._kind_of(t) == "tok")
+        for tensor in results if named else ():
+            self.names[id(tensor)] = self.names[id(named[0])]
+            self.alive.append(tensor)
+
+    def _list_branches(self, inputs: list[Tensor], dim: int) -> tuple[tuple[str, int], ...]:
         """List name and width of the tensors that a concatenation joins.
 
         A name is that of the module inside the concatenating one that computed the tensor, or else of the function.
         """
         owner = self.module_stack[-1]
         branches: list[tuple[str, int]] = []
-        for tensor, info in zip(inputs, infos, strict=True):
+        for tensor in inputs:
+            info = self.info[id(tensor)]
             if info.branches and info.owner == owner:  # itself concatenated here, as in DenseNet
                 branches.extend(info.branches)
                 continue
             producer = self.producers.get(id(tensor), "")
             is_inside = producer.startswith(f"{owner}.") if owner else bool(producer)
             name = producer[len(owner) + 1 if owner else 0 :] if is_inside else info.function or "input"
-            branches.append((name, tensor.shape[1]))
+            branches.append((name, tensor.shape[dim]))
         return tuple(branches)
-
-
-def _keeps_grid(out: Tensor, axes: tuple[int, int] | None, source: Tensor, before: tuple[int, int] | None) -> bool:
-    """Check whether an output has a grid of the same size as the input."""
-    if axes is None or before is None:
-        return False
-    return all(out.shape[a] == source.shape[b] for a, b in zip(axes, before, strict=True))
-
-
-def _grid_axes(
-    name: str,
-    out: Tensor,
-    source: Tensor,
-    axes: tuple[int, int] | None,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-) -> tuple[int, int] | None:
-    """Find the axes of a function's output that are the grid's rows and columns, or None."""
-    if name in {"conv2d", "conv_transpose2d"}:
-        return GRID_AXES
-    if axes is None:
-        return None
-    if name in {"permute", "transpose", "swapaxes", "movedim", "moveaxis"}:
-        order = _axis_order(name, source.dim(), args, kwargs)
-        rows, columns = (order.index(axes[0]), order.index(axes[1])) if order else (1, 0)
-        return (rows, columns) if rows < columns else None  # a transposed grid is not followed further
-    last = (out.dim() - 2, out.dim() - 1)
-    if name == "__getitem__" and out.dim() == source.dim():
-        return axes if _only_slices(args[1]) else None
-    if name in RESHAPING and not (name == "__getitem__" and not _only_slices(args[1])):
-        is_same = axes == (source.dim() - 2, source.dim() - 1) and out.shape[-2:] == source.shape[-2:]
-        return last if is_same and out.dim() >= 3 else None
-    if name in RESHAPING:
-        return None
-    return axes if out.dim() == source.dim() else None
-
-
-def _only_slices(index: Any) -> bool:
-    """Check whether an index only picks and slices, which cannot reorder positions."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts)
-
-
-def _mixes_grid(name: str, source: Tensor, axes: tuple[int, int], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Check whether a linear map or a layer norm runs over the grid's own axes."""
-    if name == "linear":
-        return source.dim() - 1 in axes
-    over = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
-    return name == "layer_norm" and max(axes) >= source.dim() - len(tuple(over))
-
-
-def _axis_order(name: str, dims: int, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int] | None:
-    """Find the order of axes that a permute or transpose yields; None where it cannot be read from the arguments."""
-    numbers: list[Any] = [*args[1:], *kwargs.values()]
-    if numbers and isinstance(numbers[0], (tuple, list)):
-        numbers = list(numbers[0])
-    if not all(isinstance(n, int) for n in numbers):
-        return None
-    axes = [n % dims for n in numbers]
-    if name == "permute" and len(axes) == dims:
-        return axes
-    if name in {"transpose", "swapaxes"} and len(axes) == 2:
-        order = list(range(dims))
-        order[axes[0]], order[axes[1]] = order[axes[1]], order[axes[0]]
-        return order
-    return None
-
-
-def _cat_dim(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """Get the axis of a concatenation."""
-    return int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
-
-
-def _is_single_position(tensor: Tensor, info: _TensorInfo) -> bool:
-    """Check whether a tensor's grid is a single position; reducing it then leaves its receptive field as it is."""
-    return info.axes is not None and all(tensor.shape[a] == 1 for a in info.axes)
-
-
-def _iterate_tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among values and in the lists and tuples among them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _iterate_tensors(value)
 
 
 def trace(module: nn.Module, size: int) -> Trace:
@@ -349,7 +279,8 @@ def trace(module: nn.Module, size: int) -> Trace:
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     image = torch.full((1, 3, size, size), 0.5, device=device)
-    tracer, result = _TracingMode(image), Trace(size)
+    tracer = _TracingMode(image, {id(p): name.rpartition(".")[2] for name, p in module.named_parameters()})
+    result = Trace(size, image=image)
     outputs: dict[str, list[_ModuleOutput]] = defaultdict(list)
     norm_inputs: dict[str, int] = {}
     conv_outputs: dict[int, str] = {}
@@ -366,8 +297,9 @@ def trace(module: nn.Module, size: int) -> Trace:
     kinds = {name: type(child).__name__ for name, child in module.named_modules()}
     ordered = [(out, name, k) for name, calls in outputs.items() for k, out in enumerate(calls, 1)]
     for out, name, k in sorted(ordered, key=lambda item: item[0].order):
-        layer = _describe_layer(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, tracer)
-        if name and layer is not None and ":" not in name:  # a colon could not be written in a unit
+        if not name or ":" in name:  # a colon could not be written in a unit
+            continue
+        for layer in _describe_layers(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, tracer):
             result.layers[layer.name] = layer
     result.folds = _find_folds(
         module,
@@ -400,8 +332,10 @@ def _record_calls(
     def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         tracer.module_stack.pop()
         if isinstance(out, Tensor):
-            tracer.alive.append(out)
             tracer.producers[id(out)] = name
+        out = first_tensor(out)
+        if out is not None:
+            tracer.alive.append(out)
             outputs[name].append(_ModuleOutput(sum(map(len, outputs.values())), tracer.elements, out))
             if type(child) is nn.Conv2d:
                 conv_outputs[id(out)] = name
@@ -414,17 +348,27 @@ def _record_calls(
             handle.remove()
 
 
-def _describe_layer(name: str, kind: str, output: _ModuleOutput, tracer: _TracingMode) -> Layer | None:
-    """Describe a module's output as a layer; None where it is no grid or vector."""
+def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _TracingMode) -> Iterator[Layer]:
+    """Describe a module's output as a layer, and the tokens beside its grid as further ones."""
     out, info = output.tensor, tracer.info.get(id(output.tensor))
-    if info is None or 0 in out.shape:
-        return None
-    if out.dim() == 2:
-        return Layer(name, kind, out.shape[1], 1, 1, info.branches, info.field, output.elements)
-    if out.dim() == 4 and info.axes == GRID_AXES:
-        channels, height, width = out.shape[1:]
-        return Layer(name, kind, channels, height, width, info.branches, info.field, output.elements)
-    return None
+    result = None if info is None else describe(info.axes, out.shape)
+    if info is None or result is None:
+        return
+    layout, extra = result
+    if layout.kind in (GRID, VECTOR):
+        channels, height, width = (*out.shape[1:], 1, 1)[:3]
+    elif layout.kind == CHANNELS_LAST:
+        height, width, channels = out.shape[1:]
+    else:
+        channels, (height, width) = out.shape[-1], layout.grid
+    is_flattened = layout.kind == VECTOR and info.axes is not None and bool(info.axes.spatial([1]))
+    field = WHOLE_IMAGE if is_flattened else info.field
+    yield Layer(name, kind, channels, height, width, info.branches, field, output.elements, layout)
+    for token, position in extra.items():
+        # before the first attention such a token sees nothing of the image, behind it what attention sees
+        field = info.field if info.field.whole and not info.field.unknown else unknown_field()
+        place = Layout(layout.kind, (1, 1), position)
+        yield Layer(f"{name}@{token}", kind, channels, 1, 1, info.branches, field, output.elements, place)
 
 
 def _find_folds(
@@ -437,6 +381,7 @@ def _find_folds(
 ) -> list[tuple[str, str]]:
     """Find the pairs in which only the batch norm reads the convolution's output, and no other module outputs it.
 
+    Both are torch's own classes with nothing added: a subclass may do more, such as apply an activation.
     A container that ends in the convolution outputs the same tensor, which may be requested as a layer of its own.
     """
     pairs = []
@@ -445,8 +390,7 @@ def _find_folds(
         if conv is None or tracer.uses[key] != 1 or output_counts[key] != 1 or calls[conv] != 1 or calls[norm] != 1:
             continue
         pair = module.get_submodule(conv), module.get_submodule(norm)
-        # pruning and weight norm recompute the weight before each call
-        has_hooks = any(m._forward_pre_hooks or m._forward_hooks for m in pair) or "weight" not in pair[0]._parameters
-        if not has_hooks and getattr(pair[1], "running_mean", None) is not None:
+        is_affine = is_plain(pair[0], nn.Conv2d) and is_plain(pair[1], nn.BatchNorm2d)
+        if is_affine and getattr(pair[1], "running_mean", None) is not None:
             pairs.append((conv, norm))
     return pairs

@@ -11,6 +11,9 @@ The notation follows the article's tensor slices, `[f, :, :]`, `[f, m, :]` and `
 ``layer`` alone       the whole layer (also ``layer:all``)
 ``class:k``           a class logit: feature k of the network's last layer
 ====================  ==================================================================
+
+Tokens beside a grid of tokens are layers of their own, 1 x 1 grids: ``blocks.3@cls``, ``@dist``, ``@reg1``. Their units
+are written ``blocks.3@cls:17``; ``blocks.3:17@cls`` is read as the same unit.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ CLASS = "class"
 
 GRAMMAR = "layer:f (feature), layer:f:m (row), layer:f:m:n (neuron), layer:f:m:n+f:m:n (set), layer:f:..k (prefix)"
 _NUMBER = re.compile(r"\d{1,9}\Z", re.ASCII)
+_TOKEN = re.compile(r"@(cls|dist|reg|tok)\d{0,4}\Z", re.ASCII)
 
 
 @dataclass(frozen=True, order=True)
@@ -105,7 +109,7 @@ class Unit:
         UnitError
             If `text` has none of the forms.
         """
-        layer, *rest = text.strip().split(":", 1)
+        layer, *rest = normalise_label(text.strip()).split(":", 1)
         if not layer:
             raise UnitError(f"{text!r} names no layer; allowed: {GRAMMAR}")
         if not rest or rest[0] == "all":
@@ -229,15 +233,53 @@ def _parse_indices(text: str, part: str, max_count: int = 3) -> list[int]:
     return [int(n) for n in numbers]
 
 
-def split_call(layer: str) -> tuple[str, int]:
-    """Split a layer's name into the path of its module and the number of the call.
+def normalise_label(text: str) -> str:
+    """Bring the label of a token's unit to its canonical form.
 
-    One forward pass may call a module several times; ``path@k`` is the output of its k-th call.
+    Parameters
+    ----------
+    text : str
+        A label, such as ``blocks.3:17@cls``.
+
+    Returns
+    -------
+    str
+        The label with the token behind the layer, such as ``blocks.3@cls:17``; any other label as it is.
+    """
+    head, token = split_token(text)
+    layer, colon, rest = head.partition(":")
+    return f"{layer}{token}{colon}{rest}" if token and colon and layer else text
+
+
+def split_token(layer: str) -> tuple[str, str]:
+    """Split the kind of a token from the end of a name.
 
     Parameters
     ----------
     layer : str
-        Name of a layer, ``path`` or ``path@k``.
+        Name of a layer, such as ``blocks.3@cls``.
+
+    Returns
+    -------
+    name : str
+        The name without it.
+    token : str
+        The token with its sign, such as ``@cls``; empty where the name has none.
+    """
+    match = _TOKEN.search(layer)
+    return (layer[: match.start()], match.group()) if match else (layer, "")
+
+
+def split_call(layer: str) -> tuple[str, int]:
+    """Split a layer's name into the path of its module and the number of the call.
+
+    One forward pass may call a module several times; ``path@k`` is the output of its k-th call. The name of a token
+    (``path@cls``, ``path@k@cls``) is that of its grid with the kind of the token behind it.
+
+    Parameters
+    ----------
+    layer : str
+        Name of a layer, ``path`` or ``path@k``, with or without a token.
 
     Returns
     -------
@@ -246,6 +288,7 @@ def split_call(layer: str) -> tuple[str, int]:
     call : int
         Number of the call, from 1; 1 where the name has none.
     """
+    layer, _ = split_token(layer)
     path, at, call = layer.rpartition("@")
     return (path, int(call)) if at and call.isdecimal() else (layer, 1)
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from featmap.errors import ModelError
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
+from featmap.optimize.comparison import Preparation, choose_preparation, prepare_kind
 from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend
 from featmap.optimize.loss import BatchLoss
 from featmap.optimize.objective import Objective
-from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import Recipe
 
 
@@ -35,7 +36,32 @@ class Batches:
         self.network, self.device = network, device
         self._modules: dict[tuple[tuple[str, ...], str], nn.Module] = {}
 
-    def prepared_module(self, layers: tuple[str, ...], size: int, precision: str = "float32") -> nn.Module:
+    def preparation(self, layers: tuple[str, ...], size: int, smallest: int | None = None) -> Preparation:
+        """Choose how the network is prepared for some layers; the network remembers the choice.
+
+        Parameters
+        ----------
+        layers : tuple of str
+            Names of the layers, sorted.
+        size : int
+            Image size at which the network is traced, in pixels.
+        smallest : int or None, default None
+            Image size at which copy and network are compared; None takes `size`.
+
+        Returns
+        -------
+        Preparation
+            The choice, see `featmap.optimize.comparison.choose_preparation`.
+        """
+        key = (layers, self.device.type, self.network.layout)
+        if key not in self.network.preparations:
+            choice = choose_preparation(self.network, layers, smallest or size, self.device, size)
+            self.network.preparations[key] = choice
+        return self.network.preparations[key]
+
+    def prepared_module(
+        self, layers: tuple[str, ...], size: int, precision: str = "float32", smallest: int | None = None
+    ) -> nn.Module:
         """Prepare the network for descents on some layers; later calls reuse the copy.
 
         Parameters
@@ -46,16 +72,39 @@ class Batches:
             Image size at which the network is traced, in pixels.
         precision : str, default "float32"
             Type of the weights, see `featmap.optimize.recipe.Recipe`.
+        smallest : int or None, default None
+            Image size at which copy and network are compared, in float32; None takes `size`.
 
         Returns
         -------
         nn.Module
-            The prepared copy, see `featmap.optimize.prepare.prepare`.
+            The copy that `preparation` chooses; the network's own module where no copy computes the same.
+
+        Raises
+        ------
+        ModelError
+            If no copy computes the same and the precision is not float32.
         """
         if (layers, precision) not in self._modules:
-            folds, dtype = self.network.trace(size).folds, REDUCED_PRECISIONS.get(precision)
-            module = prepare(self.network.module, folds, layers, self.device, self.network.layout, dtype)
-            self._modules[layers, precision] = module
+            choice, dtype = self.preparation(layers, size, smallest), REDUCED_PRECISIONS.get(precision)
+            if choice.in_place and dtype is not None:
+                raise ModelError(
+                    f"network {self.network.name} cannot be computed in {precision}: a copy of it computes something "
+                    "else; choose a recipe of float32"
+                )
+            self._modules[layers, precision] = (
+                self.network.module
+                if choice.in_place
+                else prepare_kind(
+                    self.network.module,
+                    choice.network,
+                    self.network.trace(size).folds,
+                    layers,
+                    self.device,
+                    choice.layout,
+                    dtype,
+                )
+            )
         return self._modules[layers, precision]
 
     def descend(
@@ -103,10 +152,11 @@ class Batches:
             results.append(
                 descend(
                     DescentNetwork(
-                        self.prepared_module(layers, recipe.size, recipe.precision),
+                        self.prepared_module(layers, recipe.size, recipe.precision, min(recipe.sizes)),
                         self.network.normalise,
                         shapes,
                         self.device,
+                        self.network.find_layout,
                     ),
                     [objectives[r] for r in rows],
                     recipe,
@@ -155,7 +205,8 @@ class Batches:
             chosen = list(objectives[first : first + rows])
             layers = tuple(sorted({la for o in chosen for la in o.layers} | {layer}))
             shapes = {la: self.network.layer(la, size).shape for la in layers}
-            with ActivationHooks(self.prepared_module(layers, size), layers, leaves=(layer,)) as hooks:
+            module, layouts = self.prepared_module(layers, size), self.network.find_layout
+            with ActivationHooks(module, layers, leaves=(layer,), layouts=layouts) as hooks:
                 outputs = hooks.run(self.network.normalise(images[first : first + rows].to(self.device)))
                 losses, _ = BatchLoss(chosen, shapes, "l1", 0.0, self.device)(outputs)
             if losses.requires_grad:
@@ -186,7 +237,7 @@ class Batches:
         layers, size = tuple(sorted({la for o in objectives for la in o.layers})), int(images.shape[2])
         shapes = {la: self.network.layer(la, size).shape for la in layers}
         module, gradients = self.prepared_module(layers, size), []
-        with ActivationHooks(module, layers) as hooks:
+        with ActivationHooks(module, layers, layouts=self.network.find_layout) as hooks:
             for first in range(0, len(images), rows):
                 chosen = list(objectives[first : first + rows])
                 batch = images[first : first + rows]

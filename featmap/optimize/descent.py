@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from featmap import image_ops
 from featmap.errors import RecipeError
-from featmap.network.hooks import ActivationHooks
+from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
 from featmap.optimize.loss import BatchLoss
@@ -74,12 +74,15 @@ class DescentNetwork:
         For each size of the recipe, channels, height and width of the objectives' layers.
     device : torch.device or str, default "cpu"
         Device of the module and of the descent.
+    layouts : callable, optional
+        Finds the layout of a layer's output, see `featmap.network.hooks.ActivationHooks`.
     """
 
     module: nn.Module
     normalise: Callable[[Tensor], Tensor]
     shapes: dict[int, dict[str, Shape]]
     device: torch.device | str = "cpu"
+    layouts: Layouts | None = None
 
 
 class _Gate:
@@ -258,7 +261,7 @@ def descend(
     )
     image = _initial_images(recipe, seeds, start, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
-    with ActivationHooks(network.module, layers) as hooks:
+    with ActivationHooks(network.module, layers, layouts=network.layouts) as hooks:
         for octave in recipe.octaves:
             assert isinstance(octave.size, int)
             image = image_ops.resize(image, octave.size)

@@ -37,7 +37,7 @@ def check_octave_sizes(network: Network, recipe: Recipe, layers: Iterable[str]) 
         If a layer does not exist at the size of the finished image.
     """
     final, smallest = recipe.size, min(recipe.sizes)
-    for layer in layers:
+    for layer in map(network.first_name, layers):
         network.layer(layer, final)
         if layer not in network.trace(smallest).layers:
             size = smallest_sufficient_size(recipe, network.find_min_size(layer, smallest, final))

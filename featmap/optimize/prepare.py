@@ -5,7 +5,6 @@ Batch norms are folded into convolutions, and a strided first convolution is com
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from featmap.network.modules import copy_module, is_plain
 from featmap.network.unit import split_call
 
 MAX_INPUT_CHANNELS = 4
@@ -62,16 +62,13 @@ def prepare(
     nn.Module
         The copy, in evaluation mode and without gradients of its weights.
     """
-    twin = copy.deepcopy(module).eval().requires_grad_(False)
-    paths = {split_call(layer)[0] for layer in layers}
+    twin = copy_module(module).eval().requires_grad_(False)
+    requested = {id(twin.get_submodule(split_call(layer)[0])) for layer in layers}
     for conv_name, norm_name in folds:
-        # A folded convolution outputs the batch norm's values, so one whose own output is requested stays.
-        if conv_name in paths:
-            continue
         conv, norm = twin.get_submodule(conv_name), twin.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        twin.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
-        twin.set_submodule(norm_name, nn.Identity())
+        # A folded convolution outputs the batch norm's values, so one whose own output is requested stays.
+        if id(conv) not in requested:
+            _fold(conv, norm)
     # A zero gradient times NaN is NaN: one broken feature would spoil the gradients of all others in its layer.
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -81,6 +78,20 @@ def prepare(
     if space_to_depth:  # last: the rearranged weights are computed from the folded and finite ones
         use_space_to_depth(twin)
     return twin.to(device, dtype).to(memory_format=layout)
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    """Move a batch norm into the convolution before it, in place; what is not exactly such a pair stays as it is.
+
+    Both objects keep their identity, so that every other reference to them (a second name, a list of their parent's)
+    sees the change too.
+    """
+    if not (is_plain(conv, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)) or conv.training or norm.training:
+        return
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    folded = fuse_conv_bn_eval(conv, norm)
+    conv.weight, conv.bias = folded.weight, folded.bias
+    norm.__class__ = nn.Identity  # type: ignore[assignment]
 
 
 def use_space_to_depth(module: nn.Module) -> None:
@@ -117,7 +128,8 @@ def supports_space_to_depth(module: nn.Module) -> bool:
         True if the module can be replaced and is the faster for it.
     """
     return (
-        type(module) is nn.Conv2d
+        is_plain(module, nn.Conv2d)
+        and isinstance(module, nn.Conv2d)
         and module.in_channels <= MAX_INPUT_CHANNELS
         and module.groups == 1
         and module.stride[0] == module.stride[1] > 1
@@ -125,9 +137,6 @@ def supports_space_to_depth(module: nn.Module) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
         and math.prod(_padded_kernel_size(module)) <= MAX_PADDING_RATIO * math.prod(module.kernel_size)
-        # a forward of the instance's own hides the class's; hooks (weight norm) may change the weight at every pass
-        and "forward" not in vars(module)
-        and not any(map(len, (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)))
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
+from featmap.network.modules import copy_module
 from featmap.network.unit import Unit
 from featmap.optimize.loss import BatchLoss
 from featmap.optimize.objective import Objective
@@ -36,7 +36,7 @@ class Probe:
         self.network, self.rows, self.device = network, rows, torch.device(device)
         own_device = next((p.device for p in network.module.parameters()), self.device)
         in_place = own_device.type == self.device.type and self.device.index in (None, own_device.index)
-        self.module = network.module if in_place else copy.deepcopy(network.module).to(self.device)
+        self.module = network.module if in_place else copy_module(network.module).to(self.device)
 
     def responses(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
         """Measure the responses of all features of some layers.
@@ -130,7 +130,7 @@ class Probe:
         dict of str to Tensor
             Outputs for the next n images, n x C x H x W in float32, on the probe's device.
         """
-        with torch.no_grad(), ActivationHooks(self.module, layers) as hooks:
+        with torch.no_grad(), ActivationHooks(self.module, layers, layouts=self.network.find_layout) as hooks:
             for batch, n in self._batches(images):
                 yield {k: v[:n].float() for k, v in hooks.run(batch).items()}
 

@@ -21,8 +21,7 @@ from featmap.report import graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.page import LayerPage
 from featmap.report.reproduction import Reproduction
-from featmap.runs import store
-from featmap.runs.array_layout import STATUSES
+from featmap.runs import array_layout, store
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import frames, measures
@@ -114,7 +113,8 @@ def build_image_page(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPag
     names = [str(name) for name in data["image"].values]
     status = worst_status(data["status"].values.astype(int))
     columns = {
-        "status": [STATUSES[s] for s in status],
+        "status": array_layout.status_names(status),
+        "start": array_layout.starts(status),
         "activation": frames.finite_column(data["activation"].values.mean(0)),
         "null_activation": frames.finite_column(data["null_activation"].values.mean(0)),
     }
@@ -138,7 +138,10 @@ def _list(values: Any) -> list[Any]:
 
 def _features(table: pd.DataFrame) -> dict[str, Any]:
     """Return the columns of a table of features that the page shows."""
-    names = ("status", "activation", "null_activation", "branch", "cluster", "community", "identity", "reliability")
+    names = (
+        *("status", "start", "activation", "null_activation", "branch"),
+        *("cluster", "community", "identity", "reliability"),
+    )
     columns = {c: _list(table[c].astype(object).where(table[c].notna(), None)) for c in names if c in table}
     return {"name": [str(name) for name in table.index], **columns}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -21,6 +21,12 @@ ARRAYS = "arrays.zarr"
 
 STATUSES = ("live", "rescued", "dead", "unconverged", "not-finite")
 LIVE, RESCUED, DEAD, UNCONVERGED, NOT_FINITE = range(5)
+"""Codes of the array `status`, and their names as its attributes give them. A code says what a descent reached and how
+it started: `RESCUED` is live too, with its first gradient through dead ReLUs. Tables have two columns for it, see
+`status_names` and `starts`."""
+LIVE_CODES = (LIVE, RESCUED)
+GRADIENT_START, RESCUED_START = "gradient", "rescued"
+"""How a descent started: with a gradient of its own, or with one through dead ReLUs."""
 MIN_RISE = 1e-6
 """A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
 
@@ -150,6 +156,61 @@ def region_chunks(region: Sequence[slice | int], shape: tuple[int, ...], chunks:
         axes.append(range(start // chunk, (stop - 1) // chunk + 1))
     for index in product(*axes):
         yield ".".join(map(str, index))
+
+
+def status_names(codes: Iterable[int]) -> list[str]:
+    """Name what descents reached.
+
+    Parameters
+    ----------
+    codes : iterable of int
+        Codes of the array `status`.
+
+    Returns
+    -------
+    list of str
+        "live", "dead", "unconverged" or "not-finite".
+    """
+    return [STATUSES[LIVE if code == RESCUED else code] for code in map(int, codes)]
+
+
+def starts(codes: Iterable[int]) -> list[str | None]:
+    """Name how descents started.
+
+    Parameters
+    ----------
+    codes : iterable of int
+        Codes of the array `status`.
+
+    Returns
+    -------
+    list of str or None
+        "gradient", or "rescued" where the first gradient went through dead ReLUs; None for dead and not-finite ones.
+    """
+    known = {LIVE: GRADIENT_START, UNCONVERGED: GRADIENT_START, RESCUED: RESCUED_START}
+    return [known.get(int(code)) for code in codes]
+
+
+def count_statuses(statuses: Mapping[str, int], rescued: int) -> str:
+    """Say how many features or images have each status.
+
+    Parameters
+    ----------
+    statuses : mapping of str to int
+        Counts by status. "rescued", which older runs have, counts as live.
+    rescued : int
+        How many of the live ones had no gradient at the start, in addition to those.
+
+    Returns
+    -------
+    str
+        Such as "512 live (245 without a gradient at the start), 3 dead".
+    """
+    older = statuses.get(STATUSES[RESCUED], 0)
+    counts = dict(statuses) | {STATUSES[LIVE]: statuses.get(STATUSES[LIVE], 0) + older}
+    note = f" ({older + rescued} without a gradient at the start)" if older + rescued else ""
+    order = [name for name in STATUSES if name != STATUSES[RESCUED] and counts.get(name)]
+    return ", ".join(f"{counts[name]} {name}{note if name == STATUSES[LIVE] else ''}" for name in order)
 
 
 def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescued: np.ndarray) -> np.ndarray:

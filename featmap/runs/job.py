@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -163,6 +164,11 @@ class BaseJob(ABC):
             self.network.layer(layer, self.recipe.size)
 
     @property
+    def layer_sets(self) -> list[tuple[str, ...]]:
+        """Sets of layers that descents maximise together, each sorted and once."""
+        return list(dict.fromkeys(tuple(sorted(o.layers)) for o in self.trials))
+
+    @property
     @abstractmethod
     def trials(self) -> tuple[Objective, ...]:
         """Objectives for a trial step that stands for all: one for each set of layers."""
@@ -175,8 +181,7 @@ class BaseJob(ABC):
     @cached_property
     def columns(self) -> list[str]:
         """Names of the responses, ``layer:channel``."""
-        size = self.recipe.size
-        return [f"{la}:{c}" for la in self.responses for c in range(self.network.layer(la, size).channels)]
+        return [f"{la}:{c}" for la in self.responses for c in range(self.network.layer(la, self.recipe.size).channels)]
 
     def work_units(self) -> list[AnyUnit]:
         """Return the work units of all waves.
@@ -482,16 +487,13 @@ class Job(BaseJob):
 
     @property
     def trials(self) -> tuple[Objective, ...]:
-        """First objective of each set of layers, at most as many as a batch has rows."""
-        firsts = {tuple(o.layers): o for o in reversed(self.objectives)}
-        return tuple(firsts.values())[: self.recipe.rows]
+        """First objective of each set of layers."""
+        return tuple({tuple(o.layers): o for o in reversed(self.objectives)}.values())
 
     @property
     def disk_needed(self) -> int:
         """Bytes on disk: arrays before compression, tables and figures."""
-        counts: dict[tuple[str, ...], int] = {}
-        for objective in self.objectives:
-            counts[tuple(objective.layers)] = counts.get(tuple(objective.layers), 0) + 1
+        counts = Counter(tuple(o.layers) for o in self.objectives)
         cells = len(self.labels) * len(self.columns)
         if blockwise.is_large([*counts.values()]):  # a large run writes tables within layers only
             cells = sum(n * n for n in counts.values())

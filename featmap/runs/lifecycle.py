@@ -16,6 +16,8 @@ from featmap.errors import FeatmapError, StoreError
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
+from featmap.optimize.batch import Batches
+from featmap.optimize.comparison import UNTOUCHED
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
 from featmap.runs.job import BaseJob
@@ -138,6 +140,7 @@ def _run_units(job: BaseJob, run: Run, worker: MakeWorker, watcher: Watcher, eng
 
         def work(unit: AnyUnit) -> None:
             if not workers:  # the network is prepared only if there is anything to compute
+                _choose_preparations(job, run, watcher)
                 workers.append(task.make(watcher))
             workers[0].work(unit, store)
 
@@ -146,9 +149,32 @@ def _run_units(job: BaseJob, run: Run, worker: MakeWorker, watcher: Watcher, eng
     open_units = {u.name for u in find_remaining(job.work_units(), run, task.steps, watcher)}
     if not open_units:  # no cluster is started for a run that is complete
         return 0
+    with task.settings():
+        _choose_preparations(job, run, watcher)
     waves = [[unit for unit in wave if unit.name in open_units] for wave in job.waves()]
     note: Callable[[dict[str, Any]], None] = partial(record_later_environment, run, watcher=watcher)
     return ray_engine.run(task, [wave for wave in waves if wave], run, watcher, engine, threads, note)
+
+
+def _choose_preparations(job: BaseJob, run: Run, watcher: Watcher) -> None:
+    """Choose the copies that descend, record them, and say where a copy differs from the network.
+
+    The job's network keeps the choices, so that all workers of an engine descend on the same copies.
+    """
+    batches = Batches(job.network, job.device)
+    sizes = job.recipe.size, min(job.recipe.sizes)
+    choices = [batches.preparation(layers, *sizes) for layers in job.layer_sets]
+    records = [choice.to_json() for choice in choices]
+    if run.manifest.preparation != records:
+        run.manifest.preparation = records
+        run.save()
+    differing = [str(choice) for choice in choices if choice.network == UNTOUCHED]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        watcher.note(
+            "the copy prepared for descents differs from the network, so the untouched network descends: "
+            f"{'; '.join(differing[:3])}{more}"
+        )
 
 
 def task_of(job: BaseJob, worker: MakeWorker, engine: Engine) -> Task:

@@ -48,6 +48,9 @@ class Manifest:
         Versions, threads and device that the run began with.
     recipe_notes : list of str
         Choices of the recipe that its source leaves open.
+    preparation : list of dict
+        For each set of layers, the network that descends ("folded" or "untouched") and how far the folded copy differs
+        from the network, see `featmap.optimize.comparison.Preparation`.
     timings : dict of float
         Seconds of each stage.
     engines : list of dict
@@ -92,6 +95,7 @@ class Manifest:
     command: str | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     recipe_notes: list[str] = field(default_factory=list)
+    preparation: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     engines: list[dict[str, Any]] = field(default_factory=list)
     later_environments: list[dict[str, Any]] = field(default_factory=list)

@@ -24,8 +24,7 @@ from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
 from featmap.plotting import sheets
-from featmap.runs import lifecycle
-from featmap.runs.array_layout import STATUSES
+from featmap.runs import array_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
@@ -207,7 +206,8 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     frame = data[["activation", "null_activation", "status"]].to_dataframe().reset_index()
     for column in ("activation", "null_activation"):
         frame[column] = finite_column(frame[column].to_numpy())
-    frame["status"] = [STATUSES[int(s)] for s in frame["status"]]
+    codes = frame["status"]
+    frame["status"], frame["start"] = array_layout.status_names(codes), array_layout.starts(codes)
     run.manifest.files = {}
     run.write("images.csv", lambda p: frame.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
     labels = job.labels
@@ -246,7 +246,8 @@ def summarise_images(folder: Path) -> str:
         Number of images, in total and of each status, and the highest activation.
     """
     frame = pd.read_csv(folder / "images.csv")
-    counts = ", ".join(f"{n} {status}" for status, n in Counter(frame["status"]).items())
+    rescued = int((frame["start"] == array_layout.RESCUED_START).sum()) if "start" in frame else 0
+    counts = array_layout.count_statuses(Counter(frame["status"]), rescued)
     best = frame.loc[frame["activation"].idxmax()] if frame["activation"].notna().any() else None
     highest = "" if best is None else f"; highest activation {best['activation']:.4g} ({best['image']})"
     return f"{len(frame)} images: {counts}{highest}"

@@ -18,6 +18,7 @@ from featmap.files import hash_file
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import photographs
+from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.responses import Probe
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs.array_layout import ArraySpec
@@ -193,6 +194,7 @@ class _Probing:
         self.network, self.source, self.layers, self.watcher = network, source, layers, execution.watcher
         self.device = execution.torch_device()
         self.columns = [f"{la}:{c}" for la in layers for c in range(network.layer(la, source.size).channels)]
+        check_repeatable(network, layers, source.size, self.device)
         self.probe = Probe(network, ROWS, self.device)
 
     def responses(self, images: Tensor) -> np.ndarray:

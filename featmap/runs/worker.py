@@ -14,6 +14,7 @@ from featmap import image_ops
 from featmap.errors import FeatmapError, ModelError
 from featmap.optimize import limits, parameterization
 from featmap.optimize.batch import Batches
+from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.descent import Descent, StepCallback
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
@@ -203,13 +204,14 @@ def checked(job: AnyJob) -> AnyJob:
     FeatmapError
         If a unit, size or recipe does not fit the network.
     ModelError
-        If the network fails in the trial step.
+        If the network gives two results for one image, or fails in the trial step.
     """
     job = job.resolved()
     # first the octaves: this error advises a size, while the layer's own error would not
     limits.check_octave_sizes(job.network, job.recipe, job.layers)
     job.check()
     limits.check_memory(job.network, job.recipe, job.layers, job.device)
+    check_repeatable(job.network, list(dict.fromkeys([*job.layers, *job.responses])), min(job.recipe.sizes), job.device)
     name = job.network.arguments.get("model")
     if name is None or ":" in name:
         _try_step(job)
@@ -218,7 +220,7 @@ def checked(job: AnyJob) -> AnyJob:
 
 def _try_step(job: BaseJob) -> None:
     """Try one step on each set of layers, and choose the memory layout of the descents."""
-    objectives = job.trials
+    objectives = job.trials[: job.recipe.rows]
     short = replace(job.recipe, octaves=(replace(job.recipe.octaves[-1], steps=1),))
     trial = Job(
         network=job.network,
@@ -231,7 +233,10 @@ def _try_step(job: BaseJob) -> None:
     for layout in (torch.channels_last, torch.contiguous_format):
         job.network.layout = layout
         try:
-            Worker(trial).descend(objectives, short, job.seeds[0], lambda _, __: None)
+            worker = Worker(trial)
+            for layers in job.layer_sets:  # compared at the recipe's smallest size, where it costs least
+                worker.batches.preparation(layers, job.recipe.size, min(job.recipe.sizes))
+            worker.descend(objectives, short, job.seeds[0], lambda _, __: None)
             return
         except (FeatmapError, MemoryError):
             raise

@@ -15,7 +15,7 @@ from featmap.network import weight_paths
 from featmap.network.model import Network
 from featmap.network.unit import split_call
 from featmap.runs import probe
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
@@ -173,7 +173,7 @@ def _collect_evidence(
     names, size, run_seeds = job.features_of(layer), job.recipe.size, evaluated.run_seeds
     A = np.concatenate([d["A"].sel(image=names, response=names).values for d in evaluated.datasets])
     status = np.concatenate([d["status"].sel(image=names).values for d in evaluated.datasets])
-    live = np.isin(status, (LIVE, RESCUED)) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
+    live = np.isin(status, LIVE_CODES) & np.isfinite(A).all(axis=2) & np.isfinite(A).all(axis=1)
     evidence = Evidence(layer, names, live[:run_seeds].all(axis=0), live.all(axis=0), A, run_seeds)
     images = evaluated.datasets[0]["images"].isel(seed=0)
     evidence.read_image = lambda name: images.sel(image=name).values

@@ -89,7 +89,7 @@ def test_neighbour_graph_links_nearest_features_of_all_layers(large: LayerMaps, 
     graph = nx.read_graphml(large.folder / large_maps.GRAPH)
     live = [f for one in dense.maps.values() for f in one.clusters.labels.index]
     assert list(graph.nodes) == live and "first:2" not in live
-    assert graph.nodes["second:3"] == {"layer": "second", "status": "live"}
+    assert graph.nodes["second:3"] == {"layer": "second", "status": "live", "start": "gradient"}
     edges = {frozenset(pair) for pair in zip(near["feature"], near["neighbour"], strict=True)}
     assert {frozenset(e) for e in graph.edges} == edges
     across = 0

@@ -164,7 +164,7 @@ def test_an_output_that_is_no_grid(layer: str) -> None:
     with (
         torch.no_grad(),
         ActivationHooks(Tuples(), [layer]) as hooks,
-        pytest.raises(UnitError, match="has no N x C x H x W output"),
+        pytest.raises(UnitError, match="has no grid or vector as its output"),
     ):
         hooks.run(images())
 

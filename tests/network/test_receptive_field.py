@@ -321,21 +321,41 @@ def test_convnext() -> None:
     assert shapes(found, "features", "features.1.0") == [(768, 2, 2), (96, 16, 16)]
     assert not found.layers["features"].field.whole
     inside = [n for n in found.layers if n.startswith("features.1.0.block.")]
-    assert inside == ["features.1.0.block.0", "features.1.0.block.6"], "the block computes channels last in between"
+    kinds = [found.layers[n].layout.kind for n in inside]
+    assert inside == [f"features.1.0.block.{k}" for k in range(7)], "the block computes channels last in between"
+    assert kinds == ["N x C x H x W", *["N x H x W x C"] * 5, "N x C x H x W"]
+    assert shapes(found, "features.1.0.block.3") == [(384, 16, 16)], "the hidden layer"
 
 
 def test_swin() -> None:
     found = trace(hollow("swin_t"), 64)
     assert found.failure == ""
-    assert not any(n.startswith("features.") and n != "features.0.0" for n in found.layers), "channels last"
-    assert shapes(found, "features.0.0", "permute", "head") == [(96, 16, 16), (768, 2, 2), (1000, 1, 1)]
+    inside = [n for n in found.layers if n.startswith("features.") and n != "features.0.0"]
+    assert all(found.layers[n].layout.kind == "N x H x W x C" for n in inside), "channels last"
+    assert {"features.1.0.attn", "features.3.1.mlp.0", "features.5.3", "features.6"} <= set(inside)
+    assert shapes(found, "features.0.0", "features.1.1", "features.1.1.mlp.0", "features.6") == [
+        (96, 16, 16),
+        (96, 16, 16),
+        (384, 16, 16),
+        (768, 2, 2),
+    ]
+    assert shapes(found, "permute", "head") == [(768, 2, 2), (1000, 1, 1)]
 
 
-def test_vit_has_no_grid_behind_its_patches() -> None:
+def test_vit_has_a_grid_behind_its_patches_and_a_class_token() -> None:
     found = trace(hollow("vit_b_16", image_size=32), 32)
     assert found.failure == ""
-    assert shapes(found, "conv_proj", "heads.head") == [(768, 2, 2), (1000, 1, 1)]
-    assert all((la.height, la.width) == (1, 1) for n, la in found.layers.items() if n != "conv_proj")
+    block = "encoder.layers.encoder_layer_3"
+    assert shapes(found, "conv_proj", block, f"{block}@cls", f"{block}.mlp.0", "heads.head") == [
+        (768, 2, 2),
+        (768, 2, 2),
+        (768, 1, 1),
+        (3072, 2, 2),
+        (1000, 1, 1),
+    ]
+    assert shapes(found, f"{block}.self_attention") == [(768, 2, 2)], "the first of a tuple"
+    kinds = {la.layout.kind for n, la in found.layers.items() if n.startswith("encoder")}
+    assert kinds == {"N x L x C"} and str(found.layers[block].field) == "whole image"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ PROGRAM = """
 import json, sys
 import torch
 {before}
-from featmap.network._torchvision import load_torchvision
+from featmap.network.libraries import load_torchvision
 vision = load_torchvision()
 seen = {{"compiler": "torch._dynamo.convert_frame" in sys.modules, "left": "torch._dynamo" in sys.modules}}
 image, box = torch.arange(64.0).view(1, 1, 8, 8), torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
@@ -35,7 +35,7 @@ def test_a_compiler_that_is_there_already_stays() -> None:
 def test_another_name_of_the_compiler_is_the_real_one() -> None:
     program = """
 import importlib, json, sys, types
-import featmap.network._torchvision as vision
+import featmap.network.libraries as vision
 def fake(name):
     assert name == "torchvision"
     from torch._dynamo.utils import counters
@@ -51,7 +51,7 @@ print("\\n" + json.dumps([vision.load_torchvision().same, "torch._dynamo.convert
 def test_a_torchvision_that_asks_for_more_is_loaded_the_plain_way() -> None:
     program = """
 import importlib, importlib.util, json, sys, types
-import featmap.network._torchvision as vision
+import featmap.network.libraries as vision
 asked = []
 def fake(name):
     asked.append(importlib.util.find_spec("torch._dynamo") is not None)

@@ -128,7 +128,7 @@ def test_concatenations_of_other_axes_are_no_branches() -> None:
     assert trace(net.eval(), 8).layers["0"].branches == ()
 
 
-def test_outputs_that_are_no_grid_are_no_layers() -> None:
+def test_outputs_of_no_layout_are_no_layers() -> None:
     class Pair(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x, x
@@ -141,10 +141,16 @@ def test_outputs_that_are_no_grid_are_no_layers() -> None:
         tokens=nn.Identity(),
         last=nn.Linear(4, 5),
     )
-    assert list(trace(net.eval(), 8).layers) == ["a"]
+    layers = trace(net.eval(), 8).layers
+    assert {name: layer.layout.kind for name, layer in layers.items()} == {
+        "a": "N x C x H x W",
+        "pair": "N x C x H x W",
+        "last": "N x L x C",
+    }, "N x C x L is none"
+    assert layers["last"].shape == (5, 8, 8)
 
 
-def test_channels_last_grids_are_no_layers() -> None:
+def test_channels_last_grids_are_layers() -> None:
     net = Net(
         lambda s, x: s.back(s.norm(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
         a=conv(3, 8),
@@ -152,8 +158,10 @@ def test_channels_last_grids_are_no_layers() -> None:
         back=nn.ReLU(),
     )
     found = trace(net.eval(), 8).layers
-    assert list(found) == ["a", "back"]
-    assert found["back"].shape == (8, 8, 8) and found["back"].field == ReceptiveField.pixel()
+    assert list(found) == ["a", "norm", "back"]
+    assert [la.layout.kind for la in found.values()] == ["N x C x H x W", "N x H x W x C", "N x C x H x W"]
+    for name in ("norm", "back"):
+        assert found[name].shape == (8, 8, 8) and found[name].field == ReceptiveField.pixel()
 
 
 def test_nothing_of_the_module_is_changed() -> None:

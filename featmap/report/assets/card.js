@@ -52,6 +52,7 @@ FM.definitions = (k) => {
     ["activation reached", FM.number(f.activation[k])],
     ["null image", FM.number(f.null_activation[k])],
     ["status", f.status[k]],
+    ["start", f.start && f.start[k] === "rescued" ? "without a gradient, through dead ReLUs" : null],
     ["reliability over seeds", FM.reliability(k)],
     ["branch", said(f.branch && f.branch[k])],
     ["community", said(f.community && f.community[k])],

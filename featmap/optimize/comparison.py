@@ -1,0 +1,378 @@
+"""Compare the network that descends with the untouched one, and two passes of a network with each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featmap import image_ops
+from featmap.errors import ModelError
+from featmap.network.hooks import ActivationHooks
+from featmap.network.model import Network
+from featmap.network.modules import REDUCED, copy_module
+from featmap.optimize.prepare import prepare
+from featmap.optimize.responses import Probe
+
+OUTPUT_TOLERANCE = 1e-4
+"""Largest relative difference of outputs in float32; folding changes rounding, which grows with the depth."""
+GRADIENT_TOLERANCE = 1e-2
+"""The same for gradients. Units at a ReLU's boundary flip with the rounding: 2e-7 to 7e-3 on the layers of GoogLeNet,
+SqueezeNet and InceptionV3."""
+ROUNDING_LIMIT = 0.1
+"""Relative difference in float32 up to which rounding may be its cause; then float64 decides."""
+DOUBLE_TOLERANCE = 1e-6
+"""The same in float64, where folding agrees to 1e-10; constants of float32 in a network's own code cost some digits."""
+REPEAT_TOLERANCE = 1e-5
+"""Relative difference of two passes up to which sums in a changing order may be its cause, as some GPU kernels have."""
+REPEATS = 8
+"""Passes that are compared where a pass draws random numbers: one of stochastic depth often draws the same twice."""
+FOLDED, UNTOUCHED = "folded", "untouched"
+"""Networks that descend: the copy with folded batch norms and a rearranged first convolution, or a plain copy."""
+PINK_IMAGES = 2
+"""Number of 1/f images on which networks are compared, beside one of noise as descents start from."""
+Measured = tuple[dict[str, Tensor], Tensor]
+"""Outputs by layer, and the gradient by the images."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a network is prepared for descents on a set of layers, and how the copy compares with the network.
+
+    Parameters
+    ----------
+    layers : tuple of str
+        Names of the layers, sorted.
+    network : str
+        "folded" or "untouched".
+    output : float
+        Largest relative difference of a layer's output between folded copy and network, in float32; infinite where
+        the copy fails.
+    gradient : float
+        Relative difference of the gradient of a loss on all layers.
+    layout : torch.memory_format, default torch.channels_last
+        Memory format of the weights.
+    in_place : bool, default False
+        Whether the module itself descends, since a plain copy computes something else too.
+    """
+
+    layers: tuple[str, ...]
+    network: str
+    output: float
+    gradient: float
+    layout: torch.memory_format = torch.channels_last
+    in_place: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Convert to plain JSON values for a manifest.
+
+        Returns
+        -------
+        dict
+            The layers, the network that descends, and the differences to two digits; None for an infinite one.
+        """
+        output, gradient = (float(f"{v:.2g}") if np.isfinite(v) else None for v in (self.output, self.gradient))
+        return {"layers": list(self.layers), "network": self.network, "output": output, "gradient": gradient}
+
+    def __str__(self) -> str:
+        if not np.isfinite(self.output):
+            return f"{', '.join(self.layers)} (the copy fails)"
+        return f"{', '.join(self.layers)} (outputs by {self.output:.2g}, gradients by {self.gradient:.2g})"
+
+
+def trial_images(network: Network, size: int) -> Tensor:
+    """Make the images on which networks are compared.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    size : int
+        Side of the images in pixels.
+
+    Returns
+    -------
+    Tensor
+        1 + `PINK_IMAGES` images: noise of mean 0.5 and standard deviation 0.1, then 1/f images.
+    """
+    noise = 0.5 + 0.1 * image_ops.noise(0, size, "comparison")
+    return torch.cat([noise[None], image_ops.pink_noise(PINK_IMAGES, size)])
+
+
+def choose_preparation(
+    network: Network, layers: Sequence[str], size: int, device: torch.device, trace_size: int | None = None
+) -> Preparation:
+    """Choose the fastest copy that computes what the network computes.
+
+    The copies are compared with the untouched network by the outputs of the layers and by the gradient of a random
+    weighting of them: the folded copy first, then the plain one, each in the network's memory format and then in the
+    contiguous one, and the module itself at last. Weights that are not finite are 0 in all of them, see `prepare`.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    layers : sequence of str
+        Names of the layers that descents maximise together.
+    size : int
+        Side of the images in pixels.
+    device : torch.device
+        Device of the descents.
+    trace_size : int or None, default None
+        Size at which the network is traced for pairs to fold; None takes `size`.
+
+    Returns
+    -------
+    Preparation
+        The choice, with the differences of the folded copy.
+
+    Raises
+    ------
+    ModelError
+        If the module must be moved to the device, and no copy computes what it computes.
+    """
+    names, folds = tuple(sorted(layers)), network.trace(trace_size or size).folds
+    images = trial_images(network, size).to(device)
+    untouched = Probe(network, 1, device).module
+    with _watch_precision(untouched) as is_reduced:
+        expected, weights = _measure(untouched, network, names, images)
+    if not _is_finite(network.module):
+        plain = prepare(network.module, (), names, device, network.layout, space_to_depth=False)
+        expected, _ = _measure(plain, network, names, images, weights)
+    first = (float("inf"), float("inf"))
+    layouts = dict.fromkeys((network.layout, torch.contiguous_format))
+    for layout in layouts:
+        for kind in (FOLDED, UNTOUCHED):
+
+            def build(source: nn.Module, kind: str = kind, layout: torch.memory_format = layout) -> nn.Module:
+                return prepare_kind(source, kind, folds, names, device, layout)
+
+            output, gradient = _differences(
+                lambda: _measure(build(network.module), network, names, images, weights)[0], expected
+            )
+            if kind == FOLDED and layout is network.layout:
+                first = output, gradient
+            agrees = output <= OUTPUT_TOLERANCE and gradient <= GRADIENT_TOLERANCE
+            if not agrees and max(output, gradient) <= ROUNDING_LIMIT and not is_reduced():
+                agrees = _agrees_in_double(network, build, names, images)
+            if agrees:
+                return Preparation(names, kind, *first, layout)
+    if untouched is not network.module:
+        raise ModelError(
+            f"network {network.name} computes something else once it is copied to {device.type}; "
+            "choose the device that it lies on, or make it a module that copy.deepcopy copies"
+        )
+    return Preparation(names, UNTOUCHED, *first, torch.contiguous_format, in_place=True)
+
+
+def prepare_kind(
+    module: nn.Module,
+    kind: str,
+    folds: Sequence[tuple[str, str]],
+    layers: Sequence[str],
+    device: torch.device,
+    layout: torch.memory_format,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Copy a network for descents, folded or not.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    kind : str
+        "folded" or "untouched".
+    folds : sequence of (str, str)
+        Pairs to fold, see `featmap.optimize.prepare.prepare`.
+    layers : sequence of str
+        Layers whose outputs are requested.
+    device : torch.device
+        Device of the copy.
+    layout : torch.memory_format
+        Memory format of the weights.
+    dtype : torch.dtype or None, default None
+        Type of the weights; None keeps their own.
+
+    Returns
+    -------
+    nn.Module
+        The copy.
+    """
+    if kind == FOLDED:
+        return prepare(module, folds, layers, device, layout, dtype)
+    return prepare(module, (), layers, device, layout, dtype, space_to_depth=False)
+
+
+def _is_finite(module: nn.Module) -> bool:
+    """Check whether all parameters and buffers are finite numbers."""
+    tensors = (*module.parameters(), *module.buffers())
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
+
+
+def _hooks(network: Network, module: nn.Module, layers: Sequence[str]) -> ActivationHooks:
+    """Make hooks on a copy of a network's module."""
+    return ActivationHooks(module, layers, layouts=network.find_layout)
+
+
+def _measure(
+    module: nn.Module,
+    network: Network,
+    layers: Sequence[str],
+    images: Tensor,
+    weights: dict[str, Tensor] | None = None,
+) -> tuple[Measured, dict[str, Tensor]]:
+    """Compute outputs and a gradient, and the loss's weights, drawn unless they are passed."""
+    x = images.clone().requires_grad_(True)
+    with torch.enable_grad(), _fixed_random_numbers(images.device), _hooks(network, module, layers) as hooks:
+        outputs = hooks.run(network.normalise(x))
+        finite = {la: torch.where(out.isfinite(), out, 0) for la, out in outputs.items()}
+        if weights is None:
+            generator = torch.Generator().manual_seed(0)
+            # a layer of large outputs must not hide the others' gradients
+            weights = {
+                la: torch.randn(out.shape[1:], generator=generator) / max(float(out.detach().norm()), 1e-30)
+                for la, out in finite.items()
+            }
+        loss = torch.stack([(out * weights[la].to(out)).sum() for la, out in finite.items()]).sum()
+        gradient = torch.autograd.grad(loss, x)[0] if loss.requires_grad else torch.zeros_like(x)
+    return ({la: out.detach() for la, out in outputs.items()}, gradient), weights
+
+
+def _differences(compute: Callable[[], Measured], expected: Measured) -> tuple[float, float]:
+    """Relative differences of outputs and gradients; infinite where a network of the user's own fails in a copy."""
+    try:
+        outputs, gradient = compute()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
+        return float("inf"), float("inf")
+    return max(relative_difference(outputs[la], expected[0][la]) for la in outputs), relative_difference(
+        gradient, expected[1]
+    )
+
+
+def relative_difference(result: Tensor, expected: Tensor) -> float:
+    """Compute the norm of a difference over the norm of what is expected.
+
+    Parameters
+    ----------
+    result, expected : Tensor
+        Tensors of one shape.
+
+    Returns
+    -------
+    float
+        0 for equal tensors. Values that are not finite in `expected` are left out; where only `result` is not finite,
+        or `expected` alone is all 0, the difference is infinite.
+    """
+    if result.shape != expected.shape:
+        return float("inf")
+    result, expected = result.detach().cpu().double(), expected.detach().cpu().double()
+    counted = expected.isfinite()
+    if bool((counted & ~result.isfinite()).any()):
+        return float("inf")
+    difference = float((result[counted] - expected[counted]).norm())
+    norm = float(expected[counted].norm())
+    return difference / norm if norm > 0 else 0.0 if difference == 0 else float("inf")
+
+
+def _agrees_in_double(
+    network: Network, build: Callable[[nn.Module], nn.Module], layers: Sequence[str], images: Tensor
+) -> bool:
+    """Check a copy against the network in float64, where no unit flips by rounding."""
+    try:
+        source = copy_module(network.module).double()
+        plain = prepare(source, (), layers, images.device, torch.contiguous_format, space_to_depth=False)
+        expected, weights = _measure(plain, network, layers, images.double())
+        result, _ = _measure(build(source), network, layers, images.double(), weights)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - code of the user's own may insist on float32, and some devices have no float64
+        return False
+    return max(_differences(lambda: result, expected)) <= DOUBLE_TOLERANCE
+
+
+@contextmanager
+def _watch_precision(module: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Watch whether a part of a module outputs less than float32, as under autocast in its own forward pass."""
+    seen: list[bool] = []
+
+    def note(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.dtype in REDUCED:
+            seen.append(True)
+
+    handles = [part.register_forward_hook(note) for part in module.modules()]
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _fixed_random_numbers(device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers in every pass, and restore all generators."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global generators, which a network may use
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def check_repeatable(network: Network, layers: Sequence[str], size: int, device: torch.device) -> None:
+    """Check that a network gives one result for one image.
+
+    Networks that torchvision defines do; they are not computed.
+
+    Parameters
+    ----------
+    network : Network
+        The network; `allow_stochastic` skips the check.
+    layers : sequence of str
+        Names of the layers that are maximised or measured.
+    size : int
+        Side of the images in pixels.
+    device : torch.device
+        Where the network is computed.
+
+    Raises
+    ------
+    ModelError
+        If two passes differ, by more than sums in another order explain.
+    """
+    name = network.arguments.get("model")
+    if network.allow_stochastic or (name is not None and ":" not in name):
+        return
+    images = network.normalise(trial_images(network, size).to(device))
+    module = Probe(network, 1, device).module
+    with torch.no_grad(), _fixed_random_numbers(device), _hooks(network, module, layers) as hooks:
+        before = _random_state(device)
+        first = hooks.run(images)
+        draws = _random_state(device) != before
+        for _ in range(REPEATS if draws else 1):
+            for layer, values in hooks.run(images).items():
+                # compared bit by bit first: NaN equals itself, and a norm costs more
+                if torch.equal(values.nan_to_num(), first[layer].nan_to_num()):
+                    continue
+                difference = relative_difference(values, first[layer])
+                if difference > REPEAT_TOLERANCE:
+                    raise ModelError(
+                        f"network {network.name} gives two results for one image (layer {layer!r}, relative "
+                        f"difference {difference:.2g}): dropout or noise is active in evaluation; "
+                        "switch it off, or allow a stochastic network"
+                    )
+
+
+def _random_state(device: torch.device) -> tuple[object, ...]:
+    """State of all generators that a forward pass may draw from."""
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    numbers = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), str(numbers)

@@ -1,0 +1,301 @@
+"""The network that descends is the one that was given: compared with it, and left as it is where a copy differs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from featmap.errors import ModelError
+from featmap.network.hooks import ActivationHooks
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.network.modules import copy_module
+from featmap.optimize import comparison
+from featmap.optimize.batch import Batches
+from featmap.optimize.comparison import FOLDED, UNTOUCHED, check_repeatable, choose_preparation, relative_difference
+from featmap.optimize.objective import Objective
+from featmap.optimize.prepare import prepare
+from featmap.optimize.recipe import RECIPES
+from tests.helpers import kinds, networks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+SIZE = 16
+
+
+def images(count: int = 3, size: int = SIZE) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+def measured(net: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output and the gradient of its squares, by a hook and torch's autograd alone."""
+    x, outputs = x.clone().requires_grad_(True), []
+    handle = net.get_submodule(layer).register_forward_hook(lambda _, __, out: outputs.append(out))
+    net(x)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(outputs[-1].square().sum(), x)
+    return outputs[-1].detach(), gradient
+
+
+def assert_copy_is_the_network(network: Network, layer: str, tolerance: float = 1e-3) -> nn.Module:
+    """Hold the module that descends to the network, in outputs and gradient."""
+    twin = Batches(network, CPU).prepared_module((layer,), SIZE)
+    expected, found = measured(network.module, layer, images()), measured(twin, layer, images())
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).norm() / other.norm()) < tolerance
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (kinds.norm_with_activation, "3"),
+        (kinds.norm_and_activation, "3"),
+        (kinds.aliased, "head"),
+        (kinds.aliased, "norm"),
+        (kinds.aliased, "backbone.1"),
+        (kinds.reusing, "head"),
+        (kinds.checkpointed, "last"),
+        (kinds.plain, "3"),
+    ],
+)
+def test_what_descends_computes_what_the_network_computes(make: object, layer: str) -> None:
+    net = make()  # type: ignore[operator]
+    twin = assert_copy_is_the_network(load(net), layer)
+    assert twin is not net
+
+
+def test_a_norm_with_its_activation_is_not_folded() -> None:
+    network = load(kinds.norm_with_activation())
+    assert network.trace(SIZE).folds == []
+    twin = Batches(network, CPU).prepared_module(("3",), SIZE)
+    assert [type(m) for m in twin] == [nn.Conv2d, kinds.ActivatedNorm] * 2
+    assert load(kinds.norm_and_activation()).trace(SIZE).folds == [("0", "1.0"), ("2", "3.0")]
+
+
+def test_activation_inside_the_norm_or_after_it_gives_the_same_bits() -> None:
+    recipe = RECIPES["fast"].resolved(SIZE, size=SIZE, steps=6, rows=4)
+    curves = [
+        Batches(load(make()), CPU).descend([Objective.parse(f"3:{c}") for c in range(4)], recipe, 0).curve[:, 0]
+        for make in (kinds.norm_with_activation, kinds.norm_and_activation)
+    ]
+    # before the first step both see the same noise: only the folding of the plain norms rounds differently
+    torch.testing.assert_close(*curves, rtol=1e-5, atol=1e-7)
+
+
+def test_folding_acts_under_every_name_of_a_module() -> None:
+    net = kinds.aliased()
+    folds = load(net).trace(SIZE).folds
+    assert folds == [("backbone.0", "backbone.1")]
+    twin = prepare(net, folds, ["head"], CPU)
+    assert twin.norm is twin.backbone[1] is twin.parts[1] and type(twin.norm) is nn.Identity
+    torch.testing.assert_close(twin(images()), net(images()), rtol=1e-4, atol=1e-5)
+    kept = prepare(net, folds, ["conv"], CPU)  # its own output is asked for, by its second name
+    assert type(kept.norm) is nn.BatchNorm2d
+
+
+def test_a_copy_that_differs_does_not_descend() -> None:
+    network = load(kinds.reusing())
+    choice = Batches(network, CPU).preparation(("head",), SIZE)
+    assert choice.network == UNTOUCHED and not choice.in_place
+    assert choice.output > 0.01 or choice.gradient > 0.01
+    twin = prepare(network.module, network.trace(SIZE).folds, ["head"], CPU)
+    expected, found = measured(network.module, "head", images())[0], measured(twin, "head", images())[0]
+    assert float((found - expected).norm() / expected.norm()) > 0.01
+    assert choice.to_json()["network"] == "untouched" and "head (outputs by" in str(choice)
+
+
+def test_a_preparation_that_is_right_is_kept_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, recipe = load(networks.small_inception()), RECIPES["fast"].resolved(SIZE, size=SIZE, steps=5, rows=2)
+    objectives = [Objective.parse("narrow:0"), Objective.parse("fc:1")]
+    found = Batches(network, CPU).descend(objectives, recipe, 0).images
+    choices = list(network.preparations.values())
+    assert [c.network for c in choices] == [FOLDED, FOLDED] and max(c.output for c in choices) < 1e-5
+    again = load(networks.small_inception())
+    monkeypatch.setattr(
+        "featmap.optimize.batch.choose_preparation",
+        lambda _, layers, *__: comparison.Preparation(tuple(layers), FOLDED, 0.0, 0.0),
+    )
+    assert torch.equal(Batches(again, CPU).descend(objectives, recipe, 0).images, found)
+
+
+class Closure(nn.Module):
+    """A module that reaches its parts through a function that a copy does not copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.last = lambda x: self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x).relu())
+
+
+def test_a_module_that_cannot_be_copied_descends_itself() -> None:
+    net = networks.randomised(Closure(), seed=3).eval()
+    network = load(net)
+    batches = Batches(network, CPU)
+    assert batches.prepared_module(("head",), SIZE) is net
+    assert network.preparations[("head",), "cpu", torch.channels_last].in_place
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    recipe = RECIPES["fast"].resolved(SIZE, size=SIZE, steps=4, rows=2)
+    images = batches.descend([Objective.parse("head:0")], recipe, 0).images
+    assert images.isfinite().all() and all(torch.equal(net.state_dict()[k], v) for k, v in state.items())
+    with pytest.raises(ModelError, match="bfloat16"):
+        batches.prepared_module(("head",), SIZE, "bfloat16")
+
+
+def test_rounding_that_flips_relus_is_told_from_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load(networks.small_inception())
+    monkeypatch.setattr(comparison, "OUTPUT_TOLERANCE", -1.0)  # nothing agrees in float32
+    assert choose_preparation(network, ["narrow"], SIZE, CPU).network == FOLDED
+    assert choose_preparation(load(kinds.reusing()), ["head"], SIZE, CPU).network == UNTOUCHED
+
+
+def test_a_network_that_computes_in_bfloat16_is_not_judged_in_float64() -> None:
+    choice = choose_preparation(load(kinds.autocast()), ["body.3"], SIZE, CPU)
+    assert choice.network == UNTOUCHED and choice.output > comparison.OUTPUT_TOLERANCE
+
+
+def test_weights_that_are_no_numbers_do_not_count_as_a_difference() -> None:
+    network = load(networks.dead_network())
+    choice = choose_preparation(network, ["relu"], SIZE, CPU)
+    assert choice.network == FOLDED and choice.output < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("result", "expected", "difference"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([3.0, 0.0], [0.0, 4.0], 1.25),
+        ([1.0, 5.0], [1.0, float("nan")], 0.0),
+        ([float("nan"), 1.0], [1.0, 1.0], float("inf")),
+        ([0.0], [0.0], 0.0),
+        ([1.0], [0.0], float("inf")),
+        ([1.0, 2.0], [1.0], float("inf")),
+    ],
+)
+def test_relative_differences(result: Sequence[float], expected: Sequence[float], difference: float) -> None:
+    assert relative_difference(torch.tensor(result), torch.tensor(expected)) == pytest.approx(difference)
+
+
+# ---------------------------------------------------------------- two results for one image
+
+
+def test_a_network_that_draws_random_numbers_is_refused() -> None:
+    network = load(kinds.stochastic())
+    with pytest.raises(ModelError, match="two results for one image") as error:
+        check_repeatable(network, ["drop"], SIZE, CPU)
+    assert "layer 'drop'" in str(error.value) and "\n" not in str(error.value)
+    check_repeatable(network, ["body"], SIZE, CPU)  # what lies before the dropout is a function
+
+
+def test_the_check_leaves_random_numbers_as_they_were() -> None:
+    network = load(kinds.plain())
+    torch.manual_seed(4)
+    np.random.seed(4)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    check_repeatable(network, ["3"], SIZE, CPU)
+    choose_preparation(network, ["3"], SIZE, CPU)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_a_stochastic_network_goes_on_where_it_is_allowed() -> None:
+    network = load(kinds.stochastic(), allow_stochastic=True)
+    check_repeatable(network, ["drop"], SIZE, CPU)
+    assert network.identity()["allow_stochastic"] is True
+    assert "allow_stochastic" not in load(kinds.stochastic()).identity()
+    assert choose_preparation(network, ["drop"], SIZE, CPU).network == FOLDED
+
+
+# ---------------------------------------------------------------- generated networks
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Joined(nn.Module):
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([b(x) for b in self.branches], 1)
+
+
+WIDTH = 6
+BLOCKS = ("conv", "conv norm", "activated norm", "group norm", "residual", "joined", "shared", "strided", "pool")
+
+
+def block(kind: str, shared: nn.Module) -> nn.Module:
+    def conv(out: int = WIDTH, **options: int) -> nn.Module:
+        return nn.Conv2d(WIDTH, out, 3, padding=1, **options)
+
+    def normed(out: int = WIDTH) -> nn.Module:
+        return nn.Sequential(conv(out), nn.BatchNorm2d(out), nn.SiLU())
+
+    makers = {
+        "conv": lambda: nn.Sequential(conv(), nn.SiLU()),
+        "conv norm": normed,
+        "activated norm": lambda: nn.Sequential(conv(), kinds.ActivatedNorm(WIDTH)),
+        "group norm": lambda: nn.Sequential(conv(), nn.GroupNorm(2, WIDTH), nn.SiLU()),
+        "residual": lambda: Residual(normed()),
+        "joined": lambda: Joined(normed(2), nn.Sequential(conv(4), kinds.ActivatedNorm(4))),
+        "shared": lambda: shared,
+        "strided": lambda: nn.Sequential(conv(stride=2), nn.BatchNorm2d(WIDTH), nn.SiLU()),
+        "pool": lambda: nn.AvgPool2d(2, 1),
+    }
+    return makers[kind]()
+
+
+def generated(blocks: Sequence[str], seed: int) -> nn.Module:
+    """A stem of stride 2, then the blocks; smooth activations, so that rounding flips nothing."""
+    shared = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.SiLU())
+    parts = [nn.Conv2d(3, WIDTH, 7, 2, 3), nn.BatchNorm2d(WIDTH), nn.SiLU(), *(block(k, shared) for k in blocks)]
+    return networks.randomised(nn.Sequential(*parts, nn.Conv2d(WIDTH, 4, 1)), seed).eval()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from(BLOCKS), max_size=5), st.integers(0, 99))
+def test_prepared_copies_have_the_networks_gradients(blocks: list[str], seed: int) -> None:
+    net = generated(blocks, seed)
+    last = str(len(net) - 1)
+    network = load(net)
+    assert_copy_is_the_network(network, last, tolerance=1e-4)
+    (choice,) = network.preparations.values()
+    assert choice.network == FOLDED
+    exact = load(copy_module(net).double().float())  # a second copy of the same values
+    assert choose_preparation(exact, [last], SIZE, CPU) == choice
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.sampled_from(BLOCKS), max_size=4), st.integers(0, 99))
+def test_descending_on_the_copy_is_descending_on_the_network(blocks: list[str], seed: int) -> None:
+    net = generated(blocks, seed)
+    last = str(len(net) - 1)
+    recipe = RECIPES["interact"].resolved(SIZE, size=SIZE, steps=6, rows=2)  # linear steps: no sign of a tiny gradient
+    network, plain = load(net), load(copy.deepcopy(net))
+    plain.preparations[(last,), "cpu", plain.layout] = comparison.Preparation(
+        (last,), UNTOUCHED, 0.0, 0.0, torch.contiguous_format, in_place=True
+    )
+    found, expected = (Batches(n, CPU).descend([Objective.parse(f"{last}:1")], recipe, 0) for n in (network, plain))
+    start = recipe.mean
+    assert relative_difference(found.images - start, expected.images - start) < 1e-3
+    with torch.no_grad(), ActivationHooks(net, [last]) as hooks:
+        responses = [hooks.run(network.normalise(r.images))[last].mean((2, 3)) for r in (found, expected)]
+    torch.testing.assert_close(*responses, rtol=1e-3, atol=1e-4)
