@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from featmap.errors import UnitError, suggest
 from featmap.network.hooks import freeze
 from featmap.network.layouts import Layout
 from featmap.network.modules import modules_by_name
+from featmap.network.receptive_field import ReceptiveField, measure_fields
 from featmap.network.trace import Layer, Trace, trace
 from featmap.network.unit import CLASS, Unit, split_call
 from featmap.network.weights import hash_architecture
@@ -58,7 +60,7 @@ class Network:
     allow_stochastic : bool, default False
         Whether the forward pass may give different results for one image.
     preparations : dict
-        Set by the first use: how the network is prepared for descents, see `featmap.optimize.batch.Batches.preparation`.
+        How the network is prepared for descents; `featmap.optimize.batch.Batches.preparation` sets it.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -161,6 +163,34 @@ class Network:
         if name in trace.calls or name in modules_by_name(self.module):
             raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
+
+    def fields(self, names: Iterable[str], size: int | None = None) -> dict[str, ReceptiveField]:
+        """Find the receptive fields of layers; those that no rule gives are measured, once.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Names of the layers.
+        size : int or None, default None
+            Image size in pixels; None takes the network's own.
+
+        Returns
+        -------
+        dict of str to ReceptiveField
+            The fields by layer. One that cannot be measured stays an upper bound, the whole image.
+        """
+        trace = self.trace(size)
+        layers = {name: self.layer(name, size) for name in names}
+        # layers that differ by functions of single positions share a field, which is measured once
+        first = {la.field.unknown: la for la in layers.values() if la.field.unknown}
+        missing = {la.name: (la.height, la.width) for k, la in first.items() if k not in trace.measured}
+        if missing:
+            try:
+                measured = measure_fields(self.module, missing, trace.image, self.find_layout)
+            except Exception:  # noqa: BLE001 - a network of the user's own may not be computable in float64
+                measured = {}
+            trace.measured |= {layers[name].field.unknown: field for name, field in measured.items()}
+        return {name: trace.measured.get(la.field.unknown, la.field) for name, la in layers.items()}
 
     def find_layout(self, layer: str, height: int, width: int) -> Layout | None:
         """Find where a layer's grid lies in the output of its module.
