@@ -77,6 +77,8 @@ def layer_rows(network: Network, size: int | None = None, match: str = "*") -> l
     UnitError
         If no name matches.
     """
+    from featmap.optimize.receptive_fields import find_fields
+
     trace = network.trace(size)
     if not trace.layers:
         raise FeatmapError(
@@ -87,7 +89,7 @@ def layer_rows(network: Network, size: int | None = None, match: str = "*") -> l
         raise UnitError(
             f"no layer matches {match!r}{suggest(match.strip('*'), trace.layers)}; `featmap layers` lists all"
         )
-    fields = network.fields(names, size)
+    fields = find_fields(network, names, size)
     return [
         (
             layer.name,

@@ -147,7 +147,7 @@ class JointJob(BaseJob):
 
     @property
     def layer_sets(self) -> list[tuple[str, ...]]:
-        """Sets of layers that descents maximise together: those of the groups, and each layer of a solo descent."""
+        """Sets of layers maximised together: those of the groups, and each layer alone."""
         return list(dict.fromkeys([*super().layer_sets, *((layer,) for layer in self.layers)]))
 
     @property

@@ -146,7 +146,7 @@ def feature_table(
 
 
 def split_status(table: pd.DataFrame) -> pd.DataFrame:
-    """Give a table of an older run the two columns for what was reached and how it started.
+    """Split the status of an older run's table into what was reached and how it began.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a sequence of tokens: the grid's positions, or extra tokens of one kind.
+    """A part of a sequence of tokens: the grid's, or extra tokens of one kind.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor of a tensor's dimension, as in einops: a dimension is a product of factors, the slowest first.
+    """A factor of a tensor's dimension, as in einops; the slowest comes first.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ class Axes:
         return Axes(tuple(self.dims[k] for k in order), self.grid)
 
     def coarsen(self) -> tuple[Axes, Grid] | None:
-        """Follow the loss of positions within blocks, as when each 2 x 2 block of positions became channels.
+        """Follow the loss of positions within blocks, such as 2 x 2 turned into channels.
 
         Returns
         -------
@@ -265,7 +265,7 @@ class Axes:
         return Axes(tuple(dims), self.grid)
 
     def resize(self, dim: int, size: int) -> Axes | None:
-        """Follow a function that changes the length of one dimension, such as a pooling or padding.
+        """Follow a function that changes one dimension's length, such as a pooling.
 
         Parameters
         ----------

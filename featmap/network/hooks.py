@@ -22,7 +22,7 @@ class _Stop(BaseException):
 
 @contextmanager
 def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """Freeze a module in evaluation mode while a context lasts, and compute it as written.
+    """Freeze a module in evaluation mode for a context, and compute it as written.
 
     See `featmap.network.modules.plain_execution`.
 

@@ -57,9 +57,6 @@ class Network:
         Memory format of the weights in descents.
     allow_stochastic : bool, default False
         Whether the forward pass may give different results for one image.
-    preparations : dict
-        Set by the first use: how the network is prepared for descents, see
-        `featmap.optimize.batch.Batches.preparation`.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -77,6 +74,7 @@ class Network:
     layout: torch.memory_format = torch.channels_last
     allow_stochastic: bool = False
     preparations: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """How the network is prepared for descents; `featmap.optimize.batch.Batches.preparation` sets it."""
     _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
 
     def normalise(self, images: Tensor) -> Tensor:

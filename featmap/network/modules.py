@@ -52,7 +52,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_reparametrised(module: nn.Module) -> bool:
-    """Check whether a weight of a module is computed from other parameters, as weight norm and spectral norm do.
+    """Check whether a weight of a module is computed from other parameters.
+
+    Weight norm and spectral norm do so.
 
     Parameters
     ----------
@@ -71,7 +73,7 @@ def is_reparametrised(module: nn.Module) -> bool:
 
 
 def modules_by_name(module: nn.Module) -> dict[str, nn.Module]:
-    """Map every name that a module is registered under, also the second names of shared modules.
+    """Map every name of every module, also the second names of shared modules.
 
     Parameters
     ----------
@@ -136,7 +138,9 @@ def copy_module(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
-    """Give a module back as it was: attributes, children, buffers and tensors that its forward pass changes.
+    """Give a module back as it was before its forward pass changed it.
+
+    Attributes, children, buffers and tensors are restored.
 
     Examples are running counters, caches, and weights that hooks compute anew at each call.
 
@@ -198,7 +202,7 @@ def _no_checkpoint(*_: Any, **__: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_execution() -> Iterator[None]:
-    """Compute forward passes as written: not checkpointed, not compiled, in no mixed precision of the caller's.
+    """Compute forward passes as written: not checkpointed, compiled or autocast.
 
     Checkpointing discards outputs and computes them again in the backward pass: hooks would fire twice, and a pass that
     stops at a layer looks broken to it. A network that enters autocast in its own forward pass is left as it is.
@@ -333,7 +337,7 @@ def initialise_lazy(module: nn.Module, images: Tensor) -> nn.Module:
 
 
 def other_types(module: nn.Module) -> list[str]:
-    """List the types other than float32 in which a module keeps floating-point numbers.
+    """List the floating-point types other than float32 that a module keeps.
 
     Parameters
     ----------
@@ -348,3 +352,23 @@ def other_types(module: nn.Module) -> list[str]:
     tensors = (*module.parameters(), *module.buffers())
     types = {t.dtype for t in tensors if t.is_floating_point() and t.dtype is not torch.float32}
     return sorted(str(t).removeprefix("torch.") for t in types)
+
+
+def place_module(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a module on a device.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module; it is not moved.
+    device : torch.device
+        Where it is needed.
+
+    Returns
+    -------
+    nn.Module
+        The module itself if it is there, else a copy.
+    """
+    own = next((p.device for p in module.parameters()), device)
+    in_place = own.type == device.type and device.index in (None, own.index)
+    return module if in_place else copy_module(module).to(device)

@@ -13,8 +13,10 @@ from featmap.network.receptive_field import (
     POINTWISE,
     WHOLE_IMAGE,
     ReceptiveField,
+    axis_order,
     get_argument,
     join,
+    list_dims,
     propagate,
     unknown_field,
 )
@@ -182,7 +184,7 @@ def _follow_one(call: _Call, out: Tensor) -> Result:
         reshaped = axes.reshape(out.shape)
         return reshaped, call.field if reshaped is not None else call.lost()
     if name in _PERMUTES:
-        order = _axis_order(call)
+        order = axis_order(call.name, call.source.dim(), [*call.args[1:], *call.kwargs.values()])
         return (None, call.lost()) if order is None else (axes.permute(order), call.field)
     if name in _INDICES:
         return _follow_index(call, axes)
@@ -190,7 +192,7 @@ def _follow_one(call: _Call, out: Tensor) -> Result:
         return _follow_reduction(call, axes, out)
     if name in _RUNS_ALONG:
         dim = call.argument(_RUNS_ALONG[name], "dim", "axis", default=1 if name == "normalize" else -1)
-        return axes, call.mixed(axes, _list_dims(call.source, dim))
+        return axes, call.mixed(axes, list_dims(call.source.dim(), dim))
     if name in _NORMS:
         dims = _normalised_dims(call)
         is_last = name == "layer_norm" and dims == [out.dim() - 1] and not axes.covers(axes.spatial(dims))
@@ -317,16 +319,9 @@ def _normalised_dims(call: _Call) -> list[int]:
     return [0, *dims[2:]] if uses_input else []
 
 
-def _list_dims(tensor: Tensor, dim: Any) -> list[int]:
-    """List the dimensions that an argument names; all where it is None."""
-    if dim is None or isinstance(dim, bool):
-        return list(range(tensor.dim()))
-    return [n % max(1, tensor.dim()) for n in ([dim] if isinstance(dim, int) else dim)]
-
-
 def _follow_reduction(call: _Call, axes: Axes, out: Tensor) -> Result:
     """Follow a mean, sum, maximum or norm over some dimensions."""
-    dims = _list_dims(call.source, call.argument(_REDUCTIONS[call.name], "dim", "axis"))
+    dims = list_dims(call.source.dim(), call.argument(_REDUCTIONS[call.name], "dim", "axis"))
     reduced, field = call.absorbed(axes, dims)
     if reduced is None:
         return None, field
@@ -335,31 +330,6 @@ def _follow_reduction(call: _Call, axes: Axes, out: Tensor) -> Result:
     if out.dim() != call.source.dim():
         reduced = reduced.permute([k for k in range(call.source.dim()) if k not in dims])
     return reduced, field
-
-
-def _axis_order(call: _Call) -> list[int] | None:
-    """Find the order of axes that a permute or transpose yields; None where it cannot be read from the arguments."""
-    count, name = call.source.dim(), call.name
-    order, numbers = list(range(count)), [*call.args[1:], *call.kwargs.values()]
-    if name in ("t", "T", "mT", "adjoint"):
-        return order[::-1] if name in ("t", "T") else [*order[:-2], *order[-2:][::-1]]
-    if name in ("movedim", "moveaxis") and len(numbers) == 2:
-        source, target = (_list_dims(call.source, n) for n in numbers)
-        order = [k for k in order if k not in source]
-        for position, old in sorted(zip(target, source, strict=True)):
-            order.insert(position, old)
-        return order
-    if numbers and isinstance(numbers[0], (tuple, list)):
-        numbers = list(numbers[0])
-    if not all(isinstance(n, int) for n in numbers):
-        return None
-    dims = [n % count for n in numbers]
-    if name == "permute":
-        return dims if len(dims) == count else None
-    if len(dims) == 2:
-        order[dims[0]], order[dims[1]] = dims[1], dims[0]
-        return order
-    return None
 
 
 def _index_parts(call: _Call) -> list[Any] | None:

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
-import torch.nn.functional as functional
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
-from featmap.network.hooks import ActivationHooks, Layouts
-from featmap.network.modules import copy_module
 
 Pair = tuple[int, int]
 
@@ -38,7 +30,7 @@ class ReceptiveField:
         positions in a way that cannot be followed. The other values then mean nothing.
     unknown : int, default 0
         Above 0 where the field is not known and `whole` is only its upper bound; fields of the same number are the same
-        field. `measure_fields` measures them.
+        field. `featmap.optimize.receptive_fields` measures them.
 
     References
     ----------
@@ -222,19 +214,19 @@ def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs:
     if field.whole:
         return unknown_field() if field.unknown and function.strip("_") not in POINTWISE else field
     if function == "conv2d":
-        kernel = _as_pair(tuple(get_argument(args, kwargs, 1, "weight").shape[2:]))
-        stride = _as_pair(get_argument(args, kwargs, 3, "stride", 1))
-        dilation = _as_pair(get_argument(args, kwargs, 5, "dilation", 1))
+        kernel = as_pair(tuple(get_argument(args, kwargs, 1, "weight").shape[2:]))
+        stride = as_pair(get_argument(args, kwargs, 3, "stride", 1))
+        dilation = as_pair(get_argument(args, kwargs, 5, "dilation", 1))
         padding = get_argument(args, kwargs, 4, "padding", 0)
         if padding == "same":
             padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        return _apply_window(field, kernel, stride, _as_pair(0 if padding == "valid" else padding), dilation)
+        return _apply_window(field, kernel, stride, as_pair(0 if padding == "valid" else padding), dilation)
     if function.startswith(("max_pool2d", "avg_pool2d")):
-        window = _as_pair(get_argument(args, kwargs, 1, "kernel_size"))
+        window = as_pair(get_argument(args, kwargs, 1, "kernel_size"))
         stride = get_argument(args, kwargs, 2, "stride", None)
-        padding = _as_pair(get_argument(args, kwargs, 3, "padding", 0))
-        spread = _as_pair(get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
-        return _apply_window(field, window, _as_pair(stride) if stride else window, padding, spread)
+        padding = as_pair(get_argument(args, kwargs, 3, "padding", 0))
+        spread = as_pair(get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
+        return _apply_window(field, window, as_pair(stride) if stride else window, padding, spread)
     if function == "pad":
         if get_argument(args, kwargs, 2, "mode", "constant") == "circular":
             return WHOLE_IMAGE
@@ -287,144 +279,79 @@ def get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: 
     return args[index] if len(args) > index else default
 
 
-def _as_pair(value: Any) -> Pair:
-    """Convert one number, or one or two numbers, to a pair."""
+def as_pair(value: Any) -> Pair:
+    """Convert one number, or one or two numbers, to a pair.
+
+    Parameters
+    ----------
+    value : int or sequence of int
+        One number, or one or two numbers.
+
+    Returns
+    -------
+    (int, int)
+        The pair; one number is taken twice.
+    """
     if isinstance(value, int):
         return value, value
     values = tuple(value)
     return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-DRAWS = 2
-"""Random images and signs by which a field is measured; all that any of them reaches belongs to it."""
-SMALLEST_REACH = 1e-40
-"""Smallest gradient, relative to the largest, of a pixel that is reached; masks that add -100 before a softmax leave
-less."""
-CORNERS = 4
-"""Corners of an image."""
-_HALF_OPEN = {"relu", "relu6", "hardtanh", "threshold"}
-_OPEN = {"clamp", "clip", "clamp_min", "clamp_max", "hardsigmoid"}
-
-
-class _SmoothFunctions(TorchFunctionMode):
-    """Computes functions that have no gradient in places by ones of the same reach that have one everywhere."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
-        value = args[0] if args else kwargs.get("input")
-        if not isinstance(value, Tensor):
-            return func(*args, **kwargs)
-        if name in _HALF_OPEN:
-            return functional.leaky_relu(value, 0.3)
-        if name in _OPEN and value.is_floating_point():
-            return value * 0.5
-        if name == "hardswish":
-            return functional.silu(value)
-        if name == "max_pool2d" and _as_pair(get_argument(args, kwargs, 4, "dilation", 1)) == (1, 1):
-            window = [get_argument(args, kwargs, k, n, d) for k, n, d in _POOLING]
-            return functional.avg_pool2d(value, *window)
-        return func(*args, **kwargs)
-
-
-_POOLING: tuple[tuple[int, str, Any], ...] = (
-    (1, "kernel_size", None),
-    (2, "stride", None),
-    (3, "padding", 0),
-    (5, "ceil_mode", False),
-)
-
-
-def measure_fields(
-    module: nn.Module, grids: Mapping[str, Pair], images: Tensor, layouts: Layouts | None = None
-) -> dict[str, ReceptiveField]:
-    """Measure receptive fields: the pixels that the gradient of a layer's central position reaches.
-
-    A copy of the network in float64 with random weights is differentiated, so that what is reached is never exactly
-    zero; units that have no gradient in places are computed as if they had one.
+def list_dims(count: int, dim: Any) -> list[int]:
+    """List the dimensions that an argument names; all where it is None.
 
     Parameters
     ----------
-    module : nn.Module
-        The network; it is not changed.
-    grids : mapping of str to (int, int)
-        Height and width of each layer's grid, by name.
-    images : Tensor
-        Any image, 1 x C x H x W: its shape and device count.
-    layouts : callable or None, default None
-        Finds the layouts of the layers, see `featmap.network.hooks.ActivationHooks`.
+    count : int
+        Number of dimensions of the tensor.
+    dim : int, sequence of int, bool or None
+        The argument; negative dimensions count from the last.
 
     Returns
     -------
-    dict of str to ReceptiveField
-        The field of the central position, within the image; the whole image where the corners see it too. A size of
-        0 x 0 says that the layer does not depend on the image.
+    list of int
+        The dimensions, 0 to `count` - 1.
     """
-    twin = copy_module(module).double().eval()
-    generator = torch.Generator().manual_seed(0)
-    _randomise(twin, generator)
-    shape, device = images.shape[1:], images.device
-    with ActivationHooks(twin, list(grids), layouts=layouts) as hooks, _SmoothFunctions():
-        batch = _random_images(generator, shape).repeat(2 * CORNERS, 1, 1, 1)
-        for k, (row, column) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1))):
-            batch[k, :, row, column] += 1
-        with torch.no_grad():
-            outputs = hooks.run(batch.to(device))
-        fields = {name: WHOLE_IMAGE for name, grid in grids.items() if _is_whole(outputs[name], grid)}
-        reached = {name: torch.zeros(shape[1:], dtype=torch.bool) for name in grids if name not in fields}
-        for _ in range(DRAWS if reached else 0):
-            image = _random_images(generator, shape).to(device).requires_grad_(True)
-            outputs = hooks.run(image)
-            for name, pixels in reached.items():
-                place = outputs[name][0, :, grids[name][0] // 2, grids[name][1] // 2]
-                if place.requires_grad:
-                    weights = torch.randn(place.shape, generator=generator, dtype=torch.float64).to(device)
-                    (gradient,) = torch.autograd.grad((place * weights).sum(), image, retain_graph=True)
-                    pixels |= (gradient.abs() > SMALLEST_REACH * gradient.abs().amax())[0].any(0).cpu()
-    return fields | {name: _field_of(pixels, grids[name]) for name, pixels in reached.items()}
+    if dim is None or isinstance(dim, bool):
+        return list(range(count))
+    return [n % max(1, count) for n in ([dim] if isinstance(dim, int) else dim)]
 
 
-def _random_images(generator: torch.Generator, shape: Sequence[int]) -> Tensor:
-    """Draw one image in float64, 1 x C x H x W."""
-    return torch.rand((1, *shape), generator=generator, dtype=torch.float64)
+def axis_order(name: str, count: int, numbers: Sequence[Any]) -> list[int] | None:
+    """Find the order of axes that a permute or transpose yields.
 
+    Parameters
+    ----------
+    name : str
+        Name of the function, such as ``permute``, ``transpose``, ``movedim`` or ``T``.
+    count : int
+        Number of dimensions of its input.
+    numbers : sequence
+        Its arguments after the input.
 
-def _randomise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw weights of random signs, none of which is zero, in place."""
-    with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.reset_running_stats()
-        for parameter in module.parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            spread = max(1, parameter[0].numel()) ** -0.5 if parameter.dim() > 1 else 0.5
-            parameter.copy_(values * spread + (values.sign() * 0.5 if parameter.dim() < 2 else 0))
-
-
-def _is_whole(outputs: Tensor, grid: Pair) -> bool:
-    """Check whether the centre and two corners of a grid see all corners of the image, and so all of it.
-
-    The first half of the outputs are of images with one corner changed, the others of the same image: where these
-    differ, by rounding, changes are not believed.
+    Returns
+    -------
+    list of int or None
+        For each dimension of the output the input's; None where it cannot be read from the arguments.
     """
-    changed, same = outputs[:CORNERS], outputs[CORNERS:]
-    for m, n in ((grid[0] // 2, grid[1] // 2), (0, 0), (grid[0] - 1, grid[1] - 1)):
-        if bool((same[:, :, m, n] != same[:1, :, m, n]).any()):
-            return False
-        if not bool((changed[:, :, m, n] != same[:1, :, m, n]).any(1).all()):
-            return False
-    return True
-
-
-def _field_of(reached: Tensor, grid: Pair) -> ReceptiveField:
-    """Make the field of a grid whose central position reaches pixels (H x W of booleans)."""
-    axes = []
-    for k in (0, 1):
-        places = torch.nonzero(reached.any(1 - k)).flatten().tolist()
-        first, last = (places[0], places[-1] + 1) if places else (0, 0)
-        jump = max(1, round(reached.shape[k] / grid[k]))
-        axes.append((last - first, jump, first - (grid[k] // 2) * jump))
-    (h, jh, sh), (w, jw, sw) = axes
-    return ReceptiveField((h, w), (jh, jw), (sh, sw))
+    order = list(range(count))
+    if name in ("t", "T", "mT", "adjoint"):
+        return order[::-1] if name in ("t", "T") else [*order[:-2], *order[-2:][::-1]]
+    if name in ("movedim", "moveaxis") and len(numbers) == 2:
+        source, target = (list_dims(count, n) for n in numbers)
+        order = [k for k in order if k not in source]
+        for position, old in sorted(zip(target, source, strict=True)):
+            order.insert(position, old)
+        return order
+    if numbers and isinstance(numbers[0], (tuple, list)):
+        numbers = list(numbers[0])
+    if not all(isinstance(n, int) for n in numbers):
+        return None
+    dims = [n % count for n in numbers]
+    if name == "permute":
+        return dims if len(dims) == count else None
+    if len(dims) == 2:
+        order[dims[0]], order[dims[1]] = dims[1], dims[0]
+        return order
+    return None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from featmap.errors import UnitError
+from featmap.network.layouts import GRID, VECTOR
 from featmap.network.model import Network
-from featmap.network.trace import Trace
-from featmap.network.unit import split_call
+from featmap.network.modules import modules_by_name
+from featmap.network.trace import Layer, Trace
+from featmap.network.unit import split_call, split_token
 
 ALL, CONVOLUTIONS = "all", "convs"
 """Keywords for all blocks and for all convolutions."""
@@ -80,11 +82,13 @@ def _match_layers(part: str, trace: Trace, network: Network) -> list[str]:
 def find_blocks(module: nn.Module, trace: Trace) -> list[str]:
     """Find a network's blocks, in the order in which a forward pass completes them.
 
-    A block is the outermost module that computes a grid by convolutions and is not a plain container. In GoogLeNet and
+    A block is the outermost module that computes a grid by convolutions (or, in layouts with channels last, by linear
+    maps and attention) and is not a plain container. In GoogLeNet and
     InceptionV3 the blocks are the convolutions with their batch norm and ReLU, and the inception modules; in ResNet
     the first convolution and each residual block; in a plain sequence such as VGG each convolution. A container
     (`nn.Sequential`, `ModuleList`, `ModuleDict`) of several convolutions is searched; one of a single convolution is a
-    block. Where the whole network is a single block, its children are searched.
+    block. Where the whole network is a single block, its children are searched, and so are stages of transformers:
+    modules with channels last that hold a container of several blocks.
 
     Parameters
     ----------
@@ -98,10 +102,11 @@ def find_blocks(module: nn.Module, trace: Trace) -> list[str]:
     list of str
         Names of the blocks' layers.
     """
-    prefix, names = "", list(_iterate_blocks(module, "", trace))
-    while len(names) == 1 and _count_convolutions(module.get_submodule(split_call(names[0])[0])) > 1:
+    computing = _find_computing(module, trace)
+    prefix, names = "", list(_iterate_blocks(module, "", trace, computing))
+    while len(names) == 1 and _count_inside(split_call(names[0])[0], computing) > 1:
         prefix = split_call(names[0])[0]
-        inner = list(_iterate_blocks(module.get_submodule(prefix), prefix, trace))
+        inner = list(_iterate_blocks(module.get_submodule(prefix), prefix, trace, computing))
         if not inner:
             break
         names = inner
@@ -109,17 +114,19 @@ def find_blocks(module: nn.Module, trace: Trace) -> list[str]:
     return sorted(dict.fromkeys(names), key=order.__getitem__)
 
 
-def _iterate_blocks(module: nn.Module, prefix: str, trace: Trace) -> Iterator[str]:
+def _iterate_blocks(module: nn.Module, prefix: str, trace: Trace, computing: Mapping[str, int]) -> Iterator[str]:
     """Yield the blocks among a module's children, and those inside children that are no blocks."""
     for name, child in module.named_children():
-        path, count = f"{prefix}.{name}" if prefix else name, _count_convolutions(child)
+        path = f"{prefix}.{name}" if prefix else name
+        count = _count_inside(path, computing)
         if not count:
             continue
-        calls = [path] if path in trace.layers else [la for la in trace.layers if split_call(la)[0] == path]
-        if calls and not (type(child) in CONTAINER_TYPES and count > 1):
+        calls = [la for la in trace.layers if split_call(la)[0] == path and not split_token(la)[1]]
+        is_container = type(child) in CONTAINER_TYPES and count > 1
+        if calls and not is_container and not _is_stage(child, path, trace.layers[calls[0]], computing):
             yield from calls
         else:
-            yield from _iterate_blocks(child, path, trace)
+            yield from _iterate_blocks(child, path, trace, computing)
 
 
 def find_convolutions(module: nn.Module, trace: Trace) -> list[str]:
@@ -140,6 +147,32 @@ def find_convolutions(module: nn.Module, trace: Trace) -> list[str]:
     return [name for name in trace.layers if isinstance(module.get_submodule(split_call(name)[0]), _ConvNd)]
 
 
-def _count_convolutions(module: nn.Module) -> int:
-    """Count the convolutions in a module."""
-    return sum(isinstance(m, _ConvNd) for m in module.modules())
+def _find_computing(module: nn.Module, trace: Trace) -> dict[str, int]:
+    """Find the convolutions, and the linear maps and attention modules that compute grids with channels last.
+
+    Each name is mapped to the identity of its module: a shared one counts once.
+    """
+    last = {split_call(name)[0] for name, layer in trace.layers.items() if layer.layout.kind not in (GRID, VECTOR)}
+    return {
+        name: id(part)
+        for name, part in modules_by_name(module).items()
+        if isinstance(part, _ConvNd) or (isinstance(part, (nn.Linear, nn.MultiheadAttention)) and name in last)
+    }
+
+
+def _count_inside(path: str, computing: Mapping[str, int]) -> int:
+    """Count the computing modules that a module is or holds."""
+    return len({part for name, part in computing.items() if name == path or name.startswith(f"{path}.")})
+
+
+def _is_stage(module: nn.Module, path: str, layer: Layer, computing: Mapping[str, int]) -> bool:
+    """Check whether a module with channels last holds a container of several blocks."""
+    if layer.layout.kind in (GRID, VECTOR):
+        return False
+    for name, part in module.named_modules():
+        inner = f"{path}.{name}" if name else path
+        if type(part) in CONTAINER_TYPES:
+            counts = [_count_inside(f"{inner}.{child}", computing) for child, _ in part.named_children()]
+            if sum(count > 1 for count in counts) > 1:
+                return True
+    return False

@@ -150,9 +150,9 @@ class _ChannelTracker(TorchFunctionMode):
             for c, s in zip(before, scale.tolist(), strict=True)
         ]
 
-    def mark(self, tensor: Tensor) -> list[_Channel]:
-        """Mark a tensor's channels as the features of the requested layer; return their origins."""
-        origins = self.channels.get(id(tensor), [_Channel()] * tensor.shape[1])
+    def mark(self, tensor: Tensor, count: int) -> list[_Channel]:
+        """Mark a tensor's `count` channels as the features of the requested layer; return their origins."""
+        origins = self.channels.get(id(tensor), [_Channel()] * count)
         self.channels[id(tensor)] = [_Channel(c.convolution, c.row, c.sign, k) for k, c in enumerate(origins)]
         self.alive.append(tensor)
         return origins
@@ -207,7 +207,7 @@ def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeight
         nonlocal call_count
         call_count += 1
         if call_count == call and isinstance(output, Tensor):
-            origins.append(tracker.mark(output))
+            origins.append(tracker.mark(output, channels))
 
     handle = module.get_submodule(path).register_forward_hook(mark_layer)
     try:

@@ -37,7 +37,7 @@ class Batches:
         self._modules: dict[tuple[tuple[str, ...], str], nn.Module] = {}
 
     def preparation(self, layers: tuple[str, ...], size: int, smallest: int | None = None) -> Preparation:
-        """Choose how the network is prepared for some layers; the network remembers the choice.
+        """Choose how the network is prepared for some layers, and remember it.
 
         Parameters
         ----------

@@ -15,9 +15,8 @@ from featmap import image_ops
 from featmap.errors import ModelError
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.network.modules import REDUCED, copy_module
+from featmap.network.modules import REDUCED, copy_module, place_module
 from featmap.optimize.prepare import prepare
-from featmap.optimize.responses import Probe
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest relative difference of outputs in float32; folding changes rounding, which grows with the depth."""
@@ -42,7 +41,7 @@ Measured = tuple[dict[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a network is prepared for descents on a set of layers, and how the copy compares with the network.
+    """How a network is prepared for some layers, and how the copy compares with it.
 
     Parameters
     ----------
@@ -138,7 +137,7 @@ def choose_preparation(
     """
     names, folds = tuple(sorted(layers)), network.trace(trace_size or size).folds
     images = trial_images(network, size).to(device)
-    untouched = Probe(network, 1, device).module
+    untouched = place_module(network.module, device)
     with _watch_precision(untouched) as is_reduced:
         expected, weights = _measure(untouched, network, names, images)
     if not _is_finite(network.module):
@@ -352,7 +351,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: int, device:
     if network.allow_stochastic or (name is not None and ":" not in name):
         return
     images = network.normalise(trial_images(network, size).to(device))
-    module = Probe(network, 1, device).module
+    module = place_module(network.module, device)
     with torch.no_grad(), _fixed_random_numbers(device), _hooks(network, module, layers) as hooks:
         before = _random_state(device)
         first = hooks.run(images)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.network.modules import copy_module
+from featmap.network.modules import place_module
 from featmap.network.unit import Unit
 from featmap.optimize.loss import BatchLoss
 from featmap.optimize.objective import Objective
@@ -34,9 +34,7 @@ class Probe:
 
     def __init__(self, network: Network, rows: int = 16, device: torch.device | str = "cpu") -> None:
         self.network, self.rows, self.device = network, rows, torch.device(device)
-        own_device = next((p.device for p in network.module.parameters()), self.device)
-        in_place = own_device.type == self.device.type and self.device.index in (None, own_device.index)
-        self.module = network.module if in_place else copy_module(network.module).to(self.device)
+        self.module = place_module(network.module, self.device)
 
     def responses(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
         """Measure the responses of all features of some layers.
