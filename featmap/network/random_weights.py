@@ -104,9 +104,12 @@ def _calibrate_batch_norms(network: Network) -> None:
     try:
         with freeze(network.module), torch.no_grad():
             network.module(images)
+            statistics = {name: value.clone() for name, value in network.module.named_buffers()}
     finally:
         for handle in handles:
             handle.remove()
+    for name, value in network.module.named_buffers():  # the end of freezing has restored the buffers
+        value.copy_(statistics[name])
 
 
 def _set_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
