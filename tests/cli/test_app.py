@@ -320,7 +320,7 @@ def test_layers_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     said = succeed(capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", "16").splitlines()
     assert said[1] == "layers at 16 x 16 pixels"
     assert [line.split()[0] for line in said[2:]] == ["layer", "first", "relu", "second"]
-    assert said[-1].split()[2:6] == ["11", "8", "x", "8"]
+    assert said[-1].split()[2:13] == ["N", "x", "C", "x", "H", "x", "W", "11", "8", "x", "8"]
     matched = succeed(
         capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", "16", "--match", "s*"
     ).splitlines()

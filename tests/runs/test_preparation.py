@@ -36,7 +36,7 @@ pytestmark = [
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setattr(clustering, "find_clusters", partial(clustering.find_clusters, runs=3, draws=5))
+    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=3, draws=5))
 
 
 def give(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
