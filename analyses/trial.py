@@ -17,8 +17,6 @@ in `--runs` and are resumed.
 from __future__ import annotations
 
 import json
-import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,13 +31,16 @@ from analyses.support.commands import run
 from analyses.support.settings import library_keywords
 from featmap import FeatmapError, Network, Recipe, image_ops, load, rng
 from featmap.cli.console import err, out, run_with_progress
-from featmap.files import digest, hash_file, write_atomically
+from featmap.cli.options import SkipBroken
+from featmap.files import digest, write_atomically
 from featmap.mapping.result import LayerMaps
-from featmap.optimize.photographs import SUFFIXES
+from featmap.optimize.photograph_files import find_photographs
+from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
+from featmap.validation.inputs import open_images
 from featmap.validation.results import Evaluation, Validation
 from featmap.validation.statistics import TARGET_RELIABILITY
 
@@ -57,7 +58,7 @@ class Plan:
 
     network: Network
     features: dict[str, list[int]]
-    images: Path
+    images: PhotographFolder
     seeds: int
     null_seeds: int
     recipe: dict[str, Any]
@@ -99,23 +100,6 @@ def draw_channels(network: Network, layers: list[str], count: int | None, size: 
         chosen = rng.generator("trial", layer).choice(channels, min(count or channels, channels), replace=False)
         channels_of[layer] = sorted(chosen.tolist())
     return channels_of
-
-
-def unpack_photographs(source: Path, runs: Path) -> Path:
-    """Unpack a zip of photographs among the runs; a folder is used as it is."""
-    if source.is_dir() or not zipfile.is_zipfile(source):
-        return source
-    folder = runs / f"photographs-{hash_file(source)[:12]}"
-    done = folder.with_suffix(".complete")
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with zipfile.ZipFile(source) as archive:
-            for name in archive.namelist():
-                if Path(name).suffix.lower() in SUFFIXES:
-                    archive.extract(name, folder)
-        done.touch()
-    return folder
 
 
 def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
@@ -249,6 +233,7 @@ def main(
     features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = FEATURES,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = SEEDS,
     null_seeds: Annotated[int, typer.Option(help="Seeds of the map with random weights.")] = NULL_SEEDS,
+    skip_broken: SkipBroken = False,
     full: Annotated[bool, typer.Option("--full", help="All features and five seeds.")] = False,
     size: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
@@ -266,10 +251,12 @@ def main(
             raise FeatmapError(f"--layers {layers!r}: give two or more; `featmap validate` validates a single layer")
         recipe = {k: v for k, v in {"size": size, "steps": steps}.items() if v is not None}
         channels = draw_channels(network, chosen, None if full else features, size)
+        # before the map, which takes much longer than to open all photographs
+        photographs = run_with_progress(lambda watcher: open_images(find_photographs(images), skip_broken, watcher))
         plan = Plan(
             network,
             channels,
-            unpack_photographs(images, runs),
+            photographs,
             max(seeds, FULL_SEEDS) if full else seeds,
             null_seeds,
             recipe,

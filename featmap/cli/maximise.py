@@ -18,6 +18,7 @@ from featmap.cli.options import (
     RecipeOptions,
     RunNetworkOptions,
     SeedOptions,
+    SkipBroken,
     load_network,
     parse_layers,
 )
@@ -125,16 +126,18 @@ def maximise(
 
 
 def probe(
-    source: Annotated[Path, typer.Argument(help="A run folder, or a folder of photographs.")],
+    source: Annotated[Path, typer.Argument(help="A run folder, or a folder or zip of photographs.")],
     layers: Annotated[str, typer.Option(help="Layers whose responses are recorded, joined by commas.")],
     network: RunNetworkOptions,
     size: Annotated[int | None, typer.Option(help="Side in pixels that photographs are resized to.")] = None,
+    skip_broken: SkipBroken = False,
     device: Device = "auto",
     out: Out = None,
 ) -> None:
     """Record responses of layers to a run's images or photographs."""
     from featmap.cli import console
     from featmap.files import digest
+    from featmap.optimize.photograph_folder import PhotographFolder
     from featmap.runs import lifecycle
     from featmap.runs import probe as probing
     from featmap.runs.engine import Execution
@@ -155,11 +158,17 @@ def probe(
         )
     names = parse_layers(layers, "--layers")
     settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}
-    folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
-    responses = console.run_with_progress(
-        lambda watcher: probing.probe(
-            source, names, loaded, size=size, execution=Execution(device, out=folder, watcher=watcher)
-        )
-    )
+    if not is_run(source):
+        probing.require_layers(loaded, names, size)
+
+    def work(watcher: Any) -> Any:
+        images = probing.open_images(source, skip_broken, watcher)
+        if isinstance(images, PhotographFolder):  # a folder that has changed since is another run
+            settings["photographs"] = images.digest
+        folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
+        execution = Execution(device, out=folder, watcher=watcher)
+        return folder, probing.probe(images, names, loaded, size=size, execution=execution)
+
+    folder, responses = console.run_with_progress(work)
     console.out().print(f"{responses.sizes['image']} images x {responses.sizes['response']} responses")
     console.out().print(f"result: {folder} (responses.parquet, responses.csv, arrays.zarr)")

@@ -42,6 +42,12 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Time a few steps, print the time, memory and disk space needed, and stop."),
 ]
+SkipBroken = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken", help="Go on without photographs that cannot be read. Without it, they are named and it stops."
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Run folder; a folder with the same settings is resumed. Default: runs/NAME-OF-THE-SETTINGS."),

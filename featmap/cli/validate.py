@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featmap.cli.options import DryRun, RunNetworkOptions
+from featmap.cli.options import DryRun, RunNetworkOptions, SkipBroken
 
 
 def validate(
@@ -15,8 +15,9 @@ def validate(
     network: RunNetworkOptions,
     images: Annotated[
         Path | None,
-        typer.Option(help="A folder of photographs (JPEG, PNG) to compare the map with; a thousand are a good number."),
+        typer.Option(help="A folder or zip of photographs to compare the map with; a thousand are a good number."),
     ] = None,
+    skip_broken: SkipBroken = False,
     seeds: Annotated[int, typer.Option(help="Number of seeds, including those of the run.")] = 5,
     null_seeds: Annotated[int, typer.Option(help="Number of maps with random weights, as a null; 0 for none.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/validation.")] = None,
@@ -31,7 +32,13 @@ def validate(
     from featmap.validation import run as validation
 
     plan = validation.plan_validation(
-        run, images=images, seeds=seeds, null_seeds=null_seeds, network=network.load(), out=out
+        run,
+        images=images,
+        skip_broken=skip_broken,
+        seeds=seeds,
+        null_seeds=null_seeds,
+        network=network.load(),
+        out=out,
     )
     if dry_run:
         estimate, work = validation.estimate_validation(plan)

@@ -1,60 +1,111 @@
-"""Photographs: list the files of a folder and read each as a square image in [0, 1]."""
+"""Photographs: decode any image file that Pillow reads, upright, as RGB, in [0, 1]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from featmap.errors import FeatmapError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_READ_ERRORS = (OSError, Image.DecompressionBombError, SyntaxError, ValueError)
-"""What Pillow raises for files that are damaged or not images."""
+MAX_BYTES = 1 << 30
+"""Largest file that is read: some decoders hold the whole file in memory."""
+UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+"""Formats that Pillow names but cannot decode by itself; EPS would start another program on the file."""
+NO_SUFFIX = ("IMT", "MCIDAS", "SPIDER", "XVTHUMB")
+"""Formats without a suffix of their own, for which damaged files of other formats could be taken."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by the orientation in its EXIF data."""
 
 
-def find_photographs(folder: Path) -> list[Path]:
-    """List the photographs below a folder, sorted by their paths.
+class UnreadableError(ValueError):
+    """A file whose pixels have no meaning as a photograph; the message says why."""
 
-    Parameters
-    ----------
-    folder : Path
-        Folder to search, with its subfolders; hidden files are left out.
+
+@cache
+def decoded_formats() -> tuple[str, ...]:
+    """List the formats that are read.
 
     Returns
     -------
-    list of Path
-        Files whose suffix is one of `SUFFIXES`.
-
-    Raises
-    ------
-    FeatmapError
-        If there is no such folder or no photograph in it.
+    tuple of str
+        Pillow's names, in the order in which it tries them.
     """
-    if folder.is_file():
-        raise FeatmapError(f"images {str(folder)!r}: that is a file; give a folder, or unpack the archive")
-    if not folder.is_dir():
-        raise FeatmapError(f"images {str(folder)!r}: there is no such folder; give a folder of photographs")
-    paths = [
-        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    ]
-    if not paths:
-        raise FeatmapError(
-            f"images {str(folder)!r}: no photographs in it; allowed: files that end in {', '.join(SUFFIXES)}"
-        )
-    return sorted(paths, key=lambda p: p.relative_to(folder).as_posix())
+    Image.init()
+    return tuple(name for name in Image.ID if name not in (*UNDECODED, *NO_SUFFIX))
+
+
+@cache
+def decoded_suffixes() -> frozenset[str]:
+    """List the suffixes of the formats that are read.
+
+    Returns
+    -------
+    frozenset of str
+        In lower case, with the dot.
+    """
+    formats = decoded_formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def has_image_header(file: IO[bytes]) -> bool:
+    """Check whether a file begins as an image of a common format does.
+
+    Parameters
+    ----------
+    file : binary file
+        Content of the file, from its start.
+
+    Returns
+    -------
+    bool
+        True for JPEG, PNG, GIF, WebP, TIFF and AVIF, whether or not the rest can be decoded.
+    """
+    start = file.read(12)
+    known = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*")
+    return start.startswith(known) or start[:4] + start[8:] == b"RIFFWEBP" or start[4:] == b"ftypavif"
+
+
+@contextmanager
+def without_decoder_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings about single files from being printed, or raised.
+
+    Warnings are settings of the whole process, so this is entered by the thread that starts the decoding threads.
+    What they warn of is checked and counted: see `PhotographFolder.remarks`.
+
+    Yields
+    ------
+    None
+        Nothing; the context decodes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_photograph(path: Path, size: int) -> Tensor:
     """Read a photograph as a square image.
 
     The shorter side is resized to `size` and the centre is cropped. 16-bit gray is scaled to 8 bits (65535 is white);
-    transparent pixels are put on white.
+    transparent pixels are put on white; of several frames or pages the first is read.
 
     Parameters
     ----------
@@ -74,69 +125,141 @@ def read_photograph(path: Path, size: int) -> Tensor:
         If the file is missing or not a readable image.
     """
     try:
-        square = ImageOps.fit(_open_rgb(path), (size, size), Image.Resampling.BICUBIC)
-    except _READ_ERRORS as error:
+        with without_decoder_warnings(), path.open("rb") as file:
+            return square_image(file, size)
+    except Exception as error:  # whatever a decoder raises on a damaged file
         raise FeatmapError(
-            f"image {str(path)!r} cannot be read ({_reason(path, error)}); give a JPEG or PNG"
+            f"image {str(path)!r} cannot be read ({explain_failure(error)}); give a JPEG or PNG"
         ) from error
-    return torch.from_numpy(np.array(square, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
 
 
-def _open_rgb(path: Path) -> Image.Image:
-    """Load an image file completely, turn it upright and convert it to RGB."""
-    with Image.open(path) as picture:
-        picture.load()  # decodes all pixels, so that a truncated file fails here
-        upright = ImageOps.exif_transpose(picture)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        gray = np.clip(np.round(np.asarray(upright, dtype=np.float64) / 257.0), 0, 255)
-        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
-    if upright.has_transparency_data:
-        over = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return upright.convert("RGB")
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Describe in words why a file could not be read."""
-    if not path.exists():
-        return "there is no such file"
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    if isinstance(error, Image.DecompressionBombError):
-        return "it has too many pixels"
-    return "it is truncated or not an image"
-
-
-def check_readable(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
-    """Check that every photograph can be read, before a long run needs them.
+def square_image(file: BinaryIO, size: int) -> Tensor:
+    """Decode an image file as a square image, see `read_photograph`.
 
     Parameters
     ----------
-    paths : sequence of Path
-        Image files.
-    progress : callable or None, default None
-        Called after each file with the number of files checked and the number of all.
+    file : binary file
+        Content of the file, from its start.
+    size : int
+        Side of the result in pixels.
+
+    Returns
+    -------
+    Tensor
+        3 x size x size in [0, 1], float32.
 
     Raises
     ------
-    FeatmapError
-        If a file cannot be read; it names the first one and the number of others.
+    Exception
+        Whatever Pillow raises for a damaged file; `explain_failure` puts it in words.
     """
-    bad: list[tuple[Path, Exception]] = []
-    for k, path in enumerate(paths):
-        try:
-            _open_rgb(path)
-        except _READ_ERRORS as error:
-            bad.append((path, error))
-        if progress is not None:
-            progress(k + 1, len(paths))
-    if bad:
-        path, first = bad[0]
-        others = {0: "", 1: ", nor can 1 other file"}.get(len(bad) - 1, f", nor can {len(bad) - 1:,} other files")
-        raise FeatmapError(
-            f"image {str(path)!r} cannot be read ({_reason(path, first)}){others}; "
-            "remove unreadable files from the folder, or replace them by JPEG or PNG files"
-        ) from first
+    square = ImageOps.fit(decode(file)[0], (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
+
+
+def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
+    """Decode all pixels of an image file, upright and as RGB.
+
+    Parameters
+    ----------
+    file : binary file
+        Content of the file, from its start.
+
+    Returns
+    -------
+    PIL.Image.Image
+        The first frame.
+    tuple of str
+        What the reader of a result should know of the file, see `PhotographFolder.remarks`.
+
+    Raises
+    ------
+    Exception
+        Whatever Pillow raises for a damaged file; `explain_failure` puts it in words.
+    """
+    length = file.seek(0, os.SEEK_END)
+    if not 0 < length <= MAX_BYTES:
+        raise UnreadableError("it is empty" if not length else f"it is larger than {MAX_BYTES:,} bytes")
+    file.seek(0)
+    with Image.open(file, formats=decoded_formats()) as picture:
+        picture.load()  # decodes all pixels, so that a truncated file fails here
+        return _to_rgb(_upright(picture)), tuple(_remarks(picture))
+
+
+def _remarks(picture: Image.Image) -> Iterator[str]:
+    """Generate what the reader of a result should know of an image."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and picture.width * picture.height > limit:
+        yield f"of more than {limit:,} pixels"
+    try:
+        has_frames = bool(getattr(picture, "is_animated", False))
+    except Exception:  # noqa: BLE001 - later frames may be damaged in many ways, and the first one is decoded already
+        has_frames = True
+    # a photograph of some cameras (MPO) holds a preview beside it, which is no other picture
+    if has_frames and picture.format != "MPO":
+        yield "of several frames or pages, of which the first is read"
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn a photograph as its EXIF data say; where these are damaged, it is taken as it is stored."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - metadata have many ways to be damaged, and the pixels are intact
+        return picture
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB."""
+    if picture.mode == "F" or picture.mode == "I" or picture.mode.startswith("I;16"):
+        return _gray_to_rgb(np.asarray(picture, dtype=np.float32), is_float=picture.mode == "F")
+    try:
+        if picture.has_transparency_data:
+            over = picture.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise UnreadableError(f"its colours ({picture.mode}) cannot be converted to RGB") from error
+
+
+def _gray_to_rgb(values: np.ndarray, is_float: bool) -> Image.Image:
+    """Scale gray values of more than 8 bits to 8: integers by 65535, floats by 1."""
+    white = 1.0 if is_float else 65535.0
+    # another range would be a guess: a float image of 0 to 255 read as 0 to 1 is all white
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= white):
+        raise UnreadableError(f"its gray values are not all from 0 to {white:.0f}")
+    gray = np.round(values * 255.0 if is_float else values / 257.0)
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+
+
+def explain_failure(error: Exception) -> str:
+    """Describe in words why a file could not be read.
+
+    Parameters
+    ----------
+    error : Exception
+        What opening or decoding it raised.
+
+    Returns
+    -------
+    str
+        Such as "it is truncated or not an image".
+    """
+    if isinstance(error, UnreadableError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has too many pixels, over {2 * (Image.MAX_IMAGE_PIXELS or 0):,}"
+    if isinstance(error, OSError) and error.errno is not None:
+        known = {FileNotFoundError: "there is no such file", PermissionError: "permission denied"}
+        return known.get(type(error), error.strerror or "it cannot be opened")
+    if isinstance(error, RuntimeError) and "encrypted" in str(error):
+        return "it is encrypted"
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is damaged within the zip"
+    return "it is truncated or not an image"
 
 
 def load_start_image(value: Any, size: int) -> Tensor:

@@ -14,6 +14,7 @@ import filelock
 from featmap.errors import StoreError
 from featmap.files import hash_file, is_leftover
 from featmap.runs.array_layout import chunk_names
+from featmap.runs.folders import LOCK, OWNER
 from featmap.runs.manifest import (
     COPY,
     FORMAT,
@@ -27,7 +28,7 @@ from featmap.runs.manifest import (
     read_record,
     translate_read_errors,
 )
-from featmap.runs.store import LOCK, OWNER, Run
+from featmap.runs.store import Run
 
 CHANGED, MISSING, FOREIGN, UNFINISHED = "changed", "missing", "foreign", "unfinished"
 KINDS = (CHANGED, MISSING, FOREIGN, UNFINISHED)

@@ -272,6 +272,22 @@ def complete_units(run: Run, names: list[str]) -> None:
     run.save()
 
 
+def record_photographs(run: Run, record: dict[str, Any]) -> None:
+    """Record which photographs a run reads, and what of their folder it does not.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder, locked by this process.
+    record : dict
+        See `PhotographFolder.record`; empty for other images.
+    """
+    # a second call on a complete run writes nothing; one after files were removed from the folder says so
+    if run.manifest.photographs != record:
+        run.manifest.photographs = record
+        run.save()
+
+
 def network_of(folder: Path) -> Network:
     """Load the network that a run was computed with.
 

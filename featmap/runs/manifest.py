@@ -83,6 +83,8 @@ class Manifest:
         Of a validation: seeds of the maps of the network, and of those of random weights.
     images : str, optional
         Of a validation: name of the folder of photographs.
+    photographs : dict
+        Of photographs that are probed: their folder and count, and what was left out, see `PhotographFolder.record`.
     other : dict
         Entries of unknown names; they are written back unchanged.
     """
@@ -113,6 +115,7 @@ class Manifest:
     seeds: list[int] = field(default_factory=list)
     null_seeds: list[int] = field(default_factory=list)
     images: str | None = None
+    photographs: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @property

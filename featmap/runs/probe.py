@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,22 @@ import xarray as xr
 from torch import Tensor, nn
 
 from featmap.errors import FeatmapError
-from featmap.files import hash_file
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.optimize import photographs
 from featmap.optimize.comparison import check_repeatable
+from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.responses import Probe
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs.array_layout import ArraySpec
 from featmap.runs.engine import Execution, WorkUnit, plan_units, run_here
 from featmap.runs.manifest import is_run
 from featmap.runs.output import write_frame
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 
 ROWS = 16
 """Images of a batch."""
+SMALL_SIZE = "an image has 1 pixel or more; choose a size of 32 or more"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +46,15 @@ class Source:
         SHA-256 of the files or values that the images are read from.
     read : callable
         Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
+    photographs : dict, default {}
+        Of photographs: what a manifest says of them.
     """
 
     labels: list[str]
     size: int
     digest: str
     read: Callable[[int, int], Tensor]
+    photographs: dict[str, Any] = field(default_factory=dict)
 
     def batches(self, rows: int) -> Iterator[Tensor]:
         """Generate the images in batches.
@@ -74,8 +78,8 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
 
     Parameters
     ----------
-    images : path, xarray.Dataset or array
-        A run folder; a folder of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
+    images : path, Run, PhotographFolder, xarray.Dataset or array
+        A run folder; photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
     size : int or None
         Size that photographs are resized to, in pixels; None takes `network_size`.
     network_size : int
@@ -92,15 +96,16 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
         If there are no images, a run is not finished or damaged, or the size is not that of a run's images.
     """
     if size is not None and size < 1:
-        raise FeatmapError(f"size {size}: an image has 1 pixel or more; choose a size of 32 or more")
+        raise FeatmapError(f"size {size}: {SMALL_SIZE}")
     if isinstance(images, (str, Path)):
-        folder = Path(images)
-        if not is_run(folder):
-            return _from_photographs(folder, size or network_size)
-        if not Run.read(folder).manifest.is_complete:
-            raise FeatmapError(f"run {str(folder)!r} is not finished; complete it by its own command first")
-        integrity.require_intact(folder)
-        images = open_arrays(folder)
+        images = open_images(images)
+    if isinstance(images, PhotographFolder):
+        return _from_photographs(images, size or network_size)
+    if isinstance(images, Run):
+        if not images.manifest.is_complete:
+            raise FeatmapError(f"run {str(images.folder)!r} is not finished; complete it by its own command first")
+        integrity.require_intact(images.folder)
+        images = open_arrays(images.folder)
         if size is not None and size != images.sizes.get("y", size):
             raise FeatmapError(
                 f"size {size}: the images of the run are stored at {images.sizes['y']} pixels; leave the size out"
@@ -114,16 +119,49 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
     return Source([str(k) for k in range(len(array))], array.shape[2], digest, lambda a, b: array[a:b])
 
 
-def _from_photographs(folder: Path, size: int) -> Source:
-    """Open a folder of photographs; the digest is that of their names and bytes."""
-    paths = photographs.find_photographs(folder)
-    names = [p.relative_to(folder).as_posix() for p in paths]
-    listed = "\n".join(f"{n} {hash_file(p)}" for n, p in zip(names, paths, strict=True))
+def open_images(path: str | Path, skip_broken: bool = False, watcher: Watcher | None = None) -> Run | PhotographFolder:
+    """Open a run folder, or a folder or zip of photographs, which are all decoded once.
+
+    Parameters
+    ----------
+    path : path
+        The folder or zip.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read.
+    watcher : Watcher, optional
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    Run or PhotographFolder
+        The run, or the photographs.
+
+    Raises
+    ------
+    FeatmapError
+        If it is neither, or photographs are broken.
+    """
+    if is_run(Path(path)):
+        return Run.read(Path(path))
+    watcher = watcher or Silent()
+    photographs = open_photographs(
+        path,
+        skip_broken=skip_broken,
+        progress=lambda done, total: watcher.stage("photographs opened", done, total),
+    )
+    for line in photographs.lines():
+        watcher.note(line)
+    return photographs
+
+
+def _from_photographs(photographs: PhotographFolder, size: int) -> Source:
+    """Make a source of photographs; its digest is that of their names and bytes."""
     return Source(
-        names,
+        photographs.labels,
         size,
-        hashlib.sha256(listed.encode()).hexdigest(),
-        lambda a, b: torch.stack([photographs.read_photograph(p, size) for p in paths[a:b]]),
+        photographs.digest,
+        lambda a, b: photographs.read(range(a, b), size),
+        photographs.record(),
     )
 
 
@@ -149,6 +187,7 @@ def probe(
     network: str | nn.Module | Network = "reference",
     *,
     size: int | None = None,
+    skip_broken: bool = False,
     execution: Execution | None = None,
 ) -> xr.DataArray:
     """Compute the responses of layers' features to images.
@@ -157,14 +196,16 @@ def probe(
 
     Parameters
     ----------
-    images : path, xarray.Dataset or array
-        A run folder; a folder of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
+    images : path, Run, PhotographFolder, xarray.Dataset or array
+        A run folder; a folder or zip of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
     layers : str or sequence of str
         Names as `featmap layers` prints them.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
     size : int, optional
         Size that photographs are resized to, in pixels. None takes the network's own input size.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
     execution : Execution, optional
         Device, run folder and progress. Without a run folder the responses are computed in memory.
 
@@ -177,14 +218,41 @@ def probe(
     Raises
     ------
     FeatmapError
-        If there are no images, a layer does not exist, or a run is not finished or damaged.
+        If there are no images, a layer does not exist, a run is not finished or damaged, or photographs are broken.
     """
     execution = execution or Execution()
     loaded = load(network)
     names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
+    if isinstance(images, (str, Path)):
+        if not is_run(Path(images)):
+            require_layers(loaded, names, size)
+        images = open_images(images, skip_broken, execution.watcher)
     source = open_source(images, size, loaded.input_size)
     probing = _Probing(loaded, source, names, execution)
     return probing.in_memory() if execution.out is None else probing.to_folder(execution.out)
+
+
+def require_layers(network: Network, layers: Sequence[str], size: int | None = None) -> None:
+    """Check that layers exist, before many photographs are opened for them.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    layers : sequence of str
+        Names of the layers.
+    size : int, optional
+        Size that photographs are resized to, in pixels. None takes the network's own input size.
+
+    Raises
+    ------
+    FeatmapError
+        If one does not exist, or the size does not fit the network.
+    """
+    if size is not None and size < 1:
+        raise FeatmapError(f"size {size}: {SMALL_SIZE}")
+    for layer in layers:
+        network.layer(layer, network.input_size if size is None else size)
 
 
 class _Probing:
@@ -233,10 +301,12 @@ class _Probing:
             "network": str(self.network),
             "model_arguments": self.network.arguments,
             "environment": device.describe_environment(self.device),
+            "photographs": self.source.photographs,
         }
         coords = {"image": np.array(self.source.labels), "response": np.array(self.columns)}
         run = Run(folder, self.identity()).open({"A": spec}, coords, about)
         with run.locked():
+            lifecycle.record_photographs(run, self.source.photographs)
 
             def work(unit: WorkUnit) -> None:
                 values = self.responses(self.source.read(unit.first, unit.last))

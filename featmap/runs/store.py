@@ -6,9 +6,6 @@ unit without a record, or whose chunks differ from it, is computed again.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,12 +18,13 @@ import xarray as xr
 import zarr
 
 from featmap.errors import FeatmapError, StoreError
-from featmap.files import hash_file, is_leftover, remove_leftovers, translate_os_errors, write_atomically
+from featmap.files import hash_file, remove_leftovers, translate_os_errors, write_atomically
+from featmap.runs import folders
 from featmap.runs import manifest as manifests
 from featmap.runs.array_layout import ARRAYS, ArraySpec, region_chunks, write_layout
+from featmap.runs.folders import OWNER
 from featmap.runs.manifest import PREPARING, RUNNING, UNITS, Manifest, translate_read_errors
 
-LOCK, OWNER = ".lock", ".owner.json"
 _locks: dict[Path, filelock.BaseFileLock] = {}
 """Locks of this process by folder: all `Run` objects of a folder share one."""
 
@@ -49,6 +47,7 @@ class Run:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
         self.manifest = Manifest(identity)
+        self._started = self._created = False  # whether this object began the run, and made its folder
 
     @staticmethod
     def read(folder: Path) -> Run:
@@ -105,7 +104,8 @@ class Run:
             self._open(about)
             with translate_os_errors(f"run folder {str(self.folder)!r}"):
                 self._write_layout(arrays, coords)
-        except BaseException:
+        except BaseException as error:
+            self._withdraw(error)
             if not was_locked:  # an outer caller that holds the lock goes on holding it
                 self.unlock()
             raise
@@ -116,22 +116,33 @@ class Run:
         with translate_os_errors(f"run folder {str(self.folder)!r}"):
             if manifests.is_run(self.folder):
                 self.lock()
-                self._resume(about)
+                if not self._resume(about):
+                    self._begin(about)
                 return
-            if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
+            is_new = not self.folder.exists()
+            if not is_new and (not self.folder.is_dir() or any(map(folders.is_foreign, self.folder.iterdir()))):
                 raise StoreError(f"{str(self.folder)!r} exists and is not a run folder; choose another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._created = is_new
             self.lock()
             if self.is_locked():  # see `_resume`
                 remove_leftovers(self.folder)
-            # the manifest comes first, so that a folder of which only a part was written is known as a run folder
-            self.manifest = Manifest(self.identity, PREPARING, **about)
-            self.save()
+            self._begin(about)
 
-    def _resume(self, about: dict[str, Any]) -> None:
-        """Read the manifest of an earlier run with the same identity."""
+    def _begin(self, about: dict[str, Any]) -> None:
+        """Write the first manifest."""
+        self._started = True
+        # the manifest comes first, so that a folder of which only a part was written is known as a run folder
+        self.manifest = Manifest(self.identity, PREPARING, **about)
+        self.save()
+
+    def _resume(self, about: dict[str, Any]) -> bool:
+        """Read the manifest of an earlier run with the same identity; False where one of another was never used."""
         earlier = Run._from_manifest(self.folder, manifests.repair(self.folder))
         differences = manifests.compare_identities(earlier.identity, self.identity)
+        if differences and self.is_locked() and folders.is_unused(self.folder, earlier.manifest):
+            folders.clear(self.folder)  # of a start that was killed, or failed under an earlier version
+            return False
         if differences:
             raise StoreError(
                 f"{str(self.folder)!r} holds a run with other settings ({differences}); "
@@ -140,6 +151,12 @@ class Run:
         self.manifest = earlier.manifest.with_defaults({"status": RUNNING} | about)
         if self.is_locked():  # without a lock, what looks like a leftover may be a write of another process
             remove_leftovers(self.folder)
+        return True
+
+    def _withdraw(self, error: BaseException) -> None:
+        """Remove the folder after an error, if this object began it and nothing has been computed in it."""
+        if self._started and self.is_locked():
+            folders.withdraw(self.folder, self.manifest, error, keep_folder=not self._created)
 
     def lock(self) -> None:
         """Lock the folder for this process.
@@ -155,22 +172,10 @@ class Run:
         folder = self.folder.resolve()
         if folder in _locks:  # a second lock of this process on the same file would be refused
             return
-        lock = filelock.FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise StoreError(
-                f"run folder {str(self.folder)!r} is being written by {self.owner()}; wait for it, stop it, "
-                "or choose another folder"
-            ) from None
-        except (OSError, RuntimeError):  # no locks here, or nothing can be written: then the first write fails
-            if (self.folder / LOCK).is_dir():
-                raise StoreError(f"{str(self.folder / LOCK)!r} is a folder where the lock lies; move it away") from None
-            return
-        _locks[folder] = lock
-        owner = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
-        with translate_os_errors(f"run folder {str(self.folder)!r}"):
-            write_atomically(self.folder / OWNER, lambda p: p.write_text(owner, encoding="utf-8"))
+        lock = folders.acquire_lock(self.folder)
+        if lock is not None:
+            _locks[folder] = lock
+            folders.write_owner(self.folder)
 
     def unlock(self) -> None:
         """Release the lock of this process, if it holds one."""
@@ -183,6 +188,9 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[Run]:
         """Lock the folder, and unlock it when the context is left, also by an exception.
+
+        A folder that `open` began is removed by an exception before anything was computed: it would refuse other
+        settings.
 
         Yields
         ------
@@ -197,6 +205,9 @@ class Run:
         self.lock()
         try:
             yield self
+        except BaseException as error:
+            self._withdraw(error)
+            raise
         finally:
             self.unlock()
 
@@ -218,10 +229,7 @@ class Run:
         str
             Such as "process 17 on node3"; "another process" where that was not recorded.
         """
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            owner = json.loads((self.folder / OWNER).read_text(encoding="utf-8"))
-            return f"process {owner['process']} on {owner['host']}"
-        return "another process"
+        return folders.lock_owner(self.folder)
 
     def _write_layout(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
         """Write the arrays' metadata and coordinates where they are missing or damaged; chunks stay."""
@@ -427,13 +435,6 @@ class Run:
         if name not in self.manifest.parts:
             self.manifest.parts.append(name)
             self.save()
-
-
-def _is_foreign(path: Path) -> bool:
-    """Check whether a file is anything but the leftover of an interrupted first write."""
-    if path.name == Path(manifests.COPY).parent.name and path.is_dir():  # the first manifest is written to there
-        return any(map(_is_foreign, path.iterdir()))
-    return path.name not in (LOCK, OWNER) and not is_leftover(path.name)
 
 
 def open_arrays(folder: str | Path) -> xr.Dataset:

@@ -9,16 +9,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from featmap.errors import FeatmapError
 from featmap.files import digest
 from featmap.mapping import cluster_io
 from featmap.network import weight_paths
 from featmap.network.model import Network
 from featmap.network.unit import split_call
+from featmap.optimize.photograph_files import PhotographFiles, find_photographs
+from featmap.optimize.photograph_folder import PhotographFolder, check_photographs
 from featmap.runs import probe
 from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job
-from featmap.runs.progress import Watcher
+from featmap.runs.manifest import is_run
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters
@@ -26,8 +30,83 @@ from featmap.validation.evidence import Evidence
 from featmap.validation.results import Evaluation
 from featmap.validation.statistics import evaluate_layer
 
+FEWEST_PHOTOGRAPHS = 32
 MAX_PATH_LAYERS = 8
 """Outermost layers on the processing path that are measured, and as many of those inside them."""
+
+
+def find_images(images: str | Path | PhotographFolder | None) -> PhotographFiles | PhotographFolder | None:
+    """List the photographs of a path, without decoding them.
+
+    Parameters
+    ----------
+    images : path, PhotographFolder or None
+        Folder or zip, or photographs that are decoded already.
+
+    Returns
+    -------
+    PhotographFiles, PhotographFolder or None
+        The photographs; None where none are given.
+
+    Raises
+    ------
+    FeatmapError
+        If the path is that of a run, or there are fewer than `FEWEST_PHOTOGRAPHS`.
+    """
+    if images is None:
+        return None
+    if isinstance(images, (str, Path)) and is_run(Path(images)):
+        raise FeatmapError(f"images {str(images)!r} is a run; give a folder of photographs")
+    found = find_photographs(images) if isinstance(images, (str, Path)) else images
+    _require_enough(found)
+    return found
+
+
+def open_images(
+    images: PhotographFiles | PhotographFolder, skip_broken: bool = False, watcher: Watcher | None = None
+) -> PhotographFolder:
+    """Decode all photographs once.
+
+    Parameters
+    ----------
+    images : PhotographFiles or PhotographFolder
+        The photographs; those of a `PhotographFolder` are decoded already.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read.
+    watcher : Watcher, optional
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    PhotographFolder
+        The readable photographs.
+
+    Raises
+    ------
+    FeatmapError
+        If photographs are broken and not skipped, or fewer than `FEWEST_PHOTOGRAPHS` are left.
+    """
+    if isinstance(images, PhotographFolder):
+        return images
+    hears = watcher or Silent()
+    photographs = check_photographs(
+        images,
+        skip_broken=skip_broken,
+        progress=lambda done, total: hears.stage("photographs opened", done, total),
+    )
+    for line in photographs.lines():
+        hears.note(line)
+    _require_enough(photographs)
+    return photographs
+
+
+def _require_enough(photographs: PhotographFiles | PhotographFolder) -> None:
+    """Check that there are enough photographs to compare a map with."""
+    if len(photographs) < FEWEST_PHOTOGRAPHS:
+        raise FeatmapError(
+            f"images {str(photographs.path)!r}: {len(photographs)} photographs; give {FEWEST_PHOTOGRAPHS} or more, "
+            "best about 1,000"
+        )
 
 
 def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
@@ -108,7 +187,7 @@ class EvaluatedNetwork:
 
 
 def evaluate_layers(
-    job: Job, evaluated: EvaluatedNetwork, images: Path | None, neighbours: int, watcher: Watcher
+    job: Job, evaluated: EvaluatedNetwork, images: PhotographFolder | None, neighbours: int, watcher: Watcher
 ) -> dict[str, Evaluation]:
     """Evaluate all layers of one network.
 
@@ -118,8 +197,8 @@ def evaluate_layers(
         Job of the evaluated run (that of the trained network).
     evaluated : EvaluatedNetwork
         The network and its descents.
-    images : Path or None
-        Folder of photographs, which are probed by the network.
+    images : PhotographFolder or None
+        Photographs, which are probed by the network.
     neighbours : int
         Neighbours k of each feature in the run's graph.
     watcher : Watcher
@@ -143,16 +222,15 @@ def evaluate_layers(
 
 
 def _probe_images(
-    job: Job, evaluated: EvaluatedNetwork, folder: Path, layers: list[str], watcher: Watcher
+    job: Job, evaluated: EvaluatedNetwork, images: PhotographFolder, layers: list[str], watcher: Watcher
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Measure the layers' responses to photographs, and to the first seed's maximising images."""
     layers, size, device, network = list(dict.fromkeys(layers)), job.recipe.size, job.device.type, evaluated.network
-    source = probe.open_source(folder, size, size)
-    watcher.note(f"{evaluated.name}: {len(source.labels)} photographs through {', '.join(layers)}")
+    watcher.note(f"{evaluated.name}: {len(images)} photographs through {', '.join(layers)}")
     # A part is registered once it is complete, so that an interrupted one belongs to nothing and is removed later.
-    part = evaluated.folder / f"photographs-{digest({'images': source.digest, 'layers': layers})}"
+    part = evaluated.folder / f"photographs-{digest({'images': images.digest, 'layers': layers})}"
     execution = Execution(device, out=part, watcher=watcher)
-    to_photographs = probe.probe(folder, layers, network, size=size, execution=execution)
+    to_photographs = probe.probe(images, layers, network, size=size, execution=execution)
     evaluated.store.register_part(part)
     watcher.note(f"{evaluated.name}: {len(job.labels)} maximising images through the same layers")
     first_seed, part = evaluated.datasets[0].isel(seed=[0]), evaluated.folder / f"path-{digest({'layers': layers})}"

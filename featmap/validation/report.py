@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from featmap.mapping import flags, tables
+from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.plotting import scatter, sheets
 from featmap.runs import output, probe
 from featmap.runs.job import Job
@@ -25,7 +25,9 @@ PANEL_PHOTOGRAPHS, PANELS_PER_PAGE = 3, 8
 PAGE = "validation.md"
 
 
-def write_report(store: Run, job: Job, validation: Validation, images: Path | None, watcher: Watcher) -> None:
+def write_report(
+    store: Run, job: Job, validation: Validation, images: PhotographFolder | None, watcher: Watcher
+) -> None:
     """Write all files of a validation and record their checksums in its manifest.
 
     Parameters
@@ -36,8 +38,8 @@ def write_report(store: Run, job: Job, validation: Validation, images: Path | No
         Job of the evaluated run.
     validation : Validation
         The results.
-    images : Path or None
-        Folder of photographs.
+    images : PhotographFolder or None
+        The photographs.
     watcher : Watcher
         Hears of the progress.
     """
@@ -62,7 +64,7 @@ def write_report(store: Run, job: Job, validation: Validation, images: Path | No
             names = [name for name in shown if name in evaluation.features.index]
             _draw_panels(store, evaluation, responses, source, names, folders[layer], watcher)
     _remove_stale_panels(store, folders)
-    page = compose_page(job, validation, images, None if source is None else len(source.labels))
+    page = compose_page(job, validation, images)
     store.write(PAGE, lambda p: p.write_text(page, encoding="utf-8"))
 
 
@@ -77,7 +79,7 @@ def _remove_stale_panels(store: Run, folders: dict[str, str]) -> None:
             folder.rmdir()
 
 
-def compose_page(job: Job, validation: Validation, images: Path | None, count: int | None) -> str:
+def compose_page(job: Job, validation: Validation, images: PhotographFolder | None) -> str:
     """Compose the page of a validation, with notes on how it was computed.
 
     Parameters
@@ -86,10 +88,8 @@ def compose_page(job: Job, validation: Validation, images: Path | None, count: i
         Job of the evaluated run.
     validation : Validation
         The results.
-    images : Path or None
-        Folder of photographs.
-    count : int or None
-        Number of photographs.
+    images : PhotographFolder or None
+        The photographs.
 
     Returns
     -------
@@ -97,9 +97,7 @@ def compose_page(job: Job, validation: Validation, images: Path | None, count: i
         Markdown.
     """
     evidence = next(iter(validation.trained.values())).evidence
-    photographs = "No photographs."
-    if count is not None and images is not None:
-        photographs = f"{count:,} photographs of the folder {images.name!r}."
+    photographs = "No photographs." if images is None else f"{images.describe()}."
     notes = [
         f"{len(evidence.seed_responses)} seeds, {evidence.run_seeds} of them the run's own; "
         f"{_describe_random(validation)}.",

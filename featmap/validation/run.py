@@ -23,9 +23,10 @@ from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.random_weights import randomise_weights
-from featmap.optimize import photographs
 from featmap.optimize.limits import MAX_SEEDS
 from featmap.optimize.objective import Objective
+from featmap.optimize.photograph_files import PhotographFiles
+from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.optimize.recipe import Recipe
 from featmap.report import atlas
 from featmap.runs import device, integrity, lifecycle
@@ -38,13 +39,12 @@ from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
-from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers
+from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers, find_images, open_images
 from featmap.validation.null import permuted_statistics
 from featmap.validation.results import Evaluation, Validation
 
 SEEDS, NULL_SEEDS = 5, 2
 """Default numbers of seeds of the trained network, and with random weights."""
-FEWEST_PHOTOGRAPHS = 32
 FOLDER = "validation"
 
 
@@ -60,30 +60,34 @@ class ValidationPlan:
         Folder of the validation.
     seeds : tuple of int
         All seeds; those of the run come first.
-    images : Path or None
-        Folder of photographs.
+    images : PhotographFiles, PhotographFolder or None
+        Photographs; those of a path are decoded when the validation begins.
     random : Network or None
         The network with random weights.
     reason : str
         Why there is no network with random weights, "" where there is one.
     null_seeds : tuple of int
         Seeds of the maps with random weights.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read.
     """
 
     run: Run
     job: Job
     folder: Path
     seeds: tuple[int, ...]
-    images: Path | None
+    images: PhotographFiles | PhotographFolder | None
     random: Network | None
     reason: str
     null_seeds: tuple[int, ...]
+    skip_broken: bool = False
 
 
 def plan_validation(
     folder: str | Path,
     *,
-    images: str | Path | None = None,
+    images: str | Path | PhotographFolder | None = None,
+    skip_broken: bool = False,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
     network: Network | None = None,
@@ -95,8 +99,10 @@ def plan_validation(
     ----------
     folder : path
         Folder of a complete similarity run.
-    images : path, optional
-        Folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one nothing is concluded about photographs.
+    images : path or PhotographFolder, optional
+        Folder or zip of at least `FEWEST_PHOTOGRAPHS` photographs; without one nothing is concluded about photographs.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
     seeds : int, default 5
         Number of seeds, those of the run included.
     null_seeds : int, default 2
@@ -118,12 +124,13 @@ def plan_validation(
     """
     run = Run.read(Path(folder))
     with translate_read_errors(Path(folder)):
-        return _plan(run, images, (seeds, null_seeds), network, out)
+        plan = _plan(run, images, (seeds, null_seeds), network, out)
+    return replace(plan, skip_broken=skip_broken)
 
 
 def _plan(
     run: Run,
-    images: str | Path | None,
+    images: str | Path | PhotographFolder | None,
     counts: tuple[int, int],
     network: Network | None,
     out: str | Path | None,
@@ -150,14 +157,7 @@ def _plan(
         )
     run_seeds = job.seeds
     next_seed = max(run_seeds) + 1
-    if images is not None:
-        if is_run(Path(images)):
-            raise FeatmapError(f"images {str(images)!r} is a run; give a folder of photographs")
-        count = len(photographs.find_photographs(Path(images)))
-        if count < FEWEST_PHOTOGRAPHS:
-            raise FeatmapError(
-                f"images {str(images)!r}: {count} photographs; give {FEWEST_PHOTOGRAPHS} or more, best about 1,000"
-            )
+    photographs = find_images(images)
     random, reason = None, "null seeds 0"
     if null_seeds:
         try:
@@ -169,7 +169,7 @@ def _plan(
         job,
         Path(out) if out is not None else run.folder / FOLDER,
         (*run_seeds, *range(next_seed, next_seed + seeds - len(run_seeds))),
-        None if images is None else Path(images),
+        photographs,
         random,
         reason,
         tuple(range(run_seeds[0], run_seeds[0] + null_seeds)),
@@ -262,14 +262,12 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
     watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
-    if plan.images is not None:
-        paths = photographs.find_photographs(plan.images)
-        photographs.check_readable(paths, lambda done, total: watcher.stage("photographs opened", done, total))
+    photographs = None if plan.images is None else open_images(plan.images, plan.skip_broken, watcher)
     _register_in_run(plan)
     with Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
         store.save()
-        validation = _evaluate(plan, store, watcher)
+        validation = _evaluate(plan, photographs, store, watcher)
     _redraw_atlas(plan, watcher)  # only now: an atlas reads complete runs, and the validation is part of this one
     return validation
 
@@ -282,7 +280,7 @@ def _register_in_run(plan: ValidationPlan) -> None:
             run.register_part(run.folder / plan.folder.resolve().relative_to(run.folder.resolve()))
 
 
-def _evaluate(plan: ValidationPlan, store: Run, watcher: Watcher) -> Validation:
+def _evaluate(plan: ValidationPlan, photographs: PhotographFolder | None, store: Run, watcher: Watcher) -> Validation:
     """Do the missing descents, evaluate both networks and write the results."""
     for job, folder in similarity_jobs(plan):
         watcher.note(f"{'random weights' if job.network is plan.random else 'trained'}: seed {job.seeds[0]}")
@@ -300,7 +298,7 @@ def _evaluate(plan: ValidationPlan, store: Run, watcher: Watcher) -> Validation:
         plan.folder,
         {layer: plan.run.folder / name / cluster_io.FILE_NAME for layer, name in layer_folders.items()},
     )
-    trained = evaluate_layers(plan.job, trained_network, plan.images, neighbours, watcher)
+    trained = evaluate_layers(plan.job, trained_network, photographs, neighbours, watcher)
     random: dict[str, Evaluation] = {}
     if plan.random is not None:
         random_folder = plan.folder / "random"
@@ -313,15 +311,16 @@ def _evaluate(plan: ValidationPlan, store: Run, watcher: Watcher) -> Validation:
             random_folder,
             {layer: random_folder / name / cluster_io.FILE_NAME for layer, name in layer_folders.items()},
         )
-        random = evaluate_layers(plan.job, random_network, plan.images, neighbours, watcher)
+        random = evaluate_layers(plan.job, random_network, photographs, neighbours, watcher)
     permuted = {layer: permuted_statistics(evaluation.evidence) for layer, evaluation in trained.items()}
     validation = Validation(plan.folder, trained, random, permuted, plan.reason)
-    report.write_report(store, plan.job, validation, plan.images, watcher)
+    report.write_report(store, plan.job, validation, photographs, watcher)
     mark_reliability(plan, trained, watcher)
     _remove_abandoned(store)
     manifest = store.manifest
     manifest.status, manifest.seeds, manifest.null_seeds = COMPLETE, list(plan.seeds), list(plan.null_seeds)
-    manifest.images = None if plan.images is None else plan.images.name
+    manifest.photographs = {} if photographs is None else photographs.record()
+    manifest.images = manifest.photographs.get("folder")
     store.save()
     return validation
 
@@ -430,7 +429,8 @@ def _is_complete(folder: Path) -> bool:
 def validate(
     run: str | Path,
     *,
-    images: str | Path | None = None,
+    images: str | Path | PhotographFolder | None = None,
+    skip_broken: bool = False,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
     network: str | nn.Module | Network | None = None,
@@ -446,8 +446,10 @@ def validate(
     ----------
     run : path
         Folder of a complete run of `similarity`.
-    images : path, optional
-        Folder of photographs, at least `FEWEST_PHOTOGRAPHS`; without one nothing is concluded about photographs.
+    images : path or PhotographFolder, optional
+        Folder or zip of at least `FEWEST_PHOTOGRAPHS` photographs; without one nothing is concluded about photographs.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
     seeds : int, default 5
         Number of seeds, those of the run included.
     null_seeds : int, default 2
@@ -471,6 +473,7 @@ def validate(
         If the run is not complete, or of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
-    images = None if images is None else Path(images)
-    plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out)
+    plan = plan_validation(
+        run, images=images, skip_broken=skip_broken, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out
+    )
     return carry_out(plan, watcher)

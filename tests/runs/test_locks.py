@@ -14,7 +14,8 @@ import pytest
 
 from featmap.errors import StoreError
 from featmap.runs.array_layout import ArraySpec
-from featmap.runs.store import LOCK, OWNER, Run
+from featmap.runs.folders import LOCK, OWNER
+from featmap.runs.store import Run
 
 ARRAYS = {"x": ArraySpec(("row",), (4,), (2,))}
 COORDS = {"row": np.arange(4)}
