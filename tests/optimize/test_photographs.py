@@ -1,4 +1,4 @@
-"""Photographs of every kind that PNG and JPEG allow, and what is said of those that are none."""
+"""Image files of every kind: modes, orientations and frames, and what is said of damaged ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from featmap.errors import FeatmapError
 from featmap.optimize import photographs
+from featmap.optimize.photographs import decode, decoded_suffixes, explain_failure
 
 
 def read(path: Path, size: int = 4) -> np.ndarray:
@@ -48,35 +49,143 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -
     np.testing.assert_allclose(found[:, 0, 3], [0, 0, 1])
 
 
-def spoilt(folder: Path, count: int) -> Path:
-    """Six pictures, of which the last `count` are cut short or none at all."""
-    folder.mkdir()
-    for k in range(6):
-        noise = np.random.default_rng(k).integers(0, 255, size=(32, 32, 3), dtype=np.uint8)
-        path = folder / f"{k}.jpg"
-        Image.fromarray(noise).save(path)
-        if k >= 6 - count:
-            path.write_bytes(path.read_bytes()[:400] if k % 2 else b"no picture")
-    return folder
+CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+"""Red, green, blue and white: no two of their eight orientations are alike."""
+UPRIGHT = {  # EXIF 2.32, table of the tag Orientation: where row 0 and column 0 of what is stored belong
+    1: CORNERS,
+    2: CORNERS[:, ::-1],
+    3: CORNERS[::-1, ::-1],
+    4: CORNERS[::-1],
+    5: CORNERS.transpose(1, 0, 2),
+    6: CORNERS[::-1].transpose(1, 0, 2),
+    7: CORNERS[::-1, ::-1].transpose(1, 0, 2),
+    8: CORNERS[:, ::-1].transpose(1, 0, 2),
+}
 
 
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(1, r"5\.jpg.*truncated"), (2, r"4\.jpg.*nor can 1 other file;"), (3, r"3\.jpg.*nor can 2 other files;")],
+def write_oriented(path: Path, orientation: int) -> Path:
+    picture = Image.fromarray(CORNERS.repeat(8, 0).repeat(8, 1))
+    exif = picture.getexif()
+    exif[0x112] = orientation
+    picture.save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_photographs_are_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    found = read(write_oriented(tmp_path / f"turned{suffix}", orientation), 16)
+    np.testing.assert_allclose(found[:, 4::8, 4::8], UPRIGHT[orientation].transpose(2, 0, 1) / 255, atol=0.2)
+
+
+def test_damaged_exif_data_do_no_harm(tmp_path: Path) -> None:
+    path = write_oriented(tmp_path / "turned.jpg", 6)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"Exif\0\0") + 6
+    content[place : place + 14] = b"\xff" * 14
+    path.write_bytes(content)
+    np.testing.assert_allclose(read(path, 16)[:, 4::8, 4::8], CORNERS.transpose(2, 0, 1) / 255, atol=0.2)
+
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".webp", ".bmp", ".jp2", ".tga", ".ico"),
 )
-def test_unreadable_files_are_found_before_and_counted(tmp_path: Path, count: int, words: str) -> None:
-    paths = photographs.find_photographs(spoilt(tmp_path / "spoilt", count))
-    with pytest.raises(FeatmapError, match=words) as caught:
-        photographs.check_readable(paths)
-    assert "Error" not in str(caught.value) and "is truncated or not an image" in str(caught.value)
-    seen: list[tuple[int, int]] = []
-    photographs.check_readable(paths[: 6 - count], lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (6 - count, 6 - count)
 
 
-def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
-    (tmp_path / "all.zip").write_bytes(b"")
-    with pytest.raises(FeatmapError, match="that is a file; give a folder"):
-        photographs.find_photographs(tmp_path / "all.zip")
-    with pytest.raises(FeatmapError, match="no such folder"):
-        photographs.find_photographs(tmp_path / "nowhere")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_pillow_reads_is_read(tmp_path: Path, suffix: str) -> None:
+    assert suffix in decoded_suffixes()
+    path = tmp_path / f"one{suffix}"
+    Image.new("RGB", (32, 32), (200, 200, 200)).save(path, **({"sizes": [(32, 32)]} if suffix == ".ico" else {}))
+    np.testing.assert_allclose(read(path), 200 / 255, atol=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".eps", ".pdf", ".h5", ".mpg", ".svg", ".txt", ".zip"])
+def test_formats_without_a_decoder_are_no_photographs(suffix: str) -> None:
+    assert suffix not in decoded_suffixes()
+
+
+def test_no_other_program_is_started_on_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "drawing.png"  # EPS is drawn by Ghostscript, whatever the file's name
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(FeatmapError, match="truncated or not an image"):
+        photographs.read_photograph(path, 4)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "one.tif"
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(path)
+    np.testing.assert_allclose(read(path), 1, atol=0.01)
+
+
+def test_gray_values_of_an_unknown_scale_are_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "float.tif"
+    Image.fromarray(np.full((4, 4), 0.4, np.float32)).save(path)
+    np.testing.assert_allclose(read(path), 102 / 255, atol=1e-6)
+    for value, words in ((200.0, "not all from 0 to 1"), (np.nan, "not all from 0 to 1")):
+        Image.fromarray(np.full((4, 4), value, np.float32)).save(path)
+        with pytest.raises(FeatmapError, match=words):
+            read(path)
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path)
+    with pytest.raises(FeatmapError, match="not all from 0 to 65535"):
+        read(path)
+
+
+def test_of_several_frames_the_first_is_read(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ((255, 255, 255), (0, 0, 0)))
+    for name in ("frames.gif", "pages.tif", "frames.png", "frames.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        np.testing.assert_allclose(read(tmp_path / name), 1)
+        with (tmp_path / name).open("rb") as file:
+            assert decode(file)[1] == ("of several frames or pages, of which the first is read",)
+    first.save(tmp_path / "one.png")
+    with (tmp_path / "one.png").open("rb") as file:
+        assert decode(file)[1] == ()
+
+
+def test_many_pixels_are_said_and_too_many_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    assert read(tmp_path / "large.png").shape == (3, 4, 4)  # warnings are errors here
+    with photographs.without_decoder_warnings(), (tmp_path / "large.png").open("rb") as file:
+        assert decode(file)[1] == ("of more than 150 pixels",)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
+    with pytest.raises(FeatmapError, match="too many pixels, over 180"):
+        read(tmp_path / "large.png")
+
+
+def test_messages_say_what_is_wrong_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.jpg"
+    with pytest.raises(FeatmapError, match="there is no such file"):
+        read(path)
+    path.write_bytes(b"")
+    with pytest.raises(FeatmapError, match="it is empty"):
+        read(path)
+    path.write_bytes(b"GIF89a" + b"\0" * 50)
+    with pytest.raises(FeatmapError, match="truncated or not an image"):
+        read(path)
+    monkeypatch.setattr(photographs, "MAX_BYTES", 20)
+    with pytest.raises(FeatmapError, match="larger than 20 bytes"):
+        read(path)
+    assert explain_failure(PermissionError(13, "Permission denied")) == "permission denied"
+    assert explain_failure(OSError(5, "Input/output error")) == "Input/output error"
+    assert explain_failure(MemoryError()) == "it needs more memory than there is"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".tif"])
+def test_a_file_cut_anywhere_is_read_or_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, size=(24, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content, whole, named = path.read_bytes(), read(path), 0
+    for length in range(0, len(content), max(1, len(content) // 40)):
+        path.write_bytes(content[:length])
+        try:
+            # the last bytes of some formats hold no pixels
+            np.testing.assert_array_equal(read(path), whole)
+        except FeatmapError as error:
+            named += 1
+            assert "cannot be read" in str(error) and "Error" not in str(error)
+    assert named >= 30

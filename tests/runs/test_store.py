@@ -93,7 +93,7 @@ def test_the_same_settings_resume_a_run(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict, named: str) -> None:
-    opened(tmp_path)
+    land(opened(tmp_path), 0, 2)
     before = (tmp_path / MANIFEST).read_bytes()
     with pytest.raises(StoreError, match=f"{named}: .* there, .* here"):
         opened(tmp_path, IDENTITY | changed)
@@ -102,7 +102,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict, named
 
 def test_a_difference_deep_in_a_list_can_be_seen(tmp_path: Path) -> None:
     octave = {"steps": 3, "rate": [0.03, 0.03], "sigma": [1.0, 0.3], "size": 16}
-    opened(tmp_path, {"recipe": {"octaves": [octave]}})
+    land(opened(tmp_path, {"recipe": {"octaves": [octave]}}), 0, 2)
     with pytest.raises(StoreError) as caught:
         opened(tmp_path, {"recipe": {"octaves": [octave | {"size": 32}]}})
     assert "16" in str(caught.value)

@@ -1,0 +1,156 @@
+"""Starts that fail, of every command that writes a folder: the same folder takes the next start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from featmap.cli import app
+from featmap.interaction import worker as joint_worker
+from featmap.runs import integrity, manifest
+from featmap.runs import worker as runs_worker
+from tests.cli.test_app import MAP, SMALL, at_home, fail, succeed
+from tests.helpers import twofold
+from tests.helpers.run_kinds import shorten_clustering
+
+assert at_home  # the fixture under which every test works in a folder of its own
+
+MODEL = SMALL[:2]
+BAD: dict[str, tuple[list[str], list[str]]] = {  # a wrong start, and the one that follows it
+    "similarity, layer": (["similarity", "--layer", "secnd", *SMALL], ["similarity", "--layer", "second", *SMALL]),
+    "similarity, size": (["similarity", "--layer", "second", *SMALL, "--size", "0"], ["similarity", "--layer", "second", *SMALL]),
+    "similarity, start": (["similarity", "--layer", "second", *SMALL, "--start", "gone.jpg"], ["similarity", "--layer", "second", *SMALL]),
+    "maximise, unit": (["maximise", "second:99", *SMALL], ["maximise", "second:1", *SMALL]),
+    "maximise, model": (["maximise", "second:1", *SMALL, "--model", "tests.helpers.tiny:nothing"], ["maximise", "second:1", *SMALL]),
+    "interact, unit": (["interact", "second:3", "first:99", *SMALL], ["interact", "second:3", "first:5", *SMALL, "--seeds", "1"]),
+    "probe, layer": (["probe", "photographs", "--layers", "frst", *MODEL], ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]),
+    "probe, size": (["probe", "photographs", "--layers", "first", *MODEL, "--size", "0"], ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "right"), BAD.values(), ids=BAD)
+def test_wrong_input_leaves_no_folder(wrong: list[str], right: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    twofold.photographs(Path("photographs"), count=3)
+    fail(capsys, *wrong, "--out", "run")
+    assert not Path("run").exists() and not Path("runs").exists()
+    succeed(capsys, *right, "--out", "run")
+    assert manifest.read(Path("run")).is_complete
+
+
+class OutOfMemory:
+    """The first work unit of a run needs more memory than there is."""
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise MemoryError
+
+
+LATE: dict[str, tuple[list[str], Callable[[pytest.MonkeyPatch], None]]] = {
+    "similarity": (
+        ["similarity", "--layer", "second", *SMALL],
+        lambda patch: patch.setattr(runs_worker.Worker, "make", OutOfMemory()),
+    ),
+    "maximise": (
+        ["maximise", "second:1", "second:2", *SMALL],
+        lambda patch: patch.setattr(runs_worker.Worker, "make", OutOfMemory()),
+    ),
+    "interact": (
+        ["interact", "second:3", "first:5", *SMALL, "--seeds", "1"],
+        lambda patch: patch.setattr(joint_worker.JointWorker, "work", OutOfMemory()),
+    ),
+    "screening": (
+        [
+            *("interact", "--layers", "second", "first", "--features", "0-1", "0-1", "--screen", "--seeds", "1"),
+            *("--top", "1", "--checks", "2", *SMALL),
+        ],
+        lambda patch: patch.setattr(joint_worker.JointWorker, "work", OutOfMemory()),
+    ),
+    "interact of layers": (
+        ["interact", "--layers", "second", "first", "--features", "0-1", "0", *SMALL, "--seeds", "1"],
+        lambda patch: patch.setattr(joint_worker.JointWorker, "work", OutOfMemory()),
+    ),
+}
+
+
+def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command; return its status, output and notes."""
+    with pytest.raises(SystemExit) as ended:
+        app.main(list(arguments))
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize(("command", "spoil"), LATE.values(), ids=LATE)
+def test_a_start_that_fails_at_its_first_work_unit_refuses_no_other_settings(
+    command: list[str],
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil(patch)
+        status, _, notes = end(capsys, *command, "--out", "run")
+        assert status == 2 and "out of memory" in notes.splitlines()[-1]
+    assert not Path("run").exists()
+    succeed(capsys, *command, "--rows", "2", "--out", "run")
+    assert manifest.read(Path("run")).is_complete
+
+
+def test_a_probe_that_was_refused_starts_again_without_the_broken_files(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = twofold.photographs(Path("photographs"), count=5)
+    command = ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]
+    for name, content in (("a.jpg", b""), ("b.png", b"no picture"), (".hidden.jpg", b""), ("notes.txt", b"")):
+        (folder / name).write_bytes(content)
+    status, _, notes = end(capsys, *command)
+    assert (
+        status == 2
+        and "'a.jpg' (it is empty), 'b.png' (it is truncated or not an image)" in notes
+        and not Path("runs").exists()
+    )
+    status, said, notes = end(capsys, *command, "--skip-broken")
+    assert status == 0 and "5 images x " in said
+    assert "5 photographs of 'photographs'; left out: 1 .txt, 1 hidden" in notes
+    assert "2 skipped that cannot be read: 'a.jpg' (it is empty)" in notes
+    (run,) = Path("runs").iterdir()
+    recorded = manifest.read(run).photographs
+    assert recorded["count"] == 5 and recorded["left_out"] == {".txt": 1, "hidden": 1}
+    assert recorded["broken"] == {"a.jpg": "it is empty", "b.png": "it is truncated or not an image"}
+    for name in ("a.jpg", "b.png"):
+        (folder / name).unlink()
+    assert succeed(capsys, *command) == said  # resumed: the photographs are the same
+    assert "broken" not in manifest.read(run).photographs
+    Image.new("RGB", (8, 8)).save(folder / "new.png")
+    assert "6 images x " in succeed(capsys, *command)  # not refused by the folder of the five
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+def test_a_validation_that_fails_leaves_its_run_as_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_clustering(monkeypatch)
+    folder = twofold.photographs(Path("photographs"), count=33)
+    (folder / "a.jpg").write_bytes(b"")
+    (folder / "b.jpg").write_bytes(b"")
+    succeed(capsys, *MAP, "--no-atlas", "--out", "run")
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    command = ["validate", "run", "--images", "photographs", "--seeds", "2", "--null-seeds", "0"]
+    status, _, notes = end(capsys, *command)
+    assert status == 2 and "2 cannot be read: 'a.jpg' (it is empty), 'b.jpg' (it is empty)" in notes
+    assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_worker.Worker, "make", OutOfMemory())
+        status, _, notes = end(capsys, *command, "--skip-broken")
+    assert status == 2 and "out of memory" in notes and integrity.inspect(Path("run")).faults == []
+    status, _, notes = end(capsys, *command, "--skip-broken")
+    assert status == 0 and "2 skipped that cannot be read: 'a.jpg' (it is empty)" in notes
+    assert manifest.read(Path("run/validation")).photographs["broken_count"] == 2
+    page = Path("run/validation/validation.md").read_text()
+    assert "33 photographs of the folder 'photographs'; 2 skipped that cannot be read: 'a.jpg' (it is empty)" in page
+    (folder / "000.jpg").unlink()
+    (folder / "001.png").write_bytes(b"")
+    status, _, notes = end(capsys, *command, "--skip-broken")
+    assert status == 2 and "31 photographs; give 32 or more" in notes
