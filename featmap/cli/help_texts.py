@@ -110,12 +110,23 @@ An image shows what excites a unit most, not what it responds to in photographs:
 the two agree.
 """
 
-PROBE = """
-The source is the folder of a similarity or maximise run, or a folder of photographs. Responses are mean activations
-over the layer's grid in the unchanged network, in float32.
+PHOTOGRAPHS = """
+Photographs are all images that Pillow reads, in the folder or zip and its sub-folders: the first frame, turned as its
+EXIF data say, the shorter side resized and the centre cropped. 16-bit grey images are scaled to 8 bits, transparent
+ones are put on white. Links are followed, each file is read once. What is left out (hidden files, other formats) is
+counted by reason, in the output and under "photographs" in manifest.json. Every file is opened before anything is
+written: all that are broken are named, and --skip-broken goes on without them.
+"""
+
+PROBE = (
+    """
+The source is the folder of a similarity or maximise run, or a folder or zip of photographs. Responses are mean
+activations over the layer's grid in the unchanged network, in float32.
 
 Files: responses.parquet and responses.csv (rows are images, columns responses), arrays.zarr.
 """
+    + PHOTOGRAPHS
+)
 
 INTERACT = """
 Three ways to use it:
@@ -214,7 +225,8 @@ of 128 pixels take 11 MB and 0.7 s to the first picture on two cores, 2,048 of 2
 analyses.benchmarks.atlas); with many features, images become WebP of lower quality.
 """
 
-VALIDATE = """
+VALIDATE = (
+    """
 RUN/validation/validation.md is one page: what may be concluded from this map and what may not, layer by layer, and
 every statistic with its interval, beside the same network with random weights and A permuted within columns. A
 validation that is stopped or extended (more seeds, photographs) computes only what is new.
@@ -239,8 +251,6 @@ The statistics (formulas: featmap/stats/reliability.py, featmap/stats/agreement.
 A verdict must hold at the lower bound of its interval; a claim about learning must also exceed the network with
 random weights, of which one draw is taken.
 
-Photographs: 16-bit grey images are scaled to 8 bits; transparent ones are put on white.
-
 Unreliable features are marked by " ?" in figures, atlas and answers. In tables of a validated run, reliable belongs to
 the feature of the row, and nearest_1_reliable, neighbour_reliable and partner_reliable to the one that is named; the
 five square tables stay pure numbers. Groups of fewer than k + 1 features (11 as --neighbours is 10 by default) may be
@@ -251,6 +261,8 @@ from early to late, and why similarity over photographs differs (python -m analy
 python -m analyses.planted_truth shows how well maps recover planted similarity (copies, blocks, mixtures, noise),
 beside DORA's distance on the same A (curves: analyses/planted_truth.png).
 """
+    + PHOTOGRAPHS
+)
 
 VERIFY = """
 Every chunk, table, figure and page has its SHA-256 in the manifest, and the manifest has its own. Runs inside the run

@@ -20,16 +20,19 @@ from tests.helpers.run_kinds import shorten_clustering
 assert at_home  # the fixture under which every test works in a folder of its own
 
 MODEL = SMALL[:2]
+PROBE = ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]
+UNITS = ["maximise", "second:1", "second:2", *SMALL]
+PAIR = ["interact", "second:3", "first:5", *SMALL, "--seeds", "1"]
 BAD: dict[str, tuple[list[str], list[str]]] = {  # a wrong start, and the one that follows it
-    "similarity, layer": (["similarity", "--layer", "secnd", *SMALL], ["similarity", "--layer", "second", *SMALL]),
-    "similarity, size": (["similarity", "--layer", "second", *SMALL, "--size", "0"], ["similarity", "--layer", "second", *SMALL]),
-    "similarity, start": (["similarity", "--layer", "second", *SMALL, "--start", "gone.jpg"], ["similarity", "--layer", "second", *SMALL]),
-    "maximise, unit": (["maximise", "second:99", *SMALL], ["maximise", "second:1", *SMALL]),
-    "maximise, model": (["maximise", "second:1", *SMALL, "--model", "tests.helpers.tiny:nothing"], ["maximise", "second:1", *SMALL]),
-    "interact, unit": (["interact", "second:3", "first:99", *SMALL], ["interact", "second:3", "first:5", *SMALL, "--seeds", "1"]),
-    "probe, layer": (["probe", "photographs", "--layers", "frst", *MODEL], ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]),
-    "probe, size": (["probe", "photographs", "--layers", "first", *MODEL, "--size", "0"], ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]),
-}  # fmt: skip
+    "similarity, layer": (["similarity", "--layer", "secnd", *SMALL], MAP),
+    "similarity, size": ([*MAP, "--size", "0"], MAP),
+    "similarity, start": ([*MAP, "--start", "gone.jpg"], MAP),
+    "maximise, unit": (["maximise", "second:99", *SMALL], UNITS),
+    "maximise, model": ([*UNITS, "--model", "tests.helpers.tiny:nothing"], UNITS),
+    "interact, unit": (["interact", "second:3", "first:99", *SMALL], PAIR),
+    "probe, layer": ([*PROBE, "--layers", "frst"], PROBE),
+    "probe, size": ([*PROBE, "--size", "0"], PROBE),
+}
 
 
 @pytest.mark.parametrize(("wrong", "right"), BAD.values(), ids=BAD)
@@ -50,15 +53,15 @@ class OutOfMemory:
 
 LATE: dict[str, tuple[list[str], Callable[[pytest.MonkeyPatch], None]]] = {
     "similarity": (
-        ["similarity", "--layer", "second", *SMALL],
+        MAP,
         lambda patch: patch.setattr(runs_worker.Worker, "make", OutOfMemory()),
     ),
     "maximise": (
-        ["maximise", "second:1", "second:2", *SMALL],
+        UNITS,
         lambda patch: patch.setattr(runs_worker.Worker, "make", OutOfMemory()),
     ),
     "interact": (
-        ["interact", "second:3", "first:5", *SMALL, "--seeds", "1"],
+        PAIR,
         lambda patch: patch.setattr(joint_worker.JointWorker, "work", OutOfMemory()),
     ),
     "screening": (
@@ -101,16 +104,15 @@ def test_a_start_that_fails_at_its_first_work_unit_refuses_no_other_settings(
 
 def test_a_probe_that_was_refused_starts_again_without_the_broken_files(capsys: pytest.CaptureFixture[str]) -> None:
     folder = twofold.photographs(Path("photographs"), count=5)
-    command = ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]
     for name, content in (("a.jpg", b""), ("b.png", b"no picture"), (".hidden.jpg", b""), ("notes.txt", b"")):
         (folder / name).write_bytes(content)
-    status, _, notes = end(capsys, *command)
+    status, _, notes = end(capsys, *PROBE)
     assert (
         status == 2
         and "'a.jpg' (it is empty), 'b.png' (it is truncated or not an image)" in notes
         and not Path("runs").exists()
     )
-    status, said, notes = end(capsys, *command, "--skip-broken")
+    status, said, notes = end(capsys, *PROBE, "--skip-broken")
     assert status == 0 and "5 images x " in said
     assert "5 photographs of 'photographs'; left out: 1 .txt, 1 hidden" in notes
     assert "2 skipped that cannot be read: 'a.jpg' (it is empty)" in notes
@@ -120,10 +122,10 @@ def test_a_probe_that_was_refused_starts_again_without_the_broken_files(capsys: 
     assert recorded["broken"] == {"a.jpg": "it is empty", "b.png": "it is truncated or not an image"}
     for name in ("a.jpg", "b.png"):
         (folder / name).unlink()
-    assert succeed(capsys, *command) == said  # resumed: the photographs are the same
+    assert succeed(capsys, *PROBE) == said  # resumed: the photographs are the same
     assert "broken" not in manifest.read(run).photographs
     Image.new("RGB", (8, 8)).save(folder / "new.png")
-    assert "6 images x " in succeed(capsys, *command)  # not refused by the folder of the five
+    assert "6 images x " in succeed(capsys, *PROBE)  # not refused by the folder of the five
     assert len(list(Path("runs").iterdir())) == 2
 
 
