@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from featmap.errors import FeatmapError
@@ -252,7 +253,7 @@ def _list_zip(path: Path) -> PhotographFiles:
         raise FeatmapError(f"images {str(path)!r}: that is a file, and no zip; give a folder or zip of photographs")
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # a damaged directory of files is found in many ways
         raise FeatmapError(f"images {str(path)!r}: the zip is damaged ({error}); give another copy of it") from error
     left_out: Counter[str] = Counter()
     members = {info.filename: info for info in archive.infolist() if not info.is_dir()}  # the last of a name counts
@@ -274,14 +275,16 @@ def _list_zip(path: Path) -> PhotographFiles:
             chosen[name] = info
     labels = sorted(chosen)
     infos = [chosen[label] for label in labels]
-    return PhotographFiles(path, lambda k: _open_member(archive, infos[k]), labels, dict(+left_out))
+    lock = Lock()
 
+    def open_member(k: int) -> BinaryIO:
+        """Unpack one file into memory; `zipfile` checks its length and checksum."""
+        if infos[k].file_size > MAX_BYTES:
+            raise UnreadableError(f"it is larger than {MAX_BYTES:,} bytes")
+        with lock:  # an archive counts its open files without one of its own
+            return io.BytesIO(archive.read(infos[k]))
 
-def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    """Unpack one file of a zip into memory; `zipfile` checks its length and checksum."""
-    if info.file_size > MAX_BYTES:
-        raise UnreadableError(f"it is larger than {MAX_BYTES:,} bytes")
-    return io.BytesIO(archive.read(info))
+    return PhotographFiles(path, open_member, labels, dict(+left_out))
 
 
 def _reason_to_leave_out(label: str, is_image: Callable[[], bool]) -> str:

@@ -227,7 +227,7 @@ def check_photographs(
     broken = files.broken | {label: one.problem for label, one in pairs if one.problem}
     good = [k for k, one in enumerate(checked) if not one.problem]
     if broken and not (skip_broken and good):
-        advice = "repair or remove them, or skip what is broken" if good else "give others"
+        advice = "repair or remove them, or go on without them (skip_broken)" if good else "give others"
         raise FeatmapError(
             f"images {str(files.path)!r}: {len(broken):,} cannot be read: {name_broken(broken)}; {advice}"
         )
@@ -295,4 +295,4 @@ def name_broken(broken: dict[str, str]) -> str:
 
 def _shorten(label: str) -> str:
     """Shorten a long label in its middle."""
-    return label if len(label) <= 60 else f"{label[:28]}...{label[-29:]}"
+    return label if len(label) <= 48 else f"{label[:22]}...{label[-23:]}"

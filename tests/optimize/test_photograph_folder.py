@@ -187,7 +187,7 @@ def test_all_broken_files_are_named_at_once(folder: Path) -> None:
     with pytest.raises(FeatmapError) as caught:
         open_photographs(folder)
     message = str(caught.value)
-    assert f"{str(folder)!r}: 5 cannot be read: " in message and "skip what is broken" in message
+    assert f"{str(folder)!r}: 5 cannot be read: " in message and "go on without them (skip_broken)" in message
     assert all(f"{name!r} (it is {'empty' if k % 3 == 0 else 'truncated'}" in message for k, name in enumerate(names))
     assert "--" not in message and "Error" not in message
 
