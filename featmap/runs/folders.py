@@ -144,7 +144,7 @@ def clear(folder: Path) -> None:
 
 
 def withdraw(folder: Path, manifest: Manifest, error: BaseException, keep_folder: bool) -> None:
-    """Remove the run folder of a failed start, unless something has been computed in it.
+    """Remove the run folder of a failed start, unless it holds any result.
 
     Parameters
     ----------

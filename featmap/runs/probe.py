@@ -120,7 +120,7 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
 
 
 def open_images(path: str | Path, skip_broken: bool = False, watcher: Watcher | None = None) -> Run | PhotographFolder:
-    """Open a run folder, or a folder or zip of photographs, which are all decoded once.
+    """Open a run folder, or photographs, every one of which is decoded once.
 
     Parameters
     ----------
