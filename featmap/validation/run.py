@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -263,8 +265,7 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
     photographs = None if plan.images is None else open_images(plan.images, plan.skip_broken, watcher)
-    _register_in_run(plan)
-    with Run(plan.folder, identity).open({}, {}, about).locked() as store:
+    with _registered_in_run(plan), Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
         store.save()
         validation = _evaluate(plan, photographs, store, watcher)
@@ -272,12 +273,30 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
     return validation
 
 
-def _register_in_run(plan: ValidationPlan) -> None:
-    """Register a validation that lies inside the evaluated run as a part of it."""
-    if plan.folder.resolve().is_relative_to(plan.run.folder.resolve()):
+@contextmanager
+def _registered_in_run(plan: ValidationPlan) -> Iterator[None]:
+    """Register a validation that lies inside the evaluated run as a part of it, unless its start fails."""
+    root, folder = plan.run.folder.resolve(), plan.folder.resolve()
+    if not folder.is_relative_to(root):
+        yield
+        return
+
+    def change(register: bool) -> None:
+        name = folder.relative_to(root).as_posix()
         with Run.read(plan.run.folder).locked() as run:
             run.manifest = Run.read(run.folder).manifest  # as it is now that no other process can write it
-            run.register_part(run.folder / plan.folder.resolve().relative_to(run.folder.resolve()))
+            if register:
+                run.register_part(run.folder / name)
+            else:
+                run.manifest.parts.remove(name)
+                run.save()
+
+    change(register=True)
+    try:
+        yield
+    finally:
+        if not is_run(folder):  # removed with the failed start; a part that is missing counts as damage
+            change(register=False)
 
 
 def _evaluate(plan: ValidationPlan, photographs: PhotographFolder | None, store: Run, watcher: Watcher) -> Validation:

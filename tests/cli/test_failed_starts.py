@@ -69,7 +69,7 @@ LATE: dict[str, tuple[list[str], Callable[[pytest.MonkeyPatch], None]]] = {
             *("interact", "--layers", "second", "first", "--features", "0-1", "0-1", "--screen", "--seeds", "1"),
             *("--top", "1", "--checks", "2", *SMALL),
         ],
-        lambda patch: patch.setattr(joint_worker.JointWorker, "work", OutOfMemory()),
+        lambda patch: patch.setattr(runs_worker.Worker, "make", OutOfMemory()),
     ),
     "interact of layers": (
         ["interact", "--layers", "second", "first", "--features", "0-1", "0", *SMALL, "--seeds", "1"],
@@ -146,7 +146,8 @@ def test_a_validation_that_fails_leaves_its_run_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(runs_worker.Worker, "make", OutOfMemory())
         status, _, notes = end(capsys, *command, "--skip-broken")
-    assert status == 2 and "out of memory" in notes and integrity.inspect(Path("run")).faults == []
+    assert status == 2 and "out of memory" in notes
+    assert not Path("run/validation").exists() and integrity.inspect(Path("run")).faults == []
     status, _, notes = end(capsys, *command, "--skip-broken")
     assert status == 0 and "2 skipped that cannot be read: 'a.jpg' (it is empty)" in notes
     assert manifest.read(Path("run/validation")).photographs["broken_count"] == 2

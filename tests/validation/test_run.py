@@ -308,7 +308,7 @@ def test_abandoned_parts_are_removed(
     real = Run.land
 
     def stopped(self: Run, unit: str, pieces: Any) -> None:
-        if "photographs-" in self.folder.name:
+        if "photographs-" in self.folder.name and list(self.folder.glob("units/*")):  # the first unit lands
             raise KeyboardInterrupt
         real(self, unit, pieces)
 
