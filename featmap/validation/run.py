@@ -287,7 +287,7 @@ def _registered_in_run(plan: ValidationPlan) -> Iterator[None]:
             run.manifest = Run.read(run.folder).manifest  # as it is now that no other process can write it
             if register:
                 run.register_part(run.folder / name)
-            else:
+            elif name in run.manifest.parts:
                 run.manifest.parts.remove(name)
                 run.save()
 
