@@ -95,7 +95,7 @@ def test_a_killed_start_gives_way_to_other_settings(tmp_path: Path) -> None:
     opened(folder, ONE).unlock()  # as a killed process leaves it: nothing has landed
     (folder / "units" / ".u0.1234.part.json").write_text("{")  # nor has this
     run = opened(folder, OTHER, length=6)
-    assert run.arrays["values"].shape == (6,) and len(run.arrays["image"]) == 6
+    assert run.arrays["values"].shape == (6,) and run.arrays["image"].shape == (6,)
     land(run)
     run.unlock()
     assert Run.read(folder).identity == OTHER
