@@ -345,7 +345,8 @@ def check_repeatable(network: Network, layers: Sequence[str], size: int, device:
     Raises
     ------
     ModelError
-        If two passes differ, by more than sums in another order explain.
+        If two passes differ by more than sums in another order explain, or the result for an image depends on the
+        other images of its batch.
     """
     name = network.arguments.get("model")
     if network.allow_stochastic or (name is not None and ":" not in name):
@@ -368,6 +369,14 @@ def check_repeatable(network: Network, layers: Sequence[str], size: int, device:
                         f"difference {difference:.2g}): dropout or noise is active in evaluation; "
                         "switch it off, or allow a stochastic network"
                     )
+        for layer, values in hooks.run(images[:1].repeat(len(images), 1, 1, 1)).items():
+            difference = relative_difference(values[:1], first[layer][:1])
+            if difference > REPEAT_TOLERANCE:
+                raise ModelError(
+                    f"network {network.name} gives a result for one image that depends on the other images of its "
+                    f"batch (layer {layer!r}, relative difference {difference:.2g}), as batch norms without running "
+                    "statistics do; give them statistics, or allow a stochastic network"
+                )
 
 
 def _random_state(device: torch.device) -> tuple[object, ...]:
