@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from featmap.mapping.run import similarity
 from featmap.network.loading import load
 from featmap.network.model import Network
+from featmap.optimize.comparison import FOLDED, GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
 from featmap.optimize.receptive_fields import measure_fields
 from tests.helpers.settings import options
 
@@ -32,7 +33,7 @@ class Family:
     name : str
         Name in its library.
     size : int
-        Image size in pixels: as small as the network takes, and such that its windows reach the last row and column.
+        Image size in pixels, as small as the network takes.
     layers : mapping of str to (str, tuple of int)
         Layout, and channels, height and width, of some layers, from the architecture's description.
     mapped : str
@@ -117,6 +118,9 @@ def assert_map_is_plain_pytorchs(network: Network, family: Family, folder: Path)
         features=f"0-{FEATURES - 1}", stimuli="shown", size=family.size, steps=3, rows=FEATURES, out=folder
     )
     data = similarity(family.mapped, network, **settings).dataset
+    (choice,) = network.preparations.values()
+    assert choice.network == FOLDED and not choice.in_place
+    assert choice.output < OUTPUT_TOLERANCE / 10 and choice.gradient < GRADIENT_TOLERANCE
     images = torch.from_numpy(data["images"].values[0])
     assert images.shape == (FEATURES, 3, family.size, family.size) and images.isfinite().all()
     expected = plain_responses(network.module, family, family.layers[family.mapped][0], images.float())

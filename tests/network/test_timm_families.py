@@ -128,7 +128,7 @@ FAMILIES = (
     ),
     Family(
         *("ghostnet_050", 32),
-        {"blocks.1": (GRID, (12, 16, 16)), "blocks.4": (GRID, (20, 4, 4)), "classifier": (VECTOR, (10, 1, 1))},
+        {"blocks.1": (GRID, (12, 8, 8)), "blocks.4": (GRID, (20, 4, 4)), "classifier": (VECTOR, (10, 1, 1))},
         *("blocks.4", 0, ("conv_stem", "blocks.0.0.ghost1", "blocks.2")),
     ),
     Family(
