@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from featmap.mapping.run import similarity
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.optimize.comparison import FOLDED, GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
+from featmap.optimize.comparison import FOLDED, OUTPUT_TOLERANCE, ROUNDING_LIMIT
 from featmap.optimize.receptive_fields import measure_fields
 from tests.helpers.settings import options
 
@@ -120,7 +120,7 @@ def assert_map_is_plain_pytorchs(network: Network, family: Family, folder: Path)
     data = similarity(family.mapped, network, **settings).dataset
     (choice,) = network.preparations.values()
     assert choice.network == FOLDED and not choice.in_place
-    assert choice.output < OUTPUT_TOLERANCE / 10 and choice.gradient < GRADIENT_TOLERANCE
+    assert choice.output < OUTPUT_TOLERANCE / 10 and choice.gradient < ROUNDING_LIMIT, str(choice)
     images = torch.from_numpy(data["images"].values[0])
     assert images.shape == (FEATURES, 3, family.size, family.size) and images.isfinite().all()
     expected = plain_responses(network.module, family, family.layers[family.mapped][0], images.float())

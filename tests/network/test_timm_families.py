@@ -22,7 +22,10 @@ from tests.helpers.families import (
 )
 
 timm = pytest.importorskip("timm")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+]
 
 SMALL = {"embed_dim": 96, "depth": 3, "num_heads": 3, "img_size": 64}
 FAMILIES = (

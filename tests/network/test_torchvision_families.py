@@ -23,7 +23,10 @@ from tests.helpers.families import (
     load_family,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+]
 
 HEADLESS = {"aux_logits": False, "init_weights": True}
 BLOCK, PAIR = "encoder.layers.encoder_layer_", "blocks.0.layers.0.layers"
