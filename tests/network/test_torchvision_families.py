@@ -53,7 +53,7 @@ FAMILIES = (
     ),
     Family(
         *("resnet18", 32),
-        {"layer2": (GRID, (128, 4, 4)), "layer4.1.relu@2": (GRID, (512, 1, 1)), "fc": (VECTOR, (10, 1, 1))},
+        {"layer2.1": (GRID, (128, 4, 4)), "layer4.1.relu@2": (GRID, (512, 1, 1)), "fc": (VECTOR, (10, 1, 1))},
         *("layer2.1", 0, ("conv1", "layer1", "layer2.1")),
     ),
     Family(
@@ -69,6 +69,7 @@ FAMILIES = (
     Family(
         *("densenet121", 32),
         {
+            "features.transition1.pool": (GRID, (128, 4, 4)),
             "features.denseblock2": (GRID, (512, 4, 4)),
             "features.transition2": (GRID, (256, 2, 2)),
             "features.norm5": (GRID, (1024, 1, 1)),
