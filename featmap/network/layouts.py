@@ -15,6 +15,8 @@ GRID, CHANNELS_LAST, TOKENS, VECTOR = "N x C x H x W", "N x H x W x C", "N x L x
 """Names of layouts: grids with channels first or last, sequences of tokens, vectors."""
 SEQUENCE_FIRST = "L x N x C"
 """Sequences of tokens whose first dimension is the sequence."""
+WINDOWS = "windows x C"
+"""Positions in several dimensions, or among the images: N windows x positions x C, or N positions x C."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Layout:
     Parameters
     ----------
     kind : str, default "N x C x H x W"
-        One of `GRID`, `CHANNELS_LAST`, `TOKENS`, `SEQUENCE_FIRST` and `VECTOR`.
+        One of `GRID`, `CHANNELS_LAST`, `TOKENS`, `SEQUENCE_FIRST`, `WINDOWS` and `VECTOR`.
     grid : (int, int), default (1, 1)
-        Height and width of the grid, for sequences.
+        Height and width of the grid, for sequences and windows.
     first : int, default 0
         Number of tokens before the grid, for sequences.
     order : tuple of (int, int, int), default ()
-        Axis (0 rows, 1 columns), size and stride of the factors of the sequence, the slowest first; empty where the
-        grid is in reading order.
+        Axis (0 rows, 1 columns), size and stride of the factors of the sequence, or of all dimensions of windows in
+        turn, the slowest first; empty where the grid is in reading order.
 
     Examples
     --------
@@ -65,7 +67,9 @@ class Layout:
         if self.kind == CHANNELS_LAST:
             return output.permute(0, 3, 1, 2)
         height, width = self.grid
-        tokens = output.permute(0, 2, 1) if self.kind == TOKENS else output.permute(1, 2, 0)
+        if self.kind == WINDOWS:
+            output = output.reshape(-1, height * width, output.shape[-1])
+        tokens = output.permute(1, 2, 0) if self.kind == SEQUENCE_FIRST else output.permute(0, 2, 1)
         tokens = tokens[:, :, self.first : self.first + height * width]
         if not self.order:
             return tokens.unflatten(2, (height, width))
@@ -94,10 +98,13 @@ class Layout:
             return grid[:, :, 0, 0].clone()
         if self.kind == CHANNELS_LAST:
             return grid.permute(0, 2, 3, 1).clone()
-        places = torch.arange(output.shape[self.kind == TOKENS], device=output.device).view(1, -1, 1)
-        places = self.to_grid(places if self.kind == TOKENS else places.transpose(0, 1)).flatten()
-        values = grid.flatten(2).permute((0, 2, 1) if self.kind == TOKENS else (2, 0, 1))
-        return output.index_copy(1 if self.kind == TOKENS else 0, places, values)
+        tokens, dim = output, int(self.kind != SEQUENCE_FIRST)
+        if self.kind == WINDOWS:
+            tokens = output.reshape(len(grid), -1, output.shape[-1])
+        places = torch.arange(tokens.shape[dim], device=output.device).view(1, -1, 1)
+        places = self.to_grid(places if dim else places.transpose(0, 1)).flatten()
+        values = grid.flatten(2).permute((0, 2, 1) if dim else (2, 0, 1))
+        return tokens.index_copy(dim, places, values).view(output.shape)
 
 
 GRID_LAYOUT = Layout()
@@ -126,9 +133,8 @@ def describe(axes: Axes | None, shape: Sequence[int]) -> tuple[Layout, dict[str,
     """
     if 0 in shape:
         return None
-    if len(shape) == 2:
-        is_vector = shape[0] == 1 and (axes is None or not axes.spatial([0]))
-        return (Layout(VECTOR), {}) if is_vector else None
+    if len(shape) == 2 and shape[0] == 1 and (axes is None or not axes.spatial([0])):
+        return Layout(VECTOR), {}
     if axes is None:
         return None
     dims = axes.dims
@@ -143,7 +149,16 @@ def describe(axes: Axes | None, shape: Sequence[int]) -> tuple[Layout, dict[str,
                 result = _describe_sequence(axes, dims[dim], shape[dim], kind)
                 if result is not None:
                     return result
-    return None
+    return _describe_windows(axes)
+
+
+def _describe_windows(axes: Axes) -> tuple[Layout, dict[str, int]] | None:
+    """Find the layout of windows whose last dimension is channels and whose others are positions alone."""
+    factors = tuple(f for dim in axes.dims[:-1] for f in dim)
+    if axes.spatial([-1]) or any(f.axis not in ("rows", "columns") for f in factors) or not axes.covers(factors):
+        return None
+    order = tuple((int(f.axis == "columns"), f.size, f.stride) for f in factors)
+    return Layout(WINDOWS, axes.grid, 0, order), {}
 
 
 def _describe_sequence(axes: Axes, dim: Dimension, length: int, kind: str) -> tuple[Layout, dict[str, int]] | None:

@@ -266,7 +266,8 @@ def _follow_window(call: _Call, out: Tensor) -> Result:
     if axes is not None and name in _CONVOLUTIONS and axes.spatial([1]):
         axes, call.field = call.absorbed(axes, [1])
     if axes is not None and axes.is_channels_first() and (name in ("conv2d", "pad") or "pool2d" in name):
-        return Axes.of_grid(out.shape), propagate(call.field, name, call.args, call.kwargs)
+        sides = int(out.shape[-2]), int(out.shape[-1])
+        return Axes.of_grid(out.shape), propagate(call.field, name, call.args, call.kwargs, sides)
     if axes is not None and name == "pad":
         return _follow_padding(call, axes, out)
     is_sequence = axes is not None and axes.has_sequence() and not axes.spatial([1])

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Pair = tuple[int, int]
+UNBOUNDED = (2**31, 2**31)
+"""End of an image of any size."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ReceptiveField:
     unknown : int, default 0
         Above 0 where the field is not known and `whole` is only its upper bound; fields of the same number are the same
         field. `featmap.optimize.receptive_fields` measures them.
+    end : tuple of int, default `UNBOUNDED`
+        First row and column from which on no window reads the image, where strides leave out its last pixels.
 
     References
     ----------
@@ -43,6 +47,7 @@ class ReceptiveField:
     start: Pair
     whole: bool = False
     unknown: int = 0
+    end: Pair = UNBOUNDED
 
     @staticmethod
     def pixel() -> ReceptiveField:
@@ -118,7 +123,8 @@ class ReceptiveField:
         if self.whole:
             return slice(0, height), slice(0, width)
         slices = []
-        for k, index, limit in ((0, row, height), (1, column, width)):
+        for k, index, side in ((0, row, height), (1, column, width)):
+            limit = min(side, self.end[k])
             first = self.start[k] + index * self.jump[k]
             slices.append(slice(min(max(first, 0), limit), min(max(first + self.size[k], 0), limit)))
         return slices[0], slices[1]
@@ -186,13 +192,15 @@ def join(fields: Iterable[ReceptiveField]) -> ReceptiveField:
     axes = []
     for k in (0, 1):
         start = min(f.start[k] for f in fields)
-        end = max(f.start[k] + f.size[k] for f in fields)
-        axes.append((end - start, max(f.jump[k] for f in fields), start))
-    (h, jh, sh), (w, jw, sw) = axes
-    return ReceptiveField((h, w), (jh, jw), (sh, sw))
+        stop = max(f.start[k] + f.size[k] for f in fields)
+        axes.append((stop - start, max(f.jump[k] for f in fields), start, max(f.end[k] for f in fields)))
+    (h, jh, sh, eh), (w, jw, sw, ew) = axes
+    return ReceptiveField((h, w), (jh, jw), (sh, sw), end=(eh, ew))
 
 
-def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> ReceptiveField:
+def propagate(
+    field: ReceptiveField, function: str, args: Sequence[Any], kwargs: dict[str, Any], sides: Pair | None = None
+) -> ReceptiveField:
     """Compute the receptive field of a torch function's output.
 
     Parameters
@@ -205,6 +213,8 @@ def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs:
         Positional arguments of the call.
     kwargs : dict
         Keyword arguments of the call.
+    sides : (int, int) or None, default None
+        Height and width of the output; None takes all pixels of the image as read.
 
     Returns
     -------
@@ -213,6 +223,7 @@ def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs:
     """
     if field.whole:
         return unknown_field() if field.unknown and function.strip("_") not in POINTWISE else field
+    inputs = None if sides is None else as_pair(tuple(get_argument(args, kwargs, 0, "input").shape[-2:]))
     if function == "conv2d":
         kernel = as_pair(tuple(get_argument(args, kwargs, 1, "weight").shape[2:]))
         stride = as_pair(get_argument(args, kwargs, 3, "stride", 1))
@@ -220,37 +231,45 @@ def propagate(field: ReceptiveField, function: str, args: Sequence[Any], kwargs:
         padding = get_argument(args, kwargs, 4, "padding", 0)
         if padding == "same":
             padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        return _apply_window(field, kernel, stride, as_pair(0 if padding == "valid" else padding), dilation)
+        padding = as_pair(0 if padding == "valid" else padding)
+        return _apply_window(field, kernel, stride, padding, dilation, inputs, sides)
     if function.startswith(("max_pool2d", "avg_pool2d")):
         window = as_pair(get_argument(args, kwargs, 1, "kernel_size"))
         stride = get_argument(args, kwargs, 2, "stride", None)
         padding = as_pair(get_argument(args, kwargs, 3, "padding", 0))
         spread = as_pair(get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
-        return _apply_window(field, window, as_pair(stride) if stride else window, padding, spread)
+        return _apply_window(field, window, as_pair(stride) if stride else window, padding, spread, inputs, sides)
     if function == "pad":
         if get_argument(args, kwargs, 2, "mode", "constant") == "circular":
             return WHOLE_IMAGE
         left, _, top, _ = (*get_argument(args, kwargs, 1, "pad"), 0, 0, 0, 0)[:4]
         start = (field.start[0] - top * field.jump[0], field.start[1] - left * field.jump[1])
-        return ReceptiveField(field.size, field.jump, start)
+        return replace(field, start=start)
     # a function that is not known to leave each position where it is may have mixed them
     return field if function.strip("_") in POINTWISE else WHOLE_IMAGE
 
 
 def _apply_window(
-    field: ReceptiveField, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+    field: ReceptiveField,
+    kernel: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    inputs: Pair | None = None,
+    outputs: Pair | None = None,
 ) -> ReceptiveField:
-    """Compute the field after a convolution or pooling with this window."""
-    axes = [
-        (
-            field.size[k] + (kernel[k] - 1) * dilation[k] * field.jump[k],
-            field.jump[k] * stride[k],
-            field.start[k] - padding[k] * field.jump[k],
-        )
-        for k in (0, 1)
-    ]
-    (h, jh, sh), (w, jw, sw) = axes
-    return ReceptiveField((h, w), (jh, jw), (sh, sw))
+    """Compute the field after a convolution or pooling with this window, from the sides of its input and output."""
+    size, jump, start, end = list(field.size), list(field.jump), list(field.start), list(field.end)
+    for k in (0, 1):
+        reach = (kernel[k] - 1) * dilation[k]
+        if inputs is not None and outputs is not None:
+            last = (outputs[k] - 1) * stride[k] - padding[k] + reach
+            if last < inputs[k] - 1:  # positions behind it are in no window
+                end[k] = min(end[k], start[k] + last * jump[k] + size[k])
+        size[k] += reach * jump[k]
+        start[k] -= padding[k] * jump[k]
+        jump[k] *= stride[k]
+    return ReceptiveField(as_pair(size), as_pair(jump), as_pair(start), end=as_pair(end))
 
 
 def get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featmap.network.axes import Axes, cat_dim, iterate_tensors
-from featmap.network.layouts import CHANNELS_LAST, GRID, GRID_LAYOUT, VECTOR, Layout, describe, first_tensor
+from featmap.network.layouts import CHANNELS_LAST, GRID, GRID_LAYOUT, VECTOR, WINDOWS, Layout, describe, first_tensor
 from featmap.network.modules import is_plain
 from featmap.network.positions import CONSTANT, Result, follow
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
+from featmap.network.unit import split_call
 
 _VIEWS = frozenset({"T", "mT", "data", "real"})
 """Attributes of a tensor that are tensors with the same numbers."""
@@ -301,6 +302,7 @@ def trace(module: nn.Module, size: int) -> Trace:
             continue
         for layer in _describe_layers(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, tracer):
             result.layers[layer.name] = layer
+    _drop_mixed_batches(module, image, result)
     result.folds = _find_folds(
         module,
         norm_inputs,
@@ -346,6 +348,51 @@ def _record_calls(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _drop_mixed_batches(module: nn.Module, image: Tensor, result: Trace) -> None:
+    """Drop layers of windows in whose first dimension the images of a batch do not follow each other.
+
+    One image cannot show how images and windows share a dimension, so an image is compared in a batch and alone.
+    """
+    layers = [la for la in result.layers.values() if la.layout.kind == WINDOWS]
+    if not layers:
+        return
+    other = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+    alone, batched = (_window_grids(module, x, layers) for x in (other, torch.cat([image, other])))
+    for layer in layers:
+        grid, both = alone.get(layer.name), batched.get(layer.name)
+        if grid is None or both is None or both.shape != (2, *grid.shape[1:]) or not _is_close(both[1], grid[0]):
+            del result.layers[layer.name]
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Check whether two grids are the same but for rounding."""
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def _window_grids(module: nn.Module, images: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """Compute the grids of layers of windows; what stops the forward pass leaves those behind it out."""
+    names = {layer.name: layer.layout for layer in layers}
+    counts: Counter[str] = Counter()
+    grids: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            counts[path] += 1
+            name = path if path in names else f"{path}@{counts[path]}"
+            tensor = first_tensor(output)
+            if name in names and tensor is not None:
+                grids[name] = names[name].to_grid(tensor).clone()
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for path in {split_call(name)[0] for name in names}:
+            stack.callback(module.get_submodule(path).register_forward_hook(keep(path)).remove)
+        with suppress(Exception):  # a network of the user's own may raise anything
+            module(images)
+    return grids
 
 
 def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _TracingMode) -> Iterator[Layer]:

@@ -25,11 +25,13 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.weight.copy_(uniform(part.weight, 0.5, 1.5))
-                part.bias.copy_(uniform(part.bias, -0.3, 0.3))
-                part.running_mean.copy_(uniform(part.running_mean, -0.3, 0.3))
-                part.running_var.copy_(uniform(part.running_var, 0.5, 2.0))
-                part.num_batches_tracked.fill_(7)
+                if part.affine:
+                    part.weight.copy_(uniform(part.weight, 0.5, 1.5))
+                    part.bias.copy_(uniform(part.bias, -0.3, 0.3))
+                if part.running_mean is not None:
+                    part.running_mean.copy_(uniform(part.running_mean, -0.3, 0.3))
+                    part.running_var.copy_(uniform(part.running_var, 0.5, 2.0))
+                    part.num_batches_tracked.fill_(7)
             else:
                 for tensor in part.parameters(recurse=False):
                     inputs = tensor[0].numel() if tensor.dim() > 1 else 1

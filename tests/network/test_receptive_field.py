@@ -195,6 +195,13 @@ def test_no_field_is_too_small(net: nn.Module) -> None:
         assert not (seen & ~inside).any(), f"{place}: {layer.field}"
 
 
+@pytest.mark.parametrize("size", range(29, 34))
+def test_pixels_that_strides_leave_out_are_seen_by_nothing(size: int) -> None:
+    # at even sizes the first convolution (3 x 3, stride 2, no padding) reads neither the last row nor the last column
+    assert_fields_are_exact(hollow("squeezenet1_1"), size, ["features.0", "features.4", "features.12"], most=2)
+    assert_fields_are_exact(nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(3, 2, 3, 2, padding=1)), size)
+
+
 def test_fields_of_known_networks() -> None:
     # torchvision's resnet18 and googlenet by hand from Araujo et al. 2019 (10.23915/distill.00021), equation 2
     resnet = trace(hollow("resnet18"), 64).layers

@@ -164,6 +164,42 @@ def test_channels_last_grids_are_layers() -> None:
         assert found[name].shape == (8, 8, 8) and found[name].field == ReceptiveField.pixel()
 
 
+def windowed(order: tuple[int, ...], dims: int = 3) -> nn.Module:
+    """A linear map on 2 x 2 windows of a grid, with images, window rows, rows and so on in an order."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        x = s.a(x).permute(0, 2, 3, 1)
+        n, height, width, channels = x.shape
+        x = x.view(n, height // 2, 2, width // 2, 2, channels).permute(order)
+        shape = {2: (-1,), 3: (-1, 4), 4: (n, -1, 4), 5: (-1, 2, 2)}[dims]
+        return s.linear(x.reshape(*shape, channels))
+
+    return Net(run, a=conv(3, 4), linear=nn.Linear(4, 5)).eval()
+
+
+@pytest.mark.parametrize("dims", [2, 3, 4, 5])
+@pytest.mark.parametrize("order", [(0, 1, 3, 2, 4, 5), (0, 2, 4, 1, 3, 5)], ids=["neighbours", "spread"])
+def test_windows_are_layers(order: tuple[int, ...], dims: int) -> None:
+    net = windowed(order, dims)
+    layer = trace(net, 8).layers["linear"]
+    assert (layer.layout.kind, layer.shape) == ("windows x C", (5, 8, 8)) and layer.field == ReceptiveField.pixel()
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    outputs: list[Tensor] = []
+    net.linear.register_forward_hook(lambda _, __, out: outputs.append(out))
+    with torch.no_grad():
+        expected = net.linear(net.a(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        outputs.clear()
+        net(images)
+        torch.testing.assert_close(layer.layout.to_grid(outputs[0]), expected)
+        replaced = layer.layout.with_grid(outputs[0], expected + 1)
+    torch.testing.assert_close(replaced, outputs[0] + 1)
+
+
+def test_windows_among_which_images_are_mixed_are_no_layers() -> None:
+    assert "linear" in trace(windowed((0, 1, 3, 2, 4, 5)), 8).layers
+    assert "linear" not in trace(windowed((1, 3, 0, 2, 4, 5)), 8).layers, "the images lie between the windows"
+
+
 def test_nothing_of_the_module_is_changed() -> None:
     net = networks.small_inception()
     before = {k: v.clone() for k, v in net.state_dict().items()}
