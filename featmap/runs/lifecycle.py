@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ import psutil
 import torch
 
 from featmap.errors import FeatmapError, StoreError
+from featmap.files import safe_file_name
+from featmap.network.directions import read_directions
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
@@ -25,6 +27,8 @@ from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, translate_
 from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
+DIRECTIONS = "directions"
+"""Folder of the directions of a run's network, inside its run folder."""
 MakeWorker = Callable[[Any, Watcher], Worker]
 """Creates the worker of a job; a class or function at the top of a module, so that other processes can load it."""
 
@@ -83,7 +87,7 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
         "environment": device.describe_environment(job.device),
         "recipe_notes": list(job.recipe.notes),
     }
-    return Run(folder, job.identity()).open(job.arrays(), job.coords(), about)
+    return Run(folder, job.identity()).open(job.arrays(), job.coords(), about, direction_files(job.network))
 
 
 def carry_out(
@@ -163,7 +167,8 @@ def _choose_preparations(job: BaseJob, run: Run, watcher: Watcher) -> None:
     """
     batches = Batches(job.network, job.device)
     sizes = job.recipe.size, min(job.recipe.sizes)
-    choices = [batches.preparation(layers, *sizes) for layers in job.layer_sets]
+    # layers and their directions share a copy
+    choices = list(dict.fromkeys(batches.preparation(layers, *sizes) for layers in job.layer_sets))
     records = [choice.to_json() for choice in choices]
     if run.manifest.preparation != records:
         run.manifest.preparation = records
@@ -283,7 +288,7 @@ def network_of(folder: Path) -> Network:
     Returns
     -------
     Network
-        The same network with the same weights.
+        The same network with the same weights and directions.
 
     Raises
     ------
@@ -301,4 +306,74 @@ def network_of(folder: Path) -> Network:
             f"run {str(folder)!r} was computed with weights other than {network.weights} now; "
             "pass the network with those weights"
         )
-    return network
+    return with_run_directions(network, folder)
+
+
+def direction_files(network: Network) -> dict[str, bytes]:
+    """Write a network's directions as files of a run folder.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+
+    Returns
+    -------
+    dict of str to bytes
+        Content by path in the folder.
+    """
+    return {direction_path(name, d.identity()): d.to_bytes() for name, d in network.directions.items()}
+
+
+def direction_path(name: str, identity: Mapping[str, Any]) -> str:
+    """Name the file of a run folder that holds a set of directions.
+
+    Parameters
+    ----------
+    name : str
+        Name of its layer, such as ``inception4a/nmf``.
+    identity : mapping
+        Entry of the set in the identity of the run's network.
+
+    Returns
+    -------
+    str
+        Path in the folder.
+    """
+    return f"{DIRECTIONS}/{safe_file_name(name)}-{str(identity['sha256'])[:10]}.safetensors"
+
+
+def with_run_directions(network: Network, folder: Path) -> Network:
+    """Add the directions that a run was computed with.
+
+    Parameters
+    ----------
+    network : Network
+        The run's network.
+    folder : Path
+        Run folder.
+
+    Returns
+    -------
+    Network
+        The network with the directions that it lacks.
+
+    Raises
+    ------
+    FeatmapError
+        If a file of directions is damaged.
+    """
+    run = Run.read(folder)
+    with translate_read_errors(folder):
+        recorded: dict[str, dict[str, Any]] = run.identity["model"].get("directions", {})
+        sets = {}
+        for name, identity in recorded.items():
+            if name in network.directions:
+                continue
+            sets[name] = read_directions(folder / direction_path(name, identity))
+            if sets[name].identity() != identity:
+                raise StoreError(
+                    f"run {str(folder)!r}: the directions {name} have changed since they were written; "
+                    "the run's own command writes them again"
+                )
+        return network.with_directions(sets) if sets else network

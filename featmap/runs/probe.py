@@ -235,7 +235,8 @@ class _Probing:
             "environment": device.describe_environment(self.device),
         }
         coords = {"image": np.array(self.source.labels), "response": np.array(self.columns)}
-        run = Run(folder, self.identity()).open({"A": spec}, coords, about)
+        files = lifecycle.direction_files(self.network)
+        run = Run(folder, self.identity()).open({"A": spec}, coords, about, files)
         with run.locked():
 
             def work(unit: WorkUnit) -> None:
