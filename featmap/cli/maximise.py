@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featmap.cli.directions import DirectionFiles, attach_directions
 from featmap.cli.options import (
     Device,
     DryRun,
@@ -128,6 +129,7 @@ def probe(
     source: Annotated[Path, typer.Argument(help="A run folder, or a folder of photographs.")],
     layers: Annotated[str, typer.Option(help="Layers whose responses are recorded, joined by commas.")],
     network: RunNetworkOptions,
+    directions: DirectionFiles = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels that photographs are resized to.")] = None,
     device: Device = "auto",
     out: Out = None,
@@ -153,6 +155,7 @@ def probe(
             network.input_size,
             network.allow_stochastic,
         )
+    loaded = attach_directions(loaded, directions)
     names = parse_layers(layers, "--layers")
     settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}
     folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
