@@ -43,8 +43,6 @@ def attach_directions(network: Network, options: Iterable[str] | None) -> Networ
     FeatmapError
         If a text or a file is malformed, or directions do not fit the network.
     """
-    from featmap.cli import console
-
     for text in options or ():
         layer, equals, path = text.partition("=")
         if not equals or not layer or not path:
@@ -56,7 +54,7 @@ def attach_directions(network: Network, options: Iterable[str] | None) -> Networ
         for name in sorted(set(network.directions) - before):
             chosen = network.directions[name]
             more = [words for words, given in (("a bias", chosen.bias is not None), ("a ReLU", chosen.relu)) if given]
-            console.out().print(
+            typer.echo(
                 f"{name}: {chosen.count} directions in {chosen.width} channels"
                 f"{' with ' + ' and '.join(more) if more else ''}, SHA-256 {chosen.sha256[:12]}"
             )
