@@ -27,11 +27,14 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from featmap.errors import FeatmapError
+from featmap.files import safe_file_name
 
 SUFFIXES = (".safetensors", ".npy", ".npz")
 """Endings of the files that hold directions."""
 VECTORS = ("directions", "vectors", "components", "weight")
 """Names of the array that holds the vectors; a file with a single matrix may name it otherwise."""
+FOLDER = "directions"
+"""Folder of a run's directions, inside its run folder."""
 CHUNK = 2**19
 """Products that are held in memory at once, so that they stay in a processor's cache."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -241,6 +244,24 @@ def check_name(name: str, source: str) -> str:
             "such as inception4a/nmf"
         )
     return name
+
+
+def stored_path(name: str, identity: Mapping[str, Any]) -> str:
+    """Name the file of a run folder that holds a set of directions.
+
+    Parameters
+    ----------
+    name : str
+        Name of its layer, such as ``inception4a/nmf``.
+    identity : mapping
+        Entry of the set in the identity of the run's network.
+
+    Returns
+    -------
+    str
+        Path in the folder.
+    """
+    return f"{FOLDER}/{safe_file_name(name)}-{str(identity['sha256'])[:10]}.safetensors"
 
 
 def read_directions(path: Path) -> Directions:

@@ -7,8 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 from featmap.errors import FeatmapError
+from featmap.network.directions import stored_path
 from featmap.optimize.recipe import Recipe
-from featmap.runs.lifecycle import direction_path
 from featmap.runs.manifest import Manifest
 
 COMMAND_LINE_SETTINGS = ("metric", "C", "rows")
@@ -43,7 +43,7 @@ class Reproduction:
             self.network["weights"] = PurePath(weights).name  # a page must not show paths of the machine that made it
             self.notes.append(f"{PurePath(weights).name} is a file of the caller's own")
         model = identity.get("model", {})
-        self.directions = {n: f"RUN/{direction_path(n, d)}" for n, d in model.get("directions", {}).items()}
+        self.directions = {n: f"RUN/{stored_path(n, d)}" for n, d in model.get("directions", {}).items()}
         if self.directions:
             self.notes.append("RUN is the folder of this run, which holds its directions")
         if identity.get("start"):

@@ -13,8 +13,7 @@ import psutil
 import torch
 
 from featmap.errors import FeatmapError, StoreError
-from featmap.files import safe_file_name
-from featmap.network.directions import read_directions
+from featmap.network.directions import read_directions, stored_path
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
@@ -27,8 +26,6 @@ from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, translate_
 from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
-DIRECTIONS = "directions"
-"""Folder of the directions of a run's network, inside its run folder."""
 MakeWorker = Callable[[Any, Watcher], Worker]
 """Creates the worker of a job; a class or function at the top of a module, so that other processes can load it."""
 
@@ -322,25 +319,7 @@ def direction_files(network: Network) -> dict[str, bytes]:
     dict of str to bytes
         Content by path in the folder.
     """
-    return {direction_path(name, d.identity()): d.to_bytes() for name, d in network.directions.items()}
-
-
-def direction_path(name: str, identity: Mapping[str, Any]) -> str:
-    """Name the file of a run folder that holds a set of directions.
-
-    Parameters
-    ----------
-    name : str
-        Name of its layer, such as ``inception4a/nmf``.
-    identity : mapping
-        Entry of the set in the identity of the run's network.
-
-    Returns
-    -------
-    str
-        Path in the folder.
-    """
-    return f"{DIRECTIONS}/{safe_file_name(name)}-{str(identity['sha256'])[:10]}.safetensors"
+    return {stored_path(name, d.identity()): d.to_bytes() for name, d in network.directions.items()}
 
 
 def with_run_directions(network: Network, folder: Path) -> Network:
@@ -370,7 +349,7 @@ def with_run_directions(network: Network, folder: Path) -> Network:
         for name, identity in recorded.items():
             if name in network.directions:
                 continue
-            sets[name] = read_directions(folder / direction_path(name, identity))
+            sets[name] = read_directions(folder / stored_path(name, identity))
             if sets[name].identity() != identity:
                 raise StoreError(
                     f"run {str(folder)!r}: the directions {name} have changed since they were written; "
