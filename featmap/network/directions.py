@@ -27,7 +27,6 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from featmap.errors import FeatmapError
-from featmap.files import safe_file_name
 
 SUFFIXES = (".safetensors", ".npy", ".npz")
 """Endings of the files that hold directions."""
@@ -261,7 +260,8 @@ def stored_path(name: str, identity: Mapping[str, Any]) -> str:
     str
         Path in the folder.
     """
-    return f"{FOLDER}/{safe_file_name(name)}-{str(identity['sha256'])[:10]}.safetensors"
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")[:80]
+    return f"{FOLDER}/{safe}-{str(identity['sha256'])[:10]}.safetensors"
 
 
 def read_directions(path: Path) -> Directions:
