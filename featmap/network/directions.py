@@ -386,7 +386,7 @@ class Projection:
     def __init__(self, directions: Directions, like: Tensor) -> None:
         vectors = torch.from_numpy(directions.vectors)
         self.is_single = ((vectors != 0).sum(1) == 1).tolist()
-        self.relu, self.count = directions.relu, directions.count
+        self.relu, self.count, self.has_zeros = directions.relu, directions.count, not directions.vectors.all()
         # the channel of the largest weight is the only one of a direction of a single channel
         self.channels = vectors.abs().argmax(1).to(like.device)
         self.vectors = vectors.to(like)
@@ -419,7 +419,7 @@ class Projection:
                 scales = self.vectors[which, self.channels[which]]
                 values = values * scales[:, None, None]
             else:
-                values = _WeightedSums.apply(grid, self.vectors, chosen)
+                values = _WeightedSums.apply(grid, self.vectors, chosen, self.has_zeros)
             if self.bias is not None:
                 values = values + self.bias[which][:, None, None]
             # `relu` as a torch function: a rescue of dead ReLUs reaches it as it reaches the network's own
@@ -431,21 +431,21 @@ class _WeightedSums(torch.autograd.Function):
     """Weighted sums of channels, each rounded independently of the others."""
 
     @staticmethod
-    def forward(ctx: Any, grid: Tensor, vectors: Tensor, pairs: Pairs) -> Tensor:
+    def forward(ctx: Any, grid: Tensor, vectors: Tensor, pairs: Pairs, has_zeros: bool) -> Tensor:
         ctx.pairs, ctx.shape = pairs, grid.shape
         ctx.save_for_backward(vectors)
         flat = grid.flatten(2)
-        sums = [_sums(flat[row], vectors[chosen]) for row, chosen in _by_row(pairs, flat[0].numel())]
+        sums = [_sums(flat[row], vectors[chosen], has_zeros) for row, chosen in _by_row(pairs, flat[0].numel())]
         return torch.cat(sums).unflatten(1, grid.shape[2:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (vectors,) = ctx.saved_tensors
         result = grad.new_zeros(ctx.shape)
         for place, (row, k) in enumerate(ctx.pairs):  # one after the other: what is added is 0 where nothing is read
             weights = vectors[k][:, None, None]
             result[row] += torch.where(weights != 0, weights * grad[place], 0)
-        return result, None, None
+        return result, None, None, None
 
 
 def _by_row(pairs: Pairs, elements: int) -> Iterator[tuple[int, list[int]]]:
@@ -457,10 +457,12 @@ def _by_row(pairs: Pairs, elements: int) -> Iterator[tuple[int, list[int]]]:
             yield row, chosen[first : first + most]
 
 
-def _sums(channels: Tensor, vectors: Tensor) -> Tensor:
+def _sums(channels: Tensor, vectors: Tensor, has_zeros: bool) -> Tensor:
     """Sum channels (C x L) by weights (P x C) in a fixed order, the second half onto the first until one is left."""
     weights = vectors[:, :, None]
-    products = torch.where(weights != 0, weights * channels, 0)
+    products = weights * channels
+    if has_zeros:
+        products = torch.where(weights != 0, products, 0)
     count = products.shape[1]
     while count > 1:
         half = count // 2
