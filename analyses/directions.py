@@ -198,7 +198,7 @@ def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
                     "direction": names,
                     "status": features.loc[names, "status"].to_numpy(),
                     "activation": features.loc[names, "activation"].to_numpy(),
-                    "cluster": features.loc[names, "community"].to_numpy(),
+                    "community": features.loc[names, "community"].to_numpy(),
                     "channels": channels_for_share(directions.vectors, SHARE),
                     "largest_channel": [f"{plan.layer}:{c}" for c in np.abs(directions.vectors).argmax(1)],
                     "similar_channel": [f"{plan.layer}:{c}" if c >= 0 else "" for c in nearest],
@@ -327,16 +327,22 @@ def build_page(results: Path, page: Path) -> str:
         row("live directions", [f"{(g.status == 'live').sum()}" for g in groups]),
         row("identity rate", ["-" if (v := about["identity"][k]) is None else f"{v:.2f}" for k in KINDS]),
     ]
+    spread = [f"{g.channels.median():.0f} channels ({kind.upper()})" for kind, g in zip(KINDS, groups, strict=True)]
+    shared = [f"{(g.correlation**2).median():.0%}" for g in groups]
     link = Path(os.path.relpath(results / "images.webp", page.parent)).as_posix()
     lines += [
         "",
+        f"What they have in common with channels: half of the directions spread {SHARE:.0%} of their squared weight "
+        f"over {' and '.join(spread)} or more, and the one channel that is most like a direction explains "
+        f"{' and '.join(shared)} of its variance over the photographs (medians).",
+        "",
         f"![Images that maximise the first directions of each kind]({link})",
         "",
-        f"| direction | channels for {SHARE:.0%} | most similar channel | correlation | largest weight | cluster |",
+        f"| direction | channels for {SHARE:.0%} | most similar channel | correlation | largest weight | community |",
         "|---|---|---|---|---|---|",
         *(
             f"| {one.direction} | {one.channels} | {one.similar_channel} | {one.correlation:.2f} "
-            f"| {one.largest_channel} | {'' if pd.isna(one.cluster) else int(one.cluster)} |"
+            f"| {one.largest_channel} | {'' if pd.isna(one.community) else int(one.community)} |"
             for one in table.itertuples()
         ),
         "",

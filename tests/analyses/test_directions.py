@@ -124,6 +124,10 @@ def test_directions_are_made_mapped_and_described(
     assert {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()} == before
 
 
+def test_the_stored_page_is_written_from_the_stored_results() -> None:
+    assert directions.build_page(directions.RESULTS, directions.PAGE) == directions.PAGE.read_text(encoding="utf-8")
+
+
 def test_the_page_needs_results(tmp_path: Path) -> None:
     with pytest.raises(FeatmapError, match="holds no results"):
         directions.build_page(tmp_path, tmp_path / "page.md")

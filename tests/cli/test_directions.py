@@ -53,7 +53,7 @@ def test_a_map_of_channels_and_directions(capsys: pytest.CaptureFixture[str]) ->
     assert "result: run" in succeed(capsys, *words)
     assert "every checksum matches" in succeed(capsys, "verify", "run")
     nearest = succeed(capsys, "neighbours", "second/nmf:1", "run", "--count", "2")
-    assert "second/nmf:" in nearest
+    assert "second/nmf:" in nearest and "name" in nearest.splitlines()[1]
     page = Path("run/second-nmf/atlas.html").read_text(encoding="utf-8")
     assert "--directions second/nmf=RUN/directions/second-nmf-" in page
     probed = succeed(capsys, "probe", "run", "--layers", "second/nmf,first", "--out", "probed")
