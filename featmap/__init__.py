@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "FeatmapError": "errors",
+    "Directions": "network.directions",
     "Network": "network.model",
     "load": "network.loading",
     "Unit": "network.unit",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from featmap.interaction.screening import screen
     from featmap.mapping.run import similarity
     from featmap.mapping.view import View
+    from featmap.network.directions import Directions
     from featmap.network.loading import load
     from featmap.network.model import Network
     from featmap.network.unit import Unit

@@ -274,6 +274,25 @@ written.
 LAYERS = """
 Any of these names can be given as --layer, and with a channel's number as a unit: inception4a:17 is channel 17 of
 inception4a. Branches are those of a layer that concatenates several, with their numbers of channels.
+
+Directions in the space of a layer's channels (components of NMF or PCA, rows of a sparse autoencoder's encoder, concept
+vectors) are layers of their own: with --directions inception4a/nmf=FILE, inception4a/nmf:7 is direction 7 of the set,
+a weighted sum of inception4a's channels at every position of the grid. All commands take directions like channels, and
+a run folder keeps them in directions/, so that commands that read the run need no file. The file holds a matrix of K
+directions by C channels:
+
+\b
+  .npy           the matrix
+  .npz           directions, and if wanted bias (K numbers that are added),
+                 relu (true: negative values become 0), names (K texts) and
+                 name (of the set)
+  .safetensors   tensors directions and bias; relu, names (a JSON list) and
+                 name are entries of the metadata
+
+A direction that is exactly one channel gives that channel's images and responses, to the bit. S is centred over the
+features of a layer, and so over the directions of a set: the S of a set of a few directions says little, their
+co-activation does not depend on the others. In Python: featmap.load().with_directions({"inception4a/nmf": array}).
+`python -m analyses.directions --images FOLDER` makes NMF and PCA directions of a layer, in a checkout of featmap.
 """
 
 RECIPES = """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featmap.cli.directions import DirectionFiles, attach_directions
 from featmap.cli.options import (
     Device,
     DryRun,
@@ -129,6 +130,7 @@ def probe(
     source: Annotated[Path, typer.Argument(help="A run folder, or a folder or zip of photographs.")],
     layers: Annotated[str, typer.Option(help="Layers whose responses are recorded, joined by commas.")],
     network: RunNetworkOptions,
+    directions: DirectionFiles = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels that photographs are resized to.")] = None,
     skip_broken: SkipBroken = False,
     device: Device = "auto",
@@ -156,6 +158,7 @@ def probe(
             network.input_size,
             network.allow_stochastic,
         )
+    loaded = attach_directions(loaded, directions)
     names = parse_layers(layers, "--layers")
     settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}
     if not is_run(source):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featmap.cli.directions import DirectionFiles, attach_directions
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class NetworkOptions:
         Side of the network's own input in pixels.
     allow_stochastic : bool, default False
         Go on with a network that gives different results for one image.
+    directions : list of str or None, default None
+        Files of directions, as ``LAYER/NAME=FILE``.
     """
 
     model: Annotated[
@@ -84,6 +87,7 @@ class NetworkOptions:
     std: Std = None
     input_size: InputSize = None
     allow_stochastic: AllowStochastic = False
+    directions: DirectionFiles = None
 
     def load(self) -> Network:
         """Load the network and print the line that names it.
@@ -93,7 +97,8 @@ class NetworkOptions:
         Network
             The loaded network.
         """
-        return load_network(self.model, self.weights, self.mean, self.std, self.input_size, self.allow_stochastic)
+        values = (self.model, self.weights, self.mean, self.std, self.input_size, self.allow_stochastic)
+        return attach_directions(load_network(*values), self.directions)
 
 
 @dataclass

@@ -71,8 +71,8 @@ class LayerOptions:
 
     Parameters
     ----------
-    layer : str or None, default None
-        Layer to map, or a pattern.
+    layer : list of str or None, default None
+        Layers to map, or patterns.
     probe_layer : str or None, default None
         Layers to record beside it, joined by commas.
     layers : str or None, default None
@@ -80,10 +80,11 @@ class LayerOptions:
     """
 
     layer: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Layer to map, as `featmap layers` prints it. Several, joined by commas or by a pattern such as "
-            "'inception4*', are compared with each other; all takes the network's blocks, convs its convolutions."
+            help="Layer to map, as `featmap layers` prints it. Several (the option repeated, names joined by commas, "
+            "or a pattern such as 'inception4*') are compared with each other; all takes the network's blocks, convs "
+            "its convolutions."
         ),
     ] = None
     probe_layer: Annotated[
@@ -105,13 +106,13 @@ class LayerOptions:
         FeatmapError
             If the options contradict each other.
         """
-        if (self.layer is None) == (self.layers is None):
+        if bool(self.layer) == (self.layers is not None):
             raise FeatmapError("give either --layer inception4a or --layers inception4a,inception4b")
         if self.layers is not None and self.probe_layer is not None:
             raise FeatmapError(
                 "--layers and --probe-layer exclude each other: listed layers are recorded at all images"
             )
-        return parse_layers(self.layers, "--layers") if self.layers is not None else str(self.layer)
+        return parse_layers(self.layers, "--layers") if self.layers is not None else ",".join(self.layer or ())
 
     def parse_probe_layers(self) -> list[str]:
         """Parse the layers to record beside the one that is mapped.

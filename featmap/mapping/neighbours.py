@@ -43,8 +43,8 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Columns other, S, coactivation (of the other by this feature's image), coactivated_by (of this feature by the
-        other's image), cluster (of the other) and, after a validation, reliable (of the other). Features with undefined
-        S are left out; the most similar feature comes first.
+        other's image), cluster (of the other) and, after a validation, reliable (of the other); name (of the other)
+        for directions that have names. Features with undefined S are left out; the most similar feature comes first.
 
     Raises
     ------
@@ -75,6 +75,8 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
             "cluster": features["cluster"].reindex(S.columns).to_numpy(),
         }
     )
+    if "name" in features:  # directions may have names
+        table.insert(1, "name", features["name"].reindex(S.columns).to_numpy())
     if "reliable" in features:  # only after a validation
         table["reliable"] = features["reliable"].reindex(S.columns).to_numpy()
     table = table[(table["other"] != unit) & table["S"].notna()]

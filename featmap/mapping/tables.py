@@ -114,7 +114,7 @@ def feature_table(
         One row a feature: channel, branch, status, start, activation, null_activation, identity (whether no live
         feature's image drives the feature more than its own), cluster (missing where the nulls allow no clusters),
         community (the consensus of Louvain, in any case) and, for rank k from 1 to `NEAREST`, nearest_k and
-        similarity_k.
+        similarity_k. Directions that have names get a column `name`.
     """
     channels = [int(n.rpartition(":")[2]) for n in names]
     table = pd.DataFrame(
@@ -128,6 +128,8 @@ def feature_table(
         },
         index=pd.Index(names, name="feature"),
     )
+    if layer.names:
+        table.insert(1, "name", [layer.names[c] for c in channels])
     live = list(clusters.labels.index)
     # the image of a dead feature shows nothing, so identity is judged among the images of live features
     best = A.loc[live].max(axis=0) if live else A.max(axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from featmap.errors import UnitError
+from featmap.network.directions import Directions, Pairs, Projection, split_name
 from featmap.network.layouts import GRID, VECTOR, Layout, first_tensor, replace_first
 from featmap.network.modules import REDUCED, modules_by_name, plain_execution, preserve_state
 from featmap.network.unit import split_call
@@ -73,6 +74,9 @@ class ActivationHooks:
     layouts : callable or None, default None
         Gives the layout of a layer for images of a height and width, such as `Network.find_layout`. None takes outputs
         as N x C x H x W and N x C.
+    directions : mapping of str to Directions, optional
+        Sets of directions by the names of their layers, such as `Network.directions`; these layers may be requested
+        beside those of modules, but not be leaves.
 
     Examples
     --------
@@ -89,12 +93,17 @@ class ActivationHooks:
         layers: Sequence[str],
         leaves: Sequence[str] = (),
         layouts: Layouts | None = None,
+        directions: Mapping[str, Directions] | None = None,
     ) -> None:
         self.module, self.leaves = module, frozenset(leaves)
         self.layouts, self._layouts = layouts, dict[str, Layout | None]()
         self._size = (0, 0)
         self.layers = list(dict.fromkeys(layers))
-        self._calls_by_layer = {name: split_call(name) for name in self.layers}
+        self._directions = {name: directions[name] for name in self.layers if directions and name in directions}
+        self._projections: dict[str, Projection] = {}
+        self._needed: Mapping[str, Pairs] = {}
+        bases = {name: split_name(name)[0] if name in self._directions else name for name in self.layers}
+        self._calls_by_layer = {name: split_call(base) for name, base in bases.items()}
         self._outputs: dict[str, Tensor] = {}
         self._call_counts: dict[str, int] = {}
         self._running = False
@@ -138,6 +147,7 @@ class ActivationHooks:
                 value = layout.to_grid(output.detach() if is_leaf else output).clone()
                 # what a network computes in less than float32 is measured and summed in float32
                 value = value.float() if value.dtype in REDUCED else value
+                value = self._project(name, value) if name in self._directions else value
                 self._outputs[name] = value = value.requires_grad_(True) if is_leaf else value
                 if is_leaf:
                     source = output if is_changed else output.detach()
@@ -148,6 +158,12 @@ class ActivationHooks:
 
         return store
 
+    def _project(self, name: str, grid: Tensor) -> Tensor:
+        """Read directions from the grid of their layer."""
+        if name not in self._projections:
+            self._projections[name] = Projection(self._directions[name], grid)
+        return self._projections[name](grid, self._needed.get(name))
+
     def _layout(self, name: str, output: Tensor | None) -> Layout:
         """Find the layout of a layer's output."""
         layout = self._layouts.get(name)
@@ -157,13 +173,16 @@ class ActivationHooks:
             raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
         return layout
 
-    def run(self, images: Tensor) -> dict[str, Tensor]:
+    def run(self, images: Tensor, needed: Mapping[str, Pairs] | None = None) -> dict[str, Tensor]:
         """Run the module on images and read the layers' outputs.
 
         Parameters
         ----------
         images : Tensor
             N x 3 x H x W, normalised as the module expects them.
+        needed : mapping of str to sequence of (int, int), optional
+            For each layer the images and features that are needed, sorted. Other directions are 0 in the result;
+            layers of modules are complete in any case.
 
         Returns
         -------
@@ -179,7 +198,7 @@ class ActivationHooks:
         if self.layouts is not None and self._size != (height, width):
             self._layouts = {name: self.layouts(name, height, width) for name in self.layers}
             self._size = (height, width)
-        self._outputs, self._call_counts, self._running = {}, {}, True
+        self._outputs, self._call_counts, self._running, self._needed = {}, {}, True, needed or {}
         try:
             with suppress(_Stop):
                 self.module(images)

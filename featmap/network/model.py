@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
+from featmap.network.directions import Directions, as_directions, check_name, split_name
 from featmap.network.hooks import freeze
 from featmap.network.layouts import Layout
 from featmap.network.modules import modules_by_name
@@ -57,6 +61,8 @@ class Network:
         Memory format of the weights in descents.
     allow_stochastic : bool, default False
         Whether the forward pass may give different results for one image.
+    directions : dict, optional
+        Sets of directions by the name of their layer, such as ``inception4a/nmf``; `with_directions` adds to them.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -73,6 +79,7 @@ class Network:
     arguments: dict[str, Any] = field(default_factory=dict)
     layout: torch.memory_format = torch.channels_last
     allow_stochastic: bool = False
+    directions: dict[str, Directions] = field(default_factory=dict)
     preparations: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """How the network is prepared for descents; `featmap.optimize.batch.Batches.preparation` sets it."""
     _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
@@ -120,8 +127,83 @@ class Network:
             raise UnitError(f"size {size}: images are at most {MAX_IMAGE_SIZE} pixels wide; choose a smaller size")
         if size not in self._traces:
             with freeze(self.module):
-                self._traces[size] = trace(self.module, size)
+                self._traces[size] = self._add_directions(trace(self.module, size))
         return self._traces[size]
+
+    def _add_directions(self, trace: Trace) -> Trace:
+        """List the sets of directions of each layer behind it."""
+        if not self.directions:
+            return trace
+        layers: dict[str, Layer] = {}
+        for layer in trace.layers.values():
+            layers[layer.name] = layer
+            for name, chosen in self.directions.items():
+                if split_name(name)[0] == layer.name:
+                    elements = layer.cumulative_elements + chosen.count * layer.height * layer.width
+                    changes = {"kind": "directions", "channels": chosen.count, "branches": (), "base": layer.name}
+                    about = changes | {"names": chosen.names, "cumulative_elements": elements}
+                    layers[name] = replace(layer, name=name, **about)  # type: ignore[arg-type]
+        return replace(trace, layers=layers)
+
+    def with_directions(self, sets: Mapping[str, Directions | ArrayLike | str | Path]) -> Network:
+        """Add sets of directions, which become layers of their own.
+
+        Parameters
+        ----------
+        sets : mapping
+            For each set its K x C vectors, a file that `featmap.network.directions.read_directions` reads, or
+            `Directions`. A key is ``layer/name``; the name of a layer alone takes the name of the set, or of its file.
+
+        Returns
+        -------
+        Network
+            The same network with the layers ``layer/name``, whose features are the directions.
+
+        Raises
+        ------
+        FeatmapError
+            If a layer does not exist, a set is malformed or made for another number of channels, or two sets have one
+            name.
+        """
+        directions = dict(self.directions)
+        for key, value in sets.items():
+            chosen, whole = as_directions(value, key), self.trace()
+            if key in directions:
+                raise UnitError(f"directions {chosen.source}: there is a layer {key!r} already; give another name")
+            is_layer = key in whole.layers or self.first_name(key) in whole.layers
+            layer, name = (key, chosen.name or "directions") if is_layer else split_name(key)
+            if not name and "/" not in key:
+                self.layer(key)  # an unknown layer: the message names the nearest ones
+            check_name(name, chosen.source)
+            base = self.layer(layer)
+            base_name = layer if layer in whole.layers else self.first_name(layer)
+            full = f"{base_name}/{name}"
+            if base.base:
+                raise UnitError(f"directions {chosen.source}: {layer!r} are directions themselves; name their layer")
+            if full in directions or full in whole.layers:
+                raise UnitError(f"directions {chosen.source}: there is a layer {full!r} already; give another name")
+            if chosen.width != base.channels:
+                raise UnitError(
+                    f"directions {chosen.source}: {chosen.width} channels wide, while {layer} has {base.channels} "
+                    "channels; give directions of this layer (K x C), or the layer that they were made for"
+                )
+            directions[full] = replace(chosen, name=name)
+        return replace(self, directions=directions, _traces={})
+
+    def base_layers(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """List the layers of modules that layers are or are read from.
+
+        Parameters
+        ----------
+        layers : iterable of str
+            Names of layers, of directions too.
+
+        Returns
+        -------
+        tuple of str
+            For each layer itself or the one that its directions are read from, each once.
+        """
+        return tuple(dict.fromkeys(split_name(la)[0] if la in self.directions else la for la in layers))
 
     def layer(self, name: str, size: int | None = None) -> Layer:
         """Get one layer at an image size.
@@ -157,6 +239,10 @@ class Network:
             )
         if trace.failure:
             raise UnitError(self._size_message(name, trace))
+        base, set_name = split_name(name)
+        if set_name and base in trace.layers:
+            known = f" ({', '.join(self.directions)} are)" if self.directions else ""
+            raise UnitError(f"layer {name!r}: no directions of this name are loaded{known}; name their file")
         if name in trace.calls or name in modules_by_name(self.module):
             raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
@@ -257,7 +343,8 @@ class Network:
         if unit.layer == CLASS and CLASS not in self.trace(size).layers:
             if self.trace(size).failure:
                 raise UnitError(self._size_message(self._last_layer(), self.trace(size)))
-            vectors = [n for n, la in self.trace(size).layers.items() if (la.height, la.width) == (1, 1)]
+            layers = self.trace(size).layers.items()
+            vectors = [n for n, la in layers if (la.height, la.width) == (1, 1) and not la.base]
             if not vectors:
                 raise UnitError(f"{unit}: {self.name} has no layer of class logits; name a layer")
             unit = unit.with_layer(vectors[-1])
@@ -273,7 +360,8 @@ class Network:
         Returns
         -------
         dict
-            Name, weights, their SHA-256, the architecture's hash and the input normalisation, as plain JSON values.
+            Name, weights, their SHA-256, the architecture's hash, the input normalisation and the directions, as plain
+            JSON values.
         """
         return {
             "name": self.name,
@@ -284,8 +372,10 @@ class Network:
             "std": list(self.std),
             "transform_input": bool(getattr(self.module, "transform_input", False)),
             **({"allow_stochastic": True} if self.allow_stochastic else {}),
+            **({"directions": {n: d.identity() for n, d in self.directions.items()}} if self.directions else {}),
         }
 
     def __str__(self) -> str:
         notes = "".join(f"; {n}" for n in self.notes)
-        return f"network {self.name}, weights {self.weights}, SHA-256 {self.sha256}{notes}"
+        sets = "".join(f"; {d.count} directions {n}, SHA-256 {d.sha256[:12]}" for n, d in self.directions.items())
+        return f"network {self.name}, weights {self.weights}, SHA-256 {self.sha256}{notes}{sets}"

@@ -144,7 +144,8 @@ def find_convolutions(module: nn.Module, trace: Trace) -> list[str]:
     list of str
         Names of the layers, in order of completion.
     """
-    return [name for name in trace.layers if isinstance(module.get_submodule(split_call(name)[0]), _ConvNd)]
+    own = [name for name, layer in trace.layers.items() if not layer.base]
+    return [name for name in own if isinstance(module.get_submodule(split_call(name)[0]), _ConvNd)]
 
 
 def _find_computing(module: nn.Module, trace: Trace) -> dict[str, int]:

@@ -55,6 +55,10 @@ class Layer:
         Numbers per image that all functions have computed up to the end of this layer.
     layout : Layout, default N x C x H x W
         Where the grid lies in the module's output.
+    base : str, default ""
+        Of a set of directions, see `featmap.network.directions`: the layer whose channels they are read from.
+    names : tuple of str, default ()
+        Names of the features, where they have any.
     """
 
     name: str
@@ -66,6 +70,8 @@ class Layer:
     field: ReceptiveField
     cumulative_elements: int = 0
     layout: Layout = GRID_LAYOUT
+    base: str = ""
+    names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

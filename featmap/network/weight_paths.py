@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featmap.network.directions import split_name
 from featmap.network.hooks import freeze
 from featmap.network.model import Network
 from featmap.network.unit import split_call
@@ -169,9 +170,11 @@ def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeight
     Incoming: the row of the convolution (or linear map) that computes the feature, negated where a batch norm after
     it has a negative scale. Only features of one convolution, and of one of its groups, share an input space.
 
+    The incoming weights of directions are the weights of the channels that they are read from.
+
     Outgoing: the weights by which all convolutions that read the layer directly (through functions of each channel
     alone, pooling, and batch norm, whose scale is folded in) read the feature, one after the other. Features are
-    comparable where the same convolutions, in the same groups, read them.
+    comparable where the same convolutions, in the same groups, read them. Nothing reads directions.
 
     Parameters
     ----------
@@ -195,6 +198,10 @@ def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeight
         If the layer is unknown.
     """
     channels = network.layer(layer, size).channels
+    if layer in network.directions:
+        vectors, base = network.directions[layer].vectors.astype(np.float64), split_name(layer)[0]
+        nothing = FeatureWeights(np.zeros((channels, 0)), np.full(channels, -1), ())
+        return FeatureWeights(vectors, np.zeros(channels, dtype=int), (base,)), nothing
     path, call = split_call(layer)
     module = network.module
     parameter = next(module.parameters(), None)

@@ -9,6 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from featmap.errors import ModelError
+from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.optimize.comparison import Preparation, choose_preparation, prepare_kind
@@ -53,6 +54,7 @@ class Batches:
         Preparation
             The choice, see `featmap.optimize.comparison.choose_preparation`.
         """
+        layers = tuple(sorted(self.network.base_layers(layers)))
         key = (layers, self.device.type, self.network.layout)
         if key not in self.network.preparations:
             choice = choose_preparation(self.network, layers, smallest or size, self.device, size)
@@ -85,6 +87,7 @@ class Batches:
         ModelError
             If no copy computes the same and the precision is not float32.
         """
+        layers = tuple(sorted(self.network.base_layers(layers)))
         if (layers, precision) not in self._modules:
             choice, dtype = self.preparation(layers, size, smallest), REDUCED_PRECISIONS.get(precision)
             if choice.in_place and dtype is not None:
@@ -157,6 +160,7 @@ class Batches:
                         shapes,
                         self.device,
                         self.network.find_layout,
+                        self.network.directions,
                     ),
                     [objectives[r] for r in rows],
                     recipe,
@@ -196,18 +200,19 @@ class Batches:
         -------
         Tensor
             Gradients summed over the layer's grid, N x C, float32; NaN where the layer does not lie before the
-            objective's layers.
+            objective's layers. By a direction: as the channels move along it, so that the direction rises by 1.
         """
-        size = int(images.shape[2])
-        channels = self.network.layer(layer, size).channels
+        size, network, target = int(images.shape[2]), self.network, layer
+        (layer,) = network.base_layers([layer])
+        channels = network.layer(layer, size).channels
         gradients = []
         for first in range(0, len(images), rows):
             chosen = list(objectives[first : first + rows])
             layers = tuple(sorted({la for o in chosen for la in o.layers} | {layer}))
-            shapes = {la: self.network.layer(la, size).shape for la in layers}
-            module, layouts = self.prepared_module(layers, size), self.network.find_layout
-            with ActivationHooks(module, layers, leaves=(layer,), layouts=layouts) as hooks:
-                outputs = hooks.run(self.network.normalise(images[first : first + rows].to(self.device)))
+            shapes = {la: network.layer(la, size).shape for la in layers}
+            module, leaves = self.prepared_module(layers, size), (layer,)
+            with ActivationHooks(module, layers, leaves, network.find_layout, network.directions) as hooks:
+                outputs = hooks.run(network.normalise(images[first : first + rows].to(self.device)))
                 losses, _ = BatchLoss(chosen, shapes, "l1", 0.0, self.device)(outputs)
             if losses.requires_grad:
                 # The l1 loss at C = 0 is the negative sum of the unit's neurons.
@@ -215,7 +220,8 @@ class Batches:
                 gradients.append(-gradient.sum((2, 3)).float().cpu())
             else:
                 gradients.append(torch.full((len(chosen), channels), torch.nan))
-        return torch.cat(gradients)
+        chosen_set = network.directions.get(target)
+        return torch.cat(gradients) if chosen_set is None else along_directions(torch.cat(gradients), chosen_set)
 
     def image_gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int) -> Tensor:
         """Compute the gradient of each objective's activation by its own image.
@@ -237,14 +243,34 @@ class Batches:
         layers, size = tuple(sorted({la for o in objectives for la in o.layers})), int(images.shape[2])
         shapes = {la: self.network.layer(la, size).shape for la in layers}
         module, gradients = self.prepared_module(layers, size), []
-        with ActivationHooks(module, layers, layouts=self.network.find_layout) as hooks:
+        layouts, directions = self.network.find_layout, self.network.directions
+        with ActivationHooks(module, layers, layouts=layouts, directions=directions) as hooks:
             for first in range(0, len(images), rows):
                 chosen = list(objectives[first : first + rows])
                 batch = images[first : first + rows]
                 padding = rows - len(chosen)
                 padded = torch.cat([batch, batch[:1].expand(padding, -1, -1, -1)]).to(self.device).requires_grad_(True)
                 loss = BatchLoss(chosen + chosen[:1] * padding, shapes, "l1", 0.0, self.device)
-                losses, _ = loss(hooks.run(self.network.normalise(padded)))
+                losses, _ = loss(hooks.run(self.network.normalise(padded), loss.needed))
                 (gradient,) = torch.autograd.grad(losses.sum(), padded)
                 gradients.append(-gradient[: len(chosen)].detach().float().cpu())
         return torch.cat(gradients)
+
+
+def along_directions(gradients: Tensor, directions: Directions) -> Tensor:
+    """Convert gradients by a layer's channels to derivatives along directions.
+
+    Parameters
+    ----------
+    gradients : Tensor
+        N x C.
+    directions : Directions
+        K directions in the space of the C channels.
+
+    Returns
+    -------
+    Tensor
+        N x K: what a smallest change of the channels that raises the direction by 1 adds, before its ReLU.
+    """
+    vectors = torch.from_numpy(directions.vectors).double()
+    return (gradients.double() @ (vectors / vectors.square().sum(1, keepdim=True)).T).float()

@@ -138,7 +138,8 @@ def choose_preparation(
     ModelError
         If the module must be moved to the device, and no copy computes what it computes.
     """
-    names, folds = tuple(sorted(layers)), network.trace(trace_size or size).folds
+    # directions are computed behind the network: whatever they are, their layer decides
+    names, folds = tuple(sorted(network.base_layers(layers))), network.trace(trace_size or size).folds
     images = trial_images(network, size).to(device)
     untouched = place_module(network.module, device)
     with _watch_precision(untouched) as is_reduced:
@@ -356,7 +357,8 @@ def check_repeatable(network: Network, layers: Sequence[str], size: int, device:
         return
     images = network.normalise(trial_images(network, size).to(device))
     module = place_module(network.module, device)
-    with torch.no_grad(), _fixed_random_numbers(device), _hooks(network, module, layers) as hooks:
+    bases = network.base_layers(layers)
+    with torch.no_grad(), _fixed_random_numbers(device), _hooks(network, module, bases) as hooks:
         before = _random_state(device)
         first = hooks.run(images)
         draws = _random_state(device) != before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from featmap import image_ops
 from featmap.errors import RecipeError
+from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
@@ -76,6 +77,8 @@ class DescentNetwork:
         Device of the module and of the descent.
     layouts : callable, optional
         Finds the layout of a layer's output, see `featmap.network.hooks.ActivationHooks`.
+    directions : mapping of str to Directions, optional
+        Sets of directions by the names of their layers.
     """
 
     module: nn.Module
@@ -83,6 +86,7 @@ class DescentNetwork:
     shapes: dict[int, dict[str, Shape]]
     device: torch.device | str = "cpu"
     layouts: Layouts | None = None
+    directions: Mapping[str, Directions] | None = None
 
 
 class _Gate:
@@ -261,7 +265,7 @@ def descend(
     )
     image = _initial_images(recipe, seeds, start, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
-    with ActivationHooks(network.module, layers, layouts=network.layouts) as hooks:
+    with ActivationHooks(network.module, layers, (), network.layouts, network.directions) as hooks:
         for octave in recipe.octaves:
             assert isinstance(octave.size, int)
             image = image_ops.resize(image, octave.size)
@@ -374,7 +378,7 @@ class _Loop:
         """Compute the losses and activations of the rows' terms, R x T each, with `gate` in every ReLU."""
         shifted = image_ops.jitter(self.parameterisation.to_images(p), self.seeds, step, self.recipe.jitter)
         with nullcontext() if gate is None else _GatedReLUs(gate):
-            return loss.compute_terms(self._outputs(hooks, self.normalise(shifted)))
+            return loss.compute_terms(self._outputs(hooks, loss, self.normalise(shifted)))
 
     def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
         """Compute the gradient of the terms' losses (R x T) and the agreement of the terms; `keep` the graph."""
@@ -392,9 +396,10 @@ class _Loop:
             )
         )
 
-    def _outputs(self, hooks: ActivationHooks, images: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, hooks: ActivationHooks, loss: BatchLoss, images: Tensor) -> dict[str, Tensor]:
         """Run the module on normalised images and return the layers' outputs in the images' own type."""
         dtype = REDUCED_PRECISIONS.get(self.recipe.precision)
         if dtype is None:
-            return hooks.run(images)
-        return {layer: values.to(images.dtype) for layer, values in hooks.run(images.to(dtype)).items()}
+            return hooks.run(images, loss.needed)
+        outputs = hooks.run(images.to(dtype), loss.needed)
+        return {layer: values.to(images.dtype) for layer, values in outputs.items()}

@@ -162,6 +162,8 @@ class BatchLoss:
         The constant that the units' neurons are compared with.
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
+
+    The attribute `needed` holds, for each layer, the rows and channels that the losses read, sorted.
     """
 
     def __init__(
@@ -174,16 +176,19 @@ class BatchLoss:
     ) -> None:
         self.rows, self.C = len(objectives), C
         self.max_terms = max(len(o.terms) for o in objectives)
+        needed: dict[str, set[tuple[int, int]]] = defaultdict(set)
         # Terms of equal shape are computed together; the key holds all that the shape depends on.
         items_by_key: dict[tuple[str, str, int, bool], list[tuple[int, int, float, list[int], Tensor | None]]]
         items_by_key = defaultdict(list)
         for row, target in enumerate(objectives):
             for term, (weight, unit) in enumerate(target.terms):
                 channels, mask = unit.mask(shapes[unit.layer])
+                needed[unit.layer].update((row, c) for c in channels)
                 unit_metric = "linf-elementwise" if metric == "linf" and unit.kind in _VECTOR_KINDS else metric
                 key = (unit.layer, unit_metric, len(channels), mask is None)
                 item = (row, term, weight, channels, None if mask is None else torch.from_numpy(mask))
                 items_by_key[key].append(item)
+        self.needed = {layer: sorted(pairs) for layer, pairs in needed.items()}
         self.groups = [
             self._group(layer, unit_metric, items, shapes[layer], device)
             for (layer, unit_metric, _, _), items in items_by_key.items()

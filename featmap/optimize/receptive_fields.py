@@ -168,7 +168,8 @@ def find_fields(network: Network, names: Iterable[str], size: int | None = None)
         The fields by layer. One that cannot be measured stays an upper bound, the whole image.
     """
     trace = network.trace(size)
-    layers = {name: network.layer(name, size) for name in names}
+    # directions see what their layer sees
+    layers = {name: network.layer(network.base_layers([name])[0], size) for name in names}
     # layers that differ by functions of single positions share a field, which is measured once
     first = {la.field.unknown: la for la in layers.values() if la.field.unknown}
     missing = {la.name: (la.height, la.width) for k, la in first.items() if k not in trace.measured}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featmap.network.directions import split_name
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.modules import place_module
@@ -55,7 +56,7 @@ class Probe:
         ----------
         The article, section "Feature Visualization from First Principles" (its plot of average activations).
         """
-        batches = [{k: v.mean((2, 3)).cpu().numpy() for k, v in out.items()} for out in self.outputs(images, layers)]
+        batches = [{k: v.cpu().numpy() for k, v in means.items()} for _, means in self._measure(images, layers)]
         return {k: np.concatenate([b[k] for b in batches]) for k in layers}
 
     def activation_maps(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
@@ -100,8 +101,7 @@ class Probe:
         size = int(images.shape[2])
         masks = [unit.mask(self.network.layer(unit.layer, size).shape) for unit in units]
         responses, activations = [], []
-        for out in self.outputs(images, list(dict.fromkeys([*layers, *(u.layer for u in units)]))):
-            means = {layer: values.mean((2, 3)) for layer, values in out.items()}
+        for out, means in self._measure(images, list(dict.fromkeys([*layers, *(u.layer for u in units)]))):
             n = len(next(iter(means.values())))
             responses.append(torch.cat([means[la] for la in layers], dim=1) if layers else torch.empty(n, 0))
             of_units = torch.empty(n, len(units))
@@ -128,9 +128,22 @@ class Probe:
         dict of str to Tensor
             Outputs for the next n images, n x C x H x W in float32, on the probe's device.
         """
-        with torch.no_grad(), ActivationHooks(self.module, layers, layouts=self.network.find_layout) as hooks:
+        layouts, directions = self.network.find_layout, self.network.directions
+        with torch.no_grad(), ActivationHooks(self.module, layers, (), layouts, directions) as hooks:
             for batch, n in self._batches(images):
                 yield {k: v[:n].float() for k, v in hooks.run(batch).items()}
+
+    def _measure(self, images: Tensor, layers: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Yield layers' outputs for the next images, and their means over the grid."""
+        copies = {la: sets[la].copies for sets in [self.network.directions] for la in layers if la in sets}
+        bases = {la: split_name(la)[0] for la, pairs in copies.items() if pairs}
+        for out in self.outputs(images, list(dict.fromkeys([*layers, *bases.values()]))):
+            means = {la: values.mean((2, 3)) for la, values in out.items()}
+            for la, base in bases.items():
+                # a mean rounds by the order of a tensor in memory, and a copy of a channel must have its bits
+                which, channels = zip(*copies[la], strict=True)
+                means[la][:, list(which)] = means[base][:, list(channels)]
+            yield out, means
 
     def activations(self, images: Tensor, objectives: Sequence[Objective]) -> np.ndarray:
         """Measure the activation J of each objective on its own image.
@@ -173,10 +186,10 @@ class Probe:
         activations: list[np.ndarray] = []
         responses: list[np.ndarray] = []
         needed = list(dict.fromkeys([*layers, *(layer for o in objectives for layer in o.layers)]))
-        for out in self.outputs(images, needed):
+        for out, of_features in self._measure(images, needed):
             first, n = sum(len(a) for a in activations), len(next(iter(out.values())))
             activations.append(self.activations_from_outputs(out, objectives[first : first + n]))
-            means = [out[la].mean((2, 3)) for la in layers]
+            means = [of_features[la] for la in layers]
             responses.append(torch.cat(means, dim=1).cpu().numpy() if means else np.empty((n, 0), np.float32))
         return np.concatenate(activations), np.concatenate(responses)
 

@@ -155,7 +155,8 @@ def _open_probe(run: Run, network: Network | None) -> Probe | str:
             "give the run's own network and weights, or leave out the activation maps"
         )
     try:
-        return Probe(network or lifecycle.network_of(run.folder), layer_data.PROBE_ROWS)
+        loaded = lifecycle.network_of(run.folder) if network is None else network
+        return Probe(lifecycle.with_run_directions(loaded, run.folder), layer_data.PROBE_ROWS)
     except FeatmapError as error:
         # a page must not depend on the path of its run, nor show it
         return str(error).replace(str(run.folder), run.folder.name)

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from featmap.errors import FeatmapError
+from featmap.network.directions import stored_path
 from featmap.optimize.recipe import Recipe
 from featmap.runs.manifest import Manifest
 
@@ -41,6 +42,10 @@ class Reproduction:
         if isinstance(weights, str) and PurePath(weights).name != weights:
             self.network["weights"] = PurePath(weights).name  # a page must not show paths of the machine that made it
             self.notes.append(f"{PurePath(weights).name} is a file of the caller's own")
+        model = identity.get("model", {})
+        self.directions = {n: f"RUN/{stored_path(n, d)}" for n, d in model.get("directions", {}).items()}
+        if self.directions:
+            self.notes.append("RUN is the folder of this run, which holds its directions")
         if identity.get("start"):
             self.notes.append("the run starts from a photograph: add --start FILE (start=FILE in Python)")
 
@@ -73,6 +78,8 @@ class Reproduction:
         for name, value in self.network.items():
             if (name, value) != ("model", "reference"):
                 words += [f"--{name.replace('_', '-')}", _text(value)]
+        for name, path in self.directions.items():
+            words += ["--directions", f"{name}={path}"]
         words += ["--recipe", self.recipe.name, "--size", str(self.recipe.size), "--steps", str(self.recipe.steps)]
         for name, value in (self.changes or {}).items():
             words += [f"--{name}", _text(value)]
@@ -94,7 +101,8 @@ class Reproduction:
         network = dict(self.network)
         model = network.pop("model")
         options = "".join(f", {k}={tuple(v) if isinstance(v, list) else v!r}" for k, v in network.items())
-        network_code = f"featmap.load({model!r}{options})" if options else repr(model)
+        network_code = f"featmap.load({model!r}{options})" if options or self.directions else repr(model)
+        network_code += f".with_directions({self.directions!r})" if self.directions else ""
         if self.changes is None:
             lines = [
                 "import json, featmap",

@@ -56,8 +56,14 @@ class ArraySpec:
     attrs: tuple[tuple[str, Any], ...] = ()
 
 
-def write_layout(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> dict[str, str]:
-    """Write the metadata and coordinates of a run's arrays; chunks stay as they are.
+Inputs = Mapping[str, bytes]
+"""Files that the results of a run depend on, such as directions: content by path in the run folder."""
+
+
+def write_layout(
+    folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray], inputs: Inputs
+) -> dict[str, str]:
+    """Write the metadata and coordinates of a run's arrays, and its inputs; chunks stay as they are.
 
     Parameters
     ----------
@@ -67,6 +73,8 @@ def write_layout(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, n
         Arrays by name.
     coords : dict of numpy.ndarray
         Labels along the arrays' dimensions, by dimension.
+    inputs : mapping of bytes
+        Files that the results depend on, by path in the folder.
 
     Returns
     -------
@@ -75,8 +83,9 @@ def write_layout(folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, n
     """
     checksums = {}
     # made in memory first: only files that are missing or differ are replaced, and zarr never sees the chunks
-    for name, content in sorted(_layout_files(arrays, coords).items()):
-        path, checksum = folder / ARRAYS / name, hashlib.sha256(content).hexdigest()
+    files = {f"{ARRAYS}/{name}": content for name, content in sorted(_layout_files(arrays, coords).items())}
+    for name, content in (files | dict(inputs)).items():
+        path, checksum = folder / name, hashlib.sha256(content).hexdigest()
         checksums[path.relative_to(folder).as_posix()] = checksum
         if not path.is_file() or hash_file(path) != checksum:
             write_atomically(path, partial(Path.write_bytes, data=content))

@@ -234,7 +234,7 @@ def _check_files(inspection: Inspection, manifest: Manifest, inner: bool) -> Non
     inspection.files += 2  # the manifest and its copy, compared before
     own_files = {MANIFEST, COPY, LOCK, OWNER}
     for files, detail in (
-        (manifest.layout, "metadata or coordinates"),
+        (manifest.layout, "metadata, coordinates or directions"),
         (manifest.files, ""),
         (manifest.added, PAGE),
         (manifest.atlas.get("pages", {}), PAGE),

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from featmap.errors import FeatmapError, StoreError
+from featmap.network.directions import read_directions, stored_path
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
@@ -83,7 +84,7 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
         "environment": device.describe_environment(job.device),
         "recipe_notes": list(job.recipe.notes),
     }
-    return Run(folder, job.identity()).open(job.arrays(), job.coords(), about)
+    return Run(folder, job.identity()).open(job.arrays(), job.coords(), about, direction_files(job.network))
 
 
 def carry_out(
@@ -163,7 +164,8 @@ def _choose_preparations(job: BaseJob, run: Run, watcher: Watcher) -> None:
     """
     batches = Batches(job.network, job.device)
     sizes = job.recipe.size, min(job.recipe.sizes)
-    choices = [batches.preparation(layers, *sizes) for layers in job.layer_sets]
+    # layers and their directions share a copy
+    choices = list(dict.fromkeys(batches.preparation(layers, *sizes) for layers in job.layer_sets))
     records = [choice.to_json() for choice in choices]
     if run.manifest.preparation != records:
         run.manifest.preparation = records
@@ -299,7 +301,7 @@ def network_of(folder: Path) -> Network:
     Returns
     -------
     Network
-        The same network with the same weights.
+        The same network with the same weights and directions.
 
     Raises
     ------
@@ -317,4 +319,56 @@ def network_of(folder: Path) -> Network:
             f"run {str(folder)!r} was computed with weights other than {network.weights} now; "
             "pass the network with those weights"
         )
-    return network
+    return with_run_directions(network, folder)
+
+
+def direction_files(network: Network) -> dict[str, bytes]:
+    """Write a network's directions as files of a run folder.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+
+    Returns
+    -------
+    dict of str to bytes
+        Content by path in the folder.
+    """
+    return {stored_path(name, d.identity()): d.to_bytes() for name, d in network.directions.items()}
+
+
+def with_run_directions(network: Network, folder: Path) -> Network:
+    """Add the directions that a run was computed with.
+
+    Parameters
+    ----------
+    network : Network
+        The run's network.
+    folder : Path
+        Run folder.
+
+    Returns
+    -------
+    Network
+        The network with the directions that it lacks.
+
+    Raises
+    ------
+    FeatmapError
+        If a file of directions is damaged.
+    """
+    run = Run.read(folder)
+    with translate_read_errors(folder):
+        recorded: dict[str, dict[str, Any]] = run.identity["model"].get("directions", {})
+        sets = {}
+        for name, identity in recorded.items():
+            if name in network.directions:
+                continue
+            sets[name] = read_directions(folder / stored_path(name, identity))
+            if sets[name].identity() != identity:
+                raise StoreError(
+                    f"run {str(folder)!r}: the directions {name} have changed since they were written; "
+                    "the run's own command writes them again"
+                )
+        return network.with_directions(sets) if sets else network

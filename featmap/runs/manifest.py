@@ -58,7 +58,7 @@ class Manifest:
     later_environments : list of dict
         Other environments in which work units were computed later.
     layout : dict of str
-        SHA-256 of the arrays' metadata and coordinates, by file name.
+        SHA-256 of the arrays' metadata and coordinates, and of directions, by file name.
     files : dict of str
         SHA-256 of tables and figures, by file name.
     units : dict

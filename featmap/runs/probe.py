@@ -304,7 +304,8 @@ class _Probing:
             "photographs": self.source.photographs,
         }
         coords = {"image": np.array(self.source.labels), "response": np.array(self.columns)}
-        run = Run(folder, self.identity()).open({"A": spec}, coords, about)
+        files = lifecycle.direction_files(self.network)
+        run = Run(folder, self.identity()).open({"A": spec}, coords, about, files)
         with run.locked():
             lifecycle.record_photographs(run, self.source.photographs)
 

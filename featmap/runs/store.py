@@ -21,7 +21,7 @@ from featmap.errors import FeatmapError, StoreError
 from featmap.files import hash_file, remove_leftovers, translate_os_errors, write_atomically
 from featmap.runs import folders
 from featmap.runs import manifest as manifests
-from featmap.runs.array_layout import ARRAYS, ArraySpec, region_chunks, write_layout
+from featmap.runs.array_layout import ARRAYS, ArraySpec, Inputs, region_chunks, write_layout
 from featmap.runs.folders import OWNER
 from featmap.runs.manifest import PREPARING, RUNNING, UNITS, Manifest, translate_read_errors
 
@@ -30,7 +30,7 @@ _locks: dict[Path, filelock.BaseFileLock] = {}
 
 
 class Run:
-    """A run folder.
+    """A run folder; methods raise StoreError where it cannot be written, and the message says why.
 
     Parameters
     ----------
@@ -38,10 +38,6 @@ class Run:
         The folder.
     identity : dict
         Everything that the results depend on, as plain JSON values; a folder of another identity is refused.
-
-    Notes
-    -----
-    Methods that write raise StoreError where the folder cannot be written; the message says why.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -77,7 +73,13 @@ class Run:
         run.manifest = manifest
         return run
 
-    def open(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray], about: dict[str, Any]) -> Run:
+    def open(
+        self,
+        arrays: dict[str, ArraySpec],
+        coords: dict[str, np.ndarray],
+        about: dict[str, Any],
+        inputs: Inputs | None = None,
+    ) -> Run:
         """Create the folder, or resume the one that the same settings left.
 
         Parameters
@@ -88,6 +90,8 @@ class Run:
             Labels along the arrays' dimensions, by dimension.
         about : dict
             Fields of the manifest by name; a run that is resumed keeps the values that it has.
+        inputs : mapping of bytes, optional
+            Files that the results depend on, by path in the folder, such as directions.
 
         Returns
         -------
@@ -103,7 +107,7 @@ class Run:
         try:
             self._open(about)
             with translate_os_errors(f"run folder {str(self.folder)!r}"):
-                self._write_layout(arrays, coords)
+                self._write_layout(arrays, coords, inputs or {})
         except BaseException as error:
             self._withdraw(error)
             if not was_locked:  # an outer caller that holds the lock goes on holding it
@@ -231,13 +235,13 @@ class Run:
         """
         return folders.lock_owner(self.folder)
 
-    def _write_layout(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray]) -> None:
-        """Write the arrays' metadata and coordinates where they are missing or damaged; chunks stay."""
+    def _write_layout(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray], inputs: Inputs) -> None:
+        """Write the arrays' metadata, coordinates and inputs where they are missing or damaged; chunks stay."""
         (self.folder / UNITS).mkdir(parents=True, exist_ok=True)
         before = self.manifest.layout
         # only what is missing or damaged is written: a second call must leave every byte and time as it is
         if not before or not self.are_intact(before):
-            self.manifest.layout = write_layout(self.folder, arrays, coords)
+            self.manifest.layout = write_layout(self.folder, arrays, coords, inputs)
         if self.manifest.layout != before or self.manifest.status == PREPARING:
             if self.manifest.status == PREPARING:
                 self.manifest.status = RUNNING
@@ -460,7 +464,8 @@ def open_arrays(folder: str | Path) -> xr.Dataset:
         # before zarr reads them: damaged metadata may describe another array that can be read as well
         if not run.are_intact(run.manifest.layout):
             raise StoreError(
-                f"run {str(folder)!r}: the metadata of its arrays are damaged; the run's own command repairs them, "
+                f"run {str(folder)!r}: the metadata of its arrays, or its directions, are damaged; the run's own "
+                "command repairs them, "
                 "`featmap verify` lists all damage"
             )
         return xr.open_zarr(run.folder / ARRAYS, consolidated=True)

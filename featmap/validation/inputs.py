@@ -132,7 +132,8 @@ def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PAT
     int
         Number of layers on the path that are not chosen.
     """
-    names = list(network.trace(size).layers)
+    layers = network.trace(size).layers
+    names = [name for name in layers if name == layer or not layers[name].base]
     before = names[: names.index(layer)]
     module_names = {name: split_call(name)[0] for name in before}
     containers = {split_call(layer)[0], *module_names.values()}

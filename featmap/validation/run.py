@@ -24,7 +24,6 @@ from featmap.mapping import run as mapping
 from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.network.random_weights import randomise_weights
 from featmap.optimize.limits import MAX_SEEDS
 from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_files import PhotographFiles
@@ -43,6 +42,7 @@ from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
 from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers, find_images, open_images
 from featmap.validation.null import permuted_statistics
+from featmap.validation.random_weights import randomise_weights
 from featmap.validation.results import Evaluation, Validation
 
 SEEDS, NULL_SEEDS = 5, 2
@@ -150,7 +150,7 @@ def _plan(
             "give a run that starts from noise"
         )
     integrity.require_intact(folder, pages=False, parts=False)
-    network = network or lifecycle.network_of(folder)
+    network = lifecycle.with_run_directions(network, folder) if network else lifecycle.network_of(folder)
     job = job_of(run, network)
     if not 2 <= seeds <= MAX_SEEDS or not 0 <= null_seeds <= MAX_SEEDS:
         raise FeatmapError(

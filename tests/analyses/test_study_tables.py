@@ -27,7 +27,7 @@ HEADINGS = {
 """Of the article's sections, those that make claims."""
 HEADS = {"aux_logits": False, "init_weights": False}
 MODELS: dict[str, dict[str, bool]] = {"googlenet": HEADS, "inception_v3": HEADS, "resnet50": {}}
-STORED = sorted(p for p in RESULTS.glob("*/*.json") if p.parent.name != "trial")
+STORED = sorted(p for p in RESULTS.glob("*/*.json") if p.parent.name not in ("directions", "trial"))
 FILES = sorted(p.stem for p in tables.PAGE.parent.glob("*.py") if "\nSTUDY = Study(" in p.read_text(encoding="utf-8"))
 
 
