@@ -129,7 +129,7 @@ def class_layer(context: Context, size: int) -> str | None:
 def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
     """Measure every feature with every seed.
 
-    Each has one row with its status, `MEASURES` and `NULLS`.
+    Each has one row with its status, its start, `MEASURES` and `NULLS`.
     """
     size, frames = data.sizes["y"], []
     probe = Probe(context.network, 16, device.select_device(context.device))
@@ -141,7 +141,9 @@ def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
         for s, seed in enumerate(data["seed"].values):
             images = np.concatenate([data["images"][s, own].values, data["null_images"][s].values[None]])
             frame = pd.DataFrame(coherence_statistics(probe, torch.from_numpy(images), layer, logits, reference))
-            frame.insert(0, "status", [array_layout.STATUSES[int(c)] for c in data["status"][s, own].values])
+            codes = data["status"][s, own].values
+            frame.insert(0, "start", array_layout.starts(codes))
+            frame.insert(0, "status", array_layout.status_names(codes))
             frame.insert(0, "seed", int(seed))
             frame.insert(0, "feature", [names[k] for k in own])
             frame.insert(0, "layer", layer)
@@ -204,7 +206,7 @@ def collect_findings(context: Context, table: pd.DataFrame) -> list[Finding]:
 
     They are means over features, averaged over seeds before; those of null images are means over seeds.
     """
-    live = table[table["status"].isin(("live", "rescued"))]
+    live = table[table["status"] == "live"]
     means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean()
     nulls = table.groupby(["layer", "seed"], sort=False)[list(NULLS)].first()
     findings = []
@@ -348,7 +350,7 @@ def draw_figure(context: Context, table: pd.DataFrame, means: Means) -> Figure:
     """Draw the measures by layer, and the headlines of every network."""
     drawing = Figure(figsize=(10.5, 4), layout="constrained")
     axes = drawing.subplots(1, 4, gridspec_kw={"width_ratios": (1.15, 1, 1, 1.15)})
-    live = table[table["status"].isin(("live", "rescued"))]
+    live = table[table["status"] == "live"]
     null, chance, across = "null image", "pixels permuted", "two features' images"
     panels: tuple[tuple[str, dict[str, str], str], ...] = (
         (

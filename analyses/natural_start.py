@@ -38,7 +38,7 @@ from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import Recipe
 from featmap.plotting import style
 from featmap.plotting.style import encode_webp, printable_line, thumbnail
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
 
 ENOUGH = 0.8
@@ -140,7 +140,7 @@ def measure_departure(
     ends = (noise["A"].values.astype(np.float64) - mean) / deviation
     start = profile_correlation(frames, frames[:, :1])
     target = profile_correlation(frames, ends[:, :, None])  # seed x unit x frame
-    risen = np.isin(noise["status"].values, (LIVE, RESCUED)).all(0)
+    risen = np.isin(noise["status"].values, LIVE_CODES).all(0)
     under_blur = (np.asarray(still, dtype=np.float64) - mean) / deviation
     alone = profile_correlation(under_blur, under_blur[:1])
     names = [str(u) for u in photo["image"].values]

@@ -52,10 +52,10 @@ def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Pat
 def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
     held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
     held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
-    told = octaves.low_resolution_phrase(held)
+    phrase = octaves.low_resolution_phrase(held)
     assert (
-        "blur makes images clearer" in told
-    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in told
+        "blur makes images clearer" in phrase
+    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in phrase
 
 
 def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) 
 def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     images, live = np.zeros((1, 3, 3, 8, 8)), np.array([[True, False, False]])
     made = ImageSet(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
-    told: list[str] = []
-    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
+    drawn: list[str] = []
+    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: drawn.extend(captions))
     octaves.draw_sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
-    assert set(told) == {*octaves.LABELS, "no gradient"} and len(told) == 27
-    assert fit_text(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
+    assert set(drawn) == {*octaves.LABELS, "no gradient"} and len(drawn) == 27
+    assert fit_text(drawn, 7 / 9, 7)[1] == drawn, "nine columns of seven inches"
 
 
 def test_one_seed_and_two_features_do(tmp_path: Path) -> None:

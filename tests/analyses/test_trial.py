@@ -171,9 +171,9 @@ def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
         trial.main(None, results=made / "nowhere", page=made / "nothing.md")
 
 
-def test_the_stored_figures_are_those_of_the_validation(made: Path) -> None:
+def test_the_stored_statistics_are_those_of_the_validation(made: Path) -> None:
     (run,) = (p for p in (made / "runs").glob("map-*"))
-    stored = pd.read_csv(made / "results" / "figures.csv")
+    stored = pd.read_csv(made / "results" / "statistics.csv")
     found = pd.read_csv(run / "validation" / "figures.csv")
     merged = stored.merge(found, on=["layer", "network", "name"])
     assert len(merged) == len(stored) == len(found)

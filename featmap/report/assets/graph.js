@@ -6,7 +6,7 @@ FM.graph.NODE = 0.86;
 FM.graph.NEAR = 0.5;
 FM.graph.CUT = 0.6;
 
-// Picture of each node, cut from the sheet of thumbnails: the middle of its image, because a whole image is a gray blur at this size.
+// Tile of each node, cut from the sheet of thumbnails: the middle of its image, because a whole image is a gray blur at this size.
 FM.graph.tiles = async () => {
   const { side, columns, uri } = FM.data.thumbnails;
   const sheet = new Image();
@@ -88,7 +88,7 @@ FM.graph.build = async () => {
   FM.graph.figure = figure;
   FM.graph.threshold();
   const place = document.getElementById("graph");
-  FM.graph.view = FM.unframed(await Bokeh.Plotting.show(figure, place));
+  FM.graph.view = FM.withoutOutline(await Bokeh.Plotting.show(figure, place));
   FM.graph.listen(figure, place);
 };
 
