@@ -20,7 +20,8 @@ from scipy import stats
 import featmap
 from analyses.formulas import coherence
 from analyses.support.findings import LEVEL, Finding, interval, mean_or_undefined
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from analyses.tables import read_stored
 from featmap import FeatmapError, image_ops, rng
 from featmap.optimize.responses import Probe

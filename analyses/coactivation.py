@@ -36,7 +36,8 @@ from analyses.support.runners_up import (
     ranking_rows,
     risen_channels,
 )
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.plotting import style
 from featmap.runs.array_layout import LIVE_CODES
 

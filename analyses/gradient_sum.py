@@ -32,7 +32,8 @@ from analyses.support.findings import (
     positive_logs,
     share_finding,
 )
-from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, run_study, smallest_size
+from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, smallest_size
+from analyses.support.study_command import run_study
 from featmap import rng
 from featmap.plotting import style
 from featmap.runs import array_layout

@@ -21,7 +21,8 @@ from analyses.formulas import coherence, palettes, spectra
 from analyses.formulas.palettes import Palette
 from analyses.support.findings import CLAIM_WORDS, Finding, interval, share_finding, value_finding
 from analyses.support.settings import changed_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.plotting import sheets, style
 from featmap.report import encode
 from featmap.runs import array_layout

@@ -31,7 +31,8 @@ from analyses.support.half_life import (
     mean_defined,
 )
 from analyses.support.settings import resolved_recipe
-from analyses.support.study import REFERENCE_IMAGES, Context, Outcome, Study, Verdict, reference_statistics, run_study
+from analyses.support.study import REFERENCE_IMAGES, Context, Outcome, Study, Verdict, reference_statistics
+from analyses.support.study_command import run_study
 from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph

@@ -26,7 +26,8 @@ from analyses.formulas.divergence import GRAY_LEVEL, first_crossing, growth_fact
 from analyses.formulas.likeness import profile_agreement
 from analyses.support.findings import Finding, geometric_findings, interval, mean_finding, share_finding, value_finding
 from analyses.support.settings import library_keywords
-from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, run_study, smallest_size
+from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, smallest_size
+from analyses.support.study_command import run_study
 from featmap import FeatmapError, Network, load, maximise, open_arrays
 from featmap.plotting import style
 from featmap.runs.array_layout import LIVE_CODES

@@ -112,7 +112,8 @@ def test_a_partner_is_found_whatever_its_scale(scale: float) -> None:
 def test_the_highest_of_responses_drawn_anew_is_nobodys_own() -> None:
     """A p below 0.05 in about one of twenty draws of independent responses, a percentile of about a half."""
     rng = np.random.default_rng(5)
-    drawn = [evaluate_held_out(0.1 + rng.random((3, 12, 40)), np.arange(12)) for _ in range(100)]
+    # more than 13 targets: below, scipy tries all signs of tied ranks, for a quarter of a second each
+    drawn = [evaluate_held_out(0.1 + rng.random((3, 14, 40)), np.arange(14)) for _ in range(100)]
     assert np.mean([one.p < 0.05 for one in drawn]) <= 0.1
     assert np.mean([one.percentile.mean() for one in drawn]) == pytest.approx(0.5, abs=0.02)
     partner, chance = evaluate_held_out(scattered(1.0), np.arange(12)), sorted(drawn, key=lambda one: one.p)[50]

@@ -66,6 +66,24 @@ FM.tip = (content, pointer) => {
   tip.style.top = `${Math.max(4, top)}px`;
 };
 
+// Show content for what `find` finds under the pointer, and act on a click; `find` returns null for nothing.
+FM.listen = (figure, place, find, content, act) => {
+  const pointer = { x: 0, y: 0 };
+  place.addEventListener("pointermove", (event) => {
+    pointer.x = event.clientX;
+    pointer.y = event.clientY;
+  }, true);
+  figure.on_event("mousemove", (event) => {
+    const target = find(event);
+    FM.tip(target === null ? null : content(target), pointer);
+  });
+  figure.on_event("mouseleave", () => FM.tip(null));
+  figure.on_event("tap", (event) => {
+    const target = find(event);
+    if (target !== null) act(target);
+  });
+};
+
 FM.setMeasure = (name) => {
   FM.measure = name;
   document.getElementById("measure").value = name;

@@ -123,22 +123,7 @@ FM.graph.node = (event) => {
   return null;
 };
 
-FM.graph.listen = (figure, place) => {
-  const pointer = { x: 0, y: 0 };
-  place.addEventListener("pointermove", (event) => {
-    pointer.x = event.clientX;
-    pointer.y = event.clientY;
-  }, true);
-  figure.on_event("mousemove", (event) => {
-    const k = FM.graph.node(event);
-    FM.tip(k === null ? null : FM.single(k), pointer);
-  });
-  figure.on_event("mouseleave", () => FM.tip(null));
-  figure.on_event("tap", (event) => {
-    const k = FM.graph.node(event);
-    if (k !== null) FM.select(k);
-  });
-};
+FM.graph.listen = (figure, place) => FM.listen(figure, place, FM.graph.node, FM.single, FM.select);
 
 FM.graph.pixel = (k) => {
   const { frame, el } = FM.graph.view;

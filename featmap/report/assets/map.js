@@ -162,23 +162,7 @@ FM.map.cell = (event) => {
   return i >= 0 && j >= 0 && i < FM.live && j < FM.live ? [i, j] : null;
 };
 
-FM.map.listen = (figure, place) => {
-  const pointer = { x: 0, y: 0 };
-  place.addEventListener("pointermove", (event) => {
-    pointer.x = event.clientX;
-    pointer.y = event.clientY;
-  }, true);
-  figure.on_event("mousemove", (event) => {
-    const pair = FM.map.cell(event);
-    if (pair === null) FM.tip(null);
-    else FM.tip(FM.pair(...pair, false), pointer);
-  });
-  figure.on_event("mouseleave", () => FM.tip(null));
-  figure.on_event("tap", (event) => {
-    const pair = FM.map.cell(event);
-    if (pair !== null) FM.pinPair(pair);
-  });
-};
+FM.map.listen = (figure, place) => FM.listen(figure, place, FM.map.cell, (pair) => FM.pair(...pair, false), FM.pinPair);
 
 // Position of a cell in the window, in pixels; tests move the mouse there.
 FM.map.pixel = (i, j) => {
