@@ -19,7 +19,7 @@ from scipy import stats
 
 import featmap
 from analyses.formulas import coherence
-from analyses.support.findings import LEVEL, Finding, interval, mean_or_undefined
+from analyses.support.findings import Finding, interval, mean_or_undefined, student_factor
 from analyses.support.study import Context, Outcome, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.tables import read_stored
@@ -245,8 +245,8 @@ def mean_and_error(finding: Finding | dict[str, Any]) -> Mean | None:
     record = finding if isinstance(finding, dict) else vars(finding)
     if record["value"] is None or record["low"] is None or record["count"] < 2:
         return None
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, record["count"] - 1))
-    return Mean(float(record["value"]), (record["high"] - record["low"]) / 2 / reach, int(record["count"]))
+    error = (record["high"] - record["low"]) / 2 / student_factor(record["count"])
+    return Mean(float(record["value"]), error, int(record["count"]))
 
 
 def signed_p(one: Mean, two: Mean) -> float:
@@ -398,7 +398,7 @@ def _draw_networks(axes: Axes, means: Means) -> None:
     names = [(model, layer) for model, own in means.items() for layer in own]
     for k, (model, layer) in enumerate(names):
         one = means[model][layer]
-        reach = one.error * float(stats.t.ppf((1 + LEVEL) / 2, one.count - 1))
+        reach = one.error * student_factor(one.count)
         axes.errorbar(one.value, k, xerr=reach, fmt="o", color=style.colour(list(means).index(model)), capsize=3)
     axes.axvline(0, color=style.FAINT, linewidth=0.8)
     axes.set_yticks(range(len(names)), [f"{model}\n{layer}" for model, layer in names], fontsize=8)
