@@ -41,7 +41,7 @@ def test_waves_of_colours_gratings_and_noise() -> None:
     assert 128 < found[4] < 256 and np.isnan(found[5])
 
 
-def test_excited_is_what_exceeds_the_whole_yardstick() -> None:
+def test_excited_means_above_every_reference_image() -> None:
     reference = np.array([[0.0, 1, 2, 3], [1, 0, 3, 2]])
     rows = np.array([[1.0, 1, 3, 3], [2, 0, 4, 0], [9, 9, 9, 9], [np.nan, 9, 9, 9]])
     found = coherence.excited_share(rows, reference)
@@ -49,7 +49,7 @@ def test_excited_is_what_exceeds_the_whole_yardstick() -> None:
     assert np.isnan(coherence.excited_share(np.ones((2, 0)), np.ones((3, 0)))).all()
 
 
-def test_one_more_yardstick_image_is_excited_by_chance() -> None:
+def test_one_more_reference_image_excites_the_chance_share() -> None:
     images = RNG.normal(size=(20, 4000))
     assert coherence.excited_share(images[:1], images[1:]) == pytest.approx([1 / 20], abs=0.01)
 
@@ -110,7 +110,7 @@ def test_trend_is_spearmans_and_its_interval_holds_it() -> None:
     )
 
 
-def test_a_trend_is_judged_over_places_not_over_their_values() -> None:
+def test_trend_intervals_are_over_layers_not_values() -> None:
     """Twelve places whose levels have no trend: the interval holds 0 about 19 times in 20, not now and then."""
     places, hits = np.repeat(np.arange(12), 4), 0
     for k in range(40):

@@ -41,7 +41,7 @@ def delivered(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def test_a_card_is_made_of_what_is_there(pictures: Path, delivered: Path) -> None:
+def test_a_card_is_built_from_the_stored_values(pictures: Path, delivered: Path) -> None:
     weights, data = delivered / "weights.safetensors", delivered / "data"
     reference_card.main(weights, pictures, delivered / "weights.safetensors.checkpoint", data)
     card, page = json.loads((data / "card.json").read_text()), (data / "CARD.md").read_text(encoding="utf-8")

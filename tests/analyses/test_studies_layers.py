@@ -103,7 +103,7 @@ def test_a_skewed_measure_has_its_interval_on_its_own_scale() -> None:
     assert layer_maps.summarise("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
 
 
-def test_a_palette_with_red_is_not_the_claims() -> None:
+def test_a_palette_with_red_fails_the_claim() -> None:
     points = np.array([[0.9, 0, 0], [0, 0.9, 0.9], [0.9, 0, 0.9], [0, 0.9, 0]]).repeat(3, 0)
     lab = layer_maps.palettes.oklab(points)
     colours = layer_maps.LayerColours(

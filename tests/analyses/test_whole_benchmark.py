@@ -62,7 +62,7 @@ def test_the_peak_is_that_of_the_faster_of_product_and_convolution(monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_job_is_measured_and_those_not_run_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_measured_and_others_are_marked_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("--layer", "conv1", "--size", "32", "--steps", "2")
     monkeypatch.setitem(whole.JOBS, "heatmap", whole.Job("a small map", small, "cpu", "soon"))
     monkeypatch.setattr(steps, "MATRIX", 64)

@@ -54,9 +54,9 @@ def make_run(kind: str) -> None:
         assert run_command(*command) == 0, command
 
 
-def make_runs_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cluster with few draws and draw small figures: neither is what these tests are about."""
-    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=3, draws=5))
+def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int = 5) -> None:
+    """Cluster with few runs and draws, and draw small figures: neither is what these tests are about."""
+    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=runs, draws=draws))
     monkeypatch.setattr(style, "MAX_PIXELS", 200)
 
 

@@ -29,7 +29,10 @@ from tests.helpers.settings import options
 
 assert at_home  # the fixture under which every test works in a folder of its own
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("cheap_runs"),
+]
 MAP = ["similarity", "--layer", "second", *SMALL]
 SEVERAL = ["similarity", "--layers", "second,first", *SMALL]
 
