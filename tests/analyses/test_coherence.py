@@ -110,7 +110,7 @@ def test_trend_is_spearmans_and_its_interval_holds_it() -> None:
     )
 
 
-def test_trend_intervals_are_over_layers_not_values() -> None:
+def test_trend_intervals_are_over_places_not_values() -> None:
     """Twelve places whose levels have no trend: the interval holds 0 about 19 times in 20, not now and then."""
     places, hits = np.repeat(np.arange(12), 4), 0
     for k in range(40):

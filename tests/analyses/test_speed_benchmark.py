@@ -135,7 +135,7 @@ def test_operations_are_counted_forward_and_back_to_the_image() -> None:
     assert steps.count_flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
 
 
-def test_the_compiled_step_equals_the_plain_one() -> None:
+def test_compiled_and_plain_steps_share_module_and_rows() -> None:
     network = inception()
     ours, plain = steps.compile_variant(network, "mixed", 32, CPU, 2, "torch.compile, float32")
     assert ours.module is plain.module and ours.rows == plain.rows == 2 and plain.run is None and ours.run is not None
