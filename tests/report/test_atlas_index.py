@@ -21,7 +21,6 @@ pytestmark = [
     needs_chromium,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("cheap_runs"),
 ]
 FAST: dict[str, Any] = {"size": 16, "steps": 3, "rows": 4, "device": "cpu"}
 
