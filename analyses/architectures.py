@@ -19,8 +19,9 @@ from scipy import stats
 
 import featmap
 from analyses.formulas import coherence
-from analyses.support.findings import LEVEL, Finding, interval, mean_or_undefined
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.findings import Finding, interval, mean_or_undefined, student_factor
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from analyses.tables import read_stored
 from featmap import FeatmapError, image_ops, rng
 from featmap.optimize.responses import Probe
@@ -129,7 +130,7 @@ def class_layer(context: Context, size: int) -> str | None:
 def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
     """Measure every feature with every seed.
 
-    Each has one row with its status, `MEASURES` and `NULLS`.
+    Each has one row with its status, its start, `MEASURES` and `NULLS`.
     """
     size, frames = data.sizes["y"], []
     probe = Probe(context.network, 16, device.select_device(context.device))
@@ -141,7 +142,9 @@ def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
         for s, seed in enumerate(data["seed"].values):
             images = np.concatenate([data["images"][s, own].values, data["null_images"][s].values[None]])
             frame = pd.DataFrame(coherence_statistics(probe, torch.from_numpy(images), layer, logits, reference))
-            frame.insert(0, "status", [array_layout.STATUSES[int(c)] for c in data["status"][s, own].values])
+            codes = data["status"][s, own].values
+            frame.insert(0, "start", array_layout.starts(codes))
+            frame.insert(0, "status", array_layout.status_names(codes))
             frame.insert(0, "seed", int(seed))
             frame.insert(0, "feature", [names[k] for k in own])
             frame.insert(0, "layer", layer)
@@ -204,7 +207,7 @@ def collect_findings(context: Context, table: pd.DataFrame) -> list[Finding]:
 
     They are means over features, averaged over seeds before; those of null images are means over seeds.
     """
-    live = table[table["status"].isin(("live", "rescued"))]
+    live = table[table["status"] == "live"]
     means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean()
     nulls = table.groupby(["layer", "seed"], sort=False)[list(NULLS)].first()
     findings = []
@@ -242,8 +245,8 @@ def mean_and_error(finding: Finding | dict[str, Any]) -> Mean | None:
     record = finding if isinstance(finding, dict) else vars(finding)
     if record["value"] is None or record["low"] is None or record["count"] < 2:
         return None
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, record["count"] - 1))
-    return Mean(float(record["value"]), (record["high"] - record["low"]) / 2 / reach, int(record["count"]))
+    error = (record["high"] - record["low"]) / 2 / student_factor(record["count"])
+    return Mean(float(record["value"]), error, int(record["count"]))
 
 
 def signed_p(one: Mean, two: Mean) -> float:
@@ -348,7 +351,7 @@ def draw_figure(context: Context, table: pd.DataFrame, means: Means) -> Figure:
     """Draw the measures by layer, and the headlines of every network."""
     drawing = Figure(figsize=(10.5, 4), layout="constrained")
     axes = drawing.subplots(1, 4, gridspec_kw={"width_ratios": (1.15, 1, 1, 1.15)})
-    live = table[table["status"].isin(("live", "rescued"))]
+    live = table[table["status"] == "live"]
     null, chance, across = "null image", "pixels permuted", "two features' images"
     panels: tuple[tuple[str, dict[str, str], str], ...] = (
         (
@@ -395,7 +398,7 @@ def _draw_networks(axes: Axes, means: Means) -> None:
     names = [(model, layer) for model, own in means.items() for layer in own]
     for k, (model, layer) in enumerate(names):
         one = means[model][layer]
-        reach = one.error * float(stats.t.ppf((1 + LEVEL) / 2, one.count - 1))
+        reach = one.error * student_factor(one.count)
         axes.errorbar(one.value, k, xerr=reach, fmt="o", color=style.colour(list(means).index(model)), capsize=3)
     axes.axvline(0, color=style.FAINT, linewidth=0.8)
     axes.set_yticks(range(len(names)), [f"{model}\n{layer}" for model, layer in names], fontsize=8)

@@ -16,7 +16,8 @@ from analyses.formulas import partitions
 from analyses.formulas.partitions import PermutationTest
 from analyses.support.findings import Finding, format_interval, mean_or_undefined, value_finding
 from analyses.support.settings import changed_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.mapping.result import SimilarityMap
 from featmap.network.trace import Layer
 from featmap.plotting import style

@@ -36,9 +36,10 @@ from analyses.support.runners_up import (
     ranking_rows,
     risen_channels,
 )
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.plotting import style
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 
 ALMOST, P = 0.8, 0.05
 """Share of the target's activation that is almost as active, and the level of the test."""
@@ -119,7 +120,7 @@ def best_own_responses(
     if not channels:
         return {}
     data = context.maximise([f"{layer}:{c}" for c in channels], "own", responses=layer, **settings)
-    rose = np.isin(data["status"].values, (LIVE, RESCUED))
+    rose = np.isin(data["status"].values, LIVE_CODES)
     values = np.where(rose, data["activation"].values, np.nan)
     return {c: values[:, k] for k, c in enumerate(channels)}
 

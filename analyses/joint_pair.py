@@ -10,7 +10,8 @@ import pandas as pd
 
 from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.settings import resolved_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap import rng
 from featmap.interaction import groups
 from featmap.interaction import report as interaction_report

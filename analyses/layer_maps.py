@@ -21,7 +21,8 @@ from analyses.formulas import coherence, palettes, spectra
 from analyses.formulas.palettes import Palette
 from analyses.support.findings import CLAIM_WORDS, Finding, interval, share_finding, value_finding
 from analyses.support.settings import changed_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.plotting import sheets, style
 from featmap.report import encode
 from featmap.runs import array_layout
@@ -136,7 +137,7 @@ def first_features(context: Context) -> list[str]:
 
 
 def image_rows(data: xr.Dataset, part: str) -> pd.DataFrame:
-    """Arrange images as rows with their status and `MEASURES`."""
+    """Arrange images as rows with their status, their start and `MEASURES`."""
     frames = []
     names = [str(n) for n in data["image"].values]
     for s, seed in enumerate(data["seed"].values):
@@ -147,7 +148,8 @@ def image_rows(data: xr.Dataset, part: str) -> pd.DataFrame:
             "layer": [n.rpartition(":")[0] for n in names],
             "feature": names,
             "seed": int(seed),
-            "status": [array_layout.STATUSES[int(c)] for c in data["status"][s].values],
+            "status": array_layout.status_names(data["status"][s].values),
+            "start": array_layout.starts(data["status"][s].values),
         }
         frames.append(pd.DataFrame(about | image_statistics(clipped)))
     return pd.concat(frames, ignore_index=True)
@@ -174,7 +176,7 @@ def dominant_colours(data: xr.Dataset) -> LayerColours:
     The pixels of all seeds are taken together.
     """
     status = data["status"].values.max(axis=0)
-    live = np.flatnonzero(np.isin(status, (array_layout.LIVE, array_layout.RESCUED)))
+    live = np.flatnonzero(np.isin(status, array_layout.LIVE_CODES))
     images = data["images"].values
     rgb = np.array([palettes.dominant_colour(np.concatenate(images[:, k], axis=2)) for k in live]).reshape(-1, 3)
     lab = palettes.oklab(rgb)
@@ -183,7 +185,7 @@ def dominant_colours(data: xr.Dataset) -> LayerColours:
 
 def feature_means(table: pd.DataFrame, layers: tuple[str, ...]) -> pd.DataFrame:
     """Average the measures of live features over seeds, and add their layer's depth."""
-    live = table[table["status"].isin(("live", "rescued"))]
+    live = table[table["status"] == "live"]
     means = live.groupby(["layer", "feature"], sort=False)[list(MEASURES)].mean().reset_index()
     means["depth"] = [layers.index(la) for la in means["layer"]]
     return means
@@ -329,8 +331,7 @@ def write_conclusion(
 def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
     """Draw the first features of every layer, one row for each layer."""
     names = [str(n) for n in data["image"].values]
-    status = [array_layout.STATUSES[int(c)] for c in data["status"][0].values]
-    odd = [s if s != "live" else "" for s in status]
+    odd = [s if s != "live" else "" for s in array_layout.status_names(data["status"][0].values)]
     count = context.features
     return sheets.contact_sheet(
         data["images"][0].values,
@@ -419,20 +420,18 @@ def measure(context: Context) -> Outcome:
     first = context.layers[0]
     channels = min(COLOURS, context.network.layer(first, size).channels)
     palette_data = maximise_features(context, [f"{first}:{c}" for c in range(channels)], "first-layer", context.seeds)
-    table, unrescued = image_rows(data, "maps"), image_rows(plain, "without rescue")
+    table, without_rescue = image_rows(data, "maps"), image_rows(plain, "without rescue")
     means, colours = feature_means(table, context.layers), dominant_colours(palette_data)
-    before, after = count_dead(unrescued), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
-    null, without = plain["null_images"][0].values, np.flatnonzero(unrescued["status"] == "dead")
+    before, after = count_dead(without_rescue), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
+    null, without = plain["null_images"][0].values, np.flatnonzero(without_rescue["status"] == "dead")
     gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
     by_depth = depth_trends(means)
     parts = judge_parts(by_depth, colours, before, gray)
-    status = data["status"][0].values
-    dead = [
-        str(n) for n, s in zip(data["image"].values, status, strict=True) if array_layout.STATUSES[int(s)] == "dead"
-    ]
+    status = array_layout.status_names(data["status"][0].values)
+    dead = [str(n) for n, s in zip(data["image"].values, status, strict=True) if s == "dead"]
     maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(
-        pd.concat([table, unrescued, image_rows(palette_data, "first layer")], ignore_index=True),
+        pd.concat([table, without_rescue, image_rows(palette_data, "first layer")], ignore_index=True),
         collect_findings(context, means, by_depth, colours, before, after, size),
         judge(parts),
         write_conclusion(by_depth, colours, before, after, parts, dead),

@@ -49,7 +49,8 @@ from analyses.support.neurons import (
     fitting_size,
 )
 from analyses.support.plotting import draw_strips, panels
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail

@@ -44,7 +44,8 @@ from analyses.support.image_sets import (
     values_by_feature,
 )
 from analyses.support.plotting import draw_strips, panels
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap.optimize.recipe import ARTICLE_NORMALISED, METRICS, Recipe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import FAINT, colour, encode_webp, house_style, thumbnail

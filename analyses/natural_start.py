@@ -31,14 +31,15 @@ from analyses.support.half_life import (
     mean_defined,
 )
 from analyses.support.settings import resolved_recipe
-from analyses.support.study import REFERENCE_IMAGES, Context, Outcome, Study, Verdict, reference_statistics, run_study
+from analyses.support.study import REFERENCE_IMAGES, Context, Outcome, Study, Verdict, reference_statistics
+from analyses.support.study_command import run_study
 from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import Recipe
 from featmap.plotting import style
 from featmap.plotting.style import encode_webp, printable_line, thumbnail
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
 
 ENOUGH = 0.8
@@ -140,7 +141,7 @@ def measure_departure(
     ends = (noise["A"].values.astype(np.float64) - mean) / deviation
     start = profile_correlation(frames, frames[:, :1])
     target = profile_correlation(frames, ends[:, :, None])  # seed x unit x frame
-    risen = np.isin(noise["status"].values, (LIVE, RESCUED)).all(0)
+    risen = np.isin(noise["status"].values, LIVE_CODES).all(0)
     under_blur = (np.asarray(still, dtype=np.float64) - mean) / deviation
     alone = profile_correlation(under_blur, under_blur[:1])
     names = [str(u) for u in photo["image"].values]

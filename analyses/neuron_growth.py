@@ -32,7 +32,8 @@ from analyses.support.findings import (
 )
 from analyses.support.image_sets import COLUMNS, ImageSet, image_size, make_images, tidy_rows, values_by_channel
 from analyses.support.plotting import draw_layer_legend, draw_strips_by_layer, panels
-from analyses.support.study import Context, Outcome, Study, Verdict, run_study
+from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study_command import run_study
 from featmap import Network
 from featmap.network.receptive_field import ReceptiveField
 from featmap.optimize.recipe import Octave, Recipe

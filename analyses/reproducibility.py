@@ -26,10 +26,11 @@ from analyses.formulas.divergence import GRAY_LEVEL, first_crossing, growth_fact
 from analyses.formulas.likeness import profile_agreement
 from analyses.support.findings import Finding, geometric_findings, interval, mean_finding, share_finding, value_finding
 from analyses.support.settings import library_keywords
-from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, run_study, smallest_size
+from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, smallest_size
+from analyses.support.study_command import run_study
 from featmap import FeatmapError, Network, load, maximise, open_arrays
 from featmap.plotting import style
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.device import use_threads
 
 STEPS, BITS_STEPS, EVERY, ALONE = 300, 60, 4, 8
@@ -245,7 +246,7 @@ def measure_divergence(
 
     Features that did not rise are left out.
     """
-    risen = np.all([np.isin(p["status"].values[0], (LIVE, RESCUED)) for p, *_ in runs], axis=0)
+    risen = np.all([np.isin(p["status"].values[0], LIVE_CODES) for p, *_ in runs], axis=0)
     raised = [rms_distances(p["frames"].values[0], r["frames"].values[0]) for p, r, *_ in runs]
     gaps, steps = np.mean(raised, axis=0), runs[0][0]["frame"].values
     grows = np.exp(np.mean([[np.log(growth_factor(steps, gap)) for gap in table] for table in raised], axis=0))

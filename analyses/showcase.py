@@ -94,7 +94,7 @@ def capture_atlas(page: Path, picture: Path, selected: str = SELECTED, hovered: 
         tab = opened.new_context(offline=True, viewport=WINDOW).new_page()
         tab.goto(page.absolute().as_uri() + selected)
         for _ in range(300):
-            if tab.evaluate("typeof FM !== 'undefined' && FM.images !== null && FM.carded !== undefined"):
+            if tab.evaluate("typeof FM !== 'undefined' && FM.images !== null && FM.shownOnCard !== undefined"):
                 break
             tab.wait_for_timeout(100)
         else:

@@ -9,7 +9,7 @@ validate`. Then it is measured why similarity over photographs differs (`analyse
 stored arrays, over images of 1/f noise, and over descents stopped after a quarter of the steps; the layer that repeats
 worst is mapped again with twice the steps. Photographs are not part of the project.
 
-Stored in `analyses/results/trial` are figures.csv (all statistics of the validation), shortfall.csv (those of the
+Stored in `analyses/results/trial` are statistics.csv (all statistics of the validation), shortfall.csv (those of the
 difference) and trial.json (settings, verdicts). The page, analyses/validation.md, is written from these alone. Runs are
 in `--runs` and are resumed.
 """
@@ -105,7 +105,7 @@ def draw_channels(network: Network, layers: list[str], count: int | None, size: 
 def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     """Make the map, validate it, and explain the gap to photographs.
 
-    Returns what is stored: figures and shortfall (tables), about (plain values).
+    Returns what is stored: statistics and shortfall (tables), about (plain values).
     """
     layer_maps = plan.map("map", watcher)
     validation = featmap.validate(
@@ -125,7 +125,7 @@ def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
             {"layer": layer, "name": n, "value": f.value, "low": f.low, "high": f.high} for n, f in statistics.items()
         ]
     return {
-        "figures": validation.statistics,
+        "statistics": validation.statistics,
         "shortfall": pd.DataFrame(rows),
         "about": _describe(plan, layer_maps, validation)
         | {"longer": _measure_longer(plan, validation, _recipe_of(layer_maps).steps * LONGER, watcher)},
@@ -215,7 +215,7 @@ def _describe(plan: Plan, layer_maps: LayerMaps, validation: Validation) -> dict
 
 def store_results(measured: dict[str, Any], results: Path) -> None:
     """Write the tables and the record, small enough to be kept with the project."""
-    for name in ("figures", "shortfall"):
+    for name in ("statistics", "shortfall"):
         table: pd.DataFrame = measured[name]
         path = results / f"{name}.csv"
         write_atomically(path, lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))  # type: ignore[misc]

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,28 @@ def hash_file(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def summarise_names(names: Sequence[str]) -> dict[str, Any]:
+    """Summarise a long list of names, so that a change of any of them is seen.
+
+    Parameters
+    ----------
+    names : sequence of str
+        One name or more.
+
+    Returns
+    -------
+    dict
+        Their `count`, the `first`, the `last` and the `sha256` of all, joined by line breaks.
+    """
+    text = "\n".join(names)
+    return {
+        "count": len(names),
+        "first": names[0],
+        "last": names[-1],
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def safe_file_name(label: str) -> str:

@@ -34,6 +34,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def cheap_runs() -> Iterator[None]:
+    """Cluster with few draws (19 still reject at 5 %) and draw small figures, for tests of something else."""
+    from tests.helpers import run_kinds
+
+    with pytest.MonkeyPatch.context() as patched:
+        run_kinds.make_runs_cheap(patched, runs=10, draws=19)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_figure_stays_open() -> Iterator[None]:
     """Close what a test drew and did not save: pyplot warns once too many figures are open in a process."""

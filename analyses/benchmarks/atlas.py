@@ -117,9 +117,9 @@ def time_first_picture(page: Path) -> float:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS])
         tab = browser.new_context(offline=True, viewport={"width": 1280, "height": 900}).new_page()
         tab.goto(page.absolute().as_uri())
-        while not tab.evaluate("performance.getEntriesByName('first-picture').length > 0 && FM.images !== null"):
+        while not tab.evaluate("performance.getEntriesByName('first-paint-of-map').length > 0 && FM.images !== null"):
             tab.wait_for_timeout(50)  # the content policy of the page forbids what wait_for_function needs
-        start = tab.evaluate("performance.getEntriesByName('first-picture')[0].startTime")
+        start = tab.evaluate("performance.getEntriesByName('first-paint-of-map')[0].startTime")
         browser.close()
     return float(start) / 1000
 

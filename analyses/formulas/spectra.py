@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import windows
 
 HIGH = 0.25
 """Frequency above which power counts as high, in cycles per pixel: half the Nyquist frequency."""
@@ -30,22 +31,6 @@ LEAST_SIDE = 32
 RING, LOBE, AROUND = 64, 3.0, 8.0
 """Bins of the ring; radius of the peak itself and of its surroundings, in bins."""
 TINY = float(np.finfo(np.float64).tiny)
-
-
-def hann(n: int) -> np.ndarray:
-    """Compute the periodic Hann window.
-
-    Parameters
-    ----------
-    n : int
-        Number of points.
-
-    Returns
-    -------
-    numpy.ndarray
-        n values, 0 at the first and 1 in the middle; 1 for a single point.
-    """
-    return np.ones(1) if n == 1 else 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
 def radial_frequencies(height: int, width: int) -> np.ndarray:
@@ -67,7 +52,8 @@ def radial_frequencies(height: int, width: int) -> np.ndarray:
 def _windowed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Subtract the windowed mean and multiply by the window: the images, `N x C x H x W`, and the window, `H x W`."""
     values = np.asarray(images, dtype=np.float64)
-    window = hann(values.shape[2])[:, None] * hann(values.shape[3])[None]
+    down, across = (windows.hann(n, sym=False) for n in values.shape[2:])
+    window = down[:, None] * across
     mean = (values * window).sum((2, 3), keepdims=True) / max(window.sum(), TINY)
     mean_square = np.square(values).mean((1, 2, 3))
     windowed = (values - mean) * window

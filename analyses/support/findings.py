@@ -81,8 +81,26 @@ def interval(
         raise FeatmapError("a study has no defined value to average; give other --layers or more --features")
     mean = float(defined.mean())
     spread = float(defined.std(ddof=1) / np.sqrt(len(defined))) if len(defined) > 1 else 0.0
-    reach = spread * float(stats.t.ppf((1 + level) / 2, max(1, len(defined) - 1)))
+    reach = spread * student_factor(len(defined), level)
     return mean, max(mean - reach, within[0]), min(mean + reach, within[1])
+
+
+def student_factor(count: int, level: float = LEVEL) -> float:
+    """Compute the half width of a mean's t-interval in units of its standard error.
+
+    Parameters
+    ----------
+    count : int
+        Number of independent values.
+    level : float, default LEVEL
+        Level of the interval.
+
+    Returns
+    -------
+    float
+        Quantile of Student's distribution with `count - 1` degrees of freedom, at least one.
+    """
+    return float(stats.t.ppf((1 + level) / 2, max(1, count - 1)))
 
 
 def mean_finding(

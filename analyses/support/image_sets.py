@@ -13,7 +13,7 @@ import featmap
 from analyses.formulas.likeness import ProfileAgreement, profile_agreement
 from analyses.support.study import Context
 from featmap.optimize.recipe import Recipe
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 
 COLUMNS = ("measure", "layer", "feature", "seed", "recipe", "against", "value")
 
@@ -127,7 +127,7 @@ def make_images(
         data["images"].values,
         data["null_images"].values,
         data["activation"].values.astype(np.float64),
-        np.isin(data["status"].values, (LIVE, RESCUED)),
+        np.isin(data["status"].values, LIVE_CODES),
         None if probe is None else data["A"].values.astype(np.float64),
     )
 

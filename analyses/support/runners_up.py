@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.formulas.runners_up import HeldOutRunnersUp, evaluate_held_out
-from featmap.runs.array_layout import LIVE, RESCUED
+from featmap.runs.array_layout import LIVE_CODES
 
 TOP = 10
 COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"]
@@ -218,7 +218,7 @@ def risen_channels(data: xr.Dataset) -> list[int]:
     list of int
         Channels.
     """
-    rising = np.isin(data["status"].values, (LIVE, RESCUED)).all(0)
+    rising = np.isin(data["status"].values, LIVE_CODES).all(0)
     return [c for c, rose in zip(image_channels(data), rising, strict=True) if rose]
 
 

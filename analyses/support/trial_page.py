@@ -75,7 +75,7 @@ def build_page(results: Path) -> str:
     """
     try:
         about = json.loads((results / "trial.json").read_text(encoding="utf-8"))
-        statistics, explained = (pd.read_csv(results / f"{name}.csv") for name in ("figures", "shortfall"))
+        statistics, explained = (pd.read_csv(results / f"{name}.csv") for name in ("statistics", "shortfall"))
     except OSError as error:
         raise FeatmapError(
             f"{str(results)!r} holds no results of a trial; give --images PHOTOGRAPHS to compute them"

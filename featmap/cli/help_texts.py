@@ -21,7 +21,7 @@ Files of the run folder (tables as .parquet and .csv):
                              xarray.open_zarr reads it
   activations, coactivation, relative, selective, profile
                              square tables, both axes labelled layer:channel;
-                             undefined: null in Parquet, empty in CSV
+                             undefined: NaN, and empty in CSV
   features                   one row per feature: status, activation, branch,
                              cluster, nearest neighbours
   clusters.json              clusters, modularity of each Louvain run, and all
@@ -29,7 +29,7 @@ Files of the run folder (tables as .parquet and .csv):
   graph.graphml              nearest-neighbour graph of S with its communities
   heatmap, features, neighbours (.png; the heatmap also .svg)
                              figures
-  atlas.html                 a page to explore all of it in
+  atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which
                              a run is resumed
   manifest.json              command, settings, seeds, versions, timings,
@@ -39,7 +39,7 @@ Files of the run folder (tables as .parquet and .csv):
 Status of a feature: live; dead (it had no gradient, also through its dead ReLUs in the first quarter of the steps);
 unconverged (its response did not rise above that to the null image); not-finite. Similarities, clusters and averages
 take live features. Start: gradient, or rescued (it had none on the noise and got its first one through its dead
-ReLUs, as half of a real network's features do: no fault).
+ReLUs, as is normal for half of a real network's features).
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
@@ -160,7 +160,7 @@ The statistics, with the values of every seed (formulas: featmap/stats/interacti
                          that it supports no claim
   second difference      the response to half of both images minus the
                          responses to half of each, and the feature where it
-                         is largest; beside it each unit with itself
+                         is largest; also of each unit with itself
   joint gain             what the joint descent reaches beyond the best blend
                          of the solo images; above 0 also in a linear network,
                          where two steps add up
@@ -176,8 +176,8 @@ linear network looks nonlinear, and the report says so. A confidence interval ta
 
 Screening: pairs are predicted from the solo runs (size of the responses, self-saturation, cross-talk, agreement of
 gradients, overlap of weights). The prediction is weak so far. Each screening judges it on --checks random pairs,
-beside the reliability of the measurement itself, and reports how much more nonlinear its top pairs are: read that
-before the ranking.
+compares it with the reliability of the measurement itself, and reports how much more nonlinear its top pairs are: read
+that before the ranking.
 
 Files of the run folder:
 
@@ -221,22 +221,22 @@ showing where the feature responds; --model names the network, --no-maps does wi
 
 Numbers are computed from the stored A, so they are those of the tables, to the three digits shown. S is stored in the
 page, because its stimuli may be images that the page does not show. The same run gives the same bytes. 512 features
-of 128 pixels take 11 MB and 0.7 s to the first picture on two cores, 2,048 of 224 pixels 73 MB and 2 s (python -m
+of 128 pixels take 11 MB and 0.7 s until the map is drawn on two cores, 2,048 of 224 pixels 73 MB and 2 s (python -m
 analyses.benchmarks.atlas); with many features, images become WebP of lower quality.
 """
 
 VALIDATE = (
     """
 RUN/validation/validation.md is one page: what may be concluded from this map and what may not, layer by layer, and
-every statistic with its interval, beside the same network with random weights and A permuted within columns. A
-validation that is stopped or extended (more seeds, photographs) computes only what is new.
+every statistic with its interval, compared with the same network with random weights and with A permuted within
+columns. A validation that is stopped or extended (more seeds, photographs) computes only what is new.
 
 The statistics (formulas: featmap/stats/reliability.py, featmap/stats/agreement.py):
 
 \b
   repeatability  correlation of S between seeds (bootstrap over features) and
-                 over halves of the images; agreement of clusters, beside the
-                 same map with other seeds of Louvain; of each feature
+                 over halves of the images; also of each feature; agreement of
+                 clusters, also between seeds of Louvain on the same map
   photographs    correlation (Mantel, Spearman) of S with S over photographs;
                  corrected for attenuation only if their own split-half
                  reliability is at least 0.9
@@ -251,15 +251,15 @@ The statistics (formulas: featmap/stats/reliability.py, featmap/stats/agreement.
 A verdict must hold at the lower bound of its interval; a claim about learning must also exceed the network with
 random weights, of which one draw is taken.
 
-Unreliable features are marked by " ?" in figures, atlas and answers. In tables of a validated run, reliable belongs to
-the feature of the row, and nearest_1_reliable, neighbour_reliable and partner_reliable to the one that is named; the
-five square tables stay pure numbers. Groups of fewer than k + 1 features (11 as --neighbours is 10 by default) may be
-merged by the neighbour graph: map with fewer neighbours to find them.
+Unreliable features are marked by " ?" in figures, in the atlas and where commands print them. In tables of a validated
+run, reliable belongs to the feature of the row, and nearest_1_reliable, neighbour_reliable and partner_reliable to the
+one that is named; the five square tables stay pure numbers. Groups of fewer than k + 1 features (11 as --neighbours is
+10 by default) may be merged by the neighbour graph: map with fewer neighbours to find them.
 
 Measured in a checkout of featmap: analyses/validation.md holds the bundled network's own validation, several layers
 from early to late, and why similarity over photographs differs (python -m analyses.trial --images FOLDER_OR_ZIP);
 python -m analyses.planted_truth shows how well maps recover planted similarity (copies, blocks, mixtures, noise),
-beside DORA's distance on the same A (curves: analyses/planted_truth.png).
+compared with DORA's distance on the same A (curves: analyses/planted_truth.png).
 """
     + PHOTOGRAPHS
 )
@@ -313,7 +313,7 @@ run's identity.
 
 --precision bfloat16 computes the descent in bfloat16; responses are always those of the unchanged network in float32.
 It is 1.3 (64 pixels) to 1.7 times as fast where the processor supports it, and slower where it does not. The images
-are others, so float32 is the default everywhere: a map should not depend on the processor.
+differ, so float32 is the default everywhere: a map should not depend on the processor.
 
 --rows is the number of images in a batch. A batch that does not fit into memory is refused, with the number that
 does. A GPU is busy from about 128 rows on. The number of rows belongs to the run's identity, because libraries may
@@ -321,7 +321,7 @@ round differently.
 
 On a GPU the loop never waits for the device (except for --frames), and a batch is written while the next one is
 computed (workers of --engine ray write before they go on). TF32 and cudnn.benchmark stay off: the first rounds to ten
-bits, the second chooses kernels by their timing, so that a repeated run would have other bits. None of this has been
+bits, the second chooses kernels by their timing, so that a repeated run may differ in its bits. None of this has been
 timed on a GPU yet; python -m analyses.benchmarks.steps --device cuda --rows 128 does so in a checkout, including TF32,
 torch.compile and CUDA graphs, which featmap does not use.
 """

@@ -8,7 +8,6 @@ give the same images whichever batches they are in.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +17,7 @@ import numpy as np
 
 from featmap import rng
 from featmap.errors import RecipeError, UnitError
+from featmap.files import summarise_names
 from featmap.network.unit import Shape, Unit
 from featmap.optimize.objective import Objective
 from featmap.runs.array_layout import STATUSES, ArraySpec
@@ -254,15 +254,9 @@ class JointJob(BaseJob):
         dict
             Plain JSON values; of the groups their number, the first, the last and a hash of all.
         """
-        names = "\n".join(self.labels)
         return {
             "model": self.network.identity(),
-            "groups": {
-                "count": len(self.groups),
-                "first": self.labels[0],
-                "last": self.labels[-1],
-                "sha256": hashlib.sha256(names.encode()).hexdigest(),
-            },
+            "groups": summarise_names(self.labels),
             "responses": list(self.responses),
             "balance": self.balance,
             "recipe": self.recipe.identity(),

@@ -71,8 +71,11 @@ def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> 
         Nodes have channel, branch, status, start, activation, community, and where known cluster and reliable; edges
         have the profile similarity S as weight.
     """
-    graph: nx.Graph = nx.Graph(layer_map.clusters.graph.subgraph(nodes))
-    graph.graph = {"k": neighbours, "weight": "profile similarity S"}
+    # the subgraph of networkx lists a minority of nodes in the order of a set, another one in every process
+    kept, whole = set(nodes), layer_map.clusters.graph
+    graph: nx.Graph = nx.Graph(k=neighbours, weight="profile similarity S")
+    graph.add_nodes_from((name, data) for name, data in whole.nodes(data=True) if name in kept)
+    graph.add_edges_from(edge for edge in whole.edges(data=True) if kept.issuperset(edge[:2]))
     for name, row in layer_map.features.loc[nodes].iterrows():
         graph.nodes[name].update(
             channel=int(row["channel"]),

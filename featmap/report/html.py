@@ -144,7 +144,7 @@ def render_layer_page(page: LayerPage, reports: list[Report], index: str | None)
         numbers=_json("data", page.data) + "".join(_blob(name, blob) for name, blob in first.items()),
         library=bokeh_scripts(),
         scripts="".join(map(_script, SCRIPTS)),
-        pictures="".join(_blob(name, blob) for name, blob in rest.items()) + _json("images", page.images),
+        images="".join(_blob(name, blob) for name, blob in rest.items()) + _json("images", page.images),
     )
 
 

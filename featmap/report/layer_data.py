@@ -287,7 +287,7 @@ def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, w
         "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
         "command": [reproduction.command(name) for name in names],
         "python": [reproduction.python(name) for name in names],
-        "again": reproduction.notes,
+        "reproduction_notes": reproduction.notes,
     }
     _add_images(page, names, data, probe, watcher)
 

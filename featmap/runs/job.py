@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featmap.files import digest, safe_file_name
+from featmap.files import digest, safe_file_name, summarise_names
 from featmap.network.model import Network
 from featmap.network.unit import Unit, parse_channels
 from featmap.optimize.objective import Objective
@@ -383,16 +383,10 @@ class Job(BaseJob):
         dict
             Plain JSON values.
         """
-        names = "\n".join(self.labels)
         start = None if self.start is None else hashlib.sha256(self.start.numpy().tobytes()).hexdigest()
         return {
             "model": self.network.identity(),
-            "images": {
-                "count": len(self.labels),
-                "first": self.labels[0],
-                "last": self.labels[-1],
-                "sha256": hashlib.sha256(names.encode()).hexdigest(),
-            },
+            "images": summarise_names(self.labels),
             "responses": list(self.responses),
             "recipe": self.recipe.identity(),
             "seeds": list(self.seeds),

@@ -216,8 +216,18 @@ def communities(graph: nx.Graph, runs: int = 50, seed: int = 0) -> Communities:
         modularity=edges.modularity(consensus),
         run_modularity=modularity,
         mean_modularity=float(np.mean(modularity)),
-        self_agreement=float(np.mean([adjusted_rand(a, b) for a, b in combinations(partitions, 2)])),
+        self_agreement=_self_agreement(partitions),
     )
+
+
+def _self_agreement(partitions: np.ndarray) -> float:
+    """Compute the mean adjusted Rand index of all pairs of runs, once for each two partitions that differ."""
+    distinct, which = np.unique(partitions, axis=0, return_inverse=True)
+    index = np.ones((len(distinct), len(distinct)))
+    for i, j in combinations(range(len(distinct)), 2):
+        index[i, j] = index[j, i] = adjusted_rand(distinct[i], distinct[j])
+    one, two = np.triu_indices(len(partitions), 1)
+    return float(np.mean(index[which.ravel()[one], which.ravel()[two]]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -472,12 +472,12 @@ def evaluate(predicted: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataFr
     return table.iloc[order].reset_index(drop=True), predicted.assign(combined=everywhere)
 
 
-def seed_reliability(figures: pd.DataFrame) -> float:
+def seed_reliability(statistics: pd.DataFrame) -> float:
     """Compute the mean rank correlation of measured excesses between seeds.
 
     Parameters
     ----------
-    figures : pandas.DataFrame
+    statistics : pandas.DataFrame
         Statistics of every pair and seed; columns group, seed, response_nonlinearity, response_nonlinearity_floor.
 
     Returns
@@ -486,8 +486,8 @@ def seed_reliability(figures: pd.DataFrame) -> float:
         Spearman's correlation of response nonlinearity less its floor, mean over pairs of seeds, in [-1, 1]; NaN for a
         single seed.
     """
-    excess = figures["response_nonlinearity"] - figures["response_nonlinearity_floor"]
-    wide = figures.assign(excess=excess).pivot(index="group", columns="seed", values="excess")
+    excess = statistics["response_nonlinearity"] - statistics["response_nonlinearity_floor"]
+    wide = statistics.assign(excess=excess).pivot(index="group", columns="seed", values="excess")
     values = wide.to_numpy(dtype=float)
     each = [rank_correlation(values[:, i], values[:, j])[0] for i in range(values.shape[1]) for j in range(i)]
     return float(np.mean(each)) if each else float("nan")

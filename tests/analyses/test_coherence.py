@@ -41,24 +41,24 @@ def test_waves_of_colours_gratings_and_noise() -> None:
     assert 128 < found[4] < 256 and np.isnan(found[5])
 
 
-def test_excited_is_what_exceeds_the_whole_yardstick() -> None:
-    yardstick = np.array([[0.0, 1, 2, 3], [1, 0, 3, 2]])
+def test_excited_means_above_every_reference_image() -> None:
+    reference = np.array([[0.0, 1, 2, 3], [1, 0, 3, 2]])
     rows = np.array([[1.0, 1, 3, 3], [2, 0, 4, 0], [9, 9, 9, 9], [np.nan, 9, 9, 9]])
-    found = coherence.excited_share(rows, yardstick)
+    found = coherence.excited_share(rows, reference)
     assert found[:3].tolist() == [0, 0.5, 1] and np.isnan(found[3])
     assert np.isnan(coherence.excited_share(np.ones((2, 0)), np.ones((3, 0)))).all()
 
 
-def test_one_more_yardstick_image_is_excited_by_chance() -> None:
+def test_one_more_reference_image_excites_the_chance_share() -> None:
     images = RNG.normal(size=(20, 4000))
     assert coherence.excited_share(images[:1], images[1:]) == pytest.approx([1 / 20], abs=0.01)
 
 
 def test_spread_is_relative_and_free_of_each_features_scale() -> None:
-    yardstick = np.eye(6)[[0, 1, 2, 3]] + np.eye(6)[[1, 2, 3, 0]]  # each excites two of four
+    reference = np.eye(6)[[0, 1, 2, 3]] + np.eye(6)[[1, 2, 3, 0]]  # each excites two of four
     rows = np.array([[0.9, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
-    found = coherence.relative_effective_number(rows, yardstick)
-    scaled = coherence.relative_effective_number(rows * [1, 1e6, 3, 1e-6, 1, 1], yardstick * [1, 1e6, 3, 1e-6, 1, 1])
+    found = coherence.relative_effective_number(rows, reference)
+    scaled = coherence.relative_effective_number(rows * [1, 1e6, 3, 1e-6, 1, 1], reference * [1, 1e6, 3, 1e-6, 1, 1])
     assert found == pytest.approx([0.5, 2]) and scaled == pytest.approx(found)
     assert np.isnan(coherence.relative_effective_number(np.zeros((2, 3)), np.zeros((4, 3)))).all()
 
@@ -110,7 +110,7 @@ def test_trend_is_spearmans_and_its_interval_holds_it() -> None:
     )
 
 
-def test_a_trend_is_judged_over_places_not_over_their_values() -> None:
+def test_trend_intervals_are_over_places_not_values() -> None:
     """Twelve places whose levels have no trend: the interval holds 0 about 19 times in 20, not now and then."""
     places, hits = np.repeat(np.arange(12), 4), 0
     for k in range(40):

@@ -31,7 +31,7 @@ def test_growth_of_what_grows_evenly(factor: float) -> None:
     assert growth_factor(STEPS, 1e-8 * factor**STEPS) == pytest.approx(factor)
 
 
-def test_growth_until_it_is_held() -> None:
+def test_growth_stops_where_the_difference_saturates() -> None:
     """Grows by 1.5 a step up to 0.3 and stays: the plateau takes no part, however long."""
     gaps = np.minimum(1e-8 * 1.5**STEPS, 0.3)
     assert growth_factor(STEPS, gaps) == pytest.approx(1.5, rel=0.02)

@@ -84,13 +84,13 @@ def test_contrast_leaves_out_what_is_undefined_and_counts_weights() -> None:
     assert partitions.contrast(S, groups, weights) == pytest.approx([np.mean(inside) - np.mean(outside)])
 
 
-def test_similarities_that_do_not_know_the_groups_are_no_contrast() -> None:
+def test_unrelated_similarities_show_no_contrast() -> None:
     noise = RNG.normal(size=(30, 30))
     found = partitions.contrast_test(noise + noise.T, np.repeat([0, 1], 15), permutations=199, draws=100)
     assert found.statistic.low < 0 < found.statistic.high and found.p > 0.01
 
 
-def test_neighbours_of_the_own_group_beside_chance() -> None:
+def test_nearest_neighbours_in_the_own_group_and_chance() -> None:
     S, groups = block(4)
     S[0, 4] = S[4, 0] = 0.9  # each other's nearest, of two groups
     S[8] = S[:, 8] = np.nan

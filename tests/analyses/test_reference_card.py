@@ -41,7 +41,7 @@ def delivered(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def test_a_card_is_made_of_what_is_there(pictures: Path, delivered: Path) -> None:
+def test_a_card_is_built_from_the_stored_values(pictures: Path, delivered: Path) -> None:
     weights, data = delivered / "weights.safetensors", delivered / "data"
     reference_card.main(weights, pictures, delivered / "weights.safetensors.checkpoint", data)
     card, page = json.loads((data / "card.json").read_text()), (data / "CARD.md").read_text(encoding="utf-8")
@@ -72,17 +72,17 @@ def test_a_card_of_something_else_is_refused(pictures: Path, delivered: Path) ->
         delivered / "data",
         delivered / "weights.safetensors.json",
     )
-    told = json.loads(record.read_text())
+    stored = json.loads(record.read_text())
     for change, said in (
         ({"sha256": "0" * 64}, "is not the file that .* describes"),
         ({"classes": ["n01", "n02", "n04"]}, "no images, or classes that reference lacks"),
         ({"classes": ["n01", "n02"]}, "distinguish 3 classes, their record lists 2"),
         ({"init": {"file": "x", "sha256": "1" * 64}}, "the training started from weights 111111111111"),
     ):
-        record.write_text(json.dumps(told | change))
+        record.write_text(json.dumps(stored | change))
         with pytest.raises(FeatmapError, match=said):
             reference_card.main(weights, pictures, None, data)
-    record.write_text(json.dumps(told))
+    record.write_text(json.dumps(stored))
     held = torch.load(delivered / "weights.safetensors.checkpoint", weights_only=True)
     held["average"]["module.fc.bias"] += 1
     torch.save(held, delivered / "other.checkpoint")

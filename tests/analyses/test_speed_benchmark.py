@@ -32,7 +32,7 @@ def inception() -> Network:
     return load(networks.small_inception(), input_size=32)
 
 
-def test_aims_are_held_against_what_was_measured() -> None:
+def test_aims_are_compared_with_measurements() -> None:
     opponents_of = [{"name": "lucent", "size": 128}, {"name": "lucent, batched", "size": 128}]
     rows = [
         {"opponent": opponent, "recipe": name, "precision": "float32", "size": size, "ratios": ratios}
@@ -135,7 +135,7 @@ def test_operations_are_counted_forward_and_back_to_the_image() -> None:
     assert steps.count_flops(network, "0", 16) == 2 * (2 * 8 * 3 * 9 * 16 * 16)
 
 
-def test_what_is_compiled_is_what_it_is_held_against() -> None:
+def test_compiled_and_plain_steps_share_module_and_rows() -> None:
     network = inception()
     ours, plain = steps.compile_variant(network, "mixed", 32, CPU, 2, "torch.compile, float32")
     assert ours.module is plain.module and ours.rows == plain.rows == 2 and plain.run is None and ours.run is not None
@@ -188,13 +188,13 @@ def test_steps_are_measured_on_a_device_and_by_the_compiler(tmp_path: Path, monk
         assert "| torch.compile, float32 (tried, not in use; without the compiler, in the same" in page.read_text()
 
 
-def test_time_is_shared_out_over_operations() -> None:
+def test_time_is_divided_among_operations() -> None:
     one, two = torch.rand(400, 400), torch.rand(400, 400)
     shares = steps.operation_shares(lambda: (one @ two).relu())
     assert max(shares, key=lambda name: shares[name]) == "mm" and 0.5 < sum(shares.values()) <= 1.001
 
 
-def test_seconds_of_ours_count_ends_and_the_steps_that_look_for_dead_rows() -> None:
+def test_predicted_seconds_include_steps_that_rescue_dead_rows() -> None:
     short = replace(Recipe.named("fast").resolved(32), rescue=0.25)
     steps_made, looking = short.steps, math.ceil(short.steps / 4)
     paces = {32: speed.Pace(5, 3, 1)}

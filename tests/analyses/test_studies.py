@@ -23,7 +23,8 @@ from analyses import branches, coactivation, gradient_sum, joint_pair, natural_s
 from analyses.support import findings
 from analyses.support import study as studies
 from analyses.support.findings import Finding, mean_or_undefined, value_finding
-from analyses.support.study import Outcome, Study, run_study, save_outcome
+from analyses.support.study import Outcome, Study, save_outcome
+from analyses.support.study_command import run_study
 from featmap import FeatmapError
 from featmap.plotting import style
 from tests.helpers import networks
@@ -66,7 +67,7 @@ def test_means_count_what_is_defined() -> None:
     assert mean_or_undefined("a", [], "a thing").value is None
 
 
-def test_what_is_not_finite_is_undefined() -> None:
+def test_values_that_are_not_finite_are_undefined() -> None:
     assert value_finding("a", math.nan, 3, "w") == Finding("a", None, None, None, 3, "w")
     assert value_finding("a", 1.0, 3, "w", 0.5, math.inf) == Finding("a", 1.0, 0.5, None, 3, "w")
 
@@ -197,7 +198,7 @@ def test_bad_input_ends_in_one_line(
         (neuron_growth, ["--runs", "FILE"], "--runs: "),
     ],
 )
-def test_bad_input_is_found_before_anything_is_done_or_told_of(
+def test_bad_input_is_found_before_any_work(
     study: ModuleType,
     arguments: list[str],
     said: str,

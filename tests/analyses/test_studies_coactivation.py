@@ -54,7 +54,7 @@ def test_features_that_have_nothing_in_common_do_not_rise_together(tmp_path: Pat
     assert outcome.verdict == "does not hold"
 
 
-def test_what_a_runner_up_has_anyway_is_its_floor(tmp_path: Path) -> None:
+def test_the_floor_is_the_response_to_other_images(tmp_path: Path) -> None:
     """Feature 3 likes the colour (0.8, 0.2, 0.6), at which feature 2 gives 2.7 of its own 4.5."""
     context = context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path, features=4, feature=0)
     outcome = measure(context)
@@ -109,10 +109,11 @@ def test_a_partner_is_found_whatever_its_scale(scale: float) -> None:
         assert values == pytest.approx(np.full(12, expected))
 
 
-def test_the_highest_of_responses_drawn_anew_is_nobodys_own() -> None:
+def test_independent_runners_up_respond_to_no_target() -> None:
     """A p below 0.05 in about one of twenty draws of independent responses, a percentile of about a half."""
     rng = np.random.default_rng(5)
-    drawn = [evaluate_held_out(0.1 + rng.random((3, 12, 40)), np.arange(12)) for _ in range(100)]
+    # more than 13 targets: below, scipy tries all signs of tied ranks, for a quarter of a second each
+    drawn = [evaluate_held_out(0.1 + rng.random((3, 14, 40)), np.arange(14)) for _ in range(100)]
     assert np.mean([one.p < 0.05 for one in drawn]) <= 0.1
     assert np.mean([one.percentile.mean() for one in drawn]) == pytest.approx(0.5, abs=0.02)
     partner, chance = evaluate_held_out(scattered(1.0), np.arange(12)), sorted(drawn, key=lambda one: one.p)[50]
@@ -151,7 +152,7 @@ def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:
         measure(context_of(STUDY, tiny.two(), ("features",), tmp_path, feature=5))
 
 
-def test_several_layers_and_what_was_made_is_taken_up(tmp_path: Path) -> None:
+def test_a_repeated_study_computes_nothing_again(tmp_path: Path) -> None:
     context = context_of(STUDY, networks.small_inception(), ("mixed", "pool"), tmp_path, features=2, feature=1)
     first = measure(context)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("units/*.json")}

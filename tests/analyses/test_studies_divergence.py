@@ -127,9 +127,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_bits_repeat_and_one_rounding_shows_nothing_on_a_linear_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_linear_network_amplifies_no_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_steps(monkeypatch, 20)
     context = context_of(reproducibility.STUDY, colours(), ("first", "second"), tmp_path, features=3)
     outcome = reproducibility.measure(context)
@@ -144,9 +142,7 @@ def test_bits_repeat_and_one_rounding_shows_nothing_on_a_linear_network(
     assert {"process-1-threads", "alone-1-threads", "bits-1-threads", "bits-2-threads"} <= made
 
 
-def test_one_rounding_decides_where_a_descent_stands_on_an_edge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_steep_ripple_makes_one_rounding_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_steps(monkeypatch, 60)
     monkeypatch.setattr(
         reproducibility, "maximise_in_process", lambda c, units, k, s: c.maximise(units, "process", **s)

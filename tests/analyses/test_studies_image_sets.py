@@ -50,7 +50,7 @@ def test_a_worse_recipe_lies_below_the_ceiling_of_its_rows() -> None:
     assert np.isfinite(lacking).sum() == 9 and np.nanmean(lacking) < -0.2
 
 
-def test_below_the_fewest_images_nothing_is_said() -> None:
+def test_too_few_images_are_undefined() -> None:
     one, two = planted(0.5, 2), planted(0.5, 3)
     for count, defined in ((7, 0), (8, 8)):
         both = restrict_live(keep(one, count), two)
@@ -70,7 +70,7 @@ def test_one_seed_has_no_ceiling() -> None:
     ).all()  # one seed of a recipe against three of another
 
 
-def test_where_a_ceiling_is_left() -> None:
+def test_the_C_at_which_the_ceiling_is_left() -> None:
     def finding(low: float | None, high: float | None) -> Finding:
         return Finding("", low, low, high, 16, "")
 

@@ -78,7 +78,8 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
     assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 34)
     dead = mapped.rows[mapped.rows["status"] == "dead"]
-    assert set(dead["feature"]) == {"relu:1", "relu:3"}
+    assert set(dead["feature"]) == {"relu:1", "relu:3"} and dead["start"].isna().all()
+    assert set(mapped.rows.loc[mapped.rows["status"] == "live", "start"]) <= {"gradient", "rescued"}
     assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
     assert f"2 with it (relu:1, relu:3; {layer_maps.LEFT})" in mapped.conclusion
     assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
@@ -102,7 +103,7 @@ def test_a_skewed_measure_has_its_interval_on_its_own_scale() -> None:
     assert layer_maps.summarise("flatness", np.array([0.9, 1, 1, 0.2]))[2] == 1
 
 
-def test_a_palette_with_red_is_not_the_claims() -> None:
+def test_a_palette_with_red_fails_the_claim() -> None:
     points = np.array([[0.9, 0, 0], [0, 0.9, 0.9], [0.9, 0, 0.9], [0, 0.9, 0]]).repeat(3, 0)
     lab = layer_maps.palettes.oklab(points)
     colours = layer_maps.LayerColours(
@@ -111,9 +112,10 @@ def test_a_palette_with_red_is_not_the_claims() -> None:
     flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
     by_depth = {"flatness": flat, "waves": rising}
     assert layer_maps.hues_outside(colours) == ["red"] and colours.hued.all()
-    told = layer_maps.judge_parts(by_depth, colours, (0, 9), True)
-    said = layer_maps.write_conclusion(by_depth, colours, (0, 9), (0, 9), told, [])
-    assert "like CMYK does not hold" in said and "of which not in such a palette: red; 0 of the 12 features'" in said
+    parts = layer_maps.judge_parts(by_depth, colours, (0, 9), True)
+    conclusion = layer_maps.write_conclusion(by_depth, colours, (0, 9), (0, 9), parts, [])
+    assert "like CMYK does not hold" in conclusion
+    assert "of which not in such a palette: red; 0 of the 12 features'" in conclusion
     assert layer_maps.judge_parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
     assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
     assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"
@@ -176,10 +178,10 @@ def smooth_or_red() -> nn.Module:
 def test_chance_is_what_the_colours_excite_without_the_pattern(tmp_path: Path) -> None:
     network = context_of(architectures.STUDY, smooth_or_red(), ("features",), tmp_path, SIZE).network
     probe = architectures.Probe(network, 16, torch.device("cpu"))
-    yard = architectures.measure_reference(probe, "features", SIZE)
+    reference = architectures.measure_reference(probe, "features", SIZE)
     images = torch.zeros(2, 3, SIZE, SIZE)
     images[:, 0], images[:, 1, :, SIZE // 2 :] = 1.0, 1.0  # all of it red, one edge of green
-    shares = architectures.coherence_statistics(probe, images, "features", None, yard)
+    shares = architectures.coherence_statistics(probe, images, "features", None, reference)
     assert shares["excited"] == [1.0] and shares["permuted"] == [0.5] and shares["beyond"] == [0.5]
 
 

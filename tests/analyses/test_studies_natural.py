@@ -35,7 +35,7 @@ def run_of(**arrays: tuple[tuple[str, ...], np.ndarray]) -> xr.Dataset:
     return xr.Dataset(arrays, coords={"image": ["a:0", "a:1"]})
 
 
-def test_a_profile_that_turns_from_one_to_another_has_a_known_half_life() -> None:
+def test_half_life_of_a_profile_that_turns_into_another() -> None:
     """(1 - s) P + s Q: its correlation with P is (1 - s) / |.|, a half at s = sqrt(3) / (1 + sqrt(3))."""
     photo, *aims = orthogonal(3, 30)
     s = np.linspace(0, 1, 201)[:, None]
@@ -82,7 +82,7 @@ def leaving(half: float, blurred: float) -> natural_start.Departure:
     return natural_start.Departure("a:0", "a", steps, own, own, 0.0, 0.0, 0.0, still, 1.0)
 
 
-def test_sooner_than_the_blur_is_what_the_paired_interval_says() -> None:
+def test_the_lead_over_blur_follows_the_paired_interval() -> None:
     both, first, late = leaving(0.5, 0.7), leaving(0.6, 2.0), leaving(3.0, 2.0)
     never = leaving(np.inf, 4.0)
     assert half_life.lead_over_blur([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
@@ -95,7 +95,7 @@ def test_sooner_than_the_blur_is_what_the_paired_interval_says() -> None:
     assert half_life.half_life_sentence([replace(first, with_start=np.full(11, np.nan))]) == ""
 
 
-def test_a_mean_of_bounds_has_no_interval_and_is_counted() -> None:
+def test_upper_bounds_are_counted_and_have_no_interval() -> None:
     given = [leaving(0.6, 2.0), leaving(2.0, 2.5), leaving(3.0, 3.0)]
     found_ = {f.name: f for f in half_life.half_life_findings("a", given)}
     assert found_["half:a"].value == pytest.approx(2) and found_["half:a"].low is None
@@ -130,7 +130,7 @@ def test_features_with_one_best_image_reach_it_from_anywhere(tmp_path: Path) -> 
     }
 
 
-def test_without_a_photograph_its_place_is_taken_and_said(tmp_path: Path) -> None:
+def test_without_a_photograph_a_named_substitute_is_used(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=3)
     image = starting_image(context, 16)
     assert image.shape == (3, 16, 16) and image.min() >= 0 and image.max() <= 1
@@ -183,7 +183,7 @@ def test_verdicts() -> None:
     assert judge(of(0.5), of(0.5), False) == "not decided"
 
 
-def test_the_yardstick_and_small_sizes(tmp_path: Path) -> None:
+def test_reference_statistics_and_small_sizes(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path)
     mean, deviation = reference_statistics(context, ["second", "first"], 16)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def test_far_is_nearer_to_the_ceiling_and_not_far_is_known_to_be_small(
     assert lost == ("holds in part" if expected == "holds" else expected), "an image of one unit is none of two"
 
 
-def test_a_unit_that_is_lost_and_pairs_that_are_undefined_are_said(tmp_path: Path) -> None:
+def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     job = joint_pair.make_job(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3))
     named = {
         "status": "ok",
@@ -169,7 +169,7 @@ def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.LayerBranc
     return branches.LayerBranches("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
 
 
-def test_it_holds_by_the_lower_end_of_the_interval_in_every_layer() -> None:
+def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
     above, across, below, no = layer_of(0.001, 0.11), layer_of(0.001, 0.07), layer_of(0.001, -0.01), layer_of(0.3, 0.11)
     assert branches.judge([above, above]) == "holds"
     assert branches.judge([above, across]) == branches.judge([across]) == "holds in part"
@@ -186,7 +186,7 @@ def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:
     assert "no branches in conv2" in outcome.conclusion and not outcome.figures
 
 
-def test_a_large_layer_gives_as_many_of_each_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_layer_is_sampled_equally_by_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branches, "WHOLE_LAYER", 8)
     context = context_of(branches.STUDY, module(True), ("mixed",), tmp_path, features=2)
     chosen = branches.choose_channels(context, context.network.layer("mixed", 16))

@@ -36,7 +36,7 @@ def put(module: nn.Module, tmp_path: Path, size: int = 40, seeds: int = 2) -> Ou
     return octaves.measure(context, size, 9)
 
 
-def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Path) -> None:
+def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> None:
     outcome = put(linear(2), tmp_path)
     periods = outcome.rows[outcome.rows["measure"] == "grid period"]
     assert set(periods.loc[periods["recipe"] == octaves.PLAIN, "value"]) == {2.0}
@@ -52,13 +52,13 @@ def test_a_stride_of_two_leaves_a_grid_of_two_that_blur_takes_away(tmp_path: Pat
 def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
     held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
     held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
-    told = octaves.low_resolution_phrase(held)
+    phrase = octaves.low_resolution_phrase(held)
     assert (
-        "blur makes images clearer" in told
-    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in told
+        "blur makes images clearer" in phrase
+    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in phrase
 
 
-def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) -> None:
+def test_a_stride_of_one_leaves_no_grid(tmp_path: Path) -> None:
     outcome = put(linear(1), tmp_path)
     assert found(outcome, f"grid {octaves.PLAIN}") == found(outcome, f"grid {octaves.OCTAVES}") == 0
     # a constant is added to white noise, of which 1 - pi / 16 lies above half the Nyquist frequency
@@ -74,14 +74,14 @@ def test_a_stride_of_one_leaves_no_grid_and_the_noise_as_it_was(tmp_path: Path) 
 def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     images, live = np.zeros((1, 3, 3, 8, 8)), np.array([[True, False, False]])
     made = ImageSet(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
-    told: list[str] = []
-    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: told.extend(captions))
+    drawn: list[str] = []
+    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: drawn.extend(captions))
     octaves.draw_sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
-    assert set(told) == {*octaves.LABELS, "no gradient"} and len(told) == 27
-    assert fit_text(told, 7 / 9, 7)[1] == told, "nine columns of seven inches"
+    assert set(drawn) == {*octaves.LABELS, "no gradient"} and len(drawn) == 27
+    assert fit_text(drawn, 7 / 9, 7)[1] == drawn, "nine columns of seven inches"
 
 
-def test_one_seed_and_two_features_do(tmp_path: Path) -> None:
+def test_one_seed_and_two_features_suffice(tmp_path: Path) -> None:
     context = context_of(octaves.STUDY, linear(2), ("features",), tmp_path, size=24, features=2, seeds=1)
     outcome = octaves.measure(context, 24, 3)
     again = next(f for f in outcome.findings if f.name == f"{octaves.PLAIN}, {octaves.PLAIN}")
@@ -119,7 +119,7 @@ def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
     assert found(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
 
 
-def test_what_a_metric_lacks_of_its_ceiling_is_paired_by_feature() -> None:
+def test_the_deficit_from_the_ceiling_is_paired_by_feature() -> None:
     values = {"same": (0.8, 0.5, 0.3), "ceiling same": (0.9, 0.6, 0.6), "live": (1.0, 1.0, 1.0)}
     values |= {"different": (0.0, 0.1, 0.0), "ceiling different": (0.0, 0.0, 0.1)}
     rows = pd.DataFrame([(m, f"{k}", v) for m, row in values.items() for k, v in enumerate(row)])

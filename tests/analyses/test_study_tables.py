@@ -35,7 +35,7 @@ def test_page_and_stored_results_agree() -> None:
     assert tables.PAGE.read_text(encoding="utf-8") == tables.build_page(), "run python -m analyses.tables"
 
 
-def test_every_study_is_on_the_page_and_was_put_to_the_bundled_network() -> None:
+def test_every_study_was_run_on_the_bundled_network() -> None:
     assert sorted(tables.ORDER) == FILES
     assert sorted(p.parent.name for p in STORED if p.stem == "reference") == FILES
 
@@ -50,7 +50,7 @@ def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "extra"), MODELS.items())
-def test_the_layers_that_studies_take_are_there(model: str, extra: dict[str, bool]) -> None:
+def test_layers_of_the_studies_exist(model: str, extra: dict[str, bool]) -> None:
     with torch.random.fork_rng():
         network = load(torchvision.models.get_model(model, weights=None, **extra).eval(), input_size=128)
     known = network.trace(128).layers
@@ -80,11 +80,11 @@ def faults(path: Path) -> list[str]:
     return found
 
 
-def test_stored_results_are_whole() -> None:
+def test_stored_results_are_complete() -> None:
     assert {f"{p.parent.name}/{p.stem}": faults(p) for p in STORED if faults(p)} == {}
 
 
-def test_faults_of_a_stored_result_are_seen(tmp_path: Path) -> None:
+def test_faults_of_a_stored_result_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "some" / "own.json"
     path.parent.mkdir()
     good = record("own") | {"study": "some", "figures": ["own.png"]}

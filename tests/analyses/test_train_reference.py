@@ -72,7 +72,7 @@ class Killed(BaseException):
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("end", "every"), [(KeyboardInterrupt, 1e9), (Killed, -1.0)])
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
+def test_a_stopped_training_resumes_to_the_same_bits(
     pictures: Path, tmp_path: Path, at: int, end: type[BaseException], every: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = training(pictures)
@@ -156,7 +156,7 @@ GIVEN: dict[str, Any] = {"rows": 4, "precision": "float32", "device": "cpu"}
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_process_that_was_killed_is_gone_on_from(pictures: Path, tmp_path: Path) -> None:
+def test_a_killed_training_is_resumed(pictures: Path, tmp_path: Path) -> None:
     plan, out, whole = "10x32", tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
     program = PROGRAM.format(tests=str(ROOT / "tests"), plan=plan)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -233,7 +233,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_steps_are_as_long_as_the_schedule_says_also_after_a_stop(
+def test_step_lengths_follow_the_schedule_after_a_stop(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths, step = list[float](), torch.optim.SGD.step
@@ -332,7 +332,7 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any], said: str, p
 
 
 @pytest.mark.usefixtures("small")
-def test_what_must_not_be_trained_on_or_gone_on_with_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_unsuitable_data_and_checkpoints_are_refused(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "weights.safetensors"
     shutil.copytree(pictures, tmp_path / "sets" / "train")
     shutil.copytree(pictures / "n01" / "images", tmp_path / "sets" / "val" / "images")

@@ -19,7 +19,10 @@ from featmap.stats.measures import profile_correlations
 from tests.helpers import twofold
 from tests.stats.test_reliability import symmetric, upper
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("cheap_runs"),
+]
 
 
 def known(D: int = 24, N: int = 400, shift: float = 0.0) -> photograph_gap.LayerEvidence:
@@ -73,7 +76,7 @@ def test_explanations_by_hand() -> None:
     assert abs(found["noise_with_P"].value) < 0.3 < found["raw"].value < found["favourites_with_P"].value + 0.2
 
 
-def test_what_branches_differ_by_is_taken_out_pair_of_branches_by_pair() -> None:
+def test_differences_of_branches_are_removed_pair_by_pair() -> None:
     table, branches = symmetric(9, 1), np.array(list("aaabbbccc"), dtype=object)
     found = photograph_gap.subtract_block_means(table, branches)
     for i in range(9):
@@ -97,7 +100,7 @@ def test_dimensions_axes_and_own_images() -> None:
     assert photograph_gap.replace_own_responses(A).tolist() == [[4.5, 1, 2], [3, 4, 5], [6, 7, 3.5]]
 
 
-def test_a_shortfall_by_alien_images_is_laid_to_them() -> None:
+def test_a_gap_by_unnatural_images_is_attributed_to_them() -> None:
     found = photograph_gap.explain_gap(known(shift=2.0))
     assert found["raw"].value < 0.7 < found["favourites_with_P"].value
     said = photograph_gap.gap_sentences(found.get, 0.85)
@@ -121,7 +124,7 @@ def reason(**values: float) -> list[str]:
         ((0.88, 0.93), (0.80, 0.89), (0.9, 0.98), "do not separate"),
     ],
 )
-def test_causes_are_told_apart_by_their_intervals(
+def test_causes_are_separated_by_their_intervals(
     natural: tuple[float, float], synthetic: tuple[float, float], ceiling: tuple[float, float], words: str
 ) -> None:
     given = {"raw": reliability.Interval(0.6), "early": reliability.Interval(0.6)}
@@ -158,7 +161,7 @@ def put_to_test(folder: Path) -> None:
     )
 
 
-def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
+def test_the_page_is_built_from_the_results_alone(made: Path) -> None:
     text = (made / "page.md").read_text()
     assert trial_page.build_page(made / "results") == text
     for words in ("**second**", "| S of one seed with S of another |", "random weights", "40 photographs", "12 of 24"):
@@ -171,9 +174,9 @@ def test_the_page_is_made_of_the_results_alone(made: Path) -> None:
         trial.main(None, results=made / "nowhere", page=made / "nothing.md")
 
 
-def test_the_stored_figures_are_those_of_the_validation(made: Path) -> None:
+def test_the_stored_statistics_are_those_of_the_validation(made: Path) -> None:
     (run,) = (p for p in (made / "runs").glob("map-*"))
-    stored = pd.read_csv(made / "results" / "figures.csv")
+    stored = pd.read_csv(made / "results" / "statistics.csv")
     found = pd.read_csv(run / "validation" / "figures.csv")
     merged = stored.merge(found, on=["layer", "network", "name"])
     assert len(merged) == len(stored) == len(found)
@@ -184,7 +187,7 @@ def test_the_stored_figures_are_those_of_the_validation(made: Path) -> None:
         assert short[layer, "raw"] == pytest.approx(value, rel=1e-4)
 
 
-def test_a_trial_goes_on_from_its_runs_and_says_the_same(made: Path) -> None:
+def test_a_repeated_trial_resumes_with_equal_results(made: Path) -> None:
     before = {p.name: p.read_bytes() for p in (made / "results").iterdir()}
     put_to_test(made)
     assert {p.name: p.read_bytes() for p in (made / "results").iterdir()} == before

@@ -18,6 +18,7 @@ from featmap.optimize.recipe import Octave, Recipe
 from tests.helpers import networks
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -62,19 +63,20 @@ def test_the_peak_is_that_of_the_faster_of_product_and_convolution(monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_job_is_measured_and_those_not_run_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ("--layer", "conv1", "--size", "32", "--steps", "2")
+def test_a_job_is_measured_and_others_are_marked_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the command finds the tiny network
+    small = ("--model", "tests.helpers.tiny:wide", "--layer", "second", "--size", "16", "--steps", "2")
     monkeypatch.setitem(whole.JOBS, "heatmap", whole.Job("a small map", small, "cpu", "soon"))
     monkeypatch.setattr(steps, "MATRIX", 64)
     numbers, page = tmp_path / "whole.json", tmp_path / "README.md"
     whole.main(job=["heatmap"], out=numbers, readme=page)
     found = json.loads(numbers.read_text())
     assert list(found) == ["heatmap"] and found["heatmap"]["seconds"] > found["heatmap"]["descents_s"] > 0
-    assert (found["heatmap"]["size"], found["heatmap"]["steps"]) == (32, 2)
+    assert (found["heatmap"]["size"], found["heatmap"]["steps"]) == (16, 2)
     rows = [
         line for line in page.read_text().splitlines() if line.startswith("| a small map") or "not measured" in line
     ]
-    assert len(rows) == 3 and rows[0].startswith("| a small map; 32 pixels, 2 steps |") and "soon" in rows[0]
+    assert len(rows) == 3 and rows[0].startswith("| a small map; 16 pixels, 2 steps |") and "soon" in rows[0]
     assert "cuda | not measured" in rows[2]
     with pytest.raises(FeatmapError, match="job 'x' is unknown; allowed: heatmap, wide, network"):
         whole.main(job=["x"], out=numbers, readme=page)

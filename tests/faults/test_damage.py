@@ -32,7 +32,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
         if kind not in places:
             with pytest.MonkeyPatch.context() as patched:
                 patched.syspath_prepend(REPOSITORY)
-                run_kinds.shorten_clustering(patched)
+                run_kinds.make_runs_cheap(patched)
                 places[kind] = tmp_path_factory.mktemp(kind.replace(" ", "-"))
                 patched.chdir(places[kind])
                 run_kinds.make_run(kind)
@@ -84,7 +84,7 @@ QUICK = [("optimize", 1), ("probe", 1), ("interact", 13), ("atlas of interact", 
 def test_the_runs_own_command_repairs_just_the_damage(
     kind: str, every: int, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_kinds.shorten_clustering(monkeypatch)
+    run_kinds.make_runs_cheap(monkeypatch)
     monkeypatch.syspath_prepend(REPOSITORY)
     shutil.copytree(maker(kind), tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_the_runs_own_command_repairs_just_the_damage(
 def test_two_damaged_files_and_a_lost_folder_are_repaired_at_once(
     maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_kinds.shorten_clustering(monkeypatch)
+    run_kinds.make_runs_cheap(monkeypatch)
     monkeypatch.syspath_prepend(REPOSITORY)
     run = tmp_path / "run"
     shutil.copytree(maker("similarity") / "run", run)

@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run in it, in which the tests of this file work."""
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(REPOSITORY)
-        run_kinds.shorten_clustering(patched)
+        run_kinds.make_runs_cheap(patched)
         folder = tmp_path_factory.mktemp("damaged")
         patched.chdir(folder)
         assert run_kinds.run_command(*run_kinds.MAP, "--no-atlas") == 0

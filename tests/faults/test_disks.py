@@ -101,7 +101,7 @@ def test_a_run_on_a_full_disk_is_resumed_once_there_is_space(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_kinds.shorten_clustering(monkeypatch)
+    run_kinds.make_runs_cheap(monkeypatch)
     assert run_kinds.run_command(*command, "undisturbed") == 0
     expected, refused = read_contents(Path("undisturbed")), 0
     capsys.readouterr()

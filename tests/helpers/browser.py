@@ -58,7 +58,7 @@ class Tab:
 
     def ready(self) -> Any:
         """Return Playwright's page once its pictures are read."""
-        self.until("typeof FM !== 'undefined' && FM.images !== null && FM.carded !== undefined")
+        self.until("typeof FM !== 'undefined' && FM.images !== null && FM.shownOnCard !== undefined")
         return self.page
 
     def until(self, expression: str, seconds: float = 30) -> None:

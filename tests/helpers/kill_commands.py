@@ -1,6 +1,6 @@
 """Kills of commands, made by a process of its own that has loaded torch once and can fork: prints outcomes as JSON.
 
-python -m tests.helpers.kill_commands FOLDER
+python -m tests.helpers.kill_commands FOLDER random|moves
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 
 from analyses.benchmarks import faults
+from tests.helpers import run_kinds
 
 
 def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.Outcome]:
@@ -31,16 +33,20 @@ def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[fa
         number += step
 
 
-def main(place: Path) -> None:
+def main(place: Path, kind: str) -> None:
     torch.set_num_threads(1)
-    outcomes = {
-        "random similarity": faults.kill_at_random("similarity", 8, 20, place / "a"),
-        "random interact": faults.kill_at_random("interact", 8, 20, place / "b"),
-        "moves of optimize": kills_at_moves("optimize", 2, 14, place / "c"),
-        "moves of similarity": kills_at_moves("similarity", 54, 9, place / "d"),
-    }
+    run_kinds.make_runs_cheap(pytest.MonkeyPatch())  # forked children inherit it
+    for words in faults.RUNS.values():
+        words[words.index("--steps") + 1] = "12"
+    if kind == "random":
+        outcomes = {name: faults.kill_at_random(name, 8, 20, place / name) for name in ("similarity", "interact")}
+    else:
+        outcomes = {
+            "optimize": kills_at_moves("optimize", 2, 14, place / "optimize"),
+            "similarity": kills_at_moves("similarity", 54, 9, place / "similarity"),
+        }
     print(json.dumps({name: [asdict(o) for o in listed] for name, listed in outcomes.items()}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

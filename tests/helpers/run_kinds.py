@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from featmap.cli.app import main
+from featmap.plotting import style
 from featmap.stats import clustering
 
 
@@ -53,9 +54,10 @@ def make_run(kind: str) -> None:
         assert run_command(*command) == 0, command
 
 
-def shorten_clustering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cluster with few draws: their number is not what these tests are about."""
-    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=3, draws=5))
+def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int = 5) -> None:
+    """Cluster with few runs and draws, and draw small figures: neither is what these tests are about."""
+    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=runs, draws=draws))
+    monkeypatch.setattr(style, "MAX_PIXELS", 200)
 
 
 def files_of(folder: Path) -> list[Path]:

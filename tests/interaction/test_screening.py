@@ -25,7 +25,7 @@ from featmap.stats.predictors import seed_reliability
 from tests.helpers import networks
 from tests.helpers.settings import options, resolve_linear
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "one_thread")
 LAYERS = ("mixed", "narrow")
 
 

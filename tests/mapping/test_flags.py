@@ -28,7 +28,7 @@ from tests.report.test_atlas import data_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
 ]
 FEW: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
 LOOSE = {"second:3": 0.5, "second:5": None, "first:2": 0.1}

@@ -27,7 +27,10 @@ from featmap.stats import blockwise
 from tests.helpers import settings, tiny
 from tests.helpers.settings import options
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("cheap_runs"),
+]
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
 LAYERS = ["first", "relu", "second"]
 K = 4

@@ -18,6 +18,7 @@ import featmap
 from featmap.errors import FeatmapError, StoreError
 from featmap.mapping.result import SimilarityMap
 from featmap.mapping.run import similarity
+from featmap.mapping.writing import build_graph
 from featmap.network.loading import load
 from featmap.runs import lifecycle, output, store
 from tests.helpers import settings, tiny
@@ -43,6 +44,15 @@ def test_copies_are_nearest_neighbours(planted: SimilarityMap) -> None:
     others = [S.iloc[i, j] for i in range(6) for j in range(i)]
     assert max(others) < 0.9
     assert S.to_numpy(dtype=float).diagonal().tolist() == [1.0] * 12
+
+
+def test_a_graph_of_few_features_has_the_same_order_in_every_process(planted: SimilarityMap) -> None:
+    """The subgraph of networkx takes the order of a set of names where they are less than half of the nodes."""
+    few, whole = ["features:7", "features:2", "features:9", "features:0", "features:1"], planted.clusters.graph
+    graph = build_graph(planted, few, 10)
+    assert list(graph) == [name for name in whole if name in few]
+    assert list(graph.edges) == [edge for edge in whole.edges if {*edge} <= {*few}]
+    assert all(graph.edges[edge]["weight"] == whole.edges[edge]["weight"] for edge in graph.edges)
 
 
 def test_scale_of_a_copy_changes_A_but_not_coactivation(planted: SimilarityMap) -> None:

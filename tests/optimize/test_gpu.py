@@ -263,14 +263,14 @@ def test_whoever_asks_the_folder_waits_for_what_is_landing() -> None:
 
 
 def test_a_gpu_is_asked_for_its_activation_now_and_then() -> None:
-    class Told(Silent):
+    class Recorder(Silent):
         def __init__(self) -> None:
             self.values: list[float] = []
 
         def step(self, activation: float, count: int = 1) -> None:
             self.values.append(activation)
 
-    on_cpu, on_gpu = Told(), Told()
+    on_cpu, on_gpu = Recorder(), Recorder()
     for watcher, device in ((on_cpu, CPU), (on_gpu, torch.device("cuda"))):
         tell = progress.step_callback(watcher, device)
         for step in range(5):

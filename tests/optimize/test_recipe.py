@@ -62,8 +62,8 @@ def test_the_articles_numbers_as_printed() -> None:
 def test_what_the_article_leaves_out_is_said() -> None:
     for found in (ARTICLE, ARTICLE_LOWRES, ARTICLE_NORMALISED):
         assert found.notes and all(isinstance(n, str) and n for n in found.notes)
-    told = " ".join(ARTICLE.notes)
-    assert all(word in told for word in ("299", "blur", "start", "normalisation", "clamp"))
+    notes = " ".join(ARTICLE.notes)
+    assert all(word in notes for word in ("299", "blur", "start", "normalisation", "clamp"))
 
 
 def test_article_lowres_only_makes_smaller() -> None:

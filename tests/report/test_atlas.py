@@ -29,7 +29,10 @@ from tests.helpers.settings import options
 
 assert at_home  # the fixture under which every test works in a folder of its own
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("cheap_runs"),
+]
 MAP = ["similarity", "--layer", "second", *SMALL]
 SEVERAL = ["similarity", "--layers", "second,first", *SMALL]
 
@@ -191,7 +194,7 @@ def test_recipe_without_options_is_given_in_python_only(tmp_path: Path) -> None:
     data = data_of(page)
     assert data["command"] == [None] * tiny.FEATURES
     assert "Recipe.from_identity" in data["python"][0]
-    assert "caller's own" in data["again"][0]
+    assert "caller's own" in data["reproduction_notes"][0]
     recipe = featmap.Recipe.from_identity(json.loads(Path("RUN/manifest.json").read_text())["identity"]["recipe"])
     at = data["features"]["name"].index("second:2")
     images = featmap.maximise("second:2", tiny.small(), **options(recipe=recipe, seed=0, device="cpu"))

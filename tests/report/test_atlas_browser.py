@@ -164,9 +164,9 @@ def test_search_link_and_card(tab: Tab, run: Path, browser: Any) -> None:
 
 def test_unknown_feature_is_reported(tab: Tab) -> None:
     tab.page.fill("#search", "features:99")
-    assert "no feature of this page" in str(tab.page.locator("#found").text_content())
+    assert "no feature of this page" in str(tab.page.locator("#matches").text_content())
     tab.page.evaluate("location.hash = '#<img src=x onerror=alert(1)>'")
-    tab.until("document.getElementById('said').textContent.includes('<img')")
+    tab.until("document.getElementById('message').textContent.includes('<img')")
 
 
 def test_arrow_keys_walk_through_neighbours(tab: Tab, run: Path) -> None:

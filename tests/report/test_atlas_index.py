@@ -50,7 +50,7 @@ def test_index_links_to_features_and_other_layers(browser: Any, layers: Path) ->
         assert f"S {row.best:.3f}" in text
     page.fill("#search", "third:1")
     page.keyboard.press("Enter")
-    assert "No layer of this atlas contains third:1" in str(page.locator("#said").text_content())
+    assert "No layer of this atlas contains third:1" in str(page.locator("#message").text_content())
     page.fill("#search", "first:3")
     page.keyboard.press("Enter")
     page.wait_for_url("**/first/atlas.html#first:3")

@@ -38,7 +38,7 @@ NETWORKS: dict[str, tuple[str, str, list[str]]] = {
 def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(REPOSITORY)
-    run_kinds.shorten_clustering(monkeypatch)
+    run_kinds.make_runs_cheap(monkeypatch)
 
 
 def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -67,8 +67,8 @@ def test_measures_agree_with_plain_loops(seed: int, source: Callable[..., tuple]
     same(found.measures["profile"], S)
     assert ("coactivation" in found.measures) == (source is listed)
     best = cross_oracles.best(S, A_NAMES, B_NAMES)
-    told = cross_layer.layer_agreement(found.first, found.second, draws=2)[0]
-    assert (best is None and np.isnan(told)) or told == pytest.approx(best)
+    agreement = cross_layer.layer_agreement(found.first, found.second, draws=2)[0]
+    assert (best is None and np.isnan(agreement)) or agreement == pytest.approx(best)
 
 
 def test_a_worked_example() -> None:

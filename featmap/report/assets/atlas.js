@@ -3,17 +3,17 @@
 
 FM.selected = null;
 FM.pinned = null;
-FM.walk = [];
+FM.path = [];
 
 FM.side = () => Math.max(300, Math.min(document.getElementById("views").clientWidth - 90, window.innerHeight - 215, 900));
 
 FM.hash = (name) => `#${encodeURIComponent(name).replaceAll("%3A", ":")}`;
 
-// `step`: continue the walk (arrow keys); otherwise a new walk begins here.
+// `step`: continue the path (arrow keys); otherwise a new path begins here.
 FM.select = (k, step = false) => {
   if (k === FM.selected) return;
   FM.selected = k;
-  if (!step) FM.walk = [k];
+  if (!step) FM.path = [k];
   const hash = FM.hash(FM.names[k]);
   if (location.hash !== hash) location.hash = hash;
   FM.card(k);
@@ -32,12 +32,12 @@ FM.fromHash = () => {
   } catch {
     name = location.hash.slice(1); // not a link made by this page
   }
-  const said = document.getElementById("said");
+  const message = document.getElementById("message");
   if (FM.at.has(name)) {
-    said.textContent = "";
+    message.textContent = "";
     FM.select(FM.at.get(name));
   } else if (name !== "") {
-    said.textContent = `This page has no feature ${name}.`;
+    message.textContent = `This page has no feature ${name}.`;
   }
 };
 
@@ -66,6 +66,24 @@ FM.tip = (content, pointer) => {
   tip.style.top = `${Math.max(4, top)}px`;
 };
 
+// Show content for what `find` finds under the pointer, and act on a click; `find` returns null for nothing.
+FM.listen = (figure, place, find, content, act) => {
+  const pointer = { x: 0, y: 0 };
+  place.addEventListener("pointermove", (event) => {
+    pointer.x = event.clientX;
+    pointer.y = event.clientY;
+  }, true);
+  figure.on_event("mousemove", (event) => {
+    const target = find(event);
+    FM.tip(target === null ? null : content(target), pointer);
+  });
+  figure.on_event("mouseleave", () => FM.tip(null));
+  figure.on_event("tap", (event) => {
+    const target = find(event);
+    if (target !== null) act(target);
+  });
+};
+
 FM.setMeasure = (name) => {
   FM.measure = name;
   document.getElementById("measure").value = name;
@@ -84,19 +102,19 @@ FM.open = (name) => {
 
 FM.tabs = () => [...document.querySelectorAll("[role=tab]")].filter((tab) => !tab.hidden);
 
-// Right: to the most similar feature that this walk has not visited; left: back; up and down: in the order of the map.
+// Right: to the most similar feature that the path has not visited; left: back; up and down: in the order of the map.
 FM.step = (key) => {
   const k = FM.selected ?? 0;
-  if (FM.walk.length === 0) FM.walk = [k];
+  if (FM.path.length === 0) FM.path = [k];
   if (key === "ArrowRight") {
-    const next = FM.ranked(k).find(([j]) => !FM.walk.includes(j));
+    const next = FM.ranked(k).find(([j]) => !FM.path.includes(j));
     if (next === undefined) return;
-    FM.walk.push(next[0]);
+    FM.path.push(next[0]);
     FM.select(next[0], true);
   } else if (key === "ArrowLeft") {
-    if (FM.walk.length < 2) return;
-    FM.walk.pop();
-    FM.select(FM.walk.at(-1), true);
+    if (FM.path.length < 2) return;
+    FM.path.pop();
+    FM.select(FM.path.at(-1), true);
   } else {
     const by = key === "ArrowDown" ? 1 : -1;
     FM.select((k + by + FM.count) % FM.count);
@@ -154,19 +172,19 @@ FM.start = async () => {
   } else {
     FM.open("clusters");
   }
-  await FM.painted();
-  performance.mark("first-picture");
+  await FM.afterPaint();
+  performance.mark("first-paint-of-map");
 };
 
 // After two frames the drawing is on the screen; a page in the background paints no frames and waits for a timeout.
-FM.painted = () =>
+FM.afterPaint = () =>
   new Promise((resolve) => {
     requestAnimationFrame(() => requestAnimationFrame(resolve));
     setTimeout(resolve, 500);
   });
 
 FM.finish = () => {
-  FM.readPictures();
+  FM.readImages();
   FM.clusters();
   FM.fromHash();
   if (FM.selected === null && location.hash === "") FM.card(0);

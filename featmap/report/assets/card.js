@@ -45,7 +45,7 @@ FM.reliability = (k) => {
 
 FM.definitions = (k) => {
   const f = FM.data.features;
-  const said = (value) => (value === null || value === undefined || value === "" ? null : String(value));
+  const textOrNull = (value) => (value === null || value === undefined || value === "" ? null : String(value));
   const cluster = f.cluster && f.cluster[k] !== null ? f.cluster[k] : null;
   const swatch = FM.element("i", { class: "swatch", style: `background:${FM.colour(cluster)}` });
   const lines = [
@@ -54,8 +54,8 @@ FM.definitions = (k) => {
     ["status", f.status[k]],
     ["start", f.start && f.start[k] === "rescued" ? "without a gradient, through dead ReLUs" : null],
     ["reliability over seeds", FM.reliability(k)],
-    ["branch", said(f.branch && f.branch[k])],
-    ["community", said(f.community && f.community[k])],
+    ["branch", textOrNull(f.branch && f.branch[k])],
+    ["community", textOrNull(f.community && f.community[k])],
     ["own image is the best", f.identity && f.identity[k] !== null ? (f.identity[k] ? "yes" : "no") : null],
   ];
   const list = FM.element("dl", {});
@@ -71,7 +71,7 @@ FM.definitions = (k) => {
 };
 
 // The activation map: the image is bright where the feature fires and dimmed elsewhere.
-FM.mapped = (k) => {
+FM.activationMap = (k) => {
   const { reason, shape, largest } = FM.data.maps;
   if (reason) return FM.element("p", { class: "absent" }, `No activation map: ${reason}`);
   const [height, width] = shape[k];
@@ -84,10 +84,10 @@ FM.mapped = (k) => {
   context.putImageData(pixels, 0, 0);
   const best = values.indexOf(255);
   const where = best < 0 ? "zero everywhere" : `strongest at row ${Math.floor(best / width)}, column ${best % width}`;
-  const said = `activation map ${height} x ${width}, largest ${FM.number(largest[k])}, ${where}`;
+  const caption = `activation map ${height} x ${width}, largest ${FM.number(largest[k])}, ${where}`;
   const image = FM.image(k, 210);
-  image.alt = `${said}, over the ${FM.describe(k)}`;
-  return FM.element("figure", {}, FM.element("div", { class: "stack" }, image, canvas), FM.element("figcaption", {}, said));
+  image.alt = `${caption}, over the ${FM.describe(k)}`;
+  return FM.element("figure", {}, FM.element("div", { class: "stack" }, image, canvas), FM.element("figcaption", {}, caption));
 };
 
 FM.curves = { built: false };
@@ -126,33 +126,33 @@ FM.neighbours = (ranked) =>
   );
 
 // A feature of another layer, with a link to its page if it has one.
-FM.elsewhere = (href, name) => (href ? FM.element("a", { href: href + FM.hash(name) }, FM.marked(name)) : FM.marked(name));
+FM.otherPage = (href, name) => (href ? FM.element("a", { href: href + FM.hash(name) }, FM.marked(name)) : FM.marked(name));
 
 // Responses of other layers to the image; collapsed if there are many layers.
-FM.across = (k) =>
+FM.otherLayers = (k) =>
   FM.data.cross.map(({ layer, href, strongest, similar }) => {
     const rows = strongest[k].map(([name, z, a]) =>
-      FM.element("tr", {}, FM.element("td", {}, FM.elsewhere(href, name)), FM.element("td", {}, FM.number(z)), FM.element("td", {}, FM.number(a))),
+      FM.element("tr", {}, FM.element("td", {}, FM.otherPage(href, name)), FM.element("td", {}, FM.number(z)), FM.element("td", {}, FM.number(a))),
     );
     const head = ["strongest responses", "standard deviations", "activation"].map((text) => FM.element("th", {}, text));
     const alike = FM.element("p", {}, similar[k].length ? "most similar by profile: " : "no similarity is defined");
-    similar[k].forEach(([name, s], at) => alike.append(at ? ", " : "", FM.elsewhere(href, name), ` ${FM.number(s)}`));
+    similar[k].forEach(([name, s], at) => alike.append(at ? ", " : "", FM.otherPage(href, name), ` ${FM.number(s)}`));
     const best = strongest[k].length ? `: strongest ${FM.marked(strongest[k][0][0])}` : "";
     const table = FM.element("table", {}, FM.element("tr", {}, ...head), ...rows);
-    const made = FM.element("details", {}, FM.element("summary", {}, `In ${layer}${best}`), table, alike);
-    made.open = FM.data.cross.length <= 3;
-    return made;
+    const details = FM.element("details", {}, FM.element("summary", {}, `In ${layer}${best}`), table, alike);
+    details.open = FM.data.cross.length <= 3;
+    return details;
   });
 
-FM.again = (k) => {
-  const { command, python, again } = FM.data;
+FM.reproduction = (k) => {
+  const { command, python, reproduction_notes: reproductionNotes } = FM.data;
   const line = command[k] === null ? "no command-line options give this run's recipe; use the Python code" : command[k];
-  const notes = again.map((note) => FM.element("p", {}, note));
+  const notes = reproductionNotes.map((note) => FM.element("p", {}, note));
   return [FM.element("h3", {}, "Reproduce this image"), FM.element("pre", {}, line), FM.element("pre", {}, python[k]), ...notes];
 };
 
 FM.card = (k) => {
-  FM.carded = k;
+  FM.shownOnCard = k;
   const place = document.getElementById("card");
   const ranked = FM.ranked(k);
   const title = FM.element("h2", {}, FM.element("a", { href: FM.hash(FM.names[k]), title: "permanent link" }, FM.marked(FM.names[k])));
@@ -169,11 +169,11 @@ FM.card = (k) => {
   } else if (FM.live > 0) {
     children.push(FM.element("p", {}, k < FM.live ? "Its similarity to others is undefined." : `It is ${FM.data.features.status[k]}: it takes no part in map, graph and clusters.`));
   }
-  children.push(...FM.across(k), ...FM.again(k));
+  children.push(...FM.otherLayers(k), ...FM.reproduction(k));
   place.replaceChildren(...children);
-  FM.whenPictures(() => {
-    if (FM.carded !== k) return; // another feature was selected while the images were read
-    images.append(FM.mapped(k));
+  FM.whenImages(() => {
+    if (FM.shownOnCard !== k) return; // another feature was selected while the images were read
+    images.append(FM.activationMap(k));
     descent.hidden = false;
     FM.curves.show(k);
   });

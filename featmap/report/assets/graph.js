@@ -6,7 +6,7 @@ FM.graph.NODE = 0.86;
 FM.graph.NEAR = 0.5;
 FM.graph.CUT = 0.6;
 
-// Picture of each node, cut from the sheet of thumbnails: the middle of its image, because a whole image is a gray blur at this size.
+// Tile of each node, cut from the sheet of thumbnails: the middle of its image, because a whole image is a gray blur at this size.
 FM.graph.tiles = async () => {
   const { side, columns, uri } = FM.data.thumbnails;
   const sheet = new Image();
@@ -88,7 +88,7 @@ FM.graph.build = async () => {
   FM.graph.figure = figure;
   FM.graph.threshold();
   const place = document.getElementById("graph");
-  FM.graph.view = FM.unframed(await Bokeh.Plotting.show(figure, place));
+  FM.graph.view = FM.withoutOutline(await Bokeh.Plotting.show(figure, place));
   FM.graph.listen(figure, place);
 };
 
@@ -123,22 +123,7 @@ FM.graph.node = (event) => {
   return null;
 };
 
-FM.graph.listen = (figure, place) => {
-  const pointer = { x: 0, y: 0 };
-  place.addEventListener("pointermove", (event) => {
-    pointer.x = event.clientX;
-    pointer.y = event.clientY;
-  }, true);
-  figure.on_event("mousemove", (event) => {
-    const k = FM.graph.node(event);
-    FM.tip(k === null ? null : FM.single(k), pointer);
-  });
-  figure.on_event("mouseleave", () => FM.tip(null));
-  figure.on_event("tap", (event) => {
-    const k = FM.graph.node(event);
-    if (k !== null) FM.select(k);
-  });
-};
+FM.graph.listen = (figure, place) => FM.listen(figure, place, FM.graph.node, FM.single, FM.select);
 
 FM.graph.pixel = (k) => {
   const { frame, el } = FM.graph.view;

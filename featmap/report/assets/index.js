@@ -1,20 +1,20 @@
 "use strict";
 // The index of several layers: a name such as inception4a:17 leads to the page of its layer.
 
-const places = JSON.parse(document.getElementById("data").textContent);
+const pages = JSON.parse(document.getElementById("data").textContent);
 
 const target = (name) => {
   const cut = name.lastIndexOf(":");
   const layer = cut < 0 ? name : name.slice(0, cut);
-  if (!Object.hasOwn(places, layer)) return null;
-  return cut < 0 ? places[layer] : `${places[layer]}#${encodeURIComponent(name).replaceAll("%3A", ":")}`;
+  if (!Object.hasOwn(pages, layer)) return null;
+  return cut < 0 ? pages[layer] : `${pages[layer]}#${encodeURIComponent(name).replaceAll("%3A", ":")}`;
 };
 
 const go = (name) => {
-  const found = target(name.trim());
-  const said = document.getElementById("said");
-  said.textContent = found === null ? `No layer of this atlas contains ${name}.` : "";
-  if (found !== null) location.assign(found);
+  const page = target(name.trim());
+  const message = document.getElementById("message");
+  message.textContent = page === null ? `No layer of this atlas contains ${name}.` : "";
+  if (page !== null) location.assign(page);
 };
 
 document.getElementById("find").addEventListener("submit", (event) => {

@@ -9,12 +9,12 @@ FM.mosaic = (members) =>
 
 FM.cluster = ({ number, members, within, outside, central, activation }) => {
   const swatch = FM.element("i", { class: "swatch", style: `background:${FM.colour(number)}` });
-  const figures = `${members.length} features; mean S within ${FM.number(within)}, to the others ${FM.number(outside)}; mean activation ${FM.number(activation)}; most central: `;
+  const statistics = `${members.length} features; mean S within ${FM.number(within)}, to the others ${FM.number(outside)}; mean activation ${FM.number(activation)}; most central: `;
   return FM.element(
     "section",
     { "data-cluster": number },
     FM.element("h3", {}, swatch, `Cluster ${number}`),
-    FM.element("p", {}, figures, FM.link(central, FM.marked(FM.names[central]))),
+    FM.element("p", {}, statistics, FM.link(central, FM.marked(FM.names[central]))),
     FM.mosaic(members),
   );
 };
@@ -36,7 +36,7 @@ FM.clusters = () => {
 };
 
 // Names that contain the text, exact channels first: "17" finds inception4a:17 before inception4a:170.
-FM.found = (text) => {
+FM.find = (text) => {
   const wanted = text.trim().toLowerCase();
   if (wanted === "") return [];
   const rank = (name) => {
@@ -51,7 +51,7 @@ FM.found = (text) => {
 
 FM.search = () => {
   const field = document.getElementById("search");
-  const list = document.getElementById("found");
+  const list = document.getElementById("matches");
   const close = () => {
     list.hidden = true;
   };
@@ -62,7 +62,7 @@ FM.search = () => {
     field.blur();
   };
   const update = () => {
-    const matches = FM.found(field.value);
+    const matches = FM.find(field.value);
     const items = matches.map((k) => {
       const act = (event) => {
         event.preventDefault();
@@ -78,7 +78,7 @@ FM.search = () => {
   field.addEventListener("focus", update);
   field.addEventListener("blur", close);
   field.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && FM.found(field.value).length) choose(FM.found(field.value)[0]);
+    if (event.key === "Enter" && FM.find(field.value).length) choose(FM.find(field.value)[0]);
     if (event.key === "Escape") field.blur();
   });
 };

@@ -4,7 +4,7 @@
 FM.map = { built: false };
 
 // Keys act on the page, so a clicked figure needs no focus outline.
-FM.unframed = (view) => {
+FM.withoutOutline = (view) => {
   view.canvas_view.events_el.style.outline = "none";
   return view;
 };
@@ -17,26 +17,26 @@ FM.map.values = (measure) => {
   return values;
 };
 
-FM.map.shaped = (values) => Bokeh.require("core/util/ndarray").ndarray(values, { shape: [FM.live, FM.live] });
+FM.map.square = (values) => Bokeh.require("core/util/ndarray").ndarray(values, { shape: [FM.live, FM.live] });
 
 // Width of the tree and the bands left of and above the map, in cells.
 FM.map.margins = () => ({ band: 0.025 * FM.live, tree: FM.data.tree.length ? 0.09 * FM.live : 0 });
 
-FM.map.stretches = () => {
+FM.map.clusterRanges = () => {
   const cluster = FM.data.features.cluster || [];
-  const found = [];
+  const ranges = [];
   for (let k = 0; k < FM.live; k += 1) {
-    const last = found.at(-1);
+    const last = ranges.at(-1);
     if (last && last.cluster === cluster[k]) last.end = k + 1;
-    else found.push({ cluster: cluster[k] ?? null, start: k, end: k + 1 });
+    else ranges.push({ cluster: cluster[k] ?? null, start: k, end: k + 1 });
   }
-  return found;
+  return ranges;
 };
 
 FM.map.bands = (figure) => {
   const { band } = FM.map.margins();
   const quads = { left: [], right: [], top: [], bottom: [], colour: [] };
-  for (const { cluster, start, end } of FM.map.stretches()) {
+  for (const { cluster, start, end } of FM.map.clusterRanges()) {
     const sides = [
       [-1.2 * band, -0.2 * band, start, end],
       [start, end, -1.2 * band, -0.2 * band],
@@ -127,7 +127,7 @@ FM.map.build = async () => {
   Object.assign(FM.map, { figure, mapper, source, built: true });
   FM.map.show();
   const place = document.getElementById("map");
-  FM.map.view = FM.unframed(await Bokeh.Plotting.show(figure, place));
+  FM.map.view = FM.withoutOutline(await Bokeh.Plotting.show(figure, place));
   FM.map.listen(figure, place);
   FM.map.mark();
 };
@@ -137,7 +137,7 @@ FM.map.show = () => {
   const span = FM.data.reach[FM.measure];
   FM.map.mapper.low = -span;
   FM.map.mapper.high = span;
-  const image = FM.map.shaped(FM.map.values(FM.measure));
+  const image = FM.map.square(FM.map.values(FM.measure));
   FM.map.source.data = { image: [image], x: [0], y: [0], side: [FM.live] };
   document.getElementById("measured").textContent = FM.data.labels[FM.measure];
 };
@@ -162,23 +162,7 @@ FM.map.cell = (event) => {
   return i >= 0 && j >= 0 && i < FM.live && j < FM.live ? [i, j] : null;
 };
 
-FM.map.listen = (figure, place) => {
-  const pointer = { x: 0, y: 0 };
-  place.addEventListener("pointermove", (event) => {
-    pointer.x = event.clientX;
-    pointer.y = event.clientY;
-  }, true);
-  figure.on_event("mousemove", (event) => {
-    const pair = FM.map.cell(event);
-    if (pair === null) FM.tip(null);
-    else FM.tip(FM.pair(...pair, false), pointer);
-  });
-  figure.on_event("mouseleave", () => FM.tip(null));
-  figure.on_event("tap", (event) => {
-    const pair = FM.map.cell(event);
-    if (pair !== null) FM.pinPair(pair);
-  });
-};
+FM.map.listen = (figure, place) => FM.listen(figure, place, FM.map.cell, (pair) => FM.pair(...pair, false), FM.pinPair);
 
 // Position of a cell in the window, in pixels; tests move the mouse there.
 FM.map.pixel = (i, j) => {

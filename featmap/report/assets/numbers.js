@@ -56,14 +56,14 @@ FM.number = (value) => {
 
 // The other live features by similarity, the most similar first; undefined ones are left out.
 FM.ranked = (k) => {
-  const found = [];
+  const ranked = [];
   if (k < FM.live) {
     for (let j = 0; j < FM.live; j += 1) {
       const s = FM.measures.profile(k, j);
-      if (j !== k && Number.isFinite(s)) found.push([j, s]);
+      if (j !== k && Number.isFinite(s)) ranked.push([j, s]);
     }
   }
-  return found.toSorted((a, b) => b[1] - a[1] || a[0] - b[0]);
+  return ranked.toSorted((a, b) => b[1] - a[1] || a[0] - b[0]);
 };
 
 FM.describe = (k) => {
@@ -73,27 +73,27 @@ FM.describe = (k) => {
 };
 
 FM.colour = (cluster) => {
-  const given = cluster !== null && cluster !== undefined && cluster >= 0;
-  return given ? FM.data.colours[cluster % FM.data.colours.length] : FM.data.gray;
+  const defined = cluster !== null && cluster !== undefined && cluster >= 0;
+  return defined ? FM.data.colours[cluster % FM.data.colours.length] : FM.data.gray;
 };
 
 // Create an element with attributes and children; strings become text nodes, never markup.
 FM.element = (tag, attributes = {}, ...children) => {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else made.setAttribute(name, value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null));
-  return made;
+  node.append(...children.filter((child) => child !== null));
+  return node;
 };
 
 FM.image = (k, side) => {
-  const made = FM.element("img", { alt: FM.describe(k), width: side, height: side });
-  FM.whenPictures(() => {
-    made.src = FM.images[k];
+  const node = FM.element("img", { alt: FM.describe(k), width: side, height: side });
+  FM.whenImages(() => {
+    node.src = FM.images[k];
   });
-  return made;
+  return node;
 };
 
 // A thumbnail is a window on the sheet of all thumbnails.
@@ -106,11 +106,11 @@ FM.thumbnail = (k) => {
 // Images are at the end of the page; functions that need them wait until they are read.
 FM.waiting = [];
 FM.images = null;
-FM.whenPictures = (act) => {
+FM.whenImages = (act) => {
   if (FM.images === null) FM.waiting.push(act);
   else act();
 };
-FM.readPictures = () => {
+FM.readImages = () => {
   FM.curve = FM.blob("curve");
   FM.maps = FM.blob("maps");
   FM.images = FM.parse("images");
