@@ -29,6 +29,7 @@ _HOMES = {
     "screen": "interaction.screening",
     "atlas": "report.atlas",
     "validate": "validation.run",
+    "judge": "validation.judgement",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from featmap.runs.maximise import maximise
     from featmap.runs.probe import probe
     from featmap.runs.store import open_arrays
+    from featmap.validation.judgement import judge
     from featmap.validation.run import validate
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -302,3 +303,41 @@ def network_of(folder: Path) -> Network:
             "pass the network with those weights"
         )
     return network
+
+
+def require_network(run: Run, network: Network) -> None:
+    """Check that a network is the one that a run was computed with.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    network : Network
+        The network.
+
+    Raises
+    ------
+    FeatmapError
+        If it is another one.
+    """
+    if json.loads(json.dumps(network.identity())) != run.identity["model"]:
+        raise FeatmapError(
+            f"run {str(run.folder)!r} has another network than {network.name} ({network.weights}); "
+            "give the network and the weights of the run"
+        )
+
+
+def register_inside(run_folder: Path, folder: Path) -> None:
+    """Register a folder as a part of a run if it lies inside the run's folder.
+
+    Parameters
+    ----------
+    run_folder : Path
+        Folder of the run.
+    folder : Path
+        Any folder; it need not exist yet.
+    """
+    if folder.resolve().is_relative_to(run_folder.resolve()):
+        with Run.read(run_folder).locked() as run:
+            run.manifest = Run.read(run_folder).manifest  # as it is now that no other process can write it
+            run.register_part(run_folder / folder.resolve().relative_to(run_folder.resolve()))

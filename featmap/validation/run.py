@@ -197,11 +197,7 @@ def job_of(run: Run, network: Network) -> Job:
         If the run has another network, or settings that this version of featmap does not know.
     """
     identity = run.identity
-    if json.loads(json.dumps(network.identity())) != identity["model"]:
-        raise FeatmapError(
-            f"run {str(run.folder)!r} has another network than {network.name} ({network.weights}); "
-            "give the network and the weights of the run"
-        )
+    lifecycle.require_network(run, network)
     data = open_arrays(run.folder)
     job = Job(
         network=network,
@@ -265,21 +261,13 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
     if plan.images is not None:
         paths = photographs.find_photographs(plan.images)
         photographs.check_readable(paths, lambda done, total: watcher.stage("photographs opened", done, total))
-    _register_in_run(plan)
+    lifecycle.register_inside(plan.run.folder, plan.folder)
     with Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
         store.save()
         validation = _evaluate(plan, store, watcher)
     _redraw_atlas(plan, watcher)  # only now: an atlas reads complete runs, and the validation is part of this one
     return validation
-
-
-def _register_in_run(plan: ValidationPlan) -> None:
-    """Register a validation that lies inside the evaluated run as a part of it."""
-    if plan.folder.resolve().is_relative_to(plan.run.folder.resolve()):
-        with Run.read(plan.run.folder).locked() as run:
-            run.manifest = Run.read(run.folder).manifest  # as it is now that no other process can write it
-            run.register_part(run.folder / plan.folder.resolve().relative_to(run.folder.resolve()))
 
 
 def _evaluate(plan: ValidationPlan, store: Run, watcher: Watcher) -> Validation:

@@ -170,7 +170,5 @@ def test_images_that_are_not_finite_take_no_part() -> None:
     found = transfer.feature_transfer(features, transfer.match_features(source, other), images, source, other)
     assert np.isnan(found.own[3]) and np.isfinite(np.delete(found.own, 3)).all()
     assert np.isfinite(np.delete(found.baseline, 3)).all()
-    alone = transfer.feature_transfer(
-        features[:1], transfer.match_features(source, other), images[:1], source, other
-    )
+    alone = transfer.feature_transfer(features[:1], transfer.match_features(source, other), images[:1], source, other)
     assert alone.own[0] == 1 and np.isnan(alone.baseline[0]) and np.isnan(alone.among_images[0])

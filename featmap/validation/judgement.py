@@ -1,0 +1,330 @@
+"""Judge the images of a run by other networks, and beside photographs.
+
+Everything is stored in `RUN/judge/`, as a run folder inside the judged run. A further call, with other judges or
+photographs, replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from featmap.errors import FeatmapError
+from featmap.files import digest
+from featmap.network.loading import load
+from featmap.network.model import Network
+from featmap.optimize.photographs import check_readable, find_photographs
+from featmap.runs import device, integrity, lifecycle, output
+from featmap.runs.engine import Execution
+from featmap.runs.manifest import COMPLETE, MAXIMISE, RUNNING, SIMILARITY, is_run, translate_read_errors
+from featmap.runs.progress import Watcher
+from featmap.runs.store import Run, open_arrays
+from featmap.validation import image_statistics
+from featmap.validation.image_evidence import (
+    Judge,
+    OwnEvidence,
+    RunImages,
+    class_layer,
+    measure_own,
+    read_photographs,
+)
+from featmap.validation.results import Statistic, statistics_frame
+from featmap.validation.run import FEWEST_PHOTOGRAPHS
+
+FOLDER = "judge"
+By = str | nn.Module | Network
+
+
+@dataclass(frozen=True, eq=False)
+class JudgementPlan:
+    """Settings of a judgement, checked.
+
+    Parameters
+    ----------
+    run : Run
+        The judged run.
+    network : Network
+        Its network.
+    judges : tuple of Judge
+        The other networks.
+    photographs : Path or None
+        Folder of photographs.
+    folder : Path
+        Folder of the judgement.
+    device : torch.device
+        Where the networks are computed.
+    """
+
+    run: Run
+    network: Network
+    judges: tuple[Judge, ...]
+    photographs: Path | None
+    folder: Path
+    device: torch.device
+
+
+@dataclass(eq=False)
+class Judgement:
+    """What other networks, and photographs, say of a run's images.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the results.
+    images : pandas.DataFrame
+        A row for each image, see `featmap.validation.image_statistics.image_table`.
+    transfer : pandas.DataFrame
+        A row for each judge and image of a class logit or hidden feature, see
+        `featmap.validation.image_statistics.transfer_table`.
+    results : list of Statistic
+        The summary.
+    notes : list of str
+        What was not measured, and why.
+    """
+
+    folder: Path
+    images: pd.DataFrame
+    transfer: pd.DataFrame
+    results: list[Statistic]
+    notes: list[str]
+
+    @property
+    def statistics(self) -> pd.DataFrame:
+        """The summary, a row for each statistic; `network` says of what, or by which judge, it is."""
+        return statistics_frame(self.results)
+
+
+def plan_judgement(
+    folder: str | Path,
+    by: By | Sequence[By],
+    *,
+    photographs: str | Path | None = None,
+    network: Network | None = None,
+    execution: Execution | None = None,
+) -> JudgementPlan:
+    """Check the settings of a judgement.
+
+    Parameters
+    ----------
+    folder, by, photographs, network, execution
+        See `judge`.
+
+    Returns
+    -------
+    JudgementPlan
+        The checked settings.
+
+    Raises
+    ------
+    FeatmapError
+        If the run is not complete, has no images or another network, or there is no judge or no photograph.
+    """
+    execution, folder = execution or Execution(), Path(folder)
+    run = Run.read(folder)
+    with translate_read_errors(folder):
+        if run.identity.get("command") not in (MAXIMISE, SIMILARITY) or not run.manifest.is_complete:
+            raise FeatmapError(
+                f"run {str(folder)!r} is not a complete run of maximise or similarity; give the folder of one, or "
+                "complete this one first"
+            )
+        integrity.require_intact(folder, pages=False, parts=False)
+        network = network or lifecycle.network_of(folder)
+        lifecycle.require_network(run, network)
+    if photographs is not None:
+        if is_run(Path(photographs)):
+            raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
+        count = len(find_photographs(Path(photographs)))
+        if count < FEWEST_PHOTOGRAPHS:
+            raise FeatmapError(
+                f"photographs {str(photographs)!r}: {count} in it; give {FEWEST_PHOTOGRAPHS} or more, best 1,000"
+            )
+    return JudgementPlan(
+        run,
+        network,
+        _load_judges(by),
+        None if photographs is None else Path(photographs),
+        execution.out or folder / FOLDER,
+        execution.torch_device(),
+    )
+
+
+def _load_judges(by: By | Sequence[By]) -> tuple[Judge, ...]:
+    """Load the judges and give each a name of its own."""
+    networks = [load(one) for one in ([by] if isinstance(by, (str, nn.Module, Network)) else by)]
+    if not networks:
+        raise FeatmapError("no judge; give at least one other network, by the names that featmap.load takes")
+    for network in networks:
+        if failure := network.trace().failure:
+            raise FeatmapError(
+                f"judge {network.name} fails at {network.input_size} pixels ({failure}); give its own input size"
+            )
+    identities = [network.identity() for network in networks]
+    for k, network in enumerate(networks):
+        if identities[k] in identities[:k]:
+            raise FeatmapError(f"judge {network.name} ({network.weights}) is given twice; give each network once")
+    names = [network.name for network in networks]
+    unique = [n if names.count(n) == 1 else f"{n} {net.sha256[:8]}" for n, net in zip(names, networks, strict=True)]
+    unique = [n if unique.count(n) == 1 else f"{n} ({k + 1})" for k, n in enumerate(unique)]
+    return tuple(Judge.of(network, name) for network, name in zip(networks, unique, strict=True))
+
+
+def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
+    """Measure the images, and write the results into the folder of the judgement.
+
+    Parameters
+    ----------
+    plan : JudgementPlan
+        The judgement.
+    watcher : Watcher
+        Hears of the progress.
+
+    Returns
+    -------
+    Judgement
+        Tables and summary.
+    """
+    if plan.photographs is not None:
+        paths = find_photographs(plan.photographs)
+        check_readable(paths, lambda done, total: watcher.stage("photographs opened", done, total))
+    identity = {"command": "judge", "run": digest(plan.run.identity)}
+    about = {"network": str(plan.network), "environment": device.describe_environment(plan.device)}
+    lifecycle.register_inside(plan.run.folder, plan.folder)
+    with Run(plan.folder, identity).open({}, {}, about).locked() as store:
+        store.manifest.status = RUNNING
+        store.save()
+        with device.deterministic_settings():
+            judgement = _measure(plan, watcher)
+        _write(plan, judgement, store)
+    return judgement
+
+
+def _measure(plan: JudgementPlan, watcher: Watcher) -> Judgement:
+    """Measure images and photographs by all networks."""
+    data, network = open_arrays(plan.run.folder), plan.network
+    images, size = RunImages.of(data), int(data.sizes["y"])
+    photos = None if plan.photographs is None else read_photographs(plan.photographs, watcher)
+
+    def own_evidence(batches: Iterator[Tensor]) -> OwnEvidence:
+        return measure_own(network, images, batches, size, plan.device)
+
+    own = own_evidence(images.batches(watcher, f"images by {network.name}"))
+    natural = None if photos is None else own_evidence(photos(size, f"photographs by {network.name}"))
+    table = image_statistics.image_table(images, own, natural)
+    results = image_statistics.image_statistics(table, images, own, natural)
+    results += _seconds(plan.run, len(images.labels))
+    classes, tables, notes = class_layer(network, size), [], list[str]()
+    for judge in plan.judges:
+        shared = _shared_classes(plan, classes, size, judge, images, notes)
+        hidden = photos is not None and bool(judge.layers) and any(la != shared for la in images.layers)
+        batches = images.batches(watcher, f"images by {judge.name}")
+        judged = judge.measure(batches, plan.device, logits=shared is not None, hidden=hidden)
+        both = None
+        if hidden and photos is not None and natural is not None:
+            batches = photos(judge.network.input_size, f"photographs by {judge.name}")
+            both = natural.responses, judge.measure(batches, plan.device, logits=False, hidden=True)[1]
+        found = image_statistics.transfer_table(images, judge, judged, both, shared)
+        results += image_statistics.transfer_statistics(found, judge.class_count())
+        tables.append(found)
+        if judge.network.sha256 == network.sha256:
+            notes.append(f"{judge.name} has the weights of the run's own network: this is no transfer")
+    if photos is None:
+        notes.append("no photographs: hidden features, colour and agreement are not compared with any")
+    if any(k < 0 for k in images.feature):
+        notes.append("images of rows, neurons and sums of units are measured by their pixels only")
+    return Judgement(plan.folder, table, pd.concat(tables), results, notes)
+
+
+def _shared_classes(
+    plan: JudgementPlan, classes: str | None, size: int, judge: Judge, images: RunImages, notes: list[str]
+) -> str | None:
+    """Return the run's layer of class logits if some images are of it and the judge has the same classes."""
+    if classes is None or classes not in images.layers:
+        return None
+    own, other = plan.network.layer(classes, size).channels, judge.class_count()
+    if own == other:
+        return classes
+    notes.append(f"{judge.name} has {other:,} classes and {plan.network.name} {own:,}: class logits are not judged")
+    return None
+
+
+def _seconds(run: Run, count: int) -> list[Statistic]:
+    """Return the time that the run took for each image, where it is recorded."""
+    seconds = run.manifest.timings.get("descent_and_probe")
+    if seconds is None:
+        return []
+    note = "descent and probe; depends on the machine and what else it did"
+    return [
+        Statistic(image_statistics.ALL, image_statistics.IMAGES, "seconds", seconds / count, count=count, note=note)
+    ]
+
+
+def _write(plan: JudgementPlan, judgement: Judgement, store: Run) -> None:
+    """Write the tables and the summary, and mark the judgement complete."""
+    store.manifest.files = {}
+    output.write_frame(store, "images", judgement.images)
+    output.write_frame(store, "transfer", judgement.transfer)
+    output.write_frame(store, "statistics", judgement.statistics, "row")
+    summary = {
+        "run": {"network": str(plan.network), "recipe": plan.run.identity["recipe"].get("name")},
+        "judges": {judge.name: str(judge.network) for judge in plan.judges},
+        "photographs": None if plan.photographs is None else plan.photographs.name,
+        "notes": judgement.notes,
+        "statistics": json.loads(judgement.statistics.to_json(orient="records")),
+    }
+    text = json.dumps(summary, indent=1) + "\n"
+    store.write("summary.json", lambda p: p.write_text(text, encoding="utf-8"))
+    manifest = store.manifest
+    manifest.images = summary["photographs"]
+    manifest.summary = {"judges": summary["judges"], "notes": judgement.notes}
+    manifest.status = COMPLETE
+    store.save()
+
+
+def judge(
+    run: str | Path,
+    by: By | Sequence[By],
+    *,
+    photographs: str | Path | None = None,
+    network: str | nn.Module | Network | None = None,
+    execution: Execution | None = None,
+) -> Judgement:
+    """Judge the images of a run by other networks, and beside photographs.
+
+    Images are taken as a picture file holds them, clamped to [0, 1], and resized to each network's input size. Those of
+    class logits are judged by the rank of their class in every judge with as many classes; those of hidden features,
+    with photographs, by the response of the judge's most similar feature. Contrast, colour, spectrum and coverage of
+    the grid are measured of all.
+
+    Parameters
+    ----------
+    run : path
+        Folder of a complete run of `maximise` or `similarity`.
+    by : str, torch.nn.Module, Network or sequence of these
+        The judges: names that `featmap.load` takes, modules that take images in [0, 1], or loaded networks.
+    photographs : path, optional
+        Folder of photographs, at least `featmap.validation.run.FEWEST_PHOTOGRAPHS`.
+    network : str, torch.nn.Module or Network, optional
+        Network of the run, needed only if it is one of the caller's own.
+    execution : Execution, optional
+        Device, folder of the results and progress. Without a folder it is `judge` inside the run.
+
+    Returns
+    -------
+    Judgement
+        `images` and `transfer` have a row for each image, `statistics` one for each summary.
+
+    Raises
+    ------
+    FeatmapError
+        If the run is not complete, has no images or another network, or there is no judge or no photograph.
+    """
+    execution = execution or Execution()
+    loaded = None if network is None else load(network)
+    plan = plan_judgement(run, by, photographs=photographs, network=loaded, execution=execution)
+    return carry_out(plan, execution.watcher)
