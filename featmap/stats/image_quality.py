@@ -166,9 +166,9 @@ def contrasts(images: np.ndarray) -> np.ndarray:
     Peli (1990), doi 10.1364/JOSAA.7.002032 (root mean square contrast).
     """
     values = np.asarray(images, dtype=np.float64)
-    finite: np.ndarray = np.isfinite(values).all((1, 2, 3), keepdims=True)
-    deviations: np.ndarray = np.where(finite, values, 0.0).std((1, 2, 3))
-    return np.where(finite[:, 0, 0, 0], deviations, np.nan)
+    finite = np.isfinite(values).all((1, 2, 3))
+    deviations: np.ndarray = np.where(np.isfinite(values), values, 0.0).std((1, 2, 3))
+    return np.where(finite, deviations, np.nan)
 
 
 def colour_correlations(images: np.ndarray) -> np.ndarray:

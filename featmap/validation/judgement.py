@@ -38,6 +38,8 @@ from featmap.validation.results import Statistic, statistics_frame
 from featmap.validation.run import FEWEST_PHOTOGRAPHS
 
 FOLDER = "judge"
+MAX_INPUT_SIZE = 1024
+"""Largest input size of a judge, in pixels: images are resized to it, 16 at a time."""
 By = str | nn.Module | Network
 
 
@@ -160,6 +162,11 @@ def _load_judges(by: By | Sequence[By]) -> tuple[Judge, ...]:
     if not networks:
         raise FeatmapError("no judge; give at least one other network, by the names that featmap.load takes")
     for network in networks:
+        if network.input_size > MAX_INPUT_SIZE:
+            raise FeatmapError(
+                f"judge {network.name} takes images of {network.input_size} pixels; give a size of {MAX_INPUT_SIZE:,} "
+                "or less"
+            )
         if failure := network.trace().failure:
             raise FeatmapError(
                 f"judge {network.name} fails at {network.input_size} pixels ({failure}); give its own input size"

@@ -304,7 +304,18 @@ def test_optimize_is_another_name_of_maximise(capsys: pytest.CaptureFixture[str]
     assert folders[0] == folders[1]
 
 
-COMMANDS = ["similarity", "maximise", "optimize", "probe", "interact", "neighbours", "atlas", "validate", "verify"]
+COMMANDS = [
+    "similarity",
+    "maximise",
+    "optimize",
+    "probe",
+    "interact",
+    "neighbours",
+    "atlas",
+    "validate",
+    "judge",
+    "verify",
+]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "layers", "recipes"])
