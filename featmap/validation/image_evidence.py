@@ -5,7 +5,7 @@ A judge sees an image as a picture file holds it: clamped to [0, 1] and resized 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,10 +126,9 @@ class RunImages:
         RunImages
             All its images.
         """
+        source = probe.open_source(data, None, 1)
         labels, seeds = [str(n) for n in data["image"].values], data["seed"].values
-        units = [_feature_of(label) for label in labels]
-        features = list(dict.fromkeys(u for u in units if u is not None))
-        index = np.array([-1 if u is None else features.index(u) for u in units])
+        features, index = _find_features(labels)
         return RunImages(
             labels * len(seeds),
             np.repeat(seeds, len(labels)),
@@ -137,8 +136,29 @@ class RunImages:
             data["activation"].values.ravel().astype(np.float64),
             features,
             np.tile(index, len(seeds)),
-            probe.open_source(data, None, 1),
+            source,
         )
+
+    @staticmethod
+    def of_pixels(labels: Sequence[str], pixels: Tensor) -> RunImages:
+        """Take images of any origin, such as those of another tool.
+
+        Parameters
+        ----------
+        labels : sequence of str
+            What each image was made for, R.
+        pixels : Tensor
+            R x 3 x H x H.
+
+        Returns
+        -------
+        RunImages
+            All live, of one seed, of unknown activation.
+        """
+        features, index = _find_features(labels)
+        count, source = len(labels), probe.open_source(pixels, None, 1)
+        live, unknown = np.ones(count, dtype=bool), np.full(count, np.nan)
+        return RunImages(list(labels), np.zeros(count, dtype=int), live, unknown, features, index, source)
 
     @property
     def layers(self) -> list[str]:
@@ -177,6 +197,16 @@ class RunImages:
         """
         for batch in _read(self.source, watcher, name):
             yield batch.clamp(0, 1)
+
+
+def _find_features(labels: Sequence[str]) -> tuple[list[Unit], np.ndarray]:
+    """Find the features among what images were made for, and the index of each image's feature, -1 for others."""
+    units = [_feature_of(label) for label in labels]
+    index: dict[Unit, int] = {}
+    for unit in units:
+        if unit is not None:
+            index.setdefault(unit, len(index))
+    return list(index), np.array([-1 if unit is None else index[unit] for unit in units], dtype=int)
 
 
 def _feature_of(label: str) -> Unit | None:
@@ -371,19 +401,65 @@ def class_layer(network: Network, size: int) -> str | None:
         return None
 
 
-def read_photographs(folder: Path, watcher: Watcher) -> Callable[[int, str], Iterator[Tensor]]:
-    """Open a folder of photographs to be read at several sizes.
+class PhotographEvidence:
+    """Measures of a folder of photographs, each made once, however many runs are compared with them.
 
     Parameters
     ----------
     folder : Path
         The folder.
+    device : torch.device
+        Where networks are computed.
     watcher : Watcher
         Hears of the progress.
-
-    Returns
-    -------
-    callable
-        Takes a size in pixels and the name of a stage, and generates batches, B x 3 x size x size in [0, 1].
     """
-    return lambda size, name: _read(probe.open_source(folder, size, size), watcher, name)
+
+    def __init__(self, folder: Path, device: torch.device, watcher: Watcher) -> None:
+        self.folder, self.device, self.watcher = folder, device, watcher
+        self._own: dict[tuple[int, tuple[Unit, ...]], OwnEvidence] = {}
+        self._by: dict[str, np.ndarray] = {}
+
+    def _batches(self, size: int, name: str) -> Iterator[Tensor]:
+        """Generate the photographs at a size."""
+        return _read(probe.open_source(self.folder, size, size), self.watcher, f"photographs by {name}")
+
+    def own(self, network: Network, images: RunImages, size: int) -> OwnEvidence:
+        """Measure the photographs as a run's images are measured.
+
+        Parameters
+        ----------
+        network : Network
+            Network of the run; always the same one.
+        images : RunImages
+            Images of the run, which name its features.
+        size : int
+            Their size in pixels.
+
+        Returns
+        -------
+        OwnEvidence
+            Of the P photographs at that size.
+        """
+        key = size, tuple(images.features)
+        if key not in self._own:
+            batches = self._batches(size, f"{network.name}, {size} pixels")
+            self._own[key] = measure_own(network, images, batches, size, self.device)
+        return self._own[key]
+
+    def by(self, judge: Judge) -> np.ndarray:
+        """Measure a judge's responses to the photographs.
+
+        Parameters
+        ----------
+        judge : Judge
+            The judge.
+
+        Returns
+        -------
+        numpy.ndarray
+            Responses of its features, P x G.
+        """
+        if judge.name not in self._by:
+            batches = self._batches(judge.network.input_size, judge.name)
+            self._by[judge.name] = judge.measure(batches, self.device, logits=False, hidden=True)[1]
+        return self._by[judge.name]

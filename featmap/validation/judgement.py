@@ -7,13 +7,13 @@ photographs, replaces it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from featmap.errors import FeatmapError
 from featmap.files import digest
@@ -28,11 +28,10 @@ from featmap.runs.store import Run, open_arrays
 from featmap.validation import image_statistics
 from featmap.validation.image_evidence import (
     Judge,
-    OwnEvidence,
+    PhotographEvidence,
     RunImages,
     class_layer,
     measure_own,
-    read_photographs,
 )
 from featmap.validation.results import Statistic, statistics_frame
 from featmap.validation.run import FEWEST_PHOTOGRAPHS
@@ -51,6 +50,10 @@ class JudgementPlan:
     ----------
     run : Run
         The judged run.
+    images : RunImages
+        Its images.
+    seconds : float or None
+        Time that it took for each image, where that is recorded.
     network : Network
         Its network.
     judges : tuple of Judge
@@ -64,6 +67,8 @@ class JudgementPlan:
     """
 
     run: Run
+    images: RunImages
+    seconds: float | None
     network: Network
     judges: tuple[Judge, ...]
     photographs: Path | None
@@ -77,7 +82,7 @@ class Judgement:
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or None
         Folder of the results.
     images : pandas.DataFrame
         A row for each image, see `featmap.validation.image_statistics.image_table`.
@@ -90,7 +95,7 @@ class Judgement:
         What was not measured, and why.
     """
 
-    folder: Path
+    folder: Path | None
     images: pd.DataFrame
     transfer: pd.DataFrame
     results: list[Statistic]
@@ -138,6 +143,9 @@ def plan_judgement(
         integrity.require_intact(folder, pages=False, parts=False)
         network = network or lifecycle.network_of(folder)
         lifecycle.require_network(run, network)
+        images = RunImages.of(open_arrays(folder))
+        recorded = run.manifest.timings.get("descent_and_probe")
+        seconds = None if recorded is None else float(recorded) / len(images.labels)
     if photographs is not None:
         if is_run(Path(photographs)):
             raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
@@ -148,6 +156,8 @@ def plan_judgement(
             )
     return JudgementPlan(
         run,
+        images,
+        seconds,
         network,
         _load_judges(by),
         None if photographs is None else Path(photographs),
@@ -206,69 +216,104 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
         store.manifest.status = RUNNING
         store.save()
         with device.deterministic_settings():
-            judgement = _measure(plan, watcher)
+            natural = None
+            if plan.photographs is not None:
+                natural = PhotographEvidence(plan.photographs, plan.device, watcher)
+            judgement = measure_images(plan.images, plan.network, plan.judges, natural, plan.device, watcher)
+        judgement.folder = plan.folder
+        if plan.seconds is not None:
+            judgement.results.append(seconds_statistic(plan.seconds, len(plan.images.labels)))
         _write(plan, judgement, store)
     return judgement
 
 
-def _measure(plan: JudgementPlan, watcher: Watcher) -> Judgement:
-    """Measure images and photographs by all networks."""
-    data, network = open_arrays(plan.run.folder), plan.network
-    images, size = RunImages.of(data), int(data.sizes["y"])
-    photos = None if plan.photographs is None else read_photographs(plan.photographs, watcher)
+def measure_images(
+    images: RunImages,
+    network: Network,
+    judges: Sequence[Judge],
+    photographs: PhotographEvidence | None,
+    device: torch.device,
+    watcher: Watcher,
+) -> Judgement:
+    """Measure images of any origin by their own network, by judges and beside photographs.
 
-    def own_evidence(batches: Iterator[Tensor]) -> OwnEvidence:
-        return measure_own(network, images, batches, size, plan.device)
+    Parameters
+    ----------
+    images : RunImages
+        The images and what they were made for.
+    network : Network
+        Network that they were made for.
+    judges : sequence of Judge
+        Other networks.
+    photographs : PhotographEvidence or None
+        Photographs.
+    device : torch.device
+        Where the networks are computed.
+    watcher : Watcher
+        Hears of the progress.
 
-    own = own_evidence(images.batches(watcher, f"images by {network.name}"))
-    natural = None if photos is None else own_evidence(photos(size, f"photographs by {network.name}"))
+    Returns
+    -------
+    Judgement
+        Tables and summary, without a folder.
+    """
+    size, notes, tables = images.source.size, list[str](), []
+    batches = images.batches(watcher, f"images by {network.name}")
+    own = measure_own(network, images, batches, size, device)
+    natural = None if photographs is None else photographs.own(network, images, size)
     table = image_statistics.image_table(images, own, natural)
     results = image_statistics.image_statistics(table, images, own, natural)
-    results += _seconds(plan.run, len(images.labels))
-    classes, tables, notes = class_layer(network, size), [], list[str]()
-    for judge in plan.judges:
-        shared = _shared_classes(plan, classes, size, judge, images, notes)
-        hidden = photos is not None and bool(judge.layers) and any(la != shared for la in images.layers)
+    classes = class_layer(network, size)
+    for judge in judges:
+        shared = _shared_classes(network, classes, size, judge, images, notes)
+        hidden = photographs is not None and bool(judge.layers) and any(la != shared for la in images.layers)
         batches = images.batches(watcher, f"images by {judge.name}")
-        judged = judge.measure(batches, plan.device, logits=shared is not None, hidden=hidden)
+        judged = judge.measure(batches, device, logits=shared is not None, hidden=hidden)
         both = None
-        if hidden and photos is not None and natural is not None:
-            batches = photos(judge.network.input_size, f"photographs by {judge.name}")
-            both = natural.responses, judge.measure(batches, plan.device, logits=False, hidden=True)[1]
+        if hidden and photographs is not None and natural is not None:
+            both = natural.responses, photographs.by(judge)
         found = image_statistics.transfer_table(images, judge, judged, both, shared)
         results += image_statistics.transfer_statistics(found, judge.class_count())
         tables.append(found)
         if judge.network.sha256 == network.sha256:
             notes.append(f"{judge.name} has the weights of the run's own network: this is no transfer")
-    if photos is None:
+    if photographs is None:
         notes.append("no photographs: hidden features, colour and agreement are not compared with any")
     if any(k < 0 for k in images.feature):
         notes.append("images of rows, neurons and sums of units are measured by their pixels only")
-    return Judgement(plan.folder, table, pd.concat(tables), results, notes)
+    return Judgement(None, table, pd.concat(tables), results, notes)
 
 
 def _shared_classes(
-    plan: JudgementPlan, classes: str | None, size: int, judge: Judge, images: RunImages, notes: list[str]
+    network: Network, classes: str | None, size: int, judge: Judge, images: RunImages, notes: list[str]
 ) -> str | None:
-    """Return the run's layer of class logits if some images are of it and the judge has the same classes."""
+    """Return the layer of class logits if some images are of it and the judge has the same classes."""
     if classes is None or classes not in images.layers:
         return None
-    own, other = plan.network.layer(classes, size).channels, judge.class_count()
+    own, other = network.layer(classes, size).channels, judge.class_count()
     if own == other:
         return classes
-    notes.append(f"{judge.name} has {other:,} classes and {plan.network.name} {own:,}: class logits are not judged")
+    notes.append(f"{judge.name} has {other:,} classes and {network.name} {own:,}: class logits are not judged")
     return None
 
 
-def _seconds(run: Run, count: int) -> list[Statistic]:
-    """Return the time that the run took for each image, where it is recorded."""
-    seconds = run.manifest.timings.get("descent_and_probe")
-    if seconds is None:
-        return []
+def seconds_statistic(seconds: float, count: int) -> Statistic:
+    """Make the statistic of the time that images took.
+
+    Parameters
+    ----------
+    seconds : float
+        Seconds for each image.
+    count : int
+        Number of images.
+
+    Returns
+    -------
+    Statistic
+        The statistic.
+    """
     note = "descent and probe; depends on the machine and what else it did"
-    return [
-        Statistic(image_statistics.ALL, image_statistics.IMAGES, "seconds", seconds / count, count=count, note=note)
-    ]
+    return Statistic(image_statistics.ALL, image_statistics.IMAGES, "seconds", seconds, count=count, note=note)
 
 
 def _write(plan: JudgementPlan, judgement: Judgement, store: Run) -> None:
@@ -278,7 +323,7 @@ def _write(plan: JudgementPlan, judgement: Judgement, store: Run) -> None:
     output.write_frame(store, "transfer", judgement.transfer)
     output.write_frame(store, "statistics", judgement.statistics, "row")
     summary = {
-        "run": {"network": str(plan.network), "recipe": plan.run.identity["recipe"].get("name")},
+        "network": str(plan.network),
         "judges": {judge.name: str(judge.network) for judge in plan.judges},
         "photographs": None if plan.photographs is None else plan.photographs.name,
         "notes": judgement.notes,
