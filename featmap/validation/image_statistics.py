@@ -213,9 +213,12 @@ def image_statistics(
     for layer in images.layers:
         of_images, of_photographs = Collector(layer, IMAGES), Collector(layer, PHOTOGRAPHS)
         rows = table[(table["layer"] == layer) & table["live"]]
-        _add_median(of_images, "coverage", rows["coverage"].to_numpy())
+        has_grid = bool(rows["coverage"].notna().any())
+        if has_grid:
+            _add_median(of_images, "coverage", rows["coverage"].to_numpy())
         if photographs is not None:
-            _add_median(of_photographs, "coverage", rows["coverage_of_best_photograph"].to_numpy())
+            if has_grid:
+                _add_median(of_photographs, "coverage", rows["coverage_of_best_photograph"].to_numpy())
             _add_median(of_images, "multiple_of_best_photograph", rows["multiple_of_best_photograph"].to_numpy())
             _add_agreement(of_images, layer, images, own, photographs)
         collectors += [of_images, of_photographs]

@@ -159,15 +159,31 @@ def plan_judgement(
         images,
         seconds,
         network,
-        _load_judges(by),
+        load_judges(by),
         None if photographs is None else Path(photographs),
         execution.out or folder / FOLDER,
         execution.torch_device(),
     )
 
 
-def _load_judges(by: By | Sequence[By]) -> tuple[Judge, ...]:
-    """Load the judges and give each a name of its own."""
+def load_judges(by: By | Sequence[By]) -> tuple[Judge, ...]:
+    """Load judges and give each a name of its own.
+
+    Parameters
+    ----------
+    by : str, torch.nn.Module, Network or sequence of these
+        The networks, see `judge`.
+
+    Returns
+    -------
+    tuple of Judge
+        In the order given.
+
+    Raises
+    ------
+    FeatmapError
+        If there is none, one is given twice, cannot be loaded or fails at its input size.
+    """
     networks = [load(one) for one in ([by] if isinstance(by, (str, nn.Module, Network)) else by)]
     if not networks:
         raise FeatmapError("no judge; give at least one other network, by the names that featmap.load takes")
