@@ -269,7 +269,8 @@ def measure_own(
         Of all images in their order.
     """
     layers, count = images.layers, len(images.features)
-    check_repeatable(network, layers, size, device)
+    if layers:
+        check_repeatable(network, layers, size, device)
     own_probe = Probe(network, ROWS, device)
     columns = {layer: images.features_of(layer) for layer in layers}
     pixels, responses, coverage = [], [], []
@@ -363,11 +364,13 @@ class Judge:
         Returns
         -------
         logits : numpy.ndarray
-            N x K; N x 0 where they are not measured.
+            N x K; N x 0 where they are not measured, 0 x 0 where nothing is.
         features : numpy.ndarray
             Mean over each feature's grid, N x G, or N x 0.
         """
         layers = list(dict.fromkeys([*([self.classes] if logits and self.classes else []), *(self.layers * hidden)]))
+        if not layers:
+            return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
         size = self.network.input_size
         check_repeatable(self.network, layers, size, device)
         judge_probe = Probe(self.network, ROWS, device)
