@@ -285,7 +285,7 @@ The measures (formulas: featmap/stats/transfer.py, featmap/stats/image_quality.p
   multiple of best photograph
                  response to the image over that to the best photograph
   agreement      correlation of S over the images with S over photographs; of
-                 roots: of the responses' square roots
+                 roots: with square roots of the responses to the images
 
 Files of RUN/judge (tables as .parquet and .csv):
 

@@ -107,7 +107,6 @@ def judge(
 ) -> None:
     """Judge a run's images by other networks, and beside photographs."""
     from featmap.cli import console
-    from featmap.cli.listing import table_lines
     from featmap.runs.engine import Execution
     from featmap.validation import judgement
     from featmap.validation.image_statistics import summary_rows
@@ -118,6 +117,6 @@ def judge(
     result = console.run_with_progress(lambda watcher: judgement.carry_out(plan, watcher))
     for note in result.notes:
         console.err().print(f"note: {note}")
-    for line in table_lines(("layer", "of", "measure", "value", "interval", "n"), summary_rows(result.results)):
+    for line in console.table_lines(("layer", "of", "measure", "value", "interval", "n"), summary_rows(result.results)):
         console.out().print(line)
     console.out().print(f"result: {plan.folder} (images, transfer and statistics as .csv and .parquet, summary.json)")

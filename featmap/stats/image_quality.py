@@ -268,7 +268,7 @@ def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: boo
     """Correlate profile similarity over maximising images with that over photographs.
 
     S is computed from both tables by the formula of `featmap.stats.measures.profile`, and the two are correlated
-    (Pearson) over pairs of different features.
+    (Pearson) over pairs of different features. S over photographs is the yardstick.
 
     Parameters
     ----------
@@ -277,8 +277,8 @@ def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: boo
     photographs : numpy.ndarray
         Their responses to P photographs, P x D.
     roots : bool, default False
-        Take `signed_roots` of all responses first, which keeps the few images that drive a feature to several times its
-        usual response from deciding alone.
+        Take `signed_roots` of the responses to the images first, never of those to photographs: the images drive
+        features to several times what photographs do, and a root keeps the few strongest from deciding alone.
 
     Returns
     -------
@@ -286,6 +286,6 @@ def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: boo
         In [-1, 1], with its bootstrap interval over features: 1 where both kinds of stimuli give the same map. NaN
         below three pairs of features whose responses vary.
     """
-    tables = [signed_roots(t) if roots else np.asarray(t, dtype=np.float64) for t in (images, photographs)]
-    one, two = (profile_correlations(table) for table in tables)
-    return mean_correlation([(one, two)])
+    stimuli = signed_roots(images) if roots else np.asarray(images, dtype=np.float64)
+    tables = profile_correlations(stimuli), profile_correlations(np.asarray(photographs, dtype=np.float64))
+    return mean_correlation([tables])

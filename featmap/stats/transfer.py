@@ -45,7 +45,7 @@ def class_ranks(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def top_share(ranks: np.ndarray, n: int, count: int | None = None) -> Interval:
-    """Compute the share of images whose class is among the first n, with Wilson's interval.
+    """Compute the share of images whose class is among the first n.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def top_share(ranks: np.ndarray, n: int, count: int | None = None) -> Interval:
     Returns
     -------
     Interval
-        Share in [0, 1], where n / K is chance for K classes; NaN without ranks.
+        Share in [0, 1], where n / K is chance for K classes, with Wilson's interval; NaN without ranks.
     """
     finite = ranks[np.isfinite(ranks)]
     if not len(finite):
@@ -120,7 +120,7 @@ def split_photographs(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class Partners:
-    """For each feature of a network the feature of another one with the most similar responses.
+    """Features of another network with the most similar responses to features.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def percentiles(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class FeatureTransfer:
-    """Transfer of hidden features to their partners in another network, a value for each image.
+    """Transfer of hidden features to their partners, a value for each image.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ class FeatureTransfer:
 def feature_transfer(
     features: np.ndarray, partners: Partners, images: np.ndarray, source: np.ndarray, other: np.ndarray
 ) -> FeatureTransfer:
-    """Compute how strongly features' partners in another network respond to the features' images.
+    """Compute how strongly features' partners respond to the features' images.
 
     Parameters
     ----------

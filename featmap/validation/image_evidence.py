@@ -405,7 +405,7 @@ def class_layer(network: Network, size: int) -> str | None:
 
 
 class PhotographEvidence:
-    """Measures of a folder of photographs, each made once, however many runs are compared with them.
+    """Measures of photographs, each made once for all runs beside them.
 
     Parameters
     ----------

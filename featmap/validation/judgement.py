@@ -103,7 +103,7 @@ class Judgement:
 
     @property
     def statistics(self) -> pd.DataFrame:
-        """The summary, a row for each statistic; `network` says of what, or by which judge, it is."""
+        """The summary; `network` says of what, or by which judge, a statistic is."""
         return statistics_frame(self.results)
 
 
@@ -251,7 +251,7 @@ def measure_images(
     device: torch.device,
     watcher: Watcher,
 ) -> Judgement:
-    """Measure images of any origin by their own network, by judges and beside photographs.
+    """Measure images by their own network, by judges and beside photographs.
 
     Parameters
     ----------

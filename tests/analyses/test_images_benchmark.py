@@ -126,5 +126,5 @@ def test_a_tool_gets_a_network_of_its_own() -> None:
     copy = images.copy_network(network)
     assert copy.mean == network.mean and copy.std == network.std and copy.module is not network.module
     with torch.no_grad():
-        copy.module.features.weight.zero_()
-    assert network.module.features.weight.abs().sum() > 0
+        copy.module.features.conv.weight.zero_()
+    assert network.module.features.conv.weight.abs().sum() > 0

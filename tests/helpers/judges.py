@@ -20,10 +20,11 @@ def _patches(seed: int, count: int) -> Tensor:
 
 
 def _network(patches: Tensor) -> nn.Module:
-    features = nn.Conv2d(3, len(patches), 4, 2, bias=False)
+    conv = nn.Conv2d(3, len(patches), 4, 2, bias=False)
     with torch.no_grad():
-        features.weight.copy_(patches)
-    return nn.Sequential(OrderedDict(features=features, relu=nn.ReLU())).eval()
+        conv.weight.copy_(patches)
+    # one block: without the ReLU a mean over the grid would know little more than the mean colour
+    return nn.Sequential(OrderedDict(features=nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU())))).eval()
 
 
 def original() -> nn.Module:

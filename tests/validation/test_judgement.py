@@ -71,7 +71,7 @@ def test_shared_features_transfer_and_the_others_do_not(hidden: Judgement) -> No
         assert row["partner_held_out"] == pytest.approx(1, abs=1e-4)
         assert row["percentile"] > 0.95 and row["among_images"] > 0.9
     private = table.iloc[judges.SHARED :]
-    assert private["partner_held_out"].max() < 0.9
+    assert private["partner_held_out"].max() < 0.97
     assert private["among_images"].mean() < table["among_images"].iloc[: judges.SHARED].mean()
     assert value(hidden, "features", JUDGE, "gain") == pytest.approx(
         np.mean(hidden.transfer["percentile"] - hidden.transfer["baseline"])
