@@ -50,7 +50,8 @@ from featmap.runs.store import Run
 from featmap.stats.frames import finite_column
 from featmap.validation.image_evidence import Judge, PhotographEvidence, RunImages, class_layer
 from featmap.validation.image_statistics import ALL, IMAGES, PHOTOGRAPHS
-from featmap.validation.judgement import Judgement, load_judges, measure_images, seconds_statistic
+from featmap.validation.judgement import Judgement, load_judges, measure_images
+from featmap.validation.results import Statistic
 
 CLASSES, FEATURES = 16, 16
 
@@ -91,6 +92,11 @@ class Comparison:
         """Measure images."""
         with device.deterministic_settings():
             return measure_images(images, self.network, self.judges, self.photographs, torch.device("cpu"), watcher)
+
+
+def seconds_statistic(seconds: float, count: int) -> Statistic:
+    """Make the statistic of the seconds that each of `count` images took."""
+    return Statistic(ALL, IMAGES, "seconds", seconds, count=count, note="depends on the machine and what else it did")
 
 
 def try_recipe(comparison: Comparison, recipe: Recipe, watcher: Watcher) -> Judgement:

@@ -52,8 +52,6 @@ class JudgementPlan:
         The judged run.
     images : RunImages
         Its images.
-    seconds : float or None
-        Time that it took for each image, where that is recorded.
     network : Network
         Its network.
     judges : tuple of Judge
@@ -68,7 +66,6 @@ class JudgementPlan:
 
     run: Run
     images: RunImages
-    seconds: float | None
     network: Network
     judges: tuple[Judge, ...]
     photographs: Path | None
@@ -144,8 +141,6 @@ def plan_judgement(
         network = network or lifecycle.network_of(folder)
         lifecycle.require_network(run, network)
         images = RunImages.of(open_arrays(folder))
-        recorded = run.manifest.timings.get("descent_and_probe")
-        seconds = None if recorded is None else float(recorded) / len(images.labels)
     if photographs is not None:
         if is_run(Path(photographs)):
             raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
@@ -157,7 +152,6 @@ def plan_judgement(
     return JudgementPlan(
         run,
         images,
-        seconds,
         network,
         load_judges(by),
         None if photographs is None else Path(photographs),
@@ -237,8 +231,6 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
                 natural = PhotographEvidence(plan.photographs, plan.device, watcher)
             judgement = measure_images(plan.images, plan.network, plan.judges, natural, plan.device, watcher)
         judgement.folder = plan.folder
-        if plan.seconds is not None:
-            judgement.results.append(seconds_statistic(plan.seconds, len(plan.images.labels)))
         _write(plan, judgement, store)
     return judgement
 
@@ -311,25 +303,6 @@ def _shared_classes(
         return classes
     notes.append(f"{judge.name} has {other:,} classes and {network.name} {own:,}: class logits are not judged")
     return None
-
-
-def seconds_statistic(seconds: float, count: int) -> Statistic:
-    """Make the statistic of the time that images took.
-
-    Parameters
-    ----------
-    seconds : float
-        Seconds for each image.
-    count : int
-        Number of images.
-
-    Returns
-    -------
-    Statistic
-        The statistic.
-    """
-    note = "descent and probe; depends on the machine and what else it did"
-    return Statistic(image_statistics.ALL, image_statistics.IMAGES, "seconds", seconds, count=count, note=note)
 
 
 def _write(plan: JudgementPlan, judgement: Judgement, store: Run) -> None:
