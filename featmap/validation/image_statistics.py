@@ -63,7 +63,7 @@ def image_table(images: RunImages, own: OwnEvidence, photographs: OwnEvidence | 
         table[f"correlation_{name}"] = own.pixels.colour[:, pair[0], pair[1]]
     if photographs is not None:
         reference = photographs.pixels
-        table["contrast_ratio"] = own.pixels.contrast / _positive(np.nanmedian(reference.contrast))
+        table["contrast_ratio"] = own.pixels.contrast / _positive(_median(reference.contrast))
         table["slope_difference"] = own.pixels.slope - _median(reference.slope)
         table["colour_distance"] = image_quality.colour_distance(own.pixels.colour, mean_colour(photographs))
         if images.features:

@@ -289,7 +289,7 @@ def measure_images(
         notes.append("no photographs: hidden features, colour and agreement are not compared with any")
     if any(k < 0 for k in images.feature):
         notes.append("images of rows, neurons and sums of units are measured by their pixels only")
-    return Judgement(None, table, pd.concat(tables), results, notes)
+    return Judgement(None, table, pd.concat([t for t in tables if len(t)] or tables[:1]), results, notes)
 
 
 def _shared_classes(

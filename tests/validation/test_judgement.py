@@ -132,8 +132,9 @@ def test_class_logits_are_ranked_by_every_judge(logits: Path, tmp_path: Path) ->
 
 
 def test_a_judge_of_other_classes_ranks_nothing(logits: Path, tmp_path: Path) -> None:
-    found = judge(logits, network("half"), execution=featmap.Execution("cpu", out=tmp_path / "judged"))
-    assert found.transfer.empty
+    by = [network("half"), network("original")]
+    found = judge(logits, by, execution=featmap.Execution("cpu", out=tmp_path / "judged"))
+    assert found.transfer.empty and set(found.statistics["network"]) == {"images"}
     assert any("0 classes" in note or "class logits are not judged" in note for note in found.notes)
 
 
