@@ -223,3 +223,13 @@ def test_what_cannot_be_judged_is_refused(logits: Path, photographs: Path, tmp_p
     own = judge(logits, network("colours"), **options)
     assert any("no transfer" in note for note in own.notes)
     assert value(own, "fc", "tests.helpers.judges:colours", "top1") == 1
+
+
+def test_a_network_of_the_callers_own_is_passed_in(tmp_path: Path) -> None:
+    module, execution = judges.colours(), featmap.Execution("cpu", out=tmp_path / "run")
+    featmap.maximise(["class:1"], load(module, input_size=judges.SIZE), recipe=RECIPE, execution=execution)
+    with pytest.raises(FeatmapError, match="a network of the caller's own; pass the network"):
+        judge(tmp_path / "run", network("same_colours"))
+    found = judge(tmp_path / "run", network("same_colours"), network=module, execution=featmap.Execution("cpu"))
+    assert found.transfer["rank"].tolist() == [0]
+    assert value(found, "fc", "tests.helpers.judges:same_colours", "top5") == 1
