@@ -30,6 +30,7 @@ _HOMES = {
     "screen": "interaction.screening",
     "atlas": "report.atlas",
     "validate": "validation.run",
+    "judge": "validation.judgement",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from featmap.runs.maximise import maximise
     from featmap.runs.probe import probe
     from featmap.runs.store import open_arrays
+    from featmap.validation.judgement import judge
     from featmap.validation.run import validate
 
 

@@ -158,6 +158,7 @@ except SystemExit as end:
     seen["status"] += end.code
 seen["help, recipes"] = sorted({"torch", "torchvision", "pandas", "matplotlib", "zarr", "bokeh"} & set(sys.modules))
 import featmap.stats.measures, featmap.stats.clustering, featmap.stats.cross_layer, featmap.stats.agreement
+import featmap.stats.image_quality, featmap.stats.transfer
 import featmap.plotting.heatmaps, featmap.plotting.sheets, featmap.plotting.scatter
 import featmap.validation.verdict, analyses.formulas.spectra, analyses.formulas.likeness
 import analyses.formulas.divergence, analyses.formulas.extents

@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import windows
+
+from featmap.stats.image_quality import TINY, apply_window, power_spectra, radial_frequencies
 
 HIGH = 0.25
 """Frequency above which power counts as high, in cycles per pixel: half the Nyquist frequency."""
-FLAT = 1e-12
-"""Least variance of an image with a spectrum, as a share of its mean square; less is rounding of float32."""
 PERIODS = (2, 3, 4, 5, 6, 7, 8)
 """Periods of a grid, in pixels."""
 PROMINENT = 30.0
@@ -30,56 +29,6 @@ LEAST_SIDE = 32
 """Least height and width of an image, in pixels."""
 RING, LOBE, AROUND = 64, 3.0, 8.0
 """Bins of the ring; radius of the peak itself and of its surroundings, in bins."""
-TINY = float(np.finfo(np.float64).tiny)
-
-
-def radial_frequencies(height: int, width: int) -> np.ndarray:
-    """Compute the radial frequency of every bin of `power_spectra`.
-
-    Parameters
-    ----------
-    height, width : int
-        Size of the image, in pixels.
-
-    Returns
-    -------
-    numpy.ndarray
-        `height x width`, in cycles per pixel, 0 to 0.71.
-    """
-    return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-
-
-def _windowed(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Subtract the windowed mean and multiply by the window: the images, `N x C x H x W`, and the window, `H x W`."""
-    values = np.asarray(images, dtype=np.float64)
-    down, across = (windows.hann(n, sym=False) for n in values.shape[2:])
-    window = down[:, None] * across
-    mean = (values * window).sum((2, 3), keepdims=True) / max(window.sum(), TINY)
-    mean_square = np.square(values).mean((1, 2, 3))
-    windowed = (values - mean) * window
-    varies = np.square(windowed).mean((1, 2, 3)) > FLAT * mean_square
-    windowed[~varies] = np.nan
-    return windowed, window
-
-
-def power_spectra(images: np.ndarray) -> np.ndarray:
-    """Compute the power spectra of images, summed over channels.
-
-    The mean of each channel under the window is subtracted, so that the power at frequency zero is 0.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        Images, `N x C x H x W`.
-
-    Returns
-    -------
-    numpy.ndarray
-        `N x H x W`, zero frequency first; NaN for an image without variation.
-    """
-    windowed, _ = _windowed(images)
-    power: np.ndarray = np.square(np.abs(np.fft.fft2(windowed))).sum(1)
-    return power
 
 
 def high_frequency_share(images: np.ndarray, above: float = HIGH) -> np.ndarray:
@@ -185,7 +134,7 @@ def find_grid(image: np.ndarray) -> Grid:
     height, width = values.shape[1:]
     if min(height, width) < LEAST_SIDE or not np.isfinite(values).all():
         return Grid(None, "", *[float("nan")] * 3)
-    windowed, window = _windowed(values[None])
+    windowed, window = apply_window(values[None])
     if not np.isfinite(windowed).all():
         return Grid(None, "", 0.0, 0.0, 0.0)
     spectrum, around = np.square(np.abs(np.fft.fft2(windowed[0]))).sum(0), _power_around(windowed[0])

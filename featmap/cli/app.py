@@ -14,6 +14,7 @@ import typer
 from featmap.cli import entry, help_texts
 from featmap.cli.atlas import atlas
 from featmap.cli.interact import interact
+from featmap.cli.judge import judge
 from featmap.cli.listing import layers, neighbours, recipes
 from featmap.cli.maximise import maximise, probe
 from featmap.cli.similarity import similarity
@@ -81,6 +82,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     neighbours: help_texts.NEIGHBOURS,
     atlas: help_texts.ATLAS,
     validate: help_texts.VALIDATE,
+    judge: help_texts.JUDGE,
     verify: help_texts.VERIFY,
     layers: help_texts.LAYERS,
     recipes: help_texts.RECIPES,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from featmap.runs.estimate import Estimate
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 REPORT_INTERVAL = 30.0
 """Seconds between two progress lines where there is no terminal to draw bars on."""
+TABLE_WIDTH = 100_000
+"""Characters that a line may have: the terminal wraps lines, the table never does."""
 
 
 def out() -> Console:
@@ -42,6 +47,31 @@ def err() -> Console:
         On the standard error, plain text as well.
     """
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Format a table as aligned lines of text.
+
+    Parameters
+    ----------
+    columns : iterable
+        Names of the columns.
+    rows : iterable of iterable
+        Cells; as many in each row as there are columns.
+
+    Returns
+    -------
+    list of str
+        The line of names, then a line for each row.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column in columns:
+        table.add_column(Text(str(column)), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    buffer = io.StringIO()
+    Console(file=buffer, width=TABLE_WIDTH, color_system=None).print(table)
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
 class ProgressBars:

@@ -264,6 +264,58 @@ compared with DORA's distance on the same A (curves: analyses/planted_truth.png)
     + PHOTOGRAPHS
 )
 
+JUDGE = """
+A descent can climb into what only one network sees; another network, trained apart, tells. Images are taken as a
+picture file holds them (clamped to [0, 1]) and resized to the judge's input size.
+
+The measures (formulas: featmap/stats/transfer.py, featmap/stats/image_quality.py):
+
+\b
+  top1, top5,    of class logits: how often the class that an image was made
+  median rank    for is first, among the first five, and its rank (0 is first,
+                 ties count against it) for a judge with as many classes, in
+                 the same order
+  percentile     of hidden features: each is matched, over half of the
+                 photographs, to the judge's feature with the most similar
+                 responses; the percentile of that partner's response to the
+                 image among its responses to the other half
+  baseline       the same for images of other features of the layer; gain is
+                 what the percentile has above it
+  among images   share of the other features' images that excite the partner
+                 less; 0.5 by chance
+  ceiling        percentile of the partner's response to the photograph that
+                 the feature likes most
+  partner held out
+                 correlation with the partner over the other half: where it is
+                 low, the judge has no such feature
+  coverage       share of the feature's grid above 10 % of its maximum; of
+                 photographs: on each feature's best one
+  contrast, slope, colour distance
+                 deviation of the pixels; slope of the power spectrum (about
+                 -2 for photographs); distance of the channels' correlations
+                 from those of photographs
+  multiple of best photograph
+                 response to the image over that to the best photograph
+  agreement      correlation of S over the images with S over photographs; of
+                 roots: with square roots of the responses to the images
+
+Files of RUN/judge (tables as .parquet and .csv):
+
+\b
+  images         one row per image: contrast, slope, colours, coverage
+  transfer       one row per image and judge: rank, or partner and percentile
+  statistics     the table that is printed
+  summary.json   the same, with the judges and what was not measured
+
+A network of your own needs its normalisation, as with --model:
+
+\b
+  featmap judge RUN --by nets:a --by squeezenet1_1 --by-mean 0.5,0.5,0.5
+      --by-mean - --by-std 0.5,0.5,0.5 --by-std -
+
+A further call replaces the results, or writes to another --out.
+"""
+
 VERIFY = """
 Every chunk, table, figure and page has its SHA-256 in the manifest, and the manifest has its own. Runs inside the run
 are checked too. Repeating the run's own command computes only what is damaged; of a run that was killed, or whose disk

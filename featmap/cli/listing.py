@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from featmap.cli.console import table_lines
 from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError, UnitError, suggest
 
@@ -21,33 +18,6 @@ if TYPE_CHECKING:
     from featmap.network.model import Network
 
 LAYER_COLUMNS = ("layer", "kind", "layout", "channels", "grid", "receptive field", "branches")
-TABLE_WIDTH = 100_000
-"""Characters that a line may have: the terminal wraps lines, the table never does."""
-
-
-def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
-    """Format a table as aligned lines of text.
-
-    Parameters
-    ----------
-    columns : iterable
-        Names of the columns.
-    rows : iterable of iterable
-        Cells; as many in each row as there are columns.
-
-    Returns
-    -------
-    list of str
-        The line of names, then a line for each row.
-    """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for column in columns:
-        table.add_column(Text(str(column)), no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    buffer = io.StringIO()
-    Console(file=buffer, width=TABLE_WIDTH, color_system=None).print(table)
-    return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
 def layer_rows(network: Network, size: int | None = None, match: str = "*") -> list[tuple[str, ...]]:

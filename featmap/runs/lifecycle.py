@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from featmap.optimize.comparison import UNTOUCHED
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
 from featmap.runs.job import BaseJob
-from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, translate_read_errors
+from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, is_run, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
@@ -372,3 +374,59 @@ def with_run_directions(network: Network, folder: Path) -> Network:
                     "the run's own command writes them again"
                 )
         return network.with_directions(sets) if sets else network
+
+
+def require_network(run: Run, network: Network) -> None:
+    """Check that a network is the one that a run was computed with.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    network : Network
+        The network.
+
+    Raises
+    ------
+    FeatmapError
+        If it is another one.
+    """
+    if json.loads(json.dumps(network.identity())) != run.identity["model"]:
+        raise FeatmapError(
+            f"run {str(run.folder)!r} has another network than {network.name} ({network.weights}); "
+            "give the network and the weights of the run"
+        )
+
+
+@contextmanager
+def registered_inside(run_folder: Path, folder: Path) -> Iterator[None]:
+    """Register a folder that lies inside a run's as a part, unless its start fails.
+
+    Parameters
+    ----------
+    run_folder : Path
+        Folder of the run.
+    folder : Path
+        Any folder, which the context makes a run folder; nothing is done where it lies elsewhere.
+    """
+    root, part = run_folder.resolve(), folder.resolve()
+    if not part.is_relative_to(root):
+        yield
+        return
+
+    def change(register: bool) -> None:
+        name = part.relative_to(root).as_posix()
+        with Run.read(run_folder).locked() as run:
+            run.manifest = Run.read(run_folder).manifest  # as it is now that no other process can write it
+            if register:
+                run.register_part(run_folder / name)
+            elif name in run.manifest.parts:
+                run.manifest.parts.remove(name)
+                run.save()
+
+    change(register=True)
+    try:
+        yield
+    finally:
+        if not is_run(folder):  # removed with the failed start; a part that is missing counts as damage
+            change(register=False)

@@ -35,13 +35,17 @@ MAX_PATH_LAYERS = 8
 """Outermost layers on the processing path that are measured, and as many of those inside them."""
 
 
-def find_images(images: str | Path | PhotographFolder | None) -> PhotographFiles | PhotographFolder | None:
+def find_images(
+    images: str | Path | PhotographFolder | None, setting: str = "images"
+) -> PhotographFiles | PhotographFolder | None:
     """List the photographs of a path, without decoding them.
 
     Parameters
     ----------
     images : path, PhotographFolder or None
         Folder or zip, or photographs that are decoded already.
+    setting : str, default "images"
+        Name of the setting, for messages.
 
     Returns
     -------
@@ -56,14 +60,17 @@ def find_images(images: str | Path | PhotographFolder | None) -> PhotographFiles
     if images is None:
         return None
     if isinstance(images, (str, Path)) and is_run(Path(images)):
-        raise FeatmapError(f"images {str(images)!r} is a run; give a folder of photographs")
+        raise FeatmapError(f"{setting} {str(images)!r} is a run; give a folder of photographs")
     found = find_photographs(images) if isinstance(images, (str, Path)) else images
-    _require_enough(found)
+    _require_enough(found, setting)
     return found
 
 
 def open_images(
-    images: PhotographFiles | PhotographFolder, skip_broken: bool = False, watcher: Watcher | None = None
+    images: PhotographFiles | PhotographFolder,
+    skip_broken: bool = False,
+    watcher: Watcher | None = None,
+    setting: str = "images",
 ) -> PhotographFolder:
     """Decode all photographs once.
 
@@ -75,6 +82,8 @@ def open_images(
         Go on without photographs that cannot be read.
     watcher : Watcher, optional
         Receives the progress, and what is left out.
+    setting : str, default "images"
+        Name of the setting, for messages.
 
     Returns
     -------
@@ -96,15 +105,15 @@ def open_images(
     )
     for line in photographs.lines():
         hears.note(line)
-    _require_enough(photographs)
+    _require_enough(photographs, setting)
     return photographs
 
 
-def _require_enough(photographs: PhotographFiles | PhotographFolder) -> None:
+def _require_enough(photographs: PhotographFiles | PhotographFolder, setting: str) -> None:
     """Check that there are enough photographs to compare a map with."""
     if len(photographs) < FEWEST_PHOTOGRAPHS:
         raise FeatmapError(
-            f"images {str(photographs.path)!r}: {len(photographs)} photographs; give {FEWEST_PHOTOGRAPHS} or more, "
+            f"{setting} {str(photographs.path)!r}: {len(photographs)} photographs; give {FEWEST_PHOTOGRAPHS} or more, "
             "best about 1,000"
         )
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -199,11 +197,7 @@ def job_of(run: Run, network: Network) -> Job:
         If the run has another network, or settings that this version of featmap does not know.
     """
     identity = run.identity
-    if json.loads(json.dumps(network.identity())) != identity["model"]:
-        raise FeatmapError(
-            f"run {str(run.folder)!r} has another network than {network.name} ({network.weights}); "
-            "give the network and the weights of the run"
-        )
+    lifecycle.require_network(run, network)
     data = open_arrays(run.folder)
     job = Job(
         network=network,
@@ -265,38 +259,13 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
     photographs = None if plan.images is None else open_images(plan.images, plan.skip_broken, watcher)
-    with _registered_in_run(plan), Run(plan.folder, identity).open({}, {}, about).locked() as store:
+    registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
+    with registered, Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
         store.save()
         validation = _evaluate(plan, photographs, store, watcher)
     _redraw_atlas(plan, watcher)  # only now: an atlas reads complete runs, and the validation is part of this one
     return validation
-
-
-@contextmanager
-def _registered_in_run(plan: ValidationPlan) -> Iterator[None]:
-    """Register a validation that lies inside the evaluated run as a part of it, unless its start fails."""
-    root, folder = plan.run.folder.resolve(), plan.folder.resolve()
-    if not folder.is_relative_to(root):
-        yield
-        return
-
-    def change(register: bool) -> None:
-        name = folder.relative_to(root).as_posix()
-        with Run.read(plan.run.folder).locked() as run:
-            run.manifest = Run.read(run.folder).manifest  # as it is now that no other process can write it
-            if register:
-                run.register_part(run.folder / name)
-            elif name in run.manifest.parts:
-                run.manifest.parts.remove(name)
-                run.save()
-
-    change(register=True)
-    try:
-        yield
-    finally:
-        if not is_run(folder):  # removed with the failed start; a part that is missing counts as damage
-            change(register=False)
 
 
 def _evaluate(plan: ValidationPlan, photographs: PhotographFolder | None, store: Run, watcher: Watcher) -> Validation:

@@ -307,7 +307,7 @@ def test_optimize_is_another_name_of_maximise(capsys: pytest.CaptureFixture[str]
 COMMANDS = ["similarity", "maximise", "optimize", "probe", "interact", "neighbours", "atlas", "validate", "verify"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "layers", "recipes"])
+@pytest.mark.parametrize("command", [*COMMANDS, "judge", "layers", "recipes"])
 def test_help_describes_every_option_and_fits_the_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = succeed(capsys, command, "--help")
     options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]

@@ -69,6 +69,7 @@ BASES = {
     "recipes": ["recipes"],
     "atlas": ["atlas", "run", "--no-maps", "--out", "pages"],
     "validate": ["validate", "run", "--seeds", "2", "--null-seeds", "0", "--dry-run"],
+    "judge": ["judge", "run", "--by", "tests.helpers.tiny:other", "--by-input-size", "16", "--out", "judged"],
     "verify": ["verify", "run"],
 }
 pytestmark = [
@@ -144,7 +145,7 @@ def test_every_option_takes_or_refuses_every_value(
         words = [f"{option}={value}"] if joined and option.startswith("--") else [option, value]
         base = BASES[command]
         at = 1 + at % len(base)
-        if "--model" in words[0] and ":" in value:
+        if words[0].startswith(("--model", "--by")) and ":" in value:
             return  # an import path runs what it names
         end(capsys, *base[:at], *words, *base[at:])
 
@@ -152,7 +153,7 @@ def test_every_option_takes_or_refuses_every_value(
     integrity.require_intact(Path("run"))
 
 
-@pytest.mark.parametrize("command", ["neighbours", "atlas", "verify", "validate", "probe"])
+@pytest.mark.parametrize("command", ["neighbours", "atlas", "verify", "validate", "judge", "probe"])
 @pytest.mark.parametrize(
     "folder", ["", "run/manifest.json", "a\0b", "x" * 5000, "/dev/null", "nowhere", "\udcff", "run/units"]
 )

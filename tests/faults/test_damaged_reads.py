@@ -25,6 +25,7 @@ READERS = {
     "probe": ["probe", "run", "--layers", "first", "--out", "probed"],
     "atlas": ["atlas", "run", "--no-maps", "--out", "pages"],
     "validate": ["validate", "run", "--seeds", "2", "--null-seeds", "0", "--dry-run"],
+    "judge": ["judge", "run", "--by", "tests.helpers.tiny:other", "--by-input-size", "16", "--out", "judged"],
     "verify": ["verify", "run"],
 }
 FEW = settings(
@@ -53,7 +54,7 @@ def read(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     capsys.readouterr()
     status = run_kinds.run_command(*READERS[name])
     said = capsys.readouterr()
-    for folder in ("probed", "pages"):
+    for folder in ("probed", "pages", "judged"):
         shutil.rmtree(folder, ignore_errors=True)
     if name == "verify" and status == 1:
         return status, said.out

@@ -37,6 +37,10 @@ KINDS: dict[str, list[list[str]]] = {
         ]
     ],
     "validate": [[*MAP, "--no-atlas"], ["validate", "run", "--seeds", "2", "--null-seeds", "1"], MAP],
+    "judge": [
+        ["maximise", "features:0", "features:1:2", *TWO],
+        ["judge", "run", "--by", "tests.helpers.tiny:other", "--by-input-size", "16", "--device", "cpu"],
+    ],
     "atlas of interact": [["interact", "features:0", "features:1", *TWO, "--seeds", "1"], ["atlas", "run"]],
 }
 

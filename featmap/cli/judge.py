@@ -1,0 +1,128 @@
+"""The command `featmap judge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featmap.cli.options import Device, RunNetworkOptions, SkipBroken, load_network
+from featmap.errors import FeatmapError
+
+if TYPE_CHECKING:
+    from featmap.network.model import Network
+
+OWN = "-"
+"""Value of an option that leaves one of several judges as it is."""
+
+
+@dataclass
+class JudgeOptions:
+    """Options that name the judges and how each is loaded.
+
+    Parameters
+    ----------
+    by : list of str
+        Names or import paths of the networks.
+    by_weights, by_mean, by_std, by_input_size : list of str or None
+        One value for all of them, or one for each in their order.
+    """
+
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Another network, named as --model names one; may be given several times."),
+    ] = None
+    by_weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights of the judges, as --weights. Given once it holds for every judge; given once for each --by, "
+            "in their order; - leaves one as it is."
+        ),
+    ] = None
+    by_mean: Annotated[
+        list[str] | None, typer.Option(help="Mean that the judges' input is normalised by; once, or once for each.")
+    ] = None
+    by_std: Annotated[
+        list[str] | None, typer.Option(help="Standard deviation that goes with it; once, or once for each.")
+    ] = None
+    by_input_size: Annotated[
+        list[str] | None, typer.Option(help="Side in pixels that images are resized to; once, or once for each.")
+    ] = None
+
+    def load(self) -> list[Network]:
+        """Load the judges and print the lines that name them.
+
+        Returns
+        -------
+        list of Network
+            In the order given.
+
+        Raises
+        ------
+        FeatmapError
+            If there is no judge, or an option is given neither once nor once for each.
+        """
+        names = self.by or []
+        if not names:
+            raise FeatmapError("--by is missing: name another network, such as --by squeezenet1_1")
+        weights, means = self._of_each("--by-weights", self.by_weights), self._of_each("--by-mean", self.by_mean)
+        stds, sizes = self._of_each("--by-std", self.by_std), self._of_each("--by-input-size", self.by_input_size)
+        return [
+            load_network(name, weights[k], means[k], stds[k], _parse_size(sizes[k])) for k, name in enumerate(names)
+        ]
+
+    def _of_each(self, option: str, values: list[str] | None) -> list[str | None]:
+        """Return the value of an option for each judge."""
+        count, given = len(self.by or []), values or [OWN]
+        if len(given) not in (1, count):
+            raise FeatmapError(
+                f"{option} is given {len(given)} times for {count} judges; give it once, or once for each"
+            )
+        return [None if v == OWN else v for v in (given if len(given) == count else given * count)]
+
+
+def _parse_size(text: str | None) -> int | None:
+    """Parse an input size; None stays None."""
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise FeatmapError(f"--by-input-size {text!r}: give a number of pixels, such as 224")
+    return int(text)
+
+
+def judge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of maximise or similarity.")],
+    judges: JudgeOptions,
+    network: RunNetworkOptions,
+    photographs: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of photographs to compare with and to match features on; a thousand are a good number."
+        ),
+    ] = None,
+    skip_broken: SkipBroken = False,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/judge.")] = None,
+) -> None:
+    """Judge a run's images by other networks, and beside photographs."""
+    from featmap.cli import console
+    from featmap.runs.engine import Execution
+    from featmap.validation import judgement
+    from featmap.validation.image_statistics import summary_rows
+
+    plan = judgement.plan_judgement(
+        run,
+        judges.load(),
+        photographs=photographs,
+        skip_broken=skip_broken,
+        network=network.load(),
+        execution=Execution(device, out=out),
+    )
+    result = console.run_with_progress(lambda watcher: judgement.carry_out(plan, watcher))
+    for note in result.notes:
+        console.err().print(f"note: {note}")
+    for line in console.table_lines(("layer", "of", "measure", "value", "interval", "n"), summary_rows(result.results)):
+        console.out().print(line)
+    console.out().print(f"result: {plan.folder} (images, transfer and statistics as .csv and .parquet, summary.json)")
