@@ -20,8 +20,8 @@ from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
+from featmap.progress import Watcher
 from featmap.runs import output
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import correlation, interaction
 from featmap.stats.frames import finite_column

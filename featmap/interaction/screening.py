@@ -46,13 +46,13 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting.scatter import predictor_scores
+from featmap.progress import Watcher
 from featmap.runs import lifecycle, output
 from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.estimate import estimate as estimate_descents
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 from featmap.stats import interaction

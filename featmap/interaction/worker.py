@@ -16,8 +16,8 @@ from featmap.optimize.batch import Batches
 from featmap.optimize.descent import Descent
 from featmap.optimize.objective import Objective
 from featmap.optimize.responses import Probe
+from featmap.progress import Silent, Watcher
 from featmap.runs import array_layout, progress
-from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import interaction
 

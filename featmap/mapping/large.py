@@ -31,9 +31,9 @@ from featmap.files import hash_file
 from featmap.mapping import analysis, cross_tables, flags, result, tables, writing
 from featmap.mapping.result import LayerMaps, LazyMapping, Pair
 from featmap.mapping.view import View
+from featmap.progress import Watcher
 from featmap.runs import array_layout, lifecycle, output, store
 from featmap.runs.job import Job
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import blockwise, cross_layer, frames, measures
 from featmap.stats.blockwise import SimilarityOverview

@@ -11,8 +11,8 @@ from featmap.mapping.result import SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, sheets
+from featmap.progress import Watcher
 from featmap.runs.output import format_number, save_figure, write_frame
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
 from featmap.network.directions import Directions, as_directions, check_name, split_name
-from featmap.network.hooks import freeze
 from featmap.network.layouts import Layout
-from featmap.network.modules import modules_by_name
+from featmap.network.modules import freeze, modules_by_name
 from featmap.network.trace import Layer, Trace, trace
 from featmap.network.unit import CLASS, Unit, split_call
 from featmap.network.weights import hash_architecture

@@ -14,8 +14,7 @@ from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.optimize.comparison import Preparation, choose_preparation, prepare_kind
 from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend
-from featmap.optimize.loss import BatchLoss
-from featmap.optimize.objective import Objective
+from featmap.optimize.objective import BatchLoss, Objective
 from featmap.optimize.recipe import Recipe
 
 

@@ -17,8 +17,7 @@ from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
-from featmap.optimize.loss import BatchLoss
-from featmap.optimize.objective import Objective
+from featmap.optimize.objective import BatchLoss, Objective
 from featmap.optimize.recipe import Octave, Recipe
 
 ADAM_EPS = 1e-8

@@ -13,8 +13,7 @@ from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.modules import place_module
 from featmap.network.unit import Unit
-from featmap.optimize.loss import BatchLoss
-from featmap.optimize.objective import Objective
+from featmap.optimize.objective import BatchLoss, Objective
 
 
 class Probe:

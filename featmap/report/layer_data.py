@@ -17,12 +17,12 @@ from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
 from featmap.mapping.result import SimilarityMap, worst_status
 from featmap.plotting import heatmaps, style
+from featmap.progress import Watcher
 from featmap.report import graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.page import LayerPage
 from featmap.report.reproduction import Reproduction
 from featmap.runs import array_layout, store
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import frames, measures
 

@@ -21,11 +21,11 @@ from featmap.network.model import Network
 from featmap.optimize import limits
 from featmap.optimize.batch import Batches
 from featmap.optimize.comparison import UNTOUCHED
+from featmap.progress import Silent, Watcher
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
 from featmap.runs.job import BaseJob
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, is_run, translate_read_errors
-from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
 MakeWorker = Callable[[Any, Watcher], Worker]
@@ -408,6 +408,11 @@ def registered_inside(run_folder: Path, folder: Path) -> Iterator[None]:
         Folder of the run.
     folder : Path
         Any folder, which the context makes a run folder; nothing is done where it lies elsewhere.
+
+    Yields
+    ------
+    None
+        For the time in which the folder is started and used.
     """
     root, part = run_folder.resolve(), folder.resolve()
     if not part.is_relative_to(root):

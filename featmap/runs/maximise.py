@@ -24,13 +24,13 @@ from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
 from featmap.plotting import sheets
+from featmap.progress import Watcher
 from featmap.runs import array_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import MAXIMISE
 from featmap.runs.output import format_number, save_figure
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.stats.frames import finite_column

@@ -19,12 +19,12 @@ from featmap.network.model import Network
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.responses import Probe
+from featmap.progress import Silent, Watcher
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs.array_layout import ArraySpec
 from featmap.runs.engine import Execution, WorkUnit, plan_units, run_here
 from featmap.runs.manifest import is_run
 from featmap.runs.output import write_frame
-from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 
 ROWS = 16

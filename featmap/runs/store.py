@@ -30,7 +30,9 @@ _locks: dict[Path, filelock.BaseFileLock] = {}
 
 
 class Run:
-    """A run folder; methods raise StoreError where it cannot be written, and the message says why.
+    """A run folder.
+
+    Where it cannot be written, methods raise a StoreError that says why.
 
     Parameters
     ----------

@@ -19,10 +19,10 @@ from featmap.optimize.descent import Descent, StepCallback
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe, weighted_activations
+from featmap.progress import Silent, Watcher, step_callback
 from featmap.runs.array_layout import row_statuses
 from featmap.runs.engine import WorkUnit
 from featmap.runs.job import BaseJob, Job
-from featmap.runs.progress import Silent, Watcher, step_callback
 from featmap.runs.store import Run
 
 AnyJob = TypeVar("AnyJob", bound=BaseJob)

@@ -22,10 +22,10 @@ from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.optimize.responses import Probe
+from featmap.progress import Watcher
 from featmap.runs import probe
 from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.probe import ROWS, Source
-from featmap.runs.progress import Watcher
 from featmap.stats import image_quality
 
 

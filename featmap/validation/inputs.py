@@ -17,12 +17,12 @@ from featmap.network.model import Network
 from featmap.network.unit import split_call
 from featmap.optimize.photograph_files import PhotographFiles, find_photographs
 from featmap.optimize.photograph_folder import PhotographFolder, check_photographs
+from featmap.progress import Silent, Watcher
 from featmap.runs import probe
 from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import is_run
-from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters

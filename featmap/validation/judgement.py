@@ -21,10 +21,10 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.photograph_files import PhotographFiles
 from featmap.optimize.photograph_folder import PhotographFolder
+from featmap.progress import Watcher
 from featmap.runs import device, integrity, lifecycle, output
 from featmap.runs.engine import Execution
 from featmap.runs.manifest import COMPLETE, MAXIMISE, RUNNING, SIMILARITY, translate_read_errors
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.validation import image_statistics
 from featmap.validation.image_evidence import (

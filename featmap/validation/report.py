@@ -10,9 +10,9 @@ import pandas as pd
 from featmap.mapping import flags, tables
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.plotting import scatter, sheets
+from featmap.progress import Watcher
 from featmap.runs import output, probe
 from featmap.runs.job import Job
-from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, reliability
 from featmap.validation import null, verdict

@@ -27,6 +27,7 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_files import PhotographFiles
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.optimize.recipe import Recipe
+from featmap.progress import Silent, Watcher
 from featmap.report import atlas
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs import estimate as estimates
@@ -34,7 +35,6 @@ from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.job import Job, Selection
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run, translate_read_errors
-from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict

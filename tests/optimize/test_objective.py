@@ -11,8 +11,7 @@ from torch import Tensor
 
 from featmap.errors import UnitError
 from featmap.network.unit import Unit
-from featmap.optimize.loss import METRIC_LOSSES, BatchLoss
-from featmap.optimize.objective import Objective, channel
+from featmap.optimize.objective import METRIC_LOSSES, BatchLoss, Objective, channel
 from featmap.optimize.recipe import METRICS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

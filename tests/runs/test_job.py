@@ -25,10 +25,10 @@ from featmap.mapping import run as mapping
 from featmap.network.loading import load
 from featmap.optimize.limits import seeds_of
 from featmap.optimize.recipe import RECIPES
+from featmap.progress import Silent
 from featmap.runs import array_layout, estimate, lifecycle, maximise, store
 from featmap.runs.array_layout import STATUSES
 from featmap.runs.job import Job
-from featmap.runs.progress import Silent
 from featmap.runs.worker import Worker
 from tests.helpers import tiny
 from tests.helpers.settings import options, resolve
