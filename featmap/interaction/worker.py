@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featmap import image_ops
+from featmap import image_ops, progress
 from featmap.interaction.job import MEMBERS, PINK_IMAGES, Group, JointJob, JointUnit, Solo, count_neurons
 from featmap.optimize import parameterization
 from featmap.optimize.batch import Batches
@@ -17,7 +17,7 @@ from featmap.optimize.descent import Descent
 from featmap.optimize.objective import Objective
 from featmap.optimize.responses import Probe
 from featmap.progress import Silent, Watcher
-from featmap.runs import array_layout, progress
+from featmap.runs import array_layout
 from featmap.runs.store import Run
 from featmap.stats import interaction
 

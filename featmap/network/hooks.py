@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from featmap.errors import UnitError
 from featmap.network.directions import Directions, Pairs, Projection, split_name
 from featmap.network.layouts import GRID, VECTOR, Layout, first_tensor, replace_first
-from featmap.network.modules import REDUCED, modules_by_name
+from featmap.network.modules import REDUCED, freeze, modules_by_name
 from featmap.network.unit import split_call
 
 

@@ -279,7 +279,6 @@ class BatchLoss:
         The constant that the units' neurons are compared with.
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
-
     """
 
     def __init__(

@@ -30,9 +30,7 @@ _locks: dict[Path, filelock.BaseFileLock] = {}
 
 
 class Run:
-    """A run folder.
-
-    Where it cannot be written, methods raise a StoreError that says why.
+    """A run folder; what cannot be written raises a StoreError that says why.
 
     Parameters
     ----------

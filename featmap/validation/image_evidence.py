@@ -5,7 +5,7 @@ A judge sees an image as a picture file holds it: clamped to [0, 1] and resized 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from featmap.errors import UnitError
+from featmap.errors import FeatmapError, UnitError
 from featmap.image_ops import resize
 from featmap.network.model import Network
 from featmap.network.selection import find_blocks
@@ -23,10 +23,11 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.optimize.responses import Probe
 from featmap.progress import Watcher
-from featmap.runs import probe
 from featmap.runs.array_layout import LIVE_CODES
-from featmap.runs.probe import ROWS, Source
 from featmap.stats import image_quality
+
+ROWS = 16
+"""Images that a network computes together."""
 
 
 @dataclass(eq=False)
@@ -100,8 +101,10 @@ class RunImages:
         Features among what the images were made for, D, each once. Neurons, rows and sums are none.
     feature : numpy.ndarray
         Index of each image's feature, R; -1 for one that was made for something else.
-    source : Source
-        Reads the pixels.
+    size : int
+        Their height and width in pixels.
+    read : callable
+        Reads the pixels of images from `first` to `last` (exclusive), B x 3 x H x H.
     """
 
     labels: list[str]
@@ -110,7 +113,8 @@ class RunImages:
     activation: np.ndarray
     features: list[Unit]
     feature: np.ndarray
-    source: Source
+    size: int
+    read: Callable[[int, int], Tensor]
 
     @staticmethod
     def of(data: xr.Dataset) -> RunImages:
@@ -126,8 +130,14 @@ class RunImages:
         RunImages
             All its images.
         """
-        source = probe.open_source(data, None, 1)
+        if "images" not in data:
+            raise FeatmapError("this run has no images to judge; runs of `similarity` and `maximise` have some")
         labels, seeds = [str(n) for n in data["image"].values], data["seed"].values
+
+        def read(first: int, last: int) -> Tensor:
+            places = [divmod(k, len(labels)) for k in range(first, last)]
+            return torch.from_numpy(np.stack([data["images"][s, i].values for s, i in places]))
+
         features, index = _find_features(labels)
         return RunImages(
             labels * len(seeds),
@@ -136,7 +146,8 @@ class RunImages:
             data["activation"].values.ravel().astype(np.float64),
             features,
             np.tile(index, len(seeds)),
-            source,
+            data.sizes["y"],
+            read,
         )
 
     @staticmethod
@@ -156,9 +167,18 @@ class RunImages:
             All live, of one seed, of unknown activation.
         """
         features, index = _find_features(labels)
-        count, source = len(labels), probe.open_source(pixels, None, 1)
+        count = len(labels)
         live, unknown = np.ones(count, dtype=bool), np.full(count, np.nan)
-        return RunImages(list(labels), np.zeros(count, dtype=int), live, unknown, features, index, source)
+        return RunImages(
+            list(labels),
+            np.zeros(count, dtype=int),
+            live,
+            unknown,
+            features,
+            index,
+            pixels.shape[2],
+            lambda first, last: pixels[first:last].float(),
+        )
 
     @property
     def layers(self) -> list[str]:
@@ -195,7 +215,9 @@ class RunImages:
         Tensor
             B x 3 x H x W.
         """
-        for batch in _read(self.source, watcher, name):
+        count = len(self.labels)
+        batches = (self.read(first, min(first + ROWS, count)) for first in range(0, count, ROWS))
+        for batch in _report(batches, count, watcher, name):
             yield batch.clamp(0, 1)
 
 
@@ -217,13 +239,13 @@ def _feature_of(label: str) -> Unit | None:
     return terms[0][1]
 
 
-def _read(source: Source, watcher: Watcher, name: str) -> Iterator[Tensor]:
-    """Generate images in batches and report the progress."""
+def _report(batches: Iterable[Tensor], count: int, watcher: Watcher, name: str) -> Iterator[Tensor]:
+    """Generate batches of `count` images and report the progress."""
     done = 0
-    for batch in source.batches(ROWS):
+    for batch in batches:
         yield batch
         done += len(batch)
-        watcher.stage(name, done, len(source.labels))
+        watcher.stage(name, done, count)
 
 
 @dataclass(eq=False)
@@ -424,7 +446,7 @@ class PhotographEvidence:
 
     def _batches(self, size: int, name: str) -> Iterator[Tensor]:
         """Generate the photographs at a size."""
-        return _read(probe.open_source(self.folder, size, size), self.watcher, f"photographs by {name}")
+        return _report(self.folder.batches(size, ROWS), len(self.folder), self.watcher, f"photographs by {name}")
 
     def own(self, network: Network, images: RunImages, size: int) -> OwnEvidence:
         """Measure the photographs as a run's images are measured.

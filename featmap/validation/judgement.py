@@ -260,7 +260,7 @@ def measure_images(
     Judgement
         Tables and summary, without a folder.
     """
-    size, notes, tables = images.source.size, list[str](), []
+    size, notes, tables = images.size, list[str](), []
     batches = images.batches(watcher, f"images by {network.name}")
     own = measure_own(network, images, batches, size, device)
     natural = None if photographs is None else photographs.own(network, images, size)

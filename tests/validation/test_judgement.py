@@ -184,7 +184,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--by", JUDGE, "--by-weights", "-", "--by-weights", "-"], "--by-weights is given 2 times for 1 judges"),
     (["--by", JUDGE, "--by-input-size", "big"], "--by-input-size 'big'"),
     (["--by", JUDGE, "--photographs", "nowhere"], "no such folder"),
-    (["--by", JUDGE, "--photographs", "few"], "1 in it; give 32 or more"),
+    (["--by", JUDGE, "--photographs", "few"], "1 photographs; give 32 or more"),
     (["--by", JUDGE, "--photographs", "RUN"], "is a run; give a folder of photographs"),
     (["--by", JUDGE, "--model", "tests.helpers.judges:half"], "has another network"),
 ]
