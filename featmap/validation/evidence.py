@@ -10,6 +10,9 @@ import numpy as np
 from featmap.stats.clustering import Clusters
 from featmap.stats.measures import profile_correlations
 
+FEWEST_PHOTOGRAPHS = 32
+"""Fewest photographs that images and maps are compared with."""
+
 
 @dataclass(eq=False)
 class Evidence:

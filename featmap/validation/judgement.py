@@ -26,15 +26,17 @@ from featmap.runs.manifest import COMPLETE, MAXIMISE, RUNNING, SIMILARITY, is_ru
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.validation import image_statistics
-from featmap.validation.image_evidence import (
+from featmap.validation.evidence import FEWEST_PHOTOGRAPHS
+from featmap.validation.image_evidence import RunImages
+from featmap.validation.image_inputs import (
     Judge,
     PhotographEvidence,
-    RunImages,
     class_layer,
+    image_batches,
+    images_of_run,
     measure_own,
 )
 from featmap.validation.results import Statistic, statistics_frame
-from featmap.validation.run import FEWEST_PHOTOGRAPHS
 
 FOLDER = "judge"
 MAX_INPUT_SIZE = 1024
@@ -140,7 +142,7 @@ def plan_judgement(
         integrity.require_intact(folder, pages=False, parts=False)
         network = network or lifecycle.network_of(folder)
         lifecycle.require_network(run, network)
-        images = RunImages.of(open_arrays(folder))
+        images = images_of_run(open_arrays(folder))
     if photographs is not None:
         if is_run(Path(photographs)):
             raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
@@ -265,8 +267,8 @@ def measure_images(
     Judgement
         Tables and summary, without a folder.
     """
-    size, notes, tables = images.source.size, list[str](), []
-    batches = images.batches(watcher, f"images by {network.name}")
+    size, notes, tables = images.size, list[str](), []
+    batches = image_batches(images, watcher, f"images by {network.name}")
     own = measure_own(network, images, batches, size, device)
     natural = None if photographs is None else photographs.own(network, images, size)
     table = image_statistics.image_table(images, own, natural)
@@ -275,12 +277,12 @@ def measure_images(
     for judge in judges:
         shared = _shared_classes(network, classes, size, judge, images, notes)
         hidden = photographs is not None and bool(judge.layers) and any(la != shared for la in images.layers)
-        batches = images.batches(watcher, f"images by {judge.name}")
+        batches = image_batches(images, watcher, f"images by {judge.name}")
         judged = judge.measure(batches, device, logits=shared is not None, hidden=hidden)
         both = None
         if hidden and photographs is not None and natural is not None:
             both = natural.responses, photographs.by(judge)
-        found = image_statistics.transfer_table(images, judge, judged, both, shared)
+        found = image_statistics.transfer_table(images, (judge.name, judge.columns()), judged, both, shared)
         results += image_statistics.transfer_statistics(found, judge.class_count())
         tables.append(found)
         if judge.network.sha256 == network.sha256:
@@ -349,7 +351,7 @@ def judge(
     by : str, torch.nn.Module, Network or sequence of these
         The judges: names that `featmap.load` takes, modules that take images in [0, 1], or loaded networks.
     photographs : path, optional
-        Folder of photographs, at least `featmap.validation.run.FEWEST_PHOTOGRAPHS`.
+        Folder of photographs, at least 32.
     network : str, torch.nn.Module or Network, optional
         Network of the run, needed only if it is one of the caller's own.
     execution : Execution, optional

@@ -38,13 +38,13 @@ from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
+from featmap.validation.evidence import FEWEST_PHOTOGRAPHS
 from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers
 from featmap.validation.null import permuted_statistics
 from featmap.validation.results import Evaluation, Validation
 
 SEEDS, NULL_SEEDS = 5, 2
 """Default numbers of seeds of the trained network, and with random weights."""
-FEWEST_PHOTOGRAPHS = 32
 FOLDER = "validation"
 
 
