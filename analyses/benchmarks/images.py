@@ -48,7 +48,14 @@ from featmap.progress import Watcher
 from featmap.runs import device
 from featmap.runs.store import Run
 from featmap.stats.frames import finite_column
-from featmap.validation.image_evidence import Judge, PhotographEvidence, RunImages, class_layer
+from featmap.validation.image_evidence import RunImages
+from featmap.validation.image_inputs import (
+    Judge,
+    PhotographEvidence,
+    class_layer,
+    images_of_pixels,
+    images_of_run,
+)
 from featmap.validation.image_statistics import ALL, IMAGES, PHOTOGRAPHS
 from featmap.validation.judgement import Judgement, load_judges, measure_images
 from featmap.validation.results import Statistic
@@ -106,7 +113,7 @@ def try_recipe(comparison: Comparison, recipe: Recipe, watcher: Watcher) -> Judg
     data = featmap.maximise(
         comparison.units(), comparison.network, recipe=recipe, seeds=[comparison.seed], execution=execution
     )
-    images = RunImages.of(data)
+    images = images_of_run(data)
     judgement = comparison.measure(images, watcher)
     seconds = Run.read(folder).manifest.timings.get("descent_and_probe")
     if seconds is not None:
@@ -126,7 +133,7 @@ def try_opponent(comparison: Comparison, opponent: Opponent, watcher: Watcher) -
             labels += [f"{layer}:{c}" for c in drawn]
             watcher.stage(opponent.name, len(labels), sum(map(len, comparison.hidden.values())))
     seconds = (time.perf_counter() - start) / len(labels)
-    judgement = comparison.measure(RunImages.of_pixels(labels, torch.cat(pixels)), watcher)
+    judgement = comparison.measure(images_of_pixels(labels, torch.cat(pixels)), watcher)
     judgement.results.append(seconds_statistic(seconds, len(labels)))
     return judgement
 

@@ -1,33 +1,15 @@
-"""Collect what a run's images are judged by: pixels, and the responses of its own and of other networks to them.
-
-A judge sees an image as a picture file holds it: clamped to [0, 1] and resized to the judge's own input size.
-"""
+"""Evidence on which the images of a run are judged: what they were made for, their pixels, and responses to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import xarray as xr
 from torch import Tensor
 
-from featmap.errors import FeatmapError, UnitError
-from featmap.image_ops import resize
-from featmap.network.model import Network
-from featmap.network.selection import find_blocks
-from featmap.network.unit import CLASS, Unit
-from featmap.optimize.comparison import check_repeatable
-from featmap.optimize.objective import Objective
-from featmap.optimize.photograph_folder import PhotographFolder
-from featmap.optimize.responses import Probe
-from featmap.progress import Watcher
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.network.unit import Unit
 from featmap.stats import image_quality
-
-ROWS = 16
-"""Images that a network computes together."""
 
 
 @dataclass(eq=False)
@@ -102,9 +84,9 @@ class RunImages:
     feature : numpy.ndarray
         Index of each image's feature, R; -1 for one that was made for something else.
     size : int
-        Their height and width in pixels.
+        Height and width in pixels.
     read : callable
-        Reads the pixels of images from `first` to `last` (exclusive), B x 3 x H x H.
+        Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
     """
 
     labels: list[str]
@@ -115,70 +97,6 @@ class RunImages:
     feature: np.ndarray
     size: int
     read: Callable[[int, int], Tensor]
-
-    @staticmethod
-    def of(data: xr.Dataset) -> RunImages:
-        """Read the labels of a run's images.
-
-        Parameters
-        ----------
-        data : xarray.Dataset
-            Arrays of a run of `maximise` or `similarity`.
-
-        Returns
-        -------
-        RunImages
-            All its images.
-        """
-        if "images" not in data:
-            raise FeatmapError("this run has no images to judge; runs of `similarity` and `maximise` have some")
-        labels, seeds = [str(n) for n in data["image"].values], data["seed"].values
-
-        def read(first: int, last: int) -> Tensor:
-            places = [divmod(k, len(labels)) for k in range(first, last)]
-            return torch.from_numpy(np.stack([data["images"][s, i].values for s, i in places]))
-
-        features, index = _find_features(labels)
-        return RunImages(
-            labels * len(seeds),
-            np.repeat(seeds, len(labels)),
-            np.isin(data["status"].values.ravel(), LIVE_CODES),
-            data["activation"].values.ravel().astype(np.float64),
-            features,
-            np.tile(index, len(seeds)),
-            data.sizes["y"],
-            read,
-        )
-
-    @staticmethod
-    def of_pixels(labels: Sequence[str], pixels: Tensor) -> RunImages:
-        """Take images of any origin, such as those of another tool.
-
-        Parameters
-        ----------
-        labels : sequence of str
-            What each image was made for, R.
-        pixels : Tensor
-            R x 3 x H x H.
-
-        Returns
-        -------
-        RunImages
-            All live, of one seed, of unknown activation.
-        """
-        features, index = _find_features(labels)
-        count = len(labels)
-        live, unknown = np.ones(count, dtype=bool), np.full(count, np.nan)
-        return RunImages(
-            list(labels),
-            np.zeros(count, dtype=int),
-            live,
-            unknown,
-            features,
-            index,
-            pixels.shape[2],
-            lambda first, last: pixels[first:last].float(),
-        )
 
     @property
     def layers(self) -> list[str]:
@@ -200,53 +118,6 @@ class RunImages:
         """
         return np.flatnonzero([u.layer == layer for u in self.features])
 
-    def batches(self, watcher: Watcher, name: str) -> Iterator[Tensor]:
-        """Generate the images in batches, clamped to [0, 1].
-
-        Parameters
-        ----------
-        watcher : Watcher
-            Hears of the progress.
-        name : str
-            What it is told.
-
-        Yields
-        ------
-        Tensor
-            B x 3 x H x W.
-        """
-        count = len(self.labels)
-        batches = (self.read(first, min(first + ROWS, count)) for first in range(0, count, ROWS))
-        for batch in _report(batches, count, watcher, name):
-            yield batch.clamp(0, 1)
-
-
-def _find_features(labels: Sequence[str]) -> tuple[list[Unit], np.ndarray]:
-    """Find the features among what images were made for, and the index of each image's feature, -1 for others."""
-    units = [_feature_of(label) for label in labels]
-    index: dict[Unit, int] = {}
-    for unit in units:
-        if unit is not None:
-            index.setdefault(unit, len(index))
-    return list(index), np.array([-1 if unit is None else index[unit] for unit in units], dtype=int)
-
-
-def _feature_of(label: str) -> Unit | None:
-    """Parse the feature that an image was made for; None for anything else."""
-    terms = Objective.parse(label).terms
-    if len(terms) > 1 or terms[0][0] <= 0 or terms[0][1].kind != "feature":
-        return None
-    return terms[0][1]
-
-
-def _report(batches: Iterable[Tensor], count: int, watcher: Watcher, name: str) -> Iterator[Tensor]:
-    """Generate batches of `count` images and report the progress."""
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
-        watcher.stage(name, done, count)
-
 
 @dataclass(eq=False)
 class OwnEvidence:
@@ -265,226 +136,3 @@ class OwnEvidence:
     pixels: PixelMeasures
     responses: np.ndarray
     coverage: np.ndarray
-
-
-def measure_own(
-    network: Network, images: RunImages, batches: Iterator[Tensor], size: int, device: torch.device
-) -> OwnEvidence:
-    """Measure images by their pixels and by the run's own network.
-
-    Parameters
-    ----------
-    network : Network
-        Network of the run.
-    images : RunImages
-        Its features are measured.
-    batches : iterator of Tensor
-        The run's own images or photographs of the same size, B x 3 x H x W each.
-    size : int
-        Their size in pixels.
-    device : torch.device
-        Where the network is computed.
-
-    Returns
-    -------
-    OwnEvidence
-        Of all images in their order.
-    """
-    layers, count = images.layers, len(images.features)
-    if layers:
-        check_repeatable(network, layers, size, device)
-    own_probe = Probe(network, ROWS, device)
-    columns = {layer: images.features_of(layer) for layer in layers}
-    pixels, responses, coverage = [], [], []
-    for batch in batches:
-        pixels.append(PixelMeasures.of(batch.numpy()))
-        means, covered = (np.full((len(batch), count), np.nan) for _ in range(2))
-        for out in own_probe.outputs(batch, layers) if layers else ():
-            for layer, at in columns.items():
-                maps = out[layer][:, [images.features[k].channel for k in at]]
-                means[:, at] = maps.mean((2, 3)).cpu().numpy()
-                covered[:, at] = image_quality.coverages(maps.cpu().numpy())
-        responses.append(means)
-        coverage.append(covered)
-    return OwnEvidence(PixelMeasures.join(pixels), np.concatenate(responses), np.concatenate(coverage))
-
-
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """Another network that judges images.
-
-    Parameters
-    ----------
-    name : str
-        Name in tables.
-    network : Network
-        The network.
-    classes : str or None
-        Its layer of class logits; None where it has none.
-    layers : tuple of str
-        Layers whose features the run's features are matched to: its blocks.
-    """
-
-    name: str
-    network: Network
-    classes: str | None
-    layers: tuple[str, ...]
-
-    @staticmethod
-    def of(network: Network, name: str) -> Judge:
-        """Find the layers that a network judges by, at its own input size.
-
-        Parameters
-        ----------
-        network : Network
-            The network.
-        name : str
-            Name in tables.
-
-        Returns
-        -------
-        Judge
-            The judge.
-        """
-        blocks = find_blocks(network.module, network.trace())
-        return Judge(name, network, class_layer(network, network.input_size), tuple(blocks))
-
-    def class_count(self) -> int:
-        """Count the classes.
-
-        Returns
-        -------
-        int
-            0 for a network without class logits.
-        """
-        return 0 if self.classes is None else self.network.layer(self.classes).channels
-
-    def columns(self) -> list[str]:
-        """Name the features of the judge's layers.
-
-        Returns
-        -------
-        list of str
-            ``layer:channel``, G.
-        """
-        return [f"{la}:{c}" for la in self.layers for c in range(self.network.layer(la).channels)]
-
-    def measure(
-        self, batches: Iterator[Tensor], device: torch.device, *, logits: bool, hidden: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Measure the judge's responses to images of any size.
-
-        Parameters
-        ----------
-        batches : iterator of Tensor
-            Images in [0, 1], B x 3 x H x W; they are resized to the judge's input size.
-        device : torch.device
-            Where it is computed.
-        logits, hidden : bool
-            Whether the class logits, and the features of its layers, are measured.
-
-        Returns
-        -------
-        logits : numpy.ndarray
-            N x K; N x 0 where they are not measured, 0 x 0 where nothing is.
-        features : numpy.ndarray
-            Mean over each feature's grid, N x G, or N x 0.
-        """
-        layers = list(dict.fromkeys([*([self.classes] if logits and self.classes else []), *(self.layers * hidden)]))
-        if not layers:
-            return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-        size = self.network.input_size
-        check_repeatable(self.network, layers, size, device)
-        judge_probe = Probe(self.network, ROWS, device)
-        found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for batch in batches:
-            means = judge_probe.responses(resize(batch, size), layers)
-            none = np.empty((len(batch), 0), np.float32)
-            found[0].append(means[self.classes] if logits and self.classes else none)
-            found[1].append(np.concatenate([means[la] for la in self.layers], axis=1) if hidden else none)
-        return np.concatenate(found[0]), np.concatenate(found[1])
-
-
-def class_layer(network: Network, size: int) -> str | None:
-    """Find a network's layer of class logits.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-    size : int
-        Image size in pixels.
-
-    Returns
-    -------
-    str or None
-        Its last layer that is a vector; None where there is none.
-    """
-    try:
-        return network.resolve_unit(Unit(CLASS, 0), size).layer
-    except UnitError:
-        return None
-
-
-class PhotographEvidence:
-    """Measures of photographs, each made once for all runs beside them.
-
-    Parameters
-    ----------
-    folder : PhotographFolder
-        The photographs.
-    device : torch.device
-        Where networks are computed.
-    watcher : Watcher
-        Hears of the progress.
-    """
-
-    def __init__(self, folder: PhotographFolder, device: torch.device, watcher: Watcher) -> None:
-        self.folder, self.device, self.watcher = folder, device, watcher
-        self._own: dict[tuple[int, tuple[Unit, ...]], OwnEvidence] = {}
-        self._by: dict[str, np.ndarray] = {}
-
-    def _batches(self, size: int, name: str) -> Iterator[Tensor]:
-        """Generate the photographs at a size."""
-        return _report(self.folder.batches(size, ROWS), len(self.folder), self.watcher, f"photographs by {name}")
-
-    def own(self, network: Network, images: RunImages, size: int) -> OwnEvidence:
-        """Measure the photographs as a run's images are measured.
-
-        Parameters
-        ----------
-        network : Network
-            Network of the run; always the same one.
-        images : RunImages
-            Images of the run, which name its features.
-        size : int
-            Their size in pixels.
-
-        Returns
-        -------
-        OwnEvidence
-            Of the P photographs at that size.
-        """
-        key = size, tuple(images.features)
-        if key not in self._own:
-            batches = self._batches(size, f"{network.name}, {size} pixels")
-            self._own[key] = measure_own(network, images, batches, size, self.device)
-        return self._own[key]
-
-    def by(self, judge: Judge) -> np.ndarray:
-        """Measure a judge's responses to the photographs.
-
-        Parameters
-        ----------
-        judge : Judge
-            The judge.
-
-        Returns
-        -------
-        numpy.ndarray
-            Responses of its features, P x G.
-        """
-        if judge.name not in self._by:
-            batches = self._batches(judge.network.input_size, judge.name)
-            self._by[judge.name] = judge.measure(batches, self.device, logits=False, hidden=True)[1]
-        return self._by[judge.name]

@@ -11,7 +11,7 @@ from featmap.stats import agreement, image_quality, transfer
 from featmap.stats.correlation import t_interval
 from featmap.stats.frames import finite_column
 from featmap.stats.reliability import Interval
-from featmap.validation.image_evidence import Judge, OwnEvidence, RunImages
+from featmap.validation.image_evidence import OwnEvidence, RunImages
 from featmap.validation.results import Statistic
 from featmap.validation.statistics import Collector
 
@@ -111,7 +111,7 @@ def mean_colour(photographs: OwnEvidence) -> np.ndarray:
 
 def transfer_table(
     images: RunImages,
-    judge: Judge,
+    judge: tuple[str, Sequence[str]],
     judged: tuple[np.ndarray, np.ndarray],
     photographs: tuple[np.ndarray, np.ndarray] | None,
     classes: str | None,
@@ -122,10 +122,11 @@ def transfer_table(
     ----------
     images : RunImages
         The images.
-    judge : Judge
-        The other network.
+    judge : tuple of str and sequence of str
+        Name of the other network, and names of its G features.
     judged : tuple of numpy.ndarray
-        The judge's logits and responses to the R images, see `Judge.measure`.
+        The judge's logits and responses to the R images, see
+        `featmap.validation.image_inputs.Judge.measure`.
     photographs : tuple of numpy.ndarray or None
         Responses to P photographs of the run's own features, P x D, and of the judge's, P x G.
     classes : str or None
@@ -139,12 +140,12 @@ def transfer_table(
         `featmap.stats.transfer.FeatureTransfer`).
     """
     parts = []
-    logits, responses = judged
+    (name, columns), (logits, responses) = judge, judged
     is_class = np.array([k >= 0 and images.features[k].layer == classes for k in images.feature])
     if classes is not None and is_class.any():
         channels = np.array([images.features[k].channel for k in images.feature[is_class]])
-        parts.append(_rows(images, judge, is_class, "logit", rank=transfer.class_ranks(logits[is_class], channels)))
-    for layer in images.layers if photographs is not None and judge.layers else ():
+        parts.append(_rows(images, name, is_class, "logit", rank=transfer.class_ranks(logits[is_class], channels)))
+    for layer in images.layers if photographs is not None and columns else ():
         at = images.features_of(layer)
         rows = np.isin(images.feature, at)
         if layer == classes:
@@ -154,9 +155,8 @@ def transfer_table(
         partners = transfer.match_features(source, other)
         feature = np.searchsorted(at, images.feature[rows])
         found = transfer.feature_transfer(feature, partners, responses[rows], source, other)
-        names = judge.columns()
-        columns = {
-            "partner": [names[g] if g >= 0 else None for g in partners.features[feature]],
+        measures = {
+            "partner": [columns[g] if g >= 0 else None for g in partners.features[feature]],
             "partner_correlation": partners.correlation[feature],
             "partner_held_out": partners.held_out[feature],
             "percentile": found.own,
@@ -164,16 +164,16 @@ def transfer_table(
             "among_images": found.among_images,
             "ceiling": found.ceiling,
         }
-        parts.append(_rows(images, judge, rows, "feature", **columns))
-    return pd.concat(parts) if parts else _rows(images, judge, np.zeros(len(images.labels), dtype=bool), "logit")
+        parts.append(_rows(images, name, rows, "feature", **measures))
+    return pd.concat(parts) if parts else _rows(images, name, np.zeros(len(images.labels), dtype=bool), "logit")
 
 
-def _rows(images: RunImages, judge: Judge, rows: np.ndarray, kind: str, **columns: object) -> pd.DataFrame:
+def _rows(images: RunImages, judge: str, rows: np.ndarray, kind: str, **columns: object) -> pd.DataFrame:
     """Build the rows of some images in the table of a judge."""
     at = np.flatnonzero(rows)
     head = {
         "seed": images.seeds[at],
-        "judge": judge.name,
+        "judge": judge,
         "layer": [images.features[k].layer for k in images.feature[at]],
         "kind": kind,
     }

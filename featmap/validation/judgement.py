@@ -27,11 +27,13 @@ from featmap.runs.engine import Execution
 from featmap.runs.manifest import COMPLETE, MAXIMISE, RUNNING, SIMILARITY, translate_read_errors
 from featmap.runs.store import Run, open_arrays
 from featmap.validation import image_statistics
-from featmap.validation.image_evidence import (
+from featmap.validation.image_evidence import RunImages
+from featmap.validation.image_inputs import (
     Judge,
     PhotographEvidence,
-    RunImages,
     class_layer,
+    image_batches,
+    images_of_run,
     measure_own,
 )
 from featmap.validation.inputs import find_images, open_images
@@ -145,7 +147,7 @@ def plan_judgement(
         integrity.require_intact(folder, pages=False, parts=False)
         network = lifecycle.with_run_directions(network, folder) if network else lifecycle.network_of(folder)
         lifecycle.require_network(run, network)
-        images = RunImages.of(open_arrays(folder))
+        images = images_of_run(open_arrays(folder))
     return JudgementPlan(
         run,
         images,
@@ -261,7 +263,7 @@ def measure_images(
         Tables and summary, without a folder.
     """
     size, notes, tables = images.size, list[str](), []
-    batches = images.batches(watcher, f"images by {network.name}")
+    batches = image_batches(images, watcher, f"images by {network.name}")
     own = measure_own(network, images, batches, size, device)
     natural = None if photographs is None else photographs.own(network, images, size)
     table = image_statistics.image_table(images, own, natural)
@@ -270,12 +272,12 @@ def measure_images(
     for judge in judges:
         shared = _shared_classes(network, classes, size, judge, images, notes)
         hidden = photographs is not None and bool(judge.layers) and any(la != shared for la in images.layers)
-        batches = images.batches(watcher, f"images by {judge.name}")
+        batches = image_batches(images, watcher, f"images by {judge.name}")
         judged = judge.measure(batches, device, logits=shared is not None, hidden=hidden)
         both = None
         if hidden and photographs is not None and natural is not None:
             both = natural.responses, photographs.by(judge)
-        found = image_statistics.transfer_table(images, judge, judged, both, shared)
+        found = image_statistics.transfer_table(images, (judge.name, judge.columns()), judged, both, shared)
         results += image_statistics.transfer_statistics(found, judge.class_count())
         tables.append(found)
         if judge.network.sha256 == network.sha256:
