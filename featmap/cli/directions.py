@@ -24,7 +24,7 @@ DirectionFiles = Annotated[
 
 
 def attach_directions(network: Network, options: Iterable[str] | None) -> Network:
-    """Add the directions that options name to a network, and print a line about each set.
+    """Add the directions that options name, and print a line about each set.
 
     Parameters
     ----------

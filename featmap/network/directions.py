@@ -140,7 +140,7 @@ class Directions:
 
     @property
     def copies(self) -> list[tuple[int, int]]:
-        """Directions that are exactly one channel: number of the direction and of the channel."""
+        """Numbers of the directions that are exactly one channel, and of the channels."""
         if self.bias is not None or self.relu:
             return []
         single = ((self.vectors != 0).sum(1) == 1) & (self.vectors.max(1) == 1)
@@ -158,7 +158,9 @@ class Directions:
         return {"count": self.count, "channels": self.width, "bias": bias, "relu": self.relu, "sha256": self.sha256}
 
     def to_bytes(self) -> bytes:
-        """Write the set as the content of a `.safetensors` file, which `read_directions` reads.
+        """Write the set as the content of a `.safetensors` file.
+
+        `read_directions` reads it.
 
         Returns
         -------

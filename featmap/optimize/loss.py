@@ -162,9 +162,10 @@ class BatchLoss:
         The constant that the units' neurons are compared with.
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
-
-    The attribute `needed` holds, for each layer, the rows and channels that the losses read, sorted.
     """
+
+    needed: dict[str, list[tuple[int, int]]]
+    """For each layer the rows and channels that the losses read, sorted."""
 
     def __init__(
         self,

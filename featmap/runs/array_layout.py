@@ -63,7 +63,9 @@ Inputs = Mapping[str, bytes]
 def write_layout(
     folder: Path, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray], inputs: Inputs
 ) -> dict[str, str]:
-    """Write the metadata and coordinates of a run's arrays, and its inputs; chunks stay as they are.
+    """Write metadata and coordinates of a run's arrays, and its inputs.
+
+    Chunks of arrays stay as they are.
 
     Parameters
     ----------

@@ -32,7 +32,9 @@ _locks: dict[Path, filelock.BaseFileLock] = {}
 
 
 class Run:
-    """A run folder; methods raise StoreError where it cannot be written, and the message says why.
+    """A run folder.
+
+    Methods that write raise StoreError where the folder cannot be written; the message says why.
 
     Parameters
     ----------
