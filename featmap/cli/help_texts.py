@@ -342,8 +342,10 @@ directions by C channels:
                  name are entries of the metadata
 
 A direction that is exactly one channel gives that channel's images and responses, to the bit. S is centred over the
-features of a layer, and so over the directions of a set: the S of a set of a few directions says little, their
-co-activation does not depend on the others. In Python: featmap.load().with_directions({"inception4a/nmf": array}).
+features of a layer, and so over the directions of a set: the S of a set of a few directions says little, that of a
+single one is undefined, while co-activation does not depend on the others. For one S of channels and directions put
+both into one set: numpy.concatenate([numpy.eye(C), vectors]). In Python:
+featmap.load().with_directions({"inception4a/nmf": array}).
 `python -m analyses.directions --images FOLDER` makes NMF and PCA directions of a layer, in a checkout of featmap.
 """
 
