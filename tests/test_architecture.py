@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {  # a room, and the rooms that it may import; ever
     "validation": {"report", "mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
     "cli": {"validation", "report", "mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
 }
-FLAT = {"__init__", "__main__", "errors", "files", "rng", "image_ops"}
+FLAT = {"__init__", "__main__", "errors", "files", "rng", "image_ops", "image_shape"}
 LONGEST_CHAIN = 12
 
 

@@ -19,9 +19,10 @@ from featmap.cli.options import (
     RunNetworkOptions,
     SeedOptions,
     load_network,
-    parse_layers,
 )
+from featmap.cli.parsing import parse_layers
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size, parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
@@ -57,14 +58,14 @@ class TargetOptions:
         if bool(self.units) == bool(self.layer):
             raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
 
-    def names(self, network: Network, size: int) -> list[str]:
+    def names(self, network: Network, size: Size) -> list[str]:
         """List the units.
 
         Parameters
         ----------
         network : Network
             Network that they belong to.
-        size : int
+        size : int or (int, int)
             Image size in pixels.
 
         Returns
@@ -128,7 +129,13 @@ def probe(
     source: Annotated[Path, typer.Argument(help="A run folder, or a folder of photographs.")],
     layers: Annotated[str, typer.Option(help="Layers whose responses are recorded, joined by commas.")],
     network: RunNetworkOptions,
-    size: Annotated[int | None, typer.Option(help="Side in pixels that photographs are resized to.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Size that photographs are resized to: a side in pixels, or height x width as 64x128.",
+        ),
+    ] = None,
     device: Device = "auto",
     out: Out = None,
 ) -> None:
@@ -151,14 +158,15 @@ def probe(
             network.mean,
             network.std,
             network.input_size,
+            network.channels,
             network.allow_stochastic,
         )
-    names = parse_layers(layers, "--layers")
-    settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}
+    names, pixels = parse_layers(layers, "--layers"), parse_size(size)
+    settings = {"source": str(source.resolve()), "layers": names, "size": pixels, "model": loaded.identity()}
     folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
     responses = console.run_with_progress(
         lambda watcher: probing.probe(
-            source, names, loaded, size=size, execution=Execution(device, out=folder, watcher=watcher)
+            source, names, loaded, size=pixels, execution=Execution(device, out=folder, watcher=watcher)
         )
     )
     console.out().print(f"{responses.sizes['image']} images x {responses.sizes['response']} responses")

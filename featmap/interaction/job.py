@@ -322,7 +322,7 @@ class JointJob(BaseJob):
             noises, `response` the probed features, `unit` the units of all groups, `member` those of one group,
             `point` the blends.
         """
-        rows, size, steps = self.recipe.rows, self.recipe.size, self.recipe.steps
+        rows, steps = self.recipe.rows, self.recipe.steps
         columns, units, members = len(self.columns), len(self.units), self.members
         solos, joints, starts = len(self.solos), len(self.joints), len(self.starts)
         points = len(interaction.simplex_lattice(members))
@@ -336,7 +336,7 @@ class JointJob(BaseJob):
         def status(stage: str, count: int) -> ArraySpec:
             return ArraySpec((stage,), (count,), (min(rows, count),), "uint8", meanings)
 
-        image = (3, size, size)
+        image = self.network.image_shape(self.recipe.size)
         specs = {
             "null_images": spec("start pixels", starts, *image),
             "null": spec("start response", starts, columns),

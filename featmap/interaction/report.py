@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import format_size
 from featmap.interaction.conclusion import (
     describe_nonlinearity,
     format_number,
@@ -187,7 +188,7 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
         sentence=state_conclusion(row, len(job.seeds)),
         notes=(
             f"{legend}; images of seed {seed}, with one contrast for all; balance {job.balance}, "
-            f"recipe {job.recipe.name}, {job.recipe.size} pixels; probed: {', '.join(job.responses)}",
+            f"recipe {job.recipe.name}, {format_size(job.recipe.size)} pixels; probed: {', '.join(job.responses)}",
             *list_notes(row, len(job.seeds), job.recipe),
         ),
     )

@@ -55,11 +55,11 @@ class JointWorker:
         Returns
         -------
         Tensor
-            `3 x H x W`.
+            `C x H x W`.
         """
         if (seed, perturbed) not in self._starts:
             initial = parameterization.perturbed_initial_image if perturbed else parameterization.initial_image
-            self._starts[seed, perturbed] = initial(self.job.recipe, seed)
+            self._starts[seed, perturbed] = initial(self.job.recipe, seed, channels=self.job.network.channels)
         return self._starts[seed, perturbed]
 
     def null_image(self, seed: int, perturbed: bool) -> Tensor:
@@ -75,7 +75,7 @@ class JointWorker:
         Returns
         -------
         Tensor
-            `3 x H x W`.
+            `C x H x W`.
         """
         if (seed, perturbed) not in self._nulls:
             start = self.start_image(seed, perturbed)
@@ -111,7 +111,7 @@ class JointWorker:
         job = self.job
         nulls = torch.stack([self.null_image(*start) for start in job.starts])
         responses, units = self.probe.measure_units(nulls, job.responses, job.units)
-        pink = image_ops.pink_noise(PINK_IMAGES, job.recipe.size)
+        pink = image_ops.pink_noise(PINK_IMAGES, job.recipe.size, job.network.channels)
         return {
             "null_images": nulls.numpy(),
             "null": responses,
@@ -277,7 +277,7 @@ def measure_response_deviations(probe: Probe, images: Tensor, layers: Sequence[s
     probe : Probe
         Probe of the network.
     images : Tensor
-        Images, `N x 3 x H x W`: those of `featmap.image_ops.pink_noise` in interaction runs.
+        Images, `N x C x H x W`: those of `featmap.image_ops.pink_noise` in interaction runs.
     layers : sequence of str
         Layers whose features are measured.
 

@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
 from featmap.mapping.result import SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs
@@ -132,7 +133,8 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
         flags.marked_names(table, order),
         captions=captions,
         groups=groups if layer_map.clusters.allowed else None,
-        title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}",
+        title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}"
+        + colour_note(pictures.shape[1]),
         columns=None,
     )
     save_figure(run, sheet, f"{layer_map.prefix}features", ("png",))

@@ -1,4 +1,4 @@
-"""Photographs: list the files of a folder and read each as a square image in [0, 1]."""
+"""Photographs: list the files of a folder and read each as an image in [0, 1] of a network's size and channels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size, as_pair
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PHOTOGRAPH_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes by the number of channels that a photograph is read with."""
 _READ_ERRORS = (OSError, Image.DecompressionBombError, SyntaxError, ValueError)
 """What Pillow raises for files that are damaged or not images."""
 
@@ -50,36 +53,62 @@ def find_photographs(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda p: p.relative_to(folder).as_posix())
 
 
-def read_photograph(path: Path, size: int) -> Tensor:
-    """Read a photograph as a square image.
+def check_photograph_channels(channels: int) -> None:
+    """Check that photographs have the channels that a network takes.
 
-    The shorter side is resized to `size` and the centre is cropped. 16-bit gray is scaled to 8 bits (65535 is white);
+    Parameters
+    ----------
+    channels : int
+        Number of input channels of the network.
+
+    Raises
+    ------
+    FeatmapError
+        If it is none of `PHOTOGRAPH_CHANNELS`.
+    """
+    if channels not in PHOTOGRAPH_CHANNELS:
+        raise FeatmapError(
+            f"photographs have 1 channel (gray), 3 (red, green, blue) or 4 (and opacity), and the network takes "
+            f"{channels}; give an array of images, N x {channels} x H x W, in Python, or leave the photographs out"
+        )
+
+
+def read_photograph(path: Path, size: Size, channels: int = 3) -> Tensor:
+    """Read a photograph at a size.
+
+    It is resized to cover the size, and the centre is cropped. 16-bit gray is scaled to 8 bits (65535 is white);
     transparent pixels are put on white.
 
     Parameters
     ----------
     path : Path
         Image file.
-    size : int
-        Side of the result in pixels.
+    size : int or (int, int)
+        Size of the result in pixels.
+    channels : int, default 3
+        Channels of the result: 1 is gray (ITU-R 601 luma), 3 are red, green and blue, 4 these and an opacity of 1.
 
     Returns
     -------
     Tensor
-        3 x size x size in [0, 1], float32.
+        C x H x W in [0, 1], float32.
 
     Raises
     ------
     FeatmapError
-        If the file is missing or not a readable image.
+        If the file is missing or not a readable image, or photographs have no such channels.
     """
+    check_photograph_channels(channels)
+    height, width = as_pair(size)
     try:
-        square = ImageOps.fit(_open_rgb(path), (size, size), Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(_open_rgb(path), (width, height), Image.Resampling.BICUBIC)
     except _READ_ERRORS as error:
         raise FeatmapError(
             f"image {str(path)!r} cannot be read ({_reason(path, error)}); give a JPEG or PNG"
         ) from error
-    return torch.from_numpy(np.array(square, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
+    fitted = fitted.convert(PHOTOGRAPH_CHANNELS[channels])
+    pixels = np.array(fitted, dtype=np.float32).reshape(height, width, channels) / 255.0
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _open_rgb(path: Path) -> Image.Image:
@@ -139,33 +168,41 @@ def check_readable(paths: Sequence[Path], progress: Callable[[int, int], None] |
         ) from first
 
 
-def load_start_image(value: Any, size: int) -> Tensor:
+def load_start_image(value: Any, size: Size, channels: int = 3) -> Tensor:
     """Load the image that a descent starts from.
 
     Parameters
     ----------
     value : str, Path, Tensor or array_like
-        Path of an image file, which is read at `size`; or 3 x H x H of floats, which are copied as they are (those of
+        Path of an image file, which is read at `size`; or C x H x W of floats, which are copied as they are (those of
         a photograph lie in [0, 1], noise may go beyond).
-    size : int
-        Side in pixels of an image that is read from a file.
+    size : int or (int, int)
+        Size in pixels of the descent's first images, at which a file is read.
+    channels : int, default 3
+        Number C of the network's input channels.
 
     Returns
     -------
     Tensor
-        3 x H x H, float32, on the CPU.
+        C x H x W, float32, on the CPU.
 
     Raises
     ------
     FeatmapError
-        If the file cannot be read, or the array is not a square image of finite floats.
+        If the file cannot be read, or the array is not an image of finite floats with as many channels and the same
+        ratio of height to width.
     """
     if isinstance(value, (str, Path)):
-        return read_photograph(Path(value), size)
+        return read_photograph(Path(value), size, channels)
     array = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    if array.dim() != 3 or array.shape[0] != 3 or array.shape[1] != array.shape[2] or not array.numel():
+    height, width = as_pair(size)
+    is_image = array.dim() == 3 and array.shape[0] == channels and array.numel() > 0
+    # sides of a recipe's octaves are rounded, so the ratio need not be exact, unless it is that of a square
+    tolerance = 0 if height == width else 0.02 * array.shape[-1] * height
+    if not is_image or abs(array.shape[1] * width - array.shape[2] * height) > tolerance:
+        shape = "H x H" if height == width else f"H x W with H : W = {height} : {width}"
         raise FeatmapError(
-            f"start of shape {tuple(array.shape)}; allowed: one image, 3 x H x H, or an image file's path"
+            f"start of shape {tuple(array.shape)}; allowed: one image, {channels} x {shape}, or an image file's path"
         )
     if not array.is_floating_point() or not bool(array.isfinite().all()):
         raise FeatmapError(f"start of {array.dtype}: not all values are finite floats; give pixels as floats, 0 to 1")

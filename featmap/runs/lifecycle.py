@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from featmap.errors import FeatmapError, StoreError
+from featmap.image_shape import smallest
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
@@ -162,7 +163,7 @@ def _choose_preparations(job: BaseJob, run: Run, watcher: Watcher) -> None:
     The job's network keeps the choices, so that all workers of an engine descend on the same copies.
     """
     batches = Batches(job.network, job.device)
-    sizes = job.recipe.size, min(job.recipe.sizes)
+    sizes = job.recipe.size, smallest(job.recipe.sizes)
     choices = [batches.preparation(layers, *sizes) for layers in job.layer_sets]
     records = [choice.to_json() for choice in choices]
     if run.manifest.preparation != records:

@@ -16,6 +16,7 @@ from torch import nn
 
 from featmap.errors import FeatmapError, UnitError
 from featmap.files import safe_file_name
+from featmap.image_shape import colour_note, to_rgb
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -90,7 +91,7 @@ def maximise_job(
         seeds=seeds_of(seeds, recipe),
         responses=tuple(dict.fromkeys(network.resolve_unit(Unit(layer, 0), recipe.size).layer for layer in layers)),
         device=device or torch.device("cpu"),
-        start=None if start is None else photographs.load_start_image(start, recipe.sizes[0]),
+        start=None if start is None else photographs.load_start_image(start, recipe.sizes[0], network.channels),
         command=MAXIMISE,
         frames=frames,
     )
@@ -122,7 +123,7 @@ def maximise(
     seeds : int or iterable of int, default 1
         Number of seeds of the noise, counted from the recipe's own, or the seeds themselves.
     start : path or array, optional
-        A photograph, or 3 x H x H values in [0, 1], to start from instead of noise; resized for the recipe.
+        A photograph, or C x H x W values in [0, 1], to start from instead of noise; resized for the recipe.
     frames : int, default 0
         Store the image at the start, after every this many steps and at the end; 0 stores none.
     responses : str or sequence of str, optional
@@ -213,7 +214,7 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     labels = job.labels
     for k, label in enumerate(labels):
         pixels = data["images"].isel(seed=0, image=k).values
-        picture = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+        picture = _to_picture(pixels)
         run.write(f"images/{k:05d}-{safe_file_name(label)}.png", picture.save)
         watcher.stage("pictures", k + 1, len(labels))
     first = frame[frame["seed"] == job.seeds[0]]
@@ -226,10 +227,17 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         labels,
         captions=captions,
         groups=None,
-        title=f"{len(labels)} maximising images",
+        title=f"{len(labels)} maximising images" + colour_note(job.network.channels),
         columns=None,
     )
     save_figure(run, sheet, "features", ("png",))
+
+
+def _to_picture(pixels: np.ndarray) -> Image.Image:
+    """Convert an image, C x H x W, to a picture: gray, red-green-blue, or false colours."""
+    shown = to_rgb(pixels) if len(pixels) > 1 else pixels
+    values = (np.clip(shown, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return Image.fromarray(values if len(shown) > 1 else values[:, :, 0])
 
 
 def summarise_images(folder: Path) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from featmap.errors import FeatmapError
 from featmap.files import hash_file
+from featmap.image_shape import Size, as_pair, as_size, format_size
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import photographs
@@ -39,16 +40,16 @@ class Source:
     ----------
     labels : list of str
         Name of each image.
-    size : int
-        Height and width in pixels.
+    size : int or (int, int)
+        Size in pixels.
     digest : str
         SHA-256 of the files or values that the images are read from.
     read : callable
-        Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
+        Returns the images from `first` to `last` (exclusive), B x C x H x W.
     """
 
     labels: list[str]
-    size: int
+    size: Size
     digest: str
     read: Callable[[int, int], Tensor]
 
@@ -63,23 +64,25 @@ class Source:
         Yields
         ------
         Tensor
-            B x 3 x H x W.
+            B x C x H x W.
         """
         for first in range(0, len(self.labels), rows):
             yield self.read(first, min(first + rows, len(self.labels)))
 
 
-def open_source(images: Any, size: int | None, network_size: int) -> Source:
+def open_source(images: Any, size: Size | None, network_size: Size, channels: int = 3) -> Source:
     """Open the images of a run folder, a folder of photographs, a dataset or an array.
 
     Parameters
     ----------
     images : path, xarray.Dataset or array
-        A run folder; a folder of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
-    size : int or None
+        A run folder; a folder of photographs; the result of `maximise`; or N x C x H x W values in [0, 1].
+    size : int, (int, int) or None
         Size that photographs are resized to, in pixels; None takes `network_size`.
-    network_size : int
+    network_size : int or (int, int)
         Input size of the network in pixels.
+    channels : int, default 3
+        Number C of the network's input channels.
 
     Returns
     -------
@@ -89,33 +92,43 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
     Raises
     ------
     FeatmapError
-        If there are no images, a run is not finished or damaged, or the size is not that of a run's images.
+        If there are no images, a run is not finished or damaged, or size or channels are not those of its images.
     """
-    if size is not None and size < 1:
-        raise FeatmapError(f"size {size}: an image has 1 pixel or more; choose a size of 32 or more")
+    if size is not None and min(as_pair(size)) < 1:
+        raise FeatmapError(f"size {format_size(size)}: an image has 1 pixel or more; choose a size of 32 or more")
     if isinstance(images, (str, Path)):
         folder = Path(images)
         if not is_run(folder):
-            return _from_photographs(folder, size or network_size)
+            return _from_photographs(folder, size or network_size, channels)
         if not Run.read(folder).manifest.is_complete:
             raise FeatmapError(f"run {str(folder)!r} is not finished; complete it by its own command first")
         integrity.require_intact(folder)
         images = open_arrays(folder)
-        if size is not None and size != images.sizes.get("y", size):
+        if size is not None and "y" in images.sizes and size != _size_of(images):
             raise FeatmapError(
-                f"size {size}: the images of the run are stored at {images.sizes['y']} pixels; leave the size out"
+                f"size {format_size(size)}: the images of the run are stored at {format_size(_size_of(images))} "
+                "pixels; leave the size out"
             )
     if isinstance(images, xr.Dataset):
-        return _from_dataset(images)
+        return _from_dataset(images, channels)
     array = torch.as_tensor(np.asarray(images), dtype=torch.float32)
-    if array.dim() != 4 or array.shape[1] != 3 or array.shape[2] != array.shape[3] or not len(array):
-        raise FeatmapError(f"images of shape {tuple(array.shape)}; allowed: N x 3 x H x H, with N of 1 or more")
+    if array.dim() != 4 or array.shape[1] != channels or not array.numel():
+        raise FeatmapError(
+            f"images of shape {tuple(array.shape)}; allowed: N x {channels} x H x W, with N of 1 or more"
+        )
     digest = hashlib.sha256(array.numpy().tobytes()).hexdigest()
-    return Source([str(k) for k in range(len(array))], array.shape[2], digest, lambda a, b: array[a:b])
+    size = as_size(tuple(array.shape[2:]))
+    return Source([str(k) for k in range(len(array))], size, digest, lambda a, b: array[a:b])
 
 
-def _from_photographs(folder: Path, size: int) -> Source:
+def _size_of(data: xr.Dataset) -> Size:
+    """Get the size of a run's images."""
+    return as_size((data.sizes["y"], data.sizes["x"]))
+
+
+def _from_photographs(folder: Path, size: Size, channels: int) -> Source:
     """Open a folder of photographs; the digest is that of their names and bytes."""
+    photographs.check_photograph_channels(channels)
     paths = photographs.find_photographs(folder)
     names = [p.relative_to(folder).as_posix() for p in paths]
     listed = "\n".join(f"{n} {hash_file(p)}" for n, p in zip(names, paths, strict=True))
@@ -123,14 +136,19 @@ def _from_photographs(folder: Path, size: int) -> Source:
         names,
         size,
         hashlib.sha256(listed.encode()).hexdigest(),
-        lambda a, b: torch.stack([photographs.read_photograph(p, size) for p in paths[a:b]]),
+        lambda a, b: torch.stack([photographs.read_photograph(p, size, channels) for p in paths[a:b]]),
     )
 
 
-def _from_dataset(data: xr.Dataset) -> Source:
+def _from_dataset(data: xr.Dataset, channels: int) -> Source:
     """Open the images of a run's arrays; those of several seeds are labelled ``unit@seed``."""
     if "images" not in data:
         raise FeatmapError("this run has no images to probe; runs of `similarity` and `maximise` have some")
+    if data.sizes["channel"] != channels:
+        raise FeatmapError(
+            f"the images of the run have {data.sizes['channel']} channels, and the network takes {channels}; choose "
+            "another network or another run"
+        )
     seeds, count = data.sizes["seed"], data.sizes["image"]
     names = [str(n) for n in data["image"].values]
     labels = names if seeds == 1 else [f"{n}@{s}" for s in data["seed"].values for n in names]
@@ -140,7 +158,7 @@ def _from_dataset(data: xr.Dataset) -> Source:
         return torch.from_numpy(np.stack([data["images"][s, i].values for s, i in places]))
 
     identity = f"{data.attrs} {labels} {float(data['activation'].sum())!r}"
-    return Source(labels, data.sizes["y"], hashlib.sha256(identity.encode()).hexdigest(), read)
+    return Source(labels, _size_of(data), hashlib.sha256(identity.encode()).hexdigest(), read)
 
 
 def probe(
@@ -148,7 +166,7 @@ def probe(
     layers: str | Sequence[str],
     network: str | nn.Module | Network = "reference",
     *,
-    size: int | None = None,
+    size: Size | None = None,
     execution: Execution | None = None,
 ) -> xr.DataArray:
     """Compute the responses of layers' features to images.
@@ -158,12 +176,12 @@ def probe(
     Parameters
     ----------
     images : path, xarray.Dataset or array
-        A run folder; a folder of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
+        A run folder; a folder of photographs; the result of `maximise`; or N x C x H x W values in [0, 1].
     layers : str or sequence of str
         Names as `featmap layers` prints them.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
-    size : int, optional
+    size : int or (int, int), optional
         Size that photographs are resized to, in pixels. None takes the network's own input size.
     execution : Execution, optional
         Device, run folder and progress. Without a run folder the responses are computed in memory.
@@ -182,7 +200,7 @@ def probe(
     execution = execution or Execution()
     loaded = load(network)
     names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
-    source = open_source(images, size, loaded.input_size)
+    source = open_source(images, size, loaded.input_size, loaded.channels)
     probing = _Probing(loaded, source, names, execution)
     return probing.in_memory() if execution.out is None else probing.to_folder(execution.out)
 

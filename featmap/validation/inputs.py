@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from featmap.files import digest
+from featmap.image_shape import Size
 from featmap.mapping import cluster_io
 from featmap.network import weight_paths
 from featmap.network.model import Network
@@ -30,7 +31,7 @@ MAX_PATH_LAYERS = 8
 """Outermost layers on the processing path that are measured, and as many of those inside them."""
 
 
-def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
+def layers_on_path(network: Network, layer: str, size: Size, limit: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
     """Choose layers on the processing path to a layer.
 
     Parameters
@@ -39,7 +40,7 @@ def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PAT
         The network.
     layer : str
         Name of the layer.
-    size : int
+    size : int or (int, int)
         Image size in pixels.
     limit : int, default 8
         Outermost layers that are chosen among those computed before the layer, evenly spaced, and as many of those
@@ -147,7 +148,7 @@ def _probe_images(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Measure the layers' responses to photographs, and to the first seed's maximising images."""
     layers, size, device, network = list(dict.fromkeys(layers)), job.recipe.size, job.device.type, evaluated.network
-    source = probe.open_source(folder, size, size)
+    source = probe.open_source(folder, size, size, network.channels)
     watcher.note(f"{evaluated.name}: {len(source.labels)} photographs through {', '.join(layers)}")
     # A part is registered once it is complete, so that an interrupted one belongs to nothing and is removed later.
     part = evaluated.folder / f"photographs-{digest({'images': source.digest, 'layers': layers})}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import format_size
 from featmap.mapping import flags, tables
 from featmap.plotting import scatter, sheets
 from featmap.runs import output, probe
@@ -48,7 +49,9 @@ def write_report(store: Run, job: Job, validation: Validation, images: Path | No
     text = json.dumps(json.loads(statistics.to_json(orient="records")), indent=1) + "\n"
     store.write("validation.json", lambda p: p.write_text(text, encoding="utf-8"))
     folders, shown = tables.layer_folders(job.layers), job.shown
-    source = None if images is None else probe.open_source(images, job.recipe.size, job.recipe.size)
+    source = (
+        None if images is None else probe.open_source(images, job.recipe.size, job.recipe.size, job.network.channels)
+    )
     for layer, evaluation in validation.trained.items():
         if source is not None:
             best = evaluation.features["best_photograph"]
@@ -103,7 +106,8 @@ def compose_page(job: Job, validation: Validation, images: Path | None, count: i
     notes = [
         f"{len(evidence.seed_responses)} seeds, {evidence.run_seeds} of them the run's own; "
         f"{_describe_random(validation)}.",
-        f"Recipe {job.recipe.name}, {job.recipe.steps} steps, {job.recipe.size} pixels; device {job.device.type}.",
+        f"Recipe {job.recipe.name}, {job.recipe.steps} steps, {format_size(job.recipe.size)} pixels; "
+        f"device {job.device.type}.",
         photographs,
         "The kind of an interval is named beside it. Bootstrap over features: "
         f"{reliability.DRAWS} draws, without pairs of a feature with its own copy. p: permutations of features, "

@@ -22,7 +22,6 @@ from featmap.mapping import run as mapping
 from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.network.random_weights import randomise_weights
 from featmap.optimize import photographs
 from featmap.optimize.limits import MAX_SEEDS
 from featmap.optimize.objective import Objective
@@ -40,6 +39,7 @@ from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
 from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers
 from featmap.validation.null import permuted_statistics
+from featmap.validation.random_weights import randomise_weights
 from featmap.validation.results import Evaluation, Validation
 
 SEEDS, NULL_SEEDS = 5, 2

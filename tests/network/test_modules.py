@@ -15,7 +15,7 @@ from featmap.errors import ModelError
 from featmap.network import modules
 from featmap.network.hooks import ActivationHooks
 from featmap.network.loading import load
-from featmap.network.random_weights import randomise_weights
+from featmap.validation.random_weights import randomise_weights
 from tests.helpers import kinds
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ from featmap.errors import ModelError, UnitError
 from featmap.image_ops import pink_noise
 from featmap.network import weight_paths
 from featmap.network.loading import load
-from featmap.network.random_weights import randomise_weights
+from featmap.validation.random_weights import randomise_weights
 from featmap.stats import agreement
 from tests.helpers.networks import randomised, small_inception
 from tests.helpers.twofold import bare, honest
