@@ -23,7 +23,7 @@ from analyses.support.commands import run
 from analyses.support.labelled_images import labelled_files
 from featmap import FeatmapError, Network, load
 from featmap.cli.console import err
-from featmap.network.hooks import freeze
+from featmap.network.modules import freeze
 from featmap.runs.device import deterministic_settings, select_device
 
 

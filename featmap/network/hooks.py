@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,43 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from featmap.errors import UnitError
 from featmap.network.layouts import GRID, VECTOR, Layout, first_tensor, replace_first
-from featmap.network.modules import REDUCED, modules_by_name, plain_execution, preserve_state
+from featmap.network.modules import REDUCED, freeze, modules_by_name
 from featmap.network.unit import split_call
 
 
 class _Stop(BaseException):
     """Stop the forward pass once every layer has its output; no `except Exception` of a module catches it."""
-
-
-@contextmanager
-def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """Freeze a module in evaluation mode for a context, and compute it as written.
-
-    See `featmap.network.modules.plain_execution`.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The module; afterwards, also after an exception, its modes, parameters and state are as they were.
-
-    Yields
-    ------
-    nn.Module
-        The same module.
-    """
-    modes = [(m, m.training) for m in module.modules()]
-    gradients = [(p, p.requires_grad) for p in module.parameters()]
-    try:
-        with preserve_state(module), plain_execution():
-            module.eval()
-            for p, _ in gradients:
-                p.requires_grad_(False)
-            yield module
-    finally:
-        for m, training in modes:
-            m.training = training
-        for p, requires_grad in gradients:
-            p.requires_grad_(requires_grad)
 
 
 Layouts = Callable[[str, int, int], Layout | None]

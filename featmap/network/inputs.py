@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from featmap.errors import InputError
 from featmap.image_shape import Size, area, as_size, format_size
-from featmap.network.hooks import freeze
+from featmap.network.modules import freeze
 from featmap.network.trace import Trace, trace
 
 COMMON_CHANNELS = (3, 1, 4, 2)

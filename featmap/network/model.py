@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
 from featmap.image_shape import Size, area, as_pair, as_size, format_size, with_shorter
-from featmap.network.hooks import freeze
 from featmap.network.inputs import search_size
 from featmap.network.layouts import Layout
-from featmap.network.modules import modules_by_name
+from featmap.network.modules import freeze, modules_by_name
 from featmap.network.trace import Layer, Trace, trace
 from featmap.network.unit import CLASS, Unit, split_call
 from featmap.network.weights import hash_architecture
@@ -291,7 +290,7 @@ class Network:
         if only is not None:
             return (
                 f"size {shown} does not fit layer {name!r} of {self.name}, which works at {format_size(only)} pixels "
-                f"and not at any size; choose {format_size(only, 'x')}"
+                f"and not at every size; choose {format_size(only, 'x')}"
             )
         double = with_shorter(trace.size, 2 * min(as_pair(trace.size)))
         high = max((self.input_size, double), key=area)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featmap.image_shape import Size, as_pair
-from featmap.network.hooks import freeze
 from featmap.network.model import Network
+from featmap.network.modules import freeze
 from featmap.network.unit import split_call
 
 _CHANNELWISE = {

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from featmap.errors import ModelError
 from featmap.image_ops import pink_noise
-from featmap.network.hooks import freeze
 from featmap.network.loading import list_models, load
 from featmap.network.model import Network
-from featmap.network.modules import copy_module, is_reparametrised
+from featmap.network.modules import copy_module, freeze, is_reparametrised
 from featmap.network.weights import hash_state
 from featmap.rng import generator
 

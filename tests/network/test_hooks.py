@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featmap.errors import UnitError
-from featmap.network.hooks import ActivationHooks, freeze
+from featmap.network.hooks import ActivationHooks
+from featmap.network.modules import freeze
 from tests.helpers import networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,8 +12,8 @@ from featmap.errors import ModelError, UnitError
 from featmap.image_ops import pink_noise
 from featmap.network import weight_paths
 from featmap.network.loading import load
-from featmap.validation.random_weights import randomise_weights
 from featmap.stats import agreement
+from featmap.validation.random_weights import randomise_weights
 from tests.helpers.networks import randomised, small_inception
 from tests.helpers.twofold import bare, honest
 
