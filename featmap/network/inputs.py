@@ -26,6 +26,8 @@ COMMON_SIZES = (32, 28, 64, 96, 128, 160, 192, 112, 256, 240, 299, 384, 48, 16, 
 """Sizes in pixels that are tried, in this order."""
 MAX_TRIED_SIZE = 1024
 """Largest size in pixels that is tried."""
+COMMON_PATCHES = (4, 8, 16, 14, 32, 2)
+"""Sides of patches in pixels that are tried where no convolution cuts them."""
 EXTRA_TOKENS = (0, 1, 2, 5, 4, 3, 6, 8)
 """Numbers of tokens beside a grid for which a positional embedding is tried: class token, distillation, registers."""
 
@@ -44,12 +46,15 @@ class Input:
         A forward pass on such an image; it has failed where nothing fits.
     note : str
         How the size was found; empty where it was not searched for.
+    works : int, (int, int) or None, default None
+        A size that was found to work, where another one was named.
     """
 
     channels: int
     size: Size
     trace: Trace
     note: str = ""
+    works: Size | None = None
 
 
 def find_input(
@@ -89,7 +94,9 @@ def find_input(
         at_size = first if n == (channels or 3) else try_input(module, first.size, n)
         if not at_size.failure:
             return Input(n, first.size, at_size)
-        found = None if size is not None else search_size(module, n, at_size)
+        found = search_size(module, n, at_size)
+        if found is not None and size is not None:
+            return Input(n, size, at_size, works=found.size)
         if found is not None:
             note = f"input size {format_size(found.size)}, found by trying: the network fails at {format_size(default)}"
             return Input(n, found.size, found, note)
@@ -170,8 +177,14 @@ def _sizes_of_embeddings(module: nn.Module) -> Iterator[Size]:
     """Generate the sizes that fit the positional embeddings of a network that cuts images into patches."""
     convolutions = (m for m in module.modules() if isinstance(m, nn.Conv2d))
     patch = next((m.stride for m in convolutions if m.stride == m.kernel_size and m.stride[0] > 1), None)
-    if patch is None:
-        return
+    for step in COMMON_PATCHES if patch is None else ():
+        yield from _sizes_of_grids(module, (step, step))
+    if patch is not None:
+        yield from _sizes_of_grids(module, patch)
+
+
+def _sizes_of_grids(module: nn.Module, patch: tuple[int, ...]) -> Iterator[Size]:
+    """Generate the sizes at which patches of some height and width fit the positional embeddings."""
     for name, values in (*module.named_parameters(), *module.named_buffers()):
         if "pos" not in name.lower() or values.dim() < 2:
             continue

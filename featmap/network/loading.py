@@ -142,7 +142,8 @@ def load(
                 raise ModelError(f"{name} must be {_count_numbers(network.channels)}, not {len(values)}")
         network.mean, network.std = _as_values(mean), _as_values(std)
         network.notes = tuple(n for n in network.notes if "[0, 1]" not in n)
-    network.input_size = input_size or network.input_size
+    if input_size is not None and input_size != network.input_size:
+        network.input_size, network.working_size = input_size, network.input_size
     network.allow_stochastic = allow_stochastic
     network.arguments = {
         "model": model if isinstance(model, str) else None,
@@ -457,5 +458,6 @@ def _load_custom(
         found.size,
         notes=("no mean and std given: the network takes images in [0, 1]", *notes),
         channels=found.channels,
+        working_size=found.works,
         _traces={found.size: found.trace},
     )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
 from featmap.image_shape import Size, area, as_pair, as_size, format_size, with_shorter
-from featmap.network.inputs import search_size
 from featmap.network.layouts import Layout
 from featmap.network.modules import freeze, modules_by_name
 from featmap.network.trace import Layer, Trace, trace
@@ -61,6 +60,8 @@ class Network:
         Whether the forward pass may give different results for one image.
     channels : int, default 3
         Number C of input channels: 3 are red, green and blue, 1 is gray.
+    working_size : int, (int, int) or None, default None
+        A size at which the network works, where `input_size` is another that was named.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -78,6 +79,7 @@ class Network:
     layout: torch.memory_format = torch.channels_last
     allow_stochastic: bool = False
     channels: int = 3
+    working_size: Size | None = None
     preparations: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """How the network is prepared for descents; `featmap.optimize.batch.Batches.preparation` sets it."""
     _traces: dict[Size, Trace] = field(default_factory=dict, repr=False)
@@ -261,26 +263,25 @@ class Network:
         Parameters
         ----------
         name : str
-            Name of the layer.
+            Name of the layer; an empty one stands for the whole network.
         size : int or (int, int)
             A size in pixels at which the layer does not exist.
 
         Returns
         -------
         int, (int, int) or None
-            The size; None where the layer exists at none that is known or found, or at larger ones too.
+            The size; None where the layer exists at none that is known, or at larger ones too.
         """
-        works = self.input_size
-        if name not in self.trace(works).layers:
-            found = search_size(self.module, self.channels, self.trace(size))
-            if found is None or name not in found.layers:
-                return None
-            works = found.size
-            self._traces.setdefault(works, found)
+
+        def exists(at: Size) -> bool:
+            trace = self.trace(at)
+            return name in trace.layers if name else not trace.failure
+
+        works = next((s for s in (self.input_size, self.working_size) if s is not None and exists(s)), None)
+        if works is None:
+            return None
         larger = with_shorter(works, 2 * min(as_pair(works)))
-        is_only = area(works) < area(size) or (
-            min(as_pair(larger)) <= MAX_SEARCH_SIZE and name not in self.trace(larger).layers
-        )
+        is_only = area(works) < area(size) or (min(as_pair(larger)) <= MAX_SEARCH_SIZE and not exists(larger))
         return works if is_only else None
 
     def _size_message(self, name: str, trace: Trace) -> str:

@@ -24,6 +24,7 @@ from featmap.plotting.style import (
     draw_image,
     draw_picture,
     draw_text,
+    fit_square,
     fit_text,
     house_style,
     wrap_text,
@@ -205,8 +206,10 @@ def _maps(page: plt.Axes, content: Panel, y: float) -> float:
     for k, (tile, name) in enumerate(tiles):
         x = EDGE + k * (SIDE + GAP)
         fine = np.kron(tile, np.ones((1, *[-(-int(2 * DPI * SIDE) // s) for s in tile.shape[1:]])))
-        draw_picture(page, np.rint(255 * fine).astype(np.uint8).transpose(1, 2, 0), x, y, SIDE, SIDE)
-        page.add_patch(plt.Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=GRAY, linewidth=0.8))
+        wide, tall = fit_square(*np.shape(content.images[0][0])[-2:], SIDE)  # a map covers its image
+        corner = x + (SIDE - wide) / 2, y + (SIDE - tall) / 2
+        draw_picture(page, np.rint(255 * fine).astype(np.uint8).transpose(1, 2, 0), *corner, wide, tall)
+        page.add_patch(plt.Rectangle(corner, wide, tall, fill=False, edgecolor=GRAY, linewidth=0.8))
         draw_text(page, x + SIDE / 2, y + SIDE + 0.06, last if k == len(tiles) - 1 else name, min(size, 8))
     return EDGE + len(tiles) * (SIDE + GAP) - GAP
 

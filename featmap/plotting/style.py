@@ -326,6 +326,24 @@ def draw_picture(page: plt.Axes, pixels: np.ndarray, x: float, y: float, w: floa
     page.add_image(picture)
 
 
+def fit_square(height: int, width: int, side: float) -> tuple[float, float]:
+    """Compute how large an image is that fits into a square.
+
+    Parameters
+    ----------
+    height, width : int
+        Rows and columns of the image.
+    side : float
+        Side of the square, in inches.
+
+    Returns
+    -------
+    (float, float)
+        Width and height, in inches.
+    """
+    return side * min(1, width / height), side * min(1, height / width)
+
+
 def draw_image(page: plt.Axes, image: np.ndarray, x: float, y: float, side: float, longest: int) -> tuple[float, float]:
     """Draw an image as large as it fits into a square, in the middle of it.
 
@@ -347,8 +365,7 @@ def draw_image(page: plt.Axes, image: np.ndarray, x: float, y: float, side: floa
     (float, float)
         Width and height of the image, in inches.
     """
-    height, width = np.shape(image)[1:]
-    wide, tall = side * min(1, width / height), side * min(1, height / width)
+    wide, tall = fit_square(*np.shape(image)[1:], side)
     draw_picture(page, thumbnail(image, longest), x + (side - wide) / 2, y + (side - tall) / 2, wide, tall)
     return wide, tall
 

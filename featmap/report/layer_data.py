@@ -316,7 +316,12 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
                 reason = str(error)
         watcher.stage("atlas", min(first + BATCH, count), count)
     page.images = images
-    page.data |= {"thumbnails": sheet.as_json(), "coding": str(encoding), "maps": {"reason": reason}}
+    page.data |= {
+        "sides": [data.sizes["y"], data.sizes["x"]],
+        "thumbnails": sheet.as_json(),
+        "coding": str(encoding),
+        "maps": {"reason": reason},
+    }
     if reason is None:
         quantised = []  # 8 bits a position, scaled by the largest value of each map; negative values become 0
         for k, grid in enumerate(maps):
