@@ -206,7 +206,8 @@ def _maps(page: plt.Axes, content: Panel, y: float) -> float:
     for k, (tile, name) in enumerate(tiles):
         x = EDGE + k * (SIDE + GAP)
         fine = np.kron(tile, np.ones((1, *[-(-int(2 * DPI * SIDE) // s) for s in tile.shape[1:]])))
-        wide, tall = fit_square(*np.shape(content.images[0][0])[-2:], SIDE)  # a map covers its image
+        height, width = np.shape(content.images[0][0])[1:]
+        wide, tall = fit_square(height, width, SIDE)  # a map covers its image
         corner = x + (SIDE - wide) / 2, y + (SIDE - tall) / 2
         draw_picture(page, np.rint(255 * fine).astype(np.uint8).transpose(1, 2, 0), *corner, wide, tall)
         page.add_patch(plt.Rectangle(corner, wide, tall, fill=False, edgecolor=GRAY, linewidth=0.8))

@@ -365,7 +365,8 @@ def draw_image(page: plt.Axes, image: np.ndarray, x: float, y: float, side: floa
     (float, float)
         Width and height of the image, in inches.
     """
-    wide, tall = fit_square(*np.shape(image)[1:], side)
+    height, width = np.shape(image)[1:]
+    wide, tall = fit_square(height, width, side)
     draw_picture(page, thumbnail(image, longest), x + (side - wide) / 2, y + (side - tall) / 2, wide, tall)
     return wide, tall
 

@@ -101,7 +101,9 @@ def test_a_fixed_network_is_not_reduced_to_a_recipes_default_size() -> None:
     cpu = torch.device("cpu")
     assert resolve_recipe("fast", fixed, cpu).size == 160
     assert resolve_recipe("fast", free, cpu).size == 128
-    with pytest.raises(RecipeError, match="makes steps at 80, and layer 'block' .* one size, such as fast or standard"):
+    with pytest.raises(
+        RecipeError, match=r"makes steps at 80, and layer 'block' .* one size, such as fast or standard"
+    ):
         featmap.maximise("block:1", fixed, recipe="large")
 
 
