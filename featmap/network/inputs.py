@@ -60,7 +60,7 @@ class Input:
 def find_input(
     module: nn.Module, name: str, default: Size, channels: int | None = None, size: Size | None = None
 ) -> Input:
-    """Find the number of channels and the size that a network takes, by its layers and by trying.
+    """Find the channels and the size that a network takes, by layers and by trying.
 
     Parameters
     ----------
@@ -128,7 +128,9 @@ def try_input(module: nn.Module, size: Size, channels: int) -> Trace:
 
 
 def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None:
-    """Search for a size at which a network works: by its settings and positional embeddings, then by trying.
+    """Search for a size at which a network works.
+
+    Sizes of its settings and of positional embeddings are tried first, then common ones.
 
     Parameters
     ----------

@@ -197,7 +197,7 @@ def _find_entry(output: Any) -> tuple[Any, list[Any]]:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """Get the tensor that a module returns, alone, first in a tuple, or in a dictionary or object.
+    """Get the tensor that a module returns, alone or in a tuple, dictionary or object.
 
     Parameters
     ----------

@@ -258,7 +258,7 @@ class Network:
         return with_shorter(high, above)
 
     def only_size(self, name: str, size: Size) -> Size | None:
-        """Find the size that a layer needs, if it exists at this one and neither at a smaller nor at a larger one.
+        """Find the size that a layer needs, if it exists at that one only.
 
         Parameters
         ----------

@@ -222,7 +222,7 @@ def resolve_recipe(
 
 
 def default_size(network: Network, recipe: Recipe) -> Size | None:
-    """Find the size of images where none is requested and the recipe's limit does not suit the network.
+    """Find the default size where the recipe's limit does not suit the network.
 
     Parameters
     ----------

@@ -63,7 +63,9 @@ class Pixels:
 
 
 class Fourier:
-    """Parameterise an image by its spectrum, in decorrelated colours where it has three channels.
+    """Parameterise an image by its spectrum.
+
+    Images of three channels are in decorrelated colours.
 
     The spectrum is divided by frequency and the image is passed through a sigmoid, so it always lies in [0, 1].
 
@@ -123,7 +125,9 @@ class Fourier:
 
 
 def image_sides(recipe: Recipe, parameters: Tensor) -> tuple[int, int]:
-    """Find height and width of the images that a spectrum belongs to; half of its columns are left out.
+    """Find height and width of the images that a spectrum belongs to.
+
+    Half of its columns are left out.
 
     Parameters
     ----------

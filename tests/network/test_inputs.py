@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import featmap
 from featmap.errors import FeatmapError, InputError, ModelError, RecipeError, UnitError
-from featmap.image_ops import noise, pink_noise
+from featmap.image_ops import blur, noise, pink_noise
 from featmap.image_shape import as_size, describe_colours, parse_size, to_rgb
 from featmap.network.hooks import ActivationHooks
 from featmap.network.layouts import competing_tensors, first_tensor, replace_first
 from featmap.optimize.limits import resolve_recipe
+from featmap.optimize.parameterization import Fourier
+from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import RECIPES, Recipe
+from featmap.plotting import sheets
 from featmap.report.encode import ThumbnailSheet, to_8_bit
+from featmap.runs.engine import Execution
+from featmap.stats.measures import FewStimuliWarning
+from featmap.validation.random_weights import randomise_weights
 
 
 def network(channels: int, seed: int = 0) -> nn.Module:
@@ -143,16 +152,12 @@ def test_a_step_on_a_gray_image_that_is_not_square() -> None:
     image = start[None].clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(-module(image)[:, 1].sum(), image)
     expected = start - 0.05 * gradient[0] / gradient.square().mean().sqrt()
-    from featmap.image_ops import blur
-
     found = featmap.maximise("2:1", featmap.load(module), recipe=recipe)["images"].values[0, 0]
     np.testing.assert_allclose(found, blur(expected[None], 1.0)[0].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 15), (4, (9, 14)), (3, (8, 13)), (5, (12, 7))])
 def test_fourier_images_come_back_from_their_spectrum(channels: int, size: Any) -> None:
-    from featmap.optimize.parameterization import Fourier
-
     recipe = Recipe.named("fast", size=size, parameterisation="fourier", clamp="never")
     images = torch.rand(2, channels, *((size, size) if isinstance(size, int) else size)) * 0.8 + 0.1
     fourier = Fourier(recipe)
@@ -361,3 +366,111 @@ def test_thumbnails_keep_the_ratio_of_their_sides() -> None:
     assert (len(rows), len(columns)) == (sheet.side // 4, sheet.side)
     assert rows[0] == (sheet.side - sheet.side // 4) // 2
     assert to_8_bit(np.zeros((1, 2, 6))).size == (6, 2)
+
+
+class Attending(nn.Module):
+    """A vision transformer's kind, with parameters that no module resets: a class token, positions, a layer scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.patch = nn.Conv2d(1, 12, 4, 4)
+        self.cls_token, self.pos = (nn.Parameter(0.3 + 0.7 * torch.randn(1, n, 12)) for n in (1, 9))
+        self.gamma = nn.Parameter(torch.full((12,), 1e-3))
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos
+        return x + self.gamma * self.attention(x, x, x)[0]
+
+
+def test_bare_parameters_are_drawn_from_their_own_mean_and_deviation() -> None:
+    loaded = featmap.load(Attending().eval())
+    before = {k: v.clone() for k, v in loaded.module.state_dict().items()}
+    first, again, other = (randomise_weights(loaded, seed).module.state_dict() for seed in (3, 3, 4))
+    for name in ("cls_token", "pos", "attention.in_proj_weight"):
+        assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
+        assert not torch.equal(first[name], before[name])
+        # a mean of n draws lies within 5 standard errors, a standard deviation too
+        n, spread = before[name].numel(), float(before[name].std(correction=0))
+        assert abs(float(first[name].mean() - before[name].mean())) < 5 * spread / math.sqrt(n)
+        assert abs(float(first[name].std(correction=0)) / spread - 1) < 5 / math.sqrt(2 * n)
+    assert torch.equal(first["gamma"], before["gamma"]), "a constant has no spread"
+    assert all(torch.equal(v, before[k]) for k, v in loaded.module.state_dict().items())
+
+
+def test_tokens_on_images_that_are_not_square_lie_on_their_own_grid() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.block = nn.Conv2d(1, 6, 4, 4), nn.Sequential(nn.Linear(6, 5), nn.GELU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.block(torch.cat([x.mean(1, keepdim=True), x], 1))
+
+    module = Tokens().eval()
+    loaded, x = featmap.load(module), torch.rand(2, 1, 8, 20)
+    assert loaded.layer("block", (8, 20)).shape == (5, 2, 5)
+    with ActivationHooks(module, ["block"], layouts=loaded.find_layout) as hooks, torch.no_grad():
+        found = hooks.run(x)["block"]
+        expected = module(x)[:, 1:].transpose(1, 2).unflatten(2, (2, 5))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_photographs_get_the_networks_channels_and_ratio(channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_photograph(tmp_path / "a.png", (20, 30), channels).numpy()
+    assert found.shape == (channels, 20, 30)
+    cut = pixels[:, 10:40].transpose(2, 0, 1) / 255
+    if channels == 1:
+        luma = np.tensordot([0.299, 0.587, 0.114], cut, 1)
+        np.testing.assert_allclose(found[0], luma, atol=1.01 / 255)
+    else:
+        np.testing.assert_allclose(found[:3], cut, atol=1e-6)
+        assert (found[3:] == 1).all()
+    responses = featmap.probe(tmp_path, "2", featmap.load(network(channels)), size=(20, 30))
+    assert responses.shape == (1, 5)
+
+
+def test_photographs_of_seven_channels_are_refused_in_one_line(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(FeatmapError, match=r"photographs have 1 channel .* the network takes 7; give an array"):
+        featmap.probe(tmp_path, "2", featmap.load(network(7)), size=16)
+    images = np.random.default_rng(0).random((2, 7, 9, 12), dtype=np.float32)
+    with torch.no_grad():
+        expected = network(7)(torch.from_numpy(images)).mean((2, 3)).numpy()
+    np.testing.assert_allclose(featmap.probe(images, "2", featmap.load(network(7))).values, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "note"), [(1, ""), (5, "false colours: red the mean of 0-1")])
+def test_a_run_stores_and_shows_any_channels(
+    channels: int, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    draw = sheets.contact_sheet
+    monkeypatch.setattr(sheets, "contact_sheet", lambda *a, **k: (titles.append(k["title"]), draw(*a, **k))[1])
+    folder, loaded = tmp_path / "run", featmap.load(network(channels))
+    recipe = Recipe.named("fast", size=(16, 24), steps=3, rows=4)
+    execution = Execution("cpu", out=folder)
+    with pytest.warns(FewStimuliWarning):
+        result = featmap.similarity("2", loaded, recipe=recipe, execution=execution)
+    data = result.dataset
+    assert data["images"].shape[2:] == (channels, 16, 24)
+    assert list(data["channel"].values) == (["gray"] if channels == 1 else ["0", "1", "2", "3", "4"])
+    with torch.no_grad():
+        expected = loaded.module(torch.from_numpy(data["images"].values[0])).mean((2, 3))
+    np.testing.assert_allclose(data["A"].values[0], expected.numpy(), atol=1e-5)
+    assert note in titles[0] and ("false" in titles[0]) == bool(note)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["identity"]["recipe"]["octaves"][-1]["size"] == [16, 24]
+    assert (note or "images are gray") in manifest["network"]
+    page = (folder / "atlas.html") if (folder / "atlas.html").exists() else featmap.atlas(folder, network=loaded)[0]
+    assert page.is_file()
+    if channels == 1:
+        sheet = np.asarray(Image.open(folder / "features.png").convert("RGB")).astype(int)
+        middle = sheet[sheet.shape[0] // 3 : sheet.shape[0] // 2]
+        assert np.ptp(middle, axis=2).max() == 0, "gray pictures on a white page, with black and gray text"
