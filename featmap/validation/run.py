@@ -158,6 +158,7 @@ def _plan(
             raise FeatmapError(
                 f"images {str(images)!r}: {count} photographs; give {FEWEST_PHOTOGRAPHS} or more, best about 1,000"
             )
+        photographs.check_photograph_channels(network.channels)
     random, reason = None, "null seeds 0"
     if null_seeds:
         try:
