@@ -26,7 +26,7 @@ from analyses.tables import read_stored
 from featmap import FeatmapError, image_ops, rng
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
-from featmap.runs import array_layout, device
+from featmap.runs import device, folder_layout
 from featmap.stats import interaction
 
 REFERENCE_IMAGES, PERMUTATIONS = 64, 4
@@ -143,8 +143,8 @@ def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
             images = np.concatenate([data["images"][s, own].values, data["null_images"][s].values[None]])
             frame = pd.DataFrame(coherence_statistics(probe, torch.from_numpy(images), layer, logits, reference))
             codes = data["status"][s, own].values
-            frame.insert(0, "start", array_layout.starts(codes))
-            frame.insert(0, "status", array_layout.status_names(codes))
+            frame.insert(0, "start", folder_layout.starts(codes))
+            frame.insert(0, "status", folder_layout.status_names(codes))
             frame.insert(0, "seed", int(seed))
             frame.insert(0, "feature", [names[k] for k in own])
             frame.insert(0, "layer", layer)

@@ -39,7 +39,7 @@ from analyses.support.runners_up import (
 from analyses.support.study import Context, Outcome, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.plotting import style
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.runs.folder_layout import LIVE_CODES
 
 ALMOST, P = 0.8, 0.05
 """Share of the target's activation that is almost as active, and the level of the test."""

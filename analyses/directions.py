@@ -38,8 +38,8 @@ from featmap.mapping.result import LayerMaps
 from featmap.optimize.responses import Probe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import encode_webp, house_style
-from featmap.progress import Watcher
 from featmap.runs.probe import ROWS, Source, open_source
+from featmap.runs.progress import Watcher
 
 LAYER, COUNT, POSITIONS = "inception4a", 16, 16
 """Layer, directions of each kind, and positions of each photograph that are read."""

@@ -36,7 +36,7 @@ from analyses.support.study import Context, Outcome, Study, Verdict, initial_noi
 from analyses.support.study_command import run_study
 from featmap import rng
 from featmap.plotting import style
-from featmap.runs import array_layout
+from featmap.runs import folder_layout
 
 STEPS = 100
 MARGIN = 1.25
@@ -145,7 +145,7 @@ def measure_divergence(
 
     Pairs that did not rise are left out.
     """
-    risen = np.all([np.isin(s["status"].values[0], array_layout.LIVE_CODES) for s, _, _ in runs], axis=0)
+    risen = np.all([np.isin(s["status"].values[0], folder_layout.LIVE_CODES) for s, _, _ in runs], axis=0)
     ways = np.mean([frame_differences(s, t) for s, t, _ in runs], axis=0)
     raised = [frame_differences(s, r) for s, _, r in runs]
     rounding = np.mean(raised, axis=0)

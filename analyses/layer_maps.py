@@ -25,7 +25,7 @@ from analyses.support.study import Context, Outcome, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.plotting import sheets, style
 from featmap.report import encode
-from featmap.runs import array_layout
+from featmap.runs import folder_layout
 from featmap.stats import reliability
 from featmap.stats.reliability import Interval
 
@@ -148,8 +148,8 @@ def image_rows(data: xr.Dataset, part: str) -> pd.DataFrame:
             "layer": [n.rpartition(":")[0] for n in names],
             "feature": names,
             "seed": int(seed),
-            "status": array_layout.status_names(data["status"][s].values),
-            "start": array_layout.starts(data["status"][s].values),
+            "status": folder_layout.status_names(data["status"][s].values),
+            "start": folder_layout.starts(data["status"][s].values),
         }
         frames.append(pd.DataFrame(about | image_statistics(clipped)))
     return pd.concat(frames, ignore_index=True)
@@ -176,7 +176,7 @@ def dominant_colours(data: xr.Dataset) -> LayerColours:
     The pixels of all seeds are taken together.
     """
     status = data["status"].values.max(axis=0)
-    live = np.flatnonzero(np.isin(status, array_layout.LIVE_CODES))
+    live = np.flatnonzero(np.isin(status, folder_layout.LIVE_CODES))
     images = data["images"].values
     rgb = np.array([palettes.dominant_colour(np.concatenate(images[:, k], axis=2)) for k in live]).reshape(-1, 3)
     lab = palettes.oklab(rgb)
@@ -331,7 +331,7 @@ def write_conclusion(
 def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
     """Draw the first features of every layer, one row for each layer."""
     names = [str(n) for n in data["image"].values]
-    odd = [s if s != "live" else "" for s in array_layout.status_names(data["status"][0].values)]
+    odd = [s if s != "live" else "" for s in folder_layout.status_names(data["status"][0].values)]
     count = context.features
     return sheets.contact_sheet(
         data["images"][0].values,
@@ -427,7 +427,7 @@ def measure(context: Context) -> Outcome:
     gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
     by_depth = depth_trends(means)
     parts = judge_parts(by_depth, colours, before, gray)
-    status = array_layout.status_names(data["status"][0].values)
+    status = folder_layout.status_names(data["status"][0].values)
     dead = [str(n) for n, s in zip(data["image"].values, status, strict=True) if s == "dead"]
     maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
     return Outcome(

@@ -39,8 +39,8 @@ from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import Recipe
 from featmap.plotting import style
 from featmap.plotting.style import encode_webp, printable_line, thumbnail
-from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
+from featmap.runs.folder_layout import LIVE_CODES
 
 ENOUGH = 0.8
 """Least share of the activation from noise that a descent from another start has to reach."""

@@ -30,8 +30,8 @@ from analyses.support.study import Context, Outcome, Study, Verdict, initial_noi
 from analyses.support.study_command import run_study
 from featmap import FeatmapError, Network, load, maximise, open_arrays
 from featmap.plotting import style
-from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.device import use_threads
+from featmap.runs.folder_layout import LIVE_CODES
 
 STEPS, BITS_STEPS, EVERY, ALONE = 300, 60, 4, 8
 SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")

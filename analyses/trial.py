@@ -36,7 +36,7 @@ from featmap.files import digest, write_atomically
 from featmap.mapping.result import LayerMaps
 from featmap.optimize.photograph_files import find_photographs
 from featmap.optimize.photograph_folder import PhotographFolder
-from featmap.progress import Watcher
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict

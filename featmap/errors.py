@@ -21,6 +21,25 @@ class ModelError(FeatmapError):
     """A network or weights that cannot be loaded or do not fit each other."""
 
 
+class InputError(ModelError):
+    """A network that takes something other than one batch of images.
+
+    Parameters
+    ----------
+    message : str
+        What the network takes, in one line.
+    example : str
+        Code of a wrapper, in a few lines.
+    """
+
+    def __init__(self, message: str, example: str) -> None:
+        super().__init__(message, example)
+        self.message, self.example = message, example
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.example}"
+
+
 class RecipeError(FeatmapError):
     """Settings of a descent that contradict each other or the network."""
 

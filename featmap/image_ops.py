@@ -12,58 +12,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from featmap.image_shape import Size, as_pair, format_size
 from featmap.rng import generator
 
 
-def noise(seed: int, size: int, purpose: str = "noise") -> Tensor:
+def noise(seed: int, size: Size, purpose: str = "noise", channels: int = 3) -> Tensor:
     """Draw standard normal noise for an image.
 
     Parameters
     ----------
     seed : int
         Seed of the noise.
-    size : int
-        Side of the image in pixels.
+    size : int or (int, int)
+        Side of the image, or its height and width, in pixels.
     purpose : str, default "noise"
         First part of the generator's key; each purpose has noise of its own.
+    channels : int, default 3
+        Number of channels C, each with noise of its own.
 
     Returns
     -------
     Tensor
-        3 x size x size, float32; depends on (purpose, seed, size) only.
+        C x H x W, float32; channel c depends on (purpose, seed, size, c) only.
     """
-    return torch.from_numpy(generator(purpose, seed, size).standard_normal((3, size, size), dtype=np.float32))
+    # channels are drawn one after the other, so that the noise of a channel does not depend on how many there are
+    draws = generator(purpose, seed, format_size(size)).standard_normal((channels, *as_pair(size)), dtype=np.float32)
+    return torch.from_numpy(draws)
 
 
-def pink_noise(count: int, size: int) -> Tensor:
+def pink_noise(count: int, size: Size, channels: int = 3) -> Tensor:
     """Draw noise images with the 1/f spectrum of natural images.
 
-    The amplitude falls as 1/f, with f in cycles per image (frequencies below 1 count as 1, so that brightness varies
-    too). The three channels are independent; each has values around 0.5 and a standard deviation of 0.2 about its own
-    mean. The images serve as the reference for how much a response varies.
+    The amplitude falls as 1/f, with f in cycles per image, per its longer side (frequencies below 1 count as 1, so that
+    brightness varies too). The channels are independent; each has values around 0.5 and a standard deviation of 0.2
+    about its own mean. The images serve as the reference for how much a response varies.
 
     Parameters
     ----------
     count : int
         Number of images.
-    size : int
-        Side of the images in pixels.
+    size : int or (int, int)
+        Side of the images, or height and width, in pixels.
+    channels : int, default 3
+        Number of channels C.
 
     Returns
     -------
     Tensor
-        count x 3 x size x size, float32; image k depends on (size, k) only.
+        count x C x H x W, float32; channel c of image k depends on (size, k, c) only.
 
     References
     ----------
     Field, D. J. (1987). Relations between the statistics of natural images and the response properties of cortical
     cells. 10.1364/JOSAA.4.002379
     """
-    fy = np.fft.fftfreq(size, 1 / size)[:, None]
-    fx = np.fft.rfftfreq(size, 1 / size)[None]
+    height, width = sides = as_pair(size)
+    fy = np.fft.fftfreq(height, 1 / max(sides))[:, None]
+    fx = np.fft.rfftfreq(width, 1 / max(sides))[None]
     amplitude = 1 / np.maximum(np.hypot(fy, fx), 1)
-    white = np.stack([generator("pink", size, k).standard_normal((3, size, size)) for k in range(count)])
-    images = np.fft.irfft2(np.fft.rfft2(white) * amplitude, s=(size, size))
+    key = format_size(size)
+    white = np.stack([generator("pink", key, k).standard_normal((channels, *sides)) for k in range(count)])
+    images = np.fft.irfft2(np.fft.rfft2(white) * amplitude, s=sides)
     spread = images.std((2, 3), keepdims=True)
     images = 0.5 + 0.2 * images / np.where(spread > 0, spread, 1)
     return torch.from_numpy(images.astype(np.float32))
@@ -98,7 +107,7 @@ def jitter(images: Tensor, seeds: Sequence[int], step: int, max_shift: int) -> T
     Parameters
     ----------
     images : Tensor
-        B x 3 x H x W.
+        B x C x H x W.
     seeds : sequence of int
         Seed of each image.
     step : int
@@ -109,7 +118,7 @@ def jitter(images: Tensor, seeds: Sequence[int], step: int, max_shift: int) -> T
     Returns
     -------
     Tensor
-        B x 3 x H x W; what leaves an image on one side enters it on the other.
+        B x C x H x W; what leaves an image on one side enters it on the other.
     """
     if max_shift == 0:
         return images
@@ -151,14 +160,14 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     Parameters
     ----------
     images : Tensor
-        B x 3 x H x W.
+        B x C x H x W.
     sigma : float
         Standard deviation of the Gaussian in pixels; 0 leaves the images as they are.
 
     Returns
     -------
     Tensor
-        B x 3 x H x W.
+        B x C x H x W.
 
     References
     ----------
@@ -177,23 +186,24 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
-def resize(images: Tensor, size: int) -> Tensor:
+def resize(images: Tensor, size: Size) -> Tensor:
     """Resize images bilinearly, with antialiasing where they shrink.
 
     Parameters
     ----------
     images : Tensor
         B x C x H x W.
-    size : int
-        New side in pixels.
+    size : int or (int, int)
+        New side, or height and width, in pixels.
 
     Returns
     -------
     Tensor
-        B x C x size x size, on the device of `images`.
+        B x C x H x W, on the device of `images`.
     """
-    if images.shape[2:] == (size, size):
+    sides = as_pair(size)
+    if images.shape[2:] == sides:
         return images
     if images.device.type == "mps":  # Metal has no antialiased resize
         return resize(images.cpu(), size).to(images.device)
-    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {  # a room, and the rooms that it may import; ever
     "validation": {"report", "mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
     "cli": {"validation", "report", "mapping", "interaction", "runs", "optimize", "network", "stats", "plotting"},
 }
-FLAT = {"__init__", "__main__", "errors", "files", "image_ops", "progress", "rng"}
+FLAT = {"__init__", "__main__", "errors", "files", "image_ops", "image_shape", "rng"}
 LONGEST_CHAIN = 12
 
 

@@ -33,7 +33,7 @@ from analyses.benchmarks import records
 from analyses.support import commands
 from featmap.cli import app
 from featmap.runs import integrity  # loaded before forking, so that children need not load it
-from featmap.runs.folders import LOCK, OWNER
+from featmap.runs.folder_layout import LOCK, OWNER
 from featmap.runs.manifest import CHECKSUM, COPY, MANIFEST
 from featmap.runs.store import Run
 

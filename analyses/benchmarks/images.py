@@ -44,8 +44,8 @@ from featmap.network.modules import copy_module
 from featmap.network.unit import parse_channels
 from featmap.optimize.photograph_folder import open_photographs
 from featmap.optimize.recipe import Recipe
-from featmap.progress import Watcher
 from featmap.runs import device
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats.frames import finite_column
 from featmap.validation.image_evidence import RunImages

@@ -34,10 +34,10 @@ from analyses.support.commands import run
 from analyses.support.settings import resolved_recipe
 from featmap import Engine, load
 from featmap.errors import FeatmapError
-from featmap.progress import Silent
 from featmap.runs import lifecycle, maximise, ray_engine
 from featmap.runs import worker as runs_worker
 from featmap.runs.job import Job
+from featmap.runs.progress import Silent
 
 ROWS, SIZE, LAYER = 4, 64, "inception4a"
 SIMULATED, UNITS = (8, 64), 1660  # ResNet50's 26,560 features in batches of 16
@@ -48,7 +48,7 @@ from torch import nn
 from featmap import Engine, Recipe, load
 from featmap.mapping import run as mapping
 from featmap.runs import lifecycle
-from featmap.progress import Silent
+from featmap.runs.progress import Silent
 from featmap.runs.worker import Worker
 features, folder = int(sys.argv[1]), sys.argv[2]
 rss = lambda: psutil.Process().memory_info().rss

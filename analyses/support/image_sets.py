@@ -13,7 +13,7 @@ import featmap
 from analyses.formulas.likeness import ProfileAgreement, profile_agreement
 from analyses.support.study import Context
 from featmap.optimize.recipe import Recipe
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.runs.folder_layout import LIVE_CODES
 
 COLUMNS = ("measure", "layer", "feature", "seed", "recipe", "against", "value")
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.formulas.runners_up import HeldOutRunnersUp, evaluate_held_out
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.runs.folder_layout import LIVE_CODES
 
 TOP = 10
 COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"]

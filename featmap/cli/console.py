@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from featmap.image_shape import format_size
+
 if TYPE_CHECKING:
     from featmap.runs.estimate import Estimate
     from featmap.runs.job import Job
@@ -229,7 +231,8 @@ def print_dry_run(job: Job, folder: Path | None) -> None:
     from featmap.runs.estimate import estimate
 
     work = (
-        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, {job.recipe.size} pixels"
+        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, "
+        f"{format_size(job.recipe.size)} pixels"
     )
     folder = folder or job.default_folder()
     print_estimate(estimate(job, folder), work, folder)

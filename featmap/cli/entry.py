@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from featmap.errors import FeatmapError, IncompleteError
+from featmap.errors import FeatmapError, IncompleteError, InputError
 
 MAX_LENGTH = 1000
 """Characters of a message; longer ones are cut in the middle."""
@@ -37,7 +37,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     """
     limit_thread_spinning()
     if arguments is None:  # the process ends with the command: exempt its objects from a last garbage collection
-        atexit.register(gc.freeze)
+        atexit.register(_skip_last_collection)
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
@@ -51,6 +51,8 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         _fail(name, INTERRUPTED, 130, debug)
     except IncompleteError as error:
         _fail(name, str(error), 3, debug)
+    except InputError as error:
+        _fail(name, name_option(error.message, words), 2, debug, error.example)
     except FeatmapError as error:
         _fail(name, name_option(str(error), words), 2, debug)
     except Exception as error:  # noqa: BLE001 - the outermost boundary: no exception may pass it
@@ -59,6 +61,15 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     if status == 130:  # some versions of typer handle Ctrl-C themselves
         print(f"{name}: {INTERRUPTED}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _skip_last_collection() -> None:
+    """Exempt all objects from the garbage collection at the end of the process, which takes a while.
+
+    Where torch's compiler has been loaded they are collected: nanobind lists what is left of Triton's, in 30 lines.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def name_option(message: str, words: Sequence[str]) -> str:
@@ -105,14 +116,14 @@ def _explain(error: Exception, name: str) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
 
 
-def _fail(name: str, message: str, status: int, debug: bool) -> None:
-    """Print the message in one line and exit, or raise the current exception again."""
+def _fail(name: str, message: str, status: int, debug: bool, example: str = "") -> None:
+    """Print the message in one line, and an example below it, and exit; or raise the current exception again."""
     if debug:
         raise
     line = " ".join(message.split())
     if len(line) > MAX_LENGTH:  # it may quote a value as long as a command line allows
         line = f"{line[: MAX_LENGTH // 2]} [...] {line[-MAX_LENGTH // 2 :]}"
-    print(f"{name}: {line}", file=sys.stderr)
+    print(f"{name}: {line}", *([example] if example else []), sep="\n", file=sys.stderr)
     sys.exit(status)
 
 

@@ -12,10 +12,10 @@ from featmap.cli.options import (
     ExecutionOptions,
     LinearRecipeOptions,
     NetworkOptions,
-    parse_layers,
-    parse_seeds,
 )
+from featmap.cli.parsing import parse_layers, parse_seeds
 from featmap.errors import FeatmapError
+from featmap.image_shape import format_size
 
 if TYPE_CHECKING:
     from featmap.interaction.groups import LayerChannels
@@ -207,7 +207,7 @@ def _screen(job: ScreeningJob, settings: Execution, dry_run: bool) -> None:
 
     if dry_run:
         folder = settings.out or job.default_folder()
-        work = f"{len(job.objectives)} features, {job.checks} + {job.top} pairs, {job.recipe.size} pixels"
+        work = f"{len(job.objectives)} features, {job.checks} + {job.top} pairs, {format_size(job.recipe.size)} pixels"
         console.print_estimate(screening.estimate_screening(job, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
@@ -226,7 +226,8 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
 
     if dry_run:
         folder, recipe = settings.out or job.default_folder(), job.recipe
-        work = f"{len(job.solos)} solo and {len(job.joints)} joint descents, {recipe.steps} steps, {recipe.size} pixels"
+        count = f"{len(job.solos)} solo and {len(job.joints)} joint descents"
+        work = f"{count}, {recipe.steps} steps, {format_size(recipe.size)} pixels"
         console.print_estimate(estimate_joint(job, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)

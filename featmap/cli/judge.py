@@ -10,6 +10,7 @@ import typer
 
 from featmap.cli.options import Device, RunNetworkOptions, SkipBroken, load_network
 from featmap.errors import FeatmapError
+from featmap.image_shape import parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
@@ -70,7 +71,7 @@ class JudgeOptions:
         weights, means = self._of_each("--by-weights", self.by_weights), self._of_each("--by-mean", self.by_mean)
         stds, sizes = self._of_each("--by-std", self.by_std), self._of_each("--by-input-size", self.by_input_size)
         return [
-            load_network(name, weights[k], means[k], stds[k], _parse_size(sizes[k])) for k, name in enumerate(names)
+            load_network(name, weights[k], means[k], stds[k], _check_size(sizes[k])) for k, name in enumerate(names)
         ]
 
     def _of_each(self, option: str, values: list[str] | None) -> list[str | None]:
@@ -83,13 +84,10 @@ class JudgeOptions:
         return [None if v == OWN else v for v in (given if len(given) == count else given * count)]
 
 
-def _parse_size(text: str | None) -> int | None:
-    """Parse an input size; None stays None."""
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 6:
-        raise FeatmapError(f"--by-input-size {text!r}: give a number of pixels, such as 224")
-    return int(text)
+def _check_size(text: str | None) -> str | None:
+    """Check an input size; None stays None."""
+    parse_size(text, "--by-input-size")
+    return text
 
 
 def judge(

@@ -13,6 +13,7 @@ import typer
 from featmap.cli.console import table_lines
 from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError, UnitError, suggest
+from featmap.image_shape import Size, area, as_pair, format_size, parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 LAYER_COLUMNS = ("layer", "kind", "layout", "channels", "grid", "receptive field", "branches")
 
 
-def layer_rows(network: Network, size: int | None = None, match: str = "*") -> list[tuple[str, ...]]:
+def layer_rows(network: Network, size: Size | None = None, match: str = "*") -> list[tuple[str, ...]]:
     """Build the table of a network's layers.
 
     Receptive fields that no rule gives are measured, which takes a while for networks with attention in windows.
@@ -29,8 +30,8 @@ def layer_rows(network: Network, size: int | None = None, match: str = "*") -> l
     ----------
     network : Network
         The network.
-    size : int, optional
-        Side of the images in pixels. None takes the network's own input size.
+    size : int or (int, int), optional
+        Size of the images in pixels. None takes the network's own input size.
     match : str, default "*"
         Pattern of the names, such as "inception4*".
 
@@ -52,7 +53,8 @@ def layer_rows(network: Network, size: int | None = None, match: str = "*") -> l
     trace = network.trace(size)
     if not trace.layers:
         raise FeatmapError(
-            f"{network.name} has no layer at {trace.size} pixels ({trace.failure or 'no grid'}); give --size"
+            f"{network.name} has no layer at {format_size(trace.size)} pixels and {network.channels} channels "
+            f"({trace.failure or 'no grid'}); give --size, or --channels"
         )
     names = [name for name in trace.layers if fnmatchcase(name, match)]
     if not names:
@@ -74,15 +76,15 @@ def layer_rows(network: Network, size: int | None = None, match: str = "*") -> l
     ]
 
 
-def layer_lines(network: Network, size: int | None, match: str) -> Iterator[str]:
+def layer_lines(network: Network, size: Size | None, match: str) -> Iterator[str]:
     """Format the table of layers whose names match a pattern.
 
     Parameters
     ----------
     network : Network
         The network.
-    size : int or None
-        Side of the images in pixels. None takes the network's own input size.
+    size : int, (int, int) or None
+        Size of the images in pixels. None takes the network's own input size.
     match : str
         Pattern of the names, such as "inception4*".
 
@@ -97,10 +99,16 @@ def layer_lines(network: Network, size: int | None, match: str) -> Iterator[str]
         If no name matches.
     """
     rows, trace = layer_rows(network, size, match), network.trace(size)
-    yield f"layers at {trace.size} x {trace.size} pixels"
+    height, width = as_pair(trace.size)
+    yield f"layers at {height} x {width} pixels"
     yield from table_lines(LAYER_COLUMNS, rows)
     if trace.failure:
-        yield f"after these layers the network fails at {trace.size} pixels ({trace.failure}); give a larger --size"
+        advice = "give another --size"
+        if (only := network.only_size("", trace.size)) is not None:
+            advice = f"it works at --size {format_size(only, 'x')}"
+        elif area(trace.size) < area(network.input_size):
+            advice = "give a larger --size"
+        yield f"after these layers the network fails at {format_size(trace.size)} pixels ({trace.failure}); {advice}"
 
 
 def recipe_lines(name: str | None) -> Iterator[str]:
@@ -189,12 +197,18 @@ def layers(
     match: Annotated[
         str, typer.Option(help="List only layers whose names match this pattern, such as 'inception4*'.")
     ] = "*",
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels; grids depend on it.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Size of the images, on which grids depend: a side in pixels, or height x width, such as 64x128.",
+        ),
+    ] = None,
 ) -> None:
     """List a network's layers: channels, grid, receptive field."""
     from featmap.cli import console
 
-    for line in layer_lines(network.load(), size, match):
+    for line in layer_lines(network.load(), parse_size(size), match):
         console.out().print(line)
 
 

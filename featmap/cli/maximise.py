@@ -21,9 +21,10 @@ from featmap.cli.options import (
     SeedOptions,
     SkipBroken,
     load_network,
-    parse_layers,
 )
+from featmap.cli.parsing import parse_layers
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size, parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
@@ -59,14 +60,14 @@ class TargetOptions:
         if bool(self.units) == bool(self.layer):
             raise FeatmapError("give either units (inception4a:17 inception4b:3:0:0) or --layer with --features")
 
-    def names(self, network: Network, size: int) -> list[str]:
+    def names(self, network: Network, size: Size) -> list[str]:
         """List the units.
 
         Parameters
         ----------
         network : Network
             Network that they belong to.
-        size : int
+        size : int or (int, int)
             Image size in pixels.
 
         Returns
@@ -131,7 +132,13 @@ def probe(
     layers: Annotated[str, typer.Option(help="Layers whose responses are recorded, joined by commas.")],
     network: RunNetworkOptions,
     directions: DirectionFiles = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels that photographs are resized to.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Size that photographs are resized to: a side in pixels, or height x width as 64x128.",
+        ),
+    ] = None,
     skip_broken: SkipBroken = False,
     device: Device = "auto",
     out: Out = None,
@@ -156,13 +163,14 @@ def probe(
             network.mean,
             network.std,
             network.input_size,
+            network.channels,
             network.allow_stochastic,
         )
     loaded = attach_directions(loaded, directions)
-    names = parse_layers(layers, "--layers")
-    settings = {"source": str(source.resolve()), "layers": names, "size": size, "model": loaded.identity()}
+    names, pixels = parse_layers(layers, "--layers"), parse_size(size)
+    settings = {"source": str(source.resolve()), "layers": names, "size": pixels, "model": loaded.identity()}
     if not is_run(source):
-        probing.require_layers(loaded, names, size)
+        probing.require_layers(loaded, names, pixels)
 
     def work(watcher: Any) -> Any:
         images = probing.open_images(source, skip_broken, watcher)
@@ -170,7 +178,7 @@ def probe(
             settings["photographs"] = images.digest
         folder = out or Path("runs") / f"probe-{source.resolve().name}-{digest(settings)}"
         execution = Execution(device, out=folder, watcher=watcher)
-        return folder, probing.probe(images, names, loaded, size=size, execution=execution)
+        return folder, probing.probe(images, names, loaded, size=pixels, execution=execution)
 
     folder, responses = console.run_with_progress(work)
     console.out().print(f"{responses.sizes['image']} images x {responses.sizes['response']} responses")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featmap.cli.directions import DirectionFiles, attach_directions
+from featmap.cli.parsing import parse_numbers, parse_seeds
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size, parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
@@ -18,12 +20,33 @@ if TYPE_CHECKING:
 
 Mean = Annotated[
     str | None,
-    typer.Option(help="Mean that is subtracted from images in [0, 1], for red, green and blue: such as 0.5,0.5,0.5."),
+    typer.Option(
+        help="Mean that is subtracted from images in [0, 1]: a number for each channel, such as 0.5,0.5,0.5 for red, "
+        "green and blue."
+    ),
 ]
 Std = Annotated[
-    str | None, typer.Option(help="Standard deviation that images are divided by, after the mean: three numbers.")
+    str | None,
+    typer.Option(help="Standard deviation that images are divided by, after the mean: a number for each channel."),
 ]
-InputSize = Annotated[int | None, typer.Option(help="Side of the images that the network was trained on, in pixels.")]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Size of the images that the network was trained on: a side in pixels, or height x width, such as 64x128.",
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(help="Number of input channels of your own network, where it cannot be found: 1 is gray."),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Size of the finished images: a side in pixels, or height x width, such as 64x128.",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -66,9 +89,11 @@ class NetworkOptions:
     weights : str or None, default None
         File or name of the weights. None is the network's default.
     mean, std : str or None, default None
-        Normalisation of the input: three numbers joined by commas each.
-    input_size : int or None, default None
-        Side of the network's own input in pixels.
+        Normalisation of the input: a number for each channel, joined by commas.
+    input_size : str or None, default None
+        Size of the network's own input in pixels.
+    channels : int or None, default None
+        Number of input channels.
     allow_stochastic : bool, default False
         Go on with a network that gives different results for one image.
     directions : list of str or None, default None
@@ -86,6 +111,7 @@ class NetworkOptions:
     mean: Mean = None
     std: Std = None
     input_size: InputSize = None
+    channels: Channels = None
     allow_stochastic: AllowStochastic = False
     directions: DirectionFiles = None
 
@@ -97,7 +123,8 @@ class NetworkOptions:
         Network
             The loaded network.
         """
-        values = (self.model, self.weights, self.mean, self.std, self.input_size, self.allow_stochastic)
+        sizes = self.input_size, self.channels
+        values = (self.model, self.weights, self.mean, self.std, *sizes, self.allow_stochastic)
         return attach_directions(load_network(*values), self.directions)
 
 
@@ -112,9 +139,11 @@ class RunNetworkOptions:
     weights : str or None, default None
         File or name of the weights. None is the network's default.
     mean, std : str or None, default None
-        Normalisation of the input: three numbers joined by commas each.
-    input_size : int or None, default None
-        Side of the network's own input in pixels.
+        Normalisation of the input: a number for each channel, joined by commas.
+    input_size : str or None, default None
+        Size of the network's own input in pixels.
+    channels : int or None, default None
+        Number of input channels.
     allow_stochastic : bool, default False
         Go on with a network that gives different results for one image.
     """
@@ -126,6 +155,7 @@ class RunNetworkOptions:
     mean: Mean = None
     std: Std = None
     input_size: InputSize = None
+    channels: Channels = None
     allow_stochastic: AllowStochastic = False
 
     def load(self) -> Network | None:
@@ -141,13 +171,13 @@ class RunNetworkOptions:
         FeatmapError
             If another option is used without ``--model``.
         """
-        others = (self.weights, self.mean, self.std, self.input_size)
+        others = (self.weights, self.mean, self.std, self.input_size, self.channels)
         if self.model is not None:
             return load_network(self.model, *others, self.allow_stochastic)
         if self.allow_stochastic or any(v is not None for v in others):
             raise FeatmapError(
-                "--weights, --mean, --std, --input-size and --allow-stochastic go with --model; without it the run's "
-                "own network is used"
+                "--weights, --mean, --std, --input-size, --channels and --allow-stochastic go with --model; without it "
+                "the run's own network is used"
             )
         return None
 
@@ -160,8 +190,8 @@ class RecipeOptions:
     ----------
     recipe : str or None, default None
         Name of the recipe. None is the default of the device.
-    size : int or None, default None
-        Side of the finished images in pixels.
+    size : str or None, default None
+        Size of the finished images in pixels.
     steps : int or None, default None
         Steps of all octaves together.
     metric : str or None, default None
@@ -181,7 +211,7 @@ class RecipeOptions:
             help="How images are made: a name that `featmap recipes` lists. Default: fast on a CPU, standard on a GPU.",
         ),
     ] = None
-    size: Annotated[int | None, typer.Option(help="Side of the finished images in pixels.")] = None
+    size: ImageSize = None
     steps: Annotated[int | None, typer.Option(help="Steps of the descent, all octaves together.")] = None
     metric: Annotated[
         str | None, typer.Option(help="Distance of the activation to C: l1, l2, linf or linf-elementwise.")
@@ -215,7 +245,9 @@ class RecipeOptions:
         from featmap.cli import console
 
         changes = {"metric": self.metric, "C": self.constant, "precision": self.precision}
-        recipe = build_recipe(network, device, self.recipe, self.size, self.steps, rows=self.rows, **changes)
+        recipe = build_recipe(
+            network, device, self.recipe, parse_size(self.size), self.steps, rows=self.rows, **changes
+        )
         if self.constant is not None and recipe.metric == "l1":
             console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")
         return recipe
@@ -229,8 +261,8 @@ class LinearRecipeOptions:
     ----------
     recipe : str, default "interact"
         Name of the recipe.
-    size : int or None, default None
-        Side of the finished images in pixels.
+    size : str or None, default None
+        Size of the finished images in pixels.
     steps : int or None, default None
         Steps of all octaves together.
     rows : int or None, default None
@@ -240,7 +272,7 @@ class LinearRecipeOptions:
     recipe: Annotated[
         str, typer.Option(help="A name that `featmap recipes` lists; claims need linear steps, as interact has them.")
     ] = "interact"
-    size: Annotated[int | None, typer.Option(help="Side of the finished images in pixels.")] = None
+    size: ImageSize = None
     steps: Annotated[int | None, typer.Option(help="Steps of the descent, all octaves together.")] = None
     rows: Annotated[
         int | None, typer.Option(help="Images in a batch; part of the run's identity. On a GPU, try 128.")
@@ -261,7 +293,7 @@ class LinearRecipeOptions:
         Recipe
             The resolved recipe.
         """
-        return build_recipe(network, device, self.recipe, self.size, self.steps, rows=self.rows)
+        return build_recipe(network, device, self.recipe, parse_size(self.size), self.steps, rows=self.rows)
 
 
 @dataclass
@@ -354,79 +386,13 @@ class ExecutionOptions:
         return execution
 
 
-def _parse_numbers(text: str | None, option: str) -> list[float] | None:
-    """Parse numbers joined by commas; None stays None."""
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise FeatmapError(f"{option} {text!r}: write three numbers joined by commas, such as 0.5,0.5,0.5") from None
-
-
-def parse_layers(text: str, option: str) -> list[str]:
-    """Parse names of layers joined by commas.
-
-    Parameters
-    ----------
-    text : str
-        The value of the option.
-    option : str
-        Name of the option, for the error.
-
-    Returns
-    -------
-    list of str
-        The names in their order, each once.
-
-    Raises
-    ------
-    FeatmapError
-        If the text names no layer.
-    """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise FeatmapError(f"{option} names no layer; write {option} inception4a,inception4b")
-    return names
-
-
-def parse_seeds(seed: int | None, seeds: int) -> int | range:
-    """Parse ``--seed`` and ``--seeds``.
-
-    Parameters
-    ----------
-    seed : int or None
-        First seed, from 0 to 2**31 - 1. None leaves it to the recipe.
-    seeds : int
-        Number of seeds.
-
-    Returns
-    -------
-    int or range
-        A number of seeds, or the seeds themselves, as the library takes them.
-
-    Raises
-    ------
-    FeatmapError
-        If a number is out of range.
-    """
-    from featmap.optimize.limits import MAX_SEEDS
-
-    if not 1 <= seeds <= MAX_SEEDS:
-        raise FeatmapError(f"--seeds {seeds}: give --seeds 1 or more, {MAX_SEEDS:,} at most")
-    if seed is None:
-        return seeds
-    if not 0 <= seed < 2**31:
-        raise FeatmapError(f"--seed {seed}: give --seed 0 or more, 2147483647 at most")
-    return range(seed, seed + seeds)
-
-
 def load_network(
     model: str,
     weights: str | None,
     mean: str | None,
     std: str | None,
-    input_size: int | None,
+    input_size: str | None,
+    channels: int | None = None,
     allow_stochastic: bool = False,
 ) -> Network:
     """Load a network and print the line that names it.
@@ -438,9 +404,11 @@ def load_network(
     weights : str or None
         File or name of the weights. None is the network's default.
     mean, std : str or None
-        Normalisation of the input: three numbers joined by commas each, both or neither.
-    input_size : int or None
-        Side of the network's own input in pixels.
+        Normalisation of the input: a number for each channel, joined by commas; both or neither.
+    input_size : str or None
+        Size of the network's own input in pixels.
+    channels : int or None, default None
+        Number of input channels. None finds it.
     allow_stochastic : bool, default False
         Go on with a network that gives different results for one image.
 
@@ -458,15 +426,22 @@ def load_network(
     from featmap.network.loading import load
 
     if (mean is None) != (std is None):
-        raise FeatmapError("--mean and --std belong together; give both, three numbers each, or neither")
-    normalisation = {"mean": _parse_numbers(mean, "--mean"), "std": _parse_numbers(std, "--std")}
-    network = load(model, weights, **normalisation, input_size=input_size, allow_stochastic=allow_stochastic)
+        raise FeatmapError("--mean and --std belong together; give both, a number for each channel, or neither")
+    network = load(
+        model,
+        weights,
+        mean=parse_numbers(mean, "--mean"),
+        std=parse_numbers(std, "--std"),
+        input_size=parse_size(input_size, "input size"),
+        channels=channels,
+        allow_stochastic=allow_stochastic,
+    )
     console.out().print(str(network))
     return network
 
 
 def build_recipe(
-    network: Network, device: str, name: str | None, size: int | None, steps: int | None, **changes: Any
+    network: Network, device: str, name: str | None, size: Size | None, steps: int | None, **changes: Any
 ) -> Recipe:
     """Build a named recipe with changes.
 
@@ -478,8 +453,10 @@ def build_recipe(
         Its kind decides the default recipe.
     name : str or None
         Name of the recipe. None is the default of the device.
-    size, steps : int or None
-        Side of the finished images in pixels; steps of all octaves together. None keeps the recipe's.
+    size : int, (int, int) or None
+        Size of the finished images in pixels. None keeps the recipe's.
+    steps : int or None
+        Steps of all octaves together. None keeps the recipe's.
     **changes : Any
         Other fields of the recipe; None keeps the recipe's.
 
@@ -488,11 +465,12 @@ def build_recipe(
     Recipe
         The resolved recipe.
     """
-    from featmap.optimize.limits import resolve_recipe
+    from featmap.optimize.limits import default_size, resolve_recipe
     from featmap.optimize.recipe import Recipe
     from featmap.runs.device import select_device
 
     # change the recipe before its sizes are resolved: octaves are fractions of the requested size
     unchanged = resolve_recipe(name, network, select_device(device))
     changes = {k: v for k, v in changes.items() if v is not None}
-    return Recipe.named(unchanged.name, size, steps, **changes).resolved(network.input_size)
+    chosen = Recipe.named(unchanged.name, size, steps, **changes)
+    return chosen if size is not None else chosen.resolved(network.input_size, default_size(network, chosen))

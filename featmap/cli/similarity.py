@@ -13,8 +13,8 @@ from featmap.cli.options import (
     NetworkOptions,
     RecipeOptions,
     SeedOptions,
-    parse_layers,
 )
+from featmap.cli.parsing import parse_layers
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from featmap.errors import UnitError
+from featmap.image_shape import Size
 from featmap.interaction.job import GROUP_COMMAND, LAYERS_COMMAND, Group, JointJob
 from featmap.network.model import Network
 from featmap.network.unit import Unit, parse_channels
@@ -63,7 +64,7 @@ def group_job(
     return _joint_job((group,), network, recipe, GROUP_COMMAND, (balance, probe_layers, seeds, device))
 
 
-def select_units(selection: LayerChannels, network: Network, size: int) -> tuple[Unit, ...]:
+def select_units(selection: LayerChannels, network: Network, size: Size) -> tuple[Unit, ...]:
     """Select features of a layer.
 
     Parameters
@@ -72,7 +73,7 @@ def select_units(selection: LayerChannels, network: Network, size: int) -> tuple
         A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence.
     network : Network
         Network that it belongs to.
-    size : int
+    size : int or (int, int)
         Image size in pixels.
 
     Returns
@@ -90,7 +91,7 @@ def select_units(selection: LayerChannels, network: Network, size: int) -> tuple
     return tuple(Unit(layer, c) for c in parse_channels(text, network.layer(layer, size).channels, layer))
 
 
-def pairs_of(layers: Sequence[LayerChannels], network: Network, size: int) -> tuple[Group, ...]:
+def pairs_of(layers: Sequence[LayerChannels], network: Network, size: Size) -> tuple[Group, ...]:
     """List every pair of two layers' features.
 
     Parameters
@@ -99,7 +100,7 @@ def pairs_of(layers: Sequence[LayerChannels], network: Network, size: int) -> tu
         Two layers; the same one twice gives each pair of its different features once.
     network : Network
         Network that they belong to.
-    size : int
+    size : int or (int, int)
         Image size in pixels.
 
     Returns

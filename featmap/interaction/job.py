@@ -20,7 +20,7 @@ from featmap.errors import RecipeError, UnitError
 from featmap.files import summarise_names
 from featmap.network.unit import Shape, Unit
 from featmap.optimize.objective import Objective
-from featmap.runs.array_layout import STATUSES, ArraySpec
+from featmap.runs.folder_layout import STATUSES, ArraySpec
 from featmap.runs.job import OWN_FILES, BaseJob
 from featmap.stats import interaction
 
@@ -316,7 +316,7 @@ class JointJob(BaseJob):
             noises, `response` the probed features, `unit` the units of all groups, `member` those of one group,
             `point` the blends.
         """
-        rows, size, steps = self.recipe.rows, self.recipe.size, self.recipe.steps
+        rows, steps = self.recipe.rows, self.recipe.steps
         columns, units, members = len(self.columns), len(self.units), self.members
         solos, joints, starts = len(self.solos), len(self.joints), len(self.starts)
         points = len(interaction.simplex_lattice(members))
@@ -330,7 +330,7 @@ class JointJob(BaseJob):
         def status(stage: str, count: int) -> ArraySpec:
             return ArraySpec((stage,), (count,), (min(rows, count),), "uint8", meanings)
 
-        image = (3, size, size)
+        image = self.network.image_shape(self.recipe.size)
         specs = {
             "null_images": spec("start pixels", starts, *image),
             "null": spec("start response", starts, columns),

@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import format_size
 from featmap.interaction.conclusion import (
     describe_nonlinearity,
     format_number,
@@ -20,8 +21,8 @@ from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
-from featmap.progress import Watcher
 from featmap.runs import output
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import correlation, interaction
 from featmap.stats.frames import finite_column
@@ -187,7 +188,7 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
         sentence=state_conclusion(row, len(job.seeds)),
         notes=(
             f"{legend}; images of seed {seed}, with one contrast for all; balance {job.balance}, "
-            f"recipe {job.recipe.name}, {job.recipe.size} pixels; probed: {', '.join(job.responses)}",
+            f"recipe {job.recipe.name}, {format_size(job.recipe.size)} pixels; probed: {', '.join(job.responses)}",
             *list_notes(row, len(job.seeds), job.recipe),
         ),
     )

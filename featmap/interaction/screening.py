@@ -8,6 +8,7 @@ that no prediction is evaluated on the noise that it was made from.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,13 +47,13 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting.scatter import predictor_scores
-from featmap.progress import Watcher
 from featmap.runs import lifecycle, output
-from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.estimate import estimate as estimate_descents
+from featmap.runs.folder_layout import LIVE_CODES
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 from featmap.stats import interaction
@@ -141,7 +142,9 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
     """
     solos = estimate_descents(job, folder)
     parts = [solos, *(estimate_joint(exact_job(job, pairs), folder) for pairs in representative_pairs(job))]
-    gradients = 6 * 12 * job.recipe.size**2 * len(job.objectives)  # six float32 images of each unit, for the predictors
+    gradients = (
+        6 * 4 * math.prod(job.network.image_shape(job.recipe.size)) * len(job.objectives)
+    )  # six float32 images of each unit, for the predictors
     return Estimate(
         sum(part.seconds for part in parts),
         max(part.memory for part in parts) + gradients,
@@ -254,7 +257,7 @@ def _collect_side(
     rows = np.array([index[str(u)] for u in units])
     with deterministic_settings():
         probe = Probe(network, recipe.rows, job.device)
-        pink = image_ops.pink_noise(PINK_IMAGES, recipe.size)
+        pink = image_ops.pink_noise(PINK_IMAGES, recipe.size, network.channels)
         deviation = measure_response_deviations(probe, pink, job.responses)
         null = torch.from_numpy(arrays["null_images"][0])
         images = torch.from_numpy(np.stack([arrays["images"][0, k] for k in rows]))

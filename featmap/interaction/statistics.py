@@ -11,8 +11,8 @@ import pandas as pd
 
 from featmap.interaction.job import MEMBERS, Group, JointJob
 from featmap.network.unit import Unit
-from featmap.runs import array_layout
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.runs import folder_layout
+from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats import correlation, interaction
 
 OK, DEAD_PARTNER, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
@@ -193,11 +193,11 @@ class JointArrays:
         g, seed = self.job.joints[row]
         codes = [int(self.small_arrays["solo_status"][self.solo_rows[u, seed, False]]) for u in self.job.groups[g]]
         joint = int(self.small_arrays["joint_status"][row])
-        if array_layout.NOT_FINITE in (*codes, joint):
+        if folder_layout.NOT_FINITE in (*codes, joint):
             return NOT_FINITE
         if any(code not in LIVE_CODES for code in codes):
-            return DEAD_PARTNER if array_layout.DEAD in codes else UNCONVERGED_PARTNER
-        return CANCELLED if joint == array_layout.DEAD else OK
+            return DEAD_PARTNER if folder_layout.DEAD in codes else UNCONVERGED_PARTNER
+        return CANCELLED if joint == folder_layout.DEAD else OK
 
     @cached_property
     def statistic_names(self) -> list[str]:

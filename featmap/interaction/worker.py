@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featmap import image_ops, progress
+from featmap import image_ops
 from featmap.interaction.job import MEMBERS, PINK_IMAGES, Group, JointJob, JointUnit, Solo, count_neurons
 from featmap.optimize import parameterization
 from featmap.optimize.batch import Batches
 from featmap.optimize.descent import Descent
 from featmap.optimize.objective import Objective
 from featmap.optimize.responses import Probe
-from featmap.progress import Silent, Watcher
-from featmap.runs import array_layout
+from featmap.runs import folder_layout, progress
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import interaction
 
@@ -55,11 +55,11 @@ class JointWorker:
         Returns
         -------
         Tensor
-            `3 x H x W`.
+            `C x H x W`.
         """
         if (seed, perturbed) not in self._starts:
             initial = parameterization.perturbed_initial_image if perturbed else parameterization.initial_image
-            self._starts[seed, perturbed] = initial(self.job.recipe, seed)
+            self._starts[seed, perturbed] = initial(self.job.recipe, seed, channels=self.job.network.channels)
         return self._starts[seed, perturbed]
 
     def null_image(self, seed: int, perturbed: bool) -> Tensor:
@@ -75,7 +75,7 @@ class JointWorker:
         Returns
         -------
         Tensor
-            `3 x H x W`.
+            `C x H x W`.
         """
         if (seed, perturbed) not in self._nulls:
             start = self.start_image(seed, perturbed)
@@ -111,7 +111,7 @@ class JointWorker:
         job = self.job
         nulls = torch.stack([self.null_image(*start) for start in job.starts])
         responses, units = self.probe.measure_units(nulls, job.responses, job.units)
-        pink = image_ops.pink_noise(PINK_IMAGES, job.recipe.size)
+        pink = image_ops.pink_noise(PINK_IMAGES, job.recipe.size, job.network.channels)
         return {
             "null_images": nulls.numpy(),
             "null": responses,
@@ -161,7 +161,7 @@ class JointWorker:
             "solo_fraction": self.probe.measure_units(fractions, job.responses, ())[0],
             "solo_activation": reached,
             "solo_curve": result.curve[..., 0].numpy(),
-            "solo_status": array_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
+            "solo_status": folder_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
         }
 
     def joint_weights(self, group: Group, best: np.ndarray, live: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ class JointWorker:
             own_rows, columns = [solo_rows[Solo(u, seed)] for u in group], [unit_columns[u] for u in group]
             with np.errstate(invalid="ignore"):  # rows with infinite activations are not live and get no weight
                 best = reached[own_rows, columns].astype(float) - null[start_rows[seed, False], columns]
-            live = np.isin(status[own_rows], array_layout.LIVE_CODES)
+            live = np.isin(status[own_rows], folder_layout.LIVE_CODES)
             w = self.joint_weights(group, best, live)
             weights.append(w)
             # The loss sums over neurons while J takes their mean, hence the division. Only the ratios of the weights
@@ -239,7 +239,7 @@ class JointWorker:
             "joint_blend": self._blends(rows, solos),
             "joint_curve": result.curve.numpy(),
             "joint_agreement": result.agreement.numpy(),
-            "joint_status": array_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
+            "joint_status": folder_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
             **self._maps(rows, result.images),
         }
 
@@ -277,7 +277,7 @@ def measure_response_deviations(probe: Probe, images: Tensor, layers: Sequence[s
     probe : Probe
         Probe of the network.
     images : Tensor
-        Images, `N x 3 x H x W`: those of `featmap.image_ops.pink_noise` in interaction runs.
+        Images, `N x C x H x W`: those of `featmap.image_ops.pink_noise` in interaction runs.
     layers : sequence of str
         Layers whose features are measured.
 

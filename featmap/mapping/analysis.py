@@ -13,8 +13,8 @@ from featmap.errors import FeatmapError
 from featmap.mapping import cluster_io, result, tables
 from featmap.mapping.result import LayerArrays, LayerMaps, Pair, SimilarityMap
 from featmap.mapping.view import View
-from featmap.progress import Watcher
 from featmap.runs.job import Job
+from featmap.runs.progress import Watcher
 from featmap.runs.store import open_arrays
 from featmap.stats import clustering, cross_layer, measures, rand_index
 from featmap.stats.cross_layer import CrossLayerMap

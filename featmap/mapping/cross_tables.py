@@ -12,8 +12,8 @@ from featmap.mapping.result import LAYER_TABLE, LayerMaps
 from featmap.mapping.tables import shown_measure
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps
-from featmap.progress import Watcher
 from featmap.runs import output
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap

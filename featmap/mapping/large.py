@@ -31,9 +31,9 @@ from featmap.files import hash_file
 from featmap.mapping import analysis, cross_tables, flags, result, tables, writing
 from featmap.mapping.result import LayerMaps, LazyMapping, Pair
 from featmap.mapping.view import View
-from featmap.progress import Watcher
-from featmap.runs import array_layout, lifecycle, output, store
+from featmap.runs import folder_layout, lifecycle, output, store
 from featmap.runs.job import Job
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import blockwise, cross_layer, frames, measures
 from featmap.stats.blockwise import SimilarityOverview
@@ -147,11 +147,11 @@ def live_features(job: Job, run: Run) -> LiveFeatures:
     column = {label: k for k, label in enumerate(job.columns)}
     names, ends = [], [0]
     for layer in job.layers:
-        names += [n for n in job.features_of(layer) if status[row[n]] in array_layout.LIVE_CODES]
+        names += [n for n in job.features_of(layer) if status[row[n]] in folder_layout.LIVE_CODES]
         ends.append(len(names))
     rows, columns = (np.array([positions[n] for n in names], dtype=np.intp) for positions in (row, column))
     groups = [slice(a, b) for a, b in pairwise(ends)]
-    return LiveFeatures(run, job.layers, names, array_layout.starts(status[rows]), rows, columns, groups)
+    return LiveFeatures(run, job.layers, names, folder_layout.starts(status[rows]), rows, columns, groups)
 
 
 def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) -> LayerMaps:

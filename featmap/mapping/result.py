@@ -16,7 +16,7 @@ import xarray as xr
 from featmap.errors import StoreError
 from featmap.mapping import cluster_io, tables
 from featmap.runs import store
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.runs.folder_layout import LIVE_CODES
 from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
@@ -187,7 +187,7 @@ class LayerArrays:
     activation : numpy.ndarray
         Response of each feature to its own image, S x N.
     status : numpy.ndarray
-        Worst status of each feature over the seeds, an index into `featmap.runs.array_layout.STATUSES`.
+        Worst status of each feature over the seeds, an index into `featmap.runs.folder_layout.STATUSES`.
     """
 
     names: list[str]
@@ -290,7 +290,7 @@ def worst_status(status: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     status : numpy.ndarray
-        Indices into `featmap.runs.array_layout.STATUSES`, which are ordered from good to bad: S seeds x N images.
+        Indices into `featmap.runs.folder_layout.STATUSES`, which are ordered from good to bad: S seeds x N images.
 
     Returns
     -------

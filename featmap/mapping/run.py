@@ -79,7 +79,7 @@ def similarity_job(
         seeds=seeds_of(seeds, recipe),
         responses=(*mapped, *probed),
         device=device or torch.device("cpu"),
-        start=None if start is None else load_start_image(start, recipe.sizes[0]),
+        start=None if start is None else load_start_image(start, recipe.sizes[0], network.channels),
         command=SIMILARITY,
         selection=Selection(tuple((name, format_channels(shown[name])) for name in mapped), view.stimuli),
     )

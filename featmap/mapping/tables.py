@@ -11,8 +11,8 @@ import pandas as pd
 
 from featmap.files import safe_file_name
 from featmap.network.trace import Layer
-from featmap.runs import array_layout
-from featmap.runs.array_layout import ARRAYS
+from featmap.runs import folder_layout
+from featmap.runs.folder_layout import ARRAYS
 from featmap.runs.manifest import MANIFEST, UNITS
 from featmap.stats import measures
 from featmap.stats.clustering import Clusters
@@ -96,7 +96,7 @@ def feature_table(
     layer : Layer
         Their layer.
     status : numpy.ndarray
-        Code of each feature's status, see `featmap.runs.array_layout.STATUSES`.
+        Code of each feature's status, see `featmap.runs.folder_layout.STATUSES`.
     activation : numpy.ndarray
         Response of each feature to its own image, averaged over seeds.
     A : pandas.DataFrame
@@ -121,8 +121,8 @@ def feature_table(
         {
             "channel": channels,
             "branch": [layer.branch(c) for c in channels],
-            "status": array_layout.status_names(status),
-            "start": pd.Series(array_layout.starts(status), dtype=object).to_numpy(),
+            "status": folder_layout.status_names(status),
+            "start": pd.Series(folder_layout.starts(status), dtype=object).to_numpy(),
             "activation": finite_column(activation),
             "null_activation": finite_column(null.to_numpy()),
         },
@@ -162,9 +162,9 @@ def split_status(table: pd.DataFrame) -> pd.DataFrame:
     """
     if "start" in table:
         return table
-    codes = [array_layout.STATUSES.index(name) for name in table["status"]]
-    table = table.assign(status=array_layout.status_names(codes))
-    start = pd.Series(array_layout.starts(codes), index=table.index, dtype=object)
+    codes = [folder_layout.STATUSES.index(name) for name in table["status"]]
+    table = table.assign(status=folder_layout.status_names(codes))
+    start = pd.Series(folder_layout.starts(codes), index=table.index, dtype=object)
     table.insert(table.columns.get_loc("status") + 1, "start", start)
     return table
 
@@ -236,7 +236,7 @@ def summarise(
         "features": len(table),
         "shown": len(shown),
         "statuses": dict(Counter(table["status"])),
-        "rescued": int((table["start"] == array_layout.RESCUED_START).sum()),
+        "rescued": int((table["start"] == folder_layout.RESCUED_START).sum()),
         "identity_rate": rate,
         "clusters": {
             "allowed": bool(clusters.allowed),
@@ -266,7 +266,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     list of str
         One finding a line.
     """
-    counts = array_layout.count_statuses(summary["statuses"], summary.get("rescued", 0))
+    counts = folder_layout.count_statuses(summary["statuses"], summary.get("rescued", 0))
     shown = "" if summary["shown"] == summary["features"] else f"; {summary['shown']} shown"
     lines = [f"{summary['features']} features: {counts}{shown}"]
     if summary["identity_rate"] is not None:

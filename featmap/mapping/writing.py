@@ -6,13 +6,14 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
 from featmap.mapping.result import SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, sheets
-from featmap.progress import Watcher
 from featmap.runs.output import format_number, save_figure, write_frame
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
 
@@ -135,7 +136,8 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
         flags.marked_names(table, order),
         captions=captions,
         groups=groups if layer_map.clusters.allowed else None,
-        title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}",
+        title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}"
+        + colour_note(pictures.shape[1]),
         columns=None,
     )
     save_figure(run, sheet, f"{layer_map.prefix}features", ("png",))

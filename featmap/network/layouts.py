@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -190,8 +191,28 @@ def _describe_sequence(axes: Axes, dim: Dimension, length: int, kind: str) -> tu
     return None if layout is None else (layout, extra)
 
 
+def _entries(output: Any) -> dict[Any, Any]:
+    """List what a module returns by index, key or attribute; of a tuple or list the first only."""
+    if isinstance(output, (tuple, list)):
+        return dict(enumerate(output[:1]))
+    if isinstance(output, Mapping):
+        return dict(output)
+    if is_dataclass(output) and not isinstance(output, type):
+        return {f.name: getattr(output, f.name) for f in fields(output)}
+    return dict(getattr(output, "__dict__", {}))
+
+
+def _find_entry(output: Any) -> tuple[Any, list[Any]]:
+    """Find the one tensor among what a module returns; None beside the keys of all where there are several."""
+    tensors = {key: value for key, value in _entries(output).items() if isinstance(value, Tensor)}
+    for keys in (list(tensors), [key for key, value in tensors.items() if value.dim() >= 3]):
+        if len(keys) == 1:
+            return keys[0], keys
+    return None, list(tensors)
+
+
 def first_tensor(output: Any) -> Tensor | None:
-    """Get the tensor that a module returns, alone or first in a tuple.
+    """Get the tensor that a module returns, alone or in a tuple, dictionary or object.
 
     Parameters
     ----------
@@ -201,11 +222,32 @@ def first_tensor(output: Any) -> Tensor | None:
     Returns
     -------
     Tensor or None
-        The tensor; None where there is none.
+        The tensor; of a dictionary or object the only one, or the only one of three or more dimensions. None where
+        there is none, or several could be meant.
     """
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) else None
+    if isinstance(output, Tensor):
+        return output
+    key, _ = _find_entry(output)
+    return None if key is None else _entries(output)[key]
+
+
+def competing_tensors(output: Any) -> list[str]:
+    """List the tensors in a module's output if several could be meant.
+
+    Parameters
+    ----------
+    output : Any
+        What the module returns.
+
+    Returns
+    -------
+    list of str
+        Their keys or attributes; empty where `first_tensor` finds one, or there is none.
+    """
+    if isinstance(output, Tensor):
+        return []
+    key, keys = _find_entry(output)
+    return list(map(str, keys)) if key is None else []
 
 
 def replace_first(output: Any, tensor: Tensor | None) -> Any:
@@ -214,7 +256,7 @@ def replace_first(output: Any, tensor: Tensor | None) -> Any:
     Parameters
     ----------
     output : Any
-        What the module returns.
+        What the module returns; it is not changed.
     tensor : Tensor
         The new tensor.
 
@@ -225,5 +267,15 @@ def replace_first(output: Any, tensor: Tensor | None) -> Any:
     """
     if isinstance(output, Tensor):
         return tensor
-    values = [tensor, *output[1:]]
-    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    if isinstance(output, (tuple, list)):
+        values = [tensor, *output[1:]]
+        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    key, _ = _find_entry(output)
+    if is_dataclass(output) and not isinstance(output, (type, Mapping)):
+        return replace(output, **{key: tensor})
+    twin: Any = copy.copy(output)
+    if isinstance(output, Mapping):
+        twin[key] = tensor
+    else:
+        setattr(twin, key, tensor)
+    return twin

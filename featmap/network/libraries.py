@@ -126,6 +126,11 @@ def import_timm() -> ModuleType:
 def _import_timm_with(name: str) -> ModuleType:
     """Import timm and check that it has a network of this name."""
     timm = import_timm()
+    if ":" in name or "/" in name:
+        raise ModelError(
+            f"model {TIMM + name!r}: names of a hub or folder are not followed; give the architecture's name, such as "
+            "timm:resnet18, and its weights as a file"
+        )
     allowed = [*timm.list_models(), *timm.list_models(pretrained=True)]
     if name not in allowed:
         raise ModelError(

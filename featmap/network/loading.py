@@ -16,9 +16,11 @@ from torch import nn
 
 from featmap.errors import ModelError, suggest
 from featmap.files import hash_file
+from featmap.image_shape import Size, as_pair, as_size, describe_colours, format_size
 from featmap.network import modules
+from featmap.network.inputs import find_input
 from featmap.network.libraries import TIMM, build_timm, fetch_timm, import_timm, load_torchvision
-from featmap.network.model import MAX_IMAGE_SIZE, Network, Triple
+from featmap.network.model import MAX_IMAGE_SIZE, Network, Values
 from featmap.network.trace import trace
 from featmap.network.weights import cache_path, fetch, hash_state, load_state, match_state, read_state, read_states
 
@@ -28,6 +30,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's red, green and blue, which torchvision's weights expect."""
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
 """Networks of torchvision that have auxiliary classifiers, which are left out here."""
+MAX_CHANNELS = 4096
+"""Largest number of input channels."""
 REFERENCE_SIZE = 96
 """Image size of the bundled network in pixels."""
 
@@ -71,7 +75,8 @@ def load(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    input_size: int | None = None,
+    input_size: Size | None = None,
+    channels: int | None = None,
     allow_stochastic: bool = False,
 ) -> Network:
     """Load a network.
@@ -85,12 +90,15 @@ def load(
         Path of a `.safetensors` file or of a state dict; ``random`` or ``random:7`` (with a seed); the name of a set
         of weights that torchvision publishes. None takes the bundled or published weights, or the module's own.
     mean : sequence of float or None, default None
-        Mean of red, green and blue that is subtracted from images in [0, 1]. None takes that of the weights; a module
-        of your own then takes images in [0, 1].
+        Mean of each channel (red, green and blue) that is subtracted from images in [0, 1]. None takes that of the
+        weights; a module of your own then takes images in [0, 1].
     std : sequence of float or None, default None
-        Standard deviation of red, green and blue by which the images are divided; goes together with `mean`.
-    input_size : int or None, default None
-        Image size in pixels that the network was trained for; None takes that of the weights.
+        Standard deviation of each channel by which the images are divided; goes together with `mean`.
+    input_size : int, (int, int) or None, default None
+        Image size in pixels that the network was trained for, or height and width; None takes that of the weights, and
+        searches for one that works with a module of your own.
+    channels : int or None, default None
+        Number of input channels of a module of your own; None finds it by the first layer, or by trying.
     allow_stochastic : bool, default False
         Go on with a network that gives different results for one image, such as one whose dropout stays active; its
         runs cannot be repeated.
@@ -103,64 +111,83 @@ def load(
     Raises
     ------
     ModelError
-        If the model or the weights are unknown, cannot be loaded or do not fit each other, or if the normalisation or
-        the size is invalid.
+        If the model or the weights are unknown, cannot be loaded or do not fit each other, or if the normalisation,
+        the size or the number of channels is invalid.
+    InputError
+        If the network takes something other than one batch of images; the message shows a wrapper.
     """
     if isinstance(model, Network):
-        if any(v is not None for v in (weights, mean, std, input_size, allow_stochastic or None)):
+        if any(v is not None for v in (weights, mean, std, input_size, channels, allow_stochastic or None)):
             raise ModelError("a Network has its weights and normalisation already; load it again to change them")
         return model
     if not isinstance(model, (str, nn.Module)):
         raise ModelError(f"model of type {type(model).__name__}; allowed: a name, package.module:factory, or a module")
-    _check_input_settings(mean, std, input_size)
+    input_size = None if input_size is None else as_size(input_size)
+    _check_input_settings(mean, std, input_size, channels)
     if isinstance(model, nn.Module):
-        network = _load_custom(model, type(model).__name__, weights, input_size)
+        network = _load_custom(model, type(model).__name__, weights, input_size, channels)
     elif model.startswith(TIMM):
         network = _load_timm(model, weights)
     elif ":" in model:
-        network = _load_custom(_call_factory(model), model, weights, input_size)
+        network = _load_custom(_call_factory(model), model, weights, input_size, channels)
     elif model == "reference":
         network = _load_reference(weights)
     else:
         network = _load_published(model, weights)
+    if channels is not None and channels != network.channels:
+        raise ModelError(f"channels {channels}: network {network.name} takes images of {network.channels}")
     if mean is not None and std is not None:
-        network.mean, network.std = _as_triple(mean), _as_triple(std)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != network.channels:
+                raise ModelError(f"{name} must be {_count_numbers(network.channels)}, not {len(values)}")
+        network.mean, network.std = _as_values(mean), _as_values(std)
         network.notes = tuple(n for n in network.notes if "[0, 1]" not in n)
-    network.input_size = input_size or network.input_size
+    if input_size is not None and input_size != network.input_size:
+        network.input_size, network.working_size = input_size, network.input_size
     network.allow_stochastic = allow_stochastic
     network.arguments = {
         "model": model if isinstance(model, str) else None,
         "weights": None if weights is None else str(weights),
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
-        "input_size": input_size,
+        "input_size": input_size if input_size is None or isinstance(input_size, int) else list(input_size),
+        **({} if channels is None else {"channels": channels}),
         **({"allow_stochastic": True} if allow_stochastic else {}),
     }
     return network
 
 
-def _check_input_settings(mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None) -> None:
-    """Check the normalisation and the input size."""
+def _count_numbers(channels: int) -> str:
+    """Say how many numbers a mean or a standard deviation has."""
+    if channels == 3:
+        return "three numbers (red, green, blue)"
+    return "one number (gray)" if channels == 1 else f"{channels} numbers, one for each input channel"
+
+
+def _check_input_settings(
+    mean: Sequence[float] | None, std: Sequence[float] | None, size: Size | None, channels: int | None
+) -> None:
+    """Check the normalisation, the input size and the number of channels."""
     if (mean is None) != (std is None):
-        raise ModelError("mean and std belong together; give both, three numbers each, or neither")
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and len(values) != 3:
-            raise ModelError(f"{name} must be three numbers (red, green, blue), not {len(values)}")
+        raise ModelError("mean and std belong together; give both, a number for each input channel, or neither")
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and not all(math.isfinite(v) for v in values):
-            raise ModelError(f"{name} {','.join(map(str, values))}: give three finite numbers")
+            raise ModelError(f"{name} {','.join(map(str, values))}: give finite numbers")
     if std is not None and any(v <= 0 for v in std):
         raise ModelError(f"std {','.join(map(str, std))}: a standard deviation is above 0")
-    if size is not None and size < 1:
-        raise ModelError(f"input size {size}: give 1 pixel or more")
-    if size is not None and size > MAX_IMAGE_SIZE:
-        raise ModelError(f"input size {size}: give at most {MAX_IMAGE_SIZE} pixels")
+    if size is not None and min(as_pair(size)) < 1:
+        raise ModelError(f"input size {format_size(size)}: give 1 pixel or more")
+    if size is not None and max(as_pair(size)) > MAX_IMAGE_SIZE:
+        raise ModelError(f"input size {format_size(size)}: give at most {MAX_IMAGE_SIZE} pixels")
+    if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+        raise ModelError(f"channels {channels!r}: give a whole number, 1 or more")
+    if channels is not None and channels > MAX_CHANNELS:
+        raise ModelError(f"channels {channels}: give at most {MAX_CHANNELS}")
 
 
-def _as_triple(values: Sequence[float]) -> Triple:
-    """Convert three numbers to a tuple of floats."""
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+def _as_values(values: Sequence[float]) -> Values:
+    """Convert numbers to a tuple of floats."""
+    return tuple(float(v) for v in values)
 
 
 def _load_reference(weights: str | Path | None) -> Network:
@@ -255,9 +282,25 @@ def _load_timm(name: str, weights: str | Path | None) -> Network:
         path, label = fetch_timm(timm_name)
         network = Network(build_timm(timm_name, path).eval(), name, label, hash_file(path))
     config = import_timm().data.resolve_model_data_config(network.module)
-    network.mean, network.std = _as_triple(config["mean"]), _as_triple(config["std"])
-    network.input_size = int(config["input_size"][1])
+    network.channels, *sides = map(int, config["input_size"])
+    network.mean, network.std = (_repeat(config[name], network.channels) for name in ("mean", "std"))
+    network.input_size = as_size(sides)
+    network.notes += _describe_channels(network.channels)
     return network
+
+
+def _repeat(values: Sequence[float], channels: int) -> Values:
+    """Take a number for each channel, or their mean for each where there are more or fewer numbers."""
+    return _as_values(values if len(values) == channels else [sum(values) / len(values)] * channels)
+
+
+def _describe_channels(channels: int) -> tuple[str, ...]:
+    """Note how images are shown that are not red, green and blue."""
+    if channels == 3:
+        return ()
+    if channels == 1:
+        return ("1 input channel: images are gray",)
+    return (f"{channels} input channels, shown in {describe_colours(channels)}",)
 
 
 def _choose_weight_set(sets: Sequence[Any]) -> Any:
@@ -269,7 +312,7 @@ def _choose_weight_set(sets: Sequence[Any]) -> Any:
 def _apply_preset(network: Network, weight_set: Any) -> None:
     """Set the normalisation and the input size that belong to a set of published weights."""
     preset = weight_set.transforms()
-    network.mean, network.std = _as_triple(preset.mean), _as_triple(preset.std)
+    network.mean, network.std = _as_values(preset.mean), _as_values(preset.std)
     network.input_size = int(preset.crop_size[0])
     if hasattr(network.module, "transform_input"):
         network.module.transform_input = True  # type: ignore[assignment]
@@ -359,26 +402,27 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _adapt(module: nn.Module, name: str, size: int) -> tuple[nn.Module, tuple[str, ...]]:
+def _adapt(module: nn.Module, name: str, size: Size, channels: int) -> tuple[nn.Module, tuple[str, ...]]:
     """Make a module one that can be hooked and computes in float32, and describe what was done; it is not changed."""
     modules.check_supported(module, name)
     module, notes = modules.without_compiler(module), []
     if modules.is_uninitialised(module):
         try:
-            module = modules.initialise_lazy(module, torch.full((1, 3, size, size), 0.5))
+            module = modules.initialise_lazy(module, torch.full((1, channels, *as_pair(size)), 0.5))
         except Exception as error:
             raise ModelError(
-                f"network {name}: a first pass at {size} pixels cannot initialise its lazy modules "
-                f"({type(error).__name__}: {_first_line(error)}); name the input size, or give a module that has seen "
-                "an image"
+                f"network {name}: a first pass at {format_size(size)} pixels cannot initialise its lazy modules "
+                f"({type(error).__name__}: {_first_line(error)}); name the input size and the number of channels, or "
+                "give a module that has seen an image"
             ) from error
-        notes.append(f"lazy modules initialised by a first pass at {size} pixels")
+        notes.append(f"lazy modules initialised by a first pass at {format_size(size)} pixels")
     types = modules.other_types(module)
     if types:
         twin = modules.copy_module(module).float()
         # a network that converts its input itself fails with other weights; it is left as it is
         with modules.plain_execution():
-            fails, failed = (trace(m.eval(), size).failure for m in (twin, modules.copy_module(module)))
+            both = twin, modules.copy_module(module)
+            fails, failed = (trace(m.eval(), size, channels).failure for m in both)
         if not fails or failed:
             for part, original in zip(twin.modules(), module.modules(), strict=True):
                 part.training = original.training
@@ -387,13 +431,15 @@ def _adapt(module: nn.Module, name: str, size: int) -> tuple[nn.Module, tuple[st
     return module, tuple(notes)
 
 
-def _load_custom(module: nn.Module, name: str, weights: str | Path | None, size: int | None) -> Network:
+def _load_custom(
+    module: nn.Module, name: str, weights: str | Path | None, size: Size | None, channels: int | None
+) -> Network:
     """Load a module of the user's own, with its own weights or those of a file."""
     if weights is not None and _parse_random_seed(weights) is not None:
         raise ModelError(
             f"model {name}: random weights are set by the factory itself; leave the weights out or name a file"
         )
-    module, notes = _adapt(module, name, size or Network.input_size)
+    module, notes = _adapt(module, name, size or Network.input_size, channels or 3)
     label, digest = "its own", ""
     if weights is not None:
         path = Path(weights)
@@ -402,6 +448,16 @@ def _load_custom(module: nn.Module, name: str, weights: str | Path | None, size:
         notes += match.notes() + load_state(module, match.state, name, path.name)
         label, digest = path.name, hash_file(path)
     digest = digest or hash_state(module)
+    found = find_input(module, name, Network.input_size, channels, size)
+    notes += (*_describe_channels(found.channels), *([found.note] if found.note else []))
     return Network(
-        module, name, label, digest, notes=("no mean and std given: the network takes images in [0, 1]", *notes)
+        module,
+        name,
+        label,
+        digest,
+        found.size,
+        notes=("no mean and std given: the network takes images in [0, 1]", *notes),
+        channels=found.channels,
+        working_size=found.works,
+        _traces={found.size: found.trace},
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featmap import image_ops
 from featmap.errors import UnitError, suggest
+from featmap.image_shape import Size, area, as_pair, as_size, format_size, with_shorter
 from featmap.network.directions import Directions, as_directions, check_name, split_name
 from featmap.network.layouts import Layout
 from featmap.network.modules import freeze, modules_by_name
@@ -24,7 +25,8 @@ MAX_SEARCH_SIZE = 1024
 """Largest image size, in pixels, that is tried when an error message suggests a size."""
 MAX_IMAGE_SIZE = 65_536
 """Largest image size in pixels."""
-Triple = tuple[float, float, float]
+Values = tuple[float, ...]
+"""A number for each input channel."""
 
 
 @dataclass
@@ -37,19 +39,19 @@ class Network:
     Parameters
     ----------
     module : nn.Module
-        The module; it takes N x 3 x H x W images in float32.
+        The module; it takes N x C x H x W images in float32.
     name : str
         Name of the architecture.
     weights : str
         Description of the weights: a file's name, or ``random:SEED``.
     sha256 : str
         SHA-256 of the weights' file, or of the module's state where there is no file.
-    input_size : int, default 224
+    input_size : int or (int, int), default 224
         Size in pixels of the images that the network was trained for.
-    mean : tuple of float, default (0, 0, 0)
-        Mean of red, green and blue that is subtracted from the images.
-    std : tuple of float, default (1, 1, 1)
-        Standard deviation of red, green and blue by which the images are then divided.
+    mean : tuple of float, default ()
+        Mean of each channel that is subtracted from the images; 0 where it is empty.
+    std : tuple of float, default ()
+        Standard deviation of each channel by which the images are then divided; 1 where it is empty.
     notes : tuple of str, default ()
         Remarks on the network for the user.
     categories : tuple of str, default ()
@@ -62,6 +64,10 @@ class Network:
         Whether the forward pass may give different results for one image.
     directions : dict, optional
         Sets of directions by the name of their layer, such as ``inception4a/nmf``; `with_directions` adds to them.
+    channels : int, default 3
+        Number C of input channels: 3 are red, green and blue, 1 is gray.
+    working_size : int, (int, int) or None, default None
+        A size at which the network works, where `input_size` is another that was named.
     _traces : dict, optional
         Cached traces by image size.
     """
@@ -70,18 +76,23 @@ class Network:
     name: str
     weights: str
     sha256: str
-    input_size: int = 224
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1.0, 1.0, 1.0)
+    input_size: Size = 224
+    mean: Values = ()
+    std: Values = ()
     notes: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     layout: torch.memory_format = torch.channels_last
     allow_stochastic: bool = False
     directions: dict[str, Directions] = field(default_factory=dict)
+    channels: int = 3
+    working_size: Size | None = None
     preparations: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """How the network is prepared for descents; `featmap.optimize.batch.Batches.preparation` sets it."""
-    _traces: dict[int, Trace] = field(default_factory=dict, repr=False)
+    _traces: dict[Size, Trace] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.mean, self.std = self.mean or (0.0,) * self.channels, self.std or (1.0,) * self.channels
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise images as the module expects them.
@@ -89,24 +100,39 @@ class Network:
         Parameters
         ----------
         images : Tensor
-            B x 3 x H x W, in [0, 1].
+            B x C x H x W, in [0, 1].
 
         Returns
         -------
         Tensor
-            B x 3 x H x W: the mean subtracted, then divided by the standard deviation.
+            B x C x H x W: the mean subtracted, then divided by the standard deviation.
         """
         mean, std = (
             image_ops.constant_tensor(tuple(values), images.device, images.dtype) for values in (self.mean, self.std)
         )
-        return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
-    def trace(self, size: int | None = None) -> Trace:
+    def image_shape(self, size: Size) -> tuple[int, int, int]:
+        """Get the shape of an image that the network takes.
+
+        Parameters
+        ----------
+        size : int or (int, int)
+            Image size in pixels.
+
+        Returns
+        -------
+        (int, int, int)
+            Channels, height and width.
+        """
+        return (self.channels, *as_pair(size))
+
+    def trace(self, size: Size | None = None) -> Trace:
         """Trace one forward pass; the result is cached.
 
         Parameters
         ----------
-        size : int or None, default None
+        size : int, (int, int) or None, default None
             Image size in pixels; None takes the network's own.
 
         Returns
@@ -120,13 +146,15 @@ class Network:
             If the size is below 1 or above `MAX_IMAGE_SIZE`.
         """
         size = self.input_size if size is None else size
-        if size < 1:
-            raise UnitError(f"size {size}: an image has at least 1 pixel; choose a size of 32 or more")
-        if size > MAX_IMAGE_SIZE:
-            raise UnitError(f"size {size}: images are at most {MAX_IMAGE_SIZE} pixels wide; choose a smaller size")
+        if min(as_pair(size)) < 1:
+            raise UnitError(f"size {format_size(size)}: an image has at least 1 pixel; choose a size of 32 or more")
+        if max(as_pair(size)) > MAX_IMAGE_SIZE:
+            raise UnitError(
+                f"size {format_size(size)}: images are at most {MAX_IMAGE_SIZE} pixels wide; choose a smaller size"
+            )
         if size not in self._traces:
             with freeze(self.module):
-                self._traces[size] = self._add_directions(trace(self.module, size))
+                self._traces[size] = self._add_directions(trace(self.module, size, self.channels))
         return self._traces[size]
 
     def _add_directions(self, trace: Trace) -> Trace:
@@ -204,14 +232,14 @@ class Network:
         """
         return tuple(dict.fromkeys(split_name(la)[0] if la in self.directions else la for la in layers))
 
-    def layer(self, name: str, size: int | None = None) -> Layer:
+    def layer(self, name: str, size: Size | None = None) -> Layer:
         """Get one layer at an image size.
 
         Parameters
         ----------
         name : str
             Name of the layer, as `featmap layers` prints it.
-        size : int or None, default None
+        size : int, (int, int) or None, default None
             Image size in pixels; None takes the network's own.
 
         Returns
@@ -235,6 +263,11 @@ class Network:
             count = trace.calls[name]
             raise UnitError(
                 f"layer {name!r} is called {count} times in one pass; choose one of {name}@1 to {name}@{count}"
+            )
+        if name in trace.competing:
+            raise UnitError(
+                f"layer {name!r} returns several tensors ({', '.join(trace.competing[name])}), and any may be meant; "
+                "choose a layer inside or behind it"
             )
         if trace.failure:
             raise UnitError(self._size_message(name, trace))
@@ -263,7 +296,7 @@ class Network:
         Layout or None
             The layout; None where the network has no such layer at this size.
         """
-        layers = self.trace(height).layers
+        layers = self.trace(as_size((height, width))).layers
         found = layers.get(layer) or layers.get(self.first_name(layer))
         return None if found is None else found.layout
 
@@ -285,48 +318,88 @@ class Network:
         first = next((name for name, part in self.module.named_modules() if part is wanted), path)
         return first + layer[len(path) :]
 
-    def find_min_size(self, name: str, low: int, high: int) -> int:
+    def find_min_size(self, name: str, low: Size, high: Size) -> Size:
         """Find the smallest image size at which a layer has an output.
 
         Parameters
         ----------
         name : str
             Name of the layer.
-        low : int
+        low : int or (int, int)
             A size in pixels that is too small.
-        high : int
-            A size in pixels that suffices.
+        high : int or (int, int)
+            A size in pixels that suffices; its ratio of height to width is kept.
 
         Returns
         -------
-        int
+        int or (int, int)
             The smallest sufficient size: above `low`, at most `high`.
         """
         # bisection: a layer that exists at one size is taken to exist at every larger one
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if name in self.trace(middle).layers else (middle, high)
-        return high
+        below, above = min(as_pair(low)), min(as_pair(high))
+        while above - below > 1:
+            middle = (below + above) // 2
+            exists = name in self.trace(with_shorter(high, middle)).layers
+            below, above = (below, middle) if exists else (middle, above)
+        return with_shorter(high, above)
+
+    def only_size(self, name: str, size: Size) -> Size | None:
+        """Find the size that a layer needs, if it exists at that one only.
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer; an empty one stands for the whole network.
+        size : int or (int, int)
+            A size in pixels at which the layer does not exist.
+
+        Returns
+        -------
+        int, (int, int) or None
+            The size; None where the layer exists at none that is known, or at larger ones too.
+        """
+
+        def exists(at: Size) -> bool:
+            trace = self.trace(at)
+            return name in trace.layers if name else not trace.failure
+
+        works = next((s for s in (self.input_size, self.working_size) if s is not None and exists(s)), None)
+        if works is None:
+            return None
+        larger = with_shorter(works, 2 * min(as_pair(works)))
+        is_only = area(works) < area(size) or (min(as_pair(larger)) <= MAX_SEARCH_SIZE and not exists(larger))
+        return works if is_only else None
 
     def _size_message(self, name: str, trace: Trace) -> str:
         """Explain why a layer has no output at the size of a failed trace, and suggest a size."""
-        high = max(self.input_size, 2 * trace.size)
-        if high > MAX_SEARCH_SIZE or name not in self.trace(high).layers:
+        shown = format_size(trace.size)
+        only = self.only_size(name, trace.size)
+        if only is not None:
             return (
-                f"layer {name!r} at {trace.size} pixels: the network fails ({trace.failure}); "
-                "its input is N x 3 x H x W images in float32"
+                f"size {shown} does not fit layer {name!r} of {self.name}, which works at {format_size(only)} pixels "
+                f"and not at every size; choose {format_size(only, 'x')}"
+            )
+        double = with_shorter(trace.size, 2 * min(as_pair(trace.size)))
+        high = max((self.input_size, double), key=area)
+        if max(as_pair(high)) > MAX_SEARCH_SIZE or name not in self.trace(high).layers:
+            return (
+                f"layer {name!r} at {shown} pixels: the network fails ({trace.failure}); "
+                f"its input was N x {self.channels} x H x W images in float32"
             )
         min_size = self.find_min_size(name, trace.size, high)
-        return f"size {trace.size} is too small for layer {name!r} of {self.name}; choose a size of {min_size} or more"
+        return (
+            f"size {shown} is too small for layer {name!r} of {self.name}; "
+            f"choose a size of {format_size(min_size, 'x')} or more"
+        )
 
-    def resolve_unit(self, unit: Unit, size: int | None = None) -> Unit:
+    def resolve_unit(self, unit: Unit, size: Size | None = None) -> Unit:
         """Check a unit against this network and resolve class logits.
 
         Parameters
         ----------
         unit : Unit
             The unit; ``class:k`` stands for feature k of the last layer that is a vector.
-        size : int or None, default None
+        size : int, (int, int) or None, default None
             Image size in pixels; None takes the network's own.
 
         Returns
@@ -370,6 +443,7 @@ class Network:
             "mean": list(self.mean),
             "std": list(self.std),
             "transform_input": bool(getattr(self.module, "transform_input", False)),
+            **({"channels": self.channels} if self.channels != 3 else {}),
             **({"allow_stochastic": True} if self.allow_stochastic else {}),
             **({"directions": {n: d.identity() for n, d in self.directions.items()}} if self.directions else {}),
         }

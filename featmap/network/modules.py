@@ -234,6 +234,37 @@ def plain_execution() -> Iterator[None]:
             yield
 
 
+@contextlib.contextmanager
+def freeze(module: nn.Module) -> Iterator[nn.Module]:
+    """Freeze a module in evaluation mode for a context, and compute it as written.
+
+    See `plain_execution`.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module; afterwards, also after an exception, its modes, parameters and state are as they were.
+
+    Yields
+    ------
+    nn.Module
+        The same module.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    gradients = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        with preserve_state(module), plain_execution():
+            module.eval()
+            for p, _ in gradients:
+                p.requires_grad_(False)
+            yield module
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, requires_grad in gradients:
+            p.requires_grad_(requires_grad)
+
+
 def check_supported(module: nn.Module, name: str) -> None:
     """Check that a module can be hooked and has gradients.
 
@@ -372,34 +403,3 @@ def place_module(module: nn.Module, device: torch.device) -> nn.Module:
     own = next((p.device for p in module.parameters()), device)
     in_place = own.type == device.type and device.index in (None, own.index)
     return module if in_place else copy_module(module).to(device)
-
-
-@contextlib.contextmanager
-def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """Freeze a module in evaluation mode for a context, and compute it as written.
-
-    See `plain_execution`.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The module; afterwards, also after an exception, its modes, parameters and state are as they were.
-
-    Yields
-    ------
-    nn.Module
-        The same module.
-    """
-    modes = [(m, m.training) for m in module.modules()]
-    gradients = [(p, p.requires_grad) for p in module.parameters()]
-    try:
-        with preserve_state(module), plain_execution():
-            module.eval()
-            for p, _ in gradients:
-                p.requires_grad_(False)
-            yield module
-    finally:
-        for m, training in modes:
-            m.training = training
-        for p, requires_grad in gradients:
-            p.requires_grad_(requires_grad)

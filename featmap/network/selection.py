@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from featmap.errors import UnitError
+from featmap.image_shape import Size
 from featmap.network.layouts import GRID, VECTOR
 from featmap.network.model import Network
 from featmap.network.modules import modules_by_name
@@ -21,7 +22,7 @@ CONTAINER_TYPES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Modules that only hold others, and are no blocks where they hold several convolutions."""
 
 
-def select_layers(selection: str | Sequence[str], network: Network, size: int) -> list[str]:
+def select_layers(selection: str | Sequence[str], network: Network, size: Size) -> list[str]:
     """Select layers by names, patterns and keywords.
 
     The keyword ``all`` selects the network's blocks (see `find_blocks`), ``convs`` all its convolutions. A pattern
@@ -34,7 +35,7 @@ def select_layers(selection: str | Sequence[str], network: Network, size: int) -
         Names, patterns and keywords: a sequence, or one text that joins them by commas.
     network : Network
         The network.
-    size : int
+    size : int or (int, int)
         Image size in pixels; a size that is too small for the network is replaced by the network's own.
 
     Returns
@@ -56,7 +57,7 @@ def select_layers(selection: str | Sequence[str], network: Network, size: int) -
     return list(names)
 
 
-def _complete_trace(network: Network, size: int) -> Trace:
+def _complete_trace(network: Network, size: Size) -> Trace:
     """Trace at a size, or at the network's own where the forward pass fails at that size."""
     trace = network.trace(size)
     return network.trace() if trace.failure else trace

@@ -16,8 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featmap.image_shape import Size, as_pair
 from featmap.network.axes import Axes, cat_dim, iterate_tensors
-from featmap.network.layouts import CHANNELS_LAST, GRID, GRID_LAYOUT, VECTOR, WINDOWS, Layout, describe, first_tensor
+from featmap.network.layouts import (
+    CHANNELS_LAST,
+    GRID,
+    GRID_LAYOUT,
+    VECTOR,
+    WINDOWS,
+    Layout,
+    competing_tensors,
+    describe,
+    first_tensor,
+)
 from featmap.network.modules import is_plain
 from featmap.network.positions import CONSTANT, Result, follow
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
@@ -104,7 +115,7 @@ class Trace:
 
     Parameters
     ----------
-    size : int
+    size : int or (int, int)
         Image size in pixels.
     layers : dict of str to Layer
         The layers by name, in order of completion.
@@ -112,6 +123,8 @@ class Trace:
         Names of each convolution and the batch norm after it that together compute one affine map and can be merged.
     calls : Counter of str
         Number of calls by the module's name.
+    competing : dict of str to list of str
+        Keys of the tensors that a module returns in a dictionary or object, where several could be meant.
     elements : int, default 0
         Numbers per image in the outputs of all functions.
     measured : dict of int to ReceptiveField
@@ -122,10 +135,11 @@ class Trace:
         Error that stopped the forward pass; empty if it reached the end. The layers before it are complete.
     """
 
-    size: int
+    size: Size
     layers: dict[str, Layer] = field(default_factory=dict)
     folds: list[tuple[str, str]] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    competing: dict[str, list[str]] = field(default_factory=dict)
     elements: int = 0
     measured: dict[int, ReceptiveField] = field(default_factory=dict)
     image: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -265,7 +279,7 @@ class _TracingMode(TorchFunctionMode):
         return tuple(branches)
 
 
-def trace(module: nn.Module, size: int) -> Trace:
+def trace(module: nn.Module, size: Size, channels: int = 3) -> Trace:
     """Trace one forward pass of a module on a gray image.
 
     The module is not changed. If the forward pass fails, for example because the image is too small for deep layers,
@@ -275,8 +289,10 @@ def trace(module: nn.Module, size: int) -> Trace:
     ----------
     module : nn.Module
         The network, in evaluation mode; the image is put on its device.
-    size : int
-        Height and width of the image in pixels.
+    size : int or (int, int)
+        Side of the image, or its height and width, in pixels.
+    channels : int, default 3
+        Number of the image's channels.
 
     Returns
     -------
@@ -285,7 +301,7 @@ def trace(module: nn.Module, size: int) -> Trace:
     """
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    image = torch.full((1, 3, size, size), 0.5, device=device)
+    image = torch.full((1, channels, *as_pair(size)), 0.5, device=device)
     tracer = _TracingMode(image, {id(p): name.rpartition(".")[2] for name, p in module.named_parameters()})
     result = Trace(size, image=image)
     outputs: dict[str, list[_ModuleOutput]] = defaultdict(list)
@@ -293,7 +309,7 @@ def trace(module: nn.Module, size: int) -> Trace:
     conv_outputs: dict[int, str] = {}
     with ExitStack() as stack, torch.no_grad():
         for name, child in module.named_modules():
-            stack.enter_context(_record_calls(child, name, tracer, outputs, norm_inputs, conv_outputs))
+            stack.enter_context(_record_calls(child, name, tracer, outputs, norm_inputs, conv_outputs, result))
         stack.enter_context(tracer)
         try:
             module(image)
@@ -329,6 +345,7 @@ def _record_calls(
     outputs: dict[str, list[_ModuleOutput]],
     norm_inputs: dict[str, int],
     conv_outputs: dict[int, str],
+    result: Trace,
 ) -> Iterator[None]:
     """Record the inputs and outputs of one module while the context lasts."""
 
@@ -341,6 +358,8 @@ def _record_calls(
         tracer.module_stack.pop()
         if isinstance(out, Tensor):
             tracer.producers[id(out)] = name
+        if competing := competing_tensors(out):
+            result.competing[name] = competing
         out = first_tensor(out)
         if out is not None:
             tracer.alive.append(out)

@@ -9,6 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from featmap.errors import ModelError
+from featmap.image_shape import Size, as_size, smallest
 from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
@@ -36,16 +37,16 @@ class Batches:
         self.network, self.device = network, device
         self._modules: dict[tuple[tuple[str, ...], str], nn.Module] = {}
 
-    def preparation(self, layers: tuple[str, ...], size: int, smallest: int | None = None) -> Preparation:
+    def preparation(self, layers: tuple[str, ...], size: Size, trial_size: Size | None = None) -> Preparation:
         """Choose how the network is prepared for some layers, and remember it.
 
         Parameters
         ----------
         layers : tuple of str
             Names of the layers, sorted.
-        size : int
+        size : int or (int, int)
             Image size at which the network is traced, in pixels.
-        smallest : int or None, default None
+        trial_size : int, (int, int) or None, default None
             Image size at which copy and network are compared; None takes `size`.
 
         Returns
@@ -56,12 +57,12 @@ class Batches:
         layers = tuple(sorted(self.network.base_layers(layers)))
         key = (layers, self.device.type, self.network.layout)
         if key not in self.network.preparations:
-            choice = choose_preparation(self.network, layers, smallest or size, self.device, size)
+            choice = choose_preparation(self.network, layers, trial_size or size, self.device, size)
             self.network.preparations[key] = choice
         return self.network.preparations[key]
 
     def prepared_module(
-        self, layers: tuple[str, ...], size: int, precision: str = "float32", smallest: int | None = None
+        self, layers: tuple[str, ...], size: Size, precision: str = "float32", trial_size: Size | None = None
     ) -> nn.Module:
         """Prepare the network for descents on some layers; later calls reuse the copy.
 
@@ -69,11 +70,11 @@ class Batches:
         ----------
         layers : tuple of str
             Names of the layers, sorted.
-        size : int
+        size : int or (int, int)
             Image size at which the network is traced, in pixels.
         precision : str, default "float32"
             Type of the weights, see `featmap.optimize.recipe.Recipe`.
-        smallest : int or None, default None
+        trial_size : int, (int, int) or None, default None
             Image size at which copy and network are compared, in float32; None takes `size`.
 
         Returns
@@ -88,7 +89,7 @@ class Batches:
         """
         layers = tuple(sorted(self.network.base_layers(layers)))
         if (layers, precision) not in self._modules:
-            choice, dtype = self.preparation(layers, size, smallest), REDUCED_PRECISIONS.get(precision)
+            choice, dtype = self.preparation(layers, size, trial_size), REDUCED_PRECISIONS.get(precision)
             if choice.in_place and dtype is not None:
                 raise ModelError(
                     f"network {self.network.name} cannot be computed in {precision}: a copy of it computes something "
@@ -129,7 +130,7 @@ class Batches:
         seed : int or sequence of int
             Seed of the noise and of the jitter: one for all rows, or one for each objective.
         start : Tensor or None, default None
-            Image to start from instead of noise: 3 x H x W, or one for each objective, N x 3 x H x W.
+            Image to start from instead of noise: C x H x W, or one for each objective, N x C x H x W.
         on_step : callable or None, default None
             Called after each step of the last set of layers with the step's number and the activations.
         frames : int, default 0
@@ -154,12 +155,13 @@ class Batches:
             results.append(
                 descend(
                     DescentNetwork(
-                        self.prepared_module(layers, recipe.size, recipe.precision, min(recipe.sizes)),
+                        self.prepared_module(layers, recipe.size, recipe.precision, smallest(recipe.sizes)),
                         self.network.normalise,
                         shapes,
                         self.device,
                         self.network.find_layout,
                         self.network.directions,
+                        self.network.channels,
                     ),
                     [objectives[r] for r in rows],
                     recipe,
@@ -189,7 +191,7 @@ class Batches:
         objectives : sequence of Objective
             N objectives.
         images : Tensor
-            The image of each objective, N x 3 x H x W.
+            The image of each objective, N x C x H x W.
         rows : int
             Number of images computed together.
         layer : str
@@ -201,7 +203,7 @@ class Batches:
             Gradients summed over the layer's grid, N x C, float32; NaN where the layer does not lie before the
             objective's layers. By a direction: as the channels move along it, so that the direction rises by 1.
         """
-        size, network, target = int(images.shape[2]), self.network, layer
+        size, network, target = as_size(tuple(images.shape[2:])), self.network, layer
         (layer,) = network.base_layers([layer])
         channels = network.layer(layer, size).channels
         gradients = []
@@ -230,16 +232,16 @@ class Batches:
         objectives : sequence of Objective
             N objectives.
         images : Tensor
-            The image of each objective, N x 3 x H x W in [0, 1].
+            The image of each objective, N x C x H x W in [0, 1].
         rows : int
             Number of images computed together; the last batch is padded, so that a row depends on itself alone.
 
         Returns
         -------
         Tensor
-            Gradients, N x 3 x H x W, float32.
+            Gradients, N x C x H x W, float32.
         """
-        layers, size = tuple(sorted({la for o in objectives for la in o.layers})), int(images.shape[2])
+        layers, size = tuple(sorted({la for o in objectives for la in o.layers})), as_size(tuple(images.shape[2:]))
         shapes = {la: self.network.layer(la, size).shape for la in layers}
         module, gradients = self.prepared_module(layers, size), []
         layouts, directions = self.network.find_layout, self.network.directions

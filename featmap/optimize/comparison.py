@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featmap import image_ops
 from featmap.errors import ModelError
+from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.modules import REDUCED, copy_module, place_module
@@ -87,27 +88,27 @@ class Preparation:
         return f"{', '.join(self.layers)} (outputs by {self.output:.2g}, gradients by {self.gradient:.2g})"
 
 
-def trial_images(network: Network, size: int) -> Tensor:
+def trial_images(network: Network, size: Size) -> Tensor:
     """Make the images on which networks are compared.
 
     Parameters
     ----------
     network : Network
         The network.
-    size : int
-        Side of the images in pixels.
+    size : int or (int, int)
+        Size of the images in pixels.
 
     Returns
     -------
     Tensor
         1 + `PINK_IMAGES` images: noise of mean 0.5 and standard deviation 0.1, then 1/f images.
     """
-    noise = 0.5 + 0.1 * image_ops.noise(0, size, "comparison")
-    return torch.cat([noise[None], image_ops.pink_noise(PINK_IMAGES, size)])
+    noise = 0.5 + 0.1 * image_ops.noise(0, size, "comparison", network.channels)
+    return torch.cat([noise[None], image_ops.pink_noise(PINK_IMAGES, size, network.channels)])
 
 
 def choose_preparation(
-    network: Network, layers: Sequence[str], size: int, device: torch.device, trace_size: int | None = None
+    network: Network, layers: Sequence[str], size: Size, device: torch.device, trace_size: Size | None = None
 ) -> Preparation:
     """Choose the fastest copy that computes what the network computes.
 
@@ -121,11 +122,11 @@ def choose_preparation(
         The network.
     layers : sequence of str
         Names of the layers that descents maximise together.
-    size : int
-        Side of the images in pixels.
+    size : int or (int, int)
+        Size of the images in pixels.
     device : torch.device
         Device of the descents.
-    trace_size : int or None, default None
+    trace_size : int, (int, int) or None, default None
         Size at which the network is traced for pairs to fold; None takes `size`.
 
     Returns
@@ -330,7 +331,7 @@ def _fixed_random_numbers(device: torch.device) -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
-def check_repeatable(network: Network, layers: Sequence[str], size: int, device: torch.device) -> None:
+def check_repeatable(network: Network, layers: Sequence[str], size: Size, device: torch.device) -> None:
     """Check that a network gives one result for one image.
 
     Networks that torchvision defines do; they are not computed.
@@ -341,8 +342,8 @@ def check_repeatable(network: Network, layers: Sequence[str], size: int, device:
         The network; `allow_stochastic` skips the check.
     layers : sequence of str
         Names of the layers that are maximised or measured.
-    size : int
-        Side of the images in pixels.
+    size : int or (int, int)
+        Size of the images in pixels.
     device : torch.device
         Where the network is computed.
 

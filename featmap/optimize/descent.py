@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from featmap import image_ops
 from featmap.errors import RecipeError
+from featmap.image_shape import Size
 from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
@@ -37,7 +38,7 @@ class Descent:
     Parameters
     ----------
     images : Tensor
-        Images as they are to be stored, R x 3 x H x W, float32.
+        Images as they are to be stored, R x C x H x W, float32.
     curve : Tensor
         Activation of each term's unit before every step, R x steps x terms; NaN where a row has fewer terms.
     agreement : Tensor
@@ -48,7 +49,7 @@ class Descent:
     had_gradient : Tensor
         Whether the row ever had a gradient, R booleans.
     frames : tuple of Tensor, default ()
-        Images at the steps of `frame_steps` as they would be stored, R x 3 x h x w at the size of their octave; the
+        Images at the steps of `frame_steps` as they would be stored, R x C x h x w at the size of their octave; the
         last one is `images`.
     """
 
@@ -70,7 +71,7 @@ class DescentNetwork:
         The network, usually a prepared copy with weights in the recipe's precision; its state is restored afterwards.
     normalise : callable
         Maps images in [0, 1] to the module's input.
-    shapes : dict of int to dict of str to Shape
+    shapes : dict of int or (int, int) to dict of str to Shape
         For each size of the recipe, channels, height and width of the objectives' layers.
     device : torch.device or str, default "cpu"
         Device of the module and of the descent.
@@ -78,14 +79,17 @@ class DescentNetwork:
         Finds the layout of a layer's output, see `featmap.network.hooks.ActivationHooks`.
     directions : mapping of str to Directions, optional
         Sets of directions by the names of their layers.
+    channels : int, default 3
+        Number C of channels of the images.
     """
 
     module: nn.Module
     normalise: Callable[[Tensor], Tensor]
-    shapes: dict[int, dict[str, Shape]]
+    shapes: dict[Size, dict[str, Shape]]
     device: torch.device | str = "cpu"
     layouts: Layouts | None = None
     directions: Mapping[str, Directions] | None = None
+    channels: int = 3
 
 
 class _Gate:
@@ -221,7 +225,7 @@ def descend(
     seed : int or sequence of int, default 0
         Seed of the noise and of the jitter: one for all rows, or one for each objective.
     start : Tensor or None, default None
-        Image to start from instead of noise: 3 x H x W, or one for each objective, N x 3 x H x W.
+        Image to start from instead of noise: C x H x W, or one for each objective, N x C x H x W.
     on_step : callable or None, default None
         Called after each step with the step's number and the activations of all rows' terms, R x T.
     frames : int, default 0
@@ -262,11 +266,11 @@ def descend(
         count=count,
         reads_device=device.type == "cpu",
     )
-    image = _initial_images(recipe, seeds, start, device)
+    image = _initial_images(recipe, seeds, start, network.channels, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
     with ActivationHooks(network.module, layers, (), network.layouts, network.directions) as hooks:
         for octave in recipe.octaves:
-            assert isinstance(octave.size, int)
+            assert isinstance(octave.size, (int, tuple))
             image = image_ops.resize(image, octave.size)
             loss = BatchLoss(padded, network.shapes[octave.size], recipe.metric, recipe.C, device)
             image = loop.run_octave(hooks, loss, image, octave)
@@ -280,13 +284,15 @@ def descend(
     )
 
 
-def _initial_images(recipe: Recipe, seeds: Sequence[int], start: Tensor | None, device: torch.device) -> Tensor:
-    """Compute each row's initial image, N x 3 x H x W; an image that rows share is moved to the device once."""
+def _initial_images(
+    recipe: Recipe, seeds: Sequence[int], start: Tensor | None, channels: int, device: torch.device
+) -> Tensor:
+    """Compute each row's initial image, N x C x H x W; an image that rows share is moved to the device once."""
     if start is not None and start.dim() == 4:
         each = [parameterization.initial_image(recipe, s, one) for s, one in zip(seeds, start, strict=True)]
         return torch.stack(each).to(device)
     distinct = list(dict.fromkeys(seeds))
-    images = torch.stack([parameterization.initial_image(recipe, s, start) for s in distinct]).to(device)
+    images = torch.stack([parameterization.initial_image(recipe, s, start, channels) for s in distinct]).to(device)
     return images[torch.tensor([distinct.index(s) for s in seeds], device=device)]
 
 

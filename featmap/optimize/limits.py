@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from featmap.errors import RecipeError
+from featmap.image_shape import Size, area, as_pair, format_size, largest, smallest, with_shorter
 from featmap.network.model import Network
 from featmap.optimize.recipe import MIN_ROWS, RECIPES, Recipe, require_integer
 
@@ -17,7 +18,7 @@ BACKWARD_MEMORY_FACTOR = 1.5
 
 
 def check_octave_sizes(network: Network, recipe: Recipe, layers: Iterable[str]) -> None:
-    """Check that every octave's image is large enough for the layers.
+    """Check that the layers exist at every octave's size.
 
     Parameters
     ----------
@@ -32,46 +33,54 @@ def check_octave_sizes(network: Network, recipe: Recipe, layers: Iterable[str]) 
     ------
     RecipeError
         If a layer has an output at the size of the finished image but not at that of every octave; the message gives
-        a size that suffices.
+        a size that suffices, or says that the layer exists at one size only.
     UnitError
         If a layer does not exist at the size of the finished image.
     """
-    final, smallest = recipe.size, min(recipe.sizes)
+    final = recipe.size
     for layer in map(network.first_name, layers):
         network.layer(layer, final)
-        if layer not in network.trace(smallest).layers:
-            size = smallest_sufficient_size(recipe, network.find_min_size(layer, smallest, final))
+        for size in sorted(set(recipe.sizes), key=area):
+            if layer in network.trace(size).layers:
+                continue
+            where = f"recipe {recipe.name} at {format_size(final)} pixels makes steps at {format_size(size)}"
+            if network.only_size(layer, size) is not None:
+                raise RecipeError(
+                    f"{where}, and layer {layer!r} of {network.name} does not exist at every size; choose a recipe "
+                    "whose steps have one size, such as fast or standard"
+                )
+            enough = smallest_sufficient_size(recipe, network.find_min_size(layer, size, final))
             raise RecipeError(
-                f"recipe {recipe.name} at {final} pixels makes steps at {smallest}, which is too small for layer "
-                f"{layer!r} of {network.name}; choose a size of {size} or more"
+                f"{where}, which is too small for layer {layer!r} of {network.name}; choose a size of "
+                f"{format_size(enough, 'x')} or more"
             )
 
 
-def smallest_sufficient_size(recipe: Recipe, min_size: int) -> int:
+def smallest_sufficient_size(recipe: Recipe, min_size: Size) -> Size:
     """Find the smallest finished size at which every octave has `min_size` pixels.
 
     Parameters
     ----------
     recipe : Recipe
         The resolved recipe.
-    min_size : int
-        Side in pixels that every octave needs.
+    min_size : int or (int, int)
+        Size in pixels that every octave needs, in the recipe's ratio of height to width.
 
     Returns
     -------
-    int
-        Side of the finished image in pixels: the smallest that suffices for a recipe that has a name; for another,
+    int or (int, int)
+        Size of the finished image in pixels: the smallest that suffices for a recipe that has a name; for another,
         whose fractions are not known once it is resolved, one that suffices.
     """
-    final, smallest = recipe.size, min(recipe.sizes)
+    final, needed = recipe.size, min(as_pair(min_size))
+    side, least = min(as_pair(final)), min(as_pair(smallest(recipe.sizes)))
     named = RECIPES.get(recipe.name)
     if named is None or named.resolved(final, size=final).sizes != recipe.sizes:
         # An octave's size is a rounded product, so both sizes may be off by half a pixel.
-        return math.ceil((min_size + 0.5) * final / (smallest - 0.5))
-    size = final
-    while min(named.resolved(final, size=size).sizes) < min_size:
-        size += 1
-    return size
+        return with_shorter(final, math.ceil((needed + 0.5) * side / (least - 0.5)))
+    while min(min(as_pair(s)) for s in named.resolved(final, size=with_shorter(final, side)).sizes) < needed:
+        side += 1
+    return with_shorter(final, side)
 
 
 def estimate_memory(network: Network, recipe: Recipe, layers: Sequence[str], rows: int | None = None) -> int:
@@ -93,7 +102,7 @@ def estimate_memory(network: Network, recipe: Recipe, layers: Sequence[str], row
     int
         Bytes.
     """
-    reach = max(network.layer(la, max(recipe.sizes)).cumulative_elements for la in layers)
+    reach = max(network.layer(la, largest(recipe.sizes)).cumulative_elements for la in layers)
     width = 2 if recipe.precision == "bfloat16" else 4
     return int(width * (recipe.rows if rows is None else rows) * reach * BACKWARD_MEMORY_FACTOR)
 
@@ -143,8 +152,8 @@ def check_memory(network: Network, recipe: Recipe, layers: Sequence[str], device
     max_rows = free // max(1, estimate_memory(network, recipe, layers, 1))
     advice = f"choose {max_rows} rows or fewer" if max_rows >= MIN_ROWS else "choose a smaller size"
     raise RecipeError(
-        f"{recipe.rows} rows at {max(recipe.sizes)} pixels need about {needed / 1e9:,.1f} GB of memory, "
-        f"{free / 1e9:,.1f} GB are free; {advice}"
+        f"{recipe.rows} rows at {format_size(largest(recipe.sizes))} pixels need about {needed / 1e9:,.1f} GB of "
+        f"memory, {free / 1e9:,.1f} GB are free; {advice}"
     )
 
 
@@ -209,4 +218,26 @@ def resolve_recipe(
     if recipe is None:
         recipe = default or ("fast" if device.type == "cpu" else "standard")
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
-    return chosen.resolved(network.input_size)
+    return chosen.resolved(network.input_size, default_size(network, chosen))
+
+
+def default_size(network: Network, recipe: Recipe) -> Size | None:
+    """Find the default size where the recipe's limit does not suit the network.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    recipe : Recipe
+        The recipe, resolved or not.
+
+    Returns
+    -------
+    int, (int, int) or None
+        The network's own input size if the network works at it and fails at the smaller size that the recipe limits
+        it to, as one with fixed positional embeddings does. None leaves the choice to the recipe.
+    """
+    limited = recipe.resolved(network.input_size).size
+    if isinstance(recipe.octaves[-1].size, (int, tuple)) or area(limited) >= area(network.input_size):
+        return None
+    return network.input_size if network.trace(limited).failure and not network.trace().failure else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from featmap import image_ops
+from featmap.image_shape import as_pair
 from featmap.optimize.recipe import Recipe
 
 # Square root of the colour covariance of natural images, normalised and applied as in Olah et al., "Feature
@@ -36,7 +37,7 @@ class Pixels:
         Parameters
         ----------
         images : Tensor
-            B x 3 x H x W.
+            B x C x H x W.
 
         Returns
         -------
@@ -51,7 +52,7 @@ class Pixels:
         Parameters
         ----------
         parameters : Tensor
-            B x 3 x H x W.
+            B x C x H x W.
 
         Returns
         -------
@@ -62,7 +63,9 @@ class Pixels:
 
 
 class Fourier:
-    """Parameterise an image by its spectrum in decorrelated colours.
+    """Parameterise an image by its spectrum.
+
+    Images of three channels are in decorrelated colours.
 
     The spectrum is divided by frequency and the image is passed through a sigmoid, so it always lies in [0, 1].
 
@@ -85,17 +88,18 @@ class Fourier:
         Parameters
         ----------
         images : Tensor
-            B x 3 x H x W; clamped to [0.02, 0.98], where the sigmoid can be inverted.
+            B x C x H x W; clamped to [0.02, 0.98], where the sigmoid can be inverted.
 
         Returns
         -------
         Tensor
-            Real and imaginary parts, B x 3 x H x (W // 2 + 1) x 2.
+            Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
         """
         logit = torch.logit(images.clamp(0.02, 0.98))
-        mixed = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
-        spectrum = torch.fft.rfft2(mixed, norm="ortho")
-        return torch.view_as_real(spectrum / _frequency_scale(images.shape[2], images.device)).contiguous()
+        if images.shape[1] == 3:
+            logit = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
+        spectrum = torch.fft.rfft2(logit, norm="ortho")
+        return torch.view_as_real(spectrum / _frequency_scale(*images.shape[2:], images.device)).contiguous()
 
     def to_images(self, parameters: Tensor) -> Tensor:
         """Convert the parameters of a spectrum to images.
@@ -103,34 +107,58 @@ class Fourier:
         Parameters
         ----------
         parameters : Tensor
-            Real and imaginary parts, B x 3 x H x (W // 2 + 1) x 2.
+            Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
 
         Returns
         -------
         Tensor
-            B x 3 x H x W in (0, 1).
+            B x C x H x W in (0, 1).
         """
-        size = parameters.shape[2]
-        spectrum = torch.view_as_complex(parameters) * _frequency_scale(size, parameters.device)
-        mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
-        logits = torch.einsum("ij,bjhw->bihw", image_ops.constant_tensor(_COLOURS, mixed.device, mixed.dtype), mixed)
+        height, width = image_sides(self.recipe, parameters)
+        spectrum = torch.view_as_complex(parameters) * _frequency_scale(height, width, parameters.device)
+        logits = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        if logits.shape[1] == 3:
+            colours = image_ops.constant_tensor(_COLOURS, logits.device, logits.dtype)
+            logits = torch.einsum("ij,bjhw->bihw", colours, logits)
         # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
         return torch.stack([torch.sigmoid(row) for row in logits])
 
 
+def image_sides(recipe: Recipe, parameters: Tensor) -> tuple[int, int]:
+    """Find height and width of the images that a spectrum belongs to.
+
+    Half of its columns are left out.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+    parameters : Tensor
+        Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
+
+    Returns
+    -------
+    (int, int)
+        Height and width in pixels: of one of the recipe's sizes, or those of a square.
+    """
+    height, columns = parameters.shape[2:4]
+    sides = [s for s in map(as_pair, recipe.sizes) if s[0] == height and s[1] // 2 + 1 == columns]
+    return sides[0] if sides else (height, height)
+
+
 @lru_cache(maxsize=16)
-def _frequency_scale(size: int, device: torch.device) -> Tensor:
+def _frequency_scale(height: int, width: int, device: torch.device) -> Tensor:
     """Compute the factor of each frequency of a spectrum, on the CPU, and put it on its device once."""
     with torch.inference_mode(False):  # the cached tensor outlives the context of the first call
-        fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
-        frequency = torch.sqrt(fx * fx + fy * fy).clamp(min=1 / size)
-        return (1 / frequency / math.sqrt(size)).to(device)
+        fy, fx = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+        frequency = torch.sqrt(fx * fx + fy * fy).clamp(min=1 / max(height, width))
+        return (1 / frequency / math.sqrt(math.sqrt(height * width))).to(device)
 
 
 PARAMETERISATIONS: dict[str, type[Pixels] | type[Fourier]] = {"pixels": Pixels, "fourier": Fourier}
 
 
-def null_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
+def null_image(recipe: Recipe, seed: int, start: Tensor | None = None, channels: int = 3) -> Tensor:
     """Compute the null image: the result of the recipe where the gradient is zero.
 
     No network is needed: without a gradient the steps change nothing, so only blur, resize and clamp act.
@@ -142,17 +170,21 @@ def null_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor
     seed : int
         Seed of the noise.
     start : Tensor or None, default None
-        Image to start from instead of noise, 3 x H x W.
+        Image to start from instead of noise, C x H x W.
+    channels : int, default 3
+        Number C of channels of the noise.
 
     Returns
     -------
     Tensor
-        3 x H x W, float32, as stored.
+        C x H x W, float32, as stored.
     """
-    return null_frames(recipe, seed, start, every=recipe.steps)[-1]
+    return null_frames(recipe, seed, start, every=recipe.steps, channels=channels)[-1]
 
 
-def null_frames(recipe: Recipe, seed: int, start: Tensor | None = None, every: int = 1) -> list[Tensor]:
+def null_frames(
+    recipe: Recipe, seed: int, start: Tensor | None = None, every: int = 1, channels: int = 3
+) -> list[Tensor]:
     """Compute the frames of a descent whose gradient is zero.
 
     They are taken as in `featmap.optimize.descent.Descent`: at the start, after each `every` steps, and at the end.
@@ -164,19 +196,21 @@ def null_frames(recipe: Recipe, seed: int, start: Tensor | None = None, every: i
     seed : int
         Seed of the noise.
     start : Tensor or None, default None
-        Image to start from instead of noise, 3 x H x W.
+        Image to start from instead of noise, C x H x W.
     every : int, default 1
         Interval between frames in steps.
+    channels : int, default 3
+        Number C of channels of the noise.
 
     Returns
     -------
     list of Tensor
-        Frames, 3 x h x w at the size of their octave; the last one is the null image.
+        Frames, C x h x w at the size of their octave; the last one is the null image.
     """
-    image, frames, step = initial_image(recipe, seed, start)[None], list[Tensor](), 0
+    image, frames, step = initial_image(recipe, seed, start, channels)[None], list[Tensor](), 0
     parameterisation = PARAMETERISATIONS[recipe.parameterisation](recipe)
     for octave in recipe.octaves:
-        assert isinstance(octave.size, int)
+        assert isinstance(octave.size, (int, tuple))
         parameters = parameterisation.to_parameters(image_ops.resize(image, octave.size))
         if not frames:
             frames.append(clamp_final(recipe, parameterisation.to_images(parameters))[0])
@@ -190,7 +224,7 @@ def null_frames(recipe: Recipe, seed: int, start: Tensor | None = None, every: i
     return frames
 
 
-def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
+def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None, channels: int = 3) -> Tensor:
     """Compute the image that a descent starts from.
 
     Parameters
@@ -200,20 +234,22 @@ def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Ten
     seed : int
         Seed of the noise, which depends on (seed, size) only.
     start : Tensor or None, default None
-        Image to start from instead of noise, 3 x H x W; a photograph lies in [0, 1].
+        Image to start from instead of noise, C x H x W; a photograph lies in [0, 1].
+    channels : int, default 3
+        Number C of channels of the noise.
 
     Returns
     -------
     Tensor
-        3 x H x W at the size of the first octave.
+        C x H x W at the size of the first octave.
     """
     size = recipe.sizes[0]
     if start is not None:
         return image_ops.resize(start[None].float(), size)[0]
-    return recipe.mean + recipe.std * image_ops.noise(seed, size)
+    return recipe.mean + recipe.std * image_ops.noise(seed, size, channels=channels)
 
 
-def perturbed_initial_image(recipe: Recipe, seed: int, share: float = 0.02) -> Tensor:
+def perturbed_initial_image(recipe: Recipe, seed: int, share: float = 0.02, channels: int = 3) -> Tensor:
     """Compute the noise that a descent starts from plus a small amount of other noise.
 
     Parameters
@@ -224,13 +260,16 @@ def perturbed_initial_image(recipe: Recipe, seed: int, share: float = 0.02) -> T
         Seed of both noises.
     share : float, default 0.02
         Standard deviation of the added noise over that of the recipe's own.
+    channels : int, default 3
+        Number C of channels.
 
     Returns
     -------
     Tensor
-        3 x H x W at the size of the first octave.
+        C x H x W at the size of the first octave.
     """
-    return initial_image(recipe, seed) + share * recipe.std * image_ops.noise(seed, recipe.sizes[0], "perturbation")
+    added = image_ops.noise(seed, recipe.sizes[0], "perturbation", channels)
+    return initial_image(recipe, seed, channels=channels) + share * recipe.std * added
 
 
 def blur_and_clamp(recipe: Recipe, parameters: Tensor, sigma: float) -> Tensor:

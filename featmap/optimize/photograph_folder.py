@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size
 from featmap.optimize.photograph_files import PhotographFiles, count_reasons, escape_name, find_photographs
-from featmap.optimize.photographs import decode, explain_failure, square_image, without_decoder_warnings
+from featmap.optimize.photographs import decode, explain_failure, fit_image, without_decoder_warnings
 
 SHOWN, MAX_RECORDED = 10, 1000
 """Broken files that a message names, and that a manifest does."""
@@ -66,20 +67,22 @@ class PhotographFolder:
         """Name of the folder or zip, without its path."""
         return escape_name(self.path.resolve().name)
 
-    def read(self, indices: Sequence[int], size: int) -> Tensor:
-        """Read some photographs as square images, in several threads.
+    def read(self, indices: Sequence[int], size: Size, channels: int = 3) -> Tensor:
+        """Read some photographs at a size, in several threads.
 
         Parameters
         ----------
         indices : sequence of int
             Positions in `labels`.
-        size : int
-            Side of the images in pixels.
+        size : int or (int, int)
+            Side, or height and width, of the images in pixels.
+        channels : int, default 3
+            A key of `featmap.optimize.photographs.PHOTOGRAPH_CHANNELS`.
 
         Returns
         -------
         Tensor
-            B x 3 x size x size in [0, 1], float32.
+            B x C x H x W in [0, 1], float32.
 
         Raises
         ------
@@ -87,36 +90,38 @@ class PhotographFolder:
             If a file has changed since it was checked, and cannot be read.
         """
         with without_decoder_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-            return torch.stack(list(pool.map(lambda k: self._read(k, size), indices)))
+            return torch.stack(list(pool.map(lambda k: self._read(k, size, channels), indices)))
 
-    def _read(self, k: int, size: int) -> Tensor:
+    def _read(self, k: int, size: Size, channels: int) -> Tensor:
         """Read one photograph."""
         try:
             with self.open_file(k) as file:
-                return square_image(file, size)
+                return fit_image(file, size, channels)
         except Exception as error:
             raise FeatmapError(
                 f"image {self.labels[k]!r} of {str(self.path)!r} cannot be read any more ({explain_failure(error)}); "
                 "put it back, and repeat the call"
             ) from error
 
-    def batches(self, size: int, rows: int) -> Iterator[Tensor]:
+    def batches(self, size: Size, rows: int, channels: int = 3) -> Iterator[Tensor]:
         """Generate all photographs in batches, of which one is in memory at a time.
 
         Parameters
         ----------
-        size : int
-            Side of the images in pixels.
+        size : int or (int, int)
+            Side, or height and width, of the images in pixels.
         rows : int
             Images of a batch.
+        channels : int, default 3
+            A key of `featmap.optimize.photographs.PHOTOGRAPH_CHANNELS`.
 
         Yields
         ------
         Tensor
-            B x 3 x size x size in [0, 1], float32.
+            B x C x H x W in [0, 1], float32.
         """
         for first in range(0, len(self), rows):
-            yield self.read(range(first, min(first + rows, len(self))), size)
+            yield self.read(range(first, min(first + rows, len(self))), size, channels)
 
     def lines(self) -> list[str]:
         """Describe what is not read, and what is to be known of the rest.

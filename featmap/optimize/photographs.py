@@ -1,4 +1,4 @@
-"""Photographs: decode any image file that Pillow reads, upright, as RGB, in [0, 1]."""
+"""Photographs: decode any image file that Pillow reads, upright, in [0, 1], of a network's size and channels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size, as_pair
 
 MAX_BYTES = 1 << 30
 """Largest file that is read: some decoders hold the whole file in memory."""
@@ -34,6 +35,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image upright, by the orientation in its EXIF data."""
+PHOTOGRAPH_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes by the number of channels that a photograph is read with."""
 
 
 class UnreadableError(ValueError):
@@ -101,60 +104,89 @@ def without_decoder_warnings() -> Iterator[None]:
         yield
 
 
-def read_photograph(path: Path, size: int) -> Tensor:
-    """Read a photograph as a square image.
+def check_photograph_channels(channels: int) -> None:
+    """Check that photographs have the channels that a network takes.
 
-    The shorter side is resized to `size` and the centre is cropped. 16-bit gray is scaled to 8 bits (65535 is white);
+    Parameters
+    ----------
+    channels : int
+        Number of input channels of the network.
+
+    Raises
+    ------
+    FeatmapError
+        If it is none of `PHOTOGRAPH_CHANNELS`.
+    """
+    if channels not in PHOTOGRAPH_CHANNELS:
+        raise FeatmapError(
+            f"photographs have 1 channel (gray), 3 (red, green, blue) or 4 (and opacity), and the network takes "
+            f"{channels}; give an array of images, N x {channels} x H x W, in Python, or leave the photographs out"
+        )
+
+
+def read_photograph(path: Path, size: Size, channels: int = 3) -> Tensor:
+    """Read a photograph at a size.
+
+    It is resized to cover the size, and the centre is cropped. 16-bit gray is scaled to 8 bits (65535 is white);
     transparent pixels are put on white; of several frames or pages the first is read.
 
     Parameters
     ----------
     path : Path
         Image file.
-    size : int
-        Side of the result in pixels.
+    size : int or (int, int)
+        Size of the result in pixels.
+    channels : int, default 3
+        Channels of the result: 1 is gray (ITU-R 601 luma), 3 are red, green and blue, 4 these and an opacity of 1.
 
     Returns
     -------
     Tensor
-        3 x size x size in [0, 1], float32.
+        C x H x W in [0, 1], float32.
 
     Raises
     ------
     FeatmapError
-        If the file is missing or not a readable image.
+        If the file is missing or not a readable image, or photographs have no such channels.
     """
+    check_photograph_channels(channels)
     try:
         with without_decoder_warnings(), path.open("rb") as file:
-            return square_image(file, size)
+            return fit_image(file, size, channels)
     except Exception as error:  # whatever a decoder raises on a damaged file
         raise FeatmapError(
             f"image {str(path)!r} cannot be read ({explain_failure(error)}); give a JPEG or PNG"
         ) from error
 
 
-def square_image(file: BinaryIO, size: int) -> Tensor:
-    """Decode an image file as a square image, see `read_photograph`.
+def fit_image(file: BinaryIO, size: Size, channels: int = 3) -> Tensor:
+    """Decode an image file at a size, see `read_photograph`.
 
     Parameters
     ----------
     file : binary file
         Content of the file, from its start.
-    size : int
-        Side of the result in pixels.
+    size : int or (int, int)
+        Side, or height and width, of the result in pixels.
+    channels : int, default 3
+        A key of `PHOTOGRAPH_CHANNELS`.
 
     Returns
     -------
     Tensor
-        3 x size x size in [0, 1], float32.
+        C x H x W in [0, 1], float32.
 
     Raises
     ------
     Exception
         Whatever Pillow raises for a damaged file; `explain_failure` puts it in words.
     """
-    square = ImageOps.fit(decode(file)[0], (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
+    height, width = as_pair(size)
+    fitted = ImageOps.fit(decode(file)[0], (width, height), Image.Resampling.BICUBIC).convert(
+        PHOTOGRAPH_CHANNELS[channels]
+    )
+    pixels = np.array(fitted, dtype=np.float32).reshape(height, width, channels) / 255.0
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
@@ -262,33 +294,41 @@ def explain_failure(error: Exception) -> str:
     return "it is truncated or not an image"
 
 
-def load_start_image(value: Any, size: int) -> Tensor:
+def load_start_image(value: Any, size: Size, channels: int = 3) -> Tensor:
     """Load the image that a descent starts from.
 
     Parameters
     ----------
     value : str, Path, Tensor or array_like
-        Path of an image file, which is read at `size`; or 3 x H x H of floats, which are copied as they are (those of
+        Path of an image file, which is read at `size`; or C x H x W of floats, which are copied as they are (those of
         a photograph lie in [0, 1], noise may go beyond).
-    size : int
-        Side in pixels of an image that is read from a file.
+    size : int or (int, int)
+        Size in pixels of the descent's first images, at which a file is read.
+    channels : int, default 3
+        Number C of the network's input channels.
 
     Returns
     -------
     Tensor
-        3 x H x H, float32, on the CPU.
+        C x H x W, float32, on the CPU.
 
     Raises
     ------
     FeatmapError
-        If the file cannot be read, or the array is not a square image of finite floats.
+        If the file cannot be read, or the array is not an image of finite floats with as many channels and the same
+        ratio of height to width.
     """
     if isinstance(value, (str, Path)):
-        return read_photograph(Path(value), size)
+        return read_photograph(Path(value), size, channels)
     array = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    if array.dim() != 3 or array.shape[0] != 3 or array.shape[1] != array.shape[2] or not array.numel():
+    height, width = as_pair(size)
+    is_image = array.dim() == 3 and array.shape[0] == channels and array.numel() > 0
+    # sides of a recipe's octaves are rounded, so the ratio need not be exact, unless it is that of a square
+    tolerance = 0 if height == width else 0.02 * array.shape[-1] * height
+    if not is_image or abs(array.shape[1] * width - array.shape[2] * height) > tolerance:
+        shape = "H x H" if height == width else f"H x W with H : W = {height} : {width}"
         raise FeatmapError(
-            f"start of shape {tuple(array.shape)}; allowed: one image, 3 x H x H, or an image file's path"
+            f"start of shape {tuple(array.shape)}; allowed: one image, {channels} x {shape}, or an image file's path"
         )
     if not array.is_floating_point() or not bool(array.isfinite().all()):
         raise FeatmapError(f"start of {array.dtype}: not all values are finite floats; give pixels as floats, 0 to 1")

@@ -10,6 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.model import Network
 from featmap.network.modules import copy_module
@@ -150,7 +151,7 @@ def _field_of(reached: Tensor, grid: Pair) -> ReceptiveField:
     return ReceptiveField((h, w), (jh, jw), (sh, sw))
 
 
-def find_fields(network: Network, names: Iterable[str], size: int | None = None) -> dict[str, ReceptiveField]:
+def find_fields(network: Network, names: Iterable[str], size: Size | None = None) -> dict[str, ReceptiveField]:
     """Find the receptive fields of layers; measure those that no rule gives.
 
     Parameters
@@ -159,7 +160,7 @@ def find_fields(network: Network, names: Iterable[str], size: int | None = None)
         The network.
     names : iterable of str
         Names of the layers.
-    size : int or None, default None
+    size : int, (int, int) or None, default None
         Image size in pixels; None takes the network's own.
 
     Returns

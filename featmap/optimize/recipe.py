@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from featmap.errors import RecipeError, suggest
+from featmap.image_shape import Size, area, as_pair, as_size, format_size, scale
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
 MIN_ROWS = 2
@@ -65,15 +66,15 @@ class Octave:
         Step size at the first and at the last step.
     sigma : tuple of float, default (0.0, 0.0)
         Standard deviation of the blur in pixels at the first and at the last step; 0 means no blur.
-    size : int, float or None, default None
-        Side of the image: an int is in pixels, a float is a fraction of the finished image's size, None is that
-        size itself.
+    size : int, (int, int), float or None, default None
+        Side of the image, or height and width: whole numbers are in pixels, a float is a fraction of both sides of the
+        finished image, None is its size itself.
     """
 
     steps: int
     rate: tuple[float, float]
     sigma: tuple[float, float] = (0.0, 0.0)
-    size: int | float | None = None
+    size: Size | float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class Recipe:
     rows : int, default 16
         Number of images in a batch; smaller batches are padded to it.
     max_default_size : int or None, default None
-        Upper limit, in pixels, of the size that is used where none is requested (the network's own input size).
+        Upper limit, in pixels, of the size that is used where none is requested (the network's own input size); of an
+        image that is not square, the limit of the square root of its area.
     default_seed : int, default 0
         The seed that is used where none is requested.
     notes : tuple of str, default ()
@@ -192,17 +194,17 @@ class Recipe:
         return sum(o.steps for o in self.octaves)
 
     @property
-    def size(self) -> int:
-        """Side of the finished image in pixels; defined for a resolved recipe only."""
+    def size(self) -> Size:
+        """Size of the finished image in pixels; defined for a resolved recipe only."""
         size = self.octaves[-1].size
-        if not isinstance(size, int):
+        if not isinstance(size, (int, tuple)):
             raise RecipeError(f"recipe {self.name} has no size yet; choose one, or resolve it for a network")
         return size
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sides of the octaves' images in pixels; complete for a resolved recipe only."""
-        return tuple(o.size for o in self.octaves if isinstance(o.size, int))
+    def sizes(self) -> tuple[Size, ...]:
+        """Sizes of the octaves' images in pixels; complete for a resolved recipe only."""
+        return tuple(o.size for o in self.octaves if isinstance(o.size, (int, tuple)))
 
     @property
     def linear(self) -> bool:
@@ -215,16 +217,16 @@ class Recipe:
         return self.parameterisation == "pixels" and self.clamp == "never" and proportional
 
     @staticmethod
-    def named(name: str | Recipe, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
+    def named(name: str | Recipe, size: Size | None = None, steps: int | None = None, **changes: Any) -> Recipe:
         """Look up a named recipe and change its settings.
 
         Parameters
         ----------
         name : str or Recipe
             A key of `RECIPES`, or a recipe to take in place of a named one.
-        size : int or None, default None
-            Side of the finished image in pixels, for which all octave sizes are resolved; None leaves them open,
-            to be resolved for a network later.
+        size : int, (int, int) or None, default None
+            Side of the finished image, or its height and width, in pixels, for which all octave sizes are resolved;
+            None leaves them open, to be resolved for a network later.
         steps : int or None, default None
             Steps of all octaves together, shared out in the recipe's proportions; None keeps the recipe's own.
         **changes : Any
@@ -253,18 +255,18 @@ class Recipe:
             settings["octaves"] = tuple(_share_steps(recipe.octaves, require_integer("steps", steps)))
         return replace(recipe, **settings) if settings else recipe
 
-    def resolved(self, input_size: int, size: int | None = None, steps: int | None = None, **changes: Any) -> Recipe:
+    def resolved(self, input_size: Size, size: Size | None = None, steps: int | None = None, **changes: Any) -> Recipe:
         """Resolve every octave's size to pixels.
 
         A resolved recipe stays as it is, unless another size, other steps or changes are requested.
 
         Parameters
         ----------
-        input_size : int
+        input_size : int or (int, int)
             The network's own input size in pixels.
-        size : int or None, default None
-            Side of the finished image in pixels; None takes the recipe's own or, where that is open, `input_size`
-            up to `max_default_size`.
+        size : int, (int, int) or None, default None
+            Side of the finished image, or its height and width, in pixels; None takes the recipe's own or, where that
+            is open, `input_size` up to `max_default_size`.
         steps : int or None, default None
             Steps of all octaves together, shared out in the recipe's proportions; None keeps the recipe's own.
         **changes : Any
@@ -281,17 +283,26 @@ class Recipe:
             If a size, the steps or a changed field is out of range.
         """
         last = self.octaves[-1].size
-        for name, value in (("size", size), ("steps", steps)):
-            if value is not None:
-                require_integer(name, value)
-        default = input_size if self.max_default_size is None else min(input_size, self.max_default_size)
-        final = size if size is not None else last if isinstance(last, int) else default
-        if final < 1:
-            raise RecipeError(f"size {final}: an image has at least 1 pixel; choose a size of 32 or more")
+        if steps is not None:
+            require_integer("steps", steps)
+        if isinstance(size, (tuple, list)):
+            size = as_size([require_integer("size", side) for side in size])
+        elif size is not None:
+            require_integer("size", size)
+        final = size if size is not None else last if isinstance(last, (int, tuple)) else self._default(input_size)
+        if min(as_pair(final)) < 1:
+            raise RecipeError(f"size {format_size(final)}: an image has at least 1 pixel; choose a size of 32 or more")
         octaves = [replace(octave, size=_octave_size(octave.size, final, last)) for octave in self.octaves]
         if steps is not None:
             octaves = _share_steps(octaves, steps)
         return replace(self, octaves=tuple(octaves), **{k: v for k, v in changes.items() if v is not None})
+
+    def _default(self, input_size: Size) -> Size:
+        """Compute the size of the finished image where none is requested."""
+        limit = self.max_default_size
+        if limit is None or area(input_size) <= limit**2:
+            return input_size
+        return scale(input_size, limit / math.sqrt(area(input_size)))
 
     def identity(self) -> dict[str, Any]:
         """Collect the settings that the images depend on.
@@ -333,20 +344,29 @@ class Recipe:
         names = {f.name for f in fields(Recipe)}
         settings = {k: v for k, v in values.items() if k in names}
         settings["octaves"] = tuple(
-            Octave(o["steps"], tuple(o["rate"]), tuple(o["sigma"]), o["size"]) for o in values["octaves"]
+            Octave(
+                o["steps"],
+                tuple(o["rate"]),
+                tuple(o["sigma"]),
+                tuple(o["size"]) if isinstance(o["size"], list) else o["size"],
+            )
+            for o in values["octaves"]
         )
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
         return Recipe(**settings)
 
 
-def _octave_size(size: int | float | None, final: int, last: int | float | None) -> int:
-    """Compute an octave's side in pixels for a finished image of `final`; `last` is the last octave's own size."""
+def _octave_size(size: Size | float | None, final: Size, last: Size | float | None) -> Size:
+    """Compute an octave's size in pixels for a finished image of `final`; `last` is the last octave's own size."""
     if size is None:
         return final
     if isinstance(size, float):
-        return max(1, round(size * final))
-    return size if not isinstance(last, int) else max(1, round(size * final / last))
+        return scale(final, size)
+    if not isinstance(last, (int, tuple)):
+        return size
+    sides = zip(as_pair(size), as_pair(final), as_pair(last), strict=True)
+    return as_size([max(1, round(own * whole / end)) for own, whole, end in sides])
 
 
 def _share_steps(octaves: Sequence[Octave], steps: int) -> list[Octave]:

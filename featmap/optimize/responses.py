@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featmap.image_shape import as_size
 from featmap.network.directions import split_name
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
@@ -42,7 +43,7 @@ class Probe:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W in [0, 1]; pixels outside of it are taken as they are.
+            N x C x H x W in [0, 1]; pixels outside of it are taken as they are.
         layers : sequence of str
             Names of the layers.
 
@@ -64,7 +65,7 @@ class Probe:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W in [0, 1].
+            N x C x H x W in [0, 1].
         layers : sequence of str
             Names of the layers.
 
@@ -84,7 +85,7 @@ class Probe:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W in [0, 1].
+            N x C x H x W in [0, 1].
         layers : sequence of str
             Names of the layers whose features are measured; may be empty.
         units : sequence of Unit
@@ -97,7 +98,7 @@ class Probe:
         activations : ndarray
             Mean over each unit's own neurons, N x U, float32.
         """
-        size = int(images.shape[2])
+        size = as_size(tuple(images.shape[2:]))
         masks = [unit.mask(self.network.layer(unit.layer, size).shape) for unit in units]
         responses, activations = [], []
         for out, means in self._measure(images, list(dict.fromkeys([*layers, *(u.layer for u in units)]))):
@@ -118,7 +119,7 @@ class Probe:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W in [0, 1].
+            N x C x H x W in [0, 1].
         layers : sequence of str
             Names of the layers.
 
@@ -150,7 +151,7 @@ class Probe:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W in [0, 1].
+            N x C x H x W in [0, 1].
         objectives : sequence of Objective
             The objective of each image, N.
 
@@ -169,7 +170,7 @@ class Probe:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W in [0, 1].
+            N x C x H x W in [0, 1].
         objectives : sequence of Objective
             The objective of each image, N.
         layers : sequence of str

@@ -21,11 +21,12 @@ from featmap.plotting.style import (
     GRAY,
     add_page,
     colour,
+    draw_image,
     draw_picture,
     draw_text,
+    fit_square,
     fit_text,
     house_style,
-    thumbnail,
     wrap_text,
 )
 
@@ -177,9 +178,10 @@ def _images(page: plt.Axes, content: Panel, top: float) -> None:
     small, captions = fit_text([caption for *_, caption in content.images], SIDE, 7.5)
     for k, image in enumerate(stretch_contrast([image for image, *_ in content.images])):
         x = EDGE + k * (SIDE + GAP)
-        draw_picture(page, thumbnail(image, int(2 * DPI * SIDE)), x, top, SIDE, SIDE)
+        wide, tall = draw_image(page, image, x, top, SIDE, int(2 * DPI * SIDE))
         edge = colour(k) if k < len(content.units) else mcolors.to_rgb(DARK)
-        page.add_patch(plt.Rectangle((x, top), SIDE, SIDE, fill=False, edgecolor=edge, linewidth=1.8))
+        corner = (x + (SIDE - wide) / 2, top + (SIDE - tall) / 2)
+        page.add_patch(plt.Rectangle(corner, wide, tall, fill=False, edgecolor=edge, linewidth=1.8))
         draw_text(page, x + SIDE / 2, top + SIDE + 0.06, labels[k], size)
         draw_text(page, x + SIDE / 2, top + SIDE + 0.24, captions[k], small, color=FAINT)
 
@@ -204,8 +206,11 @@ def _maps(page: plt.Axes, content: Panel, y: float) -> float:
     for k, (tile, name) in enumerate(tiles):
         x = EDGE + k * (SIDE + GAP)
         fine = np.kron(tile, np.ones((1, *[-(-int(2 * DPI * SIDE) // s) for s in tile.shape[1:]])))
-        draw_picture(page, np.rint(255 * fine).astype(np.uint8).transpose(1, 2, 0), x, y, SIDE, SIDE)
-        page.add_patch(plt.Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=GRAY, linewidth=0.8))
+        height, width = np.shape(content.images[0][0])[1:]
+        wide, tall = fit_square(height, width, SIDE)  # a map covers its image
+        corner = x + (SIDE - wide) / 2, y + (SIDE - tall) / 2
+        draw_picture(page, np.rint(255 * fine).astype(np.uint8).transpose(1, 2, 0), *corner, wide, tall)
+        page.add_patch(plt.Rectangle(corner, wide, tall, fill=False, edgecolor=GRAY, linewidth=0.8))
         draw_text(page, x + SIDE / 2, y + SIDE + 0.06, last if k == len(tiles) - 1 else name, min(size, 8))
     return EDGE + len(tiles) * (SIDE + GAP) - GAP
 

@@ -17,6 +17,7 @@ from featmap.plotting.style import (
     FAINT,
     add_page,
     colour,
+    draw_image,
     draw_picture,
     draw_text,
     fit_text,
@@ -33,7 +34,7 @@ class Card:
     Parameters
     ----------
     images : tuple of numpy.ndarray
-        Images, float, `3 x H x W`, clipped to [0, 1].
+        Images, float, `C x H x W`, clipped to [0, 1].
     labels : tuple of str
         Label of every image.
     text : str
@@ -62,7 +63,8 @@ def contact_sheet(
     Parameters
     ----------
     images : numpy.ndarray
-        Images, float, `N x 3 x H x W`, clipped to [0, 1]; NaN is drawn gray.
+        Images, float, `N x C x H x W`, clipped to [0, 1]; NaN is drawn gray. Other than three channels are shown as
+        `featmap.image_shape.to_rgb` shows them.
     labels : sequence of str
         Label of every image.
     captions : sequence of str or None
@@ -86,8 +88,8 @@ def contact_sheet(
         If there is no image, or a list has another length than the images.
     """
     n = len(images)
-    if n == 0 or np.shape(images)[1:2] != (3,) or np.ndim(images) != 4:
-        raise FeatmapError(f"a contact sheet needs one or more images, N x 3 x H x W, not {np.shape(images)}")
+    if n == 0 or np.ndim(images) != 4 or 0 in np.shape(images):
+        raise FeatmapError(f"a contact sheet needs one or more images, N x C x H x W, not {np.shape(images)}")
     for name, values in (("labels", labels), ("captions", captions), ("groups", groups)):
         if values is not None and len(values) != n:
             raise FeatmapError(f"a contact sheet of {n} images needs as many {name}, not {len(values)}")
@@ -153,7 +155,7 @@ def card_sheet(cards: Sequence[Card], title: str) -> Figure:
     for i, card in enumerate(cards):
         x, y = 0.2 + i % across * pitch, top + i // across * rise
         for k, image in enumerate(card.images):
-            draw_picture(page, thumbnail(image, 2 * DPI), x + (side + 0.08) * k, y, side, side)
+            draw_image(page, image, x + (side + 0.08) * k, y, side, 2 * DPI)
             draw_text(page, x + (side + 0.08) * k + side / 2, y + side + 0.04, names[n * i + k], size)
         draw_text(page, x + inside / 2, y + side + 0.2, texts[i], 7.5, color=FAINT)
     return figure

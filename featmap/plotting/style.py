@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image, ImageFont
 
+from featmap.image_shape import to_rgb
+
 # The colours of Okabe and Ito without black, then always the colour farthest (in OKLab) from those before it under
 # normal, protan, deutan and tritan vision (Machado et al. 2009, doi:10.1109/TVCG.2009.113), in an order in which
 # neighbours differ.
@@ -324,13 +326,59 @@ def draw_picture(page: plt.Axes, pixels: np.ndarray, x: float, y: float, w: floa
     page.add_image(picture)
 
 
+def fit_square(height: int, width: int, side: float) -> tuple[float, float]:
+    """Compute how large an image is that fits into a square.
+
+    Parameters
+    ----------
+    height, width : int
+        Rows and columns of the image.
+    side : float
+        Side of the square, in inches.
+
+    Returns
+    -------
+    (float, float)
+        Width and height, in inches.
+    """
+    return side * min(1, width / height), side * min(1, height / width)
+
+
+def draw_image(page: plt.Axes, image: np.ndarray, x: float, y: float, side: float, longest: int) -> tuple[float, float]:
+    """Draw an image as large as it fits into a square, in the middle of it.
+
+    Parameters
+    ----------
+    page : matplotlib.axes.Axes
+        Axes in inches, as `add_page` returns them.
+    image : numpy.ndarray
+        Image, `C x H x W`, clipped to [0, 1].
+    x, y : float
+        Upper left corner of the square, in inches.
+    side : float
+        Side of the square, in inches.
+    longest : int
+        Most pixels on the longer side, see `thumbnail`.
+
+    Returns
+    -------
+    (float, float)
+        Width and height of the image, in inches.
+    """
+    height, width = np.shape(image)[1:]
+    wide, tall = fit_square(height, width, side)
+    draw_picture(page, thumbnail(image, longest), x + (side - wide) / 2, y + (side - tall) / 2, wide, tall)
+    return wide, tall
+
+
 def thumbnail(image: np.ndarray, longest: int) -> np.ndarray:
     """Convert an image to 8 bits and bring it to about a given size.
 
     Parameters
     ----------
     image : numpy.ndarray
-        Image, `3 x H x W`, clipped to [0, 1]; NaN becomes middle gray.
+        Image, `C x H x W`, clipped to [0, 1]; NaN becomes middle gray. Other than three channels are shown as
+        `featmap.image_shape.to_rgb` shows them.
     longest : int
         Most pixels on the longer side. A very small image is enlarged by a whole factor to at least a third of about
         that.
@@ -341,6 +389,7 @@ def thumbnail(image: np.ndarray, longest: int) -> np.ndarray:
         Picture, uint8, `h x w x 3`.
     """
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
+    finite = to_rgb(finite)
     zoom = max(1, longest // (3 * max(finite.shape)))  # the frame of a tiny picture would be as coarse as its pixels
     tile = Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1))
     tile.thumbnail((longest, longest), Image.Resampling.LANCZOS)

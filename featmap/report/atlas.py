@@ -13,11 +13,11 @@ from featmap.files import digest, hash_file, translate_os_errors, write_atomical
 from featmap.mapping import result
 from featmap.network.model import Network
 from featmap.optimize.responses import Probe
-from featmap.progress import Silent, Watcher
 from featmap.report import html, interaction, layer_data
 from featmap.report.page import Report
 from featmap.runs import integrity, lifecycle
 from featmap.runs.manifest import MAXIMISE, translate_read_errors
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
 FILE_NAME = "atlas.html"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featmap.image_shape import to_rgb
+
 QUALITIES = (92, 85, 75, 60, 45)
 """Qualities of WebP that are tried, the best first."""
 MIN_SIDE = 48
@@ -48,15 +50,15 @@ def to_8_bit(image: np.ndarray) -> Image.Image:
     Parameters
     ----------
     image : numpy.ndarray
-        3 x H x W; values are clipped to [0, 1], NaN becomes middle gray.
+        C x H x W; values are clipped to [0, 1], NaN becomes middle gray.
 
     Returns
     -------
     PIL.Image.Image
-        RGB image.
+        RGB image; other than three channels are shown as `featmap.image_shape.to_rgb` shows them.
     """
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
-    return Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8))
+    return Image.fromarray(np.rint(255 * to_rgb(finite).transpose(1, 2, 0)).astype(np.uint8))
 
 
 def png_bytes_per_pixel(image: np.ndarray) -> float:
@@ -65,7 +67,7 @@ def png_bytes_per_pixel(image: np.ndarray) -> float:
     Parameters
     ----------
     image : numpy.ndarray
-        3 x H x W, values in [0, 1].
+        C x H x W, values in [0, 1].
 
     Returns
     -------
@@ -96,7 +98,7 @@ def encode_image(image: np.ndarray, encoding: Encoding) -> str:
     Parameters
     ----------
     image : numpy.ndarray
-        3 x H x W, values in [0, 1].
+        C x H x W, values in [0, 1].
     encoding : Encoding
         Format and size.
 
@@ -119,7 +121,7 @@ def choose_encoding(sample: Sequence[np.ndarray], count: int, budget: int) -> En
     Parameters
     ----------
     sample : sequence of numpy.ndarray
-        Some of the images, 3 x H x W.
+        Some of the images, C x H x W.
     count : int
         Number of images in all; each is assumed to take as many bytes as the largest of the sample.
     budget : int
@@ -167,12 +169,14 @@ class ThumbnailSheet:
         position : int
             Number of the thumbnail, from 0, row by row.
         image : numpy.ndarray
-            3 x H x W, values in [0, 1].
+            C x H x W, values in [0, 1].
         """
         tile = to_8_bit(image)
         filter_ = Image.Resampling.LANCZOS if max(tile.size) > self.side else Image.Resampling.NEAREST
-        tile = tile.resize((self.side, self.side), filter_)
-        self.sheet.paste(tile, (position % self.columns * self.side, position // self.columns * self.side))
+        width, height = (max(1, round(self.side * n / max(tile.size))) for n in tile.size)
+        tile = tile.resize((width, height), filter_)
+        x, y = position % self.columns * self.side, position // self.columns * self.side
+        self.sheet.paste(tile, (x + (self.side - width) // 2, y + (self.side - height) // 2))
 
     def as_json(self) -> dict[str, Any]:
         """Encode the sheet for a page.
@@ -212,7 +216,7 @@ def encode_animation(frames: Sequence[np.ndarray], milliseconds: int, side: int,
     Parameters
     ----------
     frames : sequence of numpy.ndarray
-        One or more images, 3 x H x W, values in [0, 1].
+        One or more images, C x H x W, values in [0, 1].
     milliseconds : int
         Duration of a frame; the last one lasts five times as long.
     side : int

@@ -17,12 +17,12 @@ from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
 from featmap.mapping.result import SimilarityMap, worst_status
 from featmap.plotting import heatmaps, style
-from featmap.progress import Watcher
 from featmap.report import graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.page import LayerPage
 from featmap.report.reproduction import Reproduction
-from featmap.runs import array_layout, store
+from featmap.runs import folder_layout, store
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import frames, measures
 
@@ -113,8 +113,8 @@ def build_image_page(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPag
     names = [str(name) for name in data["image"].values]
     status = worst_status(data["status"].values.astype(int))
     columns = {
-        "status": array_layout.status_names(status),
-        "start": array_layout.starts(status),
+        "status": folder_layout.status_names(status),
+        "start": folder_layout.starts(status),
         "activation": frames.finite_column(data["activation"].values.mean(0)),
         "null_activation": frames.finite_column(data["null_activation"].values.mean(0)),
     }
@@ -316,7 +316,12 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
                 reason = str(error)
         watcher.stage("atlas", min(first + BATCH, count), count)
     page.images = images
-    page.data |= {"thumbnails": sheet.as_json(), "coding": str(encoding), "maps": {"reason": reason}}
+    page.data |= {
+        "sides": [data.sizes["y"], data.sizes["x"]],
+        "thumbnails": sheet.as_json(),
+        "coding": str(encoding),
+        "maps": {"reason": reason},
+    }
     if reason is None:
         quantised = []  # 8 bits a position, scaled by the largest value of each map; negative values become 0
         for k, grid in enumerate(maps):

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from featmap.errors import FeatmapError
+from featmap.image_shape import as_size, format_size
 from featmap.network.directions import stored_path
 from featmap.optimize.recipe import Recipe
 from featmap.runs.manifest import Manifest
@@ -77,10 +78,18 @@ class Reproduction:
         words = []
         for name, value in self.network.items():
             if (name, value) != ("model", "reference"):
-                words += [f"--{name.replace('_', '-')}", _text(value)]
+                is_size = name == "input_size" and isinstance(value, (list, tuple))
+                words += [f"--{name.replace('_', '-')}", format_size(as_size(value), "x") if is_size else _text(value)]
         for name, path in self.directions.items():
             words += ["--directions", f"{name}={path}"]
-        words += ["--recipe", self.recipe.name, "--size", str(self.recipe.size), "--steps", str(self.recipe.steps)]
+        words += [
+            "--recipe",
+            self.recipe.name,
+            "--size",
+            format_size(self.recipe.size, "x"),
+            "--steps",
+            str(self.recipe.steps),
+        ]
         for name, value in (self.changes or {}).items():
             words += [f"--{name}", _text(value)]
         return [*words, "--seed", str(self.seed), "--device", self.device]

@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from featmap.errors import FeatmapError
-from featmap.progress import Silent, Watcher
 from featmap.runs.device import select_device
+from featmap.runs.progress import Silent, Watcher
 
 HERE, RAY = "here", "ray"
 MAX_WORKERS = 4096

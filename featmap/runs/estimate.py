@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from featmap.image_shape import area
 from featmap.optimize import limits
 from featmap.optimize.batch import Batches
 from featmap.optimize.objective import Objective
@@ -138,9 +139,10 @@ def _frame_seconds(job: Job) -> float:
         frames = sum(done < step <= done + octave.steps or step == done == 0 for step in steps)
         done += octave.steps
         if frames and job.responses:
-            assert isinstance(octave.size, int)
+            assert isinstance(octave.size, (int, tuple))
             start = time.perf_counter()
-            probe.responses(torch.zeros(job.recipe.rows, 3, octave.size, octave.size), job.responses)
+            images = torch.zeros(job.recipe.rows, *job.network.image_shape(octave.size))
+            probe.responses(images, job.responses)
             seconds += frames * (time.perf_counter() - start)
     return seconds
 
@@ -148,4 +150,4 @@ def _frame_seconds(job: Job) -> float:
 def _frame_bytes(job: Job) -> int:
     """Return the bytes of a batch's frames, which are in memory twice."""
     count = len(frame_steps(job.recipe.steps, job.frames))
-    return 2 * 4 * count * job.recipe.rows * 3 * max(job.recipe.sizes) ** 2
+    return 2 * 4 * count * job.recipe.rows * job.network.channels * max(map(area, job.recipe.sizes))

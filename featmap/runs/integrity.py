@@ -13,8 +13,7 @@ import filelock
 
 from featmap.errors import StoreError
 from featmap.files import hash_file, is_leftover
-from featmap.runs.array_layout import chunk_names
-from featmap.runs.folders import LOCK, OWNER
+from featmap.runs.folder_layout import LOCK, OWNER, chunk_names
 from featmap.runs.manifest import (
     COPY,
     FORMAT,

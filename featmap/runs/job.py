@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from featmap.files import digest, safe_file_name, summarise_names
+from featmap.image_shape import channel_names
 from featmap.network.model import Network
 from featmap.network.unit import Unit, parse_channels
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.recipe import Recipe
-from featmap.runs.array_layout import STATUSES, ArraySpec
 from featmap.runs.engine import AnyUnit, WorkUnit, plan_units
+from featmap.runs.folder_layout import STATUSES, ArraySpec
 from featmap.stats import blockwise
 
 J = TypeVar("J", bound="BaseJob")
@@ -286,7 +287,7 @@ class Job(BaseJob):
     objectives : tuple of Objective
         One for each image; `labels` are their names.
     start : Tensor, optional
-        Image to start from instead of noise, 3 x H x W; a photograph lies in [0, 1].
+        Image to start from instead of noise, C x H x W; a photograph lies in [0, 1].
     selection : Selection, optional
         Of a similarity run: features and stimuli.
     frames : int, default 0
@@ -407,12 +408,12 @@ class Job(BaseJob):
         """
         # a chunk never spans two batches: workers write at the same time, without locks
         seeds, count, rows = len(self.seeds), len(self.objectives), self.recipe.rows
-        size, steps, columns = self.recipe.size, self.recipe.steps, len(self.columns)
+        steps, columns, image = self.recipe.steps, len(self.columns), self.network.image_shape(self.recipe.size)
         pixels = ("channel", "y", "x")
         meanings = (("flag_values", list(range(len(STATUSES)))), ("flag_meanings", " ".join(STATUSES)))
         specs = {
-            "images": ArraySpec(("seed", "image", *pixels), (seeds, count, 3, size, size), (1, rows, 3, size, size)),
-            "null_images": ArraySpec(("seed", *pixels), (seeds, 3, size, size), (1, 3, size, size)),
+            "images": ArraySpec(("seed", "image", *pixels), (seeds, count, *image), (1, rows, *image)),
+            "null_images": ArraySpec(("seed", *pixels), (seeds, *image), (1, *image)),
             "activation": ArraySpec(("seed", "image"), (seeds, count), (1, rows)),
             "null_activation": ArraySpec(("seed", "image"), (seeds, count), (1, rows)),
             "curve": ArraySpec(("seed", "image", "step"), (seeds, count, steps), (1, rows, steps)),
@@ -426,15 +427,14 @@ class Job(BaseJob):
 
     def _frame_arrays(self) -> dict[str, ArraySpec]:
         """Specify the arrays of intermediate images and of the responses to them, where any are stored."""
-        count, rows, size = len(frame_steps(self.recipe.steps, self.frames)), self.recipe.rows, self.recipe.size
+        count, image = len(frame_steps(self.recipe.steps, self.frames)), self.network.image_shape(self.recipe.size)
         if not count:
             return {}
         dims, shape = ("seed", "image", "frame"), (len(self.seeds), len(self.objectives), count)
         # a frame is a chunk of its own: it can be read without decompressing the whole descent
-        pixels = ArraySpec((*dims, "channel", "y", "x"), (*shape, 3, size, size), (1, rows, 1, 3, size, size))
-        columns = len(self.columns)
-        responses = ArraySpec((*dims, "response"), (*shape, columns), (1, rows, count, columns))
-        return {"frames": pixels} | ({"frame_A": responses} if columns else {})
+        pixels = ArraySpec((*dims, "channel", "y", "x"), (*shape, *image), (1, self.recipe.rows, 1, *image))
+        responses = ArraySpec((*dims, "response"), (*shape, c := len(self.columns)), (1, self.recipe.rows, count, c))
+        return {"frames": pixels} | ({"frame_A": responses} if self.columns else {})
 
     def coords(self) -> dict[str, np.ndarray]:
         """Return the labels along the arrays' dimensions.
@@ -448,7 +448,7 @@ class Job(BaseJob):
             "seed": np.array(self.seeds, dtype=np.int64),
             "image": np.array(self.labels),
             "step": np.arange(self.recipe.steps, dtype=np.int64),
-            "channel": np.array(["red", "green", "blue"]),
+            "channel": np.array(channel_names(self.network.channels)),
         }
         if self.frames:
             coords["frame"] = np.array(frame_steps(self.recipe.steps, self.frames), dtype=np.int64)

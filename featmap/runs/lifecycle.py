@@ -15,17 +15,18 @@ import psutil
 import torch
 
 from featmap.errors import FeatmapError, StoreError
+from featmap.image_shape import smallest
 from featmap.network.directions import read_directions, stored_path
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
 from featmap.optimize.batch import Batches
 from featmap.optimize.comparison import UNTOUCHED
-from featmap.progress import Silent, Watcher
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
 from featmap.runs.job import BaseJob
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, is_run, translate_read_errors
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
 MakeWorker = Callable[[Any, Watcher], Worker]
@@ -165,7 +166,7 @@ def _choose_preparations(job: BaseJob, run: Run, watcher: Watcher) -> None:
     The job's network keeps the choices, so that all workers of an engine descend on the same copies.
     """
     batches = Batches(job.network, job.device)
-    sizes = job.recipe.size, min(job.recipe.sizes)
+    sizes = job.recipe.size, smallest(job.recipe.sizes)
     # layers and their directions share a copy
     choices = list(dict.fromkeys(batches.preparation(layers, *sizes) for layers in job.layer_sets))
     records = [choice.to_json() for choice in choices]

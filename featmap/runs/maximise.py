@@ -16,6 +16,7 @@ from torch import nn
 
 from featmap.errors import FeatmapError, UnitError
 from featmap.files import safe_file_name
+from featmap.image_shape import colour_note, to_rgb
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -24,13 +25,13 @@ from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
 from featmap.plotting import sheets
-from featmap.progress import Watcher
-from featmap.runs import array_layout, lifecycle
+from featmap.runs import folder_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import MAXIMISE
 from featmap.runs.output import format_number, save_figure
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.stats.frames import finite_column
@@ -90,7 +91,7 @@ def maximise_job(
         seeds=seeds_of(seeds, recipe),
         responses=tuple(dict.fromkeys(network.resolve_unit(Unit(layer, 0), recipe.size).layer for layer in layers)),
         device=device or torch.device("cpu"),
-        start=None if start is None else photographs.load_start_image(start, recipe.sizes[0]),
+        start=None if start is None else photographs.load_start_image(start, recipe.sizes[0], network.channels),
         command=MAXIMISE,
         frames=frames,
     )
@@ -122,7 +123,7 @@ def maximise(
     seeds : int or iterable of int, default 1
         Number of seeds of the noise, counted from the recipe's own, or the seeds themselves.
     start : path or array, optional
-        A photograph, or 3 x H x H values in [0, 1], to start from instead of noise; resized for the recipe.
+        A photograph, or C x H x W values in [0, 1], to start from instead of noise; resized for the recipe.
     frames : int, default 0
         Store the image at the start, after every this many steps and at the end; 0 stores none.
     responses : str or sequence of str, optional
@@ -134,7 +135,7 @@ def maximise(
     -------
     xarray.Dataset
         `images` (seed, image, channel, y, x), `activation` and `null_activation` (seed, image), `curve`
-        (seed, image, step), `status` (seed, image; an index into `featmap.runs.array_layout.STATUSES`), `null_images`.
+        (seed, image, step), `status` (seed, image; an index into `featmap.runs.folder_layout.STATUSES`), `null_images`.
         With `responses` also `A` (seed, image, response) and `null` (seed, response). With `frames` also `frames`
         (seed, image, frame, channel, y, x), labelled by the number of steps, at the final size; and `frame_A` (seed,
         image, frame, response), the responses of the unmodified network to each frame at the size that it had. The last
@@ -207,13 +208,13 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     for column in ("activation", "null_activation"):
         frame[column] = finite_column(frame[column].to_numpy())
     codes = frame["status"]
-    frame["status"], frame["start"] = array_layout.status_names(codes), array_layout.starts(codes)
+    frame["status"], frame["start"] = folder_layout.status_names(codes), folder_layout.starts(codes)
     run.manifest.files = {}
     run.write("images.csv", lambda p: frame.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
     labels = job.labels
     for k, label in enumerate(labels):
         pixels = data["images"].isel(seed=0, image=k).values
-        picture = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+        picture = _to_picture(pixels)
         run.write(f"images/{k:05d}-{safe_file_name(label)}.png", picture.save)
         watcher.stage("pictures", k + 1, len(labels))
     first = frame[frame["seed"] == job.seeds[0]]
@@ -226,10 +227,17 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         labels,
         captions=captions,
         groups=None,
-        title=f"{len(labels)} maximising images",
+        title=f"{len(labels)} maximising images" + colour_note(job.network.channels),
         columns=None,
     )
     save_figure(run, sheet, "features", ("png",))
+
+
+def _to_picture(pixels: np.ndarray) -> Image.Image:
+    """Convert an image, C x H x W, to a picture: gray, red-green-blue, or false colours."""
+    shown = to_rgb(pixels) if len(pixels) > 1 else pixels
+    values = (np.clip(shown, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return Image.fromarray(values if len(shown) > 1 else values[:, :, 0])
 
 
 def summarise_images(folder: Path) -> str:
@@ -246,8 +254,8 @@ def summarise_images(folder: Path) -> str:
         Number of images, in total and of each status, and the highest activation.
     """
     frame = pd.read_csv(folder / "images.csv")
-    rescued = int((frame["start"] == array_layout.RESCUED_START).sum()) if "start" in frame else 0
-    counts = array_layout.count_statuses(Counter(frame["status"]), rescued)
+    rescued = int((frame["start"] == folder_layout.RESCUED_START).sum()) if "start" in frame else 0
+    counts = folder_layout.count_statuses(Counter(frame["status"]), rescued)
     best = frame.loc[frame["activation"].idxmax()] if frame["activation"].notna().any() else None
     highest = "" if best is None else f"; highest activation {best['activation']:.4g} ({best['image']})"
     return f"{len(frame)} images: {counts}{highest}"

@@ -14,17 +14,19 @@ import xarray as xr
 from torch import Tensor, nn
 
 from featmap.errors import FeatmapError
+from featmap.image_shape import Size, as_pair, as_size, format_size
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
+from featmap.optimize.photographs import check_photograph_channels
 from featmap.optimize.responses import Probe
-from featmap.progress import Silent, Watcher
 from featmap.runs import device, integrity, lifecycle
-from featmap.runs.array_layout import ArraySpec
 from featmap.runs.engine import Execution, WorkUnit, plan_units, run_here
+from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.manifest import is_run
 from featmap.runs.output import write_frame
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 
 ROWS = 16
@@ -40,18 +42,18 @@ class Source:
     ----------
     labels : list of str
         Name of each image.
-    size : int
-        Height and width in pixels.
+    size : int or (int, int)
+        Size in pixels.
     digest : str
         SHA-256 of the files or values that the images are read from.
     read : callable
-        Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
+        Returns the images from `first` to `last` (exclusive), B x C x H x W.
     photographs : dict, default {}
         Of photographs: what a manifest says of them.
     """
 
     labels: list[str]
-    size: int
+    size: Size
     digest: str
     read: Callable[[int, int], Tensor]
     photographs: dict[str, Any] = field(default_factory=dict)
@@ -67,23 +69,25 @@ class Source:
         Yields
         ------
         Tensor
-            B x 3 x H x W.
+            B x C x H x W.
         """
         for first in range(0, len(self.labels), rows):
             yield self.read(first, min(first + rows, len(self.labels)))
 
 
-def open_source(images: Any, size: int | None, network_size: int) -> Source:
+def open_source(images: Any, size: Size | None, network_size: Size, channels: int = 3) -> Source:
     """Open the images of a run folder, a folder of photographs, a dataset or an array.
 
     Parameters
     ----------
     images : path, Run, PhotographFolder, xarray.Dataset or array
-        A run folder; photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
-    size : int or None
+        A run folder; photographs; the result of `maximise`; or N x C x H x W values in [0, 1].
+    size : int, (int, int) or None
         Size that photographs are resized to, in pixels; None takes `network_size`.
-    network_size : int
+    network_size : int or (int, int)
         Input size of the network in pixels.
+    channels : int, default 3
+        Number C of the network's input channels.
 
     Returns
     -------
@@ -93,30 +97,34 @@ def open_source(images: Any, size: int | None, network_size: int) -> Source:
     Raises
     ------
     FeatmapError
-        If there are no images, a run is not finished or damaged, or the size is not that of a run's images.
+        If there are no images, a run is not finished or damaged, or size or channels are not those of its images.
     """
-    if size is not None and size < 1:
-        raise FeatmapError(f"size {size}: {SMALL_SIZE}")
+    if size is not None and min(as_pair(size)) < 1:
+        raise FeatmapError(f"size {format_size(size)}: {SMALL_SIZE}")
     if isinstance(images, (str, Path)):
         images = open_images(images)
     if isinstance(images, PhotographFolder):
-        return _from_photographs(images, size or network_size)
+        return _from_photographs(images, size or network_size, channels)
     if isinstance(images, Run):
         if not images.manifest.is_complete:
             raise FeatmapError(f"run {str(images.folder)!r} is not finished; complete it by its own command first")
         integrity.require_intact(images.folder)
         images = open_arrays(images.folder)
-        if size is not None and size != images.sizes.get("y", size):
+        if size is not None and "y" in images.sizes and size != _size_of(images):
             raise FeatmapError(
-                f"size {size}: the images of the run are stored at {images.sizes['y']} pixels; leave the size out"
+                f"size {format_size(size)}: the images of the run are stored at {format_size(_size_of(images))} "
+                "pixels; leave the size out"
             )
     if isinstance(images, xr.Dataset):
-        return _from_dataset(images)
+        return _from_dataset(images, channels)
     array = torch.as_tensor(np.asarray(images), dtype=torch.float32)
-    if array.dim() != 4 or array.shape[1] != 3 or array.shape[2] != array.shape[3] or not len(array):
-        raise FeatmapError(f"images of shape {tuple(array.shape)}; allowed: N x 3 x H x H, with N of 1 or more")
+    if array.dim() != 4 or array.shape[1] != channels or not array.numel():
+        raise FeatmapError(
+            f"images of shape {tuple(array.shape)}; allowed: N x {channels} x H x W, with N of 1 or more"
+        )
     digest = hashlib.sha256(array.numpy().tobytes()).hexdigest()
-    return Source([str(k) for k in range(len(array))], array.shape[2], digest, lambda a, b: array[a:b])
+    size = as_size(tuple(array.shape[2:]))
+    return Source([str(k) for k in range(len(array))], size, digest, lambda a, b: array[a:b])
 
 
 def open_images(path: str | Path, skip_broken: bool = False, watcher: Watcher | None = None) -> Run | PhotographFolder:
@@ -154,21 +162,32 @@ def open_images(path: str | Path, skip_broken: bool = False, watcher: Watcher | 
     return photographs
 
 
-def _from_photographs(photographs: PhotographFolder, size: int) -> Source:
+def _size_of(data: xr.Dataset) -> Size:
+    """Get the size of a run's images."""
+    return as_size((data.sizes["y"], data.sizes["x"]))
+
+
+def _from_photographs(photographs: PhotographFolder, size: Size, channels: int) -> Source:
     """Make a source of photographs; its digest is that of their names and bytes."""
+    check_photograph_channels(channels)
     return Source(
         photographs.labels,
         size,
         photographs.digest,
-        lambda a, b: photographs.read(range(a, b), size),
+        lambda a, b: photographs.read(range(a, b), size, channels),
         photographs.record(),
     )
 
 
-def _from_dataset(data: xr.Dataset) -> Source:
+def _from_dataset(data: xr.Dataset, channels: int) -> Source:
     """Open the images of a run's arrays; those of several seeds are labelled ``unit@seed``."""
     if "images" not in data:
         raise FeatmapError("this run has no images to probe; runs of `similarity` and `maximise` have some")
+    if data.sizes["channel"] != channels:
+        raise FeatmapError(
+            f"the images of the run have {data.sizes['channel']} channels, and the network takes {channels}; choose "
+            "another network or another run"
+        )
     seeds, count = data.sizes["seed"], data.sizes["image"]
     names = [str(n) for n in data["image"].values]
     labels = names if seeds == 1 else [f"{n}@{s}" for s in data["seed"].values for n in names]
@@ -178,7 +197,7 @@ def _from_dataset(data: xr.Dataset) -> Source:
         return torch.from_numpy(np.stack([data["images"][s, i].values for s, i in places]))
 
     identity = f"{data.attrs} {labels} {float(data['activation'].sum())!r}"
-    return Source(labels, data.sizes["y"], hashlib.sha256(identity.encode()).hexdigest(), read)
+    return Source(labels, _size_of(data), hashlib.sha256(identity.encode()).hexdigest(), read)
 
 
 def probe(
@@ -186,7 +205,7 @@ def probe(
     layers: str | Sequence[str],
     network: str | nn.Module | Network = "reference",
     *,
-    size: int | None = None,
+    size: Size | None = None,
     skip_broken: bool = False,
     execution: Execution | None = None,
 ) -> xr.DataArray:
@@ -197,12 +216,12 @@ def probe(
     Parameters
     ----------
     images : path, Run, PhotographFolder, xarray.Dataset or array
-        A run folder; a folder or zip of photographs; the result of `maximise`; or N x 3 x H x H values in [0, 1].
+        A run folder; a folder or zip of photographs; the result of `maximise`; or N x C x H x W values in [0, 1].
     layers : str or sequence of str
         Names as `featmap layers` prints them.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
-    size : int, optional
+    size : int or (int, int), optional
         Size that photographs are resized to, in pixels. None takes the network's own input size.
     skip_broken : bool, default False
         Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
@@ -227,12 +246,12 @@ def probe(
         if not is_run(Path(images)):
             require_layers(loaded, names, size)
         images = open_images(images, skip_broken, execution.watcher)
-    source = open_source(images, size, loaded.input_size)
+    source = open_source(images, size, loaded.input_size, loaded.channels)
     probing = _Probing(loaded, source, names, execution)
     return probing.in_memory() if execution.out is None else probing.to_folder(execution.out)
 
 
-def require_layers(network: Network, layers: Sequence[str], size: int | None = None) -> None:
+def require_layers(network: Network, layers: Sequence[str], size: Size | None = None) -> None:
     """Check that layers exist, before many photographs are opened for them.
 
     Parameters
@@ -241,7 +260,7 @@ def require_layers(network: Network, layers: Sequence[str], size: int | None = N
         The network.
     layers : sequence of str
         Names of the layers.
-    size : int, optional
+    size : int or (int, int), optional
         Size that photographs are resized to, in pixels. None takes the network's own input size.
 
     Raises
@@ -249,8 +268,8 @@ def require_layers(network: Network, layers: Sequence[str], size: int | None = N
     FeatmapError
         If one does not exist, or the size does not fit the network.
     """
-    if size is not None and size < 1:
-        raise FeatmapError(f"size {size}: {SMALL_SIZE}")
+    if size is not None and min(as_pair(size)) < 1:
+        raise FeatmapError(f"size {format_size(size)}: {SMALL_SIZE}")
     for layer in layers:
         network.layer(layer, network.input_size if size is None else size)
 

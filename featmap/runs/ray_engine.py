@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from featmap.errors import FeatmapError, IncompleteError
-from featmap.progress import Silent, Watcher
 from featmap.runs.engine import AnyUnit, Engine, Task
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 
 TRIES = 3

@@ -19,10 +19,9 @@ import zarr
 
 from featmap.errors import FeatmapError, StoreError
 from featmap.files import hash_file, remove_leftovers, translate_os_errors, write_atomically
-from featmap.runs import folders
+from featmap.runs import folder_layout
 from featmap.runs import manifest as manifests
-from featmap.runs.array_layout import ARRAYS, ArraySpec, Inputs, region_chunks, write_layout
-from featmap.runs.folders import OWNER
+from featmap.runs.folder_layout import ARRAYS, OWNER, ArraySpec, Inputs, region_chunks, write_layout
 from featmap.runs.manifest import PREPARING, RUNNING, UNITS, Manifest, translate_read_errors
 
 _locks: dict[Path, filelock.BaseFileLock] = {}
@@ -124,7 +123,7 @@ class Run:
                     self._begin(about)
                 return
             is_new = not self.folder.exists()
-            if not is_new and (not self.folder.is_dir() or any(map(folders.is_foreign, self.folder.iterdir()))):
+            if not is_new and (not self.folder.is_dir() or any(map(folder_layout.is_foreign, self.folder.iterdir()))):
                 raise StoreError(f"{str(self.folder)!r} exists and is not a run folder; choose another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._created = is_new
@@ -144,8 +143,8 @@ class Run:
         """Read the manifest of an earlier run with the same identity; False where one of another was never used."""
         earlier = Run._from_manifest(self.folder, manifests.repair(self.folder))
         differences = manifests.compare_identities(earlier.identity, self.identity)
-        if differences and self.is_locked() and folders.is_unused(self.folder, earlier.manifest):
-            folders.clear(self.folder)  # of a start that was killed, or failed under an earlier version
+        if differences and self.is_locked() and folder_layout.is_unused(self.folder, earlier.manifest):
+            folder_layout.clear(self.folder)  # of a start that was killed, or failed under an earlier version
             return False
         if differences:
             raise StoreError(
@@ -160,7 +159,7 @@ class Run:
     def _withdraw(self, error: BaseException) -> None:
         """Remove the folder after an error, if this object began it and nothing has been computed in it."""
         if self._started and self.is_locked():
-            folders.withdraw(self.folder, self.manifest, error, keep_folder=not self._created)
+            folder_layout.withdraw(self.folder, self.manifest, error, keep_folder=not self._created)
 
     def lock(self) -> None:
         """Lock the folder for this process.
@@ -176,10 +175,10 @@ class Run:
         folder = self.folder.resolve()
         if folder in _locks:  # a second lock of this process on the same file would be refused
             return
-        lock = folders.acquire_lock(self.folder)
+        lock = folder_layout.acquire_lock(self.folder)
         if lock is not None:
             _locks[folder] = lock
-            folders.write_owner(self.folder)
+            folder_layout.write_owner(self.folder)
 
     def unlock(self) -> None:
         """Release the lock of this process, if it holds one."""
@@ -233,7 +232,7 @@ class Run:
         str
             Such as "process 17 on node3"; "another process" where that was not recorded.
         """
-        return folders.lock_owner(self.folder)
+        return folder_layout.lock_owner(self.folder)
 
     def _write_layout(self, arrays: dict[str, ArraySpec], coords: dict[str, np.ndarray], inputs: Inputs) -> None:
         """Write the arrays' metadata, coordinates and inputs where they are missing or damaged; chunks stay."""

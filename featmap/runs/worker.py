@@ -12,6 +12,7 @@ from torch import Tensor
 
 from featmap import image_ops
 from featmap.errors import FeatmapError, ModelError
+from featmap.image_shape import format_size, smallest
 from featmap.optimize import limits, parameterization
 from featmap.optimize.batch import Batches
 from featmap.optimize.comparison import check_repeatable
@@ -19,10 +20,10 @@ from featmap.optimize.descent import Descent, StepCallback
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe, weighted_activations
-from featmap.progress import Silent, Watcher, step_callback
-from featmap.runs.array_layout import row_statuses
 from featmap.runs.engine import WorkUnit
+from featmap.runs.folder_layout import row_statuses
 from featmap.runs.job import BaseJob, Job
+from featmap.runs.progress import Silent, Watcher, step_callback
 from featmap.runs.store import Run
 
 AnyJob = TypeVar("AnyJob", bound=BaseJob)
@@ -79,10 +80,12 @@ class Worker:
         Returns
         -------
         Tensor
-            3 x H x W, float32.
+            C x H x W, float32.
         """
         if seed not in self._nulls:
-            self._nulls[seed] = parameterization.null_image(self.job.recipe, seed, self.job.start).float()
+            self._nulls[seed] = parameterization.null_image(
+                self.job.recipe, seed, self.job.start, self.job.network.channels
+            ).float()
         return self._nulls[seed]
 
     def null_activation(self, seed: int, objectives: Sequence[Objective]) -> np.ndarray:
@@ -211,7 +214,9 @@ def checked(job: AnyJob) -> AnyJob:
     limits.check_octave_sizes(job.network, job.recipe, job.layers)
     job.check()
     limits.check_memory(job.network, job.recipe, job.layers, job.device)
-    check_repeatable(job.network, list(dict.fromkeys([*job.layers, *job.responses])), min(job.recipe.sizes), job.device)
+    check_repeatable(
+        job.network, list(dict.fromkeys([*job.layers, *job.responses])), smallest(job.recipe.sizes), job.device
+    )
     name = job.network.arguments.get("model")
     if name is None or ":" in name:
         _try_step(job)
@@ -242,8 +247,9 @@ def _try_step(job: BaseJob) -> None:
             raise
         except Exception as error:  # noqa: BLE001 - a network of the caller's own may raise anything
             failure = error
+    reason = f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:160]}"
     raise ModelError(
-        f"network {job.network.name} cannot be descended in a batch of {short.rows} at {short.size} pixels, on "
-        f"{', '.join(job.layers)} ({type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:160]}); "
-        "its forward method has to accept any batch size and pass gradients"
+        f"network {job.network.name} cannot be descended in a batch of {short.rows} at {format_size(short.size)} "
+        f"pixels, on {', '.join(job.layers)} ({reason}); its forward method has to accept any batch size and pass "
+        "gradients"
     ) from failure

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from featmap.image_shape import Size
 from featmap.network.unit import Unit
 from featmap.stats import image_quality
 
@@ -83,7 +84,7 @@ class RunImages:
         Features among what the images were made for, D, each once. Neurons, rows and sums are none.
     feature : numpy.ndarray
         Index of each image's feature, R; -1 for one that was made for something else.
-    size : int
+    size : int or (int, int)
         Height and width in pixels.
     read : callable
         Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
@@ -95,7 +96,7 @@ class RunImages:
     activation: np.ndarray
     features: list[Unit]
     feature: np.ndarray
-    size: int
+    size: Size
     read: Callable[[int, int], Tensor]
 
     @property

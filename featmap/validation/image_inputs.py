@@ -15,6 +15,7 @@ from torch import Tensor
 
 from featmap.errors import UnitError
 from featmap.image_ops import resize
+from featmap.image_shape import Size, format_size
 from featmap.network.model import Network
 from featmap.network.selection import find_blocks
 from featmap.network.unit import CLASS, Unit
@@ -22,10 +23,10 @@ from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.optimize.responses import Probe
-from featmap.progress import Watcher
 from featmap.runs import probe
-from featmap.runs.array_layout import LIVE_CODES
+from featmap.runs.folder_layout import LIVE_CODES
 from featmap.runs.probe import ROWS, Source
+from featmap.runs.progress import Watcher
 from featmap.stats import image_quality
 from featmap.validation.image_evidence import OwnEvidence, PixelMeasures, RunImages
 
@@ -43,7 +44,7 @@ def images_of_run(data: xr.Dataset) -> RunImages:
     RunImages
         All its images.
     """
-    source = probe.open_source(data, None, 1)
+    source = probe.open_source(data, None, 1, data.sizes.get("channel", 3))
     labels, seeds = [str(n) for n in data["image"].values], data["seed"].values
     features, index = _find_features(labels)
     return RunImages(
@@ -66,7 +67,7 @@ def images_of_pixels(labels: Sequence[str], pixels: Tensor) -> RunImages:
     labels : sequence of str
         What each image was made for, R.
     pixels : Tensor
-        R x 3 x H x H.
+        R x C x H x W.
 
     Returns
     -------
@@ -74,7 +75,7 @@ def images_of_pixels(labels: Sequence[str], pixels: Tensor) -> RunImages:
         All live, of one seed, of unknown activation.
     """
     features, index = _find_features(labels)
-    count, source = len(labels), probe.open_source(pixels, None, 1)
+    count, source = len(labels), probe.open_source(pixels, None, 1, pixels.shape[1])
     live, unknown = np.ones(count, dtype=bool), np.full(count, np.nan)
     return RunImages(list(labels), np.zeros(count, dtype=int), live, unknown, features, index, source.size, source.read)
 
@@ -112,7 +113,7 @@ def image_batches(images: RunImages, watcher: Watcher, name: str) -> Iterator[Te
     Yields
     ------
     Tensor
-        B x 3 x H x W.
+        B x C x H x W.
     """
     for batch in _read(Source(images.labels, images.size, "", images.read), watcher, name):
         yield batch.clamp(0, 1)
@@ -128,7 +129,7 @@ def _read(source: Source, watcher: Watcher, name: str) -> Iterator[Tensor]:
 
 
 def measure_own(
-    network: Network, images: RunImages, batches: Iterator[Tensor], size: int, device: torch.device
+    network: Network, images: RunImages, batches: Iterator[Tensor], size: Size, device: torch.device
 ) -> OwnEvidence:
     """Measure images by their pixels and by the run's own network.
 
@@ -139,8 +140,8 @@ def measure_own(
     images : RunImages
         Its features are measured.
     batches : iterator of Tensor
-        The run's own images or photographs of the same size, B x 3 x H x W each.
-    size : int
+        The run's own images or photographs of the same size, B x C x H x W each.
+    size : int or (int, int)
         Their size in pixels.
     device : torch.device
         Where the network is computed.
@@ -237,7 +238,7 @@ class Judge:
         Parameters
         ----------
         batches : iterator of Tensor
-            Images in [0, 1], B x 3 x H x W; they are resized to the judge's input size.
+            Images in [0, 1], B x C x H x W; they are resized to the judge's input size.
         device : torch.device
             Where it is computed.
         logits, hidden : bool
@@ -265,14 +266,14 @@ class Judge:
         return np.concatenate(found[0]), np.concatenate(found[1])
 
 
-def class_layer(network: Network, size: int) -> str | None:
+def class_layer(network: Network, size: Size) -> str | None:
     """Find a network's layer of class logits.
 
     Parameters
     ----------
     network : Network
         The network.
-    size : int
+    size : int or (int, int)
         Image size in pixels.
 
     Returns
@@ -301,14 +302,15 @@ class PhotographEvidence:
 
     def __init__(self, folder: PhotographFolder, device: torch.device, watcher: Watcher) -> None:
         self.folder, self.device, self.watcher = folder, device, watcher
-        self._own: dict[tuple[int, tuple[Unit, ...]], OwnEvidence] = {}
+        self._own: dict[tuple[Size, tuple[Unit, ...]], OwnEvidence] = {}
         self._by: dict[str, np.ndarray] = {}
 
-    def _batches(self, size: int, name: str) -> Iterator[Tensor]:
-        """Generate the photographs at a size."""
-        return _read(probe.open_source(self.folder, size, size), self.watcher, f"photographs by {name}")
+    def _batches(self, network: Network, size: Size, name: str) -> Iterator[Tensor]:
+        """Generate the photographs at a size, with the channels that a network takes."""
+        source = probe.open_source(self.folder, size, size, network.channels)
+        return _read(source, self.watcher, f"photographs by {name}")
 
-    def own(self, network: Network, images: RunImages, size: int) -> OwnEvidence:
+    def own(self, network: Network, images: RunImages, size: Size) -> OwnEvidence:
         """Measure the photographs as a run's images are measured.
 
         Parameters
@@ -317,7 +319,7 @@ class PhotographEvidence:
             Network of the run; always the same one.
         images : RunImages
             Images of the run, which name its features.
-        size : int
+        size : int or (int, int)
             Their size in pixels.
 
         Returns
@@ -327,7 +329,7 @@ class PhotographEvidence:
         """
         key = size, tuple(images.features)
         if key not in self._own:
-            batches = self._batches(size, f"{network.name}, {size} pixels")
+            batches = self._batches(network, size, f"{network.name}, {format_size(size)} pixels")
             self._own[key] = measure_own(network, images, batches, size, self.device)
         return self._own[key]
 
@@ -345,6 +347,6 @@ class PhotographEvidence:
             Responses of its features, P x G.
         """
         if judge.name not in self._by:
-            batches = self._batches(judge.network.input_size, judge.name)
+            batches = self._batches(judge.network, judge.network.input_size, judge.name)
             self._by[judge.name] = judge.measure(batches, self.device, logits=False, hidden=True)[1]
         return self._by[judge.name]

@@ -11,21 +11,22 @@ import xarray as xr
 
 from featmap.errors import FeatmapError
 from featmap.files import digest
+from featmap.image_shape import Size
 from featmap.mapping import cluster_io
-from featmap.network import weight_paths
 from featmap.network.model import Network
 from featmap.network.unit import split_call
 from featmap.optimize.photograph_files import PhotographFiles, find_photographs
 from featmap.optimize.photograph_folder import PhotographFolder, check_photographs
-from featmap.progress import Silent, Watcher
 from featmap.runs import probe
-from featmap.runs.array_layout import LIVE_CODES
 from featmap.runs.engine import Execution
+from featmap.runs.folder_layout import LIVE_CODES
 from featmap.runs.job import Job
 from featmap.runs.manifest import is_run
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters
+from featmap.validation import weight_paths
 from featmap.validation.evidence import Evidence
 from featmap.validation.results import Evaluation
 from featmap.validation.statistics import evaluate_layer
@@ -118,7 +119,7 @@ def _require_enough(photographs: PhotographFiles | PhotographFolder, setting: st
         )
 
 
-def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
+def layers_on_path(network: Network, layer: str, size: Size, limit: int = MAX_PATH_LAYERS) -> tuple[list[str], int]:
     """Choose layers on the processing path to a layer.
 
     Parameters
@@ -127,7 +128,7 @@ def layers_on_path(network: Network, layer: str, size: int, limit: int = MAX_PAT
         The network.
     layer : str
         Name of the layer.
-    size : int
+    size : int or (int, int)
         Image size in pixels.
     limit : int, default 8
         Outermost layers that are chosen among those computed before the layer, evenly spaced, and as many of those

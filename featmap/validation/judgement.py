@@ -17,14 +17,16 @@ from torch import nn
 
 from featmap.errors import FeatmapError
 from featmap.files import digest
+from featmap.image_shape import Size, as_pair, format_size
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.photograph_files import PhotographFiles
 from featmap.optimize.photograph_folder import PhotographFolder
-from featmap.progress import Watcher
+from featmap.optimize.photographs import check_photograph_channels
 from featmap.runs import device, integrity, lifecycle, output
 from featmap.runs.engine import Execution
 from featmap.runs.manifest import COMPLETE, MAXIMISE, RUNNING, SIMILARITY, translate_read_errors
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.validation import image_statistics
 from featmap.validation.image_evidence import RunImages
@@ -148,11 +150,20 @@ def plan_judgement(
         network = lifecycle.with_run_directions(network, folder) if network else lifecycle.network_of(folder)
         lifecycle.require_network(run, network)
         images = images_of_run(open_arrays(folder))
+    judges = load_judges(by)
+    for judge in judges:
+        if judge.network.channels != network.channels:
+            raise FeatmapError(
+                f"judge {judge.name} takes images of {judge.network.channels} channels, and those of the run have "
+                f"{network.channels}; give a network that takes as many"
+            )
+    if photographs is not None:
+        check_photograph_channels(network.channels)
     return JudgementPlan(
         run,
         images,
         network,
-        load_judges(by),
+        judges,
         find_images(photographs, "photographs"),
         skip_broken,
         execution.out or folder / FOLDER,
@@ -182,15 +193,13 @@ def load_judges(by: By | Sequence[By]) -> tuple[Judge, ...]:
     if not networks:
         raise FeatmapError("no judge; give at least one other network, by the names that featmap.load takes")
     for network in networks:
-        if network.input_size > MAX_INPUT_SIZE:
+        size = format_size(network.input_size)
+        if max(as_pair(network.input_size)) > MAX_INPUT_SIZE:
             raise FeatmapError(
-                f"judge {network.name} takes images of {network.input_size} pixels; give a size of {MAX_INPUT_SIZE:,} "
-                "or less"
+                f"judge {network.name} takes images of {size} pixels; give a size of {MAX_INPUT_SIZE:,} or less"
             )
         if failure := network.trace().failure:
-            raise FeatmapError(
-                f"judge {network.name} fails at {network.input_size} pixels ({failure}); give its own input size"
-            )
+            raise FeatmapError(f"judge {network.name} fails at {size} pixels ({failure}); give its own input size")
     identities = [network.identity() for network in networks]
     for k, network in enumerate(networks):
         if identities[k] in identities[:k]:
@@ -290,7 +299,7 @@ def measure_images(
 
 
 def _shared_classes(
-    network: Network, classes: str | None, size: int, judge: Judge, images: RunImages, notes: list[str]
+    network: Network, classes: str | None, size: Size, judge: Judge, images: RunImages, notes: list[str]
 ) -> str | None:
     """Return the layer of class logits if some images are of it and the judge has the same classes."""
     if classes is None or classes not in images.layers:

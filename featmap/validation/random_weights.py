@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from featmap.network.loading import list_models, load
 from featmap.network.model import Network
 from featmap.network.modules import copy_module, freeze, is_reparametrised
 from featmap.network.weights import hash_state
+from featmap.rng import generator
 
 CALIBRATION_IMAGES = 64
 """Number of images over which the statistics of batch norms are measured."""
@@ -23,7 +25,9 @@ def randomise_weights(network: Network, seed: int = 0) -> Network:
     """Make the same architecture with random weights.
 
     Networks known by name are built again with their own initialisation. A network of the user's own is copied, and
-    every module is initialised again by its `reset_parameters`. The running statistics of batch norms are then
+    every module is initialised again by its `reset_parameters`; parameters of modules that have none, such as class
+    tokens, positional embeddings and layer scales, are drawn from a normal distribution of their own mean and standard
+    deviation. The running statistics of batch norms are then
     measured on `CALIBRATION_IMAGES` images with a 1/f spectrum (`image_ops.pink_noise`): with the initial ones (mean 0,
     variance 1) activations shrink by orders of magnitude from layer to layer, and descents find no gradient.
 
@@ -42,7 +46,7 @@ def randomise_weights(network: Network, seed: int = 0) -> Network:
     Raises
     ------
     ModelError
-        If a module of the user's own has parameters but no `reset_parameters`.
+        If a module's weights are reparametrised.
     """
     model = network.arguments.get("model")
     if model in list_models():
@@ -72,22 +76,25 @@ def _reset_parameters(network: Network, seed: int) -> nn.Module:
             f"network {network.name} cannot be initialised: the weight of {reparametrised[0]} is reparametrised "
             "(weight norm, spectral norm); pass a network without it"
         )
-    without_reset = [
-        name or type(part).__name__
-        for name, part in module.named_modules()
-        if next(part.parameters(recurse=False), None) is not None and not hasattr(part, "reset_parameters")
-    ]
-    if without_reset:
-        raise ModelError(
-            f"network {network.name} cannot be initialised: {without_reset[0]} has parameters but no reset_parameters"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initialisers take no generator; the fork restores the global one
         for part in module.modules():
             reset = getattr(part, "reset_parameters", None)
             if callable(reset) and next(part.parameters(recurse=False), None) is not None:
                 reset()
+    for name, part in module.named_modules():
+        if not callable(getattr(part, "reset_parameters", None)):
+            _draw_parameters(part, name, seed)
     return module
+
+
+def _draw_parameters(part: nn.Module, name: str, seed: int) -> None:
+    """Draw a module's own parameters from normal distributions of their mean and standard deviation, in place."""
+    for label, parameter in part.named_parameters(recurse=False):
+        values = parameter.detach().double()
+        draws = generator("weights", seed, f"{name}.{label}").standard_normal(tuple(parameter.shape))
+        with torch.no_grad():
+            parameter.copy_(values.mean() + values.std(correction=0) * torch.from_numpy(np.asarray(draws)))
 
 
 def _calibrate_batch_norms(network: Network) -> None:
@@ -98,7 +105,7 @@ def _calibrate_batch_norms(network: Network) -> None:
     """
     norms = [m for m in network.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     device = next(network.module.parameters()).device
-    images = network.normalise(pink_noise(CALIBRATION_IMAGES, network.input_size).to(device))
+    images = network.normalise(pink_noise(CALIBRATION_IMAGES, network.input_size, network.channels).to(device))
     handles = [m.register_forward_pre_hook(_set_statistics) for m in norms]
     try:
         with freeze(network.module), torch.no_grad():

@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import format_size
 from featmap.mapping import flags, tables
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.plotting import scatter, sheets
-from featmap.progress import Watcher
 from featmap.runs import output, probe
 from featmap.runs.job import Job
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, reliability
 from featmap.validation import null, verdict
@@ -50,7 +51,9 @@ def write_report(
     text = json.dumps(json.loads(statistics.to_json(orient="records")), indent=1) + "\n"
     store.write("validation.json", lambda p: p.write_text(text, encoding="utf-8"))
     folders, shown = tables.layer_folders(job.layers), job.shown
-    source = None if images is None else probe.open_source(images, job.recipe.size, job.recipe.size)
+    source = (
+        None if images is None else probe.open_source(images, job.recipe.size, job.recipe.size, job.network.channels)
+    )
     for layer, evaluation in validation.trained.items():
         if source is not None:
             best = evaluation.features["best_photograph"]
@@ -101,7 +104,8 @@ def compose_page(job: Job, validation: Validation, images: PhotographFolder | No
     notes = [
         f"{len(evidence.seed_responses)} seeds, {evidence.run_seeds} of them the run's own; "
         f"{_describe_random(validation)}.",
-        f"Recipe {job.recipe.name}, {job.recipe.steps} steps, {job.recipe.size} pixels; device {job.device.type}.",
+        f"Recipe {job.recipe.name}, {job.recipe.steps} steps, {format_size(job.recipe.size)} pixels; "
+        f"device {job.device.type}.",
         photographs,
         "The kind of an interval is named beside it. Bootstrap over features: "
         f"{reliability.DRAWS} draws, without pairs of a feature with its own copy. p: permutations of features, "

@@ -26,8 +26,8 @@ from featmap.optimize.limits import MAX_SEEDS
 from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_files import PhotographFiles
 from featmap.optimize.photograph_folder import PhotographFolder
+from featmap.optimize.photographs import check_photograph_channels
 from featmap.optimize.recipe import Recipe
-from featmap.progress import Silent, Watcher
 from featmap.report import atlas
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs import estimate as estimates
@@ -35,6 +35,7 @@ from featmap.runs.engine import Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.job import Job, Selection
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run, translate_read_errors
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
@@ -158,6 +159,8 @@ def _plan(
     run_seeds = job.seeds
     next_seed = max(run_seeds) + 1
     photographs = find_images(images)
+    if photographs is not None:
+        check_photograph_channels(network.channels)
     random, reason = None, "null seeds 0"
     if null_seeds:
         try:

@@ -17,7 +17,7 @@ from featmap import image_ops
 from featmap.network.loading import load
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import FAST, Octave
-from featmap.runs.array_layout import DEAD
+from featmap.runs.folder_layout import DEAD
 from tests.helpers import networks, tiny
 from tests.helpers.studying import context_of, found
 

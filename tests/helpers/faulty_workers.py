@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featmap.progress import Watcher
 from featmap.runs.engine import WorkUnit
 from featmap.runs.job import Job
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from analyses.benchmarks.faults import die_at_move, wait_for
 from featmap.runs import integrity
-from featmap.runs.array_layout import ArraySpec
+from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.manifest import COMPLETE
 from featmap.runs.store import Run
 

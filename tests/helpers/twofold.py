@@ -75,15 +75,14 @@ def honest() -> nn.Module:
 
 
 class Bare(nn.Module):
-    """A parameter that nothing can initialise again."""
+    """A weight that is computed from other parameters, which its layer cannot initialise again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.features = _patches(1)
+        self.features = nn.utils.parametrizations.weight_norm(_patches(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features(self.scale * x)
+        return self.features(x)
 
 
 def bare() -> nn.Module:

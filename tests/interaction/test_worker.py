@@ -23,9 +23,9 @@ from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import initial_image, null_image
 from featmap.optimize.recipe import INTERACT, Recipe
-from featmap.progress import Silent
 from featmap.runs import lifecycle
 from featmap.runs.engine import Execution
+from featmap.runs.progress import Silent
 from tests.helpers import couples, tiny
 from tests.helpers.settings import options
 from tests.interaction.test_job import SMALL, carried_out, job_of, pairs_of

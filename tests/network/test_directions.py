@@ -22,9 +22,9 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.selection import select_layers
 from featmap.network.unit import Unit
-from featmap.network.weight_paths import find_weights
 from featmap.optimize.receptive_fields import find_fields
 from featmap.optimize.responses import Probe
+from featmap.validation.weight_paths import find_weights
 from tests.helpers.networks import logits_network, small_inception
 from tests.helpers.tiny import FEATURES, small
 

@@ -18,11 +18,11 @@ from featmap import channel, load, progress
 from featmap.optimize import descent
 from featmap.optimize.batch import Batches
 from featmap.optimize.recipe import FAST, Recipe
-from featmap.progress import Silent
 from featmap.runs import device as devices
 from featmap.runs import engine, lifecycle
 from featmap.runs.device import keep_memory
 from featmap.runs.engine import Execution
+from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
 from tests.helpers.settings import options
 

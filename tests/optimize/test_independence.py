@@ -19,7 +19,7 @@ from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, Octave
-from featmap.runs.array_layout import STATUSES
+from featmap.runs.folder_layout import STATUSES
 from tests.helpers import networks
 from tests.optimize.test_descent import descended, made, one_octave, total_rate
 

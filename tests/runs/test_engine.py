@@ -17,12 +17,12 @@ from featmap.cli import entry
 from featmap.errors import FeatmapError, IncompleteError
 from featmap.mapping import run as mapping
 from featmap.network.loading import load
-from featmap.progress import Silent
 from featmap.runs import engine as engines
 from featmap.runs import lifecycle, maximise, store
 from featmap.runs.device import use_threads
 from featmap.runs.engine import Engine, WorkUnit, run_here
 from featmap.runs.job import Job
+from featmap.runs.progress import Silent
 from featmap.runs.worker import Worker
 from tests.helpers import tiny
 from tests.helpers.faulty_workers import faulty_worker

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from featmap.errors import IncompleteError, StoreError
-from featmap.runs import folders
-from featmap.runs.array_layout import ArraySpec
+from featmap.runs import folder_layout
+from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.store import Run
 
 ONE, OTHER = {"seeds": [0]}, {"seeds": [1]}
@@ -65,7 +65,9 @@ def test_whatever_holds_a_result_stays_and_refuses_other_settings(tmp_path: Path
     folder = tmp_path / "run"
     fail(opened(folder, ONE), StoreError("bad"), make)
     before = {
-        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in (folders.LOCK, folders.OWNER)
+        p: p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in (folder_layout.LOCK, folder_layout.OWNER)
     }
     with pytest.raises(StoreError, match=r"seeds: .* there, .* here"):
         opened(folder, OTHER)
@@ -104,7 +106,7 @@ def test_a_killed_start_gives_way_to_other_settings(tmp_path: Path) -> None:
 def test_a_start_in_another_process_does_not_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     opened(folder, ONE).unlock()
-    monkeypatch.setattr(folders, "acquire_lock", lambda folder: None)  # a file system without locks
+    monkeypatch.setattr(folder_layout, "acquire_lock", lambda folder: None)  # a file system without locks
     with pytest.raises(StoreError, match="other settings"):
         opened(folder, OTHER)
     assert Run.read(folder).identity == ONE

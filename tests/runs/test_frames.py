@@ -18,8 +18,8 @@ from featmap.errors import FeatmapError
 from featmap.network.loading import load
 from featmap.optimize.parameterization import frame_steps, initial_image, interpolate_schedule
 from featmap.optimize.recipe import ARTICLE, FAST, Recipe
-from featmap.progress import Silent
 from featmap.runs.maximise import maximise_job
+from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
 from tests.helpers.settings import options, resolve
 

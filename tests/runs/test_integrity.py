@@ -15,7 +15,7 @@ from featmap import files
 from featmap.cli import app
 from featmap.errors import StoreError
 from featmap.runs import integrity
-from featmap.runs.array_layout import ArraySpec
+from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.integrity import CHANGED, FOREIGN, MISSING, UNFINISHED, Fault
 from featmap.runs.manifest import COMPLETE, COPY, FORMAT, MANIFEST
 from featmap.runs.store import Run

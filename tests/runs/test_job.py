@@ -25,10 +25,10 @@ from featmap.mapping import run as mapping
 from featmap.network.loading import load
 from featmap.optimize.limits import seeds_of
 from featmap.optimize.recipe import RECIPES
-from featmap.progress import Silent
-from featmap.runs import array_layout, estimate, lifecycle, maximise, store
-from featmap.runs.array_layout import STATUSES
+from featmap.runs import estimate, folder_layout, lifecycle, maximise, store
+from featmap.runs.folder_layout import STATUSES
 from featmap.runs.job import Job
+from featmap.runs.progress import Silent
 from featmap.runs.worker import Worker
 from tests.helpers import tiny
 from tests.helpers.settings import options, resolve
@@ -100,7 +100,7 @@ def test_images_and_responses_are_labelled_by_their_features(finished: tuple[Job
 
 def test_the_descent_raises_every_feature_above_the_null_image(finished: tuple[Job, xr.Dataset]) -> None:
     _, data = finished
-    assert (data["status"].values == array_layout.LIVE).all()
+    assert (data["status"].values == folder_layout.LIVE).all()
     assert (data["activation"].values > data["null_activation"].values).all()
     assert (data["curve"].values[..., -1] > data["curve"].values[..., 0]).all()
     assert not np.array_equal(data["images"][0], data["images"][1])

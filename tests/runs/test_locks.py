@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from featmap.errors import StoreError
-from featmap.runs.array_layout import ArraySpec
-from featmap.runs.folders import LOCK, OWNER
+from featmap.runs.folder_layout import LOCK, OWNER, ArraySpec
 from featmap.runs.store import Run
 
 ARRAYS = {"x": ArraySpec(("row",), (4,), (2,))}
@@ -24,7 +23,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 import numpy as np
-from featmap.runs.array_layout import ArraySpec
+from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.store import Run
 run = Run(Path(sys.argv[1]), {"a": 1}).open({"x": ArraySpec(("row",), (4,), (2,))}, {"row": np.arange(4)}, {})
 print("held", flush=True)

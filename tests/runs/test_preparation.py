@@ -17,7 +17,7 @@ from featmap.cli.app import main
 from featmap.mapping import tables
 from featmap.network.loading import load
 from featmap.optimize.responses import Probe
-from featmap.runs import array_layout
+from featmap.runs import folder_layout
 from featmap.runs.manifest import Manifest
 from featmap.stats import clustering
 from tests.helpers import kinds, networks
@@ -71,7 +71,7 @@ def test_output_and_manifest_say_that_the_untouched_network_descended(capsys: py
     (record,) = manifest("run")["preparation"]
     assert record["network"] == "untouched" and record["output"] > 0.01
     data, net = featmap.open_arrays("run"), kinds.reusing()
-    assert set(array_layout.status_names(data["status"].values[0])) == {"live"}
+    assert set(folder_layout.status_names(data["status"].values[0])) == {"live"}
     with torch.no_grad():  # A by plain PyTorch
         expected = net(torch.from_numpy(data["images"].values[0])).mean((2, 3)).numpy()
     np.testing.assert_allclose(data["A"].values[0], expected, rtol=1e-4, atol=1e-6)
@@ -129,10 +129,16 @@ def test_a_network_with_two_results_is_refused_and_leaves_nothing(
 
 
 def test_codes_stand_for_a_status_and_a_start() -> None:
-    codes = range(len(array_layout.STATUSES))
-    assert array_layout.STATUSES == ("live", "rescued", "dead", "unconverged", "not-finite")  # as stored runs have them
-    assert array_layout.status_names(codes) == ["live", "live", "dead", "unconverged", "not-finite"]
-    assert array_layout.starts(codes) == ["gradient", "rescued", None, "gradient", None]
+    codes = range(len(folder_layout.STATUSES))
+    assert folder_layout.STATUSES == (
+        "live",
+        "rescued",
+        "dead",
+        "unconverged",
+        "not-finite",
+    )  # as stored runs have them
+    assert folder_layout.status_names(codes) == ["live", "live", "dead", "unconverged", "not-finite"]
+    assert folder_layout.starts(codes) == ["gradient", "rescued", None, "gradient", None]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,7 @@ def test_codes_stand_for_a_status_and_a_start() -> None:
     ],
 )
 def test_counts_of_statuses_in_words(statuses: dict[str, int], rescued: int, text: str) -> None:
-    assert array_layout.count_statuses(statuses, rescued) == text
+    assert folder_layout.count_statuses(statuses, rescued) == text
 
 
 def test_a_feature_without_a_gradient_at_the_start_is_live(

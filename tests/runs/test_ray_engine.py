@@ -22,12 +22,12 @@ from featmap.interaction.worker import JointWorker
 from featmap.mapping import run as mapping
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.progress import Silent
 from featmap.runs import lifecycle, maximise
-from featmap.runs.array_layout import ARRAYS
 from featmap.runs.engine import Engine
+from featmap.runs.folder_layout import ARRAYS
 from featmap.runs.job import Job
 from featmap.runs.manifest import UNITS
+from featmap.runs.progress import Silent
 from featmap.runs.worker import Worker
 from tests.helpers import settings, tiny
 from tests.helpers.faulty_workers import faulty_worker

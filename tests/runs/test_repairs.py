@@ -21,10 +21,10 @@ from featmap.errors import FeatmapError, IncompleteError, ModelError, RecipeErro
 from featmap.files import hash_file, translate_os_errors, write_atomically
 from featmap.network import weights
 from featmap.optimize.objective import Objective
-from featmap.progress import Silent
 from featmap.runs import device, integrity, ray_engine
 from featmap.runs.engine import WorkUnit
 from featmap.runs.manifest import COPY, MANIFEST, record_text
+from featmap.runs.progress import Silent
 from featmap.runs.store import Run
 from tests.helpers import networks
 from tests.helpers.settings import options

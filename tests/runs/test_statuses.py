@@ -15,7 +15,7 @@ from PIL import Image
 import featmap
 from featmap.cli.app import main
 from featmap.runs import integrity
-from featmap.runs.array_layout import STATUSES
+from featmap.runs.folder_layout import STATUSES
 from tests.helpers import run_kinds
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

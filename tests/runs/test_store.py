@@ -16,7 +16,7 @@ import zarr
 
 from featmap.errors import StoreError
 from featmap.files import digest, hash_file, translate_os_errors, write_atomically
-from featmap.runs.array_layout import ArraySpec
+from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.manifest import COPY, FORMAT, MANIFEST
 from featmap.runs.store import Run
 

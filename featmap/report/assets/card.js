@@ -77,7 +77,10 @@ FM.activationMap = (k) => {
   const [height, width] = shape[k];
   const start = shape.slice(0, k).reduce((sum, [h, w]) => sum + h * w, 0);
   const values = FM.maps.subarray(start, start + height * width);
-  const canvas = FM.element("canvas", { width, height, "aria-hidden": "true" });
+  // The map covers the picture, which is as large as it fits into a square.
+  const [tall, wide] = FM.data.sides.map((n, _, both) => (100 * n) / Math.max(...both));
+  const style = `width:${wide}%;height:${tall}%;left:${(100 - wide) / 2}%;top:${(100 - tall) / 2}%`;
+  const canvas = FM.element("canvas", { width, height, style, "aria-hidden": "true" });
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(width, height);
   for (let p = 0; p < values.length; p += 1) pixels.data[4 * p + 3] = 0.88 * (255 - values[p]);

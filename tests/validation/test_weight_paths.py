@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from featmap.errors import ModelError, UnitError
 from featmap.image_ops import pink_noise
-from featmap.network import weight_paths
 from featmap.network.loading import load
 from featmap.stats import agreement
+from featmap.validation import weight_paths
 from featmap.validation.random_weights import randomise_weights
 from tests.helpers.networks import randomised, small_inception
 from tests.helpers.twofold import bare, honest
@@ -126,5 +126,5 @@ def test_a_known_network_is_built_anew_and_one_that_cannot_be_is_refused() -> No
     fresh = load("resnet18", "random:5").module
     assert torch.equal(found.module.conv1.weight, fresh.conv1.weight)  # type: ignore[union-attr,arg-type]
     assert randomise_weights(load(honest()), 1).weights == "random:1"
-    with pytest.raises(ModelError, match="has parameters but no reset_parameters"):
+    with pytest.raises(ModelError, match="the weight of features is reparametrised"):
         randomise_weights(load(bare()))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featmap.image_shape import Size, as_pair
 from featmap.network.directions import split_name
 from featmap.network.model import Network
 from featmap.network.modules import freeze
@@ -164,7 +165,7 @@ def _keeps_channels(tensor: Any, name: str) -> bool:
     return name == "mean" or (isinstance(tensor, Tensor) and all(side == 1 for side in tensor.shape[2:]))
 
 
-def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeights, FeatureWeights]:
+def find_weights(network: Network, layer: str, size: Size) -> tuple[FeatureWeights, FeatureWeights]:
     """Find the incoming and the outgoing weights of a layer's features.
 
     Incoming: the row of the convolution (or linear map) that computes the feature, negated where a batch norm after
@@ -182,7 +183,7 @@ def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeight
         The network.
     layer : str
         Name of the layer.
-    size : int
+    size : int or (int, int)
         Image size in pixels.
 
     Returns
@@ -205,7 +206,8 @@ def find_weights(network: Network, layer: str, size: int) -> tuple[FeatureWeight
     path, call = split_call(layer)
     module = network.module
     parameter = next(module.parameters(), None)
-    image = torch.full((1, 3, size, size), 0.5, device=parameter.device if parameter is not None else "cpu")
+    device = parameter.device if parameter is not None else "cpu"
+    image = torch.full((1, network.channels, *as_pair(size)), 0.5, device=device)
     tracker = _ChannelTracker({id(p): n.removesuffix(".weight") for n, p in module.named_parameters()})
     origins: list[list[_Channel]] = []
     call_count = 0

@@ -1,0 +1,334 @@
+"""Find what a network takes: the number of channels, the size of images, or something other than images."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from featmap.errors import InputError
+from featmap.image_shape import Size, area, as_size, format_size
+from featmap.network.modules import freeze
+from featmap.network.trace import Trace, trace
+
+COMMON_CHANNELS = (3, 1, 4, 2)
+"""Numbers of channels that are tried, in this order, where no layer tells the number."""
+COMMON_SIZES = (32, 28, 64, 96, 128, 160, 192, 112, 256, 240, 299, 384, 48, 16, 336, 448, 512)
+"""Sizes in pixels that are tried, in this order."""
+MAX_TRIED_SIZE = 1024
+"""Largest size in pixels that is tried."""
+COMMON_PATCHES = (4, 8, 16, 14, 32, 2)
+"""Sides of patches in pixels that are tried where no convolution cuts them."""
+EXTRA_TOKENS = (0, 1, 2, 5, 4, 3, 6, 8)
+"""Numbers of tokens beside a grid for which a positional embedding is tried: class token, distillation, registers."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network takes.
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the images.
+    size : int or (int, int)
+        Size of the images in pixels.
+    trace : Trace
+        A forward pass on such an image; it has failed where nothing fits.
+    note : str
+        How the size was found; empty where it was not searched for.
+    works : int, (int, int) or None, default None
+        A size that was found to work, where another one was named.
+    """
+
+    channels: int
+    size: Size
+    trace: Trace
+    note: str = ""
+    works: Size | None = None
+
+
+def find_input(
+    module: nn.Module, name: str, default: Size, channels: int | None = None, size: Size | None = None
+) -> Input:
+    """Find the channels and the size that a network takes, by layers and by trying.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network; it is not changed.
+    name : str
+        Name of the network, for the message.
+    default : int or (int, int)
+        Size that is tried first.
+    channels : int or None, default None
+        Number of channels, where it is known.
+    size : int, (int, int) or None, default None
+        Size of the images, where it is known.
+
+    Returns
+    -------
+    Input
+        What it takes: the defaults (3 channels) if these work, or if nothing does.
+
+    Raises
+    ------
+    InputError
+        If it takes something other than one batch of images.
+    """
+    first = try_input(module, size or default, channels or 3)
+    if not first.failure:
+        return Input(channels or 3, first.size, first)
+    _require_images(module, name, first)
+    best = first
+    for n in [channels] if channels else _channels_to_try(module, first):
+        at_size = first if n == (channels or 3) else try_input(module, first.size, n)
+        if not at_size.failure:
+            return Input(n, first.size, at_size)
+        found = search_size(module, n, at_size)
+        if found is not None and size is not None:
+            return Input(n, size, at_size, works=found.size)
+        if found is not None:
+            note = f"input size {format_size(found.size)}, found by trying: the network fails at {format_size(default)}"
+            return Input(n, found.size, found, note)
+        if len(at_size.layers) > len(best.layers):
+            best = at_size
+    return Input(best.image.shape[1], first.size, best)
+
+
+def try_input(module: nn.Module, size: Size, channels: int) -> Trace:
+    """Trace a forward pass without its warnings, which are for a run that works.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    size : int or (int, int)
+        Size of the image in pixels.
+    channels : int
+        Number of its channels.
+
+    Returns
+    -------
+    Trace
+        The pass, see `featmap.network.trace.trace`.
+    """
+    with warnings.catch_warnings(), freeze(module):
+        warnings.simplefilter("ignore")
+        return trace(module, size, channels)
+
+
+def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None:
+    """Search for a size at which a network works.
+
+    Sizes of its settings and of positional embeddings are tried first, then common ones.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    channels : int
+        Number of channels of its images.
+    failed : Trace
+        A pass that failed at another size.
+
+    Returns
+    -------
+    Trace or None
+        A pass that works; None where no size was found, or the failure does not depend on the size.
+    """
+    failures = {format_size(failed.size): failed.failure}
+    for size in _sizes_to_try(module):
+        if format_size(size) in failures:
+            continue
+        found = try_input(module, size, channels)
+        if not found.failure:
+            return found
+        failures[format_size(size)] = found.failure
+        if len(failures) >= 4 and len(set(failures.values())) == 1:  # for example a missing argument
+            return None
+    return _bisect_linear(module, channels)
+
+
+def _sizes_to_try(module: nn.Module) -> Iterator[Size]:
+    """Generate sizes: those of settings, of positional embeddings, common ones."""
+    for part in (module, *module.children()):
+        settings = [getattr(part, name, None) for name in ("config", "pretrained_cfg", "default_cfg")]
+        for holder in (part, *settings):
+            for name in ("image_size", "img_size", "input_size"):
+                value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+                if isinstance(value, (tuple, list)):
+                    value = list(value)[-2:]
+                sides = value if isinstance(value, list) else [value]
+                if all(isinstance(s, int) and 0 < s <= MAX_TRIED_SIZE for s in sides):
+                    yield as_size(value)
+    yield from _sizes_of_embeddings(module)
+    yield from COMMON_SIZES
+
+
+def _sizes_of_embeddings(module: nn.Module) -> Iterator[Size]:
+    """Generate the sizes that fit the positional embeddings of a network that cuts images into patches."""
+    convolutions = (m for m in module.modules() if isinstance(m, nn.Conv2d))
+    patch = next((m.stride for m in convolutions if m.stride == m.kernel_size and m.stride[0] > 1), None)
+    for step in COMMON_PATCHES if patch is None else ():
+        yield from _sizes_of_grids(module, (step, step))
+    if patch is not None:
+        yield from _sizes_of_grids(module, patch)
+
+
+def _sizes_of_grids(module: nn.Module, patch: tuple[int, ...]) -> Iterator[Size]:
+    """Generate the sizes at which patches of some height and width fit the positional embeddings."""
+    for name, values in (*module.named_parameters(), *module.named_buffers()):
+        if "pos" not in name.lower() or values.dim() < 2:
+            continue
+        if values.dim() == 4:  # 1 x C x H x W or 1 x H x W x C
+            for grid in (values.shape[2:], values.shape[1:3]):
+                yield as_size([side * step for side, step in zip(grid, patch, strict=True)])
+            continue
+        for extra in EXTRA_TOKENS:
+            side = math.isqrt(max(0, values.shape[-2] - extra))
+            if side and side**2 == values.shape[-2] - extra:
+                yield as_size([side * step for step in patch])
+
+
+@contextmanager
+def _record_inputs(module: nn.Module) -> Iterator[list[tuple[nn.Module, Sequence[int]]]]:
+    """Record the shapes of what convolutions and linear layers get, in their order."""
+    calls: list[tuple[nn.Module, Sequence[int]]] = []
+
+    def record(part: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            calls.append((part, tuple(args[0].shape)))
+
+    parts = [m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    handles = [m.register_forward_pre_hook(record) for m in parts]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bisect_linear(module: nn.Module, channels: int) -> Trace | None:
+    """Search for the size that fits a linear layer behind a flattened grid, whose width grows with the size."""
+    low, high, found = 0, MAX_TRIED_SIZE + 1, None
+    while high - low > 1:
+        size = (low + high) // 2
+        with _record_inputs(module) as calls:
+            tried = try_input(module, size, channels)
+        if not tried.failure:
+            found, high = tried, size
+            continue
+        last, shape = calls[-1] if calls else (None, ())
+        # a pass that fails before the linear layer has too few pixels for its pooling
+        too_wide = isinstance(last, nn.Linear) and shape[-1] > last.in_features
+        low, high = (low, size) if too_wide else (size, high)
+    return found
+
+
+def _channels_to_try(module: nn.Module, failed: Trace) -> list[int]:
+    """List numbers of channels: what the first layer takes, or else common ones."""
+    tried = failed.image.shape[1]
+    with _record_inputs(module) as calls:
+        try_input(module, failed.size, tried)
+    if calls:
+        first, shape = calls[0]
+        seen, expected = (
+            (shape[-1], first.in_features)
+            if isinstance(first, nn.Linear)
+            else (shape[1] if len(shape) > 1 else 0, getattr(first, "in_channels", 0))
+        )
+        if seen == tried * area(failed.size):  # a linear layer behind a flattened image, square by assumption
+            whole = [expected // area(failed.size)] if expected % area(failed.size) == 0 else []
+            square = [n for n in COMMON_CHANNELS if n * math.isqrt(expected // n) ** 2 == expected]
+            return whole + square
+        if seen and tried * expected % seen == 0:
+            return [tried * expected // seen]
+    return list(COMMON_CHANNELS)
+
+
+class _Recorder(dict[Any, Any]):
+    """A dictionary or object of any keys and attributes, all of which are the same image; it records what is asked."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.image = image
+        self.keys_read: list[Any] = []
+        self.attributes_read: list[str] = []
+
+    def __missing__(self, key: Any) -> Tensor:
+        self.keys_read.append(key)
+        return self.image
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key]
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or hasattr(Tensor, name):
+            raise AttributeError(name)
+        self.attributes_read.append(name)
+        return self.image
+
+
+def _require_images(module: nn.Module, name: str, failed: Trace) -> None:
+    """Raise an error with the code of a wrapper if a network takes something other than one batch of images."""
+    arguments = _list_arguments(module.forward)
+    others = arguments[1:]
+    if others:
+        what, call = f"{len(arguments)} inputs ({', '.join(arguments)})", f"images, {'=..., '.join(others)}=..."
+    else:
+        with _record_inputs(module) as calls:
+            again = try_input(module, failed.size, failed.image.shape[1])
+        if calls:  # its layers got the image: it is their shapes that do not fit
+            return
+        what, call = _describe_reading(module, failed.image, again.failure)
+    if what:
+        raise InputError(
+            f"network {name} takes {what}, and featmap gives one batch of images, N x C x H x W; "
+            "wrap it, and give the wrapper as the model, such as package.module:OnImages",
+            "class OnImages(torch.nn.Module):\n"
+            "    def __init__(self): super().__init__(); self.network = make()\n"
+            f"    def forward(self, images): return self.network({call})",
+        )
+
+
+def _list_arguments(forward: Callable[..., Any]) -> list[str]:
+    """List the arguments that a call needs; empty where they cannot be read."""
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in needed]
+
+
+def _describe_reading(module: nn.Module, image: Tensor, failure: str) -> tuple[str, str]:
+    """Describe how a network reads its input, and the argument that a wrapper passes; empty for images."""
+    recorder = _Recorder(image)
+    with warnings.catch_warnings(), freeze(module), torch.no_grad():
+        warnings.simplefilter("ignore")
+        with suppress(Exception):  # only what was read before it failed is of interest
+            module(recorder)
+    for read, kind in ((recorder.keys_read, "a dictionary"), (recorder.attributes_read, "an object")):
+        keys = list(dict.fromkeys(k for k in read if isinstance(k, str)))
+        if keys:
+            values = ["images", *["..."] * (len(keys) - 1)]
+            if kind == "an object":
+                parts = ", ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True))
+                return f"{kind} with {', '.join(keys)}", f"types.SimpleNamespace({parts})"
+            parts = ", ".join(f"{k!r}: {v}" for k, v in zip(keys, values, strict=True))
+            return f"{kind} with {', '.join(map(repr, keys))}", f"{{{parts}}}"
+    if "mapping" in failure:
+        return "a dictionary", "{...: images}"
+    if re.search(r"values to unpack|out of bounds for dimension 0 with size 1", failure):
+        return "a list of inputs", "[images, ...]"
+    return "", ""
