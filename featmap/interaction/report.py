@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
-from featmap.image_shape import format_size
+from featmap.image_shape import colour_note, format_size
 from featmap.interaction.conclusion import (
     describe_nonlinearity,
     format_number,
@@ -188,7 +188,8 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
         sentence=state_conclusion(row, len(job.seeds)),
         notes=(
             f"{legend}; images of seed {seed}, with one contrast for all; balance {job.balance}, "
-            f"recipe {job.recipe.name}, {format_size(job.recipe.size)} pixels; probed: {', '.join(job.responses)}",
+            f"recipe {job.recipe.name}, {format_size(job.recipe.size)} pixels{colour_note(job.network.channels)}; "
+            f"probed: {', '.join(job.responses)}",
             *list_notes(row, len(job.seeds), job.recipe),
         ),
     )
@@ -392,4 +393,5 @@ def _write_sheets(run: Run, arrays: JointArrays, ranking: pd.DataFrame, limit: i
             cards.append(sheets.Card(tuple(stretched), (row["a"], row["b"], "joint"), text))
         if cards:
             title = f"The {len(cards)} {name.replace('-', ' ')} of {len(ranking)} pairs"
+            title += colour_note(job.network.channels)
             output.save_figure(run, sheets.card_sheet(cards, title), name, ("png",))

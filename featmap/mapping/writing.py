@@ -143,7 +143,8 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
     save_figure(run, sheet, f"{layer_map.prefix}features", ("png",))
     rows = _pair_cards(layer_map, nodes, images)
     if rows:
-        pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once)")
+        note = colour_note(pictures.shape[1])
+        pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once){note}")
         save_figure(run, pairs, f"{layer_map.prefix}neighbours", ("png",))
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from featmap.image_shape import format_size
+from featmap.image_shape import colour_note, format_size
 from featmap.mapping import flags, tables
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.plotting import scatter, sheets
@@ -183,6 +183,7 @@ def _draw_panels(
     best = agreement.best_photographs(responses, PANEL_PHOTOGRAPHS)
     worst = agreement.best_photographs(-responses, PANEL_PHOTOGRAPHS)
     title = f"{evidence.layer}: each maximising image, and the photographs that excite its feature most and least"
+    title += colour_note(len(evidence.read_image(names[0])) if names else 3)
     for number, first in enumerate(range(0, len(names), PANELS_PER_PAGE), 1):
         watcher.stage(f"panels of {evidence.layer}", first, len(names))
         cards = []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+import typer
 
 from featmap.cli import app, entry
+from featmap.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,30 @@ def test_a_wrong_value_is_reported_with_its_option(words: list[str], capsys: pyt
         app.main(["similarity", *model, *words])
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"featmap: {words[0]} ")
+
+
+def test_a_wrapper_is_printed_below_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = typer.Typer()
+
+    @commands.command()
+    def command() -> None:
+        raise InputError("network x takes two inputs", "class OnImages:\n    first\n    second")
+
+    with pytest.raises(SystemExit) as ended:
+        entry.run(commands, "featmap", [])
+    assert ended.value.code == 2
+    expected = "featmap: network x takes two inputs\nclass OnImages:\n    first\n    second\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_objects_are_collected_at_exit_where_the_compiler_is_loaded(
+    loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    entry._skip_last_collection()
+    assert frozen == ([] if loaded else [True])

@@ -133,3 +133,18 @@ def test_names_without_published_weights() -> None:
 def test_without_timm_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert refusal(lambda: load("timm:resnet18")) == "timm is not installed; install it: pip install 'featmap[timm]'"
+
+
+def test_sizes_that_are_not_square_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "input_size": (3, 64, 96)}
+    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda module: settings)
+    network = load(f"timm:{NAME}", "random")
+    assert (network.input_size, network.channels) == ((64, 96), 3)
+    grid = network.layer("layer1.0").shape[1:]
+    assert grid[1] * 64 == grid[0] * 96
+
+
+@pytest.mark.parametrize("name", ["timm:hf-hub:timm/resnet18", "timm:hf_hub:timm/resnet18", "timm:local-dir:/nowhere"])
+def test_names_of_a_hub_or_folder_are_refused_in_one_line(name: str) -> None:
+    message = refusal(lambda: load(name, "random"))
+    assert message.startswith(f"model {name!r}: names of a hub or folder are not followed") and "\n" not in message
