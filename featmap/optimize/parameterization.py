@@ -118,6 +118,84 @@ class Fourier:
         return torch.stack([torch.sigmoid(row) for row in logits])
 
 
+class Spectrum:
+    """Parameterise an image by its spectrum in decorrelated colours, at the scale of natural images.
+
+    The image is ``sigmoid(colour @ x / 4)``, where x has the spectrum ``parameters / f**decay``, with f in cycles per
+    pixel (at least one cycle per image), by an orthonormal transform.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+
+    References
+    ----------
+    C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017, doi:10.23915/distill.00007
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def to_parameters(self, images: Tensor) -> Tensor:
+        """Convert images to the parameters of their spectrum.
+
+        Parameters
+        ----------
+        images : Tensor
+            B x 3 x H x W; clamped to [0.002, 0.998], where the sigmoid can be inverted.
+
+        Returns
+        -------
+        Tensor
+            Real and imaginary parts, B x 3 x H x (W // 2 + 1) x 2.
+        """
+        logit = 4 * torch.logit(images.clamp(0.002, 0.998))
+        mixed = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
+        scale = _decay_scale(images.shape[2], self.recipe.decay, images.device)
+        return torch.view_as_real(torch.fft.rfft2(mixed, norm="ortho") / scale).contiguous()
+
+    def to_images(self, parameters: Tensor) -> Tensor:
+        """Convert the parameters of a spectrum to images.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            Real and imaginary parts, B x 3 x H x (W // 2 + 1) x 2.
+
+        Returns
+        -------
+        Tensor
+            B x 3 x H x W in (0, 1).
+        """
+        size = parameters.shape[2]
+        spectrum = torch.view_as_complex(parameters) * _decay_scale(size, self.recipe.decay, parameters.device)
+        mixed = torch.fft.irfft2(spectrum, s=(size, size), norm="ortho") / 4
+        logits = torch.einsum("ij,bjhw->bihw", image_ops.constant_tensor(_COLOURS, mixed.device, mixed.dtype), mixed)
+        # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
+        return torch.stack([torch.sigmoid(row) for row in logits])
+
+    def noise_image(self, seed: int, size: int, purpose: str = "noise") -> Tensor:
+        """Make the image of a random spectrum, whose coefficients have the recipe's standard deviation.
+
+        Parameters
+        ----------
+        seed : int
+            Seed of the noise.
+        size : int
+            Side of the image in pixels.
+        purpose : str, default "noise"
+            First part of the generator's key.
+
+        Returns
+        -------
+        Tensor
+            3 x size x size in (0, 1).
+        """
+        spectrum = torch.fft.rfft2(self.recipe.std * image_ops.noise(seed, size, purpose), norm="ortho")
+        return self.to_images(torch.view_as_real(spectrum)[None])[0]
+
+
 @lru_cache(maxsize=16)
 def _frequency_scale(size: int, device: torch.device) -> Tensor:
     """Compute the factor of each frequency of a spectrum, on the CPU, and put it on its device once."""
@@ -127,7 +205,17 @@ def _frequency_scale(size: int, device: torch.device) -> Tensor:
         return (1 / frequency / math.sqrt(size)).to(device)
 
 
-PARAMETERISATIONS: dict[str, type[Pixels] | type[Fourier]] = {"pixels": Pixels, "fourier": Fourier}
+@lru_cache(maxsize=16)
+def _decay_scale(size: int, decay: float, device: torch.device) -> Tensor:
+    """Compute the factor f**-decay of each frequency on the CPU, and put it on its device once."""
+    with torch.inference_mode(False):  # the cached tensor outlives the context of the first call
+        fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
+        frequency = torch.sqrt(fx * fx + fy * fy).clamp(min=1 / size)
+        return (size * (frequency * size) ** -decay).to(device)
+
+
+Parameterisation = Pixels | Fourier | Spectrum
+PARAMETERISATIONS: dict[str, type[Parameterisation]] = {"pixels": Pixels, "fourier": Fourier, "spectrum": Spectrum}
 
 
 def null_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Tensor:
@@ -210,6 +298,8 @@ def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None) -> Ten
     size = recipe.sizes[0]
     if start is not None:
         return image_ops.resize(start[None].float(), size)[0]
+    if recipe.parameterisation == "spectrum":
+        return Spectrum(recipe).noise_image(seed, size)
     return recipe.mean + recipe.std * image_ops.noise(seed, size)
 
 

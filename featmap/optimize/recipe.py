@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from featmap.errors import RecipeError, suggest
+from featmap.optimize.schedule import Octave, Transform
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
 MIN_ROWS = 2
 MAX_ROWS, MAX_STEPS = 65_536, 1_000_000
 CHOICES = {
-    "parameterisation": ("pixels", "fourier"),
+    "parameterisation": ("pixels", "fourier", "spectrum"),
     "optimiser": ("gradient", "rms", "adam"),
     "clamp": ("never", "end", "every"),
     "gradients": ("separate", "together"),
@@ -51,32 +52,6 @@ def require_integer(name: str, value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Octave:
-    """A part of the descent at one image size.
-
-    Step size and blur sigma change linearly from their first to their last value: at step i of n they are
-    ``first * (n - i) / n + last * i / n``, as in the article.
-
-    Parameters
-    ----------
-    steps : int
-        Number of steps, 1 or more.
-    rate : tuple of float
-        Step size at the first and at the last step.
-    sigma : tuple of float, default (0.0, 0.0)
-        Standard deviation of the blur in pixels at the first and at the last step; 0 means no blur.
-    size : int, float or None, default None
-        Side of the image: an int is in pixels, a float is a fraction of the finished image's size, None is that
-        size itself.
-    """
-
-    steps: int
-    rate: tuple[float, float]
-    sigma: tuple[float, float] = (0.0, 0.0)
-    size: int | float | None = None
-
-
-@dataclass(frozen=True)
 class Recipe:
     """The settings of a descent from noise to a maximising image.
 
@@ -88,8 +63,10 @@ class Recipe:
         Name of the recipe.
     octaves : tuple of Octave
         Parts of the descent, in their order; the image is resized between them.
-    parameterisation : {"pixels", "fourier"}, default "pixels"
-        What the descent changes: the pixels, or a decorrelated spectrum that a sigmoid maps to [0, 1] [1]_.
+    parameterisation : {"pixels", "fourier", "spectrum"}, default "pixels"
+        What the descent changes: the pixels, or a spectrum in decorrelated colours that a sigmoid maps to [0, 1]
+        [1]_. "fourier" is the spectrum of version 0.1; "spectrum" has the scale of [1]_, starts from noise with the
+        spectrum of natural images, and has the exponent `decay`.
     optimiser : {"gradient", "rms", "adam"}, default "adam"
         "gradient" takes the plain gradient; "rms" divides it by its root mean square over the whole image.
     betas : tuple of float, default (0.9, 0.999)
@@ -100,6 +77,13 @@ class Recipe:
         When pixels are clamped to [0, 1]: never, at the end, or after every step.
     jitter : int, default 0
         Largest number of pixels by which the image is rolled before each step.
+    transform : Transform or None, default None
+        Ranges of a random rotation, scale, shift and flip before each step, which depend on (seed, step) only.
+    decay : float, default 1.0
+        Exponent of frequency by which "spectrum" divides its amplitudes.
+    contrast : float, default 0.0
+        Weight of the mean response of all features of the unit's layer, at the unit's positions, that is subtracted
+        from the unit's response in the loss; with 1 the image shows what is the feature's own. For metric "l1".
     metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
         Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
         "linf" is what the article's code computes: the largest row sum.
@@ -143,6 +127,9 @@ class Recipe:
     std: float = 0.2
     clamp: Literal["never", "end", "every"] = "end"
     jitter: int = 0
+    transform: Transform | None = None
+    decay: float = 1.0
+    contrast: float = 0.0
     metric: str = "l1"
     C: float = 200.0
     rescue: float = 0.25
@@ -156,7 +143,7 @@ class Recipe:
     def __post_init__(self) -> None:
         require_integer("rows", self.rows)
         require_integer("jitter", self.jitter)
-        for number in ("C", "rescue", "mean", "std"):
+        for number in ("C", "rescue", "mean", "std", "decay", "contrast"):
             if isinstance(getattr(self, number), bool) or not isinstance(getattr(self, number), (int, float)):
                 raise RecipeError(f"{number} {getattr(self, number)!r}: give a number")
         if self.metric not in METRICS:
@@ -172,6 +159,14 @@ class Recipe:
             )
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise RecipeError(f"betas {self.betas}: give two numbers from 0 to less than 1, such as (0.9, 0.999)")
+        if not 0 <= self.decay <= 4:
+            raise RecipeError(f"decay {self.decay}: give an exponent from 0 to 4; natural images have about 1")
+        if not (math.isfinite(self.contrast) and (self.contrast == 0 or self.metric == "l1")):
+            raise RecipeError(
+                f"contrast {self.contrast} with metric {self.metric}: give a finite number, and metric l1"
+            )
+        if self.transform is not None:
+            _check_transform(self.transform)
         if self.jitter < 0 or not 0 <= self.rescue <= 1:
             raise RecipeError(f"jitter {self.jitter}, rescue {self.rescue}: give a jitter from 0, a rescue from 0 to 1")
         if not math.isfinite(self.C):
@@ -306,7 +301,7 @@ class Recipe:
             settings.pop(setting)
         # Fields that were added later are left out at their first value: runs from before they existed keep their
         # identity and can still be resumed.
-        for setting, first in (("gradients", "separate"), ("precision", "float32"), ("betas", (0.9, 0.999))):
+        for setting, first in _LATER_SETTINGS.items():
             if settings[setting] == first:
                 settings.pop(setting)
         return json.loads(json.dumps(settings))
@@ -337,7 +332,29 @@ class Recipe:
         )
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
+        if settings.get("transform"):
+            transform = settings["transform"]
+            settings["transform"] = Transform(**{**transform, "scale": tuple(transform["scale"])})
         return Recipe(**settings)
+
+
+_LATER_SETTINGS = {
+    "gradients": "separate",
+    "precision": "float32",
+    "betas": (0.9, 0.999),
+    "transform": None,
+    "decay": 1.0,
+    "contrast": 0.0,
+}
+
+
+def _check_transform(transform: Transform) -> None:
+    """Check that the ranges of a transform can be drawn from."""
+    low, high = transform.scale
+    if not (0 <= transform.rotation <= 180 and 0.1 <= low <= high <= 10 and 0 <= transform.shift <= 0.5):
+        raise RecipeError(
+            f"{transform}: give a rotation from 0 to 180 degrees, a scale from 0.1 to 10, and a shift from 0 to 0.5"
+        )
 
 
 def _octave_size(size: int | float | None, final: int, last: int | float | None) -> int:
