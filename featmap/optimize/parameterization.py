@@ -119,10 +119,10 @@ class Fourier:
 
 
 class Spectrum:
-    """Parameterise an image by its spectrum in decorrelated colours, at the scale of natural images.
+    """Parameterise an image by a spectrum of the scale of natural images.
 
-    The image is ``sigmoid(colour @ x / 4)``, where x has the spectrum ``parameters / f**decay``, with f in cycles per
-    pixel (at least one cycle per image), by an orthonormal transform.
+    With side s and frequency f in cycles per image, at least 1, the image is ``sigmoid(colour @ x / 4)``, where x is
+    the inverse orthonormal transform of ``parameters * s / f**decay``, and ``colour`` undoes the decorrelation.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ class Spectrum:
         return torch.stack([torch.sigmoid(row) for row in logits])
 
     def noise_image(self, seed: int, size: int, purpose: str = "noise") -> Tensor:
-        """Make the image of a random spectrum, whose coefficients have the recipe's standard deviation.
+        """Make the image of a random spectrum of the recipe's standard deviation.
 
         Parameters
         ----------

@@ -19,7 +19,7 @@ from featmap.rng import generator
 
 @dataclass(frozen=True)
 class Affine:
-    """The map from a position of the transformed image to the position that is read in the given image.
+    """The map from a position of the transformed image to the position it reads.
 
     Positions run from -1 to 1 over the image, from the outer edge of the first pixel to that of the last.
 
