@@ -20,6 +20,7 @@ from featmap.network.unit import Shape
 from featmap.optimize import parameterization
 from featmap.optimize.objective import BatchLoss, Objective
 from featmap.optimize.recipe import Octave, Recipe
+from featmap.optimize.transforms import apply_transform
 
 ADAM_EPS = 1e-8
 RESCUE_SLOPE = 0.1
@@ -272,7 +273,9 @@ def descend(
         for octave in recipe.octaves:
             assert isinstance(octave.size, (int, tuple))
             image = image_ops.resize(image, octave.size)
-            loss = BatchLoss(padded, network.shapes[octave.size], recipe.metric, recipe.C, device)
+            loss = BatchLoss(
+                padded, network.shapes[octave.size], recipe.metric, recipe.C, device, contrast=recipe.contrast
+            )
             image = loop.run_octave(hooks, loss, image, octave)
     return Descent(
         parameterization.clamp_final(recipe, image)[:count].float().cpu(),
@@ -301,7 +304,7 @@ class _Loop:
     """The steps of one batch, and their records."""
 
     normalise: Callable[[Tensor], Tensor]
-    parameterisation: parameterization.Pixels | parameterization.Fourier
+    parameterisation: parameterization.Parameterisation
     recipe: Recipe
     seeds: list[int]
     rescued: Tensor
@@ -381,7 +384,8 @@ class _Loop:
         self, hooks: ActivationHooks, loss: BatchLoss, p: Tensor, step: int, gate: _Gate | None
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses and activations of the rows' terms, R x T each, with `gate` in every ReLU."""
-        shifted = image_ops.jitter(self.parameterisation.to_images(p), self.seeds, step, self.recipe.jitter)
+        images = apply_transform(self.parameterisation.to_images(p), self.seeds, step, self.recipe.transform)
+        shifted = image_ops.jitter(images, self.seeds, step, self.recipe.jitter)
         with nullcontext() if gate is None else _GatedReLUs(gate):
             return loss.compute_terms(self._outputs(hooks, loss, self.normalise(shifted)))
 

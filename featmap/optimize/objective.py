@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from featmap.errors import UnitError
+from featmap.network.directions import split_name
 from featmap.network.unit import Shape, Unit
 
 MAX_TERMS = 256
@@ -262,6 +263,7 @@ class _TermGroup:
     weights: Tensor
     counts: Tensor
     terms: Tensor
+    row_numbers: tuple[int, ...]
 
 
 class BatchLoss:
@@ -279,6 +281,9 @@ class BatchLoss:
         The constant that the units' neurons are compared with.
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
+    contrast : float, default 0.0
+        Weight of the mean of all features of the unit's layer, at the unit's positions, that is subtracted from each
+        of the unit's neurons; not for directions, whose layer holds whatever directions it was given.
     """
 
     def __init__(
@@ -288,8 +293,9 @@ class BatchLoss:
         metric: str,
         C: float,
         device: torch.device | str = "cpu",
+        contrast: float = 0.0,
     ) -> None:
-        self.rows, self.C = len(objectives), C
+        self.rows, self.C, self.contrast = len(objectives), C, contrast
         self.max_terms = max(len(o.terms) for o in objectives)
         needed: dict[str, set[tuple[int, int]]] = defaultdict(set)
         # Terms of equal shape are computed together; the key holds all that the shape depends on.
@@ -332,6 +338,7 @@ class BatchLoss:
             torch.tensor(weights, device=device, dtype=torch.float32),
             counts.to(device),
             torch.tensor(terms, device=device),
+            rows,
         )
 
     def __call__(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -359,7 +366,12 @@ class BatchLoss:
         means = first.new_full((self.rows, self.max_terms), float("nan"))
         for g in self.groups:
             values = outputs[g.layer][g.rows[:, None], g.channels]
-            loss = METRIC_LOSSES[g.metric](values, g.mask, self.C) * g.weights
+            contrasted = values
+            if self.contrast and not split_name(g.layer)[1]:
+                # one row at a time: over many rows at once the rounding of a mean depends on their number
+                layer_means = torch.stack([outputs[g.layer][row].mean(0, keepdim=True) for row in g.row_numbers])
+                contrasted = values - self.contrast * layer_means
+            loss = METRIC_LOSSES[g.metric](contrasted, g.mask, self.C) * g.weights
             losses = losses.index_add(0, g.rows * self.max_terms + g.terms, loss)
             inside = values.detach() if g.mask is None else torch.where(g.mask, values.detach(), 0.0)
             means[g.rows, g.terms] = _reduce_rows(torch.sum, inside) / g.counts

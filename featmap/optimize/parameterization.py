@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featmap import image_ops
-from featmap.image_shape import as_pair
+from featmap.image_shape import Size, as_pair
 from featmap.optimize.recipe import Recipe
 
 # Square root of the colour covariance of natural images, normalised and applied as in Olah et al., "Feature
@@ -124,6 +124,89 @@ class Fourier:
         return torch.stack([torch.sigmoid(row) for row in logits])
 
 
+class Spectrum:
+    """Parameterise an image by a spectrum of the scale of natural images.
+
+    Images of three channels are in decorrelated colours. With f in cycles per image, at least 1, and s the geometric
+    mean of height and width, the image is ``sigmoid(colour @ x / 4)``, where x is the inverse orthonormal transform of
+    ``parameters * s / f**decay``, and ``colour`` undoes the decorrelation.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+
+    References
+    ----------
+    C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017, doi:10.23915/distill.00007
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def to_parameters(self, images: Tensor) -> Tensor:
+        """Convert images to the parameters of their spectrum.
+
+        Parameters
+        ----------
+        images : Tensor
+            B x C x H x W; clamped to [0.002, 0.998], where the sigmoid can be inverted.
+
+        Returns
+        -------
+        Tensor
+            Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
+        """
+        logit = 4 * torch.logit(images.clamp(0.002, 0.998))
+        if images.shape[1] == 3:
+            logit = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
+        scale = _decay_scale(images.shape[2], images.shape[3], self.recipe.decay, images.device)
+        return torch.view_as_real(torch.fft.rfft2(logit, norm="ortho") / scale).contiguous()
+
+    def to_images(self, parameters: Tensor) -> Tensor:
+        """Convert the parameters of a spectrum to images.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
+
+        Returns
+        -------
+        Tensor
+            B x C x H x W in (0, 1).
+        """
+        height, width = image_sides(self.recipe, parameters)
+        scale = _decay_scale(height, width, self.recipe.decay, parameters.device)
+        logits = torch.fft.irfft2(torch.view_as_complex(parameters) * scale, s=(height, width), norm="ortho") / 4
+        if logits.shape[1] == 3:
+            colours = image_ops.constant_tensor(_COLOURS, logits.device, logits.dtype)
+            logits = torch.einsum("ij,bjhw->bihw", colours, logits)
+        # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
+        return torch.stack([torch.sigmoid(row) for row in logits])
+
+    def noise_image(self, seed: int, size: Size, channels: int = 3) -> Tensor:
+        """Make the image of a random spectrum of the recipe's standard deviation.
+
+        Parameters
+        ----------
+        seed : int
+            Seed of the noise.
+        size : int or (int, int)
+            Side, or height and width, of the image in pixels.
+        channels : int, default 3
+            Number C of channels.
+
+        Returns
+        -------
+        Tensor
+            C x H x W in (0, 1).
+        """
+        noise = image_ops.noise(seed, size, channels=channels)
+        spectrum = torch.view_as_real(torch.fft.rfft2(self.recipe.std * noise, norm="ortho"))
+        return self.to_images(spectrum[None])[0]
+
+
 def image_sides(recipe: Recipe, parameters: Tensor) -> tuple[int, int]:
     """Find height and width of the images that a spectrum belongs to.
 
@@ -155,7 +238,18 @@ def _frequency_scale(height: int, width: int, device: torch.device) -> Tensor:
         return (1 / frequency / math.sqrt(math.sqrt(height * width))).to(device)
 
 
-PARAMETERISATIONS: dict[str, type[Pixels] | type[Fourier]] = {"pixels": Pixels, "fourier": Fourier}
+@lru_cache(maxsize=16)
+def _decay_scale(height: int, width: int, decay: float, device: torch.device) -> Tensor:
+    """Compute the factor s / f**decay of each frequency on the CPU, and put it on its device once."""
+    with torch.inference_mode(False):  # the cached tensor outlives the context of the first call
+        side = math.sqrt(height * width)
+        fy, fx = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+        cycles = side * torch.sqrt(fx * fx + fy * fy).clamp(min=1 / max(height, width))
+        return (side * cycles**-decay).to(device)
+
+
+Parameterisation = Pixels | Fourier | Spectrum
+PARAMETERISATIONS: dict[str, type[Parameterisation]] = {"pixels": Pixels, "fourier": Fourier, "spectrum": Spectrum}
 
 
 def null_image(recipe: Recipe, seed: int, start: Tensor | None = None, channels: int = 3) -> Tensor:
@@ -246,6 +340,8 @@ def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None, channe
     size = recipe.sizes[0]
     if start is not None:
         return image_ops.resize(start[None].float(), size)[0]
+    if recipe.parameterisation == "spectrum":
+        return Spectrum(recipe).noise_image(seed, size, channels)
     return recipe.mean + recipe.std * image_ops.noise(seed, size, channels=channels)
 
 

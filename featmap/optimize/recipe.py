@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from featmap.errors import RecipeError, suggest
 from featmap.image_shape import Size, area, as_pair, as_size, format_size, scale
+from featmap.optimize.schedule import Octave, Transform, check_transform, share_steps
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
 MIN_ROWS = 2
-MAX_ROWS, MAX_STEPS = 65_536, 1_000_000
+MAX_ROWS = 65_536
 CHOICES = {
-    "parameterisation": ("pixels", "fourier"),
+    "parameterisation": ("pixels", "fourier", "spectrum"),
     "optimiser": ("gradient", "rms", "adam"),
     "clamp": ("never", "end", "every"),
     "gradients": ("separate", "together"),
@@ -52,32 +52,6 @@ def require_integer(name: str, value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Octave:
-    """A part of the descent at one image size.
-
-    Step size and blur sigma change linearly from their first to their last value: at step i of n they are
-    ``first * (n - i) / n + last * i / n``, as in the article.
-
-    Parameters
-    ----------
-    steps : int
-        Number of steps, 1 or more.
-    rate : tuple of float
-        Step size at the first and at the last step.
-    sigma : tuple of float, default (0.0, 0.0)
-        Standard deviation of the blur in pixels at the first and at the last step; 0 means no blur.
-    size : int, (int, int), float or None, default None
-        Side of the image, or height and width: whole numbers are in pixels, a float is a fraction of both sides of the
-        finished image, None is its size itself.
-    """
-
-    steps: int
-    rate: tuple[float, float]
-    sigma: tuple[float, float] = (0.0, 0.0)
-    size: Size | float | None = None
-
-
-@dataclass(frozen=True)
 class Recipe:
     """The settings of a descent from noise to a maximising image.
 
@@ -89,8 +63,10 @@ class Recipe:
         Name of the recipe.
     octaves : tuple of Octave
         Parts of the descent, in their order; the image is resized between them.
-    parameterisation : {"pixels", "fourier"}, default "pixels"
-        What the descent changes: the pixels, or a decorrelated spectrum that a sigmoid maps to [0, 1] [1]_.
+    parameterisation : {"pixels", "fourier", "spectrum"}, default "pixels"
+        What the descent changes: the pixels, or a spectrum in decorrelated colours that a sigmoid maps to [0, 1]
+        [1]_. "fourier" is the spectrum of version 0.1; "spectrum" has the scale of [1]_, starts from noise with the
+        spectrum of natural images, and has the exponent `decay`.
     optimiser : {"gradient", "rms", "adam"}, default "adam"
         "gradient" takes the plain gradient; "rms" divides it by its root mean square over the whole image.
     betas : tuple of float, default (0.9, 0.999)
@@ -101,6 +77,13 @@ class Recipe:
         When pixels are clamped to [0, 1]: never, at the end, or after every step.
     jitter : int, default 0
         Largest number of pixels by which the image is rolled before each step.
+    transform : Transform or None, default None
+        Ranges of a random rotation, scale, shift and flip before each step, which depend on (seed, step) only.
+    decay : float, default 1.0
+        Exponent of frequency by which "spectrum" divides its amplitudes.
+    contrast : float, default 0.0
+        Weight of the mean response of all features of the unit's layer, at the unit's positions, that is subtracted
+        from the unit's response in the loss; with 1 the image shows what is the feature's own. For metric "l1".
     metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
         Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
         "linf" is what the article's code computes: the largest row sum.
@@ -145,6 +128,9 @@ class Recipe:
     std: float = 0.2
     clamp: Literal["never", "end", "every"] = "end"
     jitter: int = 0
+    transform: Transform | None = None
+    decay: float = 1.0
+    contrast: float = 0.0
     metric: str = "l1"
     C: float = 200.0
     rescue: float = 0.25
@@ -158,7 +144,7 @@ class Recipe:
     def __post_init__(self) -> None:
         require_integer("rows", self.rows)
         require_integer("jitter", self.jitter)
-        for number in ("C", "rescue", "mean", "std"):
+        for number in ("C", "rescue", "mean", "std", "decay", "contrast"):
             if isinstance(getattr(self, number), bool) or not isinstance(getattr(self, number), (int, float)):
                 raise RecipeError(f"{number} {getattr(self, number)!r}: give a number")
         if self.metric not in METRICS:
@@ -174,6 +160,14 @@ class Recipe:
             )
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise RecipeError(f"betas {self.betas}: give two numbers from 0 to less than 1, such as (0.9, 0.999)")
+        if not 0 <= self.decay <= 4:
+            raise RecipeError(f"decay {self.decay}: give an exponent from 0 to 4; natural images have about 1")
+        if not (math.isfinite(self.contrast) and (self.contrast == 0 or self.metric == "l1")):
+            raise RecipeError(
+                f"contrast {self.contrast} with metric {self.metric}: give a finite number, and metric l1"
+            )
+        if self.transform is not None:
+            check_transform(self.transform)
         if self.jitter < 0 or not 0 <= self.rescue <= 1:
             raise RecipeError(f"jitter {self.jitter}, rescue {self.rescue}: give a jitter from 0, a rescue from 0 to 1")
         if not math.isfinite(self.C):
@@ -252,7 +246,7 @@ class Recipe:
             return recipe.resolved(size, size=size, steps=steps, **changes)
         settings = {field: value for field, value in changes.items() if value is not None}
         if steps is not None:
-            settings["octaves"] = tuple(_share_steps(recipe.octaves, require_integer("steps", steps)))
+            settings["octaves"] = tuple(share_steps(recipe.octaves, require_integer("steps", steps)))
         return replace(recipe, **settings) if settings else recipe
 
     def resolved(self, input_size: Size, size: Size | None = None, steps: int | None = None, **changes: Any) -> Recipe:
@@ -294,7 +288,7 @@ class Recipe:
             raise RecipeError(f"size {format_size(final)}: an image has at least 1 pixel; choose a size of 32 or more")
         octaves = [replace(octave, size=_octave_size(octave.size, final, last)) for octave in self.octaves]
         if steps is not None:
-            octaves = _share_steps(octaves, steps)
+            octaves = share_steps(octaves, steps)
         return replace(self, octaves=tuple(octaves), **{k: v for k, v in changes.items() if v is not None})
 
     def _default(self, input_size: Size) -> Size:
@@ -317,7 +311,7 @@ class Recipe:
             settings.pop(setting)
         # Fields that were added later are left out at their first value: runs from before they existed keep their
         # identity and can still be resumed.
-        for setting, first in (("gradients", "separate"), ("precision", "float32"), ("betas", (0.9, 0.999))):
+        for setting, first in _LATER_SETTINGS.items():
             if settings[setting] == first:
                 settings.pop(setting)
         return json.loads(json.dumps(settings))
@@ -354,7 +348,20 @@ class Recipe:
         )
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
+        if settings.get("transform"):
+            transform = settings["transform"]
+            settings["transform"] = Transform(**{**transform, "scale": tuple(transform["scale"])})
         return Recipe(**settings)
+
+
+_LATER_SETTINGS = {
+    "gradients": "separate",
+    "precision": "float32",
+    "betas": (0.9, 0.999),
+    "transform": None,
+    "decay": 1.0,
+    "contrast": 0.0,
+}
 
 
 def _octave_size(size: Size | float | None, final: Size, last: Size | float | None) -> Size:
@@ -367,24 +374,6 @@ def _octave_size(size: Size | float | None, final: Size, last: Size | float | No
         return size
     sides = zip(as_pair(size), as_pair(final), as_pair(last), strict=True)
     return as_size([max(1, round(own * whole / end)) for own, whole, end in sides])
-
-
-def _share_steps(octaves: Sequence[Octave], steps: int) -> list[Octave]:
-    """Share out `steps` over the octaves in their own proportions; octaves that get none are left out."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise RecipeError(f"steps {steps}: give 1 to {MAX_STEPS:,} steps; every octave takes at least 1 step")
-    # Rounding the cumulative sum, not each share, makes the shares add up to `steps` exactly.
-    total, own_steps, assigned, shared = sum(o.steps for o in octaves), 0, 0, list[Octave]()
-    for octave in octaves:
-        own_steps += octave.steps
-        cumulative = round(steps * own_steps / total)
-        shared.append(replace(octave, steps=cumulative - assigned))
-        assigned = cumulative
-    if shared[-1].steps == 0:  # the last octave makes the requested size, so it takes a step from the longest one
-        longest = max(range(len(shared)), key=lambda k: shared[k].steps)
-        shared[longest] = replace(shared[longest], steps=shared[longest].steps - 1)
-        shared[-1] = replace(shared[-1], steps=1)
-    return [o for o in shared if o.steps > 0]
 
 
 RECIPES: dict[str, Recipe] = {}

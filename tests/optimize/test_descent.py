@@ -230,7 +230,7 @@ def test_no_gradient_no_step(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["gradient", "rms", "adam"])
-@pytest.mark.parametrize("parameterisation", ["pixels", "fourier"])
+@pytest.mark.parametrize("parameterisation", ["pixels", "fourier", "spectrum"])
 def test_every_optimiser_climbs(rule: str, parameterisation: str) -> None:
     network = load(networks.small_inception())
     rate = 0.5 if rule == "gradient" else 0.03

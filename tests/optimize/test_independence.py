@@ -19,6 +19,7 @@ from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, Octave
+from featmap.optimize.schedule import Transform
 from featmap.runs.folder_layout import STATUSES
 from tests.helpers import networks
 from tests.optimize.test_descent import descended, made, one_octave, total_rate
@@ -38,6 +39,8 @@ UNITS = [
     "pool:2",
 ]
 
+TRANSFORM = Transform(rotation=15, scale=(0.8, 1.6), shift=0.1, flip=True)
+
 TAILS = pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
@@ -54,8 +57,10 @@ TAILS = pytest.mark.xfail(
         {"rows": 5, "metric": "l2", "optimiser": "rms"},
         {"rows": 2, "metric": "linf", "jitter": 2},
         {"rows": 3, "parameterisation": "fourier"},
+        {"rows": 16, "parameterisation": "spectrum", "transform": TRANSFORM, "contrast": 1.0},
+        {"rows": 5, "parameterisation": "pixels", "transform": TRANSFORM},
     ],
-    ids=["fast", "l2, rms", "linf, jitter", "fourier"],
+    ids=["fast", "l2, rms", "linf, jitter", "fourier", "spectrum, transform, contrast", "pixels, transform"],
 )
 def test_a_units_image_depends_on_nothing_else(changes: dict[str, Any], threads: int) -> None:
     assert torch.get_num_threads() == threads

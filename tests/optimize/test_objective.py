@@ -249,6 +249,21 @@ def test_rows_may_stand_in_any_order(targets: list[Objective], random: object) -
         torch.testing.assert_close(means_again, means[order], rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("text", ["a:1", "a:1:2", "a:1:0:1", "a:all", "logits:0", "0.3 * a:1 + 2 * b:2"])
+def test_contrast_subtracts_the_mean_of_the_layers_features(text: str) -> None:
+    found = {k: v.requires_grad_(True) for k, v in outputs(1, seed=6).items()}
+    targets = [Objective.parse(text)]
+    plain, means = BatchLoss(targets, SHAPES, "l1", 200.0)(found)
+    losses, same_means = BatchLoss(targets, SHAPES, "l1", 200.0, contrast=0.7)(found)
+    assert torch.equal(means, same_means), "the activation that is recorded is the unit's own"
+    expected = plain[0]
+    for weight, unit in targets[0].terms:
+        values, (channels, mask) = found[unit.layer][0], unit.mask(SHAPES[unit.layer])
+        inside = torch.ones_like(values[channels]) if mask is None else torch.from_numpy(mask).to(values)
+        expected = expected + weight * (inside * 0.7 * values.mean(0)).sum()
+    torch.testing.assert_close(losses[0], expected)
+
+
 def test_units_out_of_range_are_refused() -> None:
     with pytest.raises(UnitError, match="channel 5 is out of range"):
         BatchLoss([channel("a", 5)], SHAPES, "l1", 200.0)

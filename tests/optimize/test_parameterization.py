@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,37 +142,69 @@ def test_pixels_are_the_image() -> None:
     assert form.to_parameters(pixels) is pixels and form.to_images(pixels) is pixels
 
 
+@pytest.mark.parametrize("name", ["fourier", "spectrum"])
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 33])
-def test_fourier_round_trip(size: int) -> None:
-    form = PARAMETERISATIONS["fourier"](FAST)
+def test_a_spectrum_gives_its_image_back(size: int, name: str) -> None:
+    form = PARAMETERISATIONS[name](FAST)
     given = 0.05 + 0.9 * torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(size))
     parameters = form.to_parameters(given)
     assert parameters.shape == (3, 3, size, size // 2 + 1, 2) and parameters.dtype == torch.float32
     torch.testing.assert_close(form.to_images(parameters), given, rtol=0, atol=1e-4)
 
 
-def test_fourier_images_lie_between_0_and_1() -> None:
-    form = PARAMETERISATIONS["fourier"](FAST)
+@pytest.mark.parametrize(("name", "least"), [("fourier", 0.02), ("spectrum", 0.002)])
+def test_images_of_a_spectrum_lie_between_0_and_1(name: str, least: float) -> None:
+    form = PARAMETERISATIONS[name](FAST)
     beyond = torch.tensor([-3.0, 0.0, 0.4, 1.0, 7.0]).view(1, 1, 1, 5).expand(1, 3, 5, 5)
     made = form.to_images(form.to_parameters(beyond))
-    torch.testing.assert_close(made, beyond.clamp(0.02, 0.98), rtol=0, atol=1e-4)
+    torch.testing.assert_close(made, beyond.clamp(least, 1 - least), rtol=0, atol=1e-4)
     wild = form.to_images(100 * torch.randn(2, 3, 8, 5, 2, generator=torch.Generator().manual_seed(0)))
     assert wild.min() >= 0 and wild.max() <= 1 and wild.isfinite().all()
 
 
-def test_fourier_steps_of_one_size_are_larger_at_low_frequency() -> None:
-    form, size = PARAMETERISATIONS["fourier"](FAST), 16
+@pytest.mark.parametrize(("name", "decay"), [("fourier", 1.0), ("spectrum", 1.0), ("spectrum", 1.5), ("spectrum", 0.0)])
+def test_steps_of_one_size_fall_with_a_power_of_frequency(name: str, decay: float) -> None:
+    form, size = PARAMETERISATIONS[name](replace(FAST, decay=decay)), 16
     heights = []
     for frequency in (1, 2, 4):
         parameters = torch.zeros(1, 3, size, size // 2 + 1, 2)
-        parameters[0, :, 0, frequency, 0] = 0.01
+        parameters[0, :, 0, frequency, 0] = 0.001
         heights.append(float((form.to_images(parameters) - 0.5).abs().max()))
-    assert heights[0] / heights[1] == pytest.approx(2, rel=0.01)
-    assert heights[1] / heights[2] == pytest.approx(2, rel=0.01)
+    assert heights[0] / heights[1] == pytest.approx(2**decay, rel=0.02)
+    assert heights[1] / heights[2] == pytest.approx(2**decay, rel=0.02)
 
 
-def test_fourier_is_differentiable_everywhere() -> None:
-    form = PARAMETERISATIONS["fourier"](FAST)
+@pytest.mark.parametrize("name", ["fourier", "spectrum"])
+def test_a_spectrum_is_differentiable_everywhere(name: str) -> None:
+    form = PARAMETERISATIONS[name](FAST)
     parameters = form.to_parameters(torch.full((1, 3, 6, 6), 0.5)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(form.to_images(parameters).square().sum(), parameters)
     assert gradient.isfinite().all() and gradient.any()
+
+
+def test_a_spectrum_has_the_scale_of_the_formula() -> None:
+    """One coefficient against the sum of cosines that it stands for, written out."""
+    size, form = 8, PARAMETERISATIONS["spectrum"](replace(FAST, decay=1.2))
+    parameters = torch.zeros(1, 3, size, size // 2 + 1, 2)
+    parameters[0, 1, 3, 2, 0] = 0.7
+    y, x = np.mgrid[:size, :size]
+    frequency = np.hypot(3 / size, 2 / size)
+    amplitude = 0.7 * size / (frequency * size) ** 1.2
+    wave = 2 * amplitude / size * np.cos(2 * np.pi * (3 * y + 2 * x) / size) / 4
+    colour = np.array([0.09, 0.0, -0.09]) / np.sqrt(0.26**2 + 0.27**2 + 0.27**2)
+    expected = 1 / (1 + np.exp(-colour[:, None, None] * wave))
+    np.testing.assert_allclose(form.to_images(parameters)[0], expected, atol=1e-6)
+
+
+def test_the_noise_of_a_spectrum_has_the_slope_and_colours_of_photographs() -> None:
+    recipe = Recipe("x", (Octave(1, (0.1, 0.1)),), parameterisation="spectrum", std=0.4).resolved(64)
+    noise = np.stack([parameterization.initial_image(recipe, seed).numpy() for seed in range(24)]).astype(float)
+    assert noise.min() > 0 and noise.max() < 1 and 0.02 < noise.std() < 0.2
+    power = (np.abs(np.fft.fft2(noise - noise.mean((2, 3), keepdims=True))) ** 2).mean((0, 1))
+    frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.fftfreq(64)[None])
+    band = (frequency > 0.05) & (frequency < 0.4)
+    slope = np.polyfit(np.log(frequency[band]), np.log(power[band]), 1)[0]
+    assert slope == pytest.approx(-2, abs=0.15)
+    correlations = np.corrcoef(noise.transpose(1, 0, 2, 3).reshape(3, -1))
+    assert correlations[0, 1] > 0.8 and correlations[1, 2] > 0.8, "red, green and blue vary together"
+    assert torch.equal(parameterization.initial_image(recipe, 3), parameterization.initial_image(recipe, 3))
