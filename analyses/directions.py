@@ -30,11 +30,11 @@ import typer
 import featmap
 from analyses.formulas.directions import channels_for_share, explained_share, most_similar_channels
 from analyses.support.commands import run
-from analyses.trial import unpack_photographs
 from featmap import Directions, Execution, FeatmapError, Network, Recipe, View, load, rng
 from featmap.cli.console import err, out, run_with_progress
 from featmap.files import write_atomically
 from featmap.mapping.result import LayerMaps
+from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.responses import Probe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import encode_webp, house_style
@@ -61,7 +61,7 @@ class Plan:
     layer: str
     count: int
     positions: int
-    images: Path
+    images: PhotographFolder
     recipe: Recipe
     out: Path
 
@@ -165,7 +165,7 @@ def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     dict
         `rows` (a table), `about` (plain values) and `picture` (bytes of a WebP).
     """
-    source = open_source(plan.images, None, plan.network.input_size)
+    source = open_source(plan.images, None, plan.network.input_size, plan.network.channels)
     values = read_activations(plan, source, watcher)
     sets = {kind: find_components(kind, values, plan.count) for kind in KINDS}
     for kind, directions in sets.items():
@@ -376,7 +376,7 @@ def main(
         if positions < 1:
             raise FeatmapError(f"--positions {positions}: give 1 or more")
         recipe = Recipe.named("fast", size, steps).resolved(network.input_size)
-        plan = Plan(network, layer, count, positions, unpack_photographs(images, out_), recipe, out_)
+        plan = Plan(network, layer, count, positions, open_photographs(images), recipe, out_)
         store_results(run_with_progress(lambda watcher: measure_all(plan, watcher)), results)
         files = " and ".join(f"--directions {layer}={out_ / f'{kind}.safetensors'}" for kind in KINDS)
         out().print(f"directions: {files}")

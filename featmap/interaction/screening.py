@@ -173,10 +173,11 @@ def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -
     execution = execution or Execution()
     watcher, folder = execution.watcher, run.folder
     with run.locked():
-        for part in (folder / "check", folder / "top"):
-            run.register_part(part)
         watcher.note(f"1 of 3: {len(job.objectives)} solo runs, {SOLO_SEEDS} seeds")
         count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
+        # only now: a folder with parts is one that holds results, which a start that fails at its first unit does not
+        for part in (folder / "check", folder / "top"):
+            run.register_part(part)
         finished = not count and run.is_complete()
         watcher.note(f"2 of 3: {job.checks} random pairs, {len(job.fresh_seeds)} fresh seeds")
         check = _measure_pairs(job, random_pairs(job), folder / "check", execution)

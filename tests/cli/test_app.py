@@ -217,8 +217,8 @@ def test_files_that_are_not_images_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "no photographs" in fail(capsys, "probe", "empty", "--layers", "second", *SMALL[:2])
     (tmp_path / "bad").mkdir()
     (tmp_path / "text.png").rename(tmp_path / "bad" / "text.png")
-    line = fail(capsys, "probe", "bad", "--layers", "second", *SMALL[:2], "--out", "probed")
-    assert "text.png" in line
+    line = fail_with_run(capsys, "probe", "bad", "--layers", "second", *SMALL[:2], "--out", "probed")
+    assert line.startswith("featmap: ") and "text.png" in line and not Path("probed").exists()
 
 
 def test_out_refuses_files_and_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,7 +379,8 @@ def fail_with_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert set(progress) <= {"photographs opened"}
     return line
 
 

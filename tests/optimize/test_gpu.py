@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import featmap
-from featmap import channel, load, progress
+from featmap import channel, load
 from featmap.optimize import descent
 from featmap.optimize.batch import Batches
 from featmap.optimize.recipe import FAST, Recipe
 from featmap.runs import device as devices
-from featmap.runs import engine, lifecycle
+from featmap.runs import engine, lifecycle, progress
 from featmap.runs.device import keep_memory
 from featmap.runs.engine import Execution
 from featmap.runs.progress import Silent

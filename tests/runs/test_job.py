@@ -227,7 +227,8 @@ def test_everything_that_results_depend_on_changes_the_default_folder() -> None:
 
 
 def test_a_run_folder_refuses_other_weights(tmp_path: Path) -> None:
-    lifecycle.open_run(job_of(tiny.small(), "second"), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        computed(job_of(tiny.small(), "second"), tmp_path / "run", Stopper(after=1))
     with pytest.raises(FeatmapError, match=r"model\.sha256"):
         lifecycle.open_run(job_of(tiny.other(), "second"), tmp_path / "run")
 
