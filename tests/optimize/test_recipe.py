@@ -31,7 +31,7 @@ def test_the_registry() -> None:
     for name, found in RECIPES.items():
         assert found.name == name and Recipe.named(name) is found and Recipe.named(found) is found
         assert found.optimiser in ("gradient", "rms", "adam") and found.clamp in ("never", "end", "every")
-        assert found.parameterisation in ("pixels", "fourier") and found.metric in METRICS
+        assert found.parameterisation in ("pixels", "fourier", "spectrum") and found.metric in METRICS
         assert found.rows >= 2 and found.steps >= 1
 
 
@@ -216,6 +216,7 @@ def test_which_recipes_are_linear() -> None:
         "fast": False,
         "standard": False,
         "large": False,
+        "natural": False,
     }
     interact = Recipe.named("interact", size=96)
     assert not replace(interact, clamp="every").linear and not replace(interact, parameterisation="fourier").linear
