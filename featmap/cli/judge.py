@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featmap.cli.options import Device, RunNetworkOptions, SkipBroken, load_network
+from featmap.cli.parsing import parse_numbers
 from featmap.errors import FeatmapError
-from featmap.image_shape import parse_size
+from featmap.image_shape import as_pair, parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
@@ -70,9 +71,15 @@ class JudgeOptions:
             raise FeatmapError("--by is missing: name another network, such as --by squeezenet1_1")
         weights, means = self._of_each("--by-weights", self.by_weights), self._of_each("--by-mean", self.by_mean)
         stds, sizes = self._of_each("--by-std", self.by_std), self._of_each("--by-input-size", self.by_input_size)
-        return [
-            load_network(name, weights[k], means[k], stds[k], _check_size(sizes[k])) for k, name in enumerate(names)
-        ]
+        for mean, std, size in zip(means, stds, sizes, strict=True):
+            if (mean is None) != (std is None):
+                raise FeatmapError("--by-mean and --by-std belong together; give both, or neither, for each judge")
+            parse_numbers(mean, "--by-mean")
+            parse_numbers(std, "--by-std")
+            pixels = parse_size(size, "--by-input-size")
+            if pixels is not None and min(as_pair(pixels)) < 1:
+                raise FeatmapError(f"--by-input-size {size}: give 1 pixel or more, such as 224")
+        return [load_network(name, weights[k], means[k], stds[k], sizes[k]) for k, name in enumerate(names)]
 
     def _of_each(self, option: str, values: list[str] | None) -> list[str | None]:
         """Return the value of an option for each judge."""
@@ -82,12 +89,6 @@ class JudgeOptions:
                 f"{option} is given {len(given)} times for {count} judges; give it once, or once for each"
             )
         return [None if v == OWN else v for v in (given if len(given) == count else given * count)]
-
-
-def _check_size(text: str | None) -> str | None:
-    """Check an input size; None stays None."""
-    parse_size(text, "--by-input-size")
-    return text
 
 
 def judge(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from featmap.errors import UnitError, suggest
+from featmap.errors import StoreError, UnitError, suggest
 from featmap.mapping import flags, tables
 from featmap.network.unit import normalise_label
 from featmap.runs import store
-from featmap.runs.manifest import translate_read_errors
+from featmap.runs.manifest import SIMILARITY, translate_read_errors
 from featmap.runs.store import Run
 
 
@@ -55,7 +55,10 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     """
     unit = normalise_label(unit)
     with translate_read_errors(folder):
-        run, folder = Run.read(folder), _folder_of(unit, folder)
+        run = Run.read(folder)
+        if run.identity.get("command") != SIMILARITY:
+            raise StoreError(f"run {str(folder)!r} is not a similarity run; give the folder of one")
+        folder = _folder_of(unit, folder)
         names = ("profile", "coactivation", "features")
         run.check((folder / f"{name}.parquet").relative_to(run.folder).as_posix() for name in names)
         S, C, features = (store.read_frame(folder, name) for name in names)

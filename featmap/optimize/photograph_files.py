@@ -10,7 +10,7 @@ import stat
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -50,6 +50,8 @@ class PhotographFiles:
         Number of other files, by reason; suffixes stand for the files that have them.
     broken : dict of str
         Folders and links that cannot be followed, with the reason.
+    setting : str, default "images"
+        Name of the setting that gave the path, for messages.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class PhotographFiles:
     labels: list[str]
     left_out: dict[str, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    setting: str = "images"
 
     def __len__(self) -> int:
         """Count the files."""
@@ -94,10 +97,11 @@ class PhotographFiles:
             [self.labels[k] for k in chosen],
             self.left_out | {LIMIT: count - limit},
             self.broken,
+            self.setting,
         )
 
 
-def find_photographs(path: str | Path) -> PhotographFiles:
+def find_photographs(path: str | Path, setting: str = "images") -> PhotographFiles:
     """List the photographs of a folder or zip without decoding them.
 
     Parameters
@@ -106,6 +110,8 @@ def find_photographs(path: str | Path) -> PhotographFiles:
         Folder, with its sub-folders, or zip. Links are followed, and every file is listed once, by a path without
         links if there is one. What is hidden is left out, as are files whose suffix is that of no format that Pillow
         reads; those without a suffix are listed if they begin as an image does.
+    setting : str, default "images"
+        Name of the setting that gave the path, for messages.
 
     Returns
     -------
@@ -123,14 +129,14 @@ def find_photographs(path: str | Path) -> PhotographFiles:
     elif path.is_dir():
         found = _FolderListing(path).files()
     else:
-        raise FeatmapError(f"images {str(path)!r}: there is no such folder; give a folder or zip of photographs")
+        raise FeatmapError(f"{setting} {str(path)!r}: there is no such folder; give a folder or zip of photographs")
     if not found.labels:
         reasons = {**Counter(found.broken.values()), **found.left_out}
         seen = f" (left out: {count_reasons(reasons)})" if reasons else ""
         raise FeatmapError(
-            f"images {str(path)!r}: no photographs in it{seen}; allowed: what Pillow reads, such as .jpg, .png, .tif"
+            f"{setting} {str(path)!r}: no photographs in it{seen}; allowed: what Pillow reads, such as .jpg, .png, .tif"
         )
-    return found
+    return replace(found, setting=setting)
 
 
 def count_reasons(reasons: dict[str, int]) -> str:

@@ -234,7 +234,7 @@ def check_photographs(
     if broken and not (skip_broken and good):
         advice = "repair or remove them, or go on without them (skip_broken)" if good else "give others"
         raise FeatmapError(
-            f"images {str(files.path)!r}: {len(broken):,} cannot be read: {name_broken(broken)}; {advice}"
+            f"{files.setting} {str(files.path)!r}: {len(broken):,} cannot be read: {name_broken(broken)}; {advice}"
         )
     lines = "\n".join(f"{files.labels[k]} {checked[k].sha256}" for k in good)
     return PhotographFolder(

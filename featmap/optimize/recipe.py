@@ -121,7 +121,7 @@ class Recipe:
 
     name: str
     octaves: tuple[Octave, ...]
-    parameterisation: Literal["pixels", "fourier"] = "pixels"
+    parameterisation: Literal["pixels", "fourier", "spectrum"] = "pixels"
     optimiser: Literal["gradient", "rms", "adam"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     mean: float = 0.5

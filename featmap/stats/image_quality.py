@@ -198,8 +198,11 @@ def colour_distance(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     -------
     numpy.ndarray
         Root mean square difference over the pairs of different channels, in [0, 2]: 0 for the same correlations, 2 for
-        channels that go together in one and are opposites in the other. NaN where a correlation is undefined.
+        channels that go together in one and are opposites in the other. NaN where a correlation is undefined, and for
+        images of a single channel.
     """
+    if one.shape[-1] < 2:
+        return np.full(np.broadcast_shapes(one.shape, two.shape)[:-2], np.nan)
     upper = np.triu_indices(one.shape[-1], 1)
     difference = (one - two)[..., upper[0], upper[1]]
     distance: np.ndarray = np.sqrt(np.square(difference).mean(-1))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from featmap.image_shape import channel_names
 from featmap.stats import agreement, image_quality, transfer
 from featmap.stats.correlation import t_interval
 from featmap.stats.frames import finite_column
@@ -40,7 +42,8 @@ def image_table(images: RunImages, own: OwnEvidence, photographs: OwnEvidence | 
     Returns
     -------
     pandas.DataFrame
-        A row for each image: seed, live, layer, activation, contrast, slope, coverage; with photographs also
+        A row for each image: seed, live, layer, activation, contrast, slope, coverage, and the correlation of each two
+        of its channels, such as correlation_red_green; with photographs also
         contrast_ratio, slope_difference and colour_distance to them, coverage_of_best_photograph and
         multiple_of_best_photograph. NaN where undefined.
     """
@@ -58,9 +61,9 @@ def image_table(images: RunImages, own: OwnEvidence, photographs: OwnEvidence | 
         },
         index=pd.Index(images.labels, name="image"),
     )
-    for k, name in enumerate(("red_green", "red_blue", "green_blue")):
-        pair = ((0, 1), (0, 2), (1, 2))[k]
-        table[f"correlation_{name}"] = own.pixels.colour[:, pair[0], pair[1]]
+    names = channel_names(own.pixels.colour.shape[1])
+    for a, b in combinations(range(len(names)), 2):
+        table[f"correlation_{names[a]}_{names[b]}"] = own.pixels.colour[:, a, b]
     if photographs is not None:
         reference = photographs.pixels
         table["contrast_ratio"] = own.pixels.contrast / _positive(_median(reference.contrast))
@@ -102,11 +105,11 @@ def mean_colour(photographs: OwnEvidence) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        3 x 3; NaN if none is left.
+        C x C; NaN if none is left.
     """
     colour = photographs.pixels.colour
     defined = np.isfinite(colour).all((1, 2))
-    return colour[defined].mean(axis=0) if defined.any() else np.full((3, 3), np.nan)
+    return colour[defined].mean(axis=0) if defined.any() else np.full(colour.shape[1:], np.nan)
 
 
 def transfer_table(

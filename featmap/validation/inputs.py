@@ -62,7 +62,7 @@ def find_images(
         return None
     if isinstance(images, (str, Path)) and is_run(Path(images)):
         raise FeatmapError(f"{setting} {str(images)!r} is a run; give a folder of photographs")
-    found = find_photographs(images) if isinstance(images, (str, Path)) else images
+    found = find_photographs(images, setting) if isinstance(images, (str, Path)) else images
     _require_enough(found, setting)
     return found
 

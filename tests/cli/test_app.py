@@ -415,6 +415,11 @@ def test_an_unfinished_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureF
     assert "finish" in fail_with_run(capsys, "probe", "begun", "--layers", "second", "--out", "probed")
 
 
+def test_a_run_without_a_map_has_no_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
+    succeed(capsys, "maximise", "second:1", *SMALL, "--out", "images")
+    assert "is not a similarity run" in fail_with_run(capsys, "neighbours", "second:1", "images")
+
+
 def test_neighbours_are_listed_for_features_of_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted = ["similarity", "--layer", "features", *SMALL, "--model", "tests.helpers.tiny:planted", "--out", "map"]
     succeed(capsys, *planted)

@@ -183,7 +183,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["--by", JUDGE, "--by-mean", "0,0,0"], "belong together"),
     (["--by", JUDGE, "--by-weights", "-", "--by-weights", "-"], "--by-weights is given 2 times for 1 judges"),
     (["--by", JUDGE, "--by-input-size", "big"], "--by-input-size 'big'"),
-    (["--by", JUDGE, "--photographs", "nowhere"], "no such folder"),
+    (["--by", JUDGE, "--photographs", "nowhere"], "--photographs 'nowhere': there is no such folder"),
+    (["--by", JUDGE, "--by-mean", "0.5,0.5,0.5"], "--by-mean and --by-std belong together"),
+    (["--by", JUDGE, "--by-input-size", "0"], "--by-input-size 0: give 1 pixel or more"),
     (["--by", JUDGE, "--photographs", "few"], "1 photographs; give 32 or more"),
     (["--by", JUDGE, "--photographs", "RUN"], "is a run; give a folder of photographs"),
     (["--by", JUDGE, "--model", "tests.helpers.judges:half"], "has another network"),
@@ -233,3 +235,43 @@ def test_a_network_of_the_callers_own_is_passed_in(tmp_path: Path) -> None:
     found = judge(tmp_path / "run", network("same_colours"), network=module, execution=featmap.Execution("cpu"))
     assert found.transfer["rank"].tolist() == [0]
     assert value(found, "fc", "tests.helpers.judges:same_colours", "top5") == 1
+
+
+class Channels(torch.nn.Module):
+    """One layer that reads images of any number of channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = torch.nn.Sequential(torch.nn.Conv2d(channels, 3, 3, padding=1), torch.nn.ReLU())
+        weights = np.random.default_rng(channels).normal(size=(3, channels, 3, 3)).astype(np.float32)
+        with torch.no_grad():
+            self.block[0].weight.copy_(torch.from_numpy(weights))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
+@pytest.mark.parametrize(("channels", "pairs"), [(1, []), (2, [(0, 1)]), (4, [(0, 1), (0, 3), (2, 3)])])
+def test_images_of_other_channels_are_judged(
+    channels: int, pairs: list[tuple[int, int]], photographs: Path, tmp_path: Path
+) -> None:
+    own = load(Channels(channels).eval(), input_size=judges.SIZE)
+    execution = featmap.Execution("cpu", out=tmp_path / "run")
+    data = featmap.maximise(["block:0", "block:1"], own, recipe=RECIPE, execution=execution)
+    natural = photographs if channels in (1, 4) else None
+    found = judge(tmp_path / "run", Channels(channels).eval(), photographs=natural, network=own)
+    columns = [c for c in found.images if c.startswith("correlation_")]
+    assert len(columns) == channels * (channels - 1) // 2
+    pixels = data["images"].values[0].astype(float).clip(0, 1).reshape(2, channels, -1)
+    for a, b in pairs:
+        expected = [np.corrcoef(image)[a, b] for image in pixels]
+        np.testing.assert_allclose(found.images[f"correlation_{a}_{b}"], expected, atol=1e-6)
+    if channels == 1:
+        assert found.images["colour_distance"].isna().all()
+
+
+def test_a_judge_of_other_channels_is_refused(tmp_path: Path) -> None:
+    own, execution = load(Channels(1).eval(), input_size=judges.SIZE), featmap.Execution("cpu", out=tmp_path / "run")
+    featmap.maximise("block:0", own, recipe=RECIPE, execution=execution)
+    with pytest.raises(FeatmapError, match="takes images of 3 channels, and those of the run have 1"):
+        judge(tmp_path / "run", network("half"), network=own)
