@@ -79,8 +79,28 @@ class Fourier:
     C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017, doi:10.23915/distill.00007
     """
 
+    margin, gain = 0.02, 1.0
+    """Distance from 0 and 1 up to which the sigmoid is inverted, and the factor of its argument's inverse."""
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+
+    def scale(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Compute the factor of each frequency of a spectrum.
+
+        Parameters
+        ----------
+        height, width : int
+            Size of the image in pixels.
+        device : torch.device
+            Device of the result.
+
+        Returns
+        -------
+        Tensor
+            H x (W // 2 + 1).
+        """
+        return _frequency_scale(height, width, device)
 
     def to_parameters(self, images: Tensor) -> Tensor:
         """Convert images to the parameters of their spectrum.
@@ -88,79 +108,17 @@ class Fourier:
         Parameters
         ----------
         images : Tensor
-            B x C x H x W; clamped to [0.02, 0.98], where the sigmoid can be inverted.
+            B x C x H x W; clamped to [margin, 1 - margin], where the sigmoid can be inverted.
 
         Returns
         -------
         Tensor
             Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
         """
-        logit = torch.logit(images.clamp(0.02, 0.98))
+        logit = self.gain * torch.logit(images.clamp(self.margin, 1 - self.margin))
         if images.shape[1] == 3:
             logit = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
-        spectrum = torch.fft.rfft2(logit, norm="ortho")
-        return torch.view_as_real(spectrum / _frequency_scale(*images.shape[2:], images.device)).contiguous()
-
-    def to_images(self, parameters: Tensor) -> Tensor:
-        """Convert the parameters of a spectrum to images.
-
-        Parameters
-        ----------
-        parameters : Tensor
-            Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
-
-        Returns
-        -------
-        Tensor
-            B x C x H x W in (0, 1).
-        """
-        height, width = image_sides(self.recipe, parameters)
-        spectrum = torch.view_as_complex(parameters) * _frequency_scale(height, width, parameters.device)
-        logits = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
-        if logits.shape[1] == 3:
-            colours = image_ops.constant_tensor(_COLOURS, logits.device, logits.dtype)
-            logits = torch.einsum("ij,bjhw->bihw", colours, logits)
-        # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
-        return torch.stack([torch.sigmoid(row) for row in logits])
-
-
-class Spectrum:
-    """Parameterise an image by a spectrum of the scale of natural images.
-
-    Images of three channels are in decorrelated colours. With f in cycles per image, at least 1, and s the geometric
-    mean of height and width, the image is ``sigmoid(colour @ x / 4)``, where x is the inverse orthonormal transform of
-    ``parameters * s / f**decay``, and ``colour`` undoes the decorrelation.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        The resolved recipe.
-
-    References
-    ----------
-    C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017, doi:10.23915/distill.00007
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-
-    def to_parameters(self, images: Tensor) -> Tensor:
-        """Convert images to the parameters of their spectrum.
-
-        Parameters
-        ----------
-        images : Tensor
-            B x C x H x W; clamped to [0.002, 0.998], where the sigmoid can be inverted.
-
-        Returns
-        -------
-        Tensor
-            Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
-        """
-        logit = 4 * torch.logit(images.clamp(0.002, 0.998))
-        if images.shape[1] == 3:
-            logit = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
-        scale = _decay_scale(images.shape[2], images.shape[3], self.recipe.decay, images.device)
+        scale = self.scale(images.shape[2], images.shape[3], images.device)
         return torch.view_as_real(torch.fft.rfft2(logit, norm="ortho") / scale).contiguous()
 
     def to_images(self, parameters: Tensor) -> Tensor:
@@ -177,13 +135,50 @@ class Spectrum:
             B x C x H x W in (0, 1).
         """
         height, width = image_sides(self.recipe, parameters)
-        scale = _decay_scale(height, width, self.recipe.decay, parameters.device)
-        logits = torch.fft.irfft2(torch.view_as_complex(parameters) * scale, s=(height, width), norm="ortho") / 4
+        spectrum = torch.view_as_complex(parameters) * self.scale(height, width, parameters.device)
+        logits = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho") / self.gain
         if logits.shape[1] == 3:
             colours = image_ops.constant_tensor(_COLOURS, logits.device, logits.dtype)
             logits = torch.einsum("ij,bjhw->bihw", colours, logits)
         # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
         return torch.stack([torch.sigmoid(row) for row in logits])
+
+
+class Spectrum(Fourier):
+    """Parameterise an image by a spectrum of the scale of natural images.
+
+    Images of three channels are in decorrelated colours. With f in cycles per image, at least 1, and s the geometric
+    mean of height and width, the image is ``sigmoid(colour @ x / 4)``, where x is the inverse orthonormal transform of
+    ``parameters * s / f**decay``, and ``colour`` undoes the decorrelation.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The resolved recipe.
+
+    References
+    ----------
+    C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill, 2017, doi:10.23915/distill.00007
+    """
+
+    margin, gain = 0.002, 4.0
+
+    def scale(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Compute the factor s / f**decay of each frequency.
+
+        Parameters
+        ----------
+        height, width : int
+            Size of the image in pixels.
+        device : torch.device
+            Device of the result.
+
+        Returns
+        -------
+        Tensor
+            H x (W // 2 + 1).
+        """
+        return _decay_scale(height, width, self.recipe.decay, device)
 
     def noise_image(self, seed: int, size: Size, channels: int = 3) -> Tensor:
         """Make the image of a random spectrum of the recipe's standard deviation.
@@ -248,7 +243,7 @@ def _decay_scale(height: int, width: int, decay: float, device: torch.device) ->
         return (side * cycles**-decay).to(device)
 
 
-Parameterisation = Pixels | Fourier | Spectrum
+Parameterisation = Pixels | Fourier
 PARAMETERISATIONS: dict[str, type[Parameterisation]] = {"pixels": Pixels, "fourier": Fourier, "spectrum": Spectrum}
 
 
