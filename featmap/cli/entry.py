@@ -95,8 +95,10 @@ def name_option(message: str, words: Sequence[str]) -> str:
         option = word.partition("=")[0]
         setting = option.removeprefix("--").replace("-", " ")
         if option.startswith("--") and setting and re.match(rf"{re.escape(setting)} ", message):
-            return option + message[len(setting) :]
-    return message
+            message = option + message[len(setting) :]
+            break
+    # settings that a message recommends
+    return re.sub(r"\((skip_broken|allow_stochastic)\)", lambda m: f"(--{m[1].replace('_', '-')})", message)
 
 
 def _explain(error: Exception, name: str) -> tuple[str, int]:

@@ -110,7 +110,10 @@ class Directions:
 
     def _as_floats(self, what: str, values: ArrayLike) -> np.ndarray:
         """Convert real numbers to float32, and check that they are finite."""
-        array = np.asarray(values.detach().float().cpu() if isinstance(values, Tensor) else values)
+        try:
+            array = np.asarray(values.detach().float().cpu() if isinstance(values, Tensor) else values)
+        except ValueError as error:  # rows of different lengths
+            raise self._error(f"{what} are no array ({error}); give K x C numbers") from None
         if array.dtype.kind not in "fiub":
             raise self._error(f"{what} of type {array.dtype}; allowed: real numbers")
         with np.errstate(over="ignore"):  # what overflows is refused below

@@ -154,7 +154,8 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
         if not found.failure:
             return found
         failures[format_size(size)] = found.failure
-        if len(failures) >= 4 and len(set(failures.values())) == 1:  # for example a missing argument
+        # a missing argument is missing at every size; another message may be the same for every wrong size
+        if len(failures) >= 4 and len(set(failures.values())) == 1 and "TypeError" in str(found.failure):
             return None
     return _bisect_linear(module, channels)
 

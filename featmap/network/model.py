@@ -449,6 +449,7 @@ class Network:
         }
 
     def __str__(self) -> str:
-        notes = "".join(f"; {n}" for n in self.notes)
+        stochastic = ("two passes may give different results, which is allowed",) if self.allow_stochastic else ()
+        notes = "".join(f"; {n}" for n in (*self.notes, *stochastic))
         sets = "".join(f"; {d.count} directions {n}, SHA-256 {d.sha256[:12]}" for n, d in self.directions.items())
         return f"network {self.name}, weights {self.weights}, SHA-256 {self.sha256}{notes}{sets}"

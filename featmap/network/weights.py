@@ -364,7 +364,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], network: str, sou
         of another shape or of another kind, with the part of the network that they are in.
     """
     own = module.state_dict()
-    state = _drop_auxiliary(dict(state), own)
+    state = _drop_counters(_drop_auxiliary(dict(state), own), own)
     shared = [k for k in own if k in state]
     wrong = [k for k in shared if state[k].shape != own[k].shape]
     kinds = {k: kind for k in shared if (kind := _unsupported_kind(state[k], own[k]))}
@@ -386,6 +386,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], network: str, sou
         )
     module.load_state_dict(state, strict=False)
     return _note_conversions(own, state)
+
+
+def _drop_counters(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out single whole numbers that the module lacks, such as the `n_averaged` of torch's averaged models."""
+    return {k: v for k, v in state.items() if k in own or v.dim() > 0 or v.is_floating_point()}
 
 
 def _list_names(words: str, names: list[str], details: dict[str, str]) -> str:

@@ -373,7 +373,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
                     raise ModelError(
                         f"network {network.name} gives two results for one image (layer {layer!r}, relative "
                         f"difference {difference:.2g}): dropout or noise is active in evaluation; "
-                        "switch it off, or allow a stochastic network"
+                        "switch it off, or allow a stochastic network (allow_stochastic)"
                     )
         for layer, values in hooks.run(images[:1].repeat(len(images), 1, 1, 1)).items():
             difference = relative_difference(values[:1], first[layer][:1])
@@ -381,7 +381,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
                 raise ModelError(
                     f"network {network.name} gives a result for one image that depends on the other images of its "
                     f"batch (layer {layer!r}, relative difference {difference:.2g}), as batch norms without running "
-                    "statistics do; give them statistics, or allow a stochastic network"
+                    "statistics do; give them statistics, or allow a stochastic network (allow_stochastic)"
                 )
 
 

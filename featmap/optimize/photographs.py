@@ -128,7 +128,8 @@ def read_photograph(path: Path, size: Size, channels: int = 3) -> Tensor:
     """Read a photograph at a size.
 
     It is resized to cover the size, and the centre is cropped. 16-bit gray is scaled to 8 bits (65535 is white);
-    transparent pixels are put on white; of several frames or pages the first is read.
+    transparent pixels are put on white, unless their opacity is the fourth channel; of several frames or pages the
+    first is read.
 
     Parameters
     ----------
@@ -182,20 +183,21 @@ def fit_image(file: BinaryIO, size: Size, channels: int = 3) -> Tensor:
         Whatever Pillow raises for a damaged file; `explain_failure` puts it in words.
     """
     height, width = as_pair(size)
-    fitted = ImageOps.fit(decode(file)[0], (width, height), Image.Resampling.BICUBIC).convert(
-        PHOTOGRAPH_CHANNELS[channels]
-    )
+    picture = decode(file, keep_opacity=channels == 4)[0]
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC).convert(PHOTOGRAPH_CHANNELS[channels])
     pixels = np.array(fitted, dtype=np.float32).reshape(height, width, channels) / 255.0
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
+def decode(file: BinaryIO, keep_opacity: bool = False) -> tuple[Image.Image, tuple[str, ...]]:
     """Decode all pixels of an image file, upright and as RGB.
 
     Parameters
     ----------
     file : binary file
         Content of the file, from its start.
+    keep_opacity : bool, default False
+        Decode as RGBA, opaque where the file holds no opacity, instead of putting transparent pixels on white.
 
     Returns
     -------
@@ -215,7 +217,7 @@ def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
     file.seek(0)
     with Image.open(file, formats=decoded_formats()) as picture:
         picture.load()  # decodes all pixels, so that a truncated file fails here
-        return _to_rgb(_upright(picture)), tuple(_remarks(picture))
+        return _to_rgb(_upright(picture), keep_opacity), tuple(_remarks(picture))
 
 
 def _remarks(picture: Image.Image) -> Iterator[str]:
@@ -242,13 +244,15 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB."""
+def _to_rgb(picture: Image.Image, keep_opacity: bool) -> Image.Image:
+    """Convert an image of any mode to RGB, or one with opacity to RGBA."""
     if picture.mode == "F" or picture.mode == "I" or picture.mode.startswith("I;16"):
         return _gray_to_rgb(np.asarray(picture, dtype=np.float32), is_float=picture.mode == "F")
     try:
         if picture.has_transparency_data:
             over = picture.convert("RGBA")
+            if keep_opacity:
+                return over
             return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
         return picture.convert("RGB")
     except ValueError as error:

@@ -71,6 +71,12 @@ def test_only_the_commands_own_process_skips_the_last_collection(call: str, froz
         ("no layer 'x' of size 3", ["--size", "3"], "no layer 'x' of size 3"),
         ("size", ["--size"], "size"),
         (" 0", ["--", "-", ""], " 0"),
+        (
+            "images 'a': 1 cannot be read; go on (skip_broken)",
+            ["a"],
+            "images 'a': 1 cannot be read; go on (--skip-broken)",
+        ),
+        ("allow it (allow_stochastic)", [], "allow it (--allow-stochastic)"),
     ],
 )
 def test_an_error_names_the_option_that_set_the_value(message: str, words: list[str], expected: str) -> None:

@@ -229,3 +229,17 @@ def test_a_match_counts_names_before_shapes() -> None:
     assert (match.place, match.renamed) == ("small", "") and isinstance(match, Match)
     with pytest.raises(ModelError, match="14 of its 16 tensors fit"):
         load_state(module, match.state, "it", "file")
+
+
+def test_the_counter_of_an_averaged_model_does_no_harm(tmp_path: Path) -> None:
+    module = Plain()
+    averaged = torch.optim.swa_utils.AveragedModel(module)
+    averaged.update_parameters(module)
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+    network = load(Plain(), tmp_path / "averaged.pt", input_size=16)
+    for name, value in module.state_dict().items():
+        assert torch.equal(network.module.state_dict()[name], value), name
+    extra = {**module.state_dict(), "temperature": torch.tensor(0.5)}
+    torch.save(extra, tmp_path / "extra.pt")
+    with pytest.raises(ModelError, match="unknown: temperature"):
+        load(Plain(), tmp_path / "extra.pt", input_size=16)

@@ -291,3 +291,8 @@ def test_incoming_weights_of_directions_are_their_vectors() -> None:
     incoming, outgoing = find_weights(with_set(VECTORS), "second/d", 32)
     assert np.array_equal(incoming.vectors, VECTORS.astype(float)) and incoming.names == ("second",)
     assert set(incoming.groups) == {0} and set(outgoing.groups) == {-1}
+
+
+def test_rows_of_different_lengths_are_refused() -> None:
+    with pytest.raises(FeatmapError, match="directions are no array"):
+        Directions([[1.0, 2.0], [3.0]])  # type: ignore[arg-type]

@@ -474,3 +474,22 @@ def test_a_run_stores_and_shows_any_channels(
         sheet = np.asarray(Image.open(folder / "features.png").convert("RGB")).astype(int)
         middle = sheet[sheet.shape[0] // 3 : sheet.shape[0] // 2]
         assert np.ptp(middle, axis=2).max() == 0, "gray pictures on a white page, with black and gray text"
+
+
+class OneSize(nn.Module):
+    """A network that refuses every other size in the same words."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side, self.conv = side, nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.side:
+            raise ValueError("wrong size")
+        y: Tensor = self.conv(x)
+        return y
+
+
+@pytest.mark.parametrize("side", [160, 192, 448])
+def test_the_only_size_is_found_where_every_failure_reads_the_same(side: int) -> None:
+    assert load(OneSize(side)).input_size == side

@@ -189,3 +189,14 @@ def test_a_file_cut_anywhere_is_read_or_named(tmp_path: Path, suffix: str) -> No
             named += 1
             assert "cannot be read" in str(error) and "Error" not in str(error)
     assert named >= 30
+
+
+def test_a_fourth_channel_is_the_files_own_opacity(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "clear.png")
+    Image.fromarray(pixels[:, :, :3].copy(), "RGB").save(tmp_path / "opaque.png")
+    read = photographs.read_photograph(tmp_path / "clear.png", 8, channels=4)
+    np.testing.assert_allclose(read.numpy(), pixels.transpose(2, 0, 1) / np.float32(255), atol=1e-7)
+    opaque = photographs.read_photograph(tmp_path / "opaque.png", 8, channels=4).numpy()
+    np.testing.assert_allclose(opaque[:3], pixels[:, :, :3].transpose(2, 0, 1) / np.float32(255), atol=1e-7)
+    assert (opaque[3] == 1).all()
