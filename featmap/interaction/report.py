@@ -347,7 +347,7 @@ def write_pairs_report(
     summary : pandas.DataFrame
         Their summary.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     """
     job = arrays.job
     pairs = add_unit_columns(summary, job)

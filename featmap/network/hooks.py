@@ -148,7 +148,7 @@ class ActivationHooks:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W, normalised as the module expects them.
+            N x C x H x W, normalised as the module expects them.
         needed : mapping of str to sequence of (int, int), optional
             For each layer the images and features that are needed, sorted. Other directions are 0 in the result;
             layers of modules are complete in any case.

@@ -241,7 +241,7 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     Parameters
     ----------
     arrays : dict of numpy.ndarray
-        `images` (B x 3 x H x W), `activation` and `null_activation` (B) of the batch.
+        `images` (B x C x H x W), `activation` and `null_activation` (B) of the batch.
     had_gradient : numpy.ndarray
         Whether each row ever had a gradient, bool, B.
     rescued : numpy.ndarray

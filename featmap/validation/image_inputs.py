@@ -106,9 +106,9 @@ def image_batches(images: RunImages, watcher: Watcher, name: str) -> Iterator[Te
     images : RunImages
         The images.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     name : str
-        What it is told.
+        Label shown with the progress.
 
     Yields
     ------
@@ -297,7 +297,7 @@ class PhotographEvidence:
     device : torch.device
         Where networks are computed.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     """
 
     def __init__(self, folder: PhotographFolder, device: torch.device, watcher: Watcher) -> None:

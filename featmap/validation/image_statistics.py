@@ -102,7 +102,7 @@ def mean_colour(photographs: OwnEvidence) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        3 x 3; NaN if none is left.
+        C x C; NaN if none is left.
     """
     colour = photographs.pixels.colour
     defined = np.isfinite(colour).all((1, 2))

@@ -98,14 +98,14 @@ def open_images(
     """
     if isinstance(images, PhotographFolder):
         return images
-    hears = watcher or Silent()
+    updates = watcher or Silent()
     photographs = check_photographs(
         images,
         skip_broken=skip_broken,
-        progress=lambda done, total: hears.stage("photographs opened", done, total),
+        progress=lambda done, total: updates.stage("photographs opened", done, total),
     )
     for line in photographs.lines():
-        hears.note(line)
+        updates.note(line)
     _require_enough(photographs, setting)
     return photographs
 
@@ -213,7 +213,7 @@ def evaluate_layers(
     neighbours : int
         Neighbours k of each feature in the run's graph.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------

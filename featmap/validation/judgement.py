@@ -218,7 +218,7 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
     plan : JudgementPlan
         The judgement.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------
@@ -264,7 +264,7 @@ def measure_images(
     device : torch.device
         Where the networks are computed.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------
