@@ -98,14 +98,14 @@ def open_images(
     """
     if isinstance(images, PhotographFolder):
         return images
-    updates = watcher or Silent()
+    observer = watcher or Silent()
     photographs = check_photographs(
         images,
         skip_broken=skip_broken,
-        progress=lambda done, total: updates.stage("photographs opened", done, total),
+        progress=lambda done, total: observer.stage("photographs opened", done, total),
     )
     for line in photographs.lines():
-        updates.note(line)
+        observer.note(line)
     _require_enough(photographs, setting)
     return photographs
 

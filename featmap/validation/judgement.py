@@ -1,4 +1,4 @@
-"""Judge the images of a run by other networks, and beside photographs.
+"""Judge a run's images by other networks, and compare them with photographs.
 
 Everything is stored in `RUN/judge/`, as a run folder inside the judged run. A further call, with other judges or
 photographs, replaces it.
@@ -249,7 +249,7 @@ def measure_images(
     device: torch.device,
     watcher: Watcher,
 ) -> Judgement:
-    """Measure images by their own network, by judges and beside photographs.
+    """Measure images by their own network and judges, and against photographs.
 
     Parameters
     ----------
@@ -343,7 +343,7 @@ def judge(
     network: str | nn.Module | Network | None = None,
     execution: Execution | None = None,
 ) -> Judgement:
-    """Judge the images of a run by other networks, and beside photographs.
+    """Judge a run's images by other networks, and compare them with photographs.
 
     Images are taken as a picture file holds them, clamped to [0, 1], and resized to each network's input size. Those of
     class logits are judged by the rank of their class in every judge with as many classes; those of hidden features,

@@ -139,7 +139,7 @@ def test_layers_are_found_or_the_nearest_are_named() -> None:
 
 def test_a_layer_that_is_no_grid() -> None:
     network = load(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)), input_size=8)
-    assert "layer '1' has no grid or vector as its output" in refusal(lambda: network.layer("1"), UnitError)
+    assert "layer '1' outputs neither a grid nor a vector" in refusal(lambda: network.layer("1"), UnitError)
 
 
 def test_a_size_that_is_too_small_is_answered_with_one_that_is_not() -> None:
