@@ -14,7 +14,7 @@ from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.model import Network
 from featmap.network.modules import copy_module
-from featmap.network.receptive_field import WHOLE_IMAGE, Pair, ReceptiveField, as_pair, get_argument
+from featmap.network.receptive_field import WHOLE_IMAGE, Pair, ReceptiveField, expand_pair, get_argument
 
 DRAWS = 2
 """Random images and signs by which a field is measured; all that any of them reaches belongs to it."""
@@ -44,7 +44,7 @@ class _SmoothFunctions(TorchFunctionMode):
             return value * 0.5
         if name == "hardswish":
             return functional.silu(value)
-        if name == "max_pool2d" and as_pair(get_argument(args, kwargs, 4, "dilation", 1)) == (1, 1):
+        if name == "max_pool2d" and expand_pair(get_argument(args, kwargs, 4, "dilation", 1)) == (1, 1):
             window = [get_argument(args, kwargs, k, n, d) for k, n, d in _POOLING]
             return functional.avg_pool2d(value, *window)
         return func(*args, **kwargs)
