@@ -167,7 +167,7 @@ def test_layers_of_few_or_dead_features_are_undefined_not_an_error(tmp_path: Pat
     assert dead.verdict == "not decided" and dead.conclusion == "0 features rose from noise."
 
 
-def test_verdicts() -> None:
+def test_the_verdict_follows_the_activation_reached() -> None:
     def of(reached: float) -> list[natural_start.Departure]:
         given = np.zeros(3)
         return [

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FACTORY = "tests.helpers.networks:linear_network"
 
 
-def test_a_factory() -> None:
+def test_a_factory_is_called_and_loads_the_same_network_again() -> None:
     network = load("tests.helpers.networks:small_inception")
     assert (network.name, network.weights, network.input_size) == (
         "tests.helpers.networks:small_inception",
@@ -101,7 +101,7 @@ def test_normalisations_that_are_not_finite(mean: tuple, std: tuple) -> None:
     assert "give finite numbers" in refusal(lambda: load(networks.linear_network(), mean=mean, std=std))
 
 
-def test_normalisation() -> None:
+def test_images_are_normalised_by_the_given_mean_and_std() -> None:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     network = load(networks.linear_network(), mean=[0.1, 0.2, 0.3], std=[0.5, 1, 2], input_size=40)
     expected = torch.stack([(images[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 1), (0.3, 2)])], dim=1)
