@@ -297,8 +297,8 @@ class Network:
             The layout; None where the network has no such layer at this size.
         """
         layers = self.trace(as_size((height, width))).layers
-        found = layers.get(layer) or layers.get(self.first_name(layer))
-        return None if found is None else found.layout
+        known = layers.get(layer) or layers.get(self.first_name(layer))
+        return None if known is None else known.layout
 
     def first_name(self, layer: str) -> str:
         """Get the first name of a layer whose module is registered under several.

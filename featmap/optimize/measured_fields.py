@@ -83,11 +83,11 @@ def measure_fields(
         The field of the central position, within the image; the whole image where the corners see it too. A size of
         0 x 0 says that the layer does not depend on the image.
     """
-    twin = copy_module(module).double().eval()
+    copied = copy_module(module).double().eval()
     generator = torch.Generator().manual_seed(0)
-    _randomise(twin, generator)
+    _randomise(copied, generator)
     shape, device = images.shape[1:], images.device
-    with ActivationHooks(twin, list(grids), layouts=layouts) as hooks, _SmoothFunctions():
+    with ActivationHooks(copied, list(grids), layouts=layouts) as hooks, _SmoothFunctions():
         batch = _random_images(generator, shape).repeat(2 * CORNERS, 1, 1, 1)
         for k, (row, column) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1))):
             batch[k, :, row, column] += 1

@@ -62,9 +62,9 @@ def find_images(
         return None
     if isinstance(images, (str, Path)) and is_run(Path(images)):
         raise FeatmapError(f"{setting} {str(images)!r} is a run; give a folder of photographs")
-    found = find_photographs(images) if isinstance(images, (str, Path)) else images
-    _require_enough(found, setting)
-    return found
+    photographs = find_photographs(images) if isinstance(images, (str, Path)) else images
+    _require_enough(photographs, setting)
+    return photographs
 
 
 def open_images(

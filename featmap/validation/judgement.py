@@ -225,8 +225,8 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
     Judgement
         Tables and summary.
     """
-    found = plan.photographs
-    photographs = None if found is None else open_images(found, plan.skip_broken, watcher, "photographs")
+    given = plan.photographs
+    photographs = None if given is None else open_images(given, plan.skip_broken, watcher, "photographs")
     identity = {"command": "judge", "run": digest(plan.run.identity)}
     about = {"network": str(plan.network), "environment": device.describe_environment(plan.device)}
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
@@ -286,9 +286,9 @@ def measure_images(
         both = None
         if hidden and photographs is not None and natural is not None:
             both = natural.responses, photographs.by(judge)
-        found = image_statistics.transfer_table(images, (judge.name, judge.columns()), judged, both, shared)
-        results += image_statistics.transfer_statistics(found, judge.class_count())
-        tables.append(found)
+        recognised = image_statistics.transfer_table(images, (judge.name, judge.columns()), judged, both, shared)
+        results += image_statistics.transfer_statistics(recognised, judge.class_count())
+        tables.append(recognised)
         if judge.network.sha256 == network.sha256:
             notes.append(f"{judge.name} has the weights of the run's own network: this is no transfer")
     if photographs is None:
