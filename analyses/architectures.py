@@ -336,13 +336,13 @@ def write_conclusion(context: Context, findings: list[Finding], why: str) -> str
         headline = by[f"{layer}:{HEADLINE}"]
         ends = "" if headline.low is None else f" [{headline.low:.3g}, {headline.high:.3g}]"
         shares.append(
-            f"{value(f'{layer}:excited')} of {layer}'s features "
-            f"({value(f'{layer}:permuted')} with its pixels permuted, {value(f'{layer}:excited_null')} on the null "
-            f"image; minus chance {value(f'{layer}:{HEADLINE}')}{ends})"
+            f"{value(f'{layer}:excited')} of {layer}'s features. With its pixels permuted it excites "
+            f"{value(f'{layer}:permuted')} (difference {value(f'{layer}:{HEADLINE}')}{ends}). The null image excites "
+            f"{value(f'{layer}:excited_null')}."
         )
     return (
         f"{context.network.name}: the image of a late feature excites, more than any 1/f image does, "
-        f"{' and '.join(shares)}; between networks: {why}."
+        f"{' The image of a late feature excites '.join(shares)} Between networks: {why}."
     )
 
 

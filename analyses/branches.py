@@ -216,10 +216,11 @@ def write_conclusion(layers: list[LayerBranches], requested: tuple[str, ...]) ->
     for one in layers:
         ari, contrast = (format_interval(test.statistic, NUMBER_FORMAT) for test in (one.rand, one.contrast))
         sentences.append(
-            f"in {one.layer} clusters and branches agree by an ARI of {ari} (chance {one.rand.chance:{NUMBER_FORMAT}}, "
-            f"p {one.rand.p:.2g}), and S within a branch is {contrast} above S across branches (p {one.contrast.p:.2g})"
+            f"In {one.layer}, clusters and branches agree by an ARI of {ari} (chance "
+            f"{one.rand.chance:{NUMBER_FORMAT}}, p {one.rand.p:.2g}). S within a branch is {contrast} above S across "
+            f"branches (p {one.contrast.p:.2g})."
         )
-    return "I" + "; ".join(sentences)[1:] + "."
+    return " ".join(sentences)
 
 
 def feature_rows(one: LayerBranches) -> pd.DataFrame:

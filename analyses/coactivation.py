@@ -262,7 +262,7 @@ def build_outcome(
     if any_defined(shares):
         mean, low, high = interval(shares)
         text += (
-            f"; over {int(np.isfinite(shares).sum())} drawn features the runner-up reaches {mean:.2f} "
+            f". Over {int(np.isfinite(shares).sum())} drawn features the runner-up reaches {mean:.2f} "
             f"[{low:.2f}, {high:.2f}] of the target's activation"
         )
         text += held_out_sentence(chosen)
@@ -284,10 +284,11 @@ def held_out_sentence(chosen: Mapping[str, HeldOutRunnersUp]) -> str:
     for layer, one in defined.items():
         mean, low, high = interval(one.share)
         parts.append(
-            f"{mean:.2f} [{low:.2f}, {high:.2f}] of it in {layer} ({one.gap.mean():.2f} above its mean on the other "
-            f"features' images, {one.percentile.mean():.0%} of which drive it as high; p {one.p:.2g})"
+            f"In {layer} they reach {mean:.2f} [{low:.2f}, {high:.2f}] of the target's activation, "
+            f"{one.gap.mean():.2f} above their mean on the other features' images (p {one.p:.2g}); "
+            f"{one.percentile.mean():.0%} of those images drive them as high"
         )
-    return "; chosen on one seed, it reaches on the others " + " and ".join(parts)
+    return ". " + ". ".join(["Runners-up were then chosen on one seed and measured on the others", *parts])
 
 
 def tidy_table(

@@ -283,24 +283,24 @@ def write_conclusion(
     text = (
         f"In {len(divergences)} of {drawn} pairs (those that rose), the claim that the difference is invisible "
         f"{CLAIM_WORDS[invisible(divergences)]}: the images of the two ways differ by "
-        f"{format_interval(findings['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1; a gray "
+        f"{format_interval(findings['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1). A gray "
         f"level is {GRAY_LEVEL:.2g}"
     )
-    text += f", two seeds differ by {findings['seeds'].value:.2g})" if "seeds" in findings else ")"
+    text += f"; two seeds differ by {findings['seeds'].value:.2g}" if "seeds" in findings else ""
     if "ratio" in findings:
         text += (
-            f"; that the two ways differ no more than after one rounding of the start {CLAIM_WORDS[images]}: "
+            f". That the two ways differ no more than after one rounding of the start {CLAIM_WORDS[images]}: "
             f"{format_interval(findings['ratio'])} times as much (margin {MARGIN})"
         )
     if "lacking" in findings:
         text += (
-            f"; that profiles correlate as after one rounding {CLAIM_WORDS[profiles]}: r {findings['same'].value:.3f} "
-            f"compared with {findings['same rounding'].value:.3f}, difference "
+            f". That profiles correlate as after one rounding {CLAIM_WORDS[profiles]}: r {findings['same'].value:.3f} "
+            f"compared with {findings['same rounding'].value:.3f}. The difference is "
             f"{format_interval(findings['lacking'], '+.4f')} (margin -{PROFILE_MARGIN}"
         )
         text += f"; two seeds: {findings['same seeds'].value:.3f})" if "same seeds" in findings else ")"
     if "growth" in findings:
-        text += f"; a rounding grows {format_interval(findings['growth'], '.1f')} times per step while it grows"
+        text += f". A rounding grows {format_interval(findings['growth'], '.1f')} times per step while it grows"
     return text + "."
 
 

@@ -194,20 +194,20 @@ def write_conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float],
     """Write the conclusion."""
     text = state_conclusion(row, len(job.seeds)).rstrip(".")
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
-        text += f"; the joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
+        text += f". The joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
         gone = [str(job.groups[0]["ab".index(c)]) for c in lost_units(row)]
         text += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
     if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
-        text += f"; at {row['territory_divided']:.0%} of the positions where either fires only one does, and their "
+        text += f". At {row['territory_divided']:.0%} of the positions where either fires, only one does. Their "
         text += f"activation maps correlate by {row['territory_correlation']:.2f}"
     defined = random["excess"].dropna()
     if len(defined) and np.isfinite(row["excess"]):
         ends = f" [{excess[0]:.3f}, {excess[1]:.3f}]" if np.isfinite(excess).all() else ""
         text += (
-            f"; the share is {row['excess']:.3f}{ends} above its floor, in {len(defined)} of {len(random)} random "
-            f"pairs {defined.mean():.3f} ({defined.min():.3f} to {defined.max():.3f})"
+            f". The share is {row['excess']:.3f}{ends} above its floor. In {len(defined)} of {len(random)} random "
+            f"pairs it is {defined.mean():.3f} above ({defined.min():.3f} to {defined.max():.3f})"
         )
-        text += f", the others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
+        text += f"; the others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
     return f"{job.labels[0]}: {text}."
 
 

@@ -78,7 +78,7 @@ Count = tuple[int, int]
 CLAIMED_HUES = ("cyan", "magenta", "green", "yellow")
 """Hues of the claim's palette; black and gray have no hue and fit any palette."""
 HUED = "share of first-layer features whose dominant colour is not gray"
-LEFT = "the image shown for a dead feature is what the rescue left: the feature has no activation"
+LEFT = "The image shown for a dead feature is what the rescue left: the feature has no activation"
 SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
 
 
@@ -315,11 +315,11 @@ def write_conclusion(
     else:
         others = ", ".join(hues_outside(colours)) or "none"
         palette = (
-            f"the first layer's colours form {fit.count} clusters ({', '.join(colours.hues())}; p {fit.p:.2g}), of "
-            f"which not in such a palette: {others}; {int((~colours.hued).sum())} of the {len(colours.names)} "
-            "features' colours are gray"
+            f"the first layer's colours form {fit.count} clusters ({', '.join(colours.hues())}; p {fit.p:.2g}). "
+            f"Not in such a palette: {others}. Of the {len(colours.names)} features' colours, "
+            f"{int((~colours.hued).sum())} are gray"
         )
-    named = f" ({', '.join(dead)}; {LEFT})" if dead else ""
+    named = f" ({', '.join(dead)}). {LEFT}" if dead else ""
     depth, cmyk, gray = (CLAIM_WORDS[parts[part]] for part in ("depth", "palette", "gray"))
     return (
         f"That colours become patterns with depth {depth}, by rank correlations over layers: {changes}. That the first "

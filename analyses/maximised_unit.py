@@ -367,17 +367,19 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     parts = (place, interior_wider(findings), (several.low or 0) > MANY)
     verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
     position, extent, variety = (CLAIM_WORDS[part] for part in parts)
-    same = "" if fields_differ(findings, "last") else ", which is not compared because its field is the same"
+    same = "" if fields_differ(findings, "last") else " The last branch is not compared because its field is the same."
     fields = [format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last")]
     return verdict, (
-        f"That the image changes at the neuron's position {position}: {format_value(error.value, '.1f')} pixels from "
-        f"the centre of its field ({format_value(floor.value, '.1f')} from that of another position, correlation "
-        f"{format_value(findings['follows'].value)}). That interior channels extend further {extent}: by "
-        f"{format_interval(first, '+.2f')} of their layer's mean compared with the first branch, and by "
-        f"{format_interval(findings['wider last'], '+.2f')} compared with the last{same} (fields: {fields[0]} and "
-        f"{fields[1]}). That one neuron responds to several patterns {variety}: {format_value(several.value, '.0%')} "
-        "of the neurons have two or more clearly different images by response profile "
-        f"({format_value(findings['several images'].value, '.0%')} by pixels)."
+        f"That the image changes at the neuron's position {position}: the change is centred "
+        f"{format_value(error.value, '.1f')} pixels from the centre of its field and "
+        f"{format_value(floor.value, '.1f')} from that of another position. The two centres correlate by "
+        f"{format_value(findings['follows'].value)}. That interior channels extend further {extent}: the radius of "
+        f"their change is larger than the first branch's by {format_interval(first, '+.2f')} of their layer's mean, "
+        f"their field's side by {fields[0]}. It is larger "
+        f"than the last branch's by {format_interval(findings['wider last'], '+.2f')}, their field's side by "
+        f"{fields[1]}.{same} That one neuron responds to several patterns {variety}: "
+        f"{format_value(several.value, '.0%')} of the neurons have two or more clearly different images by response "
+        f"profile. By pixels it is {format_value(findings['several images'].value, '.0%')}."
     )
 
 

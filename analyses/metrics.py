@@ -313,13 +313,13 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     more = {m: format_interval(findings[f"more {m}"], "+.4f") for m in OTHERS}
     patterns, noise = (CLAIM_WORDS[half] for half in halves)
     return verdict, (
-        f"That the patterns are the same (more than half of the ceiling, two seeds of l1) {patterns} on the features "
-        f"that a metric moves: the agreement of profiles with l1's, beyond that of different features, is "
-        f"{'; '.join(map(partial(agreement_phrase, findings), OTHERS))}. That l1 has the least high-frequency noise "
-        f"{noise}: the share of the power is {more[L2]} higher for l2 and {more[LINF]} higher for linf. l2's profiles "
-        f"{range_phrase(findings)}; with the largest C its images correlate with l1's by only "
-        f"{format_value(findings[FAR].value)} in pixels (a is the activation reached; C = 200 is "
-        f"{format_value(findings['C over a'].value, '.0f')} a)."
+        f"That the patterns are the same {patterns} on the features that a metric moves. Measured is the agreement of "
+        f"profiles with l1's beyond that of different features; the patterns are the same where it is more than half "
+        f"of the ceiling (two seeds of l1). {' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has "
+        f"the least high-frequency noise {noise}: the share of the power is {more[L2]} higher for l2 and {more[LINF]} "
+        f"higher for linf. {range_phrase(findings)} Here a is the activation reached; C = 200 is "
+        f"{format_value(findings['C over a'].value, '.0f')} a. With the largest C, l2's images correlate with l1's by "
+        f"only {format_value(findings[FAR].value)} in pixels."
     )
 
 
@@ -328,23 +328,25 @@ def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
     agreement, short = findings[f"agreement {m}"].value, findings[f"short {m}"]
     live = format_value(findings[f"live {m}"].value, ".0%")
     if agreement is None:
-        return f"undefined for {m} (it moves {live} of the features: too few to compare)"
+        return f"{m} moves {live} of the features: too few to compare."
     below = short.high is not None and short.high < 0
     deficit = f"{'clearly below' if below else 'compared with'} the ceiling: {format_interval(short, '+.3f')}"
-    return f"{format_value(agreement)} for {m} (it moves {live} of the features; {deficit}, n = {short.count})"
+    return (
+        f"{m} moves {live} of the features. Its agreement is {format_value(agreement)}, {deficit} (n = {short.count})."
+    )
 
 
 def range_phrase(findings: Mapping[str, Finding]) -> str:
     """Describe down to which C the images under L2 are like those under L1."""
     parts = []
     for what, words in (
-        ("short", "agree like two seeds of l1"),
-        ("image short", "its images are as with the largest C"),
+        ("short", "l2's profiles agree like two seeds of l1"),
+        ("image short", "l2's images are as with the largest C"),
     ):
         at, left = ceiling_span(findings, what, labels_by_C(findings))
         ends = "for no C" if at is None else f"down to C = {C_text(at)}"
-        parts.append(f"{words} {ends}" + (f" and no longer at {C_text(left)}" if left else ""))
-    return ", ".join(parts)
+        parts.append(f"{words} {ends}" + (f" and no longer at {C_text(left)}." if left else "."))
+    return " ".join(parts)
 
 
 def C_text(label: str) -> str:

@@ -59,7 +59,7 @@ STUDY = Study(
     f"layer reach {ENOUGH} of what they reach from noise; it holds in part if only one of these is true; without a "
     "photograph it holds in part at most. A half-life within the first step is an upper bound: such features are "
     "counted, and the profile departs faster than under the recipe's blur alone only if the interval of the paired "
-    "differences, bounds taken as values, is above 0",
+    "differences is above 0, a half-life within the first step counted as one step",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
@@ -284,7 +284,7 @@ def write_conclusion(single: Sequence[Departure], together: Sequence[Departure],
     text += "they reach from noise"
     joint = finite_or_nan([r.reached for r in together])
     if np.isfinite(joint).any():
-        text += f", sums of them and whole layers {np.nanmin(joint):.2f} or more"
+        text += f". Sums of them and whole layers reach {np.nanmin(joint):.2f} or more"
     return text + half_life_sentence(single) + "."
 
 

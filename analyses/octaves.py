@@ -215,10 +215,10 @@ def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
     return verdict, (
         f"That octaves are clearer {clearer}: they leave {high[0]} of the power at high frequencies, plain descent "
         f"{high[1]}. That the patterns are the same {same}: the two images of a feature agree by "
-        f"{format_value(across.value)} more than images of different features (two seeds of plain descent: "
-        f"{format_value(again.value)}). That a minority of the first layer's features shows a grid without octaves, "
-        f"and fewer with them, {minority}: {grids} do with plain descent, {format_value(octaves, '.0%')} with octaves"
-        f"{low_resolution_phrase(findings)}."
+        f"{format_value(across.value)} more than images of different features do. Two seeds of plain descent agree by "
+        f"{format_value(again.value)} more. That a minority of the first layer's features shows a grid without "
+        f"octaves, and fewer with them, {minority}: {grids} do with plain descent, {format_value(octaves, '.0%')} with "
+        f"octaves{low_resolution_phrase(findings)}."
     )
 
 
@@ -228,9 +228,9 @@ def low_resolution_phrase(findings: dict[str, Finding]) -> str:
     fewer = None not in (grid.value, octaves.value, less.high) and less.high < 0 and grid.value <= octaves.value  # type: ignore[operator]
     high = format_value(findings[f"high {LOWRES}"].value, ".3f")
     return (
-        f"; the low-resolution recipe, with blur and without octaves, leaves {high} of the power there and grids in "
+        f". The low-resolution recipe, with blur and without octaves, leaves {high} of the power there and grids in "
         f"{format_value(grid.value, '.0%')}"
-        + (", less than octaves do: blur makes images clearer, not octaves alone" if fewer else "")
+        + (". That is less than octaves do: blur makes images clearer, not octaves alone" if fewer else "")
     )
 
 

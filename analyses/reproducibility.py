@@ -390,14 +390,14 @@ def write_conclusion(
     if np.isfinite(gaps).any():
         mean, low, high = interval(gaps)
         text += (
-            f"; one rounding in every pixel of the start grew to {mean:.2g} [{low:.2g}, {high:.2g}] in {steps[-1]} "
-            f"steps (root mean square, pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in divergences]):.2g}) and "
+            f". One rounding in every pixel of the start grew to {mean:.2g} [{low:.2g}, {high:.2g}] in {steps[-1]} "
+            f"steps (root mean square, pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in divergences]):.2g}). It "
             f"{rounding_effect(divergences)}"
         )
     single = single_pixel_differences(divergences)
     if len(single):
-        text += f", one rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
-    return text + "; another machine, such as the claim's Colab, was not measured."
+        text += f". One rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
+    return text + ". Another machine, such as the claim's Colab, was not measured."
 
 
 @style.house_style

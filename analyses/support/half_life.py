@@ -169,7 +169,7 @@ def half_life_findings(layer: str, departures: Sequence[Departure]) -> list[Find
             findings.append(value_finding(f"never:{layer}", never, len(departures), words))
     lead = lead_over_blur(departures)
     if np.isfinite(lead).any():
-        text = f"{layer}: half-life under blur alone minus the feature's half-life, bounds taken as values"
+        text = f"{layer}: half-life under blur alone minus the feature's half-life (within the first step: 1)"
         findings.append(mean_finding(f"sooner:{layer}", lead, text, "steps"))
     return findings
 
@@ -192,7 +192,7 @@ def half_life_sentence(departures: Sequence[Departure]) -> str:
     if not defined:
         return ""
     text = (
-        "; the profile's correlation with the starting image falls half way to its floor within the first step in "
+        ". The profile's correlation with the starting image falls half way to its floor within the first step in "
         f"{count_early(defined)} of {len(defined)} features, under the recipe's blur alone in "
         f"{count_early(defined, 'half_blurred')}"
     )
@@ -200,7 +200,8 @@ def half_life_sentence(departures: Sequence[Departure]) -> str:
     if np.isfinite(lead).sum() < MIN_FEATURES:
         return text
     mean, low, high = interval(lead)
-    detail = (
-        f"the half-life under blur alone is longer by {mean:.2f} [{low:.2f}, {high:.2f}] steps, bounds taken as values"
+    faster = "The descent is faster" if low > 0 else "The descent is not shown to be faster"
+    return (
+        f"{text}. {faster}: the half-life under blur alone is longer by {mean:.2f} [{low:.2f}, {high:.2f}] steps, "
+        "where a half-life within the first step counts as one step"
     )
-    return f"{text}: faster ({detail})" if low > 0 else f"{text}: not shown to be faster ({detail})"

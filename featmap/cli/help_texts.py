@@ -265,8 +265,8 @@ compared with DORA's distance on the same A (curves: analyses/planted_truth.png)
 )
 
 JUDGE = """
-A descent can climb into what only one network sees; another network, trained apart, tells. Images are taken as a
-picture file holds them (clamped to [0, 1]) and resized to the judge's input size.
+A descent can exploit features of one network only; an independently trained network reveals this. Images are taken as
+a picture file holds them (clamped to [0, 1]) and resized to the judge's input size.
 
 The measures (formulas: featmap/stats/transfer.py, featmap/stats/image_quality.py):
 
@@ -284,7 +284,7 @@ The measures (formulas: featmap/stats/transfer.py, featmap/stats/image_quality.p
   among images   share of the other features' images that excite the partner
                  less; 0.5 by chance
   ceiling        percentile of the partner's response to the photograph that
-                 the feature likes most
+                 the feature responds to most strongly
   partner held out
                  correlation with the partner over the other half: where it is
                  low, the judge has no such feature

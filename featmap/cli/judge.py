@@ -105,7 +105,7 @@ def judge(
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/judge.")] = None,
 ) -> None:
-    """Judge a run's images by other networks, and beside photographs."""
+    """Judge a run's images by other networks, and compare them with photographs."""
     from featmap.cli import console
     from featmap.runs.engine import Execution
     from featmap.validation import judgement

@@ -48,7 +48,7 @@ def layer_rows(network: Network, size: Size | None = None, match: str = "*") -> 
     UnitError
         If no name matches.
     """
-    from featmap.optimize.receptive_fields import find_fields
+    from featmap.optimize.measured_fields import find_fields
 
     trace = network.trace(size)
     if not trace.layers:

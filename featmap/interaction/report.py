@@ -325,7 +325,7 @@ def pair_matrix(summary: pd.DataFrame, name: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Units a by units b; NaN for pairs that were not descended.
+        Units a by units b; NaN for pairs without a joint descent.
     """
     rows, columns = list(dict.fromkeys(summary["a"])), list(dict.fromkeys(summary["b"]))
     return summary.pivot(index="a", columns="b", values=name).reindex(index=rows, columns=columns)
@@ -347,7 +347,7 @@ def write_pairs_report(
     summary : pandas.DataFrame
         Their summary.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     """
     job = arrays.job
     pairs = add_unit_columns(summary, job)

@@ -230,7 +230,7 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
     run : Run
         Its folder, in which the solo runs are complete.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------

@@ -66,7 +66,7 @@ class JointArrays:
         Returns
         -------
         numpy.ndarray
-            `3 x H x W` for an image, `h x w` for an activation map.
+            `C x H x W` for an image, `h x w` for an activation map.
         """
         chunk, position = divmod(row, self.arrays[name].chunks[0])
         values: np.ndarray = self._chunk(name, chunk)[position]
@@ -122,7 +122,7 @@ class JointArrays:
         Returns
         -------
         numpy.ndarray
-            `3 x H x W`, float64.
+            `C x H x W`, float64.
         """
         image = self.image("solo_images", self.solo_rows[unit, seed, perturbed]).astype(np.float64)
         return image - self.image("null_images", self.start_rows[seed, perturbed])
@@ -307,7 +307,7 @@ class JointArrays:
         Returns
         -------
         numpy.ndarray
-            `3 x H x W`, float64.
+            `C x H x W`, float64.
         """
         image = self.image("joint_images", row).astype(np.float64)
         return image - self.image("null_images", self.start_rows[self.job.joints[row][1], False])

@@ -32,7 +32,7 @@ class JointWorker:
     job : JointJob
         The checked job.
     watcher : Watcher, optional
-        Hears of the progress.
+        Receives progress updates.
     """
 
     def __init__(self, job: JointJob, watcher: Watcher | None = None) -> None:

@@ -144,7 +144,7 @@ def similarity(
         Number of seeds of the noise, counted from the recipe's own, or the seeds themselves; responses are averaged
         over seeds.
     start : path or array, optional
-        A photograph, or 3 x H x H values in [0, 1], to start from instead of noise.
+        A photograph, or C x H x W values in [0, 1], to start from instead of noise.
     execution : Execution, optional
         Device, engine, run folder and progress.
 

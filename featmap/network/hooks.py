@@ -139,7 +139,7 @@ class ActivationHooks:
         if layout is None and output is not None and output.dim() in (2, 4):
             layout = Layout(GRID if output.dim() == 4 else VECTOR)
         if layout is None or output is None:
-            raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
+            raise UnitError(f"layer {name!r} outputs neither a grid nor a vector; `featmap layers` lists those that do")
         return layout
 
     def run(self, images: Tensor, needed: Mapping[str, Pairs] | None = None) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ class ActivationHooks:
         Parameters
         ----------
         images : Tensor
-            N x 3 x H x W, normalised as the module expects them.
+            N x C x H x W, normalised as the module expects them.
         needed : mapping of str to sequence of (int, int), optional
             For each layer the images and features that are needed, sorted. Other directions are 0 in the result;
             layers of modules are complete in any case.

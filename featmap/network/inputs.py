@@ -94,12 +94,14 @@ def find_input(
         at_size = first if n == (channels or 3) else try_input(module, first.size, n)
         if not at_size.failure:
             return Input(n, first.size, at_size)
-        found = search_size(module, n, at_size)
-        if found is not None and size is not None:
-            return Input(n, size, at_size, works=found.size)
-        if found is not None:
-            note = f"input size {format_size(found.size)}, found by trying: the network fails at {format_size(default)}"
-            return Input(n, found.size, found, note)
+        working = search_size(module, n, at_size)
+        if working is not None and size is not None:
+            return Input(n, size, at_size, works=working.size)
+        if working is not None:
+            note = (
+                f"input size {format_size(working.size)}, found by trying: the network fails at {format_size(default)}"
+            )
+            return Input(n, working.size, working, note)
         if len(at_size.layers) > len(best.layers):
             best = at_size
     return Input(best.image.shape[1], first.size, best)
@@ -150,12 +152,12 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
     for size in _sizes_to_try(module):
         if format_size(size) in failures:
             continue
-        found = try_input(module, size, channels)
-        if not found.failure:
-            return found
-        failures[format_size(size)] = found.failure
+        tried = try_input(module, size, channels)
+        if not tried.failure:
+            return tried
+        failures[format_size(size)] = tried.failure
         # a missing argument is missing at every size; another message may be the same for every wrong size
-        if len(failures) >= 4 and len(set(failures.values())) == 1 and "TypeError" in str(found.failure):
+        if len(failures) >= 4 and len(set(failures.values())) == 1 and "TypeError" in str(tried.failure):
             return None
     return _bisect_linear(module, channels)
 
@@ -221,19 +223,19 @@ def _record_inputs(module: nn.Module) -> Iterator[list[tuple[nn.Module, Sequence
 
 def _bisect_linear(module: nn.Module, channels: int) -> Trace | None:
     """Search for the size that fits a linear layer behind a flattened grid, whose width grows with the size."""
-    low, high, found = 0, MAX_TRIED_SIZE + 1, None
+    low, high, working = 0, MAX_TRIED_SIZE + 1, None
     while high - low > 1:
         size = (low + high) // 2
         with _record_inputs(module) as calls:
             tried = try_input(module, size, channels)
         if not tried.failure:
-            found, high = tried, size
+            working, high = tried, size
             continue
         last, shape = calls[-1] if calls else (None, ())
         # a pass that fails before the linear layer has too few pixels for its pooling
         too_wide = isinstance(last, nn.Linear) and shape[-1] > last.in_features
         low, high = (low, size) if too_wide else (size, high)
-    return found
+    return working
 
 
 def _channels_to_try(module: nn.Module, failed: Trace) -> list[int]:

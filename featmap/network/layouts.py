@@ -273,9 +273,9 @@ def replace_first(output: Any, tensor: Tensor | None) -> Any:
     key, _ = _find_entry(output)
     if is_dataclass(output) and not isinstance(output, (type, Mapping)):
         return replace(output, **{key: tensor})
-    twin: Any = copy.copy(output)
+    copied: Any = copy.copy(output)
     if isinstance(output, Mapping):
-        twin[key] = tensor
+        copied[key] = tensor
     else:
-        setattr(twin, key, tensor)
-    return twin
+        setattr(copied, key, tensor)
+    return copied

@@ -418,15 +418,15 @@ def _adapt(module: nn.Module, name: str, size: Size, channels: int) -> tuple[nn.
         notes.append(f"lazy modules initialised by a first pass at {format_size(size)} pixels")
     types = modules.other_types(module)
     if types:
-        twin = modules.copy_module(module).float()
+        copied = modules.copy_module(module).float()
         # a network that converts its input itself fails with other weights; it is left as it is
         with modules.plain_execution():
-            both = twin, modules.copy_module(module)
+            both = copied, modules.copy_module(module)
             fails, failed = (trace(m.eval(), size, channels).failure for m in both)
         if not fails or failed:
-            for part, original in zip(twin.modules(), module.modules(), strict=True):
+            for part, original in zip(copied.modules(), module.modules(), strict=True):
                 part.training = original.training
-            module = twin
+            module = copied
             notes.append(f"parameters in {' and '.join(types)} are converted to float32")
     return module, tuple(notes)
 
@@ -448,16 +448,16 @@ def _load_custom(
         notes += match.notes() + load_state(module, match.state, name, path.name)
         label, digest = path.name, hash_file(path)
     digest = digest or hash_state(module)
-    found = find_input(module, name, Network.input_size, channels, size)
-    notes += (*_describe_channels(found.channels), *([found.note] if found.note else []))
+    given = find_input(module, name, Network.input_size, channels, size)
+    notes += (*_describe_channels(given.channels), *([given.note] if given.note else []))
     return Network(
         module,
         name,
         label,
         digest,
-        found.size,
+        given.size,
         notes=("no mean and std given: the network takes images in [0, 1]", *notes),
-        channels=found.channels,
-        working_size=found.works,
-        _traces={found.size: found.trace},
+        channels=given.channels,
+        working_size=given.works,
+        _traces={given.size: given.trace},
     )

@@ -276,7 +276,7 @@ class Network:
             known = f" ({', '.join(self.directions)} are)" if self.directions else ""
             raise UnitError(f"layer {name!r}: no directions of this name are loaded{known}; name their file")
         if name in trace.calls or name in modules_by_name(self.module):
-            raise UnitError(f"layer {name!r} has no grid or vector as its output; `featmap layers` lists those that do")
+            raise UnitError(f"layer {name!r} outputs neither a grid nor a vector; `featmap layers` lists those that do")
         raise UnitError(f"no layer {name!r} in {self.name}{suggest(name, trace.layers)}; `featmap layers` lists them")
 
     def find_layout(self, layer: str, height: int, width: int) -> Layout | None:
@@ -297,8 +297,8 @@ class Network:
             The layout; None where the network has no such layer at this size.
         """
         layers = self.trace(as_size((height, width))).layers
-        found = layers.get(layer) or layers.get(self.first_name(layer))
-        return None if found is None else found.layout
+        known = layers.get(layer) or layers.get(self.first_name(layer))
+        return None if known is None else known.layout
 
     def first_name(self, layer: str) -> str:
         """Get the first name of a layer whose module is registered under several.

@@ -128,12 +128,12 @@ def copy_module(module: nn.Module) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
         if is_compiled(part):
             memo[id(part)] = copy.deepcopy(part._orig_mod, memo)
-    twin = copy.deepcopy(module, memo)
-    for part in twin.modules():
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
         if getattr(part, "_compiled_call_impl", None) is not None:  # `module.compile()` compiles in place
             part._compiled_call_impl = None
-    assert isinstance(twin, nn.Module)
-    return twin
+    assert isinstance(copied, nn.Module)
+    return copied
 
 
 @contextlib.contextmanager
@@ -356,15 +356,15 @@ def initialise_lazy(module: nn.Module, images: Tensor) -> nn.Module:
     nn.Module
         The copy; its initial weights are drawn with seed 0.
     """
-    twin = copy_module(module)
-    modes = [(part, part.training) for part in twin.modules()]
+    copied = copy_module(module)
+    modes = [(part, part.training) for part in copied.modules()]
     # initialisers take no generator; the fork restores the global one
     with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_execution():
         torch.manual_seed(0)
-        twin.eval()(images)
+        copied.eval()(images)
     for part, training in modes:
         part.training = training
-    return twin
+    return copied
 
 
 def other_types(module: nn.Module) -> list[str]:

@@ -32,7 +32,7 @@ class ReceptiveField:
         positions in a way that cannot be followed. The other values then mean nothing.
     unknown : int, default 0
         Above 0 where the field is not known and `whole` is only its upper bound; fields of the same number are the same
-        field. `featmap.optimize.receptive_fields` measures them.
+        field. `featmap.optimize.measured_fields` measures them.
     end : tuple of int, default `UNBOUNDED`
         First row and column from which on no window reads the image, where strides leave out its last pixels.
 
@@ -223,22 +223,22 @@ def propagate(
     """
     if field.whole:
         return unknown_field() if field.unknown and function.strip("_") not in POINTWISE else field
-    inputs = None if sides is None else as_pair(tuple(get_argument(args, kwargs, 0, "input").shape[-2:]))
+    inputs = None if sides is None else expand_pair(tuple(get_argument(args, kwargs, 0, "input").shape[-2:]))
     if function == "conv2d":
-        kernel = as_pair(tuple(get_argument(args, kwargs, 1, "weight").shape[2:]))
-        stride = as_pair(get_argument(args, kwargs, 3, "stride", 1))
-        dilation = as_pair(get_argument(args, kwargs, 5, "dilation", 1))
+        kernel = expand_pair(tuple(get_argument(args, kwargs, 1, "weight").shape[2:]))
+        stride = expand_pair(get_argument(args, kwargs, 3, "stride", 1))
+        dilation = expand_pair(get_argument(args, kwargs, 5, "dilation", 1))
         padding = get_argument(args, kwargs, 4, "padding", 0)
         if padding == "same":
             padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        padding = as_pair(0 if padding == "valid" else padding)
+        padding = expand_pair(0 if padding == "valid" else padding)
         return _apply_window(field, kernel, stride, padding, dilation, inputs, sides)
     if function.startswith(("max_pool2d", "avg_pool2d")):
-        window = as_pair(get_argument(args, kwargs, 1, "kernel_size"))
+        window = expand_pair(get_argument(args, kwargs, 1, "kernel_size"))
         stride = get_argument(args, kwargs, 2, "stride", None)
-        padding = as_pair(get_argument(args, kwargs, 3, "padding", 0))
-        spread = as_pair(get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
-        return _apply_window(field, window, as_pair(stride) if stride else window, padding, spread, inputs, sides)
+        padding = expand_pair(get_argument(args, kwargs, 3, "padding", 0))
+        spread = expand_pair(get_argument(args, kwargs, 4, "dilation", 1) if "max" in function else 1)
+        return _apply_window(field, window, expand_pair(stride) if stride else window, padding, spread, inputs, sides)
     if function == "pad":
         if get_argument(args, kwargs, 2, "mode", "constant") == "circular":
             return WHOLE_IMAGE
@@ -269,7 +269,7 @@ def _apply_window(
         size[k] += reach * jump[k]
         start[k] -= padding[k] * jump[k]
         jump[k] *= stride[k]
-    return ReceptiveField(as_pair(size), as_pair(jump), as_pair(start), end=as_pair(end))
+    return ReceptiveField(expand_pair(size), expand_pair(jump), expand_pair(start), end=expand_pair(end))
 
 
 def get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
@@ -298,7 +298,7 @@ def get_argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: 
     return args[index] if len(args) > index else default
 
 
-def as_pair(value: Any) -> Pair:
+def expand_pair(value: Any) -> Pair:
     """Convert one number, or one or two numbers, to a pair.
 
     Parameters

@@ -391,9 +391,9 @@ def _drop_mixed_batches(module: nn.Module, image: Tensor, result: Trace) -> None
             del result.layers[layer.name]
 
 
-def _is_close(found: Tensor, expected: Tensor) -> bool:
+def _is_close(actual: Tensor, expected: Tensor) -> bool:
     """Check whether two grids are the same but for rounding."""
-    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def _window_grids(module: nn.Module, images: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:

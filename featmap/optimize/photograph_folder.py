@@ -131,8 +131,8 @@ class PhotographFolder:
         list of str
             A line for each of these; empty where every file is a photograph like any other.
         """
-        found = f"{len(self):,} photographs of {self.shown_name!r}"
-        return [f"{found}; {part}" for part in self._parts()]
+        subject = f"{len(self):,} photographs of {self.shown_name!r}"
+        return [f"{subject}; {part}" for part in self._parts()]
 
     def describe(self) -> str:
         """Describe the photographs in one sentence.

@@ -62,22 +62,22 @@ def prepare(
     nn.Module
         The copy, in evaluation mode and without gradients of its weights.
     """
-    twin = copy_module(module).eval().requires_grad_(False)
-    requested = {id(twin.get_submodule(split_call(layer)[0])) for layer in layers}
+    copied = copy_module(module).eval().requires_grad_(False)
+    requested = {id(copied.get_submodule(split_call(layer)[0])) for layer in layers}
     for conv_name, norm_name in folds:
-        conv, norm = twin.get_submodule(conv_name), twin.get_submodule(norm_name)
+        conv, norm = copied.get_submodule(conv_name), copied.get_submodule(norm_name)
         # A folded convolution outputs the batch norm's values, so one whose own output is requested stays.
         if id(conv) not in requested:
             _fold(conv, norm)
     # A zero gradient times NaN is NaN: one broken feature would spoil the gradients of all others in its layer.
-    for tensor in (*twin.parameters(), *twin.buffers()):
+    for tensor in (*copied.parameters(), *copied.buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             tensor.nan_to_num_(0.0, 0.0, 0.0)
     if space_to_depth is None:
         space_to_depth = device.type == "cpu" and layout is torch.channels_last
     if space_to_depth:  # last: the rearranged weights are computed from the folded and finite ones
-        use_space_to_depth(twin)
-    return twin.to(device, dtype).to(memory_format=layout)
+        use_space_to_depth(copied)
+    return copied.to(device, dtype).to(memory_format=layout)
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:

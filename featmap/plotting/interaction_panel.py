@@ -72,7 +72,7 @@ class Panel:
     units : tuple of str
         Names of the U units.
     images : tuple of (numpy.ndarray, str, str)
-        Images in the order shown, float, `3 x H x W`, each with its label and caption; the first U are the units' solo
+        Images in the order shown, float, `C x H x W`, each with its label and caption; the first U are the units' solo
         images.
     maps : tuple of numpy.ndarray
         Activation map of each unit on the joint image, `y x x`.

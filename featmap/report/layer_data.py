@@ -369,7 +369,7 @@ def compute_activation_maps(probe: Probe, images: np.ndarray, names: Sequence[st
     probe : Probe
         Probe of the network.
     images : numpy.ndarray
-        N x 3 x H x W, values in [0, 1].
+        N x C x H x W, values in [0, 1].
     names : sequence of str
         The N features, such as "inception4a:17".
 

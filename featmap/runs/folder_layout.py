@@ -1,6 +1,6 @@
 """Layout of a run folder: the arrays' metadata, coordinates and chunks, the status of each image, and locks.
 
-What a start that failed has left is told from results here too, so that it does not refuse the next start.
+It also decides whether a failed start left results, so that its remains do not block the next start.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     Parameters
     ----------
     arrays : dict of numpy.ndarray
-        `images` (B x 3 x H x W), `activation` and `null_activation` (B) of the batch.
+        `images` (B x C x H x W), `activation` and `null_activation` (B) of the batch.
     had_gradient : numpy.ndarray
         Whether each row ever had a gradient, bool, B.
     rescued : numpy.ndarray
@@ -296,7 +296,9 @@ def acquire_lock(folder: Path) -> filelock.BaseFileLock | None:
         ) from None
     except (OSError, RuntimeError):  # no locks here, or nothing can be written: then the first write fails
         if (folder / LOCK).is_dir():
-            raise StoreError(f"{str(folder / LOCK)!r} is a folder where the lock lies; move it away") from None
+            raise StoreError(
+                f"{str(folder / LOCK)!r} is a folder, but the lock file belongs there; move it away"
+            ) from None
         return None
     return lock
 

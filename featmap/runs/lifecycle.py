@@ -394,7 +394,7 @@ def require_network(run: Run, network: Network) -> None:
     """
     if json.loads(json.dumps(network.identity())) != run.identity["model"]:
         raise FeatmapError(
-            f"run {str(run.folder)!r} has another network than {network.name} ({network.weights}); "
+            f"run {str(run.folder)!r} was made with a different network than {network.name} ({network.weights}); "
             "give the network and the weights of the run"
         )
 

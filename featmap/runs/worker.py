@@ -249,7 +249,7 @@ def _try_step(job: BaseJob) -> None:
             failure = error
     reason = f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:160]}"
     raise ModelError(
-        f"network {job.network.name} cannot be descended in a batch of {short.rows} at {format_size(short.size)} "
-        f"pixels, on {', '.join(job.layers)} ({reason}); its forward method has to accept any batch size and pass "
-        "gradients"
+        f"images cannot be optimised through network {job.network.name} in a batch of {short.rows} at "
+        f"{format_size(short.size)} pixels, on {', '.join(job.layers)} ({reason}); its forward method "
+        "has to accept any batch size and pass gradients"
     ) from failure

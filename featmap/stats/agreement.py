@@ -367,8 +367,8 @@ def processing_path(images: np.ndarray, photographs: np.ndarray, best: np.ndarra
     Returns
     -------
     PathCheck
-        Score 1: the layer cannot tell the maximising image from one more photograph that the feature likes; 0: the
-        image is as far from them as photographs that other features like; below 0: farther. NaN where the interval of
+        Score 1: the layer cannot tell the maximising image from one more photograph that excites the feature; 0: the
+        image is as far from them as photographs that excite other features; below 0: farther. NaN where the interval of
         mean same - mean other reaches down to `WIDTH` (photographs of one feature are then no more alike than any),
         fewer than two features count, or fewer than three features of the layer vary.
 

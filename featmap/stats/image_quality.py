@@ -1,6 +1,6 @@
 """Quality of maximising images: contrast, colour, spectrum, coverage of the grid, agreement with photographs.
 
-Images are N x 3 x H x W of floats; the measures are meant for [0, 1], though only the contrast has the unit of the
+Images are N x C x H x W of floats; the measures are meant for [0, 1], though only the contrast has the unit of the
 pixels. Photographs are measured by the same functions at the same size: a number says little without theirs.
 """
 

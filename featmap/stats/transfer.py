@@ -225,8 +225,8 @@ class FeatureTransfer:
         Share of the other features' images that excite the partner less than the image does, ties half, R; 0.5 by
         chance. It does not saturate where all images excite more than photographs.
     ceiling : numpy.ndarray
-        Percentile of the partner's response to the photograph of the scoring half that the feature itself likes most,
-        R.
+        Percentile of the partner's response to the photograph of the scoring half that the feature itself responds to
+        most strongly, R.
     """
 
     own: np.ndarray

@@ -44,7 +44,7 @@ class Evidence:
     neighbours : int, default 10
         Neighbours k of each feature in the map's graph.
     read_image : callable, optional
-        Reads a feature's stored image of the first seed, `3 x H x W`.
+        Reads a feature's stored image of the first seed, `C x H x W`.
     """
 
     layer: str

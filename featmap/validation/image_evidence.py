@@ -22,7 +22,7 @@ class PixelMeasures:
     contrast, slope : numpy.ndarray
         Of each image, N; see `featmap.stats.image_quality`.
     colour : numpy.ndarray
-        Correlations of its channels, N x 3 x 3.
+        Correlations of its channels, N x C x C.
     """
 
     contrast: np.ndarray
@@ -36,7 +36,7 @@ class PixelMeasures:
         Parameters
         ----------
         images : numpy.ndarray
-            N x 3 x H x W in [0, 1].
+            N x C x H x W in [0, 1].
 
         Returns
         -------
@@ -87,7 +87,7 @@ class RunImages:
     size : int or (int, int)
         Height and width in pixels.
     read : callable
-        Returns the images from `first` to `last` (exclusive), B x 3 x H x W.
+        Returns the images from `first` to `last` (exclusive), B x C x H x W.
     """
 
     labels: list[str]

@@ -106,9 +106,9 @@ def image_batches(images: RunImages, watcher: Watcher, name: str) -> Iterator[Te
     images : RunImages
         The images.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     name : str
-        What it is told.
+        Label shown with the progress.
 
     Yields
     ------
@@ -257,13 +257,13 @@ class Judge:
         size = self.network.input_size
         check_repeatable(self.network, layers, size, device)
         judge_probe = Probe(self.network, ROWS, device)
-        found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for batch in batches:
             means = judge_probe.responses(resize(batch, size), layers)
             none = np.empty((len(batch), 0), np.float32)
-            found[0].append(means[self.classes] if logits and self.classes else none)
-            found[1].append(np.concatenate([means[la] for la in self.layers], axis=1) if hidden else none)
-        return np.concatenate(found[0]), np.concatenate(found[1])
+            parts[0].append(means[self.classes] if logits and self.classes else none)
+            parts[1].append(np.concatenate([means[la] for la in self.layers], axis=1) if hidden else none)
+        return np.concatenate(parts[0]), np.concatenate(parts[1])
 
 
 def class_layer(network: Network, size: Size) -> str | None:
@@ -297,7 +297,7 @@ class PhotographEvidence:
     device : torch.device
         Where networks are computed.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     """
 
     def __init__(self, folder: PhotographFolder, device: torch.device, watcher: Watcher) -> None:

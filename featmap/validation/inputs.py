@@ -62,9 +62,9 @@ def find_images(
         return None
     if isinstance(images, (str, Path)) and is_run(Path(images)):
         raise FeatmapError(f"{setting} {str(images)!r} is a run; give a folder of photographs")
-    found = find_photographs(images, setting) if isinstance(images, (str, Path)) else images
-    _require_enough(found, setting)
-    return found
+    photographs = find_photographs(images, setting) if isinstance(images, (str, Path)) else images
+    _require_enough(photographs, setting)
+    return photographs
 
 
 def open_images(
@@ -98,14 +98,14 @@ def open_images(
     """
     if isinstance(images, PhotographFolder):
         return images
-    hears = watcher or Silent()
+    observer = watcher or Silent()
     photographs = check_photographs(
         images,
         skip_broken=skip_broken,
-        progress=lambda done, total: hears.stage("photographs opened", done, total),
+        progress=lambda done, total: observer.stage("photographs opened", done, total),
     )
     for line in photographs.lines():
-        hears.note(line)
+        observer.note(line)
     _require_enough(photographs, setting)
     return photographs
 
@@ -213,7 +213,7 @@ def evaluate_layers(
     neighbours : int
         Neighbours k of each feature in the run's graph.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------

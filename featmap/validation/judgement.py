@@ -1,4 +1,4 @@
-"""Judge the images of a run by other networks, and beside photographs.
+"""Judge a run's images by other networks, and compare them with photographs.
 
 Everything is stored in `RUN/judge/`, as a run folder inside the judged run. A further call, with other judges or
 photographs, replaces it.
@@ -218,15 +218,15 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
     plan : JudgementPlan
         The judgement.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------
     Judgement
         Tables and summary.
     """
-    found = plan.photographs
-    photographs = None if found is None else open_images(found, plan.skip_broken, watcher, "photographs")
+    given = plan.photographs
+    photographs = None if given is None else open_images(given, plan.skip_broken, watcher, "photographs")
     identity = {"command": "judge", "run": digest(plan.run.identity)}
     about = {"network": str(plan.network), "environment": device.describe_environment(plan.device)}
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
@@ -249,7 +249,7 @@ def measure_images(
     device: torch.device,
     watcher: Watcher,
 ) -> Judgement:
-    """Measure images by their own network, by judges and beside photographs.
+    """Measure images by their own network and judges, and against photographs.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def measure_images(
     device : torch.device
         Where the networks are computed.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------
@@ -286,9 +286,9 @@ def measure_images(
         both = None
         if hidden and photographs is not None and natural is not None:
             both = natural.responses, photographs.by(judge)
-        found = image_statistics.transfer_table(images, (judge.name, judge.columns()), judged, both, shared)
-        results += image_statistics.transfer_statistics(found, judge.class_count())
-        tables.append(found)
+        recognised = image_statistics.transfer_table(images, (judge.name, judge.columns()), judged, both, shared)
+        results += image_statistics.transfer_statistics(recognised, judge.class_count())
+        tables.append(recognised)
         if judge.network.sha256 == network.sha256:
             notes.append(f"{judge.name} has the weights of the run's own network: this is no transfer")
     if photographs is None:
@@ -343,7 +343,7 @@ def judge(
     network: str | nn.Module | Network | None = None,
     execution: Execution | None = None,
 ) -> Judgement:
-    """Judge the images of a run by other networks, and beside photographs.
+    """Judge a run's images by other networks, and compare them with photographs.
 
     Images are taken as a picture file holds them, clamped to [0, 1], and resized to each network's input size. Those of
     class logits are judged by the rank of their class in every judge with as many classes; those of hidden features,

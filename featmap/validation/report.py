@@ -42,7 +42,7 @@ def write_report(
     images : PhotographFolder or None
         The photographs.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     """
     # The clusters with random weights were recorded when they were written; everything else is written again.
     store.manifest.files = {k: v for k, v in store.manifest.files.items() if k.startswith("random/")}

@@ -250,7 +250,7 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
     plan : ValidationPlan
         The validation.
     watcher : Watcher, optional
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------
@@ -343,7 +343,7 @@ def mark_reliability(plan: ValidationPlan, trained: dict[str, Evaluation], watch
     trained : dict of Evaluation
         Evaluations of the run's network, by layer.
     watcher : Watcher
-        Hears of the progress.
+        Receives progress updates.
     """
     reliability = {
         name: None if pd.isna(row["reliability"]) else round(float(row["reliability"]), 6)
@@ -450,7 +450,7 @@ def validate(
     out : path, optional
         Folder of the validation. None takes `validation` inside the run.
     watcher : Watcher, optional
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------

@@ -115,7 +115,7 @@ def evaluate_layer(evidence: Evidence, network: str = "trained", watcher: StageW
     network : str, default "trained"
         Name of the network in the table.
     watcher : StageWatcher, optional
-        Hears of the progress.
+        Receives progress updates.
 
     Returns
     -------

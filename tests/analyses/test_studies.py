@@ -107,7 +107,7 @@ def test_a_run_folder_is_named_by_all_that_its_runs_depend_on(tmp_path: Path) ->
     assert len({folder, *others, given.folder("a layer/../x", steps=4)}) == 5
 
 
-def test_what_is_stored(tmp_path: Path) -> None:
+def test_an_outcome_is_stored_as_record_table_and_figures(tmp_path: Path) -> None:
     given = context(tmp_path)
     given.network.name = "tests.helpers.networks:linear"
     figures: dict[str, Figure | bytes] = {"": Figure(figsize=(1, 1)), "-film.webp": b"RIFF"}

@@ -133,7 +133,7 @@ def test_a_linear_network_amplifies_no_rounding(tmp_path: Path, monkeypatch: pyt
     outcome = reproducibility.measure(context)
     for name in ("process", "alone", "order"):
         assert found(outcome, name) == 1.0
-    assert outcome.verdict == "holds in part" and "and does not become visible" in outcome.conclusion
+    assert outcome.verdict == "holds in part" and "It does not become visible" in outcome.conclusion
     for layer in ("first", "second"):
         assert found(outcome, f"gap:{layer}") < 1e-5 < found(outcome, f"seeds:{layer}")
         assert found(outcome, f"visible:{layer}") == 0
@@ -156,7 +156,7 @@ def test_a_steep_ripple_makes_one_rounding_visible(tmp_path: Path, monkeypatch: 
     assert outcome.verdict == "holds in part", "another machine was not measured"
     single = outcome.rows[(outcome.rows.part == "pixel")].value
     assert f"in a single pixel changed {(single > 0).sum()} of 5 images" in outcome.conclusion
-    assert outcome.conclusion.endswith("another machine, such as the claim's Colab, was not measured.")
+    assert outcome.conclusion.endswith("Another machine, such as the claim's Colab, was not measured.")
 
 
 class Unstable(nn.Module):

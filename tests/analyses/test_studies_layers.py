@@ -72,7 +72,7 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
     assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
     assert found(mapped, "hued") == 1
     assert "palette is like CMYK holds" in mapped.conclusion
-    assert "of which not in such a palette: none; 0 of the 6 features' colours are gray" in mapped.conclusion
+    assert "Not in such a palette: none. Of the 6 features' colours, 0 are gray" in mapped.conclusion
 
 
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
@@ -81,7 +81,7 @@ def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
     assert set(dead["feature"]) == {"relu:1", "relu:3"} and dead["start"].isna().all()
     assert set(mapped.rows.loc[mapped.rows["status"] == "live", "start"]) <= {"gradient", "rescued"}
     assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
-    assert f"2 with it (relu:1, relu:3; {layer_maps.LEFT})" in mapped.conclusion
+    assert f"2 with it (relu:1, relu:3). {layer_maps.LEFT}." in mapped.conclusion
     assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
 
 
@@ -115,7 +115,7 @@ def test_a_palette_with_red_fails_the_claim() -> None:
     parts = layer_maps.judge_parts(by_depth, colours, (0, 9), True)
     conclusion = layer_maps.write_conclusion(by_depth, colours, (0, 9), (0, 9), parts, [])
     assert "like CMYK does not hold" in conclusion
-    assert "of which not in such a palette: red; 0 of the 12 features'" in conclusion
+    assert "Not in such a palette: red. Of the 12 features' colours, 0 are gray" in conclusion
     assert layer_maps.judge_parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
     assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
     assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"

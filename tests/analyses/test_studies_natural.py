@@ -88,9 +88,9 @@ def test_the_lead_over_blur_follows_the_paired_interval() -> None:
     assert half_life.lead_over_blur([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
     said = half_life.half_life_sentence([first, first, leaving(0.5, 3.0), both])
     assert "within the first step in 4 of 4 features, under the recipe's blur alone in 1" in said
-    assert "not shown to be faster (the half-life under blur alone is longer by 1.00 [-0.30, 2.30] steps" in said
+    assert "not shown to be faster: the half-life under blur alone is longer by 1.00 [-0.30, 2.30] steps" in said
     said = half_life.half_life_sentence([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
-    assert ": faster (the half-life under blur alone is longer by 1.50 [0.26, 2.74] steps" in said
+    assert "The descent is faster: the half-life under blur alone is longer by 1.50 [0.26, 2.74] steps" in said
     assert "faster" not in half_life.half_life_sentence([first, first]), "two features have no say"
     assert half_life.half_life_sentence([replace(first, with_start=np.full(11, np.nan))]) == ""
 
@@ -167,7 +167,7 @@ def test_layers_of_few_or_dead_features_are_undefined_not_an_error(tmp_path: Pat
     assert dead.verdict == "not decided" and dead.conclusion == "0 features rose from noise."
 
 
-def test_verdicts() -> None:
+def test_the_verdict_follows_the_activation_reached() -> None:
     def of(reached: float) -> list[natural_start.Departure]:
         given = np.zeros(3)
         return [

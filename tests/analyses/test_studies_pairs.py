@@ -94,18 +94,17 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
     said = joint_pair.write_conclusion(job, row, (0.05, 0.15), random)
     assert (
-        "at 75% of the positions where either fires only one does, and their activation maps correlate by -0.35;"
-        in said
+        "At 75% of the positions where either fires, only one does. Their activation maps correlate by -0.35." in said
     )
-    assert "the share is 0.100 [0.050, 0.150] above its floor" in said
-    assert "the joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7;" in said
-    assert "in 2 of 3 random pairs 0.150 (0.100 to 0.200), the others are undefined (dead partner)." in said
+    assert "The share is 0.100 [0.050, 0.150] above its floor" in said
+    assert "The joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7." in said
+    assert "In 2 of 3 random pairs it is 0.150 above (0.100 to 0.200); the others are undefined (dead partner)." in said
     figures = {f.name: f for f in joint_pair.compare_with_random(row, random)}
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
     whole = joint_pair.write_conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
-    assert "hardly" not in whole and "undefined" not in whole and "in 2 of 2 random pairs" in whole
+    assert "hardly" not in whole and "undefined" not in whole and "In 2 of 2 random pairs" in whole
 
 
 def test_the_interval_of_the_excess_is_over_seeds() -> None:

@@ -172,7 +172,7 @@ def test_the_verdict_on_metrics_follows_its_rules(
     held[metrics.FAR] = finding(0.73)
     found_, conclusion = metrics.judge(held)
     assert found_ == verdict
-    lacking = "0.40 for linf (it moves 75% of the features; clearly below the ceiling: -0.150 [-0.200, -0.100], n = 8)"
+    lacking = "Its agreement is 0.40, clearly below the ceiling: -0.150 [-0.200, -0.100] (n = 8)."
     assert lacking in conclusion and "compared with the ceiling: +0.000 [-0.040, +0.010]" in conclusion
     assert "correlate with l1's by only 0.73 in pixels" in conclusion
     assert "two seeds of l1 down to C = 10 a and no longer at 1 a" in conclusion and "200 is 20 a" in conclusion

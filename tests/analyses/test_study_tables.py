@@ -145,7 +145,7 @@ def test_the_front_pages_pictures_are_of_the_present_weights() -> None:
         (123456.0, "1.23e+05"),
     ],
 )
-def test_numbers(value: float | None, expected: str) -> None:
+def test_numbers_are_shown_with_three_significant_digits(value: float | None, expected: str) -> None:
     assert tables.format_number(value) == expected
 
 
@@ -153,7 +153,7 @@ def finding(**changes: Any) -> dict[str, Any]:
     return {"name": "a", "value": 0.5, "low": 0.25, "high": 0.75, "count": 16, "words": "a thing", "unit": ""} | changes
 
 
-def test_cells() -> None:
+def test_a_cell_holds_value_interval_and_unit() -> None:
     assert tables.format_finding(finding()) == "0.5 [0.25, 0.75]"
     assert tables.format_finding(finding(unit="pixels")) == "0.5 [0.25, 0.75] pixels"
     assert tables.format_finding(finding(low=None, high=None)) == "0.5"

@@ -211,7 +211,7 @@ def test_a_checkpoint_of_something_else_is_refused(pictures: Path, tmp_path: Pat
         training(pictures).resume(path)
 
 
-def test_plans() -> None:
+def test_a_plan_is_read_as_epochs_of_a_size() -> None:
     assert read_plan("4x48, 2x64") == (Phase(4, 48), Phase(2, 64))
     assert train_reference.sizes(read_plan("1x48,2x64")) == [48, 64, 64]
 

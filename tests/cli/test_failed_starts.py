@@ -87,7 +87,7 @@ def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 @pytest.mark.parametrize(("command", "spoil"), LATE.values(), ids=LATE)
-def test_a_start_that_fails_at_its_first_work_unit_refuses_no_other_settings(
+def test_a_failure_at_the_first_work_unit_blocks_no_other_settings(
     command: list[str],
     spoil: Callable[[pytest.MonkeyPatch], None],
     capsys: pytest.CaptureFixture[str],

@@ -69,7 +69,7 @@ class Tab:
             self.page.wait_for_timeout(30)
 
     def hover(self, i: int, j: int) -> dict[str, str]:
-        """Return what the page shows of the pair at row i, column j of the map."""
+        """Read what the page shows of the pair at row i, column j of the map."""
         self.page.mouse.move(5, 5)
         self.page.mouse.move(*self.page.evaluate("([i, j]) => FM.map.pixel(i, j)", [i, j]))
         self.page.wait_for_selector("#tip:not([hidden])")

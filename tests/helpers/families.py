@@ -15,7 +15,7 @@ from featmap.mapping.run import similarity
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.comparison import FOLDED, OUTPUT_TOLERANCE, ROUNDING_LIMIT
-from featmap.optimize.receptive_fields import measure_fields
+from featmap.optimize.measured_fields import measure_fields
 from tests.helpers.settings import options
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)

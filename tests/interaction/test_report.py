@@ -257,7 +257,7 @@ def job() -> JointJob:
         ({HEADLINE: 0.0994}, "9.9 % of the joint"),
     ],
 )  # fmt: skip
-def test_the_sentence(changes: dict[str, Any], words: str, job: JointJob) -> None:
+def test_the_conclusion_is_one_sentence_that_fits_its_case(changes: dict[str, Any], words: str, job: JointJob) -> None:
     sentence = state_conclusion(row_of(**changes), len(job.seeds))
     assert words in sentence and sentence.endswith(".") and "nan" not in sentence and "\n" not in sentence
 

@@ -156,7 +156,7 @@ def test_a_prefix_is_added_where_the_network_has_one(tmp_path: Path) -> None:
     assert "weights with 'module.'" in load(Holder(), tmp_path / "w.pth").notes
 
 
-def test_a_tensor_that_the_network_has_not_is_refused_beside_those_that_fit(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_refused_beside_those_that_fit(tmp_path: Path) -> None:
     torch.save(prefixed("backbone.") | {"another.weight": STATE["fc.weight"]}, tmp_path / "w.pth")
     message = refusal(lambda: load(Holder("backbone"), tmp_path / "w.pth"))
     assert "16 of its 16 tensors fit (unknown: another.weight)" in message

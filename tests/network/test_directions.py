@@ -22,7 +22,7 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.selection import select_layers
 from featmap.network.unit import Unit
-from featmap.optimize.receptive_fields import find_fields
+from featmap.optimize.measured_fields import find_fields
 from featmap.optimize.responses import Probe
 from featmap.validation.weight_paths import find_weights
 from tests.helpers.networks import logits_network, small_inception

@@ -20,8 +20,8 @@ from featmap.network.trace import Layer
 from featmap.optimize import comparison
 from featmap.optimize.batch import Batches
 from featmap.optimize.comparison import FOLDED, UNTOUCHED, choose_preparation, prepare_kind, relative_difference
+from featmap.optimize.measured_fields import measure_fields
 from featmap.optimize.objective import channel
-from featmap.optimize.receptive_fields import measure_fields
 from featmap.optimize.recipe import RECIPES
 from featmap.optimize.responses import Probe
 from tests.helpers import kinds, networks

@@ -165,7 +165,7 @@ def test_an_output_that_is_no_grid(layer: str) -> None:
     with (
         torch.no_grad(),
         ActivationHooks(Tuples(), [layer]) as hooks,
-        pytest.raises(UnitError, match="has no grid or vector as its output"),
+        pytest.raises(UnitError, match="outputs neither a grid nor a vector"),
     ):
         hooks.run(images())
 

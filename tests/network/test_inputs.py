@@ -492,4 +492,4 @@ class OneSize(nn.Module):
 
 @pytest.mark.parametrize("side", [160, 192, 448])
 def test_the_only_size_is_found_where_every_failure_reads_the_same(side: int) -> None:
-    assert load(OneSize(side)).input_size == side
+    assert featmap.load(OneSize(side)).input_size == side

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FACTORY = "tests.helpers.networks:linear_network"
 
 
-def test_a_factory() -> None:
+def test_a_factory_is_called_and_loads_the_same_network_again() -> None:
     network = load("tests.helpers.networks:small_inception")
     assert (network.name, network.weights, network.input_size) == (
         "tests.helpers.networks:small_inception",
@@ -101,7 +101,7 @@ def test_normalisations_that_are_not_finite(mean: tuple, std: tuple) -> None:
     assert "give finite numbers" in refusal(lambda: load(networks.linear_network(), mean=mean, std=std))
 
 
-def test_normalisation() -> None:
+def test_images_are_normalised_by_the_given_mean_and_std() -> None:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     network = load(networks.linear_network(), mean=[0.1, 0.2, 0.3], std=[0.5, 1, 2], input_size=40)
     expected = torch.stack([(images[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 1), (0.3, 2)])], dim=1)
@@ -139,7 +139,7 @@ def test_layers_are_found_or_the_nearest_are_named() -> None:
 
 def test_a_layer_that_is_no_grid() -> None:
     network = load(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)), input_size=8)
-    assert "layer '1' has no grid or vector as its output" in refusal(lambda: network.layer("1"), UnitError)
+    assert "layer '1' outputs neither a grid nor a vector" in refusal(lambda: network.layer("1"), UnitError)
 
 
 def test_a_size_that_is_too_small_is_answered_with_one_that_is_not() -> None:

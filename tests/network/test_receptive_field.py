@@ -249,7 +249,7 @@ def shapes(found: Trace, *names: str) -> list[tuple[int, int, int]]:
     return [found.layers[n].shape for n in names]
 
 
-def test_googlenet() -> None:
+def test_googlenet_is_traced_with_its_published_branches() -> None:
     found = trace(hollow("googlenet", **WITHOUT_HEADS), 64)
     assert found.failure == ""
     # Szegedy et al. 2015, table 1
@@ -334,7 +334,7 @@ def test_convnext() -> None:
     assert shapes(found, "features.1.0.block.3") == [(384, 16, 16)], "the hidden layer"
 
 
-def test_swin() -> None:
+def test_swin_is_traced_with_channels_last() -> None:
     found = trace(hollow("swin_t"), 64)
     assert found.failure == ""
     inside = [n for n in found.layers if n.startswith("features.") and n != "features.0.0"]

@@ -37,7 +37,7 @@ def test_blur_of_rectangles_and_of_float64() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0])
-def test_no_blur(sigma: float) -> None:
+def test_a_sigma_of_0_or_less_returns_the_images_themselves(sigma: float) -> None:
     images = some_images(1, 3, 4, 4)
     assert image_ops.blur(images, sigma) is images
 

@@ -190,7 +190,7 @@ def statuses(found: dict[str, np.ndarray]) -> list[str]:
     return [STATUSES[s] for s in found["status"]]
 
 
-def test_statuses() -> None:
+def test_each_kind_of_dead_feature_has_its_status() -> None:
     network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=40, rows=8)
     found = made(network, [f"relu:{c}" for c in CHANNELS], recipe)
     assert statuses(found) == list(CHANNELS.values())

@@ -26,7 +26,7 @@ from featmap.optimize.recipe import (
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
 
-def test_the_registry() -> None:
+def test_every_named_recipe_is_registered_under_its_own_name() -> None:
     assert {"fast", "article", "article-lowres", "article-normalised", "interact"} <= set(RECIPES)
     for name, found in RECIPES.items():
         assert found.name == name and Recipe.named(name) is found and Recipe.named(found) is found

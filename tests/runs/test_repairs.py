@@ -134,7 +134,7 @@ def test_a_folder_in_place_of_a_file_is_named(run: Path) -> None:
     assert faults(run) == []
     (run / ".lock").unlink()
     (run / ".lock").mkdir()
-    with pytest.raises(StoreError, match="is a folder where the lock lies"):
+    with pytest.raises(StoreError, match="is a folder, but the lock file belongs there"):
         make(run)
 
 

@@ -135,7 +135,7 @@ def test_a_smaller_sample_changes_the_floors_only() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, 2.0])
-def test_nothing_to_compare(value: float) -> None:
+def test_undefined_profiles_have_no_nearest_and_no_floor(value: float) -> None:
     found = blockwise.compare(in_blocks(np.full((4, F), value), 2), GROUPS, K)
     assert not found.defined.any() and (found.nearest == -1).all() and np.isnan(found.floors).all()
 

@@ -71,7 +71,7 @@ def test_measures_agree_with_plain_loops(seed: int, source: Callable[..., tuple]
     assert (best is None and np.isnan(agreement)) or agreement == pytest.approx(best)
 
 
-def test_a_worked_example() -> None:
+def test_cross_layer_measures_equal_those_by_hand() -> None:
     # By hand: n_b = 1; b's own image gives 5, so C = (3 - 1) / (5 - 1); a's own response is 4, so R = 3 / 4.
     A = pd.DataFrame([[4.0, 3.0], [0.0, 5.0]], index=["a:0", "b:0"], columns=["a:0", "b:0"])
     null = pd.Series([0.0, 1.0], index=A.columns)

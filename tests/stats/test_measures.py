@@ -103,7 +103,7 @@ def test_spearman_profile_agrees_with_scipy(data: tuple[pd.DataFrame, pd.Series,
     same(profile(A, null, method="spearman"), oracles.profile(A, null, method="spearman"))
 
 
-def test_a_worked_example() -> None:
+def test_measures_equal_those_by_hand() -> None:
     # By hand: null 1 and 2; A[1, 1] - n = 8, A[0, 0] - n = 4.
     A, null = frame([[5.0, 4.0], [3.0, 10.0]]), pd.Series([1.0, 2.0], index=labels(2))
     for function, expected in (

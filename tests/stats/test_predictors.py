@@ -57,7 +57,7 @@ def test_predictors_follow_the_order_of_the_units(name: str) -> None:
     np.testing.assert_allclose(PREDICTORS[name](moved, back), PREDICTORS[name](A, B)[order], rtol=1e-12)
 
 
-def test_by_loops() -> None:
+def test_predictors_equal_loops_over_pairs() -> None:
     for i in range(4):
         for j in range(5):
             talk = (A.z[i, 4 + j] / B.z[j, 4 + j] + B.z[j, i] / A.z[i, i]) / 2

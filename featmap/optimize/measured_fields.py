@@ -14,7 +14,7 @@ from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.model import Network
 from featmap.network.modules import copy_module
-from featmap.network.receptive_field import WHOLE_IMAGE, Pair, ReceptiveField, as_pair, get_argument
+from featmap.network.receptive_field import WHOLE_IMAGE, Pair, ReceptiveField, expand_pair, get_argument
 
 DRAWS = 2
 """Random images and signs by which a field is measured; all that any of them reaches belongs to it."""
@@ -44,7 +44,7 @@ class _SmoothFunctions(TorchFunctionMode):
             return value * 0.5
         if name == "hardswish":
             return functional.silu(value)
-        if name == "max_pool2d" and as_pair(get_argument(args, kwargs, 4, "dilation", 1)) == (1, 1):
+        if name == "max_pool2d" and expand_pair(get_argument(args, kwargs, 4, "dilation", 1)) == (1, 1):
             window = [get_argument(args, kwargs, k, n, d) for k, n, d in _POOLING]
             return functional.avg_pool2d(value, *window)
         return func(*args, **kwargs)
@@ -83,11 +83,11 @@ def measure_fields(
         The field of the central position, within the image; the whole image where the corners see it too. A size of
         0 x 0 says that the layer does not depend on the image.
     """
-    twin = copy_module(module).double().eval()
+    copied = copy_module(module).double().eval()
     generator = torch.Generator().manual_seed(0)
-    _randomise(twin, generator)
+    _randomise(copied, generator)
     shape, device = images.shape[1:], images.device
-    with ActivationHooks(twin, list(grids), layouts=layouts) as hooks, _SmoothFunctions():
+    with ActivationHooks(copied, list(grids), layouts=layouts) as hooks, _SmoothFunctions():
         batch = _random_images(generator, shape).repeat(2 * CORNERS, 1, 1, 1)
         for k, (row, column) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1))):
             batch[k, :, row, column] += 1
