@@ -283,7 +283,7 @@ class BatchLoss:
         Device of the layers' outputs.
     contrast : float, default 0.0
         Weight of the mean of all features of the unit's layer, at the unit's positions, that is subtracted from each
-        of the unit's neurons; not for directions, whose layer holds whatever directions it was given.
+        of the unit's neurons that is not exactly 0; not for directions, whose layer holds whatever it was given.
     """
 
     def __init__(
@@ -369,8 +369,13 @@ class BatchLoss:
             contrasted = values
             if self.contrast and not split_name(g.layer)[1]:
                 # one row at a time: over many rows at once the rounding of a mean depends on their number
-                layer_means = torch.stack([outputs[g.layer][row].mean(0, keepdim=True) for row in g.row_numbers])
-                contrasted = values - self.contrast * layer_means
+                layer_means = torch.stack(
+                    # a feature that is not finite must not spoil the others
+                    [torch.nan_to_num(outputs[g.layer][row], 0.0, 0.0, 0.0).mean(0, True) for row in g.row_numbers]
+                )
+                # A silent neuron (exactly 0 behind a ReLU) gets no contrast: its gradient would hide that the row has
+                # none of its own, so that it would never be rescued.
+                contrasted = values - self.contrast * torch.where(values.detach() != 0, layer_means, 0.0)
             loss = METRIC_LOSSES[g.metric](contrasted, g.mask, self.C) * g.weights
             losses = losses.index_add(0, g.rows * self.max_terms + g.terms, loss)
             inside = values.detach() if g.mask is None else torch.where(g.mask, values.detach(), 0.0)

@@ -264,6 +264,16 @@ def test_contrast_subtracts_the_mean_of_the_layers_features(text: str) -> None:
     torch.testing.assert_close(losses[0], expected)
 
 
+def test_silent_neurons_get_no_contrast() -> None:
+    found = {k: v.clone() for k, v in outputs(1, seed=6).items()}
+    found["a"][0, 1, 0] = 0.0
+    values = found["a"].requires_grad_(True)
+    losses, _ = BatchLoss([channel("a", 1)], SHAPES, "l1", 200.0, contrast=1.0)(found)
+    (gradient,) = torch.autograd.grad(losses.sum(), values)
+    assert not gradient[0, [0, 2, 3], 0].any(), "other features at the silent positions"
+    assert gradient[0, [0, 2, 3], 1:].all()
+
+
 def test_units_out_of_range_are_refused() -> None:
     with pytest.raises(UnitError, match="channel 5 is out of range"):
         BatchLoss([channel("a", 5)], SHAPES, "l1", 200.0)
