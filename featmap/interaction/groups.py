@@ -91,6 +91,36 @@ def select_units(selection: LayerChannels, network: Network, size: Size) -> tupl
     return tuple(Unit(layer, c) for c in parse_channels(text, network.layer(layer, size).channels, layer))
 
 
+def select_two_layers(
+    layers: Sequence[LayerChannels], network: Network, size: Size
+) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
+    """Select features of two layers.
+
+    Parameters
+    ----------
+    layers : sequence of str or (str, channels)
+        The layers, each with or without channels, see `select_units`.
+    network : Network
+        Network that they belong to.
+    size : int or (int, int)
+        Height and width of the images in pixels.
+
+    Returns
+    -------
+    tuple of (tuple of Unit, tuple of Unit)
+        Features of the first and of the second layer.
+
+    Raises
+    ------
+    UnitError
+        If there are not two layers, or a layer or feature does not exist.
+    """
+    if len(layers) != 2:
+        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
+    first, second = layers
+    return select_units(first, network, size), select_units(second, network, size)
+
+
 def pairs_of(layers: Sequence[LayerChannels], network: Network, size: Size) -> tuple[Group, ...]:
     """List every pair of two layers' features.
 
@@ -113,9 +143,7 @@ def pairs_of(layers: Sequence[LayerChannels], network: Network, size: Size) -> t
     UnitError
         If there are not two layers, no pair, or too many.
     """
-    if len(layers) != 2:
-        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
-    first, second = (select_units(selection, network, size) for selection in layers)
+    first, second = select_two_layers(layers, network, size)
     pairs: list[Group] = [(a, b) for a in first for b in second if a != b]
     if first[0].layer == second[0].layer:  # a with b and b with a are one pair
         unordered: dict[frozenset[Unit], Group] = {}

@@ -10,7 +10,7 @@ import torch
 
 from featmap import rng
 from featmap.errors import UnitError
-from featmap.interaction.groups import LayerChannels, pairs_job, select_units
+from featmap.interaction.groups import LayerChannels, pairs_job, select_two_layers
 from featmap.interaction.job import Group, JointJob
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -151,9 +151,7 @@ def screening_job(
     FeatmapError
         If a layer or feature does not exist, there are fewer than two pairs, or a setting is out of range.
     """
-    if len(layers) != 2:
-        raise UnitError(f"{len(layers)} layers: give two, each with channels if not all its features are meant")
-    first, second = (select_units(selection, network, recipe.size) for selection in layers)
+    first, second = select_two_layers(layers, network, recipe.size)
     names = (first[0].layer, second[0].layer)
     count = len(_pairs(first, second))
     if count < 2:

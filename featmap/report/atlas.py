@@ -73,8 +73,7 @@ def atlas(
 
 def _check(folder: Path) -> None:
     """Check that a run is finished and that its files have the checksums of the manifest."""
-    if not Run.read(folder).manifest.is_complete:
-        raise StoreError(f"run {str(folder)!r} is not finished; run its command again to finish it")
+    integrity.read_finished(folder)
     integrity.require_intact(folder, pages=False)
 
 

@@ -16,7 +16,7 @@ from featmap.plotting.labels import labelled_statistics, statistic_label
 from featmap.report.encode import encode_figure
 from featmap.report.page import Picture, Report
 from featmap.report.reproduction import Reproduction
-from featmap.runs import store
+from featmap.runs import integrity, store
 from featmap.runs.store import Run, open_arrays
 
 MAX_RANKED = 60
@@ -41,9 +41,7 @@ def build_reports(folder: Path) -> list[Report]:
     StoreError
         If the run is of another command or not finished.
     """
-    run = Run.read(folder)
-    if run.manifest.status != "complete":
-        raise StoreError(f"run {str(folder)!r} is not finished; run its command again to finish it")
+    run = integrity.read_finished(folder)
     if (folder / "interaction.json").is_file():
         return [_group(run)]
     if (folder / "pairs.parquet").is_file():

@@ -171,6 +171,30 @@ def inspect(folder: Path, inner: bool = True) -> Inspection:
     return inspection
 
 
+def read_finished(folder: Path) -> Run:
+    """Read a run that is finished.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+
+    Returns
+    -------
+    Run
+        Not locked.
+
+    Raises
+    ------
+    StoreError
+        If there is none, its manifest is damaged, or it is not finished.
+    """
+    run = Run.read(folder)
+    if not run.manifest.is_complete:
+        raise StoreError(f"run {str(folder)!r} is not finished; run its command again to finish it")
+    return run
+
+
 def require_intact(folder: Path, pages: bool = True, parts: bool = True) -> None:
     """Check that a run is intact, before numbers are read from its files.
 

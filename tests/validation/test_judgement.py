@@ -188,7 +188,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--by", JUDGE, "--by-input-size", "0"], "--by-input-size 0: give 1 pixel or more"),
     (["--by", JUDGE, "--photographs", "few"], "1 photographs; give 32 or more"),
     (["--by", JUDGE, "--photographs", "RUN"], "is a run; give a folder of photographs"),
-    (["--by", JUDGE, "--model", "tests.helpers.judges:half"], "has another network"),
+    (["--by", JUDGE, "--model", "tests.helpers.judges:half"], "was made with a different network"),
 ]
 
 
