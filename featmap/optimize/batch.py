@@ -13,9 +13,10 @@ from featmap.image_shape import Size, as_size, smallest
 from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.optimize.comparison import Preparation, choose_preparation, prepare_kind
+from featmap.optimize.comparison import Preparation, choose_preparation, copy_settings
 from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend
 from featmap.optimize.objective import BatchLoss, Objective
+from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import Recipe
 
 
@@ -98,14 +99,13 @@ class Batches:
             self._modules[layers, precision] = (
                 self.network.module
                 if choice.in_place
-                else prepare_kind(
+                else prepare(
                     self.network.module,
-                    choice.network,
-                    self.network.trace(size).folds,
-                    layers,
-                    self.device,
-                    choice.layout,
-                    dtype,
+                    layers=layers,
+                    device=self.device,
+                    layout=choice.layout,
+                    dtype=dtype,
+                    **copy_settings(choice.network, self.network.trace(size).folds),
                 )
             )
         return self._modules[layers, precision]

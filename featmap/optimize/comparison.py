@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,7 +155,7 @@ def choose_preparation(
         for kind in (FOLDED, UNTOUCHED):
 
             def build(source: nn.Module, kind: str = kind, layout: torch.memory_format = layout) -> nn.Module:
-                return prepare_kind(source, kind, folds, names, device, layout)
+                return prepare(source, layers=names, device=device, layout=layout, **copy_settings(kind, folds))
 
             output, gradient = _differences(
                 lambda: _measure(build(network.module), network, names, images, weights)[0], expected
@@ -174,42 +175,22 @@ def choose_preparation(
     return Preparation(names, UNTOUCHED, *first, torch.contiguous_format, in_place=True)
 
 
-def prepare_kind(
-    module: nn.Module,
-    kind: str,
-    folds: Sequence[tuple[str, str]],
-    layers: Sequence[str],
-    device: torch.device,
-    layout: torch.memory_format,
-    dtype: torch.dtype | None = None,
-) -> nn.Module:
-    """Copy a network for descents, folded or not.
+def copy_settings(kind: str, folds: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Choose the settings by which a copy of the network is prepared.
 
     Parameters
     ----------
-    module : nn.Module
-        The network.
     kind : str
         "folded" or "untouched".
     folds : sequence of (str, str)
-        Pairs to fold, see `featmap.optimize.prepare.prepare`.
-    layers : sequence of str
-        Layers whose outputs are requested.
-    device : torch.device
-        Device of the copy.
-    layout : torch.memory_format
-        Memory format of the weights.
-    dtype : torch.dtype or None, default None
-        Type of the weights; None keeps their own.
+        Pairs that can be folded.
 
     Returns
     -------
-    nn.Module
-        The copy.
+    dict of str to Any
+        Arguments of `featmap.optimize.prepare.prepare`.
     """
-    if kind == FOLDED:
-        return prepare(module, folds, layers, device, layout, dtype)
-    return prepare(module, (), layers, device, layout, dtype, space_to_depth=False)
+    return {"folds": folds} if kind == FOLDED else {"folds": (), "space_to_depth": False}
 
 
 def _is_finite(module: nn.Module) -> bool:

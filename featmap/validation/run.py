@@ -464,7 +464,5 @@ def validate(
         If the run is not complete, or of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
-    plan = plan_validation(
-        run, images=images, skip_broken=skip_broken, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out
-    )
-    return carry_out(plan, watcher)
+    plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out)
+    return carry_out(replace(plan, skip_broken=skip_broken), watcher)

@@ -19,9 +19,10 @@ from featmap.network.receptive_field import ReceptiveField
 from featmap.network.trace import Layer
 from featmap.optimize import comparison
 from featmap.optimize.batch import Batches
-from featmap.optimize.comparison import FOLDED, UNTOUCHED, choose_preparation, prepare_kind, relative_difference
+from featmap.optimize.comparison import FOLDED, UNTOUCHED, choose_preparation, copy_settings, relative_difference
 from featmap.optimize.measured_fields import measure_fields
 from featmap.optimize.objective import channel
+from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import RECIPES
 from featmap.optimize.responses import Probe
 from tests.helpers import kinds, networks
@@ -290,12 +291,20 @@ def test_the_prepared_copy_has_the_networks_gradients(plan: Plan) -> None:
     state = {k: v.clone() for k, v in net.state_dict().items()}
     choice = choose_preparation(network, [last], SIZE, CPU)
     assert choice.network == FOLDED and not choice.in_place
-    twin = prepare_kind(net, FOLDED, network.trace(SIZE).folds, [last], CPU, choice.layout)
+    twin = prepare(
+        net, layers=[last], device=CPU, layout=choice.layout, **copy_settings(FOLDED, network.trace(SIZE).folds)
+    )
     assert relative_difference(twin(x), net(x)) < 1e-5
     assert relative_difference(input_gradient(twin, x), input_gradient(net, x)) < 1e-4
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()), "the network is as it was"
     exact = copy.deepcopy(net).double()
-    twin = prepare_kind(exact, FOLDED, network.trace(SIZE).folds, [last], CPU, torch.contiguous_format)
+    twin = prepare(
+        exact,
+        layers=[last],
+        device=CPU,
+        layout=torch.contiguous_format,
+        **copy_settings(FOLDED, network.trace(SIZE).folds),
+    )
     assert relative_difference(input_gradient(twin, x.double()), input_gradient(exact, x.double())) < 1e-10
 
 
