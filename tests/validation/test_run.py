@@ -137,7 +137,7 @@ def test_further_seeds_follow_the_largest_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_kind_or_network_is_refused(validated: Path, tmp_path: Path, photographs: Path) -> None:
-    with pytest.raises(FeatmapError, match="another network"):
+    with pytest.raises(FeatmapError, match="a different network"):
         plan_validation(validated, network=load(tiny.other()))
     few = tmp_path / "few"
     few.mkdir()
