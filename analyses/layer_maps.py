@@ -27,6 +27,7 @@ from featmap.plotting import sheets, style
 from featmap.report import encode
 from featmap.runs import folder_layout
 from featmap.stats import reliability
+from featmap.stats.correlation import FLOOR
 from featmap.stats.reliability import Interval
 
 SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
@@ -424,7 +425,7 @@ def measure(context: Context) -> Outcome:
     means, colours = feature_means(table, context.layers), dominant_colours(palette_data)
     before, after = count_dead(without_rescue), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
     null, without = plain["null_images"][0].values, np.flatnonzero(without_rescue["status"] == "dead")
-    gray = all(np.abs(plain["images"][0, k].values - null).max() < 1e-6 for k in without)
+    gray = all(np.abs(plain["images"][0, k].values - null).max() < FLOOR for k in without)
     by_depth = depth_trends(means)
     parts = judge_parts(by_depth, colours, before, gray)
     status = folder_layout.status_names(data["status"][0].values)

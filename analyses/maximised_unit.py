@@ -54,13 +54,13 @@ from analyses.support.study_command import run_study
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail
-from featmap.stats.correlation import standardise
+from featmap.stats.correlation import FLOOR, standardise
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6
 GOOD, HALF = 0.9, 0.5
 """Share of a neuron's best activation that counts as reached, and of the distance between neurons that is clear."""
-MANY, ALIKE = 0.05, 1e-6
+MANY, ALIKE = 0.05, FLOOR
 """Least share of neurons with several patterns, and largest difference of fields that are the same."""
 RESCUE = 0.25
 """Share of the steps in which the gradient passes dead ReLUs: a single neuron is often dead on noise."""

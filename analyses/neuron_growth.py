@@ -41,6 +41,7 @@ from featmap.plotting.sheets import contact_sheet
 from featmap.plotting.style import FAINT, encode_webp, house_style, thumbnail
 from featmap.report.encode import encode_animation
 from featmap.rng import generator
+from featmap.stats.correlation import FLOOR
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 RATE, BLUR = 0.02, (1.0, 0.3)
@@ -332,7 +333,7 @@ def judge_layer(findings: Mapping[str, Finding], layer: str) -> Verdict:
     outside, linear, excess = (findings[f"{k}:{layer}"] for k in ("outside", "outside linear", "excess"))
     if outside.low is None or outside.count < 2:
         return "not decided"
-    if outside.low > max(linear.high or 0.0, 1e-6):
+    if outside.low > max(linear.high or 0.0, FLOOR):
         return "holds" if excess.count > 1 and (excess.low or 0) > 0 else "holds in part"
     return "does not hold" if excess.count > 1 and (excess.high or 0) < 0 else "not decided"
 

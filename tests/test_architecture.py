@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ROOMS: dict[str, set[str]] = {  # a room, and the rooms that it may import; ever
 }
 FLAT = {"__init__", "__main__", "errors", "files", "image_ops", "image_shape", "rng"}
 LONGEST_CHAIN = 12
+FLOORS = {1e-6, 1e-9, 1e-10, 1e-12}
 
 
 def name_of(path: Path) -> str:
@@ -91,6 +93,37 @@ def test_modules_import_each_other_in_no_circle_and_no_long_chain() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+SMALL = 1e-5
+STUDIES = sorted((SOURCE.parent / "analyses").rglob("*.py"))
+
+
+def small_literals(module: ast.Module) -> list[int]:
+    """Lines with a number of at most `SMALL` that is not a module's constant with a docstring."""
+    explained: set[int] = set()
+    for before, after in pairwise(module.body):
+        if isinstance(before, ast.Assign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            explained |= {id(n) for n in ast.walk(before)}
+    numbers = [n for n in ast.walk(module) if isinstance(n, ast.Constant) and isinstance(n.value, float)]
+    return [n.lineno for n in numbers if 0 < n.value <= SMALL and id(n) not in explained]
+
+
+@pytest.mark.parametrize("path", [*FILES, *STUDIES], ids=lambda p: p.stem)
+def test_small_numbers_are_documented_constants(path: Path) -> None:
+    # torch's own default, of a batch norm that is called without one
+    known = {"float(arguments.get('eps', 1e-05))"}
+    module = tree(path)
+    defaults = {c.lineno for c in ast.walk(module) if isinstance(c, ast.Call) and ast.unparse(c) in known}
+    assert set(small_literals(module)) - defaults == set()
+
+
+def test_statistics_take_their_floors_from_one_module() -> None:
+    homes = [p for p in [*FILES, *STUDIES] if p.parent.name in ("stats", "formulas", "support", "analyses")]
+    own = [p.stem for p in homes for n in ast.walk(tree(p)) if ast.unparse(n).startswith("np.finfo(")]
+    assert set(own) == {"correlation"}
+    small = {p.stem for p in homes for n in ast.walk(tree(p)) if isinstance(n, ast.Constant) and n.value in FLOORS}
+    assert small == {"correlation"}
 
 
 def calls(path: Path, name: str) -> list[ast.Call]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from featmap.stats.correlation import TINY, unit_vectors
+from featmap.stats.correlation import TINY, TINY_POWER, unit_vectors
 
 
 def effective_number(values: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def effective_number(values: np.ndarray) -> np.ndarray:
     energy = np.square(values.astype(np.float64))
     largest = energy.max(axis=1, keepdims=True, initial=0)
     with np.errstate(invalid="ignore"):  # infinite responses have no shares
-        shares = energy / np.where(np.isfinite(largest) & (largest > TINY**2), largest, np.nan)
+        shares = energy / np.where(np.isfinite(largest) & (largest > TINY_POWER), largest, np.nan)
         number: np.ndarray = shares.sum(1) ** 2 / np.square(shares).sum(1)
     return number
 

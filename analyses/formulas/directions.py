@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from featmap.stats.correlation import FLOOR, TIE
+
 
 def channels_for_share(vectors: np.ndarray, share: float = 0.9) -> np.ndarray:
     """Count the channels that explain a share of each direction's squared weight.
@@ -24,7 +26,7 @@ def channels_for_share(vectors: np.ndarray, share: float = 0.9) -> np.ndarray:
     squares = -np.sort(-(np.asarray(vectors, dtype=np.float64) ** 2), axis=1)
     sums = np.cumsum(squares, axis=1)
     # what is left of a sum by rounding must not cost a channel
-    reached = sums >= share * sums[:, -1:] * (1 - 1e-12)
+    reached = sums >= share * sums[:, -1:] * (1 - TIE)
     return np.argmax(reached, axis=1) + 1
 
 
@@ -75,6 +77,6 @@ def explained_share(values: np.ndarray, vectors: np.ndarray, centre: bool) -> fl
     x = np.asarray(values, dtype=np.float64)
     x = x - x.mean(0) if centre else x
     basis, scales, _ = np.linalg.svd(np.asarray(vectors, dtype=np.float64).T, full_matrices=False)
-    basis = basis[:, scales > scales[0] * 1e-9]
+    basis = basis[:, scales > scales[0] * FLOOR]
     total = float((x**2).sum())
     return float(((x @ basis) ** 2).sum() / total) if total > 0 else float("nan")

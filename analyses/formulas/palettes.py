@@ -13,6 +13,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from featmap.rng import generator
+from featmap.stats.correlation import VARIANCE_FLOOR
 
 CELLS = 8
 """Cells of the colour cube along each side."""
@@ -103,7 +104,7 @@ def flatness(images: np.ndarray) -> np.ndarray:
     deviation = np.asarray(images, dtype=np.float64) - 0.5
     total = np.square(deviation).mean((2, 3)).sum(1)
     flat = np.square(deviation.mean((2, 3))).sum(1)
-    share: np.ndarray = flat / np.where(np.isfinite(total) & (total > 1e-12), total, np.nan)
+    share: np.ndarray = flat / np.where(np.isfinite(total) & (total > VARIANCE_FLOOR), total, np.nan)
     return share
 
 
@@ -225,7 +226,7 @@ def fit_palette(points: np.ndarray, draws: int = DRAWS) -> Palette:
         return Palette(np.zeros(n, dtype=int), float("nan"), float("nan"))
     value, labels = _best_clustering(points)
     rng = generator("palette", n, draws)
-    mean, spread = points.mean(0), np.cov(points.T) + 1e-12 * np.eye(2)
+    mean, spread = points.mean(0), np.cov(points.T) + VARIANCE_FLOOR * np.eye(2)
     reached = sum(_best_clustering(rng.multivariate_normal(mean, spread, size=n))[0] >= value for _ in range(draws))
     _, first, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(size), dtype=int)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-EPS = 1e-9
-"""Least response of a target to its own image, and least deviation of a percentile from a half."""
+from featmap.stats.correlation import TIE, TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +58,12 @@ def evaluate_held_out(A: np.ndarray, targets: np.ndarray) -> HeldOutRunnersUp:
     -------
     HeldOutRunnersUp
         T values each. Undefined below 2 seeds, 3 targets or 2 features, or where a response is not finite, or a
-        target's own response is not above `EPS`.
+        target's own response is not above `TINY`.
     """
     S, T, M = A.shape
     at, undefined = np.arange(T), np.full(T, np.nan)
     enough = S >= 2 and T >= 3 and M >= 2 and np.isfinite(A).all()
-    if not enough or not (A[:, at, targets] > EPS).all():
+    if not enough or not (A[:, at, targets] > TINY).all():
         return HeldOutRunnersUp(undefined, undefined, undefined, undefined, float("nan"))
     first, later = A[0].astype(np.float64), A[1:].astype(np.float64)
     first[at, targets] = -np.inf
@@ -95,6 +94,6 @@ def p_below_half(percentile: np.ndarray) -> float:
         One-sided p of the hypothesis that they lie at a half or above; 1 if all are a half.
     """
     deviation = percentile - 0.5
-    if not (np.abs(deviation) > EPS).any():
+    if not (np.abs(deviation) > TIE).any():
         return 1.0
     return float(stats.wilcoxon(deviation, alternative="less").pvalue)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featmap.stats.image_quality import TINY, apply_window, power_spectra, radial_frequencies
+from featmap.stats.correlation import TINY_POWER
+from featmap.stats.image_quality import apply_window, power_spectra, radial_frequencies
 
 HIGH = 0.25
 """Frequency above which power counts as high, in cycles per pixel: half the Nyquist frequency."""
@@ -150,7 +151,7 @@ def find_grid(image: np.ndarray) -> Grid:
             # A wave has half of its power at the mirrored frequency; half a cycle per pixel is its own mirror.
             variance = (1 if period == 2 else 2) * power / window.sum() ** 2
             contrast = float(np.sqrt(variance / len(values)))
-            prominence = float(power / max(neighbourhood, TINY))
+            prominence = float(power / max(neighbourhood, TINY_POWER))
             peaks.append(Grid(period, direction, prominence, min(1.0, variance / total), contrast))
     ordered = sorted(peaks, key=lambda g: (g.is_grid, g.period if g.is_grid else 0, g.prominence))
     return ordered[-1] if peaks else Grid(None, "", 0.0, 0.0, 0.0)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from analyses.formulas.runners_up import HeldOutRunnersUp, evaluate_held_out
 from featmap.runs.folder_layout import LIVE_CODES
+from featmap.stats.correlation import TINY
 
 TOP = 10
 COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"]
@@ -82,9 +83,9 @@ def mean_ratio(over: np.ndarray, under: np.ndarray) -> float:
     Returns
     -------
     float
-        The mean; NaN where a value is not finite or a denominator is not positive.
+        The mean; NaN where a value is not finite or a denominator is not above `TINY`.
     """
-    defined = np.isfinite(over) & np.isfinite(under) & (under > 1e-9)
+    defined = np.isfinite(over) & np.isfinite(under) & (under > TINY)
     return float(np.mean(over[defined] / under[defined])) if defined.all() and len(defined) else float("nan")
 
 
@@ -178,8 +179,8 @@ def ranking_rows(layer: str, data: xr.Dataset, best: Mapping[int, float]) -> lis
             quantities = {
                 "activation": profile[c],
                 "null": null[c],
-                "of target": profile[c] / reached if reached > 1e-9 else np.nan,
-                "of own best": (profile[c] - null[c]) / own if own > 1e-9 else np.nan,
+                "of target": profile[c] / reached if reached > TINY else np.nan,
+                "of own best": (profile[c] - null[c]) / own if own > TINY else np.nan,
             }
             rows += [
                 (f"ranking: {what}", layer, target, "mean", data.sizes["step"], c, rank, value)

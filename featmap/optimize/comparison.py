@@ -34,6 +34,8 @@ DOUBLE_TOLERANCE = 1e-6
 """The same in float64, where folding agrees to 1e-10; constants of float32 in a network's own code cost some digits."""
 REPEAT_TOLERANCE = 1e-5
 """Relative difference of two passes up to which sums in a changing order may be its cause, as some GPU kernels have."""
+LEAST_NORM = 1e-30
+"""Least norm of an output by which the weights of the loss are divided: by a subnormal one they would overflow."""
 REPEATS = 8
 """Passes that are compared where a pass draws random numbers: one of stochastic depth often draws the same twice."""
 FOLDED, UNTOUCHED = "folded", "untouched"
@@ -220,7 +222,7 @@ def _measure(
             generator = torch.Generator().manual_seed(0)
             # a layer of large outputs must not hide the others' gradients
             weights = {
-                la: torch.randn(out.shape[1:], generator=generator) / max(float(out.detach().norm()), 1e-30)
+                la: torch.randn(out.shape[1:], generator=generator) / max(float(out.detach().norm()), LEAST_NORM)
                 for la, out in finite.items()
             }
         loss = torch.stack([(out * weights[la].to(out)).sum() for la, out in finite.items()]).sum()

@@ -23,6 +23,7 @@ from featmap.optimize.recipe import Octave, Recipe
 from featmap.optimize.transforms import apply_transform
 
 ADAM_EPS = 1e-8
+"""Floor of Adam's denominator, as a share of the image's largest: the constant of Kingma & Ba (2015), made relative."""
 RESCUE_SLOPE = 0.1
 """Factor of the gradient that a rescued row gets through dead ReLUs."""
 CANCELLATION_TOLERANCE = 1e-5

@@ -36,6 +36,8 @@ from featmap.plotting.style import (
     wrap_text,
 )
 
+SAME_COLOUR = 1e-6
+"""Range of the values on a diagonal below which one note stands for all of them."""
 BAND, EDGE = 0.19, 0.15
 """Thickness of a band of cluster colours, and the margin of a figure, in inches."""
 
@@ -94,7 +96,7 @@ def heatmap(
     span = colour_reach(np.abs(own - middle), np.abs(table[~eye & np.isfinite(table)] - middle))
     numbers = _cluster_numbers(None if clusters is None else clusters.reindex(names).to_list(), n, "features")
     grid = _cluster_grid(table, linkage, [colour(c) for c in numbers] or None, middle - span, middle + span)
-    diagonal_beyond = own.size > 0 and np.ptp(own) < 1e-6 and own[0] > middle + span
+    diagonal_beyond = own.size > 0 and np.ptp(own) < SAME_COLOUR and own[0] > middle + span
     notes: list[tuple[Any, str]] = []
     if diagonal_beyond:
         notes.append((plt.colormaps[COLOUR_MAP](1.0), f"diagonal: {own[0]:.3g}"))

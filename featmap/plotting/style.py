@@ -33,6 +33,8 @@ COLOUR_MAP = "RdBu_r"
 MAX_LABELS = 64
 """Most features that are all labelled on an axis of a heatmap; of more, about 32 are."""
 FAINT, GRAY = "#555555", "#c9c9c9"
+NARROWEST = 1e-6
+"""Least width of a text in inches per point, so that an empty one has a font size too."""
 DPI, MAX_PIXELS = 150, 5000
 """Resolution of a PNG in pixels per inch, and the most pixels on its longer side."""
 _STYLE = {"font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"], "text.hinting": "none"}
@@ -134,8 +136,8 @@ def fit_text(texts: Iterable[str], inches: float, largest: float) -> tuple[float
     """
     lines = [printable_line(text) for text in texts]
     widths = [text_width(line) for line in lines]
-    size = float(np.clip(inches / max([1e-6, *widths]), 5.5, largest))
-    halves = [int(len(t) * inches / max(w * size, 1e-6)) // 2 for t, w in zip(lines, widths, strict=True)]
+    size = float(np.clip(inches / max([NARROWEST, *widths]), 5.5, largest))
+    halves = [int(len(t) * inches / max(w * size, NARROWEST)) // 2 for t, w in zip(lines, widths, strict=True)]
     pairs = zip(lines, halves, strict=True)
     return size, [t if len(t) <= 2 * k + 1 else f"{t[: k - 1]}…{t[len(t) - k :]}" for t, k in pairs]
 

@@ -6,6 +6,8 @@ import networkx as nx
 import numpy as np
 from scipy.spatial import cKDTree
 
+from featmap.stats.correlation import TINY
+
 NODE_DISTANCE = 1.0
 """Minimum distance of two nodes; the image of a node is slightly smaller."""
 COMMUNITY_DISTANCE = 1.5
@@ -35,7 +37,7 @@ def _spread(points: np.ndarray, radii: np.ndarray, rounds: int = 400, squares: b
         if squares:  # separate squares along the axis on which they overlap less
             wider = np.abs(gap).argmax(axis=1)
             gap = np.where(np.arange(2) == wider[:, None], gap, 0.0)
-        distance = np.maximum(np.linalg.norm(gap, axis=1), 1e-9)
+        distance = np.maximum(np.linalg.norm(gap, axis=1), TINY)
         overlap = radii[one] + radii[two] - distance
         close = overlap > 1e-3
         if not close.any():
@@ -53,7 +55,7 @@ def _lay_out_community(graph: nx.Graph, members: list[str], seed: int) -> np.nda
     inside.add_weighted_edges_from((u, v, graph[u][v]["weight"]) for u in members for v in graph[u] if v in inside)
     points = _spring(inside, seed)
     radius = 0.7 * np.sqrt(len(members)) * NODE_DISTANCE
-    points = points * radius / max(np.abs(points).max(initial=0.0), 1e-9)
+    points = points * radius / max(np.abs(points).max(initial=0.0), TINY)
     # two nodes at the same position have no direction in which to separate
     points = points + 1e-3 * np.random.default_rng(seed).standard_normal(points.shape)
     return _spread(points - points.mean(0), np.full(len(members), NODE_DISTANCE / 2), squares=True)

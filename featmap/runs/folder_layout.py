@@ -26,6 +26,7 @@ from zarr.storage import MemoryStore
 from featmap.errors import IncompleteError, StoreError
 from featmap.files import hash_file, is_leftover, translate_os_errors, write_atomically
 from featmap.runs.manifest import COPY, MANIFEST, UNITS, Manifest
+from featmap.stats.correlation import FLOOR
 
 ARRAYS = "arrays.zarr"
 
@@ -38,7 +39,7 @@ it started: `RESCUED` is live too, with its first gradient through dead ReLUs. T
 LIVE_CODES = (LIVE, RESCUED)
 GRADIENT_START, RESCUED_START = "gradient", "rescued"
 """How a descent started: with a gradient of its own, or with one through dead ReLUs."""
-MIN_RISE = 1e-6
+MIN_RISE = FLOOR
 """A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
 
 

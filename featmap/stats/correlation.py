@@ -1,7 +1,7 @@
-"""Correlations, cosines, standardising, and the floor below which a denominator counts as rounding.
+"""Correlations, cosines, standardising, and the floors below which a denominator counts as rounding.
 
-The other modules of `featmap.stats` take these from here, so that each has one definition and one rule for what is
-undefined. Undefined values are NaN.
+All statistics, in `featmap` and in `analyses`, take these from here, so that each has one definition and one rule for
+what is undefined. Undefined values are NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Responses are measured in float32. A millionth is about 16 times its unit roundo
 quotient by it would say nothing. The floor goes by feature (or by row), so that it moves with the feature's own scale.
 """
 VARIANCE_FLOOR = FLOOR**2
-"""`FLOOR` for a variance, as a share of the mean square: the square of that of a standard deviation."""
+"""`FLOOR` for a variance or a power, as a share of the mean square or of the largest power."""
 DIFFERENCE_FLOOR = 10 * FLOOR
 """`FLOOR` for differences of float32 responses, such as a response less that at the null image.
 
@@ -27,6 +27,13 @@ floor leaves two correct digits.
 """
 TINY = float(np.finfo(np.float32).tiny)
 """Least floor, for a largest magnitude of 0: smaller float32 numbers are subnormal and lose digits."""
+TINY_POWER = TINY**2
+"""`TINY` for squares and powers."""
+RANK_FLOOR = 1e-10
+"""Share of the largest singular value at or below which least squares count one as 0.
+
+Less than `FLOOR`: the sums are float64, and directions that differ by more than their rounding may explain something.
+"""
 DIGITS = 12
 """Decimals to which similarities are ranked and compared: later ones depend on the order in which a sum was taken."""
 TIE = 10.0**-DIGITS

@@ -9,19 +9,14 @@ from __future__ import annotations
 import numpy as np
 from scipy.signal import windows
 
-from featmap.stats.correlation import FLOOR, floors, unit_vectors
+from featmap.stats.correlation import TINY_POWER, VARIANCE_FLOOR, floors, unit_vectors
 from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval, mean_correlation
 
-FLAT = 1e-12
-"""Least variance of an image with a spectrum, as a share of its mean square; less is rounding of float32."""
-TINY = float(np.finfo(np.float64).tiny)
 FIRES = 0.1
 """Share of a map's own maximum above which a position of the grid fires."""
 LOWEST_RING = 2
 """Lowest frequency of the fit of a spectrum's slope, in cycles per image: the window smears the first one and 0."""
-EMPTY_RING = 1e-12
-"""Share of the largest ring's power at or below which a ring is empty: rounding of float32."""
 FEWEST_RINGS = 4
 """Fewest rings that a slope is fitted to."""
 
@@ -55,17 +50,18 @@ def apply_window(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     windowed : numpy.ndarray
-        The same shape, float64; NaN for an image without variation inside the window.
+        The same shape, float64; NaN for an image whose variance inside the window is at most `VARIANCE_FLOOR` of its
+        mean square.
     window : numpy.ndarray
         `H x W`.
     """
     values = np.asarray(images, dtype=np.float64)
     down, across = (windows.hann(n, sym=False) for n in values.shape[2:])
     window = down[:, None] * across
-    mean = (values * window).sum((2, 3), keepdims=True) / max(window.sum(), TINY)
+    mean = (values * window).sum((2, 3), keepdims=True) / max(window.sum(), TINY_POWER)
     mean_square = np.square(values).mean((1, 2, 3))
     windowed = (values - mean) * window
-    varies = np.square(windowed).mean((1, 2, 3)) > FLAT * mean_square
+    varies = np.square(windowed).mean((1, 2, 3)) > VARIANCE_FLOOR * mean_square
     windowed[~varies] = np.nan
     return windowed, window
 
@@ -106,8 +102,8 @@ def spectrum_slopes(images: np.ndarray) -> np.ndarray:
     -------
     numpy.ndarray
         N slopes: 0 for white noise, about -2 for photographs, less (steeper) for smooth images, more for images with
-        too much fine detail. Rings at or below `EMPTY_RING` of the largest one's power are left out. NaN for an image
-        without variation or with values that are not finite, and below `FEWEST_RINGS` rings.
+        too much fine detail. Rings at or below `VARIANCE_FLOOR` of the largest one's power are left out. NaN for an
+        image without variation or with values that are not finite, and below `FEWEST_RINGS` rings.
 
     References
     ----------
@@ -125,7 +121,7 @@ def spectrum_slopes(images: np.ndarray) -> np.ndarray:
         power = (np.bincount(rings.ravel(), weights=spectrum.ravel()) / sizes)[k]
         if not np.isfinite(power).all():
             continue
-        use = power > max(EMPTY_RING * power.max(), TINY)
+        use = power > max(VARIANCE_FLOOR * power.max(), TINY_POWER)
         if use.sum() >= FEWEST_RINGS:
             x, y, w = np.log(k[use]), np.log(power[use]), 1 / k[use]
             x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
@@ -180,7 +176,7 @@ def colour_correlations(images: np.ndarray) -> np.ndarray:
     finite = np.isfinite(pixels).all(2, keepdims=True)
     pixels = np.where(finite, pixels, 0.0)
     largest = np.abs(pixels).max(2, keepdims=True)
-    unit = unit_vectors(pixels - pixels.mean(2, keepdims=True), 2, floors(largest, FLOOR) * np.sqrt(pixels.shape[2]))
+    unit = unit_vectors(pixels - pixels.mean(2, keepdims=True), 2, floors(largest) * np.sqrt(pixels.shape[2]))
     unit = np.where(finite, unit, np.nan)
     correlations: np.ndarray = np.clip(unit @ unit.transpose(0, 2, 1), -1, 1)
     return correlations

@@ -17,7 +17,7 @@ from math import comb
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-from featmap.stats.correlation import DIFFERENCE_FLOOR, floors, pearson
+from featmap.stats.correlation import DIFFERENCE_FLOOR, RANK_FLOOR, floors, pearson
 
 FIRING_SHARE = 0.1
 """Share of its map's maximum above which a position fires."""
@@ -152,7 +152,7 @@ def image_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
     if not (np.isfinite(size) and np.isfinite(largest)) or size <= floors(largest, DIFFERENCE_FLOOR):
         return float("nan")
     # The cut-off drops directions in which equal parts differ by rounding, such as those of a unit with itself.
-    weights, *_ = np.linalg.lstsq(others.T / (largest or 1.0), target / size, rcond=1e-10)
+    weights, *_ = np.linalg.lstsq(others.T / (largest or 1.0), target / size, rcond=RANK_FLOOR)
     residual = target / size - weights @ others / (largest or 1.0)
     return float(min(residual @ residual, 1.0))
 
