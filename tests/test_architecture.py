@@ -167,6 +167,37 @@ def public(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, ast.AST]]:
     return found
 
 
+def parameters(function: ast.FunctionDef) -> list[str]:
+    listed = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    listed += [a for a in (function.args.vararg, function.args.kwarg) if a]
+    return [a.arg for a in listed if a.arg not in ("self", "cls")]
+
+
+def passed_on(function: ast.FunctionDef) -> list[str]:
+    """Parameters that appear in a function's body only as plain arguments of calls."""
+    arguments: set[int] = set()
+    for call in (n for n in ast.walk(function) if isinstance(n, ast.Call)):
+        values = [*call.args, *(k.value for k in call.keywords)]
+        arguments |= {id(v.value if isinstance(v, ast.Starred) else v) for v in values}
+    names = [n for s in function.body for n in ast.walk(s) if isinstance(n, ast.Name)]
+    read = {n.id for n in names if id(n) not in arguments}
+    return [name for name in parameters(function) if name in {n.id for n in names} - read]
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=name_of)
+def test_a_public_function_has_few_parameters_and_reads_most(path: Path) -> None:
+    functions = [(name, n) for name, n in public(tree(path).body) if isinstance(n, ast.FunctionDef)]
+    if room(name_of(path)) != "cli":  # a command has a parameter for each group of options, which it only hands on
+        assert [name for name, n in functions if len(parameters(n)) > 8] == []
+    assert [(name, passed_on(n)) for name, n in functions if len(passed_on(n)) > 5] == []
+
+
+def test_passing_on_is_told_from_reading() -> None:
+    source = "def f(a, b, *c, d=1, e=2, g=3):\n    if b:\n        h(a, b, *c, d=d, e=e or 1)\n    return g"
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef) and passed_on(function) == ["a", "d", "c"]
+
+
 @pytest.mark.parametrize("path", MODULES.values(), ids=name_of)
 def test_what_is_public_is_documented(path: Path) -> None:
     module = tree(path)

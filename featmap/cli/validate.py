@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,15 +32,9 @@ def validate(
     from featmap.cli import console
     from featmap.validation import run as validation
 
-    plan = validation.plan_validation(
-        run,
-        images=images,
-        skip_broken=skip_broken,
-        seeds=seeds,
-        null_seeds=null_seeds,
-        network=network.load(),
-        out=out,
-    )
+    loaded = network.load()
+    plan = validation.plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded)
+    plan = replace(plan, skip_broken=skip_broken, folder=out or plan.folder)
     if dry_run:
         estimate, work = validation.estimate_validation(plan)
         console.print_estimate(estimate, work, plan.folder)

@@ -153,7 +153,7 @@ def interact(
     *,
     layers: Sequence[LayerChannels] | None = None,
     balance: str = "solo",
-    probe_layers: Sequence[str] = (),
+    probe_layers: str | Sequence[str] = (),
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] | None = None,
     execution: Execution | None = None,
@@ -174,7 +174,7 @@ def interact(
     balance : str, default "solo"
         "solo" divides each unit by its solo maximum; "none" is the article's plain sum, which the unit of larger scale
         dominates.
-    probe_layers : sequence of str, optional
+    probe_layers : str or sequence of str, optional
         Layers whose features' responses the statistics are computed from. Default: the layers of the units.
     recipe : str or Recipe, optional
         Recipe of the descents. Default: "interact", whose steps are linear; with other recipes even a linear network
@@ -205,13 +205,14 @@ def interact(
     execution = execution or Execution()
     loaded, device = load(network), execution.torch_device()
     resolved = resolve_recipe(recipe, loaded, device, DEFAULT_RECIPE)
+    probed = [probe_layers] if isinstance(probe_layers, str) else probe_layers
     if units is not None:
         job = group_job(
             units,
             loaded,
             resolved,
             balance=balance,
-            probe_layers=probe_layers,
+            probe_layers=probed,
             seeds=SEEDS_OF_GROUP if seeds is None else seeds,
             device=device,
         )
@@ -221,7 +222,7 @@ def interact(
             loaded,
             resolved,
             balance=balance,
-            probe_layers=probe_layers,
+            probe_layers=probed,
             seeds=SEEDS_OF_PAIRS if seeds is None else seeds,
             device=device,
         )

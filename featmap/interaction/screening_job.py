@@ -120,7 +120,7 @@ def screening_job(
     network: Network,
     recipe: Recipe,
     *,
-    budget: Budget | None = None,
+    budget: Budget,
     balance: str = "solo",
     probe_layers: Sequence[str] = (),
     seeds: int | Iterable[int] = SEEDS,
@@ -173,7 +173,7 @@ def screening_job(
         command="interact --screen",
         sides=(first, second),
         balance=balance,
-        budget=budget or Budget(),
+        budget=budget,
         fresh_seeds=all_seeds[SOLO_SEEDS:],
     )
     job = checked(job)

@@ -40,21 +40,21 @@ Target = str | Unit | Objective
 
 
 def maximise_job(
-    units: Iterable[Target] | Target,
+    units: Iterable[Target],
     network: Network,
     recipe: Recipe,
     *,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
     frames: int = 0,
-    responses: str | Sequence[str] | None = None,
+    responses: Sequence[str] | None = None,
     device: torch.device | None = None,
 ) -> Job:
     """Create the checked job of the maximising images of units or sums of units.
 
     Parameters
     ----------
-    units : str, Unit, Objective or iterable of these
+    units : iterable of str, Unit or Objective
         What to maximise; duplicates are dropped.
     network : Network
         Network that they belong to.
@@ -75,21 +75,19 @@ def maximise_job(
     FeatmapError
         If a unit does not exist or a setting is out of range.
     """
-    listed = [units] if isinstance(units, (str, Unit, Objective)) else list(units)
-    if not listed:
+    objectives = tuple(dict.fromkeys(Objective.parse(u) for u in units))
+    if not objectives:
         raise UnitError("no units; give at least one, such as inception4a:17")
-    objectives = tuple(dict.fromkeys(Objective.parse(u) for u in listed))
     if require_integer("frames", frames) < 0:
         raise FeatmapError(f"frames {frames}: give the number of steps between two stored images, or 0 for none")
     if responses is None:
         responses = list(dict.fromkeys(layer for o in objectives for layer in o.layers)) if frames else []
-    layers = [responses] if isinstance(responses, str) else responses
     job = Job(
         network=network,
         objectives=objectives,
         recipe=recipe,
         seeds=seeds_of(seeds, recipe),
-        responses=tuple(dict.fromkeys(network.resolve_unit(Unit(layer, 0), recipe.size).layer for layer in layers)),
+        responses=tuple(dict.fromkeys(network.resolve_unit(Unit(layer, 0), recipe.size).layer for layer in responses)),
         device=device or torch.device("cpu"),
         start=None if start is None else photographs.load_start_image(start, recipe.sizes[0], network.channels),
         command=MAXIMISE,
@@ -157,13 +155,13 @@ def maximise(
         )
     loaded, device = load(network), execution.torch_device()
     job = maximise_job(
-        units,
+        [units] if isinstance(units, (str, Unit, Objective)) else units,
         loaded,
         resolve_recipe(recipe, loaded, device),
         seeds=seeds,
         start=start,
         frames=frames,
-        responses=responses,
+        responses=[responses] if isinstance(responses, str) else responses,
         device=device,
     )
     if execution.out is not None:

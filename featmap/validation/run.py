@@ -88,11 +88,9 @@ def plan_validation(
     folder: str | Path,
     *,
     images: str | Path | PhotographFolder | None = None,
-    skip_broken: bool = False,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
     network: Network | None = None,
-    out: str | Path | None = None,
 ) -> ValidationPlan:
     """Check the settings of a validation.
 
@@ -102,21 +100,17 @@ def plan_validation(
         Folder of a complete similarity run.
     images : path or PhotographFolder, optional
         Folder or zip of at least `FEWEST_PHOTOGRAPHS` photographs; without one nothing is concluded about photographs.
-    skip_broken : bool, default False
-        Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
     seeds : int, default 5
         Number of seeds, those of the run included.
     null_seeds : int, default 2
         Number of maps with random weights; 0 for none.
     network : Network, optional
         Network of the run. None loads it as the run did.
-    out : path, optional
-        Folder of the validation. None takes `validation` inside the run.
 
     Returns
     -------
     ValidationPlan
-        The checked settings.
+        The checked settings, with the folder `validation` inside the run; a photograph that cannot be read stops it.
 
     Raises
     ------
@@ -125,20 +119,14 @@ def plan_validation(
     """
     run = Run.read(Path(folder))
     with translate_read_errors(Path(folder)):
-        plan = _plan(run, images, (seeds, null_seeds), network, out)
-    return replace(plan, skip_broken=skip_broken)
+        return _plan(run, images, seeds, null_seeds, network)
 
 
 def _plan(
-    run: Run,
-    images: str | Path | PhotographFolder | None,
-    counts: tuple[int, int],
-    network: Network | None,
-    out: str | Path | None,
+    run: Run, images: str | Path | PhotographFolder | None, seeds: int, null_seeds: int, network: Network | None
 ) -> ValidationPlan:
-    """Check the settings of a validation; `counts` are the numbers of seeds and of null seeds."""
+    """Check the settings of a validation of a run that could be read."""
     folder = run.folder
-    seeds, null_seeds = counts
     if run.identity.get("command") != SIMILARITY or not run.manifest.is_complete:
         raise FeatmapError(
             f"run {str(folder)!r} is not a complete similarity run; give the folder of one, or complete this one first"
@@ -170,7 +158,7 @@ def _plan(
     return ValidationPlan(
         run,
         job,
-        Path(out) if out is not None else run.folder / FOLDER,
+        folder / FOLDER,
         (*run_seeds, *range(next_seed, next_seed + seeds - len(run_seeds))),
         photographs,
         random,
@@ -242,14 +230,14 @@ def similarity_jobs(plan: ValidationPlan) -> list[tuple[Job, Path]]:
     return jobs
 
 
-def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validation:
+def carry_out(plan: ValidationPlan, watcher: Watcher) -> Validation:
     """Compute what is missing of a validation, write its page and mark the run.
 
     Parameters
     ----------
     plan : ValidationPlan
         The validation.
-    watcher : Watcher, optional
+    watcher : Watcher
         Receives progress updates.
 
     Returns
@@ -258,7 +246,6 @@ def carry_out(plan: ValidationPlan, watcher: Watcher | None = None) -> Validatio
         Evaluations of all layers. The run's tables get each feature's reliability, its figures mark unreliable
         features, and its atlas is made again where it has one.
     """
-    watcher = watcher or Silent()
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
     photographs = None if plan.images is None else open_images(plan.images, plan.skip_broken, watcher)
@@ -464,5 +451,6 @@ def validate(
         If the run is not complete, or of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
-    plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded, out=out)
-    return carry_out(replace(plan, skip_broken=skip_broken), watcher)
+    plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded)
+    plan = replace(plan, skip_broken=skip_broken, folder=plan.folder if out is None else Path(out))
+    return carry_out(plan, watcher or Silent())

@@ -411,7 +411,7 @@ def test_an_unfinished_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureF
 
     network = featmap.load("tests.helpers.tiny:small")
     recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
-    lifecycle.open_run(maximise_job("second:1", network, recipe), "begun")
+    lifecycle.open_run(maximise_job(["second:1"], network, recipe), "begun")
     assert "finish" in fail_with_run(capsys, "probe", "begun", "--layers", "second", "--out", "probed")
 
 

@@ -126,12 +126,12 @@ def test_a_resumed_run_folder_holds_the_same(kept: xr.Dataset, tmp_path: Path) -
 def test_runs_without_frames_keep_their_identity() -> None:
     network = load(tiny.small())
     recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
-    plain, framed = (maximise_job("second:1", network, recipe, frames=k) for k in (0, 2))
+    plain, framed = (maximise_job(["second:1"], network, recipe, frames=k) for k in (0, 2))
     assert "frames" not in plain.identity() and framed.identity()["frames"] == 2
     assert plain.responses == () and framed.responses == ("second",)
     logits = load(networks.logits_network())
-    assert maximise_job("class:2", logits, recipe, frames=1).responses == ("fc",), "the last layer is named"
-    assert maximise_job("second:1", network, recipe, responses="first").responses == ("first",)
+    assert maximise_job(["class:2"], logits, recipe, frames=1).responses == ("fc",), "the last layer is named"
+    assert maximise_job(["second:1"], network, recipe, responses=["first"]).responses == ("first",)
 
 
 @pytest.mark.parametrize("frames", [-1, 2.0, True])
@@ -178,7 +178,8 @@ def test_a_picture_and_its_array_are_the_same_start(tmp_path: Path) -> None:
     network = load(tiny.small())
     recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     read, given, other = (
-        maximise_job("second:1", network, recipe, start=s).identity() for s in (tmp_path / "a.png", array, array[::-1])
+        maximise_job(["second:1"], network, recipe, start=s).identity()
+        for s in (tmp_path / "a.png", array, array[::-1])
     )
     assert read == given
     assert given["start"] != other["start"]
@@ -188,7 +189,7 @@ def test_a_start_array_is_copied() -> None:
     network, array = load(tiny.small()), np.zeros((3, 16, 16), dtype=np.float32)
     recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
     for start in (array, torch.from_numpy(array)):
-        job = maximise_job("second:1", network, recipe, start=start)
+        job = maximise_job(["second:1"], network, recipe, start=start)
         before = job.identity()["start"]
         array += 1
         assert job.identity()["start"] == before
@@ -254,5 +255,5 @@ def test_the_estimate_counts_the_frames(tmp_path: Path) -> None:
 
     network = load(tiny.small())
     recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
-    plain, framed = (estimate(maximise_job("second:1", network, recipe, frames=k), tmp_path) for k in (0, 1))
+    plain, framed = (estimate(maximise_job(["second:1"], network, recipe, frames=k), tmp_path) for k in (0, 1))
     assert framed.disk - plain.disk >= 8 * 3 * 16 * 16 * 4
