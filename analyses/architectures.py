@@ -24,6 +24,7 @@ from analyses.support.study import Context, Outcome, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.tables import read_stored
 from featmap import FeatmapError, image_ops, rng
+from featmap.network.unit import Unit
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
 from featmap.runs import device, folder_layout
@@ -122,7 +123,7 @@ def maximise_features(context: Context) -> xr.Dataset:
 def class_layer(context: Context, size: int) -> str | None:
     """Find the layer of class logits; None where the network has none."""
     try:
-        return context.network.resolve_unit(featmap.Unit.parse("class:0"), size).layer
+        return context.network.resolve_unit(Unit.parse("class:0"), size).layer
     except FeatmapError:
         return None
 

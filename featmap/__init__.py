@@ -15,8 +15,6 @@ _HOMES = {
     "Directions": "network.directions",
     "Network": "network.model",
     "load": "network.loading",
-    "Unit": "network.unit",
-    "Objective": "optimize.objective",
     "channel": "optimize.objective",
     "Recipe": "optimize.recipe",
     "Engine": "runs.engine",
@@ -44,8 +42,7 @@ if TYPE_CHECKING:
     from featmap.network.directions import Directions
     from featmap.network.loading import load
     from featmap.network.model import Network
-    from featmap.network.unit import Unit
-    from featmap.optimize.objective import Objective, channel
+    from featmap.optimize.objective import channel
     from featmap.optimize.recipe import Recipe
     from featmap.report.atlas import atlas
     from featmap.runs.engine import Engine, Execution

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import featmap
+
 SOURCE = Path(__file__).resolve().parent.parent / "featmap"
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -32,6 +34,7 @@ ROOMS: dict[str, set[str]] = {  # a room, and the rooms that it may import; ever
 }
 FLAT = {"__init__", "__main__", "errors", "files", "image_ops", "image_shape", "rng"}
 LONGEST_CHAIN = 12
+PUBLIC_NAMES = 18
 FLOORS = {1e-6, 1e-9, 1e-10, 1e-12}
 
 
@@ -196,6 +199,14 @@ def test_passing_on_is_told_from_reading() -> None:
     source = "def f(a, b, *c, d=1, e=2, g=3):\n    if b:\n        h(a, b, *c, d=d, e=e or 1)\n    return g"
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef) and passed_on(function) == ["a", "d", "c"]
+
+
+def test_the_public_names_are_few_and_are_those_of_their_modules() -> None:
+    names = [name for name in dir(featmap) if not name.startswith("_")]
+    assert len(names) <= PUBLIC_NAMES
+    for name in names:
+        value = getattr(featmap, name)
+        assert callable(value) and value.__module__.startswith("featmap.") and value.__name__ == name
 
 
 @pytest.mark.parametrize("path", MODULES.values(), ids=name_of)
