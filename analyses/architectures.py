@@ -5,8 +5,9 @@ One run measures one network, and compares it with the stored results of the oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy import stats
 import featmap
 from analyses.formulas import coherence
 from analyses.support.findings import Finding, interval, mean_or_undefined, student_factor
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.tables import read_stored
 from featmap import FeatmapError, image_ops, rng
@@ -278,18 +279,19 @@ def headline_means(layers: Sequence[str], findings: Sequence[Finding] | Sequence
     return {} if None in own.values() else {layer: mean for layer, mean in own.items() if mean is not None}
 
 
-def collect_means(context: Context, findings: Sequence[Finding]) -> Means:
+def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -> Means:
     """Collect the headlines of every network.
 
-    These are the networks stored at the same sizes, without those with random weights, and the one just measured.
+    These are the networks stored at the same sizes, without those with random weights, and the one just measured, of
+    which `own` are the headlines.
     """
     means = {}
-    for model, record in read_stored(STUDY.name, context.results).items():
-        if record["settings"]["full"] == context.full and ", weights random:" not in record["network"]:
-            means[model] = headline_means(record["settings"]["layers"], record["findings"])
-    means.pop(context.network.name, None)
-    means[context.network.name] = headline_means(context.layers, findings)
-    return {model: own for model, own in means.items() if own}
+    for name, record in read_stored(STUDY.name, results).items():
+        if record["settings"]["full"] == full and ", weights random:" not in record["network"]:
+            means[name] = headline_means(record["settings"]["layers"], record["findings"])
+    means.pop(model, None)
+    means[model] = own
+    return {name: headlines for name, headlines in means.items() if headlines}
 
 
 def compare_modules(one: dict[str, Mean], two: dict[str, Mean]) -> list[float]:
@@ -324,16 +326,15 @@ def format_means(means: dict[str, Mean]) -> str:
     return " and ".join(f"{m.value:+.3g}" for m in means.values())
 
 
-def write_conclusion(context: Context, findings: list[Finding], why: str) -> str:
-    """Write the conclusion."""
-    by = {f.name: f for f in findings}
+def write_conclusion(model: str, layers: Sequence[str], by: Mapping[str, Finding], why: str) -> str:
+    """Write the conclusion from the findings by name."""
 
     def value(name: str) -> str:
         number = by[name].value
         return "undefined" if number is None else f"{number:.3g}"
 
     shares = []
-    for layer in context.layers:
+    for layer in layers:
         headline = by[f"{layer}:{HEADLINE}"]
         ends = "" if headline.low is None else f" [{headline.low:.3g}, {headline.high:.3g}]"
         shares.append(
@@ -342,9 +343,18 @@ def write_conclusion(context: Context, findings: list[Finding], why: str) -> str
             f"{value(f'{layer}:excited_null')}."
         )
     return (
-        f"{context.network.name}: the image of a late feature excites, more than any 1/f image does, "
+        f"{model}: the image of a late feature excites, more than any 1/f image does, "
         f"{' The image of a late feature excites '.join(shares)} Between networks: {why}."
     )
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    layers, random = stored.settings["layers"], ", weights random:" in stored.network
+    own = headline_means(layers, list(stored.findings.values()))
+    means = collect_means(stored.results, stored.settings["full"], stored.model, own)
+    verdict, why = judge(means, stored.model if random else None)
+    return verdict, write_conclusion(stored.model, layers, stored.findings, why)
 
 
 @style.house_style
@@ -415,11 +425,16 @@ def measure(context: Context) -> Outcome:
     """
     table = measure_coherence(context, maximise_features(context))
     findings = collect_findings(context, table)
-    means = collect_means(context, findings)
+    own = headline_means(context.layers, findings)
+    means = collect_means(context.results, context.full, context.network.name, own)
     random = context.network.name if context.network.weights.startswith("random:") else None
     verdict, why = judge(means, random)
     return Outcome(
-        table, findings, verdict, write_conclusion(context, findings, why), {"": draw_figure(context, table, means)}
+        table,
+        findings,
+        verdict,
+        write_conclusion(context.network.name, context.layers, {f.name: f for f in findings}, why),
+        {"": draw_figure(context, table, means)},
     )
 
 

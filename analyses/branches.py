@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from analyses.formulas import partitions
 from analyses.formulas.partitions import PermutationTest
 from analyses.support.findings import Finding, format_interval, mean_or_undefined, value_finding
 from analyses.support.settings import changed_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.mapping.result import SimilarityMap
 from featmap.network.trace import Layer
@@ -57,30 +58,42 @@ STUDY = Study(
 
 
 @dataclass(frozen=True, eq=False)
-class LayerBranches:
-    """Similarity and branches of one layer.
+class LayerTests:
+    """Tests of one layer's branches, which verdict and conclusion depend on.
 
     Parameters
     ----------
     layer : str
         Name of the layer.
+    rand, contrast : PermutationTest
+        Adjusted Rand index of clusters and branches; mean S within minus across branches.
+    """
+
+    layer: str
+    rand: PermutationTest
+    contrast: PermutationTest
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBranches(LayerTests):
+    """Similarity and branches of one layer.
+
+    Parameters
+    ----------
+    layer, rand, contrast
+        See `LayerTests`.
     map : SimilarityMap
         Map of its features.
     branches : numpy.ndarray
         Branch of each live feature.
-    rand, contrast : PermutationTest
-        Adjusted Rand index of clusters and branches; mean S within minus across branches.
     own, chance : numpy.ndarray
         Whether the most similar feature of each feature is in its own branch, and the chance of that.
     seeds : list of (float, float)
         Adjusted Rand index and contrast of each seed's own map.
     """
 
-    layer: str
     map: SimilarityMap
     branches: np.ndarray
-    rand: PermutationTest
-    contrast: PermutationTest
     own: np.ndarray
     chance: np.ndarray
     seeds: list[tuple[float, float]]
@@ -148,10 +161,10 @@ def compare_with_branches(context: Context, layer: Layer) -> LayerBranches | Non
     own, chance = partitions.nearest_in_group(values, branches)
     return LayerBranches(
         layer.name,
-        result,
-        branches,
         partitions.rand_index_test(labels, branches),
         partitions.contrast_test(values, branches),
+        result,
+        branches,
         own,
         chance,
         agreement_by_seed(result, names, branches),
@@ -195,7 +208,7 @@ def collect_findings(one: LayerBranches) -> list[Finding]:
     ]
 
 
-def judge(layers: list[LayerBranches]) -> Verdict:
+def judge(layers: Sequence[LayerTests]) -> Verdict:
     """Judge the claim by the lower ends of the intervals, see `STUDY.rule`."""
     if not layers:
         return "not decided"
@@ -208,7 +221,7 @@ def judge(layers: list[LayerBranches]) -> Verdict:
     return "not decided" if above else "does not hold"
 
 
-def write_conclusion(layers: list[LayerBranches], requested: tuple[str, ...]) -> str:
+def write_conclusion(layers: Sequence[LayerTests], requested: Sequence[str]) -> str:
     """Write the conclusion."""
     if not layers:
         return f"Undefined: no branches in {' and '.join(requested)}, or live features in fewer than 2 of them."
@@ -221,6 +234,19 @@ def write_conclusion(layers: list[LayerBranches], requested: tuple[str, ...]) ->
             f"branches (p {one.contrast.p:.2g})."
         )
     return " ".join(sentences)
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    layers = [la for la in stored.settings["layers"] if f"{la}:ari" in stored.findings]
+    tests = [LayerTests(la, _stored_test(stored, f"{la}:ari"), _stored_test(stored, f"{la}:contrast")) for la in layers]
+    return judge(tests), write_conclusion(tests, stored.settings["layers"])
+
+
+def _stored_test(stored: StoredResult, name: str) -> PermutationTest:
+    """Restore a test from its findings; of the permutations only the mean is stored, and not of every test."""
+    chance = [stored.value(f"{name}_chance")] if f"{name}_chance" in stored.findings else []
+    return PermutationTest(stored.interval(name), stored.value(f"{name}_p"), np.array(chance))
 
 
 def feature_rows(one: LayerBranches) -> pd.DataFrame:

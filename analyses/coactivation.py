@@ -26,6 +26,7 @@ from analyses.formulas.runners_up import HeldOutRunnersUp
 from analyses.support.findings import Finding, interval, mean_finding, share_finding, value_finding
 from analyses.support.runners_up import (
     COLUMNS,
+    HELD_OUT,
     RunnerUp,
     best_responses,
     evaluate_runners_up,
@@ -36,7 +37,7 @@ from analyses.support.runners_up import (
     ranking_rows,
     risen_channels,
 )
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.plotting import style
 from featmap.runs.folder_layout import LIVE_CODES
@@ -250,6 +251,19 @@ def build_outcome(
     rankings: Sequence[tuple[Any, ...]],
 ) -> Outcome:
     """Build rows, findings, verdict, conclusion and figure."""
+    return Outcome(
+        pd.DataFrame([*tidy_table(steps, named, of_named, runners), *rankings], columns=COLUMNS),
+        collect_findings(named, of_named, runners, chosen),
+        judge(of_named, chosen),
+        write_conclusion(named, of_named, runners, chosen),
+        {"": draw_figure(steps, named, of_named, runners, chosen)},
+    )
+
+
+def write_conclusion(
+    named: str, of_named: Sequence[RunnerUp], runners: Sequence[RunnerUp], chosen: Mapping[str, HeldOutRunnersUp]
+) -> str:
+    """Write the conclusion."""
     if of_named:
         first = of_named[0]
         text = (
@@ -266,13 +280,7 @@ def build_outcome(
             f"[{low:.2f}, {high:.2f}] of the target's activation"
         )
         text += held_out_sentence(chosen)
-    return Outcome(
-        pd.DataFrame([*tidy_table(steps, named, of_named, runners), *rankings], columns=COLUMNS),
-        collect_findings(named, of_named, runners, chosen),
-        judge(of_named, chosen),
-        text + ".",
-        {"": draw_figure(steps, named, of_named, runners, chosen)},
-    )
+    return text + "."
 
 
 def held_out_sentence(chosen: Mapping[str, HeldOutRunnersUp]) -> str:
@@ -289,6 +297,30 @@ def held_out_sentence(chosen: Mapping[str, HeldOutRunnersUp]) -> str:
             f"{one.percentile.mean():.0%} of those images drive them as high"
         )
     return ". " + ". ".join(["Runners-up were then chosen on one seed and measured on the others", *parts])
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    rows = stored.rows
+    curve = rows[rows["part"] == "curve"].iloc[0]
+    named = (str(curve["layer"]), int(curve["target"]))
+    of_named, runners = [], []
+    found = rows[rows["part"].str.startswith("runner-up: ")]
+    # the named feature's come first; where it was also drawn, its own runner-up is listed again at the end
+    for (layer, target, channel), own in found.groupby(["layer", "target", "feature"], sort=False):
+        by = {str(part).partition(": ")[2]: one["value"].to_numpy() for part, one in own.groupby("part")}
+        names = ("activation", "null", "target", "own best", "on other images")
+        count = stored.settings["seeds"]
+        for first in range(0, len(by["activation"]), count):
+            values = [by[name][first : first + count] for name in names]
+            one = RunnerUp(str(layer), int(target), int(channel), *values, rank=float("nan"))
+            (of_named if (layer, target) == named and not first else runners).append(one)
+    chosen = {}
+    for layer in stored.settings["layers"]:
+        parts = [rows[(rows["part"] == f"other seeds: {what}") & (rows["layer"] == layer)] for what in HELD_OUT]
+        p = stored.value(f"p:{layer}") if f"p:{layer}" in stored.findings else np.nan
+        chosen[layer] = HeldOutRunnersUp(parts[0]["feature"].to_numpy(), *(v["value"].to_numpy() for v in parts), p)
+    return judge(of_named, chosen), write_conclusion(":".join(map(str, named)), of_named, runners, chosen)
 
 
 def tidy_table(

@@ -32,7 +32,7 @@ from analyses.support.findings import (
     positive_logs,
     share_finding,
 )
-from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, smallest_size
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict, initial_noise, smallest_size
 from analyses.support.study_command import run_study
 from featmap import rng
 from featmap.plotting import style
@@ -302,6 +302,30 @@ def write_conclusion(
     if "growth" in findings:
         text += f". A rounding grows {format_interval(findings['growth'], '.1f')} times per step while it grows"
     return text + "."
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    rows = stored.rows
+    steps = np.sort(rows["step"].unique())
+    divergences = []
+    for pair, own in rows.groupby("pair", sort=False):
+        by = {str(name): one.sort_values("step") for name, one in own.groupby("difference")}
+        ends = {name: one.iloc[-1] for name, one in by.items()}
+        divergences.append(
+            PairDivergence(
+                str(pair),
+                by["ways"]["rms"].to_numpy(),
+                by["rounding"]["rms"].to_numpy(),
+                ends["seeds"]["rms"],
+                ends["ways"]["likeness"],
+                np.nan,
+                same_rounding=ends["rounding"]["likeness"],
+                same_seeds=ends["seeds"]["likeness"],
+            )
+        )
+    text = write_conclusion(steps, stored.findings, divergences, stored.settings["features"])
+    return judge(divergences), text
 
 
 @style.house_style

@@ -5,12 +5,14 @@ The article's pair is compared with pairs drawn at random.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.settings import resolved_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap import rng
 from featmap.interaction import groups
@@ -190,12 +192,14 @@ def undefined_reasons(random: pd.DataFrame) -> str:
     return f" ({', '.join(statuses)})" if statuses else ""
 
 
-def write_conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame) -> str:
-    """Write the conclusion."""
-    text = state_conclusion(row, len(job.seeds)).rstrip(".")
+def write_conclusion(
+    units: Sequence[str], seeds: int, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame
+) -> str:
+    """Write the conclusion about the pair of these two units."""
+    text = state_conclusion(row, seeds).rstrip(".")
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
         text += f". The joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
-        gone = [str(job.groups[0]["ab".index(c)]) for c in lost_units(row)]
+        gone = [units["ab".index(c)] for c in lost_units(row)]
         text += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
     if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
         text += f". At {row['territory_divided']:.0%} of the positions where either fires, only one does. Their "
@@ -208,7 +212,21 @@ def write_conclusion(job: JointJob, row: pd.Series, excess: tuple[float, float],
             f"pairs it is {defined.mean():.3f} above ({defined.min():.3f} to {defined.max():.3f})"
         )
         text += f"; the others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
-    return f"{job.labels[0]}: {text}."
+    return f"{' + '.join(units)}: {text}."
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    rows = stored.rows.assign(group=stored.rows["a"] + " + " + stored.rows["b"])
+    wide = rows.pivot(index=["group", "seed", "status"], columns="figure", values="value").reset_index()
+    order = {group: k for k, group in enumerate(rows["group"].unique())}
+    table = wide.sort_values(["group", "seed"], key=lambda v: v.map(order) if v.name == "group" else v)
+    summary = summarise(table.assign(second_difference_at=""))
+    named = rows[rows["named"]].iloc[0]
+    pair, row = table[table["group"] == named["group"]], summary.set_index("group").loc[named["group"]]
+    units, random = [named["a"], named["b"]], summary[summary["group"] != named["group"]]
+    excess = excess_interval(pair)
+    return judge(row, excess), write_conclusion(units, stored.settings["seeds"], row, excess, random)
 
 
 def measure(context: Context) -> Outcome:
@@ -230,7 +248,7 @@ def measure(context: Context) -> Outcome:
         rows,
         collect_findings(pair, row, random),
         judge(row, excess_interval(pair)),
-        write_conclusion(job, row, excess_interval(pair), random),
+        write_conclusion([str(u) for u in job.groups[0]], len(job.seeds), row, excess_interval(pair), random),
         {
             ".webp": style.encode_webp(
                 interaction_panel.panel(interaction_report.make_panel(arrays, table, row, (defined or own)[0])), dpi=100

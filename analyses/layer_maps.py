@@ -21,7 +21,7 @@ from analyses.formulas import coherence, palettes, spectra
 from analyses.formulas.palettes import Palette
 from analyses.support.findings import CLAIM_WORDS, Finding, interval, share_finding, value_finding
 from analyses.support.settings import changed_recipe
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.plotting import sheets, style
 from featmap.report import encode
@@ -83,6 +83,33 @@ LEFT = "The image shown for a dead feature is what the rescue left: the feature 
 SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
 
 
+@dataclass(frozen=True)
+class PaletteSummary:
+    """What verdict and conclusion take from the palette of the first layer.
+
+    Parameters
+    ----------
+    hues : list of str
+        Names of the clusters' colours, the largest cluster first.
+    count : int
+        Number of clusters.
+    p : float
+        p of their silhouette; NaN where there are too few colours.
+    features, gray : int
+        Number of features, and of those whose dominant colour is gray.
+    """
+
+    hues: list[str]
+    count: int
+    p: float
+    features: int
+    gray: int
+
+    def hues_outside(self) -> list[str]:
+        """List the hues of clusters that are not in the claim's palette."""
+        return [hue for hue in self.hues if hue in palettes.HUES and hue not in CLAIMED_HUES]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerColours:
     """Dominant colours of the first layer's features.
@@ -113,6 +140,11 @@ class LayerColours:
         """Whether each feature's dominant colour is not gray."""
         coloured: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY_CHROMA
         return coloured
+
+    def summarise(self) -> PaletteSummary:
+        """Summarise the palette for verdict and conclusion."""
+        fit = self.palette
+        return PaletteSummary(self.hues(), fit.count, fit.p, len(self.names), int((~self.hued).sum()))
 
 
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
@@ -267,21 +299,16 @@ def collect_findings(
     return rows
 
 
-def hues_outside(colours: LayerColours) -> list[str]:
-    """List the hues of clusters that are not in the claim's palette."""
-    return [hue for hue in colours.hues() if hue in palettes.HUES and hue not in CLAIMED_HUES]
-
-
-def judge_parts(by_depth: Trends, colours: LayerColours, before: Count, gray: bool) -> dict[str, bool | None]:
+def judge_parts(by_depth: Trends, fit: PaletteSummary, before: Count, gray: bool) -> dict[str, bool | None]:
     """Judge the parts of the claim; None where there is nothing to judge."""
-    hues, flat, waves = set(colours.hues()), by_depth["flatness"], by_depth["waves"]
+    hues, flat, waves = set(fit.hues), by_depth["flatness"], by_depth["waves"]
     depth = None
     if np.isfinite([flat.high, waves.low]).all():
         depth = bool(flat.high < 0 < waves.low)
     palette = None
-    if np.isfinite(colours.palette.p):
-        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not hues_outside(colours)
-        palette = bool(printed and colours.palette.p < 0.05)
+    if np.isfinite(fit.p):
+        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not fit.hues_outside()
+        palette = bool(printed and fit.p < 0.05)
     return {"depth": depth, "palette": palette, "gray": gray if before[0] else None}
 
 
@@ -295,7 +322,7 @@ def judge(seen: dict[str, bool | None]) -> Verdict:
 
 def write_conclusion(
     by_depth: Trends,
-    colours: LayerColours,
+    fit: PaletteSummary,
     before: Count,
     after: Count,
     parts: dict[str, bool | None],
@@ -310,15 +337,13 @@ def write_conclusion(
         return f" [{trend.low:.2f}, {trend.high:.2f}]" if np.isfinite([trend.low, trend.high]).all() else ""
 
     changes = ", ".join(f"{SHORT[name]} {value(t.value)}{ends(t)}" for name, t in by_depth.items())
-    fit = colours.palette
     if not np.isfinite(fit.p):
         palette = "the first layer has too few colours for a palette"
     else:
-        others = ", ".join(hues_outside(colours)) or "none"
+        others = ", ".join(fit.hues_outside()) or "none"
         palette = (
-            f"the first layer's colours form {fit.count} clusters ({', '.join(colours.hues())}; p {fit.p:.2g}). "
-            f"Not in such a palette: {others}. Of the {len(colours.names)} features' colours, "
-            f"{int((~colours.hued).sum())} are gray"
+            f"the first layer's colours form {fit.count} clusters ({', '.join(fit.hues)}; p {fit.p:.2g}). "
+            f"Not in such a palette: {others}. Of the {fit.features} features' colours, {fit.gray} are gray"
         )
     named = f" ({', '.join(dead)}). {LEFT}" if dead else ""
     depth, cmyk, gray = (CLAIM_WORDS[parts[part]] for part in ("depth", "palette", "gray"))
@@ -327,6 +352,24 @@ def write_conclusion(
         f"layer's palette is like CMYK {cmyk}: {palette}. That features without a gradient are gray {gray}, without "
         f"rescue: {before[0]} of {before[1]} features have no gradient without rescue, {after[0]} with it{named}."
     )
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    by_depth = {name: stored.interval(f"{name}_trend") for name in MEASURES}
+    rows, features = stored.rows, stored.findings["palette"].count
+    hues = stored.findings["palette"].words.rpartition("(")[2].rstrip(")")
+    gray = features - round(features * stored.value("hued")) if features else 0
+    count = len(hues.split(", ")) if hues else 0
+    fit = PaletteSummary(hues.split(", ") if hues else [], count, stored.value("palette_p"), features, gray)
+    maps, without = (rows[rows["part"] == part] for part in ("maps", "without rescue"))
+    before = count_dead(without)
+    after = count_dead(maps[maps["seed"] == without["seed"].iloc[0]])
+    # what equals the null image is equal to the others of its kind in every number
+    unmoved = without.loc[without["status"] == "dead", [*MEASURES, "dominant_r", "dominant_g", "dominant_b"]]
+    parts = judge_parts(by_depth, fit, before, len(unmoved.drop_duplicates()) <= 1)
+    dead = maps.loc[(maps["seed"] == maps["seed"].iloc[0]) & (maps["status"] == "dead"), "feature"]
+    return judge(parts), write_conclusion(by_depth, fit, before, after, parts, dead.tolist())
 
 
 def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
@@ -427,7 +470,8 @@ def measure(context: Context) -> Outcome:
     null, without = plain["null_images"][0].values, np.flatnonzero(without_rescue["status"] == "dead")
     gray = all(np.abs(plain["images"][0, k].values - null).max() < FLOOR for k in without)
     by_depth = depth_trends(means)
-    parts = judge_parts(by_depth, colours, before, gray)
+    fit = colours.summarise()
+    parts = judge_parts(by_depth, fit, before, gray)
     status = folder_layout.status_names(data["status"][0].values)
     dead = [str(n) for n, s in zip(data["image"].values, status, strict=True) if s == "dead"]
     maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
@@ -435,7 +479,7 @@ def measure(context: Context) -> Outcome:
         pd.concat([table, without_rescue, image_rows(palette_data, "first layer")], ignore_index=True),
         collect_findings(context, means, by_depth, colours, before, after, size),
         judge(parts),
-        write_conclusion(by_depth, colours, before, after, parts, dead),
+        write_conclusion(by_depth, fit, before, after, parts, dead),
         {"": draw_figure(context, means, colours, size), "-maps.webp": maps},
     )
 

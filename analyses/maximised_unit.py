@@ -49,7 +49,7 @@ from analyses.support.neurons import (
     fitting_size,
 )
 from analyses.support.plotting import draw_strips, panels
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import contact_sheet
@@ -396,6 +396,11 @@ def interior_wider(findings: Mapping[str, Finding]) -> bool | None:
     """
     chosen = [findings[f"wider {which}"] for which in ("first", "last") if fields_differ(findings, which)]
     return all((f.low or 0) > 0 for f in chosen) if chosen else None
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    return judge(stored.findings)
 
 
 @house_style

@@ -44,7 +44,7 @@ from analyses.support.image_sets import (
     values_by_feature,
 )
 from analyses.support.plotting import draw_strips, panels
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.optimize.recipe import ARTICLE_NORMALISED, METRICS, Recipe
 from featmap.plotting.sheets import contact_sheet
@@ -352,6 +352,11 @@ def range_phrase(findings: Mapping[str, Finding]) -> str:
 def C_text(label: str) -> str:
     """Write a C without the metric."""
     return "200" if label == L2 else label.rpartition("= ")[2]
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    return judge(stored.findings)
 
 
 @house_style

@@ -31,7 +31,15 @@ from analyses.support.half_life import (
     mean_defined,
 )
 from analyses.support.settings import resolved_recipe
-from analyses.support.study import REFERENCE_IMAGES, Context, Outcome, Study, Verdict, reference_statistics
+from analyses.support.study import (
+    REFERENCE_IMAGES,
+    Context,
+    Outcome,
+    StoredResult,
+    Study,
+    Verdict,
+    reference_statistics,
+)
 from analyses.support.study_command import run_study
 from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
@@ -286,6 +294,21 @@ def write_conclusion(single: Sequence[Departure], together: Sequence[Departure],
     if np.isfinite(joint).any():
         text += f". Sums of them and whole layers reach {np.nanmin(joint):.2f} or more"
     return text + half_life_sentence(single) + "."
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    rows, photograph = stored.rows, "image" in stored.settings
+    blurred = rows[rows["unit"] == "blur alone"]
+    single, together = [], []
+    for (layer, unit), own in rows[rows["unit"] != "blur alone"].groupby(["layer", "unit"], sort=False):
+        by = {str(part): one.sort_values("step") for part, one in own.groupby("part")}
+        ends = {name: float(by[name]["value"].iloc[-1]) for name in ("floor", "other", "seeds", "reached")}
+        curves = (by["own"]["value"].to_numpy(), by["aim"]["value"].to_numpy())
+        alone = blurred[blurred["layer"] == layer].sort_values("step")["value"].to_numpy()
+        one = Departure(str(unit), str(layer), by["own"]["step"].to_numpy(), *curves, blurred=alone, **ends)
+        (single if ":" in str(unit) else together).append(one)
+    return judge(single, together, photograph), write_conclusion(single, together, photograph)
 
 
 @style.house_style

@@ -32,7 +32,7 @@ from analyses.support.findings import (
 )
 from analyses.support.image_sets import COLUMNS, ImageSet, image_size, make_images, tidy_rows, values_by_channel
 from analyses.support.plotting import draw_layer_legend, draw_strips_by_layer, panels
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap import Network
 from featmap.network.receptive_field import ReceptiveField
@@ -368,6 +368,11 @@ def _format(finding: Finding, form: str) -> str:
     return (
         format_value(finding.value, form) if finding.count < 2 or form.endswith("e") else format_interval(finding, form)
     )
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    return judge(stored.findings, stored.settings["layers"])
 
 
 @house_style

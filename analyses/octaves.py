@@ -35,7 +35,7 @@ from analyses.support.image_sets import (
     values_by_feature,
 )
 from analyses.support.plotting import draw_bars, draw_strips, panels
-from analyses.support.study import Context, Outcome, Study, Verdict
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
 from featmap.plotting.sheets import contact_sheet
@@ -232,6 +232,11 @@ def low_resolution_phrase(findings: dict[str, Finding]) -> str:
         f"{format_value(grid.value, '.0%')}"
         + (". That is less than octaves do: blur makes images clearer, not octaves alone" if fewer else "")
     )
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    return judge(stored.findings)
 
 
 @house_style

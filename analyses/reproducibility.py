@@ -26,7 +26,7 @@ from analyses.formulas.divergence import GRAY_LEVEL, first_crossing, growth_fact
 from analyses.formulas.likeness import profile_agreement
 from analyses.support.findings import Finding, geometric_findings, interval, mean_finding, share_finding, value_finding
 from analyses.support.settings import library_keywords
-from analyses.support.study import Context, Outcome, Study, Verdict, initial_noise, smallest_size
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict, initial_noise, smallest_size
 from analyses.support.study_command import run_study
 from featmap import FeatmapError, Network, load, maximise, open_arrays
 from featmap.plotting import style
@@ -398,6 +398,21 @@ def write_conclusion(
     if len(single):
         text += f". One rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
     return text + ". Another machine, such as the claim's Colab, was not measured."
+
+
+def restate(stored: StoredResult) -> tuple[Verdict, str]:
+    """Write verdict and conclusion from the stored result."""
+    rows = stored.rows
+    comparisons = [
+        BitComparison(str(r["case"]), "", round(r["value"] * r["count"]), int(r["count"]), np.nan)
+        for r in rows[rows["part"] == "bits"].to_dict("records")
+    ]
+    divergences, steps = [], np.sort(rows.loc[rows["part"] == "one rounding", "step"].unique().astype(int))
+    for (layer, unit), own in rows[rows["part"] != "bits"].groupby(["layer", "case"], sort=False):
+        by = {str(part): one.sort_values("step")["value"].to_numpy() for part, one in own.groupby("part")}
+        ends = {name: float(by[name][-1]) for name in ("pixel", "seeds", "same", "different")}
+        divergences.append(FeatureDivergence(str(unit), str(layer), by["one rounding"], **ends))
+    return judge(comparisons, divergences), write_conclusion(comparisons, divergences, steps)
 
 
 @style.house_style

@@ -3,8 +3,8 @@
     python -m analyses.tables [--check]
 
 The page has one section for each study: the claim in our words, the article's section, and a table of findings by
-network. A network without results is "not measured". Everything comes from analyses/results; `--check` writes nothing
-and reports whether the page agrees with them.
+network. A network without results is "not measured". Everything comes from analyses/results: conclusions are written
+again from the stored numbers, in the words of today. `--check` writes nothing and reports whether the page agrees.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from analyses.support.commands import run
-from analyses.support.study import NETWORKS, RESULTS, Study
+from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from featmap import FeatmapError
 from featmap.files import hash_file, write_atomically
 
@@ -68,6 +68,38 @@ def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
             )
         records[str(record["model"])] = record
     return {m: records[m] for m in (*NETWORKS, *sorted(records)) if m in records}
+
+
+def restate(path: Path) -> tuple[Verdict, str]:
+    """Write verdict and conclusion of a stored record again, from its findings and its table."""
+    verdict: Verdict
+    module = import_module(f"analyses.{path.parent.name}")
+    verdict, conclusion = module.restate(StoredResult.read(path))
+    return verdict, conclusion
+
+
+def rewrite_conclusions(results: Path = RESULTS) -> list[Path]:
+    """Write the conclusions of all records in the words of today.
+
+    Raises
+    ------
+    FeatmapError
+        If a verdict would be another one: then the study has to be run again.
+    """
+    changed = []
+    for path in (p for name in ORDER for p in sorted((results / name).glob("*.json"))):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        verdict, conclusion = restate(path)
+        if verdict != record["verdict"]:
+            raise FeatmapError(
+                f"{path.parent.name}/{path.name}: the stored verdict is {record['verdict']!r}, today's {verdict!r}; "
+                f"run python -m analyses.{path.parent.name}"
+            )
+        if conclusion != record["conclusion"]:
+            text = json.dumps(record | {"conclusion": conclusion}, indent=1, ensure_ascii=False, allow_nan=False)
+            write_atomically(path, lambda p, text=text: p.write_text(text + "\n", encoding="utf-8"))  # type: ignore[misc]
+            changed.append(path)
+    return changed
 
 
 def table_changed(path: Path, record: dict[str, Any]) -> bool:
@@ -160,7 +192,10 @@ def main(
         bool, typer.Option("--check", help="Write nothing; check that the page agrees with the results.")
     ] = False,
 ) -> None:
-    """Write analyses/README.md from the stored results."""
+    """Write analyses/README.md from the stored results, whose conclusions are written again from their numbers."""
+    if not check:
+        for path in rewrite_conclusions():
+            print(path)
     text = build_page()
     if check:
         if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:

@@ -14,6 +14,8 @@ from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats.correlation import TINY
 
 TOP = 10
+HELD_OUT = ("of target", "gap", "percentile")
+"""What is measured on the seeds that did not choose a runner-up."""
 COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"]
 
 
@@ -125,7 +127,7 @@ def held_out_rows(layer: str, data: xr.Dataset, one: HeldOutRunnersUp) -> list[t
     """
     if not np.isfinite(one.p):
         return []
-    quantities = {"of target": one.share, "gap": one.gap, "percentile": one.percentile}
+    quantities = dict(zip(HELD_OUT, (one.share, one.gap, one.percentile), strict=True))
     return [
         (f"other seeds: {what}", layer, target, "mean", data.sizes["step"], int(channel), None, value)
         for what, values in quantities.items()

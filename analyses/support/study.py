@@ -1,7 +1,9 @@
 """The frame of every study of an experiment of the article: claim, options, findings and stored results.
 
 A study is a module with a `STUDY` (claim, layers, what is measured) and a function `measure(context)` that returns an
-`Outcome`: tidy rows, findings with intervals, a verdict, one sentence with a number, and figures.
+`Outcome`: tidy rows, findings with intervals, a verdict, one sentence with a number, and figures. Its function
+`restate(stored)` writes verdict and conclusion again from the stored findings and rows, so that the words of a study
+can change without its descents.
 `analyses.support.study_command` runs it from the command line. Descents run in the library with `context.folder(...)`
 as their run folder, so that an interrupted study resumes where it stopped.
 
@@ -36,6 +38,7 @@ from featmap.plotting import style
 from featmap.rng import generator
 from featmap.runs.engine import Execution
 from featmap.stats import interaction
+from featmap.stats.reliability import Interval
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 FEATURES, SEEDS = 16, 3
@@ -127,6 +130,84 @@ class Outcome:
     verdict: Verdict
     conclusion: str
     figures: Mapping[str, Figure | bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredResult:
+    """Stored result of a study on one network, from which its verdict and conclusion are written again.
+
+    Parameters
+    ----------
+    model : str
+        Name of the network.
+    network : str
+        The network with its weights.
+    settings : dict
+        Settings of the study, see `save_outcome`.
+    findings : dict of str to Finding
+        Findings by name.
+    rows : pandas.DataFrame
+        Observations, as the CSV holds them: six significant digits.
+    results : Path
+        Folder of the results of all studies.
+    """
+
+    model: str
+    network: str
+    settings: dict[str, Any]
+    findings: dict[str, Finding]
+    rows: pd.DataFrame
+    results: Path
+
+    @classmethod
+    def read(cls, path: Path) -> StoredResult:
+        """Read a record and the table beside it.
+
+        Parameters
+        ----------
+        path : Path
+            The record, MODEL.json.
+
+        Returns
+        -------
+        StoredResult
+            Both.
+        """
+        record = json.loads(path.read_text(encoding="utf-8"))
+        findings = {f["name"]: Finding(**f) for f in record["findings"]}
+        rows = pd.read_csv(path.with_suffix(".csv"))
+        return cls(record["model"], record["network"], record["settings"], findings, rows, path.parent.parent)
+
+    def interval(self, name: str) -> Interval:
+        """Look up a finding as an interval.
+
+        Parameters
+        ----------
+        name : str
+            Name of the finding.
+
+        Returns
+        -------
+        Interval
+            NaN for what is undefined.
+        """
+        found = self.findings[name]
+        return Interval(*(np.nan if v is None else v for v in (found.value, found.low, found.high)))
+
+    def value(self, name: str) -> float:
+        """Look up the value of a finding.
+
+        Parameters
+        ----------
+        name : str
+            Name of the finding.
+
+        Returns
+        -------
+        float
+            NaN where it is undefined.
+        """
+        return float(self.interval(name).value)
 
 
 @dataclass(frozen=True)

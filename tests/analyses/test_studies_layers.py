@@ -109,14 +109,15 @@ def test_a_palette_with_red_fails_the_claim() -> None:
     colours = layer_maps.LayerColours(
         [str(k) for k in range(12)], points, lab, layer_maps.palettes.fit_palette(lab[:, 1:])
     )
+    fit = colours.summarise()
     flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
     by_depth = {"flatness": flat, "waves": rising}
-    assert layer_maps.hues_outside(colours) == ["red"] and colours.hued.all()
-    parts = layer_maps.judge_parts(by_depth, colours, (0, 9), True)
-    conclusion = layer_maps.write_conclusion(by_depth, colours, (0, 9), (0, 9), parts, [])
+    assert fit.hues_outside() == ["red"] and colours.hued.all()
+    parts = layer_maps.judge_parts(by_depth, fit, (0, 9), True)
+    conclusion = layer_maps.write_conclusion(by_depth, fit, (0, 9), (0, 9), parts, [])
     assert "like CMYK does not hold" in conclusion
     assert "Not in such a palette: red. Of the 12 features' colours, 0 are gray" in conclusion
-    assert layer_maps.judge_parts(by_depth, colours, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
+    assert layer_maps.judge_parts(by_depth, fit, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
     assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
     assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"
     assert layer_maps.judge({"depth": None, "palette": True, "gray": None}) == "not decided"
@@ -252,7 +253,8 @@ def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
     stored(context(), "inception_v3", 0.4)
     stored(context(), "resnet50", 0.3, "random:0")
     stored(context(full=True), "vgg", 0.3)
-    known = architectures.collect_means(context(), [mean_finding("features:beyond", [0.4, 0.6], "")])
+    own = architectures.headline_means(["features"], [mean_finding("features:beyond", [0.4, 0.6], "")])
+    known = architectures.collect_means(results, False, "Sequential", own)
     assert {name: round(m["features"].value, 6) for name, m in known.items()} == {
         "googlenet": 0.2,
         "inception_v3": 0.4,

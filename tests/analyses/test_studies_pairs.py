@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from analyses import branches, joint_pair
 from analyses.formulas.partitions import PermutationTest
-from featmap.mapping.result import SimilarityMap
 from featmap.plotting import interaction_panel
 from featmap.plotting.interaction_panel import Panel
 from featmap.stats.interaction import ROUNDING
@@ -78,6 +77,7 @@ def test_far_is_nearer_to_the_ceiling_and_not_far_is_known_to_be_small(
 
 def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     job = joint_pair.make_job(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3))
+    units = [str(unit) for unit in job.groups[0]]
     named = {
         "status": "ok",
         "seeds": 3,
@@ -92,7 +92,7 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
     values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
-    said = joint_pair.write_conclusion(job, row, (0.05, 0.15), random)
+    said = joint_pair.write_conclusion(units, 3, row, (0.05, 0.15), random)
     assert (
         "At 75% of the positions where either fires, only one does. Their activation maps correlate by -0.35." in said
     )
@@ -103,7 +103,7 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
-    whole = joint_pair.write_conclusion(job, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
+    whole = joint_pair.write_conclusion(units, 3, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
     assert "hardly" not in whole and "undefined" not in whole and "In 2 of 2 random pairs" in whole
 
 
@@ -160,12 +160,12 @@ def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
     assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
 
 
-def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.LayerBranches:
+def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.LayerTests:
     """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
-    given, none = np.array([-0.0004]), np.zeros(0)
+    given = np.array([-0.0004])
     rand = PermutationTest(Interval(0.15, low, 0.2), p, given)
     beside = PermutationTest(Interval(0.02, 0.01, 0.03), contrast, given)
-    return branches.LayerBranches("mixed", SimilarityMap.__new__(SimilarityMap), none, rand, beside, none, none, [])
+    return branches.LayerTests("mixed", rand, beside)
 
 
 def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +39,27 @@ def test_page_and_stored_results_agree() -> None:
 def test_every_study_was_run_on_the_bundled_network() -> None:
     assert sorted(tables.ORDER) == FILES
     assert sorted(p.parent.name for p in STORED if p.stem == "reference") == FILES
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_verdict_and_conclusion_follow_from_the_stored_numbers(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert tables.restate(path) == (record["verdict"], record["conclusion"]), "run python -m analyses.tables"
+
+
+def test_conclusions_are_written_again_and_other_verdicts_refused(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS / "octaves", tmp_path / "octaves")
+    path = tmp_path / "octaves" / "reference.json"
+    written = path.read_text(encoding="utf-8")
+    path.write_text(written.replace("That octaves are clearer", "That octaves are nicer"), encoding="utf-8")
+    assert tables.rewrite_conclusions(tmp_path) == [path]
+    assert path.read_text(encoding="utf-8") == written and tables.rewrite_conclusions(tmp_path) == []
+    record = json.loads(written)
+    path.write_text(json.dumps(record | {"verdict": "holds"}), encoding="utf-8")
+    with pytest.raises(
+        FeatmapError, match=r"the stored verdict is 'holds', today's '.*'; run python -m analyses"
+    ):
+        tables.rewrite_conclusions(tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)
