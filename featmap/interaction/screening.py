@@ -58,6 +58,7 @@ from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 from featmap.stats import interaction
 from featmap.stats import predictors as predicting
+from featmap.stats.frames import plain_columns
 from featmap.stats.predictors import PREDICTORS, evaluate, seed_reliability
 
 
@@ -181,7 +182,9 @@ def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -
         finished = not count and run.is_complete()
         watcher.note(f"2 of 3: {job.checks} random pairs, {len(job.fresh_seeds)} fresh seeds")
         check = _measure_pairs(job, random_pairs(job), folder / "check", execution)
-        predicted = pd.read_parquet(folder / "predicted.parquet") if finished else predict(job, run, watcher)
+        predicted = (
+            plain_columns(pd.read_parquet(folder / "predicted.parquet")) if finished else predict(job, run, watcher)
+        )
         table, predicted = evaluate(predicted, check.summary)
         best = str(table["predictor"].iloc[0])
         top_pairs = _select_top_pairs(job, predicted, best, float(table["spearman"].iloc[0]))

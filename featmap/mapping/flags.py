@@ -42,9 +42,7 @@ def add_reliability(table: pd.DataFrame, reliability: Mapping[str, float | None]
                 table.insert(int(table.columns.get_loc(name)) + 1, f"{name}_reliable", marked)
 
 
-def reliable_column(
-    reliability: Mapping[str, float | None], names: Iterable[object]
-) -> pd.api.extensions.ExtensionArray:
+def reliable_column(reliability: Mapping[str, float | None], names: Iterable[object]) -> np.ndarray:
     """Return a column that says which features are reliable.
 
     Parameters
@@ -56,11 +54,11 @@ def reliable_column(
 
     Returns
     -------
-    pandas.array
-        Booleans in the order of `names`; missing where `reliability` lacks the feature.
+    numpy.ndarray
+        In the order of `names`: 1 for reliable, 0 for unreliable; NaN where `reliability` lacks the feature.
     """
     unreliable = set(unreliable_features(reliability))
-    return pd.array([f not in unreliable if f in reliability else pd.NA for f in map(str, names)], dtype="boolean")
+    return np.array([float(f not in unreliable) if f in reliability else np.nan for f in map(str, names)])
 
 
 def unreliable_features(reliability: Mapping[str, float | None]) -> list[str]:
@@ -94,12 +92,7 @@ def is_marked(table: pd.DataFrame, name: str) -> bool:
     bool
         False where the reliability is unknown.
     """
-    return (
-        "reliable" in table
-        and name in table.index
-        and table["reliable"][name] is not pd.NA
-        and not table["reliable"][name]
-    )
+    return "reliable" in table and name in table.index and bool(table["reliable"][name] == 0)
 
 
 def marked_names(table: pd.DataFrame, names: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
+from featmap.stats.frames import plain_columns
 
 Pair = tuple[str, str]
 LAYER_TABLE = f"{tables.CROSS}/layers"
@@ -314,7 +315,7 @@ def read_layer_table(folder: Path) -> pd.DataFrame | None:
         One row an ordered pair, see `featmap.stats.cross_layer.layer_table`; None if the folder has no such table.
     """
     path = folder / f"{LAYER_TABLE}.parquet"
-    return pd.read_parquet(path).reset_index() if path.is_file() else None
+    return plain_columns(pd.read_parquet(path)).reset_index() if path.is_file() else None
 
 
 def order_features(layer_map: SimilarityMap) -> tuple[list[str], np.ndarray, pd.Series | None]:

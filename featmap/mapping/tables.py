@@ -111,10 +111,10 @@ def feature_table(
     Returns
     -------
     pandas.DataFrame
-        One row a feature: channel, branch, status, start, activation, null_activation, identity (whether no live
-        feature's image drives the feature more than its own), cluster (missing where the nulls allow no clusters),
-        community (the consensus of Louvain, in any case) and, for rank k from 1 to `NEAREST`, nearest_k and
-        similarity_k. Directions that have names get a column `name`.
+        One row a feature: channel, branch, status, start, activation, null_activation, identity (1 if no live feature's
+        image drives the feature more than its own, else 0), cluster (NaN where the nulls allow no clusters), community
+        (the consensus of Louvain, in any case; NaN without an image, as identity is) and, for rank k from 1 to
+        `NEAREST`, nearest_k and similarity_k. Directions that have names get a column `name`.
     """
     channels = [int(n.rpartition(":")[2]) for n in names]
     table = pd.DataFrame(
@@ -134,11 +134,10 @@ def feature_table(
     # the image of a dead feature shows nothing, so identity is judged among the images of live features
     best = A.loc[live].max(axis=0) if live else A.max(axis=0)
     own = pd.Series(np.diag(A.to_numpy()), index=names)
-    table["identity"] = pd.array(own >= best, dtype="boolean")
-    table.loc[~table.index.isin(live), "identity"] = pd.NA
+    table["identity"] = np.where(table.index.isin(live), own >= best, np.nan)
     for column, labels in (("cluster", clusters.labels), ("community", clusters.communities.labels)):
         valid = labels if column == "community" or clusters.allowed else labels.iloc[:0]
-        table[column] = pd.Series(valid, dtype="Int64").reindex(table.index)
+        table[column] = valid.astype("float64").reindex(table.index)
     closest = nearest_features(frames["profile"], NEAREST)
     for rank in range(1, NEAREST + 1):
         ranked = closest[closest.groupby("feature", sort=False).cumcount() == rank - 1].set_index("feature")
@@ -339,7 +338,7 @@ def summarise_crossings(crossings: Sequence[CrossLayerMap], table: pd.DataFrame,
                 **{k: None if pd.isna(row[k]) else float(row[k]) for k in ("best", "floor", "highest_floor")},
                 "strongest": [[r.feature, r.partner, float(r.similarity)] for r in pairs.itertuples()],
                 "undefined": {name: count_undefined(frame) for name, frame in crossing.measures.items()},
-                "asked": measure,
+                "requested": measure,
                 "heatmap": shown_measure(crossing, measure),
             }
         )
@@ -388,7 +387,7 @@ def crossing_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
             + (f"; most similar: {pairs}" if pairs else "")
         )
     for entry in summary:
-        if entry["asked"] != entry["heatmap"]:
+        if (entry["requested"] if "requested" in entry else entry["asked"]) != entry["heatmap"]:  # "asked" until 0.2
             lines.append(
                 f"{entry['other']} is probed, not maximised: its co-activation is undefined without images of its "
                 f"features, so the heatmap shows {entry['heatmap']}; "

@@ -142,7 +142,9 @@ def _features(table: pd.DataFrame) -> dict[str, Any]:
         *("status", "start", "activation", "null_activation", "branch"),
         *("cluster", "community", "identity", "reliability"),
     )
-    columns = {c: _list(table[c].astype(object).where(table[c].notna(), None)) for c in names if c in table}
+    shown = frames.spell_flags(table[[c for c in names if c in table]])
+    shown = shown.astype({c: "Int64" for c in ("cluster", "community") if c in table})
+    columns = {str(c): _list(values.astype(object).where(values.notna(), None)) for c, values in shown.items()}
     return {"name": [str(name) for name in table.index], **columns}
 
 
@@ -207,7 +209,7 @@ def _graph(layer_map: SimilarityMap, order: list[str]) -> dict[str, Any]:
 def _clusters(layer_map: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: list[str]) -> dict[str, Any]:
     """Return the clusters with their members, as positions in the order, and the sentence about clusters."""
     entries: list[dict[str, Any]] = []
-    labels = table["cluster"].iloc[: len(order)].to_numpy(dtype=float, na_value=np.nan)
+    labels = table["cluster"].iloc[: len(order)].to_numpy()
     for number in sorted({int(c) for c in labels[np.isfinite(labels)]}):
         inside = labels == number
         members = np.flatnonzero(inside)

@@ -9,6 +9,7 @@ import pandas as pd
 from featmap.files import translate_os_errors
 from featmap.plotting import style
 from featmap.runs.store import Run
+from featmap.stats.frames import spell_flags
 
 
 def write_frame(run: Run, name: str, frame: pd.DataFrame, rows: str = "image") -> None:
@@ -21,13 +22,13 @@ def write_frame(run: Run, name: str, frame: pd.DataFrame, rows: str = "image") -
     name : str
         Path in the folder without its ending.
     frame : pandas.DataFrame
-        The table; NaN is null in Parquet and empty in CSV.
+        The table, float64 where a value may be undefined; NaN is null in Parquet and empty in CSV.
     rows : str, default "image"
         Name of the index, which labels the rows in both files.
     """
     frame = frame.rename_axis(index=rows)
     run.write(f"{name}.parquet", frame.to_parquet)
-    run.write(f"{name}.csv", lambda p: frame.to_csv(p, float_format="%.9g", lineterminator="\n"))
+    run.write(f"{name}.csv", lambda p: spell_flags(frame).to_csv(p, float_format="%.9g", lineterminator="\n"))
 
 
 def save_figure(run: Run, figure: Any, name: str, formats: tuple[str, ...]) -> None:

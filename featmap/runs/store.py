@@ -23,6 +23,7 @@ from featmap.runs import folder_layout
 from featmap.runs import manifest as manifests
 from featmap.runs.folder_layout import ARRAYS, OWNER, ArraySpec, Inputs, region_chunks, write_layout
 from featmap.runs.manifest import PREPARING, RUNNING, UNITS, Manifest, translate_read_errors
+from featmap.stats.frames import plain_columns
 
 _locks: dict[Path, filelock.BaseFileLock] = {}
 """Locks of this process by folder: all `Run` objects of a folder share one."""
@@ -483,7 +484,7 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        With the labels of its rows as index.
+        With the labels of its rows as index; nullable columns of earlier versions are float64 too.
 
     Raises
     ------
@@ -493,6 +494,4 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.is_file():
         raise FeatmapError(f"run {str(folder)!r} has no {path.name} yet; run its command again to finish it")
-    frame = pd.read_parquet(path)
-    # Tables of earlier versions hold pandas' nullable Float64 where newer ones hold float64 with NaN.
-    return frame.astype({column: "float64" for column, kind in frame.dtypes.items() if str(kind) == "Float64"})
+    return plain_columns(pd.read_parquet(path))

@@ -1,10 +1,12 @@
 """Frames of measures: conversion, checks, nearest features, most similar pairs, agreement over seeds.
 
-A frame is float64 and NaN where undefined.
+A frame is float64 and NaN where undefined. So is every column of a table that can be undefined, such as the number of a
+cluster; a flag that can be is 1, 0 or NaN, and is written to CSV as True, False or an empty cell.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -13,6 +15,8 @@ import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, FLOOR
+
+_FLAG = re.compile(r"identity|(.+_)?reliable")
 
 
 def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
@@ -57,6 +61,39 @@ def finite_column(values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Convert pandas' nullable columns, which tables of earlier versions hold, to float64.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Any table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy; numbers and flags that were nullable are float64, NaN where they are missing.
+    """
+    nullable = [column for column, kind in table.dtypes.items() if str(kind) in ("Float64", "Int64", "boolean")]
+    return table.astype(dict.fromkeys(nullable, "float64"))
+
+
+def spell_flags(table: pd.DataFrame) -> pd.DataFrame:
+    """Convert flags to True, False and missing, as CSV files and pages have them.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Any table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy; `identity` and the columns about reliability are pandas' nullable booleans.
+    """
+    return table.astype({c: "boolean" for c in table.columns if _FLAG.fullmatch(str(c))})
 
 
 def to_frame(values: np.ndarray, rows: pd.Index, columns: pd.Index) -> pd.DataFrame:

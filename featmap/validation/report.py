@@ -18,7 +18,7 @@ from featmap.runs.store import Run
 from featmap.stats import agreement, reliability
 from featmap.validation import null, verdict
 from featmap.validation.evidence import layer_similarity, photograph_similarity
-from featmap.validation.results import Evaluation, Validation
+from featmap.validation.results import Evaluation, Validation, statistics_records
 from featmap.validation.statistics import BEST_PHOTOGRAPHS
 
 PANEL_PHOTOGRAPHS, PANELS_PER_PAGE = 3, 8
@@ -48,7 +48,7 @@ def write_report(
     store.manifest.files = {k: v for k, v in store.manifest.files.items() if k.startswith("random/")}
     statistics = validation.statistics
     output.write_frame(store, "figures", statistics, "row")
-    text = json.dumps(json.loads(statistics.to_json(orient="records")), indent=1) + "\n"
+    text = json.dumps(statistics_records(statistics), indent=1) + "\n"
     store.write("validation.json", lambda p: p.write_text(text, encoding="utf-8"))
     folders, shown = tables.layer_folders(job.layers), job.shown
     source = (
@@ -57,7 +57,7 @@ def write_report(
     for layer, evaluation in validation.trained.items():
         if source is not None:
             best = evaluation.features["best_photograph"]
-            evaluation.features["best_photograph"] = [None if pd.isna(k) else source.labels[k] for k in best]
+            evaluation.features["best_photograph"] = [None if pd.isna(k) else source.labels[int(k)] for k in best]
         output.write_frame(store, f"{folders[layer]}features", evaluation.features, "feature")
         clouds, scores = _pair_clouds(evaluation), _path_scores(evaluation, validation.random.get(layer))
         figure = scatter.agreement_panels(clouds, scores, f"{layer}: its similarity and what it is compared with")

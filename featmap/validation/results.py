@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,6 +162,23 @@ class Validation:
         return statistics_frame(rows)
 
 
+def statistics_records(statistics: pd.DataFrame) -> list[dict[str, Any]]:
+    """Convert a table of statistics to values for JSON.
+
+    Parameters
+    ----------
+    statistics : pandas.DataFrame
+        See `statistics_frame`.
+
+    Returns
+    -------
+    list of dict
+        A row each; counts are whole numbers, and what is undefined is None.
+    """
+    records: list[dict[str, Any]] = json.loads(statistics.astype({"count": "Int64"}).to_json(orient="records"))
+    return records
+
+
 def statistics_frame(statistics: Sequence[Statistic]) -> pd.DataFrame:
     """Arrange statistics in a table.
 
@@ -171,10 +190,9 @@ def statistics_frame(statistics: Sequence[Statistic]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row each; numbers are float64, NaN where undefined, and `count` is a nullable integer.
+        A row each; numbers are float64, NaN where undefined.
     """
     frame = pd.DataFrame([vars(s) for s in statistics])
-    for column in ("value", "low", "high", "p"):
+    for column in ("value", "low", "high", "p", "count"):
         frame[column] = finite_column(frame[column].to_numpy())
-    frame["count"] = pd.array(frame["count"].to_list(), dtype="Int64")
     return frame

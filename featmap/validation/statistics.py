@@ -174,13 +174,13 @@ def add_repeatability(evidence: Evidence, collector: Collector, table: pd.DataFr
     of_map = np.array([reliability.spearman_brown(r, run_seeds) for r in of_single_seed])
     table["reliability_single_seed"] = finite_column(of_single_seed)
     table["reliability"] = finite_column(of_map)
-    table["reliable"] = pd.array(np.nan_to_num(of_map, nan=-1) >= RELIABLE, dtype="boolean")
     if seeds < 2 or live.sum() < 4:  # too few to decide: no feature is marked as unreliable
-        table["reliable"] = pd.array([pd.NA] * len(of_map), dtype="boolean")
+        table["reliable"] = np.nan
         return
+    table["reliable"] = (np.nan_to_num(of_map, nan=-1) >= RELIABLE).astype(float)
     defined = of_single_seed[np.isfinite(of_single_seed)]
     collector.add("feature_reliability", _median_and_range(defined), count=len(defined), interval=FEATURE_RANGE)
-    collector.add("unreliable_features", int((~table["reliable"]).sum()), count=len(of_map))
+    collector.add("unreliable_features", int((table["reliable"] == 0).sum()), count=len(of_map))
 
     names = pd.Index(np.array(evidence.names)[live])
     frames = [pd.DataFrame(S[block], index=names, columns=names) for S in similarities]
@@ -263,8 +263,7 @@ def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collec
     below = float((defined < 1).mean()) if len(defined) else np.nan
     collector.add("below_best_photograph", below, count=len(defined))
     best = agreement.best_photographs(responses, min(BEST_PHOTOGRAPHS, len(responses)))
-    of_live = [k if is_live else pd.NA for k, is_live in zip(best[:, 0], live, strict=True)]
-    table["best_photograph"] = pd.array(of_live, "Int64")
+    table["best_photograph"] = np.where(live, best[:, 0], np.nan)
     return best
 
 

@@ -241,7 +241,7 @@ def _judge_repeatability(evaluation: Evaluation, verdict: Verdict) -> None:
     if r is not None and r < TARGET_RELIABILITY and needed is not None:
         verdict.remedies.append(f"a run of {format_count(needed, 'seed')}: {TARGET_RELIABILITY} is expected of it")
     if marked:
-        names = evaluation.features.index[~evaluation.features["reliable"].fillna(True)]
+        names = evaluation.features.index[evaluation.features["reliable"] == 0]
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         verdict.may_not.append(
             f"base any conclusion on the {format_count(marked, 'feature')} marked as unreliable ({some})"

@@ -26,6 +26,7 @@ from featmap.interaction.statistics import summarise
 from featmap.plotting import interaction_panel, labels, style
 from tests.helpers import couples, networks, settings, tiny
 from tests.helpers.settings import options
+from tests.helpers.tables import check_plain_tables
 from tests.interaction.test_job import carried_out, job_of
 from tests.plotting.test_heatmaps import overlaps
 
@@ -78,6 +79,7 @@ def assert_no_nan(folder: Path) -> None:
     for path in folder.glob("*.csv"):
         words = {value.lower() for row in cells(path) for value in row.values()}
         assert not words & {"nan", "inf", "-inf", "<na>", "none", "null"}, path
+    assert check_plain_tables(folder)
     for path in folder.glob("*.parquet"):
         for name, column in pd.read_parquet(path).items():
             assert str(column.dtype) != "Float64", (path, name)

@@ -24,6 +24,7 @@ from featmap.runs.device import use_threads
 from featmap.stats.predictors import seed_reliability
 from tests.helpers import networks
 from tests.helpers.settings import options, resolve_linear
+from tests.helpers.tables import check_plain_tables
 
 pytestmark = pytest.mark.usefixtures("cheap_runs", "one_thread")
 LAYERS = ("mixed", "narrow")
@@ -57,6 +58,7 @@ def result(job: ScreeningJob, tmp_path_factory: pytest.TempPathFactory) -> Scree
 
 
 def test_all_pairs_are_predicted_and_the_top_ones_are_descended(job: ScreeningJob, result: Screening) -> None:
+    assert {"predicted.parquet", "predictors.parquet", "top/pairs.parquet"} <= set(check_plain_tables(result.folder))
     predicted = pd.read_parquet(result.folder / "predicted.parquet")
     assert len(predicted) == len(job.sides[0]) * len(job.sides[1])
     assert len(result.check.summary) == 12 and 1 <= len(result.top.summary) <= 3

@@ -26,6 +26,7 @@ from featmap.runs.store import Run
 from featmap.stats import blockwise
 from tests.helpers import settings, tiny
 from tests.helpers.settings import options
+from tests.helpers.tables import check_plain_tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
@@ -169,6 +170,7 @@ def test_validation_marks_neighbours_partners_and_graph(large: LayerMaps, tmp_pa
     stored.manifest.reliability = dict.fromkeys(large.maps["second"].features.index, 0.95) | {"second:3": 0.5}
     stored.save()
     similarity(LAYERS, three(), **options(neighbours=K, seeds=2, out=folder, **FAST))
+    assert f"{large_maps.PARTNERS}.parquet" in check_plain_tables(folder)
     for name, other in ((large_maps.NEIGHBOURS, "neighbour"), (large_maps.PARTNERS, "partner")):
         plain, marked = (pd.read_parquet(f / f"{name}.parquet") for f in (large.folder, folder))
         assert "reliable" not in plain

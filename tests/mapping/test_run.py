@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from PIL import Image
 
 import featmap
 from featmap.errors import FeatmapError, StoreError
-from featmap.mapping.result import SimilarityMap
+from featmap.mapping.neighbours import neighbour_frame
+from featmap.mapping.result import LayerMaps, SimilarityMap, read_maps
 from featmap.mapping.run import similarity
 from featmap.mapping.writing import build_graph
 from featmap.network.loading import load
-from featmap.runs import lifecycle, output, store
+from featmap.runs import integrity, lifecycle, output, store
 from tests.helpers import settings, tiny
 from tests.helpers.settings import options
+from tests.helpers.tables import check_plain_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
@@ -171,6 +174,7 @@ def test_tables_open_as_plain_float64(planted: SimilarityMap, tmp_path: Path) ->
     for name in SQUARE:
         values = pd.read_parquet(planted.folder / f"{name}.parquet").to_numpy()
         assert values.dtype == np.float64 and np.isfinite(values).any()
+    assert "features.parquet" in check_plain_tables(planted.folder)
     features = pd.read_parquet(planted.folder / "features.parquet")
     assert features[["activation", "null_activation", "similarity_1"]].to_numpy().dtype == np.float64
     frame = pd.DataFrame([[0.25, np.nan], [np.nan, 1 / 3]], index=["a", "b"], columns=["a", "b"])
@@ -182,7 +186,30 @@ def test_tables_open_as_plain_float64(planted: SimilarityMap, tmp_path: Path) ->
     pd.testing.assert_frame_equal(store.read_frame(tmp_path, "older"), frame)
 
 
+def test_runs_with_nullable_columns_are_read(planted: SimilarityMap, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(planted.folder, folder)
+    stored, path = store.Run.read(folder), folder / "features.parquet"
+    plain, text = pd.read_parquet(path), (folder / "features.csv").read_text()
+    older = plain.astype({"identity": "boolean", "cluster": "Int64", "community": "Int64", "activation": "Float64"})
+    stored.write(path.name, older.to_parquet)
+    stored.save()
+    assert integrity.inspect(folder).faults == []
+    (layer_map,) = read_maps(folder).values()
+    pd.testing.assert_frame_equal(layer_map.features, plain)
+    pd.testing.assert_frame_equal(
+        neighbour_frame("features:3", folder), neighbour_frame("features:3", planted.folder), check_dtype=True
+    )
+    (folder / "features.csv").unlink()
+    again = similarity("features", tiny.planted(), **options(out=folder, **FAST))
+    assert not isinstance(again, LayerMaps)
+    pd.testing.assert_frame_equal(again.features, plain)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), plain)
+    assert (folder / "features.csv").read_text() == text
+
+
 def no_nan(folder: Path) -> None:
+    check_plain_tables(folder)
     for path in folder.glob("*.csv"):
         cells = [c.lower() for line in path.read_text().splitlines() for c in line.split(",")]
         assert not {"nan", "inf", "-inf", "<na>"} & set(cells), path.name
