@@ -7,7 +7,7 @@ how common the effect is. The runner-up, the highest other feature, is measured 
 activation, as the article plots it, which depends on the features' scales, and as a share of its own best, which does
 not. As the highest of hundreds it is high whatever the target is. Whether it responds to the target's image is
 therefore tested on other seeds than the one it was chosen on, against the other features' images there
-(`analyses.formulas.runners_up`).
+(`analyses.formulas.held_out`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from analyses.formulas.runners_up import HeldOutRunnersUp
+from analyses.formulas.held_out import HeldOutRunnersUp
 from analyses.support.findings import Finding, interval, mean_finding, share_finding, value_finding
 from analyses.support.runners_up import (
     COLUMNS,

@@ -18,7 +18,7 @@ from featmap import rng
 from featmap.interaction import groups
 from featmap.interaction import report as interaction_report
 from featmap.interaction import run as pairings
-from featmap.interaction.conclusion import state_conclusion
+from featmap.interaction.conclusion import format_percent, format_seeds, state_conclusion
 from featmap.interaction.job import Group, JointJob
 from featmap.interaction.statistics import OK, JointArrays, summarise
 from featmap.network.unit import Unit
@@ -196,7 +196,7 @@ def write_conclusion(
     units: Sequence[str], seeds: int, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame
 ) -> str:
     """Write the conclusion about the pair of these two units."""
-    text = state_conclusion(row, seeds).rstrip(".")
+    text = _share_sentences(row, seeds)
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
         text += f". The joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
         gone = [units["ab".index(c)] for c in lost_units(row)]
@@ -208,11 +208,28 @@ def write_conclusion(
     if len(defined) and np.isfinite(row["excess"]):
         ends = f" [{excess[0]:.3f}, {excess[1]:.3f}]" if np.isfinite(excess).all() else ""
         text += (
-            f". The share is {row['excess']:.3f}{ends} above its floor. In {len(defined)} of {len(random)} random "
-            f"pairs it is {defined.mean():.3f} above ({defined.min():.3f} to {defined.max():.3f})"
+            f". The share exceeds its floor by {row['excess']:.3f}{ends}. In {len(defined)} of {len(random)} random "
+            f"pairs the excess is {defined.mean():.3f} ({defined.min():.3f} to {defined.max():.3f})"
         )
-        text += f"; the others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
+        text += f". The others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
     return f"{' + '.join(units)}: {text}."
+
+
+def _share_sentences(row: pd.Series, seeds: int) -> str:
+    """State the share that a mixture does not explain, its floor and ceiling, and whether it is above the floor."""
+    share, low, high = (row[name] for name in ("response_nonlinearity", "low", "high"))
+    if not np.isfinite(share):
+        return state_conclusion(row, seeds).rstrip(".")
+    text = f"{format_percent(share)} % of the joint image's response is not explained by a mixture of the solo images' "
+    text += f"responses ({format_seeds(int(row['seeds']))}"
+    if np.isfinite(low):
+        text += f"; interval {format_percent(max(low, 0.0))} to {format_percent(min(high, 1.0))} %"
+    limits = {end: row[f"response_nonlinearity_{end}"] for end in ("floor", "ceiling")}
+    ends = [f"{end} is {format_percent(value)} %" for end, value in limits.items() if np.isfinite(value)]
+    text += f"). Its {' and its '.join(ends)}" if ends else ")"
+    if np.isfinite(row["p"]):
+        text += f". The share is {'' if row['p'] < 0.05 else 'not '}above its floor (p = {row['p']:.2g})"
+    return text
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

@@ -40,7 +40,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
-from featmap.validation.inputs import open_images
+from featmap.validation.inputs import open_given
 from featmap.validation.results import Evaluation, Validation
 from featmap.validation.statistics import TARGET_RELIABILITY
 
@@ -110,7 +110,7 @@ def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     layer_maps = plan.map("map", watcher)
     validation = featmap.validate(
         layer_maps.folder,
-        images=plan.images,
+        photographs=plan.images,
         seeds=plan.seeds,
         null_seeds=plan.null_seeds,
         network=plan.network,
@@ -195,7 +195,7 @@ def _describe(plan: Plan, layer_maps: LayerMaps, validation: Validation) -> dict
     for layer, trial in validation.trained.items():
         reached = verdict.reach_verdict(trial, validation.random.get(layer))
         table = trial.features
-        bad = [str(n) for n in table.index[~table["reliable"].fillna(True)]]
+        bad = [str(n) for n in table.index[table["reliable"] == 0]]
         verdicts[layer] = {"may": reached.may, "may_not": reached.may_not, "mend": reached.remedies, "unreliable": bad}
     return {
         "network": str(plan.network),
@@ -216,7 +216,7 @@ def _describe(plan: Plan, layer_maps: LayerMaps, validation: Validation) -> dict
 def store_results(measured: dict[str, Any], results: Path) -> None:
     """Write the tables and the record, small enough to be kept with the project."""
     for name in ("statistics", "shortfall"):
-        table: pd.DataFrame = measured[name]
+        table: pd.DataFrame = measured[name].astype({"count": "Int64"} if name == "statistics" else {})
         path = results / f"{name}.csv"
         write_atomically(path, lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))  # type: ignore[misc]
     text = json.dumps(measured["about"], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -252,7 +252,7 @@ def main(
         recipe = {k: v for k, v in {"size": size, "steps": steps}.items() if v is not None}
         channels = draw_channels(network, chosen, None if full else features, size)
         # before the map, which takes much longer than to open all photographs
-        photographs = run_with_progress(lambda watcher: open_images(find_photographs(images), skip_broken, watcher))
+        photographs = run_with_progress(lambda watcher: open_given(find_photographs(images), skip_broken, watcher))
         plan = Plan(
             network,
             channels,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyses.formulas.runners_up import HeldOutRunnersUp, evaluate_held_out
+from analyses.formulas.held_out import HeldOutRunnersUp, evaluate_held_out
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats.correlation import TINY
 

@@ -98,7 +98,7 @@ def judge(
     photographs: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of photographs to compare with and to match features on; a thousand are a good number."
+            help="A folder or zip of photographs to compare with and to match features on; a thousand are good."
         ),
     ] = None,
     skip_broken: SkipBroken = False,

@@ -36,17 +36,13 @@ MAX_PATH_LAYERS = 8
 """Outermost layers on the processing path that are measured, and as many of those inside them."""
 
 
-def find_images(
-    images: str | Path | PhotographFolder | None, setting: str = "images"
-) -> PhotographFiles | PhotographFolder | None:
+def find_given(photographs: str | Path | PhotographFolder | None) -> PhotographFiles | PhotographFolder | None:
     """List the photographs of a path, without decoding them.
 
     Parameters
     ----------
-    images : path, PhotographFolder or None
+    photographs : path, PhotographFolder or None
         Folder or zip, or photographs that are decoded already.
-    setting : str, default "images"
-        Name of the setting, for messages.
 
     Returns
     -------
@@ -58,33 +54,28 @@ def find_images(
     FeatmapError
         If the path is that of a run, or there are fewer than `FEWEST_PHOTOGRAPHS`.
     """
-    if images is None:
+    if photographs is None:
         return None
-    if isinstance(images, (str, Path)) and is_run(Path(images)):
-        raise FeatmapError(f"{setting} {str(images)!r} is a run; give a folder of photographs")
-    photographs = find_photographs(images, setting) if isinstance(images, (str, Path)) else images
-    _require_enough(photographs, setting)
-    return photographs
+    if isinstance(photographs, (str, Path)) and is_run(Path(photographs)):
+        raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
+    found = find_photographs(photographs, "photographs") if isinstance(photographs, (str, Path)) else photographs
+    _require_enough(found)
+    return found
 
 
-def open_images(
-    images: PhotographFiles | PhotographFolder,
-    skip_broken: bool = False,
-    watcher: Watcher | None = None,
-    setting: str = "images",
+def open_given(
+    photographs: PhotographFiles | PhotographFolder, skip_broken: bool = False, watcher: Watcher | None = None
 ) -> PhotographFolder:
     """Decode all photographs once.
 
     Parameters
     ----------
-    images : PhotographFiles or PhotographFolder
+    photographs : PhotographFiles or PhotographFolder
         The photographs; those of a `PhotographFolder` are decoded already.
     skip_broken : bool, default False
         Go on without photographs that cannot be read.
     watcher : Watcher, optional
         Receives the progress, and what is left out.
-    setting : str, default "images"
-        Name of the setting, for messages.
 
     Returns
     -------
@@ -96,25 +87,25 @@ def open_images(
     FeatmapError
         If photographs are broken and not skipped, or fewer than `FEWEST_PHOTOGRAPHS` are left.
     """
-    if isinstance(images, PhotographFolder):
-        return images
+    if isinstance(photographs, PhotographFolder):
+        return photographs
     observer = watcher or Silent()
-    photographs = check_photographs(
-        images,
+    opened = check_photographs(
+        photographs,
         skip_broken=skip_broken,
         progress=lambda done, total: observer.stage("photographs opened", done, total),
     )
-    for line in photographs.lines():
+    for line in opened.lines():
         observer.note(line)
-    _require_enough(photographs, setting)
-    return photographs
+    _require_enough(opened)
+    return opened
 
 
-def _require_enough(photographs: PhotographFiles | PhotographFolder, setting: str) -> None:
+def _require_enough(photographs: PhotographFiles | PhotographFolder) -> None:
     """Check that there are enough photographs to compare a map with."""
     if len(photographs) < FEWEST_PHOTOGRAPHS:
         raise FeatmapError(
-            f"{setting} {str(photographs.path)!r}: {len(photographs)} photographs; give {FEWEST_PHOTOGRAPHS} or more, "
+            f"photographs {str(photographs.path)!r}: {len(photographs)} photographs; give {FEWEST_PHOTOGRAPHS} or more, "
             "best about 1,000"
         )
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -38,8 +39,8 @@ from featmap.validation.image_inputs import (
     images_of_run,
     measure_own,
 )
-from featmap.validation.inputs import find_images, open_images
-from featmap.validation.results import Statistic, statistics_frame
+from featmap.validation.inputs import find_given, open_given
+from featmap.validation.results import Statistic, statistics_frame, statistics_records
 
 FOLDER = "judge"
 MAX_INPUT_SIZE = 1024
@@ -136,7 +137,7 @@ def plan_judgement(
     Raises
     ------
     FeatmapError
-        If the run is not complete, has no images or another network, or there is no judge or no photograph.
+        If the run is not complete, holds no images or is one of another network, or there is no judge or no photograph.
     """
     execution, folder = execution or Execution(), Path(folder)
     run = Run.read(folder)
@@ -164,7 +165,7 @@ def plan_judgement(
         images,
         network,
         judges,
-        find_images(photographs, "photographs"),
+        find_given(photographs),
         skip_broken,
         execution.out or folder / FOLDER,
         execution.torch_device(),
@@ -226,7 +227,7 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
         Tables and summary.
     """
     given = plan.photographs
-    photographs = None if given is None else open_images(given, plan.skip_broken, watcher, "photographs")
+    photographs = None if given is None else open_given(given, plan.skip_broken, watcher)
     identity = {"command": "judge", "run": digest(plan.run.identity)}
     about = {"network": str(plan.network), "environment": device.describe_environment(plan.device)}
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
@@ -317,12 +318,12 @@ def _write(plan: JudgementPlan, judgement: Judgement, photographs: PhotographFol
     output.write_frame(store, "images", judgement.images)
     output.write_frame(store, "transfer", judgement.transfer)
     output.write_frame(store, "statistics", judgement.statistics, "row")
-    summary = {
+    summary: dict[str, Any] = {
         "network": str(plan.network),
         "judges": {judge.name: str(judge.network) for judge in plan.judges},
         "photographs": None if photographs is None else photographs.shown_name,
         "notes": judgement.notes,
-        "statistics": json.loads(judgement.statistics.to_json(orient="records")),
+        "statistics": statistics_records(judgement.statistics),
     }
     text = json.dumps(summary, indent=1) + "\n"
     store.write("summary.json", lambda p: p.write_text(text, encoding="utf-8"))
@@ -373,7 +374,7 @@ def judge(
     Raises
     ------
     FeatmapError
-        If the run is not complete, has no images or another network, or there is no judge or no photograph.
+        If the run is not complete, holds no images or is one of another network, or there is no judge or no photograph.
     """
     execution = execution or Execution()
     loaded = None if network is None else load(network)

@@ -39,7 +39,7 @@ from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
-from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers, find_images, open_images
+from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers, find_given, open_given
 from featmap.validation.null import permuted_statistics
 from featmap.validation.random_weights import randomise_weights
 from featmap.validation.results import Evaluation, Validation
@@ -61,7 +61,7 @@ class ValidationPlan:
         Folder of the validation.
     seeds : tuple of int
         All seeds; those of the run come first.
-    images : PhotographFiles, PhotographFolder or None
+    photographs : PhotographFiles, PhotographFolder or None
         Photographs; those of a path are decoded when the validation begins.
     random : Network or None
         The network with random weights.
@@ -77,7 +77,7 @@ class ValidationPlan:
     job: Job
     folder: Path
     seeds: tuple[int, ...]
-    images: PhotographFiles | PhotographFolder | None
+    photographs: PhotographFiles | PhotographFolder | None
     random: Network | None
     reason: str
     null_seeds: tuple[int, ...]
@@ -87,7 +87,7 @@ class ValidationPlan:
 def plan_validation(
     folder: str | Path,
     *,
-    images: str | Path | PhotographFolder | None = None,
+    photographs: str | Path | PhotographFolder | None = None,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
     network: Network | None = None,
@@ -98,7 +98,7 @@ def plan_validation(
     ----------
     folder : path
         Folder of a complete similarity run.
-    images : path or PhotographFolder, optional
+    photographs : path or PhotographFolder, optional
         Folder or zip of at least `FEWEST_PHOTOGRAPHS` photographs; without one nothing is concluded about photographs.
     seeds : int, default 5
         Number of seeds, those of the run included.
@@ -119,11 +119,11 @@ def plan_validation(
     """
     run = Run.read(Path(folder))
     with translate_read_errors(Path(folder)):
-        return _plan(run, images, seeds, null_seeds, network)
+        return _plan(run, photographs, seeds, null_seeds, network)
 
 
 def _plan(
-    run: Run, images: str | Path | PhotographFolder | None, seeds: int, null_seeds: int, network: Network | None
+    run: Run, photographs: str | Path | PhotographFolder | None, seeds: int, null_seeds: int, network: Network | None
 ) -> ValidationPlan:
     """Check the settings of a validation of a run that could be read."""
     folder = run.folder
@@ -146,8 +146,8 @@ def _plan(
         )
     run_seeds = job.seeds
     next_seed = max(run_seeds) + 1
-    photographs = find_images(images)
-    if photographs is not None:
+    given = find_given(photographs)
+    if given is not None:
         check_photograph_channels(network.channels)
     random, reason = None, "null seeds 0"
     if null_seeds:
@@ -160,7 +160,7 @@ def _plan(
         job,
         folder / FOLDER,
         (*run_seeds, *range(next_seed, next_seed + seeds - len(run_seeds))),
-        photographs,
+        given,
         random,
         reason,
         tuple(range(run_seeds[0], run_seeds[0] + null_seeds)),
@@ -185,7 +185,7 @@ def job_of(run: Run, network: Network) -> Job:
     Raises
     ------
     FeatmapError
-        If the run has another network, or settings that this version of featmap does not know.
+        If the run is one of another network, or has settings that this version of featmap does not know.
     """
     identity = run.identity
     lifecycle.require_network(run, network)
@@ -248,7 +248,8 @@ def carry_out(plan: ValidationPlan, watcher: Watcher) -> Validation:
     """
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
-    photographs = None if plan.images is None else open_images(plan.images, plan.skip_broken, watcher)
+    given = plan.photographs
+    photographs = None if given is None else open_given(given, plan.skip_broken, watcher)
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
     with registered, Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
@@ -407,7 +408,7 @@ def _is_complete(folder: Path) -> bool:
 def validate(
     run: str | Path,
     *,
-    images: str | Path | PhotographFolder | None = None,
+    photographs: str | Path | PhotographFolder | None = None,
     skip_broken: bool = False,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
@@ -424,7 +425,7 @@ def validate(
     ----------
     run : path
         Folder of a complete run of `similarity`.
-    images : path or PhotographFolder, optional
+    photographs : path or PhotographFolder, optional
         Folder or zip of at least `FEWEST_PHOTOGRAPHS` photographs; without one nothing is concluded about photographs.
     skip_broken : bool, default False
         Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
@@ -451,6 +452,6 @@ def validate(
         If the run is not complete, or of another command or network, or a setting is out of range.
     """
     loaded = None if network is None else load(network)
-    plan = plan_validation(run, images=images, seeds=seeds, null_seeds=null_seeds, network=loaded)
+    plan = plan_validation(run, photographs=photographs, seeds=seeds, null_seeds=null_seeds, network=loaded)
     plan = replace(plan, skip_broken=skip_broken, folder=plan.folder if out is None else Path(out))
     return carry_out(plan, watcher or Silent())

@@ -76,9 +76,11 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipes_and_tools_are_measured_alike(tmp_path: Path, tools: None, capsys: pytest.CaptureFixture[str]) -> None:
     photographs = twofold.photographs(tmp_path / "photographs", count=40)
     found = compare(tmp_path / "out", photographs, opponents="noise,failing,absent")
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert list(found["recipe"].unique()) == ["fast", "interact", "noise"]
-    assert "absent is left out" in said.err and "failing is left out: it fails on this network (KeyError" in said.err
+    assert (
+        "absent is left out" in printed.err and "failing is left out: it fails on this network (KeyError" in printed.err
+    )
 
     def value(recipe: str, layer: str, name: str) -> float:
         return found.query("recipe == @recipe and layer == @layer and name == @name")["value"].item()
@@ -87,7 +89,7 @@ def test_recipes_and_tools_are_measured_alike(tmp_path: Path, tools: None, capsy
     assert value("fast", "features", "among_images") > value("noise", "features", "among_images")
     assert set(found.loc[found["name"] == "top1", "recipe"]) == {"fast", "interact"}
     assert (found["name"] == "seconds").sum() == 3
-    rows = [line.split(" | ") for line in said.out.splitlines() if line.startswith("| ")]
+    rows = [line.split(" | ") for line in printed.out.splitlines() if line.startswith("| ")]
     assert [row[0].strip("| ") for row in rows] == ["recipe", "fast", "interact", "noise"]
     assert len({len(row) for row in rows}) == 1 and rows[1][2].startswith("1.00 / 1.00 / 0.00")
 

@@ -73,14 +73,14 @@ def test_a_card_of_something_else_is_refused(pictures: Path, delivered: Path) ->
         delivered / "weights.safetensors.json",
     )
     stored = json.loads(record.read_text())
-    for change, said in (
+    for change, message in (
         ({"sha256": "0" * 64}, "is not the file that .* describes"),
         ({"classes": ["n01", "n02", "n04"]}, "no images, or classes that reference lacks"),
         ({"classes": ["n01", "n02"]}, "distinguish 3 classes, their record lists 2"),
         ({"init": {"file": "x", "sha256": "1" * 64}}, "the training started from weights 111111111111"),
     ):
         record.write_text(json.dumps(stored | change))
-        with pytest.raises(FeatmapError, match=said):
+        with pytest.raises(FeatmapError, match=message):
             reference_card.main(weights, pictures, None, data)
     record.write_text(json.dumps(stored))
     held = torch.load(delivered / "weights.safetensors.checkpoint", weights_only=True)

@@ -161,9 +161,9 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caps
     for name, value in (("SIZE", 32), ("ROUNDS", 2), ("MATRIX", 64)):
         monkeypatch.setattr(steps, name, value)
     found = steps.measure(network, "mixed", CPU, 2)
-    said = capsys.readouterr().err
-    assert "torch.compile, float32 is left out: RuntimeError: no compiler here\n" in said
-    assert "torch.compile, bfloat16 is left out: AssertionError" in said
+    printed = capsys.readouterr().err
+    assert "torch.compile, float32 is left out: RuntimeError: no compiler here\n" in printed
+    assert "torch.compile, bfloat16 is left out: AssertionError" in printed
     assert [r["in_use"] for r in found["rows"]] == [True] * 8
     assert list(found["operations"]) == ["first convolution regrouped", "bfloat16"]
     best = max(found["peak_gflops"]["float32"].values())

@@ -136,8 +136,8 @@ def run(
     monkeypatch.setattr(sys, "argv", ["study", *arguments])
     with pytest.raises(SystemExit) as end:
         run_study(study or branches.STUDY, measure or (lambda context: pytest.fail("measured")))
-    said = capsys.readouterr()
-    return end.value.code, said.out, said.err
+    message = capsys.readouterr()
+    return end.value.code, message.out, message.err
 
 
 def test_a_figure_as_webp_has_its_size_and_the_same_bytes() -> None:
@@ -158,7 +158,7 @@ RANDOM = ["--weights", "random"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--features", "0"], "--features 0, --seeds 3: give 1 or more of each"),
         (["--seeds", "-1"], "--seeds -1"),
@@ -172,16 +172,16 @@ RANDOM = ["--weights", "random"]
     ],
 )
 def test_bad_input_ends_in_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     code, out, err = run(arguments, monkeypatch, capsys)
     assert code == 2 and out == ""
     (line,) = err.strip().splitlines()
-    assert said in line and "Traceback" not in line
+    assert message in line and "Traceback" not in line
 
 
 @pytest.mark.parametrize(
-    ("study", "arguments", "said"),
+    ("study", "arguments", "message"),
     [
         (
             gradient_sum,
@@ -201,7 +201,7 @@ def test_bad_input_ends_in_one_line(
 def test_bad_input_is_found_before_any_work(
     study: ModuleType,
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
@@ -213,7 +213,7 @@ def test_bad_input_is_found_before_any_work(
     code, out, err = run(given, monkeypatch, capsys, study=study.STUDY)
     assert code == 2 and out == ""
     (line,) = err.strip().splitlines()
-    assert said in line and "Traceback" not in line
+    assert message in line and "Traceback" not in line
     assert taken.read_text(encoding="utf-8") == "kept"
 
 

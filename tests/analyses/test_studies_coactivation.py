@@ -10,7 +10,7 @@ from torch import nn
 
 from analyses import coactivation
 from analyses.coactivation import STUDY, measure, rank_others
-from analyses.formulas.runners_up import evaluate_held_out
+from analyses.formulas.held_out import evaluate_held_out
 from featmap.errors import FeatmapError
 from featmap.optimize.recipe import FAST
 from tests.helpers import networks, tiny

@@ -86,11 +86,11 @@ def test_the_lead_over_blur_follows_the_paired_interval() -> None:
     both, first, late = leaving(0.5, 0.7), leaving(0.6, 2.0), leaving(3.0, 2.0)
     never = leaving(np.inf, 4.0)
     assert half_life.lead_over_blur([both, first, late, never]) == pytest.approx([0, 1, -1, -6])
-    said = half_life.half_life_sentence([first, first, leaving(0.5, 3.0), both])
-    assert "within the first step in 4 of 4 features, under the recipe's blur alone in 1" in said
-    assert "not shown to be faster: the half-life under blur alone is longer by 1.00 [-0.30, 2.30] steps" in said
-    said = half_life.half_life_sentence([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
-    assert "The descent is faster: the half-life under blur alone is longer by 1.50 [0.26, 2.74] steps" in said
+    conclusion = half_life.half_life_sentence([first, first, leaving(0.5, 3.0), both])
+    assert "within the first step in 4 of 4 features, under the recipe's blur alone in 1" in conclusion
+    assert "not shown to be faster: the half-life under blur alone is longer by 1.00 [-0.30, 2.30] steps" in conclusion
+    conclusion = half_life.half_life_sentence([first, leaving(0.5, 3.0), leaving(0.5, 2.5)])
+    assert "The descent is faster: the half-life under blur alone is longer by 1.50 [0.26, 2.74] steps" in conclusion
     assert "faster" not in half_life.half_life_sentence([first, first]), "two features have no say"
     assert half_life.half_life_sentence([replace(first, with_start=np.full(11, np.nan))]) == ""
 

@@ -92,13 +92,19 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
     values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
-    said = joint_pair.write_conclusion(units, 3, row, (0.05, 0.15), random)
+    conclusion = joint_pair.write_conclusion(units, 3, row, (0.05, 0.15), random)
     assert (
-        "At 75% of the positions where either fires, only one does. Their activation maps correlate by -0.35." in said
+        "At 75% of the positions where either fires, only one does. Their activation maps correlate by -0.35."
+        in conclusion
     )
-    assert "The share is 0.100 [0.050, 0.150] above its floor" in said
-    assert "The joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7." in said
-    assert "In 2 of 3 random pairs it is 0.150 above (0.100 to 0.200); the others are undefined (dead partner)." in said
+    assert "The share exceeds its floor by 0.100 [0.050, 0.150]" in conclusion
+    assert (
+        "The joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7." in conclusion
+    )
+    assert (
+        "In 2 of 3 random pairs the excess is 0.150 (0.100 to 0.200). The others are undefined (dead partner)."
+        in conclusion
+    )
     figures = {f.name: f for f in joint_pair.compare_with_random(row, random)}
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
@@ -175,8 +181,11 @@ def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
     assert branches.judge([above, no]) == "holds in part", "chance in one of two layers"
     assert branches.judge([below]) == branches.judge([layer_of(0.3, 0.11, 0.01)]) == "not decided"
     assert branches.judge([no]) == "does not hold"
-    said = branches.write_conclusion([across], ("mixed",))
-    assert "an ARI of 0.150 [0.070, 0.200] (chance 0.000, p 0.001)" in said and "0.020 [0.010, 0.030] above S" in said
+    conclusion = branches.write_conclusion([across], ("mixed",))
+    assert (
+        "an ARI of 0.150 [0.070, 0.200] (chance 0.000, p 0.001)" in conclusion
+        and "0.020 [0.010, 0.030] above S" in conclusion
+    )
 
 
 def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:

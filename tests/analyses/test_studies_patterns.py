@@ -48,14 +48,14 @@ def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> No
     assert "That octaves are clearer holds" in outcome.conclusion
 
 
-@pytest.mark.parametrize(("less", "grid", "said"), [(-0.02, 0.1, True), (0.02, 0.1, False), (-0.02, 0.9, False)])
-def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, said: bool) -> None:
+@pytest.mark.parametrize(("less", "grid", "conclusion"), [(-0.02, 0.1, True), (0.02, 0.1, False), (-0.02, 0.9, False)])
+def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float, conclusion: bool) -> None:
     held = {"less low": finding(less, less - 0.01, less + 0.01), f"high {octaves.LOWRES}": finding(0.011)}
     held |= {f"grid {octaves.LOWRES}": finding(grid), f"grid {octaves.OCTAVES}": finding(0.2)}
     phrase = octaves.low_resolution_phrase(held)
     assert (
         "blur makes images clearer" in phrase
-    ) == said and f"leaves 0.011 of the power there and grids in {grid:.0%}" in phrase
+    ) == conclusion and f"leaves 0.011 of the power there and grids in {grid:.0%}" in phrase
 
 
 def test_a_stride_of_one_leaves_no_grid(tmp_path: Path) -> None:

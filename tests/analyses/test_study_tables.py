@@ -56,9 +56,7 @@ def test_conclusions_are_written_again_and_other_verdicts_refused(tmp_path: Path
     assert path.read_text(encoding="utf-8") == written and tables.rewrite_conclusions(tmp_path) == []
     record = json.loads(written)
     path.write_text(json.dumps(record | {"verdict": "holds"}), encoding="utf-8")
-    with pytest.raises(
-        FeatmapError, match=r"the stored verdict is 'holds', today's '.*'; run python -m analyses"
-    ):
+    with pytest.raises(FeatmapError, match=r"the stored verdict is 'holds', today's '.*'; run python -m analyses"):
         tables.rewrite_conclusions(tmp_path)
 
 

@@ -318,15 +318,17 @@ def test_images_that_cannot_be_trained_on_are_refused(pictures: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"precision": "half"}, "precision 'half'"),
         ({"rate": 0.0}, "rate is above 0"),
         ({"fall": 1.5}, r"fall in \(0, 1\]"),
     ],
 )
-def test_settings_out_of_range_are_refused(options: dict[str, Any], said: str, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(FeatmapError, match=said):
+def test_settings_out_of_range_are_refused(
+    options: dict[str, Any], message: str, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FeatmapError, match=message):
         train_reference.main([pictures], tmp_path / "weights.safetensors", device="cpu", **options)
     assert not list(tmp_path.iterdir())
 

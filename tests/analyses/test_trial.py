@@ -103,11 +103,15 @@ def test_dimensions_axes_and_own_images() -> None:
 def test_a_gap_by_unnatural_images_is_attributed_to_them() -> None:
     found = photograph_gap.explain_gap(known(shift=2.0))
     assert found["raw"].value < 0.7 < found["favourites_with_P"].value
-    said = photograph_gap.gap_sentences(found.get, 0.85)
-    assert any("mostly due to the images being synthetic, not to the choice" in line for line in said)
+    conclusion = photograph_gap.gap_sentences(found.get, 0.85)
+    assert any("mostly due to the images being synthetic, not to the choice" in line for line in conclusion)
     assert reason(raw=0.9) == [] and reason() == []
-    said = reason(raw=0.6, early=0.9, noise_with_P=0.7)
-    assert "stopping descents early: 0.900" in said[0] and "enough" in said[0] and "no less than the map" in said[1]
+    conclusion = reason(raw=0.6, early=0.9, noise_with_P=0.7)
+    assert (
+        "stopping descents early: 0.900" in conclusion[0]
+        and "enough" in conclusion[0]
+        and "no less than the map" in conclusion[1]
+    )
     assert reason(raw=0.6, early=0.61) == ["none of the changes tried raises 0.600 by 0.02 or more"]
 
 

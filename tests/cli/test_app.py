@@ -37,21 +37,21 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def succeed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == 0, said.err
-    return said.out
+    printed = capsys.readouterr()
+    assert end.value.code == 0, printed.err
+    return printed.out
 
 
 def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the one line that a wrong input ends in."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    said = capsys.readouterr()
-    lines = said.err.splitlines()
-    assert len(lines) == 1, said.err
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
     assert lines[0].startswith("featmap: ")
-    assert "Traceback" not in said.err
-    assert end.value.code == 2, said.err
+    assert "Traceback" not in printed.err
+    assert end.value.code == 2, printed.err
     assert not [p for p in Path("runs").rglob("*") if p.is_file()]
     return lines[0]
 
@@ -296,9 +296,9 @@ def test_an_interruption_says_that_finished_work_is_stored(
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *MAP, "--dry-run")
-    assert "11 images x 1 seed(s), 3 steps, 16 pixels" in said
-    assert "it would go to runs/tests.helpers.tiny-small-second-fast-" in said
+    printed = succeed(capsys, *MAP, "--dry-run")
+    assert "11 images x 1 seed(s), 3 steps, 16 pixels" in printed
+    assert "it would go to runs/tests.helpers.tiny-small-second-fast-" in printed
     assert "2 images" in succeed(capsys, "maximise", "second:1", "second:2", *SMALL, "--dry-run", "--out", "there")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,18 +313,18 @@ COMMANDS = ["similarity", "maximise", "optimize", "probe", "interact", "neighbou
 
 @pytest.mark.parametrize("command", [*COMMANDS, "judge", "layers", "recipes"])
 def test_help_describes_every_option_and_fits_the_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, command, "--help")
+    printed = succeed(capsys, command, "--help")
     options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
     assert all(option.help for option in options if option.param_type_name == "option")
-    assert max(len(line) for line in said.splitlines()) <= 80
-    assert len(said[said.index("--help") :].splitlines()) > 3  # what follows the options: files, terms, examples
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    assert len(printed[printed.index("--help") :].splitlines()) > 3  # what follows the options: files, terms, examples
 
 
 def test_layers_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", "16").splitlines()
-    assert said[1] == "layers at 16 x 16 pixels"
-    assert [line.split()[0] for line in said[2:]] == ["layer", "first", "relu", "second"]
-    assert said[-1].split()[2:13] == ["N", "x", "C", "x", "H", "x", "W", "11", "8", "x", "8"]
+    printed = succeed(capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", "16").splitlines()
+    assert printed[1] == "layers at 16 x 16 pixels"
+    assert [line.split()[0] for line in printed[2:]] == ["layer", "first", "relu", "second"]
+    assert printed[-1].split()[2:13] == ["N", "x", "C", "x", "H", "x", "W", "11", "8", "x", "8"]
     matched = succeed(
         capsys, "layers", "--model", "tests.helpers.tiny:small", "--size", "16", "--match", "s*"
     ).splitlines()
@@ -344,8 +344,8 @@ UNITS = [
 
 def test_maximise_takes_every_kind_of_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units = [u.replace("+second:", "+") for u in UNITS if u != "class:2"]
-    said = succeed(capsys, "maximise", *units, *SMALL, "--seeds", "2", "--out", "run")
-    assert f"{2 * len(units)} images: " in said
+    printed = succeed(capsys, "maximise", *units, *SMALL, "--seeds", "2", "--out", "run")
+    assert f"{2 * len(units)} images: " in printed
     frame = pd.read_csv(tmp_path / "run" / "images.csv")
     assert sorted(set(frame["image"])) == sorted(
         ["second:1", "second:1:2", "second:1:2:3", "second:0:0:0+1:2:3", "second:1:..5", "first:all", units[-1]]
@@ -362,8 +362,8 @@ def test_maximise_and_probe_resume_and_are_read_back(tmp_path: Path, capsys: pyt
     before = {p: p.stat().st_mtime_ns for p in (folder / "units").iterdir()}
     succeed(capsys, *layer)
     assert {p: p.stat().st_mtime_ns for p in (folder / "units").iterdir()} == before
-    said = succeed(capsys, "probe", str(folder), "--layers", "second,first", "--out", "probed")
-    assert "4 images x 17 responses" in said
+    printed = succeed(capsys, "probe", str(folder), "--layers", "second,first", "--out", "probed")
+    assert "4 images x 17 responses" in printed
     found = pd.read_parquet("probed/responses.parquet")
     activation = featmap.open_arrays(folder)["activation"].values[0]
     own = [found.loc[f"second:{c}", f"second:{c}"] for c in (0, 1, 2, 5)]

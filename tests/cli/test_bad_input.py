@@ -95,18 +95,21 @@ def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         app.main(list(arguments))
-    said, status = capsys.readouterr().err, int(ended.value.code or 0)
+    printed, status = capsys.readouterr().err, int(ended.value.code or 0)
     if arguments[0] == "verify" and status == 1:
-        return 0, said
-    assert status in (0, 2), (shlex.join(arguments), said)
+        return 0, printed
+    assert status in (0, 2), (shlex.join(arguments), printed)
     if status == 2:
-        *progress, line = said.splitlines()
-        # what has been said of photographs before they turned out not to fit is progress, and no second error
-        assert line.startswith("featmap: ") and not any(p.startswith("featmap: ") for p in progress), (arguments, said)
-        assert not progress or progress[0] == "photographs opened", (arguments, said)
-        assert not line.startswith("featmap: unexpected") and "Traceback" not in said
+        *progress, line = printed.splitlines()
+        # notes about photographs that turned out not to fit afterwards are progress, and no second error
+        assert line.startswith("featmap: ") and not any(p.startswith("featmap: ") for p in progress), (
+            arguments,
+            printed,
+        )
+        assert not progress or progress[0] == "photographs opened", (arguments, printed)
+        assert not line.startswith("featmap: unexpected") and "Traceback" not in printed
         assert len(line) < 1100
-    return status, said
+    return status, printed
 
 
 @FEW

@@ -35,9 +35,9 @@ def test_wrong_input_ends_in_one_line(arguments: list[str], words: str, capsys: 
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *SEVERAL, "--dry-run")
-    assert "17 images x 1 seed(s)" in said
-    assert "runs/tests.helpers.tiny-small-second-first-fast-" in said
+    printed = succeed(capsys, *SEVERAL, "--dry-run")
+    assert "17 images x 1 seed(s)" in printed
+    assert "runs/tests.helpers.tiny-small-second-first-fast-" in printed
     assert "11 images" in succeed(capsys, *PROBING, "--dry-run")
     assert list(tmp_path.iterdir()) == []
 
@@ -59,12 +59,12 @@ def test_the_default_folder_depends_on_the_recorded_layers(capsys: pytest.Captur
 
 
 def test_several_layers_are_resumed_and_list_neighbours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *SEVERAL, "--out", "map")
-    assert "second to first: mean S of a feature's best partner" in said
-    assert "first to second: mean S of a feature's best partner" in said
-    assert "second/heatmap.png, first/heatmap.png, cross/layers.png" in said.splitlines()[-1]
+    printed = succeed(capsys, *SEVERAL, "--out", "map")
+    assert "second to first: mean S of a feature's best partner" in printed
+    assert "first to second: mean S of a feature's best partner" in printed
+    assert "second/heatmap.png, first/heatmap.png, cross/layers.png" in printed.splitlines()[-1]
     before = {p: p.stat().st_mtime_ns for p in Path("map").rglob("*") if p.is_file()}
-    assert succeed(capsys, *SEVERAL, "--out", "map") == said
+    assert succeed(capsys, *SEVERAL, "--out", "map") == printed
     assert {p: p.stat().st_mtime_ns for p in Path("map").rglob("*") if p.is_file()} == before
     for unit, others in (("first:2", 5), ("second:3", tiny.FEATURES - 1)):
         lines = succeed(capsys, "neighbours", unit, "map", "-n", "20").splitlines()
@@ -77,9 +77,9 @@ def test_several_layers_are_resumed_and_list_neighbours(tmp_path: Path, capsys: 
 
 
 def test_a_probed_layer_has_no_map_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *PROBING, "--out", "map")
-    assert "first is probed, not maximised: its co-activation is undefined" in said
-    assert "cross/second-to-first/heatmap.png" in said.splitlines()[-1]
+    printed = succeed(capsys, *PROBING, "--out", "map")
+    assert "first is probed, not maximised: its co-activation is undefined" in printed
+    assert "cross/second-to-first/heatmap.png" in printed.splitlines()[-1]
     assert json.loads(Path("map/manifest.json").read_text())["identity"]["responses"] == ["second", "first", "relu"]
     assert succeed(capsys, "neighbours", "second:1", "map").startswith("most like second:1")
     line = fail_with_run(capsys, "neighbours", "first:1", "map")

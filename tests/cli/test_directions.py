@@ -30,9 +30,9 @@ def file(at_home: None) -> None:
 
 
 def test_layers_are_listed_with_directions(capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, "layers", *NETWORK, "--directions", "second=d.npz", "--size", "16")
-    assert "second/d: 4 directions in 11 channels with a bias, SHA-256 " in said
-    (line,) = [text for text in said.splitlines() if text.startswith("second/d ")]
+    printed = succeed(capsys, "layers", *NETWORK, "--directions", "second=d.npz", "--size", "16")
+    assert "second/d: 4 directions in 11 channels with a bias, SHA-256 " in printed
+    (line,) = [text for text in printed.splitlines() if text.startswith("second/d ")]
     assert line.split()[1] == "directions" and " 4 " in line
 
 
@@ -48,8 +48,8 @@ def test_a_direction_of_one_channel_has_its_picture(capsys: pytest.CaptureFixtur
 
 def test_a_map_of_channels_and_directions(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["similarity", "--layer", "second", "--layer", "second/nmf", *SET, *SMALL, "--out", "run"]
-    said = succeed(capsys, *words)
-    assert "2 layers, 15 features: second, second/nmf" in said
+    printed = succeed(capsys, *words)
+    assert "2 layers, 15 features: second, second/nmf" in printed
     assert "result: run" in succeed(capsys, *words)
     assert "every checksum matches" in succeed(capsys, "verify", "run")
     nearest = succeed(capsys, "neighbours", "second/nmf:1", "run", "--count", "2")
@@ -80,8 +80,8 @@ def test_the_commands_of_a_page_make_its_image_again(capsys: pytest.CaptureFixtu
 
 
 def test_a_direction_and_a_channel_interact(capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, "interact", "second/nmf:1", "second:5", *SET, *SMALL, "--seeds", "2", "--out", "run")
-    assert "second/nmf:1: " in said and "second:5: " in said
+    printed = succeed(capsys, "interact", "second/nmf:1", "second:5", *SET, *SMALL, "--seeds", "2", "--out", "run")
+    assert "second/nmf:1: " in printed and "second:5: " in printed
     assert "every checksum matches" in succeed(capsys, "verify", "run")
 
 
@@ -96,8 +96,8 @@ def test_a_map_of_directions_is_validated(capsys: pytest.CaptureFixture[str]) ->
     for k in range(32):
         photograph(Path(f"photographs/{k}.png"), seed=k)
     succeed(capsys, "similarity", "--layer", "second/nmf", *SET, *SMALL, "--out", "run", "--no-atlas")
-    said = succeed(capsys, "validate", "run", "--images", "photographs", "--seeds", "2", "--null-seeds", "1")
-    assert "result: run/validation" in said
+    printed = succeed(capsys, "validate", "run", "--photographs", "photographs", "--seeds", "2", "--null-seeds", "1")
+    assert "result: run/validation" in printed
     assert "every checksum matches" in succeed(capsys, "verify", "run")
     assert "second/nmf" in Path("run/validation/validation.md").read_text(encoding="utf-8")
 

@@ -33,7 +33,7 @@ def test_threads_spin_a_little_unless_the_user_sets_it(
 
 @pytest.mark.parametrize("module", ["analyses", "featmap.cli.entry"])
 def test_spinning_is_limited_before_torch_is_loaded(module: str) -> None:
-    said = "GOMP_SPINCOUNT" if sys.platform == "linux" else "OMP_WAIT_POLICY"
+    printed = "GOMP_SPINCOUNT" if sys.platform == "linux" else "OMP_WAIT_POLICY"
     program = (
         f"import os, sys, {module}\n"
         "import featmap.cli.entry as b, typer\n"
@@ -41,7 +41,7 @@ def test_spinning_is_limited_before_torch_is_loaded(module: str) -> None:
         "app.command()(lambda: None)\n"
         "sys.argv = ['x']\n"
         "try:\n    b.run(app, 'x')\n"
-        f"except SystemExit:\n    print(os.environ.get('{said}'), 'torch' in sys.modules)"
+        f"except SystemExit:\n    print(os.environ.get('{printed}'), 'torch' in sys.modules)"
     )
     plain = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     found = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, text=True, check=True)

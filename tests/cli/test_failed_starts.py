@@ -82,8 +82,8 @@ def end(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     """Run a command; return its status, output and notes."""
     with pytest.raises(SystemExit) as ended:
         app.main(list(arguments))
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
 
 
 @pytest.mark.parametrize(("command", "spoil"), LATE.values(), ids=LATE)
@@ -112,8 +112,8 @@ def test_a_probe_that_was_refused_starts_again_without_the_broken_files(capsys: 
         and "'a.jpg' (it is empty), 'b.png' (it is truncated or not an image)" in notes
         and not Path("runs").exists()
     )
-    status, said, notes = end(capsys, *PROBE, "--skip-broken")
-    assert status == 0 and "5 images x " in said
+    status, printed, notes = end(capsys, *PROBE, "--skip-broken")
+    assert status == 0 and "5 images x " in printed
     assert "5 photographs of 'photographs'; left out: 1 .txt, 1 hidden" in notes
     assert "2 skipped that cannot be read: 'a.jpg' (it is empty)" in notes
     (run,) = Path("runs").iterdir()
@@ -122,7 +122,7 @@ def test_a_probe_that_was_refused_starts_again_without_the_broken_files(capsys: 
     assert recorded["broken"] == {"a.jpg": "it is empty", "b.png": "it is truncated or not an image"}
     for name in ("a.jpg", "b.png"):
         (folder / name).unlink()
-    assert succeed(capsys, *PROBE) == said  # resumed: the photographs are the same
+    assert succeed(capsys, *PROBE) == printed  # resumed: the photographs are the same
     assert "broken" not in manifest.read(run).photographs
     Image.new("RGB", (8, 8)).save(folder / "new.png")
     assert "6 images x " in succeed(capsys, *PROBE)  # not refused by the folder of the five

@@ -64,22 +64,22 @@ def files_of(folder: str) -> dict[Path, tuple[int, bytes]]:
 
 @pytest.mark.parametrize("arguments", [PAIR, LAYERS], ids=["pair", "layers"])
 def test_a_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *arguments, "--dry-run")
-    assert "solo and" in said and "joint descents, 3 steps, 16 pixels" in said
-    assert f"{8 if arguments is LAYERS else 2} joint" in said
-    assert "runs/tests.helpers.tiny-small-interact-second" in said
+    printed = succeed(capsys, *arguments, "--dry-run")
+    assert "solo and" in printed and "joint descents, 3 steps, 16 pixels" in printed
+    assert f"{8 if arguments is LAYERS else 2} joint" in printed
+    assert "runs/tests.helpers.tiny-small-interact-second" in printed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pair_is_summarised_and_repeating_it_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *PAIR, "--out", "run")
-    lines = said.splitlines()[1:]  # the first one names the network
+    printed = succeed(capsys, *PAIR, "--out", "run")
+    lines = printed.splitlines()[1:]  # the first one names the network
     assert "of the joint image's response is not explained by a mixture of the solo" in lines[0]
     assert lines[1].startswith("second:3: ") and " alone, " in lines[1] and lines[2].startswith("first:5: ")
     assert "note: a claim needs 5 seeds or more" in lines
     assert lines[-1].startswith("result: run (")
     before = files_of("run")
-    assert succeed(capsys, *PAIR, "--out", "run") == said
+    assert succeed(capsys, *PAIR, "--out", "run") == printed
     assert files_of("run") == before
     assert json.loads(Path("run/manifest.json").read_text())["status"] == "complete"
 
@@ -161,10 +161,10 @@ def test_an_interrupted_run_is_resumed(
     ],
 )
 def test_units_of_every_kind_can_be_grouped(units: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, "interact", *units, *SMALL, "--seeds", "1", "--out", "run")
+    printed = succeed(capsys, "interact", *units, *SMALL, "--seeds", "1", "--out", "run")
     known = json.loads(Path("run/interaction.json").read_text())
     assert known["units"] == units and known["status"] == ["ok"]
-    assert all(f"{u}: " in said for u in units)
+    assert all(f"{u}: " in printed for u in units)
     assert {f"retention_{c}" for c in "abc"[: len(units)]} <= set(known["figures"])
 
 
@@ -186,13 +186,15 @@ def test_pairs_of_layers_are_counted_and_ranked(capsys: pytest.CaptureFixture[st
 
 def test_dead_partners_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", "tests.helpers.tiny:asleep", *SMALL[2:], "--seeds", "1"]
-    said = succeed(capsys, "interact", "relu:0", "relu:1", *model, "--out", "one")
-    assert said.splitlines()[1] == "response nonlinearity is undefined: dead partner (1 seed)."
-    said = succeed(capsys, "interact", "--layers", "relu", "relu", "--features", "all", "all", *model, "--out", "all")
-    assert said.splitlines()[1] == "3 pairs: 3 dead partner"
-    assert said.splitlines()[2].startswith("0 of 0 are above their floor")
+    printed = succeed(capsys, "interact", "relu:0", "relu:1", *model, "--out", "one")
+    assert printed.splitlines()[1] == "response nonlinearity is undefined: dead partner (1 seed)."
+    printed = succeed(
+        capsys, "interact", "--layers", "relu", "relu", "--features", "all", "all", *model, "--out", "all"
+    )
+    assert printed.splitlines()[1] == "3 pairs: 3 dead partner"
+    assert printed.splitlines()[2].startswith("0 of 0 are above their floor")
 
 
 def test_a_recipe_without_linear_steps_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
-    said = succeed(capsys, *PAIR, "--recipe", "fast", "--seeds", "1", "--out", "run")
-    assert "note: recipe fast has steps that are not linear" in said
+    printed = succeed(capsys, *PAIR, "--recipe", "fast", "--seeds", "1", "--out", "run")
+    assert "note: recipe fast has steps that are not linear" in printed

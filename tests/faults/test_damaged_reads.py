@@ -53,17 +53,17 @@ def read(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Run one reading command; whatever happens, the outcome is one line or an answer."""
     capsys.readouterr()
     status = run_kinds.run_command(*READERS[name])
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for folder in ("probed", "pages", "judged"):
         shutil.rmtree(folder, ignore_errors=True)
     if name == "verify" and status == 1:
-        return status, said.out
-    assert status in (0, 2), (name, said.err)
+        return status, printed.out
+    assert status in (0, 2), (name, printed.err)
     if status == 2:
-        lines = said.err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("featmap: "), said.err
-        assert "unexpected" not in lines[0] and "Traceback" not in said.err
-    return status, said.out
+        lines = printed.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("featmap: "), printed.err
+        assert "unexpected" not in lines[0] and "Traceback" not in printed.err
+    return status, printed.out
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def test_a_damaged_file_is_refused_or_does_no_harm(
     try:
         changed = not path.is_file() or path.read_bytes() != before
         assert read("verify", capsys)[0] == (1 if changed else 0)
-        status, said = read("neighbours", capsys)
-        assert status == 2 or (status, said) == right["neighbours"]
+        status, printed = read("neighbours", capsys)
+        assert status == 2 or (status, printed) == right["neighbours"]
         name = dice.choice(["probe", "atlas", "validate"])
         assert read(name, capsys)[0] == (2 if changed and path != Path("run", COPY) else 0) or path == Path("run", COPY)
         try:
@@ -157,6 +157,6 @@ def test_a_newer_format_is_refused_by_every_reader(
         for command in commands:
             capsys.readouterr()
             assert run_kinds.run_command(*command) == 2
-            assert "has format 99" in (said := capsys.readouterr().err) and "update featmap" in said
+            assert "has format 99" in (printed := capsys.readouterr().err) and "update featmap" in printed
     finally:
         path.write_bytes(before)

@@ -107,10 +107,10 @@ def test_a_run_on_a_full_disk_is_resumed_once_there_is_space(
     capsys.readouterr()
     for pages in sizes:
         mount(disk, "-o", f"remount,size={pages * PAGE}")
-        status, said = run_kinds.run_command(*command, "disk/run"), capsys.readouterr().err.splitlines()
+        status, printed = run_kinds.run_command(*command, "disk/run"), capsys.readouterr().err.splitlines()
         refused += status == 2
-        assert status in (0, 2), said
-        assert status == 0 or said[-1].endswith("no space left; free some, then repeat the call to resume")
+        assert status in (0, 2), printed
+        assert status == 0 or printed[-1].endswith("no space left; free some, then repeat the call to resume")
         mount(disk, "-o", f"remount,size={1000 * PAGE}")
         assert run_kinds.run_command(*command, "disk/run") == 0
         capsys.readouterr()
@@ -148,6 +148,6 @@ def test_a_read_only_disk_can_be_read_and_refuses_writes_in_one_line(
     for words in (["atlas", "disk/run"], [*RUN, "disk/damaged"], [*RUN, "disk/new"]):
         capsys.readouterr()
         assert run_kinds.run_command(*words) == 2
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert "not writable (Read-only file system); choose another folder" in said
+        printed = capsys.readouterr().err.splitlines()[-1]
+        assert "not writable (Read-only file system); choose another folder" in printed
     assert run_kinds.run_command("verify", "disk/damaged") == 1

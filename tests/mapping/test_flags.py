@@ -43,7 +43,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["second", "first"], "tests.helpers.tiny:wide", **settings(features="0-5", out=folder, neighbours=4, **FEW)
     )
     atlas.atlas(folder)
-    options = ["--images", str(photographs), "--seeds", "2", "--null-seeds", "1", "--model", "tests.helpers.tiny:wide"]
+    options = [
+        "--photographs",
+        str(photographs),
+        "--seeds",
+        "2",
+        "--null-seeds",
+        "1",
+        "--model",
+        "tests.helpers.tiny:wide",
+    ]
     with pytest.raises(SystemExit) as end:
         app.main(["validate", str(folder), *options])
     assert not end.value.code

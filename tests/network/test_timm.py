@@ -1,4 +1,4 @@
-"""timm's networks: their own configuration, published weights from the cache, and what is said without them."""
+"""timm's networks: their own configuration, published weights from the cache, and the message without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files of every kind: modes, orientations and frames, and what is said of damaged ones."""
+"""Image files of every kind: modes, orientations and frames, and the messages about damaged ones."""
 
 from __future__ import annotations
 

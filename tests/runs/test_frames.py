@@ -196,7 +196,7 @@ def test_a_start_array_is_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "message"),
     [
         (np.zeros((2, 3, 8, 8)), r"\(2, 3, 8, 8\).*3 x H x H"),
         (np.zeros((3, 8, 9)), "3 x H x H"),
@@ -205,8 +205,8 @@ def test_a_start_array_is_copied() -> None:
         (np.full((3, 8, 8), np.nan), "finite"),
     ],
 )
-def test_arrays_that_are_no_images_are_refused_as_starts(start: np.ndarray, said: str) -> None:
-    with pytest.raises(FeatmapError, match=said):
+def test_arrays_that_are_no_images_are_refused_as_starts(start: np.ndarray, message: str) -> None:
+    with pytest.raises(FeatmapError, match=message):
         featmap.maximise("second:1", tiny.small(), **options(start=start, **SMALL))
 
 

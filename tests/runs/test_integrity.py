@@ -48,8 +48,8 @@ def faults(folder: Path) -> list[tuple[str, str]]:
 def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
         app.main(["verify", *arguments])
-    said = capsys.readouterr()
-    return int(end.value.code or 0), said.out, said.err
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), printed.out, printed.err
 
 
 def test_an_undamaged_run_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

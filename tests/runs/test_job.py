@@ -404,7 +404,7 @@ def test_ctrl_c_ends_in_one_line_and_status_130(forker: Forker, tmp_path: Path) 
     wait_for_records(folder, 3)
     os.kill(child, signal.SIGINT)
     assert forker.end() == 130
-    said = (tmp_path / "log").read_text().splitlines()
-    assert said[0].startswith("network tests.helpers.tiny:wide")
-    assert said[1:] == ["featmap: interrupted; finished work is stored, and the same command resumes it"]
+    printed = (tmp_path / "log").read_text().splitlines()
+    assert printed[0].startswith("network tests.helpers.tiny:wide")
+    assert printed[1:] == ["featmap: interrupted; finished work is stored, and the same command resumes it"]
     assert not [p for p in folder.rglob("*") if ".part" in p.name]

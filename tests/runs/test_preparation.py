@@ -42,9 +42,9 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def give(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == status, said.err
-    return said.out + said.err
+    printed = capsys.readouterr()
+    assert end.value.code == status, printed.err
+    return printed.out + printed.err
 
 
 def manifest(folder: str) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def test_a_network_with_two_results_is_refused_and_leaves_nothing(
     }[command]
     model = ["--model", "tests.helpers.kinds:stochastic", "--out", "run"]
     give(capsys, "maximise", "body.3:0", *model[:2], *OPTIONS, "--out", "first")
-    said = give(capsys, *words, *model, status=2)
-    assert "two results for one image" in said
+    printed = give(capsys, *words, *model, status=2)
+    assert "two results for one image" in printed
     assert not Path("run").exists()
     give(capsys, *words, *model, "--allow-stochastic")
     assert manifest("run")["identity"]["model"]["allow_stochastic"] is True

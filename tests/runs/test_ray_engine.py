@@ -107,10 +107,10 @@ def test_units_that_always_fail_are_tried_three_times_and_named(network: Network
     run = lifecycle.open_run(job, tmp_path / "ray")
     with pytest.raises(IncompleteError) as caught:
         lifecycle.carry_out(job, run, faulty_worker(log, (deadly,), (failing,)), Silent(), TWO)
-    said = str(caught.value)
-    assert said.startswith("2 of 6 work units were left out after 3 tries each: ")
-    assert f"{deadly} (its worker died)" in said
-    assert f"{failing} (ArithmeticError: cannot be done)" in said
+    printed = str(caught.value)
+    assert printed.startswith("2 of 6 work units were left out after 3 tries each: ")
+    assert f"{deadly} (its worker died)" in printed
+    assert f"{failing} (ArithmeticError: cannot be done)" in printed
     tried = Counter(log.read_text().split())
     assert tried == {name: 3 if name in (deadly, failing) else 1 for name in names}
     assert {p.stem for p in (run.folder / UNITS).iterdir()} == {*names} - {deadly, failing}

@@ -44,11 +44,11 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == 0, (arguments, said.err)
+    printed = capsys.readouterr()
+    assert end.value.code == 0, (arguments, printed.err)
     if "--out" in arguments:
         assert integrity.inspect(Path(arguments[arguments.index("--out") + 1])).faults == []
-    return said.out
+    return printed.out
 
 
 def statuses(data: xr.Dataset, layer: str) -> list[str]:
@@ -120,7 +120,7 @@ def test_every_command_handles_abnormal_features(name: str, capsys: pytest.Captu
     Path("photographs").mkdir()
     for k in range(33):
         Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(f"photographs/{k}.png")
-    run_command(capsys, "validate", "maps", "--seeds", "3", "--null-seeds", "1", "--images", "photographs")
+    run_command(capsys, "validate", "maps", "--seeds", "3", "--null-seeds", "1", "--photographs", "photographs")
     for run in ("maps", "images", "group", "pairs", "screening"):
         run_command(capsys, "atlas", run)
     assert integrity.inspect(Path("maps")).faults == []

@@ -23,6 +23,7 @@ from featmap.runs.store import Run, open_arrays
 from featmap.stats import image_quality
 from featmap.validation.judgement import Judgement, judge
 from tests.helpers import judges, twofold
+from tests.helpers.tables import check_plain_tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
@@ -100,6 +101,7 @@ def test_results_are_a_part_of_the_run_and_the_run_stays_whole(hidden: Judgement
     run = hidden.folder.parent
     assert Run.read(run).manifest.parts == ["judge"]
     assert integrity.inspect(run).faults == []
+    assert check_plain_tables(hidden.folder) == ["images.parquet", "statistics.parquet", "transfer.parquet"]
     for name in ("images", "transfer", "statistics"):
         table = pd.read_parquet(hidden.folder / f"{name}.parquet")
         assert len(table) == len(pd.read_csv(hidden.folder / f"{name}.csv"))
@@ -164,13 +166,13 @@ def test_the_command_judges_prints_and_may_be_repeated(
     for extra in ([], ["--photographs", str(photographs)]):
         with pytest.raises(SystemExit) as end:
             app.main([*words, *extra])
-        said = capsys.readouterr()
-        assert end.value.code == 0, said.err
+        printed = capsys.readouterr()
+        assert end.value.code == 0, printed.err
         assert any(
             line.split()[:4] == ["fc", "tests.helpers.judges:same_colours", "top1", "1"]
-            for line in said.out.splitlines()
+            for line in printed.out.splitlines()
         )
-        assert ("partner held out" in said.out) == bool(extra)
+        assert ("partner held out" in printed.out) == bool(extra)
         assert integrity.inspect(logits).faults == []
     manifest = Run.read(logits / "judge").manifest
     assert manifest.is_complete and manifest.images == photographs.name

@@ -34,7 +34,7 @@ def two_networks(tmp_path_factory: pytest.TempPathFactory, photographs: Path) ->
     for name in ("trap", "honest"):
         network, folder = load(getattr(twofold, name)(), input_size=16), tmp_path_factory.mktemp("runs") / name
         similarity("features", network, **options(out=folder, **FEW))
-        result[name] = validation.validate(folder, images=photographs, seeds=3, null_seeds=1, network=network)
+        result[name] = validation.validate(folder, photographs=photographs, seeds=3, null_seeds=1, network=network)
     return result
 
 
@@ -58,7 +58,7 @@ def test_the_processing_path_detects_a_network_of_two_branches(two_networks: dic
 def test_two_branches_within_a_block_are_detected(tmp_path: Path, photographs: Path, layer: str) -> None:
     network = load(twofold.hidden(), input_size=16)
     similarity(layer, network, **options(out=tmp_path / "run", **FEW))
-    result = validation.validate(tmp_path / "run", images=photographs, seeds=2, null_seeds=0, network=network)
+    result = validation.validate(tmp_path / "run", photographs=photographs, seeds=2, null_seeds=0, network=network)
     score = result.trained[layer].statistics["path:block.branches"]
     assert score.value is not None and score.high is not None and score.value < 0.2 and score.high < 0.5
     assert any(

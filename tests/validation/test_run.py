@@ -23,6 +23,7 @@ from featmap.validation.planted import LINEAR
 from featmap.validation.run import plan_validation
 from tests.helpers import tiny, twofold
 from tests.helpers.settings import options
+from tests.helpers.tables import check_plain_tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
@@ -39,7 +40,7 @@ def validated(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Pa
         "tests.helpers.tiny:wide",
         **options(size=16, steps=6, rows=4, device="cpu", out=folder, neighbours=4),
     )
-    validation.validate(folder, images=photographs, seeds=3, null_seeds=1)
+    validation.validate(folder, photographs=photographs, seeds=3, null_seeds=1)
     return folder
 
 
@@ -54,6 +55,8 @@ def test_the_folder_holds_a_page_tables_and_panels(validated: Path) -> None:
     numbers = figures[["value", "low", "high", "p"]]
     assert not np.isinf(numbers.to_numpy(float, na_value=0)).any() and str(numbers.dtypes["value"]) == "float64"
     assert "NaN" not in (folder / "validation.json").read_text() and "nan" not in page
+    tables = check_plain_tables(validated)
+    assert {"features.parquet", "figures.parquet", "partners.parquet"} <= {Path(name).name for name in tables}
     features = pd.read_parquet(folder / "second" / "features.parquet")
     assert list(features.index) == [f"second:{c}" for c in range(24)]
     assert features["best_photograph"].str.endswith((".jpg", ".png")).all()
@@ -104,13 +107,13 @@ def test_more_seeds_compute_only_what_is_new_also_after_a_stop(
 
     monkeypatch.setattr(runs_worker.Worker, "make", counted)
     with pytest.raises(KeyboardInterrupt):
-        validation.validate(run, images=photographs, seeds=4, null_seeds=1)
-    result = validation.validate(run, images=photographs, seeds=4, null_seeds=1)
+        validation.validate(run, photographs=photographs, seeds=4, null_seeds=1)
+    result = validation.validate(run, photographs=photographs, seeds=4, null_seeds=1)
     assert {seed for seed, _ in seen} == {3}
     assert len(seen) == len(set(seen)) + 1 == 10
     assert result.trained["second"].statistics["repeatability_of_all"].count == 4
     before = (run / "validation" / "validation.md").read_bytes()
-    validation.validate(run, images=photographs, seeds=4, null_seeds=1)
+    validation.validate(run, photographs=photographs, seeds=4, null_seeds=1)
     assert len(seen) == 10 and (run / "validation" / "validation.md").read_bytes() == before
 
 
@@ -144,9 +147,9 @@ def test_a_run_of_another_kind_or_network_is_refused(validated: Path, tmp_path: 
     for path in sorted(photographs.iterdir())[:5]:
         shutil.copy(path, few)
     with pytest.raises(FeatmapError, match="5 photographs; give 32 or more"):
-        plan_validation(validated, images=few)
+        plan_validation(validated, photographs=few)
     with pytest.raises(FeatmapError, match="is a run; give a folder of photographs"):
-        plan_validation(validated, images=validated)
+        plan_validation(validated, photographs=validated)
     with pytest.raises(FeatmapError, match="not a complete similarity run"):
         plan_validation(validated / "validation")
 
@@ -163,7 +166,7 @@ def test_an_unreadable_photograph_leaves_the_run_as_it_was(validated: Path, phot
     cut.write_bytes(cut.read_bytes()[:200])
     before = state(run)
     with pytest.raises(FeatmapError, match=rf"{cut.name}.*truncated"):
-        validation.validate(run, images=broken, seeds=4, null_seeds=1)
+        validation.validate(run, photographs=broken, seeds=4, null_seeds=1)
     assert state(run) == before
     bare = tmp_path / "bare"
     shutil.copytree(validated, bare, ignore=shutil.ignore_patterns("validation"))
@@ -171,9 +174,9 @@ def test_an_unreadable_photograph_leaves_the_run_as_it_was(validated: Path, phot
     stored.manifest.parts = []
     stored.save()
     with pytest.raises(FeatmapError, match="truncated"):
-        validation.validate(bare, images=broken, seeds=2, null_seeds=0)
+        validation.validate(bare, photographs=broken, seeds=2, null_seeds=0)
     assert not (bare / "validation").exists() and integrity.inspect(bare).faults == []
-    validation.validate(bare, images=photographs, seeds=2, null_seeds=0)
+    validation.validate(bare, photographs=photographs, seeds=2, null_seeds=0)
     assert integrity.inspect(bare).faults == []
 
 
@@ -194,9 +197,9 @@ def test_abandoned_parts_are_removed(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "land", stopped)
         with pytest.raises(KeyboardInterrupt):
-            validation.validate(run, images=fewer, seeds=3, null_seeds=1)
+            validation.validate(run, photographs=fewer, seeds=3, null_seeds=1)
     assert len(list((run / "validation").glob("photographs-*"))) == 2
-    validation.validate(run, images=photographs, seeds=3, null_seeds=1)
+    validation.validate(run, photographs=photographs, seeds=3, null_seeds=1)
     assert len(list((run / "validation").glob("photographs-*"))) == 1
     assert integrity.inspect(run).faults == []
 
@@ -224,7 +227,7 @@ def test_the_command_line_ends_in_verdicts_or_one_line(
         output = capsys.readouterr()
         return int(end.value.code or 0), output.out, output.err
 
-    status, out, _ = run("--images", str(photographs), "--seeds", "3", "--null-seeds", "1")
+    status, out, _ = run("--photographs", str(photographs), "--seeds", "3", "--null-seeds", "1")
     assert status == 0 and "second: may" in out and "validation.md" in out.splitlines()[-1]
     status, out, _ = run("--seeds", "6", "--dry-run")
     assert status == 0 and "4 maps of 30 images to make" in out
