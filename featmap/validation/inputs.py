@@ -105,8 +105,8 @@ def _require_enough(photographs: PhotographFiles | PhotographFolder) -> None:
     """Check that there are enough photographs to compare a map with."""
     if len(photographs) < FEWEST_PHOTOGRAPHS:
         raise FeatmapError(
-            f"photographs {str(photographs.path)!r}: {len(photographs)} photographs; give {FEWEST_PHOTOGRAPHS} or more, "
-            "best about 1,000"
+            f"photographs {str(photographs.path)!r}: {len(photographs)} photographs; "
+            f"give {FEWEST_PHOTOGRAPHS} or more, best about 1,000"
         )
 
 

@@ -63,7 +63,7 @@ def test_spread_is_relative_and_free_of_each_features_scale() -> None:
     assert np.isnan(coherence.relative_effective_number(np.zeros((2, 3)), np.zeros((4, 3)))).all()
 
 
-def test_effective_classes() -> None:
+def test_effective_classes_count_the_likely_classes() -> None:
     logits = np.array([[0.0, 0, 0, 0], [1000, 0, 0, 0], [5, 5, -1000, -1000], [np.nan, 0, 0, 0]])
     found = coherence.effective_classes(logits)
     assert found[:3] == pytest.approx([4, 1, 2]) and np.isnan(found[3])

@@ -92,7 +92,7 @@ def test_a_profile_correlation_that_is_undefined() -> None:
     assert np.isnan(profile_correlation(np.full(5, np.nan), rising))
 
 
-def test_half_life() -> None:
+def test_half_life_is_interpolated_between_steps() -> None:
     steps = np.array([0, 2, 4, 8])
     values = np.array([1.0, 0.8, 0.2, 0.0])
     assert half_life(steps, values, 0.0) == pytest.approx(3.0), "halfway between 0.8 and 0.2"

@@ -99,7 +99,7 @@ def test_nearest_neighbours_in_the_own_group_and_chance() -> None:
     assert np.isnan(hits[8]) and chance == pytest.approx(np.full(12, 3 / 11))
 
 
-def test_means_between_groups() -> None:
+def test_means_between_groups_leave_the_diagonal_out() -> None:
     S, groups = block(2)
     found = partitions.mean_between_groups(S, groups)
     assert found == pytest.approx(np.full((3, 3), 0.1) + 0.6 * np.eye(3))

@@ -95,7 +95,7 @@ def test_what_is_tried_is_judged_on_the_untouched_network() -> None:
         assert len(made["seconds"]) == 2 and all(s > 0 for s in made["seconds"])
 
 
-def test_names_of_candidates() -> None:
+def test_candidates_are_chosen_by_unique_names() -> None:
     assert len({c.recipe.name for c in search.CANDIDATES}) == len(search.CANDIDATES)
     assert [c.recipe.name for c in search.choose_candidates("quick-20")] == [search.BASE, "quick-20"]
     with pytest.raises(FeatmapError, match="candidate 'quick' is unknown; allowed: adam-40"):

@@ -52,7 +52,7 @@ def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, m
     assert one.rms.iloc[0] == pytest.approx(2.0**-24 * 0.75, rel=0.25)
 
 
-def test_verdicts_on_two_ways() -> None:
+def test_two_ways_are_judged_by_their_intervals() -> None:
     def of(ways: float, rounding: float, spread: float = 1.0, lacking: float = np.nan) -> list[PairDivergence]:
         factors = (1.0, 1.1 * spread, 0.9 / spread)
         return [
@@ -175,7 +175,7 @@ class Unstable(nn.Module):
         return self.features(torch.sin(400 * x) + x)
 
 
-def test_verdicts_on_bits() -> None:
+def test_the_claim_fails_where_bits_do_not_repeat() -> None:
     def checks(same: int = 8, threads: int = 8) -> list[BitComparison]:
         return [BitComparison(n, n, same, 8, 0.0) for n in ("process", "alone", "order")] + [
             BitComparison("threads", "", threads, 8, 0.0)

@@ -38,7 +38,7 @@ def known(D: int = 24, N: int = 400, shift: float = 0.0) -> photograph_gap.Layer
     )
 
 
-def test_explanations_by_hand() -> None:
+def test_explained_gaps_agree_with_slow_formulas() -> None:
     given = known()
     found = photograph_gap.explain_gap(given)
     assert list(found) == list(photograph_gap.STATISTICS)

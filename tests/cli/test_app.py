@@ -384,7 +384,7 @@ def fail_with_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def test_probe_of_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_lists_responses_by_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for k in range(3):
         photograph(tmp_path / "photos" / f"{k}.png", seed=k)
     model = ["--model", "tests.helpers.tiny:small", "--size", "16"]

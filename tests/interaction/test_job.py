@@ -49,7 +49,7 @@ def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> JointArrays
 # ---------------------------------------------------------------- rows, work units, arrays
 
 
-def test_the_rows_of_one_pair() -> None:
+def test_a_pair_needs_solo_joint_and_control_descents() -> None:
     job = job_of(["second:3", "second:5"], tiny.small(), seeds=3)
     a, b = Unit("second", 3), Unit("second", 5)
     controls = [u for group in job.controls((a, b)) for u in group]

@@ -360,7 +360,7 @@ def test_a_matrix_has_a_cell_for_each_pair(layers: Interaction) -> None:
         assert table.loc[row["a"], row["b"]] == row["retention_b"]
 
 
-def test_a_layer_with_itself(tmp_path: Path) -> None:
+def test_a_layer_with_itself_gives_each_pair_once(tmp_path: Path) -> None:
     result = featmap.interact(
         network=tiny.small(), layers=[("second", "0-2")] * 2, **options("interact", out=tmp_path / "run", **SETTINGS)
     )

@@ -169,7 +169,7 @@ def test_a_screening_of_dead_units_ends_and_says_so(tmp_path: Path) -> None:
     assert integrity.inspect(tmp_path / "run").faults == []
 
 
-def test_screening_from_python(tmp_path: Path) -> None:
+def test_screen_keeps_the_callers_threads(tmp_path: Path) -> None:
     result = featmap.screen(
         [("mixed", "0-3"), ("narrow", "0-2")],
         networks.small_inception(),

@@ -134,7 +134,7 @@ def test_a_layer_asked_for_twice_is_given_once() -> None:
 
 
 @pytest.mark.parametrize("layer", ["nowhere", "mixed.branch3", "relu.1", "nowhere@2"])
-def test_an_unknown_layer(layer: str) -> None:
+def test_an_unknown_layer_is_refused_without_changes(layer: str) -> None:
     net = mixed_state()
     before = state_of(net)
     with pytest.raises(UnitError, match=r"no layer .* in this network; `featmap layers` lists them"):

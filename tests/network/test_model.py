@@ -203,7 +203,7 @@ def test_the_set_in_the_cache_is_taken(cache_folder: Path) -> None:
     assert newer.name in refusal(lambda: load("resnet50", "IMAGENET1K_V2"))
 
 
-def test_no_file_and_no_network(cache_folder: Path) -> None:
+def test_missing_weights_without_network_name_three_ways(cache_folder: Path) -> None:
     published = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     path = cache_folder / published.url.rsplit("/", 1)[-1]
     timeout = socket.getdefaulttimeout()

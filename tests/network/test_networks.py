@@ -59,7 +59,7 @@ def test_a_factory_is_called_and_loads_the_same_network_again() -> None:
         ("tests.helpers.networks:failing", "the factory failed (RuntimeError: no such thing"),
     ],
 )
-def test_factories_that_fail(path: str, words: str) -> None:
+def test_failing_factories_are_named_in_one_line(path: str, words: str) -> None:
     message = refusal(lambda: load(path))
     assert message.startswith(f"model {path!r}") and words in message
 
@@ -121,7 +121,7 @@ def test_the_references_normalisation_can_be_replaced() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -5])
-def test_a_size_that_is_none(size: int) -> None:
+def test_a_size_below_one_pixel_is_refused(size: int) -> None:
     network = load(networks.linear_network(), input_size=8)
     assert f"size {size}: an image has at least 1 pixel" in refusal(lambda: network.trace(size), UnitError)
 
@@ -149,7 +149,7 @@ def test_a_size_that_is_too_small_is_answered_with_one_that_is_not() -> None:
     assert network.layer("relu@2", 5).shape == (7, 1, 1)
 
 
-def test_class_units() -> None:
+def test_class_units_resolve_to_the_layer_of_logits() -> None:
     network = load(networks.logits_network(), input_size=8)
     assert str(network.resolve_unit(Unit.parse("class:2"))) == "fc:2"
     assert "channel 3 is out of range" in refusal(lambda: network.resolve_unit(Unit.parse("class:3")), UnitError)

@@ -224,7 +224,7 @@ def test_bounds_are_clipped_to_the_image() -> None:
     assert field.bounds(9, 9, 10, 10) == (slice(10, 10), slice(8, 10))
 
 
-def test_join_covers_all() -> None:
+def test_a_joined_field_covers_both_fields() -> None:
     joined = join([ReceptiveField((3, 1), (2, 2), (-1, 0)), ReceptiveField((1, 5), (2, 2), (0, -2))])
     assert joined == ReceptiveField((3, 5), (2, 2), (-1, -2))
 
@@ -322,7 +322,7 @@ def test_shufflenet() -> None:
     assert not found.layers["stage4"].field.whole
 
 
-def test_convnext() -> None:
+def test_convnext_blocks_are_grids_in_channels_last() -> None:
     found = trace(hollow("convnext_tiny"), 64)
     assert found.failure == "" and found.folds == []
     assert shapes(found, "features", "features.1.0") == [(768, 2, 2), (96, 16, 16)]

@@ -81,7 +81,7 @@ def test_containers_are_looked_into_and_calls_told_apart() -> None:
     assert selection.select_layers("all", load(networks.small_inception()), 18)[0] == "stem"
 
 
-def test_a_name_is_itself() -> None:
+def test_a_layer_named_like_a_pattern_is_found() -> None:
     odd = nn.Sequential(OrderedDict({"a,b*": nn.Conv2d(3, 2, 1), "all": nn.Conv2d(2, 2, 1)}))
     network = load(odd.eval(), input_size=8)
     assert selection.select_layers("a,b*", network, 8) == ["a,b*"]
@@ -99,7 +99,7 @@ def test_a_name_is_itself() -> None:
         ("first,secnd", "nearest: second"),
     ],
 )
-def test_what_means_nothing(given: str, words: str) -> None:
+def test_layers_that_select_nothing_are_refused(given: str, words: str) -> None:
     network = load(tiny.small())
     recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
     with pytest.raises(UnitError, match=words):

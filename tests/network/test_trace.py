@@ -219,7 +219,7 @@ def test_a_size_that_is_too_small_is_noted() -> None:
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in net.modules()), "also after a failure"
 
 
-def test_a_network_of_nothing() -> None:
+def test_an_empty_network_has_no_layers() -> None:
     assert trace(nn.Sequential(), 8).layers == {}
 
 
@@ -274,7 +274,7 @@ def overwritten(s: Any, x: Tensor) -> Tensor:
         "weights are computed",
     ],
 )
-def test_what_is_no_fold_pair(net: nn.Module) -> None:
+def test_other_pairs_of_modules_are_not_folded(net: nn.Module) -> None:
     assert trace(net.eval(), 8).folds == []
 
 

@@ -233,7 +233,7 @@ def test_channel_lists_are_sets_of_ranges(pieces: list[tuple[int, int]]) -> None
     assert parse_channels(" , ".join(written), 64) == expected
 
 
-def test_all_channels() -> None:
+def test_channel_lists_and_all_become_numbers() -> None:
     assert parse_channels("all", 5) == [0, 1, 2, 3, 4]
     assert parse_channels(" all ", 2) == [0, 1]
     assert parse_channels("0-15,42", 64) == [*range(16), 42]
@@ -250,7 +250,7 @@ def test_channels_that_are_written_are_read_again(chosen: set[int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", " ", ",", "1,", ",1", "a", "-", "1-", "-1", "1--2", "1-2-3", "1.5", "1:2", "1;2", "0x1", "al", "١"]
 )
-def test_malformed_channel_lists(text: str) -> None:
+def test_malformed_channel_lists_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(UnitError, match="is not a number or range; write 0-15,42 or all") as caught:
         parse_channels(text, 64)
     assert len(str(caught.value).splitlines()) == 1

@@ -134,21 +134,21 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_damaged_checkpoints(kind: str, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(DAMAGED[kind]())
     assert str(path) in refusal(lambda: load(FACTORY, path))
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_damaged_safetensors(kind: str, tmp_path: Path) -> None:
+def test_damaged_safetensors_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(DAMAGED[kind]())
     assert f"weights {str(path)!r} cannot be read" in refusal(lambda: load(FACTORY, path))
 
 
 @pytest.mark.parametrize("held", [{}, {"a": 1}, [torch.ones(2)], torch.ones(2), {"state_dict": {}}, {"model": "x"}])
-def test_files_without_a_state(held: Any, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused(held: Any, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(held, path)
     assert "hold no state dict (names to tensors)" in refusal(lambda: load(FACTORY, path))

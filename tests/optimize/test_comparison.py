@@ -182,7 +182,7 @@ def test_weights_that_are_no_numbers_do_not_count_as_a_difference() -> None:
         ([1.0, 2.0], [1.0], float("inf")),
     ],
 )
-def test_relative_differences(result: Sequence[float], expected: Sequence[float], difference: float) -> None:
+def test_differences_are_relative(result: Sequence[float], expected: Sequence[float], difference: float) -> None:
     assert relative_difference(torch.tensor(result), torch.tensor(expected)) == pytest.approx(difference)
 
 

@@ -188,7 +188,7 @@ def some_gradients(steps: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(steps, 2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
-def test_adam_is_adam() -> None:
+def test_adam_takes_the_steps_of_torchs_adam() -> None:
     ours, moved = _Optimiser("adam"), torch.zeros(2, 3, 5, 5)
     weight = torch.zeros(2, 3, 5, 5, requires_grad=True)
     theirs = torch.optim.Adam([weight], lr=0.03, eps=1e-12)

@@ -137,7 +137,7 @@ def test_padding_is_not_given_back(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_batches_that_do_not_fit(count: int) -> None:
+def test_batches_of_another_length_are_refused(count: int) -> None:
     recipe = replace(one_octave(FAST, 16, 3), rows=4)
     with pytest.raises(RecipeError, match=f"{count} objectives in a batch of 4 rows; give 1 to 4"):
         descend(
@@ -273,7 +273,7 @@ def test_a_photograph_to_start_from() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_image_of_one_pixel() -> None:
+def test_an_image_of_one_pixel_is_optimised() -> None:
     recipe = one_octave(FAST, 1, 3)
     assert descended(load(networks.planted_1x1()), ["features:0"], recipe).images.shape == (1, 3, 1, 1)
 

@@ -58,7 +58,7 @@ def test_an_image_that_is_itself_too_small_is_told_so() -> None:
         checked(job(RECIPES["large"].resolved(16, size=6)))
 
 
-def test_pairs_are_told_the_same() -> None:
+def test_pairs_get_the_same_advice_about_sizes() -> None:
     single = job(RECIPES["large"].resolved(16, size=10))
     pair = JointJob(network=single.network, recipe=single.recipe, groups=((Unit("0", 1), Unit("0", 2)),))
     for given in (single, pair):

@@ -62,7 +62,7 @@ def test_what_an_objective_can_be_given_as(given_: object, expected: tuple) -> N
     "text",
     ["", "a:1 + ", "x * a:1", "* a:1", "nan * a:1", "inf * a:1", "1e999 * a:1", "2 * 3 * a:1", "a:1 - b:2"],
 )
-def test_malformed_sums(text: str) -> None:
+def test_malformed_sums_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(UnitError) as caught:
         Objective.parse(text)
     assert len(str(caught.value).splitlines()) == 1
@@ -191,7 +191,7 @@ def test_under_l1_the_gradient_does_not_depend_on_C(text: str) -> None:
     assert set(gradients[0].unique().tolist()) <= {0.0, -1.0} and gradients[0].any()
 
 
-def test_under_l2_it_does() -> None:
+def test_under_l2_the_target_changes_the_gradient() -> None:
     gradients = []
     for C in (200.0, 1.0):
         found = {k: v.requires_grad_(True) for k, v in outputs(1, seed=3).items()}

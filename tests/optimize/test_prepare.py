@@ -64,7 +64,7 @@ def assert_prepared_is_the_same(net: nn.Module, size: int, layers: Sequence[str]
     assert hash_state(net) == digest
 
 
-def test_small_inception() -> None:
+def test_prepared_inception_computes_the_same() -> None:
     layers = ["stem", "norm", "relu@1", "mixed.branch1", "mixed.branch2.0.conv", "mixed", "narrow", "relu@2", "fc"]
     assert_prepared_is_the_same(networks.small_inception(), 16, layers)
 
@@ -92,7 +92,7 @@ def test_torchvisions_networks(name: str, size: int, layers: list[str]) -> None:
     assert_prepared_is_the_same(random_network(name), size, layers)
 
 
-def test_norms_are_gone() -> None:
+def test_folded_batch_norms_become_identities() -> None:
     net = networks.small_inception()
     twin = prepare(net, trace(net, 16).folds, ["fc"], CPU)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())

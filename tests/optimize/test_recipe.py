@@ -36,7 +36,7 @@ def test_every_named_recipe_is_registered_under_its_own_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["artcle", "", "FAST", "fast "])
-def test_an_unknown_recipe(name: str) -> None:
+def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(RecipeError, match=r"is unknown.*allowed: .*article") as caught:
         Recipe.named(name)
     assert len(str(caught.value).splitlines()) == 1 and isinstance(caught.value, FeatmapError)
@@ -133,7 +133,7 @@ def test_the_articles_sizes_keep_their_proportions() -> None:
     assert ARTICLE_LOWRES.resolved(96, size=112).sizes == (150, 130, 112)
 
 
-def test_fractions_of_the_size() -> None:
+def test_octaves_are_fractions_of_the_final_size() -> None:
     two = Recipe("two", (Octave(3, (0.1, 0.1), size=0.5), Octave(3, (0.1, 0.1))))
     assert two.resolved(97).sizes == (48, 97)
     assert two.resolved(97, size=20).sizes == (10, 20)

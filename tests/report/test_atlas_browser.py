@@ -139,7 +139,7 @@ def test_click_pins_a_pair_and_escape_unpins_it(tab: Tab) -> None:
     assert tab.page.locator("#pinned .pair").count() == 0
 
 
-def test_search_link_and_card(tab: Tab, run: Path, browser: Any) -> None:
+def test_the_search_selects_a_feature_and_fills_its_card(tab: Tab, run: Path, browser: Any) -> None:
     tab.page.keyboard.press("/")
     tab.page.keyboard.type("features:7")
     tab.keep("search")

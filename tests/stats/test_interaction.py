@@ -151,7 +151,7 @@ def test_a_second_difference_of_rounding_has_no_feature() -> None:
     assert math.isnan(found.size) and found.feature is None
 
 
-def test_self_saturation() -> None:
+def test_self_saturation_is_0_for_linear_responses() -> None:
     whole = np.array([2.0, 4.0])
     assert interaction.self_saturation(whole, whole / 2, 2) == 0
     assert interaction.self_saturation(whole, whole / 3, 3) == pytest.approx(0, abs=1e-12)
@@ -172,7 +172,7 @@ def test_the_lattice_is_the_finest_even_one(parts: int, steps: int) -> None:
         assert (found == row).all(1).any(), "the solo images themselves are blends"
 
 
-def test_joint_gain_by_hand() -> None:
+def test_joint_gain_compares_with_the_best_blend() -> None:
     blends = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 2.0]])
     weights, best = np.array([1.0, 0.5]), np.array([1.0, 2.0])
     assert interaction.joint_gain(np.array([1.0, 1.0]), blends, weights, best) == pytest.approx((1.5 - 1) / 2)
@@ -212,7 +212,7 @@ def test_deviations_and_what_is_dropped() -> None:
 
 @SEEDED
 @given(seeds, st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=4))
-def test_territories_by_loops(seed: int, shapes: list[tuple[int, int]]) -> None:
+def test_territories_agree_with_slow_loops(seed: int, shapes: list[tuple[int, int]]) -> None:
     rng = random(seed)
     maps = [rng.normal(size=shape) for shape in shapes]
     found = interaction.territory(maps)
@@ -275,7 +275,7 @@ def test_an_interval_takes_three_seeds() -> None:
     assert correlation.t_interval([0.5, 0.5, 0.5]) == pytest.approx((0.5, 0.5))
 
 
-def test_p_of_an_excess() -> None:
+def test_p_of_an_excess_is_students_one_sided_p() -> None:
     values = [0.1, 0.2, 0.15, 0.05]
     t = np.mean(values) / (np.std(values, ddof=1) / 2)
     assert interaction.p_above_zero(values) == pytest.approx(stats.t.sf(t, 3))
