@@ -1,4 +1,8 @@
-"""Handle modules of any kind: plain layers, aliases, copies, checkpointed and compiled parts, and their state."""
+"""Handle modules of any kind: plain layers, aliases, copies, checkpointed and compiled parts, and their state.
+
+A user's module runs inside `freeze`, which gives it back as it was; whatever changes a module does so to a copy, see
+`copy_module`.
+"""
 
 from __future__ import annotations
 

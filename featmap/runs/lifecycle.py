@@ -93,7 +93,9 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
 def carry_out(
     job: BaseJob, run: Run, worker: MakeWorker, watcher: Watcher | None = None, engine: Engine | None = None
 ) -> int:
-    """Compute what is missing of a run's arrays.
+    """Compute what is missing of a run's arrays: every run begins and resumes here.
+
+    A work unit whose record or files are missing or damaged (`Run.is_done`) is computed again, the others are kept.
 
     Parameters
     ----------
