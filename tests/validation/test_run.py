@@ -120,8 +120,8 @@ def test_more_seeds_compute_only_what_is_new_also_after_a_stop(
 WRONG = [
     ("too few seeds", {"seeds": 1}, "2 seeds or more"),
     ("fewer than no null", {"null_seeds": -1}, "0 null seeds or more"),
-    ("no such images", {"images": "nowhere"}, "no such folder"),
-    ("a file for a folder", {"images": __file__}, "that is a file"),
+    ("no such photographs", {"photographs": "nowhere"}, "no such folder"),
+    ("a file for a folder", {"photographs": __file__}, "that is a file"),
 ]
 
 
