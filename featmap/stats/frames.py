@@ -64,7 +64,9 @@ def finite_column(values: np.ndarray) -> np.ndarray:
 
 
 def plain_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Convert pandas' nullable columns, which tables of earlier versions hold, to float64.
+    """Convert pandas' nullable columns to float64.
+
+    Tables of earlier versions hold them.
 
     Parameters
     ----------
