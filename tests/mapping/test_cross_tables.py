@@ -308,3 +308,14 @@ def test_estimate_covers_every_layer(tmp_path: Path) -> None:
         )
         assert estimate.estimate(job, tmp_path).seconds > 0
     assert set(seen) == set(LAYERS)
+
+
+def test_a_pair_that_lacks_the_requested_measure_is_noted() -> None:
+    entry = {"layer": "second", "other": "relu", "best": None, "floor": None, "strongest": []}
+    entry |= {"requested": "coactivation", "heatmap": "selective"}
+    lines = tables.crossing_lines([entry])
+    assert lines[0] == "second to relu: mean S of a feature's best partner undefined"
+    assert lines[1].startswith("relu is probed, not maximised: ") and "so the heatmap shows selective" in lines[1]
+    older = {{"requested": "asked"}.get(key, key): value for key, value in entry.items()}
+    assert tables.crossing_lines([older]) == lines
+    assert len(tables.crossing_lines([entry | {"heatmap": "coactivation"}])) == 1
