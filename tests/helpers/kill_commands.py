@@ -35,6 +35,7 @@ def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[fa
 
 def main(place: Path, kind: str) -> None:
     torch.set_num_threads(1)
+    faults.load_commands()
     run_kinds.make_runs_cheap(pytest.MonkeyPatch())  # forked children inherit it
     for words in faults.RUNS.values():
         words[words.index("--steps") + 1] = "12"

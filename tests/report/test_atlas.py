@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from featmap.runs.store import Run
 from featmap.stats import frames
 from tests.cli.test_app import SMALL, at_home, fail_with_run, succeed
 from tests.helpers import tiny
+from tests.helpers.run_kinds import run_command
 from tests.helpers.settings import options
 
 assert at_home  # the fixture under which every test works in a folder of its own
@@ -49,6 +51,21 @@ def blob_of(page: Path, name: str) -> np.ndarray:
     match = re.search(rf'<script type="text/plain" id="blob-{name}" data-kind="(\w+)Array">(.*?)</script>', text)
     assert match is not None
     return np.frombuffer(base64.b64decode(match[2]), dtype=match[1].lower())
+
+
+@pytest.fixture(scope="module")
+def made(cheap_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `MAP` with its atlas, for the tests that only read it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("made"))
+        assert run_command(*MAP, "--out", "run") == 0
+        return Path.cwd() / "run"
+
+
+@pytest.fixture
+def mapped(made: Path, at_home: None) -> None:
+    """A copy of that run in the folder `run`."""
+    shutil.copytree(made, "run")
 
 
 def test_maps_read_from_a_folder_equal_the_result(tmp_path: Path) -> None:
@@ -89,8 +106,8 @@ def test_no_atlas_option_omits_the_atlas(capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("run/atlas.html").exists()
 
 
-def test_atlas_bytes_are_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
-    succeed(capsys, *MAP, "--out", "run")
+@pytest.mark.usefixtures("mapped")
+def test_atlas_bytes_are_the_same_in_every_process(made: Path) -> None:
     first = Path("run/atlas.html").read_bytes()
     repository = str(Path(__file__).resolve().parent.parent.parent)
     for seed in ("1", "2"):
@@ -98,11 +115,11 @@ def test_atlas_bytes_are_the_same_in_every_process(capsys: pytest.CaptureFixture
         code = "from featmap.cli.app import main; main(['atlas', 'run', '--out', 'again'])"
         subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
         assert Path("again/atlas.html").read_bytes() == first
-    assert str(Path.cwd()).encode() not in first
+    assert not any(str(folder).encode() in first for folder in (made.parent, Path.cwd()))
 
 
-def test_page_makes_no_network_requests(capsys: pytest.CaptureFixture[str]) -> None:
-    succeed(capsys, *MAP, "--out", "run")
+@pytest.mark.usefixtures("mapped")
+def test_page_makes_no_network_requests() -> None:
     text = Path("run/atlas.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "connect-src" not in text
     ours = re.sub(r"<script>(?!\n).*?</script>", "", text, flags=re.DOTALL)  # without Bokeh's own
@@ -152,8 +169,8 @@ def test_undefined_values_stay_undefined_in_the_page(tmp_path: Path) -> None:
     assert "NaN" not in json.dumps(data)
 
 
-def test_activation_maps_match_the_network(capsys: pytest.CaptureFixture[str]) -> None:
-    succeed(capsys, *MAP, "--out", "run")
+@pytest.mark.usefixtures("mapped")
+def test_activation_maps_match_the_network() -> None:
     page = Path("run/atlas.html")
     data, grids = data_of(page), blob_of(page, "maps")
     network, images = featmap.load("tests.helpers.tiny:small"), featmap.open_arrays("run")["images"].isel(seed=0)
@@ -174,8 +191,8 @@ def test_activation_maps_match_the_network(capsys: pytest.CaptureFixture[str]) -
     assert first == grids.size
 
 
+@pytest.mark.usefixtures("mapped")
 def test_command_and_python_of_a_card_reproduce_the_image(capsys: pytest.CaptureFixture[str]) -> None:
-    succeed(capsys, *MAP, "--out", "run")
     data = data_of(Path("run/atlas.html"))
     at = data["features"]["name"].index("second:5")
     stored = featmap.open_arrays("run")["images"].isel(seed=0).sel(image="second:5").values
