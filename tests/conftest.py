@@ -56,6 +56,16 @@ def cheap_runs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def few_draws() -> Iterator[None]:
+    """Cluster with few draws, but draw figures as they are."""
+    from tests.helpers import run_kinds
+
+    with pytest.MonkeyPatch.context() as patched:
+        run_kinds.cluster_with_few_draws(patched, runs=10, draws=19)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_figure_stays_open() -> Iterator[None]:
     """Close what a test drew and did not save: pyplot warns once too many figures are open in a process."""

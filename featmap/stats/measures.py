@@ -137,7 +137,7 @@ def raw(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> 
 
 @register("coactivation")
 def coactivation(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> pd.DataFrame:
-    """Compute co-activation: the share of its own best response that a feature gives to an image.
+    """Compute co-activation: each feature's response as a share of its own best.
 
     ``C[i, j] = (A[i, j] - null[j]) / (A[j, j] - null[j])``. A positive factor on a feature's responses changes nothing.
 

@@ -10,6 +10,8 @@ from tests.helpers import tiny
 
 assert at_home  # the fixture under which every test works in a folder of its own
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 SEVERAL = ["similarity", "--layers", "second,first", *SMALL]
 PROBING = ["similarity", "--layer", "second", "--probe-layer", "first,relu", *SMALL]
 

@@ -16,7 +16,7 @@ from tests.helpers.tiny import FEATURES
 
 assert at_home  # the fixture under which every test works in a folder of its own
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
 ]
 VECTORS = np.concatenate([np.eye(FEATURES)[[3]], np.random.default_rng(0).normal(size=(3, FEATURES))])

@@ -15,9 +15,10 @@ from featmap.runs import integrity, manifest
 from featmap.runs import worker as runs_worker
 from tests.cli.test_app import MAP, SMALL, at_home, fail, succeed
 from tests.helpers import twofold
-from tests.helpers.run_kinds import make_runs_cheap
 
 assert at_home  # the fixture under which every test works in a folder of its own
+
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 MODEL = SMALL[:2]
 PROBE = ["probe", "photographs", "--layers", "first", *MODEL, "--size", "16"]
@@ -133,7 +134,6 @@ def test_a_probe_that_was_refused_starts_again_without_the_broken_files(capsys: 
 def test_a_validation_that_fails_leaves_its_run_as_it_was(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_runs_cheap(monkeypatch)
     folder = twofold.photographs(Path("photographs"), count=33)
     (folder / "a.jpg").write_bytes(b"")
     (folder / "b.jpg").write_bytes(b"")

@@ -58,9 +58,14 @@ def make_run(kind: str) -> None:
         assert run_command(*command) == 0, command
 
 
+def cluster_with_few_draws(monkeypatch: pytest.MonkeyPatch, runs: int, draws: int) -> None:
+    """Cluster with few Louvain runs and draws of the nulls."""
+    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=runs, draws=draws))
+
+
 def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int = 5) -> None:
     """Cluster with few runs and draws, and draw small figures: neither is what these tests are about."""
-    monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=runs, draws=draws))
+    cluster_with_few_draws(monkeypatch, runs, draws)
     monkeypatch.setattr(style, "MAX_PIXELS", 200)
 
 

@@ -25,7 +25,10 @@ from tests.helpers import networks, settings, tiny
 from tests.helpers.settings import options
 from tests.mapping.test_run import no_nan, unpickled
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("few_draws"),
+]
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
 LAYERS = ["features", "copies"]
 N = len(tiny.SCALES)

@@ -19,7 +19,7 @@ from featmap.stats import measures
 from tests.helpers.tiny import FEATURES, small
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
 ]
 FAST = Recipe.named("fast", 16, 8, rows=8)

@@ -26,7 +26,7 @@ from tests.helpers.networks import dead_network, small_inception
 from tests.helpers.tiny import FEATURES, landed, small
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
 ]
 
