@@ -78,7 +78,9 @@ def maximise_job(
     listed = [units] if isinstance(units, (str, Unit, Objective)) else list(units)
     if not listed:
         raise UnitError("no units; give at least one, such as inception4a:17")
-    objectives = tuple(dict.fromkeys(Objective.parse(u) for u in listed))
+    objectives = tuple(
+        dict.fromkeys(Objective.parse(network.number_names(u) if isinstance(u, str) else u) for u in listed)
+    )
     if require_integer("frames", frames) < 0:
         raise FeatmapError(f"frames {frames}: give the number of steps between two stored images, or 0 for none")
     if responses is None:
