@@ -43,6 +43,8 @@ MIN_RISE = 1e-6
 ROUNDING = 1e-4
 """Share of the mean absolute value of a feature's grid up to which its mean is rounding: a normalisation over positions
 makes it 0 by construction, whatever the image."""
+FLAT = 1e-5
+"""A rise of no more than this share of the mean absolute value is rounding."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,8 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     activation, null, scale = arrays["activation"], arrays["null_activation"], arrays["scale"]
     with np.errstate(invalid="ignore"):
         is_zero = (scale > 0) & (np.maximum(np.abs(activation), np.abs(null)) <= ROUNDING * scale)
-        rose = activation - null > MIN_RISE * np.maximum(np.abs(activation), np.abs(null))
+        rise = MIN_RISE * np.maximum(np.abs(activation), np.abs(null))
+        rose = activation - null > np.maximum(rise, FLAT * scale)
     finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
     status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))
     status = np.where(is_zero, DEAD, status)

@@ -129,6 +129,10 @@ def test_responses_that_are_zero_but_for_rounding_are_dead() -> None:
     found = dict(zip(data["image"].values, folder_layout.status_names(data["status"].values[0]), strict=True))
     assert found == dict.fromkeys(units, "dead") | {"first:0": "live", "instance:0:3:3": "live"}
     assert folder_layout.starts(data["status"].values[0])[:12] == [None] * 12
+    with torch.no_grad():
+        net.layer.bias.fill_(0.3)  # the mean is 0.3, whatever the image
+    constant = maximise.maximise([f"layer:{c}" for c in range(4)], net, **options(**FAST))
+    assert set(folder_layout.status_names(constant["status"].values[0])) <= {"dead", "unconverged"}
 
 
 class Cut(nn.Module):
