@@ -210,9 +210,10 @@ class Network:
             if full in directions or full in whole.layers:
                 raise UnitError(f"directions {chosen.source}: there is a layer {full!r} already; give another name")
             if chosen.width != base.channels:
+                turned = ": this is C x K, so transpose it" if chosen.count == base.channels else ""
                 raise UnitError(
                     f"directions {chosen.source}: {chosen.width} channels wide, while {layer} has {base.channels} "
-                    "channels; give directions of this layer (K x C), or the layer that they were made for"
+                    f"channels; give directions of this layer (K x C), or the layer that they were made for{turned}"
                 )
             directions[full] = replace(chosen, name=name)
         return replace(self, directions=directions, _traces={})
