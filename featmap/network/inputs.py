@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from featmap.errors import InputError
-from featmap.image_shape import Size, area, as_size, format_size
+from featmap.image_shape import Size, area, as_pair, as_size, format_size
 from featmap.network.modules import freeze
 from featmap.network.trace import Trace, trace
 
@@ -158,7 +158,7 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
         A pass that works; None where no size was found, or the failure does not depend on the size.
     """
     failures = {format_size(failed.size): failed.failure}
-    for size in _sizes_to_try(module):
+    for size in (*_sizes_of_message(failed), *_sizes_to_try(module)):
         if format_size(size) in failures:
             continue
         tried = try_input(module, size, channels)
@@ -175,6 +175,15 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
         if not (tried := try_input(module, rectangle, channels)).failure:
             return tried
     return None
+
+
+def _sizes_of_message(failed: Trace) -> Iterator[Size]:
+    """Generate the sizes that a network's own error message names, such as "expected 48x96"."""
+    text, own = failed.failure, {area(failed.size), *as_pair(failed.size)}
+    for pair in re.findall(r"(?<!\d)(\d{1,4})\s*(?:[x×*,]|by)\s*(\d{1,4})(?!\d)", text, re.IGNORECASE):
+        sides = [int(side) for side in pair]
+        if all(8 <= side <= MAX_TRIED_SIZE and side not in own for side in sides):
+            yield as_size(sides)
 
 
 def _sizes_to_try(module: nn.Module) -> Iterator[Size]:

@@ -445,7 +445,7 @@ def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _Traci
     """Describe a module's output as a layer, and the tokens beside its grid as further ones."""
     out, info = output.tensor, tracer.info.get(id(output.tensor))
     result = None if info is None else describe(info.axes, out.shape)
-    if info is None or result is None:
+    if info is None or result is None or not out.is_floating_point():  # masks, indices and spectra have no response
         return
     layout, extra = result
     if layout.kind in (GRID, VECTOR):

@@ -43,6 +43,24 @@ class Positions(nn.Module):
         return self.norm(torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1) + self.pos_embed)
 
 
+class Strict(nn.Module):
+    """Names the only size that it takes in an error of its own."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.conv, self.text = nn.Conv2d(3, 4, 3), text
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (24, 40):
+            raise ValueError(self.text)
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("text", ["expected images of 24x40, got 1x3", "size must be (24, 40)", "give 24 by 40 pixels"])
+def test_a_size_that_an_error_names_is_tried(text: str) -> None:
+    assert featmap.load(Strict(text).eval()).input_size == (24, 40)
+
+
 @pytest.mark.parametrize(
     ("module", "size"),
     [

@@ -151,6 +151,14 @@ def test_outputs_of_no_layout_are_no_layers() -> None:
     assert layers["last"].shape == (5, 8, 8)
 
 
+def test_outputs_that_are_no_real_numbers_are_no_layers() -> None:
+    net = Net(
+        lambda s, x: s.b(s.spectrum(torch.fft.rfft2(s.a(x))).abs() * s.mask(x[:, :1, :, :5] > 0)),
+        **{"a": conv(3, 4), "spectrum": nn.Identity(), "mask": nn.Identity(), "b": conv(4, 5)},
+    )
+    assert list(trace(net.eval(), 8).layers) == ["a", "b"]
+
+
 def test_channels_last_grids_are_layers() -> None:
     net = Net(
         lambda s, x: s.back(s.norm(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
