@@ -13,6 +13,7 @@ from analyses.support.commands import run
 from analyses.support.study import RESULTS, Context, Outcome, Study, save_outcome
 from featmap import FeatmapError, Network, load
 from featmap.cli.console import ProgressBars, out
+from featmap.image_shape import format_size
 from featmap.optimize.photographs import read_photograph
 from featmap.runs.device import select_device
 
@@ -44,6 +45,11 @@ def check_options(
     """
     if study.pair and len(layers) != 2:
         raise FeatmapError(f"study {study.name} needs two layers, not {len(layers)}; give --layers FIRST,SECOND")
+    if not isinstance(network.input_size, int):
+        raise FeatmapError(
+            f"network {network.name} takes images of {format_size(network.input_size)} pixels, and studies make square "
+            "ones; give a network of a square size"
+        )
     channels = [network.layer(layer, network.input_size).channels for layer in layers]
     if feature is not None and not 0 <= feature < channels[-1]:
         raise FeatmapError(

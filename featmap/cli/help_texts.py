@@ -36,10 +36,11 @@ Files of the run folder (tables as .parquet and .csv):
                              results, SHA-256 of weights and files; copied to
                              .copy/
 
-Status of a feature: live; dead (it had no gradient, also through its dead ReLUs in the first quarter of the steps);
-unconverged (its response did not rise above that to the null image); not-finite. Similarities, clusters and averages
-take live features. Start: gradient, or rescued (it had none on the noise and got its first one through its dead
-ReLUs, as is normal for half of a real network's features).
+Status of a feature: live; dead (it had no gradient, also through its dead ReLUs in the first quarter of the steps, or
+only rounding, as where a normalisation over positions makes its mean 0 whatever the image); unconverged (its
+response did not rise above that to the null image); not-finite. Similarities, clusters and averages take live features.
+Start: gradient, or rescued (it had none on the noise and got its first one through its dead ReLUs, as is normal for
+half of a real network's features).
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
@@ -341,11 +342,14 @@ directions by C channels:
   .safetensors   tensors directions and bias; relu, names (a JSON list) and
                  name are entries of the metadata
 
-A direction that is exactly one channel gives that channel's images and responses, to the bit. S is centred over the
-features of a layer, and so over the directions of a set: the S of a set of a few directions says little, that of a
-single one is undefined, while co-activation does not depend on the others. For one S of channels and directions put
-both into one set: numpy.concatenate([numpy.eye(C), vectors]). In Python:
-featmap.load().with_directions({"inception4a/nmf": array}).
+A direction that is exactly one channel gives that channel's images and responses, to the bit. Directions that have
+names may be given by them: inception4a/nmf:eyes, --features eyes,mouths.
+
+S is centred over the features of a layer, and so over the directions of a set: the S of a set of a few directions says
+little, that of a single one is undefined, and between a channel and its exact copy in a set, which are centred over
+different features, S is below 1 (0.93, for example), while co-activation does not depend on the others. For one S of
+channels and directions put both into one set: numpy.concatenate([numpy.eye(C), vectors]); copies then have S = 1. In
+Python: featmap.load().with_directions({"inception4a/nmf": array}).
 `python -m analyses.directions --images FOLDER` makes NMF and PCA directions of a layer, in a checkout of featmap.
 """
 

@@ -79,8 +79,8 @@ class TargetOptions:
 
         if not self.layer:
             return self.units or []
-        count = network.layer(self.layer, size).channels
-        return [f"{self.layer}:{c}" for c in parse_channels(self.features, count, self.layer)]
+        layer = network.layer(self.layer, size)
+        return [f"{self.layer}:{c}" for c in parse_channels(self.features, layer.channels, self.layer, layer.names)]
 
 
 def maximise(

@@ -58,7 +58,7 @@ def group_job(
         If there are fewer than two units, one does not exist, or a setting is out of range.
     """
     names = [units] if isinstance(units, str) else units
-    group = tuple(Unit.parse(u) if isinstance(u, str) else u for u in names)
+    group = tuple(Unit.parse(network.number_names(u)) if isinstance(u, str) else u for u in names)
     if len(group) < 2:
         raise UnitError(f"{' '.join(map(str, group)) or 'no unit'}: interaction takes two units or more")
     return _joint_job((group,), network, recipe, GROUP_COMMAND, (balance, probe_layers, seeds, device))
@@ -88,7 +88,8 @@ def select_units(selection: LayerChannels, network: Network, size: Size) -> tupl
     """
     layer, channels = (selection, "all") if isinstance(selection, str) else selection
     text = channels if isinstance(channels, str) else ",".join(map(str, channels))
-    return tuple(Unit(layer, c) for c in parse_channels(text, network.layer(layer, size).channels, layer))
+    shape = network.layer(layer, size)
+    return tuple(Unit(layer, c) for c in parse_channels(text, shape.channels, layer, shape.names))
 
 
 def select_two_layers(

@@ -151,15 +151,14 @@ class JointWorker:
         nulls = torch.stack([self.null_image(*start) for start in starts])
         responses, units = self.probe.measure_units(result.images, job.responses, job.units)
         fractions = nulls + (result.images - nulls) / job.members
-        reached = self.probe.activations(result.images, targets)
-        measured = {"images": result.images.numpy(), "activation": reached}
+        measured = {"images": result.images.numpy(), **self.probe.activations_and_scales(result.images, targets)}
         measured["null_activation"] = self.probe.activations(nulls, targets)
         return {
             "solo_images": measured["images"],
             "solo_A": responses,
             "solo_units": units,
             "solo_fraction": self.probe.measure_units(fractions, job.responses, ())[0],
-            "solo_activation": reached,
+            "solo_activation": measured["activation"],
             "solo_curve": result.curve[..., 0].numpy(),
             "solo_status": folder_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
         }
@@ -228,7 +227,7 @@ class JointWorker:
         solos, nulls = torch.stack(images), torch.stack([self.null_image(*start) for start in starts])
         responses, units = self.probe.measure_units(result.images, job.responses, job.units)
         middles = nulls + (solos - nulls[:, None]).sum(1) / job.members
-        measured = {"images": result.images.numpy(), "activation": self.probe.activations(result.images, targets)}
+        measured = {"images": result.images.numpy(), **self.probe.activations_and_scales(result.images, targets)}
         measured["null_activation"] = self.probe.activations(nulls, targets)
         return {
             "joint_images": measured["images"],

@@ -29,13 +29,20 @@ def _folder_of(unit: str, folder: Path) -> Path:
     raise UnitError(f"run {str(folder)!r} has no map of layer {layer!r}; {has}")
 
 
+def _label_of(unit: str, features: pd.DataFrame) -> str:
+    """Find the label of a feature that may be given by the name of its direction."""
+    if unit in features.index or "name" not in features:
+        return unit
+    return str(next(iter(features.index[(unit.rpartition(":")[0] + ":" + features["name"].astype(str)) == unit]), unit))
+
+
 def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
     """List all other features of a run by their similarity to one feature.
 
     Parameters
     ----------
     unit : str
-        A feature, such as "inception4a:17".
+        A feature, such as "inception4a:17", or "inception4a/nmf:eyes" for a direction that has a name.
     folder : Path
         Folder of a finished similarity run.
 
@@ -62,6 +69,7 @@ def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:
         names = ("profile", "coactivation", "features")
         run.check((folder / f"{name}.parquet").relative_to(run.folder).as_posix() for name in names)
         S, C, features = (store.read_frame(folder, name) for name in names)
+    unit = _label_of(unit, features)
     if unit not in features.index:
         raise UnitError(
             f"feature {unit!r} is not in this run{suggest(unit, features.index)}; "
@@ -102,4 +110,5 @@ def is_unreliable(unit: str, folder: Path) -> bool:
         False where the run has not been validated.
     """
     unit = normalise_label(unit)
-    return flags.is_marked(store.read_frame(_folder_of(unit, folder), "features"), unit)
+    features = store.read_frame(_folder_of(unit, folder), "features")
+    return flags.is_marked(features, _label_of(unit, features))

@@ -69,8 +69,12 @@ def similarity_job(
     """
     view = view or View()
     mapped, probed = _split_layers(selection.select_layers(layers, network, recipe.size), probe_layers)
-    counts = {name: network.layer(name, recipe.size).channels for name in mapped}
-    shown = {name: parse_channels(text, counts[name], name) for name, text in view.channels(mapped).items()}
+    known = {name: network.layer(name, recipe.size) for name in mapped}
+    counts = {name: layer.channels for name, layer in known.items()}
+    shown = {
+        name: parse_channels(text, counts[name], name, known[name].names)
+        for name, text in view.channels(mapped).items()
+    }
     stimuli = shown if view.stimuli == "shown" else {name: list(range(count)) for name, count in counts.items()}
     job = Job(
         network=network,

@@ -345,8 +345,8 @@ def _from_content(content: Mapping[str, Any], source: str, stem: str) -> Directi
     chosen = named if len(named) == 1 else matrices if not named else []
     if len(chosen) != 1 or len(others) > 1:
         raise FeatmapError(
-            f"directions {source}: it holds {', '.join(map(repr, content)) or 'nothing'}; allowed: one matrix "
-            f"({VECTORS[0]!r}, K x C), and 'bias', 'relu', 'names', 'name'"
+            f"directions {source}: it holds {', '.join(map(repr, content)) or 'nothing'}; allowed: one matrix, K x C "
+            f"(called {', '.join(map(repr, VECTORS))} or anything else), and 'bias', 'relu', 'names', 'name'"
         )
     names = settings.get("names", ())
     names = names.split(",") if isinstance(names, str) else np.atleast_1d(np.asarray(names, dtype=str)).tolist()

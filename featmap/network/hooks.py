@@ -161,7 +161,8 @@ class ActivationHooks:
         Raises
         ------
         UnitError
-            If a layer's output is no grid or vector, or the forward pass does not reach a layer.
+            If a layer's output is no grid or vector, or not one for each image, or the forward pass does not reach
+            a layer.
         """
         height, width = images.shape[-2:]
         if self.layouts is not None and self._size != (height, width):
@@ -179,4 +180,10 @@ class ActivationHooks:
                 f"layer {missing[0]!r} was not reached by the forward pass; `featmap layers` lists those that are"
             )
         outputs, self._outputs = self._outputs, {}
+        for name, output in outputs.items():
+            if len(output) != len(images):
+                raise UnitError(
+                    f"layer {name!r} outputs {len(output)} grids for {len(images)} images, so that its features have "
+                    "no value for each image; choose a layer before or behind it"
+                )
         return {name: outputs[name] for name in self.layers}

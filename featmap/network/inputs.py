@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from featmap.errors import InputError
-from featmap.image_shape import Size, area, as_size, format_size
+from featmap.image_shape import Size, area, as_pair, as_size, format_size
 from featmap.network.modules import freeze
 from featmap.network.trace import Trace, trace
 
@@ -26,6 +27,12 @@ COMMON_SIZES = (32, 28, 64, 96, 128, 160, 192, 112, 256, 240, 299, 384, 48, 16, 
 """Sizes in pixels that are tried, in this order."""
 MAX_TRIED_SIZE = 1024
 """Largest size in pixels that is tried."""
+COMMON_RECTANGLES = ((66, 200), (32, 100), (32, 128), (256, 128), (128, 64), (240, 320), (120, 160), (480, 640))
+"""Heights and widths in pixels that are tried where no square fits: of roads, lines of text, persons and video."""
+COMMON_RATIOS = ((1, 2), (3, 4), (2, 3), (9, 16), (1, 3), (1, 4), (4, 5), (5, 8), (1, 6), (1, 8))
+"""Ratios of the shorter to the longer side that are tried first, in this order."""
+MAX_RECTANGLES = 48
+"""Number of heights and widths that are tried for a linear layer or positional embeddings."""
 COMMON_PATCHES = (4, 8, 16, 14, 32, 2)
 """Sides of patches in pixels that are tried where no convolution cuts them."""
 EXTRA_TOKENS = (0, 1, 2, 5, 4, 3, 6, 8)
@@ -101,6 +108,8 @@ def find_input(
             note = (
                 f"input size {format_size(working.size)}, found by trying: the network fails at {format_size(default)}"
             )
+            if not isinstance(working.size, int):
+                note += "; other heights and widths may fit too, so name the size that it was trained for"
             return Input(n, working.size, working, note)
         if len(at_size.layers) > len(best.layers):
             best = at_size
@@ -149,7 +158,7 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
         A pass that works; None where no size was found, or the failure does not depend on the size.
     """
     failures = {format_size(failed.size): failed.failure}
-    for size in _sizes_to_try(module):
+    for size in (*_sizes_of_message(failed), *_sizes_to_try(module)):
         if format_size(size) in failures:
             continue
         tried = try_input(module, size, channels)
@@ -159,7 +168,22 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
         # a missing argument is missing at every size; another message may be the same for every wrong size
         if len(failures) >= 4 and len(set(failures.values())) == 1 and "TypeError" in str(tried.failure):
             return None
-    return _bisect_linear(module, channels)
+    working = _bisect_linear(module, channels)
+    if working is not None:
+        return working
+    for rectangle in (*COMMON_RECTANGLES, *_rectangles_of_linear(module, channels)):
+        if not (tried := try_input(module, rectangle, channels)).failure:
+            return tried
+    return None
+
+
+def _sizes_of_message(failed: Trace) -> Iterator[Size]:
+    """Generate the sizes that a network's own error message names, such as "expected 48x96"."""
+    text, own = failed.failure, {area(failed.size), *as_pair(failed.size)}
+    for pair in re.findall(r"(?<!\d)(\d{1,4})\s*(?:[x×*,]|by)\s*(\d{1,4})(?!\d)", text, re.IGNORECASE):
+        sides = [int(side) for side in pair]
+        if all(8 <= side <= MAX_TRIED_SIZE and side not in own for side in sides):
+            yield as_size(sides)
 
 
 def _sizes_to_try(module: nn.Module) -> Iterator[Size]:
@@ -201,6 +225,9 @@ def _sizes_of_grids(module: nn.Module, patch: tuple[int, ...]) -> Iterator[Size]
             side = math.isqrt(max(0, values.shape[-2] - extra))
             if side and side**2 == values.shape[-2] - extra:
                 yield as_size([side * step for step in patch])
+        for extra in EXTRA_TOKENS[:3]:
+            grids = _rectangles(values.shape[-2] - extra)
+            yield from _sort_rectangles((rows * patch[0], columns * patch[1]) for rows, columns in grids)[:4]
 
 
 @contextmanager
@@ -238,6 +265,69 @@ def _bisect_linear(module: nn.Module, channels: int) -> Trace | None:
     return working
 
 
+def _rectangles(count: int) -> Iterator[tuple[int, int]]:
+    """Generate the rows and columns of all grids of so many positions that are not square."""
+    for rows in range(1, max(0, count) + 1):
+        if count % rows == 0 and rows**2 != count:
+            yield rows, count // rows
+
+
+def _sort_rectangles(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sort heights and widths, of at most `MAX_TRIED_SIZE` pixels: common ratios first, then round numbers."""
+
+    def rank(size: tuple[int, int]) -> tuple[int, int, bool, int]:
+        low, high = sorted(size)
+        ratio = low // math.gcd(low, high), high // math.gcd(low, high)
+        place = COMMON_RATIOS.index(ratio) if ratio in COMMON_RATIOS else len(COMMON_RATIOS) + sum(ratio)
+        roundness = min(side & -side for side in size)  # the largest power of two in both sides
+        return place, -roundness, size[0] > size[1], low
+
+    return sorted((s for s in set(sizes) if max(s) <= MAX_TRIED_SIZE), key=rank)
+
+
+def _rectangles_of_linear(module: nn.Module, channels: int) -> list[tuple[int, int]]:
+    """List heights and widths that fit a linear layer behind a flattened grid, by how its input grows with them."""
+
+    @functools.cache
+    def width(height: int, length: int) -> tuple[int, int]:
+        """Numbers that the last linear layer gets and expects; 0 where the pass fails before it."""
+        with _record_inputs(module) as calls:
+            try_input(module, (height, length), channels)
+        last, shape = calls[-1] if calls else (None, ())
+        return (shape[-1], last.in_features) if isinstance(last, nn.Linear) else (0, 0)
+
+    start = next((s for s in (8, 16, 32, 64, 128, 256) if width(s, s)[0]), 0)
+    if not start:
+        return []
+    along = (lambda h: width(h, start)[0]), (lambda w: width(start, w)[0])
+    steps = [[_next_step(grow, start), _next_step(grow, _next_step(grow, start))] for grow in along]
+    if not all(second for _, second in steps):
+        return []
+    seen, expected = width(start, start)
+    # the input has a part for each of rows x columns positions: one row more adds columns x depth numbers
+    rows, columns = (max(1, seen // (grow(first) - seen)) for grow, (first, _) in zip(along, steps, strict=True))
+    depth = max(1, seen // (rows * columns))
+    sizes: list[tuple[int, int]] = []
+    for grid in _rectangles(expected // depth if expected % depth == 0 else 0):
+        sides = []
+        for count, known, (first, second) in zip(grid, (rows, columns), steps, strict=True):
+            low = first + (count - known - 1) * (second - first)
+            sides.append(range(max(1, low), low + second - first))
+        sizes.extend(_sort_rectangles((h, w) for h in sides[0] for w in sides[1])[:1])
+    return _sort_rectangles(sizes)[:MAX_RECTANGLES]
+
+
+def _next_step(grow: Callable[[int], int], start: int) -> int:
+    """Find the smallest side above another at which the input of a linear layer grows; 0 if none is near."""
+    low, high = start, 4 * max(start, 32)
+    if not start or grow(high) <= grow(start):
+        return 0
+    while high - low > 1:
+        side = (low + high) // 2
+        low, high = (low, side) if grow(side) > grow(start) else (side, high)
+    return high
+
+
 def _channels_to_try(module: nn.Module, failed: Trace) -> list[int]:
     """List numbers of channels: what the first layer takes, or else common ones."""
     tried = failed.image.shape[1]
@@ -253,7 +343,7 @@ def _channels_to_try(module: nn.Module, failed: Trace) -> list[int]:
         if seen == tried * area(failed.size):  # a linear layer behind a flattened image, square by assumption
             whole = [expected // area(failed.size)] if expected % area(failed.size) == 0 else []
             square = [n for n in COMMON_CHANNELS if n * math.isqrt(expected // n) ** 2 == expected]
-            return whole + square
+            return [*dict.fromkeys((*whole, *square, *(n for n in COMMON_CHANNELS if expected % n == 0)))]
         if seen and tried * expected % seen == 0:
             return [tried * expected // seen]
     return list(COMMON_CHANNELS)

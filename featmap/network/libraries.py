@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -18,8 +19,9 @@ import torch
 from torch import nn
 
 from featmap.errors import ModelError, suggest
-from featmap.network.weights import CONNECT_TIMEOUT, fetch
 
+CONNECT_TIMEOUT = 10.0
+"""Seconds after which a download that gets no answer fails."""
 _COMPILER = "torch._dynamo"
 _DEFERRED = "is_compile_supported"
 
@@ -280,3 +282,64 @@ def _progress_shown(hub: ModuleType) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     """Get the first line of an error message, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def fetch(url: str, name: str) -> Path:
+    """Get a file of published weights, from torch.hub's cache or by downloading it.
+
+    Parameters
+    ----------
+    url : str
+        Address of the file.
+    name : str
+        Name of the network, for messages.
+
+    Returns
+    -------
+    Path
+        Path of the file in the cache.
+
+    Raises
+    ------
+    ModelError
+        If the file is not in the cache and cannot be downloaded; the message says what to do.
+    """
+    path = cache_path(url)
+    if path.is_file():
+        return path
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = path.stem.rpartition("-")[2]
+        torch.hub.download_url_to_file(url, str(path), prefix if len(prefix) == 8 else None, progress=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"the pretrained weights of {name} are not at {path} and cannot be downloaded ({_summarise(error)}); "
+            f"copy {url} to that place, or choose a weights file, random weights or the model reference"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return path
+
+
+def cache_path(url: str) -> Path:
+    """Build the path of a file in torch.hub's cache.
+
+    Parameters
+    ----------
+    url : str
+        Address of the file.
+
+    Returns
+    -------
+    Path
+        Path of the file, whether or not it exists.
+    """
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def _summarise(error: Exception) -> str:
+    """Get the reason of a failed download in one line."""
+    reason = getattr(error, "reason", None) or error
+    return str(reason).splitlines()[0][:120] or type(error).__name__

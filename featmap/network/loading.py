@@ -19,10 +19,18 @@ from featmap.files import hash_file
 from featmap.image_shape import Size, as_pair, as_size, describe_colours, format_size
 from featmap.network import modules
 from featmap.network.inputs import find_input
-from featmap.network.libraries import TIMM, build_timm, fetch_timm, import_timm, load_torchvision
+from featmap.network.libraries import (
+    TIMM,
+    build_timm,
+    cache_path,
+    fetch,
+    fetch_timm,
+    import_timm,
+    load_torchvision,
+)
 from featmap.network.model import MAX_IMAGE_SIZE, Network, Values
 from featmap.network.trace import trace
-from featmap.network.weights import cache_path, fetch, hash_state, load_state, match_state, read_state, read_states
+from featmap.network.weights import hash_state, load_state, match_state, read_state, read_states
 
 torchvision = load_torchvision()
 
@@ -145,6 +153,7 @@ def load(
     if input_size is not None and input_size != network.input_size:
         network.input_size, network.working_size = input_size, network.input_size
     network.allow_stochastic = allow_stochastic
+    network.notes += modules.not_finite(network.module)
     network.arguments = {
         "model": model if isinstance(model, str) else None,
         "weights": None if weights is None else str(weights),

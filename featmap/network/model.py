@@ -18,7 +18,7 @@ from featmap.network.directions import Directions, as_directions, check_name, sp
 from featmap.network.layouts import Layout
 from featmap.network.modules import freeze, modules_by_name
 from featmap.network.trace import Layer, Trace, trace
-from featmap.network.unit import CLASS, Unit, split_call
+from featmap.network.unit import CLASS, Unit, number_names, split_call
 from featmap.network.weights import hash_architecture
 
 MAX_SEARCH_SIZE = 1024
@@ -210,12 +210,33 @@ class Network:
             if full in directions or full in whole.layers:
                 raise UnitError(f"directions {chosen.source}: there is a layer {full!r} already; give another name")
             if chosen.width != base.channels:
+                turned = ": this is C x K, so transpose it" if chosen.count == base.channels else ""
                 raise UnitError(
                     f"directions {chosen.source}: {chosen.width} channels wide, while {layer} has {base.channels} "
-                    "channels; give directions of this layer (K x C), or the layer that they were made for"
+                    f"channels; give directions of this layer (K x C), or the layer that they were made for{turned}"
                 )
             directions[full] = replace(chosen, name=name)
         return replace(self, directions=directions, _traces={})
+
+    def number_names(self, text: str) -> str:
+        """Replace names of directions in units by their numbers.
+
+        Parameters
+        ----------
+        text : str
+            A unit or a sum of units, such as ``inception4a/sae:eyes``.
+
+        Returns
+        -------
+        str
+            The text with numbers, see `featmap.network.unit.number_names`.
+
+        Raises
+        ------
+        UnitError
+            If a direction is named that a set with names does not have.
+        """
+        return number_names(text, {layer: chosen.names for layer, chosen in self.directions.items() if chosen.names})
 
     def base_layers(self, layers: Iterable[str]) -> tuple[str, ...]:
         """List the layers of modules that layers are or are read from.

@@ -371,6 +371,33 @@ def initialise_lazy(module: nn.Module, images: Tensor) -> nn.Module:
     return copied
 
 
+def not_finite(module: nn.Module) -> tuple[str, ...]:
+    """Describe the tensors of a module that hold NaN or infinity.
+
+    Infinity in a buffer other than batch statistics is no fault: masks of attention hold it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module.
+
+    Returns
+    -------
+    tuple of str
+        One note that names the first; empty where all numbers are finite.
+    """
+    parameters = {name for name, _ in module.named_parameters()}
+    names = []
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor) or is_lazy(tensor) or not tensor.is_floating_point():
+            continue
+        is_weight = name in parameters or name.rpartition(".")[2].startswith("running_")
+        if not bool(tensor.isfinite().all() if is_weight else not tensor.isnan().any()):
+            names.append(name)
+    more = f" and {len(names) - 2:,} more" if len(names) > 2 else ""
+    return (f"weights that are not finite (NaN or infinity): {', '.join(names[:2])}{more}",) if names else ()
+
+
 def other_types(module: nn.Module) -> list[str]:
     """List the floating-point types other than float32 that a module keeps.
 

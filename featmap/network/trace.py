@@ -7,9 +7,9 @@ the forward pass is followed.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from featmap.network.layouts import (
     CHANNELS_LAST,
     GRID,
     GRID_LAYOUT,
+    SEQUENCE_FIRST,
+    TOKENS,
     VECTOR,
     WINDOWS,
     Layout,
@@ -32,12 +34,14 @@ from featmap.network.layouts import (
 from featmap.network.modules import is_plain
 from featmap.network.positions import CONSTANT, Result, follow
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
-from featmap.network.unit import split_call
+from featmap.network.unit import split_call, split_token
 
 _VIEWS = frozenset({"T", "mT", "data", "real"})
 """Attributes of a tensor that are tensors with the same numbers."""
 _TOKEN_KINDS = (("cls", "cls"), ("class", "cls"), ("dist", "dist"), ("reg", "reg"))
 """Parts of parameters' names, and the kinds of tokens that such parameters are."""
+SAMPLED = 16
+"""Channels, rows and columns of a grid of which about so many are compared to find where a batch's images lie."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,7 @@ def trace(module: nn.Module, size: Size, channels: int = 3) -> Trace:
             continue
         for layer in _describe_layers(name if len(outputs[name]) == 1 else f"{name}@{k}", kinds[name], out, tracer):
             result.layers[layer.name] = layer
-    _drop_mixed_batches(module, image, result)
+    _settle_batches(module, image, result)
     result.folds = _find_folds(
         module,
         norm_inputs,
@@ -375,20 +379,33 @@ def _record_calls(
             handle.remove()
 
 
-def _drop_mixed_batches(module: nn.Module, image: Tensor, result: Trace) -> None:
-    """Drop layers of windows in whose first dimension the images of a batch do not follow each other.
+def _settle_batches(module: nn.Module, image: Tensor, result: Trace) -> None:
+    """Find where the images of a batch lie in layers of windows and of sequences, and drop those that mix them.
 
-    One image cannot show how images and windows share a dimension, so an image is compared in a batch and alone.
+    One image cannot show how images share a dimension with windows, or whether a dimension of size 1 is the batch, the
+    number of windows or their length, so an image is compared in a batch and alone.
     """
-    layers = [la for la in result.layers.values() if la.layout.kind == WINDOWS]
-    if not layers:
+    doubtful = {n: la for n, la in result.layers.items() if la.layout.kind in (SEQUENCE_FIRST, TOKENS, WINDOWS)}
+    if not doubtful:
         return
     other = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
-    alone, batched = (_window_grids(module, x, layers) for x in (other, torch.cat([image, other])))
-    for layer in layers:
-        grid, both = alone.get(layer.name), batched.get(layer.name)
-        if grid is None or both is None or both.shape != (2, *grid.shape[1:]) or not _is_close(both[1], grid[0]):
-            del result.layers[layer.name]
+    grids = {n: la.layout for n, la in doubtful.items() if not split_token(n)[1]}
+    alone, batched = (_read_grids(module, x, grids) for x in (other, torch.cat([image, other])))
+    for name, layer in doubtful.items():
+        grid = split_token(name)[0]
+        kinds = [kind for kind, expected in alone.get(grid, {}).items() if _follows(batched.get(grid), kind, expected)]
+        if kinds:
+            result.layers[name] = replace(layer, layout=replace(layer.layout, kind=kinds[0]))
+        else:
+            del result.layers[name]
+
+
+def _follows(batched: dict[str, Tensor] | None, kind: str, expected: Tensor) -> bool:
+    """Check whether the second image of a batch has the grid that it has alone, read by one kind of layout."""
+    actual = (batched or {}).get(kind)
+    is_batch = actual is not None and len(expected) == 1 and actual.shape == (2, *expected.shape[1:])
+    # where the batch has a dimension of its own the shape suffices: a stochastic network is told so elsewhere
+    return is_batch and actual is not None and (kind != WINDOWS or _is_close(actual[1], expected[0]))
 
 
 def _is_close(actual: Tensor, expected: Tensor) -> bool:
@@ -396,24 +413,28 @@ def _is_close(actual: Tensor, expected: Tensor) -> bool:
     return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def _window_grids(module: nn.Module, images: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """Compute the grids of layers of windows; what stops the forward pass leaves those behind it out."""
-    names = {layer.name: layer.layout for layer in layers}
+def _read_grids(module: nn.Module, images: Tensor, layouts: Mapping[str, Layout]) -> dict[str, dict[str, Tensor]]:
+    """Read samples of layers' grids by each kind of layout that fits; behind a failure there are none."""
     counts: Counter[str] = Counter()
-    grids: dict[str, Tensor] = {}
+    grids: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
     def keep(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             counts[path] += 1
-            name = path if path in names else f"{path}@{counts[path]}"
+            name = path if path in layouts else f"{path}@{counts[path]}"
             tensor = first_tensor(output)
-            if name in names and tensor is not None:
-                grids[name] = names[name].to_grid(tensor).clone()
+            if name not in layouts or tensor is None:
+                return
+            for kind in dict.fromkeys((layouts[name].kind, WINDOWS)):
+                with suppress(RuntimeError):  # the shape does not fit this kind
+                    grid = replace(layouts[name], kind=kind).to_grid(tensor)
+                    steps = [max(1, side // SAMPLED) for side in grid.shape[1:]]
+                    grids[name][kind] = grid[:, :: steps[0], :: steps[1], :: steps[2]].clone()
 
         return hook
 
     with ExitStack() as stack, torch.no_grad():
-        for path in {split_call(name)[0] for name in names}:
+        for path in {split_call(name)[0] for name in layouts}:
             stack.callback(module.get_submodule(path).register_forward_hook(keep(path)).remove)
         with suppress(Exception):  # a network of the user's own may raise anything
             module(images)
@@ -424,7 +445,7 @@ def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _Traci
     """Describe a module's output as a layer, and the tokens beside its grid as further ones."""
     out, info = output.tensor, tracer.info.get(id(output.tensor))
     result = None if info is None else describe(info.axes, out.shape)
-    if info is None or result is None:
+    if info is None or result is None or not out.is_floating_point():  # masks, indices and spectra have no response
         return
     layout, extra = result
     if layout.kind in (GRID, VECTOR):

@@ -19,13 +19,13 @@ are written ``blocks.3@cls:17``; ``blocks.3:17@cls`` is read as the same unit.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from featmap.errors import UnitError
+from featmap.errors import UnitError, suggest
 
 Kind = Literal["feature", "row", "neuron", "neurons", "prefix", "layer"]
 Shape = tuple[int, int, int]
@@ -293,7 +293,45 @@ def split_call(layer: str) -> tuple[str, int]:
     return (path, int(call)) if at and call.isdecimal() else (layer, 1)
 
 
-def parse_channels(text: str, channels: int, layer: str = "the layer") -> list[int]:
+def number_names(text: str, names: Mapping[str, Sequence[str]]) -> str:
+    """Replace names of directions in units by their numbers.
+
+    Parameters
+    ----------
+    text : str
+        A unit, or a sum of units such as ``0.5 * inception4a/sae:eyes + inception4a:3``. Digits are numbers, also
+        where a direction is named so.
+    names : mapping of str to sequence of str
+        For each layer whose features have names, those in their order.
+
+    Returns
+    -------
+    str
+        The same text with numbers.
+
+    Raises
+    ------
+    UnitError
+        If a feature of such a layer is named that it does not have; the message gives the nearest names.
+    """
+    terms = re.split(r"(\s+\+\s+)", text)
+    for k, term in enumerate(terms):
+        for layer, known in names.items():
+            match = re.fullmatch(rf"(\s*(?:[^*]*\*)?\s*{re.escape(layer)}:)(.*\S)\s*", term)
+            if match is None or match[2] == "all" or match[2][0].isdecimal():
+                continue
+            fitting = [name for name in known if match[2] == name or match[2].startswith(f"{name}:")]
+            if not fitting:
+                raise UnitError(
+                    f"{text.strip()!r}: {layer} has no direction {match[2]!r}{suggest(match[2], known)}; "
+                    f"give one of its names, or a number, 0 to {len(known) - 1}"
+                )
+            name = max(fitting, key=len)
+            terms[k] = f"{match[1]}{list(known).index(name)}{match[2][len(name) :]}"
+    return "".join(terms)
+
+
+def parse_channels(text: str, channels: int, layer: str = "the layer", names: Sequence[str] = ()) -> list[int]:
     """Parse a list of channels such as ``0-15,42``.
 
     Parameters
@@ -304,6 +342,8 @@ def parse_channels(text: str, channels: int, layer: str = "the layer") -> list[i
         Number of channels of the layer.
     layer : str, default "the layer"
         Name of the layer, for messages.
+    names : sequence of str, default ()
+        Names of the channels, which may be written too; digits are numbers.
 
     Returns
     -------
@@ -319,9 +359,13 @@ def parse_channels(text: str, channels: int, layer: str = "the layer") -> list[i
         return list(range(channels))
     selected: set[int] = set()
     for part in text.split(","):
+        if part.strip() in names and not _NUMBER.match(part.strip()):
+            selected.add(list(names).index(part.strip()))
+            continue
         first, dash, last = part.strip().partition("-")
         if not _NUMBER.match(first) or (dash and not _NUMBER.match(last)):
-            raise UnitError(f"features {text!r}: {part.strip()!r} is not a number or range; write 0-15,42 or all")
+            hint = f" or name{suggest(part.strip(), names)}" if names else ""
+            raise UnitError(f"features {text!r}: {part.strip()!r} is not a number or range{hint}; write 0-15,42 or all")
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise UnitError(f"features {text!r}: the range {part.strip()} runs backwards; write {high}-{low}")

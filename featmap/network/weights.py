@@ -6,9 +6,8 @@ import hashlib
 import inspect
 import pickle
 import re
-import socket
-import urllib.error
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,10 +27,20 @@ WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "mo
 """Keys under which checkpoints store the state dict, in the order in which they are tried; others come after them."""
 WRAPPER_NAMES = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts that wrappers put into names: ``torch.compile``, ``DataParallel``, FSDP and activation checkpointing."""
+SIGNATURES = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"),
+    (b"<!doctype html", "it is a web page, as a failed download leaves"),
+    (b"<html", "it is a web page, as a failed download leaves"),
+    (b"<?xml", "it is XML, as a failed download leaves"),
+    (b"\x93numpy", "it is a NumPy array (.npy)"),
+    (b"\x89hdf", "it is an HDF5 file, as Keras writes"),
+    (b"\x89png", "it is a picture"),
+    (b"\x1f\x8b", "it is compressed by gzip; unpack it"),
+    (b"pk\x03\x04", "it is damaged or cut short"),
+)
+"""How files begin that are taken for weights, and what they are."""
 MAX_DEPTH = 4
 """How many mappings deep a file is searched for state dicts."""
-CONNECT_TIMEOUT = 10.0
-"""Seconds after which a download that gets no answer fails."""
 
 
 def hash_state(module: nn.Module) -> str:
@@ -147,13 +156,48 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
-            f"weights {str(path)!r} cannot be read ({_explain(error)}); "
+            f"weights {str(path)!r} cannot be read ({_recognise(path) or _explain(error)}); "
             "give a .safetensors file or a state dict saved with torch.save"
         ) from error
     states = dict(_find_states(content))
     if not states:
-        raise ModelError(f"weights {str(path)!r} hold no state dict (names to tensors); save model.state_dict()")
+        raise ModelError(
+            f"weights {str(path)!r} hold no state dict (names to tensors){_describe(content)}; save model.state_dict()"
+        )
     return states
+
+
+def _recognise(path: Path) -> str:
+    """Say what a file that holds no weights is by its first bytes; empty where they do not tell."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        return f"{error.strerror or error}"
+    if not start:
+        return "it is empty"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            return "it is an archive of NumPy arrays (.npz)"
+        is_torch = any(name.endswith("data.pkl") for name in names)
+        return "" if is_torch else f"it is a zip archive of {', '.join(map(repr, names[:2])) or 'nothing'}"
+    for signature, what in SIGNATURES:
+        if start.lstrip().lower().startswith(signature):
+            return what
+    return "it is text, not tensors" if all(32 <= b < 127 or b in b"\t\r\n" for b in start) else ""
+
+
+def _describe(content: Any) -> str:
+    """Describe what a file holds that has no state dict."""
+    if not isinstance(content, Mapping):
+        return f", but {'a single tensor' if isinstance(content, Tensor) else type(content).__name__}"
+    keys = [repr(key) for key in content if isinstance(key, str)]
+    holders = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    if any({"state", "param_groups"} <= holder.keys() for holder in holders):
+        return ", only the state of an optimiser"
+    return f", only {', '.join(keys[:4])}{' and more' if len(keys) > 4 else ''}" if keys else ": nothing"
 
 
 def _explain(error: Exception) -> str:
@@ -163,7 +207,14 @@ def _explain(error: Exception) -> str:
         match = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({match.group(1)[:80]})" if match else ""
         return f"it holds pickled code or is damaged, and featmap reads nothing but tensors{what}"
-    return "it is a TorchScript archive" if "TorchScript" in reason else reason[:160]
+    if "TorchScript" in reason:
+        return "it is a TorchScript archive"
+    if "zip archive" in reason:
+        return "it is damaged or cut short"
+    if "legacy .tar format" in reason:
+        return "it is damaged, or in the format of torch before 0.1.10"
+    # a bare number is the byte at which torch stopped
+    return reason[:160] if re.search("[A-Za-z]", reason) else "it is damaged, or no file of torch"
 
 
 def _find_states(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -434,64 +485,3 @@ def _unsupported_kind(tensor: Tensor, own: Tensor) -> str:
 def _format_shape(tensor: Tensor) -> str:
     """Format a tensor's shape for a message."""
     return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def fetch(url: str, name: str) -> Path:
-    """Get a file of published weights, from torch.hub's cache or by downloading it.
-
-    Parameters
-    ----------
-    url : str
-        Address of the file.
-    name : str
-        Name of the network, for messages.
-
-    Returns
-    -------
-    Path
-        Path of the file in the cache.
-
-    Raises
-    ------
-    ModelError
-        If the file is not in the cache and cannot be downloaded; the message says what to do.
-    """
-    path = cache_path(url)
-    if path.is_file():
-        return path
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = path.stem.rpartition("-")[2]
-        torch.hub.download_url_to_file(url, str(path), prefix if len(prefix) == 8 else None, progress=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"the pretrained weights of {name} are not at {path} and cannot be downloaded ({_summarise(error)}); "
-            f"copy {url} to that place, or choose a weights file, random weights or the model reference"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return path
-
-
-def cache_path(url: str) -> Path:
-    """Build the path of a file in torch.hub's cache.
-
-    Parameters
-    ----------
-    url : str
-        Address of the file.
-
-    Returns
-    -------
-    Path
-        Path of the file, whether or not it exists.
-    """
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-
-
-def _summarise(error: Exception) -> str:
-    """Get the reason of a failed download in one line."""
-    reason = getattr(error, "reason", None) or error
-    return str(reason).splitlines()[0][:120] or type(error).__name__

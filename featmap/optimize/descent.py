@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featmap import image_ops
-from featmap.errors import RecipeError
+from featmap.errors import ModelError, RecipeError
 from featmap.image_shape import Size
 from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks, Layouts
@@ -242,6 +242,8 @@ def descend(
     ------
     RecipeError
         If there are no objectives or more than `recipe.rows`.
+    ModelError
+        If no gradient flows from the objectives' layers to the image.
 
     References
     ----------
@@ -388,7 +390,14 @@ class _Loop:
         images = apply_transform(self.parameterisation.to_images(p), self.seeds, step, self.recipe.transform)
         shifted = image_ops.jitter(images, self.seeds, step, self.recipe.jitter)
         with nullcontext() if gate is None else _GatedReLUs(gate):
-            return loss.compute_terms(self._outputs(hooks, loss, self.normalise(shifted)))
+            losses, means = loss.compute_terms(self._outputs(hooks, loss, self.normalise(shifted)))
+        if not losses.requires_grad:
+            raise ModelError(
+                f"no gradient flows from {' or '.join(map(repr, hooks.layers))} to the image, so that no image can be "
+                "optimised for it: the forward method computes under torch.no_grad or torch.inference_mode, detaches, "
+                "or leaves torch; change that, or choose a layer before it"
+            )
+        return losses, means
 
     def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
         """Compute the gradient of the terms' losses (R x T) and the agreement of the terms; `keep` the graph."""

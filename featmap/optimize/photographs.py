@@ -37,6 +37,8 @@ _TURNS = {
 """What turns an image upright, by the orientation in its EXIF data."""
 PHOTOGRAPH_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's modes by the number of channels that a photograph is read with."""
+ONLY_8_BITS = "its 16-bit values use only 8 bits, nearly black; save it with 8 bits"
+"""Why a file is refused that another program filled with too small values."""
 
 
 class UnreadableError(ValueError):
@@ -216,7 +218,10 @@ def decode(file: BinaryIO, keep_opacity: bool = False) -> tuple[Image.Image, tup
         raise UnreadableError("it is empty" if not length else f"it is larger than {MAX_BYTES:,} bytes")
     file.seek(0)
     with Image.open(file, formats=decoded_formats()) as picture:
+        is_deep = any("16" in str(tile[3]) for tile in picture.tile)  # Pillow keeps 8 of 16 bits of colours
         picture.load()  # decodes all pixels, so that a truncated file fails here
+        if is_deep and picture.mode in ("RGB", "RGBA") and not np.asarray(picture)[..., :3].any():
+            raise UnreadableError(ONLY_8_BITS)
         return _to_rgb(_upright(picture), keep_opacity), tuple(_remarks(picture))
 
 
@@ -229,6 +234,9 @@ def _remarks(picture: Image.Image) -> Iterator[str]:
         has_frames = bool(getattr(picture, "is_animated", False))
     except Exception:  # noqa: BLE001 - later frames may be damaged in many ways, and the first one is decoded already
         has_frames = True
+    # cameras and scanners of 10 to 12 bits store their values as they are
+    if picture.mode.startswith("I") and 255 < np.asarray(picture).max() < 4096:
+        yield "of 16-bit gray whose values are all below 4,096, which are read as dark"
     # a photograph of some cameras (MPO) holds a preview beside it, which is no other picture
     if has_frames and picture.format != "MPO":
         yield "of several frames or pages, of which the first is read"
@@ -265,6 +273,8 @@ def _gray_to_rgb(values: np.ndarray, is_float: bool) -> Image.Image:
     # another range would be a guess: a float image of 0 to 255 read as 0 to 1 is all white
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= white):
         raise UnreadableError(f"its gray values are not all from 0 to {white:.0f}")
+    if not is_float and 0 < values.max() <= 255:
+        raise UnreadableError(ONLY_8_BITS)
     gray = np.round(values * 255.0 if is_float else values / 257.0)
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
 

@@ -162,9 +162,27 @@ class Probe:
         """
         return self.measure_objectives(images, objectives, ())[0]
 
+    def activations_and_scales(self, images: Tensor, objectives: Sequence[Objective]) -> dict[str, np.ndarray]:
+        """Measure each objective on its own image, and the scale of what it is a mean of.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x C x H x W in [0, 1].
+        objectives : sequence of Objective
+            The objective of each image, N.
+
+        Returns
+        -------
+        dict of str to ndarray
+            `activation` and `scale` as `measure_objectives` gives them, N each, float32.
+        """
+        activation, _, scale = self.measure_objectives(images, objectives, ())
+        return {"activation": activation, "scale": scale}
+
     def measure_objectives(
         self, images: Tensor, objectives: Sequence[Objective], layers: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Measure objectives on their own images and layers' responses in one pass.
 
         Parameters
@@ -182,16 +200,23 @@ class Probe:
             Activation J of objective i on image i, N, float32.
         responses : ndarray
             Responses of all features of the layers, N x C over all layers in their order, float32.
+        scales : ndarray
+            What J would be if no values or weights cancelled: the sum over the units of absolute weight times mean
+            absolute value, N, float32. A J far below it is rounding.
         """
         activations: list[np.ndarray] = []
         responses: list[np.ndarray] = []
+        scales: list[np.ndarray] = []
+        absolute = [Objective(tuple((abs(w), unit) for w, unit in o.terms)) for o in objectives]
         needed = list(dict.fromkeys([*layers, *(layer for o in objectives for layer in o.layers)]))
         for out, of_features in self._measure(images, needed):
             first, n = sum(len(a) for a in activations), len(next(iter(out.values())))
             activations.append(self.activations_from_outputs(out, objectives[first : first + n]))
+            sizes = {la: values.abs() for la, values in out.items()}
+            scales.append(self.activations_from_outputs(sizes, absolute[first : first + n]))
             means = [of_features[la] for la in layers]
             responses.append(torch.cat(means, dim=1).cpu().numpy() if means else np.empty((n, 0), np.float32))
-        return np.concatenate(activations), np.concatenate(responses)
+        return np.concatenate(activations), np.concatenate(responses), np.concatenate(scales)
 
     def activations_from_outputs(self, outputs: Mapping[str, Tensor], objectives: Sequence[Objective]) -> np.ndarray:
         """Compute the activation J of each objective from layers' outputs.

@@ -41,6 +41,11 @@ GRADIENT_START, RESCUED_START = "gradient", "rescued"
 """How a descent started: with a gradient of its own, or with one through dead ReLUs."""
 MIN_RISE = FLOOR
 """A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
+ROUNDING = 1e-4
+"""Share of the mean absolute value of a feature's grid up to which its mean is rounding: a normalisation over positions
+makes it 0 by construction, whatever the image."""
+FLAT = 1e-5
+"""A rise of no more than this share of the mean absolute value is rounding."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +247,8 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     Parameters
     ----------
     arrays : dict of numpy.ndarray
-        `images` (B x C x H x W), `activation` and `null_activation` (B) of the batch.
+        `images` (B x C x H x W), `activation`, `null_activation` and `scale` (B) of the batch, see
+        `featmap.optimize.responses.Probe.measure_objectives`.
     had_gradient : numpy.ndarray
         Whether each row ever had a gradient, bool, B.
     rescued : numpy.ndarray
@@ -252,14 +258,17 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     -------
     numpy.ndarray
         Index into `STATUSES` of each row, uint8, B. dead: it never had a gradient, or none without help and did not
-        rise with it; unconverged: it had one and did not rise above the null image; not-finite: NaN or infinity in its
-        image or in its own response.
+        rise with it, or its response is 0 but for rounding, and so is its gradient; unconverged: it had one and did
+        not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
     """
-    activation, null = arrays["activation"], arrays["null_activation"]
+    activation, null, scale = arrays["activation"], arrays["null_activation"], arrays["scale"]
     with np.errstate(invalid="ignore"):
-        rose = activation - null > MIN_RISE * np.maximum(np.abs(activation), np.abs(null))
+        is_zero = (scale > 0) & (np.maximum(np.abs(activation), np.abs(null)) <= ROUNDING * scale)
+        rise = MIN_RISE * np.maximum(np.abs(activation), np.abs(null))
+        rose = activation - null > np.maximum(rise, FLAT * scale)
     finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
     status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))
+    status = np.where(is_zero, DEAD, status)
     return np.where(finite, status, NOT_FINITE).astype(np.uint8)
 
 

@@ -75,7 +75,9 @@ def maximise_job(
     FeatmapError
         If a unit does not exist or a setting is out of range.
     """
-    objectives = tuple(dict.fromkeys(Objective.parse(u) for u in units))
+    objectives = tuple(
+        dict.fromkeys(Objective.parse(network.number_names(u) if isinstance(u, str) else u) for u in units)
+    )
     if not objectives:
         raise UnitError("no units; give at least one, such as inception4a:17")
     if require_integer("frames", frames) < 0:

@@ -169,7 +169,7 @@ class Worker:
         job = self.job
         objectives = job.objectives[unit.first : unit.last]
         result = self.descend(objectives, job.recipe, unit.seed, step_callback(self.watcher, job.device))
-        activation, responses = self.probe.measure_objectives(result.images, objectives, job.responses)
+        activation, responses, scale = self.probe.measure_objectives(result.images, objectives, job.responses)
         curve = torch.stack(
             [weighted_activations(result.curve[:, k], objectives) for k in range(result.curve.shape[1])], dim=1
         ).numpy()
@@ -182,7 +182,7 @@ class Worker:
         if job.responses:
             arrays["A"] = responses
         arrays |= self._frames(result.frames)
-        arrays["status"] = row_statuses(arrays, result.had_gradient.numpy(), result.rescued.numpy())
+        arrays["status"] = row_statuses(arrays | {"scale": scale}, result.had_gradient.numpy(), result.rescued.numpy())
         return arrays
 
 

@@ -18,14 +18,15 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
+from torch import nn
 
 from analyses import branches, coactivation, gradient_sum, joint_pair, natural_start, neuron_growth, reproducibility
 from analyses.support import findings
 from analyses.support import study as studies
 from analyses.support.findings import Finding, mean_or_undefined, value_finding
 from analyses.support.study import Outcome, Study, save_outcome
-from analyses.support.study_command import run_study
-from featmap import FeatmapError
+from analyses.support.study_command import check_options, run_study
+from featmap import FeatmapError, load
 from featmap.plotting import style
 from tests.helpers import networks
 from tests.helpers.studying import context_of
@@ -105,6 +106,12 @@ def test_a_run_folder_is_named_by_all_that_its_runs_depend_on(tmp_path: Path) ->
     others.append(context(tmp_path, full=True).folder("a layer/../x", steps=4))
     given.network.sha256 = "other"
     assert len({folder, *others, given.folder("a layer/../x", steps=4)}) == 5
+
+
+def test_networks_of_sizes_that_are_not_square_are_refused_by_studies() -> None:
+    network = load(nn.Conv2d(3, 4, 3), input_size=(48, 96))
+    with pytest.raises(FeatmapError, match=r"takes images of 48 x 96 pixels, and studies make square ones"):
+        check_options(STUDY, network, ("",), None, "cpu", None)
 
 
 def test_an_outcome_is_stored_as_record_table_and_figures(tmp_path: Path) -> None:

@@ -46,6 +46,30 @@ def test_a_direction_of_one_channel_has_its_picture(capsys: pytest.CaptureFixtur
     assert table["activation"][0] == table["activation"][1]
 
 
+def test_copies_of_channels_in_one_set_have_a_similarity_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("both.npy", np.concatenate([np.eye(FEATURES), VECTORS]))
+    words = ["similarity", "--layer", "second/both", "--directions", "second=both.npy", "--no-atlas"]
+    succeed(capsys, *words, *SMALL, "--out", "run")
+    S = pd.read_parquet("run/profile.parquet")
+    assert abs(S.loc["second/both:3", f"second/both:{FEATURES}"] - 1) < 1e-9
+
+
+def test_directions_may_be_given_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    units = ["second/nmf:b", "second:3 + 0.5 * second/nmf:d"]
+    succeed(capsys, "maximise", *units, *SET, *SMALL, "--out", "run")
+    assert list(pd.read_csv("run/images.csv")["image"]) == ["second/nmf:1", "second:3 + 0.5 * second/nmf:3"]
+    succeed(capsys, "maximise", "--layer", "second/nmf", "--features", "d,0-1", *SET, *SMALL, "--out", "some")
+    assert list(pd.read_csv("some/images.csv")["image"]) == [f"second/nmf:{k}" for k in (0, 1, 3)]
+    words = ["--seeds", "1", "--size", "16", "--steps", "2"]
+    said = succeed(capsys, "interact", "second/nmf:c", "second:2", *NETWORK, *SET, *words, "--out", "pair")
+    assert "second/nmf:2" in said
+    message = fail(capsys, "maximise", "second/nmf:f", *SET, *SMALL, "--out", "wrong")
+    assert "second/nmf has no direction 'f'" in message and "a number, 0 to 3" in message
+    assert "'x' is not a number or range or name" in fail(
+        capsys, "maximise", "--layer", "second/nmf", "--features", "x", *SET, *SMALL, "--out", "wrong"
+    )
+
+
 def test_a_map_of_channels_and_directions(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["similarity", "--layer", "second", "--layer", "second/nmf", *SET, *SMALL, "--out", "run"]
     printed = succeed(capsys, *words)
@@ -54,6 +78,9 @@ def test_a_map_of_channels_and_directions(capsys: pytest.CaptureFixture[str]) ->
     assert "every checksum matches" in succeed(capsys, "verify", "run")
     nearest = succeed(capsys, "neighbours", "second/nmf:1", "run", "--count", "2")
     assert "second/nmf:" in nearest and "name" in nearest.splitlines()[1]
+    named = succeed(capsys, "neighbours", "second/nmf:b", "run", "--count", "2")
+    assert named.replace("second/nmf:b", "second/nmf:1") == nearest
+    assert "nearest" in fail(capsys, "neighbours", "second/nmf:e", "run")
     page = Path("run/second-nmf/atlas.html").read_text(encoding="utf-8")
     assert "--directions second/nmf=RUN/directions/second-nmf-" in page
     probed = succeed(capsys, "probe", "run", "--layers", "second/nmf,first", "--out", "probed")

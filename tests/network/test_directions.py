@@ -114,6 +114,7 @@ BAD_FILES: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("too few names", "x.npz", _npz(directions=ONES, names=["a"]), "2 directions and 1 names"),
     ("names twice", "x.npz", _npz(directions=ONES, names=["a", "a"]), "2 directions are named 'a'"),
     ("two matrices", "x.npz", _npz(encoder=ONES, decoder=ONES), "'encoder', 'decoder'"),
+    ("a vector of another name", "x.npz", _npz(probe=np.ones(3)), "it holds 'probe'; allowed: one matrix, K x C"),
     ("something else", "x.npz", _npz(directions=ONES, threshold=[1.0, 2.0]), "'threshold'"),
     ("relu of a kind", "x.npz", _npz(directions=ONES, relu="leaky"), "relu is 'leaky'"),
 ]
@@ -131,6 +132,8 @@ def test_bad_files_are_refused_in_one_line(
 
 BAD_SETS: list[tuple[str, dict[str, Any], str]] = [
     ("wrong width", {"second/d": np.ones((2, 5))}, "5 channels wide, while second has 11 channels"),
+    ("transposed", {"second/d": np.ones((11, 5))}, "made for: this is C x K, so transpose it"),
+    ("one vector of another layer", {"second/d": np.ones(6)}, "6 channels wide, while second has 11 channels"),
     ("missing layer", {"secnd/d": np.ones((2, 11))}, "nearest: second"),
     ("missing layer, no name", {"secnd": np.ones((2, 11))}, "nearest: second"),
     ("a name with a colon", {"second/a:b": np.ones((2, 11))}, "'a:b' cannot name a set"),

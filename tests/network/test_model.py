@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from featmap.errors import FeatmapError, ModelError
-from featmap.network import loading, weights
+from featmap.network import libraries, loading
 from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, find_data_folder, list_models, load
 from featmap.network.model import Network
 from featmap.network.weights import hash_state
@@ -234,7 +234,7 @@ def test_a_download_is_checked_against_the_published_hash(cache_folder: Path, mo
     load("squeezenet1_1")
     load("squeezenet1_1")
     path = cache_folder / published.url.rsplit("/", 1)[-1]
-    assert asked == [(published.url, str(path), path.stem[-8:], weights.CONNECT_TIMEOUT)], "once, with a time limit"
+    assert asked == [(published.url, str(path), path.stem[-8:], libraries.CONNECT_TIMEOUT)], "once, with a time limit"
     assert socket.getdefaulttimeout() is None
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,25 @@ def test_published_weights_come_from_the_cache(cache: Path) -> None:
     assert network.weights == "r160_in1k (timm/test_resnet.r160_in1k)" and network.input_size == 160
     again = load(f"timm:{NAME}.r160_in1k")
     assert again.sha256 == network.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_weights_published_at_an_address_come_from_torchs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As timm has them for some networks: no repository of the hub, but a file of torch.save."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    published = SimpleNamespace(hf_hub_id=None, url="http://127.0.0.1:9/weights/w-0badcafe.pth", tag="in1k")
+    monkeypatch.setattr(libraries, "find_timm_set", lambda name: published)
+    message = refusal(lambda: load(f"timm:{NAME}"))
+    path = tmp_path / "checkpoints" / "w-0badcafe.pth"
+    assert f"are not at {path} and cannot be downloaded" in message and "copy http://127.0.0.1:9/weights" in message
+    module = timm.create_model(NAME, pretrained=False).eval()
+    state = filled(module)
+    path.parent.mkdir(exist_ok=True)
+    torch.save(state, path)
+    network = load(f"timm:{NAME}")
+    assert network.weights == "in1k (w-0badcafe.pth)" and network.input_size == 160
+    assert all(torch.equal(v, state[k]) for k, v in network.module.state_dict().items())
 
 
 def test_weights_of_ones_own_with_another_number_of_classes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featmap.errors import UnitError
 from featmap.network.hooks import ActivationHooks
 from featmap.network.receptive_field import ReceptiveField
 from featmap.network.trace import trace
@@ -150,6 +151,14 @@ def test_outputs_of_no_layout_are_no_layers() -> None:
     assert layers["last"].shape == (5, 8, 8)
 
 
+def test_outputs_that_are_no_real_numbers_are_no_layers() -> None:
+    net = Net(
+        lambda s, x: s.b(s.spectrum(torch.fft.rfft2(s.a(x))).abs() * s.mask(x[:, :1, :, :5] > 0)),
+        **{"a": conv(3, 4), "spectrum": nn.Identity(), "mask": nn.Identity(), "b": conv(4, 5)},
+    )
+    assert list(trace(net.eval(), 8).layers) == ["a", "b"]
+
+
 def test_channels_last_grids_are_layers() -> None:
     net = Net(
         lambda s, x: s.back(s.norm(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
@@ -165,19 +174,22 @@ def test_channels_last_grids_are_layers() -> None:
 
 
 def windowed(order: tuple[int, ...], dims: int = 3) -> nn.Module:
-    """A linear map on 2 x 2 windows of a grid, with images, window rows, rows and so on in an order."""
+    """A linear map on 2 x 2 windows of a grid, with images, window rows, rows and so on in an order.
+
+    1 dimension stands for windows of one position each.
+    """
 
     def run(s: Any, x: Tensor) -> Tensor:
         x = s.a(x).permute(0, 2, 3, 1)
         n, height, width, channels = x.shape
         x = x.view(n, height // 2, 2, width // 2, 2, channels).permute(order)
-        shape = {2: (-1,), 3: (-1, 4), 4: (n, -1, 4), 5: (-1, 2, 2)}[dims]
+        shape = {1: (-1, 1), 2: (-1,), 3: (-1, 4), 4: (n, -1, 4), 5: (-1, 2, 2)}[dims]
         return s.linear(x.reshape(*shape, channels))
 
     return Net(run, a=conv(3, 4), linear=nn.Linear(4, 5)).eval()
 
 
-@pytest.mark.parametrize("dims", [2, 3, 4, 5])
+@pytest.mark.parametrize("dims", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("order", [(0, 1, 3, 2, 4, 5), (0, 2, 4, 1, 3, 5)], ids=["neighbours", "spread"])
 def test_windows_are_layers(order: tuple[int, ...], dims: int) -> None:
     net = windowed(order, dims)
@@ -197,7 +209,43 @@ def test_windows_are_layers(order: tuple[int, ...], dims: int) -> None:
 
 def test_windows_among_which_images_are_mixed_are_no_layers() -> None:
     assert "linear" in trace(windowed((0, 1, 3, 2, 4, 5)), 8).layers
-    assert "linear" not in trace(windowed((1, 3, 0, 2, 4, 5)), 8).layers, "the images lie between the windows"
+    for dims in (1, 2, 3):
+        assert "linear" not in trace(windowed((1, 3, 0, 2, 4, 5), dims), 8).layers, "the images lie between the windows"
+
+
+@pytest.mark.parametrize(("size", "readable"), [(4, ["first", "last"]), (8, ["first"])])
+def test_windows_of_one_position_are_told_from_a_batch(size: int, readable: list[str]) -> None:
+    """As in MobileViT on few positions: each place within a patch makes a sequence, at 4 pixels of one patch."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        n, c, height, width = (x := s.a(x)).shape
+        x = x.reshape(n, c, height // 4, 4, width // 4, 4).permute(0, 3, 5, 2, 4, 1).reshape(n * 16, -1, c)
+        return s.last(s.first(x).transpose(0, 1))  # of several patches in each sequence: the images lie between them
+
+    net = Net(run, a=conv(3, 4), first=nn.Linear(4, 5), last=nn.Linear(5, 6)).eval()
+    layers = trace(net, size).layers
+    assert list(layers) == ["a", *readable] and all(layers[n].layout.kind == "windows x C" for n in readable)
+    images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), ActivationHooks(net, readable, layouts=lambda n, *_: layers[n].layout) as hooks:
+        expected = net.first(net.a(images).permute(0, 2, 3, 1))
+        for name, grid in zip(readable, (expected, net.last(expected)), strict=False):
+            torch.testing.assert_close(hooks.run(images)[name], grid.permute(0, 3, 1, 2))
+
+
+def test_sequences_may_have_the_batch_second() -> None:
+    net = Net(lambda s, x: s.b(s.a(x).flatten(2).permute(2, 0, 1)), a=conv(3, 4), b=nn.Linear(4, 5)).eval()
+    layer = trace(net, 3).layers["b"]
+    assert (layer.layout.kind, layer.shape) == ("L x N x C", (5, 3, 3))
+    images = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), ActivationHooks(net, ["b"], layouts=lambda *_: layer.layout) as hooks:
+        expected = net.b(net.a(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(hooks.run(images)["b"], expected)
+
+
+def test_outputs_that_are_not_one_for_each_image_are_refused() -> None:
+    net = Net(lambda s, x: s.b(s.a(x).mean(0, keepdim=True)), a=conv(3, 4), b=conv(4, 5)).eval()
+    with ActivationHooks(net, ["b"]) as hooks, pytest.raises(UnitError, match="'b' outputs 1 grids for 2 images"):
+        hooks.run(torch.rand(2, 3, 4, 4))
 
 
 def test_nothing_of_the_module_is_changed() -> None:

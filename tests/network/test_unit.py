@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.network.unit import Shape, Unit, format_channels, parse_channels, split_call
+from featmap.network.unit import Shape, Unit, format_channels, number_names, parse_channels, split_call
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 
@@ -271,3 +271,23 @@ def test_impossible_channel_lists(text: str, words: str) -> None:
         parse_channels(text, 8, "inception4a")
     assert words in str(caught.value)
     assert repr(text) in str(caught.value)
+
+
+def test_names_of_directions_become_numbers() -> None:
+    names = {"4a/sae": ("eyes", "eyes: two", "3", "a-b"), "4a/x": ("u",)}
+    for text, expected in {
+        "4a/sae:eyes": "4a/sae:0",
+        "4a/sae:eyes: two": "4a/sae:1",
+        "4a/sae:eyes:2:1": "4a/sae:0:2:1",
+        "4a/sae:eyes: two:..4": "4a/sae:1:..4",
+        "0.5 * 4a/sae:a-b + 4a/x:u": "0.5 * 4a/sae:3 + 4a/x:0",
+        "4a/sae:3": "4a/sae:3",
+        "4a/sae:1:0:0+2:1:1": "4a/sae:1:0:0+2:1:1",
+        "4a/sae:all": "4a/sae:all",
+        "4a:17": "4a:17",
+        "4a/sae": "4a/sae",
+    }.items():
+        assert number_names(text, names) == expected
+    with pytest.raises(UnitError, match=r"4a/sae has no direction 'eye' \(nearest: eyes"):
+        number_names("4a/sae:eye", names)
+    assert parse_channels("a-b,0,3", 4, "4a/sae", names["4a/sae"]) == [0, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -152,6 +153,50 @@ def test_files_without_weights_are_refused(held: Any, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(held, path)
     assert "hold no state dict (names to tensors)" in refusal(lambda: load(FACTORY, path))
+
+
+def archive(names: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name in names:
+            zipped.writestr(name, "x")
+    return buffer.getvalue()
+
+
+WORDS: list[tuple[Callable[[], bytes], str]] = [
+    (DAMAGED["empty"], "it is empty)"),
+    (DAMAGED["page"], "it is a web page, as a failed download leaves"),
+    (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a pointer of Git LFS"),
+    (lambda: archive(["a.npy", "b.npy"]), "it is an archive of NumPy arrays (.npz)"),
+    (lambda: archive(["a.txt", "b.txt", "c.txt"]), "it is a zip archive of 'a.txt', 'b.txt'"),
+    (lambda: b"\x93NUMPY" + bytes(80), "it is a NumPy array"),
+    (lambda: b"\x1f\x8b" + bytes(80), "it is compressed by gzip; unpack it"),
+    (lambda: b"\x89HDF\r\n\x1a\n" + bytes(80), "it is an HDF5 file"),
+    (DAMAGED["text"], "it is text, not tensors"),
+    (DAMAGED["cut short"], "it is damaged or cut short"),
+    (DAMAGED["nearly whole"], "it is damaged or cut short"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), WORDS)
+def test_files_of_other_kinds_are_recognised(content: Callable[[], bytes], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(content())
+    message = refusal(lambda: load(FACTORY, path))
+    assert f"weights {str(path)!r} cannot be read ({words}" in message and "\n" not in message
+
+
+def test_an_optimisers_state_is_no_state_dict(tmp_path: Path) -> None:
+    module, path = networks.linear_network(), tmp_path / "w.pth"
+    optimiser = torch.optim.Adam(module.parameters())
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    for held in (optimiser.state_dict(), {"optimizer": optimiser.state_dict(), "epoch": 3}):
+        torch.save(held, path)
+        assert "tensors), only the state of an optimiser; save" in refusal(lambda: load(FACTORY, path))
+    torch.save({"epoch": 3, "args": {"lr": 0.1}}, path)
+    assert "(names to tensors), only 'epoch', 'args'; save" in refusal(lambda: load(FACTORY, path))
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

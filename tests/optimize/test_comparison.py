@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -379,3 +380,16 @@ def test_only_pairs_that_compute_one_affine_map_are_folded(case: str) -> None:
     )
     found, expected = (Batches(n, CPU).descend([Objective.parse("head:1")], recipe, 0) for n in (network, plain))
     assert relative_difference(found.images - recipe.mean, expected.images - recipe.mean) < 1e-3
+
+
+def test_weights_that_are_not_finite_are_named_and_never_used_silently() -> None:
+    module = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 3), last=nn.Conv2d(4, 3, 1), unused=nn.Identity())).eval()
+    module.register_buffer("mask", torch.full((2,), -torch.inf))  # as attention has it: no fault
+    assert not any("finite" in note for note in load(module).notes)
+    with torch.no_grad():
+        module.first.weight[1, 0, 0, 0] = torch.nan
+    network = load(module)
+    assert "weights that are not finite (NaN or infinity): first.weight" in network.notes
+    assert choose_preparation(network, ["first"], 16, CPU).network == FOLDED, "three channels are sound"
+    with pytest.raises(ModelError, match=r"layer 'last' gives NaN or infinity only, .* first.weight\); give other"):
+        choose_preparation(network, ["last"], 16, CPU)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,32 @@ def test_sixteen_bits_of_gray_are_brought_to_eight_by_scale(tmp_path: Path) -> N
     ramp = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     np.testing.assert_allclose(read(tmp_path / "ramp.png"), np.tile(ramp / 65535, (3, 1, 1)), atol=1 / 255)
+
+
+def write_deep_png(path: Path, value: int) -> None:
+    """Write a PNG of 16-bit colours, which Pillow only reads."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + struct.pack(">H", value) * 12 for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def test_sixteen_bits_that_hold_eight_are_refused(tmp_path: Path) -> None:
+    gray, colours = tmp_path / "gray.png", tmp_path / "colours.png"
+    Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 17).save(gray)
+    write_deep_png(colours, 200)
+    for path in (gray, colours):
+        with pytest.raises(FeatmapError, match=rf"{path.name}.*its 16-bit values use only 8 bits"):
+            read(path)
+    write_deep_png(colours, 200 * 257)
+    np.testing.assert_allclose(read(colours), 200 / 255, atol=0.01)
+    Image.fromarray(np.full((4, 4), 4000, np.uint16)).save(gray)
+    with gray.open("rb") as file:
+        assert decode(file)[1] == ("of 16-bit gray whose values are all below 4,096, which are read as dark",)
 
 
 def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from torch import nn
 
-from featmap.errors import FeatmapError, RecipeError
+from featmap.errors import FeatmapError, ModelError, RecipeError
 from featmap.mapping import run as mapping
 from featmap.network.loading import load
 from featmap.optimize.limits import seeds_of
@@ -112,6 +114,48 @@ def test_statuses_of_a_sick_layer() -> None:
     assert statuses[tiny.LIVE] == "live"
     assert statuses[tiny.DEAD] == statuses[tiny.CONSTANT] == "dead"
     assert statuses[tiny.OVERFLOWING] == "not-finite"
+
+
+def test_responses_that_are_zero_but_for_rounding_are_dead() -> None:
+    """The mean over positions is 0 by construction, its gradient is rounding, and an offset of 10 adds to both."""
+    first = nn.Conv2d(3, 4, 3, bias=True)
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(first.weight.shape, generator=torch.Generator().manual_seed(3)))
+        first.bias.fill_(10.0)
+    parts = OrderedDict(first=first, instance=nn.InstanceNorm2d(4), mixed=nn.Conv2d(4, 4, 1, bias=False))
+    net = nn.Sequential(OrderedDict(**parts, layer=nn.LayerNorm([SIZE - 2, SIZE - 2]))).eval()
+    units = [f"{layer}:{c}" for layer in ("instance", "mixed", "layer") for c in range(4)]
+    data = maximise.maximise([*units, "first:0", "instance:0:3:3"], net, **options(**FAST))
+    found = dict(zip(data["image"].values, folder_layout.status_names(data["status"].values[0]), strict=True))
+    assert found == dict.fromkeys(units, "dead") | {"first:0": "live", "instance:0:3:3": "live"}
+    assert folder_layout.starts(data["status"].values[0])[:12] == [None] * 12
+    with torch.no_grad():
+        net.layer.bias.fill_(0.3)  # the mean is 0.3, whatever the image
+    constant = maximise.maximise([f"layer:{c}" for c in range(4)], net, **options(**FAST))
+    assert set(folder_layout.status_names(constant["status"].values[0])) <= {"dead", "unconverged"}
+
+
+class Cut(nn.Module):
+    """Passes its input on without its gradient."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.way == "detach":
+            return x.detach() + 1
+        with torch.no_grad() if self.way == "no_grad" else torch.inference_mode():
+            return x + 1
+
+
+@pytest.mark.parametrize("way", ["detach", "no_grad", "inference_mode"])
+def test_layers_without_a_gradient_are_refused_in_one_line(way: str) -> None:
+    net = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 3), cut=Cut(way), last=nn.Conv2d(4, 3, 1))).eval()
+    with pytest.raises(ModelError, match="no gradient flows from 'last' to the image") as raised:
+        maximise.maximise(["last:1"], net, **options(**FAST))
+    assert "\n" not in str(raised.value) and "choose a layer before it" in str(raised.value)
+    assert maximise.maximise(["first:1"], net, **options(**FAST))["status"].values.tolist() == [[folder_layout.LIVE]]
 
 
 def test_a_feature_that_is_not_finite_leaves_the_others_their_status(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Networks that take one height and width only, found by their linear layers and positional embeddings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import featmap
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Functional(nn.Module):
+    """Poolings without modules, behind convolutions with and without padding, and a linear layer for one size."""
+
+    def __init__(self, size: tuple[int, int], padding: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 5, 2, padding), nn.Conv2d(4, 6, 3, padding=padding)
+        with torch.no_grad():
+            self.linear = nn.Linear(self.grid(torch.zeros(1, 1, *size)).shape[1], 3)
+
+    def grid(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.second(F.max_pool2d(self.first(x).relu(), 2)).relu(), 2).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.grid(x))
+
+
+class Positions(nn.Module):
+    """Patches of 8 pixels, a class token, and positional embeddings of one grid without any settings."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.patches, self.cls_token = nn.Conv2d(3, 6, 8, 8), nn.Parameter(torch.zeros(1, 1, 6))
+        self.pos_embed, self.norm = nn.Parameter(torch.zeros(1, 1 + math.prod(grid), 6)), nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.norm(torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1) + self.pos_embed)
+
+
+class Strict(nn.Module):
+    """Names the only size that it takes in an error of its own."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.conv, self.text = nn.Conv2d(3, 4, 3), text
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (24, 40):
+            raise ValueError(self.text)
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("text", ["expected images of 24x40, got 1x3", "size must be (24, 40)", "give 24 by 40 pixels"])
+def test_a_size_that_an_error_names_is_tried(text: str) -> None:
+    assert featmap.load(Strict(text).eval()).input_size == (24, 40)
+
+
+@pytest.mark.parametrize(
+    ("module", "size"),
+    [
+        (Functional((48, 96), 1), (48, 96)),
+        (Functional((48, 96), 0), (48, 96)),
+        (Functional((96, 72), 2), (72, 96)),  # as many positions either way round
+        (Functional((66, 200), 0), (66, 200)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 30 * 50, 4)), (30, 50)),
+        (Positions((6, 12)), (48, 96)),
+    ],
+    ids=["padded", "not padded", "three by four", "published", "linear", "positions"],
+)
+def test_sizes_that_are_not_square_are_found_and_named(module: nn.Module, size: tuple[int, int]) -> None:
+    passes = []
+    module.register_forward_hook(lambda *_: passes.append(1), always_call=True)
+    loaded = featmap.load(module.eval())
+    assert loaded.trace().failure == "" and len(passes) < 200, "a bounded number of tries"
+    assert loaded.input_size == size
+    assert any(f"size {size[0]} x {size[1]}, found by trying" in n and "name the size" in n for n in loaded.notes)
