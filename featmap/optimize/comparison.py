@@ -17,7 +17,7 @@ from featmap.errors import ModelError
 from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.network.modules import REDUCED, copy_module, not_finite, place_module
+from featmap.network.modules import REDUCED, copy_module, place_module
 from featmap.optimize.prepare import prepare
 
 OUTPUT_TOLERANCE = 1e-4
@@ -140,8 +140,7 @@ def choose_preparation(
     Raises
     ------
     ModelError
-        If the module must be moved to the device, and no copy computes what it computes, or if a layer gives nothing
-        but NaN and infinity.
+        If the module must be moved to the device, and no copy computes what it computes.
     """
     # directions are computed behind the network: whatever they are, their layer decides
     names, folds = tuple(sorted(network.base_layers(layers))), network.trace(trace_size or size).folds
@@ -149,13 +148,6 @@ def choose_preparation(
     untouched = place_module(network.module, device)
     with _watch_precision(untouched) as is_reduced:
         expected, weights = _measure(untouched, network, names, images)
-    for name, values in expected[0].items():
-        if not bool(values.isfinite().any()):
-            why = "; ".join(not_finite(network.module)) or "its weights are finite"
-            raise ModelError(
-                f"network {network.name}: layer {name!r} gives NaN or infinity only, on every image ({why}); "
-                "give other weights, or choose a layer before it"
-            )
     if not _is_finite(network.module):
         plain = prepare(network.module, (), names, device, network.layout, space_to_depth=False)
         expected, _ = _measure(plain, network, names, images, weights)
