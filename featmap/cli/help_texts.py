@@ -102,9 +102,12 @@ Units, with layers named as `featmap layers` prints them and all indices counted
   class:7                      a class logit
   'inception4a:17 + 0.5 * inception4b:201'    a weighted sum
 
-Files of the run folder: images/ holds the images, features.png a sheet of them, images.csv their activations and
-statuses (explained in `featmap similarity --help`), and arrays.zarr the exact pixels. --frames also stores the images
-on the way and the responses to them.
+Files of the run folder: images/ holds the images, features.png a sheet of them, features.pdf the same on pages of A4,
+images.csv their activations and statuses (explained in `featmap similarity --help`), and arrays.zarr the exact pixels.
+--frames also stores the images on the way and the responses to them.
+
+Sheets and pages show images at a higher contrast than they have: each from its 1st to its 99th percentile, raised at
+most 4 times. Files in images/ and arrays.zarr hold the pixels as they are.
 
 An image shows what excites a unit most, not what it responds to in photographs: `featmap validate` measures how far
 the two agree.

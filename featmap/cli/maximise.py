@@ -124,7 +124,7 @@ def maximise(
 
     console.run_with_progress(work)
     console.out().print(summarise_images(run.folder))
-    console.out().print(f"result: {run.folder} (features.png, images.csv, images/, arrays.zarr)")
+    console.out().print(f"result: {run.folder} (features.png, features.pdf, images.csv, images/, arrays.zarr)")
 
 
 def probe(

@@ -12,7 +12,7 @@ from featmap.mapping.result import SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, sheets
-from featmap.runs.output import format_number, save_figure, write_frame
+from featmap.runs.output import format_number, save_figure, save_sheet, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
@@ -131,20 +131,20 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
         format_number(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
     ]
     groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
-    sheet = sheets.contact_sheet(
+    save_sheet(
+        run,
+        f"{layer_map.prefix}features",
         pictures,
         flags.marked_names(table, order),
         captions=captions,
         groups=groups if layer_map.clusters.allowed else None,
         title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}"
         + colour_note(pictures.shape[1]),
-        columns=None,
     )
-    save_figure(run, sheet, f"{layer_map.prefix}features", ("png",))
     rows = _pair_cards(layer_map, nodes, images)
     if rows:
         note = colour_note(pictures.shape[1])
-        pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once){note}")
+        pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once){note}", stretched=True)
         save_figure(run, pairs, f"{layer_map.prefix}neighbours", ("png",))
 
 

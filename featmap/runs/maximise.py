@@ -24,13 +24,12 @@ from featmap.optimize import photographs
 from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
-from featmap.plotting import sheets
 from featmap.runs import folder_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import MAXIMISE
-from featmap.runs.output import format_number, save_figure
+from featmap.runs.output import format_number, save_sheet
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
@@ -192,7 +191,7 @@ def _in_memory(job: Job, watcher: Watcher) -> xr.Dataset:
 
 
 def write_images(job: Job, run: Run, watcher: Watcher) -> None:
-    """Write the table, the pictures and the contact sheet of a run of `maximise`.
+    """Write the table, the pictures and the contact sheets of a run of `maximise`.
 
     Parameters
     ----------
@@ -222,15 +221,15 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         format_number(value) + ("" if status == "live" else f" {status}")
         for value, status in zip(first["activation"], first["status"], strict=True)
     ]
-    sheet = sheets.contact_sheet(
+    save_sheet(
+        run,
+        "features",
         data["images"].isel(seed=0).values,
         labels,
         captions=captions,
         groups=None,
         title=f"{len(labels)} maximising images" + colour_note(job.network.channels),
-        columns=None,
     )
-    save_figure(run, sheet, "features", ("png",))
 
 
 def _to_picture(pixels: np.ndarray) -> Image.Image:
