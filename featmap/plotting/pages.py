@@ -30,6 +30,7 @@ def sheet_pages(
     captions: Sequence[str] | None,
     groups: Sequence[int | None] | None,
     title: str,
+    columns: int | None = None,
     stretched: bool = False,
 ) -> Iterator[Figure]:
     """Draw all images row by row on pages of A4, one after the other.
@@ -38,6 +39,8 @@ def sheet_pages(
     ----------
     images, labels, captions, groups, title, stretched
         See `featmap.plotting.sheets.contact_sheet`; every page has the title.
+    columns : int or None, default None
+        Number of images in a row; None: `ACROSS`. More than that are drawn smaller.
 
     Yields
     ------
@@ -50,17 +53,19 @@ def sheet_pages(
         If there is no image, or a list has another length than the images.
     """
     check_images(images, labels, captions, groups)
+    across = columns or ACROSS
+    side = SIDE * min(1, ACROSS / across)
     numbers, note = cluster_numbers(groups), display.NOTE if stretched else ""
     # one font size for all pages
-    (size, names), (small, notes) = fit_text(labels, SIDE, 8), fit_text(captions or [""] * len(images), SIDE, 7)
+    (size, names), (small, notes) = fit_text(labels, side, 8), fit_text(captions or [""] * len(images), side, 7)
 
     def grid(first: int, last: int) -> Grid:
         of = slice(first, last)
         texts = (size, names[of]), (small, notes[of])
-        return Grid(images[of], *texts, numbers[of], ACROSS, SIDE, captions is not None, stretched)
+        return Grid(images[of], *texts, numbers[of], across, side, captions is not None, stretched)
 
     rise, above = grid(0, 1).extent[1], title_height(title, WIDTH) + 0.25
-    count = ACROSS * max(1, int((HEIGHT - MARGIN - above) / rise))
+    count = across * max(1, int((HEIGHT - MARGIN - above) / rise))
     pages = -(-len(images) // count)
     for number, first in enumerate(range(0, len(images), count), 1):
         yield _draw_page(grid(first, first + count), title, note, f"{number} / {pages}", first == 0)
