@@ -16,7 +16,7 @@ from featmap.mapping.view import View
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import open_arrays
-from featmap.stats import clustering, cross_layer, facets, measures, rand_index
+from featmap.stats import clustering, cross_layer, measures, rand_index
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import seed_agreement
 
@@ -113,35 +113,13 @@ def map_layer(
         clusters,
     )
     if job.facets:
-        features["facets"] = tabulate_facets(data, names)[1]
+        features["facets"] = tables.tabulate_facets(data, names)[1]
     own = set(names)
     shown = [f for f in job.shown if f in own]
     summary = tables.summarise(features, A, frames, clusters, live, shown)
     if len(job.seeds) > 1:
         summary["seeds"] = _compare_seeds(arrays, clusters, view.neighbours)
     return SimilarityMap(folder, A, null, frames, clusters, features, shown, summary, prefix)
-
-
-def tabulate_facets(data: xr.Dataset, names: list[str]) -> tuple[pd.DataFrame, pd.Series]:
-    """Tabulate the facets of a layer's features, of the first seed.
-
-    Parameters
-    ----------
-    data : xarray.Dataset
-        Arrays of the run.
-    names : list of str
-        Features whose images are compared.
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        See `featmap.stats.facets.facet_table`.
-    counts : pandas.Series
-        Number of clearly different facets by feature.
-    """
-    first = data.isel(seed=0).sel(image=names)
-    arrays = ("facet_activation", "null_activation", "facet_distance", "facet_repeat")
-    return facets.facet_table(names, [0] * len(names), *(first[name].values for name in arrays))
 
 
 def _build_crossings(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) -> dict[Pair, CrossLayerMap]:

@@ -10,9 +10,8 @@ import pandas as pd
 
 from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
-from featmap.mapping.analysis import tabulate_facets
 from featmap.mapping.result import SimilarityMap, order_features
-from featmap.mapping.tables import LABELS, distinct_pairs
+from featmap.mapping.tables import LABELS, distinct_pairs, tabulate_facets
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, sheets
 from featmap.runs.output import format_number, save_facets, save_figure, save_sheet, write_frame

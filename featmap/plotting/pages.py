@@ -37,10 +37,12 @@ def sheet_pages(
 
     Parameters
     ----------
-    images, labels, captions, groups, title, stretched
+    images, labels, captions, groups, title
         See `featmap.plotting.sheets.contact_sheet`; every page has the title.
     columns : int or None, default None
         Number of images in a row; None: `ACROSS`. More than that are drawn smaller.
+    stretched : bool, default False
+        See `featmap.plotting.sheets.contact_sheet`.
 
     Yields
     ------

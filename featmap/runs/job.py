@@ -482,7 +482,7 @@ class Job(BaseJob):
 
     @property
     def steps_per_unit(self) -> int:
-        """Steps of a batch: with facets, also those of the other facets and of the repeated images."""
+        """Steps of a batch, with those of facets and repeated images."""
         return self.recipe.steps * (1 + self.facets)
 
     @property

@@ -40,17 +40,7 @@ Target = str | Unit | Objective
 
 
 class Stored(TypedDict, total=False):
-    """What a run of `maximise` stores beside the images, see there.
-
-    Parameters
-    ----------
-    frames : int, default 0
-        Interval of stored frames, in steps.
-    responses : str or sequence of str, optional
-        Layers whose responses are recorded.
-    facets : int, default 0
-        Number of facets of each unit.
-    """
+    """Settings of `maximise` that say what is stored beside the images."""
 
     frames: int
     responses: str | Sequence[str] | None
@@ -258,7 +248,7 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
 
 
 def write_facets(job: Job, run: Run, data: xr.Dataset) -> pd.Series:
-    """Write the table, the pictures and the contact sheets of the facets of a run's units.
+    """Write the table, the pictures and the contact sheets of facets.
 
     Parameters
     ----------
