@@ -23,12 +23,17 @@ Files of the run folder (tables as .parquet and .csv):
                              square tables, both axes labelled layer:channel;
                              undefined: NaN, and empty in CSV
   features                   one row per feature: status, activation, branch,
-                             cluster, nearest neighbours
+                             cluster, nearest neighbours; with --facets how
+                             many facets are clearly different (`featmap
+                             maximise --help` explains facets)
   clusters.json              clusters, modularity of each Louvain run, and all
                              draws of the nulls
   graph.graphml              nearest-neighbour graph of S with its communities
-  heatmap, features, neighbours (.png; the heatmap also .svg)
+  heatmap, features, neighbours (.png; the heatmap also .svg, features
+                             also .pdf, pages of A4)
                              figures
+  facets.csv, facets.png, facets.pdf, facets/
+                             with --facets: images of each feature that differ
   atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which
                              a run is resumed
@@ -103,9 +108,20 @@ Units, with layers named as `featmap layers` prints them and all indices counted
   class:7                      a class logit
   'inception4a:17 + 0.5 * inception4b:201'    a weighted sum
 
-Files of the run folder: images/ holds the images, features.png a sheet of them, images.csv their activations and
-statuses (explained in `featmap similarity --help`), and arrays.zarr the exact pixels. --frames also stores the images
-on the way and the responses to them.
+Files of the run folder: images/ holds the images, features.png a sheet of them, features.pdf the same on pages of A4,
+images.csv their activations and statuses (explained in `featmap similarity --help`), and arrays.zarr the exact pixels.
+--frames also stores the images on the way and the responses to them.
+
+Sheets and pages show images at a higher contrast than they have: each from its 1st to its 99th percentile, raised at
+most 4 times. Files in images/ and arrays.zarr hold the pixels as they are.
+
+--facets N makes N images of each unit. The first is its image; each other one starts from noise of its own and is
+pushed away, in all its steps, from the earlier ones: from their responses of the layer's other features. In facets.csv,
+kept is the share of the first one's response (above the null image's) that a facet keeps, nearest its distance to the
+nearest other one (0: same proportions of responses, 1: unrelated). Facets are clearly different beyond the 95th
+percentile of the distances between two ordinary images of one unit, over the units of the layer, and beyond 0.1; only
+those that keep 90 % count. The column facets of images.csv is their number; it needs 20 units of one layer. Differences
+are those that this network sees: another network may see less of them.
 
 An image shows what excites a unit most, not what it responds to in photographs: `featmap validate` measures how far
 the two agree.

@@ -90,6 +90,10 @@ def maximise(
     seed: SeedOptions,
     execution: ExecutionOptions,
     frames: Annotated[int, typer.Option(help="Also keep every image after each FRAMES steps; 0 keeps none.")] = 0,
+    facets: Annotated[
+        int,
+        typer.Option(help="Make FACETS images of each unit, 2 to 16, that differ; 0 makes only its image."),
+    ] = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Make maximising images of features, neurons, layers or sums."""
@@ -109,6 +113,7 @@ def maximise(
         seeds=seed.parse(),
         start=seed.start,
         frames=frames,
+        facets=facets,
         device=settings.torch_device(),
     )
     if dry_run:
@@ -124,7 +129,9 @@ def maximise(
 
     console.run_with_progress(work)
     console.out().print(summarise_images(run.folder))
-    console.out().print(f"result: {run.folder} (features.png, images.csv, images/, arrays.zarr)")
+    more = ["facets.png", "facets.pdf", "facets.csv", "facets/"] if facets else []
+    files = ["features.png", "features.pdf", "images.csv", "images/", *more, "arrays.zarr"]
+    console.out().print(f"result: {run.folder} ({', '.join(files)})")
 
 
 def probe(

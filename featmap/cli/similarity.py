@@ -35,6 +35,8 @@ class ViewOptions:
         Measure of the heatmap.
     neighbours : int, default 10
         Nearest neighbours of each feature in the graph.
+    facets : int, default 0
+        Images of each feature that differ.
     """
 
     features: Annotated[
@@ -51,6 +53,9 @@ class ViewOptions:
         str, typer.Option(help="Measure of the heatmap: coactivation, raw, relative, selective or profile.")
     ] = "coactivation"
     neighbours: Annotated[int, typer.Option(help="Nearest neighbours of each feature in the graph.")] = 10
+    facets: Annotated[
+        int, typer.Option(help="Also make FACETS images of each feature, 2 to 16, that differ; 0 makes only its image.")
+    ] = 0
 
     def build(self) -> View:
         """Build the view.
@@ -62,7 +67,7 @@ class ViewOptions:
         """
         from featmap.mapping.view import View
 
-        return View(self.features, self.stimuli, self.measure, self.neighbours)
+        return View(self.features, self.stimuli, self.measure, self.neighbours, self.facets)
 
 
 @dataclass

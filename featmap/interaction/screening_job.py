@@ -56,7 +56,7 @@ class ScreeningJob(Job):
 
     Parameters
     ----------
-    network, recipe, seeds, responses, device, command, objectives, start, selection, frames
+    network, recipe, seeds, responses, device, command, objectives, start, selection, frames, facets
         Those of the solo runs, see `featmap.runs.job.Job`.
     sides : tuple of (tuple of Unit, tuple of Unit)
         Features of the two layers.

@@ -112,6 +112,8 @@ def map_layer(
         frames,
         clusters,
     )
+    if job.facets:
+        features["facets"] = tables.tabulate_facets(data, names)[1]
     own = set(names)
     shown = [f for f in job.shown if f in own]
     summary = tables.summarise(features, A, frames, clusters, live, shown)

@@ -85,6 +85,7 @@ def similarity_job(
         device=device or torch.device("cpu"),
         start=None if start is None else load_start_image(start, recipe.sizes[0], network.channels),
         command=SIMILARITY,
+        facets=view.facets,
         selection=Selection(tuple((name, format_channels(shown[name])) for name in mapped), view.stimuli),
     )
     return checked(job)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from featmap.files import safe_file_name
 from featmap.network.trace import Layer
 from featmap.runs import folder_layout
 from featmap.runs.folder_layout import ARRAYS
 from featmap.runs.manifest import MANIFEST, UNITS
-from featmap.stats import measures
+from featmap.stats import facets, measures
 from featmap.stats.clustering import Clusters
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import count_undefined, finite_column, most_similar_pairs, nearest_features
@@ -144,6 +145,28 @@ def feature_table(
         table[f"nearest_{rank}"] = ranked["other"].reindex(table.index)
         table[f"similarity_{rank}"] = ranked["similarity"].reindex(table.index)
     return table
+
+
+def tabulate_facets(data: xr.Dataset, names: list[str]) -> tuple[pd.DataFrame, pd.Series]:
+    """Tabulate the facets of a layer's features, of the first seed.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Arrays of the run.
+    names : list of str
+        Features whose images are compared.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        See `featmap.stats.facets.facet_table`.
+    counts : pandas.Series
+        Number of clearly different facets by feature.
+    """
+    first = data.isel(seed=0).sel(image=names)
+    arrays = ("facet_activation", "null_activation", "facet_distance", "facet_repeat")
+    return facets.facet_table(names, [0] * len(names), *(first[name].values for name in arrays))
 
 
 def split_status(table: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 
 from featmap.errors import FeatmapError, UnitError, suggest
 from featmap.files import digest
+from featmap.stats.facets import check_facets
 from featmap.stats.measures import MEASURES
 
 STIMULI = ("layer", "shown")
@@ -30,6 +31,8 @@ class View:
         Measure of the heatmap, a key of `featmap.stats.measures.MEASURES`.
     neighbours : int, default 10
         Nearest neighbours of each feature in the graph, 1 or more.
+    facets : int, default 0
+        Images of each feature that differ, 2 to 16, its ordinary one included; 0 makes no others. They are no stimuli.
 
     Raises
     ------
@@ -41,6 +44,7 @@ class View:
     stimuli: str = "layer"
     measure: str = "coactivation"
     neighbours: int = DEFAULT_NEIGHBOURS
+    facets: int = 0
 
     def __post_init__(self) -> None:
         if self.stimuli not in STIMULI:
@@ -51,6 +55,7 @@ class View:
             raise FeatmapError(
                 f"measure {self.measure!r} is unknown{suggest(self.measure, MEASURES)}; allowed: {', '.join(MEASURES)}"
             )
+        check_facets(self.facets)
         if self.neighbours < 1:
             raise FeatmapError(
                 f"neighbours {self.neighbours}: a neighbour graph takes 1 or more; {DEFAULT_NEIGHBOURS} is the default"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import networkx as nx
 import numpy as np
 import pandas as pd
@@ -9,10 +11,10 @@ import pandas as pd
 from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
 from featmap.mapping.result import SimilarityMap, order_features
-from featmap.mapping.tables import LABELS, distinct_pairs
+from featmap.mapping.tables import LABELS, distinct_pairs, tabulate_facets
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, sheets
-from featmap.runs.output import format_number, save_figure, write_frame
+from featmap.runs.output import format_number, save_facets, save_figure, save_sheet, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
@@ -131,21 +133,36 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
         format_number(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
     ]
     groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
-    sheet = sheets.contact_sheet(
+    save_sheet(
+        run,
+        f"{layer_map.prefix}features",
         pictures,
         flags.marked_names(table, order),
         captions=captions,
         groups=groups if layer_map.clusters.allowed else None,
         title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}"
         + colour_note(pictures.shape[1]),
-        columns=None,
     )
-    save_figure(run, sheet, f"{layer_map.prefix}features", ("png",))
+    if "facets" in layer_map.features:
+        _write_facets(run, layer_map, order)
     rows = _pair_cards(layer_map, nodes, images)
     if rows:
         note = colour_note(pictures.shape[1])
-        pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once){note}")
+        pairs = sheets.card_sheet(rows, f"The {len(rows)} most similar pairs (each feature once){note}", stretched=True)
         save_figure(run, pairs, f"{layer_map.prefix}neighbours", ("png",))
+
+
+def _write_facets(run: Run, layer_map: SimilarityMap, order: list[str]) -> None:
+    """Write the table, the pictures and the sheets of the facets of the features shown."""
+    # the null is made of all images of the layer, shown or not
+    table, _ = tabulate_facets(layer_map.dataset, list(layer_map.features.index))
+    kept = table[table["image"].isin(order)]
+    write = partial(kept.to_csv, index=False, float_format="%.9g", lineterminator="\n")
+    run.write(f"{layer_map.prefix}facets.csv", write)
+    at = {name: k for k, name in enumerate(order)}
+    drawn = kept.sort_values(["image", "facet"], key=lambda c: c.map(at) if c.name == "image" else c, kind="stable")
+    pixels = layer_map.dataset["facets"].isel(seed=0).sel(image=order).values
+    save_facets(run, layer_map.prefix, pixels, drawn)
 
 
 def _pair_cards(layer_map: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[sheets.Card]:

@@ -15,7 +15,7 @@ from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.optimize.comparison import Preparation, choose_preparation, copy_settings
 from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend
-from featmap.optimize.objective import BatchLoss, Objective
+from featmap.optimize.objective import BatchLoss, Objective, Repulsion
 from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import Recipe
 
@@ -118,6 +118,7 @@ class Batches:
         start: Tensor | None = None,
         on_step: StepCallback | None = None,
         frames: int = 0,
+        repulsion: Repulsion | None = None,
     ) -> Descent:
         """Maximise a batch of objectives, in one descent for each set of layers.
 
@@ -135,6 +136,9 @@ class Batches:
             Called after each step of the last set of layers with the step's number and the activations.
         frames : int, default 0
             Interval, in steps, at which images are kept; 0 keeps none.
+        repulsion : Repulsion or None, default None
+            Other images of each objective, from which its image is pushed away; all objectives then have the same
+            layers.
 
         Returns
         -------
@@ -169,6 +173,7 @@ class Batches:
                     start=start[rows] if start is not None and start.dim() == 4 else start,
                     on_step=on_step if len(results) == len(rows_by_layers) - 1 else None,
                     frames=frames,
+                    repulsion=repulsion,
                 )
             )
         order = torch.argsort(torch.tensor([r for rows in rows_by_layers.values() for r in rows]))

@@ -18,7 +18,7 @@ from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
-from featmap.optimize.objective import BatchLoss, Objective
+from featmap.optimize.objective import BatchLoss, Objective, Repulsion
 from featmap.optimize.recipe import Octave, Recipe
 from featmap.optimize.transforms import apply_transform
 
@@ -28,6 +28,8 @@ RESCUE_SLOPE = 0.1
 """Factor of the gradient that a rescued row gets through dead ReLUs."""
 CANCELLATION_TOLERANCE = 1e-5
 """Norm of a sum of gradients over the sum of their norms, up to which the sum is rounding and counts as 0."""
+REPULSION = 0.15
+"""Length of the gradient away from other images, in lengths of the objective's own."""
 REDUCED_PRECISIONS = {"bfloat16": torch.bfloat16}
 """Precisions of a recipe in which the network computes in another type than the image's."""
 StepCallback = Callable[[int, Tensor], None]
@@ -210,6 +212,7 @@ def descend(
     start: Tensor | None = None,
     on_step: StepCallback | None = None,
     frames: int = 0,
+    repulsion: Repulsion | None = None,
 ) -> Descent:
     """Maximise a batch of objectives by gradient descent on their losses.
 
@@ -232,6 +235,8 @@ def descend(
         Called after each step with the step's number and the activations of all rows' terms, R x T.
     frames : int, default 0
         Interval, in steps, at which images are kept, beside the first and the last; 0 keeps none.
+    repulsion : Repulsion or None, default None
+        Other images of each objective, from which the image is pushed away.
 
     Returns
     -------
@@ -269,7 +274,10 @@ def descend(
         every=frames,
         count=count,
         reads_device=device.type == "cpu",
+        repulsion=None if repulsion is None else repulsion.rows(range(count), padding, device),
     )
+    if repulsion is not None:
+        layers = list(dict.fromkeys([*layers, repulsion.layer]))
     image = _initial_images(recipe, seeds, start, network.channels, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
     with ActivationHooks(network.module, layers, (), network.layouts, network.directions) as hooks:
@@ -318,6 +326,7 @@ class _Loop:
     """Rows of the batch that are not padding."""
     reads_device: bool = True
     """Whether to read back if any row lacks a gradient: on a GPU that would synchronise the device at every step."""
+    repulsion: Repulsion | None = None
     any_dead: bool = True
     """Whether a row lacked a gradient at the last step; the next forward pass then runs with gates from the start."""
     curve: list[Tensor] = field(default_factory=list)
@@ -335,6 +344,8 @@ class _Loop:
             step = len(self.curve)
             gradient, agreement, means = self._gradient(hooks, loss, parameters, step)
             self.had_gradient |= gradient.flatten(1).any(1)
+            if self.repulsion is not None:
+                gradient = self._repel(hooks, loss, parameters, gradient, step)
             rate = parameterization.interpolate_schedule(octave.rate, i, octave.steps)
             sigma = parameterization.interpolate_schedule(octave.sigma, i, octave.steps)
             parameters = parameters - rate * optimiser(gradient)
@@ -383,14 +394,30 @@ class _Loop:
         self.rescued |= ~alive & combined.flatten(1).any(1)
         return combined, agreement, means
 
+    def _repel(
+        self, hooks: ActivationHooks, loss: BatchLoss, parameters: Tensor, gradient: Tensor, step: int
+    ) -> Tensor:
+        """Add to each row's gradient the one away from other images; nothing where the row has none of its own."""
+        assert self.repulsion is not None
+        p = parameters.detach().requires_grad_(True)
+        outputs = self._outputs(hooks, loss, self.normalise(self._shown(p, step)))
+        (away,) = torch.autograd.grad(self.repulsion.similarity(outputs[self.repulsion.layer]).sum(), p)
+        one, two = (torch.linalg.vector_norm(g.flatten(1), dim=1) for g in (gradient, away))
+        factor = torch.where((two > 0) & two.isfinite(), REPULSION * one / two, torch.zeros_like(one))
+        return gradient + factor.view(-1, *[1] * (gradient.dim() - 1)) * torch.nan_to_num(away)
+
+    def _shown(self, p: Tensor, step: int) -> Tensor:
+        """Compute the images that the network sees in a step."""
+        images = apply_transform(self.parameterisation.to_images(p), self.seeds, step, self.recipe.transform)
+        return image_ops.jitter(images, self.seeds, step, self.recipe.jitter)
+
     def _losses(
         self, hooks: ActivationHooks, loss: BatchLoss, p: Tensor, step: int, gate: _Gate | None
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses and activations of the rows' terms, R x T each, with `gate` in every ReLU."""
-        images = apply_transform(self.parameterisation.to_images(p), self.seeds, step, self.recipe.transform)
-        shifted = image_ops.jitter(images, self.seeds, step, self.recipe.jitter)
+        shown = self._shown(p, step)
         with nullcontext() if gate is None else _GatedReLUs(gate):
-            losses, means = loss.compute_terms(self._outputs(hooks, loss, self.normalise(shifted)))
+            losses, means = loss.compute_terms(self._outputs(hooks, loss, self.normalise(shown)))
         if not losses.requires_grad:
             raise ModelError(
                 f"no gradient flows from {' or '.join(map(repr, hooks.layers))} to the image, so that no image can be "

@@ -16,6 +16,8 @@ from featmap.network.directions import split_name
 from featmap.network.unit import Shape, Unit
 
 MAX_TERMS = 256
+LEAST_LENGTH = 1e-12
+"""Least length that standardised responses are divided by, so that responses at their mean have a cosine of 0."""
 Loss = Callable[[Tensor, Tensor | None, float], Tensor]
 """A metric's loss: outputs (K x P x H x W), mask or None, and C, to one loss for each of the K units."""
 METRIC_LOSSES: dict[str, Loss] = {}
@@ -249,6 +251,73 @@ def linf_elementwise(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
         Loss of each unit, K.
     """
     return _difference(values, mask, C).abs().flatten(1).amax(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Repulsion:
+    """Other images of each row's unit, from which a descent is pushed away.
+
+    Images are compared by the responses of a layer's features, as `featmap.stats.facets` does.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer, of C features.
+    means : Tensor
+        Mean of each feature's response over reference images, C.
+    weights : Tensor
+        Weight of each feature in each row, R x C.
+    vectors : Tensor
+        Unit vectors of the K other images of each row's unit, R x K x C.
+    """
+
+    layer: str
+    means: Tensor
+    weights: Tensor
+    vectors: Tensor
+
+    def rows(self, rows: Sequence[int], padding: int, device: torch.device) -> Repulsion:
+        """Select rows, and repeat the first of them.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Rows to select.
+        padding : int
+            Number of repetitions that are appended.
+        device : torch.device
+            Device of the result.
+
+        Returns
+        -------
+        Repulsion
+            Of these rows.
+        """
+        chosen = [*rows, *[rows[0]] * padding]
+        parts = (self.means, self.weights[chosen], self.vectors[chosen])
+        return Repulsion(self.layer, *(part.float().to(device) for part in parts))
+
+    def similarity(self, outputs: Tensor) -> Tensor:
+        """Compute how similar each row's image is to the most similar one of the others.
+
+        Parameters
+        ----------
+        outputs : Tensor
+            Output of the layer, R x C x H x W.
+
+        Returns
+        -------
+        Tensor
+            Largest cosine, R, in [-1, 1]; each row depends on itself alone.
+        """
+        responses = torch.nan_to_num(outputs.mean((2, 3)), 0.0, 0.0, 0.0)
+        standardised = (responses - self.means) * self.weights
+        # one row at a time: over many rows at once the rounding of a product depends on their number
+        cosines = [
+            (vectors * row).sum(1).amax() / torch.linalg.vector_norm(row).clamp(min=LEAST_LENGTH)
+            for row, vectors in zip(standardised, self.vectors, strict=True)
+        ]
+        return torch.stack(cosines)
 
 
 @dataclass

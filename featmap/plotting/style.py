@@ -211,15 +211,38 @@ def add_page(figure: Figure, width: float, below: float, title: str) -> tuple[pl
     top : float
         Lower end of the title, in inches.
     """
-    size = max(11.0, 0.65 * width)
-    heading = wrap_text(title, width - 0.4, size)
-    top = 0.2 + size / 55 * len(heading.splitlines())
+    size, heading, top = _title(title, width)
     FigureCanvasAgg(figure).figure.set_size_inches(width, top + below)
     page = figure.add_axes((0, 0, 1, 1), zorder=-1)
     page.set(xlim=(0, width), ylim=(top + below, 0), autoscale_on=False)
     page.set_axis_off()
     draw_text(page, width / 2, 0.13, heading, size)
     return page, top
+
+
+def _title(title: str, width: float) -> tuple[float, str, float]:
+    """Choose the font size of a title and break it into lines; return its lower end too, in inches."""
+    size = max(11.0, 0.65 * width)
+    heading = wrap_text(title, width - 0.4, size)
+    return size, heading, 0.2 + size / 55 * len(heading.splitlines())
+
+
+def title_height(title: str, width: float) -> float:
+    """Compute where the title that `add_page` draws ends.
+
+    Parameters
+    ----------
+    title : str
+        The title.
+    width : float
+        Width of the figure, in inches.
+
+    Returns
+    -------
+    float
+        Inches from the upper edge.
+    """
+    return _title(title, width)[2]
 
 
 def cell_size(n: int) -> float:

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
 from featmap.mapping.result import SimilarityMap, worst_status
-from featmap.plotting import heatmaps, style
+from featmap.plotting import display, heatmaps, style
 from featmap.report import graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.page import LayerPage
@@ -304,12 +304,14 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
     encoding = choose_encoding(list(sample), count, page_budget(count) - _other_bytes(page, count, sheet))
     images, maps = [""] * count, [np.zeros((1, 1), dtype=np.float32)] * count
     largest: list[float | None] = [None] * count
+    factors: list[list[float]] = [[1.0, 0.0]] * count
     reason = probe if isinstance(probe, str) else None
     for first, pixels in _batches(data, positions):
         labels = [str(name) for name in data["image"].values[positions[first : first + BATCH]]]
         for name, image in zip(labels, pixels, strict=True):
             images[at[name]] = encode_image(image, encoding)
-            sheet.put(at[name], image)
+            factors[at[name]] = [round(v, 5) for v in display.stretch_factors(image)]
+            sheet.put(at[name], display.stretch(image))
         if reason is None and not isinstance(probe, str):
             try:
                 for name, grid in zip(labels, compute_activation_maps(probe, pixels, labels), strict=True):
@@ -322,6 +324,7 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
         "sides": [data.sizes["y"], data.sizes["x"]],
         "thumbnails": sheet.as_json(),
         "coding": str(encoding),
+        "display": {"note": display.NOTE, "factors": factors},
         "maps": {"reason": reason},
     }
     if reason is None:

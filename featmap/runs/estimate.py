@@ -72,7 +72,7 @@ def estimate(job: Job, folder: Path) -> Estimate:
     measured = list(groups.values())[:: -(-len(groups) // MAX_GROUPS)]
     share = len(job.objectives) / sum(map(len, measured))
     batches = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
-    seconds = share * estimate_seconds(job, batches, job.start)
+    seconds = share * estimate_seconds(job, batches, job.start) * job.steps_per_unit / job.recipe.steps
     seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
     memory = estimate_process_memory(job) + _frame_bytes(job)
     if blockwise.is_large([len(group) for group in groups.values()]):

@@ -73,6 +73,56 @@ class ArraySpec:
     attrs: tuple[tuple[str, Any], ...] = ()
 
 
+def frame_arrays(images: ArraySpec, count: int, columns: int) -> dict[str, ArraySpec]:
+    """Specify the arrays of frames, and of the responses to them.
+
+    Parameters
+    ----------
+    images : ArraySpec
+        Array of the images, (seed, image, channel, y, x).
+    count : int
+        Number of frames of each image.
+    columns : int
+        Number of recorded responses; 0 stores none.
+
+    Returns
+    -------
+    dict of ArraySpec
+        `frames` and, with responses, `frame_A`.
+    """
+    (seeds, units, *image), rows, dims = images.shape, images.chunks[1], ("seed", "image", "frame")
+    # a frame is a chunk of its own: it can be read without decompressing the whole descent
+    pixels = ArraySpec((*dims, "channel", "y", "x"), (seeds, units, count, *image), (1, rows, 1, *image))
+    responses = ArraySpec((*dims, "response"), (seeds, units, count, columns), (1, rows, count, columns))
+    return {"frames": pixels} | ({"frame_A": responses} if columns else {})
+
+
+def facet_arrays(images: ArraySpec, facets: int) -> dict[str, ArraySpec]:
+    """Specify the arrays of facets.
+
+    Parameters
+    ----------
+    images : ArraySpec
+        Array of the images, (seed, image, channel, y, x).
+    facets : int
+        Number of facets of each unit.
+
+    Returns
+    -------
+    dict of ArraySpec
+        `facets`, the images; `facet_activation`; `facet_distance`, of every two facets of a unit; `facet_repeat`, the
+        distance of two ordinary images. See `featmap.stats.facets`.
+    """
+    (seeds, units, *image), rows, dims = images.shape, images.chunks[1], ("seed", "image", "facet")
+    shape, between = (seeds, units, facets), (*dims, "other_facet")
+    return {
+        "facets": ArraySpec((*dims, "channel", "y", "x"), (*shape, *image), (1, rows, 1, *image)),
+        "facet_activation": ArraySpec(dims, shape, (1, rows, facets)),
+        "facet_distance": ArraySpec(between, (*shape, facets), (1, rows, facets, facets)),
+        "facet_repeat": ArraySpec(dims[:2], shape[:2], (1, rows)),
+    }
+
+
 Inputs = Mapping[str, bytes]
 """Files that the results of a run depend on, such as directions: content by path in the run folder."""
 

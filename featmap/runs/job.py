@@ -23,7 +23,7 @@ from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import AnyUnit, WorkUnit, plan_units
-from featmap.runs.folder_layout import STATUSES, ArraySpec
+from featmap.runs.folder_layout import STATUSES, ArraySpec, facet_arrays, frame_arrays
 from featmap.stats import blockwise
 
 J = TypeVar("J", bound="BaseJob")
@@ -195,6 +195,11 @@ class BaseJob(ABC):
         return [unit for wave in self.waves() for unit in wave]
 
     @property
+    def steps_per_unit(self) -> int:
+        """Steps of a batch."""
+        return self.recipe.steps
+
+    @property
     def array_bytes(self) -> int:
         """Bytes of the arrays before compression."""
         return sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in self.arrays().values())
@@ -292,12 +297,15 @@ class Job(BaseJob):
         Of a similarity run: features and stimuli.
     frames : int, default 0
         Store the image at the start and after every this many steps, and the responses to it; 0 stores none.
+    facets : int, default 0
+        Images of each unit, the ordinary one included, that differ; 0 makes no others.
     """
 
     objectives: tuple[Objective, ...]
     start: Tensor | None = None
     selection: Selection | None = None
     frames: int = 0
+    facets: int = 0
 
     @cached_property
     def labels(self) -> list[str]:
@@ -394,6 +402,7 @@ class Job(BaseJob):
             "start": start,
             "device": self.device.type,
             **({"frames": self.frames} if self.frames else {}),
+            **({"facets": self.facets} if self.facets else {}),
             **({"command": self.command} if self.command else {}),
             **(self.selection.identity() if self.selection else {}),
         }
@@ -409,7 +418,7 @@ class Job(BaseJob):
         # a chunk never spans two batches: workers write at the same time, without locks
         seeds, count, rows = len(self.seeds), len(self.objectives), self.recipe.rows
         steps, columns, image = self.recipe.steps, len(self.columns), self.network.image_shape(self.recipe.size)
-        pixels = ("channel", "y", "x")
+        frames, pixels = len(frame_steps(steps, self.frames)), ("channel", "y", "x")
         meanings = (("flag_values", list(range(len(STATUSES)))), ("flag_meanings", " ".join(STATUSES)))
         specs = {
             "images": ArraySpec(("seed", "image", *pixels), (seeds, count, *image), (1, rows, *image)),
@@ -420,21 +429,10 @@ class Job(BaseJob):
             "status": ArraySpec(("seed", "image"), (seeds, count), (1, rows), "uint8", meanings),
         }
         if columns:
-            dims = ("seed", "image", "response")
-            specs["A"] = ArraySpec(dims, (seeds, count, columns), (1, rows, columns))
+            specs["A"] = ArraySpec(("seed", "image", "response"), (seeds, count, columns), (1, rows, columns))
             specs["null"] = ArraySpec(("seed", "response"), (seeds, columns), (1, columns))
-        return specs | self._frame_arrays()
-
-    def _frame_arrays(self) -> dict[str, ArraySpec]:
-        """Specify the arrays of intermediate images and of the responses to them, where any are stored."""
-        count, image = len(frame_steps(self.recipe.steps, self.frames)), self.network.image_shape(self.recipe.size)
-        if not count:
-            return {}
-        dims, shape = ("seed", "image", "frame"), (len(self.seeds), len(self.objectives), count)
-        # a frame is a chunk of its own: it can be read without decompressing the whole descent
-        pixels = ArraySpec((*dims, "channel", "y", "x"), (*shape, *image), (1, self.recipe.rows, 1, *image))
-        responses = ArraySpec((*dims, "response"), (*shape, c := len(self.columns)), (1, self.recipe.rows, count, c))
-        return {"frames": pixels} | ({"frame_A": responses} if self.columns else {})
+        specs |= frame_arrays(specs["images"], frames, columns) if frames else {}
+        return specs | (facet_arrays(specs["images"], self.facets) if self.facets else {})
 
     def coords(self) -> dict[str, np.ndarray]:
         """Return the labels along the arrays' dimensions.
@@ -450,6 +448,8 @@ class Job(BaseJob):
             "step": np.arange(self.recipe.steps, dtype=np.int64),
             "channel": np.array(channel_names(self.network.channels)),
         }
+        if self.facets:
+            coords |= {name: np.arange(self.facets, dtype=np.int64) for name in ("facet", "other_facet")}
         if self.frames:
             coords["frame"] = np.array(frame_steps(self.recipe.steps, self.frames), dtype=np.int64)
         return coords | ({"response": np.array(self.columns)} if self.responses else {})
@@ -477,7 +477,13 @@ class Job(BaseJob):
         float
             Elements computed in its forward passes, one pass for each set of layers.
         """
-        return self.pass_cost({tuple(sorted(o.layers)) for o in self.objectives[unit.first : unit.last]})
+        sets = {tuple(sorted(o.layers)) for o in self.objectives[unit.first : unit.last]}
+        return self.pass_cost(sets) * (1 + self.facets)
+
+    @property
+    def steps_per_unit(self) -> int:
+        """Steps of a batch, with those of facets and repeated images."""
+        return self.recipe.steps * (1 + self.facets)
 
     @property
     def trials(self) -> tuple[Objective, ...]:

@@ -207,7 +207,7 @@ def task_of(job: BaseJob, worker: MakeWorker, engine: Engine) -> Task:
         partial(worker, job),
         device.deterministic_settings,
         partial(device.describe_environment, job.device),
-        job.recipe.steps,
+        job.steps_per_unit,
         job.cost,
         job.device.type == "cuda",
         limits.estimate_memory(job.network, job.recipe, job.layers) if engine.name != HERE else 0,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 from numpy.typing import ArrayLike
-from PIL import Image
 from torch import nn
 
 from featmap.errors import FeatmapError, UnitError
 from featmap.files import safe_file_name
-from featmap.image_shape import colour_note, to_rgb
+from featmap.image_shape import colour_note
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -24,19 +24,27 @@ from featmap.optimize import photographs
 from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
-from featmap.plotting import sheets
 from featmap.runs import folder_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import MAXIMISE
-from featmap.runs.output import format_number, save_figure
+from featmap.runs.output import format_number, save_facets, save_sheet, to_picture
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
+from featmap.stats import facets
 from featmap.stats.frames import finite_column
 
 Target = str | Unit | Objective
+
+
+class Stored(TypedDict, total=False):
+    """Settings of `maximise` that say what is stored beside the images."""
+
+    frames: int
+    responses: str | Sequence[str] | None
+    facets: int
 
 
 def maximise_job(
@@ -46,9 +54,8 @@ def maximise_job(
     *,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
-    frames: int = 0,
-    responses: Sequence[str] | None = None,
     device: torch.device | None = None,
+    **stored: Unpack[Stored],
 ) -> Job:
     """Create the checked job of the maximising images of units or sums of units.
 
@@ -60,10 +67,12 @@ def maximise_job(
         Network that they belong to.
     recipe : Recipe
         Resolved recipe.
-    seeds, start, frames, responses
+    seeds, start
         See `maximise`.
     device : torch.device, optional
         Where the network is computed; None is the CPU.
+    **stored : Any
+        Frames, responses and facets, see `maximise`.
 
     Returns
     -------
@@ -75,6 +84,8 @@ def maximise_job(
     FeatmapError
         If a unit does not exist or a setting is out of range.
     """
+    frames, responses, count = stored.get("frames", 0), stored.get("responses"), stored.get("facets", 0)
+    responses = [responses] if isinstance(responses, str) else responses
     objectives = tuple(
         dict.fromkeys(Objective.parse(network.number_names(u) if isinstance(u, str) else u) for u in units)
     )
@@ -94,6 +105,7 @@ def maximise_job(
         start=None if start is None else photographs.load_start_image(start, recipe.sizes[0], network.channels),
         command=MAXIMISE,
         frames=frames,
+        facets=facets.check_facets(count),
     )
     return checked(job)
 
@@ -105,9 +117,8 @@ def maximise(
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
-    frames: int = 0,
-    responses: str | Sequence[str] | None = None,
     execution: Execution | None = None,
+    **stored: Unpack[Stored],
 ) -> xr.Dataset:
     """Maximise units or sums of units.
 
@@ -124,12 +135,13 @@ def maximise(
         Number of seeds of the noise, counted from the recipe's own, or the seeds themselves.
     start : path or array, optional
         A photograph, or C x H x W values in [0, 1], to start from instead of noise; resized for the recipe.
-    frames : int, default 0
-        Store the image at the start, after every this many steps and at the end; 0 stores none.
-    responses : str or sequence of str, optional
-        Layers whose features' responses are recorded. None: with `frames` the layers of the units, else none.
     execution : Execution, optional
         Device, engine, run folder and progress. Without a run folder the images are computed in memory.
+    **stored : Any
+        `frames` (int, default 0): store the image at the start, after every this many steps and at the end. `responses`
+        (str or sequence of str): layers whose features' responses are recorded; without it, with `frames` the layers of
+        the units, else none. `facets` (int, default 0): make this many images of each unit, 2 to 16, that differ in the
+        responses of the unit's layer; the first one is the unit's image.
 
     Returns
     -------
@@ -139,7 +151,9 @@ def maximise(
         With `responses` also `A` (seed, image, response) and `null` (seed, response). With `frames` also `frames`
         (seed, image, frame, channel, y, x), labelled by the number of steps, at the final size; and `frame_A` (seed,
         image, frame, response), the responses of the unmodified network to each frame at the size that it had. The last
-        frame is the image, and its row of `frame_A` equals that of `A` bit for bit.
+        frame is the image, and its row of `frame_A` equals that of `A` bit for bit. With `facets` also `facets` (seed,
+        image, facet, channel, y, x), `facet_activation`, `facet_distance` (seed, image, facet, other facet) and
+        `facet_repeat` (seed, image), see `featmap.stats.facets`.
 
     Raises
     ------
@@ -162,9 +176,8 @@ def maximise(
         resolve_recipe(recipe, loaded, device),
         seeds=seeds,
         start=start,
-        frames=frames,
-        responses=[responses] if isinstance(responses, str) else responses,
         device=device,
+        **stored,
     )
     if execution.out is not None:
         with lifecycle.open_run(job, execution.out).locked() as run:
@@ -181,7 +194,7 @@ def _in_memory(job: Job, watcher: Watcher) -> xr.Dataset:
     arrays = {k: np.empty(s.shape, dtype=s.dtype) for k, s in specs.items()}
     worker = Worker(job, watcher)
     (units,) = job.waves()
-    watcher.begin(sum(job.recipe.steps for u in units if u.last), 0)
+    watcher.begin(sum(job.steps_per_unit for u in units if u.last), 0)
     with deterministic_settings():
         for unit in units:
             at = job.seeds.index(unit.seed)
@@ -192,7 +205,7 @@ def _in_memory(job: Job, watcher: Watcher) -> xr.Dataset:
 
 
 def write_images(job: Job, run: Run, watcher: Watcher) -> None:
-    """Write the table, the pictures and the contact sheet of a run of `maximise`.
+    """Write the table, the pictures and the contact sheets of a run of `maximise`.
 
     Parameters
     ----------
@@ -210,11 +223,13 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     codes = frame["status"]
     frame["status"], frame["start"] = folder_layout.status_names(codes), folder_layout.starts(codes)
     run.manifest.files = {}
+    if job.facets:
+        frame["facets"] = write_facets(job, run, data).to_numpy()
     run.write("images.csv", lambda p: frame.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
     labels = job.labels
     for k, label in enumerate(labels):
         pixels = data["images"].isel(seed=0, image=k).values
-        picture = _to_picture(pixels)
+        picture = to_picture(pixels)
         run.write(f"images/{k:05d}-{safe_file_name(label)}.png", picture.save)
         watcher.stage("pictures", k + 1, len(labels))
     first = frame[frame["seed"] == job.seeds[0]]
@@ -222,22 +237,46 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         format_number(value) + ("" if status == "live" else f" {status}")
         for value, status in zip(first["activation"], first["status"], strict=True)
     ]
-    sheet = sheets.contact_sheet(
+    save_sheet(
+        run,
+        "features",
         data["images"].isel(seed=0).values,
         labels,
         captions=captions,
         groups=None,
         title=f"{len(labels)} maximising images" + colour_note(job.network.channels),
-        columns=None,
     )
-    save_figure(run, sheet, "features", ("png",))
 
 
-def _to_picture(pixels: np.ndarray) -> Image.Image:
-    """Convert an image, C x H x W, to a picture: gray, red-green-blue, or false colours."""
-    shown = to_rgb(pixels) if len(pixels) > 1 else pixels
-    values = (np.clip(shown, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
-    return Image.fromarray(values if len(shown) > 1 else values[:, :, 0])
+def write_facets(job: Job, run: Run, data: xr.Dataset) -> pd.Series:
+    """Write the table, the pictures and the contact sheets of facets.
+
+    Parameters
+    ----------
+    job : Job
+        Job of the run.
+    run : Run
+        Its folder, in which every unit has landed.
+    data : xarray.Dataset
+        Its arrays.
+
+    Returns
+    -------
+    pandas.Series
+        Number of clearly different facets of each image, seed by seed, see `featmap.stats.facets.facet_table`.
+    """
+    layers, tables, counts = [tuple(sorted(o.layers)) for o in job.objectives], [], []
+    for k, seed in enumerate(job.seeds):
+        names = ("facet_activation", "null_activation", "facet_distance", "facet_repeat")
+        values = [data[name].isel(seed=k).values for name in names]
+        table, count = facets.facet_table(job.labels, layers, *values)
+        table.insert(0, "seed", seed)
+        tables.append(table)
+        counts.append(count)
+    whole = pd.concat(tables, ignore_index=True)
+    run.write("facets.csv", lambda p: whole.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
+    save_facets(run, "", data["facets"].isel(seed=0).values, tables[0])
+    return pd.concat(counts)
 
 
 def summarise_images(folder: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from featmap.optimize import limits, parameterization
 from featmap.optimize.batch import Batches
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.descent import Descent, StepCallback
-from featmap.optimize.objective import Objective
+from featmap.optimize.objective import Objective, Repulsion
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe, weighted_activations
 from featmap.runs.engine import WorkUnit
@@ -25,7 +26,10 @@ from featmap.runs.folder_layout import row_statuses
 from featmap.runs.job import BaseJob, Job
 from featmap.runs.progress import Silent, Watcher, step_callback
 from featmap.runs.store import Run
+from featmap.stats import facets
 
+PINK_IMAGES = 64
+"""Reference images for the comparison of facets."""
 AnyJob = TypeVar("AnyJob", bound=BaseJob)
 
 
@@ -47,6 +51,7 @@ class Worker:
         self.probe = Probe(network, recipe.rows, job.device)
         self._nulls: dict[int, Tensor] = {}
         self._null_outputs: dict[int, dict[str, Tensor]] = {}
+        self._spaces: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def descend(self, objectives: Sequence[Objective], recipe: Recipe, seed: int, on_step: StepCallback) -> Descent:
         """Run the descents of a batch.
@@ -164,6 +169,73 @@ class Worker:
             arrays["frame_A"] = np.stack([self._responses(f) for f in frames], axis=1)
         return arrays
 
+    def _space(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """Compute mean and deviation of the responses of a layer's features over images with a 1/f spectrum."""
+        if layer not in self._spaces:
+            images = image_ops.pink_noise(PINK_IMAGES, self.job.recipe.size, self.job.network.channels)
+            responses = self.probe.responses(images, [layer])[layer].astype(float)
+            self._spaces[layer] = np.nan_to_num(responses.mean(0), posinf=0, neginf=0), responses.std(0)
+        return self._spaces[layer]
+
+    def _facets(
+        self, objectives: Sequence[Objective], seed: int, images: Tensor, activation: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Make the other facets of a batch's images one after the other, and compare all of them.
+
+        The rows stay independent: a facet depends on the earlier facets of its own row alone.
+        """
+        rows_by_layers: dict[tuple[str, ...], list[int]] = {}
+        for row, objective in enumerate(objectives):
+            rows_by_layers.setdefault(tuple(sorted(objective.layers)), []).append(row)
+        arrays: dict[str, np.ndarray] = {}
+        for k, (layers, rows) in enumerate(rows_by_layers.items(), 1):
+            # progress is counted in steps of whole batches
+            on_step = step_callback(self.watcher, self.job.device) if k == len(rows_by_layers) else None
+            (layer, *_) = self.job.network.base_layers(layers)
+            chosen = [objectives[row] for row in rows]
+            descend = partial(self.batches.descend, chosen, self.job.recipe, start=self.job.start, on_step=on_step)
+            found = self._compare(chosen, layer, seed, images[rows], activation[rows], descend)
+            for name, values in found.items():
+                arrays.setdefault(name, np.empty((len(objectives), *values.shape[1:]), np.float32))[rows] = values
+        return arrays
+
+    def _compare(
+        self,
+        objectives: Sequence[Objective],
+        layer: str,
+        seed: int,
+        images: Tensor,
+        activation: np.ndarray,
+        descend: Callable[..., Descent],
+    ) -> dict[str, np.ndarray]:
+        """Make and compare the facets of objectives of the same layers by the responses of one layer."""
+        job, (means, deviations) = self.job, self._space(layer)
+        shape = job.network.layer(layer, job.recipe.size).shape
+        own = [[c for _, u in o.terms if u.layer == layer for c in u.mask(shape)[0]] for o in objectives]
+        weights = np.stack([facets.feature_weights(deviations, channels) for channels in own])
+
+        def make(number: int, others: Repulsion | None) -> tuple[Tensor, np.ndarray]:
+            made = descend(seed=facets.facet_seed(seed, number), repulsion=others).images
+            return made, facets.unit_vectors(self.probe.responses(made, [layer])[layer], means, weights)
+
+        pictures, activations = [images], [activation]
+        vectors = [facets.unit_vectors(self.probe.responses(images, [layer])[layer], means, weights)]
+        _, repeated = make(0, None)
+        for number in range(1, job.facets):
+            earlier = torch.from_numpy(np.nan_to_num(np.stack(vectors, axis=1)))
+            picture, vector = make(
+                number, Repulsion(layer, torch.from_numpy(means), torch.from_numpy(weights), earlier)
+            )
+            pictures.append(picture)
+            vectors.append(vector)
+            activations.append(self.probe.activations(picture, objectives))
+        return {
+            "facets": torch.stack(pictures, dim=1).numpy(),
+            "facet_activation": np.stack(activations, axis=1),
+            "facet_distance": facets.distances(np.stack(vectors, axis=1)),
+            "facet_repeat": facets.distances(np.stack([vectors[0], repeated], axis=1))[:, 0, 1],
+        }
+
     def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:
         """Descend on a batch and measure its images as they are stored."""
         job = self.job
@@ -182,6 +254,7 @@ class Worker:
         if job.responses:
             arrays["A"] = responses
         arrays |= self._frames(result.frames)
+        arrays |= self._facets(objectives, unit.seed, result.images, activation) if job.facets else {}
         arrays["status"] = row_statuses(arrays | {"scale": scale}, result.had_gradient.numpy(), result.rescued.numpy())
         return arrays
 

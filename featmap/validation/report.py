@@ -197,7 +197,9 @@ def _draw_panels(
             ]
             text = _panel_text(evaluation, name)
             cards.append(sheets.Card((evidence.read_image(name), *pictures), tuple(labels), text))
-        output.save_figure(store, sheets.card_sheet(cards, title), f"{folder}panels/page-{number:03d}", ("png",))
+        output.save_figure(
+            store, sheets.card_sheet(cards, title, stretched=True), f"{folder}panels/page-{number:03d}", ("png",)
+        )
     watcher.stage(f"panels of {evidence.layer}", len(names), len(names))
 
 

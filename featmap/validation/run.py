@@ -199,6 +199,7 @@ def job_of(run: Run, network: Network) -> Job:
         device=device.select_device(identity["device"]),
         command=identity["command"],
         selection=Selection.from_identity(identity),
+        facets=identity.get("facets", 0),
     )
     job = checked(job)
     if json.loads(json.dumps(job.identity())) != identity:
@@ -222,7 +223,7 @@ def similarity_jobs(plan: ValidationPlan) -> list[tuple[Job, Path]]:
     list of (Job, Path)
         Jobs of one seed each, with their folders: further seeds of the network, then those with random weights.
     """
-    job = replace(plan.job, responses=tuple(plan.job.layers))
+    job = replace(plan.job, responses=tuple(plan.job.layers), facets=0)
     jobs = [(replace(job, seeds=(s,)), plan.folder / f"seed-{s}") for s in plan.seeds if s not in plan.job.seeds]
     if plan.random is not None:
         null = replace(job, network=plan.random)

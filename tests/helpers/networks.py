@@ -190,3 +190,26 @@ def failing() -> nn.Module:
 def not_a_module() -> str:
     """A factory that returns something else."""
     return "a network"
+
+
+def two_faced() -> nn.Module:
+    """Thirty features that like one pattern of 8 x 8 pixels each; number 30 likes a pattern or its negative.
+
+    No two patterns overlap by more than chance, so that the image of a feature is known: its pattern.
+    """
+    generator = torch.Generator().manual_seed(3)
+    blocks = (torch.rand(31, 3, 4, 4, generator=generator) > 0.5).float() * 2 - 1
+    patterns = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    class TwoFaced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.match = nn.Conv2d(3, 31, 8, bias=False)
+            self.match.weight = nn.Parameter(patterns / patterns[0].numel())
+            self.features = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.match(x - 0.5)
+            return self.features(torch.cat([z[:, :30], z[:, 30:].abs()], 1))
+
+    return TwoFaced().eval()

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pandas as pd
 import pytest
 
 from featmap.mapping.run import similarity
+from featmap.plotting import display
 from featmap.report.atlas import atlas
+from featmap.runs.store import open_arrays
 from tests.helpers import tiny
 from tests.helpers.browser import Tab, chromium, needs_chromium, read_pair
 from tests.helpers.settings import options
@@ -271,3 +274,35 @@ def test_markup_in_a_layer_name_is_shown_as_text(browser: Any, tmp_path: Path) -
     again = Tab(browser, page, "#" + link.partition("#")[2])
     assert again.ready().locator("#card h2").text_content() == name
     again.close()
+
+
+def test_images_are_shown_stretched_or_as_stored(tab: Tab, run: Path) -> None:
+    images = open_arrays(run)["images"].isel(seed=0)
+
+    def shown() -> np.ndarray:
+        """Draw the card's image at its own size, with the filter that the page applies to it."""
+        found = tab.page.evaluate(
+            """async () => {
+              const image = document.querySelector("#card .images img"); await image.decode();
+              const canvas = document.createElement("canvas");
+              [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+              const context = canvas.getContext("2d"); context.filter = getComputedStyle(image).filter;
+              context.drawImage(image, 0, 0);
+              return [canvas.height, canvas.width, [...context.getImageData(0, 0, canvas.width, canvas.height).data]];
+            }"""
+        )
+        return np.array(found[2]).reshape(found[0], found[1], 4)[:, :, :3].transpose(2, 0, 1) / 255
+
+    tab.page.evaluate("FM.select(FM.at.get('features:4'))")
+    image = images.sel(image="features:4").values
+    assert display.stretch_factors(image)[0] > 1.2
+    np.testing.assert_allclose(shown(), display.stretch(image), atol=0.03)
+    assert display.NOTE in str(tab.page.locator("#card").text_content())
+    tab.keep("stretched")
+    tab.page.locator("#card button.display").click()
+    np.testing.assert_allclose(shown(), image.clip(0, 1), atol=0.005)
+    assert "stored pixels" in str(tab.page.locator("#card figcaption").first.text_content())
+    tab.page.evaluate("FM.select(FM.at.get('features:5'))")
+    np.testing.assert_allclose(shown(), images.sel(image="features:5").values.clip(0, 1), atol=0.005)
+    tab.page.locator("#card button.display").click()
+    np.testing.assert_allclose(shown(), display.stretch(images.sel(image="features:5").values), atol=0.03)

@@ -154,12 +154,28 @@ FM.reproduction = (k) => {
   return [FM.element("h3", {}, "Reproduce this image"), FM.element("pre", {}, line), FM.element("pre", {}, python[k]), ...notes];
 };
 
+// What is shown of the images: stretched, or the stored pixels.
+FM.displayed = () => {
+  const stored = () => document.body.classList.contains("stored");
+  const text = () => (stored() ? "stored pixels" : FM.data.display.note);
+  const note = FM.element("span", {}, text());
+  const other = () => (stored() ? "stretch the contrast" : "show the stored pixels");
+  const act = () => {
+    document.body.classList.toggle("stored");
+    note.textContent = text();
+    button.textContent = other();
+    button.setAttribute("aria-pressed", String(stored()));
+  };
+  const button = FM.element("button", { type: "button", class: "display", "aria-pressed": String(stored()), onclick: act }, other());
+  return [FM.element("br"), note, FM.element("br"), button];
+};
+
 FM.card = (k) => {
   FM.shownOnCard = k;
   const place = document.getElementById("card");
   const ranked = FM.ranked(k);
   const title = FM.element("h2", {}, FM.element("a", { href: FM.hash(FM.names[k]), title: "permanent link" }, FM.marked(FM.names[k])));
-  const shown = FM.element("figure", {}, FM.image(k, 210), FM.element("figcaption", {}, `seed ${FM.data.seed}; ${FM.data.coding}`));
+  const shown = FM.element("figure", {}, FM.image(k, 210), FM.element("figcaption", {}, `seed ${FM.data.seed}; ${FM.data.coding}`, ...FM.displayed()));
   const images = FM.element("div", { class: "images" }, shown);
   const descent = document.getElementById("descent");
   const children = [title, images, FM.definitions(k), descent];

@@ -88,8 +88,16 @@ FM.element = (tag, attributes = {}, ...children) => {
   return node;
 };
 
+// The display stretch: brightness(b) contrast(c) shows b c v + (1 - c) / 2, which is gain v + offset. The image itself
+// keeps the stored pixels; thumbnails are stretched already.
+FM.stretch = (k) => {
+  const [gain, offset] = FM.data.display.factors[k];
+  const contrast = 1 - 2 * offset;
+  return `--stretch: brightness(${gain / contrast}) contrast(${contrast})`;
+};
+
 FM.image = (k, side) => {
-  const node = FM.element("img", { alt: FM.describe(k), width: side, height: side });
+  const node = FM.element("img", { alt: FM.describe(k), class: "stretched", style: FM.stretch(k), width: side, height: side });
   FM.whenImages(() => {
     node.src = FM.images[k];
   });
