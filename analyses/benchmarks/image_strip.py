@@ -54,16 +54,18 @@ def draw_strip(rows: Sequence[tuple[str, RunImages]], path: Path) -> None:
     step, font = CELL + GAP, ImageFont.load_default(13)
     picture = Image.new("RGB", (LABEL + step * len(columns), step * len(rows) + step // 4), "white")
     draw = ImageDraw.Draw(picture)
-    for k, unit in enumerate(columns):
-        draw.text((LABEL + k * step + 2, 4), unit, fill="black", font=font)
+    layers = [unit.rpartition(":")[0] for unit in columns]
+    for k, unit in enumerate(columns):  # a layer's name above its first column only: long ones would overlap
+        shown = unit if k == layers.index(layers[k]) else unit.rpartition(":")[2]
+        draw.text((LABEL + k * step + 2, 4), shown, fill="black", font=font)
     for n, (name, images) in enumerate(rows):
         top = step // 4 + n * step
         draw.text((4, top + CELL // 2 - 8), name, fill="black", font=font)
         for k, unit in enumerate(columns):
             if unit in images.labels:
                 at = images.labels.index(unit)
-                shown = resize(torch.as_tensor(images.read(at, at + 1)).float().clamp(0, 1), CELL)[0]
-                shown = shown.expand(3, -1, -1) if shown.shape[0] == 1 else shown[:3]
-                pixels = (shown.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+                image = resize(torch.as_tensor(images.read(at, at + 1)).float().clamp(0, 1), CELL)[0]
+                image = image.expand(3, -1, -1) if image.shape[0] == 1 else image[:3]
+                pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
                 picture.paste(Image.fromarray(pixels), (LABEL + k * step, top))
     write_atomically(path, lambda p: picture.save(p, quality=82))
