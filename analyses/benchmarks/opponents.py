@@ -2,8 +2,9 @@
 
 An opponent makes images as it would for its user: the whole network in float32, its own image size, steps,
 parameterisation and robustness transforms; one feature at a time and, where it supports that, all in one batch. Nothing
-is tuned for or against it. It gets a copy of the network, since some tools leave hooks behind. The tools come with
-``pip install 'featmap[bench]'``; one that is not installed is left out with a message.
+is tuned for or against it: the network that it gets takes images in [0, 1] and normalises them itself, and is a copy,
+since some tools leave hooks behind. The tools come with ``pip install 'featmap[bench]'``; one that is not installed is
+left out with a message.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -74,7 +77,7 @@ class Opponent:
         return version(self.package) if self.package is not None and self.installed else ""
 
 
-MODULES = {"torch-lucent": "lucent", "dreamlens": "dreamlens"}
+MODULES = {"torch-lucent": "lucent", "dreamlens": "dreamlens", "horama": "horama"}
 """Import name of each package."""
 
 
@@ -176,18 +179,49 @@ def _article(name: str) -> Make:
 # ---------------------------------------------------------------- other tools
 
 
+class Normalised(nn.Module):
+    """A network that takes images in [0, 1] and normalises them itself, whatever its own mean and deviation.
+
+    Parameters
+    ----------
+    network : Network
+        The network; its module is `inner`.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.inner, self._normalise = network.module, network.normalise
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the network's output.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x C x H x W in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            The output.
+        """
+        output: Tensor = self.inner(self._normalise(images))
+        return output
+
+
 def _lucent(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
     """Make images with Lucent."""
     from lucent.optvis import objectives, param, render
 
-    name, count = layer.replace(".", "_"), len(channels)
+    name, count = f"inner.{layer}".replace(".", "_"), len(channels)
     options: dict[str, Any] = {}
     goal = objectives.channel(name, channels[0])
     if count > 1:
         goal = objectives.Objective.sum([objectives.channel(name, c, batch=k) for k, c in enumerate(channels)])
         options["param_f"] = lambda: param.image(128, batch=count)
+    module = Normalised(network).eval()
     with seeded_globals(seed):
-        images = render.render_vis(network.module, goal, show_image=False, progress=False, **options)
+        images = render.render_vis(module, goal, preprocess=False, show_image=False, progress=False, **options)
     return torch.from_numpy(images[-1]).permute(0, 3, 1, 2).contiguous()
 
 
@@ -196,7 +230,7 @@ def _dreamlens(network: Network, layer: str, channels: Sequence[int], seed: int)
     from dreamlens import FeatureVisualizer
 
     with seeded_globals(seed):
-        tool = FeatureVisualizer(network.module, quiet=True)
+        tool, layer = FeatureVisualizer(Normalised(network), quiet=True, normalize=False), f"inner.{layer}"
         result = (
             tool.maximize_channels(layer, channels) if len(channels) > 1 else tool.maximize_channel(layer, *channels)
         )
@@ -204,9 +238,48 @@ def _dreamlens(network: Network, layer: str, channels: Sequence[int], seed: int)
             return result.image().detach().float().cpu()
 
 
+SPECTRUM = Path("data", "clean_decorrelated.npy")
+"""ImageNet's mean spectrum inside Dreamlens's package, which spares Horama a download."""
+REACH = 5.0
+"""Length of the range of values of Horama's images, -2.5 to 2.5, which the network's [0, 1] is mapped to."""
+
+
+def _horama_spectrum() -> str:
+    """Find a file of ImageNet's mean spectrum; Horama downloads its own where Dreamlens has none."""
+    found = find_spec("dreamlens")
+    path = Path(found.origin).parent / SPECTRUM if found is not None and found.origin else SPECTRUM
+    return str(path) if path.is_file() else "spectrum_decorrelated.npy"
+
+
+def _horama(**options: Any) -> Make:
+    """Make an opponent of Horama's MACO with some options."""
+
+    def make(network: Network, layer: str, channels: Sequence[int], seed: int) -> Tensor:
+        from horama import maco, maco_fv
+
+        images = []
+        for channel in channels:
+            with (
+                stop_at_layer(network.module, layer) as run,
+                seeded_globals(seed),
+                mock.patch.object(maco_fv, "MACO_SPECTRUM_FILENAME", _horama_spectrum()),
+                mock.patch.object(maco_fv, "tqdm", lambda steps: steps),
+            ):
+                image, _ = maco(
+                    lambda crops, c=channel, run=run: run(network.normalise(crops / REACH + 0.5))[:, c].mean(),
+                    device="cpu",
+                    **options,
+                )
+            images.append(image.detach() / REACH + 0.5)
+        return torch.stack(images)
+
+    return make
+
+
 ARTICLE = "300 steps at 299, 340 and 380 pixels, blur, one image, weights with gradients, stopped at the layer"
 LUCENT = "512 Adam steps on a 128-pixel Fourier image, padded, jittered, scaled, turned, enlarged to 224 pixels"
 DREAMLENS = "120 steps on a 256-pixel Fourier image, scaled and turned at random"
+MACO = "1,000 steps on the phase of a 1280-pixel image, six crops a step"
 OPPONENTS = (
     Opponent("article", 380, f"the article's recipe: {ARTICLE}", _article("article")),
     Opponent(
@@ -220,3 +293,8 @@ OPPONENTS = (
     Opponent("dreamlens", 256, DREAMLENS, _dreamlens, "dreamlens"),
     Opponent("dreamlens, batched", 256, f"{DREAMLENS}; all features in one batch", _dreamlens, "dreamlens", True),
 )
+MACO_OPPONENTS = (
+    Opponent("horama", 1280, MACO, _horama(), "horama"),
+    Opponent("horama, 128 steps", 1280, f"{MACO}, stopped after 128", _horama(total_steps=128), "horama"),
+)
+"""Too slow for the benchmark of speed: a feature takes a quarter of an hour of one core."""

@@ -44,12 +44,17 @@ def write_json(path: Path, numbers: dict[str, Any]) -> None:
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def marks(name: str) -> tuple[str, str]:
+    """Name the marks around a benchmark's text in the README."""
+    return f"<!-- {name}: made by the script -->", f"<!-- end of {name} -->"
+
+
 def write_table(name: str, text: str, readme: Path = README) -> None:
     """Write a benchmark's text between its marks in the README.
 
     The marks are added at the end if they are missing.
     """
-    begin, end = f"<!-- {name}: made by the script -->", f"<!-- end of {name} -->"
+    begin, end = marks(name)
     before = readme.read_text(encoding="utf-8") if readme.is_file() else "# Benchmarks\n"
     if begin not in before:
         before = f"{before.rstrip()}\n\n{begin}\n{end}\n"
