@@ -107,7 +107,7 @@ def measure_reference(probe: Probe, layer: str, size: int) -> ReferenceResponses
 def maximise_features(context: Context) -> xr.Dataset:
     """Maximise the drawn features of all layers."""
     units = [u for layer in context.layers for u in context.draw_units(layer)]
-    recipe = "article-normalised" if context.full else "fast"
+    recipe = "article-normalised" if context.full else "pixels"
     return featmap.maximise(
         units,
         context.network,

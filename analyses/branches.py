@@ -122,7 +122,7 @@ def choose_channels(context: Context, layer: Layer) -> list[int]:
 def map_layer(context: Context, layer: Layer) -> SimilarityMap:
     """Map the chosen features of a layer over their own images."""
     natural = context.network.input_size
-    settings = {"recipe": "article-normalised"} if context.full else {"recipe": "fast", "size": map_size(natural)}
+    settings = {"recipe": "article-normalised"} if context.full else {"recipe": "pixels", "size": map_size(natural)}
     channels = choose_channels(context, layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the number of features says so

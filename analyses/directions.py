@@ -375,7 +375,7 @@ def main(
             raise FeatmapError(f"--count {count}: {layer} has {width} channels, so 1 to {width} are allowed")
         if positions < 1:
             raise FeatmapError(f"--positions {positions}: give 1 or more")
-        recipe = Recipe.named("fast", size, steps).resolved(network.input_size)
+        recipe = Recipe.named("pixels", size, steps).resolved(network.input_size)
         plan = Plan(network, layer, count, positions, open_photographs(images), recipe, out_)
         store_results(run_with_progress(lambda watcher: measure_all(plan, watcher)), results)
         files = " and ".join(f"--directions {layer}={out_ / f'{kind}.safetensors'}" for kind in KINDS)

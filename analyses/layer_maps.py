@@ -149,7 +149,7 @@ class LayerColours:
 
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
     """Maximise units."""
-    recipe = "article-normalised" if context.full else "fast"
+    recipe = "article-normalised" if context.full else "pixels"
     return featmap.maximise(
         units,
         context.network,

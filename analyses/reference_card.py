@@ -70,7 +70,7 @@ def draw_sheet(weights: Path, path: Path) -> None:
     }
     units = [f"{la}:{c}" for la, channels in chosen.items() for c in channels]
     with ProgressBars() as bars:
-        data = maximise(units, network, recipe="standard", execution=Execution(watcher=bars))
+        data = maximise(units, network, recipe="pixels-long", execution=Execution(watcher=bars))
     reached = [f"{a:.3g}" for a in data["activation"].values[0]]
     sheet = sheets.contact_sheet(
         np.asarray(data["images"].values[0]),

@@ -69,7 +69,7 @@ def make_responses(rng: np.random.Generator, features: int) -> tuple[np.ndarray,
 def write_planted_run(folder: Path, features: int, size: int, draws: int = 19) -> tuple[Run, Network]:
     """Write a finished similarity run with a number of features and an image size."""
     network = make_network(features)
-    recipe = resolved_recipe(network, "fast", size, 40)
+    recipe = resolved_recipe(network, "pixels", size, 40)
     job = mapping.similarity_job("0", network, recipe)
     run, rng = lifecycle.open_run(job, folder), np.random.default_rng(0)
     A, null = make_responses(rng, features)

@@ -58,7 +58,7 @@ class Look(Silent):
         self.seen.append(rss())
 torch.manual_seed(0)
 network = load(nn.Sequential(nn.Conv2d(3, features, 3)).eval(), input_size=8)
-recipe = Recipe.named("fast", 8, 1, rows=50).resolved(8)
+recipe = Recipe.named("pixels", 8, 1, rows=50).resolved(8)
 job = mapping.similarity_job("0", network, recipe)
 run, before = lifecycle.open_run(job, folder), rss()
 lifecycle.carry_out(job, run, Worker, Look(), Engine("ray", workers=2, threads=1))
@@ -81,7 +81,7 @@ class Clock(Silent):
 def make_job(batches: int, steps: int) -> Job:
     """Make the descents of a number of batches of the bundled network's features."""
     network = load()
-    recipe = resolved_recipe(network, "fast", SIZE, steps, rows=ROWS)
+    recipe = resolved_recipe(network, "pixels", SIZE, steps, rows=ROWS)
     channels = network.layer(LAYER, SIZE).channels
     if batches * ROWS > channels:
         raise FeatmapError(f"batches {batches}: {LAYER} has {channels} features; give at most {channels // ROWS}")

@@ -49,7 +49,7 @@ from featmap import Network, channel, load
 from featmap.cli.console import err
 from featmap.errors import FeatmapError
 from featmap.optimize.batch import Batches
-from featmap.optimize.recipe import FAST, LARGE, SHORT_MEMORY_BETAS, STANDARD, Octave, Recipe
+from featmap.optimize.recipe import LARGE, PIXELS, PIXELS_LONG, SHORT_MEMORY_BETAS, Octave, Recipe
 from featmap.optimize.responses import Probe
 from featmap.runs import device
 
@@ -112,7 +112,7 @@ CANDIDATES = (
         Octave(24, (0.08, 0.01), (0.9, 0.35)),
         betas=SHORT_MEMORY_BETAS,
     ),
-    _own_recipe(FAST, "quick-24-middle", "quick-24 with a blur between these"),
+    _own_recipe(PIXELS, "quick-24-middle", "quick-24 with a blur between these"),
     _candidate(
         "quick-20-lighter",
         "quick-20 with a lighter blur",
@@ -150,7 +150,7 @@ CANDIDATES = (
     ),
     _candidate("adam-120", "Adam, 120 steps", Octave(120, (0.03, 0.01), BLUR)),
     _candidate("quick-60", "shorter memory, 60 steps", Octave(60, (0.06, 0.005), BLUR), betas=SHORT_MEMORY_BETAS),
-    _own_recipe(STANDARD, "quick-60-lighter", "quick-60 with a lighter blur"),
+    _own_recipe(PIXELS_LONG, "quick-60-lighter", "quick-60 with a lighter blur"),
     _candidate(
         "quick-80", "shorter memory, 80 shorter steps", Octave(80, (0.04, 0.005), BLUR), betas=SHORT_MEMORY_BETAS
     ),

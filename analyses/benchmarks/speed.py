@@ -57,7 +57,13 @@ from featmap.plotting import style
 from featmap.runs import device
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
-OURS = (("fast", FLOAT32), ("standard", FLOAT32), ("large", FLOAT32), ("standard", BFLOAT16), ("large", BFLOAT16))
+OURS = (
+    ("pixels", FLOAT32),
+    ("pixels-long", FLOAT32),
+    ("large", FLOAT32),
+    ("pixels-long", BFLOAT16),
+    ("large", BFLOAT16),
+)
 """Recipes of featmap that are compared with the opponents, each with the precision of its descent."""
 SHADES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 SIZES = (64, 96, 128, 160, 224)
@@ -216,7 +222,9 @@ def measure_pace(
     precision: str = FLOAT32,
 ) -> Pace:
     """Time one descent of channels and the layer's first ones in a full batch."""
-    recipe = replace(resolve_recipe(batches.network, "fast", size, rows, steps=TIMED, precision=precision), rescue=0.5)
+    recipe = replace(
+        resolve_recipe(batches.network, "pixels", size, rows, steps=TIMED, precision=precision), rescue=0.5
+    )
     count = batches.network.layer(layer, size).channels
     chosen = [*channels, *(k % count for k in range(recipe.rows))][: recipe.rows]
     stamps = [time.perf_counter()]
@@ -295,7 +303,7 @@ def compare(
     network: Network, layer: str, channels: Sequence[int], opponents: Sequence[Opponent], seed: int
 ) -> dict[str, Any]:
     """Compare all opponents with featmap's recipes on the same features."""
-    own = resolve_recipe(network, "fast").size
+    own = resolve_recipe(network, "pixels").size
     batches, features = Batches(network, torch.device("cpu")), [f"{layer}:{c}" for c in channels]
     sizes = sorted({own, *(o.size for o in opponents)})
     recipes = {
@@ -359,7 +367,7 @@ def measure_costs(network: Network, layer: str) -> dict[str, Any]:
     batches = Batches(network, torch.device("cpu"))
     sizes = {size: min((measure_pace(batches, layer, size) for _ in range(2)), key=lambda p: p.step) for size in SIZES}
     count, counts = network.layer(layer, SIZES[0]).channels, {}
-    recipe = resolve_recipe(network, "fast", SIZES[0], steps=3)
+    recipe = resolve_recipe(network, "pixels", SIZES[0], steps=3)
     for features in (n for n in (64, 128, 256, 512) if n <= count):
         start = time.perf_counter()
         for first in range(0, features, recipe.rows):

@@ -25,12 +25,12 @@ VIEW = {"features": "shown", "stimuli": "stimuli", "measure": "measure", "neighb
 EXECUTION = ("device", "engine", "out", "watcher")
 
 
-def library_keywords(default: str = "fast", **settings: Any) -> dict[str, Any]:
+def library_keywords(default: str = "pixels", **settings: Any) -> dict[str, Any]:
     """Group single settings into the keywords of `featmap.similarity`, `featmap.maximise` and their like.
 
     Parameters
     ----------
-    default : str, default "fast"
+    default : str, default "pixels"
         Recipe that changes of a recipe apply to where none is named.
     **settings : Any
         `recipe`, `size`, `steps` and other fields of a recipe; `features`, `stimuli`, `measure`, `neighbours`;
@@ -83,7 +83,7 @@ def changed_recipe(recipe: str | Recipe, size: int | None = None, steps: int | N
 
 
 def resolved_recipe(
-    network: Network, recipe: str | Recipe = "fast", size: int | None = None, steps: int | None = None, **changes: Any
+    network: Network, recipe: str | Recipe = "pixels", size: int | None = None, steps: int | None = None, **changes: Any
 ) -> Recipe:
     """Resolve a recipe for a network.
 
@@ -91,7 +91,7 @@ def resolved_recipe(
     ----------
     network : Network
         Its input size is taken where no size is given.
-    recipe : str or Recipe, default "fast"
+    recipe : str or Recipe, default "pixels"
         A recipe or its name.
     size, steps : int, optional
         Size of the finished image in pixels; steps of all octaves together.

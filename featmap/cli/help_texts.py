@@ -371,16 +371,29 @@ Python: featmap.load().with_directions({"inception4a/nmf": array}).
 
 RECIPES = """
 \b
-  fast                default on a CPU: Adam on pixels in [0, 1], a blur that
-                      gets weaker
-  standard            default on a GPU: the same with more steps
-  large               for images of 200 pixels and more: the first steps at
-                      half the size; about the activation of standard at 224
-                      pixels, in half its time
+  fast                default on a CPU: a spectrum in decorrelated colours, a
+                      small random transform before each step, 48 steps, at
+                      most 128 pixels
+  standard            default on a GPU: larger transforms, 96 steps, the
+                      network's own size
+  natural             the same with 192 steps
+  pixels              pixels with a blur that gets weaker, 24 steps; called
+                      fast up to version 0.2
+  pixels-long         the same with 60 steps; called standard up to
+                      version 0.2
+  large               deprecated: pixels with the first steps at half the size
   article             gradient descent as the article prints it
   article-normalised  the same, with the gradient divided by its RMS
   article-lowres      the article's first form
   interact            linear steps, for measuring interaction
+
+fast, standard and natural maximise the response less the mean response of all features of the layer, so that an image
+shows what is the feature's own. Responses, statuses and co-activation are those of the feature alone, as under every
+recipe. Their null image is noise with the spectrum of natural images. How often other networks recognise the images of
+each recipe is in analyses/benchmarks/README.md.
+
+A run folder of fast or standard of version 0.2 is resumed by `--recipe pixels` or `--recipe pixels-long` with its
+folder as `--out`.
 
 Size, steps, metric, C, precision, rows, seed and start can be changed on the command line; changes are part of the
 run's identity.

@@ -111,6 +111,10 @@ def layer_lines(network: Network, size: Size | None, match: str) -> Iterator[str
         yield f"after these layers the network fails at {format_size(trace.size)} pixels ({trace.failure}); {advice}"
 
 
+DEFAULTS = {"fast": " (default on a CPU)", "standard": " (default on a GPU)", "interact": " (default of interact)"}
+"""Recipes that commands take where none is named."""
+
+
 def recipe_lines(name: str | None) -> Iterator[str]:
     """Format the settings of one recipe, or of all.
 
@@ -128,22 +132,21 @@ def recipe_lines(name: str | None) -> Iterator[str]:
 
     chosen = list(RECIPES.values()) if name is None else [Recipe.named(name)]
     for recipe in chosen:
-        yield recipe.name
+        yield recipe.name + DEFAULTS.get(recipe.name, "")
         for setting in fields(recipe):
             value = getattr(recipe, setting.name)
             if setting.name in ("name", "octaves", "notes"):
                 continue
-            yield f"  {setting.name}: {value}"
+            yield f"  {setting.name}: {'none' if value is None else value}"
         for k, octave in enumerate(recipe.octaves, 1):
             size = "that of the finished image" if octave.size is None else octave.size
             if isinstance(octave.size, float):
                 size = f"{octave.size:g} of the finished image's"
-            yield (
-                f"  octave {k}: size {size}, {octave.steps} steps, step size {octave.rate[0]:g} to {octave.rate[1]:g}, "
-                f"blur sigma {octave.sigma[0]:g} to {octave.sigma[1]:g}"
-            )
+            blur = f"blur sigma {octave.sigma[0]:g} to {octave.sigma[1]:g}" if any(octave.sigma) else "no blur"
+            rate = f"step size {octave.rate[0]:g} to {octave.rate[1]:g}"
+            yield f"  octave {k}: size {size}, {octave.steps} steps, {rate}, {blur}"
         for note in recipe.notes:
-            yield f"  choice of featmap: {note}"
+            yield f"  {note}" if note.startswith("deprecated") else f"  choice of featmap: {note}"
         if recipe.metric == "l1":
             yield "  note: under l1 the distance to C is unsigned, so C has no effect"
 

@@ -248,6 +248,9 @@ class RecipeOptions:
         recipe = build_recipe(
             network, device, self.recipe, parse_size(self.size), self.steps, rows=self.rows, **changes
         )
+        for note in recipe.notes:
+            if note.startswith("deprecated"):
+                console.err().print(f"note: recipe {recipe.name} is {note}")
         if self.constant is not None and recipe.metric == "l1":
             console.err().print("note: under l1 the distance to C is unsigned, so C has no effect on the images")
         return recipe

@@ -460,31 +460,19 @@ INTERACT = register(
         notes=("linear steps only: under them a linear network shows no interaction",),
     )
 )
-# Chosen by `analyses.benchmarks.search`, whose table shows the rejected candidates too: Adam with a shorter memory
-# (betas) tolerates longer steps that shrink to almost nothing. A weaker blur makes rougher images for about the same
-# activation; Fourier images of the bundled network reach less of it with twenty times the high frequencies.
+# The pixel images of versions up to 0.2, kept for their runs and for studies, chosen by activation on the bundled
+# network (`analyses.benchmarks.search`). Adam with a shorter memory (betas) tolerates longer steps that shrink almost
+# to zero. "large" makes its first steps at half the size, where one costs a quarter.
 SHORT_MEMORY_BETAS = (0.8, 0.99)
-FAST = register(
-    Recipe(
-        "fast", (Octave(24, (0.08, 0.01), (0.95, 0.38)),), betas=SHORT_MEMORY_BETAS, clamp="every", max_default_size=128
-    )
-)
-STANDARD = register(
-    Recipe("standard", (Octave(60, (0.06, 0.005), (0.92, 0.36)),), betas=SHORT_MEMORY_BETAS, clamp="every")
-)
-# For images of 200 pixels and more: its first steps run at half their size, where one costs a quarter. At 96 pixels it
-# lost no feature of the bundled network either, but half of a small image is too small for some layers, and a shorter
-# recipe of its kind lost one in sixty features of a ResNet50 with random weights there.
+_PIXELS = Recipe("pixels", (Octave(24, (0.08, 0.01), (0.95, 0.38)),), betas=SHORT_MEMORY_BETAS, clamp="every")
+PIXELS = register(replace(_PIXELS, max_default_size=128))
+PIXELS_LONG = register(replace(_PIXELS, name="pixels-long", octaves=(Octave(60, (0.06, 0.005), (0.92, 0.36)),)))
+_HALF_THEN_WHOLE = (Octave(24, (0.1, 0.04), (0.92, 0.5), 0.5), Octave(24, (0.1, 0.004), (0.75, 0.345)))
 LARGE = register(
-    Recipe(
-        "large",
-        (Octave(24, (0.1, 0.04), (0.92, 0.5), 0.5), Octave(24, (0.1, 0.004), (0.75, 0.345))),
-        betas=SHORT_MEMORY_BETAS,
-        clamp="every",
-    )
+    replace(_PIXELS, name="large", octaves=_HALF_THEN_WHOLE, notes=("deprecated: take standard, or pixels-long",))
 )
-# For images that other networks recognise too: decorrelated colours, the spectrum of natural images, a random transform
-# before each step, and the response that exceeds the layer's mean. `analyses.benchmarks.images` measures it.
+# Images that other networks recognise too, chosen by `analyses.benchmarks.image_candidates`: decorrelated colours, the
+# spectrum of natural images, a random transform before each step, and the response that exceeds the layer's mean.
 NATURAL = register(
     Recipe(
         "natural",
@@ -496,3 +484,13 @@ NATURAL = register(
         contrast=1.0,
     )
 )
+FAST = register(
+    replace(
+        NATURAL,
+        name="fast",
+        octaves=(Octave(48, (0.1, 0.1)),),
+        transform=Transform(rotation=5.0, scale=(0.9, 1.1), shift=0.05, flip=True),
+        max_default_size=128,
+    )
+)
+STANDARD = register(replace(NATURAL, name="standard", octaves=(Octave(96, (0.07, 0.07)),)))

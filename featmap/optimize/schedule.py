@@ -62,6 +62,11 @@ class Transform:
     shift: float = 0.0
     flip: bool = False
 
+    def __str__(self) -> str:
+        low, high = self.scale
+        flip = ", flip" if self.flip else ""
+        return f"rotation {self.rotation:g} degrees, scale {low:g} to {high:g}, shift {self.shift:g}{flip}"
+
 
 def check_transform(transform: Transform) -> None:
     """Check that the ranges of a transform can be drawn from.

@@ -24,6 +24,8 @@ COMPLETE, RUNNING, PREPARING = "complete", "running", "laying"
 """Statuses of a run, as manifests write them."""
 MAXIMISE, SIMILARITY = "optimize", "similarity"
 """Commands, as identities name them; `maximise` was called `optimize` when the format was fixed."""
+RENAMED_RECIPES = {"fast": "pixels", "standard": "pixels-long"}
+"""Recipes up to version 0.2 whose settings have another name now."""
 
 
 @dataclass
@@ -456,7 +458,8 @@ def compare_identities(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Parameters
     ----------
     old, new : mapping
-        Identity of the run in a folder, and of the run to be written there.
+        Identity of the run in a folder, and of the run to be written there. Equal settings of a recipe that has been
+        renamed since do not differ.
 
     Returns
     -------
@@ -464,9 +467,14 @@ def compare_identities(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         Three settings at most, with both values; empty where the identities are equal.
     """
     flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    is_pixels = flat_old.get("recipe.parameterisation") == "pixels"
+    renamed = RENAMED_RECIPES.get(str(flat_old.get("recipe.name"))) if is_pixels else None
+    if renamed is not None and flat_old | {"recipe.name": renamed} == flat_new:
+        return ""
     keys = [k for k in (*flat_new, *flat_old) if flat_old.get(k) != flat_new.get(k)]
     shown = [f"{k}: {_shorten(flat_old.get(k))} there, {_shorten(flat_new.get(k))} here" for k in dict.fromkeys(keys)]
-    return "; ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    was = f"; recipe {renamed!r} is now what {flat_old['recipe.name']!r} was then" if renamed is not None else ""
+    return "; ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") + (was if shown else "")
 
 
 def _shorten(value: Any) -> str:

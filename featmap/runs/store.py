@@ -149,9 +149,10 @@ class Run:
             return False
         if differences:
             raise StoreError(
-                f"{str(self.folder)!r} holds a run with other settings ({differences}); "
-                "choose another folder, or the settings of that run"
+                f"{str(self.folder)!r} holds a run with other settings ({differences}); choose another folder, or the "
+                "settings of that run"
             )
+        self.identity = earlier.identity  # of a recipe that has been renamed since: the folder keeps its own name
         self.manifest = earlier.manifest.with_defaults({"status": RUNNING} | about)
         if self.is_locked():  # without a lock, what looks like a leftover may be a write of another process
             remove_leftovers(self.folder)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analyses.benchmarks import image_records, image_strip, image_ways, images, opponents, records
+from analyses.benchmarks import image_candidates, image_records, image_strip, image_ways, images, opponents, records
 from analyses.benchmarks.image_records import Record, RecordFile
 from analyses.benchmarks.opponents import Opponent
 from featmap import Network
@@ -50,7 +50,7 @@ def compare(folder: Path, photographs: Path | None = None, **changes: Any) -> di
     """Run the benchmark on the classifier of colours; return all records by way."""
     settings: dict[str, Any] = {
         "photographs": photographs,
-        "recipes": "fast",
+        "recipes": "pixels",
         "layers": "features",
         "classes": 3,
         "features": judges.CLASSES,
@@ -107,11 +107,12 @@ def test_recipes_and_tools_are_measured_alike(tmp_path: Path, tools: None, capsy
     photographs = twofold.photographs(tmp_path / "photographs", count=40)
     strip = tmp_path / "strip.png"
     others = "noise, batched;failing;absent"
-    found = compare(tmp_path, photographs, recipes="fast,interact", opponents=others, strip=strip)
+    found = compare(tmp_path, photographs, recipes="pixels,interact", opponents=others, strip=strip)
     printed = capsys.readouterr()
-    assert list(found) == ["fast", "interact", "noise, batched"]
-    for note in ("absent is left out", "failing is left out: it fails on this network (KeyError"):
-        assert note in printed.err
+    assert list(found) == ["pixels", "interact", "noise, batched"]
+    assert (
+        "absent is left out" in printed.err and "failing is left out: it fails on this network (KeyError" in printed.err
+    )
     ((fast,), _, (noise,)) = found.values()
     assert fast.source == "colours" and list(fast.transfer) == ["same_colours"]
     assert values(fast, "same_colours", "rank").dropna().tolist() == [0, 0, 0]
@@ -122,7 +123,7 @@ def test_recipes_and_tools_are_measured_alike(tmp_path: Path, tools: None, capsy
     assert fast.seconds > 0 and noise.seconds > 0 and noise.size == "24"
     page = (tmp_path / "README.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    assert [row[0].strip("| ") for row in rows] == ["way", "fast", "interact", "noise, batched"]
+    assert [row[0].strip("| ") for row in rows] == ["way", "pixels", "interact", "noise, batched"]
     assert len({len(row) for row in rows}) == 1
     assert rows[1][1] == "3 + 4, 16 px" and rows[1][3:6] == ["1.00 [0.44, 1.00]", "1.00 [0.44, 1.00]", "0"]
     with Image.open(strip) as picture:
@@ -139,7 +140,7 @@ def test_the_committed_table_agrees_with_the_values() -> None:
 
 
 def test_what_is_measured_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first,) = compare(tmp_path, features=0)["fast"]
+    (first,) = compare(tmp_path, features=0)["pixels"]
     made: list[tuple[str, int]] = []
     real = image_ways.RecipeWay.make
 
@@ -148,12 +149,12 @@ def test_what_is_measured_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
         return real(way, task, seed, watcher)
 
     monkeypatch.setattr(image_ways.RecipeWay, "make", counted)
-    again = compare(tmp_path, recipes="fast,interact", features=0)
-    assert made == [("interact", 0)] and again["fast"] == [first]
+    again = compare(tmp_path, recipes="pixels,interact", features=0)
+    assert made == [("interact", 0)] and again["pixels"] == [first]
     compare(tmp_path, features=0, size=20)  # another size is another recipe, and takes its place
-    assert made == [("interact", 0), ("fast", 0)]
+    assert made == [("interact", 0), ("pixels", 0)]
     found = compare(tmp_path, features=0, size=20, seeds=2)
-    assert made[2:] == [("fast", 1)] and [r.seed for r in found["fast"]] == [0, 1] and len(found["interact"]) == 1
+    assert made[2:] == [("pixels", 1)] and [r.seed for r in found["pixels"]] == [0, 1] and len(found["interact"]) == 1
     assert "3, 20 px, 2 seeds" in (tmp_path / "README.md").read_text()
 
 
@@ -201,18 +202,18 @@ def test_photographs_of_the_classes_are_the_ceiling(tmp_path: Path) -> None:
 
 def test_stored_photographs_give_the_same_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photographs = twofold.photographs(tmp_path / "photographs", count=40)
-    first = compare(tmp_path, photographs)["fast"]
+    first = compare(tmp_path, photographs)["pixels"]
     (tmp_path / "images.json").unlink()
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(image_ways.PhotographEvidence, "_batches", refuse)
-    assert compare(tmp_path, photographs)["fast"] == first
+    assert compare(tmp_path, photographs)["pixels"] == first
 
 
 def test_classes_may_be_named(tmp_path: Path) -> None:
-    assert compare(tmp_path, features=0, units="1,2")["fast"][0].units == ["fc:1", "fc:2"]
+    assert compare(tmp_path, features=0, units="1,2")["pixels"][0].units == ["fc:1", "fc:2"]
 
 
 def test_nothing_to_make_and_unknown_tools_are_refused(tmp_path: Path) -> None:
@@ -321,3 +322,36 @@ def test_values_of_horama_reach_the_network_in_zero_to_one(monkeypatch: pytest.M
     expected = network.module(((seen["crops"] / 5 + 0.5) - 0.5) / 0.25)[:, 2].mean()
     assert seen["score"] == pytest.approx(expected.item(), rel=1e-5) and seen["gradient"].abs().sum() > 0
     assert records.marks("x")[0] == "<!-- x: made by the script -->"
+
+
+def test_candidates_differ_from_the_recipe_and_from_each_other() -> None:
+    candidates = image_candidates.CANDIDATES
+    identities = {json.dumps(c.recipe.identity() | {"name": ""}, sort_keys=True) for c in candidates.values()}
+    assert len(identities) == len(candidates) > 20
+    assert {"base", "fast", "standard", "natural", "pixels"} <= set(candidates)
+
+
+def test_candidates_are_judged_and_the_table_names_them(tmp_path: Path) -> None:
+    place = {"out": tmp_path / "runs", "store": tmp_path / "candidates.json", "readme": tmp_path / "README.md"}
+    settings = {"size": 16, "classes": 3} | place
+    network, by = (
+        NetworkOptions("tests.helpers.judges:colours", input_size="16"),
+        JudgeOptions(["tests.helpers.judges:same_colours"], by_input_size=["16"]),
+    )
+    image_candidates.main(network, by, only="fast,still", **settings)
+    rows = [line.split(" | ") for line in place["readme"].read_text().splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| *") for row in rows] == ["candidate", "fast", "still"]
+    stored = json.loads((tmp_path / "candidates.json").read_text())["records"]
+    ranks = np.array([record["transfer"]["same_colours"]["rank"] for record in stored])
+    assert ranks.shape == (2, 3) and rows[0][2] == "colours by same_colours"
+    for row, values in zip(rows[1:], ranks, strict=True):
+        assert row[2].startswith(f"{np.mean(values < 1):.2f} / {np.mean(values < 5):.2f} / {np.median(values):g}")
+    with pytest.raises(FeatmapError, match="candidate 'none' is unknown"):
+        image_candidates.main(network, by, only="none", **settings)
+
+
+def test_the_committed_candidates_agree_with_their_table() -> None:
+    records_of = image_records.RecordFile(image_candidates.STORE).read()
+    begin, end = records.marks(image_candidates.SECTION)
+    text = records.README.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+    assert text.strip() == image_candidates.format_candidates(records_of).strip()

@@ -13,7 +13,7 @@ from analyses.benchmarks import search
 from featmap import Network, channel, load
 from featmap.errors import FeatmapError, RecipeError
 from featmap.optimize.batch import Batches
-from featmap.optimize.recipe import FAST, LARGE, STANDARD, Octave, Recipe
+from featmap.optimize.recipe import LARGE, PIXELS, PIXELS_LONG, Octave, Recipe
 from featmap.optimize.responses import Probe
 from tests.helpers import networks
 
@@ -104,7 +104,7 @@ def test_candidates_are_chosen_by_unique_names() -> None:
 
 def test_our_recipes_are_candidates() -> None:
     tried = {c.recipe.name: c for c in search.CANDIDATES}
-    for ours, name in ((FAST, "quick-24-middle"), (STANDARD, "quick-60-lighter"), (LARGE, "half-then-whole")):
+    for ours, name in ((PIXELS, "quick-24-middle"), (PIXELS_LONG, "quick-60-lighter"), (LARGE, "half-then-whole")):
         assert (tried[name].recipe.octaves, tried[name].recipe.betas) == (ours.octaves, ours.betas)
         assert f"`{ours.name}`" in tried[name].words
 
@@ -142,13 +142,13 @@ def test_a_row_of_another_recipe_under_the_same_name_is_dropped() -> None:
 
 
 def test_betas_belong_to_a_recipes_identity_unless_they_are_adams_own() -> None:
-    shorter = Recipe("x", FAST.octaves, betas=(0.8, 0.99)).resolved(32)
-    plain = Recipe("x", FAST.octaves, betas=(0.9, 0.999)).resolved(32)
+    shorter = Recipe("x", PIXELS.octaves, betas=(0.8, 0.99)).resolved(32)
+    plain = Recipe("x", PIXELS.octaves, betas=(0.9, 0.999)).resolved(32)
     assert "betas" not in plain.identity() and shorter.digest != plain.digest
     assert Recipe.from_identity(shorter.identity()).betas == (0.8, 0.99)
     for wrong in ((1.0, 0.9), (-0.1, 0.9), (0.9,)):
         with pytest.raises(RecipeError, match="give two numbers from 0 to less than 1"):
-            Recipe("x", FAST.octaves, betas=wrong)  # type: ignore[arg-type]
+            Recipe("x", PIXELS.octaves, betas=wrong)  # type: ignore[arg-type]
 
 
 def test_adam_with_other_betas_is_torchs() -> None:

@@ -37,14 +37,14 @@ def test_aims_are_compared_with_measurements() -> None:
     rows = [
         {"opponent": opponent, "recipe": name, "precision": "float32", "size": size, "ratios": ratios}
         for opponent, name, size, ratios in (
-            ("lucent", "fast", 128, [10.0, 50.0, 29.0]),
-            ("lucent", "standard", 128, [31.0, 0.0, 30.0]),
-            ("lucent", "fast", 96, [99.0] * 3),
-            ("lucent", "standard", 96, [90.0] * 3),
-            ("lucent, batched", "fast", 128, [40.0] * 3),
-            ("lucent, batched", "standard", 128, [41.0] * 3),
-            ("lucent, batched", "fast", 96, [50.0] * 3),
-            ("lucent, batched", "standard", 96, [60.0] * 3),
+            ("lucent", "pixels", 128, [10.0, 50.0, 29.0]),
+            ("lucent", "pixels-long", 128, [31.0, 0.0, 30.0]),
+            ("lucent", "pixels", 96, [99.0] * 3),
+            ("lucent", "pixels-long", 96, [90.0] * 3),
+            ("lucent, batched", "pixels", 128, [40.0] * 3),
+            ("lucent, batched", "pixels-long", 128, [41.0] * 3),
+            ("lucent, batched", "pixels", 96, [50.0] * 3),
+            ("lucent, batched", "pixels-long", 96, [60.0] * 3),
         )
     ]
     variants = [("whole", "float32", 40.0, 0.1), ("article", "float32", 30.0, 0.2), ("ours", "float32", 11.2, 0.9)]
@@ -91,13 +91,13 @@ def test_an_image_is_judged_clamped_and_at_the_size_named() -> None:
 
 
 def test_reached_is_the_first_step_with_activation_and_few_frequencies() -> None:
-    found = speed.Course("fast", "float32", 32, [0, 2, 4, 6], [[9.0, 1.0, 2.0, 3.0]] * 2, [[0.0, 0.5, 0.4, 0.1]] * 2)
+    found = speed.Course("pixels", "float32", 32, [0, 2, 4, 6], [[9.0, 1.0, 2.0, 3.0]] * 2, [[0.0, 0.5, 0.4, 0.1]] * 2)
     assert speed.first_reached(found, 0, 1.0, 0.5) == 2, "the start does not count"
     assert speed.first_reached(found, 0, 1.0, 0.3) == 6
     assert speed.first_reached(found, 0, 3.5, 1.0) is None
     finals = [speed.Final("x", f"a:{k}", k, 12.0, {32: level}, {32: 0.4}) for k, level in enumerate((1.5, 9.0))]
     paces = [{32: speed.Pace(0, 0.5, 0.5)}] * 2
-    assert speed.time_ratios(finals, found, ["a:0", "a:1"], paces, Recipe.named("fast").resolved(32)) == [
+    assert speed.time_ratios(finals, found, ["a:0", "a:1"], paces, Recipe.named("pixels").resolved(32)) == [
         12.0 / (4 * 0.5),
         0.0,
     ]
@@ -108,12 +108,12 @@ def test_reached_is_the_first_step_with_activation_and_few_frequencies() -> None
 
 def test_a_course_is_judged_like_any_image() -> None:
     network = inception()
-    found = speed.follow_course(network, "mixed", [1, 4], "fast", "float32", 32, 0)
+    found = speed.follow_course(network, "mixed", [1, 4], "pixels", "float32", 32, 0)
     made = Batches(network, CPU).descend(
-        [channel("mixed", 1), channel("mixed", 4)], speed.resolve_recipe(network, "fast", 32, 2), 0
+        [channel("mixed", 1), channel("mixed", 4)], speed.resolve_recipe(network, "pixels", 32, 2), 0
     )
     activation, high = speed.judge_images(network, "mixed", [1, 4], made.images)
-    assert found.steps == list(range(0, Recipe.named("fast").steps + 1, 2))
+    assert found.steps == list(range(0, Recipe.named("pixels").steps + 1, 2))
     assert np.allclose([row[-1] for row in found.activation], activation, rtol=1e-5)
     assert np.allclose([row[-1] for row in found.high], high, rtol=1e-5)
     assert found.activation[0][-1] > found.activation[0][0]
@@ -195,20 +195,20 @@ def test_time_is_divided_among_operations() -> None:
 
 
 def test_predicted_seconds_include_steps_that_rescue_dead_rows() -> None:
-    short = replace(Recipe.named("fast").resolved(32), rescue=0.25)
+    short = replace(Recipe.named("pixels").resolved(32), rescue=0.25)
     steps_made, looking = short.steps, math.ceil(short.steps / 4)
     paces = {32: speed.Pace(5, 3, 1)}
     assert speed.predict_seconds(paces, 1, short) == 8
     assert speed.predict_seconds(paces, steps_made, short) == 5 + 3 * looking + (steps_made - looking)
     final = [speed.Final("x", "mixed:1", turn, 60.0, {32: 1.0}, {32: 0.5}) for turn in (0, 1)]
-    course = speed.Course("fast", "float32", 32, [0, 2], [[9.0, 1.0]], [[0.0, 0.5]])
+    course = speed.Course("pixels", "float32", 32, [0, 2], [[9.0, 1.0]], [[0.0, 0.5]])
     by_turn = [{32: speed.Pace(0, 3, 1)}, {32: speed.Pace(4, 3, 1)}]
     assert speed.time_ratios(final, course, ["mixed:1"], by_turn, short) == [10.0, 6.0]
 
 
 def test_steps_of_a_smaller_octave_cost_what_they_cost_there() -> None:
     octaves = (Octave(4, (0.1, 0.1), size=16), Octave(4, (0.1, 0.1), size=32))
-    two = replace(Recipe.named("fast"), octaves=octaves, rescue=0.75)
+    two = replace(Recipe.named("pixels"), octaves=octaves, rescue=0.75)
     paces = {16: speed.Pace(100, 2, 1), 32: speed.Pace(5, 20, 10)}
     assert speed.predict_seconds(paces, 3, two) == 5 + 3 * 2
     assert speed.predict_seconds(paces, 5, two) == 5 + 4 * 2 + 20

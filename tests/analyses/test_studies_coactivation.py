@@ -12,7 +12,7 @@ from analyses import coactivation
 from analyses.coactivation import STUDY, measure, rank_others
 from analyses.formulas.held_out import evaluate_held_out
 from featmap.errors import FeatmapError
-from featmap.optimize.recipe import FAST
+from featmap.optimize.recipe import PIXELS
 from tests.helpers import networks, tiny
 from tests.helpers.studying import context_of, found
 
@@ -37,7 +37,7 @@ def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: 
     own = rows[(rows.part == "runner-up: own best") & (rows.target.astype(int) == 0)]
     assert set(own.feature) == {1, 2, 3} and own[own.feature == 2].value.to_numpy() == pytest.approx(4.5, abs=0.01)
     curve = rows[(rows.part == "curve") & (rows.seed == 0)].pivot(index="step", columns="feature", values="value")
-    assert list(curve.index) == list(range(FAST.steps + 1))
+    assert list(curve.index) == list(range(PIXELS.steps + 1))
     np.testing.assert_allclose(curve[2], 3 * curve[0], rtol=1e-4)
     assert curve[0].iloc[-1] == pytest.approx(1.5, abs=0.01) and "feature 2 reached 3.00" in outcome.conclusion
     profile = rows[rows.part == "profile"].set_index("feature").value

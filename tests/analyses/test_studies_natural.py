@@ -16,7 +16,7 @@ from analyses.support.study import REFERENCE_IMAGES, reference_statistics, small
 from featmap import image_ops
 from featmap.network.loading import load
 from featmap.optimize.parameterization import null_image
-from featmap.optimize.recipe import FAST, Octave
+from featmap.optimize.recipe import PIXELS, Octave
 from featmap.runs.folder_layout import DEAD
 from tests.helpers import networks, tiny
 from tests.helpers.studying import context_of, found
@@ -149,7 +149,7 @@ def test_blur_alone_is_the_descent_without_a_gradient(tmp_path: Path) -> None:
     context = context_of(STUDY, tiny.small(), ("second",), tmp_path, features=2)
     photo = starting_image(context, 16)
     recipe = replace(
-        FAST.resolved(16, size=16, steps=6), octaves=tuple(Octave(3, (0.1, 0.1), (1, 1), s) for s in (16, 20))
+        PIXELS.resolved(16, size=16, steps=6), octaves=tuple(Octave(3, (0.1, 0.1), (1, 1), s) for s in (16, 20))
     )
     found_ = natural_start.blur_responses(context, "second", recipe, photo, 2)
     assert found_.shape == (4, 11), "at steps 0, 2, 4 and 6, of which two at 20 pixels"

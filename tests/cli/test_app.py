@@ -19,6 +19,7 @@ import featmap
 from featmap.cli.app import app, main
 from featmap.errors import ModelError
 from featmap.network.weights import read_state
+from featmap.optimize.limits import resolve_recipe
 from featmap.optimize.recipe import RECIPES
 from tests.helpers import tiny
 
@@ -332,8 +333,8 @@ def test_layers_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     too_small = succeed(capsys, "layers", "--model", "tests.helpers.tiny:shrinking", "--size", "9")
     assert "give a larger --size" in too_small
     assert "metric: l1" in succeed(capsys, "recipes", "article")
-    everything = succeed(capsys, "recipes")
-    assert all(f"\n{name}\n" in f"\n{everything}" for name in RECIPES)
+    listed = [line.split()[0] for line in succeed(capsys, "recipes").splitlines() if not line.startswith(" ")]
+    assert listed == list(RECIPES)
 
 
 UNITS = [
@@ -384,6 +385,22 @@ def fail_with_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
+def test_a_deprecated_recipe_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "tests.helpers.tiny:small", "--size", "32", "--steps", "2", "--rows", "2"]
+    with pytest.raises(SystemExit) as end:
+        main(["maximise", "second:1", *model, "--recipe", "large", "--out", "run"])
+    assert end.value.code == 0
+    assert "note: recipe large is deprecated: take standard, or pixels-long" in capsys.readouterr().err
+    assert "deprecated: take standard" in succeed(capsys, "recipes", "large")
+
+
+def test_recipes_say_which_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = succeed(capsys, "recipes").splitlines()
+    assert {"fast (default on a CPU)", "standard (default on a GPU)", "interact (default of interact)"} <= set(lines)
+    network = featmap.load("tests.helpers.tiny:small")
+    assert [resolve_recipe(None, network, torch.device(d)).name for d in ("cpu", "meta")] == ["fast", "standard"]
+
+
 def test_probe_lists_responses_by_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for k in range(3):
         photograph(tmp_path / "photos" / f"{k}.png", seed=k)
@@ -410,7 +427,7 @@ def test_an_unfinished_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureF
     from tests.helpers import settings
 
     network = featmap.load("tests.helpers.tiny:small")
-    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "pixels", 16, 3, rows=4)
     lifecycle.open_run(maximise_job(["second:1"], network, recipe), "begun")
     assert "finish" in fail_with_run(capsys, "probe", "begun", "--layers", "second", "--out", "probed")
 
@@ -422,7 +439,7 @@ def test_a_run_without_a_map_has_no_neighbours(capsys: pytest.CaptureFixture[str
 
 def test_neighbours_are_listed_for_features_of_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted = ["similarity", "--layer", "features", *SMALL, "--model", "tests.helpers.tiny:planted", "--out", "map"]
-    succeed(capsys, *planted)
+    succeed(capsys, *planted, "--recipe", "pixels")
     lines = succeed(capsys, "neighbours", "features:7", "map", "-n", "3").splitlines()
     assert lines[0] == "most like features:7"
     assert lines[2].split()[:2] == ["features:1", "+1.000"]

@@ -196,5 +196,5 @@ def test_dead_partners_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_recipe_without_linear_steps_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = succeed(capsys, *PAIR, "--recipe", "fast", "--seeds", "1", "--out", "run")
-    assert "note: recipe fast has steps that are not linear" in printed
+    printed = succeed(capsys, *PAIR, "--recipe", "pixels", "--seeds", "1", "--out", "run")
+    assert "note: recipe pixels has steps that are not linear" in printed

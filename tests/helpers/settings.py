@@ -15,7 +15,7 @@ def resolve(
     network: Network, device: object = None, recipe: str | Recipe | None = None, *more: Any, **changes: Any
 ) -> Recipe:
     """A resolved recipe for a network, `fast` where none is named; size and steps may follow."""
-    return resolved_recipe(network, "fast" if recipe is None else recipe, *more, **changes)
+    return resolved_recipe(network, "pixels" if recipe is None else recipe, *more, **changes)
 
 
 def resolve_linear(network: Network, recipe: str | Recipe | None = None, *more: Any, **changes: Any) -> Recipe:

@@ -149,7 +149,7 @@ def test_identity_holds_everything_that_the_numbers_depend_on() -> None:
         job_of(["second:1", "second:2"], tiny.small(), balance="none"),
         job_of(["second:1", "second:2"], tiny.small(), probe_layers=["first"]),
         job_of(["second:1", "second:2"], tiny.small(), rows=2),
-        job_of(["second:1", "second:2"], tiny.small(), recipe="fast"),
+        job_of(["second:1", "second:2"], tiny.small(), recipe="pixels"),
         pairs_of(["1", "2"], tiny.small()),
     ]
     texts = {json.dumps(job.identity(), sort_keys=True) for job in (base, *others)}

@@ -270,7 +270,7 @@ def test_notes_state_the_limits_of_a_conclusion(job: JointJob) -> None:
         "a claim needs 5 seeds or more",
         "2 of 5 seeds have no statistics (see the column status)",
     ]
-    nonlinear = job_of(["second:3", "first:5"], tiny.small(), recipe="fast")
+    nonlinear = job_of(["second:3", "first:5"], tiny.small(), recipe="pixels")
     assert list_notes(row_of(), len(nonlinear.seeds), nonlinear.recipe) == [
         "recipe fast has steps that are not linear: under them even a linear network shows interaction"
     ]

@@ -166,7 +166,7 @@ def octaves(optimiser: Any, *sizes: float | None) -> Recipe:
         (octaves("rms", 0.5, None), False),
         (RECIPES["article"], True),
         (RECIPES["article-normalised"], False),
-        (RECIPES["fast"], False),
+        (RECIPES["pixels"], False),
         (replace(INTERACT, parameterisation="fourier"), False),
     ],
     ids=lambda v: getattr(v, "name", v),

@@ -129,7 +129,7 @@ def calls(job: runs.Job) -> int:
 
 @pytest.mark.parametrize("probes", [("first",), ("first", "relu")])
 def test_recording_probe_layers_adds_no_forward_pass(probes: tuple[str, ...]) -> None:
-    recipe = settings.resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(load(tiny.small()), torch.device("cpu"), "pixels", 16, 3, rows=4)
     plain, more = (mapping.similarity_job("second", load(tiny.small()), recipe, probe_layers=p) for p in ((), probes))
     assert len(more.columns) > len(plain.columns)
     assert calls(more) == calls(plain) > 3
@@ -230,7 +230,7 @@ def test_shown_features_restrict_mapped_layers_only(tmp_path: Path) -> None:
 
 def test_list_of_one_layer_equals_the_layer(tmp_path: Path) -> None:
     network = load(tiny.small())
-    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "pixels", 16, 3, rows=4)
     one, listed, twice = (
         mapping.similarity_job(layers, network, recipe) for layers in ("second", ["second"], ["second", "second"])
     )
@@ -299,7 +299,7 @@ def test_folder_names_are_unique_on_every_file_system() -> None:
 
 
 def test_estimate_covers_every_layer(tmp_path: Path) -> None:
-    recipe = settings.resolve(load(tiny.paired()), torch.device("cpu"), "fast", 16, 6, rows=4)
+    recipe = settings.resolve(load(tiny.paired()), torch.device("cpu"), "pixels", 16, 6, rows=4)
     seen: list[str] = []
     job = mapping.similarity_job(LAYERS, load(tiny.paired()), recipe)
     real = estimate.Batches.descend

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.usefixtures("cheap_runs", "one_thread"),
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
 ]
-FAST = Recipe.named("fast", 16, 8, rows=8)
+FAST = Recipe.named("pixels", 16, 8, rows=8)
 
 
 def test_copies_and_multiples_of_a_direction_are_the_same(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_planted_directions_are_recovered_and_mapped(tmp_path: Path) -> None:
     network = load(module, input_size=24).with_directions(
         {"mixed/sae": Directions(vectors.numpy(), bias.numpy(), True)}
     )
-    settings = {"recipe": Recipe.named("fast", 24, 20, rows=8), "execution": Execution("cpu", out=tmp_path / "map")}
+    settings = {"recipe": Recipe.named("pixels", 24, 20, rows=8), "execution": Execution("cpu", out=tmp_path / "map")}
     both = featmap.similarity(["relu", "mixed/sae"], network, **settings)  # type: ignore[call-overload]
     images = torch.from_numpy(both.dataset["images"].values[0])
     seen: list[Tensor] = []

@@ -119,7 +119,7 @@ def test_locks_are_released_after_a_validation(run: Path) -> None:
 
 
 def test_shown_features_may_differ_between_layers() -> None:
-    network, chosen = load("tests.helpers.tiny:wide"), Recipe.named("fast").resolved(16, 16, 6)
+    network, chosen = load("tests.helpers.tiny:wide"), Recipe.named("pixels").resolved(16, 16, 6)
     wanted = {"second": "3,5-6", "first": [0, 2]}
     job = similarity_job(["second", "first"], network, chosen, view=View(wanted, stimuli="shown"))
     assert job.shown == job.labels == ["second:3", "second:5", "second:6", "first:0", "first:2"]

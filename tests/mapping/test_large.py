@@ -237,7 +237,7 @@ def test_command_line_maps_all_layers(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_disk_estimate_omits_pair_tables_of_large_runs() -> None:
     network = load(tiny.paired())
-    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 6, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "pixels", 16, 6, rows=4)
     job = mapping.similarity_job("all", network, recipe)
     N = len(tiny.SCALES)
     large = job.disk_needed

@@ -108,8 +108,8 @@ def test_a_wrong_size_is_answered_by_the_one_that_works(size: int) -> None:
 def test_a_fixed_network_is_not_reduced_to_a_recipes_default_size() -> None:
     fixed, free = featmap.load(Patches(3, (40, 40)), input_size=160), featmap.load(network(3), input_size=160)
     cpu = torch.device("cpu")
-    assert resolve_recipe("fast", fixed, cpu).size == 160
-    assert resolve_recipe("fast", free, cpu).size == 128
+    assert resolve_recipe("pixels", fixed, cpu).size == 160
+    assert resolve_recipe("pixels", free, cpu).size == 128
     with pytest.raises(
         RecipeError, match=r"makes steps at 80, and layer 'block' .* one size, such as fast or standard"
     ):
@@ -128,7 +128,7 @@ def test_settings_that_contradict_the_channels_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (20, 28)), (4, 16), (7, (24, 16))])
-@pytest.mark.parametrize("recipe", ["fast", "interact", "large"])
+@pytest.mark.parametrize("recipe", ["pixels", "interact", "large"])
 def test_images_and_responses_are_plain_pytorchs(channels: int, size: Any, recipe: str) -> None:
     module = network(channels)
     mean, std = [0.1 * (c + 1) for c in range(channels)], [0.5 + 0.1 * c for c in range(channels)]
@@ -158,7 +158,7 @@ def test_a_step_on_a_gray_image_that_is_not_square() -> None:
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 15), (4, (9, 14)), (3, (8, 13)), (5, (12, 7))])
 def test_fourier_images_come_back_from_their_spectrum(channels: int, size: Any) -> None:
-    recipe = Recipe.named("fast", size=size, parameterisation="fourier", clamp="never")
+    recipe = Recipe.named("pixels", size=size, parameterisation="fourier", clamp="never")
     images = torch.rand(2, channels, *((size, size) if isinstance(size, int) else size)) * 0.8 + 0.1
     fourier = Fourier(recipe)
     torch.testing.assert_close(fourier.to_images(fourier.to_parameters(images)), images, atol=1e-4, rtol=0)
@@ -454,7 +454,7 @@ def test_a_run_stores_and_shows_any_channels(
     draw = sheets.contact_sheet
     monkeypatch.setattr(sheets, "contact_sheet", lambda *a, **k: (titles.append(k["title"]), draw(*a, **k))[1])
     folder, loaded = tmp_path / "run", featmap.load(network(channels))
-    recipe = Recipe.named("fast", size=(16, 24), steps=3, rows=4)
+    recipe = Recipe.named("pixels", size=(16, 24), steps=3, rows=4)
     execution = Execution("cpu", out=folder)
     with pytest.warns(FewStimuliWarning):
         result = featmap.similarity("2", loaded, recipe=recipe, execution=execution)

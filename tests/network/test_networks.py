@@ -14,7 +14,7 @@ from featmap.network.unit import Unit
 from featmap.network.weights import hash_state
 from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
-from featmap.optimize.recipe import FAST
+from featmap.optimize.recipe import PIXELS
 from featmap.optimize.responses import Probe
 from tests.helpers import networks
 from tests.network.test_model import refusal
@@ -190,7 +190,7 @@ def test_the_users_module_is_given_back() -> None:
     probe = Probe(network, 4)
     probe.responses(images, ["mixed"])
     probe.activations(images, [Objective.parse("mixed:1")] * 3)
-    recipe = FAST.resolved(16, size=16, steps=2, rows=2)
+    recipe = PIXELS.resolved(16, size=16, steps=2, rows=2)
     descend(
         DescentNetwork(module, network.normalise, {16: {"mixed": (11, 8, 8)}}), [Objective.parse("mixed:1")], recipe
     )

@@ -101,6 +101,6 @@ def test_a_layer_named_like_a_pattern_is_found() -> None:
 )
 def test_layers_that_select_nothing_are_refused(given: str, words: str) -> None:
     network = load(tiny.small())
-    recipe = settings.resolve(network, torch.device("cpu"), "fast", 16, 3, rows=4)
+    recipe = settings.resolve(network, torch.device("cpu"), "pixels", 16, 3, rows=4)
     with pytest.raises(UnitError, match=words):
         mapping.similarity_job(given, network, recipe)

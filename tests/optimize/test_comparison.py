@@ -85,7 +85,7 @@ def test_a_norm_with_its_activation_is_not_folded() -> None:
 
 
 def test_activation_inside_the_norm_or_after_it_gives_the_same_bits() -> None:
-    recipe = RECIPES["fast"].resolved(SIZE, size=SIZE, steps=6, rows=4)
+    recipe = RECIPES["pixels"].resolved(SIZE, size=SIZE, steps=6, rows=4)
     curves = [
         Batches(load(make()), CPU).descend([Objective.parse(f"3:{c}") for c in range(4)], recipe, 0).curve[:, 0]
         for make in (kinds.norm_with_activation, kinds.norm_and_activation)
@@ -117,7 +117,7 @@ def test_a_copy_that_differs_does_not_descend() -> None:
 
 
 def test_a_preparation_that_is_right_is_kept_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, recipe = load(networks.small_inception()), RECIPES["fast"].resolved(SIZE, size=SIZE, steps=5, rows=2)
+    network, recipe = load(networks.small_inception()), RECIPES["pixels"].resolved(SIZE, size=SIZE, steps=5, rows=2)
     objectives = [Objective.parse("narrow:0"), Objective.parse("fc:1")]
     found = Batches(network, CPU).descend(objectives, recipe, 0).images
     choices = list(network.preparations.values())
@@ -149,7 +149,7 @@ def test_a_module_that_cannot_be_copied_descends_itself() -> None:
     assert batches.prepared_module(("head",), SIZE) is net
     assert network.preparations[("head",), "cpu", torch.channels_last].in_place
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    recipe = RECIPES["fast"].resolved(SIZE, size=SIZE, steps=4, rows=2)
+    recipe = RECIPES["pixels"].resolved(SIZE, size=SIZE, steps=4, rows=2)
     images = batches.descend([Objective.parse("head:0")], recipe, 0).images
     assert images.isfinite().all() and all(torch.equal(net.state_dict()[k], v) for k, v in state.items())
     with pytest.raises(ModelError, match="bfloat16"):
@@ -394,7 +394,7 @@ def test_weights_that_are_not_finite_are_named_and_never_used_silently() -> None
     network = load(module)
     assert "weights that are not finite (NaN or infinity): first.weight" in network.notes
     assert choose_preparation(network, ["first"], 16, CPU).network == FOLDED, "three channels are sound"
-    recipe = RECIPES["fast"].resolved(SIZE, size=SIZE, steps=2, rows=2)
+    recipe = RECIPES["pixels"].resolved(SIZE, size=SIZE, steps=2, rows=2)
     data = featmap.maximise(["last:0", "first:1", "first:2"], network, recipe=recipe, execution=Execution("cpu"))
     statuses = [folder_layout.STATUSES[k] for k in data["status"].values[0]]
     assert statuses == ["not-finite", "not-finite", "live"], "each unit is told by its own"

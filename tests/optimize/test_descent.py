@@ -18,7 +18,7 @@ from featmap.network.model import Network
 from featmap.optimize.descent import Descent, DescentNetwork, _Optimiser, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
-from featmap.optimize.recipe import ARTICLE, ARTICLE_NORMALISED, FAST, INTERACT, Octave, Recipe
+from featmap.optimize.recipe import ARTICLE, ARTICLE_NORMALISED, INTERACT, PIXELS, Octave, Recipe
 from featmap.runs.job import Job
 from featmap.runs.worker import Worker, checked
 from tests.helpers import networks
@@ -109,7 +109,7 @@ def test_without_blur_only_the_units_own_pixels_move(unit: str, inside: tuple[sl
 
 @pytest.mark.parametrize("clamp", ["end", "every"])
 def test_clamped_images_reach_the_corner_of_the_cube(clamp: str) -> None:
-    network, recipe = load(networks.planted_1x1()), one_octave(FAST, 16, 60, clamp=clamp)
+    network, recipe = load(networks.planted_1x1()), one_octave(PIXELS, 16, 60, clamp=clamp)
     found = descended(network, ["features:0", "features:1"], recipe).images
     assert torch.equal(found[0], torch.tensor([1.0, 0.0, 1.0])[:, None, None].expand(3, 16, 16))
     assert torch.equal(found[1][1], torch.ones(16, 16))
@@ -121,7 +121,7 @@ def test_the_colour_that_a_feature_likes_best(parameterisation: str) -> None:
     network = load(networks.planted_1x1())
     rate = 0.03 if parameterisation == "pixels" else 0.3
     recipe = replace(
-        FAST,
+        PIXELS,
         rows=2,
         clamp="end",
         parameterisation=parameterisation,
@@ -235,7 +235,7 @@ def test_every_optimiser_climbs(rule: str, parameterisation: str) -> None:
     network = load(networks.small_inception())
     rate = 0.5 if rule == "gradient" else 0.03
     octave = Octave(12, (rate, rate), (0.0, 0.0), 20)
-    recipe = replace(FAST, rows=2, octaves=(octave,), optimiser=rule, parameterisation=parameterisation)
+    recipe = replace(PIXELS, rows=2, octaves=(octave,), optimiser=rule, parameterisation=parameterisation)
     found = descended(network, ["mixed:2", "narrow:3"], recipe)
     assert found.curve.shape == (2, 12, 1) and (found.curve[:, -1] > found.curve[:, 0]).all()
     assert found.had_gradient.all() and not found.rescued.any()

@@ -17,7 +17,7 @@ import featmap
 from featmap import channel, load
 from featmap.optimize import descent
 from featmap.optimize.batch import Batches
-from featmap.optimize.recipe import FAST, Recipe
+from featmap.optimize.recipe import FAST, PIXELS, Recipe
 from featmap.runs import device as devices
 from featmap.runs import engine, lifecycle, progress
 from featmap.runs.device import keep_memory
@@ -55,8 +55,9 @@ class Plain(InPlace):
         return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
-def test_a_gpu_that_does_not_ask_makes_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=12, rows=4)
+@pytest.mark.parametrize("start", [PIXELS, FAST], ids=["pixels", "fast"])
+def test_a_gpu_that_does_not_ask_makes_the_same_images(start: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=12, rows=4)
     objectives = [channel("relu", 0), channel("relu", networks.ASLEEP), channel("relu", 1)]
     asked = Batches(network, CPU).descend(objectives, recipe, 0)
     monkeypatch.setattr(descent._Loop, "reads_device", property(lambda _: False, lambda *_: None), raising=False)
@@ -68,7 +69,7 @@ def test_a_gpu_that_does_not_ask_makes_the_same_images(monkeypatch: pytest.Monke
 
 def test_a_row_that_dies_unexpectedly_is_rescued_by_another_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether dead rows were expected (and one pass made that is taken back twice) or not: the same bits."""
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=80, rows=4)
+    network, recipe = load(networks.dead_network()), PIXELS.resolved(16, size=16, steps=80, rows=4)
     objectives = [channel("relu", 0), channel("relu", networks.ASLEEP), channel("relu", 1)]
     found, passes = [], []
     real = descent._Loop._losses
@@ -98,7 +99,7 @@ def test_a_row_that_dies_unexpectedly_is_rescued_by_another_pass(monkeypatch: py
 def test_relus_that_overwrite_are_rescued_like_those_that_do_not() -> None:
     weights = networks.randomised(InPlace(), 3).state_dict()
     weights["second.bias"] = weights["second.bias"] - torch.tensor([0.0, 9, 0, 0, 9, 0])
-    recipe = FAST.resolved(16, size=16, steps=12, rows=6)
+    recipe = PIXELS.resolved(16, size=16, steps=12, rows=6)
     found = []
     for made in (InPlace(), Plain()):
         made.load_state_dict(weights)
@@ -176,13 +177,16 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("changes", [{}, {"parameterisation": "fourier", "clamp": "end"}, {"jitter": 2}])
-def test_the_loop_waits_for_nothing(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("start", "changes"),
+    [(PIXELS, {}), (PIXELS, {"parameterisation": "fourier", "clamp": "end"}), (PIXELS, {"jitter": 2})],
+)
+def test_the_loop_waits_for_nothing(start: Recipe, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     network, counts = load(networks.dead_network()), []
     objectives = [channel("relu", 0), channel("relu", networks.ASLEEP)]
     monkeypatch.setattr(descent._Loop, "reads_device", property(lambda _: False, lambda *_: None), raising=False)
     for steps in (4, 4, 24):
-        recipe = FAST.resolved(16, size=16, steps=steps, rows=2, **changes)
+        recipe = start.resolved(16, size=16, steps=steps, rows=2, **changes)
         with Waits() as seen:
             Batches(network, CPU).descend(objectives, recipe, 0)
         counts.append(seen.count)
@@ -193,7 +197,7 @@ def test_the_loop_waits_for_nothing(changes: dict[str, Any], monkeypatch: pytest
 
 
 def made(out: Path) -> dict[str, bytes]:
-    recipe, execution = Recipe.named("fast", size=16, steps=4, rows=2), Execution("cpu", out=out)
+    recipe, execution = Recipe.named("pixels", size=16, steps=4, rows=2), Execution("cpu", out=out)
     featmap.maximise([f"second:{k}" for k in range(5)], tiny.small(), **options(recipe=recipe, execution=execution))
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if "/c/" in p.as_posix()}
 

@@ -18,7 +18,7 @@ from featmap.network.weights import hash_state
 from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
-from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, Octave
+from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, PIXELS, Octave, Recipe
 from featmap.optimize.schedule import Transform
 from featmap.runs.folder_layout import STATUSES
 from tests.helpers import networks
@@ -60,12 +60,12 @@ TAILS = pytest.mark.xfail(
         {"rows": 16, "parameterisation": "spectrum", "transform": TRANSFORM, "contrast": 1.0},
         {"rows": 5, "parameterisation": "pixels", "transform": TRANSFORM},
     ],
-    ids=["fast", "l2, rms", "linf, jitter", "fourier", "spectrum, transform, contrast", "pixels, transform"],
+    ids=["pixels", "l2, rms", "linf, jitter", "fourier", "spectrum, transform, contrast", "pixels, transform"],
 )
 def test_a_units_image_depends_on_nothing_else(changes: dict[str, Any], threads: int) -> None:
     assert torch.get_num_threads() == threads
     network = load(networks.small_inception())
-    recipe = FAST.resolved(18, size=18, steps=5, **changes)
+    recipe = PIXELS.resolved(18, size=18, steps=5, **changes)
     together = made(network, UNITS, recipe)
     for k in (0, 7, 12, 14, 16, 17, 18):
         alone = made(network, [UNITS[k]], recipe)
@@ -82,7 +82,7 @@ def test_a_units_image_depends_on_nothing_else(changes: dict[str, Any], threads:
 
 
 def test_a_units_image_does_not_depend_on_a_hooked_convolution() -> None:
-    network, recipe = load(networks.small_inception()), FAST.resolved(18, size=18, steps=10)
+    network, recipe = load(networks.small_inception()), PIXELS.resolved(18, size=18, steps=10)
     alone = made(network, ["mixed:0"], recipe)["images"][0]
     beside = made(network, ["mixed:0", "stem:0"], recipe)["images"][0]
     assert torch.equal(torch.from_numpy(alone), torch.from_numpy(beside))
@@ -101,7 +101,7 @@ def test_a_units_image_does_not_depend_on_a_hooked_convolution() -> None:
     ids=lambda a: type(a).__name__,
 )
 def test_a_units_image_does_not_depend_on_its_place(activation: nn.Module) -> None:
-    recipe = replace(FAST, rows=3, clamp="never", octaves=(Octave(12, (0.05, 0.03), (1.0, 0.3), 16),))
+    recipe = replace(PIXELS, rows=3, clamp="never", octaves=(Octave(12, (0.05, 0.03), (1.0, 0.3), 16),))
     for seed in range(4):
         module = nn.Sequential(nn.Conv2d(3, 5, 3), activation, nn.Conv2d(5, 6, 3))
         network = load(networks.randomised(module, seed).eval())
@@ -111,14 +111,14 @@ def test_a_units_image_does_not_depend_on_its_place(activation: nn.Module) -> No
 
 
 def test_a_second_run_gives_the_same_bits_and_another_seed_others() -> None:
-    network, recipe = load(networks.small_inception()), FAST.resolved(18, size=18, steps=5, rows=4)
+    network, recipe = load(networks.small_inception()), PIXELS.resolved(18, size=18, steps=5, rows=4)
     first, second = made(network, UNITS[:4], recipe), made(network, UNITS[:4], recipe)
     assert all(np.array_equal(first[k], second[k]) for k in first)
     assert not np.array_equal(first["images"], made(network, UNITS[:4], recipe, seed=1)["images"])
 
 
 def test_the_global_random_state_is_neither_read_nor_touched() -> None:
-    network, recipe = load(networks.small_inception()), one_octave(FAST, 16, 3, jitter=3)
+    network, recipe = load(networks.small_inception()), one_octave(PIXELS, 16, 3, jitter=3)
     torch.manual_seed(1)
     first, state = descended(network, ["mixed:0"], recipe).images, torch.get_rng_state()
     torch.manual_seed(2)
@@ -129,7 +129,7 @@ def test_the_global_random_state_is_neither_read_nor_touched() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_padding_is_not_given_back(count: int) -> None:
-    recipe = replace(one_octave(FAST, 16, 3), rows=4)
+    recipe = replace(one_octave(PIXELS, 16, 3), rows=4)
     found = descended(load(networks.small_inception()), UNITS[:count], recipe)
     assert found.images.shape == (count, 3, 16, 16) and found.curve.shape == (count, 3, 1)
     assert found.had_gradient.shape == found.rescued.shape == (count,)
@@ -138,7 +138,7 @@ def test_padding_is_not_given_back(count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_batches_of_another_length_are_refused(count: int) -> None:
-    recipe = replace(one_octave(FAST, 16, 3), rows=4)
+    recipe = replace(one_octave(PIXELS, 16, 3), rows=4)
     with pytest.raises(RecipeError, match=f"{count} objectives in a batch of 4 rows; give 1 to 4"):
         descend(
             DescentNetwork(networks.linear_network(), lambda x: x, {16: {}}),
@@ -169,7 +169,7 @@ def test_the_network_is_given_back() -> None:
     module.stem.weight.requires_grad_(False)
     digest, flags = hash_state(module), [p.requires_grad for p in module.parameters()]
     shapes = {16: {"mixed": (11, 8, 8)}}
-    descend(DescentNetwork(module, lambda x: x, shapes), [Objective.parse("mixed:0")], one_octave(FAST, 16, 2))
+    descend(DescentNetwork(module, lambda x: x, shapes), [Objective.parse("mixed:0")], one_octave(PIXELS, 16, 2))
     assert hash_state(module) == digest and all(m.training for m in module.modules())
     assert [p.requires_grad for p in module.parameters()] == flags
     assert all(p.grad is None and not m._forward_hooks for m in module.modules() for p in m.parameters())
@@ -192,7 +192,7 @@ def statuses(found: dict[str, np.ndarray]) -> list[str]:
 
 @pytest.mark.parametrize("contrast", [0.0, 1.0])
 def test_each_kind_of_dead_feature_has_its_status(contrast: float) -> None:
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=40, rows=8)
+    network, recipe = load(networks.dead_network()), PIXELS.resolved(16, size=16, steps=40, rows=8)
     recipe = replace(recipe, contrast=contrast)  # a dead feature's own gradient decides, not that of the others
     found = made(network, [f"relu:{c}" for c in CHANNELS], recipe)
     # under contrast a constant feature has the gradient of the others, which does not raise it
@@ -205,7 +205,7 @@ def test_each_kind_of_dead_feature_has_its_status(contrast: float) -> None:
 
 
 def test_without_rescue_a_dead_feature_stays_dead() -> None:
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=40, rows=8, rescue=0.0)
+    network, recipe = load(networks.dead_network()), PIXELS.resolved(16, size=16, steps=40, rows=8, rescue=0.0)
     found = made(network, [f"relu:{c}" for c in CHANNELS], recipe)
     assert statuses(found) == ["live", "dead", "dead", "not-finite", "dead"]
     null = null_image(recipe, 0).numpy()
@@ -214,19 +214,28 @@ def test_without_rescue_a_dead_feature_stays_dead() -> None:
 
 def test_a_feature_that_does_not_rise_is_unconverged() -> None:
     network = load(networks.dead_network())
-    recipe = replace(FAST, rows=2, octaves=(Octave(3, (1e-12, 1e-12), (0.5, 0.5), 16),))
+    recipe = replace(PIXELS, rows=2, octaves=(Octave(3, (1e-12, 1e-12), (0.5, 0.5), 16),))
     assert statuses(made(network, ["relu:0"], recipe)) == ["unconverged"]
 
 
-def test_a_constant_features_image_is_the_null_image() -> None:
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=6, rows=4)
+@pytest.mark.parametrize("start", [PIXELS, replace(FAST, contrast=0.0)], ids=["pixels", "fast without contrast"])
+def test_a_constant_features_image_is_the_null_image(start: Recipe) -> None:
+    network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=6, rows=4)
     found = made(network, [f"relu:{networks.LIVE}", f"relu:{networks.CONSTANT}"], recipe)
     assert np.array_equal(found["images"][1], null_image(recipe, 0).numpy())
 
 
-@pytest.mark.parametrize("changes", [{}, {"metric": "l2", "optimiser": "gradient", "clamp": "never"}, {"metric": "l2"}])
-def test_a_row_that_fails_does_not_touch_its_neighbours(changes: dict[str, Any]) -> None:
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=8, rows=4, **changes)
+@pytest.mark.parametrize(
+    ("start", "changes"),
+    [
+        (PIXELS, {}),
+        (PIXELS, {"metric": "l2", "optimiser": "gradient", "clamp": "never"}),
+        (PIXELS, {"metric": "l2"}),
+        (FAST, {}),
+    ],
+)
+def test_a_row_that_fails_does_not_touch_its_neighbours(start: Recipe, changes: dict[str, Any]) -> None:
+    network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=8, rows=4, **changes)
     sound = [f"relu:{c}" for c in (networks.LIVE, networks.ASLEEP, networks.CONSTANT)]
     without = made(network, sound, recipe)
     beside = made(network, [sound[0], f"relu:{networks.BROKEN}", *sound[1:]], recipe)
@@ -247,15 +256,17 @@ class Deep(nn.Module):
         return self.deep((-1 - self.first(x).square()).sqrt())
 
 
-def test_a_neighbour_in_a_deeper_layer_that_fails() -> None:
-    network, recipe = load(networks.randomised(Deep(), 1)), FAST.resolved(16, size=16, steps=4, rows=4)
+@pytest.mark.parametrize("start", [PIXELS, FAST], ids=["pixels", "fast"])
+def test_a_neighbour_in_a_deeper_layer_that_fails(start: Recipe) -> None:
+    network, recipe = load(networks.randomised(Deep(), 1)), start.resolved(16, size=16, steps=4, rows=4)
     alone, beside = made(network, ["first:0"], recipe), made(network, ["first:0", "deep:1"], recipe)
     assert statuses(alone) == ["live"]
     assert np.array_equal(beside["images"][0], alone["images"][0]) and statuses(beside)[0] == "live"
 
 
-def test_rescue_leaves_living_rows_alone() -> None:
-    network, recipe = load(networks.dead_network()), FAST.resolved(16, size=16, steps=12, rows=4)
+@pytest.mark.parametrize("start", [PIXELS, FAST], ids=["pixels", "fast"])
+def test_rescue_leaves_living_rows_alone(start: Recipe) -> None:
+    network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=12, rows=4)
     without = made(network, ["relu:0"], replace(recipe, rescue=0.0))
     beside = made(network, ["relu:0", f"relu:{networks.ASLEEP}"], recipe)
     assert np.array_equal(beside["images"][0], without["images"][0])
@@ -274,7 +285,7 @@ def test_a_photograph_to_start_from() -> None:
 
 
 def test_an_image_of_one_pixel_is_optimised() -> None:
-    recipe = one_octave(FAST, 1, 3)
+    recipe = one_octave(PIXELS, 1, 3)
     assert descended(load(networks.planted_1x1()), ["features:0"], recipe).images.shape == (1, 3, 1, 1)
 
 

@@ -24,7 +24,7 @@ def job(recipe: Recipe) -> Job:
     return Job(network=network, recipe=recipe, objectives=(channel("0", 1),))
 
 
-@pytest.mark.parametrize("name", ["large", "article", "fast"])
+@pytest.mark.parametrize("name", ["large", "article", "pixels"])
 @pytest.mark.parametrize("size", [*range(LEAST, 3 * LEAST), 40])
 def test_the_size_that_is_advised_is_the_least_that_would_do(name: str, size: int) -> None:
     recipe = RECIPES[name]

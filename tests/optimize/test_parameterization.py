@@ -22,7 +22,7 @@ from featmap.optimize.parameterization import (
     null_frames,
     null_image,
 )
-from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, RECIPES, Octave, Recipe
+from featmap.optimize.recipe import ARTICLE, INTERACT, PIXELS, RECIPES, Octave, Recipe
 from tests.helpers import networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def two_octaves(**changes: Any) -> Recipe:
     octaves = (Octave(4, (0.05, 0.03), (1.2, 0.4), 17), Octave(3, (0.03, 0.01), (0.8, 0.2), 20))
-    return replace(FAST, octaves=octaves, rows=3, **changes)
+    return replace(PIXELS, octaves=octaves, rows=3, **changes)
 
 
 def descended(recipe: Recipe, channel_of_relu: int, seed: int, start: Tensor | None = None) -> Tensor:
@@ -108,7 +108,7 @@ def test_the_articles_schedule_of_blur() -> None:
 def test_the_first_image_is_noise_of_the_recipes_mean_and_deviation() -> None:
     recipe = two_octaves(mean=0.3, std=0.05)
     assert torch.equal(initial_image(recipe, 4), 0.3 + 0.05 * image_ops.noise(4, 17))
-    large = initial_image(replace(FAST, std=0.2).resolved(96, size=96), 0)
+    large = initial_image(replace(PIXELS, std=0.2).resolved(96, size=96), 0)
     assert float(large.mean()) == pytest.approx(0.5, abs=0.01) and float(large.std()) == pytest.approx(0.2, abs=0.01)
 
 
@@ -146,7 +146,7 @@ def test_pixels_are_the_image() -> None:
 @pytest.mark.parametrize("name", ["fourier", "spectrum"])
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 33])
 def test_a_spectrum_gives_its_image_back(size: int, name: str) -> None:
-    form = PARAMETERISATIONS[name](FAST)
+    form = PARAMETERISATIONS[name](PIXELS)
     given = 0.05 + 0.9 * torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(size))
     parameters = form.to_parameters(given)
     assert parameters.shape == (3, 3, size, size // 2 + 1, 2) and parameters.dtype == torch.float32
@@ -155,7 +155,7 @@ def test_a_spectrum_gives_its_image_back(size: int, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "least"), [("fourier", 0.02), ("spectrum", 0.002)])
 def test_images_of_a_spectrum_lie_between_0_and_1(name: str, least: float) -> None:
-    form = PARAMETERISATIONS[name](FAST)
+    form = PARAMETERISATIONS[name](PIXELS)
     beyond = torch.tensor([-3.0, 0.0, 0.4, 1.0, 7.0]).view(1, 1, 1, 5).expand(1, 3, 5, 5)
     made = form.to_images(form.to_parameters(beyond))
     torch.testing.assert_close(made, beyond.clamp(least, 1 - least), rtol=0, atol=1e-4)
@@ -165,7 +165,7 @@ def test_images_of_a_spectrum_lie_between_0_and_1(name: str, least: float) -> No
 
 @pytest.mark.parametrize(("name", "decay"), [("fourier", 1.0), ("spectrum", 1.0), ("spectrum", 1.5), ("spectrum", 0.0)])
 def test_steps_of_one_size_fall_with_a_power_of_frequency(name: str, decay: float) -> None:
-    form, size = PARAMETERISATIONS[name](replace(FAST, decay=decay)), 16
+    form, size = PARAMETERISATIONS[name](replace(PIXELS, decay=decay)), 16
     heights = []
     for frequency in (1, 2, 4):
         parameters = torch.zeros(1, 3, size, size // 2 + 1, 2)
@@ -177,7 +177,7 @@ def test_steps_of_one_size_fall_with_a_power_of_frequency(name: str, decay: floa
 
 @pytest.mark.parametrize("name", ["fourier", "spectrum"])
 def test_a_spectrum_is_differentiable_everywhere(name: str) -> None:
-    form = PARAMETERISATIONS[name](FAST)
+    form = PARAMETERISATIONS[name](PIXELS)
     parameters = form.to_parameters(torch.full((1, 3, 6, 6), 0.5)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(form.to_images(parameters).square().sum(), parameters)
     assert gradient.isfinite().all() and gradient.any()
@@ -185,7 +185,7 @@ def test_a_spectrum_is_differentiable_everywhere(name: str) -> None:
 
 def test_a_spectrum_has_the_scale_of_the_formula() -> None:
     """One coefficient against the sum of cosines that it stands for, written out."""
-    size, form = 8, PARAMETERISATIONS["spectrum"](replace(FAST, decay=1.2))
+    size, form = 8, PARAMETERISATIONS["spectrum"](replace(PIXELS, decay=1.2))
     parameters = torch.zeros(1, 3, size, size // 2 + 1, 2)
     parameters[0, 1, 3, 2, 0] = 0.7
     y, x = np.mgrid[:size, :size]

@@ -31,7 +31,7 @@ def inception() -> Network:
 
 
 def recipe_of(**changes: object) -> Recipe:
-    return Recipe.named("fast", size=32, steps=20, **changes)
+    return Recipe.named("pixels", size=32, steps=20, **changes)
 
 
 def made(tmp_path: Path, name: str, units: list[str], **changes: object) -> dict[str, np.ndarray]:
@@ -70,8 +70,8 @@ def test_responses_are_the_untouched_networks_in_float32(tmp_path: Path) -> None
 
 
 def test_precision_is_identity_and_earlier_runs_keep_theirs() -> None:
-    plain = Recipe.named("fast", size=32)
-    half = Recipe.named("fast", size=32, precision="bfloat16")
+    plain = Recipe.named("pixels", size=32)
+    half = Recipe.named("pixels", size=32, precision="bfloat16")
     assert "precision" not in plain.identity() and half.identity()["precision"] == "bfloat16"
     assert plain.digest != half.digest
     assert featmap.Recipe.from_identity(half.identity()).identity() == half.identity()
@@ -97,7 +97,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = inception()
-    recipe = Recipe.named("fast", size=32, rows=64)
+    recipe = Recipe.named("pixels", size=32, rows=64)
     monkeypatch.setattr(limits, "free_memory", lambda _: limits.estimate_memory(network, recipe, ["mixed"], 10) + 3)
     with pytest.raises(RecipeError, match=r"^64 rows at 32 pixels need about .* GB are free; choose 10 rows or fewer$"):
         featmap.maximise(
@@ -114,8 +114,8 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_would(
 
 def test_what_a_batch_needs_grows_with_rows_size_and_depth() -> None:
     network = inception()
-    recipe = Recipe.named("fast", size=32, rows=8)
-    larger = Recipe.named("fast", size=64, rows=8)
+    recipe = Recipe.named("pixels", size=32, rows=8)
+    larger = Recipe.named("pixels", size=64, rows=8)
     first, last = next(iter(network.trace(32).layers)), "mixed"
     assert limits.estimate_memory(network, recipe, [first]) < limits.estimate_memory(network, recipe, [last])
     assert limits.estimate_memory(network, recipe, [last], 16) == pytest.approx(

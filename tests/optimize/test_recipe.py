@@ -15,9 +15,9 @@ from featmap.optimize.recipe import (
     ARTICLE_LOWRES,
     ARTICLE_NORMALISED,
     CHANGEABLE,
-    FAST,
     INTERACT,
     METRICS,
+    PIXELS,
     RECIPES,
     Octave,
     Recipe,
@@ -27,7 +27,7 @@ repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
 
 def test_every_named_recipe_is_registered_under_its_own_name() -> None:
-    assert {"fast", "article", "article-lowres", "article-normalised", "interact"} <= set(RECIPES)
+    assert {"pixels", "article", "article-lowres", "article-normalised", "interact"} <= set(RECIPES)
     for name, found in RECIPES.items():
         assert found.name == name and Recipe.named(name) is found and Recipe.named(found) is found
         assert found.optimiser in ("gradient", "rms", "adam") and found.clamp in ("never", "end", "every")
@@ -102,10 +102,10 @@ def test_the_articles_schedule() -> None:
 
 def test_recipes_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        FAST.C = 3  # type: ignore[misc]
+        PIXELS.C = 3  # type: ignore[misc]
     with pytest.raises(FrozenInstanceError):
-        FAST.octaves[0].steps = 3  # type: ignore[misc]
-    assert hash(FAST) == hash(replace(FAST))
+        PIXELS.octaves[0].steps = 3  # type: ignore[misc]
+    assert hash(PIXELS) == hash(replace(PIXELS))
 
 
 # ---------------------------------------------------------------- sizes and steps
@@ -143,7 +143,7 @@ def test_octaves_are_fractions_of_the_final_size() -> None:
 @given(st.integers(1, 700))
 @repeatable
 def test_steps_are_shared_out_in_proportion(steps: int) -> None:
-    for chosen in (ARTICLE, ARTICLE_LOWRES, FAST):
+    for chosen in (ARTICLE, ARTICLE_LOWRES, PIXELS):
         shared = chosen.resolved(96, steps=steps)
         assert shared.steps == steps
         assert all(o.steps >= 1 for o in shared.octaves)
@@ -195,14 +195,14 @@ def test_a_named_recipe_without_a_size_is_resolved_later(name: str, size: int, s
 def test_settings_that_a_named_recipe_does_not_have(changes: dict) -> None:
     setting = next(iter(changes))
     with pytest.raises(RecipeError, match=f"setting '{setting}' is unknown; allowed: metric, C, rows") as caught:
-        Recipe.named("fast", **changes)
+        Recipe.named("pixels", **changes)
     assert str(caught.value).endswith(", ".join(CHANGEABLE))
 
 
 @pytest.mark.parametrize("changes", [{"size": 0}, {"steps": 0}, {"steps": 2.5}, {"size": "96"}, {"rows": 1}])
 def test_values_that_a_named_recipe_cannot_have(changes: dict) -> None:
     with pytest.raises(RecipeError) as caught:
-        Recipe.named("fast", **changes)
+        Recipe.named("pixels", **changes)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -213,19 +213,21 @@ def test_which_recipes_are_linear() -> None:
         "article-lowres": True,
         "article-normalised": False,  # over its RMS, and at several sizes
         "interact": True,
-        "fast": False,
-        "standard": False,
+        "pixels": False,
+        "pixels-long": False,
         "large": False,
         "natural": False,
+        "fast": False,
+        "standard": False,
     }
     interact = Recipe.named("interact", size=96)
     assert not replace(interact, clamp="every").linear and not replace(interact, parameterisation="fourier").linear
 
 
 def test_other_fields_can_be_changed() -> None:
-    changed = FAST.resolved(96, metric="l2", C=3.0, rows=4, clamp=None)
-    assert (changed.metric, changed.C, changed.rows, changed.clamp) == ("l2", 3.0, 4, FAST.clamp)
-    assert FAST.metric == "l1", "the recipe itself stays"
+    changed = PIXELS.resolved(96, metric="l2", C=3.0, rows=4, clamp=None)
+    assert (changed.metric, changed.C, changed.rows, changed.clamp) == ("l2", 3.0, 4, PIXELS.clamp)
+    assert PIXELS.metric == "l1", "the recipe itself stays"
 
 
 # ---------------------------------------------------------------- errors
@@ -248,7 +250,7 @@ def test_other_fields_can_be_changed() -> None:
 )
 def test_settings_that_cannot_be(changes: dict, words: str) -> None:
     with pytest.raises(RecipeError, match=words) as caught:
-        FAST.resolved(96, **changes)
+        PIXELS.resolved(96, **changes)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -266,7 +268,7 @@ def test_settings_that_cannot_be(changes: dict, words: str) -> None:
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict) -> None:
     with pytest.raises(RecipeError):
-        FAST.resolved(96, **changes)
+        PIXELS.resolved(96, **changes)
 
 
 def test_a_recipe_without_octaves() -> None:
@@ -290,9 +292,9 @@ def test_identity_survives_json(name: str) -> None:
 
 
 def test_identity_knows_what_it_does_not_know() -> None:
-    values = FAST.resolved(96).identity() | {"a later version's": 3}
+    values = PIXELS.resolved(96).identity() | {"a later version's": 3}
     assert Recipe.from_identity(values) == replace(
-        FAST.resolved(96), notes=(), default_seed=Recipe.default_seed, max_default_size=None
+        PIXELS.resolved(96), notes=(), default_seed=Recipe.default_seed, max_default_size=None
     )
 
 
@@ -315,6 +317,6 @@ def test_identity_knows_what_it_does_not_know() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_whatever_images_depend_on_is_in_the_identity(changes: dict) -> None:
-    base = FAST.resolved(96)
-    assert FAST.resolved(96, **changes).digest != base.digest
+    base = PIXELS.resolved(96)
+    assert PIXELS.resolved(96, **changes).digest != base.digest
     assert replace(base, notes=("a note",), default_seed=5).digest == base.digest

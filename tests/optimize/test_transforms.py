@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import RecipeError
-from featmap.optimize.recipe import FAST, Recipe
+from featmap.optimize.recipe import PIXELS, Recipe
 from featmap.optimize.schedule import Octave, Transform
 from featmap.optimize.transforms import Affine, apply_transform, draw_affine, resample_by_table
 
@@ -151,4 +151,4 @@ def test_a_recipe_with_a_transform_is_rebuilt_from_its_identity() -> None:
         "x", (Octave(3, (0.1, 0.1)),), transform=WIDE, decay=1.2, contrast=0.5, parameterisation="spectrum"
     ).resolved(32)
     assert Recipe.from_identity(recipe.identity()) == recipe
-    assert not {"transform", "decay", "contrast"} & set(FAST.resolved(32).identity())
+    assert not {"transform", "decay", "contrast"} & set(PIXELS.resolved(32).identity())

@@ -36,7 +36,7 @@ def test_gray_pictures_are_gray_and_keep_their_ratio(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module: Any = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1)).eval()
     network, folder = featmap.load(module), tmp_path / "gray"
-    recipe = Recipe.named("fast", size=(16, 32), steps=4, rows=4)
+    recipe = Recipe.named("pixels", size=(16, 32), steps=4, rows=4)
     featmap.similarity("2", network, recipe=recipe, execution=Execution("cpu", out=folder))
     page = featmap.atlas(folder, network=network)[0]
     with chromium() as browser:

@@ -36,7 +36,7 @@ BIAS = RNG.normal(size=5).astype(np.float32) / 10
 SIZE = 24
 
 
-def recipe(name: str = "fast", **changes: Any) -> Recipe:
+def recipe(name: str = "pixels", **changes: Any) -> Recipe:
     return Recipe.named(name, SIZE, 6, rows=4, **changes)
 
 
@@ -51,7 +51,7 @@ def same(one: xr.Dataset, two: xr.Dataset, names: tuple[str, ...]) -> bool:
 STORED = ("images", "activation", "null_activation", "curve", "status", "null_images")
 
 RECIPES = [
-    ("fast", recipe()),
+    ("pixels", recipe()),
     ("linear steps", recipe("interact")),
     ("l2", recipe(metric="l2", C=100.0)),
     ("linf", recipe("article", metric="linf")),
@@ -82,7 +82,7 @@ def test_dead_units_are_rescued_as_channels_are(layer: str) -> None:
     channels = dead_network().features.out_channels  # type: ignore[union-attr]
     plain = load(dead_network(), input_size=16)
     copies = plain.with_directions({f"{layer}/d": np.eye(channels)})
-    chosen = Recipe.named("fast", 16, 8, rows=4)
+    chosen = Recipe.named("pixels", 16, 8, rows=4)
     one = featmap.maximise([f"{layer}:{c}" for c in range(channels)], plain, recipe=chosen)
     two = featmap.maximise([f"{layer}/d:{c}" for c in range(channels)], copies, recipe=chosen)
     assert same(one, two, STORED)
@@ -93,7 +93,7 @@ def test_a_dead_direction_is_rescued_through_its_own_relu() -> None:
     directions = Directions(np.eye(5), relu=True)
     plain = load(dead_network(), input_size=16)
     copies = plain.with_directions({"features/d": directions})
-    chosen = Recipe.named("fast", 16, 8, rows=4)
+    chosen = Recipe.named("pixels", 16, 8, rows=4)
     one = featmap.maximise([f"relu:{c}" for c in range(5)], plain, recipe=chosen)
     two = featmap.maximise([f"features/d:{c}" for c in range(5)], copies, recipe=chosen)
     assert one.status.values.tolist() == two.status.values.tolist()
@@ -156,7 +156,7 @@ def test_directions_of_tokens_are_read_from_their_grid() -> None:
     torch.manual_seed(4)
     plain = load(Tokens().eval(), input_size=16)
     chosen = plain.with_directions({"mix/d": np.eye(8)[[5]]})
-    settings: dict[str, Any] = {"recipe": Recipe.named("fast", 16, 4, rows=4), "responses": "mix"}
+    settings: dict[str, Any] = {"recipe": Recipe.named("pixels", 16, 4, rows=4), "responses": "mix"}
     one = featmap.maximise("mix:5", plain, **settings)
     two = featmap.maximise("mix/d:0", chosen, **settings | {"responses": ["mix", "mix/d"]})
     assert chosen.layer("mix/d").shape == (1, 4, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import xarray as xr
 import featmap
 from featmap.cli.app import main
 from featmap.errors import StoreError
+from featmap.optimize.recipe import Recipe
 from featmap.runs import integrity
 from featmap.runs.engine import Engine
 from featmap.runs.manifest import COPY, FORMAT, MANIFEST
@@ -154,3 +156,26 @@ def test_a_changed_byte_of_an_earlier_manifest_is_damage(folder: Path) -> None:
     compute(folder)
     assert (folder / MANIFEST).read_bytes() == (folder / COPY).read_bytes()
     assert integrity.inspect(folder).faults == []
+
+
+@pytest.mark.parametrize(("now", "then"), [("pixels", "fast"), ("pixels-long", "standard")])
+def test_a_run_of_a_renamed_recipe_is_resumed_by_its_new_name(now: str, then: str, tmp_path: Path) -> None:
+    folder, named = tmp_path / "run", Recipe.named(now, 12, 3, rows=2)
+    execution = featmap.Execution("cpu", engine=Engine(threads=1), out=folder)
+    earlier = replace(named, name=then)
+    data = featmap.maximise(UNITS, tiny.small(), recipe=earlier, execution=execution).load()
+    write_earlier(folder, 2, "running")
+    again = featmap.maximise(UNITS, tiny.small(), recipe=named, execution=execution).load()
+    xr.testing.assert_equal(again, data)
+    run = Run.read(folder)
+    assert run.manifest.is_complete and run.identity["recipe"]["name"] == then
+    assert Recipe.from_identity(run.identity["recipe"]) == replace(earlier, max_default_size=None)
+
+
+def test_a_recipe_of_an_old_name_and_new_settings_is_another_recipe(tmp_path: Path) -> None:
+    folder, earlier = tmp_path / "run", replace(Recipe.named("pixels", 12, 3, rows=2), name="fast")
+    execution = featmap.Execution("cpu", engine=Engine(threads=1), out=folder)
+    featmap.maximise(UNITS, tiny.small(), recipe=earlier, execution=execution)
+    for other in (Recipe.named("fast", 12, 3, rows=2), Recipe.named("pixels", 12, 4, rows=2)):
+        with pytest.raises(StoreError, match=r"other settings.*recipe 'pixels' is now what 'fast' was then"):
+            featmap.maximise(UNITS, tiny.small(), recipe=other, execution=execution)

@@ -94,7 +94,7 @@ def test_threads_are_used_recorded_and_restored(tmp_path: Path) -> None:
 
 def test_a_run_resumed_with_other_threads_says_so(tmp_path: Path) -> None:
     network = load(tiny.small())
-    recipe = resolve(network, torch.device("cpu"), "fast", **FAST)
+    recipe = resolve(network, torch.device("cpu"), "pixels", **FAST)
     job = mapping.similarity_job("second", network, recipe)
     run = lifecycle.open_run(job, tmp_path / "run")
     names = [u.name for u in job.work_units()]
@@ -118,7 +118,7 @@ def compute_in_order(job: Job, units: list[WorkUnit], folder: Path) -> None:
 
 def test_units_in_any_order_give_the_same_files(tmp_path: Path) -> None:
     network = load(tiny.wide())
-    recipe = resolve(network, torch.device("cpu"), "fast", **FAST)
+    recipe = resolve(network, torch.device("cpu"), "pixels", **FAST)
     job = mapping.similarity_job(["first", "second"], network, recipe, seeds=2)
     (units,) = job.waves()
     for name, order in (("one", units), ("two", random.Random(2).sample(units, len(units)))):
@@ -143,7 +143,7 @@ def test_a_feature_alone_has_the_bits_of_one_among_64() -> None:
 
 def test_a_unit_costs_a_forward_pass_for_each_set_of_layers() -> None:
     network = load(tiny.wide())
-    recipe = resolve(network, torch.device("cpu"), "fast", **FAST)
+    recipe = resolve(network, torch.device("cpu"), "pixels", **FAST)
     job = mapping.similarity_job(["first", "second"], network, recipe)
     first, second = (network.layer(name, 16).cumulative_elements for name in ("first", "second"))
     assert [job.cost(u) for u in job.waves()[0][:4]] == [0, first, first + second, second]

@@ -17,7 +17,7 @@ from featmap.cli.app import main
 from featmap.errors import FeatmapError
 from featmap.network.loading import load
 from featmap.optimize.parameterization import frame_steps, initial_image, interpolate_schedule
-from featmap.optimize.recipe import ARTICLE, FAST, Recipe
+from featmap.optimize.recipe import ARTICLE, PIXELS, Recipe
 from featmap.runs.maximise import maximise_job
 from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
@@ -86,7 +86,7 @@ def test_the_last_frame_is_the_image_and_its_responses(kept: xr.Dataset) -> None
 
 
 def test_the_first_frame_is_the_noise_and_curves_match_the_frames(kept: xr.Dataset) -> None:
-    recipe = resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(load(tiny.small()), torch.device("cpu"), "pixels", 16, 7)
     for s in range(2):
         noise = initial_image(recipe, s).clamp(0, 1).numpy()
         assert all(frame.tobytes() == noise.tobytes() for frame in kept["frames"].values[s, :, 0])
@@ -125,7 +125,7 @@ def test_a_resumed_run_folder_holds_the_same(kept: xr.Dataset, tmp_path: Path) -
 
 def test_runs_without_frames_keep_their_identity() -> None:
     network = load(tiny.small())
-    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "pixels", 16, 7)
     plain, framed = (maximise_job(["second:1"], network, recipe, frames=k) for k in (0, 2))
     assert "frames" not in plain.identity() and framed.identity()["frames"] == 2
     assert plain.responses == () and framed.responses == ("second",)
@@ -162,7 +162,7 @@ def test_the_command_stores_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_array_of_noise_starts_as_its_seed_does() -> None:
-    recipe = resolve(load(tiny.small()), torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(load(tiny.small()), torch.device("cpu"), "pixels", 16, 7)
     noise = initial_image(recipe, 3)
     own = featmap.maximise(UNITS, tiny.small(), **options(seed=3, **SMALL))
     for start in (noise, noise.numpy(), noise.double().numpy().tolist()):
@@ -176,7 +176,7 @@ def test_a_picture_and_its_array_are_the_same_start(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     array = pixels.transpose(2, 0, 1).astype(np.float32) / 255
     network = load(tiny.small())
-    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "pixels", 16, 7)
     read, given, other = (
         maximise_job(["second:1"], network, recipe, start=s).identity()
         for s in (tmp_path / "a.png", array, array[::-1])
@@ -187,7 +187,7 @@ def test_a_picture_and_its_array_are_the_same_start(tmp_path: Path) -> None:
 
 def test_a_start_array_is_copied() -> None:
     network, array = load(tiny.small()), np.zeros((3, 16, 16), dtype=np.float32)
-    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "pixels", 16, 7)
     for start in (array, torch.from_numpy(array)):
         job = maximise_job(["second:1"], network, recipe, start=start)
         before = job.identity()["start"]
@@ -216,11 +216,11 @@ def test_arrays_that_are_no_images_are_refused_as_starts(start: np.ndarray, mess
 def test_the_choice_of_gradients_leaves_other_identities_unchanged() -> None:
     from dataclasses import replace
 
-    assert "gradients" not in FAST.identity()
-    together = replace(FAST, gradients="together")
-    assert together.identity()["gradients"] == "together" and together.digest != FAST.digest
+    assert "gradients" not in PIXELS.identity()
+    together = replace(PIXELS, gradients="together")
+    assert together.identity()["gradients"] == "together" and together.digest != PIXELS.digest
     assert Recipe.from_identity(together.resolved(16).identity()).gradients == "together"
-    assert Recipe.from_identity(FAST.resolved(16).identity()).gradients == "separate"
+    assert Recipe.from_identity(PIXELS.resolved(16).identity()).gradients == "separate"
     with pytest.raises(FeatmapError, match="gradients 'both' is unknown; allowed: separate, together"):
         featmap.maximise("second:1", tiny.small(), **options(gradients="both", **SMALL))
 
@@ -254,6 +254,6 @@ def test_the_estimate_counts_the_frames(tmp_path: Path) -> None:
     from featmap.runs.estimate import estimate
 
     network = load(tiny.small())
-    recipe = resolve(network, torch.device("cpu"), "fast", 16, 7)
+    recipe = resolve(network, torch.device("cpu"), "pixels", 16, 7)
     plain, framed = (estimate(maximise_job(["second:1"], network, recipe, frames=k), tmp_path) for k in (0, 1))
     assert framed.disk - plain.disk >= 8 * 3 * 16 * 16 * 4

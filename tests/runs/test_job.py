@@ -44,7 +44,7 @@ ARRAYS = ("images", "null_images", "activation", "null_activation", "curve", "st
 
 def job_of(module: torch.nn.Module, layer: str, seeds: int = 1, **changes: Any) -> Job:
     network = load(module)
-    recipe = resolve(network, CPU, "fast", **(FAST | changes))
+    recipe = resolve(network, CPU, "pixels", **(FAST | changes))
     return mapping.similarity_job(layer, network, recipe, seeds=seeds)
 
 
@@ -164,7 +164,7 @@ def test_a_feature_that_is_not_finite_leaves_the_others_their_status(tmp_path: P
     assert statuses == ["live", "dead", "dead", "not-finite"]
 
 
-@pytest.mark.parametrize("recipe", ["fast", "standard", "interact"])
+@pytest.mark.parametrize("recipe", ["pixels", "pixels-long", "interact"])
 def test_a_features_bits_depend_on_nothing_but_itself(recipe: str, tmp_path: Path) -> None:
     module = tiny.small()
     everything = maximise.maximise(
@@ -295,11 +295,11 @@ def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seeds", [range(-1, 0), [2**31], 0, -2, [], [3, 3]])
 def test_seeds_out_of_range_are_refused(seeds: Any) -> None:
     with pytest.raises(RecipeError, match="give 1 to 10,000 different seeds, each from 0 to 2147483647"):
-        seeds_of(seeds, RECIPES["fast"])
+        seeds_of(seeds, RECIPES["pixels"])
 
 
 def test_seeds_count_up_from_the_first() -> None:
-    assert seeds_of(range(7, 10), RECIPES["fast"]) == (7, 8, 9)
+    assert seeds_of(range(7, 10), RECIPES["pixels"]) == (7, 8, 9)
     assert seeds_of(1, RECIPES["article"]) == (999,)
     assert seeds_of(2, RECIPES["article"]) == (999, 1000)
 
@@ -434,7 +434,7 @@ def test_a_run_killed_while_its_folder_is_prepared_is_resumed(forker: Forker, tm
     assert forker.end() == -signal.SIGKILL
     network = load("tests.helpers.tiny:wide")
     job = maximise.maximise_job(
-        [f"second:{c}" for c in range(24)], network, resolve(network, CPU, "fast", SIZE, 40, rows=2)
+        [f"second:{c}" for c in range(24)], network, resolve(network, CPU, "pixels", SIZE, 40, rows=2)
     )
     with lifecycle.open_run(job, folder).locked() as run:
         assert run.manifest.status == "running"

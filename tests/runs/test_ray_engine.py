@@ -56,7 +56,7 @@ def network() -> Network:
 
 
 def job_of(network: Network, rows: int = 2, steps: int = STEPS) -> Job:
-    recipe = settings.resolve(network, torch.device("cpu"), "fast", SIZE, steps, rows=rows)
+    recipe = settings.resolve(network, torch.device("cpu"), "pixels", SIZE, steps, rows=rows)
     return mapping.similarity_job(["second", "first"], network, recipe)
 
 

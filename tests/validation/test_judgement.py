@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
     pytest.mark.usefixtures("one_thread"),
 ]
-RECIPE = featmap.Recipe.named("fast", size=judges.SIZE, steps=30, rows=4)
+RECIPE = featmap.Recipe.named("pixels", size=judges.SIZE, steps=30, rows=4)
 
 
 def network(name: str) -> Network:
