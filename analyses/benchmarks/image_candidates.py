@@ -2,7 +2,8 @@
 
     python -m analyses.benchmarks.image_candidates --model mypackage.nets:mine --by mypackage.nets:other
 
-Every candidate differs from `base` in what its description says and in nothing else. All make images of the same class
+Most candidates differ from `base` in what their description says and in nothing else; the last ones are other recipes
+and kinds of images. All make images of the same class
 logits, of `--draw`, which other networks judge by top-1, top-5 and median rank; `analyses.benchmarks.images` reports
 the winners on classes of another draw. The values go to a JSON file after each candidate, and from there to the README:
 a call for each network adds its columns.
@@ -108,8 +109,8 @@ CANDIDATES = {
         Candidate(
             replace(BASE, name="fourier", parameterisation="fourier"), "the spectrum of version 0.1, steps of 0.1"
         ),
-        Candidate(STANDARD, "96 steps, wide transforms"),
-        Candidate(NATURAL, "192 steps, wide transforms"),
+        Candidate(STANDARD, "96 steps of 0.07, transforms as zoom"),
+        Candidate(NATURAL, "192 steps of 0.05, transforms as zoom"),
     )
 }
 """Candidates by name."""
