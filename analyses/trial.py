@@ -40,7 +40,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
-from featmap.validation.inputs import open_given
+from featmap.validation.inputs import decode_photographs
 from featmap.validation.results import Evaluation, Validation
 from featmap.validation.statistics import TARGET_RELIABILITY
 
@@ -252,7 +252,9 @@ def main(
         recipe = {k: v for k, v in {"size": size, "steps": steps}.items() if v is not None}
         channels = draw_channels(network, chosen, None if full else features, size)
         # before the map, which takes much longer than to open all photographs
-        photographs = run_with_progress(lambda watcher: open_given(find_photographs(images), skip_broken, watcher))
+        photographs = run_with_progress(
+            lambda watcher: decode_photographs(find_photographs(images), skip_broken, watcher)
+        )
         plan = Plan(
             network,
             channels,
