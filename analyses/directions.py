@@ -30,10 +30,11 @@ import typer
 import featmap
 from analyses.formulas.directions import channels_for_share, explained_share, most_similar_channels
 from analyses.support.commands import run
-from featmap import Directions, Execution, FeatmapError, Network, Recipe, View, load, rng
+from featmap import Execution, FeatmapError, Network, Recipe, View, load, rng
 from featmap.cli.console import err, out, run_with_progress
 from featmap.files import write_atomically
 from featmap.mapping.result import LayerMaps
+from featmap.network.directions import Directions
 from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.responses import Probe
 from featmap.plotting.sheets import contact_sheet
