@@ -190,8 +190,7 @@ def passed_on(function: ast.FunctionDef) -> list[str]:
 @pytest.mark.parametrize("path", MODULES.values(), ids=name_of)
 def test_a_public_function_has_few_parameters_and_reads_most(path: Path) -> None:
     functions = [(name, n) for name, n in public(tree(path).body) if isinstance(n, ast.FunctionDef)]
-    if room(name_of(path)) != "cli":  # a command has a parameter for each group of options, which it only hands on
-        assert [name for name, n in functions if len(parameters(n)) > 8] == []
+    assert [name for name, n in functions if len(parameters(n)) > 8] == []
     assert [(name, passed_on(n)) for name, n in functions if len(passed_on(n)) > 5] == []
 
 

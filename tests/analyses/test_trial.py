@@ -174,7 +174,7 @@ def test_the_page_is_built_from_the_results_alone(trial_folder: Path) -> None:
     assert "nan" not in text.lower() and str(trial_folder) not in text
     trial.main(None, results=trial_folder / "results", page=trial_folder / "again.md")
     assert (trial_folder / "again.md").read_text() == text
-    with pytest.raises(FeatmapError, match="give --images"):
+    with pytest.raises(FeatmapError, match="give --photographs"):
         trial.main(None, results=trial_folder / "nowhere", page=trial_folder / "nothing.md")
 
 
