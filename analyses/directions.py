@@ -1,6 +1,6 @@
 """Make NMF and PCA directions of a layer from photographs, map them, and compare them with channels.
 
-    python -m analyses.directions --images PHOTOGRAPHS    # a folder or a zip
+    python -m analyses.directions --photographs FOLDER    # a folder or a zip
     python -m analyses.directions                         # writes the page again from the stored results
 
 The layer's activations are read at some positions of every photograph (drawn at random, always the same). NMF
@@ -30,10 +30,11 @@ import typer
 import featmap
 from analyses.formulas.directions import channels_for_share, explained_share, most_similar_channels
 from analyses.support.commands import run
-from featmap import Directions, Execution, FeatmapError, Network, Recipe, View, load, rng
+from featmap import Execution, FeatmapError, Network, Recipe, View, load, rng
 from featmap.cli.console import err, out, run_with_progress
 from featmap.files import write_atomically
 from featmap.mapping.result import LayerMaps
+from featmap.network.directions import Directions
 from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.responses import Probe
 from featmap.plotting.sheets import contact_sheet
@@ -284,7 +285,7 @@ def build_page(results: Path, page: Path) -> str:
         If nothing is stored.
     """
     if not (results / "directions.json").is_file():
-        raise FeatmapError(f"{str(results)!r} holds no results; give --images FOLDER_OF_PHOTOGRAPHS to make them")
+        raise FeatmapError(f"{str(results)!r} holds no results; give --photographs FOLDER to make them")
     about = json.loads((results / "directions.json").read_text(encoding="utf-8"))
     table = pd.read_csv(results / "directions.csv")
     kinds = table["direction"].str.extract(r"/(\w+):")[0]
@@ -351,8 +352,8 @@ def build_page(results: Path, page: Path) -> str:
 
 
 def main(
-    images: Annotated[
-        Path | None, typer.Option(help="Photographs: a folder or a zip. None: only write the page again.")
+    photographs: Annotated[
+        Path | None, typer.Option(help="A folder or a zip. None: only write the page again.")
     ] = None,
     model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
     weights: Annotated[str | None, typer.Option()] = None,
@@ -368,7 +369,7 @@ def main(
     page: Annotated[Path, typer.Option(help="File for the page.")] = PAGE,
 ) -> None:
     """Make NMF and PCA directions of a layer, map them, and compare them with channels."""
-    if images is not None:
+    if photographs is not None:
         network = load(model, weights)
         width = network.layer(layer).channels
         if not 1 <= count <= width:
@@ -376,7 +377,7 @@ def main(
         if positions < 1:
             raise FeatmapError(f"--positions {positions}: give 1 or more")
         recipe = Recipe.named("pixels", size, steps).resolved(network.input_size)
-        plan = Plan(network, layer, count, positions, open_photographs(images), recipe, out_)
+        plan = Plan(network, layer, count, positions, open_photographs(photographs), recipe, out_)
         store_results(run_with_progress(lambda watcher: measure_all(plan, watcher)), results)
         files = " and ".join(f"--directions {layer}={out_ / f'{kind}.safetensors'}" for kind in KINDS)
         out().print(f"directions: {files}")

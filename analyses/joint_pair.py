@@ -109,8 +109,7 @@ def make_job(context: Context) -> JointJob:
         (named, *random_pairs(context, named)),
         context.network,
         resolved_recipe(context.network, "interact", size, steps),
-        seeds=context.seeds,
-        device=device.select_device(context.device),
+        groups.JointSettings(seeds=context.seeds, device=device.select_device(context.device)),
     )
 
 

@@ -1,7 +1,7 @@
 """Validate the map of several layers, from early to late, and write the page of the results.
 
-    python -m analyses.trial --images PHOTOGRAPHS    # a folder or a zip; about a quarter of an hour on two cores
-    python -m analyses.trial --images PHOTOGRAPHS --full    # all features, five seeds: hours
+    python -m analyses.trial --photographs FOLDER    # a folder or a zip; about a quarter of an hour on two cores
+    python -m analyses.trial --photographs FOLDER --full    # all features, five seeds: hours
     python -m analyses.trial                         # writes the page again from the stored results
 
 One map of `--layers` is made (64 features drawn at random of each, whose images are the stimuli) and passed to `featmap
@@ -40,7 +40,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import verdict
-from featmap.validation.inputs import open_given
+from featmap.validation.inputs import decode_photographs
 from featmap.validation.results import Evaluation, Validation
 from featmap.validation.statistics import TARGET_RELIABILITY
 
@@ -224,8 +224,8 @@ def store_results(measured: dict[str, Any], results: Path) -> None:
 
 
 def main(
-    images: Annotated[
-        Path | None, typer.Option(help="Photographs: a folder or a zip. None: only write the page again.")
+    photographs: Annotated[
+        Path | None, typer.Option(help="A folder or a zip. None: only write the page again.")
     ] = None,
     model: Annotated[str, typer.Option(help="As for `featmap similarity`.")] = "reference",
     weights: Annotated[str | None, typer.Option()] = None,
@@ -242,7 +242,7 @@ def main(
     page: Annotated[Path, typer.Option(help="File for the page.")] = PAGE,
 ) -> None:
     """Validate the map of several layers and write the page."""
-    if images is not None:
+    if photographs is not None:
         if features < 8 and not full:
             raise FeatmapError(f"--features {features}: similarity needs 8 or more of each layer")
         network = load(model, weights)
@@ -252,11 +252,12 @@ def main(
         recipe = {k: v for k, v in {"size": size, "steps": steps}.items() if v is not None}
         channels = draw_channels(network, chosen, None if full else features, size)
         # before the map, which takes much longer than to open all photographs
-        photographs = run_with_progress(lambda watcher: open_given(find_photographs(images), skip_broken, watcher))
+        listed = find_photographs(photographs)
+        decoded = run_with_progress(lambda watcher: decode_photographs(listed, skip_broken, watcher))
         plan = Plan(
             network,
             channels,
-            photographs,
+            decoded,
             max(seeds, FULL_SEEDS) if full else seeds,
             null_seeds,
             recipe,

@@ -12,9 +12,10 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "FeatmapError": "errors",
-    "Directions": "network.directions",
+    "Unit": "network.unit",
     "Network": "network.model",
     "load": "network.loading",
+    "Objective": "optimize.objective",
     "channel": "optimize.objective",
     "Recipe": "optimize.recipe",
     "Engine": "runs.engine",
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     from featmap.interaction.screening import screen
     from featmap.mapping.run import similarity
     from featmap.mapping.view import View
-    from featmap.network.directions import Directions
     from featmap.network.loading import load
     from featmap.network.model import Network
-    from featmap.optimize.objective import channel
+    from featmap.network.unit import Unit
+    from featmap.optimize.objective import Objective, channel
     from featmap.optimize.recipe import Recipe
     from featmap.report.atlas import atlas
     from featmap.runs.engine import Engine, Execution

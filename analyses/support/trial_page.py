@@ -78,7 +78,7 @@ def build_page(results: Path) -> str:
         statistics, explained = (pd.read_csv(results / f"{name}.csv") for name in ("statistics", "shortfall"))
     except OSError as error:
         raise FeatmapError(
-            f"{str(results)!r} holds no results of a trial; give --images PHOTOGRAPHS to compute them"
+            f"{str(results)!r} holds no results of a trial; give --photographs FOLDER to compute them"
         ) from error
     layers = list(about["layers"])
     lines = ["# Is the map valid?", "", _intro(about), "", *_verdicts(about), "## Main statistics", ""]
@@ -214,10 +214,10 @@ def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
 
 
 def _provenance(about: dict[str, Any]) -> list[str]:
-    again = "python -m analyses.trial --images PHOTOGRAPHS" + (" --full" if about["full"] else "")
+    again = "python -m analyses.trial --photographs FOLDER" + (" --full" if about["full"] else "")
     null = f"; random weights: one draw, {about['null_seeds']} seed(s)" if not about["without_random"] else ""
     return [
-        f"- `{again}`; the numbers are in [analyses/results/trial](results/trial), and without `--images` "
+        f"- `{again}`; the numbers are in [analyses/results/trial](results/trial), and without `--photographs` "
         "this page is written from them again.",
         f"- {about['seeds']} seeds, the map is that of the first{null}; recipe {about['recipe']}, "
         f"{about['steps']} steps, {about['size']} pixels, device {about['device']}; "

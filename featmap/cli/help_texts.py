@@ -274,7 +274,7 @@ one that is named; the five square tables stay pure numbers. Groups of fewer tha
 10 by default) may be merged by the neighbour graph: map with fewer neighbours to find them.
 
 Measured in a checkout of featmap: analyses/validation.md holds the bundled network's own validation, several layers
-from early to late, and why similarity over photographs differs (python -m analyses.trial --images FOLDER_OR_ZIP);
+from early to late, and why similarity over photographs differs (python -m analyses.trial --photographs FOLDER);
 python -m analyses.planted_truth shows how well maps recover planted similarity (copies, blocks, mixtures, noise),
 compared with DORA's distance on the same A (curves: analyses/planted_truth.png).
 """
@@ -366,7 +366,7 @@ little, that of a single one is undefined, and between a channel and its exact c
 different features, S is below 1 (0.93, for example), while co-activation does not depend on the others. For one S of
 channels and directions put both into one set: numpy.concatenate([numpy.eye(C), vectors]); copies then have S = 1. In
 Python: featmap.load().with_directions({"inception4a/nmf": array}).
-`python -m analyses.directions --images FOLDER` makes NMF and PCA directions of a layer, in a checkout of featmap.
+`python -m analyses.directions --photographs FOLDER` makes NMF and PCA directions of a layer, in a checkout of featmap.
 """
 
 RECIPES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,9 @@ from featmap.errors import FeatmapError
 from featmap.image_shape import format_size
 
 if TYPE_CHECKING:
-    from featmap.interaction.groups import LayerChannels
+    import torch
+
+    from featmap.interaction.groups import JointSettings, LayerChannels
     from featmap.interaction.job import JointJob
     from featmap.interaction.screening_job import ScreeningJob
     from featmap.network.model import Network
@@ -113,6 +116,25 @@ class PairOptions:
         """
         return parse_layers(self.probe_layers, "--probe-layers") if self.probe_layers is not None else []
 
+    def settings(self, seeds: int | Iterable[int], device: torch.device) -> JointSettings:
+        """Build the settings of the joint descents.
+
+        Parameters
+        ----------
+        seeds : int or iterable of int
+            As `featmap.interact` takes them.
+        device : torch.device
+            Where the network is computed.
+
+        Returns
+        -------
+        JointSettings
+            With the balance and the probed layers of the options.
+        """
+        from featmap.interaction.groups import JointSettings
+
+        return JointSettings(self.balance, self.parse_probe_layers(), seeds, device)
+
 
 def interact(
     network: NetworkOptions,
@@ -159,10 +181,9 @@ def _screening_job(
         network,
         recipe,
         budget=screening_job.Budget(pair.top, pair.checks),
-        balance=pair.balance,
-        probe_layers=pair.parse_probe_layers(),
-        seeds=parse_seeds(first, count if first is None else screening_job.SOLO_SEEDS + count),
-        device=settings.torch_device(),
+        settings=pair.settings(
+            parse_seeds(first, count if first is None else screening_job.SOLO_SEEDS + count), settings.torch_device()
+        ),
     )
 
 
@@ -177,26 +198,12 @@ def _joint_job(
     """Build the job of a group of units, or of all pairs of two layers' features."""
     from featmap.interaction import groups
 
-    first, count = seeds
+    default = groups.SEEDS_OF_PAIRS if pair.layers else groups.SEEDS_OF_GROUP
+    first, count = seeds[0], default if seeds[1] is None else seeds[1]
+    joint = pair.settings(parse_seeds(first, count), settings.torch_device())
     if pair.layers:
-        return groups.pairs_job(
-            groups.pairs_of(pair.parse_sides(), network, recipe.size),
-            network,
-            recipe,
-            balance=pair.balance,
-            probe_layers=pair.parse_probe_layers(),
-            seeds=parse_seeds(first, groups.SEEDS_OF_PAIRS if count is None else count),
-            device=settings.torch_device(),
-        )
-    return groups.group_job(
-        units or [],
-        network,
-        recipe,
-        balance=pair.balance,
-        probe_layers=pair.parse_probe_layers(),
-        seeds=parse_seeds(first, groups.SEEDS_OF_GROUP if count is None else count),
-        device=settings.torch_device(),
-    )
+        return groups.pairs_job(groups.pairs_of(pair.parse_sides(), network, recipe.size), network, recipe, joint)
+    return groups.group_job(units or [], network, recipe, joint)
 
 
 def _screen(job: ScreeningJob, settings: Execution, dry_run: bool) -> None:

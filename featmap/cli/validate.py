@@ -18,7 +18,6 @@ def validate(
         Path | None,
         typer.Option(help="A folder or zip of photographs to compare the map with; a thousand are a good number."),
     ] = None,
-    images: Annotated[Path | None, typer.Option(hidden=True, help="The name of --photographs until 0.2.")] = None,
     skip_broken: SkipBroken = False,
     seeds: Annotated[int, typer.Option(help="Number of seeds, including those of the run.")] = 5,
     null_seeds: Annotated[int, typer.Option(help="Number of maps with random weights, as a null; 0 for none.")] = 2,
@@ -34,8 +33,7 @@ def validate(
     from featmap.validation import run as validation
 
     loaded = network.load()
-    given = photographs or images
-    plan = validation.plan_validation(run, photographs=given, seeds=seeds, null_seeds=null_seeds, network=loaded)
+    plan = validation.plan_validation(run, photographs=photographs, seeds=seeds, null_seeds=null_seeds, network=loaded)
     plan = replace(plan, skip_broken=skip_broken, folder=out or plan.folder)
     if dry_run:
         estimate, work = validation.estimate_validation(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,15 +23,34 @@ LayerChannels = str | tuple[str, str | Sequence[int]]
 """A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence."""
 
 
+@dataclass(frozen=True)
+class JointSettings:
+    """Settings of joint descents besides their units, network and recipe.
+
+    Parameters
+    ----------
+    balance : str, default "solo"
+        "solo" divides each unit by its solo maximum; "none" is the plain sum.
+    probe_layers : sequence of str, optional
+        Layers whose features' responses are compared. Default: the layers of the units.
+    seeds : int or iterable of int, optional
+        Number of seeds, counted from the recipe's own, or the seeds themselves. None takes the default number of the
+        job.
+    device : torch.device, default the CPU
+        Where the network is computed.
+    """
+
+    balance: str = "solo"
+    probe_layers: Sequence[str] = ()
+    seeds: int | Iterable[int] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
 def group_job(
     units: Sequence[str | Unit] | str,
     network: Network,
     recipe: Recipe,
-    *,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    seeds: int | Iterable[int] = SEEDS_OF_GROUP,
-    device: torch.device | None = None,
+    settings: JointSettings | None = None,
 ) -> JointJob:
     """Set up the job of one group of units.
 
@@ -42,10 +62,8 @@ def group_job(
         Network that they belong to.
     recipe : Recipe
         Resolved recipe.
-    balance, probe_layers, seeds
-        See `featmap.interaction.run.interact`.
-    device : torch.device, optional
-        Where the network is computed; None is the CPU.
+    settings : JointSettings, optional
+        Balance, probed layers, seeds and device. None takes the defaults, with `SEEDS_OF_GROUP` seeds.
 
     Returns
     -------
@@ -61,7 +79,7 @@ def group_job(
     group = tuple(Unit.parse(network.number_names(u)) if isinstance(u, str) else u for u in names)
     if len(group) < 2:
         raise UnitError(f"{' '.join(map(str, group)) or 'no unit'}: interaction takes two units or more")
-    return _joint_job((group,), network, recipe, GROUP_COMMAND, (balance, probe_layers, seeds, device))
+    return _joint_job((group,), network, recipe, settings or JointSettings(), GROUP_COMMAND)
 
 
 def select_units(selection: LayerChannels, network: Network, size: Size) -> tuple[Unit, ...]:
@@ -166,11 +184,7 @@ def pairs_job(
     groups: tuple[Group, ...],
     network: Network,
     recipe: Recipe,
-    *,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    seeds: int | Iterable[int] = SEEDS_OF_PAIRS,
-    device: torch.device | None = None,
+    settings: JointSettings | None = None,
 ) -> JointJob:
     """Set up the job of many pairs.
 
@@ -182,10 +196,8 @@ def pairs_job(
         Network that they belong to.
     recipe : Recipe
         Resolved recipe.
-    balance, probe_layers, seeds
-        See `featmap.interaction.run.interact`.
-    device : torch.device, optional
-        Where the network is computed; None is the CPU.
+    settings : JointSettings, optional
+        Balance, probed layers, seeds and device. None takes the defaults, with `SEEDS_OF_PAIRS` seeds.
 
     Returns
     -------
@@ -197,27 +209,23 @@ def pairs_job(
     FeatmapError
         If a unit does not exist or a setting is out of range.
     """
-    return _joint_job(groups, network, recipe, LAYERS_COMMAND, (balance, probe_layers, seeds, device))
+    return _joint_job(groups, network, recipe, settings or JointSettings(), LAYERS_COMMAND)
 
 
 def _joint_job(
-    groups: tuple[Group, ...],
-    network: Network,
-    recipe: Recipe,
-    command: str,
-    settings: tuple[str, Sequence[str], int | Iterable[int], torch.device | None],
+    groups: tuple[Group, ...], network: Network, recipe: Recipe, settings: JointSettings, command: str
 ) -> JointJob:
-    """Set up and check a job; `settings` are balance, probed layers, seeds and device."""
-    balance, probe_layers, seeds, device = settings
+    """Set up and check a job of one command."""
     layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
+    default = SEEDS_OF_GROUP if command == GROUP_COMMAND else SEEDS_OF_PAIRS
     job = JointJob(
         network=network,
         groups=groups,
         recipe=recipe,
-        seeds=seeds_of(seeds, recipe),
-        responses=tuple(dict.fromkeys(probe_layers or layers)),
-        balance=balance,
-        device=device or torch.device("cpu"),
+        seeds=seeds_of(default if settings.seeds is None else settings.seeds, recipe),
+        responses=tuple(dict.fromkeys(settings.probe_layers or layers)),
+        balance=settings.balance,
+        device=settings.device,
         command=command,
     )
     return checked(job)

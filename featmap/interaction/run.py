@@ -15,7 +15,7 @@ from torch import nn
 from featmap.errors import UnitError
 from featmap.interaction import report
 from featmap.interaction.conclusion import describe_nonlinearity, list_notes, state_conclusion
-from featmap.interaction.groups import SEEDS_OF_GROUP, SEEDS_OF_PAIRS, LayerChannels, group_job, pairs_job, pairs_of
+from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.statistics import JointArrays, summarise
 from featmap.interaction.worker import JointWorker
@@ -206,24 +206,9 @@ def interact(
     loaded, device = load(network), execution.torch_device()
     resolved = resolve_recipe(recipe, loaded, device, DEFAULT_RECIPE)
     probed = [probe_layers] if isinstance(probe_layers, str) else probe_layers
+    settings = JointSettings(balance, probed, seeds, device)
     if units is not None:
-        job = group_job(
-            units,
-            loaded,
-            resolved,
-            balance=balance,
-            probe_layers=probed,
-            seeds=SEEDS_OF_GROUP if seeds is None else seeds,
-            device=device,
-        )
+        job = group_job(units, loaded, resolved, settings)
     else:
-        job = pairs_job(
-            pairs_of(layers or (), loaded, resolved.size),
-            loaded,
-            resolved,
-            balance=balance,
-            probe_layers=probed,
-            seeds=SEEDS_OF_PAIRS if seeds is None else seeds,
-            device=device,
-        )
+        job = pairs_job(pairs_of(layers or (), loaded, resolved.size), loaded, resolved, settings)
     return carry_out(job, lifecycle.open_run(job, execution.out), execution)

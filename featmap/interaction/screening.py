@@ -24,7 +24,7 @@ from featmap.interaction import report
 from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
 from featmap.interaction.estimate import estimate_joint
-from featmap.interaction.groups import LayerChannels
+from featmap.interaction.groups import JointSettings, LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
 from featmap.interaction.run import DEFAULT_RECIPE, Interaction
 from featmap.interaction.screening_job import (
@@ -345,14 +345,12 @@ def screen(
     """
     execution = execution or Execution()
     loaded, device = load(network), execution.torch_device()
+    probed = [probe_layers] if isinstance(probe_layers, str) else probe_layers
     job = screening_job(
         layers,
         loaded,
         resolve_recipe(recipe, loaded, device, DEFAULT_RECIPE),
         budget=budget or Budget(),
-        balance=balance,
-        probe_layers=[probe_layers] if isinstance(probe_layers, str) else probe_layers,
-        seeds=seeds,
-        device=device,
+        settings=JointSettings(balance, probed, seeds, device),
     )
     return carry_out(job, lifecycle.open_run(job, execution.out), execution)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from featmap import rng
 from featmap.errors import UnitError
-from featmap.interaction.groups import LayerChannels, pairs_job, select_two_layers
+from featmap.interaction.groups import JointSettings, LayerChannels, pairs_job, select_two_layers
 from featmap.interaction.job import Group, JointJob
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -121,10 +119,7 @@ def screening_job(
     recipe: Recipe,
     *,
     budget: Budget,
-    balance: str = "solo",
-    probe_layers: Sequence[str] = (),
-    seeds: int | Iterable[int] = SEEDS,
-    device: torch.device | None = None,
+    settings: JointSettings | None = None,
 ) -> ScreeningJob:
     """Set up the job of a screening.
 
@@ -136,10 +131,11 @@ def screening_job(
         Network that they belong to.
     recipe : Recipe
         Resolved recipe.
-    budget, balance, probe_layers, seeds
-        See `featmap.interaction.screening.screen`.
-    device : torch.device, optional
-        Where the network is computed; None is the CPU.
+    budget : Budget
+        Numbers of pairs that are measured exactly.
+    settings : JointSettings, optional
+        Balance, probed layers, seeds and device; the seeds as `featmap.interaction.screening.screen` takes them. None
+        takes the defaults, with `SEEDS` seeds of the exact runs.
 
     Returns
     -------
@@ -151,6 +147,8 @@ def screening_job(
     FeatmapError
         If a layer or feature does not exist, there are fewer than two pairs, or a setting is out of range.
     """
+    settings = settings or JointSettings()
+    seeds = SEEDS if settings.seeds is None else settings.seeds
     first, second = select_two_layers(layers, network, recipe.size)
     names = (first[0].layer, second[0].layer)
     count = len(_pairs(first, second))
@@ -168,11 +166,11 @@ def screening_job(
         objectives=tuple(channel(u.layer, u.channel) for u in units if u.channel is not None),
         recipe=recipe,
         seeds=all_seeds[:SOLO_SEEDS],
-        responses=tuple(dict.fromkeys(probe_layers or names)),
-        device=device or torch.device("cpu"),
+        responses=tuple(dict.fromkeys(settings.probe_layers or names)),
+        device=settings.device,
         command="interact --screen",
         sides=(first, second),
-        balance=balance,
+        balance=settings.balance,
         budget=budget,
         fresh_seeds=all_seeds[SOLO_SEEDS:],
     )
@@ -233,10 +231,7 @@ def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
         groups,
         job.network,
         job.recipe,
-        balance=job.balance,
-        probe_layers=job.responses,
-        seeds=job.fresh_seeds,
-        device=job.device,
+        JointSettings(job.balance, job.responses, job.fresh_seeds, job.device),
     )
 
 

@@ -178,8 +178,9 @@ class Network:
         Parameters
         ----------
         sets : mapping
-            For each set its K x C vectors, a file that `featmap.network.directions.read_directions` reads, or
-            `Directions`. A key is ``layer/name``; the name of a layer alone takes the name of the set, or of its file.
+            For each set its K x C vectors, a file that `featmap.network.directions.read_directions` reads, or a
+            `featmap.network.directions.Directions`, which also holds a bias and names. A key is ``layer/name``; the
+            name of a layer alone takes the name of the set, or of its file.
 
         Returns
         -------

@@ -36,7 +36,7 @@ MAX_PATH_LAYERS = 8
 """Outermost layers on the processing path that are measured, and as many of those inside them."""
 
 
-def find_given(photographs: str | Path | PhotographFolder | None) -> PhotographFiles | PhotographFolder | None:
+def list_photographs(photographs: str | Path | PhotographFolder | None) -> PhotographFiles | PhotographFolder | None:
     """List the photographs of a path, without decoding them.
 
     Parameters
@@ -58,12 +58,12 @@ def find_given(photographs: str | Path | PhotographFolder | None) -> PhotographF
         return None
     if isinstance(photographs, (str, Path)) and is_run(Path(photographs)):
         raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
-    found = find_photographs(photographs, "photographs") if isinstance(photographs, (str, Path)) else photographs
-    _require_enough(found)
-    return found
+    listed = find_photographs(photographs, "photographs") if isinstance(photographs, (str, Path)) else photographs
+    _require_enough(listed)
+    return listed
 
 
-def open_given(
+def decode_photographs(
     photographs: PhotographFiles | PhotographFolder, skip_broken: bool = False, watcher: Watcher | None = None
 ) -> PhotographFolder:
     """Decode all photographs once.

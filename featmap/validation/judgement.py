@@ -39,7 +39,7 @@ from featmap.validation.image_inputs import (
     images_of_run,
     measure_own,
 )
-from featmap.validation.inputs import find_given, open_given
+from featmap.validation.inputs import decode_photographs, list_photographs
 from featmap.validation.results import Statistic, statistics_frame, statistics_records
 
 FOLDER = "judge"
@@ -165,7 +165,7 @@ def plan_judgement(
         images,
         network,
         judges,
-        find_given(photographs),
+        list_photographs(photographs),
         skip_broken,
         execution.out or folder / FOLDER,
         execution.torch_device(),
@@ -226,8 +226,8 @@ def carry_out(plan: JudgementPlan, watcher: Watcher) -> Judgement:
     Judgement
         Tables and summary.
     """
-    given = plan.photographs
-    photographs = None if given is None else open_given(given, plan.skip_broken, watcher)
+    listed = plan.photographs
+    photographs = None if listed is None else decode_photographs(listed, plan.skip_broken, watcher)
     identity = {"command": "judge", "run": digest(plan.run.identity)}
     about = {"network": str(plan.network), "environment": device.describe_environment(plan.device)}
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)

@@ -39,7 +39,7 @@ from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
-from featmap.validation.inputs import EvaluatedNetwork, evaluate_layers, find_given, open_given
+from featmap.validation.inputs import EvaluatedNetwork, decode_photographs, evaluate_layers, list_photographs
 from featmap.validation.null import permuted_statistics
 from featmap.validation.random_weights import randomise_weights
 from featmap.validation.results import Evaluation, Validation
@@ -146,8 +146,8 @@ def _plan(
         )
     run_seeds = job.seeds
     next_seed = max(run_seeds) + 1
-    given = find_given(photographs)
-    if given is not None:
+    listed = list_photographs(photographs)
+    if listed is not None:
         check_photograph_channels(network.channels)
     random, reason = None, "null seeds 0"
     if null_seeds:
@@ -160,7 +160,7 @@ def _plan(
         job,
         folder / FOLDER,
         (*run_seeds, *range(next_seed, next_seed + seeds - len(run_seeds))),
-        given,
+        listed,
         random,
         reason,
         tuple(range(run_seeds[0], run_seeds[0] + null_seeds)),
@@ -249,8 +249,8 @@ def carry_out(plan: ValidationPlan, watcher: Watcher) -> Validation:
     """
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
-    given = plan.photographs
-    photographs = None if given is None else open_given(given, plan.skip_broken, watcher)
+    listed = plan.photographs
+    photographs = None if listed is None else decode_photographs(listed, plan.skip_broken, watcher)
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
     with registered, Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING

@@ -81,7 +81,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(photographs: Path, folder: Path) -> None:
     directions.main(
-        images=photographs,
+        photographs=photographs,
         model="tests.helpers.tiny:small",
         weights=None,
         layer="relu",

@@ -14,7 +14,7 @@ from analyses.formulas.held_out import evaluate_held_out
 from featmap.errors import FeatmapError
 from featmap.optimize.recipe import PIXELS
 from tests.helpers import networks, tiny
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,8 +31,8 @@ def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: 
     """`planted_1x1`: the best image of features 0 and 2 is one colour, (1, 0, 1), at which they give 1.5 and 4.5."""
     context = context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path, features=4, seeds=2, feature=0)
     outcome = measure(context)
-    assert found(outcome, "named_share") == pytest.approx(3.0, abs=1e-3)
-    assert found(outcome, "named_own") == pytest.approx(1.0, abs=1e-3)
+    assert value_of(outcome, "named_share") == pytest.approx(3.0, abs=1e-3)
+    assert value_of(outcome, "named_own") == pytest.approx(1.0, abs=1e-3)
     rows = outcome.rows
     own = rows[(rows.part == "runner-up: own best") & (rows.target.astype(int) == 0)]
     assert set(own.feature) == {1, 2, 3} and own[own.feature == 2].value.to_numpy() == pytest.approx(4.5, abs=0.01)
@@ -47,10 +47,10 @@ def test_a_scaled_copy_rises_as_high_as_its_scale_and_to_its_own_best(tmp_path: 
 def test_features_that_have_nothing_in_common_do_not_rise_together(tmp_path: Path) -> None:
     context = context_of(STUDY, primaries(), ("features",), tmp_path, features=3, seeds=2, feature=1)
     outcome = measure(context)
-    assert found(outcome, "named_share") == pytest.approx(0.5, abs=0.03), "the others stay at the noise's mean"
-    assert found(outcome, "own:features") == pytest.approx(0, abs=1e-5)
-    assert found(outcome, "floor:features") == pytest.approx(0, abs=1e-5)
-    assert found(outcome, "almost:features") == 0
+    assert value_of(outcome, "named_share") == pytest.approx(0.5, abs=0.03), "the others stay at the noise's mean"
+    assert value_of(outcome, "own:features") == pytest.approx(0, abs=1e-5)
+    assert value_of(outcome, "floor:features") == pytest.approx(0, abs=1e-5)
+    assert value_of(outcome, "almost:features") == 0
     assert outcome.verdict == "does not hold"
 
 

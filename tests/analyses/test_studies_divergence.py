@@ -14,7 +14,7 @@ from analyses import gradient_sum, reproducibility
 from analyses.gradient_sum import PairDivergence
 from analyses.reproducibility import BitComparison
 from tests.helpers import networks, tiny
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,12 +38,12 @@ def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, m
     context = context_of(gradient_sum.STUDY, colours(), ("first", "second"), tmp_path, features=4, seeds=2)
     outcome = gradient_sum.measure(context)
     assert outcome.verdict == "holds"
-    assert found(outcome, "ways") < 1e-5 and found(outcome, "rounding") < 1e-5
-    assert found(outcome, "seeds") > 100 * found(outcome, "ways")
-    assert found(outcome, "growth") < 1.2
+    assert value_of(outcome, "ways") < 1e-5 and value_of(outcome, "rounding") < 1e-5
+    assert value_of(outcome, "seeds") > 100 * value_of(outcome, "ways")
+    assert value_of(outcome, "growth") < 1.2
     # a linear network answers to the sum of two layers' images alike, whatever the rounding and the way
-    assert found(outcome, "same") == pytest.approx(found(outcome, "same rounding"), abs=1e-6)
-    assert abs(found(outcome, "lacking")) < 1e-6 and found(outcome, "same seeds") <= found(outcome, "same")
+    assert value_of(outcome, "same") == pytest.approx(value_of(outcome, "same rounding"), abs=1e-6)
+    assert abs(value_of(outcome, "lacking")) < 1e-6 and value_of(outcome, "same seeds") <= value_of(outcome, "same")
     rows = outcome.rows
     assert set(rows["difference"]) == {"ways", "rounding", "seeds"}
     one = rows[(rows.pair == rows.pair[0]) & (rows["difference"] == "rounding")]
@@ -85,7 +85,7 @@ def test_identical_and_unrisen_pairs_are_counted() -> None:
         for k, w in enumerate(ways)
     ]
     outcome = gradient_sum.build_outcome(np.array([0, 4, 8]), given, 5)
-    assert found(outcome, "bits") == pytest.approx(1 / 3)
+    assert value_of(outcome, "bits") == pytest.approx(1 / 3)
     first, ratio = (next(f for f in outcome.findings if f.name == n) for n in ("first", "ratio"))
     assert (first.value, first.count) == (pytest.approx(1e-7), 2)
     assert (ratio.value, ratio.count) == (pytest.approx(0.75), 3)
@@ -135,11 +135,11 @@ def test_a_linear_network_amplifies_no_rounding(tmp_path: Path, monkeypatch: pyt
     context = context_of(reproducibility.STUDY, colours(), ("first", "second"), tmp_path, features=3)
     outcome = reproducibility.measure(context)
     for name in ("process", "alone", "order"):
-        assert found(outcome, name) == 1.0
+        assert value_of(outcome, name) == 1.0
     assert outcome.verdict == "holds in part" and "It does not become visible" in outcome.conclusion
     for layer in ("first", "second"):
-        assert found(outcome, f"gap:{layer}") < 1e-5 < found(outcome, f"seeds:{layer}")
-        assert found(outcome, f"visible:{layer}") == 0
+        assert value_of(outcome, f"gap:{layer}") < 1e-5 < value_of(outcome, f"seeds:{layer}")
+        assert value_of(outcome, f"visible:{layer}") == 0
     assert torch.get_num_threads() == 1, "as before"
     made = {p.parent.parent.name.rpartition("-")[0].partition("-")[2] for p in tmp_path.rglob("units/s*-000000-*.json")}
     assert {"process-1-threads", "alone-1-threads", "bits-1-threads", "bits-2-threads"} <= made
@@ -152,8 +152,8 @@ def test_a_steep_ripple_makes_one_rounding_visible(tmp_path: Path, monkeypatch: 
     )
     context = context_of(reproducibility.STUDY, Unstable().eval(), ("features",), tmp_path, features=5)
     outcome = reproducibility.measure(context)
-    assert found(outcome, "gap:features") > 0.02
-    assert found(outcome, "growth:features") > 1.5
+    assert value_of(outcome, "gap:features") > 0.02
+    assert value_of(outcome, "growth:features") > 1.5
     assert next(f for f in outcome.findings if f.name == "alone").count == 5
     assert "5 of 5 (alone)" in outcome.conclusion and "is enough to change the image visibly" in outcome.conclusion
     assert outcome.verdict == "holds in part", "another machine was not measured"

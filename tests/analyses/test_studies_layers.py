@@ -18,7 +18,7 @@ from analyses import architectures, layer_maps
 from analyses.architectures import Mean
 from analyses.support.findings import mean_finding, value_finding
 from analyses.support.study import Context, save_outcome
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CYAN, MAGENTA, GREEN = (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, -1.0)
@@ -56,27 +56,27 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_colours_become_patterns(mapped: Any) -> None:
-    assert found(mapped, "flatness_first") > 0.95 and found(mapped, "waves_first") < 1.2
-    assert found(mapped, "flatness_last") < 0.1 and found(mapped, "waves_last") > 4
+    assert value_of(mapped, "flatness_first") > 0.95 and value_of(mapped, "waves_first") < 1.2
+    assert value_of(mapped, "flatness_last") < 0.1 and value_of(mapped, "waves_last") > 4
     trend = next(f for f in mapped.findings if f.name == "flatness_trend")
     assert trend.high < 0 and trend.count == 7 and "32 features" in trend.words  # 3 x 6 + 3 x 4 + 2 live ones
-    assert found(mapped, "frequency_first") < 0.02 < found(mapped, "frequency_last")
-    assert found(mapped, "field_first") == 1 and found(mapped, "field_last") == 5
+    assert value_of(mapped, "frequency_first") < 0.02 < value_of(mapped, "frequency_last")
+    assert value_of(mapped, "field_first") == 1 and value_of(mapped, "field_last") == 5
 
 
 def test_the_first_layers_palette_is_named(mapped: Any) -> None:
-    assert found(mapped, "palette") == 3 and found(mapped, "palette_silhouette") > 0.95
+    assert value_of(mapped, "palette") == 3 and value_of(mapped, "palette_silhouette") > 0.95
     words = next(f.words for f in mapped.findings if f.name == "palette")
     assert all(colour in words for colour in ("cyan", "magenta", "green"))
     rows = mapped.rows[(mapped.rows["part"] == "first layer") & (mapped.rows["feature"] == "first:0")]
     assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
-    assert found(mapped, "hued") == 1
+    assert value_of(mapped, "hued") == 1
     assert "palette is like CMYK holds" in mapped.conclusion
     assert "Not in such a palette: none. Of the 6 features' colours, 0 are gray" in mapped.conclusion
 
 
 def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
-    assert found(mapped, "dead_before") == found(mapped, "dead_after") == pytest.approx(2 / 34)
+    assert value_of(mapped, "dead_before") == value_of(mapped, "dead_after") == pytest.approx(2 / 34)
     dead = mapped.rows[mapped.rows["status"] == "dead"]
     assert set(dead["feature"]) == {"relu:1", "relu:3"} and dead["start"].isna().all()
     assert set(mapped.rows.loc[mapped.rows["status"] == "live", "start"]) <= {"gradient", "rescued"}
@@ -141,17 +141,17 @@ def coherence_of(module: nn.Module, tmp_path: Path, **settings: Any) -> Any:
 
 def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
     outcome = coherence_of(copies(), tmp_path)
-    assert found(outcome, "features:excited") == 1
-    assert found(outcome, "features:permuted") == 1 and found(outcome, "features:beyond") == 0  # one flat colour
-    assert found(outcome, "features:positions") > 0.99 and found(outcome, "features:positions_across") > 0.99
-    assert 1 <= found(outcome, "features:classes") <= 3
+    assert value_of(outcome, "features:excited") == 1
+    assert value_of(outcome, "features:permuted") == 1 and value_of(outcome, "features:beyond") == 0  # one flat colour
+    assert value_of(outcome, "features:positions") > 0.99 and value_of(outcome, "features:positions_across") > 0.99
+    assert 1 <= value_of(outcome, "features:classes") <= 3
     assert outcome.verdict == "not decided" and "googlenet and inception_v3" in outcome.conclusion
 
 
 def test_rivals_are_excited_alone(tmp_path: Path) -> None:
     outcome = coherence_of(rivals(), tmp_path, features=3, seeds=2)
-    assert found(outcome, "features:excited") == pytest.approx(1 / 3)
-    assert found(outcome, "features:positions") > 0.99 > 0 > found(outcome, "features:positions_across")
+    assert value_of(outcome, "features:excited") == pytest.approx(1 / 3)
+    assert value_of(outcome, "features:positions") > 0.99 > 0 > value_of(outcome, "features:positions_across")
     null = next(f for f in outcome.findings if f.name == "features:excited_null")
     assert null.count == 2, "a null image a seed, not one a feature"
     assert len(outcome.rows) == 6 and set(outcome.rows["seed"]) == {0, 1}
@@ -162,7 +162,7 @@ def test_a_grid_of_one_position_leaves_positions_undefined(tmp_path: Path) -> No
     module = nn.Sequential(OrderedDict(start=rivals().features, features=nn.AdaptiveAvgPool2d(1))).eval()
     outcome = coherence_of(module, tmp_path, features=3)
     assert next(f for f in outcome.findings if f.name == "features:positions").value is None
-    assert found(outcome, "features:excited") == pytest.approx(1 / 3)
+    assert value_of(outcome, "features:excited") == pytest.approx(1 / 3)
 
 
 def smooth_or_red() -> nn.Module:
@@ -191,7 +191,7 @@ def test_layers_are_not_pooled(tmp_path: Path) -> None:
     both = nn.Sequential(OrderedDict(rivals=rivals().features, features=pointwise([[1.0, -1, -1]] * 3))).eval()
     context = context_of(architectures.STUDY, both, ("rivals", "features"), tmp_path, 16, features=3)
     outcome = architectures.measure(context)
-    assert found(outcome, "rivals:excited") == pytest.approx(1 / 3) and found(outcome, "features:excited") == 1
+    assert value_of(outcome, "rivals:excited") == pytest.approx(1 / 3) and value_of(outcome, "features:excited") == 1
     assert "0.333 of rivals's features" in outcome.conclusion and "1 of features's features" in outcome.conclusion
 
 

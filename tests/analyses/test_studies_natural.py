@@ -19,7 +19,7 @@ from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import PIXELS, Octave
 from featmap.runs.folder_layout import DEAD
 from tests.helpers import networks, tiny
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(4)
@@ -115,10 +115,10 @@ def test_features_with_one_best_image_reach_it_from_anywhere(tmp_path: Path) -> 
     context = context_of(STUDY, networks.planted_1x1(), ("features",), tmp_path / "runs", features=4, seeds=2)
     context = replace(context, image=photograph(tmp_path / "photo.png", 20))
     outcome = measure(context)
-    assert found(outcome, "reached:features") == pytest.approx(1.0, abs=0.01)
-    assert found(outcome, "reached:sum:features") == pytest.approx(1.0, abs=0.01)
-    assert found(outcome, "reached:layer:features") == pytest.approx(1.0, abs=0.01)
-    assert found(outcome, "aim:features") == pytest.approx(1.0, abs=0.01) and outcome.verdict == "holds"
+    assert value_of(outcome, "reached:features") == pytest.approx(1.0, abs=0.01)
+    assert value_of(outcome, "reached:sum:features") == pytest.approx(1.0, abs=0.01)
+    assert value_of(outcome, "reached:layer:features") == pytest.approx(1.0, abs=0.01)
+    assert value_of(outcome, "aim:features") == pytest.approx(1.0, abs=0.01) and outcome.verdict == "holds"
     assert outcome.conclusion.startswith("From the photograph 4 features")
     own = outcome.rows[(outcome.rows.part == "own") & (outcome.rows.step == 0)]
     np.testing.assert_allclose(own.value, 1)

@@ -17,7 +17,7 @@ from analyses.support import neurons
 from analyses.support.findings import Finding
 from featmap.network.loading import load
 from tests.helpers.networks import linear_network, small_inception
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,25 +71,25 @@ def test_neurons_change_the_image_within_their_receptive_field(tmp_path: Path) -
     context = context_of(maximised_unit.STUDY, windows(), ("mixed",), tmp_path, size=48, features=8)
     outcome = maximised_unit.measure(context, 48, 4, starts=2)
     # windows are symmetric and lie within the image: the change is centred on the field, but for blur at the border
-    assert found(outcome, "error") < 0.3
+    assert value_of(outcome, "error") < 0.3
     layer = context.network.layer("mixed", 48)
     apart = []
     for channel in neurons.draw_by_branch(context, layer):
         at = 4.0 * np.array(neurons.draw_positions(layer, channel, (6, 6)))
         apart.append(np.linalg.norm(at[:, None] - at, axis=2).sum() / (8 * 7))
-    assert found(outcome, "floor") == pytest.approx(np.mean(apart), abs=0.1)
-    assert found(outcome, "follows") == pytest.approx(1, abs=1e-3)
-    narrow, wide = (found(outcome, f"radius mixed branch{k}") for k in (0, 1))
+    assert value_of(outcome, "floor") == pytest.approx(np.mean(apart), abs=0.1)
+    assert value_of(outcome, "follows") == pytest.approx(1, abs=1e-3)
+    narrow, wide = (value_of(outcome, f"radius mixed branch{k}") for k in (0, 1))
     # the energy of a square of 81 pixels within r of its middle: 73 of them, 90 %, lie within the root of 25
     assert wide == pytest.approx(5, abs=0.8)
     assert narrow < 2.5  # one pixel, and what four blurs make of it
-    assert found(outcome, "wider first") > found(outcome, "wider last") > 0.2
-    assert found(outcome, "field first") == pytest.approx((9 - 1) / 5.5)
-    assert found(outcome, "field last") == pytest.approx((9 - 3) / 5.5)
-    assert found(outcome, "more mixed branch1") == pytest.approx(wide - narrow)
-    assert found(outcome, "truncated") == 0
-    assert found(outcome, "kinds images") == found(outcome, "kinds profiles") == 1  # linear: one pattern each
-    assert found(outcome, "images starts") < 1e-4
+    assert value_of(outcome, "wider first") > value_of(outcome, "wider last") > 0.2
+    assert value_of(outcome, "field first") == pytest.approx((9 - 1) / 5.5)
+    assert value_of(outcome, "field last") == pytest.approx((9 - 3) / 5.5)
+    assert value_of(outcome, "more mixed branch1") == pytest.approx(wide - narrow)
+    assert value_of(outcome, "truncated") == 0
+    assert value_of(outcome, "kinds images") == value_of(outcome, "kinds profiles") == 1  # linear: one pattern each
+    assert value_of(outcome, "images starts") < 1e-4
     assert outcome.verdict == "holds in part" and "responds to several patterns does not hold: 0%" in outcome.conclusion
 
 
@@ -100,7 +100,7 @@ def test_a_neuron_that_is_the_larger_of_two_answers_two_patterns(tmp_path: Path)
     kinds = {int(f.split(":")[0]): v for f, v in counts.items()}
     assert {v for f, v in kinds.items() if f < 6} == {1.0}
     assert max(v for f, v in kinds.items() if f >= 6) == 2.0  # where both reach 90 % of the better one
-    assert found(outcome, "several images") == pytest.approx(np.mean([v > 1 for v in kinds.values()]))
+    assert value_of(outcome, "several images") == pytest.approx(np.mean([v > 1 for v in kinds.values()]))
 
 
 def test_channels_are_drawn_of_every_branch() -> None:
@@ -147,7 +147,7 @@ def test_images_are_so_large_that_the_middle_neurons_fields_fit_into_them() -> N
 def test_layers_with_fields_beyond_the_image_have_no_radius(tmp_path: Path) -> None:
     context = context_of(maximised_unit.STUDY, wide(31), ("conv",), tmp_path, size=16, features=4)
     outcome = maximised_unit.measure(context, 16, 2, starts=1)
-    assert found(outcome, "truncated") == 1
+    assert value_of(outcome, "truncated") == 1
     assert [f.value for f in outcome.findings if f.name.startswith(("wider", "field"))] == [None] * 4
 
 
@@ -184,12 +184,12 @@ def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path
     )
     outcome = neuron_growth.measure(context, 20, 5)
     for layer in ("conv2", "conv3"):
-        assert found(outcome, f"outside:{layer}") < 1e-9
-        assert found(outcome, f"outside linear:{layer}") < 1e-9
-        assert found(outcome, f"elsewhere:{layer}") < 1e-4
+        assert value_of(outcome, f"outside:{layer}") < 1e-9
+        assert value_of(outcome, f"outside linear:{layer}") < 1e-9
+        assert value_of(outcome, f"elsewhere:{layer}") < 1e-4
         # another seed changes everything... by its rounding alone; with one seed asked for, a second is made for that
-        assert found(outcome, f"outside seeds:{layer}") > 0.3
-        assert found(outcome, f"moves:{layer}") == 1
+        assert value_of(outcome, f"outside seeds:{layer}") > 0.3
+        assert value_of(outcome, f"moves:{layer}") == 1
     own = outcome.rows[outcome.rows["measure"] == "beyond its own pixels"]["value"]
     assert own.max() < 0.05 + 1e-6  # what it changes with the others is what it changes alone
     assert outcome.verdict == "does not hold"
@@ -209,9 +209,9 @@ def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_a_network_with_kinks_it_changes_more_and_its_twin_does_not(tmp_path: Path) -> None:
     context = context_of(neuron_growth.STUDY, small_inception(), ("mixed",), tmp_path, size=32, features=4, seeds=2)
     outcome = neuron_growth.measure(context, 32, 8)
-    assert found(outcome, "outside:mixed") > 1e-3
-    assert found(outcome, "outside linear:mixed") < 1e-9
-    assert found(outcome, "beyond:mixed") > 0.07 > found(outcome, "beyond linear:mixed")
+    assert value_of(outcome, "outside:mixed") > 1e-3
+    assert value_of(outcome, "outside linear:mixed") < 1e-9
+    assert value_of(outcome, "beyond:mixed") > 0.07 > value_of(outcome, "beyond linear:mixed")
     film = outcome.figures["-growth.webp"]
     assert isinstance(film, bytes) and film[:4] == b"RIFF"
 

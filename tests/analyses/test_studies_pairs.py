@@ -19,7 +19,7 @@ from featmap.stats.interaction import ROUNDING
 from featmap.stats.reliability import Interval
 from tests.helpers.couples import gated
 from tests.helpers.networks import linear_network
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,8 +29,8 @@ def test_a_linear_network_has_no_interaction(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(interaction_panel, "panel", lambda given: (shown.append(given), draw(given))[1])
     context = context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, seeds=3, features=6)
     outcome = joint_pair.measure(context)
-    assert found(outcome, "headline") < ROUNDING and found(outcome, "p") == 1
-    assert abs(found(outcome, "random_excess")) < ROUNDING
+    assert value_of(outcome, "headline") < ROUNDING and value_of(outcome, "p") == 1
+    assert abs(value_of(outcome, "random_excess")) < ROUNDING
     assert outcome.verdict == "does not hold"
     assert outcome.conclusion.startswith("conv2:7 + conv3:1: 0.0 %")  # channels 199 and 201 of 8 and 5, counted round
     pairs = outcome.rows.groupby(["a", "b"])["named"].first()
@@ -147,20 +147,20 @@ def module(apart: bool) -> nn.Module:
 
 def test_branches_of_one_kind_each_are_the_clusters(tmp_path: Path) -> None:
     outcome = branches.measure(context_of(branches.STUDY, module(True), ("mixed",), tmp_path, seeds=2))
-    assert found(outcome, "mixed:ari") == 1 and found(outcome, "mixed:ari_seed") == 1
-    assert found(outcome, "mixed:ari_p") < 0.01  # two of 924 ways to halve twelve
-    assert found(outcome, "mixed:own_neighbour") == 1
-    assert found(outcome, "mixed:own_chance") == pytest.approx(5 / 11)
+    assert value_of(outcome, "mixed:ari") == 1 and value_of(outcome, "mixed:ari_seed") == 1
+    assert value_of(outcome, "mixed:ari_p") < 0.01  # two of 924 ways to halve twelve
+    assert value_of(outcome, "mixed:own_neighbour") == 1
+    assert value_of(outcome, "mixed:own_chance") == pytest.approx(5 / 11)
     rows = outcome.rows
-    assert found(outcome, "mixed:contrast") == pytest.approx((rows["S_within"] - rows["S_across"]).mean())
+    assert value_of(outcome, "mixed:contrast") == pytest.approx((rows["S_within"] - rows["S_across"]).mean())
     assert (rows["S_within"] > 0.5).all() and (rows["S_across"] < -0.5).all()
     assert outcome.verdict == "holds" and "ARI of 1.000" in outcome.conclusion
 
 
 def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
     outcome = branches.measure(context_of(branches.STUDY, module(False), ("mixed",), tmp_path))
-    assert found(outcome, "mixed:ari") < 0 and found(outcome, "mixed:ari_p") > 0.5
-    assert found(outcome, "mixed:contrast") < 0
+    assert value_of(outcome, "mixed:ari") < 0 and value_of(outcome, "mixed:ari_p") > 0.5
+    assert value_of(outcome, "mixed:contrast") < 0
     assert outcome.verdict == "does not hold"
     with_other = outcome.rows.query("feature == 'mixed:0'").iloc[0]
     assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2

@@ -17,7 +17,7 @@ from analyses.support.image_sets import ImageSet, mean_over_seeds
 from analyses.support.study import Outcome
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED
 from featmap.plotting.style import fit_text
-from tests.helpers.studying import context_of, found
+from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,9 +40,9 @@ def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> No
     outcome = put(linear(2), tmp_path)
     periods = outcome.rows[outcome.rows["measure"] == "grid period"]
     assert set(periods.loc[periods["recipe"] == octaves.PLAIN, "value"]) == {2.0}
-    assert found(outcome, f"grid {octaves.PLAIN}") == 1
-    assert found(outcome, f"grid {octaves.LOWRES}") == 0
-    assert found(outcome, "less") > 0.1
+    assert value_of(outcome, f"grid {octaves.PLAIN}") == 1
+    assert value_of(outcome, f"grid {octaves.LOWRES}") == 0
+    assert value_of(outcome, "less") > 0.1
     assert outcome.verdict == "holds in part"  # all of the features are no minority
     assert "fewer with them, does not hold: 100% [61%, 100%] do with plain descent" in outcome.conclusion
     assert "That octaves are clearer holds" in outcome.conclusion
@@ -60,13 +60,13 @@ def test_blur_is_named_where_it_clears_without_octaves(less: float, grid: float,
 
 def test_a_stride_of_one_leaves_no_grid(tmp_path: Path) -> None:
     outcome = put(linear(1), tmp_path)
-    assert found(outcome, f"grid {octaves.PLAIN}") == found(outcome, f"grid {octaves.OCTAVES}") == 0
+    assert value_of(outcome, f"grid {octaves.PLAIN}") == value_of(outcome, f"grid {octaves.OCTAVES}") == 0
     # a constant is added to white noise, of which 1 - pi / 16 lies above half the Nyquist frequency
-    assert found(outcome, f"high {octaves.PLAIN}") == pytest.approx(1 - np.pi / 16, abs=0.03)
-    assert found(outcome, f"high {octaves.OCTAVES}") < 0.1
+    assert value_of(outcome, f"high {octaves.PLAIN}") == pytest.approx(1 - np.pi / 16, abs=0.03)
+    assert value_of(outcome, f"high {octaves.OCTAVES}") < 0.1
     # in a linear network both recipes move along the same constant gradient
-    assert found(outcome, f"{octaves.PLAIN}, {octaves.OCTAVES}") > 1
-    assert found(outcome, f"{octaves.PLAIN}, {octaves.PLAIN}") > 1
+    assert value_of(outcome, f"{octaves.PLAIN}, {octaves.OCTAVES}") > 1
+    assert value_of(outcome, f"{octaves.PLAIN}, {octaves.PLAIN}") > 1
     same = outcome.rows[outcome.rows["measure"] == "same"]
     assert same["value"].min() > 0.98
 
@@ -105,18 +105,18 @@ def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
     context = context_of(metrics.STUDY, linear(1, 8, 5.0), ("features",), tmp_path, size=24, features=8, seeds=2)
     outcome = metrics.measure(context, 24, 6)
     # with C = 200 every neuron of L2 weighs 200 - z, which is all but the same: L1 again
-    assert found(outcome, "image l2") > 0.9995
-    assert found(outcome, "agreement l2") == pytest.approx(found(outcome, "ceiling l2"), abs=0.02)
-    assert found(outcome, "ceiling l2") == pytest.approx(found(outcome, "agreement l1"))
-    assert found(outcome, "compared l2") == 8
+    assert value_of(outcome, "image l2") > 0.9995
+    assert value_of(outcome, "agreement l2") == pytest.approx(value_of(outcome, "ceiling l2"), abs=0.02)
+    assert value_of(outcome, "ceiling l2") == pytest.approx(value_of(outcome, "agreement l1"))
+    assert value_of(outcome, "compared l2") == 8
     # L2 with C at what was reached does not push what is there already
-    correlations = [found(outcome, f"image {metrics.label_of_C(f)}") for f in metrics.FACTORS]
+    correlations = [value_of(outcome, f"image {metrics.label_of_C(f)}") for f in metrics.FACTORS]
     assert correlations == sorted(correlations, reverse=True)
     assert correlations[0] > 0.99 > correlations[-1]
-    assert [found(outcome, f"live {m}") for m in (metrics.L1, metrics.L2)] == [1, 1]
+    assert [value_of(outcome, f"live {m}") for m in (metrics.L1, metrics.L2)] == [1, 1]
     high = outcome.rows[outcome.rows["measure"] == "high share"]
     wide = high.pivot_table(index="feature", columns="recipe", values="value")  # by hand: seeds first, then pairs
-    assert found(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
+    assert value_of(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
 
 
 def test_the_deficit_from_the_ceiling_is_paired_by_feature() -> None:

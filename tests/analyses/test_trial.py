@@ -138,7 +138,7 @@ def test_causes_are_separated_by_their_intervals(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trial_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trial")
     photographs = twofold.photographs(folder / "photographs", count=40)
     with zipfile.ZipFile(folder / "photographs.zip", "w") as archive:
@@ -165,36 +165,36 @@ def put_to_test(folder: Path) -> None:
     )
 
 
-def test_the_page_is_built_from_the_results_alone(made: Path) -> None:
-    text = (made / "page.md").read_text()
-    assert trial_page.build_page(made / "results") == text
+def test_the_page_is_built_from_the_results_alone(trial_folder: Path) -> None:
+    text = (trial_folder / "page.md").read_text()
+    assert trial_page.build_page(trial_folder / "results") == text
     for words in ("**second**", "| S of one seed with S of another |", "random weights", "40 photographs", "12 of 24"):
         assert words in text
     assert "one draw of the weights, 1 seed(s) of noise" in text and "| modularity of the Louvain runs |" in text
-    assert "nan" not in text.lower() and str(made) not in text
-    trial.main(None, results=made / "results", page=made / "again.md")
-    assert (made / "again.md").read_text() == text
-    with pytest.raises(FeatmapError, match="give --images"):
-        trial.main(None, results=made / "nowhere", page=made / "nothing.md")
+    assert "nan" not in text.lower() and str(trial_folder) not in text
+    trial.main(None, results=trial_folder / "results", page=trial_folder / "again.md")
+    assert (trial_folder / "again.md").read_text() == text
+    with pytest.raises(FeatmapError, match="give --photographs"):
+        trial.main(None, results=trial_folder / "nowhere", page=trial_folder / "nothing.md")
 
 
-def test_the_stored_statistics_are_those_of_the_validation(made: Path) -> None:
-    (run,) = (p for p in (made / "runs").glob("map-*"))
-    stored = pd.read_csv(made / "results" / "statistics.csv")
+def test_the_stored_statistics_are_those_of_the_validation(trial_folder: Path) -> None:
+    (run,) = (p for p in (trial_folder / "runs").glob("map-*"))
+    stored = pd.read_csv(trial_folder / "results" / "statistics.csv")
     found = pd.read_csv(run / "validation" / "figures.csv")
     merged = stored.merge(found, on=["layer", "network", "name"])
     assert len(merged) == len(stored) == len(found)
     np.testing.assert_allclose(merged["value_x"], merged["value_y"], rtol=1e-4)
-    short = pd.read_csv(made / "results" / "shortfall.csv").set_index(["layer", "name"])["value"]
+    short = pd.read_csv(trial_folder / "results" / "shortfall.csv").set_index(["layer", "name"])["value"]
     raw = stored[(stored["network"] == "trained") & (stored["name"] == "photographs_pearson")]
     for layer, value in zip(raw["layer"], raw["value"], strict=True):
         assert short[layer, "raw"] == pytest.approx(value, rel=1e-4)
 
 
-def test_a_repeated_trial_resumes_with_equal_results(made: Path) -> None:
-    before = {p.name: p.read_bytes() for p in (made / "results").iterdir()}
-    put_to_test(made)
-    assert {p.name: p.read_bytes() for p in (made / "results").iterdir()} == before
+def test_a_repeated_trial_resumes_with_equal_results(trial_folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (trial_folder / "results").iterdir()}
+    put_to_test(trial_folder)
+    assert {p.name: p.read_bytes() for p in (trial_folder / "results").iterdir()} == before
 
 
 def test_too_little_is_refused(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_validation_that_fails_leaves_its_run_as_it_was(
     (folder / "b.jpg").write_bytes(b"")
     succeed(capsys, *MAP, "--no-atlas", "--out", "run")
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
-    command = ["validate", "run", "--images", "photographs", "--seeds", "2", "--null-seeds", "0"]
+    command = ["validate", "run", "--photographs", "photographs", "--seeds", "2", "--null-seeds", "0"]
     status, _, notes = end(capsys, *command)
     assert status == 2 and "2 cannot be read: 'a.jpg' (it is empty), 'b.jpg' (it is empty)" in notes
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before

@@ -29,7 +29,7 @@ def context_of(
     return Context(study, network, layers, **given)
 
 
-def found(outcome: Outcome, name: str) -> float:
+def value_of(outcome: Outcome, name: str) -> float:
     """The value of one finding."""
     (value,) = [f.value for f in outcome.findings if f.name == name]
     assert value is not None

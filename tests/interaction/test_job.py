@@ -29,7 +29,8 @@ def job_of(units: Sequence[str], module: nn.Module, seeds: int = 2, first: int =
     network = load(module)
     options = {k: changes.pop(k) for k in ("balance", "probe_layers") if k in changes}
     recipe = settings.resolve_linear(network, **(SMALL | changes))
-    return groups.group_job(units, network, recipe, seeds=range(first, first + seeds), **options)
+    joint = groups.JointSettings(seeds=range(first, first + seeds), **options)
+    return groups.group_job(units, network, recipe, joint)
 
 
 def pairs_of(channels: Sequence[str], module: nn.Module, layers: Sequence[str] = ("second", "second")) -> JointJob:
@@ -37,7 +38,9 @@ def pairs_of(channels: Sequence[str], module: nn.Module, layers: Sequence[str] =
     network = load(module)
     recipe = settings.resolve_linear(network, **SMALL)
     sides = list(zip(layers, channels, strict=True))
-    return groups.pairs_job(groups.pairs_of(sides, network, recipe.size), network, recipe, seeds=2)
+    return groups.pairs_job(
+        groups.pairs_of(sides, network, recipe.size), network, recipe, groups.JointSettings(seeds=2)
+    )
 
 
 def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> JointArrays:

@@ -39,7 +39,7 @@ def job_of(
     network: Network, layers: Sequence[LayerChannels] = LAYERS, top: int = 3, checks: int = 12, **changes: Any
 ) -> Any:
     recipe = resolve_linear(network, None, 16, 3, rows=4)
-    return screening_job(layers, network, recipe, budget=Budget(top, checks), **changes)
+    return screening_job(layers, network, recipe, budget=Budget(top, checks), settings=groups.JointSettings(**changes))
 
 
 def carried_out(job: ScreeningJob, folder: Path) -> Screening:
@@ -93,7 +93,7 @@ def test_exact_runs_have_other_seeds_than_the_solo_runs(job: ScreeningJob, resul
 def test_a_pair_has_the_same_exact_statistics_alone(job: ScreeningJob, result: Screening, tmp_path: Path) -> None:
     row = result.check.summary.iloc[4]
     alone_job = groups.group_job(
-        [row["a"], row["b"]], job.network, job.recipe, seeds=job.fresh_seeds, probe_layers=LAYERS
+        [row["a"], row["b"]], job.network, job.recipe, groups.JointSettings("solo", LAYERS, job.fresh_seeds)
     )
     alone = interaction_run.carry_out(alone_job, lifecycle.open_run(alone_job, tmp_path / "alone")).summary.iloc[0]
     for figure in ("response_nonlinearity", "image_nonlinearity", "retention_a", "response_nonlinearity_ceiling"):

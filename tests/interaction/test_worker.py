@@ -130,7 +130,7 @@ def test_one_pass_reaches_both_layers() -> None:
     couples.Counted.calls = 0
     descend(DescentNetwork(network.module, network.normalise, shapes), [Objective(((1.0, a), (0.5, b)))], recipe)
     assert couples.Counted.calls == 5
-    job = groups.group_job([a, b], network, recipe, seeds=2)
+    job = groups.group_job([a, b], network, recipe, groups.JointSettings(seeds=2))
     worker = JointWorker(job)
     couples.Counted.calls = 0
     worker._descend([Objective(((1.0, a), (0.5, b)))] * 2, [(0, False), (1, False)])

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import featmap
-from featmap import Directions, Execution, Recipe, View
+from featmap import Execution, Recipe, View
 from featmap.mapping.neighbours import neighbour_frame
+from featmap.network.directions import Directions
 from featmap.network.loading import load
 from featmap.stats import measures
 from tests.helpers.tiny import FEATURES, small

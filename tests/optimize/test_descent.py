@@ -33,7 +33,7 @@ def descended(network: Network, units: Sequence[Any], recipe: Recipe, **settings
     return descend(DescentNetwork(network.module, network.normalise, shapes), targets, recipe, **settings)
 
 
-def made(network: Network, units: Sequence[Any], recipe: Recipe, seed: int = 0) -> dict[str, np.ndarray]:
+def maximised_images(network: Network, units: Sequence[Any], recipe: Recipe, seed: int = 0) -> dict[str, np.ndarray]:
     """What a run makes of some units, batch after batch."""
     objectives = tuple(Objective.parse(u) for u in units)
     job = checked(Job(network=network, recipe=recipe, seeds=(seed,), objectives=objectives))

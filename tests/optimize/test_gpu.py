@@ -196,7 +196,7 @@ def test_the_loop_waits_for_nothing(start: Recipe, changes: dict[str, Any], monk
 # ---------------------------------------------------------------- landing behind
 
 
-def made(out: Path) -> dict[str, bytes]:
+def array_bytes(out: Path) -> dict[str, bytes]:
     recipe, execution = Recipe.named("pixels", size=16, steps=4, rows=2), Execution("cpu", out=out)
     featmap.maximise([f"second:{k}" for k in range(5)], tiny.small(), **options(recipe=recipe, execution=execution))
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if "/c/" in p.as_posix()}
@@ -218,11 +218,11 @@ def behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_units_that_land_behind_are_the_same_files(tmp_path: Path, behind: list[str]) -> None:
-    late = made(tmp_path / "behind")
+    late = array_bytes(tmp_path / "behind")
     assert behind and threading.main_thread().name not in behind
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr(lifecycle, "background_store", engine.background_store)
-        assert made(tmp_path / "plain") == late
+        assert array_bytes(tmp_path / "plain") == late
 
 
 def test_a_unit_that_cannot_land_ends_the_run_and_the_rest_is_kept(
@@ -238,10 +238,10 @@ def test_a_unit_that_cannot_land_ends_the_run_and_the_rest_is_kept(
 
     monkeypatch.setattr(lifecycle.Run, "land", full)
     with pytest.raises(OSError, match="No space left"):
-        made(tmp_path / "run")
+        array_bytes(tmp_path / "run")
     monkeypatch.setattr(lifecycle.Run, "land", land)
-    resumed = made(tmp_path / "run")
-    assert resumed == made(tmp_path / "other") and len(calls) <= 3
+    resumed = array_bytes(tmp_path / "run")
+    assert resumed == array_bytes(tmp_path / "other") and len(calls) <= 3
 
 
 def test_whoever_asks_the_folder_waits_for_what_is_landing() -> None:

@@ -22,7 +22,7 @@ from featmap.optimize.recipe import ARTICLE, FAST, INTERACT, PIXELS, Octave, Rec
 from featmap.optimize.schedule import Transform
 from featmap.runs.folder_layout import STATUSES
 from tests.helpers import networks
-from tests.optimize.test_descent import descended, made, one_octave, total_rate
+from tests.optimize.test_descent import descended, maximised_images, one_octave, total_rate
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -66,25 +66,25 @@ def test_a_units_image_depends_on_nothing_else(changes: dict[str, Any], threads:
     assert torch.get_num_threads() == threads
     network = load(networks.small_inception())
     recipe = PIXELS.resolved(18, size=18, steps=5, **changes)
-    together = made(network, UNITS, recipe)
+    together = maximised_images(network, UNITS, recipe)
     for k in (0, 7, 12, 14, 16, 17, 18):
-        alone = made(network, [UNITS[k]], recipe)
+        alone = maximised_images(network, [UNITS[k]], recipe)
         assert torch.equal(torch.from_numpy(alone["images"][0]), torch.from_numpy(together["images"][k])), UNITS[k]
         # a matrix product as narrow as `fc` here (not the bundled network's) rounds by its place on two threads
         exact = "fc" not in UNITS[k]
         assert alone["activation"][0] == pytest.approx(together["activation"][k], rel=0 if exact else 1e-6, abs=0)
     order = list(range(len(UNITS)))
     random.Random(3).shuffle(order)
-    shuffled = made(network, [UNITS[k] for k in order], recipe)
+    shuffled = maximised_images(network, [UNITS[k] for k in order], recipe)
     assert torch.equal(torch.from_numpy(shuffled["images"]), torch.from_numpy(together["images"][order]))
-    by_seven = [made(network, UNITS[k : k + 7], recipe)["images"] for k in range(0, len(UNITS), 7)]
+    by_seven = [maximised_images(network, UNITS[k : k + 7], recipe)["images"] for k in range(0, len(UNITS), 7)]
     assert torch.equal(torch.from_numpy(np.concatenate(by_seven)), torch.from_numpy(together["images"]))
 
 
 def test_a_units_image_does_not_depend_on_a_hooked_convolution() -> None:
     network, recipe = load(networks.small_inception()), PIXELS.resolved(18, size=18, steps=10)
-    alone = made(network, ["mixed:0"], recipe)["images"][0]
-    beside = made(network, ["mixed:0", "stem:0"], recipe)["images"][0]
+    alone = maximised_images(network, ["mixed:0"], recipe)["images"][0]
+    beside = maximised_images(network, ["mixed:0", "stem:0"], recipe)["images"][0]
     assert torch.equal(torch.from_numpy(alone), torch.from_numpy(beside))
 
 
@@ -105,16 +105,16 @@ def test_a_units_image_does_not_depend_on_its_place(activation: nn.Module) -> No
     for seed in range(4):
         module = nn.Sequential(nn.Conv2d(3, 5, 3), activation, nn.Conv2d(5, 6, 3))
         network = load(networks.randomised(module, seed).eval())
-        images = made(network, ["2:0", "2:1", "2:2"], recipe)["images"]
-        moved = made(network, ["2:2", "2:0", "2:1"], recipe)["images"]
+        images = maximised_images(network, ["2:0", "2:1", "2:2"], recipe)["images"]
+        moved = maximised_images(network, ["2:2", "2:0", "2:1"], recipe)["images"]
         assert np.array_equal(moved[[1, 2, 0]], images)
 
 
 def test_a_second_run_gives_the_same_bits_and_another_seed_others() -> None:
     network, recipe = load(networks.small_inception()), PIXELS.resolved(18, size=18, steps=5, rows=4)
-    first, second = made(network, UNITS[:4], recipe), made(network, UNITS[:4], recipe)
+    first, second = maximised_images(network, UNITS[:4], recipe), maximised_images(network, UNITS[:4], recipe)
     assert all(np.array_equal(first[k], second[k]) for k in first)
-    assert not np.array_equal(first["images"], made(network, UNITS[:4], recipe, seed=1)["images"])
+    assert not np.array_equal(first["images"], maximised_images(network, UNITS[:4], recipe, seed=1)["images"])
 
 
 def test_the_global_random_state_is_neither_read_nor_touched() -> None:
@@ -194,7 +194,7 @@ def statuses(found: dict[str, np.ndarray]) -> list[str]:
 def test_each_kind_of_dead_feature_has_its_status(contrast: float) -> None:
     network, recipe = load(networks.dead_network()), PIXELS.resolved(16, size=16, steps=40, rows=8)
     recipe = replace(recipe, contrast=contrast)  # a dead feature's own gradient decides, not that of the others
-    found = made(network, [f"relu:{c}" for c in CHANNELS], recipe)
+    found = maximised_images(network, [f"relu:{c}" for c in CHANNELS], recipe)
     # under contrast a constant feature has the gradient of the others, which does not raise it
     kinds = CHANNELS if not contrast else CHANNELS | {networks.CONSTANT: "unconverged"}
     assert statuses(found) == list(kinds.values())
@@ -206,7 +206,7 @@ def test_each_kind_of_dead_feature_has_its_status(contrast: float) -> None:
 
 def test_without_rescue_a_dead_feature_stays_dead() -> None:
     network, recipe = load(networks.dead_network()), PIXELS.resolved(16, size=16, steps=40, rows=8, rescue=0.0)
-    found = made(network, [f"relu:{c}" for c in CHANNELS], recipe)
+    found = maximised_images(network, [f"relu:{c}" for c in CHANNELS], recipe)
     assert statuses(found) == ["live", "dead", "dead", "not-finite", "dead"]
     null = null_image(recipe, 0).numpy()
     assert np.array_equal(found["images"][networks.ASLEEP], null)
@@ -215,13 +215,13 @@ def test_without_rescue_a_dead_feature_stays_dead() -> None:
 def test_a_feature_that_does_not_rise_is_unconverged() -> None:
     network = load(networks.dead_network())
     recipe = replace(PIXELS, rows=2, octaves=(Octave(3, (1e-12, 1e-12), (0.5, 0.5), 16),))
-    assert statuses(made(network, ["relu:0"], recipe)) == ["unconverged"]
+    assert statuses(maximised_images(network, ["relu:0"], recipe)) == ["unconverged"]
 
 
 @pytest.mark.parametrize("start", [PIXELS, replace(FAST, contrast=0.0)], ids=["pixels", "fast without contrast"])
 def test_a_constant_features_image_is_the_null_image(start: Recipe) -> None:
     network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=6, rows=4)
-    found = made(network, [f"relu:{networks.LIVE}", f"relu:{networks.CONSTANT}"], recipe)
+    found = maximised_images(network, [f"relu:{networks.LIVE}", f"relu:{networks.CONSTANT}"], recipe)
     assert np.array_equal(found["images"][1], null_image(recipe, 0).numpy())
 
 
@@ -237,8 +237,8 @@ def test_a_constant_features_image_is_the_null_image(start: Recipe) -> None:
 def test_a_row_that_fails_does_not_touch_its_neighbours(start: Recipe, changes: dict[str, Any]) -> None:
     network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=8, rows=4, **changes)
     sound = [f"relu:{c}" for c in (networks.LIVE, networks.ASLEEP, networks.CONSTANT)]
-    without = made(network, sound, recipe)
-    beside = made(network, [sound[0], f"relu:{networks.BROKEN}", *sound[1:]], recipe)
+    without = maximised_images(network, sound, recipe)
+    beside = maximised_images(network, [sound[0], f"relu:{networks.BROKEN}", *sound[1:]], recipe)
     assert np.isfinite(beside["images"]).all(), "weights that are no numbers are 0 in the descent's copy"
     assert np.isnan(beside["activation"][1]), "and the untouched network tells"
     for name in ("images", "activation", "curve", "status"):
@@ -259,7 +259,10 @@ class Deep(nn.Module):
 @pytest.mark.parametrize("start", [PIXELS, FAST], ids=["pixels", "fast"])
 def test_a_neighbour_in_a_deeper_layer_that_fails(start: Recipe) -> None:
     network, recipe = load(networks.randomised(Deep(), 1)), start.resolved(16, size=16, steps=4, rows=4)
-    alone, beside = made(network, ["first:0"], recipe), made(network, ["first:0", "deep:1"], recipe)
+    alone, beside = (
+        maximised_images(network, ["first:0"], recipe),
+        maximised_images(network, ["first:0", "deep:1"], recipe),
+    )
     assert statuses(alone) == ["live"]
     assert np.array_equal(beside["images"][0], alone["images"][0]) and statuses(beside)[0] == "live"
 
@@ -267,8 +270,8 @@ def test_a_neighbour_in_a_deeper_layer_that_fails(start: Recipe) -> None:
 @pytest.mark.parametrize("start", [PIXELS, FAST], ids=["pixels", "fast"])
 def test_rescue_leaves_living_rows_alone(start: Recipe) -> None:
     network, recipe = load(networks.dead_network()), start.resolved(16, size=16, steps=12, rows=4)
-    without = made(network, ["relu:0"], replace(recipe, rescue=0.0))
-    beside = made(network, ["relu:0", f"relu:{networks.ASLEEP}"], recipe)
+    without = maximised_images(network, ["relu:0"], replace(recipe, rescue=0.0))
+    beside = maximised_images(network, ["relu:0", f"relu:{networks.ASLEEP}"], recipe)
     assert np.array_equal(beside["images"][0], without["images"][0])
 
 

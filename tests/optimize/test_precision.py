@@ -34,14 +34,14 @@ def recipe_of(**changes: object) -> Recipe:
     return Recipe.named("pixels", size=32, steps=20, **changes)
 
 
-def made(tmp_path: Path, name: str, units: list[str], **changes: object) -> dict[str, np.ndarray]:
+def maximised_images(tmp_path: Path, name: str, units: list[str], **changes: object) -> dict[str, np.ndarray]:
     execution = Execution("cpu", out=tmp_path / name)
     found = featmap.maximise(units, inception(), **options(recipe=recipe_of(**changes), execution=execution))
     return {str(u): found["images"].values[0, k] for k, u in enumerate(found["image"].values)}
 
 
 def test_images_of_both_precisions_are_alike_but_not_the_same(tmp_path: Path) -> None:
-    full, half = made(tmp_path, "a", UNITS), made(tmp_path, "b", UNITS, precision="bfloat16")
+    full, half = maximised_images(tmp_path, "a", UNITS), maximised_images(tmp_path, "b", UNITS, precision="bfloat16")
     for unit in UNITS:
         one, two = full[unit] - full[unit].mean(), half[unit] - half[unit].mean()
         assert (one * two).sum() / np.sqrt((one**2).sum() * (two**2).sum()) > 0.9
@@ -50,9 +50,9 @@ def test_images_of_both_precisions_are_alike_but_not_the_same(tmp_path: Path) ->
 
 
 def test_a_features_image_in_bfloat16_depends_on_nothing_else(tmp_path: Path) -> None:
-    every = made(tmp_path, "all", UNITS, precision="bfloat16", rows=4)
+    every = maximised_images(tmp_path, "all", UNITS, precision="bfloat16", rows=4)
     for name, units in (("alone", UNITS[5:6]), ("backwards", UNITS[::-1])):
-        for unit, image in made(tmp_path, name, units, precision="bfloat16", rows=4).items():
+        for unit, image in maximised_images(tmp_path, name, units, precision="bfloat16", rows=4).items():
             assert image.tobytes() == every[unit].tobytes(), (name, unit)
 
 
@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_would(
             UNITS, network, **options(recipe=recipe_of(rows=64), execution=Execution("cpu", out=tmp_path / "run"))
         )
     assert not (tmp_path / "run").exists()
-    assert len(made(tmp_path, "fits", UNITS, rows=10)) == len(UNITS)
+    assert len(maximised_images(tmp_path, "fits", UNITS, rows=10)) == len(UNITS)
     monkeypatch.setattr(limits, "free_memory", lambda _: limits.estimate_memory(network, recipe, ["mixed"], 1))
     with pytest.raises(RecipeError, match="choose a smaller size"):
         featmap.maximise(

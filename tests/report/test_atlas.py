@@ -54,7 +54,7 @@ def blob_of(page: Path, name: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def made(cheap_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mapped_folder(cheap_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `MAP` with its atlas, for the tests that only read it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path_factory.mktemp("made"))
@@ -63,9 +63,9 @@ def made(cheap_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mapped(made: Path, at_home: None) -> None:
+def mapped(mapped_folder: Path, at_home: None) -> None:
     """A copy of that run in the folder `run`."""
-    shutil.copytree(made, "run")
+    shutil.copytree(mapped_folder, "run")
 
 
 def test_maps_read_from_a_folder_equal_the_result(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_no_atlas_option_omits_the_atlas(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.usefixtures("mapped")
-def test_atlas_bytes_are_the_same_in_every_process(made: Path) -> None:
+def test_atlas_bytes_are_the_same_in_every_process(mapped_folder: Path) -> None:
     first = Path("run/atlas.html").read_bytes()
     repository = str(Path(__file__).resolve().parent.parent.parent)
     for seed in ("1", "2"):
@@ -115,7 +115,7 @@ def test_atlas_bytes_are_the_same_in_every_process(made: Path) -> None:
         code = "from featmap.cli.app import main; main(['atlas', 'run', '--out', 'again'])"
         subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
         assert Path("again/atlas.html").read_bytes() == first
-    assert not any(str(folder).encode() in first for folder in (made.parent, Path.cwd()))
+    assert not any(str(folder).encode() in first for folder in (mapped_folder.parent, Path.cwd()))
 
 
 @pytest.mark.usefixtures("mapped")

@@ -14,8 +14,9 @@ import xarray as xr
 from torch import Tensor, nn
 
 import featmap
-from featmap import Directions, Execution, Recipe
+from featmap import Execution, Recipe
 from featmap.errors import FeatmapError, StoreError
+from featmap.network.directions import Directions
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.batch import Batches

@@ -138,7 +138,7 @@ def test_largest_units_come_first_and_an_error_of_ours_ends_the_run(network: Net
 def test_pairs_on_two_workers_have_the_bits_of_the_plain_loop(tmp_path: Path) -> None:
     network = load(tiny.small())  # an object: it is sent to the workers
     recipe = settings.resolve_linear(network, None, SIZE, 4, rows=2)
-    job = groups.group_job(["second:0", "second:3"], network, recipe, seeds=1)
+    job = groups.group_job(["second:0", "second:3"], network, recipe, groups.JointSettings(seeds=1))
     for name, engine in (("ray", TWO), ("here", HERE)):
         lifecycle.carry_out(job, lifecycle.open_run(job, tmp_path / name), JointWorker, None, engine)
     assert_same(tmp_path / "ray", tmp_path / "here")
