@@ -278,11 +278,13 @@ def checked(job: AnyJob) -> AnyJob:
     Raises
     ------
     FeatmapError
-        If a unit, size or recipe does not fit the network.
+        If a unit, size or recipe does not fit the network, or settings contradict each other.
     ModelError
         If the network gives two results for one image, or fails in the trial step.
     """
     job = job.resolved()
+    if isinstance(job, Job):
+        facets.check_facets(job.facets, start=job.start is not None)
     # first the octaves: this error advises a size, while the layer's own error would not
     limits.check_octave_sizes(job.network, job.recipe, job.layers)
     job.check()

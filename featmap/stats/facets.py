@@ -31,13 +31,16 @@ MIN_OTHERS = 4
 """The unit's own features do not count if at least so many others do: all facets excite the unit, by design."""
 
 
-def check_facets(count: int) -> int:
+def check_facets(count: int, start: bool = False) -> int:
     """Check a number of facets.
 
     Parameters
     ----------
     count : int
         Number of images of each unit; 0 makes no facets.
+    start : bool, default False
+        Whether descents start from a given image. Repeated images of a unit then hardly differ, or not at all, so that
+        they cannot say which distances between facets are large.
 
     Returns
     -------
@@ -47,10 +50,15 @@ def check_facets(count: int) -> int:
     Raises
     ------
     FeatmapError
-        If it is not 0 and not in 2 to `MAX_FACETS`.
+        If it is not 0 and not in 2 to `MAX_FACETS`, or there are facets and a start image.
     """
     if isinstance(count, bool) or count not in (0, *range(2, MAX_FACETS + 1)):
         raise FeatmapError(f"facets {count}: give the number of images of each unit, 2 to {MAX_FACETS}, or 0 for none")
+    if count and start:
+        raise FeatmapError(
+            f"facets {count} from a start image: facets are compared with images from different noise; "
+            "leave out the start image or the facets"
+        )
     return int(count)
 
 

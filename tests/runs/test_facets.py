@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import featmap
 from featmap.cli.app import main
 from featmap.errors import FeatmapError
+from featmap.mapping.view import View
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import Execution
 from featmap.runs.store import open_arrays
@@ -103,6 +105,22 @@ def test_a_wrong_number_of_facets_is_refused_in_one_line(count: int, capsys: pyt
     words = ["maximise", "second:1", "--model", "tests.helpers.tiny:small", "--facets", str(count)]
     assert run_command(*words) == 2
     assert f"--facets {count}: give" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["fast", "pixels"])
+def test_facets_from_a_start_image_are_refused_in_one_line(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, short = np.full((3, 16, 16), 0.5, np.float32), Recipe.named(recipe, size=16, steps=2, rows=2)
+    with pytest.raises(FeatmapError, match="facets 2 from a start image: .*leave out the start image or the facets"):
+        featmap.maximise("second:1", tiny.small(), recipe=short, start=start, facets=2)
+    with pytest.raises(FeatmapError, match="facets 3 from a start image"):
+        featmap.similarity("second", network=tiny.small(), recipe=short, start=start, view=View(facets=3))
+    Image.new("RGB", (16, 16)).save(tmp_path / "start.png")
+    words = ["--model", "tests.helpers.tiny:small", "--facets", "2", "--out", str(tmp_path / "run")]
+    assert run_command("maximise", "second:1", *words, "--start", str(tmp_path / "start.png")) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+    assert featmap.maximise("second:1", tiny.small(), recipe=short, start=start)["images"].shape[1] == 1
 
 
 @pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
