@@ -27,7 +27,8 @@ ADAM_EPS = 1e-8
 RESCUE_SLOPE = 0.1
 """Factor of the gradient that a rescued row gets through dead ReLUs."""
 CANCELLATION_TOLERANCE = 1e-5
-"""Norm of a sum of gradients over the sum of their norms, up to which the sum is rounding and counts as 0."""
+"""Norm of a sum over the sum of its terms' norms, up to which the sum is rounding and counts as 0: of gradients, and of
+the responses that set an image apart from another one."""
 REPULSION = 0.15
 """Length of the gradient away from other images, in lengths of the objective's own."""
 REDUCED_PRECISIONS = {"bfloat16": torch.bfloat16}
@@ -397,13 +398,16 @@ class _Loop:
     def _repel(
         self, hooks: ActivationHooks, loss: BatchLoss, parameters: Tensor, gradient: Tensor, step: int
     ) -> Tensor:
-        """Add to each row's gradient the one away from other images; nothing where the row has none of its own."""
+        """Add to each row's gradient the one away from other images; nothing where either is 0 or rounding."""
         assert self.repulsion is not None
         p = parameters.detach().requires_grad_(True)
         outputs = self._outputs(hooks, loss, self.normalise(self._shown(p, step)))
-        (away,) = torch.autograd.grad(self.repulsion.similarity(outputs[self.repulsion.layer]).sum(), p)
+        cosine, remainder = self.repulsion.similarity(outputs[self.repulsion.layer])
+        (away,) = torch.autograd.grad(cosine.sum(), p)
         one, two = (torch.linalg.vector_norm(g.flatten(1), dim=1) for g in (gradient, away))
-        factor = torch.where((two > 0) & two.isfinite(), REPULSION * one / two, torch.zeros_like(one))
+        # away from an image with proportional responses no direction is better than another
+        pushed = (remainder > CANCELLATION_TOLERANCE) & (two > 0) & two.isfinite()
+        factor = torch.where(pushed, REPULSION * one / two, torch.zeros_like(one))
         return gradient + factor.view(-1, *[1] * (gradient.dim() - 1)) * torch.nan_to_num(away)
 
     def _shown(self, p: Tensor, step: int) -> Tensor:

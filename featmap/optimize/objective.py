@@ -297,7 +297,7 @@ class Repulsion:
         parts = (self.means, self.weights[chosen], self.vectors[chosen])
         return Repulsion(self.layer, *(part.float().to(device) for part in parts))
 
-    def similarity(self, outputs: Tensor) -> Tensor:
+    def similarity(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute how similar each row's image is to the most similar one of the others.
 
         Parameters
@@ -307,8 +307,12 @@ class Repulsion:
 
         Returns
         -------
-        Tensor
+        cosine : Tensor
             Largest cosine, R, in [-1, 1]; each row depends on itself alone.
+        remainder : Tensor
+            What of a row's standardised responses is not proportional to those of that other image, over the responses
+            and the means that it is a difference of, in lengths, R, without gradient. Up to a few roundings the
+            responses are proportional, and the gradient of the cosine is rounding too.
         """
         responses = torch.nan_to_num(outputs.mean((2, 3)), 0.0, 0.0, 0.0)
         standardised = (responses - self.means) * self.weights
@@ -317,7 +321,18 @@ class Repulsion:
             (vectors * row).sum(1).amax() / torch.linalg.vector_norm(row).clamp(min=LEAST_LENGTH)
             for row, vectors in zip(standardised, self.vectors, strict=True)
         ]
-        return torch.stack(cosines)
+        return torch.stack(cosines), self._remainders(responses.detach())
+
+    def _remainders(self, responses: Tensor) -> Tensor:
+        """Compute each row's remainder, see `similarity`, from its responses, R x C."""
+        norm, remainders = torch.linalg.vector_norm, []
+        for row, weights, vectors in zip(responses, self.weights, self.vectors, strict=True):
+            standardised = (row - self.means) * weights
+            products = (vectors * standardised).sum(1)
+            rest = standardised - products.amax() * vectors[products.argmax()]
+            scale = norm(row * weights) + norm(self.means * weights)
+            remainders.append(norm(rest) / scale.clamp(min=LEAST_LENGTH))
+        return torch.stack(remainders)
 
 
 @dataclass

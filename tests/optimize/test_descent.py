@@ -16,12 +16,14 @@ from featmap import image_ops
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.descent import Descent, DescentNetwork, _Optimiser, descend
-from featmap.optimize.objective import Objective
+from featmap.optimize.objective import Objective, Repulsion
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import ARTICLE, ARTICLE_NORMALISED, INTERACT, PIXELS, Octave, Recipe
+from featmap.optimize.responses import Probe
 from featmap.runs.job import Job
 from featmap.runs.worker import Worker, checked
-from tests.helpers import networks
+from featmap.stats import facets
+from tests.helpers import networks, tiny
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -242,3 +244,21 @@ def test_every_optimiser_climbs(rule: str, parameterisation: str) -> None:
 
 
 # ---------------------------------------------------------------- rows are independent, to the bit
+
+
+# ---------------------------------------------------------------- repulsion
+
+
+@pytest.mark.parametrize(("change", "pushed"), [(0.0, False), (1e-3, True)])
+def test_only_what_differs_beyond_rounding_is_pushed_away(change: float, pushed: bool) -> None:
+    network = load(tiny.small())
+    recipe = one_octave(ARTICLE_NORMALISED, 16, 1, jitter=0)
+    start = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    other = (start + change * torch.randn(start.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    responses = Probe(network, 2, torch.device("cpu")).responses(other[None], ["second"])["second"]
+    means, weights = np.linspace(-0.2, 0.3, 11), np.linspace(1.0, 3.0, 11)[None]
+    vectors = torch.from_numpy(facets.unit_vectors(responses, means, weights))[:, None]
+    others = Repulsion("second", torch.from_numpy(means), torch.from_numpy(weights), vectors)
+    plain = descended(network, ["second:1"], recipe, start=start).images
+    made = descended(network, ["second:1"], recipe, start=start, repulsion=others).images
+    assert torch.equal(plain, made) != pushed and not torch.equal(plain[0], start)
