@@ -233,6 +233,6 @@ def print_dry_run(job: Job, folder: Path | None) -> None:
     work = (
         f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, "
         f"{format_size(job.recipe.size)} pixels"
-    )
+    ) + (f", {job.facets} facets of each" if job.facets else "")
     folder = folder or job.default_folder()
     print_estimate(estimate(job, folder), work, folder)

@@ -19,7 +19,7 @@ from featmap.optimize.responses import Probe
 from featmap.runs import lifecycle
 from featmap.runs.device import deterministic_settings
 from featmap.runs.job import BaseJob, Job
-from featmap.stats import blockwise
+from featmap.stats import blockwise, facets
 
 MAX_GROUPS = 6
 """Sets of layers that are measured; of more sets a sample is measured and extrapolated."""
@@ -72,7 +72,7 @@ def estimate(job: Job, folder: Path) -> Estimate:
     measured = list(groups.values())[:: -(-len(groups) // MAX_GROUPS)]
     share = len(job.objectives) / sum(map(len, measured))
     batches = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
-    seconds = share * estimate_seconds(job, batches, job.start) * job.steps_per_unit / job.recipe.steps
+    seconds = share * estimate_seconds(job, batches, job.start) * facets.count_passes(job.facets)
     seconds += len(job.seeds) * -(-len(job.objectives) // job.recipe.rows) * _frame_seconds(job)
     memory = estimate_process_memory(job) + _frame_bytes(job)
     if blockwise.is_large([len(group) for group in groups.values()]):

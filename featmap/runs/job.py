@@ -24,7 +24,7 @@ from featmap.optimize.parameterization import frame_steps
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import AnyUnit, WorkUnit, plan_units
 from featmap.runs.folder_layout import STATUSES, ArraySpec, facet_arrays, frame_arrays
-from featmap.stats import blockwise
+from featmap.stats import blockwise, facets
 
 J = TypeVar("J", bound="BaseJob")
 OWN_FILES = 2_000_000
@@ -478,12 +478,12 @@ class Job(BaseJob):
             Elements computed in its forward passes, one pass for each set of layers.
         """
         sets = {tuple(sorted(o.layers)) for o in self.objectives[unit.first : unit.last]}
-        return self.pass_cost(sets) * (1 + self.facets)
+        return self.pass_cost(sets) * facets.count_passes(self.facets)
 
     @property
     def steps_per_unit(self) -> int:
-        """Steps of a batch, with those of facets and repeated images."""
-        return self.recipe.steps * (1 + self.facets)
+        """Steps of a batch, with those of facets and repeated images; a step may take two passes."""
+        return self.recipe.steps * facets.count_descents(self.facets)
 
     @property
     def trials(self) -> tuple[Objective, ...]:

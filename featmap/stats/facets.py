@@ -62,6 +62,39 @@ def check_facets(count: int, start: bool = False) -> int:
     return int(count)
 
 
+def count_descents(count: int) -> int:
+    """Count the descents of each unit.
+
+    Parameters
+    ----------
+    count : int
+        Number of facets, see `check_facets`.
+
+    Returns
+    -------
+    int
+        1 without facets; else one for each facet, the ordinary image among them, and one for the repeated image.
+    """
+    return 1 + count
+
+
+def count_passes(count: int) -> int:
+    """Count the forward and backward passes of each unit, in those of an ordinary descent.
+
+    Parameters
+    ----------
+    count : int
+        Number of facets, see `check_facets`.
+
+    Returns
+    -------
+    int
+        1 for the ordinary image, 1 for the repeated one, and 2 for each other facet: in each step one for its unit, and
+        one that pushes it away from the facets before it.
+    """
+    return 2 * count if count else 1
+
+
 def facet_seed(seed: int, number: int) -> int:
     """Draw the seed of the noise and of the transforms of one facet.
 

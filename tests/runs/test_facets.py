@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import featmap
 from featmap.cli.app import main
 from featmap.errors import FeatmapError
 from featmap.mapping.view import View
+from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
+from featmap.runs import estimate
 from featmap.runs.engine import Execution
+from featmap.runs.job import Job
+from featmap.runs.progress import Silent
 from featmap.runs.store import open_arrays
+from featmap.runs.worker import Worker, checked
 from tests.helpers import networks, tiny
 
 RECIPE = Recipe.named("fast", size=16, steps=6, rows=4)
@@ -72,6 +80,57 @@ def test_facets_of_mixed_layers_and_sums_equal_those_alone() -> None:
         alone = featmap.maximise(unit, network, recipe=RECIPE, facets=2)
         for name in NAMES:
             np.testing.assert_array_equal(alone[name].values[:, 0], mixed[name].values[:, k])
+
+
+class Steps(Silent):
+    """Counts the steps that it is told of."""
+
+    total = 0
+
+    def step(self, activation: float, count: int = 1) -> None:
+        self.total += count
+
+
+class Counted(nn.Module):
+    """`tiny.small`, with the number of passes that a gradient flows through."""
+
+    passes = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.small()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Counted.passes += images.requires_grad
+        return self.inner(images)
+
+
+@pytest.mark.parametrize("facets", [2, 4])
+def test_cost_and_progress_of_facets_are_those_of_the_work(facets: int) -> None:
+    units = tuple(Objective.parse(f"{layer}:{k}") for layer in ("inner.first", "inner.second") for k in range(2))
+    recipe, passes = Recipe.named("fast", size=16, steps=6, rows=4, rescue=0.0).resolved(16), []
+    plain = checked(Job(network=featmap.load(Counted().eval()), objectives=units, recipe=recipe))
+    for job in (plain, replace(plain, facets=facets)):
+        steps, (unit,) = Steps(), [u for u in job.work_units() if u.last]
+        worker, Counted.passes = Worker(job, steps), 0
+        worker.make(unit)
+        passes.append(Counted.passes)
+        assert steps.total == job.steps_per_unit
+    assert passes[0] == 2 * recipe.steps, "one descent for each layer"
+    assert passes[1] / passes[0] == job.cost(unit) / plain.cost(unit) == 2 * facets
+
+
+def test_a_dry_run_counts_the_work_of_facets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = checked(
+        Job(network=featmap.load(tiny.small()), objectives=(Objective.parse("second:1"),), recipe=RECIPE.resolved(16))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "estimate_seconds", lambda *_: 1.0)
+        seconds = [estimate.estimate(replace(job, facets=n), tmp_path).seconds for n in (0, 2, 5)]
+    assert seconds == [1, 4, 10]
+    words = ["second:1", "--model", "tests.helpers.tiny:small", "--size", "16", "--steps", "2", "--dry-run"]
+    assert run_command("maximise", *words, "--facets", "3") == 0
+    assert "3 facets of each" in " ".join(capsys.readouterr().out.split())
 
 
 def test_repulsion_makes_facets_more_different_than_repeats() -> None:
