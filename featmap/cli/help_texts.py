@@ -115,13 +115,22 @@ images.csv their activations and statuses (explained in `featmap similarity --he
 Sheets and pages show images at a higher contrast than they have: each from its 1st to its 99th percentile, raised at
 most 4 times. Files in images/ and arrays.zarr hold the pixels as they are.
 
---facets N makes N images of each unit. The first is its image; each other one starts from noise of its own and is
-pushed away, in all its steps, from the earlier ones: from their responses of the layer's other features. In facets.csv,
-kept is the share of the first one's response (above the null image's) that a facet keeps, nearest its distance to the
-nearest other one (0: same proportions of responses, 1: unrelated). Facets are clearly different beyond the 95th
-percentile of the distances between two ordinary images of one unit, over the units of the layer, and beyond 0.1; only
-those that keep 90 % count. The column facets of images.csv is their number; it needs 20 units of one layer. Differences
-are those that this network sees: another network may see less of them.
+--facets N makes N images of each unit. The first is its ordinary image. Each other one starts from noise of its own,
+and is pushed away from the earlier ones in all its steps: the layer's other features are to respond to it otherwise.
+With --start there are no facets. facets.csv has a row for each:
+
+\b
+  kept      share of the unit's response that the facet keeps, above the null
+            image's: of the higher one of the responses to the ordinary image
+            and to a second one, which is made from other noise
+  nearest   distance to the nearest other facet (0: the layer's features
+            respond in the same proportions, 1: unrelated)
+  different whether the facet is clearly different from the others
+
+Facets are clearly different if their distance is larger than 0.1, and larger than that between the two ordinary images
+of 95 % of the layer's units. Only facets that keep at least 90 % of the response are counted. The column facets of
+images.csv is their number, with the ordinary image; it is empty for layers with fewer than 20 units in the run. The
+distance is one for this network: to another network the images may look more alike.
 
 An image shows what excites a unit most, not what it responds to in photographs: `featmap validate` measures how far
 the two agree.

@@ -165,8 +165,7 @@ def tabulate_facets(data: xr.Dataset, names: list[str]) -> tuple[pd.DataFrame, p
         Number of clearly different facets by feature.
     """
     first = data.isel(seed=0).sel(image=names)
-    arrays = ("facet_activation", "null_activation", "facet_distance", "facet_repeat")
-    return facets.facet_table(names, [0] * len(names), *(first[name].values for name in arrays))
+    return facets.facet_table(names, [0] * len(names), *(first[name].values for name in folder_layout.FACET_TABLE))
 
 
 def split_status(table: pd.DataFrame) -> pd.DataFrame:

@@ -97,6 +97,10 @@ def frame_arrays(images: ArraySpec, count: int, columns: int) -> dict[str, Array
     return {"frames": pixels} | ({"frame_A": responses} if columns else {})
 
 
+FACET_TABLE = ("facet_activation", "null_activation", "facet_distance", "facet_repeat", "facet_repeat_activation")
+"""Arrays that `featmap.stats.facets.facet_table` takes, in its order."""
+
+
 def facet_arrays(images: ArraySpec, facets: int) -> dict[str, ArraySpec]:
     """Specify the arrays of facets.
 
@@ -111,7 +115,8 @@ def facet_arrays(images: ArraySpec, facets: int) -> dict[str, ArraySpec]:
     -------
     dict of ArraySpec
         `facets`, the images; `facet_activation`; `facet_distance`, of every two facets of a unit; `facet_repeat`, the
-        distance of two ordinary images. See `featmap.stats.facets`.
+        distance of the ordinary image and another one; `facet_repeat_activation`, the response to that other one. See
+        `featmap.stats.facets`.
     """
     (seeds, units, *image), rows, dims = images.shape, images.chunks[1], ("seed", "image", "facet")
     shape, between = (seeds, units, facets), (*dims, "other_facet")
@@ -120,6 +125,7 @@ def facet_arrays(images: ArraySpec, facets: int) -> dict[str, ArraySpec]:
         "facet_activation": ArraySpec(dims, shape, (1, rows, facets)),
         "facet_distance": ArraySpec(between, (*shape, facets), (1, rows, facets, facets)),
         "facet_repeat": ArraySpec(dims[:2], shape[:2], (1, rows)),
+        "facet_repeat_activation": ArraySpec(dims[:2], shape[:2], (1, rows)),
     }
 
 

@@ -153,7 +153,7 @@ def maximise(
         image, frame, response), the responses of the unmodified network to each frame at the size that it had. The last
         frame is the image, and its row of `frame_A` equals that of `A` bit for bit. With `facets` also `facets` (seed,
         image, facet, channel, y, x), `facet_activation`, `facet_distance` (seed, image, facet, other facet) and
-        `facet_repeat` (seed, image), see `featmap.stats.facets`.
+        `facet_repeat` and `facet_repeat_activation` (seed, image), see `featmap.runs.folder_layout.facet_arrays`.
 
     Raises
     ------
@@ -267,8 +267,7 @@ def write_facets(job: Job, run: Run, data: xr.Dataset) -> pd.Series:
     """
     layers, tables, counts = [tuple(sorted(o.layers)) for o in job.objectives], [], []
     for k, seed in enumerate(job.seeds):
-        names = ("facet_activation", "null_activation", "facet_distance", "facet_repeat")
-        values = [data[name].isel(seed=k).values for name in names]
+        values = [data[name].isel(seed=k).values for name in folder_layout.FACET_TABLE]
         table, count = facets.facet_table(job.labels, layers, *values)
         table.insert(0, "seed", seed)
         tables.append(table)

@@ -123,7 +123,7 @@ def save_facets(run: Run, prefix: str, pixels: np.ndarray, table: pd.DataFrame) 
         [f"facet {row.facet}" if row.facet else str(row.image) for row in rows],
         captions=[_facet_caption(row) for row in rows],
         groups=None,
-        title=f"{n} facets of each of {len(pixels)} units, and how much of the first one's response each keeps"
+        title=f"{n} facets of each of {len(pixels)} units, and the share of the ordinary response that each keeps"
         + colour_note(pixels.shape[2]),
         columns=n * max(1, 6 // n),
     )

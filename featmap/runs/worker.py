@@ -220,7 +220,7 @@ class Worker:
 
         pictures, activations = [images], [activation]
         vectors = [facets.unit_vectors(self.probe.responses(images, [layer])[layer], means, weights)]
-        _, repeated = make(0, None)
+        again, repeated = make(0, None)
         for number in range(1, job.facets):
             earlier = torch.from_numpy(np.nan_to_num(np.stack(vectors, axis=1)))
             picture, vector = make(
@@ -234,6 +234,7 @@ class Worker:
             "facet_activation": np.stack(activations, axis=1),
             "facet_distance": facets.distances(np.stack(vectors, axis=1)),
             "facet_repeat": facets.distances(np.stack([vectors[0], repeated], axis=1))[:, 0, 1],
+            "facet_repeat_activation": self.probe.activations(again, objectives),
         }
 
     def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:

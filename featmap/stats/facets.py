@@ -17,7 +17,7 @@ from featmap.stats.frames import finite_column
 
 MAX_FACETS = 16
 KEPT = 0.9
-"""A facet counts if it keeps at least this share of the response to the unit's ordinary image."""
+"""A facet counts if it keeps at least this share of the unit's response, see `kept_share`."""
 NULL_PERCENTILE = 95.0
 """Facets are clearly different beyond this percentile of the distances between repeated images."""
 MIN_DISTANCE = 0.1
@@ -197,8 +197,10 @@ def null_threshold(repeats: np.ndarray) -> float:
     return max(MIN_DISTANCE, float(np.percentile(finite, NULL_PERCENTILE))) if finite.size >= MIN_NULL else float("nan")
 
 
-def kept_share(activation: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Compute how much of the response to the ordinary image each facet keeps.
+def kept_share(activation: np.ndarray, null: np.ndarray, repeated: np.ndarray) -> np.ndarray:
+    """Compute how much of the response to the better one of two ordinary images each facet keeps.
+
+    One ordinary image alone would not do: from another start the response often is higher or lower by a third.
 
     Parameters
     ----------
@@ -206,14 +208,19 @@ def kept_share(activation: np.ndarray, null: np.ndarray) -> np.ndarray:
         Response of the unit to its facets, N x n; the first one is the ordinary image.
     null : numpy.ndarray
         Response of the unit to the null image, N.
+    repeated : numpy.ndarray
+        Response of the unit to another ordinary image, from another start, N; NaN where there is none.
 
     Returns
     -------
     numpy.ndarray
-        (a_k - null) / (a_0 - null), N x n; NaN where the ordinary image does not exceed the null image.
+        (a_k - null) / (max(a_0, repeated) - null), N x n; the ordinary image's own share may be below 1. NaN where the
+        ordinary image does not exceed the null image.
     """
     rise = np.asarray(activation, dtype=float) - np.asarray(null, dtype=float)[:, None]
-    return np.divide(rise, rise[:, :1], out=np.full_like(rise, np.nan), where=rise[:, :1] > 0)
+    other = np.asarray(repeated, dtype=float) - np.asarray(null, dtype=float)
+    best = np.maximum(rise[:, 0], np.where(np.isfinite(other), other, -np.inf))[:, None]
+    return np.divide(rise, best, out=np.full_like(rise, np.nan), where=rise[:, :1] > 0)
 
 
 def clearly_different(between: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
@@ -224,7 +231,7 @@ def clearly_different(between: np.ndarray, kept: np.ndarray, threshold: float) -
     between : numpy.ndarray
         Distances of the n facets of a unit, n x n.
     kept : numpy.ndarray
-        Share of the ordinary response that each keeps, n.
+        Share of the ordinary response that each keeps, see `kept_share`, n.
     threshold : float
         See `null_threshold`.
 
@@ -252,6 +259,7 @@ def facet_table(
     null: np.ndarray,
     between: np.ndarray,
     repeats: np.ndarray,
+    repeated: np.ndarray,
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Tabulate the facets of all units, and count the clearly different ones of each.
 
@@ -269,17 +277,19 @@ def facet_table(
         Distances of each unit's facets, N x n x n.
     repeats : numpy.ndarray
         Distance of each unit's ordinary image and another one from another start, N.
+    repeated : numpy.ndarray
+        Response of each unit to that other one, N.
 
     Returns
     -------
     table : pandas.DataFrame
-        N n rows: image, facet (its number), activation, kept (share of the ordinary response), nearest (distance to the
-        nearest other facet), different (whether it is among the clearly different ones; missing without a null).
+        N n rows: image, facet (its number), activation, kept (see `kept_share`), nearest (distance to the nearest other
+        facet), different (whether it is among the clearly different ones; missing without a null).
     counts : pandas.Series
         Number of clearly different facets by unit, at least 1; missing where fewer than `MIN_NULL` units of the group
         have repeated images, or the unit's ordinary image does not exceed the null image.
     """
-    kept, n = kept_share(activation, null), activation.shape[1]
+    kept, n = kept_share(activation, null, repeated), activation.shape[1]
     different = np.full((len(names), n), np.nan)
     for group in dict.fromkeys(groups):
         rows = [k for k, other in enumerate(groups) if other == group]

@@ -25,10 +25,11 @@ from featmap.runs.job import Job
 from featmap.runs.progress import Silent
 from featmap.runs.store import open_arrays
 from featmap.runs.worker import Worker, checked
+from featmap.stats.facets import facet_seed
 from tests.helpers import networks, tiny
 
 RECIPE = Recipe.named("fast", size=16, steps=6, rows=4)
-NAMES = ("facets", "facet_activation", "facet_distance", "facet_repeat")
+NAMES = ("facets", "facet_activation", "facet_distance", "facet_repeat", "facet_repeat_activation")
 
 
 def run_command(*words: str) -> int:
@@ -65,6 +66,8 @@ def test_facets_depend_on_their_own_unit_only() -> None:
     np.testing.assert_array_equal(whole["facet_activation"].isel(facet=0), plain["activation"])
     assert (np.ptp(whole["facets"].values, axis=2).max((2, 3, 4)) > 0.01).all()
     few = featmap.maximise([units[5], units[1]], network, recipe=RECIPE, facets=3)
+    again = featmap.maximise(units, network, recipe=RECIPE, seeds=[facet_seed(0, 0)])
+    np.testing.assert_array_equal(whole["facet_repeat_activation"].values, again["activation"].values)
     fewer = featmap.maximise(units[1], network, recipe=RECIPE, facets=2)
     for name in NAMES:
         np.testing.assert_array_equal(few[name].values[:, 1], whole[name].values[:, 1])
@@ -171,9 +174,9 @@ def test_facets_from_a_start_image_are_refused_in_one_line(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start, short = np.full((3, 16, 16), 0.5, np.float32), Recipe.named(recipe, size=16, steps=2, rows=2)
-    with pytest.raises(FeatmapError, match="facets 2 from a start image: .*leave out the start image or the facets"):
+    with pytest.raises(FeatmapError, match=r"facets 2 from a start image: .*leave out the start image or the facets"):
         featmap.maximise("second:1", tiny.small(), recipe=short, start=start, facets=2)
-    with pytest.raises(FeatmapError, match="facets 3 from a start image"):
+    with pytest.raises(FeatmapError, match="facets 3 from a start image:"):
         featmap.similarity("second", network=tiny.small(), recipe=short, start=start, view=View(facets=3))
     Image.new("RGB", (16, 16)).save(tmp_path / "start.png")
     words = ["--model", "tests.helpers.tiny:small", "--facets", "2", "--out", str(tmp_path / "run")]

@@ -84,9 +84,14 @@ def test_different_facets_are_farther_apart_than_the_threshold() -> None:
     assert facets.clearly_different(np.full((2, 2), np.nan), np.ones(2), 0.5).tolist() == [True, False]
 
 
-def test_kept_share_is_relative_to_the_null_image() -> None:
-    found = facets.kept_share(np.array([[3.0, 2.0, 1.0], [1.0, 5.0, 5.0]]), np.array([1.0, 1.0]))
-    assert found[0].tolist() == [1, 0.5, 0] and np.isnan(found[1]).all()
+def test_kept_share_refers_to_the_better_of_two_ordinary_images() -> None:
+    activation = np.array([[3.0, 2.0, 1.0], [3.0, 5.0, 4.0], [3.0, 3.0, 2.0], [1.0, 5.0, 5.0]])
+    found = facets.kept_share(activation, np.ones(4), np.array([2.0, 5.0, np.nan, 9.0]))
+    assert found[:3].tolist() == [[1, 0.5, 0], [0.5, 1, 0.75], [1, 1, 0.5]] and np.isnan(found[3]).all()
+    # two images from one distribution keep the same share, whichever of them is called the ordinary one
+    pair = np.random.default_rng(0).uniform(2, 4, size=(500, 2))
+    share = facets.kept_share(pair, np.ones(500), pair[:, 1])
+    assert (share.max(1) == 1).all() and 0.4 < (share[:, 0] == 1).mean() < 0.6
 
 
 def test_table_has_a_row_for_each_facet_and_a_count_for_each_unit() -> None:
@@ -98,7 +103,7 @@ def test_table_has_a_row_for_each_facet_and_a_count_for_each_unit() -> None:
     between[0, 0, 2] = between[0, 2, 0] = between[0, 1, 2] = between[0, 2, 1] = 0.9
     between[1] = between[0]
     groups = ["a"] * 20 + ["b"] * 2
-    table, counts = facets.facet_table(names, groups, activation, np.ones(n), between, np.full(n, 0.2))
+    table, counts = facets.facet_table(names, groups, activation, np.ones(n), between, np.full(n, 0.2), np.full(n, 1.5))
     assert len(table) == n * count and list(table["image"][:3]) == ["a:0"] * 3
     assert list(table["facet"][:3]) == [0, 1, 2]
     assert list(counts[:3]) == [2, 1, 1], "a:1 lost half of its response on the facet that differs"
