@@ -112,8 +112,8 @@ Files of the run folder: images/ holds the images, features.png a sheet of them,
 images.csv their activations and statuses (explained in `featmap similarity --help`), and arrays.zarr the exact pixels.
 --frames also stores the images on the way and the responses to them.
 
-Sheets and pages show images at a higher contrast than they have: each from its 1st to its 99th percentile, raised at
-most 4 times. Files in images/ and arrays.zarr hold the pixels as they are.
+Sheets and pages show images at a higher contrast than they have: each from its 1st to its 99th percentile, raised
+by a factor of at most 4. Files in images/ and arrays.zarr hold the pixels as they are.
 
 --facets N makes N images of each unit. The first is its ordinary image. Each other one starts from noise of its own,
 and is pushed away from the earlier ones in all its steps: the layer's other features are to respond to it otherwise.

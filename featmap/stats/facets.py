@@ -19,10 +19,10 @@ MAX_FACETS = 16
 KEPT = 0.9
 """A facet counts if it keeps at least this share of the unit's response, see `kept_share`."""
 NULL_PERCENTILE = 95.0
-"""Facets are clearly different beyond this percentile of the distances between repeated images."""
+"""Facets are clearly different if their distance is above this percentile of those between repeated images."""
 MIN_DISTANCE = 0.1
-"""Facets that are nearer are never clearly different: where repeated images agree to the last digits, any trace of the
-pressure that made them differ would exceed the null."""
+"""Facets that are nearer than this are never clearly different. Repeated images may agree almost exactly: then every
+facet is farther from the others than they are from each other, however little it differs."""
 MIN_NULL = 20
 """Fewest units whose repeated images make a null; with fewer, the 95th percentile would be their maximum."""
 MIN_SHARE = 0.05
