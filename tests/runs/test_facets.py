@@ -41,7 +41,23 @@ def run_command(*words: str) -> int:
 def test_planted_units_have_the_facets_they_are_built_with(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["--model", "tests.helpers.networks:two_faced", "--layer", "features", "--facets", "5", "--device", "cpu"]
-    assert run_command("maximise", *words, "--size", "8", "--steps", "40", "--rows", "8", "--out", str(folder)) == 0
+    assert (
+        run_command(
+            "maximise",
+            *words,
+            "--recipe",
+            "pixels",
+            "--size",
+            "8",
+            "--steps",
+            "40",
+            "--rows",
+            "8",
+            "--out",
+            str(folder),
+        )
+        == 0
+    )
     table = pd.read_csv(folder / "images.csv")
     assert list(table["facets"]) == [1] * 30 + [2]
     shown = pd.read_csv(folder / "facets.csv")
@@ -208,7 +224,8 @@ def test_maps_have_a_column_of_facets_and_the_same_facets(tmp_path: Path) -> Non
 
 
 def test_facets_of_directions_are_compared_by_the_channels_of_their_layer() -> None:
-    network, recipe = featmap.load(tiny.small()), RECIPE
+    # a recipe without contrast, which directions do not have
+    network, recipe = featmap.load(tiny.small()), Recipe.named("pixels", size=16, steps=6, rows=4)
     channels = network.layer("second", 16).channels
     plain = featmap.maximise("second:1", network, recipe=recipe, facets=2)
     made = featmap.maximise(
