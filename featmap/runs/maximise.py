@@ -141,7 +141,8 @@ def maximise(
         `frames` (int, default 0): store the image at the start, after every this many steps and at the end. `responses`
         (str or sequence of str): layers whose features' responses are recorded; without it, with `frames` the layers of
         the units, else none. `facets` (int, default 0): make this many images of each unit, 2 to 16, that differ in the
-        responses of the unit's layer; the first one is the unit's image.
+        responses of the unit's layer; the first one is the unit's image. How many are clearly different is counted by
+        `featmap.stats.facets.facet_table`; here neither table nor count is written, as `featmap maximise` does.
 
     Returns
     -------
