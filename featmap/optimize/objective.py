@@ -257,7 +257,8 @@ def linf_elementwise(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
 class Repulsion:
     """Other images of each row's unit, from which a descent is pushed away.
 
-    Images are compared by the responses of a layer's features, as `featmap.stats.facets` does.
+    Images are compared by the responses of a layer's features, as by `featmap.stats.facets.unit_vectors` and
+    `distances`, but with gradients.
 
     Parameters
     ----------

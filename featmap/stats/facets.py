@@ -155,9 +155,11 @@ def unit_vectors(responses: np.ndarray, means: np.ndarray, weights: np.ndarray) 
     numpy.ndarray
         ... x C, of length 1; NaN where no feature that counts deviates from its mean, or one is not finite.
     """
-    standardised = np.where(weights > 0, (np.asarray(responses, dtype=float) - means) * weights, 0.0)
+    # 0 times infinity is NaN
+    standardised = np.where(weights > 0, np.asarray(responses, dtype=float) - means, 0.0) * weights
     lengths = np.linalg.norm(standardised, axis=-1, keepdims=True)
-    return np.divide(standardised, lengths, out=np.full_like(standardised, np.nan), where=lengths > 0)
+    defined = (lengths > 0) & np.isfinite(lengths)
+    return np.divide(standardised, lengths, out=np.full_like(standardised, np.nan), where=defined)
 
 
 def distances(vectors: np.ndarray) -> np.ndarray:

@@ -262,3 +262,18 @@ def test_only_what_differs_beyond_rounding_is_pushed_away(change: float, pushed:
     plain = descended(network, ["second:1"], recipe, start=start).images
     made = descended(network, ["second:1"], recipe, start=start, repulsion=others).images
     assert torch.equal(plain, made) != pushed and not torch.equal(plain[0], start)
+
+
+def test_repulsion_and_the_table_of_facets_compare_images_alike() -> None:
+    rng = np.random.default_rng(0)
+    outputs = torch.from_numpy(rng.normal(1, 1, size=(3, 9, 4, 4))).float()
+    outputs[:, 7] = torch.inf
+    means, weights = rng.normal(1, 0.2, size=9), rng.random((3, 9)) + 0.5
+    weights[:, [2, 7]] = 0
+    vectors = facets.unit_vectors(rng.normal(size=(3, 5, 9)), means, weights[:, None])
+    others = Repulsion("a", *(torch.from_numpy(part).float() for part in (means, weights, vectors)))
+    cosine, remainder = others.similarity(outputs)
+    own = facets.unit_vectors(outputs.mean((2, 3)).double().numpy(), means, weights)
+    between = facets.distances(np.concatenate([own[:, None], vectors], axis=1))[:, 0, 1:]
+    np.testing.assert_allclose(1 - cosine.numpy(), between.min(1), atol=1e-5)
+    assert (remainder > 0.01).all() and torch.isfinite(remainder).all()

@@ -56,6 +56,13 @@ def test_silent_and_own_features_have_no_weight() -> None:
     assert np.isnan(facets.distances(np.full((2, 5), np.nan))).all()
 
 
+def test_vectors_of_responses_that_are_not_finite_are_undefined() -> None:
+    responses = np.array([[1.0, np.inf, 3.0], [np.inf, 1.0, 1.0], [np.nan, 1.0, 1.0]])
+    found = facets.unit_vectors(responses, np.zeros(3), np.array([1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(found[0], np.array([1, 0, 3]) / np.sqrt(10))
+    assert np.isnan(found[1:]).all()
+
+
 def test_threshold_is_the_percentile_of_enough_repeats() -> None:
     repeats = RNG.random(40)
     assert facets.null_threshold(repeats) == pytest.approx(np.sort(repeats)[[37, 38]] @ [0.95, 0.05])
