@@ -482,7 +482,7 @@ class Job(BaseJob):
 
     @property
     def steps_per_unit(self) -> int:
-        """Steps of a batch, with those of facets and repeated images; a step may take two passes."""
+        """Steps of a batch, with those of facets and repeated images."""
         return self.recipe.steps * facets.count_descents(self.facets)
 
     @property

@@ -79,7 +79,7 @@ def count_descents(count: int) -> int:
 
 
 def count_passes(count: int) -> int:
-    """Count the forward and backward passes of each unit, in those of an ordinary descent.
+    """Count the passes of each unit, in those of an ordinary descent.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def null_threshold(repeats: np.ndarray) -> float:
 
 
 def kept_share(activation: np.ndarray, null: np.ndarray, repeated: np.ndarray) -> np.ndarray:
-    """Compute how much of the response to the better one of two ordinary images each facet keeps.
+    """Compute how much of the better of two ordinary responses each facet keeps.
 
     One ordinary image alone would not do: from another start the response often is higher or lower by a third.
 
