@@ -6,6 +6,7 @@ the forward pass is followed.
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -137,6 +138,8 @@ class Trace:
         The image that was traced.
     failure : str, default ""
         Error that stopped the forward pass; empty if it reached the end. The layers before it are complete.
+    failed_in : str, default ""
+        Path of the source file whose code raised that error; this module's own for errors of torch's functions.
     """
 
     size: Size
@@ -148,6 +151,7 @@ class Trace:
     measured: dict[int, ReceptiveField] = field(default_factory=dict)
     image: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     failure: str = ""
+    failed_in: str = ""
 
     def field(self, layer: str, channel: int) -> ReceptiveField:
         """Get the receptive field of one channel.
@@ -319,6 +323,7 @@ def trace(module: nn.Module, size: Size, channels: int = 3) -> Trace:
             module(image)
         except Exception as error:  # noqa: BLE001 - a network of the user's own may raise anything
             result.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            result.failed_in = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
     for name, calls in outputs.items():
         result.calls[name] = len(calls)
     kinds = {name: type(child).__name__ for name, child in module.named_modules()}

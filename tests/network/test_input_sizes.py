@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import featmap
+from featmap.network import inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +61,36 @@ class Strict(nn.Module):
 @pytest.mark.parametrize("text", ["expected images of 24x40, got 1x3", "size must be (24, 40)", "give 24 by 40 pixels"])
 def test_a_size_that_an_error_names_is_tried(text: str) -> None:
     assert featmap.load(Strict(text).eval()).input_size == (24, 40)
+
+
+class Shrinking(nn.Module):
+    """Three poolings in front of a linear layer for 32 pixels, whose own errors name the shapes of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 16, 8)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.linear = nn.Linear(8 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.max_pool2d(conv(x), 2)
+        return x.flatten(1) @ self.linear.weight.T
+
+
+def test_shapes_in_errors_of_torch_are_no_sizes_of_images() -> None:
+    loaded = featmap.load(Shrinking().eval())
+    failed = inputs.try_input(loaded.module, 224, 3)
+    assert "(1x6272 and 128x10)" in failed.failure
+    assert loaded.input_size == 32
+    assert list(inputs._sizes_of_message(failed)) == []
+    # a kernel that is larger than the grid
+    failed = inputs.try_input(nn.Conv2d(3, 4, 11), 8, 3)
+    assert "Kernel size: (11 x 11)" in failed.failure
+    assert list(inputs._sizes_of_message(failed)) == []
+    failed = inputs.try_input(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(16, 64, 3)), 32, 3)
+    assert "[64, 16, 3, 3]" in failed.failure
+    assert list(inputs._sizes_of_message(failed)) == []
 
 
 @pytest.mark.parametrize(
