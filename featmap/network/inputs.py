@@ -326,7 +326,10 @@ def _rectangles_of_linear(module: nn.Module, channels: int) -> list[tuple[int, i
         for count, known, (first, second) in zip(grid, (rows, columns), steps, strict=True):
             low = first + (count - known - 1) * (second - first)
             sides.append(range(max(1, low), low + second - first))
-        sizes.extend(_sort_rectangles((h, w) for h in sides[0] for w in sides[1])[:1])
+        # sides that leave no pixels at the edge over come first: networks are seldom built for others
+        strides = [second - first for first, second in steps]
+        whole = [[s for s in side if s % stride == 0] or side for side, stride in zip(sides, strides, strict=True)]
+        sizes.extend(_sort_rectangles((h, w) for h in whole[0] for w in whole[1])[:1])
     return _sort_rectangles(sizes)[:MAX_RECTANGLES]
 
 

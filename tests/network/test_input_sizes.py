@@ -45,6 +45,16 @@ class Positions(nn.Module):
         return self.norm(torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1) + self.pos_embed)
 
 
+class Pooled(nn.Sequential):
+    """Three poolings in front of a linear layer for 80 x 64 pixels."""
+
+    def __init__(self) -> None:
+        parts: list[nn.Module] = []
+        for channels in (3, 8, 8):
+            parts += [nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        super().__init__(*parts, nn.Flatten(), nn.Linear(8 * 10 * 8, 100))
+
+
 class Strict(nn.Module):
     """Names the only size that it takes in an error of its own."""
 
@@ -100,10 +110,11 @@ def test_shapes_in_errors_of_torch_are_no_sizes_of_images() -> None:
         (Functional((48, 96), 0), (48, 96)),
         (Functional((96, 72), 2), (72, 96)),  # as many positions either way round
         (Functional((66, 200), 0), (66, 200)),
+        (Pooled(), (64, 80)),  # and not 44 x 132, of which three poolings leave pixels over
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 30 * 50, 4)), (30, 50)),
         (Positions((6, 12)), (48, 96)),
     ],
-    ids=["padded", "not padded", "three by four", "published", "linear", "positions"],
+    ids=["padded", "not padded", "three by four", "published", "no remainder", "linear", "positions"],
 )
 def test_sizes_that_are_not_square_are_found_and_named(module: nn.Module, size: tuple[int, int]) -> None:
     passes = []
