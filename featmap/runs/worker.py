@@ -182,7 +182,8 @@ class Worker:
         if job.responses:
             arrays["A"] = responses
         arrays |= self._frames(result.frames)
-        arrays["status"] = row_statuses(arrays | {"scale": scale}, result.had_gradient.numpy(), result.rescued.numpy())
+        measured = arrays | {"scale": scale, "null_images": self.null_image(unit.seed)[None].numpy()}
+        arrays["status"] = row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy())
         return arrays
 
 
