@@ -42,7 +42,7 @@ Files of the run folder (tables as .parquet and .csv):
                              .copy/
 
 Status of a feature: live; dead (it had no gradient, also through its dead ReLUs in the first quarter of the steps, or
-only rounding, as where a normalisation over positions makes its mean 0 whatever the image); unconverged (its
+only rounding, as where a normalisation over positions fixes its mean whatever the image); unconverged (its
 response did not rise above that to the null image); not-finite. Similarities, clusters and averages take live features.
 Start: gradient, or rescued (it had none on the noise and got its first one through its dead ReLUs, as is normal for
 half of a real network's features).

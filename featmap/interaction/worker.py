@@ -152,7 +152,7 @@ class JointWorker:
         responses, units = self.probe.measure_units(result.images, job.responses, job.units)
         fractions = nulls + (result.images - nulls) / job.members
         measured = {"images": result.images.numpy(), **self.probe.activations_and_scales(result.images, targets)}
-        measured["null_activation"] = self.probe.activations(nulls, targets)
+        measured |= {"null_images": nulls.numpy(), "null_activation": self.probe.activations(nulls, targets)}
         return {
             "solo_images": measured["images"],
             "solo_A": responses,
@@ -228,7 +228,7 @@ class JointWorker:
         responses, units = self.probe.measure_units(result.images, job.responses, job.units)
         middles = nulls + (solos - nulls[:, None]).sum(1) / job.members
         measured = {"images": result.images.numpy(), **self.probe.activations_and_scales(result.images, targets)}
-        measured["null_activation"] = self.probe.activations(nulls, targets)
+        measured |= {"null_images": nulls.numpy(), "null_activation": self.probe.activations(nulls, targets)}
         return {
             "joint_images": measured["images"],
             "joint_A": responses,

@@ -18,7 +18,7 @@ def _folder_of(unit: str, folder: Path) -> Path:
     """Return the folder of the tables of a feature's layer."""
     identity = Run.read(folder).identity
     layers = identity.get("layers") or [identity["layer"]] if "layer" in identity or "layers" in identity else []
-    layer = unit.rpartition(":")[0]
+    layer = unit.partition(":")[0]
     if not layers or not layer:  # a run of another command, or not a feature: reading the tables fails with a message
         return folder
     if layer in layers:
@@ -33,7 +33,12 @@ def _label_of(unit: str, features: pd.DataFrame) -> str:
     """Find the label of a feature that may be given by the name of its direction."""
     if unit in features.index or "name" not in features:
         return unit
-    return str(next(iter(features.index[(unit.rpartition(":")[0] + ":" + features["name"].astype(str)) == unit]), unit))
+    # a name may hold colons, and a layer holds none
+    layer, _, name = unit.partition(":")
+    names = features["name"].astype(str)
+    if name and name not in names.array and not name.replace(":", "").isdecimal():
+        raise UnitError(f"{unit!r}: {layer} has no direction {name!r}{suggest(name, names)}; give a name or a number")
+    return str(next(iter(features.index[(layer + ":" + names) == unit]), unit))
 
 
 def neighbour_frame(unit: str, folder: Path) -> pd.DataFrame:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,12 @@ COMMON_PATCHES = (4, 8, 16, 14, 32, 2)
 """Sides of patches in pixels that are tried where no convolution cuts them."""
 EXTRA_TOKENS = (0, 1, 2, 5, 4, 3, 6, 8)
 """Numbers of tokens beside a grid for which a positional embedding is tried: class token, distillation, registers."""
+
+_PAIR = r"(?<!\d)(\d{1,4})\s*(?:[x×*,]|by)\s*(\d{1,4})(?!\d)"
+_SIZE_WORDS = r"\b(expect|size|resolution|dimension|pixel|must|should|require|need|only)|\bimage"
+"""Height and width in an error message, and words that tell such a message."""
+_LIBRARY_FOLDERS = tuple(f"{Path(file).parent}{os.sep}" for file in (str(torch.__file__), __file__))
+"""Folders of torch, and of the module through which the functions of a traced network are called."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,8 @@ def try_input(module: nn.Module, size: Size, channels: int) -> Trace:
 def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None:
     """Search for a size at which a network works.
 
-    Sizes of its settings and of positional embeddings are tried first, then common ones.
+    Sizes of its settings and of positional embeddings are tried first, then common ones, those that fit a linear layer,
+    and those that the network's own error names.
 
     Parameters
     ----------
@@ -158,7 +167,7 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
         A pass that works; None where no size was found, or the failure does not depend on the size.
     """
     failures = {format_size(failed.size): failed.failure}
-    for size in (*_sizes_of_message(failed), *_sizes_to_try(module)):
+    for size in _sizes_to_try(module):
         if format_size(size) in failures:
             continue
         tried = try_input(module, size, channels)
@@ -171,7 +180,7 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
     working = _bisect_linear(module, channels)
     if working is not None:
         return working
-    for rectangle in (*COMMON_RECTANGLES, *_rectangles_of_linear(module, channels)):
+    for rectangle in (*_sizes_of_message(failed), *COMMON_RECTANGLES, *_rectangles_of_linear(module, channels)):
         if not (tried := try_input(module, rectangle, channels)).failure:
             return tried
     return None
@@ -180,7 +189,11 @@ def search_size(module: nn.Module, channels: int, failed: Trace) -> Trace | None
 def _sizes_of_message(failed: Trace) -> Iterator[Size]:
     """Generate the sizes that a network's own error message names, such as "expected 48x96"."""
     text, own = failed.failure, {area(failed.size), *as_pair(failed.size)}
-    for pair in re.findall(r"(?<!\d)(\d{1,4})\s*(?:[x×*,]|by)\s*(\d{1,4})(?!\d)", text, re.IGNORECASE):
+    # torch's errors name shapes of matrices, kernels and weights
+    is_own = text.startswith("AssertionError") or not failed.failed_in.startswith(_LIBRARY_FOLDERS)
+    for pair in (
+        re.findall(_PAIR, text, re.IGNORECASE) if is_own and re.search(_SIZE_WORDS, text, re.IGNORECASE) else ()
+    ):
         sides = [int(side) for side in pair]
         if all(8 <= side <= MAX_TRIED_SIZE and side not in own for side in sides):
             yield as_size(sides)
@@ -313,7 +326,10 @@ def _rectangles_of_linear(module: nn.Module, channels: int) -> list[tuple[int, i
         for count, known, (first, second) in zip(grid, (rows, columns), steps, strict=True):
             low = first + (count - known - 1) * (second - first)
             sides.append(range(max(1, low), low + second - first))
-        sizes.extend(_sort_rectangles((h, w) for h in sides[0] for w in sides[1])[:1])
+        # sides that leave no pixels at the edge over come first: networks are seldom built for others
+        strides = [second - first for first, second in steps]
+        whole = [[s for s in side if s % stride == 0] or side for side, stride in zip(sides, strides, strict=True)]
+        sizes.extend(_sort_rectangles((h, w) for h in whole[0] for w in whole[1])[:1])
     return _sort_rectangles(sizes)[:MAX_RECTANGLES]
 
 

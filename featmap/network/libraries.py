@@ -342,4 +342,5 @@ def cache_path(url: str) -> Path:
 def _summarise(error: Exception) -> str:
     """Get the reason of a failed download in one line."""
     reason = getattr(error, "reason", None) or error
-    return str(reason).splitlines()[0][:120] or type(error).__name__
+    lines = str(reason).strip().splitlines() or [type(error).__name__]
+    return lines[0][:120]

@@ -6,6 +6,7 @@ the forward pass is followed.
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -137,6 +138,8 @@ class Trace:
         The image that was traced.
     failure : str, default ""
         Error that stopped the forward pass; empty if it reached the end. The layers before it are complete.
+    failed_in : str, default ""
+        Path of the source file whose code raised that error; this module's own for errors of torch's functions.
     """
 
     size: Size
@@ -148,6 +151,7 @@ class Trace:
     measured: dict[int, ReceptiveField] = field(default_factory=dict)
     image: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     failure: str = ""
+    failed_in: str = ""
 
     def field(self, layer: str, channel: int) -> ReceptiveField:
         """Get the receptive field of one channel.
@@ -319,6 +323,7 @@ def trace(module: nn.Module, size: Size, channels: int = 3) -> Trace:
             module(image)
         except Exception as error:  # noqa: BLE001 - a network of the user's own may raise anything
             result.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            result.failed_in = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
     for name, calls in outputs.items():
         result.calls[name] = len(calls)
     kinds = {name: type(child).__name__ for name, child in module.named_modules()}
@@ -390,9 +395,11 @@ def _settle_batches(module: nn.Module, image: Tensor, result: Trace) -> None:
         return
     other = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
     grids = {n: la.layout for n, la in doubtful.items() if not split_token(n)[1]}
-    alone, batched = (_read_grids(module, x, grids) for x in (other, torch.cat([image, other])))
+    (alone, _), (batched, passed) = (_read_grids(module, x, grids) for x in (other, torch.cat([image, other])))
     for name, layer in doubtful.items():
         grid = split_token(name)[0]
+        if not passed and grid in alone and grid not in batched:  # the network takes one image at a time
+            continue
         kinds = [kind for kind, expected in alone.get(grid, {}).items() if _follows(batched.get(grid), kind, expected)]
         if kinds:
             result.layers[name] = replace(layer, layout=replace(layer.layout, kind=kinds[0]))
@@ -413,8 +420,11 @@ def _is_close(actual: Tensor, expected: Tensor) -> bool:
     return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def _read_grids(module: nn.Module, images: Tensor, layouts: Mapping[str, Layout]) -> dict[str, dict[str, Tensor]]:
-    """Read samples of layers' grids by each kind of layout that fits; behind a failure there are none."""
+def _read_grids(
+    module: nn.Module, images: Tensor, layouts: Mapping[str, Layout]
+) -> tuple[dict[str, dict[str, Tensor]], bool]:
+    """Read samples of layers' grids by each kind of layout that fits, up to a failure; tell if the pass had none."""
+    passed = False
     counts: Counter[str] = Counter()
     grids: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
@@ -438,7 +448,8 @@ def _read_grids(module: nn.Module, images: Tensor, layouts: Mapping[str, Layout]
             stack.callback(module.get_submodule(path).register_forward_hook(keep(path)).remove)
         with suppress(Exception):  # a network of the user's own may raise anything
             module(images)
-    return grids
+            passed = True
+    return grids, passed
 
 
 def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _TracingMode) -> Iterator[Layer]:

@@ -318,9 +318,11 @@ def number_names(text: str, names: Mapping[str, Sequence[str]]) -> str:
     for k, term in enumerate(terms):
         for layer, known in names.items():
             match = re.fullmatch(rf"(\s*(?:[^*]*\*)?\s*{re.escape(layer)}:)(.*\S)\s*", term)
-            if match is None or match[2] == "all" or match[2][0].isdecimal():
+            if match is None or match[2] == "all" or re.fullmatch(r"[\d:]+", match[2]):
                 continue
             fitting = [name for name in known if match[2] == name or match[2].startswith(f"{name}:")]
+            if not fitting and match[2][0].isdecimal():  # no unit either: the grammar is explained elsewhere
+                continue
             if not fitting:
                 raise UnitError(
                     f"{text.strip()!r}: {layer} has no direction {match[2]!r}{suggest(match[2], known)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import inspect
 import pickle
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "mo
 """Keys under which checkpoints store the state dict, in the order in which they are tried; others come after them."""
 WRAPPER_NAMES = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts that wrappers put into names: ``torch.compile``, ``DataParallel``, FSDP and activation checkpointing."""
+DAMAGED = "it is damaged or cut short"
 SIGNATURES = (
     (b"version https://git-lfs", "it is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"),
     (b"<!doctype html", "it is a web page, as a failed download leaves"),
@@ -36,7 +39,7 @@ SIGNATURES = (
     (b"\x89hdf", "it is an HDF5 file, as Keras writes"),
     (b"\x89png", "it is a picture"),
     (b"\x1f\x8b", "it is compressed by gzip; unpack it"),
-    (b"pk\x03\x04", "it is damaged or cut short"),
+    (b"pk\x03\x04", DAMAGED),
 )
 """How files begin that are taken for weights, and what they are."""
 MAX_DEPTH = 4
@@ -177,12 +180,16 @@ def _recognise(path: Path) -> str:
     if not start:
         return "it is empty"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+            return DAMAGED
         if names and all(name.endswith(".npy") for name in names):
             return "it is an archive of NumPy arrays (.npz)"
         is_torch = any(name.endswith("data.pkl") for name in names)
         return "" if is_torch else f"it is a zip archive of {', '.join(map(repr, names[:2])) or 'nothing'}"
+    start = start.removeprefix(codecs.BOM_UTF8)
     for signature, what in SIGNATURES:
         if start.lstrip().lower().startswith(signature):
             return what
@@ -193,7 +200,7 @@ def _describe(content: Any) -> str:
     """Describe what a file holds that has no state dict."""
     if not isinstance(content, Mapping):
         return f", but {'a single tensor' if isinstance(content, Tensor) else type(content).__name__}"
-    keys = [repr(key) for key in content if isinstance(key, str)]
+    keys = [repr(key)[:80] for key in content]
     holders = [content, *(value for value in content.values() if isinstance(value, Mapping))]
     if any({"state", "param_groups"} <= holder.keys() for holder in holders):
         return ", only the state of an optimiser"
@@ -209,8 +216,10 @@ def _explain(error: Exception) -> str:
         return f"it holds pickled code or is damaged, and featmap reads nothing but tensors{what}"
     if "TorchScript" in reason:
         return "it is a TorchScript archive"
-    if "zip archive" in reason:
-        return "it is damaged or cut short"
+    if "zip archive" in reason or "incomplete metadata" in reason:
+        return DAMAGED
+    if isinstance(error, SafetensorError):
+        return "it is damaged, or no safetensors file"
     if "legacy .tar format" in reason:
         return "it is damaged, or in the format of torch before 0.1.10"
     # a bare number is the byte at which torch stopped

@@ -333,8 +333,8 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
     Raises
     ------
     ModelError
-        If two passes differ by more than sums in another order explain, or the result for an image depends on the
-        other images of its batch.
+        If two passes differ by more than sums in another order explain, the result for an image depends on the
+        other images of its batch, or the network takes one image at a time.
     """
     name = network.arguments.get("model")
     if network.allow_stochastic or (name is not None and ":" not in name):
@@ -344,7 +344,15 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
     bases = network.base_layers(layers)
     with torch.no_grad(), _fixed_random_numbers(device), _hooks(network, module, bases) as hooks:
         before = _random_state(device)
-        first = hooks.run(images)
+        try:
+            first = hooks.run(images)
+        except Exception as error:
+            hooks.run(images[:1])  # a failure that has nothing to do with the batch keeps its own words
+            reason = (str(error).splitlines() or [""])[0]
+            raise ModelError(
+                f"network {network.name} takes one image at a time: it fails for {len(images)} "
+                f"({type(error).__name__}: {reason}); descents compute batches, so let its forward take any number"
+            ) from error
         draws = _random_state(device) != before
         for _ in range(REPEATS if draws else 1):
             for layer, values in hooks.run(images).items():

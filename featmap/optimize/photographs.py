@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ _TURNS = {
 """What turns an image upright, by the orientation in its EXIF data."""
 PHOTOGRAPH_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's modes by the number of channels that a photograph is read with."""
+_COLOURS = {"RGB": 3, "RGBA": 3, "LA": 1}
+"""Numbers of channels that are colours, by Pillow's modes of which files may hold 16 bits."""
 ONLY_8_BITS = "its 16-bit values use only 8 bits, nearly black; save it with 8 bits"
 """Why a file is refused that another program filled with too small values."""
 
@@ -218,11 +221,43 @@ def decode(file: BinaryIO, keep_opacity: bool = False) -> tuple[Image.Image, tup
         raise UnreadableError("it is empty" if not length else f"it is larger than {MAX_BYTES:,} bytes")
     file.seek(0)
     with Image.open(file, formats=decoded_formats()) as picture:
-        is_deep = any("16" in str(tile[3]) for tile in picture.tile)  # Pillow keeps 8 of 16 bits of colours
+        is_deep = any(map(_deep_mode, picture.tile))
         picture.load()  # decodes all pixels, so that a truncated file fails here
-        if is_deep and picture.mode in ("RGB", "RGBA") and not np.asarray(picture)[..., :3].any():
-            raise UnreadableError(ONLY_8_BITS)
-        return _to_rgb(_upright(picture), keep_opacity), tuple(_remarks(picture))
+        remarks = list(_remarks(picture))
+        # of 16-bit colours Pillow keeps the upper 8 bits
+        if (
+            is_deep
+            and picture.mode in _COLOURS
+            and (most := np.asarray(picture)[..., : _COLOURS[picture.mode]].max()) < 16
+        ):
+            if most:
+                remarks.insert(0, "of 16-bit colours whose values are all below 4,096, which are read as dark")
+            elif _has_lower_bits(file):
+                raise UnreadableError(ONLY_8_BITS)
+        return _to_rgb(_upright(picture), keep_opacity), tuple(remarks)
+
+
+def _deep_mode(tile: Any) -> str:
+    """Get the mode in which a part of a file holds 16-bit values, such as "RGB;16B"; empty for other parts."""
+    mode = tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")
+    return mode if isinstance(mode, str) and mode.endswith((";16B", ";16L", ";16N")) else ""
+
+
+def _has_lower_bits(file: BinaryIO) -> bool:
+    """Check whether 16-bit colours have any lower 8 bits: Pillow keeps these where the bytes are swapped."""
+    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    file.seek(0)
+    with Image.open(file, formats=decoded_formats()) as picture:
+        for k, tile in enumerate(picture.tile):
+            if mode := _deep_mode(tile):
+                other = mode[:-1] + swapped[mode[-1]]
+                args = other if isinstance(tile[3], str) else (other, *tile[3][1:])
+                picture.tile[k] = type(tile)(*tile[:3], args) if hasattr(tile, "_fields") else (*tile[:3], args)
+        try:
+            picture.load()
+        except ValueError:  # Pillow has no such mode for these colours, which are taken as they are read: black
+            return False
+        return bool(np.asarray(picture)[..., : _COLOURS[picture.mode]].any())
 
 
 def _remarks(picture: Image.Image) -> Iterator[str]:

@@ -212,7 +212,9 @@ class Probe:
         for out, of_features in self._measure(images, needed):
             first, n = sum(len(a) for a in activations), len(next(iter(out.values())))
             activations.append(self.activations_from_outputs(out, objectives[first : first + n]))
-            sizes = {la: values.abs() for la, values in out.items()}
+            # not those of layers that are only measured, which may be many
+            own = dict.fromkeys(la for o in absolute[first : first + n] for la in o.layers)
+            sizes = {la: out[la].abs() for la in own}
             scales.append(self.activations_from_outputs(sizes, absolute[first : first + n]))
             means = [of_features[la] for la in layers]
             responses.append(torch.cat(means, dim=1).cpu().numpy() if means else np.empty((n, 0), np.float32))

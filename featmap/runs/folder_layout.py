@@ -43,7 +43,9 @@ MIN_RISE = FLOOR
 """A response has risen if it exceeds that to the null image by more than this share of the larger of the two."""
 ROUNDING = 1e-4
 """Share of the mean absolute value of a feature's grid up to which its mean is rounding: a normalisation over positions
-makes it 0 by construction, whatever the image."""
+makes it 0, or its offset, by construction, whatever the image."""
+MOVED = 0.01
+"""Root-mean-square difference from the null image from which on an image differs enough to compare responses."""
 FLAT = 1e-5
 """A rise of no more than this share of the mean absolute value is rounding."""
 
@@ -303,8 +305,8 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     Parameters
     ----------
     arrays : dict of numpy.ndarray
-        `images` (B x C x H x W), `activation`, `null_activation` and `scale` (B) of the batch, see
-        `featmap.optimize.responses.Probe.measure_objectives`.
+        `images` (B x C x H x W), `null_images` (as many, or 1 x C x H x W), `activation`, `null_activation` and `scale`
+        (B) of the batch, see `featmap.optimize.responses.Probe.measure_objectives`.
     had_gradient : numpy.ndarray
         Whether each row ever had a gradient, bool, B.
     rescued : numpy.ndarray
@@ -314,17 +316,21 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
     -------
     numpy.ndarray
         Index into `STATUSES` of each row, uint8, B. dead: it never had a gradient, or none without help and did not
-        rise with it, or its response is 0 but for rounding, and so is its gradient; unconverged: it had one and did
-        not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
+        rise with it, or its response is the same but for rounding on images that differ, so that its gradient is
+        rounding too; unconverged: it had one and did not rise above the null image; not-finite: NaN or infinity in
+        its image or in its own response.
     """
     activation, null, scale = arrays["activation"], arrays["null_activation"], arrays["scale"]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         is_zero = (scale > 0) & (np.maximum(np.abs(activation), np.abs(null)) <= ROUNDING * scale)
         rise = MIN_RISE * np.maximum(np.abs(activation), np.abs(null))
         rose = activation - null > np.maximum(rise, FLAT * scale)
+        # a mean that a normalisation fixes need not be 0: its offset is added
+        has_moved = np.sqrt(np.square(arrays["images"] - arrays["null_images"]).mean((1, 2, 3))) >= MOVED
+        is_constant = is_zero | (has_moved & ~rose & (scale > 0) & (np.abs(activation - null) <= ROUNDING * scale))
     finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
     status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))
-    status = np.where(is_zero, DEAD, status)
+    status = np.where(is_constant, DEAD, status)
     return np.where(finite, status, NOT_FINITE).astype(np.uint8)
 
 

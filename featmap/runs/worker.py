@@ -256,7 +256,8 @@ class Worker:
             arrays["A"] = responses
         arrays |= self._frames(result.frames)
         arrays |= self._facets(objectives, unit.seed, result.images, activation) if job.facets else {}
-        arrays["status"] = row_statuses(arrays | {"scale": scale}, result.had_gradient.numpy(), result.rescued.numpy())
+        measured = arrays | {"scale": scale, "null_images": self.null_image(unit.seed)[None].numpy()}
+        arrays["status"] = row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy())
         return arrays
 
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 import featmap
 from featmap import Execution, Recipe, View
+from featmap.errors import UnitError
+from featmap.mapping import neighbours
 from featmap.mapping.neighbours import neighbour_frame
 from featmap.network.directions import Directions
 from featmap.network.loading import load
@@ -147,3 +150,11 @@ def test_shown_directions_alone_may_be_stimuli(tmp_path: Path) -> None:
     found = featmap.similarity("second/d", network, view=view, recipe=FAST, execution=execution)
     assert list(found.features.index) == ["second/d:1", "second/d:2", "second/d:3"]
     assert set(measures.MEASURES) >= set(found.measures)
+
+
+def test_neighbours_find_names_with_colons_and_suggest_the_nearest() -> None:
+    features = pd.DataFrame({"name": ["eyes", "a:b"]}, index=["0/s:0", "0/s:1"])
+    assert neighbours._label_of("0/s:a:b", features) == "0/s:1"
+    assert neighbours._label_of("0/s:7", features) == "0/s:7"
+    with pytest.raises(UnitError, match=r"0/s has no direction 'eys'.*eyes"):
+        neighbours._label_of("0/s:eys", features)

@@ -168,3 +168,8 @@ def test_sizes_that_are_not_square_are_taken_as_they_are(monkeypatch: pytest.Mon
 def test_names_of_a_hub_or_folder_are_refused_in_one_line(name: str) -> None:
     message = refusal(lambda: load(name, "random"))
     assert message.startswith(f"model {name!r}: names of a hub or folder are not followed") and "\n" not in message
+
+
+@pytest.mark.parametrize(("error", "words"), [(OSError(), "OSError"), (OSError("\nno route"), "no route")])
+def test_failures_without_a_text_are_named_by_their_type(error: Exception, words: str) -> None:
+    assert libraries._summarise(error) == words

@@ -291,3 +291,11 @@ def test_names_of_directions_become_numbers() -> None:
     with pytest.raises(UnitError, match=r"4a/sae has no direction 'eye' \(nearest: eyes"):
         number_names("4a/sae:eye", names)
     assert parse_channels("a-b,0,3", 4, "4a/sae", names["4a/sae"]) == [0, 3]
+
+
+def test_names_that_begin_with_a_digit_or_hold_colons_are_found() -> None:
+    names = {"0/s": ["12 eyes", "2 * x", "a:b", "eyes"]}
+    for k, name in enumerate(names["0/s"]):
+        assert number_names(f"0/s:{name}", names) == f"0/s:{k}"
+        assert number_names(f"0.5 * 0/s:{name} + 0:1", names) == f"0.5 * 0/s:{k} + 0:1"
+    assert number_names("0/s:3:1:1", names) == "0/s:3:1:1"

@@ -163,6 +163,11 @@ def archive(names: list[str]) -> bytes:
     return buffer.getvalue()
 
 
+def broken_directory() -> bytes:
+    """Make an archive whose end is whole, and whose directory is not."""
+    return saved().replace(b"PK\x01\x02", b"XXXX", 1)
+
+
 WORDS: list[tuple[Callable[[], bytes], str]] = [
     (DAMAGED["empty"], "it is empty)"),
     (DAMAGED["page"], "it is a web page, as a failed download leaves"),
@@ -172,6 +177,8 @@ WORDS: list[tuple[Callable[[], bytes], str]] = [
     (lambda: b"\x93NUMPY" + bytes(80), "it is a NumPy array"),
     (lambda: b"\x1f\x8b" + bytes(80), "it is compressed by gzip; unpack it"),
     (lambda: b"\x89HDF\r\n\x1a\n" + bytes(80), "it is an HDF5 file"),
+    (lambda: b"\xef\xbb\xbf" + DAMAGED["page"](), "it is a web page, as a failed download leaves"),
+    (lambda: broken_directory(), "it is damaged or cut short)"),
     (DAMAGED["text"], "it is text, not tensors"),
     (DAMAGED["cut short"], "it is damaged or cut short"),
     (DAMAGED["nearly whole"], "it is damaged or cut short"),
@@ -184,6 +191,21 @@ def test_files_of_other_kinds_are_recognised(content: Callable[[], bytes], words
     path.write_bytes(content())
     message = refusal(lambda: load(FACTORY, path))
     assert f"weights {str(path)!r} cannot be read ({words}" in message and "\n" not in message
+
+
+def test_safetensors_that_are_cut_short_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert "cannot be read (it is damaged or cut short); give" in refusal(lambda: load(FACTORY, path))
+    path.write_bytes(bytes(range(1, 9)) * 30)
+    assert "cannot be read (it is damaged, or no safetensors file); give" in refusal(lambda: load(FACTORY, path))
+
+
+def test_keys_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({1: 2}, path)
+    assert "(names to tensors), only 1; save" in refusal(lambda: load(FACTORY, path))
 
 
 def test_an_optimisers_state_is_no_state_dict(tmp_path: Path) -> None:

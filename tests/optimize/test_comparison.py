@@ -398,3 +398,21 @@ def test_weights_that_are_not_finite_are_named_and_never_used_silently() -> None
     data = featmap.maximise(["last:0", "first:1", "first:2"], network, recipe=recipe, execution=Execution("cpu"))
     statuses = [folder_layout.STATUSES[k] for k in data["status"].values[0]]
     assert statuses == ["not-finite", "not-finite", "live"], "each unit is told by its own"
+
+
+class Single(nn.Module):
+    """Tokens of exactly one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mixed = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixed(self.patches(x).flatten(2).transpose(1, 2).reshape(1, 16, 8))
+
+
+def test_networks_of_one_image_at_a_time_are_refused_by_name() -> None:
+    network = load(Single().eval(), input_size=16)
+    assert network.layer("mixed").channels == 8, "its layers are described"
+    with pytest.raises(ModelError, match=r"Single takes one image at a time: it fails for \d \(RuntimeError: shape"):
+        check_repeatable(network, ["mixed"], 16, torch.device("cpu"))

@@ -32,14 +32,15 @@ def test_sixteen_bits_of_gray_are_brought_to_eight_by_scale(tmp_path: Path) -> N
     np.testing.assert_allclose(read(tmp_path / "ramp.png"), np.tile(ramp / 65535, (3, 1, 1)), atol=1 / 255)
 
 
-def write_deep_png(path: Path, value: int) -> None:
+def write_deep_png(path: Path, value: int, opacity: int | None = None) -> None:
     """Write a PNG of 16-bit colours, which Pillow only reads."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    rows = b"".join(b"\0" + struct.pack(">H", value) * 12 for _ in range(4))
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    alpha = b"" if opacity is None else struct.pack(">H", opacity)
+    rows = b"".join(b"\0" + (struct.pack(">H", value) * 3 + alpha) * 4 for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 6 if alpha else 2, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
@@ -56,6 +57,27 @@ def test_sixteen_bits_that_hold_eight_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 4000, np.uint16)).save(gray)
     with gray.open("rb") as file:
         assert decode(file)[1] == ("of 16-bit gray whose values are all below 4,096, which are read as dark",)
+
+
+def test_deep_colours_that_use_few_bits_are_remarked(tmp_path: Path) -> None:
+    for value, opacity in ((4000, None), (1000, None), (1000, 65535)):
+        write_deep_png(tmp_path / "colours.png", value, opacity)
+        with (tmp_path / "colours.png").open("rb") as file:
+            remark = "of 16-bit colours whose values are all below 4,096, which are read as dark"
+            assert decode(file)[1] == (remark,)
+    write_deep_png(tmp_path / "colours.png", 200, 65535)
+    with pytest.raises(FeatmapError, match="its 16-bit values use only 8 bits"):
+        read(tmp_path / "colours.png")
+
+
+def test_images_that_are_black_are_read(tmp_path: Path) -> None:
+    write_deep_png(tmp_path / "deep.png", 0)
+    # the length of its rows, 1600 bytes, is no number of bits
+    Image.new("RGB", (533, 40)).save(tmp_path / "wide.bmp")
+    for name in ("deep.png", "wide.bmp"):
+        with (tmp_path / name).open("rb") as file:
+            picture, remarks = decode(file)
+        assert not np.asarray(picture).any() and remarks == ()
 
 
 def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:

@@ -132,7 +132,17 @@ def test_responses_that_are_zero_but_for_rounding_are_dead() -> None:
     with torch.no_grad():
         net.layer.bias.fill_(0.3)  # the mean is 0.3, whatever the image
     constant = maximise.maximise([f"layer:{c}" for c in range(4)], net, **options(**FAST))
-    assert set(folder_layout.status_names(constant["status"].values[0])) <= {"dead", "unconverged"}
+    assert set(folder_layout.status_names(constant["status"].values[0])) == {"dead"}
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -0.5])
+def test_means_that_a_normalisation_fixes_are_dead(offset: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 5), norm=nn.InstanceNorm2d(4, affine=True)))
+    nn.init.constant_(net.norm.bias, offset)
+    units = [f"norm:{c}" for c in range(4)]
+    data = maximise.maximise([*units, "conv:0"], net, **options(**FAST | {"steps": 40}))
+    assert folder_layout.status_names(data["status"].values[0]) == [*["dead"] * 4, "live"]
 
 
 class Cut(nn.Module):
