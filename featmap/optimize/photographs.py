@@ -248,11 +248,12 @@ def _has_lower_bits(file: BinaryIO) -> bool:
     swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     file.seek(0)
     with Image.open(file, formats=decoded_formats()) as picture:
-        for k, tile in enumerate(picture.tile):
+        tiles: list[Any] = picture.tile
+        for k, tile in enumerate(tiles):
             if mode := _deep_mode(tile):
                 other = mode[:-1] + swapped[mode[-1]]
                 args = other if isinstance(tile[3], str) else (other, *tile[3][1:])
-                picture.tile[k] = type(tile)(*tile[:3], args) if hasattr(tile, "_fields") else (*tile[:3], args)
+                tiles[k] = type(tile)(*tile[:3], args) if hasattr(tile, "_fields") else (*tile[:3], args)
         try:
             picture.load()
         except ValueError:  # Pillow has no such mode for these colours, which are taken as they are read: black
