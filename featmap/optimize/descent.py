@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from featmap import image_ops
 from featmap.errors import ModelError, RecipeError
 from featmap.image_shape import Size
-from featmap.network.directions import Directions
+from featmap.network.directions import Directions, split_name
 from featmap.network.hooks import ActivationHooks, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
@@ -279,6 +279,8 @@ def descend(
     )
     if repulsion is not None:
         layers = list(dict.fromkeys([*layers, repulsion.layer]))
+    if recipe.contrast and network.directions:  # directions are contrasted with the channels of their layers
+        layers = list(dict.fromkeys([*layers, *(split_name(la)[0] for la in layers if la in network.directions)]))
     image = _initial_images(recipe, seeds, start, network.channels, device)
     image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
     with ActivationHooks(network.module, layers, (), network.layouts, network.directions) as hooks:
@@ -286,7 +288,13 @@ def descend(
             assert isinstance(octave.size, (int, tuple))
             image = image_ops.resize(image, octave.size)
             loss = BatchLoss(
-                padded, network.shapes[octave.size], recipe.metric, recipe.C, device, contrast=recipe.contrast
+                padded,
+                network.shapes[octave.size],
+                recipe.metric,
+                recipe.C,
+                device,
+                recipe.contrast,
+                network.directions,
             )
             image = loop.run_octave(hooks, loss, image, octave)
     return Descent(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from featmap.errors import UnitError
-from featmap.network.directions import split_name
+from featmap.network.directions import Directions, split_name
 from featmap.network.unit import Shape, Unit
 
 MAX_TERMS = 256
@@ -367,8 +367,11 @@ class BatchLoss:
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
     contrast : float, default 0.0
-        Weight of the mean of all features of the unit's layer, at the unit's positions, that is subtracted from each
-        of the unit's neurons that is not exactly 0; not for directions, whose layer holds whatever it was given.
+        Weight of the mean of all channels of the unit's layer, at the unit's positions, that is subtracted from each of
+        the unit's neurons that is not exactly 0. Of a direction it is multiplied by the sum of the direction's numbers:
+        the direction is then read from channels less their mean, and one that is a channel is treated like it.
+    directions : mapping of str to Directions, optional
+        Sets of directions by the names of their layers; for contrast the outputs hold their base layers too.
     """
 
     def __init__(
@@ -379,8 +382,11 @@ class BatchLoss:
         C: float,
         device: torch.device | str = "cpu",
         contrast: float = 0.0,
+        directions: Mapping[str, Directions] | None = None,
     ) -> None:
         self.rows, self.C, self.contrast = len(objectives), C, contrast
+        known = {la: directions[la] for o in objectives for la in o.layers if directions and la in directions}
+        self.sums = {la: torch.from_numpy(d.vectors).sum(1).to(device) for la, d in known.items()}
         self.max_terms = max(len(o.terms) for o in objectives)
         needed: dict[str, set[tuple[int, int]]] = defaultdict(set)
         # Terms of equal shape are computed together; the key holds all that the shape depends on.
@@ -452,12 +458,15 @@ class BatchLoss:
         for g in self.groups:
             values = outputs[g.layer][g.rows[:, None], g.channels]
             contrasted = values
-            if self.contrast and not split_name(g.layer)[1]:
+            base = split_name(g.layer)[0] if g.layer in self.sums else g.layer
+            if self.contrast:
                 # one row at a time: over many rows at once the rounding of a mean depends on their number
                 layer_means = torch.stack(
                     # a feature that is not finite must not spoil the others
-                    [torch.nan_to_num(outputs[g.layer][row], 0.0, 0.0, 0.0).mean(0, True) for row in g.row_numbers]
+                    [torch.nan_to_num(outputs[base][row], 0.0, 0.0, 0.0).mean(0, True) for row in g.row_numbers]
                 )
+                if g.layer in self.sums:
+                    layer_means = layer_means * self.sums[g.layer][g.channels][..., None, None]
                 # A silent neuron (exactly 0 behind a ReLU) gets no contrast: its gradient would hide that the row has
                 # none of its own, so that it would never be rescued.
                 contrasted = values - self.contrast * torch.where(values.detach() != 0, layer_means, 0.0)

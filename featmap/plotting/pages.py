@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
+from featmap.files import write_atomically
 from featmap.plotting import display
 from featmap.plotting.sheets import Grid, check_images, cluster_numbers, draw_note
 from featmap.plotting.style import FAINT, add_page, draw_text, fit_text, house_style, title_height
@@ -102,15 +103,12 @@ def save_pages(figures: Iterable[Figure], path: Path) -> Path:
     Path
         The file.
     """
+    # in memory first: on a full disk matplotlib would leave its file open
+    content, metadata = io.BytesIO(), {"Creator": "featmap", "Producer": None, "CreationDate": None}
+    with PdfPages(content, metadata=metadata) as pages:  # type: ignore[arg-type]
+        for figure in figures:
+            pages.savefig(figure)
+            plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.pdf")
-    metadata = {"Creator": "featmap", "Producer": None, "CreationDate": None}
-    try:
-        with PdfPages(part, metadata=metadata) as pages:
-            for figure in figures:
-                pages.savefig(figure)
-                plt.close(figure)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, lambda p: p.write_bytes(content.getvalue()))
     return path

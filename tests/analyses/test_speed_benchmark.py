@@ -54,9 +54,9 @@ def test_aims_are_compared_with_measurements() -> None:
     ]
     compared = {"opponents": opponents_of, "own_size": 96, "rows": rows}
     lines = speed._aim_lines({"compared": compared, "steps": {"rows": chain}})
-    assert lines[2] == "| times faster than lucent, 128 px | 30 | 30 (`standard`; 2 of 3 features) | reached |"
+    assert lines[2] == "| times faster than lucent, 128 px | 30 | 30 (`pixels-long`; 2 of 3 features) | reached |"
     assert lines[3] == (
-        "| times faster than lucent, batched, 96 px | 100 | 60 (`standard`; 3 of 3 features) | **not reached** |"
+        "| times faster than lucent, batched, 96 px | 100 | 60 (`pixels-long`; 3 of 3 features) | **not reached** |"
     )
     assert lines[4] == "| a step in float32, times faster than the article's | 2.7 | 2.68 | **not reached** |"
     assert [line.endswith("| reached |") for line in lines[5:]] == [False, True, True, True, False]
@@ -281,7 +281,7 @@ def test_the_benchmark_writes_numbers_table_and_figure(
     assert len(lent) == 3, "one call for each feature, one for all in a batch; nobody else ran into its hooks"
     assert {r["size"] for r in found["compared"]["rows"]} == {24, 32}
     assert {(r["recipe"], r["precision"]) for r in found["compared"]["rows"]} == set(speed.OURS)
-    assert "| opponent | `fast` | `standard` | `large` | `standard`, bfloat16 | " in page.read_text()
+    assert "| opponent | `pixels` | `pixels-long` | `large` | `pixels-long`, bfloat16 | " in page.read_text()
     for row in found["compared"]["rows"]:
         assert len(row["ratios"]) == 2 and all(r >= 0 for r in row["ratios"])
     assert found["steps"]["rows"][0]["variant"].startswith("the whole network")

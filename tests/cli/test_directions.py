@@ -80,7 +80,7 @@ def test_a_map_of_channels_and_directions(capsys: pytest.CaptureFixture[str]) ->
     assert "second/nmf:" in nearest and "name" in nearest.splitlines()[1]
     named = succeed(capsys, "neighbours", "second/nmf:b", "run", "--count", "2")
     assert named.replace("second/nmf:b", "second/nmf:1") == nearest
-    assert "nearest" in fail(capsys, "neighbours", "second/nmf:e", "run")
+    assert "give a name or a number" in fail(capsys, "neighbours", "second/nmf:e", "run")
     page = Path("run/second-nmf/atlas.html").read_text(encoding="utf-8")
     assert "--directions second/nmf=RUN/directions/second-nmf-" in page
     probed = succeed(capsys, "probe", "run", "--layers", "second/nmf,first", "--out", "probed")

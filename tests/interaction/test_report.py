@@ -272,7 +272,7 @@ def test_notes_state_the_limits_of_a_conclusion(job: JointJob) -> None:
     ]
     nonlinear = job_of(["second:3", "first:5"], tiny.small(), recipe="pixels")
     assert list_notes(row_of(), len(nonlinear.seeds), nonlinear.recipe) == [
-        "recipe fast has steps that are not linear: under them even a linear network shows interaction"
+        "recipe pixels has steps that are not linear: under them even a linear network shows interaction"
     ]
 
 

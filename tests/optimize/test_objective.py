@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from featmap.errors import UnitError
+from featmap.network.directions import Directions
 from featmap.network.unit import Unit
 from featmap.optimize.objective import METRIC_LOSSES, BatchLoss, Objective, channel
 from featmap.optimize.recipe import METRICS
@@ -262,6 +263,21 @@ def test_contrast_subtracts_the_mean_of_the_layers_features(text: str) -> None:
         inside = torch.ones_like(values[channels]) if mask is None else torch.from_numpy(mask).to(values)
         expected = expected + weight * (inside * 0.7 * values.mean(0)).sum()
     torch.testing.assert_close(losses[0], expected)
+
+
+def test_a_direction_is_contrasted_as_if_its_channels_were() -> None:
+    found = {k: v.clone().requires_grad_(True) for k, v in outputs(2, seed=6).items()}
+    channels = found["a"].shape[1]
+    vectors = np.random.default_rng(1).normal(size=(3, channels)).astype(np.float32)
+    sets, shapes = {"a/d": Directions(vectors)}, SHAPES | {"a/d": (3, *SHAPES["a"][1:])}
+    along = torch.einsum("kc,nchw->nkhw", torch.from_numpy(vectors).to(found["a"]), found["a"])
+    loss = BatchLoss([channel("a/d", 2), channel("a/d", 0)], shapes, "l1", 200.0, contrast=0.7, directions=sets)
+    losses, means = loss(found | {"a/d": along})
+    centred = found["a"] - 0.7 * found["a"].mean(1, keepdim=True)
+    for row, k in ((0, 2), (1, 0)):
+        own = (torch.from_numpy(vectors[k]).to(centred)[:, None, None] * centred[row]).sum(0)
+        torch.testing.assert_close(losses[row], (200.0 - own).sum(), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(means[row, 0], along[row, k].mean().detach())
 
 
 def test_silent_neurons_get_no_contrast() -> None:

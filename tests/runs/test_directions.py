@@ -53,6 +53,7 @@ STORED = ("images", "activation", "null_activation", "curve", "status", "null_im
 
 RECIPES = [
     ("pixels", recipe()),
+    ("fast, with contrast", recipe("fast")),
     ("linear steps", recipe("interact")),
     ("l2", recipe(metric="l2", C=100.0)),
     ("linf", recipe("article", metric="linf")),

@@ -164,7 +164,7 @@ def test_a_feature_without_a_gradient_at_the_start_is_live(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = ["--model", "tests.helpers.networks:dead_network", "--size", "16", "--steps", "40", "--rows", "8"]
-    out = give(capsys, "similarity", "--layer", "relu", *model, "--device", "cpu", "--out", "run")
+    out = give(capsys, "similarity", "--layer", "relu", *model, "--recipe", "pixels", "--device", "cpu", "--out", "run")
     assert "5 features: 2 live (1 without a gradient at the start), 2 dead, 1 not-finite" in out
     table = pd.read_parquet("run/features.parquet")
     expected = ["live", "live", "dead", "not-finite", "dead"]
@@ -173,7 +173,7 @@ def test_a_feature_without_a_gradient_at_the_start_is_live(
     assert pd.read_csv("run/features.csv")["start"].fillna("").tolist() == ["gradient", "rescued", "", "", ""]
     assert manifest("run")["summary"]["rescued"] == 1
     assert featmap.open_arrays("run")["status"].attrs["flag_meanings"] == "live rescued dead unconverged not-finite"
-    out = give(capsys, "maximise", "relu:0", "relu:1", "relu:2", *model, "--device", "cpu", "--out", "images")
+    out = give(capsys, "maximise", "relu:0", "relu:1", "relu:2", *model, "--recipe", "pixels", "--out", "images")
     assert "3 images: 2 live (1 without a gradient at the start), 1 dead" in out
     assert pd.read_csv("images/images.csv")["start"].fillna("").tolist() == ["gradient", "rescued", ""]
     assert networks.ASLEEP == 1

@@ -63,7 +63,9 @@ def counted(listed: list[str]) -> str:
 def test_each_feature_gets_the_status_of_its_descent(capsys: pytest.CaptureFixture[str]) -> None:
     for name, (layer, _, expected) in NETWORKS.items():
         out = run_command(
-            capsys, "similarity", "--layer", layer, "--model", f"tests.helpers.tiny:{name}", *OPTIONS, "--out", name
+            capsys,
+            *("similarity", "--layer", layer, "--model", f"tests.helpers.tiny:{name}", *OPTIONS),
+            *("--recipe", "pixels", "--out", name),
         )
         assert statuses(featmap.open_arrays(name), layer) == expected, name
         assert counted(expected) in out
@@ -76,7 +78,17 @@ def test_each_feature_gets_the_status_of_its_descent(capsys: pytest.CaptureFixtu
 
 def test_a_descent_that_turns_nan_is_recorded_until_then(capsys: pytest.CaptureFixture[str]) -> None:
     run_command(
-        capsys, "optimize", "turn:2", "turn:0", "--model", "tests.helpers.tiny:turning", *OPTIONS, "--out", "run"
+        capsys,
+        "optimize",
+        "turn:2",
+        "turn:0",
+        "--model",
+        "tests.helpers.tiny:turning",
+        *OPTIONS,
+        "--recipe",
+        "pixels",
+        "--out",
+        "run",
     )
     data = featmap.open_arrays("run")
     curves = np.isfinite(data["curve"].values[0])
