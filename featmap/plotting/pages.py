@@ -105,7 +105,7 @@ def save_pages(figures: Iterable[Figure], path: Path) -> Path:
     """
     # in memory first: on a full disk matplotlib would leave its file open
     content, metadata = io.BytesIO(), {"Creator": "featmap", "Producer": None, "CreationDate": None}
-    with PdfPages(content, metadata=metadata) as pages:  # type: ignore[arg-type]
+    with PdfPages(content, metadata=metadata) as pages:
         for figure in figures:
             pages.savefig(figure)
             plt.close(figure)
