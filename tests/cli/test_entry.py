@@ -55,7 +55,7 @@ def test_only_the_commands_own_process_skips_the_last_collection(call: str, froz
         f"sys.argv = ['featmap', 'recipes', 'fast']; from featmap.cli import app as cli; cli.{call}"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.startswith("fast\n") and done.stdout.splitlines()[-1] == frozen
+    assert done.stdout.startswith("fast (default on a CPU)\n") and done.stdout.splitlines()[-1] == frozen
 
 
 @pytest.mark.parametrize(
