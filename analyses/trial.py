@@ -39,6 +39,7 @@ from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
+from featmap.stats.measures import profile_correlations
 from featmap.validation import verdict
 from featmap.validation.inputs import decode_photographs
 from featmap.validation.results import Evaluation, Validation
@@ -46,6 +47,7 @@ from featmap.validation.statistics import TARGET_RELIABILITY
 
 LAYERS = "inception3a,inception3b,inception4a,inception4c,inception4e,inception5b"
 FEATURES, SEEDS, FULL_SEEDS, NULL_SEEDS = 64, 3, 5, 2
+RECIPE = "pixels"
 NOISE, EARLY, LONGER = 1000, 0.25, 2
 """Images of 1/f noise; share of the steps of early images, and multiple of the steps of longer descents."""
 HERE = Path(__file__).resolve().parent
@@ -83,7 +85,8 @@ class Plan:
         result = featmap.similarity(
             list(chosen),
             self.network,
-            **library_keywords(features=chosen, stimuli="shown", out=folder, watcher=watcher, **changes),
+            # named, as all maps of a trial have to share it: size and steps alone would change another recipe
+            **library_keywords(recipe=RECIPE, features=chosen, stimuli="shown", out=folder, watcher=watcher, **changes),
         )
         assert isinstance(result, LayerMaps)
         return result
@@ -181,7 +184,7 @@ def _measure_longer(plan: Plan, validation: Validation, steps: int, watcher: Wat
     again = plan.map("longer", watcher, [worst], steps=steps, seeds=2)
     data = again.dataset["A"].sel(response=again.maps[worst].shown)
     live = list(again.maps[worst].clusters.labels.index)
-    tables = [featmap.measures.correlations(a.sel(image=live, response=live).values.astype(float)) for a in data]
+    tables = [profile_correlations(a.sel(image=live, response=live).values.astype(float)) for a in data]
     again_r = reliability.repeatability(tables)
     plain = {k: v if np.isfinite(v) else None for k, v in vars(again_r).items()}
     return {"layer": worst, "before": defined[worst], "steps": steps} | plain

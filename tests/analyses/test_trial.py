@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+import featmap
 from analyses import trial
 from analyses.support import photograph_gap, trial_page
-from featmap import FeatmapError
+from featmap import FeatmapError, Recipe, open_arrays
+from featmap.mapping.result import LayerMaps
 from featmap.rng import generator
+from featmap.runs.progress import Silent
 from featmap.stats import reliability
 from featmap.stats.measures import profile_correlations
 from tests.helpers import twofold
@@ -149,7 +154,7 @@ def trial_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def put_to_test(folder: Path) -> None:
+def put_to_test(folder: Path, results: str = "results") -> None:
     trial.main(
         folder / "photographs.zip",
         model="tests.helpers.tiny:wide",
@@ -160,7 +165,7 @@ def put_to_test(folder: Path) -> None:
         size=16,
         steps=8,
         runs=folder / "runs",
-        results=folder / "results",
+        results=folder / results,
         page=folder / "page.md",
     )
 
@@ -195,6 +200,35 @@ def test_a_repeated_trial_resumes_with_equal_results(trial_folder: Path) -> None
     before = {p.name: p.read_bytes() for p in (trial_folder / "results").iterdir()}
     put_to_test(trial_folder)
     assert {p.name: p.read_bytes() for p in (trial_folder / "results").iterdir()} == before
+
+
+def test_a_layer_that_repeats_too_little_is_mapped_with_more_steps(
+    trial_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "TARGET_RELIABILITY", 1.01)
+    put_to_test(trial_folder, "longer")
+    longer = json.loads((trial_folder / "longer" / "trial.json").read_text())["longer"]
+    (run,) = (p for p in (trial_folder / "runs").glob("longer-*"))
+    data = open_arrays(run)
+    names = [n for n in data["image"].values if n.startswith(f"{longer['layer']}:")]
+    one, two = (profile_correlations(a.sel(image=names, response=names).values.astype(float)) for a in data["A"])
+    assert longer["steps"] == 16 and data.sizes["step"] == 16
+    assert longer["value"] == pytest.approx(np.corrcoef(upper(one), upper(two))[0, 1], abs=1e-12)
+
+
+def test_all_maps_of_a_trial_have_one_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes: list[Recipe] = []
+
+    def similarity(*_: Any, recipe: Recipe, **__: Any) -> LayerMaps:
+        recipes.append(recipe)
+        return object.__new__(LayerMaps)
+
+    monkeypatch.setattr(featmap, "similarity", similarity)
+    network = featmap.load("tests.helpers.tiny:wide")
+    plan = trial.Plan(network, {"first": [0], "second": [0]}, None, 1, 0, {}, tmp_path, False)  # type: ignore[arg-type]
+    plan.map("map", Silent())
+    plan.map("early", Silent(), steps=6)
+    assert [recipe.name for recipe in recipes] == ["pixels", "pixels"] and recipes[1].steps == 6
 
 
 def test_too_little_is_refused(tmp_path: Path) -> None:
