@@ -317,7 +317,7 @@ def _try_step(job: BaseJob) -> None:
         try:
             worker = Worker(trial)
             for layers in job.layer_sets:  # compared at the recipe's smallest size, where it costs least
-                worker.batches.preparation(layers, job.recipe.size, min(job.recipe.sizes))
+                worker.batches.preparation(layers, job.recipe.size, smallest(job.recipe.sizes))
             worker.descend(objectives, short, job.seeds[0], lambda _, __: None)
             return
         except (FeatmapError, MemoryError):

@@ -84,6 +84,13 @@ def test_interactions_record_solo_and_joint_layers(capsys: pytest.CaptureFixture
     assert sorted(map(tuple, (r["layers"] for r in records))) == [("1",), ("1", "3"), ("3",)]
 
 
+def test_octaves_may_be_square_where_the_image_is_nearly_square() -> None:
+    recipe = featmap.Recipe.named("large", size=(32, 33), steps=4, rows=2)
+    assert recipe.sizes == (16, (32, 33))
+    images = featmap.maximise("3:0", kinds.plain(), recipe=recipe, execution=featmap.Execution("cpu"))
+    assert images["images"].shape[3:] == (32, 33) and np.isfinite(images["images"]).all()
+
+
 def test_manifests_of_earlier_versions_have_no_preparation() -> None:
     assert Manifest.from_json({"identity": {}, "format": 2}).preparation == []
 
