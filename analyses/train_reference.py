@@ -46,6 +46,7 @@ from analyses.support.commands import run
 from analyses.support.labelled_images import LabelledImages, read_labelled_images
 from featmap import FeatmapError
 from featmap.cli.console import err
+from featmap.errors import first_line
 from featmap.files import hash_file, write_atomically
 from featmap.network.loading import IMAGENET_MEAN, IMAGENET_STD, build_googlenet
 from featmap.network.weights import load_state, read_state
@@ -302,8 +303,9 @@ class Training:
             self.step, self.history, self.origin = int(state["step"]), list(state["history"]), dict(state["origin"])
             self.losses = float(state.get("losses", 0.0))
         except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise FeatmapError(f"checkpoint {path} cannot be read ({reason}); delete it to start again") from error
+            raise FeatmapError(
+                f"checkpoint {path} cannot be read ({first_line(error)}); delete it to start again"
+            ) from error
         self.schedule = None
 
 

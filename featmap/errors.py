@@ -55,6 +55,43 @@ class IncompleteError(FeatmapError):
     """
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Get the first line of an error's message, to quote it in a message of one line.
+
+    Parameters
+    ----------
+    error : BaseException
+        The error.
+    limit : int, default 200
+        Largest number of characters.
+
+    Returns
+    -------
+    str
+        The line; the error's type where it has no message.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def describe_error(error: BaseException, limit: int = 160) -> str:
+    """Format an error in one short line.
+
+    Parameters
+    ----------
+    error : BaseException
+        The error.
+    limit : int, default 160
+        Largest number of characters of its message.
+
+    Returns
+    -------
+    str
+        ``Type: first line of the message``; the type alone where there is no message.
+    """
+    name = type(error).__name__
+    return f"{name}: {first_line(error, limit)}" if str(error).strip() else name
+
+
 def suggest(name: str, allowed: Iterable[str], count: int = 3) -> str:
     """Format the allowed names closest to an unknown one, for an error message.
 

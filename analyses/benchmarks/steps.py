@@ -34,7 +34,7 @@ from analyses.benchmarks.opponents import stop_at_layer
 from analyses.support.commands import run as run_command
 from featmap import Network, load
 from featmap.cli.console import err
-from featmap.errors import FeatmapError
+from featmap.errors import FeatmapError, describe_error
 from featmap.optimize.prepare import prepare
 from featmap.optimize.recipe import MIN_ROWS
 from featmap.runs.device import deterministic_settings, select_device
@@ -312,8 +312,7 @@ def measure(
             pair = compile_variant(network, layer, SIZE, where, rows, name)
             took = time_rounds({v.name: (make_step(v, network, layer, SIZE, where), rows) for v in pair}, where)
         except Exception as error:  # noqa: BLE001 - the compiler is missing or cannot compile the network
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
-            err().print(f"{name} is left out: {type(error).__name__}: {reason}")
+            err().print(f"{name} is left out: {describe_error(error)}")
             continue
         tried.append(pair[0])
         seconds[name], beside[name] = took[name], took["plain"]

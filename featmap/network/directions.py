@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from featmap.errors import FeatmapError
+from featmap.errors import FeatmapError, first_line
 
 SUFFIXES = (".safetensors", ".npy", ".npz")
 """Endings of the files that hold directions."""
@@ -295,10 +295,10 @@ def read_directions(path: Path) -> Directions:
     try:
         content = _READERS[path.suffix.lower()](path)
     except _READ_ERRORS as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error, 160)
         if "allow_pickle" in reason:
             reason = "it holds pickled objects, which may run code; store numbers, and names as text"
-        raise FeatmapError(f"directions {shown} cannot be read ({reason[:160]}); write the file again") from error
+        raise FeatmapError(f"directions {shown} cannot be read ({reason}); write the file again") from error
     return _from_content(content, shown, path.stem)
 
 

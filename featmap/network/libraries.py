@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featmap.errors import ModelError, suggest
+from featmap.errors import ModelError, describe_error, first_line, suggest
 
 CONNECT_TIMEOUT = 10.0
 """Seconds after which a download that gets no answer fails."""
@@ -88,9 +88,8 @@ def load_torchvision() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
     except (ImportError, RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"torchvision does not work with the installed torch {torch.__version__} ({reason}); "
+            f"torchvision does not work with the installed torch {torch.__version__} ({first_line(error)}); "
             "install the two together: pip install --force-reinstall torch torchvision"
         ) from error
 
@@ -120,7 +119,7 @@ def import_timm() -> ModuleType:
         raise ModelError("timm is not installed; install it: pip install 'featmap[timm]'") from error
     except (ImportError, RuntimeError, AttributeError) as error:
         raise ModelError(
-            f"timm does not work with the installed torch {torch.__version__} ({_first_line(error)}); "
+            f"timm does not work with the installed torch {torch.__version__} ({first_line(error)}); "
             "install the two together: pip install --force-reinstall torch torchvision timm"
         ) from error
 
@@ -173,7 +172,7 @@ def build_timm(name: str, weights: Path | None = None, classes: int | None = Non
     try:
         module: nn.Module = timm.create_model(name, pretrained=weights is not None, **settings)
     except Exception as error:
-        raise ModelError(f"timm cannot build {name} ({type(error).__name__}: {_first_line(error)})") from error
+        raise ModelError(f"timm cannot build {name} ({describe_error(error, 200)})") from error
     return module
 
 
@@ -240,7 +239,7 @@ def fetch_timm(name: str) -> tuple[Path, str]:
     except Exception as error:
         raise ModelError(
             f"the pretrained weights of {TIMM}{name} are not in the cache {hub.constants.HF_HUB_CACHE} and cannot be "
-            f"downloaded from {hub.constants.ENDPOINT}/{repository} ({_first_line(error)}); choose a weights file or "
+            f"downloaded from {hub.constants.ENDPOINT}/{repository} ({first_line(error)}); choose a weights file or "
             "random weights, or copy the cache from a machine that has them"
         ) from error
 
@@ -277,11 +276,6 @@ def _progress_shown(hub: ModuleType) -> Iterator[None]:
     finally:
         if hidden:
             hub.utils.disable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    """Get the first line of an error message, at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def fetch(url: str, name: str) -> Path:
@@ -342,5 +336,4 @@ def cache_path(url: str) -> Path:
 def _summarise(error: Exception) -> str:
     """Get the reason of a failed download in one line."""
     reason = getattr(error, "reason", None) or error
-    lines = str(reason).strip().splitlines() or [type(error).__name__]
-    return lines[0][:120]
+    return first_line(reason if isinstance(reason, BaseException) else OSError(reason), 120)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featmap.errors import ModelError, suggest
+from featmap.errors import ModelError, describe_error, first_line, suggest
 from featmap.files import hash_file
 from featmap.image_shape import Size, as_pair, as_size, describe_colours, format_size
 from featmap.network import modules
@@ -392,23 +392,16 @@ def _call_factory(path: str) -> nn.Module:
         module = getattr(importlib.import_module(package), name)()
     except (ImportError, AttributeError) as error:
         raise ModelError(
-            f"model {path!r} cannot be imported ({_first_line(error)}); "
+            f"model {path!r} cannot be imported ({first_line(error)}); "
             "give package.module:factory, importable from here"
         ) from error
     except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"model {path!r}: the factory failed ({type(error).__name__}: {_first_line(error)})"
-        ) from error
+        raise ModelError(f"model {path!r}: the factory failed ({describe_error(error, 200)})") from error
     finally:
         sys.path[:] = search_path
     if not isinstance(module, nn.Module):
         raise ModelError(f"model {path!r}: the factory returned {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-def _first_line(error: BaseException) -> str:
-    """Get the first line of an error message, at most 200 characters."""
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _adapt(module: nn.Module, name: str, size: Size, channels: int) -> tuple[nn.Module, tuple[str, ...]]:
@@ -421,7 +414,7 @@ def _adapt(module: nn.Module, name: str, size: Size, channels: int) -> tuple[nn.
         except Exception as error:
             raise ModelError(
                 f"network {name}: a first pass at {format_size(size)} pixels cannot initialise its lazy modules "
-                f"({type(error).__name__}: {_first_line(error)}); name the input size and the number of channels, or "
+                f"({describe_error(error, 200)}); name the input size and the number of channels, or "
                 "give a module that has seen an image"
             ) from error
         notes.append(f"lazy modules initialised by a first pass at {format_size(size)} pixels")

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from featmap.errors import FeatmapError, IncompleteError
+from featmap.errors import FeatmapError, IncompleteError, describe_error
 from featmap.runs.engine import AnyUnit, Engine, Task
 from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
@@ -112,7 +112,7 @@ class Worker:
             self._worker = make(self._last)
             return dict(environment())
         except Exception as error:  # noqa: BLE001 - a network may raise anything; the driver reports it
-            return {"fault": f"a worker on {host} cannot be prepared ({_describe_error(error)})"}
+            return {"fault": f"a worker on {host} cannot be prepared ({describe_error(error)})"}
 
     def do(self, unit: Any) -> UnitReport:
         """Compute one unit and land it in the run folder.
@@ -133,12 +133,7 @@ class Worker:
         except FeatmapError as error:  # a traceback holds frames, which cannot be sent
             return UnitReport(fault=str(error), error=error.with_traceback(None))
         except Exception as error:  # noqa: BLE001 - counted as a failed try, and named at the end
-            return UnitReport(fault=_describe_error(error))
-
-
-def _describe_error(error: BaseException) -> str:
-    """Format an exception in one short line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+            return UnitReport(fault=describe_error(error))
 
 
 @dataclass(eq=False)
@@ -381,7 +376,7 @@ def _serialise(task: Task) -> bytes:
         return bytes(cloudpickle.dumps((task.make, task.settings, task.environment)))
     except Exception as error:
         raise FeatmapError(
-            f"engine ray: this network cannot be sent to workers ({_describe_error(error)}); name it as "
+            f"engine ray: this network cannot be sent to workers ({describe_error(error)}); name it as "
             "package.module:factory, or use the engine 'here'"
         ) from error
 
@@ -431,7 +426,7 @@ def connect(engine: Engine, threads: int, units: int, gpu: bool = False) -> Iter
         import ray
     except (ImportError, RuntimeError, AttributeError) as error:
         raise FeatmapError(
-            f"engine ray: Ray cannot be imported ({_describe_error(error)}); pip install 'featmap[ray]'"
+            f"engine ray: Ray cannot be imported ({describe_error(error)}); pip install 'featmap[ray]'"
         ) from error
     ours = not ray.is_initialized()
     if ours:
@@ -458,7 +453,7 @@ def _initialise(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -
         if engine.address is not None:
             raise _no_cluster(engine.address, error) from error
         raise FeatmapError(
-            f"engine ray: Ray did not start here ({_describe_error(error)}); try again when the machine is less busy, "
+            f"engine ray: Ray did not start here ({describe_error(error)}); try again when the machine is less busy, "
             "or use the engine 'here'"
         ) from error
 
@@ -466,7 +461,7 @@ def _initialise(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -
 def _no_cluster(address: str, error: Exception) -> FeatmapError:
     """Create the error for an address without a cluster."""
     return FeatmapError(
-        f"engine ray: no cluster at {address!r} ({_describe_error(error)}); start one with `ray start --head`, or "
+        f"engine ray: no cluster at {address!r} ({describe_error(error)}); start one with `ray start --head`, or "
         "leave the address out"
     )
 

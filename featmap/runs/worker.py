@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from featmap import image_ops
-from featmap.errors import FeatmapError, ModelError
+from featmap.errors import FeatmapError, ModelError, describe_error
 from featmap.image_shape import format_size, smallest
 from featmap.optimize import limits, parameterization
 from featmap.optimize.batch import Batches
@@ -324,9 +324,8 @@ def _try_step(job: BaseJob) -> None:
             raise
         except Exception as error:  # noqa: BLE001 - a network of the caller's own may raise anything
             failure = error
-    reason = f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:160]}"
     raise ModelError(
         f"images cannot be optimised through network {job.network.name} in a batch of {short.rows} at "
-        f"{format_size(short.size)} pixels, on {', '.join(job.layers)} ({reason}); its forward method "
+        f"{format_size(short.size)} pixels, on {', '.join(job.layers)} ({describe_error(failure)}); its forward method "
         "has to accept any batch size and pass gradients"
     ) from failure
