@@ -278,3 +278,20 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return np.stack(
         [image[group].mean(0) if len(group) > 1 else image[group[0]] for group in _colour_groups(len(image))]
     )
+
+
+def to_8_bit(image: np.ndarray) -> np.ndarray:
+    """Convert an image to 8 bits a channel, for a picture.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        C x H x W; values are clipped to [0, 1], NaN becomes middle gray.
+
+    Returns
+    -------
+    numpy.ndarray
+        H x W x 3, uint8; other than three channels are shown as `to_rgb` shows them.
+    """
+    finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
+    return np.rint(255 * to_rgb(finite).transpose(1, 2, 0)).astype(np.uint8)

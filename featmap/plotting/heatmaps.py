@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from featmap.errors import FeatmapError
+from featmap.plotting.sheets import cluster_numbers
 from featmap.plotting.style import (
     COLOUR_MAP,
     FAINT,
@@ -50,7 +51,7 @@ def heatmap(
     clusters: pd.Series | None,
     title: str,
     cbar_label: str,
-    centre: float | None = None,
+    centre: float = 0.0,
 ) -> Figure:
     """Draw a square similarity matrix with dendrograms and bands of cluster colours.
 
@@ -70,8 +71,8 @@ def heatmap(
         Title of the figure.
     cbar_label : str
         Label of the colour bar.
-    centre : float, default None
-        Value drawn in white; None: 0, which for co-activation means "as on the null image".
+    centre : float, default 0.0
+        Value drawn in white; for co-activation 0 means "as on the null image".
 
     Returns
     -------
@@ -92,7 +93,7 @@ def heatmap(
         raise FeatmapError(f"the linkage of {n} features must have the shape {(n - 1, 4)}, not {np.shape(linkage)}")
     table = values.to_numpy(dtype=float, na_value=np.nan)
     table, eye = np.where(np.isfinite(table), table, np.nan), np.eye(n, dtype=bool)
-    own, middle = table[eye & np.isfinite(table)], float(centre or 0)
+    own, middle = table[eye & np.isfinite(table)], float(centre)
     span = colour_reach(np.abs(own - middle), np.abs(table[~eye & np.isfinite(table)] - middle))
     numbers = _cluster_numbers(None if clusters is None else clusters.reindex(names).to_list(), n, "features")
     grid = _cluster_grid(table, linkage, [colour(c) for c in numbers] or None, middle - span, middle + span)
@@ -194,12 +195,10 @@ def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: li
 
 
 def _cluster_numbers(clusters: Sequence[int | None] | None, n: int, axis: str) -> list[int]:
-    """Convert cluster numbers to ints, with -1 for features in no cluster; an empty list where there are none."""
-    if clusters is None:
-        return []
-    if len(clusters) != n:
+    """Convert the cluster numbers of an axis, and check that there are as many as rows or columns."""
+    if clusters is not None and len(clusters) != n:
         raise FeatmapError(f"a heatmap of {n} {axis} needs as many clusters, not {len(clusters)}")
-    return [-1 if c is None or pd.isna(c) else max(-1, int(c)) for c in clusters]
+    return cluster_numbers(clusters)
 
 
 def _arrows(table: np.ndarray, low: float, high: float) -> str:

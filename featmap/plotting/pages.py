@@ -48,7 +48,7 @@ def sheet_pages(
     Yields
     ------
     matplotlib.figure.Figure
-        The pages, each drawn when it is asked for.
+        The pages, each drawn when it is needed.
 
     Raises
     ------
@@ -109,6 +109,5 @@ def save_pages(figures: Iterable[Figure], path: Path) -> Path:
         for figure in figures:
             pages.savefig(figure)
             plt.close(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda p: p.write_bytes(content.getvalue()))
     return path

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -148,19 +149,19 @@ class Grid:
 
 
 def cluster_numbers(groups: Sequence[int | None] | None) -> list[int]:
-    """Convert cluster numbers for a `Grid`.
+    """Convert cluster numbers to ints, as a `Grid` and the bands of a heatmap take them.
 
     Parameters
     ----------
     groups : sequence of int or None
-        Cluster number of every image; None or negative: in no cluster.
+        Cluster number of every image; None, NaN or negative: in no cluster.
 
     Returns
     -------
     list of int
         -1 for no cluster; empty for None.
     """
-    return [] if groups is None else [-1 if g is None else max(-1, int(g)) for g in groups]
+    return [] if groups is None else [-1 if g is None or pd.isna(g) else max(-1, int(g)) for g in groups]
 
 
 def check_images(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image, ImageFont
 
-from featmap.image_shape import to_rgb
+from featmap.files import write_atomically
+from featmap.image_shape import to_8_bit
 
 # The colours of Okabe and Ito without black, then always the colour farthest (in OKLab) from those before it under
 # normal, protan, deutan and tritan vision (Machado et al. 2009, doi:10.1109/TVCG.2009.113), in an order in which
@@ -413,10 +414,9 @@ def thumbnail(image: np.ndarray, longest: int) -> np.ndarray:
     numpy.ndarray
         Picture, uint8, `h x w x 3`.
     """
-    finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
-    finite = to_rgb(finite)
-    zoom = max(1, longest // (3 * max(finite.shape)))  # the frame of a tiny picture would be as coarse as its pixels
-    tile = Image.fromarray(np.rint(255 * finite.transpose(1, 2, 0)).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1))
+    pixels = to_8_bit(image)
+    zoom = max(1, longest // (3 * max(pixels.shape)))  # the frame of a tiny picture would be as coarse as its pixels
+    tile = Image.fromarray(pixels.repeat(zoom, 0).repeat(zoom, 1))
     tile.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return np.asarray(tile)
 
@@ -447,14 +447,8 @@ def save(
     """
     base, dots = Path(path_without_suffix), min(dpi, MAX_PIXELS / max(figure.get_size_inches()))
     paths = [base.with_name(f"{base.name}.{suffix}") for suffix in formats]
-    base.parent.mkdir(parents=True, exist_ok=True)
     for path, suffix in zip(paths, formats, strict=True):
-        part = base.with_name(f".{base.name}.{os.getpid()}.part.{suffix}")
-        try:
-            figure.savefig(part, dpi=dots, **_OPTIONS[suffix])
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(path, partial(figure.savefig, dpi=dots, **_OPTIONS[suffix]))
     plt.close(figure)
     return paths
 

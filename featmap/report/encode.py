@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featmap.image_shape import to_rgb
+from featmap import image_shape
 
 QUALITIES = (92, 85, 75, 60, 45)
 """Qualities of WebP that are tried, the best first."""
@@ -44,8 +44,8 @@ class Encoding:
         return f"{kind}, {self.side} pixels"
 
 
-def to_8_bit(image: np.ndarray) -> Image.Image:
-    """Convert an image to 8 bits a channel.
+def to_rgb_picture(image: np.ndarray) -> Image.Image:
+    """Convert an image to a picture of 8 bits a channel.
 
     Parameters
     ----------
@@ -57,8 +57,7 @@ def to_8_bit(image: np.ndarray) -> Image.Image:
     PIL.Image.Image
         RGB image; other than three channels are shown as `featmap.image_shape.to_rgb` shows them.
     """
-    finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
-    return Image.fromarray(np.rint(255 * to_rgb(finite).transpose(1, 2, 0)).astype(np.uint8))
+    return Image.fromarray(image_shape.to_8_bit(image))
 
 
 def png_bytes_per_pixel(image: np.ndarray) -> float:
@@ -74,7 +73,7 @@ def png_bytes_per_pixel(image: np.ndarray) -> float:
     float
         Bytes of the PNG per pixel: low for flat or repetitive images, about 3 for noise.
     """
-    return len(_compress(to_8_bit(image), None)) / float(np.prod(image.shape[1:]))
+    return len(_compress(to_rgb_picture(image), None)) / float(np.prod(image.shape[1:]))
 
 
 def _compress(picture: Image.Image, quality: int | None) -> bytes:
@@ -107,7 +106,7 @@ def encode_image(image: np.ndarray, encoding: Encoding) -> str:
     str
         Data URI.
     """
-    picture = to_8_bit(image)
+    picture = to_rgb_picture(image)
     if max(picture.size) > encoding.side:
         picture.thumbnail((encoding.side, encoding.side), Image.Resampling.LANCZOS)
     return _uri(_compress(picture, encoding.quality), encoding.quality)
@@ -171,7 +170,7 @@ class ThumbnailSheet:
         image : numpy.ndarray
             C x H x W, values in [0, 1].
         """
-        tile = to_8_bit(image)
+        tile = to_rgb_picture(image)
         filter_ = Image.Resampling.LANCZOS if max(tile.size) > self.side else Image.Resampling.NEAREST
         width, height = (max(1, round(self.side * n / max(tile.size))) for n in tile.size)
         tile = tile.resize((width, height), filter_)
@@ -231,7 +230,7 @@ def encode_animation(frames: Sequence[np.ndarray], milliseconds: int, side: int,
     """
     pictures = []
     for frame in frames:
-        picture = to_8_bit(frame)
+        picture = to_rgb_picture(frame)
         scale = side / max(picture.size)
         kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
         pictures.append(picture.resize([max(1, round(scale * n)) for n in picture.size], kind))

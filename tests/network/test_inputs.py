@@ -28,7 +28,7 @@ from featmap.optimize.parameterization import Fourier
 from featmap.optimize.photographs import read_photograph
 from featmap.optimize.recipe import RECIPES, Recipe
 from featmap.plotting import sheets
-from featmap.report.encode import ThumbnailSheet, to_8_bit
+from featmap.report.encode import ThumbnailSheet, to_rgb_picture
 from featmap.runs.engine import Execution
 from featmap.stats.measures import FewStimuliWarning
 from featmap.validation.random_weights import randomise_weights
@@ -365,7 +365,7 @@ def test_thumbnails_keep_the_ratio_of_their_sides() -> None:
     rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
     assert (len(rows), len(columns)) == (sheet.side // 4, sheet.side)
     assert rows[0] == (sheet.side - sheet.side // 4) // 2
-    assert to_8_bit(np.zeros((1, 2, 6))).size == (6, 2)
+    assert to_rgb_picture(np.zeros((1, 2, 6))).size == (6, 2)
 
 
 class Attending(nn.Module):
