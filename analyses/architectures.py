@@ -24,12 +24,12 @@ from analyses.support.findings import Finding, interval, mean_or_undefined, stud
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.tables import read_stored
-from featmap import FeatmapError, image_ops, rng
-from featmap.network.unit import Unit
+from featmap import image_ops, rng
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
 from featmap.runs import device, folder_layout
 from featmap.stats import interaction
+from featmap.validation.image_inputs import class_layer
 
 REFERENCE_IMAGES, PERMUTATIONS = 64, 4
 """1/f images that responses are compared with, and permutations of an image's pixels."""
@@ -121,14 +121,6 @@ def maximise_features(context: Context) -> xr.Dataset:
     )
 
 
-def class_layer(context: Context, size: int) -> str | None:
-    """Find the layer of class logits; None where the network has none."""
-    try:
-        return context.network.resolve_unit(Unit.parse("class:0"), size).layer
-    except FeatmapError:
-        return None
-
-
 def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
     """Measure every feature with every seed.
 
@@ -136,7 +128,7 @@ def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
     """
     size, frames = data.sizes["y"], []
     probe = Probe(context.network, 16, device.select_device(context.device))
-    logits = class_layer(context, size)
+    logits = class_layer(context.network, size)
     names = [str(n) for n in data["image"].values]
     for layer in context.layers:
         reference = measure_reference(probe, layer, size)

@@ -140,18 +140,11 @@ def judge_at_sizes(network: Network, layer: str, feature: int, image: Tensor, si
     return values
 
 
-def resolve_recipe(
-    network: Network, name: str, size: int | None = None, rows: int | None = None, **more: Any
-) -> Recipe:
-    """Resolve one of featmap's recipes at a size (None: its default), on the CPU."""
-    return resolved_recipe(network, name, size, rows=rows, **more)
-
-
 def follow_course(
     network: Network, layer: str, channels: Sequence[int], name: str, precision: str, size: int, seed: int
 ) -> Course:
     """Run one of featmap's recipes, and evaluate its images at every second step."""
-    recipe = resolve_recipe(network, name, size, max(2, len(channels)), precision=precision)
+    recipe = resolved_recipe(network, name, size, rows=max(2, len(channels)), precision=precision)
     result = Batches(network, torch.device("cpu")).descend(_objectives(layer, channels), recipe, seed, frames=2)
     judged = [
         (step, *judge_images(network, layer, channels, images))
@@ -223,7 +216,7 @@ def measure_pace(
 ) -> Pace:
     """Time one descent of channels and the layer's first ones in a full batch."""
     recipe = replace(
-        resolve_recipe(batches.network, "pixels", size, rows, steps=TIMED, precision=precision), rescue=0.5
+        resolved_recipe(batches.network, "pixels", size, TIMED, rows=rows, precision=precision), rescue=0.5
     )
     count = batches.network.layer(layer, size).channels
     chosen = [*channels, *(k % count for k in range(recipe.rows))][: recipe.rows]
@@ -303,11 +296,11 @@ def compare(
     network: Network, layer: str, channels: Sequence[int], opponents: Sequence[Opponent], seed: int
 ) -> dict[str, Any]:
     """Compare all opponents with featmap's recipes on the same features."""
-    own = resolve_recipe(network, "pixels").size
+    own = resolved_recipe(network, "pixels").size
     batches, features = Batches(network, torch.device("cpu")), [f"{layer}:{c}" for c in channels]
     sizes = sorted({own, *(o.size for o in opponents)})
     recipes = {
-        (*kind, size): resolve_recipe(network, kind[0], size, precision=kind[1]) for kind in OURS for size in sizes
+        (*kind, size): resolved_recipe(network, kind[0], size, precision=kind[1]) for kind in OURS for size in sizes
     }
     needed = sorted({(r.precision, side) for r in recipes.values() for side in r.sizes})
     finals: list[Final] = []
@@ -367,7 +360,7 @@ def measure_costs(network: Network, layer: str) -> dict[str, Any]:
     batches = Batches(network, torch.device("cpu"))
     sizes = {size: min((measure_pace(batches, layer, size) for _ in range(2)), key=lambda p: p.step) for size in SIZES}
     count, counts = network.layer(layer, SIZES[0]).channels, {}
-    recipe = resolve_recipe(network, "pixels", SIZES[0], steps=3)
+    recipe = resolved_recipe(network, "pixels", SIZES[0], steps=3)
     for features in (n for n in (64, 128, 256, 512) if n <= count):
         start = time.perf_counter()
         for first in range(0, features, recipe.rows):

@@ -256,10 +256,8 @@ def time_rounds(
 
 def measure_peaks(precision: str, where: torch.device = CPU, side: int | None = None) -> dict[str, float]:
     """Measure the operations per second that each of `PEAKS` reaches on a device."""
-    side, times = (
-        side or MATRIX,
-        1 if where.type == "cpu" else 10,
-    )  # several products per call, since a GPU finishes one quickly
+    side = side or MATRIX
+    times = 1 if where.type == "cpu" else 10  # several products per call, since a GPU finishes one quickly
     works = {kind: make(PRECISIONS[precision], where, side) for kind, make in PEAKS.items()}
     took = time_rounds({kind: (_repeated(work, times), times) for kind, work in works.items()}, where, 3)
     return {kind: 2 * side**3 / min(took[kind]) for kind in PEAKS}

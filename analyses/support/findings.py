@@ -246,11 +246,7 @@ def ratio_finding(name: str, values: pd.Series, words: str) -> Finding:
     Finding
         The mean; undefined where no ratio is left.
     """
-    positive = values[(values > 0) & np.isfinite(values)]
-    if positive.empty:
-        return value_finding(name, np.nan, 0, words)
-    mean, low, high = np.exp(interval(np.log(positive)))
-    return Finding(name, float(mean), float(low), float(high), len(positive), words)
+    return next(iter(geometric_findings(name, values, words)), value_finding(name, np.nan, 0, words))
 
 
 def difference_finding(name: str, first: pd.Series, second: pd.Series, words: str) -> Finding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -380,11 +380,8 @@ class ExecutionOptions:
         from featmap.runs.engine import Engine, Execution
 
         engine = Engine(self.engine, self.workers, self.threads, self.address)
-        threads = engine.threads_per_worker(torch.get_num_threads())
-        torch.set_num_threads(threads)
-        execution = Execution(
-            self.device, Engine(self.engine, self.workers, torch.get_num_threads(), self.address), self.out
-        )
+        torch.set_num_threads(engine.threads_per_worker(torch.get_num_threads()))
+        execution = Execution(self.device, replace(engine, threads=torch.get_num_threads()), self.out)
         execution.torch_device()  # a device that does not exist is refused before the network is loaded
         return execution
 

@@ -110,7 +110,7 @@ def test_a_course_is_judged_like_any_image() -> None:
     network = inception()
     found = speed.follow_course(network, "mixed", [1, 4], "pixels", "float32", 32, 0)
     made = Batches(network, CPU).descend(
-        [channel("mixed", 1), channel("mixed", 4)], speed.resolve_recipe(network, "pixels", 32, 2), 0
+        [channel("mixed", 1), channel("mixed", 4)], speed.resolved_recipe(network, "pixels", 32, rows=2), 0
     )
     activation, high = speed.judge_images(network, "mixed", [1, 4], made.images)
     assert found.steps == list(range(0, Recipe.named("pixels").steps + 1, 2))
