@@ -65,13 +65,13 @@ class Task:
         """List the units, class logits first."""
         return [f"{layer}:{c}" for layer, channels in self.drawn.items() for c in channels]
 
-    def folder_of(self, made: dict[str, Any], name: str) -> Path:
-        """Name the folder of what a way made."""
-        return self.folder / safe_file_name(self.network.name) / f"{safe_file_name(name)}-{digest(made)}"
+    def folder_of(self, identity: dict[str, Any], name: str) -> Path:
+        """Name the folder of the images that follow from an identity."""
+        return self.folder / safe_file_name(self.network.name) / f"{safe_file_name(name)}-{digest(identity)}"
 
 
 @dataclass(frozen=True)
-class Made:
+class TimedImages:
     """Images, and the processor's seconds that one of them took; None where they were not made in one go."""
 
     images: RunImages
@@ -91,7 +91,7 @@ class Way(Protocol):
     def units(self, task: Task) -> list[str]:
         """List the units that it makes images of."""
 
-    def make(self, task: Task, seed: int, watcher: Watcher) -> Made:
+    def make(self, task: Task, seed: int, watcher: Watcher) -> TimedImages:
         """Make the images, or read what is there."""
 
 
@@ -117,10 +117,10 @@ class RecipeWay:
         """List all units."""
         return task.units()
 
-    def make(self, task: Task, seed: int, watcher: Watcher) -> Made:
+    def make(self, task: Task, seed: int, watcher: Watcher) -> TimedImages:
         """Make the images in a run folder, or resume it."""
-        made = {"network": task.network.identity(), "units": task.units(), "seed": seed, "recipe": self.identity()}
-        folder = task.folder_of(made, self.name)
+        identity = {"network": task.network.identity(), "units": task.units(), "seed": seed, "recipe": self.identity()}
+        folder = task.folder_of(identity, self.name)
         is_new, start = not folder.exists(), time.process_time()
         execution = featmap.Execution("cpu", out=folder, watcher=watcher)
         data = featmap.maximise(task.units(), task.network, recipe=self.recipe, seeds=[seed], execution=execution)
@@ -128,7 +128,7 @@ class RecipeWay:
         path = folder.with_suffix(".json")  # beside the run: a run folder holds nothing that is not its own
         if is_new:
             _write_seconds(path, {"each": took / len(images.labels)})
-        return Made(images, _read_seconds(path).get("each"))
+        return TimedImages(images, _read_seconds(path).get("each"))
 
 
 def _write_seconds(path: Path, seconds: dict[str, float]) -> None:
@@ -196,10 +196,10 @@ class ToolWay:
         """List the units chosen."""
         return [f"{layer}:{c}" for layer, channels in self.chosen(task).items() for c in channels]
 
-    def make(self, task: Task, seed: int, watcher: Watcher) -> Made:
+    def make(self, task: Task, seed: int, watcher: Watcher) -> TimedImages:
         """Make the images that are not there yet; each is kept, as it is measured."""
-        made = self.identity() | {"network": task.network.identity(), "seed": seed}
-        folder, units = task.folder_of(made, self.name), self.units(task)
+        identity = self.identity() | {"network": task.network.identity(), "seed": seed}
+        folder, units = task.folder_of(identity, self.name), self.units(task)
         self.tool.preload()
         for layer, channels in self.chosen(task).items():
             missing = [c for c in channels if not _image_path(folder, f"{layer}:{c}").is_file()]
@@ -208,7 +208,7 @@ class ToolWay:
                 self._make_some(task, layer, some, seed, folder)
         pixels = [torch.from_numpy(np.load(_image_path(folder, u), allow_pickle=False)) for u in units]
         seconds = _read_seconds(folder / SECONDS)
-        return Made(images_of_pixels(units, torch.stack(pixels)), float(np.mean([seconds[u] for u in units])))
+        return TimedImages(images_of_pixels(units, torch.stack(pixels)), float(np.mean([seconds[u] for u in units])))
 
     def _make_some(self, task: Task, layer: str, channels: list[int], seed: int, folder: Path) -> None:
         """Make images and store them with their seconds."""
@@ -278,7 +278,7 @@ class ClassPhotographs:
         """List the class logits."""
         return [f"{task.classes}:{c}" for c in task.drawn[task.classes]]
 
-    def make(self, task: Task, seed: int, watcher: Watcher) -> Made:
+    def make(self, task: Task, seed: int, watcher: Watcher) -> TimedImages:
         """Read the photographs at the network's own size.
 
         Raises
@@ -293,7 +293,7 @@ class ClassPhotographs:
                 "--class-order"
             )
         pixels = self._photographs.read(task.drawn[task.classes], task.network.input_size, task.network.channels)
-        return Made(images_of_pixels(self.units(task), pixels), None)
+        return TimedImages(images_of_pixels(self.units(task), pixels), None)
 
 
 class StoredPhotographs(PhotographEvidence):

@@ -2,7 +2,7 @@
 
     python -m analyses.benchmarks.images --by mypackage.nets:other --photographs FOLDER --recipes fast,standard
     python -m analyses.benchmarks.images --model mypackage.nets:mine --by mypackage.nets:other --photographs FOLDER \
-        --layers layer2.3 --recipes standard,article-normalised --opponents lucent,dreamlens,horama --few 8 --seeds 0,1
+        --layers layer2.3 --recipes standard,article-normalised --opponents lucent,dreamlens,horama --few 8 --seeds 2
     python -m analyses.benchmarks.images --check
 
 Every way makes images of the same class logits and hidden features, drawn at random by `--draw`: tune on one draw,
@@ -40,10 +40,10 @@ from analyses.benchmarks.image_records import (
 from analyses.benchmarks.image_strip import draw_strip
 from analyses.benchmarks.image_ways import (
     ClassPhotographs,
-    Made,
     RecipeWay,
     StoredPhotographs,
     Task,
+    TimedImages,
     ToolWay,
     Way,
     choose_opponents,
@@ -95,8 +95,8 @@ class Comparison:
         """Digest what a record of a way follows from."""
         judges = [j.network.identity() | {"input_size": j.network.input_size} for j in self.judges]
         photographs = None if self.photographs is None else self.photographs.folder.digest
-        made = {"network": self.task.network.identity(), "units": way.units(self.task), "seed": seed}
-        return digest(made | {"judges": judges, "photographs": photographs, "way": way.identity()})
+        images = {"network": self.task.network.identity(), "units": way.units(self.task), "seed": seed}
+        return digest(images | {"judges": judges, "photographs": photographs, "way": way.identity()})
 
     def record(self, way: Way, seed: int, watcher: Watcher) -> Record | None:
         """Read the record of a way, or make and measure its images; None for a tool that fails."""
@@ -128,7 +128,7 @@ class Comparison:
         self.store.add(record)
         return record
 
-    def make(self, way: Way, seed: int, watcher: Watcher) -> Made | None:
+    def make(self, way: Way, seed: int, watcher: Watcher) -> TimedImages | None:
         """Make images, or read what is there; None for a tool that fails."""
         if not isinstance(way, ToolWay):
             return way.make(self.task, seed, watcher)

@@ -53,7 +53,7 @@ def attach_directions(network: Network, options: Iterable[str] | None) -> Networ
         network = network.with_directions({layer.strip(): Path(path)})
         for name in sorted(set(network.directions) - before):
             chosen = network.directions[name]
-            more = [words for words, given in (("a bias", chosen.bias is not None), ("a ReLU", chosen.relu)) if given]
+            more = [words for words, has in (("a bias", chosen.bias is not None), ("a ReLU", chosen.relu)) if has]
             typer.echo(
                 f"{name}: {chosen.count} directions in {chosen.width} channels"
                 f"{' with ' + ' and '.join(more) if more else ''}, SHA-256 {chosen.sha256[:12]}"

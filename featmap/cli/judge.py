@@ -83,12 +83,12 @@ class JudgeOptions:
 
     def _of_each(self, option: str, values: list[str] | None) -> list[str | None]:
         """Return the value of an option for each judge."""
-        count, given = len(self.by or []), values or [OWN]
-        if len(given) not in (1, count):
+        count, each = len(self.by or []), values or [OWN]
+        if len(each) not in (1, count):
             raise FeatmapError(
-                f"{option} is given {len(given)} times for {count} judges; give it once, or once for each"
+                f"{option} is given {len(each)} times for {count} judges; give it once, or once for each"
             )
-        return [None if v == OWN else v for v in (given if len(given) == count else given * count)]
+        return [None if v == OWN else v for v in (each if len(each) == count else each * count)]
 
 
 def judge(

@@ -61,7 +61,7 @@ def layer_rows(network: Network, size: Size | None = None, match: str = "*") -> 
         raise UnitError(
             f"no layer matches {match!r}{suggest(match.strip('*'), trace.layers)}; `featmap layers` lists all"
         )
-    fields = find_fields(network, names, size)
+    seen = find_fields(network, names, size)
     return [
         (
             layer.name,
@@ -69,7 +69,7 @@ def layer_rows(network: Network, size: Size | None = None, match: str = "*") -> 
             layer.layout.kind,
             str(layer.channels),
             f"{layer.height} x {layer.width}",
-            str(fields[layer.name]),
+            str(seen[layer.name]),
             ", ".join(f"{name} {width}" for name, width in layer.branches),
         )
         for layer in map(trace.layers.__getitem__, names)

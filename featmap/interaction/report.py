@@ -386,11 +386,11 @@ def _write_sheets(run: Run, arrays: JointArrays, ranking: pd.DataFrame, limit: i
             k = joint_rows[row["a"], row["b"], seed]
             group = job.groups[job.joints[k][0]]
             images = [arrays.image("solo_images", arrays.solo_rows[u, seed, False]) for u in group]
-            stretched = interaction_panel.stretch_contrast([*images, arrays.image("joint_images", k)])
+            shown = interaction_panel.fit_range([*images, arrays.image("joint_images", k)])
             q = "" if not np.isfinite(row["q"]) else f", q {row['q']:.2g}"
             retention = " and ".join(format_number(row[f"retention_{c}"], 2) for c in MEMBERS[: job.members])
             text = f"{describe_nonlinearity(row)}{q}; keeps {retention}"
-            cards.append(sheets.Card(tuple(stretched), (row["a"], row["b"], "joint"), text))
+            cards.append(sheets.Card(tuple(shown), (row["a"], row["b"], "joint"), text))
         if cards:
             title = f"The {len(cards)} {name.replace('-', ' ')} of {len(ranking)} pairs"
             title += colour_note(job.network.channels)

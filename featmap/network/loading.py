@@ -450,16 +450,16 @@ def _load_custom(
         notes += match.notes() + load_state(module, match.state, name, path.name)
         label, digest = path.name, hash_file(path)
     digest = digest or hash_state(module)
-    given = find_input(module, name, Network.input_size, channels, size)
-    notes += (*_describe_channels(given.channels), *([given.note] if given.note else []))
+    takes = find_input(module, name, Network.input_size, channels, size)
+    notes += (*_describe_channels(takes.channels), *([takes.note] if takes.note else []))
     return Network(
         module,
         name,
         label,
         digest,
-        given.size,
+        takes.size,
         notes=("no mean and std given: the network takes images in [0, 1]", *notes),
-        channels=given.channels,
-        working_size=given.works,
-        _traces={given.size: given.trace},
+        channels=takes.channels,
+        working_size=takes.works,
+        _traces={takes.size: takes.trace},
     )

@@ -102,8 +102,8 @@ class Panel:
     notes: tuple[str, ...] = field(default=())
 
 
-def stretch_contrast(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Bring images of any range into [0, 1] by one common factor.
+def fit_range(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Bring images of any range into [0, 1] by one common factor, at most 1.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def stretch_contrast(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     Returns
     -------
     list of numpy.ndarray
-        The images scaled about 0.5 by the same factor, at most 1, so that 99 % of all values lie in [0, 1].
+        The images scaled about 0.5 by the same factor, so that 99 % of all values lie in [0, 1].
     """
     finite = [np.nan_to_num(np.asarray(i, dtype=float), nan=0.5) - 0.5 for i in images]
     reach = max(0.5, float(np.percentile(np.abs(np.concatenate([f.ravel() for f in finite])), 99)))
@@ -176,7 +176,7 @@ def _images(page: plt.Axes, content: Panel, top: float) -> None:
     """Draw the images with their labels and captions; solo images have frames in their units' colours."""
     size, labels = fit_text([label for _, label, _ in content.images], SIDE - 0.05, 9)
     small, captions = fit_text([caption for *_, caption in content.images], SIDE, 7.5)
-    for k, image in enumerate(stretch_contrast([image for image, *_ in content.images])):
+    for k, image in enumerate(fit_range([image for image, *_ in content.images])):
         x = EDGE + k * (SIDE + GAP)
         wide, tall = draw_image(page, image, x, top, SIDE, int(2 * DPI * SIDE))
         edge = colour(k) if k < len(content.units) else mcolors.to_rgb(DARK)

@@ -149,7 +149,7 @@ class Grid:
 
 
 def cluster_numbers(groups: Sequence[int | None] | None) -> list[int]:
-    """Convert cluster numbers to ints, as a `Grid` and the bands of a heatmap take them.
+    """Convert cluster numbers for a `Grid`, or for the bands of a heatmap.
 
     Parameters
     ----------

@@ -194,8 +194,8 @@ class Worker:
             (layer, *_) = self.job.network.base_layers(layers)
             chosen = [objectives[row] for row in rows]
             descend = partial(self.batches.descend, chosen, self.job.recipe, start=self.job.start, on_step=on_step)
-            found = self._compare(chosen, layer, seed, images[rows], activation[rows], descend)
-            for name, values in found.items():
+            compared = self._compare(chosen, layer, seed, images[rows], activation[rows], descend)
+            for name, values in compared.items():
                 arrays.setdefault(name, np.empty((len(objectives), *values.shape[1:]), np.float32))[rows] = values
         return arrays
 
@@ -215,8 +215,8 @@ class Worker:
         weights = np.stack([facets.feature_weights(deviations, channels) for channels in own])
 
         def make(number: int, others: Repulsion | None) -> tuple[Tensor, np.ndarray]:
-            made = descend(seed=facets.facet_seed(seed, number), repulsion=others).images
-            return made, facets.unit_vectors(self.probe.responses(made, [layer])[layer], means, weights)
+            facet = descend(seed=facets.facet_seed(seed, number), repulsion=others).images
+            return facet, facets.unit_vectors(self.probe.responses(facet, [layer])[layer], means, weights)
 
         pictures, activations = [images], [activation]
         vectors = [facets.unit_vectors(self.probe.responses(images, [layer])[layer], means, weights)]

@@ -222,10 +222,10 @@ def test_names_at_the_ends_of_curves_are_moved_apart() -> None:
 def test_pictures_share_one_contrast() -> None:
     flat = [np.full((3, 2, 2), 0.5), np.full((3, 2, 2), 0.5)]
     flat[1][0, 0, 0] = 0.9
-    for one, two in zip(interaction_panel.stretch_contrast(flat), flat, strict=True):
+    for one, two in zip(interaction_panel.fit_range(flat), flat, strict=True):
         np.testing.assert_array_equal(one, two)
     far = [0.5 + 4 * np.linspace(-1, 1, 12).reshape(3, 2, 2), np.full((3, 2, 2), 1.5)]
-    shown = interaction_panel.stretch_contrast(far)
+    shown = interaction_panel.fit_range(far)
     slope = (shown[0].ravel()[1] - shown[0].ravel()[0]) / (far[0].ravel()[1] - far[0].ravel()[0])
     assert (shown[1] - 0.5) / (far[1] - 0.5) == pytest.approx(np.full((3, 2, 2), slope))
     assert slope < 0.2
