@@ -23,7 +23,14 @@ document.getElementById("find").addEventListener("submit", (event) => {
 });
 
 const follow = () => {
-  if (location.hash.length > 1) go(decodeURIComponent(location.hash.slice(1)));
+  if (location.hash.length <= 1) return;
+  let name = location.hash.slice(1);
+  try {
+    name = decodeURIComponent(name);
+  } catch {
+    // not a link made by an atlas: the name is shown as it is
+  }
+  go(name);
 };
 window.addEventListener("hashchange", follow);
 follow();
