@@ -224,7 +224,7 @@ def start_name(photograph: bool) -> str:
 
 
 def group_key(unit: str) -> str:
-    """Choose the key of a group of units: "sum" or "layer"."""
+    """Choose the key of several units maximised at once: "sum" or "layer"."""
     return "sum" if " + " in unit else "layer"
 
 

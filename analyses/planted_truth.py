@@ -3,7 +3,7 @@
     python -m analyses.planted_truth [--out analyses/planted_truth] [--draws 3]
 
 Each network has 32 features (`featmap.validation.planted`): copies, scaled copies, blocks of cosine 0.6, or pairs of
-cosines from -0.9 to 0.9; as a linear layer, behind a ReLU, or behind two ReLUs with a layer of mixtures between. Noise
+cosines from -0.9 to 0.9; as a linear layer, after a ReLU, or after two ReLUs with a layer of mixtures between. Noise
 is the share of a feature's squared weights that is its own. All measures are computed from the same A (one maximising
 image for each feature); DORA's distances are standardised over A's own rows, since there are no natural images for
 such a network.

@@ -472,7 +472,7 @@ def main(
     if rate <= 0 or not 0 < fall <= 1 or rows < 2 or seed < 0:
         raise FeatmapError(
             f"rate {rate}, fall {fall}, rows {rows}, seed {seed}: rate is above 0, fall in (0, 1], rows from 2, "
-            f"seed from 0"
+            "seed from 0"
         )
     phases = read_plan(plan)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -128,8 +128,8 @@ def safe_file_name(label: str) -> str:
     Returns
     -------
     str
-        Letters, digits, ``.``, ``_`` and ``-`` only, at most `MAX_NAME_BYTES` bytes; never hidden, never another
-        folder's.
+        Letters, digits, ``.``, ``_`` and ``-`` only, at most `MAX_NAME_BYTES` bytes; never a hidden file's name, and
+        never a path.
     """
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in label).lstrip(".")
     return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "-"

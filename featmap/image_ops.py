@@ -43,9 +43,9 @@ def noise(seed: int, size: Size, purpose: str = "noise", channels: int = 3) -> T
 def pink_noise(count: int, size: Size, channels: int = 3) -> Tensor:
     """Draw noise images with the 1/f spectrum of natural images.
 
-    The amplitude falls as 1/f, with f in cycles per image, per its longer side (frequencies below 1 count as 1, so that
+    The amplitude falls as 1/f, with f in cycles per longer side of the image (frequencies below 1 count as 1, so that
     brightness varies too). The channels are independent; each has values around 0.5 and a standard deviation of 0.2
-    about its own mean. The images serve as the reference for how much a response varies.
+    about its own mean. The images are the reference for how much a response varies.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def jitter(images: Tensor, seeds: Sequence[int], step: int, max_shift: int) -> T
 def constant_tensor(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Make a constant tensor, copied to its device only once.
 
-    The result is cached, because a copy in every step would make a GPU's loop wait.
+    The result is cached: copying it in every step would make the loop wait for the GPU.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Benchmarks: what featmap costs, measured."""
+"""Benchmarks: speed, memory, robustness and images of featmap, measured beside other tools."""

@@ -101,7 +101,7 @@ class Outcome:
 
 
 def load_commands() -> None:
-    """Load what the commands import when they run, so that forked children need not: that takes half of their time."""
+    """Import what the commands import when they run, so that forked children need not: it takes half of their time."""
     for name in ("mapping.run", "interaction.run", "runs.maximise", "runs.integrity", "report.atlas", "cli.console"):
         import_module(f"featmap.{name}")
 

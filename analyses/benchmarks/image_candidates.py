@@ -3,10 +3,9 @@
     python -m analyses.benchmarks.image_candidates --model mypackage.nets:mine --by mypackage.nets:other
 
 Most candidates differ from `base` in what their description says and in nothing else; the last ones are other recipes
-and kinds of images. All make images of the same class
-logits, of `--draw`, which other networks judge by top-1, top-5 and median rank; `analyses.benchmarks.images` reports
-the winners on classes of another draw. The values go to a JSON file after each candidate, and from there to the README:
-a call for each network adds its columns.
+and kinds of images. All make images of the same class logits, of `--draw`, which other networks judge by top-1, top-5
+and median rank; `analyses.benchmarks.images` reports the winners on classes of another draw. The values go to a JSON
+file after each candidate, and from there to the README: a call for each network adds its columns.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ Values = list[float | None]
 
 @dataclass
 class Record:
-    """What one way of making images reached on one network, from one seed.
+    """Values of the images that one way of making them gave for one network, from one seed.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Record:
     seed, draw : int
         Seed of the images, and number of the draw of classes and features.
     settings : str
-        Digest of everything that the values follow from: with the same one a way is not made again.
+        Digest of everything that the values depend on: images with the same one are not made again.
     size : str
         Size of the images in pixels, as they were measured.
     classes : str
@@ -58,7 +58,7 @@ class Record:
     units : list of str
         What each image was made for.
     seconds : float or None
-        Processor seconds an image; None where they were not made in one go.
+        Processor seconds per image; None where making them was interrupted.
     measures : dict of list
         Values of each image by name; None where undefined.
     transfer : dict of dict of list

@@ -66,13 +66,13 @@ class Task:
         return [f"{layer}:{c}" for layer, channels in self.drawn.items() for c in channels]
 
     def folder_of(self, identity: dict[str, Any], name: str) -> Path:
-        """Name the folder of the images that follow from an identity."""
+        """Name the folder of the images with an identity."""
         return self.folder / safe_file_name(self.network.name) / f"{safe_file_name(name)}-{digest(identity)}"
 
 
 @dataclass(frozen=True)
 class TimedImages:
-    """Images, and the processor's seconds that one of them took; None where they were not made in one go."""
+    """Images, and the processor's seconds per image; None where making them was interrupted."""
 
     images: RunImages
     seconds: float | None
@@ -86,13 +86,13 @@ class Way(Protocol):
     words: str
 
     def identity(self) -> dict[str, Any]:
-        """Give the settings that its images follow from."""
+        """Describe the settings that its images depend on."""
 
     def units(self, task: Task) -> list[str]:
         """List the units that it makes images of."""
 
     def make(self, task: Task, seed: int, watcher: Watcher) -> TimedImages:
-        """Make the images, or read what is there."""
+        """Make the images, or read those that are there."""
 
 
 class RecipeWay:
@@ -110,7 +110,7 @@ class RecipeWay:
         self.recipe, self.name = recipe, recipe.name
 
     def identity(self) -> dict[str, Any]:
-        """Give the recipe's settings."""
+        """Describe the recipe's settings."""
         return self.recipe.identity()
 
     def units(self, task: Task) -> list[str]:
@@ -182,7 +182,7 @@ class ToolWay:
         self._few = [int(p) for p in parts]
 
     def identity(self) -> dict[str, Any]:
-        """Give the tool, its version and its settings."""
+        """Describe the tool, its version and its settings."""
         return {"tool": self.tool.name, "version": self.tool.version, "words": self.tool.words}
 
     def chosen(self, task: Task) -> dict[str, list[int]]:
@@ -271,7 +271,7 @@ class ClassPhotographs:
         self._photographs = photographs
 
     def identity(self) -> dict[str, Any]:
-        """Give the photographs."""
+        """Describe the photographs."""
         return {"photographs": self._photographs.digest}
 
     def units(self, task: Task) -> list[str]:

@@ -83,7 +83,7 @@ class Comparison:
     photographs : PhotographEvidence or None
         Photographs.
     store : RecordFile
-        What was measured.
+        File of the records.
     """
 
     task: Task
@@ -92,7 +92,7 @@ class Comparison:
     store: RecordFile
 
     def settings(self, way: Way, seed: int) -> str:
-        """Digest what a record of a way follows from."""
+        """Compute a digest of everything that the record of a way depends on."""
         judges = [j.network.identity() | {"input_size": j.network.input_size} for j in self.judges]
         photographs = None if self.photographs is None else self.photographs.folder.digest
         images = {"network": self.task.network.identity(), "units": way.units(self.task), "seed": seed}
@@ -129,7 +129,7 @@ class Comparison:
         return record
 
     def make(self, way: Way, seed: int, watcher: Watcher) -> TimedImages | None:
-        """Make images, or read what is there; None for a tool that fails."""
+        """Make images, or read those that are there; None for a tool that fails."""
         if not isinstance(way, ToolWay):
             return way.make(self.task, seed, watcher)
         try:

@@ -1,4 +1,4 @@
-"""The article's recipe and other tools that the descent is compared with, each with its own defaults.
+"""The article's recipe and other tools that featmap is compared with, each with its own defaults.
 
 An opponent makes images as it would for its user: the whole network in float32, its own image size, steps,
 parameterisation and robustness transforms; one feature at a time and, where it supports that, all in one batch. Nothing
@@ -105,7 +105,7 @@ class _LayerReached(Exception):
 
 @contextmanager
 def stop_at_layer(module: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Lend a function that computes a layer's output and nothing behind it.
+    """Yield a function that computes the network as far as a layer, and returns its output.
 
     The article's `NewModel` does the same.
     """

@@ -132,7 +132,7 @@ def read_labelled_images(sources: Sequence[Path], classes: Sequence[str] = ()) -
     if not classes and (other := SET_FOLDERS & set(names)):
         raise FeatmapError(
             f"images {', '.join(map(str, sources))}: {min(other)!r} is a set of images, not a class; "
-            f"give the folder of the training images alone"
+            "give the folder of the training images alone"
         )
     index = {name: k for k, name in enumerate(names)}
     unknown = sorted({label for label, _ in items} - index.keys())

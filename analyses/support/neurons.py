@@ -18,7 +18,7 @@ from featmap.rng import generator
 POSITIONS, LARGEST_SIZE, STEP = 8, 160, 16
 """Other positions of each channel; the largest image tried for the fields to fit into and its steps, in pixels."""
 FIRST, INTERIOR, LAST = -1, 0, 1
-"""Branch of a channel among those of its module."""
+"""Place of a channel's branch among those of its module."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def field_inside(field: ReceptiveField, position: tuple[int, int], size: int) ->
     Returns
     -------
     bool
-        Whether it does.
+        True if it does.
     """
     firsts = [field.start[k] + i * field.jump[k] for k, i in enumerate(position)]
     return not field.whole and all(a >= 0 and a + field.size[k] <= size for k, a in enumerate(firsts))
@@ -163,7 +163,7 @@ def fields_fit(network: Network, name: str, size: int) -> bool:
     Returns
     -------
     bool
-        Whether they do, in every branch.
+        True if they do, in every branch.
     """
     trace = network.trace(size)
     if name not in trace.layers:

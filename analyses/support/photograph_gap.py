@@ -59,8 +59,6 @@ REMEDIES = {
     "less_leading_axis": "removing the leading axis",
 }
 """Statistics that an explanation would raise above the raw one, and the change in words."""
-
-
 _OTHERS = ("P", "S", "favourites")
 
 

@@ -21,7 +21,7 @@ COLUMNS = ["part", "layer", "target", "seed", "step", "feature", "rank", "value"
 
 @dataclass(frozen=True)
 class RunnerUp:
-    """The runner-up of one maximised feature: the highest other feature.
+    """The runner-up of one maximised feature: the other feature with the highest response to its image.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Single settings, as studies list them and name run folders by them, brought to the values that the library takes."""
+"""Convert the single settings that studies list, and name run folders by, to the values that the library takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def library_keywords(default: str = "pixels", **settings: Any) -> dict[str, Any]
     Parameters
     ----------
     default : str, default "pixels"
-        Recipe that changes of a recipe apply to where none is named.
+        Recipe that changes apply to where no recipe is named.
     **settings : Any
         `recipe`, `size`, `steps` and other fields of a recipe; `features`, `stimuli`, `measure`, `neighbours`;
         `device`, `engine`, `out`, `watcher`; `seed`, `seeds`. All others are passed on as they are.

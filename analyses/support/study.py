@@ -232,7 +232,7 @@ class Context:
         Device of the descents.
     runs : Path
         Folder of the runs.
-    watcher : Bars
+    watcher : ProgressBars
         Display of progress.
     image : Path, default None
         Photograph to start from.

@@ -231,7 +231,8 @@ def print_dry_run(job: Job, folder: Path | None) -> None:
     from featmap.runs.estimate import estimate
 
     work = (
-        f"{len(job.objectives)} images x {len(job.seeds)} seed(s), {job.recipe.steps} steps, "
+        f"{len(job.objectives)} image{'s' * (len(job.objectives) != 1)} x {len(job.seeds)} seed(s), "
+        f"{job.recipe.steps} steps, "
         f"{format_size(job.recipe.size)} pixels"
     ) + (f", {job.facets} facets of each" if job.facets else "")
     folder = folder or job.default_folder()

@@ -41,8 +41,8 @@ Files of the run folder (tables as .parquet and .csv):
                              results, SHA-256 of weights and files; copied to
                              .copy/
 
-Status of a feature: live; dead (it had no gradient, also through its dead ReLUs in the first quarter of the steps, or
-only rounding, as where a normalisation over positions fixes its mean whatever the image); unconverged (its
+Status of a feature: live; dead (it had no gradient, not even through its dead ReLUs in the first quarter of the steps,
+or one of rounding only, as where a normalisation over positions fixes its mean whatever the image); unconverged (its
 response did not rise above that to the null image); not-finite. Similarities, clusters and averages take live features.
 Start: gradient, or rescued (it had none on the noise and got its first one through its dead ReLUs, as is normal for
 half of a real network's features).
@@ -116,8 +116,8 @@ Sheets and pages show images at a higher contrast than they have: each from its 
 by a factor of at most 4. Files in images/ and arrays.zarr hold the pixels as they are.
 
 --facets N makes N images of each unit. The first is its ordinary image. Each other one starts from noise of its own,
-and is pushed away from the earlier ones in all its steps: the layer's other features are to respond to it otherwise.
-With --start there are no facets. facets.csv has a row for each:
+and is pushed away from the earlier ones in all its steps, so that the layer's other features respond to it in another
+way. With --start there are no facets. facets.csv has a row for each:
 
 \b
   kept      share of the unit's response that the facet keeps, above the null
@@ -139,7 +139,7 @@ the two agree.
 PHOTOGRAPHS = """
 Photographs are all images that Pillow reads, in the folder or zip and its sub-folders: the first frame, turned as its
 EXIF data say, the shorter side resized and the centre cropped. 16-bit grey images are scaled to 8 bits, transparent
-ones are put on white. Links are followed, each file is read once. What is left out (hidden files, other formats) is
+ones are put on white. Links are followed, and each file is read once. What is left out (hidden files, other formats) is
 counted by reason, in the output and under "photographs" in manifest.json. Every file is opened before anything is
 written: all that are broken are named, and --skip-broken goes on without them.
 """
@@ -147,7 +147,8 @@ written: all that are broken are named, and --skip-broken goes on without them.
 PROBE = (
     """
 The source is the folder of a similarity or maximise run, or a folder or zip of photographs. Responses are mean
-activations over the layer's grid in the unchanged network, in float32.
+activations over the layer's grid in the unchanged network, in float32. To photographs, the responses of the bundled
+network are recorded unless --model names another.
 
 Files: responses.parquet and responses.csv (rows are images, columns responses), arrays.zarr.
 """

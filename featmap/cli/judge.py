@@ -50,7 +50,8 @@ class JudgeOptions:
         list[str] | None, typer.Option(help="Standard deviation that goes with it; once, or once for each.")
     ] = None
     by_input_size: Annotated[
-        list[str] | None, typer.Option(help="Side in pixels that images are resized to; once, or once for each.")
+        list[str] | None,
+        typer.Option(help="Size of the judges' images, such as 224 or 64x128; once, or once for each."),
     ] = None
 
     def load(self) -> list[Network]:

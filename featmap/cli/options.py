@@ -69,7 +69,8 @@ DryRun = Annotated[
 SkipBroken = Annotated[
     bool,
     typer.Option(
-        "--skip-broken", help="Go on without photographs that cannot be read. Without it, they are named and it stops."
+        "--skip-broken",
+        help="Go on without photographs that cannot be read. Otherwise the command names them and stops.",
     ),
 ]
 Out = Annotated[
@@ -350,7 +351,8 @@ class ExecutionOptions:
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", help="Who computes: here (this process), or ray (several; pip install 'featmap[ray]')."
+            "--engine",
+            help="Where batches are computed: here (in this process), or ray (in several; pip install 'featmap[ray]').",
         ),
     ] = "here"
     workers: Annotated[

@@ -397,7 +397,7 @@ def join_tokens(parts: Sequence[tuple[Axes | None, int, str]], dim: int) -> Axes
     Returns
     -------
     Axes or None
-        The new axes; None where it is not one whole grid that extra tokens are joined to.
+        The new axes; None where the result is not a single whole grid with extra tokens.
     """
     segments: list[Segment] = []
     result = None

@@ -35,7 +35,7 @@ VECTORS = ("directions", "vectors", "components", "weight")
 FOLDER = "directions"
 """Folder of a run's directions, inside its run folder."""
 CHUNK = 2**19
-"""Products that are held in memory at once, so that they stay in a processor's cache."""
+"""Largest number of products computed at once: so many stay in a processor's cache."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _READ_ERRORS = (
     *(OSError, ValueError, KeyError, EOFError, RuntimeError),
@@ -44,7 +44,7 @@ _READ_ERRORS = (
 """What damaged files raise."""
 _TRUE, _FALSE = {"true", "1", "yes"}, {"false", "0", "no", ""}
 Pairs = Sequence[tuple[int, int]]
-"""Images of a batch and directions, by their numbers."""
+"""Pairs of an image's number in the batch and a direction's number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class Directions:
 
     @property
     def copies(self) -> list[tuple[int, int]]:
-        """Number of each direction that is one channel, and of that channel."""
+        """Numbers of each direction that equals a single channel, and of that channel."""
         if self.bias is not None or self.relu:
             return []
         single = ((self.vectors != 0).sum(1) == 1) & (self.vectors.max(1) == 1)
@@ -372,11 +372,10 @@ def _as_flag(value: Any, source: str) -> bool:
 class Projection:
     """The linear map of a set of directions, on one device and in one type.
 
-    A value depends on its own position and its own direction alone, whatever else is in the batch or the set: every
-    product and every sum is rounded by itself, in an order that the number of channels gives. (A matrix product rounds
-    by its shape.) Channels of weight 0 are left out, so that one that is not finite harms no other direction. A
-    direction of a single channel is read by its index, so that a direction that is one channel is that channel to the
-    bit.
+    A value depends on its own position and its own direction alone, whatever else is in the batch or the set: products
+    are added in an order that depends on the number of channels only. (The rounding of a matrix product depends on its
+    shape.) Channels of weight 0 are left out, so that one that is not finite affects no direction that does not use it.
+    A direction of a single channel is read by its index, so that it has the bits of that channel.
 
     Parameters
     ----------
@@ -445,14 +444,14 @@ class _WeightedSums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (vectors,) = ctx.saved_tensors
         result = grad.new_zeros(ctx.shape)
-        for place, (row, k) in enumerate(ctx.pairs):  # one after the other: what is added is 0 where nothing is read
+        for place, (row, k) in enumerate(ctx.pairs):  # one by one: a direction that a row does not read adds 0
             weights = vectors[k][:, None, None]
             result[row] += torch.where(weights != 0, weights * grad[place], 0)
         return result, None, None, None
 
 
 def _by_row(pairs: Pairs, elements: int) -> Iterator[tuple[int, list[int]]]:
-    """Group sorted pairs by their image, at most so many directions that the products fit into `CHUNK`."""
+    """Group sorted pairs by their image, with at most as many directions as `CHUNK` products allow."""
     most = max(1, CHUNK // max(1, elements))
     for row, group in groupby(pairs, key=lambda pair: pair[0]):
         chosen = [k for _, k in group]

@@ -104,7 +104,7 @@ class ActivationHooks:
                 names.setdefault(call, []).append(name)
 
         def store(_: nn.Module, __: Any, result: Any) -> Any:
-            if not self._running:  # a forward pass of somebody else's inside this context
+            if not self._running:  # a forward pass that `run` did not start
                 return None
             self._call_counts[path] = call = self._call_counts.get(path, 0) + 1
             output, is_changed = first_tensor(result), False
@@ -184,6 +184,6 @@ class ActivationHooks:
             if len(output) != len(images):
                 raise UnitError(
                     f"layer {name!r} outputs {len(output)} grids for {len(images)} images, so that its features have "
-                    "no value for each image; choose a layer before or behind it"
+                    "no value for each image; choose a layer before or after it"
                 )
         return {name: outputs[name] for name in self.layers}

@@ -24,13 +24,13 @@ from featmap.network.modules import freeze
 from featmap.network.trace import Trace, trace
 
 COMMON_CHANNELS = (3, 1, 4, 2)
-"""Numbers of channels that are tried, in this order, where no layer tells the number."""
+"""Numbers of channels that are tried, in this order, where no layer determines the number."""
 COMMON_SIZES = (32, 28, 64, 96, 128, 160, 192, 112, 256, 240, 299, 384, 48, 16, 336, 448, 512)
 """Sizes in pixels that are tried, in this order."""
 MAX_TRIED_SIZE = 1024
 """Largest size in pixels that is tried."""
 COMMON_RECTANGLES = ((66, 200), (32, 100), (32, 128), (256, 128), (128, 64), (240, 320), (120, 160), (480, 640))
-"""Heights and widths in pixels that are tried where no square fits: of roads, lines of text, persons and video."""
+"""Heights and widths in pixels that are tried where no square fits: road scenes, lines of text, people, video."""
 COMMON_RATIOS = ((1, 2), (3, 4), (2, 3), (9, 16), (1, 3), (1, 4), (4, 5), (5, 8), (1, 6), (1, 8))
 """Ratios of the shorter to the longer side that are tried first, in this order."""
 MAX_RECTANGLES = 48
@@ -42,7 +42,7 @@ EXTRA_TOKENS = (0, 1, 2, 5, 4, 3, 6, 8)
 
 _PAIR = r"(?<!\d)(\d{1,4})\s*(?:[x×*,]|by)\s*(\d{1,4})(?!\d)"
 _SIZE_WORDS = r"\b(expect|size|resolution|dimension|pixel|must|should|require|need|only)|\bimage"
-"""Height and width in an error message, and words that tell such a message."""
+"""Height and width in an error message, and words that such a message contains."""
 _LIBRARY_FOLDERS = tuple(f"{Path(file).parent}{os.sep}" for file in (str(torch.__file__), __file__))
 """Folders of torch, and of the module through which the functions of a traced network are called."""
 
@@ -262,7 +262,7 @@ def _record_inputs(module: nn.Module) -> Iterator[list[tuple[nn.Module, Sequence
 
 
 def _bisect_linear(module: nn.Module, channels: int) -> Trace | None:
-    """Search for the size that fits a linear layer behind a flattened grid, whose width grows with the size."""
+    """Search for the size that fits a linear layer after a flattened grid, whose width grows with the size."""
     low, high, working = 0, MAX_TRIED_SIZE + 1, None
     while high - low > 1:
         size = (low + high) // 2
@@ -299,7 +299,7 @@ def _sort_rectangles(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _rectangles_of_linear(module: nn.Module, channels: int) -> list[tuple[int, int]]:
-    """List heights and widths that fit a linear layer behind a flattened grid, by how its input grows with them."""
+    """List heights and widths that fit a linear layer after a flattened grid, by how its input grows with them."""
 
     @functools.cache
     def width(height: int, length: int) -> tuple[int, int]:
@@ -326,7 +326,7 @@ def _rectangles_of_linear(module: nn.Module, channels: int) -> list[tuple[int, i
         for count, known, (first, second) in zip(grid, (rows, columns), steps, strict=True):
             low = first + (count - known - 1) * (second - first)
             sides.append(range(max(1, low), low + second - first))
-        # sides that leave no pixels at the edge over come first: networks are seldom built for others
+        # sides that leave no pixels over at the edge come first: networks are seldom built for others
         strides = [second - first for first, second in steps]
         whole = [[s for s in side if s % stride == 0] or side for side, stride in zip(sides, strides, strict=True)]
         sizes.extend(_sort_rectangles((h, w) for h in whole[0] for w in whole[1])[:1])
@@ -356,7 +356,7 @@ def _channels_to_try(module: nn.Module, failed: Trace) -> list[int]:
             if isinstance(first, nn.Linear)
             else (shape[1] if len(shape) > 1 else 0, getattr(first, "in_channels", 0))
         )
-        if seen == tried * area(failed.size):  # a linear layer behind a flattened image, square by assumption
+        if seen == tried * area(failed.size):  # a linear layer after a flattened image, square by assumption
             whole = [expected // area(failed.size)] if expected % area(failed.size) == 0 else []
             square = [n for n in COMMON_CHANNELS if n * math.isqrt(expected // n) ** 2 == expected]
             return [*dict.fromkeys((*whole, *square, *(n for n in COMMON_CHANNELS if expected % n == 0)))]
@@ -366,7 +366,7 @@ def _channels_to_try(module: nn.Module, failed: Trace) -> list[int]:
 
 
 class _Recorder(dict[Any, Any]):
-    """A dictionary or object of any keys and attributes, all of which are the same image; it records what is asked."""
+    """A dictionary or object of any keys and attributes, all of which are the same image; it records what is read."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()

@@ -299,7 +299,7 @@ def _load_timm(name: str, weights: str | Path | None) -> Network:
 
 
 def _repeat(values: Sequence[float], channels: int) -> Values:
-    """Take a number for each channel, or their mean for each where there are more or fewer numbers."""
+    """Take one number for each channel; their mean for each where there are more or fewer numbers."""
     return _as_values(values if len(values) == channels else [sum(values) / len(values)] * channels)
 
 
@@ -405,7 +405,7 @@ def _call_factory(path: str) -> nn.Module:
 
 
 def _adapt(module: nn.Module, name: str, size: Size, channels: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make a module one that can be hooked and computes in float32, and describe what was done; it is not changed."""
+    """Prepare a module for hooks and for float32 without changing it, and note what was done."""
     modules.check_supported(module, name)
     module, notes = modules.without_compiler(module), []
     if modules.is_uninitialised(module):

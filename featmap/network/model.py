@@ -158,7 +158,7 @@ class Network:
         return self._traces[size]
 
     def _add_directions(self, trace: Trace) -> Trace:
-        """List the sets of directions of each layer behind it."""
+        """List the sets of directions of each layer after it."""
         if not self.directions:
             return trace
         layers: dict[str, Layer] = {}
@@ -240,17 +240,17 @@ class Network:
         return number_names(text, {layer: chosen.names for layer, chosen in self.directions.items() if chosen.names})
 
     def base_layers(self, layers: Iterable[str]) -> tuple[str, ...]:
-        """List the layers of modules that layers are or are read from.
+        """List the module outputs that some layers are read from, each once.
 
         Parameters
         ----------
         layers : iterable of str
-            Names of layers, of directions too.
+            Names of layers, of modules or of directions.
 
         Returns
         -------
         tuple of str
-            For each layer itself or the one that its directions are read from, each once.
+            For a set of directions the layer whose channels it reads, for any other layer its own name.
         """
         return tuple(dict.fromkeys(split_name(la)[0] if la in self.directions else la for la in layers))
 
@@ -289,7 +289,7 @@ class Network:
         if name in trace.competing:
             raise UnitError(
                 f"layer {name!r} returns several tensors ({', '.join(trace.competing[name])}), and any may be meant; "
-                "choose a layer inside or behind it"
+                "choose a layer inside or after it"
             )
         if trace.failure:
             raise UnitError(self._size_message(name, trace))
@@ -445,7 +445,7 @@ class Network:
         return unit.check(self.layer(unit.layer, size).shape)
 
     def _last_layer(self) -> str:
-        """Name of the last layer at the network's own size."""
+        """Get the name of the last layer at the network's own size."""
         return ([*self.trace().layers] or ["the last"])[-1]
 
     def identity(self) -> dict[str, Any]:

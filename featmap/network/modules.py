@@ -144,9 +144,8 @@ def copy_module(module: nn.Module) -> nn.Module:
 def preserve_state(module: nn.Module) -> Iterator[None]:
     """Give a module back as it was before its forward pass changed it.
 
-    Attributes, children, buffers and tensors are restored.
-
-    Examples are running counters, caches, and weights that hooks compute anew at each call.
+    Attributes, children, buffers and tensors are restored: running counters, caches, and weights that hooks compute
+    anew at each call, for example.
 
     Parameters
     ----------
@@ -221,7 +220,7 @@ def plain_execution() -> Iterator[None]:
         "_checkpoint_without_reentrant_generator": _no_checkpoint,
         "_checkpoint_without_reentrant_generator_impl": _no_checkpoint,
     }
-    # these names are private, so each torch has those that it has
+    # these names are private, and differ between versions of torch
     before = {name: vars(checkpoint)[name] for name in replacements if name in vars(checkpoint)}
     with contextlib.ExitStack() as stack:
         stack.callback(vars(checkpoint).update, before)
@@ -229,11 +228,11 @@ def plain_execution() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        # the compiler is asked only if it is loaded already: loading it takes seconds
+        # the compiler is switched off only if it is loaded already: loading it takes seconds
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         with warnings.catch_warnings():
-            # a warning for the network's author, who is told when the network is trained
+            # a warning for the network's author, who sees it in training
             warnings.filterwarnings("ignore", message=".*use_reentrant parameter should be passed.*")
             yield
 

@@ -217,7 +217,7 @@ def _follow_elements(call: _Call, out: Tensor) -> Result:
 
 
 def _broadcast(call: _Call, out: Tensor) -> tuple[Axes | None, bool]:
-    """Find the axes of a function of broadcast inputs, and whether all positions meet their own."""
+    """Find the axes of a function of broadcast inputs, and whether each position is combined with itself only."""
     fitting = [axes for axes, _ in call.infos if axes is not None and len(axes.dims) <= out.dim()]
     if len(fitting) < len(call.infos):
         return None, False

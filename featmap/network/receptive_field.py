@@ -135,8 +135,8 @@ class ReceptiveField:
         return f"{self.size[0]} x {self.size[1]}"
 
 
-# functions that leave each position of the grid where it is; of those that do so only with some arguments (reductions,
-# reshapes, `linear`, norms), `featmap.network.positions` checks the arguments
+# functions that leave each position of the grid where it is; some do so only with certain arguments (reductions,
+# reshapes, `linear`, norms), which `featmap.network.positions` checks
 POINTWISE = frozenset(
     {
         *("add", "sub", "mul", "div", "rsub", "radd", "rmul", "rdiv", "truediv", "rtruediv", "iadd", "isub", "imul"),
@@ -264,7 +264,7 @@ def _apply_window(
         reach = (kernel[k] - 1) * dilation[k]
         if inputs is not None and outputs is not None:
             last = (outputs[k] - 1) * stride[k] - padding[k] + reach
-            if last < inputs[k] - 1:  # positions behind it are in no window
+            if last < inputs[k] - 1:  # positions after it are in no window
                 end[k] = min(end[k], start[k] + last * jump[k] + size[k])
         size[k] += reach * jump[k]
         start[k] -= padding[k] * jump[k]

@@ -84,12 +84,12 @@ def find_blocks(module: nn.Module, trace: Trace) -> list[str]:
     """Find a network's blocks, in the order in which a forward pass completes them.
 
     A block is the outermost module that computes a grid by convolutions (or, in layouts with channels last, by linear
-    maps and attention) and is not a plain container. In GoogLeNet and
-    InceptionV3 the blocks are the convolutions with their batch norm and ReLU, and the inception modules; in ResNet
-    the first convolution and each residual block; in a plain sequence such as VGG each convolution. A container
-    (`nn.Sequential`, `ModuleList`, `ModuleDict`) of several convolutions is searched; one of a single convolution is a
-    block. Where the whole network is a single block, its children are searched, and so are stages of transformers:
-    modules with channels last that hold a container of several blocks.
+    maps and attention) and is not a plain container. In GoogLeNet and InceptionV3 the blocks are the convolutions with
+    their batch norm and ReLU, and the inception modules; in ResNet the first convolution and each residual block; in a
+    plain sequence such as VGG each convolution. A container (`nn.Sequential`, `ModuleList`, `ModuleDict`) of several
+    convolutions is searched; one of a single convolution is a block. Where the whole network is a single block, its
+    children are searched, and so are stages of transformers: modules with channels last that hold a container of
+    several blocks.
 
     Parameters
     ----------

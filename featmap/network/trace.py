@@ -42,7 +42,7 @@ _VIEWS = frozenset({"T", "mT", "data", "real"})
 _TOKEN_KINDS = (("cls", "cls"), ("class", "cls"), ("dist", "dist"), ("reg", "reg"))
 """Parts of parameters' names, and the kinds of tokens that such parameters are."""
 SAMPLED = 16
-"""Channels, rows and columns of a grid of which about so many are compared to find where a batch's images lie."""
+"""About how many channels, rows and columns of a grid are compared to find where a batch's images lie."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Layer:
     ----------
     name : str
         Path of the module; ``path@k`` for the k-th call of a module that is called several times; with ``@cls``,
-        ``@dist``, ``@reg1`` and so on behind it for a token beside the grid.
+        ``@dist``, ``@reg1`` and so on at its end for a token beside the grid.
     kind : str
         Class of the module.
     channels : int
@@ -411,7 +411,7 @@ def _follows(batched: dict[str, Tensor] | None, kind: str, expected: Tensor) -> 
     """Check whether the second image of a batch has the grid that it has alone, read by one kind of layout."""
     actual = (batched or {}).get(kind)
     is_batch = actual is not None and len(expected) == 1 and actual.shape == (2, *expected.shape[1:])
-    # where the batch has a dimension of its own the shape suffices: a stochastic network is told so elsewhere
+    # where the batch has a dimension of its own the shape suffices: stochastic networks are refused elsewhere
     return is_batch and actual is not None and (kind != WINDOWS or _is_close(actual[1], expected[0]))
 
 
@@ -423,7 +423,7 @@ def _is_close(actual: Tensor, expected: Tensor) -> bool:
 def _read_grids(
     module: nn.Module, images: Tensor, layouts: Mapping[str, Layout]
 ) -> tuple[dict[str, dict[str, Tensor]], bool]:
-    """Read samples of layers' grids by each kind of layout that fits, up to a failure; tell if the pass had none."""
+    """Read samples of layers' grids by each kind of layout that fits; whether the pass reached its end."""
     passed = False
     counts: Counter[str] = Counter()
     grids: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -469,7 +469,7 @@ def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _Traci
     field = WHOLE_IMAGE if is_flattened else info.field
     yield Layer(name, kind, channels, height, width, info.branches, field, output.elements, layout)
     for token, position in extra.items():
-        # before the first attention such a token sees nothing of the image, behind it what attention sees
+        # before the first attention such a token sees nothing of the image, after it what attention sees
         field = info.field if info.field.whole and not info.field.unknown else unknown_field()
         place = Layout(layout.kind, (1, 1), position)
         yield Layer(f"{name}@{token}", kind, channels, 1, 1, info.branches, field, output.elements, place)

@@ -244,7 +244,7 @@ def normalise_label(text: str) -> str:
     Returns
     -------
     str
-        The label with the token behind the layer, such as ``blocks.3@cls:17``; any other label as it is.
+        The label with the token after the layer, such as ``blocks.3@cls:17``; any other label as it is.
     """
     head, token = split_token(text)
     layer, colon, rest = head.partition(":")
@@ -274,7 +274,7 @@ def split_call(layer: str) -> tuple[str, int]:
     """Split a layer's name into the path of its module and the number of the call.
 
     One forward pass may call a module several times; ``path@k`` is the output of its k-th call. The name of a token
-    (``path@cls``, ``path@k@cls``) is that of its grid with the kind of the token behind it.
+    (``path@cls``, ``path@k@cls``) is that of its grid, followed by the kind of the token.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ SIGNATURES = (
     (b"\x1f\x8b", "it is compressed by gzip; unpack it"),
     (b"pk\x03\x04", DAMAGED),
 )
-"""How files begin that are taken for weights, and what they are."""
+"""First bytes of files that are mistaken for weights, and what such files are."""
 MAX_DEPTH = 4
 """How many mappings deep a file is searched for state dicts."""
 
@@ -171,7 +171,7 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _recognise(path: Path) -> str:
-    """Say what a file that holds no weights is by its first bytes; empty where they do not tell."""
+    """Identify a file that holds no weights by its first bytes; empty where they do not suffice."""
     try:
         with path.open("rb") as stream:
             start = stream.read(512)

@@ -13,9 +13,9 @@ from featmap.image_shape import to_rgb
 LOW, HIGH = 1.0, 99.0
 """Percentiles of an image that the stretch brings to 0 and 1."""
 MAX_GAIN = 4.0
-"""Largest factor of the contrast, so that the traces in a flat image are not shown as if they were a pattern."""
+"""Largest factor of the contrast, so that faint traces in a flat image are not shown as a pattern."""
 NOTE = f"display: 1st to 99th percentile of each image, contrast raised by a factor of at most {MAX_GAIN:g}"
-"""Says below the title of a figure, and on a page, how images are shown."""
+"""Note below the title of a figure, and on a page, on how images are shown."""
 
 
 def stretch_factors(image: np.ndarray) -> tuple[float, float]:

@@ -213,7 +213,7 @@ class Axis:
     Parameters
     ----------
     name : str
-        What stands on the axis.
+        Label of the axis.
     clusters : sequence of int or None, optional
         Cluster number of every row or column; None or negative: in no cluster. None for the whole draws no band.
     """

@@ -84,7 +84,7 @@ def _render_pages(
     network: Network | None,
     watcher: Watcher,
 ) -> Iterator[tuple[str, str]]:
-    """Return an iterator over the pages of a run: path in the folder and HTML."""
+    """Return an iterator over the pages of a run: path in the folder, and HTML."""
     command = str(run.identity.get("command") or "")
     if command == "probe":
         raise StoreError(
@@ -124,6 +124,7 @@ def is_current(run: Run) -> bool:
 
 def _source_digest(run: Run) -> str:
     """Return a digest of the files that the atlas of a run is made from."""
+    # the empty entry is part of the digests that are stored in older runs
     return digest({"files": run.manifest.files, "interactions": []})
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BATCH, PROBE_ROWS = 64, 16
 """Images that are read at once, and images in a batch of the network."""
 MAX_STEPS, MAX_MAP_SIDE, STRONGEST = 160, 28, 5
-"""Points of a descent curve, rows or columns of an activation map, and features listed for another layer."""
+"""Most points of a descent curve, rows or columns of an activation map, and features listed for another layer."""
 LIBRARY_BYTES = 1_500_000
 """Size of the plotting library in a page."""
 SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)

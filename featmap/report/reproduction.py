@@ -131,7 +131,7 @@ class Reproduction:
 
 
 def _changes(recipe: Recipe) -> dict[str, Any] | None:
-    """Return the changes, besides size and steps, that turn the named recipe into this one; None if there are none."""
+    """Return the changes, besides size and steps, that turn the named recipe into this one; None if none do."""
     try:
         named = Recipe.named(recipe.name).resolved(recipe.size, recipe.size, recipe.steps)
     except FeatmapError:

@@ -16,7 +16,7 @@ from featmap.errors import FeatmapError
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """Return the device of a name.
+    """Find the device that a name stands for.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def select_device(name: str = "auto") -> torch.device:
 
 @contextmanager
 def use_threads(threads: int) -> Iterator[None]:
-    """Let torch use a number of threads, and restore the number before.
+    """Let torch use a number of threads, and restore the previous number.
 
     Parameters
     ----------

@@ -297,4 +297,4 @@ def summarise_images(folder: Path) -> str:
     counts = folder_layout.count_statuses(Counter(frame["status"]), rescued)
     best = frame.loc[frame["activation"].idxmax()] if frame["activation"].notna().any() else None
     highest = "" if best is None else f"; highest activation {best['activation']:.4g} ({best['image']})"
-    return f"{len(frame)} images: {counts}{highest}"
+    return f"{len(frame)} image{'s' * (len(frame) != 1)}: {counts}{highest}"

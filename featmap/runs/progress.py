@@ -1,4 +1,4 @@
-"""Interface for progress callbacks."""
+"""Progress callbacks: their interface, a silent watcher, and the report of a descent's steps."""
 
 from __future__ import annotations
 

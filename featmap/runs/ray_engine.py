@@ -384,7 +384,7 @@ def _serialise(task: Task) -> bytes:
 def _worker_starter(ray: Any, payload: bytes, store: Run, threads: int, gpu: bool) -> Callable[[], tuple[Any, Any]]:
     """Create a function that starts one worker; it returns the worker and the future of its answer."""
     shared = ray.put(payload)  # stored once a node: each worker reads the network from there
-    # no restarts and retries by Ray: it would repeat a deadly unit without end, and count nothing
+    # no restarts and retries by Ray: it would repeat a unit that kills its worker without end, uncounted
     kind = ray.remote(num_cpus=threads, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0)(Worker)
     folder, place = str(store.folder.resolve()), str(Path.cwd())
 
@@ -444,7 +444,7 @@ def _initialise(ray: Any, engine: Engine, threads: int, units: int, gpu: bool) -
     settings: dict[str, Any] = {"address": engine.address}
     if engine.address is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # workers that were requested are started, also on fewer cores than they would like
+        # requested workers are started, even where the machine has fewer cores than they have threads
         settings |= {"num_cpus": max(cores, min(engine.workers or 1, units) * threads)}
         settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:

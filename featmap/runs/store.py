@@ -466,8 +466,7 @@ def open_arrays(folder: str | Path) -> xr.Dataset:
         if not run.are_intact(run.manifest.layout):
             raise StoreError(
                 f"run {str(folder)!r}: the metadata of its arrays, or its directions, are damaged; the run's own "
-                "command repairs them, "
-                "`featmap verify` lists all damage"
+                "command repairs them, `featmap verify` lists all damage"
             )
         return xr.open_zarr(run.folder / ARRAYS, consolidated=True)
 

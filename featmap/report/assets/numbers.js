@@ -1,5 +1,5 @@
 "use strict";
-// The run's values: decoded once from the page; every measure of a pair is computed from A on request.
+// The run's values, decoded once from the page; every measure of a pair is computed from A on demand.
 
 const FM = {};
 
