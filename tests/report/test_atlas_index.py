@@ -68,6 +68,13 @@ def test_index_links_to_features_and_other_layers(browser: Any, layers: Path) ->
     linked.close()
 
 
+@pytest.mark.parametrize("name", ["third:1", "third%"])
+def test_index_reports_the_name_of_a_wrong_link(browser: Any, layers: Path, name: str) -> None:
+    tab = Tab(browser, layers / "atlas.html", f"#{name}")
+    assert f"No layer of this atlas contains {name}." in str(tab.page.locator("#message").text_content())
+    tab.close()
+
+
 def test_activation_map_is_drawn_over_the_image(browser: Any, layers: Path) -> None:
     tab = Tab(browser, layers / "second" / "atlas.html", "#second:2")
     page = tab.ready()
