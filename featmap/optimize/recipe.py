@@ -200,11 +200,9 @@ class Recipe:
 
     @property
     def linear(self) -> bool:
-        """Whether all steps are linear, so that a linear network shows no interaction.
-
-        Defined for a resolved recipe.
-        """
-        # A gradient over its RMS keeps its length at one size; at several sizes two units' lengths change differently.
+        """Whether all steps are linear, so that a linear network shows no interaction; for a resolved recipe only."""
+        # A gradient divided by its RMS has a constant length at one size. From size to size the lengths of two units'
+        # gradients change differently, and their sum is no longer linear.
         proportional = self.optimiser == "gradient" or (self.optimiser == "rms" and len(set(self.sizes)) == 1)
         return self.parameterisation == "pixels" and self.clamp == "never" and proportional
 
