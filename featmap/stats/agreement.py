@@ -403,11 +403,11 @@ def processing_path(images: np.ndarray, photographs: np.ndarray, best: np.ndarra
     defined = np.isfinite(own) & np.isfinite(same) & np.isfinite(other)
     if defined.sum() < 2:
         return undefined
-    parts = np.stack([own, same, other])[:, defined]
-    width = same - other
-    scores = np.where(defined & (width > WIDTH), (own - other) / np.where(width > WIDTH, width, 1), np.nan)
+    parts = np.stack([own, same, other])
+    scores = np.where(defined, _score(parts), np.nan)
+    parts = parts[:, defined]
     rng = generator("path", int(defined.sum()))
-    drawn = parts[:, rng.integers(0, parts.shape[1], size=(1000, parts.shape[1]))].mean(axis=2)
+    drawn = parts[:, rng.integers(0, parts.shape[1], size=(DRAWS, parts.shape[1]))].mean(axis=2)
     values = _score(drawn)
     # a scale whose width may be 0 would turn noise into scores of any size
     has_scale = np.percentile(drawn[1] - drawn[2], 2.5) > WIDTH

@@ -43,7 +43,7 @@ def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
         values = data.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise FeatmapError(f"{name} must hold numbers only ({error})") from error
-    return np.where(np.isfinite(values), values, np.nan)
+    return finite_column(values)
 
 
 def finite_column(values: np.ndarray) -> np.ndarray:

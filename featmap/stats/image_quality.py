@@ -10,11 +10,10 @@ import numpy as np
 from scipy.signal import windows
 
 from featmap.stats.correlation import TINY_POWER, VARIANCE_FLOOR, floors, unit_vectors
+from featmap.stats.interaction import FIRING_SHARE
 from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval, mean_correlation
 
-FIRES = 0.1
-"""Share of a map's own maximum above which a position of the grid fires."""
 LOWEST_RING = 2
 """Lowest frequency of the fit of a spectrum's slope, in cycles per image: the window smears the first one and 0."""
 FEWEST_RINGS = 4
@@ -205,7 +204,7 @@ def colour_distance(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return distance
 
 
-def coverages(maps: np.ndarray, share: float = FIRES) -> np.ndarray:
+def coverages(maps: np.ndarray, share: float = FIRING_SHARE) -> np.ndarray:
     """Compute the share of each activation map's grid that fires.
 
     A position fires where its activation is above `share` times the map's own maximum.
@@ -214,7 +213,7 @@ def coverages(maps: np.ndarray, share: float = FIRES) -> np.ndarray:
     ----------
     maps : numpy.ndarray
         Activation maps, ... x H x W, in the layer's own unit.
-    share : float, default FIRES
+    share : float, default 0.1
         Share of the maximum, in [0, 1).
 
     Returns
