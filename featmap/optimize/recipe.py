@@ -200,7 +200,10 @@ class Recipe:
 
     @property
     def linear(self) -> bool:
-        """Whether all steps are linear, so that a linear network shows no interaction; for a resolved recipe only."""
+        """Whether all steps are linear: then a linear network shows no interaction.
+
+        Defined for a resolved recipe.
+        """
         # A gradient divided by its RMS has a constant length at one size. From size to size the lengths of two units'
         # gradients change differently, and their sum is no longer linear.
         proportional = self.optimiser == "gradient" or (self.optimiser == "rms" and len(set(self.sizes)) == 1)

@@ -73,13 +73,13 @@ def count_descents(count: int) -> int:
     Returns
     -------
     int
-        1 without facets; else one for each facet, the ordinary image among them, and one for the repeated image.
+        1 without facets; else one for each facet (the ordinary image is the first) and one for the repeated image.
     """
     return 1 + count
 
 
 def count_passes(count: int) -> int:
-    """Count the passes of each unit, in those of an ordinary descent.
+    """Count the descents that the facets of a unit cost, in ordinary descents.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def count_passes(count: int) -> int:
     Returns
     -------
     int
-        1 for the ordinary image, 1 for the repeated one, and 2 for each other facet: in each step one for its unit, and
-        one that pushes it away from the facets before it.
+        1 without facets; else 1 for the ordinary image, 1 for the repeated one, and 2 for each other facet, each step
+        of which takes a pass for its unit and a pass that pushes it away from the facets before it.
     """
     return 2 * count if count else 1
 
@@ -173,8 +173,8 @@ def distances(vectors: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        One minus the cosine, ... x n x n, in [0, 2]: symmetric, 0 on the diagonal; 0 for images that the layer answers
-        to in the same proportions, 1 for unrelated ones. NaN where a vector is undefined.
+        One minus the cosine, ... x n x n, in [0, 2]: symmetric, 0 on the diagonal; 0 for images whose standardised
+        responses are proportional, 1 for unrelated ones. NaN where a vector is undefined.
     """
     cosines = np.einsum("...ic,...jc->...ij", vectors, vectors)
     result = (1 - cosines).clip(0, 2)

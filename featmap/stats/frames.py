@@ -1,4 +1,4 @@
-"""Frames of measures: conversion, checks, nearest features, most similar pairs, agreement over seeds.
+"""Data frames of measures: conversion, checks, nearest features, most similar pairs, agreement over seeds.
 
 A frame is float64 and NaN where undefined. So is every column of a table that can be undefined, such as the number of a
 cluster; a flag that can be is 1, 0 or NaN, and is written to CSV as True, False or an empty cell.
@@ -159,18 +159,19 @@ def symmetric_values(S: pd.DataFrame) -> np.ndarray:
 
 
 def seed_agreement(frames: Sequence[pd.DataFrame]) -> float:
-    """Compute the mean correlation of the profiles of several seeds.
+    """Compute the mean correlation of S between single seeds.
 
     Parameters
     ----------
     frames : sequence of pandas.DataFrame
-        `profile` of each seed; features are matched by label.
+        S of each seed (`profile`); features are matched by label.
 
     Returns
     -------
     float
-        Mean over pairs of seeds of Pearson's correlation of the similarities of different features that both seeds
-        define, each pair once. In [-1, 1]; 1 where all seeds give the same map.
+        Mean, over pairs of seeds, of Pearson's correlation of their similarities of different features, where both are
+        defined. In [-1, 1]; 1 where all seeds give the same map. `featmap.stats.reliability.repeatability` is the same
+        with a bootstrap interval, but for rounding.
 
     Raises
     ------
