@@ -383,8 +383,7 @@ def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 1
     Returns
     -------
     everywhere : numpy.ndarray
-        Predicted rank of each pair, about -0.5 to 0.5; NaN without predictors, or with fewer than 2 pairs for each
-        fold.
+        Predicted rank of each pair, about -0.5 to 0.5; NaN without predictors or with fewer than 2 pairs a fold.
     left_out : numpy.ndarray
         Prediction for each measured pair from the fit without its fold, NaN elsewhere.
     """
