@@ -20,6 +20,7 @@ from featmap.network.unit import Shape
 from featmap.optimize import parameterization
 from featmap.optimize.objective import BatchLoss, Objective, Repulsion
 from featmap.optimize.recipe import Octave, Recipe
+from featmap.optimize.schedule import interpolate_schedule
 from featmap.optimize.transforms import apply_transform
 
 ADAM_EPS = 1e-8
@@ -355,8 +356,8 @@ class _Loop:
             self.had_gradient |= gradient.flatten(1).any(1)
             if self.repulsion is not None:
                 gradient = self._repel(hooks, loss, parameters, gradient, step)
-            rate = parameterization.interpolate_schedule(octave.rate, i, octave.steps)
-            sigma = parameterization.interpolate_schedule(octave.sigma, i, octave.steps)
+            rate = interpolate_schedule(octave.rate, i, octave.steps)
+            sigma = interpolate_schedule(octave.sigma, i, octave.steps)
             parameters = parameters - rate * optimiser(gradient)
             parameters = parameterization.blur_and_clamp(recipe, parameters, sigma)
             self.curve.append(means)

@@ -11,6 +11,7 @@ from torch import Tensor
 from featmap import image_ops
 from featmap.image_shape import Size, as_pair
 from featmap.optimize.recipe import Recipe
+from featmap.optimize.schedule import interpolate_schedule
 
 # Square root of the colour covariance of natural images, normalised and applied as in Olah et al., "Feature
 # Visualization", Distill, 2017, doi:10.23915/distill.00007
@@ -402,26 +403,6 @@ def clamp_final(recipe: Recipe, images: Tensor) -> Tensor:
         Images of the same shape.
     """
     return images if recipe.clamp == "never" else images.clamp(0, 1)
-
-
-def interpolate_schedule(ends: tuple[float, float], i: int, steps: int) -> float:
-    """Interpolate a schedule linearly at step i.
-
-    Parameters
-    ----------
-    ends : tuple of float
-        First and last value; the last one would be reached at i = steps.
-    i : int
-        Step, from 0 to steps - 1.
-    steps : int
-        Number of steps.
-
-    Returns
-    -------
-    float
-        ``ends[0] * (steps - i) / steps + ends[1] * i / steps``
-    """
-    return ends[0] * (steps - i) / steps + ends[1] * i / steps
 
 
 def frame_steps(steps: int, every: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Parts of a recipe: octaves and random transforms."""
+"""Parts of a recipe: octaves with their schedules of step size and blur, and random transforms."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ class Octave:
     rate: tuple[float, float]
     sigma: tuple[float, float] = (0.0, 0.0)
     size: int | tuple[int, int] | float | None = None
+
+
+def interpolate_schedule(ends: tuple[float, float], i: int, steps: int) -> float:
+    """Interpolate a schedule linearly at step i.
+
+    Parameters
+    ----------
+    ends : tuple of float
+        First and last value; the last one would be reached at i = steps.
+    i : int
+        Step, from 0 to steps - 1.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    float
+        ``ends[0] * (steps - i) / steps + ends[1] * i / steps``
+    """
+    return ends[0] * (steps - i) / steps + ends[1] * i / steps
 
 
 @dataclass(frozen=True)
