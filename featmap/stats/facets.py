@@ -286,10 +286,10 @@ def facet_table(
     -------
     table : pandas.DataFrame
         N n rows: image, facet (its number), activation, kept (see `kept_share`), nearest (distance to the nearest other
-        facet), different (whether it is among the clearly different ones; missing without a null).
+        facet), different (1 if it is among the clearly different ones, else 0; NaN where that is not decided).
     counts : pandas.Series
-        Number of clearly different facets by unit, at least 1; missing where fewer than `MIN_NULL` units of the group
-        have repeated images, or the unit's ordinary image does not exceed the null image.
+        Number of clearly different facets by unit, at least 1, float64; NaN where fewer than `MIN_NULL` units of the
+        group have repeated images, or the unit's ordinary image does not exceed the null image.
     """
     kept, n = kept_share(activation, null, repeated), activation.shape[1]
     different = np.full((len(names), n), np.nan)
@@ -308,8 +308,7 @@ def facet_table(
             "activation": finite_column(np.asarray(activation, dtype=float).ravel()),
             "kept": finite_column(kept.ravel()),
             "nearest": finite_column(nearest.ravel()),
-            "different": pd.array([pd.NA if np.isnan(v) else bool(v) for v in different.ravel()], dtype="boolean"),
+            "different": different.ravel(),
         }
     )
-    counts = [pd.NA if np.isnan(row).any() else int(row.sum()) for row in different]
-    return table, pd.Series(pd.array(counts, dtype="Int64"), index=pd.Index(names, name="image"), name="facets")
+    return table, pd.Series(different.sum(axis=1), index=pd.Index(names, name="image"), name="facets")

@@ -16,7 +16,7 @@ import pandas as pd
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, FLOOR
 
-_FLAG = re.compile(r"identity|(.+_)?reliable")
+_FLAG = re.compile(r"identity|different|(.+_)?reliable")
 
 
 def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
@@ -93,7 +93,7 @@ def spell_flags(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A copy; `identity` and the columns about reliability are pandas' nullable booleans.
+        A copy; `identity`, `different` and the columns about reliability are pandas' nullable booleans.
     """
     return table.astype({c: "boolean" for c in table.columns if _FLAG.fullmatch(str(c))})
 
