@@ -11,7 +11,7 @@ import pandas as pd
 from featmap.optimize.recipe import Recipe
 
 SEEDS_FOR_CLAIM = 5
-"""Seeds from which a group's response nonlinearity is reported without a note."""
+"""Number of seeds below which a group's response nonlinearity is reported with a note."""
 
 
 def format_percent(share: float) -> str:

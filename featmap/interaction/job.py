@@ -248,7 +248,7 @@ class JointJob(BaseJob):
         return [(g, s) for s in self.seeds for g in range(len(self.groups))]
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the run's numbers depend on.
+        """Collect everything that the run's numbers depend on.
 
         Returns
         -------
@@ -267,7 +267,7 @@ class JointJob(BaseJob):
         }
 
     def waves(self) -> list[list[JointUnit]]:
-        """Return the work units in two waves.
+        """List the work units in two waves.
 
         Returns
         -------

@@ -99,6 +99,44 @@ def quotient(numerator: float, denominator: float, largest: float) -> float:
     return float(numerator / denominator) if np.isfinite(numerator) and above else float("nan")
 
 
+def retention(joint: float, solo: float) -> float:
+    """Compute the retention of a unit: the share of its solo response that it keeps.
+
+    Parameters
+    ----------
+    joint : float
+        z of the unit on the joint image.
+    solo : float
+        Its z on its solo image.
+
+    Returns
+    -------
+    float
+        ``z_a(x_ab) / z_a(x_a)``, unbounded: 1 where the unit responds to the joint image as to its own, 0 where it does
+        no more than on the null image. NaN where the solo z is not above `TINY`.
+    """
+    return quotient(joint, solo, 0.0)
+
+
+def crosstalk(on_other: float, solo: float) -> float:
+    """Compute the cross-talk of a unit: its share of response to another's solo image.
+
+    Parameters
+    ----------
+    on_other : float
+        z of the unit on the solo image of another unit.
+    solo : float
+        Its z on its own solo image.
+
+    Returns
+    -------
+    float
+        ``z_b(x_a) / z_b(x_b)``, unbounded: 1 where another unit's image drives the unit as strongly as its own, 0 where
+        it does no more than the null image. NaN where the solo z is not above `TINY`.
+    """
+    return quotient(on_other, solo, 0.0)
+
+
 def response_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
     """Compute the share of the joint response that no mixture of the parts explains.
 
