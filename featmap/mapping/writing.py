@@ -21,7 +21,7 @@ from featmap.stats import measures
 from featmap.stats.frames import spell_flags
 
 MAX_PAIRS = 24
-"""The figure of nearest neighbours shows at most so many pairs."""
+"""Largest number of pairs in the figure of nearest neighbours."""
 
 
 def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> None:
@@ -167,7 +167,7 @@ def _write_facets(run: Run, layer_map: SimilarityMap, order: list[str]) -> None:
 
 
 def _pair_cards(layer_map: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[sheets.Card]:
-    """Return the cards of the most similar pairs, each feature in one card at most."""
+    """Make the cards of the most similar pairs, with each feature on one card at most."""
     if len(nodes) < 2:
         return []
     C = layer_map.measures["coactivation"]
