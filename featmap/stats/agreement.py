@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from featmap.errors import FeatmapError
 from featmap.rng import generator
 from featmap.stats.correlation import TIE, floors, unit_deviations, unit_vectors
 from featmap.stats.measures import profile_correlations
@@ -279,7 +280,7 @@ def extreme_activation_distance(
 
     Raises
     ------
-    ValueError
+    FeatmapError
         For another kind.
 
     References
@@ -297,7 +298,7 @@ def extreme_activation_distance(
         length = np.sqrt(own[:, None] ** 2 + a.T**2)  # of i's vector in the pair i, j
         cosine = product / (length * length.T)
     else:
-        raise ValueError(f"kind {kind!r}; allowed: layer, pair")
+        raise FeatmapError(f"kind {kind!r} is unknown; allowed: layer, pair")
     distance = np.sqrt(np.clip(1 - cosine, 0, 2) / 2)
     np.fill_diagonal(distance, np.where(np.isfinite(scale), 0.0, np.nan))
     return (distance + distance.T) / 2

@@ -13,6 +13,7 @@ import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.rng import generator
+from featmap.stats import correlation
 from featmap.stats.frames import finite_column
 
 MAX_FACETS = 16
@@ -157,9 +158,7 @@ def unit_vectors(responses: np.ndarray, means: np.ndarray, weights: np.ndarray) 
     """
     # 0 times infinity is NaN
     standardised = np.where(weights > 0, np.asarray(responses, dtype=float) - means, 0.0) * weights
-    lengths = np.linalg.norm(standardised, axis=-1, keepdims=True)
-    defined = (lengths > 0) & np.isfinite(lengths)
-    return np.divide(standardised, lengths, out=np.full_like(standardised, np.nan), where=defined)
+    return correlation.unit_vectors(standardised, floor=0.0)
 
 
 def distances(vectors: np.ndarray) -> np.ndarray:
