@@ -406,7 +406,7 @@ def _overview(best: _Best, chance: _Chance, profiles: _Profiles) -> SimilarityOv
     """Expand the similarities of profiles to the positions of all features."""
     F, columns, layers = profiles.moments.features, profiles.columns, len(profiles.cuts)
     own = np.concatenate([np.full(c.stop - c.start, k) for k, c in enumerate(profiles.cuts)]).astype(np.intp)
-    # The nearest features may lie in the own layer, but the partners of a layer are asked for between layers only.
+    # The nearest features may be in the same layer; partners are features of other layers only.
     best.best[np.arange(len(own)), own] = -np.inf
     undefined = ~np.isfinite(best.best)
     positions = np.append(columns, -1)  # position -1 stays -1
