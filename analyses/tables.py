@@ -37,9 +37,9 @@ weights are available, or on any other network with `--layers`:
     python -m analyses.tables       # writes this page from the stored results
 
 A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units.
-Brackets are 95 % intervals over features (n of them), each averaged over seeds before, unless a row says otherwise.
-The claims are our paraphrases. A verdict concerns the network and the sizes that were measured only: the bundled
-network is small and was trained on small images, those of the article were trained on ImageNet.
+Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
+our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
+was trained on small images, those of the article on ImageNet.
 """
 
 

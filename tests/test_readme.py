@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from featmap.cli.app import app, main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 COMMAND_LINES = re.findall(r"^(?:    |\$ )(featmap .*)$", README, flags=re.MULTILINE)
 (SESSION,) = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
@@ -54,6 +57,16 @@ def test_pictures_and_links_exist() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(targets) >= 5
     assert [t for t in targets if not (ROOT / t).is_file()] == []
+
+
+def test_formulas_and_decisions_are_where_contributing_says() -> None:
+    rows = [line for line in CONTRIBUTING.splitlines() if re.match(r"\| .* \| `[a-z]+\.[a-z_]+\.", line)]
+    names = [name for row in rows for name in re.findall(r"`([a-z]+\.[a-z_]+\.[\w.]+)`", row)]
+    assert len(rows) >= 15 and len(names) == sum(row.count("`") for row in rows) / 2
+    for name in names:
+        room, module, *attributes = name.split(".")
+        found = reduce(getattr, attributes, import_module(f"featmap.{room}.{module}"))
+        assert callable(found) and found.__doc__, name
 
 
 def test_the_readme_is_short() -> None:

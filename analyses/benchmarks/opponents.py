@@ -27,8 +27,8 @@ from torchvision.transforms import functional
 
 from featmap import Network
 from featmap.image_ops import noise
-from featmap.optimize.parameterization import interpolate_schedule
 from featmap.optimize.recipe import Octave, Recipe
+from featmap.optimize.schedule import interpolate_schedule
 
 Make = Callable[[Network, str, Sequence[int], int], Tensor]
 

@@ -11,27 +11,7 @@ import pandas as pd
 from featmap.optimize.recipe import Recipe
 
 SEEDS_FOR_CLAIM = 5
-"""Seeds from which a group's response nonlinearity is reported without a note."""
-
-
-def has_linear_steps(recipe: Recipe) -> bool:
-    """Check whether a recipe consists of linear steps.
-
-    Under linear steps a linear network shows no interaction. A gradient over its RMS has one length at one image size;
-    over several sizes the lengths of two units' gradients change differently, and their sum is no longer linear.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        Resolved recipe.
-
-    Returns
-    -------
-    bool
-        True for plain pixels, no clamp, and plain gradients, or gradients over their RMS at a single size.
-    """
-    linear_gradient = recipe.optimiser == "gradient" or (recipe.optimiser == "rms" and len(set(recipe.sizes)) == 1)
-    return recipe.parameterisation == "pixels" and recipe.clamp == "never" and linear_gradient
+"""Number of seeds below which a group's response nonlinearity is reported with a note."""
 
 
 def format_percent(share: float) -> str:
@@ -154,7 +134,7 @@ def list_notes(row: pd.Series, seeds: int, recipe: Recipe) -> list[str]:
         Empty where there are none.
     """
     notes = []
-    if not has_linear_steps(recipe):
+    if not recipe.linear:
         notes.append(
             f"recipe {recipe.name} has steps that are not linear: under them even a linear network shows interaction"
         )

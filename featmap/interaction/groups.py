@@ -19,6 +19,7 @@ from featmap.runs.worker import checked
 SEEDS_OF_GROUP, SEEDS_OF_PAIRS = 5, 3
 """Default numbers of seeds."""
 MAX_PAIRS = 20_000
+"""Largest number of pairs of a run."""
 LayerChannels = str | tuple[str, str | Sequence[int]]
 """A layer, which stands for all its features, or a layer and channels as "0-15,42" or a sequence."""
 
@@ -155,7 +156,7 @@ def pairs_of(layers: Sequence[LayerChannels], network: Network, size: Size) -> t
     Returns
     -------
     tuple of (Unit, Unit)
-        At most `MOST_PAIRS`.
+        At most `MAX_PAIRS`.
 
     Raises
     ------

@@ -18,6 +18,7 @@ import numpy as np
 from featmap import rng
 from featmap.errors import RecipeError, UnitError
 from featmap.files import summarise_names
+from featmap.image_shape import channel_names
 from featmap.network.unit import Shape, Unit
 from featmap.optimize.objective import Objective
 from featmap.runs.folder_layout import STATUSES, ArraySpec
@@ -247,7 +248,7 @@ class JointJob(BaseJob):
         return [(g, s) for s in self.seeds for g in range(len(self.groups))]
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the run's numbers depend on.
+        """Collect everything that the run's numbers depend on.
 
         Returns
         -------
@@ -266,7 +267,7 @@ class JointJob(BaseJob):
         }
 
     def waves(self) -> list[list[JointUnit]]:
-        """Return the work units in two waves.
+        """List the work units in two waves.
 
         Returns
         -------
@@ -376,7 +377,7 @@ class JointJob(BaseJob):
             "member": np.array(list(MEMBERS[: self.members])),
             "response": np.array(self.columns),
             "step": np.arange(self.recipe.steps, dtype=np.int64),
-            "channel": np.array(["red", "green", "blue"]),
+            "channel": np.array(channel_names(self.network.channels)),
         }
 
 

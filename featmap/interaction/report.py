@@ -10,13 +10,7 @@ import numpy as np
 import pandas as pd
 
 from featmap.image_shape import colour_note, format_size
-from featmap.interaction.conclusion import (
-    describe_nonlinearity,
-    format_number,
-    has_linear_steps,
-    list_notes,
-    state_conclusion,
-)
+from featmap.interaction.conclusion import describe_nonlinearity, format_number, list_notes, state_conclusion
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
@@ -120,7 +114,7 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         "notes": list_notes(row, len(job.seeds), job.recipe),
         "balance": job.balance,
         "recipe": job.recipe.name,
-        "linear_steps": has_linear_steps(job.recipe),
+        "linear_steps": job.recipe.linear,
         "probed_layers": list(job.responses),
         "features_dropped": int(np.isnan(arrays.small_arrays["deviation"]).sum()),
         "seeds": list(job.seeds),

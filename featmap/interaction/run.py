@@ -70,7 +70,7 @@ class Interaction:
 
 
 def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> Interaction:
-    """Do the work units that are missing in an interaction run and write its report.
+    """Compute the work units that an interaction run lacks, and write its report.
 
     Parameters
     ----------

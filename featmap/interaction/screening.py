@@ -60,6 +60,7 @@ from featmap.stats import interaction
 from featmap.stats import predictors as predicting
 from featmap.stats.frames import plain_columns
 from featmap.stats.predictors import PREDICTORS, evaluate, seed_reliability
+from featmap.stats.reliability import spearman_brown
 
 
 @dataclass(eq=False)
@@ -110,9 +111,9 @@ class Screening:
             lines = [
                 f"no predictor could be evaluated on {len(self.check.summary)} random pairs: give more checks or seeds"
             ]
-        if np.isfinite(self.reliability):
-            k = self.check.statistics["seed"].nunique()
-            mean_reliability = k * self.reliability / (1 + (k - 1) * self.reliability)
+        k = self.check.statistics["seed"].nunique()
+        mean_reliability = spearman_brown(self.reliability, k)
+        if np.isfinite(mean_reliability):
             lines.append(
                 f"the exact statistic of single seeds has a reliability of {self.reliability:.2f}, "
                 f"its mean of {k} seeds one of {mean_reliability:.2f}: no predictor can reach a rank correlation above "
@@ -143,9 +144,8 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
     """
     solos = estimate_descents(job, folder)
     parts = [solos, *(estimate_joint(exact_job(job, pairs), folder) for pairs in representative_pairs(job))]
-    gradients = (
-        6 * 4 * math.prod(job.network.image_shape(job.recipe.size)) * len(job.objectives)
-    )  # six float32 images of each unit, for the predictors
+    # the predictors hold six float32 images of each unit
+    gradients = 6 * 4 * math.prod(job.network.image_shape(job.recipe.size)) * len(job.objectives)
     return Estimate(
         sum(part.seconds for part in parts),
         max(part.memory for part in parts) + gradients,
@@ -155,7 +155,7 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
 
 
 def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -> Screening:
-    """Do the solo runs, the predictions and the exact runs that are missing.
+    """Compute the solo runs, the predictions and the exact runs that are missing.
 
     Parameters
     ----------
@@ -284,8 +284,8 @@ def _collect_side(
         watcher.stage("gradients", 2, 2)
     A, nulls = (np.asarray(arrays[name][...]) for name in ("A", "null"))
     r = np.stack([interaction.standardise_responses(A[s][rows], nulls[s], deviation) for s in range(len(job.seeds))])
-    is_dead = ~np.isin(np.asarray(arrays["status"][...])[:, rows], LIVE_CODES).all(0)
-    r[:, is_dead] = np.nan
+    is_not_live = ~np.isin(np.asarray(arrays["status"][...])[:, rows], LIVE_CODES).all(0)
+    r[:, is_not_live] = np.nan
     columns = {u: k for k, u in enumerate(_all_units(job))}
     return predicting.Side(
         r,
@@ -315,7 +315,7 @@ def screen(
     seeds: int | Iterable[int] = SEEDS,
     execution: Execution | None = None,
 ) -> Screening:
-    """Find the pairs of features that interact most without descending every pair.
+    """Find the pairs of features that interact most, without a descent for every pair.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class ScreeningJob(Job):
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Indices of all pairs of different units, one into each side; each pair once."""
+        """All pairs of different units, each once, as indices into the two sides."""
         return _pairs(*self.sides)
 
     @property
@@ -92,7 +92,7 @@ class ScreeningJob(Job):
         return min(self.budget.checks, len(self.pairs))
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the screening's numbers depend on.
+        """Collect everything that the screening's numbers depend on.
 
         Returns
         -------
@@ -213,7 +213,7 @@ def random_pairs(job: ScreeningJob) -> tuple[Group, ...]:
 
 
 def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
-    """Set up the job that measures pairs exactly, under the fresh seeds.
+    """Set up the job that measures pairs exactly, with the fresh seeds.
 
     Parameters
     ----------

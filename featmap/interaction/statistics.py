@@ -1,4 +1,7 @@
-"""Statistics of interaction of every group and seed, computed from the arrays of a finished run."""
+"""Statistics of interaction of every group and seed, computed from the arrays of a finished run.
+
+The formulas are in `featmap.stats.interaction`.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ class JointArrays:
         return {name: np.asarray(self.arrays[name][...]) for name in names}
 
     def _standardise(self, responses: np.ndarray, seed: int, perturbed: bool = False) -> np.ndarray:
-        """Compute r of raw responses to images that began from one start."""
+        """Compute r from raw responses to images that descended from one start."""
         null = self.small_arrays["null"][self.start_rows[seed, perturbed]]
         return interaction.standardise_responses(responses, null, self.small_arrays["deviation"])
 
@@ -262,17 +265,16 @@ class JointArrays:
         }
         for k, (c, unit) in enumerate(zip(letters, group, strict=True)):
             result[f"joint_{c}"] = float(joint[k])
-            result[f"retention_{c}"] = interaction.quotient(joint[k], best[k], 0.0)
+            result[f"retention_{c}"] = interaction.retention(joint[k], best[k])
             result[f"self_saturation_{c}"] = interaction.self_saturation(parts[k], fractions[k], len(group))
             for other, image_unit in zip(letters, group, strict=True):
                 if other != c:
-                    result[f"crosstalk_{c}_on_{other}"] = interaction.quotient(
-                        self.solo_activation(unit, image_unit, seed), best[k], 0.0
-                    )
+                    on_other = self.solo_activation(unit, image_unit, seed)
+                    result[f"crosstalk_{c}_on_{other}"] = interaction.crosstalk(on_other, best[k])
         return result | self._floors(group, seed, letters) | self._ceilings(group, seed, r, d)
 
     def _floors(self, group: Group, seed: int, letters: Sequence[str]) -> dict[str, float]:
-        """Compute the floors of each unit and kind, and of the group: the larger of the two kinds' means."""
+        """Compute the floors of each unit and kind; the group's is the larger of the two kinds' means over units."""
         result: dict[str, float] = {}
         for kind in FLOOR_KINDS:
             floors = np.array([self._unit_floor(u, seed, kind) for u in group])
@@ -367,8 +369,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         A row for each group: the mean of each statistic over the seeds that define it, and `status` ("ok" where any
         seed has statistics), `seeds` (their number), `low` and `high` (95 % t-interval of the response nonlinearity
-        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds), `p` (one-sided, of
-        an excess not above 0) and `q` (p under control of the false discovery rate over the groups);
+        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds), `p` (one-sided
+        t-test that the excess is above 0) and `q` (p adjusted for the false discovery rate over the groups);
         `second_difference_at` is the feature that most seeds name.
     """
     rows = []

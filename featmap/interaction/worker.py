@@ -1,4 +1,4 @@
-"""Do the work units of a joint job: from units to stored images, responses and activation maps."""
+"""Compute the work units of a joint job: from units to stored images, responses and activation maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class JointWorker:
-    """A network that is loaded and prepared once, and does work units of a joint job.
+    """A network, prepared once, that computes work units of a joint job.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class JointWorker:
         self._nulls: dict[tuple[int, bool], Tensor] = {}
 
     def start_image(self, seed: int, perturbed: bool) -> Tensor:
-        """Return the noise that a descent starts from; it is computed once.
+        """Look up the noise that a descent starts from, or compute it.
 
         Parameters
         ----------
@@ -63,7 +63,7 @@ class JointWorker:
         return self._starts[seed, perturbed]
 
     def null_image(self, seed: int, perturbed: bool) -> Tensor:
-        """Return the null image of a start; it is computed once.
+        """Look up the null image of a start, or compute it.
 
         Parameters
         ----------
@@ -83,7 +83,7 @@ class JointWorker:
         return self._nulls[seed, perturbed]
 
     def work(self, unit: JointUnit, store: Run) -> None:
-        """Do one work unit and write its arrays to the run folder.
+        """Compute one work unit and write its arrays to the run folder.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class JointWorker:
         }
 
     def _descend(self, objectives: Sequence[Objective], starts: Sequence[tuple[int, bool]]) -> Descent:
-        """Do a batch of descents, each from its own start."""
+        """Compute a batch of descents, each from its own start."""
         return self.batches.descend(
             objectives,
             self.job.recipe,
@@ -131,7 +131,7 @@ class JointWorker:
         )
 
     def descend_solo(self, unit: JointUnit) -> dict[str, np.ndarray]:
-        """Do a batch of solo descents and measure their images.
+        """Compute a batch of solo descents and measure their images.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class JointWorker:
         return counts / counts.max()
 
     def descend_joint(self, unit: JointUnit, store: Run) -> dict[str, np.ndarray]:
-        """Do a batch of joint descents; measure their images and blends of solo images.
+        """Compute a batch of joint descents; measure them and blends of solo images.
 
         Parameters
         ----------

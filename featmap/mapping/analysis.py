@@ -35,7 +35,7 @@ def analyse(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool = 
     watcher : Watcher
         Receives the progress.
     reuse : bool, default False
-        Read the stored clusters and the stored table of layers instead of computing them; valid only if they were
+        Read the stored clusters and the stored table of layers instead of computing them; allowed only if they were
         computed from these arrays.
 
     Returns
@@ -81,7 +81,7 @@ def map_layer(
     folder : Path
         Run folder.
     reuse : bool, default False
-        Read the stored clusters instead of computing them; valid only if they were computed from these arrays.
+        Read the stored clusters instead of computing them; allowed only if they were computed from these arrays.
 
     Returns
     -------

@@ -15,7 +15,7 @@ FILE_NAME = "clusters.json"
 
 
 def to_json(clusters: Clusters, neighbours: int) -> str:
-    """Return clusters, communities and all null draws as JSON text.
+    """Format clusters, communities and all null draws as JSON text.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ def pair_folders(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]
 
 
 def main_files(run: Run, maps: LayerMaps) -> list[str]:
-    """List the tables and figures of a finished run that are worth looking at first.
+    """List the tables and figures of a finished run to look at first.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def draw_pair(
 
 
 def _channels(labels: Sequence[str]) -> list[str]:
-    """Return the channels of features as text, with their marks."""
+    """Shorten labels of features to their channels, with their marks."""
     return [str(label).rpartition(":")[2] for label in labels]
 
 

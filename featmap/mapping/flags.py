@@ -1,4 +1,4 @@
-"""Enter the reliability that a validation measured into tables, and mark unreliable features in figures."""
+"""Add the reliability that a validation measured to tables, and mark unreliable features in figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 RELIABLE = 0.9
-"""A feature whose reliability in the run's own map is below this is marked."""
+"""Reliability in the run's own map below which a feature is marked as unreliable."""
 MARK = " ?"
 """Follows the name of an unreliable feature."""
 
@@ -43,7 +43,7 @@ def add_reliability(table: pd.DataFrame, reliability: Mapping[str, float | None]
 
 
 def reliable_column(reliability: Mapping[str, float | None], names: Iterable[object]) -> np.ndarray:
-    """Return a column that says which features are reliable.
+    """Make the column that tells reliable features from unreliable ones.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def is_marked(table: pd.DataFrame, name: str) -> bool:
 
 
 def marked_names(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Return the names of features with `MARK` after unreliable ones.
+    """Append `MARK` to the names of unreliable features.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def marked_names(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def title_note(table: pd.DataFrame, names: Sequence[str]) -> str:
-    """Return the text that a figure's title adds about unreliable features.
+    """Format what a figure's title says about unreliable features.
 
     Parameters
     ----------

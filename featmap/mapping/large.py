@@ -41,9 +41,9 @@ from featmap.stats.cross_layer import CrossLayerMap
 
 NEIGHBOURS, PARTNERS, GRAPH = f"{tables.CROSS}/neighbours", f"{tables.CROSS}/partners", f"{tables.CROSS}/graph.graphml"
 MAX_DRAWN_LAYERS = 40
-"""The layer grid is drawn for up to so many layers."""
+"""Largest number of layers for which the layer grid is drawn."""
 STRONGEST = 5
-"""Pairs of layers that the summary names."""
+"""Number of pairs of layers that the summary names."""
 
 
 def is_large(job: Job) -> bool:
@@ -300,7 +300,7 @@ def _partners(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd.D
 
 
 def _marked(live: LiveFeatures, frame: pd.DataFrame, other: str) -> pd.DataFrame:
-    """Return a table with the columns `reliable` and OTHER_reliable added, after a validation."""
+    """Add the columns `reliable` and OTHER_reliable to a table in place, after a validation; return it."""
     reliability = live.run.manifest.reliability
     if reliability:
         frame["reliable"] = flags.reliable_column(reliability, frame["feature"])
@@ -370,8 +370,8 @@ def summarise(live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFr
     Returns
     -------
     dict
-        Plain JSON values: counts of layers, features, profiles, images and edges, and the pairs of layers whose best
-        similarity exceeds chance most.
+        Plain JSON values: numbers of layers, features, profiles, images and edges, and the pairs of layers whose best
+        similarity is farthest above chance.
     """
     layer = live.layer_numbers
     ends = np.array([(i, j) for i, j, _ in graph_edges(overview)], dtype=int).reshape(-1, 2)
@@ -390,7 +390,7 @@ def summarise(live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFr
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
-    """Return the findings in words: one line a layer, then those over all layers."""
+    """Describe the findings in words: one line for each layer, then those over all layers."""
     lines = [f"{layer}: {tables.summary_lines(one)[0]}" for layer, one in summary["layers"].items()]
     network = summary["network"]
     between = network["edges_between_layers"] / network["edges"] if network["edges"] else 0.0

@@ -15,7 +15,7 @@ from featmap.runs.store import Run
 
 
 def _folder_of(unit: str, folder: Path) -> Path:
-    """Return the folder of the tables of a feature's layer."""
+    """Find the folder that holds the tables of a feature's layer."""
     identity = Run.read(folder).identity
     layers = identity.get("layers") or [identity["layer"]] if "layer" in identity or "layers" in identity else []
     layer = unit.partition(":")[0]

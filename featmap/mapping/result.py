@@ -286,7 +286,7 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
 
 
 def worst_status(status: np.ndarray) -> np.ndarray:
-    """Return the worst status of each image over all seeds.
+    """Find the worst status of each image over all seeds.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def similarity_job(
 
 
 def _split_layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the layers to maximise and the layers to probe, each once."""
+    """Check that the layers to maximise and those to probe do not overlap; return both, each layer once."""
     probed = list(dict.fromkeys([probe_layers] if isinstance(probe_layers, str) else probe_layers))
     if len(layers) > 1 and probed:
         raise UnitError(

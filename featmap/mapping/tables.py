@@ -132,7 +132,7 @@ def feature_table(
     if layer.names:
         table.insert(1, "name", [layer.names[c] for c in channels])
     live = list(clusters.labels.index)
-    # the image of a dead feature shows nothing, so identity is judged among the images of live features
+    # the image of a dead feature shows nothing, so identity is decided among the images of live features
     best = A.loc[live].max(axis=0) if live else A.max(axis=0)
     own = pd.Series(np.diag(A.to_numpy()), index=names)
     table["identity"] = np.where(table.index.isin(live), own >= best, np.nan)
@@ -148,7 +148,7 @@ def feature_table(
 
 
 def tabulate_facets(data: xr.Dataset, names: list[str]) -> tuple[pd.DataFrame, pd.Series]:
-    """Tabulate the facets of a layer's features, of the first seed.
+    """Tabulate the facets of a layer's features, as made with the first seed.
 
     Parameters
     ----------
@@ -275,7 +275,7 @@ def summarise(
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """Return the summary of one layer in words.
+    """Describe the summary of one layer in words.
 
     Parameters
     ----------
@@ -346,7 +346,7 @@ def summarise_crossings(crossings: Sequence[CrossLayerMap], table: pd.DataFrame,
     Returns
     -------
     list of dict
-        Plain JSON values, one entry a pair.
+        Plain JSON values, one entry for each pair.
     """
     entries = []
     for crossing, row in zip(crossings, table.to_dict("records"), strict=True):
@@ -368,7 +368,7 @@ def summarise_crossings(crossings: Sequence[CrossLayerMap], table: pd.DataFrame,
 
 
 def distinct_partners(partners: pd.DataFrame, n: int) -> pd.DataFrame:
-    """List the most similar pairs of feature and first partner.
+    """List the most similar pairs of a feature and its first partner.
 
     Parameters
     ----------
@@ -387,7 +387,7 @@ def distinct_partners(partners: pd.DataFrame, n: int) -> pd.DataFrame:
 
 
 def crossing_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the summary of the maps between layers in words.
+    """Describe the summary of the maps between layers in words.
 
     Parameters
     ----------

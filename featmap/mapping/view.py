@@ -91,7 +91,7 @@ class View:
         return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in listed.items()}
 
     def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
-        """Return the settings that tables and figures depend on besides the arrays.
+        """Collect the settings that tables and figures depend on besides the arrays.
 
         Parameters
         ----------

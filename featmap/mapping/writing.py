@@ -18,9 +18,10 @@ from featmap.runs.output import format_number, save_facets, save_figure, save_sh
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
+from featmap.stats.frames import spell_flags
 
 MAX_PAIRS = 24
-"""The figure of nearest neighbours shows at most so many pairs."""
+"""Largest number of pairs in the figure of nearest neighbours."""
 
 
 def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> None:
@@ -157,7 +158,7 @@ def _write_facets(run: Run, layer_map: SimilarityMap, order: list[str]) -> None:
     # the null is made of all images of the layer, shown or not
     table, _ = tabulate_facets(layer_map.dataset, list(layer_map.features.index))
     kept = table[table["image"].isin(order)]
-    write = partial(kept.to_csv, index=False, float_format="%.9g", lineterminator="\n")
+    write = partial(spell_flags(kept).to_csv, index=False, float_format="%.9g", lineterminator="\n")
     run.write(f"{layer_map.prefix}facets.csv", write)
     at = {name: k for k, name in enumerate(order)}
     drawn = kept.sort_values(["image", "facet"], key=lambda c: c.map(at) if c.name == "image" else c, kind="stable")
@@ -166,7 +167,7 @@ def _write_facets(run: Run, layer_map: SimilarityMap, order: list[str]) -> None:
 
 
 def _pair_cards(layer_map: SimilarityMap, nodes: list[str], images: dict[str, np.ndarray]) -> list[sheets.Card]:
-    """Return the cards of the most similar pairs, each feature in one card at most."""
+    """Make the cards of the most similar pairs, with each feature on one card at most."""
     if len(nodes) < 2:
         return []
     C = layer_map.measures["coactivation"]

@@ -1,4 +1,4 @@
-"""Batches of descents and gradients on a network that is prepared once for each set of layers."""
+"""Batches of descents, and of gradients, on a network that is prepared once for each set of layers."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Batches:
         frames : int, default 0
             Interval, in steps, at which images are kept; 0 keeps none.
         repulsion : Repulsion or None, default None
-            Other images of each objective, from which its image is pushed away; all objectives then have the same
+            Other images made for each objective, from which its image is pushed away; all objectives then have the same
             layers.
 
         Returns
@@ -189,7 +189,7 @@ class Batches:
         )
 
     def channel_gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int, layer: str) -> Tensor:
-        """Compute the gradient of each objective's activation by a layer's channels.
+        """Compute the gradient of each objective with respect to a layer's channels.
 
         Parameters
         ----------
@@ -200,13 +200,13 @@ class Batches:
         rows : int
             Number of images computed together.
         layer : str
-            Name of the layer whose C channels are differentiated by.
+            Name of the layer of C channels, or of a layer of K directions.
 
         Returns
         -------
         Tensor
-            Gradients summed over the layer's grid, N x C, float32; NaN where the layer does not lie before the
-            objective's layers. By a direction: as the channels move along it, so that the direction rises by 1.
+            Gradients of the activations, summed over the layer's grid, N x C, float32; NaN where the layer does not lie
+            before the objective's layers. For directions N x K, see `along_directions`.
         """
         size, network, target = as_size(tuple(images.shape[2:])), self.network, layer
         (layer,) = network.base_layers([layer])
@@ -230,7 +230,7 @@ class Batches:
         return torch.cat(gradients) if chosen_set is None else along_directions(torch.cat(gradients), chosen_set)
 
     def image_gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int) -> Tensor:
-        """Compute the gradient of each objective's activation by its own image.
+        """Compute the gradient of each objective's activation with respect to its image.
 
         Parameters
         ----------
@@ -264,7 +264,7 @@ class Batches:
 
 
 def along_directions(gradients: Tensor, directions: Directions) -> Tensor:
-    """Convert gradients by a layer's channels to derivatives along directions.
+    """Convert gradients with respect to channels to derivatives along directions.
 
     Parameters
     ----------
@@ -276,7 +276,8 @@ def along_directions(gradients: Tensor, directions: Directions) -> Tensor:
     Returns
     -------
     Tensor
-        N x K: what a smallest change of the channels that raises the direction by 1 adds, before its ReLU.
+        N x K: the derivative along the smallest change of the channels that raises the direction, before its ReLU, by
+        1.
     """
     vectors = torch.from_numpy(directions.vectors).double()
     return (gradients.double() @ (vectors / vectors.square().sum(1, keepdim=True)).T).float()

@@ -1,4 +1,4 @@
-"""Compare the network that descends with the untouched one, and two passes of a network with each other."""
+"""Compare the network that descents use with the untouched one, and two passes of a network with each other."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ LEAST_NORM = 1e-30
 REPEATS = 8
 """Passes that are compared where a pass draws random numbers: one of stochastic depth often draws the same twice."""
 FOLDED, UNTOUCHED = "folded", "untouched"
-"""Networks that descend: the copy with folded batch norms and a rearranged first convolution, or a plain copy."""
+"""Networks that descents use: the copy with folded batch norms and a rearranged first convolution, or a plain copy."""
 PINK_IMAGES = 2
 """Number of 1/f images on which networks are compared, beside one of noise as descents start from."""
 Measured = tuple[dict[str, Tensor], Tensor]
-"""Outputs by layer, and the gradient by the images."""
+"""Outputs by layer, and the gradient with respect to the images."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Preparation:
     layout : torch.memory_format, default torch.channels_last
         Memory format of the weights.
     in_place : bool, default False
-        Whether the module itself descends, since a plain copy computes something else too.
+        Whether descents use the module itself, because a plain copy computes something else too.
     """
 
     layers: tuple[str, ...]
@@ -80,7 +80,7 @@ class Preparation:
         Returns
         -------
         dict
-            The layers, the network that descends, and the differences to two digits; None for an infinite one.
+            The layers, the network that descents use, and the differences to two digits; None for an infinite one.
         """
         output, gradient = (float(f"{v:.2g}") if np.isfinite(v) else None for v in (self.output, self.gradient))
         return {"layers": list(self.layers), "network": self.network, "output": output, "gradient": gradient}
@@ -116,8 +116,8 @@ def choose_preparation(
     """Choose the fastest copy that computes what the network computes.
 
     The copies are compared with the untouched network by the outputs of the layers and by the gradient of a random
-    weighting of them: the folded copy first, then the plain one, each in the network's memory format and then in the
-    contiguous one, and the module itself at last. Weights that are not finite are 0 in all of them, see `prepare`.
+    weighting of them: the folded copy first, then the plain one, both in the network's memory format and then both in
+    the contiguous one, and finally the module itself. Weights that are not finite are 0 in all of them, see `prepare`.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def _measure(
     images: Tensor,
     weights: dict[str, Tensor] | None = None,
 ) -> tuple[Measured, dict[str, Tensor]]:
-    """Compute outputs and a gradient, and the loss's weights, drawn unless they are passed."""
+    """Compute outputs, a gradient, and the weights of the loss, which are drawn unless they are passed."""
     x = images.clone().requires_grad_(True)
     with torch.enable_grad(), _fixed_random_numbers(images.device), _hooks(network, module, layers) as hooks:
         outputs = hooks.run(network.normalise(x))
@@ -231,12 +231,12 @@ def _measure(
 
 
 def _differences(compute: Callable[[], Measured], expected: Measured) -> tuple[float, float]:
-    """Relative differences of outputs and gradients; infinite where a network of the user's own fails in a copy."""
+    """Compute the relative differences of outputs and gradients; infinite where a copy of the network fails."""
     try:
         outputs, gradient = compute()
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
+    except Exception:  # noqa: BLE001 - a network of the user's own may fail in any way when it is copied
         return float("inf"), float("inf")
     return max(relative_difference(outputs[la], expected[0][la]) for la in outputs), relative_difference(
         gradient, expected[1]
@@ -317,7 +317,7 @@ def _fixed_random_numbers(device: torch.device) -> Iterator[None]:
 def check_repeatable(network: Network, layers: Sequence[str], size: Size, device: torch.device) -> None:
     """Check that a network gives one result for one image.
 
-    Networks that torchvision defines do; they are not computed.
+    Networks that torchvision defines do, so that they are not run.
 
     Parameters
     ----------
@@ -377,7 +377,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
 
 
 def _random_state(device: torch.device) -> tuple[object, ...]:
-    """State of all generators that a forward pass may draw from."""
+    """Read the state of all generators that a forward pass may draw from."""
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
     numbers = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), str(numbers)

@@ -20,6 +20,7 @@ from featmap.network.unit import Shape
 from featmap.optimize import parameterization
 from featmap.optimize.objective import BatchLoss, Objective, Repulsion
 from featmap.optimize.recipe import Octave, Recipe
+from featmap.optimize.schedule import interpolate_schedule
 from featmap.optimize.transforms import apply_transform
 
 ADAM_EPS = 1e-8
@@ -27,10 +28,10 @@ ADAM_EPS = 1e-8
 RESCUE_SLOPE = 0.1
 """Factor of the gradient that a rescued row gets through dead ReLUs."""
 CANCELLATION_TOLERANCE = 1e-5
-"""Norm of a sum over the sum of its terms' norms, up to which the sum is rounding and counts as 0: of gradients, and of
-the responses that set an image apart from another one."""
+"""Ratio of the norm of a sum to the sum of its terms' norms, up to which the sum is rounding error and counts as 0. It
+is used for sums of gradients, and for the difference of two images' responses (`Repulsion.similarity`)."""
 REPULSION = 0.15
-"""Length of the gradient away from other images, in lengths of the objective's own."""
+"""Length of the gradient that pushes an image away from others, as a share of the objective's own gradient."""
 REDUCED_PRECISIONS = {"bfloat16": torch.bfloat16}
 """Precisions of a recipe in which the network computes in another type than the image's."""
 StepCallback = Callable[[int, Tensor], None]
@@ -217,8 +218,9 @@ def descend(
 ) -> Descent:
     """Maximise a batch of objectives by gradient descent on their losses.
 
-    For a sum of units, each unit's gradient is taken alone and then they are added. This is the article's other way
-    of writing it; it also measures how far the gradients agree. `Recipe.gradients` selects the way.
+    For a sum of units, `Recipe.gradients` selects whether each unit's gradient is computed alone and then added to the
+    others, which also measures how far they agree, or the gradient of the summed loss is computed in one pass. The
+    article describes both ways.
 
     Parameters
     ----------
@@ -237,7 +239,7 @@ def descend(
     frames : int, default 0
         Interval, in steps, at which images are kept, beside the first and the last; 0 keeps none.
     repulsion : Repulsion or None, default None
-        Other images of each objective, from which the image is pushed away.
+        Other images made for each objective, from which its image is pushed away.
 
     Returns
     -------
@@ -355,8 +357,8 @@ class _Loop:
             self.had_gradient |= gradient.flatten(1).any(1)
             if self.repulsion is not None:
                 gradient = self._repel(hooks, loss, parameters, gradient, step)
-            rate = parameterization.interpolate_schedule(octave.rate, i, octave.steps)
-            sigma = parameterization.interpolate_schedule(octave.sigma, i, octave.steps)
+            rate = interpolate_schedule(octave.rate, i, octave.steps)
+            sigma = interpolate_schedule(octave.sigma, i, octave.steps)
             parameters = parameters - rate * optimiser(gradient)
             parameters = parameterization.blur_and_clamp(recipe, parameters, sigma)
             self.curve.append(means)
@@ -406,14 +408,14 @@ class _Loop:
     def _repel(
         self, hooks: ActivationHooks, loss: BatchLoss, parameters: Tensor, gradient: Tensor, step: int
     ) -> Tensor:
-        """Add to each row's gradient the one away from other images; nothing where either is 0 or rounding."""
+        """Add to each row's gradient one away from other images, unless either is 0 or rounding error."""
         assert self.repulsion is not None
         p = parameters.detach().requires_grad_(True)
         outputs = self._outputs(hooks, loss, self.normalise(self._shown(p, step)))
         cosine, remainder = self.repulsion.similarity(outputs[self.repulsion.layer])
         (away,) = torch.autograd.grad(cosine.sum(), p)
         one, two = (torch.linalg.vector_norm(g.flatten(1), dim=1) for g in (gradient, away))
-        # away from an image with proportional responses no direction is better than another
+        # where the responses are proportional to those of another image, the gradient of the cosine is rounding error
         pushed = (remainder > CANCELLATION_TOLERANCE) & (two > 0) & two.isfinite()
         factor = torch.where(pushed, REPULSION * one / two, torch.zeros_like(one))
         return gradient + factor.view(-1, *[1] * (gradient.dim() - 1)) * torch.nan_to_num(away)

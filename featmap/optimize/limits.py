@@ -15,6 +15,8 @@ from featmap.optimize.recipe import MIN_ROWS, RECIPES, Recipe, require_integer
 
 BACKWARD_MEMORY_FACTOR = 1.5
 """Bytes held for the backward pass over those of all layers' outputs, as measured on GoogLeNet."""
+MAX_SEEDS = 10_000
+"""Largest number of seeds of a run: more are a typing error."""
 
 
 def check_octave_sizes(network: Network, recipe: Recipe, layers: Iterable[str]) -> None:
@@ -155,9 +157,6 @@ def check_memory(network: Network, recipe: Recipe, layers: Sequence[str], device
         f"{recipe.rows} rows at {format_size(largest(recipe.sizes))} pixels need about {needed / 1e9:,.1f} GB of "
         f"memory, {free / 1e9:,.1f} GB are free; {advice}"
     )
-
-
-MAX_SEEDS = 10_000
 
 
 def seeds_of(seeds: int | Iterable[int], recipe: Recipe) -> tuple[int, ...]:

@@ -17,18 +17,26 @@ from featmap.network.modules import copy_module
 from featmap.network.receptive_field import WHOLE_IMAGE, Pair, ReceptiveField, expand_pair, get_argument
 
 DRAWS = 2
-"""Random images and signs by which a field is measured; all that any of them reaches belongs to it."""
+"""Random images, each with random weights of the channels, by which a field is measured; it is all that any reaches."""
 SMALLEST_REACH = 1e-40
-"""Smallest gradient, relative to the largest, of a pixel that is reached; masks that add -100 before a softmax leave
+"""Gradient, relative to the largest, above which a pixel is reached. A mask that adds -100 before a softmax leaves
 less."""
 CORNERS = 4
 """Corners of an image."""
+_POOLING: tuple[tuple[int, str, Any], ...] = (
+    (1, "kernel_size", None),
+    (2, "stride", None),
+    (3, "padding", 0),
+    (5, "ceil_mode", False),
+)
+"""Position, name and default of the arguments of `max_pool2d` that `avg_pool2d` has too."""
 _HALF_OPEN = {"relu", "relu6", "hardtanh", "threshold"}
 _OPEN = {"clamp", "clip", "clamp_min", "clamp_max", "hardsigmoid"}
+"""Functions that are flat on one side, and functions that may be flat on both."""
 
 
 class _SmoothFunctions(TorchFunctionMode):
-    """Computes functions that have no gradient in places by ones of the same reach that have one everywhere."""
+    """Replace functions that have no gradient in places by ones of the same reach that have a gradient everywhere."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -48,14 +56,6 @@ class _SmoothFunctions(TorchFunctionMode):
             window = [get_argument(args, kwargs, k, n, d) for k, n, d in _POOLING]
             return functional.avg_pool2d(value, *window)
         return func(*args, **kwargs)
-
-
-_POOLING: tuple[tuple[int, str, Any], ...] = (
-    (1, "kernel_size", None),
-    (2, "stride", None),
-    (3, "padding", 0),
-    (5, "ceil_mode", False),
-)
 
 
 def measure_fields(
@@ -88,7 +88,7 @@ def measure_fields(
     _randomise(copied, generator)
     shape, device = images.shape[1:], images.device
     with ActivationHooks(copied, list(grids), layouts=layouts) as hooks, _SmoothFunctions():
-        batch = _random_images(generator, shape).repeat(2 * CORNERS, 1, 1, 1)
+        batch = _random_image(generator, shape).repeat(2 * CORNERS, 1, 1, 1)
         for k, (row, column) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1))):
             batch[k, :, row, column] += 1
         with torch.no_grad():
@@ -96,7 +96,7 @@ def measure_fields(
         fields = {name: WHOLE_IMAGE for name, grid in grids.items() if _is_whole(outputs[name], grid)}
         reached = {name: torch.zeros(shape[1:], dtype=torch.bool) for name in grids if name not in fields}
         for _ in range(DRAWS if reached else 0):
-            image = _random_images(generator, shape).to(device).requires_grad_(True)
+            image = _random_image(generator, shape).to(device).requires_grad_(True)
             outputs = hooks.run(image)
             for name, pixels in reached.items():
                 place = outputs[name][0, :, grids[name][0] // 2, grids[name][1] // 2]
@@ -107,7 +107,7 @@ def measure_fields(
     return fields | {name: _field_of(pixels, grids[name]) for name, pixels in reached.items()}
 
 
-def _random_images(generator: torch.Generator, shape: Sequence[int]) -> Tensor:
+def _random_image(generator: torch.Generator, shape: Sequence[int]) -> Tensor:
     """Draw one image in float64, 1 x C x H x W."""
     return torch.rand((1, *shape), generator=generator, dtype=torch.float64)
 

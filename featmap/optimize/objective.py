@@ -17,7 +17,7 @@ from featmap.network.unit import Shape, Unit
 
 MAX_TERMS = 256
 LEAST_LENGTH = 1e-12
-"""Least length that standardised responses are divided by, so that responses at their mean have a cosine of 0."""
+"""Smallest divisor of standardised responses: responses equal to their means then have a cosine of 0, not NaN."""
 Loss = Callable[[Tensor, Tensor | None, float], Tensor]
 """A metric's loss: outputs (K x P x H x W), mask or None, and C, to one loss for each of the K units."""
 METRIC_LOSSES: dict[str, Loss] = {}
@@ -255,7 +255,7 @@ def linf_elementwise(values: Tensor, mask: Tensor | None, C: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Repulsion:
-    """Other images of each row's unit, from which a descent is pushed away.
+    """Other images made for each row's unit, from which a descent is pushed away.
 
     Images are compared by the responses of a layer's features, as by `featmap.stats.facets.unit_vectors` and
     `distances`, but with gradients.
@@ -278,28 +278,28 @@ class Repulsion:
     vectors: Tensor
 
     def rows(self, rows: Sequence[int], padding: int, device: torch.device) -> Repulsion:
-        """Select rows, and repeat the first of them.
+        """Select rows, and pad them with copies of the first.
 
         Parameters
         ----------
         rows : sequence of int
             Rows to select.
         padding : int
-            Number of repetitions that are appended.
+            Number of copies.
         device : torch.device
             Device of the result.
 
         Returns
         -------
         Repulsion
-            Of these rows.
+            For these rows.
         """
         chosen = [*rows, *[rows[0]] * padding]
         parts = (self.means, self.weights[chosen], self.vectors[chosen])
         return Repulsion(self.layer, *(part.float().to(device) for part in parts))
 
     def similarity(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute how similar each row's image is to the most similar one of the others.
+        """Compute the similarity of each row's image to the most similar of the others.
 
         Parameters
         ----------
@@ -311,9 +311,10 @@ class Repulsion:
         cosine : Tensor
             Largest cosine, R, in [-1, 1]; each row depends on itself alone.
         remainder : Tensor
-            What of a row's standardised responses is not proportional to those of that other image, over the responses
-            and the means that it is a difference of, in lengths, R, without gradient. Up to a few roundings the
-            responses are proportional, and the gradient of the cosine is rounding too.
+            Norm of the part of a row's standardised responses that is orthogonal to those of that other image, divided
+            by the sum of the norms of the responses and of the means, all in the same units; R, without gradient. Where
+            it is as small as rounding error, the responses are proportional, and the gradient of the cosine is rounding
+            error too.
         """
         responses = torch.nan_to_num(outputs.mean((2, 3)), 0.0, 0.0, 0.0)
         standardised = (responses - self.means) * self.weights
@@ -367,9 +368,10 @@ class BatchLoss:
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
     contrast : float, default 0.0
-        Weight of the mean of all channels of the unit's layer, at the unit's positions, that is subtracted from each of
-        the unit's neurons that is not exactly 0. Of a direction it is multiplied by the sum of the direction's numbers:
-        the direction is then read from channels less their mean, and one that is a channel is treated like it.
+        How much of the mean of all channels of the unit's layer, at the unit's positions, is subtracted from each of
+        the unit's neurons that is not exactly 0. For a direction the mean is multiplied by the sum of the direction's
+        components: the direction is then read from channels less their mean, and a direction that is a single channel
+        gives what the channel gives.
     directions : mapping of str to Directions, optional
         Sets of directions by the names of their layers; for contrast the outputs hold their base layers too.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from featmap import image_ops
 from featmap.image_shape import Size, as_pair
 from featmap.optimize.recipe import Recipe
+from featmap.optimize.schedule import interpolate_schedule
 
 # Square root of the colour covariance of natural images, normalised and applied as in Olah et al., "Feature
 # Visualization", Distill, 2017, doi:10.23915/distill.00007
@@ -65,9 +66,8 @@ class Pixels:
 class Fourier:
     """Parameterise an image by its spectrum.
 
-    Images of three channels are in decorrelated colours.
-
-    The spectrum is divided by frequency and the image is passed through a sigmoid, so it always lies in [0, 1].
+    The spectrum, in decorrelated colours for an image of three channels, is divided by frequency and transformed to an
+    image, which a sigmoid maps to (0, 1).
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Fourier:
     """
 
     margin, gain = 0.02, 1.0
-    """Distance from 0 and 1 up to which the sigmoid is inverted, and the factor of its argument's inverse."""
+    """Pixels are clamped to [margin, 1 - margin] before the sigmoid is inverted; its argument is divided by `gain`."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -147,9 +147,10 @@ class Fourier:
 class Spectrum(Fourier):
     """Parameterise an image by a spectrum of the scale of natural images.
 
-    Images of three channels are in decorrelated colours. With f in cycles per image, at least 1, and s the geometric
-    mean of height and width, the image is ``sigmoid(colour @ x / 4)``, where x is the inverse orthonormal transform of
-    ``parameters * s / f**decay``, and ``colour`` undoes the decorrelation.
+    The image is ``sigmoid(colour @ x / 4)``, where x is the inverse orthonormal transform of ``parameters * s /
+    f**decay``, with s the geometric mean of height and width, and f the frequency in cycles per s pixels, at least s
+    over the longer side (1 in a square). For an image of three channels, ``colour`` turns decorrelated colours into
+    red, green and blue.
 
     Parameters
     ----------
@@ -205,7 +206,8 @@ class Spectrum(Fourier):
 def image_sides(recipe: Recipe, parameters: Tensor) -> tuple[int, int]:
     """Find height and width of the images that a spectrum belongs to.
 
-    Half of its columns are left out.
+    The spectrum of a real image is stored without half of its columns, so that an even and an odd width look alike: the
+    recipe's sizes decide.
 
     Parameters
     ----------
@@ -341,7 +343,7 @@ def initial_image(recipe: Recipe, seed: int, start: Tensor | None = None, channe
 
 
 def perturbed_initial_image(recipe: Recipe, seed: int, share: float = 0.02, channels: int = 3) -> Tensor:
-    """Compute the noise that a descent starts from plus a small amount of other noise.
+    """Compute the initial image of a descent, perturbed by a little other noise.
 
     Parameters
     ----------
@@ -402,26 +404,6 @@ def clamp_final(recipe: Recipe, images: Tensor) -> Tensor:
         Images of the same shape.
     """
     return images if recipe.clamp == "never" else images.clamp(0, 1)
-
-
-def interpolate_schedule(ends: tuple[float, float], i: int, steps: int) -> float:
-    """Interpolate a schedule linearly at step i.
-
-    Parameters
-    ----------
-    ends : tuple of float
-        First and last value; the last one would be reached at i = steps.
-    i : int
-        Step, from 0 to steps - 1.
-    steps : int
-        Number of steps.
-
-    Returns
-    -------
-    float
-        ``ends[0] * (steps - i) / steps + ends[1] * i / steps``
-    """
-    return ends[0] * (steps - i) / steps + ends[1] * i / steps
 
 
 def frame_steps(steps: int, every: int) -> list[int]:

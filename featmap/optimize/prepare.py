@@ -114,8 +114,8 @@ def use_space_to_depth(module: nn.Module) -> None:
 def supports_space_to_depth(module: nn.Module) -> bool:
     """Check whether a module is a strided convolution that the transform speeds up.
 
-    It has at most `MAX_INPUT_CHANNELS` input channels, zero padding and no hooks, and padding its kernel to a multiple
-    of the stride enlarges it by at most `MAX_PADDING_RATIO`.
+    It has at most `MAX_INPUT_CHANNELS` input channels, pads with zeros and has no hooks, and padding its kernel to a
+    multiple of the stride enlarges the kernel by a factor of at most `MAX_PADDING_RATIO`.
 
     Parameters
     ----------

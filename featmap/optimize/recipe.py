@@ -23,7 +23,7 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
 }
 CHANGEABLE = ("metric", "C", "rows", "jitter", "rescue", *CHOICES)
-"""Fields that can be changed in a named recipe; size and steps have parameters of their own."""
+"""Fields that `Recipe.named` changes, beside the size and the steps, which are parameters of their own."""
 
 
 def require_integer(name: str, value: Any) -> int:
@@ -55,7 +55,7 @@ def require_integer(name: str, value: Any) -> int:
 class Recipe:
     """The settings of a descent from noise to a maximising image.
 
-    A feature's image depends on (model, recipe, seed, unit) and on nothing else.
+    A feature's image depends on (network, recipe, seed, unit) and on nothing else.
 
     Parameters
     ----------
@@ -80,10 +80,11 @@ class Recipe:
     transform : Transform or None, default None
         Ranges of a random rotation, scale, shift and flip before each step, which depend on (seed, step) only.
     decay : float, default 1.0
-        Exponent of frequency by which "spectrum" divides its amplitudes.
+        Exponent p: "spectrum" divides the amplitude at frequency f by f**p; natural images have about 1.
     contrast : float, default 0.0
-        Weight of the mean response of all features of the unit's layer, at the unit's positions, that is subtracted
-        from the unit's response in the loss, where that is not 0; with 1 the image shows what is the feature's own.
+        How much of the layer's mean response (over all features, at the unit's positions) is subtracted in the loss
+        from each of the unit's neurons whose response is not 0. With 1, the image shows what sets the feature apart
+        from its layer.
     metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
         Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
         "linf" is what the article's code computes: the largest row sum.
@@ -101,8 +102,8 @@ class Recipe:
     rows : int, default 16
         Number of images in a batch; smaller batches are padded to it.
     max_default_size : int or None, default None
-        Upper limit, in pixels, of the size that is used where none is requested (the network's own input size); of an
-        image that is not square, the limit of the square root of its area.
+        Where no size is requested, the network's own input size is used, up to this limit in pixels. For an image that
+        is not square, the limit is on the square root of its area.
     default_seed : int, default 0
         The seed that is used where none is requested.
     notes : tuple of str, default ()
@@ -200,11 +201,12 @@ class Recipe:
 
     @property
     def linear(self) -> bool:
-        """Whether all steps are linear, so that a linear network shows no interaction.
+        """Whether all steps are linear: then a linear network shows no interaction.
 
         Defined for a resolved recipe.
         """
-        # A gradient over its RMS keeps its length at one size; at several sizes two units' lengths change differently.
+        # A gradient divided by its RMS has a constant length at one size. From size to size the lengths of two units'
+        # gradients change differently, and their sum is no longer linear.
         proportional = self.optimiser == "gradient" or (self.optimiser == "rms" and len(set(self.sizes)) == 1)
         return self.parameterisation == "pixels" and self.clamp == "never" and proportional
 

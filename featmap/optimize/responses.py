@@ -134,13 +134,14 @@ class Probe:
                 yield {k: v[:n].float() for k, v in hooks.run(batch).items()}
 
     def _measure(self, images: Tensor, layers: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """Yield layers' outputs for the next images, and their means over the grid."""
-        copies = {la: sets[la].copies for sets in [self.network.directions] for la in layers if la in sets}
+        """Yield, batch by batch, layers' outputs and their means over the grid."""
+        directions = self.network.directions
+        copies = {la: directions[la].copies for la in layers if la in directions}
         bases = {la: split_name(la)[0] for la, pairs in copies.items() if pairs}
         for out in self.outputs(images, list(dict.fromkeys([*layers, *bases.values()]))):
             means = {la: values.mean((2, 3)) for la, values in out.items()}
             for la, base in bases.items():
-                # a mean rounds by the order of a tensor in memory, and a copy of a channel must have its bits
+                # the rounding of a mean depends on the memory order, and a copy of a channel must have its bits
                 which, channels = zip(*copies[la], strict=True)
                 means[la][:, list(which)] = means[base][:, list(channels)]
             yield out, means
@@ -163,7 +164,7 @@ class Probe:
         return self.measure_objectives(images, objectives, ())[0]
 
     def activations_and_scales(self, images: Tensor, objectives: Sequence[Objective]) -> dict[str, np.ndarray]:
-        """Measure each objective on its own image, and the scale of what it is a mean of.
+        """Measure each objective on its own image, with the scale of its activation.
 
         Parameters
         ----------
@@ -202,7 +203,7 @@ class Probe:
             Responses of all features of the layers, N x C over all layers in their order, float32.
         scales : ndarray
             What J would be if no values or weights cancelled: the sum over the units of absolute weight times mean
-            absolute value, N, float32. A J far below it is rounding.
+            absolute value, N, float32. A J that is smaller by many orders of magnitude is rounding error.
         """
         activations: list[np.ndarray] = []
         responses: list[np.ndarray] = []

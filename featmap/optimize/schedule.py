@@ -1,4 +1,4 @@
-"""Parts of a recipe: octaves and random transforms."""
+"""Parts of a recipe: octaves with their schedules of step size and blur, and random transforms."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Octave:
     steps : int
         Number of steps, 1 or more.
     rate : tuple of float
-        Step size at the first and at the last step.
+        Step size at step 0, and the one that step n would have.
     sigma : tuple of float, default (0.0, 0.0)
-        Standard deviation of the blur in pixels at the first and at the last step; 0 means no blur.
+        Standard deviation of the blur in pixels, likewise; 0 means no blur.
     size : int, (int, int), float or None, default None
         Side of the image, or height and width: whole numbers are in pixels, a float is a fraction of both sides of the
         finished image, None is its size itself.
@@ -34,6 +34,26 @@ class Octave:
     rate: tuple[float, float]
     sigma: tuple[float, float] = (0.0, 0.0)
     size: int | tuple[int, int] | float | None = None
+
+
+def interpolate_schedule(ends: tuple[float, float], i: int, steps: int) -> float:
+    """Interpolate a schedule linearly at step i.
+
+    Parameters
+    ----------
+    ends : tuple of float
+        First and last value; the last one would be reached at i = steps.
+    i : int
+        Step, from 0 to steps - 1.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    float
+        ``ends[0] * (steps - i) / steps + ends[1] * i / steps``
+    """
+    return ends[0] * (steps - i) / steps + ends[1] * i / steps
 
 
 @dataclass(frozen=True)
@@ -89,7 +109,7 @@ def check_transform(transform: Transform) -> None:
 
 
 def share_steps(octaves: Sequence[Octave], steps: int) -> list[Octave]:
-    """Share out steps over octaves in their own proportions.
+    """Share out a number of steps over octaves, in the proportions of their own steps.
 
     Parameters
     ----------
@@ -101,7 +121,8 @@ def share_steps(octaves: Sequence[Octave], steps: int) -> list[Octave]:
     Returns
     -------
     list of Octave
-        Those that get a step, the last one always.
+        The octaves with their new numbers of steps, without those that are left with none; the last one always keeps
+        one.
 
     Raises
     ------

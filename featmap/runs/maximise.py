@@ -34,7 +34,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.stats import facets
-from featmap.stats.frames import finite_column
+from featmap.stats.frames import finite_column, spell_flags
 
 Target = str | Unit | Objective
 
@@ -273,7 +273,7 @@ def write_facets(job: Job, run: Run, data: xr.Dataset) -> pd.Series:
         table.insert(0, "seed", seed)
         tables.append(table)
         counts.append(count)
-    whole = pd.concat(tables, ignore_index=True)
+    whole = spell_flags(pd.concat(tables, ignore_index=True))
     run.write("facets.csv", lambda p: whole.to_csv(p, index=False, float_format="%.9g", lineterminator="\n"))
     save_facets(run, "", data["facets"].isel(seed=0).values, tables[0])
     return pd.concat(counts)

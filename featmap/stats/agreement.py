@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from featmap.errors import FeatmapError
 from featmap.rng import generator
 from featmap.stats.correlation import TIE, floors, unit_deviations, unit_vectors
 from featmap.stats.measures import profile_correlations
@@ -32,7 +33,8 @@ SPLITS = 20
 CORRECTABLE = 0.9
 """Split-half reliability of the photographs below which nothing is corrected for attenuation."""
 WIDTH = 0.02
-"""Least difference of mean correlations that makes a scale for the processing path."""
+"""Smallest difference of mean correlations, between photographs of one feature and of different ones, that makes a
+scale for the processing path."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Mantel:
     r : Interval
         The correlation, with its bootstrap interval over features.
     p : float
-        One-sided p-value, (1 + b) / (permutations + 1) with b the permutations of the features that reach `r`.
+        One-sided p-value, (1 + b) / (permutations + 1), with b the number of permutations of the features whose
+        correlation reaches `r`.
     pairs : int
         Number of pairs that both tables define.
     """
@@ -115,7 +118,7 @@ def _permuted_correlation(
 ) -> Callable[[np.ndarray], float]:
     """Build the function that correlates x with y permuted; `whole`: no pair within a label is missing.
 
-    A permutation then moves values about and leaves every mean and variance: only the sum of products is taken anew.
+    Where none is missing, a permutation leaves means and variances as they are, and only the sum of products changes.
     """
     if not whole:
         return lambda order: float(pair_correlation(x, y[np.ix_(order, order)])[0])
@@ -186,8 +189,8 @@ def disattenuate(r: float, one: float, two: float) -> float:
     Returns
     -------
     float
-        r / sqrt(one two), at most 1. NaN unless both reliabilities are at least `CORRECTABLE`: a correction by less
-        reliable tables says more of the correction than of the data.
+        r / sqrt(one * two), at most 1. NaN unless both reliabilities are at least `CORRECTABLE`: a correction by a low
+        reliability would be dominated by the error of that reliability.
 
     References
     ----------
@@ -262,10 +265,11 @@ def extreme_activation_distance(
     Parameters
     ----------
     A : numpy.ndarray
-        D x D, rows signals, columns responses; here one synthetic signal a feature (n = 1 of the paper's n), the same
-        maximising images that featmap's own measures are computed from.
+        D x D, rows signals, columns responses. There is one synthetic signal for each feature (n = 1 in the paper's
+        notation): the maximising image that featmap's own measures are computed from.
     mean, deviation : numpy.ndarray
-        Of each feature over natural images (as in the paper) or, where there are none, over A's rows: D each.
+        Mean and standard deviation of each feature's response over natural images (as in the paper) or, where there are
+        none, over A's rows: D each.
     kind : {"layer", "pair"}, default "layer"
         Signals that the vectors are taken over.
 
@@ -276,7 +280,7 @@ def extreme_activation_distance(
 
     Raises
     ------
-    ValueError
+    FeatmapError
         For another kind.
 
     References
@@ -294,7 +298,7 @@ def extreme_activation_distance(
         length = np.sqrt(own[:, None] ** 2 + a.T**2)  # of i's vector in the pair i, j
         cosine = product / (length * length.T)
     else:
-        raise ValueError(f"kind {kind!r}; allowed: layer, pair")
+        raise FeatmapError(f"kind {kind!r} is unknown; allowed: layer, pair")
     distance = np.sqrt(np.clip(1 - cosine, 0, 2) / 2)
     np.fill_diagonal(distance, np.where(np.isfinite(scale), 0.0, np.nan))
     return (distance + distance.T) / 2
@@ -367,17 +371,17 @@ def processing_path(images: np.ndarray, photographs: np.ndarray, best: np.ndarra
     Returns
     -------
     PathCheck
-        Score 1: the layer cannot tell the maximising image from one more photograph that excites the feature; 0: the
-        image is as far from them as photographs that excite other features; below 0: farther. NaN where the interval of
-        mean same - mean other reaches down to `WIDTH` (photographs of one feature are then no more alike than any),
-        fewer than two features count, or fewer than three features of the layer vary.
+        Score 1: to the layer, the maximising image is as similar to the feature's best photographs as these are to each
+        other; 0: no more similar than photographs that excite other features; below 0: less. NaN where the interval of
+        mean same - mean other reaches down to `WIDTH` (photographs of one feature are then no more alike than those of
+        different ones), fewer than two features count, or fewer than three features of the layer vary.
 
     References
     ----------
     Geirhos et al. (ICML 2024), arXiv 2306.04719, section 4: Spearman's similarity of layers' activations to natural and
-    synthetic images, scaled by natural images of the same and of other classes. Ours differs in three ways: a feature's
-    best photographs stand for a class, so that any layer can be judged; a layer's responses are the means over its
-    grid, so that places need not match; they are standardised, so that no feature's scale decides.
+    synthetic images, scaled by natural images of the same and of other classes. This differs in three ways: a feature's
+    best photographs stand for a class, so that any layer can be judged; a layer's responses are means over its grid, so
+    that positions need not match; they are standardised, so that no feature of large scale dominates.
     """
     undefined = PathCheck(
         Interval(float("nan")), float("nan"), float("nan"), float("nan"), np.full(len(images), np.nan), 0
@@ -403,11 +407,11 @@ def processing_path(images: np.ndarray, photographs: np.ndarray, best: np.ndarra
     defined = np.isfinite(own) & np.isfinite(same) & np.isfinite(other)
     if defined.sum() < 2:
         return undefined
-    parts = np.stack([own, same, other])[:, defined]
-    width = same - other
-    scores = np.where(defined & (width > WIDTH), (own - other) / np.where(width > WIDTH, width, 1), np.nan)
+    parts = np.stack([own, same, other])
+    scores = np.where(defined, _score(parts), np.nan)
+    parts = parts[:, defined]
     rng = generator("path", int(defined.sum()))
-    drawn = parts[:, rng.integers(0, parts.shape[1], size=(1000, parts.shape[1]))].mean(axis=2)
+    drawn = parts[:, rng.integers(0, parts.shape[1], size=(DRAWS, parts.shape[1]))].mean(axis=2)
     values = _score(drawn)
     # a scale whose width may be 0 would turn noise into scores of any size
     has_scale = np.percentile(drawn[1] - drawn[2], 2.5) > WIDTH

@@ -25,10 +25,11 @@ import numpy as np
 from featmap.stats.correlation import DIGITS, FLOOR, TINY
 
 LARGE = 3000
-"""Number of features of several layers from which on they are compared block by block."""
+"""Total number of features, in two or more layers, from which they are compared block by block."""
 DRAWS, CHANCE_FEATURES = 5, 1024
 """Permutations of the chance level, and features that it is computed from."""
 PANEL_BYTES = 256 * 2**20
+"""Bytes that a panel of S may take."""
 SLICE_CELLS = 2**22
 """Cells of S that are sorted at once."""
 
@@ -37,7 +38,7 @@ BlockReader = Callable[[], Iterator[np.ndarray]]
 
 
 def is_large(channels: Sequence[int]) -> bool:
-    """Check whether layers have so many features that blocks are compared.
+    """Check whether layers of so many features are compared block by block.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ class ChanceSettings:
     """How the chance level of `compare` is computed.
 
     The floor of layers l and m is the mean, over up to ``sample / L`` features of l drawn at random, of the highest
-    correlation with a feature of m, each of whose profiles has been permuted over the images by itself.
+    correlation with a feature of m, each of which has been permuted over the images independently of the others.
 
     Parameters
     ----------
@@ -153,8 +154,8 @@ def compare(
     Parameters
     ----------
     rows : callable
-        Called once a pass; yields the same blocks of A each time, images x F, NaN where not finite. Images to which a
-        layer has no finite response at all are left out.
+        Called for each pass over A; yields the same blocks each time, images x F, NaN where not finite. Images to which
+        a layer has no finite response at all are left out.
     groups : sequence of slice
         Columns of each layer, one after another, all F of them.
     k : int
@@ -162,7 +163,7 @@ def compare(
     chance : ChanceSettings, optional
         How the chance level is computed.
     budget : int, default 256 MiB
-        Bytes that a panel of S may take; changes no result but the rounding of sums.
+        Bytes that a panel of S may take; it changes results by the rounding of sums only.
     progress : callable, optional
         Called with (done, total) features.
 
@@ -405,7 +406,7 @@ def _overview(best: _Best, chance: _Chance, profiles: _Profiles) -> SimilarityOv
     """Expand the similarities of profiles to the positions of all features."""
     F, columns, layers = profiles.moments.features, profiles.columns, len(profiles.cuts)
     own = np.concatenate([np.full(c.stop - c.start, k) for k, c in enumerate(profiles.cuts)]).astype(np.intp)
-    # The nearest features may lie in the own layer, but the partners of a layer are asked for between layers only.
+    # The nearest features may be in the same layer; partners are features of other layers only.
     best.best[np.arange(len(own)), own] = -np.inf
     undefined = ~np.isfinite(best.best)
     positions = np.append(columns, -1)  # position -1 stays -1

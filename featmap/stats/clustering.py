@@ -1,4 +1,4 @@
-"""Neighbour graph, communities, clusters tested against two null models, and order of leaves, from a profile.
+"""From S to clusters: neighbour graph, communities, modularity against two null models, and order of leaves.
 
 The map that is clustered is that of the article's section "Feature Visualization from First Principles".
 
@@ -29,7 +29,7 @@ from featmap.stats.measures import profile, profile_correlations, select_stimuli
 from featmap.stats.rand_index import adjusted_rand
 
 ORDERED_LEAVES = 1200
-"""Number of features up to which leaves are ordered optimally: the time grows with its third power."""
+"""Number of features up to which leaves are ordered optimally: the time grows with the cube of this number."""
 
 Progress = Callable[[int, int], None]
 _Null = Callable[[np.random.Generator], np.ndarray]
@@ -237,19 +237,20 @@ class Clusters:
     Parameters
     ----------
     labels : pandas.Series
-        Cluster of each live feature, 0 the largest; all 0 where the data allow no clusters.
+        Cluster of each live feature, 0 the largest; all 0 where no clusters are allowed.
     allowed : bool
-        Whether they do.
+        Whether the data reject both null models and fall into two or more groups.
     reason : str
-        Why or why not.
+        Why clusters are allowed, or why not.
     p_permuted, p_factor : float
-        p-values of the two null models, (1 + b) / (draws + 1), low where the data are more modular; 1 without draws.
+        p-values of the two null models, (1 + b) / (draws + 1) with b the number of draws whose modularity reaches the
+        data's; low where the data are more modular; 1 without draws.
     permuted, factor : numpy.ndarray
         Modularity of each null model's draws, to be compared to `communities.mean_modularity`.
     communities : Communities
         Consensus, whether clusters are allowed or not.
     similarity : pandas.DataFrame
-        Profile that was clustered.
+        Profile similarity S that was clustered.
     graph : networkx.Graph
         Its neighbour graph.
     """
@@ -331,7 +332,7 @@ class ClusterSettings:
     runs : int, default 50
         Louvain runs on the data.
     draws : int, default 100
-        Draws of each null model; 1 / alpha - 1 or more to reject anything.
+        Draws of each null model. With fewer than 1 / alpha - 1 no null can be rejected.
     seed : int, default 0
         Seed that all randomness derives from.
     alpha : float, default 0.05
@@ -363,12 +364,13 @@ def find_clusters(
     settings: ClusterSettings | None = None,
     progress: Progress | None = None,
 ) -> Clusters:
-    """Find clusters of the live features, if the data reject two null models.
+    """Find clusters of the live features, and test their modularity against two nulls.
 
     The statistic is the modularity of a Louvain run on the neighbour graph: the mean over `runs` for the data, one run
     for each draw of a null model. The first null model permutes the columns of A (live x live) independently; the
-    second is Gaussian with the data's leading factor, because one gradient through all features is modular too without
-    being clusters. p = (1 + b) / (draws + 1), b the draws that reach the data's statistic.
+    second is Gaussian with the data's leading factor, because features along a single continuous gradient are modular
+    too, without forming clusters. p = (1 + b) / (draws + 1), with b the number of draws that reach the data's
+    statistic.
 
     Parameters
     ----------
@@ -386,8 +388,8 @@ def find_clusters(
     Returns
     -------
     Clusters
-        Clusters or the reason why there are none. Too few features, or a graph without edges, is no error: the answer
-        is "no clusters".
+        Clusters, or the reason why there are none. Too few features, or a graph without edges, is no error: there are
+        then no clusters.
 
     Raises
     ------
@@ -421,14 +423,14 @@ def find_clusters(
 def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Compute a linkage in which every cluster is a subtree, and order its leaves.
 
-    Average linkage on the distance sqrt(2 - 2 S), with S = 0 where it is undefined, first within clusters, then of the
-    clusters by the mean distance between their members. Joins of clusters are lifted to the height of the highest join
-    within any. Up to `ORDERED_LEAVES` leaves are then ordered optimally.
+    Average linkage on the distance sqrt(2 - 2 S), with S = 0 where it is undefined, is computed first within clusters,
+    then between them. A join of clusters is drawn at least as high as the highest join within any cluster. Up to
+    `ORDERED_LEAVES` leaves are then ordered optimally.
 
     Parameters
     ----------
     S : pandas.DataFrame
-        Profile, M x M; NaN where undefined.
+        Profile similarity, M x M; NaN where undefined.
     labels : pandas.Series or sequence of int
         Cluster of each feature, by label or in the order of S.
 

@@ -1,12 +1,12 @@
-"""Measures between two layers: what layer k's features do when layer l's are maximised, and who is alike.
+"""Similarity between two layers: how layer k's features respond when layer l's are maximised, and which are alike.
 
 Rows are features of layer l (and stand for their maximising images), columns are features of layer k, both labelled
 ``layer:channel``. `A` holds the responses (columns) of all layers at hand to the maximising images (rows): those of
 layer l alone (k is *probed*: its features have no images of their own), or of both and of others (*listed*). Undefined
 is NaN throughout, as in `measures`.
 
-Source: the article, section "Feature Visualization from First Principles", whose plot of how a layer's features
-respond to one's image is taken here to another layer's features.
+Source: the article, section "Feature Visualization from First Principles". It plots how a layer's features respond to
+the image of one of them; here the features of another layer respond.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def relative(
     Returns
     -------
     pandas.DataFrame
-        Rows x columns, unbounded, ruled by the features' scales. A row is NaN where A[i, i] is not above the floor, a
-        column where j is not live.
+        Rows x columns, unbounded, dominated by features of large scale. A row is NaN where A[i, i] is not above the
+        floor, a column where j is not live.
     """
     R = measures.relative(A.loc[list(rows), [*rows, *columns]], null)
     return _keep_live(R[list(columns)], live)
@@ -274,7 +274,7 @@ def build_map(
     rows, columns : sequence of str
         Features of l and of k.
     live : sequence of str
-        Live features of l, and those of k that are not known to be anything else.
+        Live features of l and of k; all features of a probed layer, whose statuses are not known.
     n : int, default 5
         Partners to list.
     profiles : pandas.DataFrame, optional
@@ -354,7 +354,7 @@ def mean_best(S: np.ndarray) -> float:
 def layer_agreement(
     first: pd.DataFrame, second: pd.DataFrame, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Compute how similar features' best partners are, and what chance gives.
+    """Compute the mean similarity of features' best partners, and the same by chance.
 
     Parameters
     ----------
@@ -371,9 +371,9 @@ def layer_agreement(
         Mean of max_j S[i, j] over the features i of l with a defined profile: in [-1, 1], 1 where every feature of l
         has a copy in k; not symmetric. NaN where nothing is defined.
     floor : float
-        Mean of the same over the draws, in each of which the responses of each of k's features are permuted over the
-        images, independently of the other features', then standardised, centred and correlated anew: only the number
-        of features and images, and each feature's own distribution, are left to find a partner by.
+        Mean of the same over the draws. In each draw the responses of every feature of k are permuted over the images,
+        independently of the other features, then standardised, centred and correlated anew. The permutation keeps the
+        numbers of features and images and each feature's distribution, and destroys everything else.
     highest_floor : float
         Highest of the draws.
     """

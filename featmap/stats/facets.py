@@ -13,6 +13,7 @@ import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.rng import generator
+from featmap.stats import correlation
 from featmap.stats.frames import finite_column
 
 MAX_FACETS = 16
@@ -73,13 +74,13 @@ def count_descents(count: int) -> int:
     Returns
     -------
     int
-        1 without facets; else one for each facet, the ordinary image among them, and one for the repeated image.
+        1 without facets; else one for each facet (the ordinary image is the first) and one for the repeated image.
     """
     return 1 + count
 
 
 def count_passes(count: int) -> int:
-    """Count the passes of each unit, in those of an ordinary descent.
+    """Count the descents that the facets of a unit cost, in ordinary descents.
 
     Parameters
     ----------
@@ -89,8 +90,8 @@ def count_passes(count: int) -> int:
     Returns
     -------
     int
-        1 for the ordinary image, 1 for the repeated one, and 2 for each other facet: in each step one for its unit, and
-        one that pushes it away from the facets before it.
+        1 without facets; else 1 for the ordinary image, 1 for the repeated one, and 2 for each other facet, each step
+        of which takes a pass for its unit and a pass that pushes it away from the facets before it.
     """
     return 2 * count if count else 1
 
@@ -157,9 +158,7 @@ def unit_vectors(responses: np.ndarray, means: np.ndarray, weights: np.ndarray) 
     """
     # 0 times infinity is NaN
     standardised = np.where(weights > 0, np.asarray(responses, dtype=float) - means, 0.0) * weights
-    lengths = np.linalg.norm(standardised, axis=-1, keepdims=True)
-    defined = (lengths > 0) & np.isfinite(lengths)
-    return np.divide(standardised, lengths, out=np.full_like(standardised, np.nan), where=defined)
+    return correlation.unit_vectors(standardised, floor=0.0)
 
 
 def distances(vectors: np.ndarray) -> np.ndarray:
@@ -173,8 +172,8 @@ def distances(vectors: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        One minus the cosine, ... x n x n, in [0, 2]: symmetric, 0 on the diagonal; 0 for images that the layer answers
-        to in the same proportions, 1 for unrelated ones. NaN where a vector is undefined.
+        One minus the cosine, ... x n x n, in [0, 2]: symmetric, 0 on the diagonal; 0 for images whose standardised
+        responses are proportional, 1 for unrelated ones. NaN where a vector is undefined.
     """
     cosines = np.einsum("...ic,...jc->...ij", vectors, vectors)
     result = (1 - cosines).clip(0, 2)
@@ -286,10 +285,10 @@ def facet_table(
     -------
     table : pandas.DataFrame
         N n rows: image, facet (its number), activation, kept (see `kept_share`), nearest (distance to the nearest other
-        facet), different (whether it is among the clearly different ones; missing without a null).
+        facet), different (1 if it is among the clearly different ones, else 0; NaN where that is not decided).
     counts : pandas.Series
-        Number of clearly different facets by unit, at least 1; missing where fewer than `MIN_NULL` units of the group
-        have repeated images, or the unit's ordinary image does not exceed the null image.
+        Number of clearly different facets by unit, at least 1, float64; NaN where fewer than `MIN_NULL` units of the
+        group have repeated images, or the unit's ordinary image does not exceed the null image.
     """
     kept, n = kept_share(activation, null, repeated), activation.shape[1]
     different = np.full((len(names), n), np.nan)
@@ -308,8 +307,7 @@ def facet_table(
             "activation": finite_column(np.asarray(activation, dtype=float).ravel()),
             "kept": finite_column(kept.ravel()),
             "nearest": finite_column(nearest.ravel()),
-            "different": pd.array([pd.NA if np.isnan(v) else bool(v) for v in different.ravel()], dtype="boolean"),
+            "different": different.ravel(),
         }
     )
-    counts = [pd.NA if np.isnan(row).any() else int(row.sum()) for row in different]
-    return table, pd.Series(pd.array(counts, dtype="Int64"), index=pd.Index(names, name="image"), name="facets")
+    return table, pd.Series(different.sum(axis=1), index=pd.Index(names, name="image"), name="facets")

@@ -1,4 +1,4 @@
-"""Frames of measures: conversion, checks, nearest features, most similar pairs, agreement over seeds.
+"""Data frames of measures: conversion, checks, nearest features, most similar pairs, agreement over seeds.
 
 A frame is float64 and NaN where undefined. So is every column of a table that can be undefined, such as the number of a
 cluster; a flag that can be is 1, 0 or NaN, and is written to CSV as True, False or an empty cell.
@@ -16,7 +16,7 @@ import pandas as pd
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, FLOOR
 
-_FLAG = re.compile(r"identity|(.+_)?reliable")
+_FLAG = re.compile(r"identity|different|(.+_)?reliable")
 
 
 def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
@@ -43,7 +43,7 @@ def to_floats(data: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
         values = data.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise FeatmapError(f"{name} must hold numbers only ({error})") from error
-    return np.where(np.isfinite(values), values, np.nan)
+    return finite_column(values)
 
 
 def finite_column(values: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def spell_flags(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A copy; `identity` and the columns about reliability are pandas' nullable booleans.
+        A copy; `identity`, `different` and the columns about reliability are pandas' nullable booleans.
     """
     return table.astype({c: "boolean" for c in table.columns if _FLAG.fullmatch(str(c))})
 
@@ -159,18 +159,19 @@ def symmetric_values(S: pd.DataFrame) -> np.ndarray:
 
 
 def seed_agreement(frames: Sequence[pd.DataFrame]) -> float:
-    """Compute the mean correlation of the profiles of several seeds.
+    """Compute the mean correlation of S between single seeds.
 
     Parameters
     ----------
     frames : sequence of pandas.DataFrame
-        `profile` of each seed; features are matched by label.
+        S of each seed (`profile`); features are matched by label.
 
     Returns
     -------
     float
-        Mean over pairs of seeds of Pearson's correlation of the similarities of different features that both seeds
-        define, each pair once. In [-1, 1]; 1 where all seeds give the same map.
+        Mean, over pairs of seeds, of Pearson's correlation of their similarities of different features, where both are
+        defined. In [-1, 1]; 1 where all seeds give the same map. `featmap.stats.reliability.repeatability` is the same
+        with a bootstrap interval, but for rounding.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Quality of maximising images: contrast, colour, spectrum, coverage of the grid, agreement with photographs.
 
-Images are N x C x H x W of floats; the measures are meant for [0, 1], though only the contrast has the unit of the
-pixels. Photographs are measured by the same functions at the same size: a number says little without theirs.
+Images are N x C x H x W of floats, usually in [0, 1]; of the measures only the contrast depends on the pixels' unit.
+Photographs are measured by the same functions at the same size, for comparison: a single number says little.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import numpy as np
 from scipy.signal import windows
 
 from featmap.stats.correlation import TINY_POWER, VARIANCE_FLOOR, floors, unit_vectors
+from featmap.stats.interaction import FIRING_SHARE
 from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import Interval, mean_correlation
 
-FIRES = 0.1
-"""Share of a map's own maximum above which a position of the grid fires."""
 LOWEST_RING = 2
-"""Lowest frequency of the fit of a spectrum's slope, in cycles per image: the window smears the first one and 0."""
+"""Lowest frequency that a spectrum's slope is fitted to, in cycles per image: the window mixes frequencies 0 and 1."""
 FEWEST_RINGS = 4
-"""Fewest rings that a slope is fitted to."""
+"""Fewest rings of frequencies that a slope is fitted to."""
 
 
 def radial_frequencies(height: int, width: int) -> np.ndarray:
@@ -40,7 +39,7 @@ def radial_frequencies(height: int, width: int) -> np.ndarray:
 def apply_window(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Subtract each channel's windowed mean and multiply by the Hann window.
 
-    Without a window, an image whose opposite borders differ has invisible power at all frequencies along the axes.
+    Without a window, the step between opposite borders of an image adds power at all frequencies along the axes.
 
     Parameters
     ----------
@@ -205,7 +204,7 @@ def colour_distance(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return distance
 
 
-def coverages(maps: np.ndarray, share: float = FIRES) -> np.ndarray:
+def coverages(maps: np.ndarray, share: float = FIRING_SHARE) -> np.ndarray:
     """Compute the share of each activation map's grid that fires.
 
     A position fires where its activation is above `share` times the map's own maximum.
@@ -214,7 +213,7 @@ def coverages(maps: np.ndarray, share: float = FIRES) -> np.ndarray:
     ----------
     maps : numpy.ndarray
         Activation maps, ... x H x W, in the layer's own unit.
-    share : float, default FIRES
+    share : float, default 0.1
         Share of the maximum, in [0, 1).
 
     Returns
@@ -243,7 +242,7 @@ def signed_roots(responses: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        ``sign(x) sqrt(|x|)``: the square root of what a ReLU leaves.
+        ``sign(x) sqrt(|x|)``.
     """
     values = np.asarray(responses, dtype=np.float64)
     return np.sign(values) * np.sqrt(np.abs(values))
@@ -262,8 +261,8 @@ def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: boo
     photographs : numpy.ndarray
         Their responses to P photographs, P x D.
     roots : bool, default False
-        Take `signed_roots` of the responses to the images first, never of those to photographs: the images drive
-        features to several times what photographs do, and a root keeps the few strongest from deciding alone.
+        Take `signed_roots` of the responses to the images first (never of those to photographs): the images drive
+        features several times as strongly as photographs do, and a root keeps the few strongest from dominating.
 
     Returns
     -------

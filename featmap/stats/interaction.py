@@ -32,17 +32,17 @@ NOWHERE, SHARED = -1, -2
 def response_deviations(responses: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
     """Compute each feature's standard deviation over images.
 
-    A feature also counts as not varying where its deviation is below `WEAK_SHARE` times the layer's median. Features
-    that are all but dead on such images would otherwise make up nearly all of r: on the bundled network these are two
-    or three of a thousand.
+    A feature whose deviation is below `WEAK_SHARE` times the layer's median counts as not varying: divided by so small
+    a deviation, features that are almost dead on these images (two or three of a thousand in the bundled network) would
+    make up nearly all of r.
 
     Parameters
     ----------
     responses : numpy.ndarray
         Responses of one layer, N images x D features.
     sizes : numpy.ndarray, optional
-        Mean of each feature's absolute activations where `responses` has the mean of its activations, N x D; default:
-        absolute responses. Rounding goes by these, also in a feature whose activations cancel.
+        Mean absolute activation of each feature, N x D; default: absolute responses. The rounding error of a mean
+        depends on these, even where positive and negative activations cancel.
 
     Returns
     -------
@@ -87,21 +87,60 @@ def quotient(numerator: float, denominator: float, largest: float) -> float:
     numerator, denominator : float
         Numbers; the denominator is a difference of responses.
     largest : float
-        Largest magnitude that the difference was taken of.
+        Larger magnitude of the two responses whose difference the denominator is; 0 if rounding is no concern.
 
     Returns
     -------
     float
-        The quotient; NaN where the denominator is not above `DIFFERENCE_FLOOR` times `largest`.
+        The quotient; NaN where the denominator is not above the larger of `TINY` and `DIFFERENCE_FLOOR` times
+        `largest`.
     """
     above = denominator > floors(abs(largest), DIFFERENCE_FLOOR)
     return float(numerator / denominator) if np.isfinite(numerator) and above else float("nan")
 
 
+def retention(joint: float, solo: float) -> float:
+    """Compute the retention of a unit: the share of its solo response that it keeps.
+
+    Parameters
+    ----------
+    joint : float
+        z of the unit on the joint image.
+    solo : float
+        Its z on its solo image.
+
+    Returns
+    -------
+    float
+        ``z_a(x_ab) / z_a(x_a)``, unbounded: 1 where the unit responds to the joint image as to its own, 0 where it does
+        no more than on the null image. NaN where the solo z is not above `TINY`.
+    """
+    return quotient(joint, solo, 0.0)
+
+
+def crosstalk(on_other: float, solo: float) -> float:
+    """Compute the cross-talk of a unit: its share of response to another's solo image.
+
+    Parameters
+    ----------
+    on_other : float
+        z of the unit on the solo image of another unit.
+    solo : float
+        Its z on its own solo image.
+
+    Returns
+    -------
+    float
+        ``z_b(x_a) / z_b(x_b)``, unbounded: 1 where another unit's image drives the unit as strongly as its own, 0 where
+        it does no more than the null image. NaN where the solo z is not above `TINY`.
+    """
+    return quotient(on_other, solo, 0.0)
+
+
 def response_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
     """Compute the share of the joint response that no mixture of the parts explains.
 
-    That is the share of ``|r_ab|^2`` that non-negative least squares on the parts' r leaves.
+    That is the share of ``|r_ab|^2`` left unexplained by non-negative least squares on the parts' r.
 
     Parameters
     ----------
@@ -130,7 +169,7 @@ def response_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
 def image_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
     """Compute the share of the joint image's variance that its parts do not explain.
 
-    That is the share of the variance of d_ab that least squares on the parts' d, with a constant, leaves.
+    That is the share of the variance of d_ab left unexplained by least squares on the parts' d and a constant.
 
     Parameters
     ----------
@@ -142,8 +181,8 @@ def image_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
     Returns
     -------
     float
-        In [0, 1]: 0 where the joint image is a linear combination of its parts. NaN where d_ab varies by no more than
-        `DIFFERENCE_FLOOR` of the most varying part.
+        In [0, 1]: 0 where the joint image is a linear combination of its parts. NaN where the variation of d_ab is not
+        above `DIFFERENCE_FLOOR` times that of the part that varies most.
     """
     target = joint.astype(np.float64).ravel() - joint.mean(dtype=np.float64)
     others = parts.astype(np.float64).reshape(len(parts), -1)
@@ -164,9 +203,9 @@ class SecondDifference:
     Parameters
     ----------
     size : float
-        Its norm over that of r_ab, from 0 on; NaN where undefined.
+        Its norm divided by that of r_ab, 0 or more; NaN where undefined.
     feature : int or None
-        Position among all D probed features where it is largest; None where it is rounding.
+        Position among all D probed features where it is largest; None where it is no more than rounding error.
     """
 
     size: float
@@ -176,9 +215,9 @@ class SecondDifference:
 def second_difference(
     middle: np.ndarray, fractions: np.ndarray, joint: np.ndarray, deviation: np.ndarray
 ) -> SecondDifference:
-    """Compute which features respond to the units together and not to each alone.
+    """Compute how far the response to all parts is from the sum of the responses.
 
-    r(null + d_a/2 + d_b/2) - r(null + d_a/2) - r(null + d_b/2), for n units with d/n of each.
+    For two units ``r(null + d_a/2 + d_b/2) - r(null + d_a/2) - r(null + d_b/2)``; for n units with d/n of each.
 
     Parameters
     ----------
@@ -194,7 +233,7 @@ def second_difference(
     Returns
     -------
     SecondDifference
-        Size, 0 in a network that is linear on the way, and the feature where it is largest.
+        Size, 0 where the network is linear between these images, and the feature where it is largest.
     """
     difference = middle - fractions.sum(0)
     largest = max(float(np.linalg.norm(part)) for part in fractions)
@@ -219,7 +258,7 @@ def self_saturation(whole: np.ndarray, fraction: np.ndarray, parts: int) -> floa
     Returns
     -------
     float
-        ``|r(x_a) - n r(null + d_a/n)|`` over ``|r(x_a)|``, from 0 on: 0 where responses grow linearly.
+        ``|r(x_a) - n r(null + d_a/n)|`` divided by ``|r(x_a)|``, 0 or more: 0 where responses grow linearly.
     """
     size = float(np.linalg.norm(whole))
     return quotient(float(np.linalg.norm(whole - parts * fraction)), size, float(np.linalg.norm(fraction)))
@@ -249,7 +288,7 @@ def simplex_lattice(parts: int, most: int = 100) -> np.ndarray:
 
 
 def joint_gain(joint: np.ndarray, blends: np.ndarray, weights: np.ndarray, best: np.ndarray) -> float:
-    """Compute what the joint descent gains over the best blend of the solo images.
+    """Compute the gain of the joint descent over the best blend of the solo images.
 
     Parameters
     ----------
@@ -265,8 +304,8 @@ def joint_gain(joint: np.ndarray, blends: np.ndarray, weights: np.ndarray, best:
     Returns
     -------
     float
-        (J(x_ab) - max J(blend)) over sum_i w_i z_i(x_i), which is n under `solo` balance; high where joint descent
-        reaches what no blend does, below 0 where a blend is better.
+        ``(J(x_ab) - max J(blend)) / sum_i w_i z_i(x_i)``; the divisor is n under `solo` balance. High where the joint
+        descent reaches what no blend does, below 0 where a blend is better; NaN where the divisor is not above `TINY`.
     """
     top = float((blends @ weights).max())
     scale = float(weights @ best)
@@ -332,18 +371,19 @@ def _resample(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def p_above_zero(excess: Sequence[float]) -> float:
-    """Compute the p-value of a mean excess over seeds that is not above 0.
+    """Test by a one-sided t-test whether the mean excess over seeds is above 0.
 
     Parameters
     ----------
     excess : sequence of float
         Excess of a statistic over its floor for each seed; values that are not finite are left out. A mean of at most
-        `ROUNDING` counts as none: a linear network has as much.
+        `ROUNDING` counts as 0, since a linear network may reach it by rounding.
 
     Returns
     -------
     float
-        p of the one-sided t-test, low where the excess is above 0; NaN below three seeds.
+        p, low where the excess is above 0; 1 where the mean counts as 0, and 0 where all seeds have the same excess
+        above that; NaN below three seeds.
     """
     finite = np.array([v for v in excess if np.isfinite(v)])
     if len(finite) < 3:

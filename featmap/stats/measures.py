@@ -25,7 +25,8 @@ from featmap.stats.correlation import DIGITS, FLOOR, floors, largest_magnitude, 
 from featmap.stats.frames import to_floats, to_frame
 
 FEW_STIMULI = 32
-"""Number of images below which a profile is warned of: chance correlations have a deviation of 1 / sqrt(n - 1)."""
+"""Number n of images below which a profile comes with a warning: chance correlations have a standard deviation of
+1 / sqrt(n - 1)."""
 
 Correlation = Literal["pearson", "spearman"]
 
@@ -74,7 +75,7 @@ def register(name: str) -> Callable[[_M], _M]:
 
 @dataclass(frozen=True)
 class _Responses:
-    """A and null as float64, NaN where not finite; A[j, j] of each column; which rows and columns are live."""
+    """A and null as float64, NaN where not finite; A[j, j] of each column; masks of the live rows and columns."""
 
     values: np.ndarray
     null: np.ndarray
@@ -246,14 +247,14 @@ def select_stimuli(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None 
 
 
 def warn_few_stimuli(images: int, stacklevel: int = 2) -> None:
-    """Warn of a profile over fewer than `FEW_STIMULI` images.
+    """Warn if profiles are computed over fewer than `FEW_STIMULI` images.
 
     Parameters
     ----------
     images : int
         Number of images.
     stacklevel : int, default 2
-        Frames between the warning and the caller that it is reported for.
+        Call whose line the warning names, as in `warnings.warn`: 1 is this function, 2 its caller.
     """
     if images < FEW_STIMULI:
         message = f"a profile over {images} images: below {FEW_STIMULI}, chance correlations are large"
@@ -311,7 +312,9 @@ def unit_profiles(values: np.ndarray, method: Correlation = "pearson") -> tuple[
 
 
 def profile_correlations(values: np.ndarray, method: Correlation = "pearson") -> np.ndarray:
-    """Compute `profile` of an array of responses.
+    """Compute the similarity S of the columns of an array of responses.
+
+    The formula is that of `profile`.
 
     Parameters
     ----------
@@ -338,9 +341,10 @@ def profile_correlations(values: np.ndarray, method: Correlation = "pearson") ->
 def profile(
     A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None, method: Correlation = "pearson"
 ) -> pd.DataFrame:
-    """Correlate the responses of every two features over all live images.
+    """Compute profile similarity S: correlate the columns of A over all live images.
 
-    The columns of live x live A are standardised, centred by row (see `standardise_and_centre`) and correlated.
+    The columns of A (live images x live features) are standardised, centred by row (see `standardise_and_centre`) and
+    correlated.
     Constant columns are undefined and take no part in the centring.
 
     Parameters
@@ -392,8 +396,8 @@ def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:
     Returns
     -------
     float
-        In [0, 1]; 1 where no live image drives any live feature more than its own image does. Images are compared where
-        their response is finite.
+        In [0, 1]; 1 where no live feature responds more to another feature's image than to its own. Responses that are
+        not finite are left out.
 
     Raises
     ------
@@ -410,7 +414,7 @@ def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:
 
 
 def measure_scales(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None) -> pd.DataFrame:
-    """Compute the offsets and divisors by which any cell of A becomes any measure.
+    """Compute the offsets and divisors that turn any cell of A into any measure.
 
     With them ``C[i, j] = (A[i, j] - null[j]) / best[j]``, ``R[i, j] = A[i, j] / own[i]`` and
     ``Z[i, j] = (A[i, j] - mean[j]) / deviation[j]``.

@@ -21,7 +21,7 @@ from featmap.stats.correlation import DIFFERENCE_FLOOR, TINY, cosines, spearman,
 class Side:
     """Solo runs of one layer's N units.
 
-    Rows are NaN where a unit's descent found nothing. M is the number of units of the other layer.
+    Rows of `r` are NaN for units that are not live. M is the number of units of the other layer.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class Side:
     own : numpy.ndarray
         Positions of the units themselves among the columns of z, N.
     reads : numpy.ndarray
-        Gradient of each unit's activation at its solo image by the channels of the other layer's units, each times that
-        channel's deviation, N x M; NaN where the other layer does not lie before this one.
+        Gradient of each unit's activation at its solo image with respect to the channels of the other layer's units,
+        each times that channel's deviation, N x M; NaN where the other layer does not lie before this one.
     """
 
     r: np.ndarray
@@ -83,7 +83,7 @@ def _pair_mean(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def _norm_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide by norms; NaN where a norm is 0."""
+    """Divide; NaN where the denominator, a norm, is 0."""
     ratio: np.ndarray = numerator / np.where(denominator > TINY, denominator, np.nan)
     return ratio
 
@@ -243,8 +243,8 @@ def common_response(a: Side, b: Side) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        N x M, in [-1, 1]; the mean is that of unit responses to all solo images. High where both images do what any
-        image of that strength does; then a mixture of them does so too.
+        N x M, in [-1, 1]; the mean is that of the responses to all solo images, each scaled to length 1. High where
+        both images have the effect that any strong image has; then a mixture of them has it too.
     """
     both = np.concatenate([a.r[0], b.r[0]])
     units = unit_vectors(both)[np.isfinite(both).all(axis=1)]
@@ -255,7 +255,7 @@ def common_response(a: Side, b: Side) -> np.ndarray:
 
 @register("half-way response")
 def half_way_response(a: Side, b: Side) -> np.ndarray:
-    """Compute the smaller of the cosines of r half-way to a solo image with r at it.
+    """Compute the smaller cosine of r half-way to a solo image and r at it.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def concentration(a: Side, b: Side) -> np.ndarray:
 
 @register("weight overlap")
 def weight_overlap(a: Side, b: Side) -> np.ndarray:
-    """Compute the share of the other unit in what one unit reads of the other's layer.
+    """Compute how much of what one unit reads of the other's layer is the other unit.
 
     Parameters
     ----------
@@ -331,8 +331,8 @@ def weight_overlap(a: Side, b: Side) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        N x M, in [-1, 1]: first-order weight of the one on the other over the norm of all such weights. NaN within one
-        layer, and where neither layer lies before the other.
+        N x M, in [-1, 1]: the entry of `Side.reads` for the pair, divided by the norm of the reading unit's entries.
+        NaN within one layer, and where neither layer lies before the other.
     """
     for reader, flip in ((b, True), (a, False)):
         if np.isfinite(reader.reads).any():
@@ -344,7 +344,7 @@ def weight_overlap(a: Side, b: Side) -> np.ndarray:
 
 @register("floor")
 def seed_floor(a: Side, b: Side) -> np.ndarray:
-    """Compute the mean share of r that a new start changes.
+    """Compute the mean share of r that changes with the seed.
 
     Parameters
     ----------
@@ -378,12 +378,12 @@ def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 1
     folds : int, default 10
         Folds of the cross-validation.
     ridge : float, default 100
-        Penalty, in pairs: it weighs like so many pairs of ranks without any relation.
+        Penalty, as a number of pairs: it shrinks the weights as so many unrelated pairs would.
 
     Returns
     -------
     everywhere : numpy.ndarray
-        Prediction for every pair, NaN where no predictor is defined or there are fewer than two measured pairs a fold.
+        Predicted rank of each pair, about -0.5 to 0.5; NaN without predictors or with fewer than 2 pairs a fold.
     left_out : numpy.ndarray
         Prediction for each measured pair from the fit without its fold, NaN elsewhere.
     """

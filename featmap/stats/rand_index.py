@@ -19,14 +19,14 @@ def count_pairs(
     one, two : sequence
         D labels each, of the same things; the names of the labels do not matter.
     weights : numpy.ndarray, optional
-        W x D, how often each thing counts, such as in a bootstrap; default: once. A pair j, k counts ``w_j w_k`` times
-        and a thing with its own copy never.
+        W x D, how often each thing counts, as in a bootstrap; default: once. A pair j, k counts ``w_j w_k`` times;
+        pairs of a thing with its own copy do not count.
 
     Returns
     -------
     both, in_one, in_two, total : numpy.ndarray
-        Pairs within a group of both partitions, of the first, of the second, and all pairs: W whole numbers each (one
-        without weights).
+        Numbers of pairs that lie in one group in both partitions, in the first, in the second, and of all pairs: W
+        whole numbers each (one without weights).
     """
     a, b = (np.unique(np.asarray(labels), return_inverse=True)[1] for labels in (one, two))
     w = np.ones((1, len(a))) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -23,7 +23,7 @@ DRAWS = 1000
 LEVEL = 0.95
 """Confidence of intervals."""
 LEAST_PLACES = 5
-"""Fewest places (layers) whose trend has an interval."""
+"""Fewest places (depths of layers) for which a trend gets an interval."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def pair_correlation(one: np.ndarray, two: np.ndarray, weights: np.ndarray | Non
     """
     w = np.ones((1, len(one))) if weights is None else np.asarray(weights, dtype=np.float64)
     defined = np.isfinite(one) & np.isfinite(two) & ~np.eye(len(one), dtype=bool)
-    # Less their means first: what is subtracted below is then small against what it is subtracted from.
+    # Subtracting the means first keeps the differences below from cancelling: mean squares less squared means.
     x, y = (np.where(defined, t - t[defined].mean() if defined.any() else 0.0, 0.0) for t in (one, two))
 
     def weighted_sum(table: np.ndarray) -> np.ndarray:
@@ -272,24 +272,24 @@ def _row_correlation(one: np.ndarray, two: np.ndarray, j: int) -> float:
 def trend(values: np.ndarray, places: np.ndarray, draws: int = DRAWS) -> Interval:
     """Compute Spearman's correlation of values with the depth of their layer.
 
-    Places are drawn with replacement, and within each drawn place its values: values of one place share what the place
-    is, so that resampling values alone would count a place as many times as it has values.
+    This is a two-stage bootstrap: layers are drawn with replacement, then values within each drawn layer. Values of one
+    layer are not independent, so that resampling values alone would give intervals too narrow.
 
     Parameters
     ----------
     values : numpy.ndarray
         N values; those that are not finite are left out.
     places : numpy.ndarray
-        Place (depth) of each, N numbers.
+        Depth of each value's layer, N numbers; equal numbers are one layer.
     draws : int, default 1000
         Number of bootstrap draws.
 
     Returns
     -------
     Interval
-        Correlation in [-1, 1], high where values rise with the place; NaN below three values, or where all values or
-        all places are one. The interval is NaN below `LEAST_PLACES` places, of which not even a perfect order would be
-        beyond chance (2 / 4! > 0.05).
+        Correlation in [-1, 1], high where values rise with depth; NaN below three values, or where all values or all
+        depths are equal. The interval is NaN below `LEAST_PLACES` layers: of four, even a perfect order has a two-sided
+        p of 2 / 4!, above 0.05.
 
     References
     ----------

@@ -54,8 +54,8 @@ def top_share(ranks: np.ndarray, n: int, count: int | None = None) -> Interval:
     n : int
         1 for top-1, 5 for top-5.
     count : int, optional
-        Number of independent images, such as that of the classes where each has images of several seeds. None counts
-        the ranks.
+        Number of independent observations, such as the number of classes where each has images of several seeds.
+        Default: the number of ranks.
 
     Returns
     -------
@@ -127,7 +127,7 @@ class Partners:
     features : numpy.ndarray
         Index of the partner, D; -1 where there is none.
     correlation : numpy.ndarray
-        Pearson's correlation with it over the matching half, D, above 0: the highest of many, so biased upwards.
+        Pearson's correlation with it over the matching half, D, above 0; as the highest of many it is biased upwards.
     held_out : numpy.ndarray
         The same over the scoring half, D, in [-1, 1]: unbiased. A low one means that the other network has no such
         feature, and the transfer says little. Both are NaN without a partner, `held_out` also where either is constant.
@@ -154,8 +154,8 @@ def match_features(source: np.ndarray, other: np.ndarray) -> Partners:
     Returns
     -------
     Partners
-        A feature whose responses are constant or not finite over the matching half has no partner, and is nobody's
-        partner; neither has one that correlates positively with no other.
+        A feature whose responses are constant or not finite over the matching half has no partner, and is the partner
+        of no other. A feature that correlates positively with no feature of the other network has no partner either.
 
     References
     ----------
@@ -182,7 +182,7 @@ def match_features(source: np.ndarray, other: np.ndarray) -> Partners:
 
 
 def _unit_columns(responses: np.ndarray) -> np.ndarray:
-    """Return each column as a row less its mean and of length 1; NaN where it is constant or not finite."""
+    """Transpose, and scale each row to mean 0 and length 1; NaN where it is constant or not finite."""
     rows = np.asarray(responses, dtype=np.float64).T
     finite = np.isfinite(rows).all(axis=1, keepdims=True)
     return np.where(finite, unit_deviations(np.where(finite, rows, 0.0)), np.nan)
@@ -218,9 +218,8 @@ class FeatureTransfer:
     own : numpy.ndarray
         Percentile of the partner's response to the image among its responses to the scoring half of the photographs, R.
     baseline : numpy.ndarray
-        The same for the images of other features, R: the mean over all of them, which is what a random one is expected
-        to reach. Images of any kind may excite a network more than photographs do; only what `own` has above this
-        belongs to the feature.
+        The same, averaged over the images of all other features, R. Images of any kind may excite a network more than
+        photographs do; only the difference of `own` and this is due to the feature.
     among_images : numpy.ndarray
         Share of the other features' images that excite the partner less than the image does, ties half, R; 0.5 by
         chance. It does not saturate where all images excite more than photographs.

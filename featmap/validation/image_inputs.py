@@ -60,7 +60,7 @@ def images_of_run(data: xr.Dataset) -> RunImages:
 
 
 def images_of_pixels(labels: Sequence[str], pixels: Tensor) -> RunImages:
-    """Take images of any origin, such as those of another tool.
+    """Describe images of any origin, such as those of another tool.
 
     Parameters
     ----------

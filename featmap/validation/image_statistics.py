@@ -12,19 +12,18 @@ from featmap.image_shape import channel_names
 from featmap.stats import agreement, image_quality, transfer
 from featmap.stats.correlation import t_interval
 from featmap.stats.frames import finite_column
+from featmap.stats.measures import FEW_STIMULI
 from featmap.stats.reliability import Interval
 from featmap.validation.image_evidence import OwnEvidence, RunImages
 from featmap.validation.results import Statistic
 from featmap.validation.statistics import Collector
 
 IMAGES, PHOTOGRAPHS = "images", "photographs"
-"""What a statistic is of, where it is not of a judge."""
+"""Subject of a statistic that is not a judge's, in place of the judge's name."""
 ALL = "all images"
-"""Layer of a statistic of all images."""
-RANGE, WILSON, STUDENT = "90 % of images", "95 %, Wilson", "95 %, Student"
+"""Stands for the layer in a statistic of all images."""
+IMAGE_RANGE, WILSON, STUDENT = "90 % of images", "95 %, Wilson", "95 %, Student"
 """Kinds of intervals."""
-FEW = 32
-"""Number of features below which an agreement of S has a note."""
 
 
 def image_table(images: RunImages, own: OwnEvidence, photographs: OwnEvidence | None) -> pd.DataFrame:
@@ -43,8 +42,8 @@ def image_table(images: RunImages, own: OwnEvidence, photographs: OwnEvidence | 
     -------
     pandas.DataFrame
         A row for each image: seed, live, layer, activation, contrast, slope, coverage, and the correlation of each two
-        of its channels, such as correlation_red_green; with photographs also
-        contrast_ratio, slope_difference and colour_distance to them, coverage_of_best_photograph and
+        of its channels, such as correlation_red_green; with photographs also contrast_ratio, slope_difference and
+        colour_distance (the image's own compared with the photographs'), coverage_of_best_photograph and
         multiple_of_best_photograph. NaN where undefined.
     """
     row, feature = np.arange(len(images.labels)), images.feature
@@ -79,7 +78,7 @@ def image_table(images: RunImages, own: OwnEvidence, photographs: OwnEvidence | 
 
 
 def _of_feature(values: np.ndarray, is_feature: np.ndarray) -> np.ndarray:
-    """Replace values of images that were made for something else than a feature by NaN."""
+    """Replace the values of images that were not made for a feature by NaN."""
     return finite_column(np.where(is_feature, values, np.nan))
 
 
@@ -232,7 +231,7 @@ def _add_median(collector: Collector, name: str, values: np.ndarray) -> None:
     """Add the median of the finite values and the range of 90 % of them."""
     finite = values[np.isfinite(values)]
     interval = Interval(_median(values), *np.percentile(finite, [5, 95])) if len(finite) else Interval(float("nan"))
-    collector.add(name, interval, count=len(finite), interval=RANGE)
+    collector.add(name, interval, count=len(finite), interval=IMAGE_RANGE)
 
 
 def _add_agreement(
@@ -245,7 +244,8 @@ def _add_agreement(
     if len(at) < 3:
         return
     A = np.stack([own.responses[images.feature == k][:, at].mean(axis=0) for k in at])
-    note = f"over {len(at)} images only; below {FEW} chance correlations are large" if len(at) < FEW else ""
+    is_few = len(at) < FEW_STIMULI
+    note = f"over {len(at)} images only; below {FEW_STIMULI} chance correlations are large" if is_few else ""
     for name, roots in (("agreement", False), ("agreement_of_roots", True)):
         found = image_quality.similarity_agreement(A, photographs.responses[:, at], roots)
         collector.add(name, found, count=len(at), note=note)
@@ -301,7 +301,7 @@ def _add_ranks(collector: Collector, rows: pd.DataFrame, classes: int) -> None:
     finite = ranks[np.isfinite(ranks)]
     ends = np.percentile(finite, [5, 95]) if len(finite) else ()
     note = f"0 is first of {classes:,}; {(classes - 1) / 2:g} by chance"
-    collector.add("median_rank", Interval(_median(ranks), *ends), count=count, note=note, interval=RANGE)
+    collector.add("median_rank", Interval(_median(ranks), *ends), count=count, note=note, interval=IMAGE_RANGE)
 
 
 def summary_rows(statistics: Sequence[Statistic]) -> list[tuple[str, ...]]:

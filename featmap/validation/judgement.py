@@ -302,7 +302,7 @@ def measure_images(
 def _shared_classes(
     network: Network, classes: str | None, size: Size, judge: Judge, images: RunImages, notes: list[str]
 ) -> str | None:
-    """Return the layer of class logits if some images are of it and the judge has the same classes."""
+    """Find the layer of class logits that a judge can judge; append a note if the numbers of classes differ."""
     if classes is None or classes not in images.layers:
         return None
     own, other = network.layer(classes, size).channels, judge.class_count()

@@ -27,9 +27,9 @@ def randomise_weights(network: Network, seed: int = 0) -> Network:
     Networks known by name are built again with their own initialisation. A network of the user's own is copied, and
     every module is initialised again by its `reset_parameters`; parameters of modules that have none, such as class
     tokens, positional embeddings and layer scales, are drawn from a normal distribution of their own mean and standard
-    deviation. The running statistics of batch norms are then
-    measured on `CALIBRATION_IMAGES` images with a 1/f spectrum (`image_ops.pink_noise`): with the initial ones (mean 0,
-    variance 1) activations shrink by orders of magnitude from layer to layer, and descents find no gradient.
+    deviation. The running statistics of batch norms are then measured on `CALIBRATION_IMAGES` images with a 1/f
+    spectrum (`image_ops.pink_noise`): with the initial ones (mean 0, variance 1) activations shrink by orders of
+    magnitude from layer to layer, and no gradient arrives at the image.
 
     Parameters
     ----------

@@ -25,6 +25,8 @@ BEST_PHOTOGRAPHS = 8
 """Best photographs of each feature on which the processing path is measured."""
 TARGET_RELIABILITY = 0.99
 """Reliability of a map from which its single similarities may be quoted."""
+MINOR_PERMUTATIONS = 99
+"""Permutations of the Mantel tests that no verdict depends on."""
 
 
 class Collector:
@@ -104,7 +106,7 @@ class StageWatcher(Protocol):
         """
 
 
-@np.errstate(invalid="ignore")  # responses that are infinite whatever the image; `live` leaves these features out
+@np.errstate(invalid="ignore")  # features that respond infinitely to any image; `live` leaves them out
 def evaluate_layer(evidence: Evidence, network: str = "trained", watcher: StageWatcher | None = None) -> Evaluation:
     """Compute all statistics of a layer's map that its evidence allows.
 
@@ -201,7 +203,7 @@ def _median_and_range(values: np.ndarray) -> Interval:
 
 
 def _mean_ari(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval, float, int]:
-    """Compute the mean adjusted Rand index of pairs of partitions with its range, no p-value, and their number.
+    """Compute the mean adjusted Rand index of pairs of partitions: value with range, no p-value, number of pairs.
 
     Two trivial partitions (one cluster, or single features only) agree by definition; such pairs are left out.
     """
@@ -253,7 +255,7 @@ def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collec
         distance = np.full(S.shape, np.nan)
         A = evidence.mean_responses[block]
         distance[block] = agreement.extreme_activation_distance(A, mean[live], deviation[live], kind)
-        dora = agreement.mantel(1 - 2 * distance**2, P, method="spearman", permutations=99)
+        dora = agreement.mantel(1 - 2 * distance**2, P, method="spearman", permutations=MINOR_PERMUTATIONS)
         collector.add(f"dora_{kind}_spearman", dora.r, dora.p, dora.pairs)
 
     ratio = agreement.multiples_of_best(np.diag(evidence.mean_responses), responses)
@@ -316,7 +318,9 @@ def add_weights(evidence: Evidence, collector: Collector) -> None:
             cosines, groups = weights
             pearson = agreement.mantel(evidence.S, cosines, groups=groups)
             collector.add(f"{name}_weights", pearson.r, pearson.p, pearson.pairs)
-            spearman = agreement.mantel(evidence.S, cosines, groups=groups, method="spearman", permutations=99)
+            spearman = agreement.mantel(
+                evidence.S, cosines, groups=groups, method="spearman", permutations=MINOR_PERMUTATIONS
+            )
             collector.add(f"{name}_weights_spearman", spearman.r, spearman.p, spearman.pairs)
 
 
@@ -337,9 +341,9 @@ def count_clusters(clusters: Clusters) -> int:
 
 
 def add_clusters(clusters: Clusters, collector: Collector) -> None:
-    """Add the clusters of the run's map, and the modularity that it is compared with.
+    """Add the clusters of the run's map and their modularity.
 
-    That is the modularity with A permuted within its columns.
+    The modularity is compared with that of A permuted within its columns.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from featmap.mapping.flags import RELIABLE
+from featmap.stats.agreement import CORRECTABLE
 from featmap.validation.results import Evaluation, Statistic, Validation
 from featmap.validation.statistics import TARGET_RELIABILITY
 
@@ -15,12 +16,13 @@ HIGH_AGREEMENT = 0.85
 LOW_AGREEMENT = 0.3
 """Raw correlation with photographs up to which no conclusion about photographs is drawn."""
 TYPICAL_PATH, ATYPICAL_PATH = 0.8, 0.5
-"""Processing-path scores from which an image counts as another preferred photograph, and below which it does not."""
+"""Processing-path scores from which images count as typical preferred stimuli, and below which they do not at all."""
 MAX_OUTDONE = 0.25
-"""Share of features with a photograph above their image beyond which the images do not count as maximising."""
+"""Share of features that a photograph excites more than their image, above which images do not count as maximising."""
 MIN_ARI, MIN_ARI_SHARE = 0.8, 0.9
-"""Agreement of two seeds' clusters from which members may be named, and its share of Louvain's own agreement."""
+"""Agreement of two seeds' clusters from which members may be named: as an ARI, and as a share of Louvain's own ARI."""
 ALPHA = 0.05
+"""Level at or below which a p-value counts."""
 
 SENTENCES = {
     "repeatability": "S of one seed correlates {value} with S of another (mean over pairs of seeds).",
@@ -72,7 +74,7 @@ def format_value(value: float | None, whole: bool = False) -> str:
     Returns
     -------
     str
-        Three digits, four near 1; a dash where it is undefined.
+        Three decimals, four from 0.98 to 1, three significant digits from 10 on; a dash where it is undefined.
     """
     if value is None:
         return "–"
@@ -313,7 +315,7 @@ def _judge_photographs(evaluation: Evaluation, random: Evaluation | None, verdic
         verdict.may_not.append(
             f"carry single similarities over to photographs (this needs a raw r of {HIGH_AGREEMENT})"
         )
-        if of_photographs is not None and of_photographs < 0.9:
+        if of_photographs is not None and of_photographs < CORRECTABLE:
             verdict.remedies.append("more photographs: these are too few to measure S over photographs reliably")
     null = None if random is None else random.value(name)
     if null is not None and null >= low:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
 from featmap.network.unit import Unit
 from featmap.runs import lifecycle
+from featmap.runs.store import open_arrays
 from tests.helpers import networks, settings, tiny
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -50,6 +52,17 @@ def carried_out(job: JointJob, folder: Path, watcher: Any = None) -> JointArrays
 
 
 # ---------------------------------------------------------------- rows, work units, arrays
+
+
+@pytest.mark.parametrize(("channels", "names"), [(1, ["gray"]), (3, ["red", "green", "blue"]), (4, list("0123"))])
+def test_arrays_of_networks_of_any_channels_are_labelled(channels: int, names: list[str], tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    network = load(module, mean=[0.5] * channels, std=[0.5] * channels, input_size=12)
+    job = groups.group_job(["2:0", "2:1"], network, settings.resolve_linear(network, **SMALL))
+    carried_out(replace(job, seeds=(0,)), tmp_path / "run")
+    data = open_arrays(tmp_path / "run")
+    assert [str(name) for name in data["channel"].values] == names
+    assert data["joint_images"].sizes["channel"] == data["null_images"].sizes["channel"] == channels
 
 
 def test_a_pair_needs_solo_joint_and_control_descents() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -192,3 +194,18 @@ def test_reliability_is_the_mean_correlation_between_single_seeds() -> None:
     assert seed_reliability(pd.DataFrame(rows)) == pytest.approx(ranks[np.triu_indices(3, 1)].mean())
     one = pd.DataFrame(rows)[lambda t: t["seed"] == 1]
     assert np.isnan(seed_reliability(one))
+
+
+def test_lines_give_the_ceiling_of_rank_correlations_or_none() -> None:
+    measured = SimpleNamespace(
+        statistics=pd.DataFrame({"seed": [1, 2, 3]}), summary=pd.DataFrame({"excess": [0.1, 0.3]})
+    )
+    table = pd.DataFrame(columns=["predictor", "spearman", "error", "spearman_with_floor", "pairs"])
+
+    def lines(reliability: float) -> str:
+        check = cast(Any, measured)
+        return "\n".join(Screening(Path(), table, "crosstalk", reliability, check, check).lines())
+
+    assert "one of 0.75: no predictor can reach a rank correlation above 0.87" in lines(0.5)
+    for undefined in (math.nan, -0.6):  # below -1/2, three seeds' mean would have a reliability above 1 or below 0
+        assert "no predictor can reach" not in lines(undefined)

@@ -16,7 +16,6 @@ from scipy.ndimage import correlate1d
 from torch import nn
 
 import featmap
-from featmap.interaction.conclusion import has_linear_steps
 from featmap.interaction.statistics import CANCELLED, DEAD_PARTNER, NOT_FINITE, OK, summarise
 from featmap.network.loading import load
 from featmap.network.unit import Unit
@@ -148,7 +147,7 @@ def test_adam_or_a_clamp_make_a_linear_network_look_nonlinear(
     table = compute(["conv3:0", "conv3:1"], networks.linear_network(), steps=40, **change)
     assert (table["image_nonlinearity"] > least).all()
     assert (table["response_nonlinearity"] > 10 * LINEAR).all()
-    assert not has_linear_steps(replace(INTERACT.resolved(16), **change))
+    assert not replace(INTERACT.resolved(16), **change).linear
 
 
 def octaves(optimiser: Any, *sizes: float | None) -> Recipe:
@@ -180,7 +179,7 @@ def test_linear_steps_show_no_interaction(recipe: Recipe, is_linear: bool, compu
     unit = "conv3:0" if recipe.jitter else "conv3:0:1:1"  # the image moves on under a single neuron
     table = compute([unit, "conv3:1"], networks.linear_network(), recipe=recipe, **changes)
     assert ((table["response_nonlinearity"] <= LINEAR) & (table["image_nonlinearity"] <= LINEAR)).all() == is_linear
-    assert has_linear_steps(recipe.resolved(16, size=16)) == is_linear
+    assert recipe.resolved(16, size=16).linear == is_linear
 
 
 # ---------------------------------------------------------------- two features that read disjoint parts

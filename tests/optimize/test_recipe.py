@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, RecipeError
-from featmap.optimize.parameterization import interpolate_schedule
 from featmap.optimize.recipe import (
     ARTICLE,
     ARTICLE_LOWRES,
@@ -22,6 +21,7 @@ from featmap.optimize.recipe import (
     Octave,
     Recipe,
 )
+from featmap.optimize.schedule import interpolate_schedule
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 

@@ -16,8 +16,9 @@ from featmap import image_ops
 from featmap.cli.app import main
 from featmap.errors import FeatmapError
 from featmap.network.loading import load
-from featmap.optimize.parameterization import frame_steps, initial_image, interpolate_schedule
+from featmap.optimize.parameterization import frame_steps, initial_image
 from featmap.optimize.recipe import ARTICLE, PIXELS, Recipe
+from featmap.optimize.schedule import interpolate_schedule
 from featmap.runs.maximise import maximise_job
 from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
+from featmap.errors import FeatmapError
 from featmap.rng import generator
 from featmap.stats import agreement, reliability
 from featmap.stats.measures import profile_correlations
@@ -141,7 +142,7 @@ def test_doras_distance_in_plain_loops(kind: str) -> None:
             expected = 0.0 if i == j else math.sqrt((1 - cosine) / 2)
             assert found[i, j] == pytest.approx(expected, abs=1e-7)
     assert np.isnan(agreement.extreme_activation_distance(A, mean, np.array([0, 1, 1, 1, 1, 1.0]), kind)[0]).all()
-    with pytest.raises(ValueError, match="layer, pair"):
+    with pytest.raises(FeatmapError, match="layer, pair"):
         agreement.extreme_activation_distance(A, mean, deviation, "other")
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featmap.stats import facets
+from featmap.stats.frames import spell_flags
 
 RNG = np.random.default_rng(0)
 
@@ -117,6 +118,9 @@ def test_table_has_a_row_for_each_facet_and_a_count_for_each_unit() -> None:
     assert counts[["b:0", "b:1"]].isna().all(), "two units make no null"
     assert table.loc[table["image"] == "b:0", "different"].isna().all()
     assert table.loc[2, "nearest"] == pytest.approx(0.9) and table.loc[2, "kept"] == 1
+    assert counts.dtype == table["different"].dtype == np.float64
+    lines = spell_flags(table).to_csv(index=False, float_format="%.9g", lineterminator="\n").splitlines()
+    assert [line.rpartition(",")[2] for line in (*lines[1:4], lines[-1])] == ["True", "False", "True", ""]
 
 
 def test_seeds_of_facets_differ_and_are_reproducible() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +179,12 @@ def test_joint_gain_compares_with_the_best_blend() -> None:
     assert interaction.joint_gain(np.array([1.0, 1.0]), blends, weights, best) == pytest.approx((1.5 - 1) / 2)
     assert interaction.joint_gain(np.array([0.0, 0.0]), blends, weights, best) == pytest.approx(-0.5)
     assert math.isnan(interaction.joint_gain(np.ones(2), blends, 0 * weights, best))
+
+
+@pytest.mark.parametrize("share", [interaction.retention, interaction.crosstalk])
+def test_retention_and_crosstalk_are_shares_of_the_solo_response(share: Any) -> None:
+    assert share(3.0, 4.0) == 0.75 and share(4.0, 4.0) == 1 and share(0.0, 4.0) == 0 and share(-2.0, 4.0) == -0.5
+    assert math.isnan(share(1.0, 0.0)) and math.isnan(share(1.0, -4.0)), "a unit that its own image does not drive"
 
 
 def test_quotients_at_their_floors() -> None:
