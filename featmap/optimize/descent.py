@@ -295,7 +295,7 @@ def descend(
                 recipe.metric,
                 recipe.C,
                 device,
-                recipe.contrast,
+                (recipe.contrast, recipe.spread),
                 network.directions,
             )
             image = loop.run_octave(hooks, loss, image, octave)

@@ -337,6 +337,20 @@ class Repulsion:
         return torch.stack(remainders)
 
 
+def _typical_response(values: Tensor, spread: float) -> Tensor:
+    """Compute mean plus `spread` standard deviations over a row's channels, C x H x W, to 1 x H x W."""
+    mean = values.mean(0, True)
+    if not spread:
+        return mean
+    difference = values - mean
+    # divided by the largest difference first, so that no square overflows or vanishes; where all channels are equal,
+    # the root has no derivative and none is taken
+    largest = difference.detach().abs().amax(0, True)
+    differ = largest > 0
+    squares = (difference / torch.where(differ, largest, 1.0)).square()
+    return mean + spread * largest * torch.where(differ, squares, 1.0).mean(0, True).sqrt()
+
+
 @dataclass
 class _TermGroup:
     """Terms that are computed together: one layer, one number of channels."""
@@ -367,11 +381,12 @@ class BatchLoss:
         The constant that the units' neurons are compared with.
     device : torch.device or str, default "cpu"
         Device of the layers' outputs.
-    contrast : float, default 0.0
-        How much of the mean of all channels of the unit's layer, at the unit's positions, is subtracted from each of
-        the unit's neurons that is not exactly 0. For a direction the mean is multiplied by the sum of the direction's
-        components: the direction is then read from channels less their mean, and a direction that is a single channel
-        gives what the channel gives.
+    contrast : float or (float, float), default 0.0
+        How much of the layer's typical response is subtracted from each of the unit's neurons that is not exactly 0:
+        ``contrast * (mean + spread * deviation)``, mean and standard deviation over all channels at the neuron's
+        position; a pair is contrast and spread, a number has spread 0. None is subtracted in a layer of one channel.
+        For a direction it is multiplied by the sum of the direction's components: the direction is then read from
+        channels less what is typical, and a direction that is a single channel gives what the channel gives.
     directions : mapping of str to Directions, optional
         Sets of directions by the names of their layers; for contrast the outputs hold their base layers too.
     """
@@ -383,10 +398,11 @@ class BatchLoss:
         metric: str,
         C: float,
         device: torch.device | str = "cpu",
-        contrast: float = 0.0,
+        contrast: float | tuple[float, float] = 0.0,
         directions: Mapping[str, Directions] | None = None,
     ) -> None:
-        self.rows, self.C, self.contrast = len(objectives), C, contrast
+        self.rows, self.C = len(objectives), C
+        self.contrast, self.spread = contrast if isinstance(contrast, tuple) else (contrast, 0.0)
         known = {la: directions[la] for o in objectives for la in o.layers if directions and la in directions}
         self.sums = {la: torch.from_numpy(d.vectors).sum(1).to(device) for la, d in known.items()}
         self.max_terms = max(len(o.terms) for o in objectives)
@@ -461,17 +477,16 @@ class BatchLoss:
             values = outputs[g.layer][g.rows[:, None], g.channels]
             contrasted = values
             base = split_name(g.layer)[0] if g.layer in self.sums else g.layer
-            if self.contrast:
-                # one row at a time: over many rows at once the rounding of a mean depends on their number
-                layer_means = torch.stack(
-                    # a feature that is not finite must not spoil the others
-                    [torch.nan_to_num(outputs[base][row], 0.0, 0.0, 0.0).mean(0, True) for row in g.row_numbers]
-                )
+            if self.contrast and outputs[base].shape[1] > 1:  # a single channel less the mean of all would be 0
+                # one row at a time: over many rows at once the rounding of a mean depends on their number;
+                # a feature that is not finite must not spoil the others
+                rows = (torch.nan_to_num(outputs[base][row], 0.0, 0.0, 0.0) for row in g.row_numbers)
+                typical = torch.stack([_typical_response(row, self.spread) for row in rows])
                 if g.layer in self.sums:
-                    layer_means = layer_means * self.sums[g.layer][g.channels][..., None, None]
+                    typical = typical * self.sums[g.layer][g.channels][..., None, None]
                 # A silent neuron (exactly 0 behind a ReLU) gets no contrast: its gradient would hide that the row has
                 # none of its own, so that it would never be rescued.
-                contrasted = values - self.contrast * torch.where(values.detach() != 0, layer_means, 0.0)
+                contrasted = values - self.contrast * torch.where(values.detach() != 0, typical, 0.0)
             loss = METRIC_LOSSES[g.metric](contrasted, g.mask, self.C) * g.weights
             losses = losses.index_add(0, g.rows * self.max_terms + g.terms, loss)
             inside = values.detach() if g.mask is None else torch.where(g.mask, values.detach(), 0.0)

@@ -82,9 +82,12 @@ class Recipe:
     decay : float, default 1.0
         Exponent p: "spectrum" divides the amplitude at frequency f by f**p; natural images have about 1.
     contrast : float, default 0.0
-        How much of the layer's mean response (over all features, at the unit's positions) is subtracted in the loss
+        How much of the layer's typical response (over all features, at the unit's positions) is subtracted in the loss
         from each of the unit's neurons whose response is not 0. With 1, the image shows what sets the feature apart
-        from its layer.
+        from its layer. A layer of a single channel has nothing to be set apart from, and no contrast.
+    spread : float, default 0.0
+        The typical response is the mean over the layer's features plus this many of their standard deviations. Above 0,
+        the features that respond most to the image are subtracted most.
     metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
         Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
         "linf" is what the article's code computes: the largest row sum.
@@ -132,6 +135,7 @@ class Recipe:
     transform: Transform | None = None
     decay: float = 1.0
     contrast: float = 0.0
+    spread: float = 0.0
     metric: str = "l1"
     C: float = 200.0
     rescue: float = 0.25
@@ -145,7 +149,7 @@ class Recipe:
     def __post_init__(self) -> None:
         require_integer("rows", self.rows)
         require_integer("jitter", self.jitter)
-        for number in ("C", "rescue", "mean", "std", "decay", "contrast"):
+        for number in ("C", "rescue", "mean", "std", "decay", "contrast", "spread"):
             if isinstance(getattr(self, number), bool) or not isinstance(getattr(self, number), (int, float)):
                 raise RecipeError(f"{number} {getattr(self, number)!r}: give a number")
         if self.metric not in METRICS:
@@ -165,6 +169,8 @@ class Recipe:
             raise RecipeError(f"decay {self.decay}: give an exponent from 0 to 4; natural images have about 1")
         if not math.isfinite(self.contrast):
             raise RecipeError(f"contrast {self.contrast}: give a finite number; 0 leaves the response as it is")
+        if not 0 <= self.spread <= 10:
+            raise RecipeError(f"spread {self.spread}: give a number from 0 to 10; 0 subtracts the mean alone")
         if self.transform is not None:
             check_transform(self.transform)
         if self.jitter < 0 or not 0 <= self.rescue <= 1:
@@ -361,6 +367,7 @@ _LATER_SETTINGS = {
     "transform": None,
     "decay": 1.0,
     "contrast": 0.0,
+    "spread": 0.0,
 }
 
 

@@ -250,33 +250,66 @@ def test_rows_may_stand_in_any_order(targets: list[Objective], random: object) -
         torch.testing.assert_close(means_again, means[order], rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("text", ["a:1", "a:1:2", "a:1:0:1", "a:all", "logits:0", "0.3 * a:1 + 2 * b:2"])
-def test_contrast_subtracts_the_mean_of_the_layers_features(text: str) -> None:
+def test_contrast_subtracts_what_is_typical_of_the_layer(text: str, spread: float) -> None:
     found = {k: v.requires_grad_(True) for k, v in outputs(1, seed=6).items()}
     targets = [Objective.parse(text)]
     plain, means = BatchLoss(targets, SHAPES, "l1", 200.0)(found)
-    losses, same_means = BatchLoss(targets, SHAPES, "l1", 200.0, contrast=0.7)(found)
+    losses, same_means = BatchLoss(targets, SHAPES, "l1", 200.0, contrast=(0.7, spread))(found)
     assert torch.equal(means, same_means), "the activation that is recorded is the unit's own"
-    expected = plain[0]
+    expected = plain[0].item()
     for weight, unit in targets[0].terms:
-        values, (channels, mask) = found[unit.layer][0], unit.mask(SHAPES[unit.layer])
-        inside = torch.ones_like(values[channels]) if mask is None else torch.from_numpy(mask).to(values)
-        expected = expected + weight * (inside * 0.7 * values.mean(0)).sum()
-    torch.testing.assert_close(losses[0], expected)
+        values, (channels, mask) = found[unit.layer][0].detach().numpy().astype(float), unit.mask(SHAPES[unit.layer])
+        inside = np.ones_like(values[channels]) if mask is None else mask
+        expected += weight * (inside * 0.7 * (values.mean(0) + spread * values.std(0))).sum()
+    assert losses[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_direction_is_contrasted_as_if_its_channels_were() -> None:
+@pytest.mark.parametrize("factor", [1e-25, 1.0, 1e25])
+def test_contrast_scales_with_the_responses(factor: float) -> None:
+    gradients = []
+    for scale in (1.0, factor):
+        values = (outputs(1, seed=6)["a"] * scale).requires_grad_(True)
+        losses, _ = BatchLoss([channel("a", 1)], SHAPES, "l1", 0.0, contrast=(1.0, 1.0))({"a": values})
+        gradients.append(torch.autograd.grad(losses.sum(), values)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_features_have_the_gradient_of_their_mean() -> None:
+    values = torch.full_like(outputs(1, seed=6)["a"], 3.0).requires_grad_(True)
+    losses, _ = BatchLoss([channel("a", 1)], SHAPES, "l1", 200.0, contrast=(1.0, 1.0))({"a": values})
+    (gradient,) = torch.autograd.grad(losses.sum(), values)
+    expected = torch.full_like(values, 1 / values.shape[1])
+    expected[:, 1] -= 1
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_layer_of_one_channel_has_no_contrast() -> None:
+    values = {"one": torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(1))}
+    both = [
+        BatchLoss([channel("one", 0)] * 2, {"one": (1, 3, 3)}, "l1", 200.0, contrast=contrast)(values)[0]
+        for contrast in (0.0, (1.0, 1.0))
+    ]
+    assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_a_direction_is_contrasted_as_if_its_channels_were(spread: float) -> None:
     found = {k: v.clone().requires_grad_(True) for k, v in outputs(2, seed=6).items()}
     channels = found["a"].shape[1]
     vectors = np.random.default_rng(1).normal(size=(3, channels)).astype(np.float32)
     sets, shapes = {"a/d": Directions(vectors)}, SHAPES | {"a/d": (3, *SHAPES["a"][1:])}
     along = torch.einsum("kc,nchw->nkhw", torch.from_numpy(vectors).to(found["a"]), found["a"])
-    loss = BatchLoss([channel("a/d", 2), channel("a/d", 0)], shapes, "l1", 200.0, contrast=0.7, directions=sets)
+    objectives = [channel("a/d", 2), channel("a/d", 0)]
+    loss = BatchLoss(objectives, shapes, "l1", 200.0, contrast=(0.7, spread), directions=sets)
     losses, means = loss(found | {"a/d": along})
-    centred = found["a"] - 0.7 * found["a"].mean(1, keepdim=True)
+    values = found["a"].detach()
+    typical = values.mean(1, keepdim=True) + spread * values.std(1, correction=0, keepdim=True)
+    centred = values - 0.7 * typical
     for row, k in ((0, 2), (1, 0)):
         own = (torch.from_numpy(vectors[k]).to(centred)[:, None, None] * centred[row]).sum(0)
-        torch.testing.assert_close(losses[row], (200.0 - own).sum(), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(losses[row].detach(), (200.0 - own).sum(), rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(means[row, 0], along[row, k].mean().detach())
 
 

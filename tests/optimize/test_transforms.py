@@ -148,7 +148,7 @@ def test_ranges_that_cannot_be_drawn_from_are_refused(transform: Transform) -> N
 
 def test_a_recipe_with_a_transform_is_rebuilt_from_its_identity() -> None:
     recipe = Recipe(
-        "x", (Octave(3, (0.1, 0.1)),), transform=WIDE, decay=1.2, contrast=0.5, parameterisation="spectrum"
+        "x", (Octave(3, (0.1, 0.1)),), transform=WIDE, decay=1.2, contrast=0.5, spread=1.0, parameterisation="spectrum"
     ).resolved(32)
     assert Recipe.from_identity(recipe.identity()) == recipe
-    assert not {"transform", "decay", "contrast"} & set(PIXELS.resolved(32).identity())
+    assert not {"transform", "decay", "contrast", "spread"} & set(PIXELS.resolved(32).identity())
