@@ -37,7 +37,7 @@ from featmap.mapping.result import LayerMaps
 from featmap.network.directions import Directions
 from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.responses import Probe
-from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import encode_webp, house_style
 from featmap.runs.probe import ROWS, Source, open_source
 from featmap.runs.progress import Watcher
@@ -243,7 +243,7 @@ def draw_images(maps: LayerMaps, layers: list[str]) -> Any:
     labels = [name.rpartition("/")[2] for name in names]
     columns = min(SHOWN, len(names)) // 2 or 1
     title = "Images that maximise directions"
-    return contact_sheet(images, labels, captions=None, groups=None, title=title, columns=columns)
+    return contact_sheet(Sheet(images=images, labels=labels, title=title, columns=columns))
 
 
 def store_results(measured: dict[str, Any], results: Path) -> None:

@@ -377,14 +377,14 @@ def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
     names = [str(n) for n in data["image"].values]
     odd = [s if s != "live" else "" for s in folder_layout.status_names(data["status"][0].values)]
     count = context.features
-    return sheets.contact_sheet(
-        data["images"][0].values,
-        names,
+    sheet = sheets.Sheet(
+        images=data["images"][0].values,
+        labels=names,
         captions=odd if any(odd) else None,
-        groups=None,
         title=f"{context.network.name}: the first {count} features of every main layer",
         columns=count,
     )
+    return sheets.contact_sheet(sheet)
 
 
 @style.house_style

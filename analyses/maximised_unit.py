@@ -52,7 +52,7 @@ from analyses.support.plotting import draw_strips, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.optimize.recipe import INTERACT, Recipe
-from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail
 from featmap.stats.correlation import FLOOR, standardise
 
@@ -456,7 +456,7 @@ def draw_sheet(neurons: Sequence[Neurons]) -> Figure:
                 labels.append(n.central.units[k])
                 captions.append(f"start {s}: {n.central.activation[s, k]:.3g}")
     title = "One neuron from several starts: change of the image, each on its own scale, and activation reached"
-    return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=columns)
+    return contact_sheet(Sheet(images=np.stack(images), labels=labels, captions=captions, title=title, columns=columns))
 
 
 if __name__ == "__main__":

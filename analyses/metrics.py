@@ -47,7 +47,7 @@ from analyses.support.plotting import draw_strips, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.optimize.recipe import ARTICLE_NORMALISED, METRICS, Recipe
-from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import FAINT, colour, encode_webp, house_style, thumbnail
 
 L1, L2, LINF, ELEMENT = METRICS
@@ -428,7 +428,9 @@ def draw_sheet(sets: ImageSets) -> Figure:
             labels.append(sets[layer][metric].units[k])
             captions.append(metric if sets[layer][metric].live[0, k] else "not moved")
     title = f"The same features under {', '.join(METRICS[:-1])} and (bottom) {METRICS[-1]}"
-    return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(chosen))
+    return contact_sheet(
+        Sheet(images=np.stack(images), labels=labels, captions=captions, title=title, columns=len(chosen))
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from analyses.support.study_command import run_study
 from featmap import Network
 from featmap.network.receptive_field import ReceptiveField
 from featmap.optimize.recipe import Octave, Recipe
-from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import FAINT, encode_webp, house_style, thumbnail
 from featmap.report.encode import encode_animation
 from featmap.rng import generator
@@ -454,7 +454,9 @@ def _draw_strip(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], count
     labels = [f"{name}:..{k}" for k in counts] + [f"neuron {k}" for k in counts]
     captions = [f"{k} neuron{'s' * (k > 1)}" for k in counts] + ["change by one more frame"] * len(counts)
     title = "Neurons in reading order; below, the change (frame: the last neuron's field)"
-    return contact_sheet(np.stack(images), labels, captions=captions, groups=None, title=title, columns=len(counts))
+    return contact_sheet(
+        Sheet(images=np.stack(images), labels=labels, captions=captions, title=title, columns=len(counts))
+    )
 
 
 if __name__ == "__main__":

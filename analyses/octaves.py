@@ -38,7 +38,7 @@ from analyses.support.plotting import draw_bars, draw_strips, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
-from featmap.plotting.sheets import contact_sheet
+from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import encode_webp, house_style, thumbnail
 
 FIRST = {"reference": "conv1", "googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3", "resnet50": "relu"}
@@ -282,12 +282,13 @@ def draw_sheet(sets: ImageSets) -> Figure:
             labels.append(image_set.units[k])
             captions.append(label if image_set.live[0, k] else "no gradient")
     return contact_sheet(
-        np.stack(images),
-        labels,
-        captions=captions,
-        groups=None,
-        title="The same features by plain descent (top), at low resolution, and with octaves (bottom)",
-        columns=len(chosen),
+        Sheet(
+            images=np.stack(images),
+            labels=labels,
+            captions=captions,
+            title="The same features by plain descent (top), at low resolution, and with octaves (bottom)",
+            columns=len(chosen),
+        )
     )
 
 

@@ -72,15 +72,14 @@ def draw_sheet(weights: Path, path: Path) -> None:
     with ProgressBars() as bars:
         data = maximise(units, network, recipe="pixels-long", execution=Execution(watcher=bars))
     reached = [f"{a:.3g}" for a in data["activation"].values[0]]
-    sheet = sheets.contact_sheet(
-        np.asarray(data["images"].values[0]),
-        units,
+    sheet = sheets.Sheet(
+        images=np.asarray(data["images"].values[0]),
+        labels=units,
         captions=reached,
-        groups=None,
         title="Maximising images of the bundled network, and the activation each reaches",
         columns=FEATURES,
     )
-    style.save(sheet, path.with_suffix(""), ("png",), dpi=110)
+    style.save(sheets.contact_sheet(sheet), path.with_suffix(""), ("png",), dpi=110)
 
 
 def describe_training(record: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
         seeds=plan.seeds,
         null_seeds=plan.null_seeds,
         network=plan.network,
-        watcher=watcher,
+        execution=featmap.Execution(watcher=watcher),
     )
     early = plan.map("early", watcher, steps=max(2, round(_recipe_of(layer_maps).steps * EARLY)))
     noise = _noise_responses(plan, watcher)

@@ -14,6 +14,7 @@ from analyses.formulas.likeness import ProfileAgreement, profile_agreement
 from analyses.support.study import Context
 from featmap.optimize.recipe import Recipe
 from featmap.runs.folder_layout import LIVE_CODES
+from featmap.runs.maximise import Extras
 
 COLUMNS = ("measure", "layer", "feature", "seed", "recipe", "against", "value")
 
@@ -119,7 +120,7 @@ def make_images(
         network,
         recipe=recipe,
         seeds=count,
-        responses=probe,
+        extras=Extras(responses=probe),
         execution=featmap.Execution(context.device, out=folder, watcher=context.watcher),
     )
     return ImageSet(

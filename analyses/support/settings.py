@@ -8,6 +8,7 @@ from featmap.mapping.view import View
 from featmap.network.model import Network
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import Execution
+from featmap.runs.maximise import Extras
 
 CHANGES = (
     "metric",
@@ -21,7 +22,14 @@ CHANGES = (
     "gradients",
     "precision",
 )
-VIEW = {"features": "shown", "stimuli": "stimuli", "measure": "measure", "neighbours": "neighbours"}
+VIEW = {
+    "features": "shown",
+    "stimuli": "stimuli",
+    "measure": "measure",
+    "neighbours": "neighbours",
+    "probe_layers": "probe_layers",
+}
+EXTRAS = ("frames", "responses", "facets")
 EXECUTION = ("device", "engine", "out", "watcher")
 
 
@@ -33,13 +41,14 @@ def library_keywords(default: str = "pixels", **settings: Any) -> dict[str, Any]
     default : str, default "pixels"
         Recipe that changes apply to where no recipe is named.
     **settings : Any
-        `recipe`, `size`, `steps` and other fields of a recipe; `features`, `stimuli`, `measure`, `neighbours`;
-        `device`, `engine`, `out`, `watcher`; `seed`, `seeds`. All others are passed on as they are.
+        `recipe`, `size`, `steps` and other fields of a recipe; `features`, `stimuli`, `measure`, `neighbours` and
+        `probe_layers` of a map; `frames`, `responses`, `facets`; `device`, `engine`, `out`, `watcher`; `seed`, `seeds`.
+        All others are passed on as they are.
 
     Returns
     -------
     dict
-        `recipe`, `view`, `execution` and `seeds`, each only if one of its settings is given, and the others.
+        `recipe`, `view`, `extras`, `execution` and `seeds`, each only if one of its settings is given, and the others.
     """
     keywords = dict(settings)
     changes = {name: keywords.pop(name) for name in ("size", "steps", *CHANGES) if name in keywords}
@@ -49,6 +58,9 @@ def library_keywords(default: str = "pixels", **settings: Any) -> dict[str, Any]
     view = {field: keywords.pop(name) for name, field in VIEW.items() if name in keywords}
     if view:
         keywords["view"] = View(**view)
+    extras = {name: keywords.pop(name) for name in EXTRAS if name in keywords}
+    if extras:
+        keywords["extras"] = Extras(**extras)
     execution = {name: keywords.pop(name) for name in EXECUTION if name in keywords}
     if execution:
         keywords["execution"] = Execution(**execution)

@@ -176,14 +176,15 @@ def _screening_job(
     from featmap.interaction import screening_job
 
     first, count = seeds[0], screening_job.SEEDS if seeds[1] is None else seeds[1]
+    chosen = parse_seeds(first, count if first is None else screening_job.SOLO_SEEDS + count)
     return screening_job.screening_job(
         pair.parse_sides(),
         network,
         recipe,
-        budget=screening_job.Budget(pair.top, pair.checks),
-        settings=pair.settings(
-            parse_seeds(first, count if first is None else screening_job.SOLO_SEEDS + count), settings.torch_device()
-        ),
+        budget=screening_job.Budget(pair.top, pair.checks, chosen),
+        balance=pair.balance,
+        probe_layers=pair.parse_probe_layers(),
+        device=settings.torch_device(),
     )
 
 

@@ -99,7 +99,7 @@ def maximise(
     """Make maximising images of features, neurons, layers or sums."""
     from featmap.cli import console
     from featmap.runs import lifecycle
-    from featmap.runs.maximise import maximise_job, summarise_images, write_images
+    from featmap.runs.maximise import Extras, maximise_job, summarise_images, write_images
     from featmap.runs.worker import Worker
 
     target.check()
@@ -110,10 +110,9 @@ def maximise(
         target.names(loaded, chosen.size),
         loaded,
         chosen,
+        extras=Extras(frames=frames, facets=facets),
         seeds=seed.parse(),
         start=seed.start,
-        frames=frames,
-        facets=facets,
         device=settings.torch_device(),
     )
     if dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -245,10 +246,8 @@ class RecipeOptions:
         """
         from featmap.cli import console
 
-        changes = {"metric": self.metric, "C": self.constant, "precision": self.precision}
-        recipe = build_recipe(
-            network, device, self.recipe, parse_size(self.size), self.steps, rows=self.rows, **changes
-        )
+        changes = {"metric": self.metric, "C": self.constant, "precision": self.precision, "rows": self.rows}
+        recipe = build_recipe(network, device, self.recipe, parse_size(self.size), self.steps, changes)
         for note in recipe.notes:
             if note.startswith("deprecated"):
                 console.err().print(f"note: recipe {recipe.name} is {note}")
@@ -297,7 +296,7 @@ class LinearRecipeOptions:
         Recipe
             The resolved recipe.
         """
-        return build_recipe(network, device, self.recipe, parse_size(self.size), self.steps, rows=self.rows)
+        return build_recipe(network, device, self.recipe, parse_size(self.size), self.steps, {"rows": self.rows})
 
 
 @dataclass
@@ -443,7 +442,7 @@ def load_network(
 
 
 def build_recipe(
-    network: Network, device: str, name: str | None, size: Size | None, steps: int | None, **changes: Any
+    network: Network, device: str, name: str | None, size: Size | None, steps: int | None, changes: Mapping[str, Any]
 ) -> Recipe:
     """Build a named recipe with changes.
 
@@ -459,8 +458,8 @@ def build_recipe(
         Size of the finished images in pixels. None keeps the recipe's.
     steps : int or None
         Steps of all octaves together. None keeps the recipe's.
-    **changes : Any
-        Other fields of the recipe; None keeps the recipe's.
+    changes : mapping
+        Other fields of the recipe by name; None keeps the recipe's.
 
     Returns
     -------
@@ -473,6 +472,5 @@ def build_recipe(
 
     # change the recipe before its sizes are resolved: octaves are fractions of the requested size
     unchanged = resolve_recipe(name, network, select_device(device))
-    changes = {k: v for k, v in changes.items() if v is not None}
-    chosen = Recipe.named(unchanged.name, size, steps, **changes)
+    chosen = Recipe.named(unchanged.name, size, steps, **{k: v for k, v in changes.items() if v is not None})
     return chosen if size is not None else chosen.resolved(network.input_size, default_size(network, chosen))

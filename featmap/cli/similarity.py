@@ -57,8 +57,13 @@ class ViewOptions:
         int, typer.Option(help="Also make FACETS images of each feature, 2 to 16, that differ; 0 makes only its image.")
     ] = 0
 
-    def build(self) -> View:
+    def build(self, probe_layers: list[str]) -> View:
         """Build the view.
+
+        Parameters
+        ----------
+        probe_layers : list of str
+            Layers to record beside the one that is mapped.
 
         Returns
         -------
@@ -67,7 +72,7 @@ class ViewOptions:
         """
         from featmap.mapping.view import View
 
-        return View(self.features, self.stimuli, self.measure, self.neighbours, self.facets)
+        return View(self.features, self.stimuli, self.measure, self.neighbours, self.facets, probe_layers)
 
 
 @dataclass
@@ -154,14 +159,14 @@ def similarity(
     from featmap.report.atlas import FILE_NAME
     from featmap.runs import lifecycle
 
-    layers, probe_layers, shown = layer.parse_layers(), layer.parse_probe_layers(), view.build()
+    layers = layer.parse_layers()
+    shown = view.build(layer.parse_probe_layers())
     settings = execution.build()
     loaded = network.load()
     job = mapping.similarity_job(
         layers,
         loaded,
         recipe.resolve(loaded, settings.device),
-        probe_layers=probe_layers,
         view=shown,
         seeds=seed.parse(),
         start=seed.start,

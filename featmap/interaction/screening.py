@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ from featmap.interaction import report
 from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
 from featmap.interaction.estimate import estimate_joint
-from featmap.interaction.groups import JointSettings, LayerChannels
+from featmap.interaction.groups import LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
 from featmap.interaction.run import DEFAULT_RECIPE, Interaction
 from featmap.interaction.screening_job import (
-    SEEDS,
     SOLO_SEEDS,
     Budget,
     ScreeningJob,
@@ -312,7 +311,6 @@ def screen(
     balance: str = "solo",
     probe_layers: str | Sequence[str] = (),
     recipe: str | Recipe | None = None,
-    seeds: int | Iterable[int] = SEEDS,
     execution: Execution | None = None,
 ) -> Screening:
     """Find the pairs of features that interact most, without a descent for every pair.
@@ -324,12 +322,10 @@ def screen(
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
     budget : Budget, optional
-        Numbers of pairs that are measured exactly. Default: 50 predicted ones and 200 random ones.
+        Numbers of pairs that are measured exactly, and of their seeds. Default: 50 predicted pairs and 200 random
+        ones, 3 seeds.
     balance, probe_layers, recipe
         See `featmap.interact`.
-    seeds : int or iterable of int, default 3
-        Number of seeds of the exact runs, which follow the two of the solo runs; or all seeds, of which the first two
-        are those of the solo runs.
     execution : Execution, optional
         Device, engine, run folder and progress.
 
@@ -351,6 +347,8 @@ def screen(
         loaded,
         resolve_recipe(recipe, loaded, device, DEFAULT_RECIPE),
         budget=budget or Budget(),
-        settings=JointSettings(balance, probed, seeds, device),
+        balance=balance,
+        probe_layers=probed,
+        device=device,
     )
     return carry_out(job, lifecycle.open_run(job, execution.out), execution)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from featmap import rng
 from featmap.errors import UnitError
@@ -24,7 +26,7 @@ SEEDS, SOLO_SEEDS = 3, 2
 
 @dataclass(frozen=True)
 class Budget:
-    """Numbers of pairs that a screening measures exactly.
+    """Numbers of pairs that a screening measures exactly, and of their seeds.
 
     Parameters
     ----------
@@ -32,15 +34,19 @@ class Budget:
         Pairs that are predicted to be the most nonlinear.
     checks : int, default 200
         Random pairs, on which the predictors are evaluated.
+    seeds : int or iterable of int, default 3
+        Number of seeds of the exact runs, which follow the two of the solo runs; or all seeds, of which the first two
+        are those of the solo runs.
 
     Raises
     ------
     UnitError
-        If a number is below 1.
+        If a number of pairs is below 1.
     """
 
     top: int = 50
     checks: int = 200
+    seeds: int | Iterable[int] = SEEDS
 
     def __post_init__(self) -> None:
         for name, value in (("top", self.top), ("checks", self.checks)):
@@ -119,7 +125,9 @@ def screening_job(
     recipe: Recipe,
     *,
     budget: Budget,
-    settings: JointSettings | None = None,
+    balance: str = "solo",
+    probe_layers: Sequence[str] = (),
+    device: torch.device | None = None,
 ) -> ScreeningJob:
     """Set up the job of a screening.
 
@@ -132,10 +140,13 @@ def screening_job(
     recipe : Recipe
         Resolved recipe.
     budget : Budget
-        Numbers of pairs that are measured exactly.
-    settings : JointSettings, optional
-        Balance, probed layers, seeds and device; the seeds as `featmap.interaction.screening.screen` takes them. None
-        takes the defaults, with `SEEDS` seeds of the exact runs.
+        Numbers of pairs that are measured exactly, and of their seeds.
+    balance : str, default "solo"
+        See `featmap.interaction.run.interact`.
+    probe_layers : sequence of str, optional
+        Layers whose features' responses are compared. Default: the two layers.
+    device : torch.device, optional
+        Where the network is computed; None is the CPU.
 
     Returns
     -------
@@ -147,13 +158,12 @@ def screening_job(
     FeatmapError
         If a layer or feature does not exist, there are fewer than two pairs, or a setting is out of range.
     """
-    settings = settings or JointSettings()
-    seeds = SEEDS if settings.seeds is None else settings.seeds
     first, second = select_two_layers(layers, network, recipe.size)
     names = (first[0].layer, second[0].layer)
     count = len(_pairs(first, second))
     if count < 2:
         raise UnitError(f"{' with '.join(names)}: {count} pairs are too few to screen; choose more features")
+    seeds = budget.seeds
     all_seeds = seeds_of(SOLO_SEEDS + seeds if isinstance(seeds, int) and seeds > 0 else seeds, recipe)
     if len(all_seeds) <= SOLO_SEEDS:
         raise UnitError(
@@ -166,11 +176,11 @@ def screening_job(
         objectives=tuple(channel(u.layer, u.channel) for u in units if u.channel is not None),
         recipe=recipe,
         seeds=all_seeds[:SOLO_SEEDS],
-        responses=tuple(dict.fromkeys(settings.probe_layers or names)),
-        device=settings.device,
+        responses=tuple(dict.fromkeys(probe_layers or names)),
+        device=device or torch.device("cpu"),
         command="interact --screen",
         sides=(first, second),
-        balance=settings.balance,
+        balance=balance,
         budget=budget,
         fresh_seeds=all_seeds[SOLO_SEEDS:],
     )

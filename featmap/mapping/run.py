@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import overload
 
 import torch
 from numpy.typing import ArrayLike
@@ -36,7 +36,6 @@ def similarity_job(
     network: Network,
     recipe: Recipe,
     *,
-    probe_layers: str | Sequence[str] = (),
     view: View | None = None,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
@@ -52,7 +51,7 @@ def similarity_job(
         Network of the layers.
     recipe : Recipe
         Resolved recipe.
-    probe_layers, view, seeds, start
+    view, seeds, start
         See `similarity`.
     device : torch.device, optional
         Where the network is computed; None is the CPU.
@@ -68,7 +67,7 @@ def similarity_job(
         If a layer does not exist, a channel is out of range, or the size is too small.
     """
     view = view or View()
-    mapped, probed = _split_layers(selection.select_layers(layers, network, recipe.size), probe_layers)
+    mapped, probed = _split_layers(selection.select_layers(layers, network, recipe.size), view.probed())
     known = {name: network.layer(name, recipe.size) for name in mapped}
     counts = {name: layer.channels for name, layer in known.items()}
     shown = {
@@ -91,9 +90,8 @@ def similarity_job(
     return checked(job)
 
 
-def _split_layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_layers(layers: list[str], probed: list[str]) -> tuple[list[str], list[str]]:
     """Check that the layers to maximise and those to probe do not overlap; return both, each layer once."""
-    probed = list(dict.fromkeys([probe_layers] if isinstance(probe_layers, str) else probe_layers))
     if len(layers) > 1 and probed:
         raise UnitError(
             f"{len(layers)} layers and probe layers ({', '.join(probed)}) exclude each other: several layers respond "
@@ -104,24 +102,32 @@ def _split_layers(layers: list[str], probe_layers: str | Sequence[str]) -> tuple
     return layers, probed
 
 
-class _Options(TypedDict, total=False):
-    probe_layers: str | Sequence[str]
-    view: View | None
-    recipe: str | Recipe | None
-    seeds: int | Iterable[int]
-    start: str | Path | ArrayLike | None
-    execution: Execution | None
-
-
 @overload
-def similarity(layers: str, network: Any = ..., **options: Unpack[_Options]) -> SimilarityMap: ...
+def similarity(
+    layers: str,
+    network: str | nn.Module | Network = ...,
+    *,
+    view: View | None = ...,
+    recipe: str | Recipe | None = ...,
+    seeds: int | Iterable[int] = ...,
+    start: str | Path | ArrayLike | None = ...,
+    execution: Execution | None = ...,
+) -> SimilarityMap: ...
 @overload
-def similarity(layers: list[str] | tuple[str, ...], network: Any = ..., **options: Unpack[_Options]) -> LayerMaps: ...
+def similarity(
+    layers: list[str] | tuple[str, ...],
+    network: str | nn.Module | Network = ...,
+    *,
+    view: View | None = ...,
+    recipe: str | Recipe | None = ...,
+    seeds: int | Iterable[int] = ...,
+    start: str | Path | ArrayLike | None = ...,
+    execution: Execution | None = ...,
+) -> LayerMaps: ...
 def similarity(
     layers: str | Sequence[str],
     network: str | nn.Module | Network = "reference",
     *,
-    probe_layers: str | Sequence[str] = (),
     view: View | None = None,
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] = 1,
@@ -138,10 +144,8 @@ def similarity(
         `featmap.network.selection.select_layers`.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
-    probe_layers : str or sequence of str, optional
-        With a single layer: other layers whose responses to its images are recorded in the same forward passes.
     view : View, optional
-        Features that are shown, stimuli and measure.
+        Features that are shown, stimuli, probed layers and measure.
     recipe : str or Recipe, optional
         Recipe of the maximising images, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU
         and "standard" on an accelerator.
@@ -181,7 +185,6 @@ def similarity(
         layers,
         loaded,
         resolve_recipe(recipe, loaded, device),
-        probe_layers=probe_layers,
         view=view,
         seeds=seeds,
         start=start,

@@ -1,4 +1,4 @@
-"""The view of a similarity run: the features that it shows, the stimuli, and the measure."""
+"""The view of a similarity run: features shown, stimuli, probed layers and measure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 
 @dataclass(frozen=True)
 class View:
-    """The features that a map shows, their stimuli, and the measure of the heatmap.
+    """The features that a map shows, its stimuli, probed layers and measure.
 
     Parameters
     ----------
@@ -33,6 +33,8 @@ class View:
         Nearest neighbours of each feature in the graph, 1 or more.
     facets : int, default 0
         Images of each feature that differ, 2 to 16, its ordinary one included; 0 makes no others. They are no stimuli.
+    probe_layers : str or sequence of str, optional
+        Of a map of a single layer: other layers, whose responses to its images are recorded in the same forward passes.
 
     Raises
     ------
@@ -45,6 +47,7 @@ class View:
     measure: str = "coactivation"
     neighbours: int = DEFAULT_NEIGHBOURS
     facets: int = 0
+    probe_layers: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.stimuli not in STIMULI:
@@ -89,6 +92,16 @@ class View:
         else:
             listed = dict.fromkeys(layers, self.shown)
         return {name: text if isinstance(text, str) else ",".join(map(str, text)) for name, text in listed.items()}
+
+    def probed(self) -> list[str]:
+        """List the probed layers.
+
+        Returns
+        -------
+        list of str
+            Each once, in the order in which they were given.
+        """
+        return list(dict.fromkeys([self.probe_layers] if isinstance(self.probe_layers, str) else self.probe_layers))
 
     def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
         """Collect the settings that tables and figures depend on besides the arrays.

@@ -134,16 +134,15 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
         format_number(table.activation[f]) + ("" if table.status[f] == "live" else f" {table.status[f]}") for f in order
     ]
     groups = [-1 if pd.isna(table.cluster[f]) else int(table.cluster[f]) for f in order]
-    save_sheet(
-        run,
-        f"{layer_map.prefix}features",
-        pictures,
-        flags.marked_names(table, order),
+    sheet = sheets.Sheet(
+        images=pictures,
+        labels=flags.marked_names(table, order),
         captions=captions,
         groups=groups if layer_map.clusters.allowed else None,
         title=f"{len(order)} maximising images, in the order of the heatmap{flags.title_note(table, order)}"
         + colour_note(pictures.shape[1]),
     )
+    save_sheet(run, f"{layer_map.prefix}features", sheet)
     if "facets" in layer_map.features:
         _write_facets(run, layer_map, order)
     rows = _pair_cards(layer_map, nodes, images)

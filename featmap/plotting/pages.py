@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from featmap.files import write_atomically
-from featmap.plotting import display
-from featmap.plotting.sheets import Grid, check_images, cluster_numbers, draw_note
-from featmap.plotting.style import FAINT, add_page, draw_text, fit_text, house_style, title_height
+from featmap.plotting.sheets import Grid, Sheet, draw_note
+from featmap.plotting.style import FAINT, add_page, draw_text, house_style, title_height
 
 WIDTH, HEIGHT = 8.27, 11.69
 """A4, in inches."""
@@ -24,54 +22,29 @@ MARGIN = 0.45
 """Space at the lower edge, with the number of the page, in inches."""
 
 
-def sheet_pages(
-    images: np.ndarray,
-    labels: Sequence[str],
-    *,
-    captions: Sequence[str] | None,
-    groups: Sequence[int | None] | None,
-    title: str,
-    columns: int | None = None,
-    stretched: bool = False,
-) -> Iterator[Figure]:
+def sheet_pages(sheet: Sheet) -> Iterator[Figure]:
     """Draw all images row by row on pages of A4, one after the other.
 
     Parameters
     ----------
-    images, labels, captions, groups, title
-        See `featmap.plotting.sheets.contact_sheet`; every page has the title.
-    columns : int or None, default None
-        Number of images in a row; None: `ACROSS`. More than that are drawn smaller.
-    stretched : bool, default False
-        See `featmap.plotting.sheets.contact_sheet`.
+    sheet : Sheet
+        Images and texts; every page has the title. Where it names no number of columns there are `ACROSS`; more than
+        that are drawn smaller.
 
     Yields
     ------
     matplotlib.figure.Figure
         The pages, each drawn when it is needed.
-
-    Raises
-    ------
-    FeatmapError
-        If there is no image, or a list has another length than the images.
     """
-    check_images(images, labels, captions, groups)
-    across = columns or ACROSS
-    side = SIDE * min(1, ACROSS / across)
-    numbers, note = cluster_numbers(groups), display.NOTE if stretched else ""
-    # one font size for all pages
-    (size, names), (small, notes) = fit_text(labels, side, 8), fit_text(captions or [""] * len(images), side, 7)
-
-    def grid(first: int, last: int) -> Grid:
-        of = slice(first, last)
-        texts = (size, names[of]), (small, notes[of])
-        return Grid(images[of], *texts, numbers[of], across, side, captions is not None, stretched)
-
-    rise, above = grid(0, 1).extent[1], title_height(title, WIDTH) + 0.25
-    count = across * max(1, int((HEIGHT - MARGIN - above) / rise))
-    pages = -(-len(images) // count)
-    for number, first in enumerate(range(0, len(images), count), 1):
-        yield _draw_page(grid(first, first + count), title, note, f"{number} / {pages}", first == 0)
+    across = sheet.columns or ACROSS
+    # laid out as a whole first: one font size for all pages
+    whole = sheet.grid(across, SIDE * min(1, ACROSS / across))
+    rise, above = whole.part(0, 1).extent[1], title_height(sheet.title, WIDTH) + 0.25
+    count, n = across * max(1, int((HEIGHT - MARGIN - above) / rise)), len(sheet.images)
+    pages = -(-n // count)
+    for number, first in enumerate(range(0, n, count), 1):
+        grid = whole.part(first, first + count)
+        yield _draw_page(grid, sheet.title, sheet.note, f"{number} / {pages}", first == 0)
 
 
 @house_style

@@ -6,7 +6,7 @@ Everything is drawn from finished images and numbers; nothing is measured here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,84 @@ class Card:
     text: str
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sheet:
+    """Content of a contact sheet: images, and what is written beside each.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        Images, float, `N x C x H x W`, clipped to [0, 1]; NaN is drawn gray. Other than three channels are shown as
+        `featmap.image_shape.to_rgb` shows them.
+    labels : sequence of str
+        Label of every image.
+    title : str
+        Title of the sheet.
+    captions : sequence of str, optional
+        Caption of every image, below its label.
+    groups : sequence of int or None, optional
+        Cluster number of every image (None or negative: in no cluster); the images get frames in the cluster colours of
+        the heatmap, with the number where a cluster begins.
+    columns : int, optional
+        Number of images in a row. None: chosen so that the sheet is wider than high; on pages,
+        `featmap.plotting.pages.ACROSS`.
+    stretched : bool, default False
+        Whether images are shown with the display stretch, see `featmap.plotting.display`; the sheet says so.
+
+    Raises
+    ------
+    FeatmapError
+        If there is no image, or a list has another length than the images.
+    """
+
+    images: np.ndarray
+    labels: Sequence[str]
+    title: str
+    captions: Sequence[str] | None = None
+    groups: Sequence[int | None] | None = None
+    columns: int | None = None
+    stretched: bool = False
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if n == 0 or np.ndim(self.images) != 4 or 0 in np.shape(self.images):
+            raise FeatmapError(f"a contact sheet needs one or more images, N x C x H x W, not {np.shape(self.images)}")
+        for name, values in (("labels", self.labels), ("captions", self.captions), ("groups", self.groups)):
+            if values is not None and len(values) != n:
+                raise FeatmapError(f"a contact sheet of {n} images needs as many {name}, not {len(values)}")
+
+    @property
+    def note(self) -> str:
+        """Note on the display stretch; empty where images are shown as they are."""
+        return display.NOTE if self.stretched else ""
+
+    def grid(self, across: int, side: float) -> Grid:
+        """Lay out all images.
+
+        Parameters
+        ----------
+        across : int
+            Number of images in a row.
+        side : float
+            Longer side of an image, in inches.
+
+        Returns
+        -------
+        Grid
+            With labels and captions in sizes that fit.
+        """
+        return Grid(
+            self.images,
+            fit_text(self.labels, side, 8),
+            fit_text(self.captions or [""] * len(self.images), side, 7),
+            cluster_numbers(self.groups),
+            across,
+            side,
+            self.captions is not None,
+            self.stretched,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Images in rows, each with its label and caption, and how large they are drawn.
@@ -83,6 +161,24 @@ class Grid:
     side: float
     captioned: bool
     stretched: bool
+
+    def part(self, first: int, last: int) -> Grid:
+        """Select consecutive images, with the font sizes of all.
+
+        Parameters
+        ----------
+        first, last : int
+            Images, `last` exclusive.
+
+        Returns
+        -------
+        Grid
+            The images with their texts.
+        """
+        of, (size, names), (small, notes) = slice(first, last), self.names, self.notes
+        return replace(
+            self, images=self.images[of], names=(size, names[of]), notes=(small, notes[of]), numbers=self.numbers[of]
+        )
 
     @cached_property
     def tiles(self) -> np.ndarray:
@@ -164,33 +260,6 @@ def cluster_numbers(groups: Sequence[int | None] | None) -> list[int]:
     return [] if groups is None else [-1 if g is None or pd.isna(g) else max(-1, int(g)) for g in groups]
 
 
-def check_images(
-    images: np.ndarray, labels: Sequence[str], captions: Sequence[str] | None, groups: Sequence[int | None] | None
-) -> None:
-    """Check that a sheet has images, and as many labels, captions and groups.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        Images.
-    labels : sequence of str
-        Labels.
-    captions, groups : sequence or None
-        Captions and cluster numbers.
-
-    Raises
-    ------
-    FeatmapError
-        If there is no image, or a list has another length than the images.
-    """
-    n = len(images)
-    if n == 0 or np.ndim(images) != 4 or 0 in np.shape(images):
-        raise FeatmapError(f"a contact sheet needs one or more images, N x C x H x W, not {np.shape(images)}")
-    for name, values in (("labels", labels), ("captions", captions), ("groups", groups)):
-        if values is not None and len(values) != n:
-            raise FeatmapError(f"a contact sheet of {n} images needs as many {name}, not {len(values)}")
-
-
 def draw_note(page: Axes, width: float, top: float, note: str) -> float:
     """Draw a note below the title of a sheet.
 
@@ -234,59 +303,28 @@ def note_height(width: float, note: str) -> float:
 
 
 @house_style
-def contact_sheet(
-    images: np.ndarray,
-    labels: Sequence[str],
-    *,
-    captions: Sequence[str] | None,
-    groups: Sequence[int | None] | None,
-    title: str,
-    columns: int | None,
-    stretched: bool = False,
-) -> Figure:
+def contact_sheet(sheet: Sheet) -> Figure:
     """Draw all images row by row, each with its label and caption below.
 
     The order of the images is kept.
 
     Parameters
     ----------
-    images : numpy.ndarray
-        Images, float, `N x C x H x W`, clipped to [0, 1]; NaN is drawn gray. Other than three channels are shown as
-        `featmap.image_shape.to_rgb` shows them.
-    labels : sequence of str
-        Label of every image.
-    captions : sequence of str or None
-        Caption of every image, below its label.
-    groups : sequence of int or None
-        Cluster number of every image (None or negative: in no cluster); the images get frames in the cluster colours of
-        the heatmap, with the number where a cluster begins.
-    title : str
-        Title of the sheet.
-    columns : int or None
-        Number of images in a row; None: chosen so that the sheet is wider than high.
-    stretched : bool, default False
-        Whether images are shown with the display stretch, see `featmap.plotting.display`; the sheet says so.
+    sheet : Sheet
+        Images and texts.
 
     Returns
     -------
     matplotlib.figure.Figure
         The sheet.
-
-    Raises
-    ------
-    FeatmapError
-        If there is no image, or a list has another length than the images.
     """
-    check_images(images, labels, captions, groups)
-    n = len(images)
-    across = min(n, max(1, columns or int(np.ceil(np.sqrt(1.5 * n)))))
-    side = float(np.clip(7 / across, 0.78, 1.6))
-    names, notes = fit_text(labels, side, 8), fit_text(captions or [""] * n, side, 7)
-    grid = Grid(images, names, notes, cluster_numbers(groups), across, side, captions is not None, stretched)
-    (wide, tall), figure, note = grid.extent, Figure(), display.NOTE if stretched else ""
+    n = len(sheet.images)
+    across = min(n, max(1, sheet.columns or int(np.ceil(np.sqrt(1.5 * n)))))
+    grid, figure = sheet.grid(across, float(np.clip(7 / across, 0.78, 1.6))), Figure()
+    wide, tall = grid.extent
     width = max(wide + 0.2, 3.4)
-    page, top = add_page(figure, width, note_height(width, note) + tall + 0.12, title)
-    grid.draw(page, (width - wide + 0.07) / 2, draw_note(page, width, top, note) + 0.04)
+    page, top = add_page(figure, width, note_height(width, sheet.note) + tall + 0.12, sheet.title)
+    grid.draw(page, (width - wide + 0.07) / 2, draw_note(page, width, top, sheet.note) + 0.04)
     return figure
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from featmap.optimize import photographs
 from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe, require_integer
+from featmap.plotting.sheets import Sheet
 from featmap.runs import folder_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
@@ -39,12 +40,54 @@ from featmap.stats.frames import finite_column, spell_flags
 Target = str | Unit | Objective
 
 
-class Stored(TypedDict, total=False):
-    """Settings of `maximise` that say what is stored beside the images."""
+@dataclass(frozen=True)
+class Extras:
+    """What is made and stored beside the images of units.
 
-    frames: int
-    responses: str | Sequence[str] | None
-    facets: int
+    Parameters
+    ----------
+    frames : int, default 0
+        Store the image at the start, after every this many steps and at the end; 0 stores none of them.
+    responses : str or sequence of str, optional
+        Layers whose features' responses are recorded. None takes, with `frames`, the layers of the units, else none.
+    facets : int, default 0
+        Make this many images of each unit, 2 to 16, that differ in the responses of the unit's layer; the first one is
+        the unit's image. 0 makes no others. How many are clearly different is counted by
+        `featmap.stats.facets.facet_table`.
+
+    Raises
+    ------
+    FeatmapError
+        If a number is out of range.
+    """
+
+    frames: int = 0
+    responses: str | Sequence[str] | None = None
+    facets: int = 0
+
+    def __post_init__(self) -> None:
+        if require_integer("frames", self.frames) < 0:
+            raise FeatmapError(
+                f"frames {self.frames}: give the number of steps between two stored images, or 0 for none"
+            )
+        facets.check_facets(self.facets)
+
+    def layers(self, objectives: Iterable[Objective]) -> list[str]:
+        """List the layers whose responses are recorded.
+
+        Parameters
+        ----------
+        objectives : iterable of Objective
+            What is maximised.
+
+        Returns
+        -------
+        list of str
+            Names as they were given, or the layers of the objectives, each once.
+        """
+        if self.responses is None:
+            return list(dict.fromkeys(layer for o in objectives for layer in o.layers)) if self.frames else []
+        return [self.responses] if isinstance(self.responses, str) else list(self.responses)
 
 
 def maximise_job(
@@ -52,10 +95,10 @@ def maximise_job(
     network: Network,
     recipe: Recipe,
     *,
+    extras: Extras | None = None,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
     device: torch.device | None = None,
-    **stored: Unpack[Stored],
 ) -> Job:
     """Create the checked job of the maximising images of units or sums of units.
 
@@ -67,12 +110,10 @@ def maximise_job(
         Network that they belong to.
     recipe : Recipe
         Resolved recipe.
-    seeds, start
+    extras, seeds, start
         See `maximise`.
     device : torch.device, optional
         Where the network is computed; None is the CPU.
-    **stored : Any
-        Frames, responses and facets, see `maximise`.
 
     Returns
     -------
@@ -84,28 +125,24 @@ def maximise_job(
     FeatmapError
         If a unit does not exist or a setting is out of range.
     """
-    frames, responses, count = stored.get("frames", 0), stored.get("responses"), stored.get("facets", 0)
-    responses = [responses] if isinstance(responses, str) else responses
+    extras = extras or Extras()
     objectives = tuple(
         dict.fromkeys(Objective.parse(network.number_names(u) if isinstance(u, str) else u) for u in units)
     )
     if not objectives:
         raise UnitError("no units; give at least one, such as inception4a:17")
-    if require_integer("frames", frames) < 0:
-        raise FeatmapError(f"frames {frames}: give the number of steps between two stored images, or 0 for none")
-    if responses is None:
-        responses = list(dict.fromkeys(layer for o in objectives for layer in o.layers)) if frames else []
+    layers = extras.layers(objectives)
     job = Job(
         network=network,
         objectives=objectives,
         recipe=recipe,
         seeds=seeds_of(seeds, recipe),
-        responses=tuple(dict.fromkeys(network.resolve_unit(Unit(layer, 0), recipe.size).layer for layer in responses)),
+        responses=tuple(dict.fromkeys(network.resolve_unit(Unit(layer, 0), recipe.size).layer for layer in layers)),
         device=device or torch.device("cpu"),
         start=None if start is None else photographs.load_start_image(start, recipe.sizes[0], network.channels),
         command=MAXIMISE,
-        frames=frames,
-        facets=facets.check_facets(count),
+        frames=extras.frames,
+        facets=extras.facets,
     )
     return checked(job)
 
@@ -114,11 +151,11 @@ def maximise(
     units: Iterable[Target] | Target,
     network: str | nn.Module | Network = "reference",
     *,
+    extras: Extras | None = None,
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
     execution: Execution | None = None,
-    **stored: Unpack[Stored],
 ) -> xr.Dataset:
     """Maximise units or sums of units.
 
@@ -128,6 +165,8 @@ def maximise(
         Such as "inception4a:17", "inception4a:17 + 0.5 * inception4b:201" or ``channel("inception4a", 17)``.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
+    extras : Extras, optional
+        What is stored beside the images, such as ``Extras(frames=50, responses="inception4b")``; None stores nothing.
     recipe : str or Recipe, optional
         Settings of the descent, such as ``Recipe.named("fast", size=96, steps=40)``. None is "fast" on a CPU and
         "standard" on an accelerator.
@@ -137,12 +176,6 @@ def maximise(
         A photograph, or C x H x W values in [0, 1], to start from instead of noise; resized for the recipe.
     execution : Execution, optional
         Device, engine, run folder and progress. Without a run folder the images are computed in memory.
-    **stored : Any
-        `frames` (int, default 0): store the image at the start, after every this many steps and at the end. `responses`
-        (str or sequence of str): layers whose features' responses are recorded; without it, with `frames` the layers of
-        the units, else none. `facets` (int, default 0): make this many images of each unit, 2 to 16, that differ in the
-        responses of the unit's layer; the first one is the unit's image. How many are clearly different is counted by
-        `featmap.stats.facets.facet_table`; here neither table nor count is written, as `featmap maximise` does.
 
     Returns
     -------
@@ -161,6 +194,10 @@ def maximise(
     FeatmapError
         If a unit does not exist or a setting is out of range.
 
+    Notes
+    -----
+    Tables and pictures are written by the command `featmap maximise` only.
+
     References
     ----------
     The article, section "Feature Visualization from First Principles".
@@ -175,10 +212,10 @@ def maximise(
         [units] if isinstance(units, (str, Unit, Objective)) else units,
         loaded,
         resolve_recipe(recipe, loaded, device),
+        extras=extras,
         seeds=seeds,
         start=start,
         device=device,
-        **stored,
     )
     if execution.out is not None:
         with lifecycle.open_run(job, execution.out).locked() as run:
@@ -238,15 +275,13 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
         format_number(value) + ("" if status == "live" else f" {status}")
         for value, status in zip(first["activation"], first["status"], strict=True)
     ]
-    save_sheet(
-        run,
-        "features",
-        data["images"].isel(seed=0).values,
-        labels,
+    sheet = Sheet(
+        images=data["images"].isel(seed=0).values,
+        labels=labels,
         captions=captions,
-        groups=None,
         title=f"{len(labels)} maximising images" + colour_note(job.network.channels),
     )
+    save_sheet(run, "features", sheet)
 
 
 def write_facets(job: Job, run: Run, data: xr.Dataset) -> pd.Series:

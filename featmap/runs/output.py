@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 from featmap.files import safe_file_name, translate_os_errors
 from featmap.image_shape import colour_note, to_rgb
 from featmap.plotting import pages, sheets, style
+from featmap.plotting.sheets import Sheet
 from featmap.runs.store import Run
 from featmap.stats.frames import spell_flags
 
@@ -55,10 +56,8 @@ def save_figure(run: Run, figure: Any, name: str, formats: tuple[str, ...]) -> N
         run.register_file(path)
 
 
-def save_sheet(run: Run, name: str, images: np.ndarray, labels: Sequence[str], **settings: Any) -> None:
+def save_sheet(run: Run, name: str, sheet: Sheet) -> None:
     """Write a contact sheet into a run folder, as one PNG and as pages of A4.
-
-    Images are shown with the display stretch, and the sheet says so.
 
     Parameters
     ----------
@@ -66,18 +65,13 @@ def save_sheet(run: Run, name: str, images: np.ndarray, labels: Sequence[str], *
         Run folder; its manifest records the checksums.
     name : str
         Path in the folder without its ending.
-    images : numpy.ndarray
-        Images, N x C x H x W in [0, 1]; they are not changed.
-    labels : sequence of str
-        Label of every image.
-    **settings : Any
-        Captions, groups, title and columns, see `featmap.plotting.sheets.contact_sheet`.
+    sheet : Sheet
+        Images and texts; images are shown with the display stretch, and the sheet says so.
     """
-    settings = {"columns": None, "stretched": True} | settings
-    sheet = sheets.contact_sheet(images, labels, **settings)
-    save_figure(run, sheet, name, ("png",))
+    shown = replace(sheet, stretched=True)
+    save_figure(run, sheets.contact_sheet(shown), name, ("png",))
     with translate_os_errors(f"run folder {str(run.folder)!r}"):
-        path = pages.save_pages(pages.sheet_pages(images, labels, **settings), run.folder / f"{name}.pdf")
+        path = pages.save_pages(pages.sheet_pages(shown), run.folder / f"{name}.pdf")
     run.register_file(path)
 
 
@@ -116,17 +110,15 @@ def save_facets(run: Run, prefix: str, pixels: np.ndarray, table: pd.DataFrame) 
         if row.facet:
             name = f"{prefix}facets/{k // n:05d}-{safe_file_name(str(row.image))}-{row.facet}.png"
             run.write(name, to_picture(pixels[k // n, k % n]).save)
-    save_sheet(
-        run,
-        f"{prefix}facets",
-        pixels.reshape(-1, *pixels.shape[2:]),
-        [f"facet {row.facet}" if row.facet else str(row.image) for row in rows],
+    sheet = Sheet(
+        images=pixels.reshape(-1, *pixels.shape[2:]),
+        labels=[f"facet {row.facet}" if row.facet else str(row.image) for row in rows],
         captions=[_facet_caption(row) for row in rows],
-        groups=None,
         title=f"{n} facets of each of {len(pixels)} units, and the share of the ordinary response that each keeps"
         + colour_note(pixels.shape[2]),
         columns=n * max(1, 6 // n),
     )
+    save_sheet(run, f"{prefix}facets", sheet)
 
 
 def _facet_caption(row: Any) -> str:

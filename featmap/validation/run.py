@@ -31,11 +31,11 @@ from featmap.optimize.recipe import Recipe
 from featmap.report import atlas
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs import estimate as estimates
-from featmap.runs.engine import Execution
+from featmap.runs.engine import HERE, Execution
 from featmap.runs.estimate import Estimate
 from featmap.runs.job import Job, Selection
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run, translate_read_errors
-from featmap.runs.progress import Silent, Watcher
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.validation import report, verdict
@@ -414,8 +414,7 @@ def validate(
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
     network: str | nn.Module | Network | None = None,
-    out: str | Path | None = None,
-    watcher: Watcher | None = None,
+    execution: Execution | None = None,
 ) -> Validation:
     """Test whether the maps of a similarity run hold.
 
@@ -436,10 +435,9 @@ def validate(
         Number of maps with random weights; 0 for none.
     network : str, torch.nn.Module or Network, optional
         Network of the run, needed only if it is one of the caller's own.
-    out : path, optional
-        Folder of the validation. None takes `validation` inside the run.
-    watcher : Watcher, optional
-        Receives progress updates.
+    execution : Execution, optional
+        Folder of the results and progress; without a folder it is `validation` inside the run. Everything is computed
+        in this process, on the kind of device that the run was computed on.
 
     Returns
     -------
@@ -452,7 +450,23 @@ def validate(
     FeatmapError
         If the run is not complete, or of another command or network, or a setting is out of range.
     """
+    execution = execution or Execution()
     loaded = None if network is None else load(network)
     plan = plan_validation(run, photographs=photographs, seeds=seeds, null_seeds=null_seeds, network=loaded)
-    plan = replace(plan, skip_broken=skip_broken, folder=plan.folder if out is None else Path(out))
-    return carry_out(plan, watcher or Silent())
+    _require_device_of_run(plan, execution)
+    plan = replace(plan, skip_broken=skip_broken, folder=execution.out or plan.folder)
+    if null_seeds and plan.reason:
+        execution.watcher.note(f"no null model with random weights: {plan.reason}")
+    return carry_out(plan, execution.watcher)
+
+
+def _require_device_of_run(plan: ValidationPlan, execution: Execution) -> None:
+    """Check that a validation is not asked for on an engine or a device that it does not use."""
+    if execution.engine.name != HERE:
+        raise FeatmapError(f"engine {execution.engine.name}: a validation is computed in this process; use {HERE!r}")
+    used = plan.job.device.type
+    if execution.device != "auto" and execution.torch_device().type != used:
+        raise FeatmapError(
+            f"device {execution.device}: run {str(plan.run.folder)!r} was computed on {used}, and its further seeds "
+            f"have to be as well; use {used!r} or 'auto'"
+        )

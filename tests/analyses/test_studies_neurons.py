@@ -200,7 +200,7 @@ def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path
 
 def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(neuron_growth, "contact_sheet", lambda images, labels, *, captions, **_: drawn.extend(captions))
+    monkeypatch.setattr(neuron_growth, "contact_sheet", lambda sheet: drawn.extend(sheet.captions))
     pair = (np.zeros((3, 8, 8)), np.zeros((3, 8, 8)))
     neuron_growth._draw_strip("a:0", [pair] * 2, [1, 7])
     assert drawn[:2] == ["1 neuron", "7 neurons"]

@@ -75,7 +75,7 @@ def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
     images, live = np.zeros((1, 3, 3, 8, 8)), np.array([[True, False, False]])
     made = ImageSet(("a:0", "a:1", "a:2"), images, images[0], np.ones((1, 3)), live)
     drawn: list[str] = []
-    monkeypatch.setattr(octaves, "contact_sheet", lambda images, labels, *, captions, **_: drawn.extend(captions))
+    monkeypatch.setattr(octaves, "contact_sheet", lambda sheet: drawn.extend(sheet.captions))
     octaves.draw_sheet({layer: dict.fromkeys(octaves.LABELS, made) for layer in "abc"})
     assert set(drawn) == {*octaves.LABELS, "no gradient"} and len(drawn) == 27
     assert fit_text(drawn, 7 / 9, 7)[1] == drawn, "nine columns of seven inches"

@@ -41,7 +41,8 @@ def job_of(
     network: Network, layers: Sequence[LayerChannels] = LAYERS, top: int = 3, checks: int = 12, **changes: Any
 ) -> Any:
     recipe = resolve_linear(network, None, 16, 3, rows=4)
-    return screening_job(layers, network, recipe, budget=Budget(top, checks), settings=groups.JointSettings(**changes))
+    budget = Budget(top, checks, changes.pop("seeds", 3))
+    return screening_job(layers, network, recipe, budget=budget, **changes)
 
 
 def carried_out(job: ScreeningJob, folder: Path) -> Screening:
@@ -175,8 +176,8 @@ def test_screen_keeps_the_callers_threads(tmp_path: Path) -> None:
     result = featmap.screen(
         [("mixed", "0-3"), ("narrow", "0-2")],
         networks.small_inception(),
-        budget=Budget(top=2, checks=11),
-        **options("interact", size=16, steps=2, rows=4, seeds=1, out=tmp_path / "run"),
+        budget=Budget(top=2, checks=11, seeds=1),
+        **options("interact", size=16, steps=2, rows=4, out=tmp_path / "run"),
     )
     assert result.lines()[-1].startswith("selected by ") and torch.get_num_threads() == 1
 

@@ -30,10 +30,10 @@ def run_result(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], Interaction]:
     case = dict(CASES[request.param])
-    units, settings = case.pop("units"), {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | case
-    return units, featmap.interact(
-        units, tiny.small(), **options("interact", out=tmp_path_factory.mktemp("run") / "run", **settings)
-    )
+    units, probed = case.pop("units"), case.pop("probe_layers", ())
+    settings = {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | case
+    keywords = options("interact", out=tmp_path_factory.mktemp("run") / "run", **settings)
+    return units, featmap.interact(units, tiny.small(), probe_layers=probed, **keywords)
 
 
 class Run:

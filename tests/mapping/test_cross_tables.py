@@ -17,6 +17,7 @@ from featmap.mapping import cross_tables, tables
 from featmap.mapping import run as mapping
 from featmap.mapping.result import LayerMaps, SimilarityMap
 from featmap.mapping.run import similarity
+from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.runs import estimate
 from featmap.runs import job as runs
@@ -130,7 +131,9 @@ def calls(job: runs.Job) -> int:
 @pytest.mark.parametrize("probes", [("first",), ("first", "relu")])
 def test_recording_probe_layers_adds_no_forward_pass(probes: tuple[str, ...]) -> None:
     recipe = settings.resolve(load(tiny.small()), torch.device("cpu"), "pixels", 16, 3, rows=4)
-    plain, more = (mapping.similarity_job("second", load(tiny.small()), recipe, probe_layers=p) for p in ((), probes))
+    plain, more = (
+        mapping.similarity_job("second", load(tiny.small()), recipe, view=View(probe_layers=p)) for p in ((), probes)
+    )
     assert len(more.columns) > len(plain.columns)
     assert calls(more) == calls(plain) > 3
 

@@ -30,6 +30,7 @@ from featmap.optimize.recipe import RECIPES, Recipe
 from featmap.plotting import sheets
 from featmap.report.encode import ThumbnailSheet, to_rgb_picture
 from featmap.runs.engine import Execution
+from featmap.runs.maximise import Extras
 from featmap.stats.measures import FewStimuliWarning
 from featmap.validation.random_weights import randomise_weights
 
@@ -134,7 +135,7 @@ def test_images_and_responses_are_plain_pytorchs(channels: int, size: Any, recip
     mean, std = [0.1 * (c + 1) for c in range(channels)], [0.5 + 0.1 * c for c in range(channels)]
     loaded = featmap.load(module, mean=mean, std=std)
     chosen = Recipe.named(recipe, size=size, steps=6)
-    found = featmap.maximise([f"2:{c}" for c in range(5)], loaded, recipe=chosen, responses="2")
+    found = featmap.maximise([f"2:{c}" for c in range(5)], loaded, recipe=chosen, extras=Extras(responses="2"))
     sides = (size, size) if isinstance(size, int) else size
     assert found["images"].shape == (1, 5, channels, *sides)
     images = torch.from_numpy(found["images"].values[0])
@@ -452,7 +453,7 @@ def test_a_run_stores_and_shows_any_channels(
 ) -> None:
     titles: list[str] = []
     draw = sheets.contact_sheet
-    monkeypatch.setattr(sheets, "contact_sheet", lambda *a, **k: (titles.append(k["title"]), draw(*a, **k))[1])
+    monkeypatch.setattr(sheets, "contact_sheet", lambda s: (titles.append(s.title), draw(s))[1])
     folder, loaded = tmp_path / "run", featmap.load(network(channels))
     recipe = Recipe.named("pixels", size=(16, 24), steps=3, rows=4)
     execution = Execution("cpu", out=folder)

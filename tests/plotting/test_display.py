@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,9 @@ def test_stretch_keeps_hue_and_grayness() -> None:
 def sheet_of(n: int, height: int = 16, width: int = 16, channels: int = 3, **settings: object) -> list[Figure]:
     images = np.random.default_rng(0).normal(0.5, 0.05, (n, channels, height, width)).clip(0, 1)
     captions = [f"{k / 7:.3g}" if k % 3 else f"{k} unconverged" for k in range(n)]
-    given = {"captions": captions, "groups": None, "title": f"{n} maximising images", "stretched": True} | settings
+    given = {"captions": captions, "title": f"{n} maximising images", "stretched": True} | settings
     labels = given.pop("labels", [f"inception4a:{k}" for k in range(n)])
-    return list(pages.sheet_pages(images, labels, **given))  # type: ignore[arg-type]
+    return list(pages.sheet_pages(sheets.Sheet(images=images, labels=labels, **given)))  # type: ignore[arg-type]
 
 
 def words(figure: Figure) -> list[str]:
@@ -154,8 +155,10 @@ import hashlib
 import numpy as np
 from pathlib import Path
 from featmap.plotting import pages
+from featmap.plotting.sheets import Sheet
 labels, images = [f"Straße {chr(945 + k % 20)}:{k}" for k in range(60)], np.linspace(0, 1, 60 * 36).reshape(60, 1, 6, 6)
-figures = pages.sheet_pages(images, labels, captions=labels, groups=[0] * 60, title="a layer", stretched=True)
+sheet = Sheet(images=images, labels=labels, captions=labels, groups=[0] * 60, title="a layer", stretched=True)
+figures = pages.sheet_pages(sheet)
 print(hashlib.sha256(pages.save_pages(figures, Path("a.pdf")).read_bytes()).hexdigest())
 """
 
@@ -192,10 +195,10 @@ def test_a_page_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 6])
 def test_sheets_show_stretched_images_and_say_so(channels: int) -> None:
     images = np.stack([picture(k, 0.5, 0.03, channels) for k in range(4)])
-    settings: dict[str, object] = {"captions": None, "groups": None, "title": "a layer", "columns": 2}
+    sheet = sheets.Sheet(images=images, labels=["a", "b", "c", "d"], title="a layer", columns=2)
     shown = {}
     for stretched in (False, True):
-        figure = sheets.contact_sheet(images, ["a", "b", "c", "d"], stretched=stretched, **settings)  # type: ignore[arg-type]
+        figure = sheets.contact_sheet(replace(sheet, stretched=stretched))
         assert (display.NOTE in " ".join(words(figure)).replace("\n", " ")) == stretched
         pixels = np.asarray(figure.findobj(AxesImage)[0].get_array()).astype(float)
         shown[stretched] = pixels[8:60, 8:90].std()

@@ -48,9 +48,8 @@ def sheet(n: int = 8, **given: object) -> Figure:
     """Return a sheet of n plain images, the i-th of red i / n."""
     images = np.zeros((n, 3, 12, 12), np.float32)
     images[:, 0] = np.arange(n)[:, None, None] / n
-    settings = {"captions": None, "groups": None, "title": "a layer", "columns": None} | given
-    labels = settings.pop("labels", [f"conv:{i}" for i in range(n)])
-    return sheets.contact_sheet(settings.pop("images", images), labels, **settings)  # type: ignore[arg-type]
+    settings = {"images": images, "labels": [f"conv:{i}" for i in range(n)], "title": "a layer"} | given
+    return sheets.contact_sheet(sheets.Sheet(**settings))  # type: ignore[arg-type]
 
 
 def pairs(m: int = 3) -> Figure:

@@ -23,6 +23,7 @@ from featmap.optimize.batch import Batches
 from featmap.optimize.objective import channel
 from featmap.runs import integrity, lifecycle
 from featmap.runs.manifest import FORMAT, read
+from featmap.runs.maximise import Extras
 from tests.helpers.networks import dead_network, small_inception
 from tests.helpers.tiny import FEATURES, landed, small
 
@@ -67,9 +68,13 @@ def test_a_direction_of_one_channel_has_its_bits(chosen: Recipe) -> None:
     channels = [9, 0, 4]
     vectors = np.concatenate([MIXTURES[:2], np.eye(FEATURES)[channels]])
     plain = load(small(), input_size=SIZE)
-    by_channel = featmap.maximise([f"second:{c}" for c in channels], plain, recipe=chosen, responses="second")
+    by_channel = featmap.maximise(
+        [f"second:{c}" for c in channels], plain, recipe=chosen, extras=Extras(responses="second")
+    )
     named = [f"second/d:{k}" for k in (2, 3, 4, 0, 1)]
-    by_direction = featmap.maximise(named, network(vectors), recipe=chosen, responses=["second", "second/d"])
+    by_direction = featmap.maximise(
+        named, network(vectors), recipe=chosen, extras=Extras(responses=["second", "second/d"])
+    )
     copies = by_direction.isel(image=slice(3))
     assert same(by_channel, copies, STORED)
     own = copies.A.sel(response=by_channel.response)
@@ -127,7 +132,9 @@ def plain_responses(images: np.ndarray, vectors: np.ndarray, bias: np.ndarray | 
 @pytest.mark.parametrize(("bias", "relu"), [(None, False), (BIAS, False), (BIAS, True)])
 def test_responses_are_those_of_plain_pytorch(bias: np.ndarray | None, relu: bool) -> None:
     chosen = network(Directions(MIXTURES, bias, relu))
-    data = featmap.maximise([f"second/d:{k}" for k in range(5)], chosen, recipe=recipe(), responses="second/d")
+    data = featmap.maximise(
+        [f"second/d:{k}" for k in range(5)], chosen, recipe=recipe(), extras=Extras(responses="second/d")
+    )
     expected = plain_responses(data.images.values[0], MIXTURES, bias, relu)
     np.testing.assert_allclose(data.A.values[0], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(data.activation.values[0], np.diag(expected), rtol=1e-5, atol=1e-6)
@@ -158,9 +165,9 @@ def test_directions_of_tokens_are_read_from_their_grid() -> None:
     torch.manual_seed(4)
     plain = load(Tokens().eval(), input_size=16)
     chosen = plain.with_directions({"mix/d": np.eye(8)[[5]]})
-    settings: dict[str, Any] = {"recipe": Recipe.named("pixels", 16, 4, rows=4), "responses": "mix"}
+    settings: dict[str, Any] = {"recipe": Recipe.named("pixels", 16, 4, rows=4), "extras": Extras(responses="mix")}
     one = featmap.maximise("mix:5", plain, **settings)
-    two = featmap.maximise("mix/d:0", chosen, **settings | {"responses": ["mix", "mix/d"]})
+    two = featmap.maximise("mix/d:0", chosen, **settings | {"extras": Extras(responses=["mix", "mix/d"])})
     assert chosen.layer("mix/d").shape == (1, 4, 4)
     assert same(one, two, STORED)
     assert two.A.values[0, 0, 8] == one.A.values[0, 0, 5]

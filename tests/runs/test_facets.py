@@ -22,6 +22,7 @@ from featmap.optimize.recipe import Recipe
 from featmap.runs import estimate
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job
+from featmap.runs.maximise import Extras
 from featmap.runs.progress import Silent
 from featmap.runs.store import open_arrays
 from featmap.runs.worker import Worker, checked
@@ -76,15 +77,15 @@ def test_planted_units_have_the_facets_they_are_built_with(tmp_path: Path) -> No
 def test_facets_depend_on_their_own_unit_only() -> None:
     network, units = featmap.load(tiny.small()), [f"second:{k}" for k in range(6)]
     plain = featmap.maximise(units, network, recipe=RECIPE)
-    whole = featmap.maximise(units, network, recipe=RECIPE, facets=3)
+    whole = featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=3))
     np.testing.assert_array_equal(whole["images"], plain["images"])
     np.testing.assert_array_equal(whole["facets"].isel(facet=0), plain["images"])
     np.testing.assert_array_equal(whole["facet_activation"].isel(facet=0), plain["activation"])
     assert (np.ptp(whole["facets"].values, axis=2).max((2, 3, 4)) > 0.01).all()
-    few = featmap.maximise([units[5], units[1]], network, recipe=RECIPE, facets=3)
+    few = featmap.maximise([units[5], units[1]], network, recipe=RECIPE, extras=Extras(facets=3))
     again = featmap.maximise(units, network, recipe=RECIPE, seeds=[facet_seed(0, 0)])
     np.testing.assert_array_equal(whole["facet_repeat_activation"].values, again["activation"].values)
-    fewer = featmap.maximise(units[1], network, recipe=RECIPE, facets=2)
+    fewer = featmap.maximise(units[1], network, recipe=RECIPE, extras=Extras(facets=2))
     for name in NAMES:
         np.testing.assert_array_equal(few[name].values[:, 1], whole[name].values[:, 1])
         np.testing.assert_array_equal(few[name].values[:, 0], whole[name].values[:, 5])
@@ -94,9 +95,9 @@ def test_facets_depend_on_their_own_unit_only() -> None:
 def test_facets_of_mixed_layers_and_sums_equal_those_alone() -> None:
     network = featmap.load(tiny.small())
     units = ["second:1", "first:2 + second:3", "first:0", "second:4:1:1"]
-    mixed = featmap.maximise(units, network, recipe=RECIPE, facets=2)
+    mixed = featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=2))
     for k, unit in enumerate(units):
-        alone = featmap.maximise(unit, network, recipe=RECIPE, facets=2)
+        alone = featmap.maximise(unit, network, recipe=RECIPE, extras=Extras(facets=2))
         for name in NAMES:
             np.testing.assert_array_equal(alone[name].values[:, 0], mixed[name].values[:, k])
 
@@ -154,7 +155,7 @@ def test_a_dry_run_counts_the_work_of_facets(tmp_path: Path, capsys: pytest.Capt
 
 def test_repulsion_makes_facets_more_different_than_repeats() -> None:
     network = featmap.load(tiny.small())
-    data = featmap.maximise([f"second:{k}" for k in range(6)], network, recipe=RECIPE, facets=2, seeds=3)
+    data = featmap.maximise([f"second:{k}" for k in range(6)], network, recipe=RECIPE, extras=Extras(facets=2), seeds=3)
     apart, repeated = data["facet_distance"].values[:, :, 0, 1], data["facet_repeat"].values
     assert np.median(apart) > 1.2 * np.median(repeated)
     np.testing.assert_allclose(data["facet_distance"].values, data["facet_distance"].values.swapaxes(2, 3), atol=1e-6)
@@ -163,23 +164,23 @@ def test_repulsion_makes_facets_more_different_than_repeats() -> None:
 def test_a_run_with_facets_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     network, folder = featmap.load(tiny.small()), tmp_path / "run"
     units = [f"second:{k}" for k in range(6)]
-    featmap.maximise(units, network, recipe=RECIPE, facets=3, execution=Execution("cpu", out=folder))
+    featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=3), execution=Execution("cpu", out=folder))
     before = {p: p.read_bytes() for p in (folder / "arrays.zarr").rglob("*") if p.is_file()}
     lost = sorted((folder / "arrays.zarr" / "facets").rglob("0*"))[0]
     shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
-    featmap.maximise(units, network, recipe=RECIPE, facets=3, execution=Execution("cpu", out=folder))
+    featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=3), execution=Execution("cpu", out=folder))
     assert {p: p.read_bytes() for p in (folder / "arrays.zarr").rglob("*") if p.is_file()} == before
-    memory = featmap.maximise(units, network, recipe=RECIPE, facets=3)
+    memory = featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=3))
     for name in NAMES:
         np.testing.assert_array_equal(open_arrays(folder)[name].values, memory[name].values)
     with pytest.raises(FeatmapError, match="other settings"):
-        featmap.maximise(units, network, recipe=RECIPE, facets=2, execution=Execution("cpu", out=folder))
+        featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=2), execution=Execution("cpu", out=folder))
 
 
 @pytest.mark.parametrize("count", [1, -2, 17])
 def test_a_wrong_number_of_facets_is_refused_in_one_line(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FeatmapError, match=f"facets {count}: give the number of images of each unit, 2 to 16"):
-        featmap.maximise("second:1", tiny.small(), recipe=RECIPE, facets=count)
+        featmap.maximise("second:1", tiny.small(), recipe=RECIPE, extras=Extras(facets=count))
     words = ["maximise", "second:1", "--model", "tests.helpers.tiny:small", "--facets", str(count)]
     assert run_command(*words) == 2
     assert f"--facets {count}: give" in capsys.readouterr().err
@@ -191,7 +192,7 @@ def test_facets_from_a_start_image_are_refused_in_one_line(
 ) -> None:
     start, short = np.full((3, 16, 16), 0.5, np.float32), Recipe.named(recipe, size=16, steps=2, rows=2)
     with pytest.raises(FeatmapError, match=r"facets 2 from a start image: .*leave out the start image or the facets"):
-        featmap.maximise("second:1", tiny.small(), recipe=short, start=start, facets=2)
+        featmap.maximise("second:1", tiny.small(), recipe=short, start=start, extras=Extras(facets=2))
     with pytest.raises(FeatmapError, match="facets 3 from a start image:"):
         featmap.similarity("second", network=tiny.small(), recipe=short, start=start, view=View(facets=3))
     Image.new("RGB", (16, 16)).save(tmp_path / "start.png")
@@ -214,7 +215,7 @@ def test_maps_have_a_column_of_facets_and_the_same_facets(tmp_path: Path) -> Non
     assert len(shown) == 9 and (folder / "facets.pdf").is_file()
     units = [f"features:{k}" for k in range(31)]
     recipe = Recipe.named("fast", size=8, steps=12, rows=8)
-    data = featmap.maximise(units, networks.two_faced(), recipe=recipe, facets=3)
+    data = featmap.maximise(units, networks.two_faced(), recipe=recipe, extras=Extras(facets=3))
     np.testing.assert_array_equal(open_arrays(folder)["facets"].values, data["facets"].values)
     assert run_command(*words, "--features", "28-30", "--out", str(again)) == 0
     pd.testing.assert_frame_equal(
@@ -227,9 +228,12 @@ def test_facets_of_directions_are_compared_by_the_channels_of_their_layer() -> N
     # a recipe without contrast, which directions do not have
     network, recipe = featmap.load(tiny.small()), Recipe.named("pixels", size=16, steps=6, rows=4)
     channels = network.layer("second", 16).channels
-    plain = featmap.maximise("second:1", network, recipe=recipe, facets=2)
+    plain = featmap.maximise("second:1", network, recipe=recipe, extras=Extras(facets=2))
     made = featmap.maximise(
-        "second/d:0", network.with_directions({"second/d": np.eye(channels)[[1]]}), recipe=recipe, facets=2
+        "second/d:0",
+        network.with_directions({"second/d": np.eye(channels)[[1]]}),
+        recipe=recipe,
+        extras=Extras(facets=2),
     )
     np.testing.assert_array_equal(made["facets"].isel(facet=0), plain["facets"].isel(facet=0))
     assert np.isfinite(made["facet_distance"].values).all() and made["facet_distance"].values[0, 0, 0, 1] > 0

@@ -19,7 +19,7 @@ from featmap.network.loading import load
 from featmap.optimize.parameterization import frame_steps, initial_image
 from featmap.optimize.recipe import ARTICLE, PIXELS, Recipe
 from featmap.optimize.schedule import interpolate_schedule
-from featmap.runs.maximise import maximise_job
+from featmap.runs.maximise import Extras, maximise_job
 from featmap.runs.progress import Silent
 from tests.helpers import networks, tiny
 from tests.helpers.settings import options, resolve
@@ -127,12 +127,15 @@ def test_a_resumed_run_folder_holds_the_same(kept: xr.Dataset, tmp_path: Path) -
 def test_runs_without_frames_keep_their_identity() -> None:
     network = load(tiny.small())
     recipe = resolve(network, torch.device("cpu"), "pixels", 16, 7)
-    plain, framed = (maximise_job(["second:1"], network, recipe, frames=k) for k in (0, 2))
+    plain, framed = (maximise_job(["second:1"], network, recipe, extras=Extras(frames=k)) for k in (0, 2))
     assert "frames" not in plain.identity() and framed.identity()["frames"] == 2
     assert plain.responses == () and framed.responses == ("second",)
     logits = load(networks.logits_network())
-    assert maximise_job(["class:2"], logits, recipe, frames=1).responses == ("fc",), "the last layer is named"
-    assert maximise_job(["second:1"], network, recipe, responses=["first"]).responses == ("first",)
+    assert maximise_job(["class:2"], logits, recipe, extras=Extras(frames=1)).responses == ("fc",), (
+        "the last layer is named"
+    )
+    probed = maximise_job(["second:1"], network, recipe, extras=Extras(responses="first"))
+    assert probed.responses == ("first",)
 
 
 @pytest.mark.parametrize("frames", [-1, 2.0, True])
@@ -256,5 +259,7 @@ def test_the_estimate_counts_the_frames(tmp_path: Path) -> None:
 
     network = load(tiny.small())
     recipe = resolve(network, torch.device("cpu"), "pixels", 16, 7)
-    plain, framed = (estimate(maximise_job(["second:1"], network, recipe, frames=k), tmp_path) for k in (0, 1))
+    plain, framed = (
+        estimate(maximise_job(["second:1"], network, recipe, extras=Extras(frames=k)), tmp_path) for k in (0, 1)
+    )
     assert framed.disk - plain.disk >= 8 * 3 * 16 * 16 * 4

@@ -100,7 +100,7 @@ def test_a_norm_with_its_activation_is_the_function_written_out() -> None:
     for make in (kinds.norm_with_activation, kinds.norm_and_activation):
         module = make()
         runs[make.__name__] = data = featmap.maximise(
-            [f"3:{c}" for c in range(8)], module, responses="3", **options(**SMALL)
+            [f"3:{c}" for c in range(8)], module, **options(responses="3", **SMALL)
         )
         images = torch.from_numpy(data["images"].values[0])
         for other in (kinds.norm_with_activation, kinds.norm_and_activation):

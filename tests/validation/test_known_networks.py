@@ -11,6 +11,8 @@ from scipy import stats
 
 from featmap.mapping.run import similarity
 from featmap.network.loading import load
+from featmap.runs.engine import Execution
+from featmap.runs.progress import Silent
 from featmap.runs.store import open_arrays
 from featmap.stats import measures
 from featmap.validation import planted, verdict
@@ -114,12 +116,25 @@ def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Pa
     assert not list((tmp_path / "run" / "validation").glob("photographs*"))
 
 
+class Notes(Silent):
+    """A watcher that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def test_a_network_without_random_weights_has_no_such_null(tmp_path: Path, photographs: Path) -> None:
     network = load(twofold.bare(), input_size=16)
     similarity("features", network, **options(out=tmp_path / "run", **FEW))
-    result = validation.validate(tmp_path / "run", seeds=2, network=network)
+    execution = Execution(out=tmp_path / "elsewhere", watcher=Notes())
+    result = validation.validate(tmp_path / "run", seeds=2, network=network, execution=execution)
     assert result.random == {} and "is reparametrised" in result.reason
-    assert "is reparametrised" in (tmp_path / "run" / "validation" / "validation.md").read_text()
+    assert "is reparametrised" in (tmp_path / "elsewhere" / "validation.md").read_text()
+    assert not (tmp_path / "run" / "validation").exists()
+    assert [n for n in execution.watcher.notes if n.startswith("no null model with random weights: ")]  # type: ignore[attr-defined]
 
 
 def test_the_path_leads_through_outer_layers_and_some_inside_them() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from featmap.cli import app
 from featmap.errors import FeatmapError
@@ -16,6 +18,7 @@ from featmap.mapping.run import similarity
 from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs import worker as runs_worker
+from featmap.runs.engine import Execution
 from featmap.runs.store import Run
 from featmap.stats import reliability
 from featmap.validation import run as validation
@@ -152,6 +155,16 @@ def test_a_run_of_another_kind_or_network_is_refused(validated: Path, tmp_path: 
         plan_validation(validated, photographs=validated)
     with pytest.raises(FeatmapError, match="not a complete similarity run"):
         plan_validation(validated / "validation")
+
+
+def test_a_validation_stays_on_the_device_of_its_run(validated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Execution("cuda")
+    monkeypatch.setattr(elsewhere, "torch_device", lambda: torch.device("meta"))
+    with pytest.raises(FeatmapError, match=r"device cuda: run .* was computed on cpu, .*; use 'cpu' or 'auto'"):
+        validation.validate(validated, seeds=3, null_seeds=1, execution=elsewhere)
+    monkeypatch.setattr(elsewhere, "engine", SimpleNamespace(name="ray"))
+    with pytest.raises(FeatmapError, match="engine ray: a validation is computed in this process; use 'here'"):
+        validation.validate(validated, seeds=3, null_seeds=1, execution=elsewhere)
 
 
 def state(folder: Path) -> dict[str, bytes]:
