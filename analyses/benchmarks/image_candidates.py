@@ -2,8 +2,8 @@
 
     python -m analyses.benchmarks.image_candidates --model mypackage.nets:mine --by mypackage.nets:other
 
-Most candidates differ from `base` in what their description says and in nothing else; the last ones are other recipes
-and kinds of images. All make images of the same class logits, of `--draw`, which other networks judge by top-1, top-5
+Most candidates differ from `base` in what their description says and in nothing else; the last ones are variants of
+`fast` at about its cost, and the recipes themselves. All make images of the same class logits, of `--draw`, which other networks judge by top-1, top-5
 and median rank; `analyses.benchmarks.images` reports the winners on classes of another draw. The values go to a JSON
 file after each candidate, and from there to the README: a call for each network adds its columns.
 """
@@ -36,7 +36,8 @@ MIDDLE = Transform(rotation=10.0, scale=(0.85, 1.2), shift=0.1, flip=True)
 WIDE = Transform(rotation=15.0, scale=(0.6, 1.15), shift=0.1, flip=True)
 ZOOM = Transform(rotation=15.0, scale=(0.85, 1.67), shift=0.1, flip=True)
 STILL = Transform(rotation=0.0, scale=(1.0, 1.0), shift=0.0, flip=False)
-BASE = replace(FAST, name="base", transform=MIDDLE)
+NARROW = FAST.transform
+BASE = replace(FAST, name="base", octaves=(Octave(48, (0.1, 0.1)),), transform=MIDDLE, spread=0.0)
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,13 @@ class Candidate:
         The recipe.
     description : str
         What is different.
+    size : int or None, default None
+        Image size in pixels; None takes that of the command.
     """
 
     recipe: Recipe
     description: str
+    size: int | None = None
 
 
 def _variant(name: str, description: str, rate: tuple[float, float] = (0.1, 0.1), **changes: Any) -> Candidate:
@@ -60,6 +64,11 @@ def _variant(name: str, description: str, rate: tuple[float, float] = (0.1, 0.1)
     if "octaves" not in changes:
         changes["octaves"] = (Octave(48, rate),)
     return Candidate(replace(BASE, name=name, **changes), description)
+
+
+def _fast_variant(name: str, description: str, size: int, steps: int, rate: float, **changes: Any) -> Candidate:
+    """Change size and steps of `fast`, at about the same cost."""
+    return Candidate(replace(FAST, name=name, octaves=(Octave(steps, (rate, rate)),), **changes), description, size)
 
 
 def _transform(**changes: Any) -> Transform:
@@ -71,7 +80,7 @@ CANDIDATES = {
     c.recipe.name: c
     for c in (
         Candidate(BASE, "48 steps of 0.1, transforms of a middle width, contrast 1"),
-        Candidate(FAST, "narrow transforms"),
+        _variant("narrow", "narrow transforms", transform=NARROW),
         _variant("still", "no transform", transform=None),
         _variant("shifted", "shift alone", transform=_transform(shift=0.1)),
         _variant("turned", "rotation alone", transform=_transform(rotation=10.0)),
@@ -108,8 +117,18 @@ CANDIDATES = {
         Candidate(
             replace(BASE, name="fourier", parameterisation="fourier"), "the spectrum of version 0.1, steps of 0.1"
         ),
-        Candidate(STANDARD, "96 steps of 0.07, transforms as zoom"),
-        Candidate(NATURAL, "192 steps of 0.05, transforms as zoom"),
+        _variant("long", "96 steps of 0.07, transforms as zoom", octaves=STANDARD.octaves, transform=ZOOM),
+        _variant("longer", "192 steps of 0.05, transforms as zoom", octaves=NATURAL.octaves, transform=ZOOM),
+        _fast_variant("spread", "narrow, and less one standard deviation of the layer", 128, 48, 0.1),
+        _fast_variant("half-spread", "less half a standard deviation", 128, 48, 0.1, spread=0.5),
+        _fast_variant("double-spread", "less two standard deviations", 128, 48, 0.1, spread=2.0),
+        Candidate(FAST, "the same as spread, 32 steps of 0.12 at 160 px", 160),
+        _fast_variant("fast-zoom", "the same, transforms as zoom", 160, 32, 0.12, transform=ZOOM),
+        _fast_variant("fast-192", "22 steps of 0.15 at 192 px", 192, 22, 0.15),
+        _fast_variant("fast-224", "16 steps of 0.2 at 224 px", 224, 16, 0.2),
+        _fast_variant("fast-without-spread", "32 steps of 0.12 at 160 px, less the mean alone", 160, 32, 0.12, spread=0.0),
+        Candidate(STANDARD, "as long, less one standard deviation, 224 px", 224),
+        Candidate(NATURAL, "as longer, less one standard deviation, 224 px", 224),
     )
 }
 """Candidates by name."""
@@ -134,7 +153,7 @@ def format_candidates(every: list[Record]) -> str:
     lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
     for name, candidate in CANDIDATES.items():
         rows = {r.source: r for r in every if r.way == name}
-        cells = [f"**{name}**" if candidate.recipe is FAST else name, candidate.description]
+        cells = [f"**{name}**" if candidate.recipe in (FAST, STANDARD, NATURAL) else name, candidate.description]
         cells += [_transfer(rows[source], judge) if source in rows else "" for source, judge in pairs]
         cells += [
             f"{rows[source].seconds:.2f}" if source in rows and rows[source].seconds is not None else ""
@@ -180,7 +199,7 @@ def main(
     comparison = Comparison(Task(loaded, layer, drawn, draw, out), by, None, RecordFile(store))
     with console.ProgressBars() as watcher:
         for name in chosen:
-            recipe = CANDIDATES[name].recipe.resolved(loaded.input_size, size=size)
+            recipe = CANDIDATES[name].recipe.resolved(loaded.input_size, size=CANDIDATES[name].size or size)
             comparison.record(RecipeWay(recipe), seed, watcher)
             records.write_table(SECTION, format_candidates(comparison.store.read()), readme)
     console.out().print(f"result: {store} and {readme}")

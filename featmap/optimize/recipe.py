@@ -481,7 +481,8 @@ LARGE = register(
     replace(_PIXELS, name="large", octaves=_HALF_THEN_WHOLE, notes=("deprecated: take standard, or pixels-long",))
 )
 # Images that other networks recognise too, chosen by `analyses.benchmarks.image_candidates`: decorrelated colours, the
-# spectrum of natural images, a random transform before each step, and the response that exceeds the layer's mean.
+# spectrum of natural images, a random transform before each step, and the response less what is typical of the
+# layer. At equal cost few steps of large images carry over better than many of small ones.
 NATURAL = register(
     Recipe(
         "natural",
@@ -491,15 +492,16 @@ NATURAL = register(
         std=0.42,
         transform=Transform(rotation=15.0, scale=(0.85, 1.67), shift=0.1, flip=True),
         contrast=1.0,
+        spread=1.0,
     )
 )
 FAST = register(
     replace(
         NATURAL,
         name="fast",
-        octaves=(Octave(48, (0.1, 0.1)),),
+        octaves=(Octave(32, (0.12, 0.12)),),
         transform=Transform(rotation=5.0, scale=(0.9, 1.1), shift=0.05, flip=True),
-        max_default_size=128,
+        max_default_size=160,
     )
 )
 STANDARD = register(replace(NATURAL, name="standard", octaves=(Octave(96, (0.07, 0.07)),)))
