@@ -84,6 +84,7 @@ class Recipe:
     contrast : float, default 0.0
         Weight of the mean response of all features of the unit's layer, at the unit's positions, that is subtracted
         from the unit's response in the loss, where that is not 0; with 1 the image shows what is the feature's own.
+        A layer of a single channel has nothing to be set apart from, and no contrast.
     metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
         Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
         "linf" is what the article's code computes: the largest row sum.
