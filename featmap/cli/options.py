@@ -426,6 +426,7 @@ def load_network(
         If the network cannot be loaded or a value is out of range.
     """
     from featmap.cli import console
+    from featmap.cli.entry import name_recommended
     from featmap.network.loading import load
 
     if (mean is None) != (std is None):
@@ -439,7 +440,7 @@ def load_network(
         channels=channels,
         allow_stochastic=allow_stochastic,
     )
-    console.out().print(str(network))
+    console.out().print(name_recommended(str(network)))
     return network
 
 
