@@ -18,8 +18,7 @@ from featmap.image_shape import Size, as_pair, as_size, format_size
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.comparison import check_repeatable
-from featmap.optimize.photograph_files import PhotographFiles, find_photographs
-from featmap.optimize.photograph_folder import PhotographFolder, check_photographs
+from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.optimize.photographs import check_photograph_channels
 from featmap.optimize.responses import Probe
 from featmap.runs import device, integrity, lifecycle
@@ -152,41 +151,14 @@ def open_images(path: str | Path, skip_broken: bool = False, watcher: Watcher | 
     """
     if is_run(Path(path)):
         return Run.read(Path(path))
-    return decode_photographs(find_photographs(path), skip_broken, watcher)
-
-
-def decode_photographs(
-    files: PhotographFiles, skip_broken: bool = False, watcher: Watcher | None = None
-) -> PhotographFolder:
-    """Decode every photograph once, with progress and notes.
-
-    Parameters
-    ----------
-    files : PhotographFiles
-        Files of a folder or zip.
-    skip_broken : bool, default False
-        Go on without photographs that cannot be read.
-    watcher : Watcher, optional
-        Receives the progress, and what is left out.
-
-    Returns
-    -------
-    PhotographFolder
-        The readable photographs.
-
-    Raises
-    ------
-    FeatmapError
-        If photographs are broken and not skipped, or none is left.
-    """
-    observer = watcher or Silent()
-    photographs = check_photographs(
-        files,
+    watcher = watcher or Silent()
+    photographs = open_photographs(
+        path,
         skip_broken=skip_broken,
-        progress=lambda done, total: observer.stage("photographs opened", done, total),
+        progress=lambda done, total: watcher.stage("photographs opened", done, total),
     )
     for line in photographs.lines():
-        observer.note(line)
+        watcher.note(line)
     return photographs
 
 

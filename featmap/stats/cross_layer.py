@@ -19,7 +19,8 @@ import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.stats import measures
-from featmap.stats.frames import largest_in_rows, to_floats, to_frame
+from featmap.stats.correlation import DIGITS
+from featmap.stats.frames import to_floats, to_frame
 from featmap.stats.measures import Correlation, unit_profiles
 
 DRAWS = 20
@@ -242,7 +243,7 @@ def partners(S: pd.DataFrame, n: int = 5) -> pd.DataFrame:
         similarity.
     """
     values = to_floats(S, "the similarity frame")
-    nearest = largest_in_rows(values, n)
+    nearest = np.argsort(-np.round(values, DIGITS), axis=1, kind="stable")[:, : max(n, 0)]
     at, rank = np.divmod(np.arange(nearest.size), max(nearest.shape[1], 1))
     similarity = values[at, nearest.ravel()]
     keep = np.isfinite(similarity)

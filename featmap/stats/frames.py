@@ -200,24 +200,6 @@ def _list_pairs(S: pd.DataFrame, values: np.ndarray, one: np.ndarray, two: np.nd
     return pd.DataFrame(columns)
 
 
-def largest_in_rows(values: np.ndarray, n: int) -> np.ndarray:
-    """Find the largest values of each row, undefined ones last.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        M x K.
-    n : int
-        Values of each row; fewer where there are fewer columns.
-
-    Returns
-    -------
-    numpy.ndarray
-        Columns by falling value, rounded so that ties keep their order, M x n.
-    """
-    return np.argsort(-np.round(values, DIGITS), axis=1, kind="stable")[:, : max(n, 0)]
-
-
 def nearest_features(S: pd.DataFrame, n: int = 5) -> pd.DataFrame:
     """List the most similar others of each feature.
 
@@ -235,7 +217,7 @@ def nearest_features(S: pd.DataFrame, n: int = 5) -> pd.DataFrame:
     """
     values = symmetric_values(S)
     np.fill_diagonal(values, np.nan)
-    best = largest_in_rows(values, n)
+    best = np.argsort(-np.round(values, DIGITS), axis=1, kind="stable")[:, : max(n, 0)]
     return _list_pairs(S, values, np.repeat(np.arange(len(best)), best.shape[1]), best.ravel())
 
 

@@ -16,13 +16,13 @@ from featmap.mapping import cluster_io
 from featmap.network.model import Network
 from featmap.network.unit import split_call
 from featmap.optimize.photograph_files import PhotographFiles, find_photographs
-from featmap.optimize.photograph_folder import PhotographFolder
+from featmap.optimize.photograph_folder import PhotographFolder, check_photographs
 from featmap.runs import probe
 from featmap.runs.engine import Execution
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.runs.job import Job
 from featmap.runs.manifest import is_run
-from featmap.runs.progress import Watcher
+from featmap.runs.progress import Silent, Watcher
 from featmap.runs.store import Run
 from featmap.stats import agreement, clustering, measures
 from featmap.stats.clustering import Clusters
@@ -89,7 +89,14 @@ def decode_photographs(
     """
     if isinstance(photographs, PhotographFolder):
         return photographs
-    opened = probe.decode_photographs(photographs, skip_broken, watcher)
+    observer = watcher or Silent()
+    opened = check_photographs(
+        photographs,
+        skip_broken=skip_broken,
+        progress=lambda done, total: observer.stage("photographs opened", done, total),
+    )
+    for line in opened.lines():
+        observer.note(line)
     _require_enough(opened)
     return opened
 
