@@ -369,9 +369,9 @@ class BatchLoss:
         Device of the layers' outputs.
     contrast : float, default 0.0
         How much of the mean of all channels of the unit's layer, at the unit's positions, is subtracted from each of
-        the unit's neurons that is not exactly 0. For a direction the mean is multiplied by the sum of the direction's
-        components: the direction is then read from channels less their mean, and a direction that is a single channel
-        gives what the channel gives.
+        the unit's neurons that is not exactly 0; nothing in a layer of one channel. For a direction the mean is
+        multiplied by the sum of the direction's components: the direction is then read from channels less their mean,
+        and a direction that is a single channel gives what the channel gives.
     directions : mapping of str to Directions, optional
         Sets of directions by the names of their layers; for contrast the outputs hold their base layers too.
     """
@@ -461,7 +461,7 @@ class BatchLoss:
             values = outputs[g.layer][g.rows[:, None], g.channels]
             contrasted = values
             base = split_name(g.layer)[0] if g.layer in self.sums else g.layer
-            if self.contrast:
+            if self.contrast and outputs[base].shape[1] > 1:  # a single channel less the mean of all would be 0
                 # one row at a time: over many rows at once the rounding of a mean depends on their number
                 layer_means = torch.stack(
                     # a feature that is not finite must not spoil the others

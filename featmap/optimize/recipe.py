@@ -84,7 +84,7 @@ class Recipe:
     contrast : float, default 0.0
         How much of the layer's mean response (over all features, at the unit's positions) is subtracted in the loss
         from each of the unit's neurons whose response is not 0. With 1, the image shows what sets the feature apart
-        from its layer.
+        from its layer. A layer of a single channel has nothing to be set apart from, and no contrast.
     metric : {"l1", "l2", "linf", "linf-elementwise"}, default "l1"
         Distance of the unit's neurons to `C`. "l1" is unsigned, as in the article's code, so that `C` has no effect;
         "linf" is what the article's code computes: the largest row sum.
