@@ -43,6 +43,8 @@ def attach_directions(network: Network, options: Iterable[str] | None) -> Networ
     FeatmapError
         If a text or a file is malformed, or directions do not fit the network.
     """
+    from featmap.network.unit import names_read_otherwise
+
     for text in options or ():
         layer, equals, path = text.partition("=")
         if not equals or not layer or not path:
@@ -58,4 +60,11 @@ def attach_directions(network: Network, options: Iterable[str] | None) -> Networ
                 f"{name}: {chosen.count} directions in {chosen.width} channels"
                 f"{' with ' + ' and '.join(more) if more else ''}, SHA-256 {chosen.sha256[:12]}"
             )
+            if others := names_read_otherwise(chosen.names):
+                listed = ", ".join(f"{chosen.names[k]!r}" for k in others[:3])
+                rest = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+                typer.echo(
+                    f"note: {name} has directions named {listed}{rest}, which units and --features read as numbers or "
+                    f"all; select them by number: {chosen.names[others[0]]!r} is {name}:{others[0]}"
+                )
     return network

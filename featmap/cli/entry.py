@@ -97,8 +97,23 @@ def name_option(message: str, words: Sequence[str]) -> str:
         if option.startswith("--") and setting and re.match(rf"{re.escape(setting)} ", message):
             message = option + message[len(setting) :]
             break
-    # settings that a message recommends
-    return re.sub(r"\((skip_broken|allow_stochastic)\)", lambda m: f"(--{m[1].replace('_', '-')})", message)
+    return name_recommended(message)
+
+
+def name_recommended(text: str) -> str:
+    """Replace the settings that a message or note recommends by their options.
+
+    Parameters
+    ----------
+    text : str
+        Text with settings in brackets, such as ``(skip_broken)``.
+
+    Returns
+    -------
+    str
+        The text with options, such as ``(--skip-broken)``.
+    """
+    return re.sub(r"\((skip_broken|allow_stochastic|input_size)\)", lambda m: f"(--{m[1].replace('_', '-')})", text)
 
 
 def _explain(error: Exception, name: str) -> tuple[str, int]:

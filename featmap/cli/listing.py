@@ -17,6 +17,7 @@ from featmap.image_shape import Size, area, as_pair, format_size, parse_size
 
 if TYPE_CHECKING:
     from featmap.network.model import Network
+    from featmap.network.trace import Trace
 
 LAYER_COLUMNS = ("layer", "kind", "layout", "channels", "grid", "receptive field", "branches")
 
@@ -102,6 +103,14 @@ def layer_lines(network: Network, size: Size | None, match: str) -> Iterator[str
     height, width = as_pair(trace.size)
     yield f"layers at {height} x {width} pixels"
     yield from table_lines(LAYER_COLUMNS, rows)
+    if left_out := [name for name in modules_left_out(trace) if fnmatchcase(name, match)]:
+        outer = [name for name in left_out if not any(name.startswith(f"{other}.") for other in left_out)]
+        count = "1 module" if len(left_out) == 1 else f"{len(left_out):,} modules"
+        shown = ", ".join(outer[:3]) + (", ..." if len(left_out) > len(outer[:3]) else "")
+        yield (
+            f"not listed: {count} ({shown}), since the positions of the image in the output are not known, or it is "
+            "none of grid, sequence and vector"
+        )
     if trace.failure:
         advice = "give another --size"
         if (only := network.only_size("", trace.size)) is not None:
@@ -109,6 +118,25 @@ def layer_lines(network: Network, size: Size | None, match: str) -> Iterator[str
         elif area(trace.size) < area(network.input_size):
             advice = "give a larger --size"
         yield f"after these layers the network fails at {format_size(trace.size)} pixels ({trace.failure}); {advice}"
+
+
+def modules_left_out(trace: Trace) -> list[str]:
+    """List the modules whose outputs are no layers.
+
+    Parameters
+    ----------
+    trace : Trace
+        A traced pass.
+
+    Returns
+    -------
+    list of str
+        Names of modules that returned a tensor, in the order in which they did.
+    """
+    from featmap.network.unit import split_call
+
+    listed = {split_call(name)[0] for name in trace.layers}
+    return [name for name in trace.calls if name and name not in listed]
 
 
 DEFAULTS = {"fast": " (default on a CPU)", "standard": " (default on a GPU)", "interact": " (default of interact)"}

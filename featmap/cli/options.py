@@ -424,6 +424,7 @@ def load_network(
         If the network cannot be loaded or a value is out of range.
     """
     from featmap.cli import console
+    from featmap.cli.entry import name_recommended
     from featmap.network.loading import load
 
     if (mean is None) != (std is None):
@@ -437,7 +438,7 @@ def load_network(
         channels=channels,
         allow_stochastic=allow_stochastic,
     )
-    console.out().print(str(network))
+    console.out().print(name_recommended(str(network)))
     return network
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -160,7 +161,12 @@ class JointWorker:
             "solo_fraction": self.probe.measure_units(fractions, job.responses, ())[0],
             "solo_activation": measured["activation"],
             "solo_curve": result.curve[..., 0].numpy(),
-            "solo_status": folder_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
+            "solo_status": folder_layout.row_statuses(
+                measured,
+                result.had_gradient.numpy(),
+                result.rescued.numpy(),
+                partial(self.probe.exact_changes, nulls, result.images, targets),
+            ),
         }
 
     def joint_weights(self, group: Group, best: np.ndarray, live: np.ndarray) -> np.ndarray:
@@ -238,7 +244,12 @@ class JointWorker:
             "joint_blend": self._blends(rows, solos),
             "joint_curve": result.curve.numpy(),
             "joint_agreement": result.agreement.numpy(),
-            "joint_status": folder_layout.row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy()),
+            "joint_status": folder_layout.row_statuses(
+                measured,
+                result.had_gradient.numpy(),
+                result.rescued.numpy(),
+                partial(self.probe.exact_changes, nulls, result.images, targets),
+            ),
             **self._maps(rows, result.images),
         }
 

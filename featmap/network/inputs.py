@@ -117,7 +117,7 @@ def find_input(
                 f"input size {format_size(working.size)}, found by trying: the network fails at {format_size(default)}"
             )
             if not isinstance(working.size, int):
-                note += "; other heights and widths may fit too, so name the size that it was trained for"
+                note += "; other heights and widths may fit too, so name the one that it was trained for (input_size)"
             return Input(n, working.size, working, note)
         if len(at_size.layers) > len(best.layers):
             best = at_size
@@ -390,10 +390,13 @@ class _Recorder(dict[Any, Any]):
 
 def _require_images(module: nn.Module, name: str, failed: Trace) -> None:
     """Raise an error with the code of a wrapper if a network takes something other than one batch of images."""
-    arguments = _list_arguments(module.forward)
-    others = arguments[1:]
-    if others:
-        what, call = f"{len(arguments)} inputs ({', '.join(arguments)})", f"images, {'=..., '.join(others)}=..."
+    arguments, by_name = _list_arguments(module.forward)
+    first = f"{arguments[0]}=images" if by_name and arguments else "...=images" if by_name else "images"
+    if arguments[1:]:
+        what = f"{len(arguments)} inputs ({', '.join(arguments)})"
+        call = ", ".join([first, *(f"{name}=..." for name in arguments[1:])])
+    elif by_name:
+        what, call = f"its input by name ({', '.join(arguments) or 'any'})", first
     else:
         with _record_inputs(module) as calls:
             again = try_input(module, failed.size, failed.image.shape[1])
@@ -410,14 +413,15 @@ def _require_images(module: nn.Module, name: str, failed: Trace) -> None:
         )
 
 
-def _list_arguments(forward: Callable[..., Any]) -> list[str]:
-    """List the arguments that a call needs; empty where they cannot be read."""
+def _list_arguments(forward: Callable[..., Any]) -> tuple[list[str], bool]:
+    """List the arguments that a call needs, and tell if it takes all by name; none where they cannot be read."""
     try:
         parameters = inspect.signature(forward).parameters.values()
     except (TypeError, ValueError):
-        return []
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return [p.name for p in needed]
+        return [], False
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    by_name = bool(parameters) and all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters)
+    return [p.name for p in named if p.default is p.empty] or [p.name for p in named[:1] if by_name], by_name
 
 
 def _describe_reading(module: nn.Module, image: Tensor, failure: str) -> tuple[str, str]:

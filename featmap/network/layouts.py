@@ -19,6 +19,14 @@ SEQUENCE_FIRST = "L x N x C"
 WINDOWS = "windows x C"
 """Positions in several dimensions, or among the images: N windows x positions x C, or N positions x C."""
 
+CHANNELS_FIRST_WINDOWS = "N x C x windows"
+"""Positions in two or more dimensions behind the channels: N x C x positions of a window x windows."""
+
+CHANNELS_SECOND = (GRID, VECTOR, CHANNELS_FIRST_WINDOWS)
+"""Layouts whose channels are the second dimension."""
+SETTLED_BY_BATCH = (SEQUENCE_FIRST, TOKENS, WINDOWS, CHANNELS_FIRST_WINDOWS)
+"""Layouts in which one image does not show where the images of a batch lie."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -27,7 +35,7 @@ class Layout:
     Parameters
     ----------
     kind : str, default "N x C x H x W"
-        One of `GRID`, `CHANNELS_LAST`, `TOKENS`, `SEQUENCE_FIRST`, `WINDOWS` and `VECTOR`.
+        One of `GRID`, `CHANNELS_LAST`, `TOKENS`, `SEQUENCE_FIRST`, `WINDOWS`, `CHANNELS_FIRST_WINDOWS` and `VECTOR`.
     grid : (int, int), default (1, 1)
         Height and width of the grid, for sequences and windows.
     first : int, default 0
@@ -70,6 +78,8 @@ class Layout:
         height, width = self.grid
         if self.kind == WINDOWS:
             output = output.reshape(-1, height * width, output.shape[-1])
+        if self.kind == CHANNELS_FIRST_WINDOWS:
+            output = output.flatten(2).permute(0, 2, 1)
         tokens = output.permute(1, 2, 0) if self.kind == SEQUENCE_FIRST else output.permute(0, 2, 1)
         tokens = tokens[:, :, self.first : self.first + height * width]
         if not self.order:
@@ -99,6 +109,9 @@ class Layout:
             return grid[:, :, 0, 0].clone()
         if self.kind == CHANNELS_LAST:
             return grid.permute(0, 2, 3, 1).clone()
+        if self.kind == CHANNELS_FIRST_WINDOWS:  # the same numbers as a sequence
+            sequence = replace(self, kind=TOKENS).with_grid(output.flatten(2).permute(0, 2, 1), grid)
+            return sequence.permute(0, 2, 1).reshape(output.shape)
         tokens, dim = output, int(self.kind != SEQUENCE_FIRST)
         if self.kind == WINDOWS:
             tokens = output.reshape(len(grid), -1, output.shape[-1])
@@ -154,12 +167,18 @@ def describe(axes: Axes | None, shape: Sequence[int]) -> tuple[Layout, dict[str,
 
 
 def _describe_windows(axes: Axes) -> tuple[Layout, dict[str, int]] | None:
-    """Find the layout of windows whose last dimension is channels and whose others are positions alone."""
-    factors = tuple(f for dim in axes.dims[:-1] for f in dim)
-    if axes.spatial([-1]) or any(f.axis not in ("rows", "columns") for f in factors) or not axes.covers(factors):
-        return None
-    order = tuple((int(f.axis == "columns"), f.size, f.stride) for f in factors)
-    return Layout(WINDOWS, axes.grid, 0, order), {}
+    """Find the layout of windows whose last or second dimension is channels, and whose others are positions."""
+    for kind, channels, dims in ((WINDOWS, -1, axes.dims[:-1]), (CHANNELS_FIRST_WINDOWS, 1, (*axes.dims[2:],))):
+        factors = tuple(f for dim in dims for f in dim)
+        if kind == CHANNELS_FIRST_WINDOWS and (len(axes.dims) < 4 or axes.dims[0] or not factors):
+            return None
+        if (
+            not axes.spatial([channels])
+            and all(f.axis in ("rows", "columns") for f in factors)
+            and axes.covers(factors)
+        ):
+            return Layout(kind, axes.grid, 0, tuple((int(f.axis == "columns"), f.size, f.stride) for f in factors)), {}
+    return None
 
 
 def _describe_sequence(axes: Axes, dim: Dimension, length: int, kind: str) -> tuple[Layout, dict[str, int]] | None:

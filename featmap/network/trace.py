@@ -21,10 +21,10 @@ from featmap.image_shape import Size, as_pair
 from featmap.network.axes import Axes, cat_dim, iterate_tensors
 from featmap.network.layouts import (
     CHANNELS_LAST,
+    CHANNELS_SECOND,
     GRID,
     GRID_LAYOUT,
-    SEQUENCE_FIRST,
-    TOKENS,
+    SETTLED_BY_BATCH,
     VECTOR,
     WINDOWS,
     Layout,
@@ -244,7 +244,7 @@ class _TracingMode(TorchFunctionMode):
                 self.info[id(tensor)] = info = _TensorInfo(axes, seen, name)
                 if name in {"cat", "concat", "concatenate"}:
                     layout = describe(axes, tensor.shape)
-                    channels = 1 if layout is None or layout[0].kind in (GRID, VECTOR) else tensor.dim() - 1
+                    channels = 1 if layout is None or layout[0].kind in CHANNELS_SECOND else tensor.dim() - 1
                     if cat_dim(args, kwargs, tensor.dim()) == channels:
                         joined = [t for t in inputs if id(t) in self.info]
                         info.branches, info.owner = self._list_branches(joined, channels), self.module_stack[-1]
@@ -390,7 +390,7 @@ def _settle_batches(module: nn.Module, image: Tensor, result: Trace) -> None:
     One image cannot show how images share a dimension with windows, or whether a dimension of size 1 is the batch, the
     number of windows or their length, so an image is compared in a batch and alone.
     """
-    doubtful = {n: la for n, la in result.layers.items() if la.layout.kind in (SEQUENCE_FIRST, TOKENS, WINDOWS)}
+    doubtful = {n: la for n, la in result.layers.items() if la.layout.kind in SETTLED_BY_BATCH}
     if not doubtful:
         return
     other = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
@@ -464,7 +464,7 @@ def _describe_layers(name: str, kind: str, output: _ModuleOutput, tracer: _Traci
     elif layout.kind == CHANNELS_LAST:
         height, width, channels = out.shape[1:]
     else:
-        channels, (height, width) = out.shape[-1], layout.grid
+        channels, (height, width) = out.shape[1 if layout.kind in CHANNELS_SECOND else -1], layout.grid
     is_flattened = layout.kind == VECTOR and info.axes is not None and bool(info.axes.spatial([1]))
     field = WHOLE_IMAGE if is_flattened else info.field
     yield Layer(name, kind, channels, height, width, info.branches, field, output.elements, layout)

@@ -33,6 +33,7 @@ CLASS = "class"
 
 GRAMMAR = "layer:f (feature), layer:f:m (row), layer:f:m:n (neuron), layer:f:m:n+f:m:n (set), layer:f:..k (prefix)"
 _NUMBER = re.compile(r"\d{1,9}\Z", re.ASCII)
+_RANGE = re.compile(r"\d{1,9}(-\d{1,9})?\Z", re.ASCII)
 _TOKEN = re.compile(r"@(cls|dist|reg|tok)\d{0,4}\Z", re.ASCII)
 
 
@@ -314,10 +315,19 @@ def number_names(text: str, names: Mapping[str, Sequence[str]]) -> str:
     UnitError
         If a feature of such a layer is named that it does not have; the message gives the nearest names.
     """
+    for layer, known in names.items():  # a name may hold what separates the units of a sum
+        for name in sorted((n for n in known if re.search(r"\s\+\s", n)), key=len, reverse=True):
+            whole = rf"(?<!\S){re.escape(f'{layer}:{name}')}(?=[:\s]|\Z)"
+            text = re.sub(whole, f"{layer}:{list(known).index(name)}", text)
     terms = re.split(r"(\s+\+\s+)", text)
     for k, term in enumerate(terms):
         for layer, known in names.items():
             match = re.fullmatch(rf"(\s*(?:[^*]*\*)?\s*{re.escape(layer)}:)(.*\S)\s*", term)
+            if match is not None and match[2] == "all" in known:
+                raise UnitError(
+                    f"{text.strip()!r} may be all of {layer} or its direction 'all'; write {layer} or "
+                    f"{layer}:{list(known).index('all')}"
+                )
             if match is None or match[2] == "all" or re.fullmatch(r"[\d:]+", match[2]):
                 continue
             fitting = [name for name in known if match[2] == name or match[2].startswith(f"{name}:")]
@@ -333,6 +343,22 @@ def number_names(text: str, names: Mapping[str, Sequence[str]]) -> str:
     return "".join(terms)
 
 
+def names_read_otherwise(names: Sequence[str]) -> list[int]:
+    """List the directions whose names are read as numbers, ranges or ``all``.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the directions of a set; may be empty.
+
+    Returns
+    -------
+    list of int
+        Their numbers, by which alone they can be selected. A name that is the direction's own number is none of them.
+    """
+    return [k for k, n in enumerate(names) if n != str(k) and (n == "all" or re.fullmatch(r"[\d:]+|\d+-\d+", n))]
+
+
 def parse_channels(text: str, channels: int, layer: str = "the layer", names: Sequence[str] = ()) -> list[int]:
     """Parse a list of channels such as ``0-15,42``.
 
@@ -345,7 +371,7 @@ def parse_channels(text: str, channels: int, layer: str = "the layer", names: Se
     layer : str, default "the layer"
         Name of the layer, for messages.
     names : sequence of str, default ()
-        Names of the channels, which may be written too; digits are numbers.
+        Names of the channels, which may be written too; numbers and ranges are read as such.
 
     Returns
     -------
@@ -360,8 +386,8 @@ def parse_channels(text: str, channels: int, layer: str = "the layer", names: Se
     if text.strip() == "all":
         return list(range(channels))
     selected: set[int] = set()
-    for part in text.split(","):
-        if part.strip() in names and not _NUMBER.match(part.strip()):
+    for part in _split_channels(text, names):
+        if part.strip() in names and not _RANGE.match(part.strip()):
             selected.add(list(names).index(part.strip()))
             continue
         first, dash, last = part.strip().partition("-")
@@ -378,6 +404,24 @@ def parse_channels(text: str, channels: int, layer: str = "the layer", names: Se
             )
         selected.update(range(low, high + 1))
     return sorted(selected)
+
+
+def _split_channels(text: str, names: Sequence[str]) -> list[str]:
+    """Split a list of channels at its commas, but not at those inside a name."""
+    parts = text.split(",")
+    joined: list[str] = []
+    while parts:
+        counts = [n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in names]
+        count = counts[0] if counts else 1
+        name = ",".join(parts[:count]).strip()
+        if count > 1 and all(p.strip() in names or _RANGE.match(p.strip()) for p in parts[:count]):
+            raise UnitError(
+                f"features {text!r}: {name!r} may be one direction or {count}; "
+                f"write numbers, such as {list(names).index(name)}"
+            )
+        joined.append(name if count > 1 else parts[0])
+        parts = parts[count:]
+    return joined
 
 
 def format_channels(channels: Sequence[int]) -> str:

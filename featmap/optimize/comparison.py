@@ -322,7 +322,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
     Parameters
     ----------
     network : Network
-        The network; `allow_stochastic` skips the check.
+        The network; with `allow_stochastic` results may differ, but it has to take several images.
     layers : sequence of str
         Names of the layers that are maximised or measured.
     size : int or (int, int)
@@ -337,7 +337,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
         other images of its batch, or the network takes one image at a time.
     """
     name = network.arguments.get("model")
-    if network.allow_stochastic or (name is not None and ":" not in name):
+    if name is not None and ":" not in name:
         return
     images = network.normalise(trial_images(network, size).to(device))
     module = place_module(network.module, device)
@@ -353,6 +353,8 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
                 f"network {network.name} takes one image at a time: it fails for {len(images)} "
                 f"({type(error).__name__}: {reason}); descents compute batches, so let its forward take any number"
             ) from error
+        if network.allow_stochastic:
+            return
         draws = _random_state(device) != before
         for _ in range(REPEATS if draws else 1):
             for layer, values in hooks.run(images).items():

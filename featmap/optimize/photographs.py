@@ -40,6 +40,8 @@ PHOTOGRAPH_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's modes by the number of channels that a photograph is read with."""
 _COLOURS = {"RGB": 3, "RGBA": 3, "LA": 1}
 """Numbers of channels that are colours, by Pillow's modes of which files may hold 16 bits."""
+_GRAY_OPACITY = "LA;16B"
+"""Pillow's mode of files of 16-bit gray with opacity: upper and lower byte of the gray, then of the opacity."""
 ONLY_8_BITS = "its 16-bit values use only 8 bits, nearly black; save it with 8 bits"
 """Why a file is refused that another program filled with too small values."""
 
@@ -249,16 +251,19 @@ def _has_lower_bits(file: BinaryIO) -> bool:
     file.seek(0)
     with Image.open(file, formats=decoded_formats()) as picture:
         tiles: list[Any] = picture.tile
+        modes = set(map(_deep_mode, tiles))
         for k, tile in enumerate(tiles):
             if mode := _deep_mode(tile):
-                other = mode[:-1] + swapped[mode[-1]]
+                # Pillow has no swapped mode for gray with opacity, whose four bytes are read as colours instead
+                other = "RGBA" if mode == _GRAY_OPACITY else mode[:-1] + swapped[mode[-1]]
                 args = other if isinstance(tile[3], str) else (other, *tile[3][1:])
                 tiles[k] = type(tile)(*tile[:3], args) if hasattr(tile, "_fields") else (*tile[:3], args)
         try:
             picture.load()
         except ValueError:  # Pillow has no such mode for these colours, which are taken as they are read: black
             return False
-        return bool(np.asarray(picture)[..., : _COLOURS[picture.mode]].any())
+        lower = slice(1, 2) if _GRAY_OPACITY in modes else slice(_COLOURS[picture.mode])
+        return bool(np.asarray(picture)[..., lower].any())
 
 
 def _remarks(picture: Image.Image) -> Iterator[str]:

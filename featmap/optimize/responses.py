@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from featmap.image_shape import as_size
-from featmap.network.directions import split_name
+from featmap.network.directions import Directions, Projection, split_name
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.network.modules import place_module
+from featmap.network.modules import copy_module, place_module
 from featmap.network.unit import Unit
 from featmap.optimize.objective import BatchLoss, Objective
 
@@ -181,6 +181,55 @@ class Probe:
         activation, _, scale = self.measure_objectives(images, objectives, ())
         return {"activation": activation, "scale": scale}
 
+    def exact_changes(
+        self, nulls: Tensor, images: Tensor, objectives: Sequence[Objective], rows: np.ndarray
+    ) -> np.ndarray | None:
+        """Measure in float64 how far objectives rise from null images to images.
+
+        Parameters
+        ----------
+        nulls, images : Tensor
+            N x C x H x W in [0, 1].
+        objectives : sequence of Objective
+            The objective of each row, N.
+        rows : ndarray
+            The R rows to measure.
+
+        Returns
+        -------
+        ndarray or None
+            R differences, float64. None where the device has no float64, or the network's code insists on another type.
+        """
+        chosen = [objectives[row] for row in rows]
+        layers, layouts = list(dict.fromkeys(la for o in chosen for la in o.layers)), self.network.find_layout
+        try:
+            module = copy_module(self.module).double()
+            with torch.no_grad(), ActivationHooks(module, layers, (), layouts, self.network.directions) as hooks:
+                first, last = (
+                    self.activations_from_outputs(
+                        hooks.run(self.network.normalise(each[rows].to(self.device).double())), chosen
+                    )
+                    for each in (nulls, images)
+                )
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
+            return None
+        return last - first
+
+    def _magnitudes(self, layer: str, outputs: Mapping[str, Tensor], objectives: Sequence[Objective]) -> Tensor:
+        """Compute the absolute values of a layer's outputs; of directions, the sums of their terms' absolute values."""
+        out, chosen = outputs[layer].abs(), self.network.directions.get(layer)
+        if chosen is None:
+            return out
+        base, shape = outputs[split_name(layer)[0]], (out.shape[1], out.shape[2], out.shape[3])
+        units = [(row, unit) for row, o in enumerate(objectives) for _, unit in o.terms if unit.layer == layer]
+        needed = sorted({(row, c) for row, unit in units for c in unit.mask(shape)[0]})
+        total = Projection(Directions(np.abs(chosen.vectors)), base)(base.abs(), needed)
+        if chosen.bias is not None:
+            total = total + torch.from_numpy(np.abs(chosen.bias)).to(total)[:, None, None]
+        return torch.where(out > 0, total, 0) if chosen.relu else total
+
     def measure_objectives(
         self, images: Tensor, objectives: Sequence[Objective], layers: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,19 +252,21 @@ class Probe:
             Responses of all features of the layers, N x C over all layers in their order, float32.
         scales : ndarray
             What J would be if no values or weights cancelled: the sum over the units of absolute weight times mean
-            absolute value, N, float32. A J that is smaller by many orders of magnitude is rounding error.
+            absolute value, N, float32; of a direction, of the terms of its sum over the channels. A J that is smaller
+            by many orders of magnitude is rounding error.
         """
         activations: list[np.ndarray] = []
         responses: list[np.ndarray] = []
         scales: list[np.ndarray] = []
         absolute = [Objective(tuple((abs(w), unit) for w, unit in o.terms)) for o in objectives]
         needed = list(dict.fromkeys([*layers, *(layer for o in objectives for layer in o.layers)]))
+        needed = list(dict.fromkeys([*needed, *(split_name(la)[0] for la in needed if la in self.network.directions)]))
         for out, of_features in self._measure(images, needed):
             first, n = sum(len(a) for a in activations), len(next(iter(out.values())))
             activations.append(self.activations_from_outputs(out, objectives[first : first + n]))
             # not those of layers that are only measured, which may be many
             own = dict.fromkeys(la for o in absolute[first : first + n] for la in o.layers)
-            sizes = {la: out[la].abs() for la in own}
+            sizes = {la: self._magnitudes(la, out, objectives[first : first + n]) for la in own}
             scales.append(self.activations_from_outputs(sizes, absolute[first : first + n]))
             means = [of_features[la] for la in layers]
             responses.append(torch.cat(means, dim=1).cpu().numpy() if means else np.empty((n, 0), np.float32))

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +48,8 @@ MOVED = 0.01
 """Root-mean-square difference from the null image from which on an image differs enough to compare responses."""
 FLAT = 1e-5
 """A rise of no more than this share of the mean absolute value is rounding."""
+EXACT = 1e-9
+"""The same in float64: what a normalisation fixes differs by 1e-16, a saturated unit that has a gradient by more."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,12 @@ def count_statuses(statuses: Mapping[str, int], rescued: int) -> str:
     return ", ".join(f"{counts[name]} {name}{note if name == STATUSES[LIVE] else ''}" for name in order)
 
 
-def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescued: np.ndarray) -> np.ndarray:
+def row_statuses(
+    arrays: dict[str, np.ndarray],
+    had_gradient: np.ndarray,
+    rescued: np.ndarray,
+    exact: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> np.ndarray:
     """Classify the rows of a batch by what their descents reached.
 
     Parameters
@@ -311,6 +318,8 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
         Whether each row ever had a gradient, bool, B.
     rescued : numpy.ndarray
         Whether it had one only with the help of the rescue, bool, B.
+    exact : callable or None, default None
+        Measures the rise of rows in float64, where float32 shows none; None where the network cannot be computed so.
 
     Returns
     -------
@@ -329,6 +338,9 @@ def row_statuses(arrays: dict[str, np.ndarray], had_gradient: np.ndarray, rescue
         has_moved = np.sqrt(np.square(arrays["images"] - arrays["null_images"]).mean((1, 2, 3))) >= MOVED
         is_constant = is_zero | (has_moved & ~rose & (scale > 0) & (np.abs(activation - null) <= ROUNDING * scale))
     finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
+    doubtful = np.flatnonzero(is_constant & finite)
+    if exact is not None and len(doubtful) and (changes := exact(doubtful)) is not None:
+        is_constant[doubtful] = ~(np.abs(changes) > EXACT * scale[doubtful])
     status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))
     status = np.where(is_constant, DEAD, status)
     return np.where(finite, status, NOT_FINITE).astype(np.uint8)

@@ -257,7 +257,9 @@ class Worker:
         arrays |= self._frames(result.frames)
         arrays |= self._facets(objectives, unit.seed, result.images, activation) if job.facets else {}
         measured = arrays | {"scale": scale, "null_images": self.null_image(unit.seed)[None].numpy()}
-        arrays["status"] = row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy())
+        nulls = self.null_image(unit.seed)[None].expand_as(result.images)
+        exact = partial(self.probe.exact_changes, nulls, result.images, objectives)
+        arrays["status"] = row_statuses(measured, result.had_gradient.numpy(), result.rescued.numpy(), exact)
         return arrays
 
 

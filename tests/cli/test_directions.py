@@ -70,6 +70,18 @@ def test_directions_may_be_given_by_their_names(capsys: pytest.CaptureFixture[st
     )
 
 
+def test_names_that_are_read_as_something_else_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("d.npz", directions=VECTORS, names=["0", "all", "2-3", "c,d"])
+    units = ["second/nmf:c,d", "second/nmf:1"]
+    printed = succeed(capsys, "maximise", *units, *SET, *SMALL, "--out", "run")
+    assert list(pd.read_csv("run/images.csv")["image"]) == ["second/nmf:3", "second/nmf:1"]
+    (note,) = [line for line in printed.splitlines() if line.startswith("note: second/nmf")]
+    assert "directions named 'all', '2-3', which" in note and "'all' is second/nmf:1" in note
+    assert "or its direction 'all'; write second/nmf or second/nmf:1" in fail(
+        capsys, "maximise", "second/nmf:all", *SET, *SMALL
+    )
+
+
 def test_a_map_of_channels_and_directions(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["similarity", "--layer", "second", "--layer", "second/nmf", *SET, *SMALL, "--out", "run"]
     printed = succeed(capsys, *words)

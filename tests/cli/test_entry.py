@@ -9,6 +9,7 @@ import types
 
 import pytest
 import typer
+from torch import nn
 
 from featmap.cli import app, entry
 from featmap.errors import InputError
@@ -81,6 +82,19 @@ def test_only_the_commands_own_process_skips_the_last_collection(call: str, froz
 )
 def test_an_error_names_the_option_that_set_the_value(message: str, words: list[str], expected: str) -> None:
     assert entry.name_option(message, words) == expected
+
+
+def test_a_guessed_size_names_the_option_that_sets_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        app.main(["layers", "--model", "tests.cli.test_entry:oblong"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    assert "input size 32 x 64, found by trying" in printed
+    assert "other heights and widths may fit too, so name the one that it was trained for (--input-size)" in printed
+
+
+def oblong() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(2 * 4 * 8, 3)).eval()
 
 
 OPTIONS = ["--metric", "l3"], ["--recipe", "fats"], ["--rows", "1"], ["--features", "11"], ["--measure", "x"]

@@ -122,4 +122,7 @@ def test_sizes_that_are_not_square_are_found_and_named(module: nn.Module, size: 
     loaded = featmap.load(module.eval())
     assert loaded.trace().failure == "" and len(passes) < 200, "a bounded number of tries"
     assert loaded.input_size == size
-    assert any(f"size {size[0]} x {size[1]}, found by trying" in n and "name the size" in n for n in loaded.notes)
+    assert any(
+        f"size {size[0]} x {size[1]}, found by trying" in n and "name the one" in n and "(input_size)" in n
+        for n in loaded.notes
+    )

@@ -1,4 +1,4 @@
-"""Networks that take other than three channels, one size only, or something other than images."""
+"""Networks that take other than three channels, or one size only, or return more than one tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import featmap
-from featmap.errors import FeatmapError, InputError, ModelError, RecipeError, UnitError
+from featmap.errors import FeatmapError, ModelError, RecipeError, UnitError
 from featmap.image_ops import blur, noise, pink_noise
 from featmap.image_shape import as_size, describe_colours, parse_size, to_rgb
 from featmap.network.hooks import ActivationHooks
@@ -209,63 +209,6 @@ def test_sizes_are_parsed_and_refused() -> None:
             parse_size(text)
     with pytest.raises(FeatmapError, match="give a whole number of pixels"):
         as_size([1, 2, 3])
-
-
-class Reading(nn.Module):
-    """A network whose forward is given."""
-
-    def __init__(self, read: Callable[..., Any]) -> None:
-        super().__init__()
-        self.inner, self.read = network(3), read
-
-    def forward(self, batch: Any) -> Any:
-        return self.inner(self.read(batch))
-
-
-class Masked(Reading):
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        return self.inner(image) * mask.mean()
-
-
-@pytest.mark.parametrize(
-    ("module", "takes", "call"),
-    [
-        (
-            Reading(lambda b: b["image"] * b["mask"]),
-            "a dictionary with 'image', 'mask'",
-            "{'image': images, 'mask': ...}",
-        ),
-        (Reading(lambda b: b.get("x")), "a dictionary with 'x'", "{'x': images}"),
-        (
-            Reading(lambda b: b.pixel_values),
-            "an object with pixel_values",
-            "types.SimpleNamespace(pixel_values=images)",
-        ),
-        (Masked(lambda b: b), "2 inputs (image, mask)", "images, mask=..."),
-        (Reading(lambda b: (lambda x, y: x + y)(*b)), "", ""),
-    ],
-    ids=["dictionary", "get", "object", "several", "list"],
-)
-def test_other_inputs_are_answered_by_a_wrapper_in_three_lines(module: nn.Module, takes: str, call: str) -> None:
-    if not takes:  # unpacked as arguments of a function: no layer is reached, and nothing tells what it wants
-        assert featmap.load(module).trace().layers == {}
-        return
-    with pytest.raises(InputError) as caught:
-        featmap.load(module)
-    assert f" takes {takes}, and featmap gives one batch of images" in caught.value.message
-    lines = caught.value.example.splitlines()
-    assert len(lines) == 3 and lines[2].endswith(f"return self.network({call})")
-    assert str(caught.value) == f"{caught.value.message}\n{caught.value.example}"
-
-
-def test_the_wrapper_of_the_message_works() -> None:
-    module = Reading(lambda b: b["image"])
-    with pytest.raises(InputError) as caught:
-        featmap.load(module)
-    names: dict[str, Any] = {"torch": torch, "make": lambda: module}
-    exec(caught.value.example, names)
-    loaded = featmap.load(names["OnImages"]().eval())
-    assert loaded.layer("network.inner.2", 16).shape == (5, 7, 7)
 
 
 class Output(OrderedDict[str, Any]):

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.network.unit import Shape, Unit, format_channels, number_names, parse_channels, split_call
+from featmap.network.unit import (
+    Shape,
+    Unit,
+    format_channels,
+    names_read_otherwise,
+    number_names,
+    parse_channels,
+    split_call,
+)
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 
@@ -299,3 +307,31 @@ def test_names_that_begin_with_a_digit_or_hold_colons_are_found() -> None:
         assert number_names(f"0/s:{name}", names) == f"0/s:{k}"
         assert number_names(f"0.5 * 0/s:{name} + 0:1", names) == f"0.5 * 0/s:{k} + 0:1"
     assert number_names("0/s:3:1:1", names) == "0/s:3:1:1"
+
+
+def test_names_may_hold_what_separates_units_and_channels() -> None:
+    known = ["a+b", "c,d", "e + f", "e + f + g", "a*b", "x"]
+    names = {"0/s": known, "1": known}
+    for k, name in enumerate(known):
+        assert number_names(f"0/s:{name}", names) == f"0/s:{k}"
+        assert number_names(f"2 * 1:{name} + 0/s:{name}:1", names) == f"2 * 1:{k} + 0/s:{k}:1"
+        assert parse_channels(name, 6, "0/s", known) == [k]
+        assert parse_channels(f"5,{name} , 0", 6, "0/s", known) == sorted({0, k, 5})
+    assert parse_channels("c,d,a+b,1-2", 6, "0/s", known) == [0, 1, 2]
+    with pytest.raises(UnitError, match="'e' is not a number or range"):
+        parse_channels("e,c,d", 6, "0/s", known)
+
+
+def test_names_that_are_read_as_something_else_are_listed_or_refused() -> None:
+    known = ["0", "7", "all", "1-3", "1:2", "eyes", "c", "d", "c,d", "0-c"]
+    assert names_read_otherwise(known) == [1, 2, 3, 4]
+    assert parse_channels("1-3", 10, "0/s", known) == [1, 2, 3]
+    assert parse_channels("7,0", 10, "0/s", known) == [0, 7]
+    assert parse_channels("all", 10, "0/s", known) == list(range(10))
+    assert parse_channels("0-c,c", 10, "0/s", known) == [6, 9]
+    with pytest.raises(UnitError, match="'c,d' may be one direction or 2; write numbers, such as 8"):
+        parse_channels("eyes,c,d", 10, "0/s", known)
+    with pytest.raises(UnitError, match="all of 0/s or its direction 'all'; write 0/s or 0/s:2"):
+        number_names("0/s:all", {"0/s": known})
+    assert number_names("0/s:all", {"0/s": ["eyes"]}) == "0/s:all"
+    assert number_names("0/s:2", {"0/s": known}) == "0/s:2"

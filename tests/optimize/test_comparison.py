@@ -411,8 +411,9 @@ class Single(nn.Module):
         return self.mixed(self.patches(x).flatten(2).transpose(1, 2).reshape(1, 16, 8))
 
 
-def test_networks_of_one_image_at_a_time_are_refused_by_name() -> None:
-    network = load(Single().eval(), input_size=16)
+@pytest.mark.parametrize("allowed", [False, True])
+def test_networks_of_one_image_at_a_time_are_refused_by_name(allowed: bool) -> None:
+    network = load(Single().eval(), input_size=16, allow_stochastic=allowed)
     assert network.layer("mixed").channels == 8, "its layers are described"
     with pytest.raises(ModelError, match=r"Single takes one image at a time: it fails for \d \(RuntimeError: shape"):
         check_repeatable(network, ["mixed"], 16, torch.device("cpu"))

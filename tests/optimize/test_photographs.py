@@ -32,15 +32,15 @@ def test_sixteen_bits_of_gray_are_brought_to_eight_by_scale(tmp_path: Path) -> N
     np.testing.assert_allclose(read(tmp_path / "ramp.png"), np.tile(ramp / 65535, (3, 1, 1)), atol=1 / 255)
 
 
-def write_deep_png(path: Path, value: int, opacity: int | None = None) -> None:
-    """Write a PNG of 16-bit colours, which Pillow only reads."""
+def write_deep_png(path: Path, value: int, opacity: int | None = None, colours: int = 3) -> None:
+    """Write a PNG of 16-bit colours, or gray with opacity, which Pillow only reads."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     alpha = b"" if opacity is None else struct.pack(">H", opacity)
-    rows = b"".join(b"\0" + (struct.pack(">H", value) * 3 + alpha) * 4 for _ in range(4))
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 6 if alpha else 2, 0, 0, 0)
+    rows = b"".join(b"\0" + (struct.pack(">H", value) * colours + alpha) * 4 for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, (2 if colours > 1 else 0) + (4 if alpha else 0), 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
@@ -57,6 +57,17 @@ def test_sixteen_bits_that_hold_eight_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 4000, np.uint16)).save(gray)
     with gray.open("rb") as file:
         assert decode(file)[1] == ("of 16-bit gray whose values are all below 4,096, which are read as dark",)
+
+
+def test_deep_gray_with_opacity_is_read_by_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "gray.png"
+    for opacity in (65535, 255, 0):
+        write_deep_png(path, 200, opacity, colours=1)
+        with pytest.raises(FeatmapError, match=r"gray\.png.*its 16-bit values use only 8 bits"):
+            read(path)
+    for value in (0, 200 * 257):
+        write_deep_png(path, value, 65535, colours=1)
+        np.testing.assert_allclose(read(path), value / 65535, atol=0.01)
 
 
 def test_deep_colours_that_use_few_bits_are_remarked(tmp_path: Path) -> None:
