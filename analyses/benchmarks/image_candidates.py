@@ -3,9 +3,10 @@
     python -m analyses.benchmarks.image_candidates --model mypackage.nets:mine --by mypackage.nets:other
 
 Most candidates differ from `base` in what their description says and in nothing else; the last ones are variants of
-`fast` at about its cost, and the recipes themselves. All make images of the same class logits, of `--draw`, which other networks judge by top-1, top-5
-and median rank; `analyses.benchmarks.images` reports the winners on classes of another draw. The values go to a JSON
-file after each candidate, and from there to the README: a call for each network adds its columns.
+`fast` at about its cost, and the recipes themselves. All make images of the same class logits, of `--draw`, which other
+networks judge by top-1, top-5 and median rank; `analyses.benchmarks.images` reports the winners on classes of another
+draw. The values go to a JSON file after each candidate, and from there to the README: a call for each network adds its
+columns.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ CANDIDATES = {
         _fast_variant("fast-zoom", "the same, transforms as zoom", 160, 32, 0.12, transform=ZOOM),
         _fast_variant("fast-192", "22 steps of 0.15 at 192 px", 192, 22, 0.15),
         _fast_variant("fast-224", "16 steps of 0.2 at 224 px", 224, 16, 0.2),
-        _fast_variant("fast-without-spread", "32 steps of 0.12 at 160 px, less the mean alone", 160, 32, 0.12, spread=0.0),
+        _fast_variant("fast-mean", "32 steps of 0.12 at 160 px, less the mean alone", 160, 32, 0.12, spread=0.0),
         Candidate(STANDARD, "as long, less one standard deviation, 224 px", 224),
         Candidate(NATURAL, "as longer, less one standard deviation, 224 px", 224),
     )
@@ -164,9 +165,9 @@ def format_candidates(every: list[Record]) -> str:
     count, size = len(every[0].units), every[0].size
     about = (
         f"`python -m analyses.benchmarks.image_candidates`: top-1 / top-5 / median rank of {count} class logits (draw "
-        f"{every[0].draw}, seed {every[0].seed}, {size} px) by another network, from which the settings of `fast` were "
-        "chosen; the table above reports on classes of another draw. With 16 classes the standard error of a share "
-        "near a half is 0.12. Seconds are the processor's, of one core of a busy machine."
+        f"{every[0].draw}, seed {every[0].seed}, {size} px unless another size is named) by another network, "
+        "from which the settings of `fast` were chosen; the tables above report on classes of other draws. With 16 "
+        "classes the standard error of a share near a half is 0.12. Seconds are the processor's, of one core of a busy machine."
     )
     return "\n".join(["## How the recipes were chosen", "", about, "", *lines])
 

@@ -87,9 +87,9 @@ class Record:
     photographs: dict[str, float | None] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """Network, way and seed: a file has one record of each."""
-        return self.source, self.way, self.seed
+    def key(self) -> tuple[str, str, int, int]:
+        """Network, way, seed and draw: a file has one record of each."""
+        return self.source, self.way, self.seed, self.draw
 
     def fill(self, judgement: Judgement) -> None:
         """Take the values of a judgement of its images.
@@ -186,11 +186,11 @@ class RecordFile:
         Record or None
             None where there is none, or it is of other settings.
         """
-        found = [r for r in self.read() if r.key == (source, way, seed) and r.settings == settings]
+        found = [r for r in self.read() if r.key[:3] == (source, way, seed) and r.settings == settings]
         return found[0] if found else None
 
     def add(self, record: Record) -> None:
-        """Add a record in place of one of the same network, way and seed.
+        """Add a record in place of one of the same network, way, seed and draw.
 
         Parameters
         ----------
@@ -312,7 +312,7 @@ def _row(group: Sequence[Record], judges: Sequence[tuple[str, bool]]) -> list[st
 
 
 def format_source(rows: Sequence[Record]) -> str:
-    """Write the table of one network.
+    """Write the table of one network and draw.
 
     Parameters
     ----------
@@ -331,9 +331,16 @@ def format_source(rows: Sequence[Record]) -> str:
         head += [f"{judge}: top-1", "top-5", "median rank"] if ranked else []
         head += [f"{judge}: partner's percentile (of other images)", "among images"]
     head += ["coverage", "contrast", "slope", "colour", "multiple of best photograph", "agreement of S / of roots"]
-    draws, seeds = (", ".join(str(n) for n in sorted({getattr(r, k) for r in rows})) for k in ("draw", "seed"))
-    about = f"Weights with SHA-256 {rows[0].weights[:16]}; draw {draws}, seed {seeds}."
-    lines = [f"### Images of {rows[0].source}", "", about, "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    seeds = ", ".join(str(n) for n in sorted({r.seed for r in rows}))
+    about = f"Weights with SHA-256 {rows[0].weights[:16]}; seed {seeds}."
+    lines = [
+        f"### Images of {rows[0].source}, draw {rows[0].draw}",
+        "",
+        about,
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
     by_way: dict[str, list[Record]] = {}
     for record in sorted(rows, key=lambda r: ORDER.index(r.kind)):
         by_way.setdefault(record.way, []).append(record)
@@ -354,7 +361,7 @@ ORDER = (PHOTOGRAPHS, RECIPE, TOOL)
 
 
 def format_page(every: Sequence[Record]) -> str:
-    """Write the tables of all networks.
+    """Write the tables of all networks and draws.
 
     Parameters
     ----------
@@ -366,11 +373,11 @@ def format_page(every: Sequence[Record]) -> str:
     str
         Markdown.
     """
-    by_source: dict[str, list[Record]] = {}
+    tables: dict[tuple[str, int], list[Record]] = {}
     for record in every:
-        by_source.setdefault(record.source, []).append(record)
+        tables.setdefault((record.source, record.draw), []).append(record)
     parts = ["## Images that other networks recognise", ABOUT]
-    parts += [format_source(rows) for rows in by_source.values()]
+    parts += [format_source(rows) for rows in tables.values()]
     words = dict.fromkeys((r.way, r.words) for r in every if r.words)
     parts.append("\n".join(f"- {way}: {text}" for way, text in words))
     return "\n\n".join(parts)

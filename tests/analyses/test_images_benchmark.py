@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -267,6 +268,16 @@ def test_records_are_kept_in_place_and_read_back(tmp_path: Path) -> None:
     assert json.loads(text) and all(len(line) < 200 for line in text.splitlines()) and text.count("\n") < 90
 
 
+def test_every_draw_has_its_own_records_and_table(tmp_path: Path) -> None:
+    store = RecordFile(tmp_path / "images.json")
+    store.add(made(0, [0, 7], [0.5, 0.7, 0.9]))
+    store.add(replace(made(0, [0, 0], [0.5, 0.7, 0.9]), draw=3, settings="y"))
+    assert store.find("net", "way", 0, "y").draw == 3 and store.find("net", "way", 0, "x").draw == 0  # type: ignore[union-attr]
+    page = image_records.format_page(store.read())
+    first, second = page.split("### Images of net, draw ")[1:]
+    assert first.startswith("0\n") and "| 0.50 [" in first and second.startswith("3\n") and "| 1.00 [" in second
+
+
 def test_a_strip_shows_units_that_most_ways_have(tmp_path: Path) -> None:
     many, few = [f"l:{k}" for k in range(12)], ["l:3", "l:11"]
     rows = [("many", images_of_pixels(many, pink_noise(12, 8))), ("few", images_of_pixels(few, torch.ones(2, 3, 8, 8)))]
@@ -338,9 +349,9 @@ def test_candidates_are_judged_and_the_table_names_them(tmp_path: Path) -> None:
         NetworkOptions("tests.helpers.judges:colours", input_size="16"),
         JudgeOptions(["tests.helpers.judges:same_colours"], by_input_size=["16"]),
     )
-    image_candidates.main(network, by, only="fast,still", **settings)
+    image_candidates.main(network, by, only="narrow,still", **settings)
     rows = [line.split(" | ") for line in place["readme"].read_text().splitlines() if line.startswith("| ")]
-    assert [row[0].strip("| *") for row in rows] == ["candidate", "fast", "still"]
+    assert [row[0].strip("| *") for row in rows] == ["candidate", "narrow", "still"]
     stored = json.loads((tmp_path / "candidates.json").read_text())["records"]
     ranks = np.array([record["transfer"]["same_colours"]["rank"] for record in stored])
     assert ranks.shape == (2, 3) and rows[0][2] == "colours by same_colours"
