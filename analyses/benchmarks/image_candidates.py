@@ -167,7 +167,8 @@ def format_candidates(every: list[Record]) -> str:
         f"`python -m analyses.benchmarks.image_candidates`: top-1 / top-5 / median rank of {count} class logits (draw "
         f"{every[0].draw}, seed {every[0].seed}, {size} px unless another size is named) by another network, "
         "from which the settings of `fast` were chosen; the tables above report on classes of other draws. With 16 "
-        "classes the standard error of a share near a half is 0.12. Seconds are the processor's, of one core of a busy machine."
+        "classes the standard error of a share near a half is 0.12. Seconds are the processor's, of one core of a busy "
+        "machine."
     )
     return "\n".join(["## How the recipes were chosen", "", about, "", *lines])
 

@@ -382,8 +382,8 @@ Python: featmap.load().with_directions({"inception4a/nmf": array}).
 RECIPES = """
 \b
   fast                default on a CPU: a spectrum in decorrelated colours, a
-                      small random transform before each step, 48 steps, at
-                      most 128 pixels
+                      small random transform before each step, 32 steps, at
+                      most 160 pixels
   standard            default on a GPU: larger transforms, 96 steps, the
                       network's own size
   natural             the same with 192 steps
@@ -397,10 +397,10 @@ RECIPES = """
   article-lowres      the article's first form
   interact            linear steps, for measuring interaction
 
-fast, standard and natural maximise the response less the mean response of all features of the layer, so that an image
-shows what is the feature's own. Responses, statuses and co-activation are those of the feature alone, as under every
-recipe. Their null image is noise with the spectrum of natural images. How often other networks recognise the images of
-each recipe is in analyses/benchmarks/README.md.
+fast, standard and natural maximise the response less what is typical of the layer: the mean and one standard deviation
+of the responses of all its features. So an image shows what is the feature's own. Responses, statuses and co-activation
+are those of the feature alone, as under every recipe. Their null image is noise with the spectrum of natural images.
+How often other networks recognise the images of each recipe is in analyses/benchmarks/README.md.
 
 A run folder of fast or standard of version 0.2 is resumed by `--recipe pixels` or `--recipe pixels-long` with its
 folder as `--out`.
