@@ -295,3 +295,30 @@ def to_8_bit(image: np.ndarray) -> np.ndarray:
     """
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.5, posinf=1, neginf=0).clip(0, 1)
     return np.rint(255 * to_rgb(finite).transpose(1, 2, 0)).astype(np.uint8)
+
+
+def octave_size(size: Size | float | None, final: Size, last: Size | float | None) -> Size:
+    """Compute an octave's size in pixels for a finished image.
+
+    Parameters
+    ----------
+    size : int, (int, int), float or None
+        Size of the octave in the recipe: pixels, a share of the finished image's sides, or None for its size.
+    final : int or (int, int)
+        Size of the finished image in pixels.
+    last : int, (int, int), float or None
+        Size of the last octave in the recipe; sizes in pixels are scaled by the ratio of `final` to it.
+
+    Returns
+    -------
+    int or (int, int)
+        Pixels.
+    """
+    if size is None:
+        return final
+    if isinstance(size, float):
+        return scale(final, size)
+    if not isinstance(last, (int, tuple)):
+        return size
+    sides = zip(as_pair(size), as_pair(final), as_pair(last), strict=True)
+    return as_size([max(1, round(own * whole / end)) for own, whole, end in sides])

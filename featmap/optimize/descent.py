@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,8 @@ from featmap.optimize.recipe import Octave, Recipe
 from featmap.optimize.schedule import interpolate_schedule
 from featmap.optimize.transforms import apply_transform
 
-ADAM_EPS = 1e-8
-"""Floor of Adam's denominator, as a share of the image's largest: the constant of Kingma & Ba (2015), made relative."""
 RESCUE_SLOPE = 0.1
-"""Factor of the gradient that a rescued row gets through dead ReLUs."""
+"""Factor of the gradient that a rescued row gets through activations where these are flat."""
 CANCELLATION_TOLERANCE = 1e-5
 """Ratio of the norm of a sum to the sum of its terms' norms, up to which the sum is rounding error and counts as 0. It
 is used for sums of gradients, and for the difference of two images' responses (`Repulsion.similarity`)."""
@@ -98,8 +97,8 @@ class DescentNetwork:
     channels: int = 3
 
 
-class _Gate:
-    """A switch: while it is open, damped gradients pass through ReLUs whose input is not above zero."""
+class Gate:
+    """A switch: while it is open, damped gradients pass through activations where these are flat."""
 
     def __init__(self) -> None:
         self.open = False
@@ -109,7 +108,7 @@ class _GatedReLU(torch.autograd.Function):
     """A ReLU that allows two backward passes of one forward pass: as usual, and with the gate open."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: _Gate, in_place: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Gate, in_place: bool) -> Tensor:
         ctx.gate = gate
         ctx.save_for_backward(x <= 0)  # False for NaN, so the gradient passes, as in torch
         if in_place:
@@ -123,56 +122,90 @@ class _GatedReLU(torch.autograd.Function):
         return torch.where(dead, RESCUE_SLOPE * grad if ctx.gate.open else torch.zeros_like(grad), grad), None, None
 
 
-class _GatedReLUs(TorchFunctionMode):
-    """Replace every ReLU that runs inside this context by one with a gate."""
+@dataclass(frozen=True)
+class _Saturation:
+    """An activation of mobile networks that is flat below, above or both; value and derivative are torch's own."""
 
-    NAMES = frozenset({"relu", "relu_"})  # nn.ReLU, functional.relu and the tensor's methods all arrive as these
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    is_flat: Callable[[Tensor], Tensor]
 
-    def __init__(self, gate: _Gate) -> None:
+
+def _saturation(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_Saturation, bool]:
+    """Read a call of `hardtanh`, `relu6`, `hardswish` or `hardsigmoid`: the activation, and whether it is in place."""
+    aten, names = torch.ops.aten, ("min_val", "max_val", "inplace") if name.startswith("hardtanh") else ("inplace",)
+    call = {"min_val": -1.0, "max_val": 1.0, "inplace": False} | dict(zip(names, args, strict=False)) | dict(kwargs)
+    in_place = bool(call["inplace"]) or name.endswith("_")
+    if name == "hardswish":
+        return _Saturation(aten.hardswish, aten.hardswish_backward, lambda x: x < -3), in_place
+    if name.startswith("hardsigmoid"):
+        return _Saturation(aten.hardsigmoid, aten.hardsigmoid_backward, lambda x: (x <= -3) | (x >= 3)), in_place
+    low, high = (0.0, 6.0) if name == "relu6" else (call["min_val"], call["max_val"])
+    return (
+        _Saturation(
+            lambda x: aten.hardtanh(x, low, high),
+            lambda grad, x: aten.hardtanh_backward(grad, x, low, high),
+            lambda x: (x <= low) | (x >= high),
+        ),
+        in_place,
+    )
+
+
+class _GatedSaturation(torch.autograd.Function):
+    """The same for an activation that saturates."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Gate, saturation: _Saturation, in_place: bool) -> Tensor:
+        ctx.gate, ctx.saturation = gate, saturation
+        ctx.save_for_backward(x.clone() if in_place else x)
+        if in_place:
+            ctx.mark_dirty(x)
+            return x.copy_(saturation.forward(x))
+        return saturation.forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        usual = ctx.saturation.backward(grad, x)
+        passed = torch.where(ctx.saturation.is_flat(x), RESCUE_SLOPE * grad, usual) if ctx.gate.open else usual
+        return passed, None, None, None
+
+
+class GatedActivations(TorchFunctionMode):
+    """Replace every activation with a flat part that runs inside this context by one with a gate.
+
+    ReLU, ReLU6, hardtanh, hardswish and hardsigmoid, as modules, functions and methods; values and gradients with the
+    gate shut are torch's, to the bit.
+
+    Parameters
+    ----------
+    gate : Gate
+        The gate of all of them.
+    """
+
+    RELUS = frozenset({"relu", "relu_"})  # nn.ReLU, functional.relu and the tensor's methods all arrive as these
+    SATURATIONS = frozenset({"relu6", "hardtanh", "hardtanh_", "hardswish", "hardsigmoid"})
+
+    def __init__(self, gate: Gate) -> None:
         super().__init__()
         self.gate = gate
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name not in self.NAMES:
+        if name not in self.RELUS and name not in self.SATURATIONS:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
         if not x.requires_grad:  # no gradient flows back through this call
             return func(*args, **kwargs)
-        in_place = name == "relu_" or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
+        if name in self.RELUS:
+            in_place = name == "relu_" or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
+            gated = partial(_GatedReLU.apply, x, self.gate)
+        else:
+            saturation, in_place = _saturation(name, args[1:], {k: v for k, v in kwargs.items() if k != "input"})
+            gated = partial(_GatedSaturation.apply, x, self.gate, saturation)
         if in_place and x._is_view():  # autograd does not let a custom function overwrite a view in place
-            return x.copy_(_GatedReLU.apply(x, self.gate, False))
-        return _GatedReLU.apply(x, self.gate, in_place)
-
-
-class _Optimiser:
-    """The optimiser's update rule; all statistics are taken per row, so that rows stay independent."""
-
-    def __init__(self, rule: str, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.rule, self.betas, self.count = rule, betas, 0
-        self.first: Tensor | None = None
-        self.second: Tensor | None = None
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        """Compute the direction to subtract, before the step size is applied."""
-        if self.rule == "gradient":
-            return gradient
-        if self.rule == "rms":
-            # where a row has no gradient, 0 / 0 would make its image NaN
-            scale = gradient.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (gradient.dim() - 1))
-            return torch.where(scale > 0, gradient / scale, torch.zeros_like(gradient))
-        self.count += 1
-        if self.first is None or self.second is None:
-            self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        beta1, beta2 = self.betas
-        self.first.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = (self.second / (1 - beta2**self.count)).sqrt()
-        # Adam's constant epsilon would shorten the steps of small gradients; a floor relative to the image's largest
-        # value keeps the steps independent of the gradient's scale.
-        floor = root.flatten(1).amax(1).view(-1, *[1] * (root.dim() - 1)) * ADAM_EPS
-        mean = self.first / (1 - beta1**self.count)
-        return torch.where(root > 0, mean / (root + floor), torch.zeros_like(mean))
+            return x.copy_(gated(False))
+        return gated(in_place)
 
 
 def sum_gradients(gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,7 +381,7 @@ class _Loop:
         """Run one octave's steps and return the images."""
         recipe, parameters = self.recipe, self.parameterisation.to_parameters(image)
         # a new optimiser for each octave: Adam's averages have the shape of the parameters at one size
-        optimiser = _Optimiser(recipe.optimiser, recipe.betas)
+        optimiser = parameterization.Optimiser(recipe.optimiser, recipe.betas)
         if not self.curve:
             self._record_frame(parameters)
         for i in range(octave.steps):
@@ -382,7 +415,7 @@ class _Loop:
 
         In the first steps a row without a gradient gets the one through dead ReLUs, by a second backward pass.
         """
-        p, gate = parameters.detach().requires_grad_(True), _Gate()
+        p, gate = parameters.detach().requires_grad_(True), Gate()
         rescues = step < self.recipe.rescue * self.recipe.steps
         # A gated pass keeps its graph for a second backward pass, so it is used only if one is likely: a row that was
         # dead at the last step mostly still is. A device that is not read back always takes both backward passes.
@@ -426,11 +459,11 @@ class _Loop:
         return image_ops.jitter(images, self.seeds, step, self.recipe.jitter)
 
     def _losses(
-        self, hooks: ActivationHooks, loss: BatchLoss, p: Tensor, step: int, gate: _Gate | None
+        self, hooks: ActivationHooks, loss: BatchLoss, p: Tensor, step: int, gate: Gate | None
     ) -> tuple[Tensor, Tensor]:
-        """Compute the losses and activations of the rows' terms, R x T each, with `gate` in every ReLU."""
+        """Compute losses and activations of the rows' terms, R x T each, with `gate` in every flat activation."""
         shown = self._shown(p, step)
-        with nullcontext() if gate is None else _GatedReLUs(gate):
+        with nullcontext() if gate is None else GatedActivations(gate):
             losses, means = loss.compute_terms(self._outputs(hooks, loss, self.normalise(shown)))
         if not losses.requires_grad:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""Image parameterisations, and the initial, null and stored images of a recipe."""
+"""Image parameterisations, the optimisers that change them, and the initial, null and stored images of a recipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from featmap.image_shape import Size, as_pair
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.schedule import interpolate_schedule
 
+ADAM_EPS = 1e-8
+"""Floor of Adam's denominator, as a share of the image's largest: the constant of Kingma & Ba (2015), made relative."""
 # Square root of the colour covariance of natural images, normalised and applied as in Olah et al., "Feature
 # Visualization", Distill, 2017, doi:10.23915/distill.00007
 _COLOUR = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
@@ -422,3 +424,45 @@ def frame_steps(steps: int, every: int) -> list[int]:
         0, every multiple of `every` below `steps`, and `steps`.
     """
     return [*range(0, steps, every), steps] if every else []
+
+
+class Optimiser:
+    """An optimiser's update rule; all statistics are taken per row, so that rows stay independent.
+
+    Parameters
+    ----------
+    rule : {"gradient", "rms", "adam"}
+        The plain gradient, the gradient over its root mean square, or Adam.
+    betas : tuple of float, default (0.9, 0.999)
+        Decay rates of Adam's two moving averages.
+
+    References
+    ----------
+    D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980
+    """
+
+    def __init__(self, rule: str, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.rule, self.betas, self.count = rule, betas, 0
+        self.first: Tensor | None = None
+        self.second: Tensor | None = None
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """Compute the direction to subtract, before the step size is applied."""
+        if self.rule == "gradient":
+            return gradient
+        if self.rule == "rms":
+            # where a row has no gradient, 0 / 0 would make its image NaN
+            scale = gradient.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (gradient.dim() - 1))
+            return torch.where(scale > 0, gradient / scale, torch.zeros_like(gradient))
+        self.count += 1
+        if self.first is None or self.second is None:
+            self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        beta1, beta2 = self.betas
+        self.first.mul_(beta1).add_(gradient, alpha=1 - beta1)
+        self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (self.second / (1 - beta2**self.count)).sqrt()
+        # Adam's constant epsilon would shorten the steps of small gradients; a floor relative to the image's largest
+        # value keeps the steps independent of the gradient's scale.
+        floor = root.flatten(1).amax(1).view(-1, *[1] * (root.dim() - 1)) * ADAM_EPS
+        mean = self.first / (1 - beta1**self.count)
+        return torch.where(root > 0, mean / (root + floor), torch.zeros_like(mean))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from featmap.errors import RecipeError, suggest
-from featmap.image_shape import Size, area, as_pair, as_size, format_size, scale
+from featmap.image_shape import Size, area, as_pair, as_size, format_size, octave_size, scale
 from featmap.optimize.schedule import Octave, Transform, check_transform, share_steps
 
 METRICS = ("l1", "l2", "linf", "linf-elementwise")
@@ -292,7 +292,7 @@ class Recipe:
         final = size if size is not None else last if isinstance(last, (int, tuple)) else self._default(input_size)
         if min(as_pair(final)) < 1:
             raise RecipeError(f"size {format_size(final)}: an image has at least 1 pixel; choose a size of 32 or more")
-        octaves = [replace(octave, size=_octave_size(octave.size, final, last)) for octave in self.octaves]
+        octaves = [replace(octave, size=octave_size(octave.size, final, last)) for octave in self.octaves]
         if steps is not None:
             octaves = share_steps(octaves, steps)
         return replace(self, octaves=tuple(octaves), **{k: v for k, v in changes.items() if v is not None})
@@ -369,18 +369,6 @@ _LATER_SETTINGS = {
     "contrast": 0.0,
     "spread": 0.0,
 }
-
-
-def _octave_size(size: Size | float | None, final: Size, last: Size | float | None) -> Size:
-    """Compute an octave's size in pixels for a finished image of `final`; `last` is the last octave's own size."""
-    if size is None:
-        return final
-    if isinstance(size, float):
-        return scale(final, size)
-    if not isinstance(last, (int, tuple)):
-        return size
-    sides = zip(as_pair(size), as_pair(final), as_pair(last), strict=True)
-    return as_size([max(1, round(own * whole / end)) for own, whole, end in sides])
 
 
 RECIPES: dict[str, Recipe] = {}

@@ -152,11 +152,11 @@ def test_betas_belong_to_a_recipes_identity_unless_they_are_adams_own() -> None:
 
 
 def test_adam_with_other_betas_is_torchs() -> None:
-    from featmap.optimize.descent import _Optimiser
+    from featmap.optimize.parameterization import Optimiser
 
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4, requires_grad=True)
-    direction, optimiser = _Optimiser("adam", (0.8, 0.99)), torch.optim.Adam([theirs], lr=0.1, betas=(0.8, 0.99))
+    direction, optimiser = Optimiser("adam", (0.8, 0.99)), torch.optim.Adam([theirs], lr=0.1, betas=(0.8, 0.99))
     for _ in range(5):
         gradient = torch.randn(ours.shape, generator=generator)
         ours = ours - 0.1 * direction(gradient)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from featmap import image_ops
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.optimize.descent import Descent, DescentNetwork, _Optimiser, descend
+from featmap.optimize.descent import Descent, DescentNetwork, descend
 from featmap.optimize.objective import Objective, Repulsion
-from featmap.optimize.parameterization import null_image
+from featmap.optimize.parameterization import Optimiser, null_image
 from featmap.optimize.recipe import ARTICLE, ARTICLE_NORMALISED, INTERACT, PIXELS, Octave, Recipe
 from featmap.optimize.responses import Probe
 from featmap.runs.job import Job
@@ -191,7 +191,7 @@ def some_gradients(steps: int, scale: float = 1.0) -> Tensor:
 
 
 def test_adam_takes_the_steps_of_torchs_adam() -> None:
-    ours, moved = _Optimiser("adam"), torch.zeros(2, 3, 5, 5)
+    ours, moved = Optimiser("adam"), torch.zeros(2, 3, 5, 5)
     weight = torch.zeros(2, 3, 5, 5, requires_grad=True)
     theirs = torch.optim.Adam([weight], lr=0.03, eps=1e-12)
     for gradient in some_gradients(12):
@@ -204,26 +204,26 @@ def test_adam_takes_the_steps_of_torchs_adam() -> None:
 @pytest.mark.parametrize("rule", ["adam", "rms"])
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6])
 def test_steps_do_not_depend_on_the_gradients_scale(rule: str, scale: float) -> None:
-    small, large = _Optimiser(rule), _Optimiser(rule)
+    small, large = Optimiser(rule), Optimiser(rule)
     for gradient in some_gradients(6):
         torch.testing.assert_close(small(scale * gradient), large(gradient), rtol=1e-4, atol=1e-5)
 
 
 def test_rms_steps_have_a_root_mean_square_of_one() -> None:
     for gradient in some_gradients(2):
-        step = _Optimiser("rms")(gradient)
+        step = Optimiser("rms")(gradient)
         torch.testing.assert_close(step.square().mean((1, 2, 3)), torch.ones(2))
         torch.testing.assert_close(F.cosine_similarity(step.flatten(1), gradient.flatten(1)), torch.ones(2))
 
 
 def test_plain_steps_are_the_gradient() -> None:
     gradient = some_gradients(1)[0]
-    assert torch.equal(_Optimiser("gradient")(gradient), gradient)
+    assert torch.equal(Optimiser("gradient")(gradient), gradient)
 
 
 @pytest.mark.parametrize("rule", ["gradient", "rms", "adam"])
 def test_no_gradient_no_step(rule: str) -> None:
-    steps = _Optimiser(rule)
+    steps = Optimiser(rule)
     half = some_gradients(1)[0]
     assert torch.equal(steps(torch.zeros_like(half)), torch.zeros_like(half))
     half[1] = 0

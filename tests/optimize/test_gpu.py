@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import featmap
 from featmap import channel, load
 from featmap.optimize import descent
 from featmap.optimize.batch import Batches
+from featmap.optimize.descent import Gate, GatedActivations
+from featmap.optimize.parameterization import initial_image
 from featmap.optimize.recipe import FAST, PIXELS, Recipe
 from featmap.runs import device as devices
 from featmap.runs import engine, lifecycle, progress
@@ -112,7 +116,7 @@ def test_with_the_gate_shut_the_gradient_is_the_plain_one_to_the_bit() -> None:
     module = networks.randomised(Plain(), 5)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     (plain,) = torch.autograd.grad(module(images).square().sum(), images)
-    with descent._GatedReLUs(gate := descent._Gate()):
+    with GatedActivations(gate := Gate()):
         loss = module(images).square().sum()
     (shut,) = torch.autograd.grad(loss, images, retain_graph=True)
     gate.open = True
@@ -123,9 +127,57 @@ def test_with_the_gate_shut_the_gradient_is_the_plain_one_to_the_bit() -> None:
 def test_gradients_of_nan_pass_a_gate_as_they_pass_a_relu() -> None:
     given = torch.tensor([float("nan"), -1.0, 0.0, 2.0], requires_grad=True)
     (plain,) = torch.autograd.grad(given.relu().sum(), given)
-    with descent._GatedReLUs(descent._Gate()):
+    with GatedActivations(Gate()):
         (shut,) = torch.autograd.grad(given.relu().sum(), given)
     assert plain.tolist() == shut.tolist() == [1, 0, 0, 1]
+
+
+SATURATIONS = {
+    "relu6": (nn.functional.relu6, 0.0, 6.0),
+    "ReLU6": (nn.ReLU6(), 0.0, 6.0),
+    "ReLU6 in place": (nn.ReLU6(inplace=True), 0.0, 6.0),
+    "hardtanh": (partial(nn.functional.hardtanh, min_val=-2.0, max_val=3.0), -2.0, 3.0),
+    "hardtanh by place": (lambda x: nn.functional.hardtanh(x, -2.0, 3.0, True), -2.0, 3.0),
+    "Hardswish": (nn.Hardswish(), -3.0, math.inf),
+    "Hardswish in place": (nn.Hardswish(inplace=True), -3.0, math.inf),
+    "Hardsigmoid": (nn.Hardsigmoid(), -3.0, 3.0),
+    "Hardsigmoid in place": (nn.Hardsigmoid(inplace=True), -3.0, 3.0),
+}
+
+
+@pytest.mark.parametrize("activation", SATURATIONS)
+def test_activations_with_flat_ends_are_gated_like_relus(activation: str) -> None:
+    function, low, high = SATURATIONS[activation]
+    given = torch.linspace(-8.03, 8.01, 701).reshape(1, 1, 1, 701).requires_grad_(True)
+    weights = torch.rand(given.shape, generator=torch.Generator().manual_seed(2)) - 0.5
+    plain_output = function(given * 1)
+    (plain,) = torch.autograd.grad((weights * plain_output).sum(), given)
+    with GatedActivations(gate := Gate()):
+        output = function(given * 1)
+    (shut,) = torch.autograd.grad((weights * output).sum(), given, retain_graph=True)
+    gate.open = True
+    (opened,) = torch.autograd.grad((weights * output).sum(), given)
+    assert torch.equal(output, plain_output) and torch.equal(plain, shut)
+    flat = (given < low) | (given > high)
+    assert flat.any() and not plain[flat].any()
+    torch.testing.assert_close(opened[flat], 0.1 * weights[flat])
+    assert torch.equal(opened[~flat], plain[~flat])
+
+
+@pytest.mark.parametrize("activation", ["ReLU6", "ReLU6 in place", "Hardswish", "Hardsigmoid in place"])
+def test_features_behind_a_flat_end_are_rescued_like_those_behind_a_relu(activation: str) -> None:
+    function, low, _ = SATURATIONS[activation]
+    recipe, found = PIXELS.resolved(16, size=16, steps=12, rows=6), []
+    for act, end in ((function, low), (nn.ReLU(), 0.0)):
+        module = networks.randomised(Plain(), 3)
+        chain = nn.Sequential(module.first, nn.ReLU(), module.second, act, nn.AdaptiveAvgPool2d(1)).eval()
+        with torch.no_grad():
+            highest = chain[:3](initial_image(recipe, 0)[None]).amax((0, 2, 3))
+            module.second.bias[[1, 4]] += end - 0.01 - highest[[1, 4]]
+        found.append(Batches(load(chain), CPU).descend([channel("3", k) for k in range(6)], recipe, 0))
+    assert found[0].rescued.tolist() == found[1].rescued.tolist() == [False, True, False, False, True, False]
+    if low == 0:  # no response reaches 6, so that the function is a ReLU
+        assert torch.equal(found[0].images, found[1].images) and torch.equal(found[0].curve, found[1].curve)
 
 
 class OnAView(Plain):
@@ -152,7 +204,7 @@ def test_a_relu_that_overwrites_a_view_is_seen_by_what_it_views() -> None:
     for made in (OnAView(), HalfPlain()):
         made.load_state_dict(weights)
         given = images.clone().requires_grad_(True)
-        with descent._GatedReLUs(gate := descent._Gate()):
+        with GatedActivations(gate := Gate()):
             output = made(given)
         loss = output.square().sum()
         (shut,) = torch.autograd.grad(loss, given, retain_graph=True)
