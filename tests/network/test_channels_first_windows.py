@@ -12,6 +12,7 @@ from featmap import Recipe
 from featmap.cli.listing import layer_lines, modules_left_out
 from featmap.network.layouts import CHANNELS_FIRST_WINDOWS
 from featmap.network.loading import load
+from featmap.runs.maximise import Extras
 
 pytestmark = pytest.mark.usefixtures("cheap_runs", "one_thread")
 PATCH = (2, 3)
@@ -69,7 +70,7 @@ def test_their_features_and_neurons_are_maximised_and_measured() -> None:
     module = Unfolded(False).eval()
     network = load(module, input_size=(32, 36))
     recipe = Recipe.named("pixels", (32, 36), 8, rows=4)
-    data = featmap.maximise(["act:2", "act:4:7:1"], network, recipe=recipe, responses="act")
+    data = featmap.maximise(["act:2", "act:4:7:1"], network, extras=Extras(responses="act"), recipe=recipe)
     with torch.no_grad():
         grids = module.plain(torch.from_numpy(data["images"].values[0]))
     np.testing.assert_allclose(data["A"].values[0], grids.mean((2, 3)), rtol=1e-5, atol=1e-6)
