@@ -41,7 +41,7 @@ Files of the run folder (tables as .parquet and .csv):
                              results, SHA-256 of weights and files; copied to
                              .copy/
 
-Status of a feature: live; dead (it had no gradient, not even through its dead ReLUs in the first quarter of the steps,
+Status of a feature: live; dead (it had no gradient, not even through dead ReLUs and their like in the first steps,
 or one of rounding only, as where a normalisation over positions fixes its mean whatever the image); unconverged (its
 response did not rise above that to the null image); not-finite. Similarities, clusters and averages take live features.
 Start: gradient, or rescued (it had none on the noise and got its first one through its dead ReLUs, as is normal for
