@@ -140,6 +140,7 @@ def _saturation(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         return _Saturation(aten.hardswish, aten.hardswish_backward, lambda x: x < -3), in_place
     if name.startswith("hardsigmoid"):
         return _Saturation(aten.hardsigmoid, aten.hardsigmoid_backward, lambda x: (x <= -3) | (x >= 3)), in_place
+    # nn.ReLU6 arrives as hardtanh, the function relu6 under its own name
     low, high = (0.0, 6.0) if name == "relu6" else (call["min_val"], call["max_val"])
     return (
         _Saturation(
@@ -157,7 +158,7 @@ class _GatedSaturation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Gate, saturation: _Saturation, in_place: bool) -> Tensor:
         ctx.gate, ctx.saturation = gate, saturation
-        ctx.save_for_backward(x.clone() if in_place else x)
+        ctx.save_for_backward(x.clone() if in_place else x)  # its value is gone when the gradient is computed
         if in_place:
             ctx.mark_dirty(x)
             return x.copy_(saturation.forward(x))
@@ -166,7 +167,7 @@ class _GatedSaturation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        usual = ctx.saturation.backward(grad, x)
+        usual = ctx.saturation.backward(grad, x)  # torch's own, so that bits do not change where no row is dead
         passed = torch.where(ctx.saturation.is_flat(x), RESCUE_SLOPE * grad, usual) if ctx.gate.open else usual
         return passed, None, None, None
 
