@@ -47,7 +47,7 @@ class View:
     measure: str = "coactivation"
     neighbours: int = DEFAULT_NEIGHBOURS
     facets: int = 0
-    probe_layers: str | Sequence[str] = ()
+    probe_layers: str | Sequence[str] | None = ()
 
     def __post_init__(self) -> None:
         if self.stimuli not in STIMULI:
@@ -101,7 +101,9 @@ class View:
         list of str
             Each once, in the order in which they were given.
         """
-        return list(dict.fromkeys([self.probe_layers] if isinstance(self.probe_layers, str) else self.probe_layers))
+        return list(
+            dict.fromkeys([self.probe_layers] if isinstance(self.probe_layers, str) else self.probe_layers or ())
+        )
 
     def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
         """Collect the settings that tables and figures depend on besides the arrays.

@@ -168,6 +168,8 @@ def describe(axes: Axes | None, shape: Sequence[int]) -> tuple[Layout, dict[str,
 
 def _describe_windows(axes: Axes) -> tuple[Layout, dict[str, int]] | None:
     """Find the layout of windows whose last or second dimension is channels, and whose others are positions."""
+    if not axes.dims:  # a number, such as a loss that a module returns
+        return None
     for kind, channels, dims in ((WINDOWS, -1, axes.dims[:-1]), (CHANNELS_FIRST_WINDOWS, 1, (*axes.dims[2:],))):
         factors = tuple(f for dim in dims for f in dim)
         if kind == CHANNELS_FIRST_WINDOWS and (len(axes.dims) < 4 or axes.dims[0] or not factors):

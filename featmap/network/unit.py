@@ -317,7 +317,7 @@ def number_names(text: str, names: Mapping[str, Sequence[str]]) -> str:
     """
     for layer, known in names.items():  # a name may hold what separates the units of a sum
         for name in sorted((n for n in known if re.search(r"\s\+\s", n)), key=len, reverse=True):
-            whole = rf"(?<!\S){re.escape(f'{layer}:{name}')}(?=[:\s]|\Z)"
+            whole = rf"(?<![^\s*]){re.escape(f'{layer}:{name}')}(?=[:\s]|\Z)"
             text = re.sub(whole, f"{layer}:{list(known).index(name)}", text)
     terms = re.split(r"(\s+\+\s+)", text)
     for k, term in enumerate(terms):

@@ -98,7 +98,7 @@ class DescentNetwork:
 
 
 class Gate:
-    """A switch: while it is open, damped gradients pass through activations where these are flat."""
+    """Switch that, while open, lets damped gradients pass where activations are flat."""
 
     def __init__(self) -> None:
         self.open = False
@@ -173,7 +173,7 @@ class _GatedSaturation(torch.autograd.Function):
 
 
 class GatedActivations(TorchFunctionMode):
-    """Replace every activation with a flat part that runs inside this context by one with a gate.
+    """Give every activation with a flat part inside this context a gate.
 
     ReLU, ReLU6, hardtanh, hardswish and hardsigmoid, as modules, functions and methods; values and gradients with the
     gate shut are torch's, to the bit.
@@ -203,7 +203,8 @@ class GatedActivations(TorchFunctionMode):
             gated = partial(_GatedReLU.apply, x, self.gate)
         else:
             saturation, in_place = _saturation(name, args[1:], {k: v for k, v in kwargs.items() if k != "input"})
-            gated = partial(_GatedSaturation.apply, x, self.gate, saturation)
+            kept = x.clone() if in_place and x._is_view() else x  # the copy below overwrites x, the gradient reads it
+            gated = partial(_GatedSaturation.apply, kept, self.gate, saturation)
         if in_place and x._is_view():  # autograd does not let a custom function overwrite a view in place
             return x.copy_(gated(False))
         return gated(in_place)

@@ -343,8 +343,8 @@ def _typical_response(values: Tensor, spread: float) -> Tensor:
     if not spread:
         return mean
     difference = values - mean
-    # divided by the largest difference first, so that no square overflows or vanishes; where all channels are equal,
-    # the root has no derivative and none is taken
+    # divided by the largest difference first, so that squares of large and small responses stay in range; where all
+    # channels are equal, the root has no derivative and none is taken
     largest = difference.detach().abs().amax(0, True)
     differ = largest > 0
     squares = (difference / torch.where(differ, largest, 1.0)).square()

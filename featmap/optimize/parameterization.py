@@ -427,7 +427,9 @@ def frame_steps(steps: int, every: int) -> list[int]:
 
 
 class Optimiser:
-    """An optimiser's update rule; all statistics are taken per row, so that rows stay independent.
+    """Update rule of an optimiser.
+
+    All statistics are taken per row, so that rows stay independent.
 
     Parameters
     ----------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from featmap.image_shape import as_size
 from featmap.network.directions import Directions, Projection, split_name
@@ -15,6 +17,20 @@ from featmap.network.model import Network
 from featmap.network.modules import copy_module, place_module
 from featmap.network.unit import Unit
 from featmap.optimize.objective import BatchLoss, Objective
+
+
+class _FloatTypes(TorchFunctionMode):
+    """Collect the floating-point types of all tensors that are computed inside this context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.found.add(result.dtype)
+        return result
 
 
 class Probe:
@@ -36,6 +52,7 @@ class Probe:
     def __init__(self, network: Network, rows: int = 16, device: torch.device | str = "cpu") -> None:
         self.network, self.rows, self.device = network, rows, torch.device(device)
         self.module = place_module(network.module, self.device)
+        self._exact: nn.Module | None = None
 
     def responses(self, images: Tensor, layers: Sequence[str]) -> dict[str, np.ndarray]:
         """Measure the responses of all features of some layers.
@@ -200,22 +217,39 @@ class Probe:
         ndarray or None
             R differences, float64. None where the device has no float64, or the network's code insists on another type.
         """
-        chosen = [objectives[row] for row in rows]
-        layers, layouts = list(dict.fromkeys(la for o in chosen for la in o.layers)), self.network.find_layout
-        try:
-            module = copy_module(self.module).double()
-            with torch.no_grad(), ActivationHooks(module, layers, (), layouts, self.network.directions) as hooks:
-                first, last = (
-                    self.activations_from_outputs(
-                        hooks.run(self.network.normalise(each[rows].to(self.device).double())), chosen
-                    )
-                    for each in (nulls, images)
-                )
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
+        module, types = self._double(), _FloatTypes()
+        if module is None:
             return None
-        return last - first
+        changes = []
+        for row in rows:  # one at a time: little memory, and a row's difference depends on itself alone
+            layers = list(objectives[row].layers)
+            pair = [self.network.normalise(each[row : row + 1].to(self.device).double()) for each in (nulls, images)]
+            try:
+                with (
+                    torch.no_grad(),
+                    ActivationHooks(module, layers, (), self.network.find_layout, self.network.directions) as hooks,
+                ):
+                    with types:
+                        outputs = [hooks.run(image) for image in pair]
+                    null, last = (self.activations_from_outputs(out, [objectives[row]]) for out in outputs)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
+                return None
+            changes.append(last - null)
+        # a module that computes in another type inside rounds like float32, and decides nothing
+        return None if types.found - {torch.float64} else np.concatenate(changes)
+
+    def _double(self) -> nn.Module | None:
+        """Copy the network in float64, once; None where its modules or the device do not allow it."""
+        if self._exact is None:
+            try:
+                self._exact = copy_module(self.module).double()
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
+                return None
+        return self._exact
 
     def _magnitudes(self, layer: str, outputs: Mapping[str, Tensor], objectives: Sequence[Objective]) -> Tensor:
         """Compute the absolute values of a layer's outputs; of directions, the sums of their terms' absolute values."""

@@ -319,15 +319,14 @@ def row_statuses(
     rescued : numpy.ndarray
         Whether it had one only with the help of the rescue, bool, B.
     exact : callable or None, default None
-        Measures the rise of rows in float64, where float32 shows none; None where the network cannot be computed so.
+        Measures rises of rows in float64, where float32 shows next to none; None if the network cannot be computed so.
 
     Returns
     -------
     numpy.ndarray
         Index into `STATUSES` of each row, uint8, B. dead: it never had a gradient, or none without help and did not
-        rise with it, or its response is the same but for rounding on images that differ, so that its gradient is
-        rounding too; unconverged: it had one and did not rise above the null image; not-finite: NaN or infinity in
-        its image or in its own response.
+        rise with it, or its response to different images is the same but for rounding; unconverged: it had one and did
+        not rise above the null image; not-finite: NaN or infinity in its image or in its own response.
     """
     activation, null, scale = arrays["activation"], arrays["null_activation"], arrays["scale"]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -336,9 +335,10 @@ def row_statuses(
         rose = activation - null > np.maximum(rise, FLAT * scale)
         # a mean that a normalisation fixes need not be 0: its offset is added
         has_moved = np.sqrt(np.square(arrays["images"] - arrays["null_images"]).mean((1, 2, 3))) >= MOVED
-        is_constant = is_zero | (has_moved & ~rose & (scale > 0) & (np.abs(activation - null) <= ROUNDING * scale))
+        difference = np.where(scale > 0, np.abs(activation - null), np.inf) / np.where(scale > 0, scale, 1)
+        is_constant = is_zero | (has_moved & ~rose & (difference <= ROUNDING))
     finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
-    doubtful = np.flatnonzero(is_constant & finite)
+    doubtful = np.flatnonzero(finite & has_moved & ~is_zero & (difference <= 10 * ROUNDING))
     if exact is not None and len(doubtful) and (changes := exact(doubtful)) is not None:
         is_constant[doubtful] = ~(np.abs(changes) > EXACT * scale[doubtful])
     status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from featmap.errors import UnitError
 from featmap.network.hooks import ActivationHooks
+from featmap.network.loading import load
 from featmap.network.receptive_field import ReceptiveField
 from featmap.network.trace import trace
 from tests.helpers import networks
@@ -335,3 +336,24 @@ def test_a_shape_that_is_asked_for_is_not_a_reading() -> None:
 
 
 # ---------------------------------------------------------------- receptive fields
+
+
+class Balanced(nn.Module):
+    """A network with a module that returns a number, as the balance loss of a mixture of experts does."""
+
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.balance, self.head = nn.Conv2d(3, 4, 3), self.Mean(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        self.balance(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_module_that_returns_a_number_is_no_layer() -> None:
+    assert list(load(Balanced().eval(), input_size=16).trace().layers) == ["conv", "head"]

@@ -315,6 +315,7 @@ def test_names_may_hold_what_separates_units_and_channels() -> None:
     for k, name in enumerate(known):
         assert number_names(f"0/s:{name}", names) == f"0/s:{k}"
         assert number_names(f"2 * 1:{name} + 0/s:{name}:1", names) == f"2 * 1:{k} + 0/s:{k}:1"
+        assert number_names(f"2*1:{name} + 0.5*0/s:{name}", names) == f"2*1:{k} + 0.5*0/s:{k}"
         assert parse_channels(name, 6, "0/s", known) == [k]
         assert parse_channels(f"5,{name} , 0", 6, "0/s", known) == sorted({0, k, 5})
     assert parse_channels("c,d,a+b,1-2", 6, "0/s", known) == [0, 1, 2]

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,19 @@ def test_features_behind_a_flat_end_are_rescued_like_those_behind_a_relu(activat
     assert found[0].rescued.tolist() == found[1].rescued.tolist() == [False, True, False, False, True, False]
     if low == 0:  # no response reaches 6, so that the function is a ReLU
         assert torch.equal(found[0].images, found[1].images) and torch.equal(found[0].curve, found[1].curve)
+
+
+@pytest.mark.parametrize("activation", [name for name in SATURATIONS if "place" in name])
+def test_an_activation_that_overwrites_a_view_is_gated_too(activation: str) -> None:
+    function, found = SATURATIONS[activation][0], []
+    for gated in (False, True):
+        given = torch.linspace(-8.03, 8.01, 64).reshape(1, 8, 8).requires_grad_(True)
+        with GatedActivations(Gate()) if gated else nullcontext():
+            whole = given * 1
+            function(whole.view(1, 8, 8, 1))
+            function(whole[:, :4])
+        found.append((whole.detach(), *torch.autograd.grad(whole.square().sum(), given)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 class OnAView(Plain):

@@ -65,3 +65,22 @@ def test_a_layer_of_one_channel_is_live_under_contrast() -> None:
     data = maximise.maximise(["depth:0", "depth/minus:0"], network, **options(**FAST | {"recipe": "fast"}))
     assert folder_layout.status_names(data["status"].values[0]) == ["live", "live"]
     assert (data["activation"].values > data["null_activation"].values).all()
+
+
+class Float32Norm(nn.GroupNorm):
+    """A norm that computes in float32 whatever the type of its input, as many diffusion models have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.group_norm(x.float(), self.num_groups, eps=self.eps).type(x.dtype)
+
+
+@pytest.mark.parametrize(("norm", "bias"), [(Float32Norm, 0.0), (Float32Norm, 10.0), (nn.GroupNorm, 20.0)])
+def test_means_fixed_by_a_norm_of_each_channel_are_not_live(norm: type[nn.GroupNorm], bias: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 16, 3), norm=norm(16, 16, affine=False))).eval()
+    net.conv.bias.data.fill_(bias)
+    data = maximise.maximise([f"norm:{c}" for c in range(16)], net, **options(**FAST | {"steps": 24}))
+    status = data["status"].values
+    assert not np.isin(status, folder_layout.LIVE_CODES).any()
+    # what the norm computes in float32 cannot be decided in float64
+    assert (status == folder_layout.DEAD).all() or norm is Float32Norm
