@@ -223,8 +223,9 @@ class Probe:
         changes = []
         for row in rows:  # one at a time: little memory, and a row's difference depends on itself alone
             layers = list(objectives[row].layers)
-            pair = [self.network.normalise(each[row : row + 1].to(self.device).double()) for each in (nulls, images)]
             try:
+                alone = (each[row : row + 1].to(self.device).double() for each in (nulls, images))
+                pair = [self.network.normalise(image) for image in alone]
                 with (
                     torch.no_grad(),
                     ActivationHooks(module, layers, (), self.network.find_layout, self.network.directions) as hooks,
