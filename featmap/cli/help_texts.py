@@ -414,7 +414,8 @@ differ, so float32 is the default everywhere: a map should not depend on the pro
 
 --rows is the number of images in a batch. A batch that does not fit into memory is refused, with the number that
 does. A GPU is busy from about 128 rows on. The number of rows belongs to the run's identity, because libraries may
-round differently.
+round differently. A batch of fewer images takes fewer rows where one step shows that its images keep their bits, mostly
+two for one image; the manifest of a run lists them as batch_rows (workers of --engine ray choose theirs unlisted).
 
 On a GPU the loop never waits for the device (except for --frames), and a batch is written while the next one is
 computed (workers of --engine ray write before they go on). TF32 and cudnn.benchmark stay off: the first rounds to ten

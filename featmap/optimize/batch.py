@@ -1,8 +1,12 @@
-"""Batches of descents, and of gradients, on a network that is prepared once for each set of layers."""
+"""Batches of descents, and of gradients, on a network prepared once for each set of layers; rows of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as functional
@@ -13,11 +17,21 @@ from featmap.image_shape import Size, as_size, smallest
 from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.optimize.comparison import Preparation, choose_preparation, copy_settings
-from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend
+from featmap.optimize.comparison import (
+    ElementwiseCalls,
+    choose_preparation,
+    fixed_random_numbers,
+    has_bits_of,
+)
+from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend, try_steps
 from featmap.optimize.objective import BatchLoss, Objective, Repulsion
-from featmap.optimize.prepare import prepare
-from featmap.optimize.recipe import Recipe
+from featmap.optimize.prepare import Preparation, copy_settings, prepare
+from featmap.optimize.recipe import MIN_ROWS, Recipe
+
+CHECK_SHARE = 0.25
+"""Largest cost of a check as a share of what it saves."""
+_CHOICES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
+"""Rows that this process chose for a network's batches, by kind of batch, rows tried, layout and threads."""
 
 
 class Batches:
@@ -155,22 +169,16 @@ class Batches:
             rows_by_layers.setdefault(tuple(sorted(target.layers)), []).append(row)
         results: list[Descent] = []
         for layers, rows in rows_by_layers.items():
-            shapes = {size: {la: self.network.layer(la, size).shape for la in layers} for size in set(recipe.sizes)}
+            prepared, chosen = self._prepared(layers, recipe), [objectives[r] for r in rows]
+            seeds = seed if isinstance(seed, int) else [seed[r] for r in rows]
+            starts = start[rows] if start is not None and start.dim() == 4 else start
             results.append(
                 descend(
-                    DescentNetwork(
-                        self.prepared_module(layers, recipe.size, recipe.precision, smallest(recipe.sizes)),
-                        self.network.normalise,
-                        shapes,
-                        self.device,
-                        self.network.find_layout,
-                        self.network.directions,
-                        self.network.channels,
-                    ),
-                    [objectives[r] for r in rows],
-                    recipe,
-                    seed=seed if isinstance(seed, int) else [seed[r] for r in rows],
-                    start=start[rows] if start is not None and start.dim() == 4 else start,
+                    prepared,
+                    chosen,
+                    replace(recipe, rows=self.rows_needed(chosen, recipe, seeds, starts, repulsion)),
+                    seed=seeds,
+                    start=starts,
                     on_step=on_step if len(results) == len(rows_by_layers) - 1 else None,
                     frames=frames,
                     repulsion=repulsion,
@@ -187,6 +195,60 @@ class Batches:
             torch.cat([d.had_gradient for d in results])[order],
             tuple(torch.cat(same_step)[order] for same_step in zip(*(d.frames for d in results), strict=True)),
         )
+
+    def _prepared(self, layers: tuple[str, ...], recipe: Recipe) -> DescentNetwork:
+        """Collect what descents on some layers need of the network."""
+        network = self.network
+        return DescentNetwork(
+            self.prepared_module(layers, recipe.size, recipe.precision, smallest(recipe.sizes)),
+            network.normalise,
+            {size: {la: network.layer(la, size).shape for la in layers} for size in set(recipe.sizes)},
+            self.device,
+            network.find_layout,
+            network.directions,
+            network.channels,
+        )
+
+    def rows_needed(
+        self,
+        objectives: Sequence[Objective],
+        recipe: Recipe,
+        seed: int | Sequence[int] = 0,
+        start: Tensor | None = None,
+        repulsion: Repulsion | None = None,
+    ) -> int:
+        """Find the least number of rows that gives objectives the images of a full batch, to the bit.
+
+        One step at each size of the recipe is computed and compared, where this pays; see `find_least_rows`.
+
+        Parameters
+        ----------
+        objectives : sequence of Objective
+            1 to `recipe.rows` objectives of the same layers.
+        recipe : Recipe
+            The resolved recipe.
+        seed, start, repulsion
+            See `descend`.
+
+        Returns
+        -------
+        int
+            Number of rows, at most `recipe.rows`.
+        """
+        layers = tuple(sorted(objectives[0].layers))
+        step = _one_step(recipe)
+
+        def compute(rows: int) -> list[Tensor]:
+            few = replace(step, rows=rows)
+            return try_steps(
+                self._prepared(layers, recipe), objectives, few, seed=seed, start=start, repulsion=repulsion
+            )
+
+        settings = _Descents(
+            step, max(len(o.terms) for o in objectives), None if repulsion is None else repulsion.layer
+        )
+        kind = BatchKind(layers, len(objectives), recipe.rows, settings, self.device)
+        return choose_rows(self.network, kind, compute, recipe.steps / len(set(recipe.sizes)))
 
     def channel_gradients(self, objectives: Sequence[Objective], images: Tensor, rows: int, layer: str) -> Tensor:
         """Compute the gradient of each objective with respect to a layer's channels.
@@ -261,6 +323,153 @@ class Batches:
                 (gradient,) = torch.autograd.grad(losses.sum(), padded)
                 gradients.append(-gradient[: len(chosen)].detach().float().cpu())
         return torch.cat(gradients)
+
+
+@dataclass(frozen=True)
+class BatchKind:
+    """Everything that the kernels of a batch depend on, besides the network.
+
+    Parameters
+    ----------
+    layers : tuple of str
+        Names of the layers.
+    images : int
+        Number of images, or objectives.
+    rows : int
+        Number of rows of a full batch.
+    settings : hashable
+        Of a descent its recipe, with one step at each size, and the number of terms; of a forward pass its shape.
+    device : torch.device
+        Where the batch is computed.
+    """
+
+    layers: tuple[str, ...]
+    images: int
+    rows: int
+    settings: Hashable
+    device: torch.device
+
+
+def choose_rows(
+    network: Network, kind: BatchKind, compute: Callable[[int], Sequence[Tensor]], savings: float = math.inf
+) -> int:
+    """Choose the least number of rows that a batch needs, once in a process for each kind of batch.
+
+    Parameters
+    ----------
+    network : Network
+        The network that is computed, or a copy of it.
+    kind : BatchKind
+        The batch.
+    compute : callable
+        See `find_least_rows`.
+    savings : float, default inf
+        Passes that are computed with the result for every pass of the check; where they do not pay for it, the batch
+        stays full.
+
+    Returns
+    -------
+    int
+        At least the number of images; all rows for a network whose passes may differ.
+    """
+    count, rows = kind.images, kind.rows
+    if count >= rows or network.allow_stochastic:
+        return rows
+    least = max(MIN_ROWS, count)
+    candidates = [n for n in (least, *(2**k for k in range(rows.bit_length()))) if least <= n < rows]
+    # a check computes the full batch once and each candidate twice
+    paid = tuple(n for n in dict.fromkeys(candidates) if rows + 2 * n <= CHECK_SHARE * savings * (rows - n))
+    choices, key = _CHOICES.setdefault(network.module, {}), (kind, paid, network.layout, torch.get_num_threads())
+    if paid and key not in choices:
+        choices[key] = find_least_rows(compute, paid, rows, kind.device)
+    return choices.get(key, rows)
+
+
+def list_chosen_rows(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+    """List the numbers of rows that this process chose for batches of a recipe.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    recipe : Recipe
+        The resolved recipe.
+
+    Returns
+    -------
+    list of dict
+        Plain JSON values: `layers`, number of `images`, `rows` of their batch, and the `pass`, which is "descent" or
+        "probe". Full batches are not listed.
+    """
+    records = []
+    for (kind, *_), rows in _CHOICES.get(network.module, {}).items():
+        settings, is_descent = kind.settings, isinstance(kind.settings, _Descents)
+        if settings.step == _one_step(recipe) if isinstance(settings, _Descents) else settings in recipe.sizes:
+            what = "descent" if is_descent else "probe"
+            records.append({"layers": list(kind.layers), "images": kind.images, "rows": rows, "pass": what})
+    return records
+
+
+@dataclass(frozen=True)
+class _Descents:
+    """Settings that the kernels of descents depend on."""
+
+    step: Recipe
+    terms: int
+    repulsion: str | None
+
+
+def _one_step(recipe: Recipe) -> Recipe:
+    """Shorten a recipe to one step at each size: numbers of steps change no shapes."""
+    return replace(recipe, octaves=tuple(replace(octave, steps=1) for octave in recipe.octaves))
+
+
+def find_least_rows(
+    compute: Callable[[int], Sequence[Tensor]], candidates: Sequence[int], rows: int, device: torch.device
+) -> int:
+    """Find the least number of rows of a batch whose results have the bits of a full batch.
+
+    Libraries select kernels by shapes, types and threads, not by values: what one step with values other than 0 shows
+    holds for all. The exception are elementwise operations: the last elements of a tensor, or of a thread's share of
+    it, do not fill a vector register, and exp and its like round there otherwise, for some values only. So each of
+    them is compared by where it rounds otherwise, too.
+
+    Parameters
+    ----------
+    compute : callable
+        Computes a batch of a number of rows: R x ... each, the first rows always the same.
+    candidates : sequence of int
+        Numbers of rows to try, ascending.
+    rows : int
+        Rows of the full batch.
+    device : torch.device
+        Where it is computed.
+
+    Returns
+    -------
+    int
+        The first candidate that has the bits, or `rows`; also where the network fails in a batch of another size.
+    """
+
+    def run(count: int) -> Sequence[Tensor]:
+        with fixed_random_numbers(device):
+            return compute(count)
+
+    try:
+        expected = run(rows) if candidates else ()
+        for fewer in candidates:
+            results = run(fewer)
+            if not all(has_bits_of(a, b[: len(a)]) for a, b in zip(results, expected, strict=True)):
+                continue
+            with ElementwiseCalls(fewer) as seen:
+                run(fewer)
+            if all(call.rounds_alike(rows) for call in seen.calls.values()):
+                return fewer
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - a network of the user's own may raise anything; the full batch then says what
+        return rows
+    return rows
 
 
 def along_directions(gradients: Tensor, directions: Directions) -> Tensor:

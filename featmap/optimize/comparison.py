@@ -1,16 +1,17 @@
-"""Compare the network that descents use with the untouched one, and two passes of a network with each other."""
+"""Compare the network that descents use with the untouched one, and passes of a network with each other."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from featmap import image_ops
 from featmap.errors import ModelError
@@ -18,7 +19,7 @@ from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.modules import REDUCED, copy_module, place_module
-from featmap.optimize.prepare import prepare
+from featmap.optimize.prepare import FOLDED, UNTOUCHED, Preparation, copy_settings, prepare
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest relative difference of outputs in float32; folding changes rounding, which grows with the depth. Chosen on
@@ -38,57 +39,20 @@ LEAST_NORM = 1e-30
 """Least norm of an output by which the weights of the loss are divided: by a subnormal one they would overflow."""
 REPEATS = 8
 """Passes that are compared where a pass draws random numbers: one of stochastic depth often draws the same twice."""
-FOLDED, UNTOUCHED = "folded", "untouched"
-"""Networks that descents use: the copy with folded batch norms and a rearranged first convolution, or a plain copy."""
 PINK_IMAGES = 2
 """Number of 1/f images on which networks are compared, beside one of noise as descents start from."""
+SAMPLES, SHORT = 1024, 15
+"""Values on which an elementwise operation is tried, and values of the short tensors: too few for a vector register."""
+UNTAGGED = frozenset(
+    f"{name}{end}"
+    for name in ("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish", "softplus", "_prelu_kernel")
+    for end in ("", "_backward")
+) | {"log_sigmoid_forward", "log_sigmoid_backward"}
+"""Elementwise operations that torch does not mark as such."""
+_TWO_WAYS: dict[Any, dict[int, Tensor]] = {}
+"""Values that elementwise operations round in two ways, as far as this process has tried."""
 Measured = tuple[dict[str, Tensor], Tensor]
 """Outputs by layer, and the gradient with respect to the images."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a network is prepared for some layers, and how the copy compares with it.
-
-    Parameters
-    ----------
-    layers : tuple of str
-        Names of the layers, sorted.
-    network : str
-        "folded" or "untouched".
-    output : float
-        Largest relative difference of a layer's output between folded copy and network, in float32; infinite where
-        the copy fails.
-    gradient : float
-        Relative difference of the gradient of a loss on all layers.
-    layout : torch.memory_format, default torch.channels_last
-        Memory format of the weights.
-    in_place : bool, default False
-        Whether descents use the module itself, because a plain copy computes something else too.
-    """
-
-    layers: tuple[str, ...]
-    network: str
-    output: float
-    gradient: float
-    layout: torch.memory_format = torch.channels_last
-    in_place: bool = False
-
-    def to_json(self) -> dict[str, object]:
-        """Convert to plain JSON values for a manifest.
-
-        Returns
-        -------
-        dict
-            The layers, the network that descents use, and the differences to two digits; None for an infinite one.
-        """
-        output, gradient = (float(f"{v:.2g}") if np.isfinite(v) else None for v in (self.output, self.gradient))
-        return {"layers": list(self.layers), "network": self.network, "output": output, "gradient": gradient}
-
-    def __str__(self) -> str:
-        if not np.isfinite(self.output):
-            return f"{', '.join(self.layers)} (the copy fails)"
-        return f"{', '.join(self.layers)} (outputs by {self.output:.2g}, gradients by {self.gradient:.2g})"
 
 
 def trial_images(network: Network, size: Size) -> Tensor:
@@ -177,24 +141,6 @@ def choose_preparation(
     return Preparation(names, UNTOUCHED, *first, torch.contiguous_format, in_place=True)
 
 
-def copy_settings(kind: str, folds: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Choose the settings by which a copy of the network is prepared.
-
-    Parameters
-    ----------
-    kind : str
-        "folded" or "untouched".
-    folds : sequence of (str, str)
-        Pairs that can be folded.
-
-    Returns
-    -------
-    dict of str to Any
-        Arguments of `featmap.optimize.prepare.prepare`.
-    """
-    return {"folds": folds} if kind == FOLDED else {"folds": (), "space_to_depth": False}
-
-
 def _is_finite(module: nn.Module) -> bool:
     """Check whether all parameters and buffers are finite numbers."""
     tensors = (*module.parameters(), *module.buffers())
@@ -215,7 +161,7 @@ def _measure(
 ) -> tuple[Measured, dict[str, Tensor]]:
     """Compute outputs, a gradient, and the weights of the loss, which are drawn unless they are passed."""
     x = images.clone().requires_grad_(True)
-    with torch.enable_grad(), _fixed_random_numbers(images.device), _hooks(network, module, layers) as hooks:
+    with torch.enable_grad(), fixed_random_numbers(images.device), _hooks(network, module, layers) as hooks:
         outputs = hooks.run(network.normalise(x))
         finite = {la: torch.where(out.isfinite(), out, 0) for la, out in outputs.items()}
         if weights is None:
@@ -302,8 +248,19 @@ def _watch_precision(module: nn.Module) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _fixed_random_numbers(device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers in every pass, and restore all generators."""
+def fixed_random_numbers(device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers in every pass, and restore all generators.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the network is computed.
+
+    Yields
+    ------
+    None
+        Inside the context torch's generators are seeded with 0.
+    """
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global generators, which a network may use
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -342,7 +299,7 @@ def check_repeatable(network: Network, layers: Sequence[str], size: Size, device
     images = network.normalise(trial_images(network, size).to(device))
     module = place_module(network.module, device)
     bases = network.base_layers(layers)
-    with torch.no_grad(), _fixed_random_numbers(device), _hooks(network, module, bases) as hooks:
+    with torch.no_grad(), fixed_random_numbers(device), _hooks(network, module, bases) as hooks:
         before = _random_state(device)
         try:
             first = hooks.run(images)
@@ -383,3 +340,140 @@ def _random_state(device: torch.device) -> tuple[object, ...]:
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
     numbers = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), str(numbers)
+
+
+def has_bits_of(result: Tensor, expected: Tensor) -> bool:
+    """Compare two tensors bit by bit.
+
+    Parameters
+    ----------
+    result, expected : Tensor
+        Any tensors.
+
+    Returns
+    -------
+    bool
+        Whether shapes, types and all bits are equal; unlike values, NaN equals itself and 0 differs from -0.
+    """
+    same = result.shape == expected.shape and result.dtype == expected.dtype
+    return same and torch.equal(bits(result), bits(expected))
+
+
+def bits(values: Tensor) -> Tensor:
+    """View values as whole numbers: the bits of each element, in a last dimension of its own."""
+    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    return values.contiguous()[..., None].view(torch.uint8)
+
+
+class ElementwiseCalls(TorchDispatchMode):
+    """Collect the elementwise operations on tensors of some number of rows, forward and backward, each once.
+
+    Parameters
+    ----------
+    rows : int
+        Number of rows.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.calls = rows, dict[Any, ElementwiseCall]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        # a clone copies bits, whatever its memory format
+        if (torch.Tag.pointwise in func.tags and name != "clone") or name.rstrip("_") in UNTAGGED:
+            leaves, tree = tree_flatten((args, kwargs or {}))
+            found = [(tuple(p.shape), p.stride(), p.dtype) if isinstance(p, Tensor) else p for p in leaves]
+            if any(isinstance(p, Tensor) and p.dim() and len(p) == self.rows for p in leaves):
+                self.calls.setdefault((func, *found), ElementwiseCall(func, tree, leaves, self.rows))
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch that nothing is compiled here: to switch off its compiler it would import it, for seconds."""
+        return False
+
+
+class ElementwiseCall:
+    """An elementwise operation with its settings and the shapes of its tensors.
+
+    Parameters
+    ----------
+    function : callable
+        The operation.
+    tree : object
+        Structure of its arguments.
+    leaves : sequence
+        The arguments.
+    rows : int
+        Number of rows of the tensors that have rows.
+    """
+
+    def __init__(self, function: Any, tree: Any, leaves: Sequence[Any], rows: int) -> None:
+        self.function, self.tree, self.rows = function, tree, rows
+        self.leaves = [p.to("meta") if isinstance(p, Tensor) else p for p in leaves]
+        self.device = next(p.device for p in leaves if isinstance(p, Tensor) and p.dim())
+
+    def rounds_alike(self, rows: int) -> bool:
+        """Check that each element is rounded as in a batch of another number of rows.
+
+        Parameters
+        ----------
+        rows : int
+            The other number, at least as large.
+
+        Returns
+        -------
+        bool
+            Whether it is, for values of any size.
+        """
+        values = self._two_ways()
+        if not values:
+            return True
+        # one value that rounds in two ways, at all places of tensors of the call's shapes, shows where it does so
+        own, other = (
+            bits(self._apply({k: self._filled(p, count, values[k]) for k, p in self._tensors()}))
+            for count in (self.rows, rows)
+        )
+        return torch.equal(own, other[: len(own)])
+
+    def _two_ways(self) -> dict[int, Tensor]:
+        """Find a value for each tensor so that the result rounds otherwise in a short tensor; none where none does."""
+        kinds = [(p.dtype, p.dim() > 0) if isinstance(p, Tensor) else p for p in self.leaves]
+        key = (self.function, *kinds, self.device, torch.get_num_threads())
+        if key not in _TWO_WAYS:
+            generator = torch.Generator().manual_seed(0)
+            values = {k: _sample(p, generator).to(self.device) for k, p in self._tensors()}
+            short = [self._apply({k: v[i : i + SHORT] for k, v in values.items()}) for i in range(0, SAMPLES, SHORT)]
+            differ = (bits(self._apply(values)) != bits(torch.cat(short))).flatten(1).any(1).nonzero()
+            _TWO_WAYS[key] = {k: v[int(differ[0])] for k, v in values.items()} if len(differ) else {}
+        return _TWO_WAYS[key]
+
+    def _tensors(self) -> list[tuple[int, Tensor]]:
+        """List the tensors that are not single numbers, with their places."""
+        return [(k, p) for k, p in enumerate(self.leaves) if isinstance(p, Tensor) and p.dim()]
+
+    def _filled(self, like: Tensor, rows: int, value: Tensor) -> Tensor:
+        """Make a tensor of one value and of the shape and memory order of another, with a number of rows."""
+        shape = (rows, *like.shape[1:]) if len(like) == self.rows else like.shape
+        own = [1 if stride == 0 else size for size, stride in zip(shape, like.stride(), strict=True)]
+        filled = torch.empty_strided(own, like.stride(), dtype=like.dtype, device=self.device)
+        return filled.fill_(value).expand(shape)
+
+    def _apply(self, tensors: dict[int, Tensor]) -> Tensor:
+        """Apply the operation to copies of tensors; single numbers of tensors are 0.7."""
+        single = {k: torch.tensor(0.7).to(p.dtype) for k, p in enumerate(self.leaves) if isinstance(p, Tensor)}
+        # cloned, because it may work in place; the strides stay
+        given = single | {k: t if 0 in t.stride() else t.clone() for k, t in tensors.items()}
+        args, kwargs = tree_unflatten([given.get(k, p) for k, p in enumerate(self.leaves)], self.tree)
+        result = self.function(*args, **kwargs)
+        return result if isinstance(result, Tensor) else next(p for p in result if isinstance(p, Tensor))
+
+
+def _sample(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw values of a tensor's type, half of them positive, on which an elementwise operation is tried."""
+    if not (like.is_floating_point() or like.is_complex()):
+        return torch.randint(0, 2, (SAMPLES,), generator=generator).to(like.dtype)
+    numbers = 3 * torch.randn(2, SAMPLES, generator=generator)
+    numbers[:, ::2] = numbers[:, ::2].abs()
+    return torch.complex(*numbers).to(like.dtype) if like.is_complex() else numbers[0].to(like.dtype)

@@ -174,48 +174,12 @@ def descend(
     ----------
     The article, sections "Feature Visualization from First Principles" and "Layer and Neuron Interactions".
     """
-    count = len(objectives)
-    if not 0 < count <= recipe.rows:
-        raise RecipeError(f"{count} objectives in a batch of {recipe.rows} rows; give 1 to {recipe.rows}")
-    device = torch.device(network.device)
-    # Another batch size may select other kernels, which round differently: all batches get the same number of rows.
-    padding = recipe.rows - count
-    padded = [*objectives, *[objectives[0]] * padding]
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
-    layers = list(dict.fromkeys(layer for o in padded for layer in o.layers))
-    loop = _Loop(
-        network.normalise,
-        parameterization.PARAMETERISATIONS[recipe.parameterisation](recipe),
-        recipe,
-        seeds + seeds[:1] * padding,
-        torch.zeros(recipe.rows, dtype=torch.bool, device=device),
-        torch.zeros(recipe.rows, dtype=torch.bool, device=device),
-        on_step=on_step,
-        every=frames,
-        count=count,
-        reads_device=device.type == "cpu",
-        repulsion=None if repulsion is None else repulsion.rows(range(count), padding, device),
-    )
-    if repulsion is not None:
-        layers = list(dict.fromkeys([*layers, repulsion.layer]))
-    if recipe.contrast and network.directions:  # directions are contrasted with the channels of their layers
-        layers = list(dict.fromkeys([*layers, *(split_name(la)[0] for la in layers if la in network.directions)]))
-    image = _initial_images(recipe, seeds, start, network.channels, device)
-    image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
-    with ActivationHooks(network.module, layers, (), network.layouts, network.directions) as hooks:
+    batch = _Batch(network, objectives, recipe, seed, start, repulsion, on_step, frames)
+    loop, image, count = batch.loop, batch.image, len(objectives)
+    with batch.hooks() as hooks:
         for octave in recipe.octaves:
-            assert isinstance(octave.size, (int, tuple))
-            image = image_ops.resize(image, octave.size)
-            loss = BatchLoss(
-                padded,
-                network.shapes[octave.size],
-                recipe.metric,
-                recipe.C,
-                device,
-                (recipe.contrast, recipe.spread),
-                network.directions,
-            )
-            image = loop.run_octave(hooks, loss, image, octave)
+            image = image_ops.resize(image, _size(octave))
+            image = loop.run_octave(hooks, batch.loss(octave), image, octave)
     return Descent(
         parameterization.clamp_final(recipe, image)[:count].float().cpu(),
         torch.stack(loop.curve, dim=1)[:count].float().cpu(),
@@ -224,6 +188,106 @@ def descend(
         loop.had_gradient[:count].cpu(),
         tuple(loop.frames),
     )
+
+
+def try_steps(
+    network: DescentNetwork,
+    objectives: Sequence[Objective],
+    recipe: Recipe,
+    *,
+    seed: int | Sequence[int] = 0,
+    start: Tensor | None = None,
+    repulsion: Repulsion | None = None,
+) -> list[Tensor]:
+    """Compute one step at each size of the recipe, from the initial images, with all that lies between.
+
+    It serves to compare batches of different numbers of rows, see `featmap.optimize.comparison.find_least_rows`.
+
+    Parameters
+    ----------
+    network, objectives, recipe, seed, start, repulsion
+        See `descend`.
+
+    Returns
+    -------
+    list of Tensor
+        Outputs of the layers, losses, activations, gradients and images, R x ... each, with the padding.
+    """
+    batch, results = _Batch(network, objectives, recipe, seed, start, repulsion), list[Tensor]()
+    with batch.hooks() as hooks:
+        for octave in {_size(o): o for o in recipe.octaves}.values():
+            image = image_ops.resize(batch.image, _size(octave))
+            results += batch.loop.try_step(hooks, batch.loss(octave), image, octave)
+    return results
+
+
+def _size(octave: Octave) -> Size:
+    """Get the size of an octave of a resolved recipe."""
+    assert isinstance(octave.size, (int, tuple))
+    return octave.size
+
+
+class _Batch:
+    """A batch of objectives, padded to the recipe's rows, with its loop and initial images."""
+
+    def __init__(
+        self,
+        network: DescentNetwork,
+        objectives: Sequence[Objective],
+        recipe: Recipe,
+        seed: int | Sequence[int],
+        start: Tensor | None,
+        repulsion: Repulsion | None,
+        on_step: StepCallback | None = None,
+        frames: int = 0,
+    ) -> None:
+        count, device = len(objectives), torch.device(network.device)
+        if not 0 < count <= recipe.rows:
+            raise RecipeError(f"{count} objectives in a batch of {recipe.rows} rows; give 1 to {recipe.rows}")
+        # Another batch size may select other kernels, which round differently: the caller chooses the number of rows.
+        padding = recipe.rows - count
+        self.network, self.recipe, self.device = network, recipe, device
+        self.objectives = [*objectives, *[objectives[0]] * padding]
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        layers = list(dict.fromkeys(layer for o in self.objectives for layer in o.layers))
+        if repulsion is not None:
+            layers = list(dict.fromkeys([*layers, repulsion.layer]))
+        if recipe.contrast and network.directions:  # directions are contrasted with the channels of their layers
+            layers = list(dict.fromkeys([*layers, *(split_name(la)[0] for la in layers if la in network.directions)]))
+        self.layers = layers
+        self.loop = _Loop(
+            network.normalise,
+            parameterization.PARAMETERISATIONS[recipe.parameterisation](recipe),
+            recipe,
+            seeds + seeds[:1] * padding,
+            torch.zeros(recipe.rows, dtype=torch.bool, device=device),
+            torch.zeros(recipe.rows, dtype=torch.bool, device=device),
+            on_step=on_step,
+            every=frames,
+            count=count,
+            reads_device=device.type == "cpu",
+            repulsion=None if repulsion is None else repulsion.rows(range(count), padding, device),
+        )
+        image = _initial_images(recipe, seeds, start, network.channels, device)
+        self.image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
+
+    def hooks(self) -> ActivationHooks:
+        """Make the hooks that read the batch's layers."""
+        network = self.network
+        return ActivationHooks(network.module, self.layers, (), network.layouts, network.directions)
+
+    def loss(self, octave: Octave) -> BatchLoss:
+        """Build the loss of the rows at the size of an octave."""
+        network, recipe = self.network, self.recipe
+        return BatchLoss(
+            self.objectives,
+            network.shapes[_size(octave)],
+            recipe.metric,
+            recipe.C,
+            self.device,
+            (recipe.contrast, recipe.spread),
+            network.directions,
+        )
 
 
 def _initial_images(
@@ -284,6 +348,34 @@ class _Loop:
                 self.on_step(step, means)
             self._record_frame(parameters)
         return self.parameterisation.to_images(parameters).detach()
+
+    def try_step(self, hooks: ActivationHooks, loss: BatchLoss, image: Tensor, octave: Octave) -> list[Tensor]:
+        """Compute one step and return the results of all its parts, R x ... each.
+
+        Every part of the network gets a gradient in every row: all of the layers' outputs count, with random weights,
+        and the gates of flat activations are open. Zeros would hide differences: a sum with one term that is not 0
+        rounds alike in any order.
+        """
+        recipe, parameters, gate = self.recipe, self.parameterisation.to_parameters(image), Gate()
+        gate.open, p = True, parameters.detach().requires_grad_(True)
+        with GatedActivations(gate) if recipe.rescue else nullcontext():
+            outputs = self._outputs(hooks, loss, self.normalise(self._shown(p, 0)))
+            losses, means = loss.compute_terms(outputs)
+        generator, total = torch.Generator().manual_seed(0), losses.sum()
+        for output in outputs.values():
+            weights = torch.randn(output.shape[1:], generator=generator).to(output)
+            total = total + (torch.where(output.isfinite(), output, 0.0) * weights).sum()
+        (gradient,) = torch.autograd.grad(total, p)
+        added, agreement = sum_gradients(torch.stack([gradient.roll(k, -1) for k in range(losses.shape[1])]))
+        if self.repulsion is not None:
+            added = self._repel(hooks, loss, parameters, added, 0)
+        optimiser = parameterization.Optimiser(recipe.optimiser, recipe.betas)
+        optimiser(gradient.flip(-1))  # Adam's first step is a sign, in which differences vanish
+        moved = parameters - octave.rate[0] * optimiser(added)
+        moved = parameterization.blur_and_clamp(recipe, moved, octave.sigma[0])
+        images = self.parameterisation.to_images(moved)
+        parts = [*outputs.values(), losses, means, gradient, added, agreement, moved, images]
+        return [part.detach() for part in parts]
 
     def _record_frame(self, parameters: Tensor) -> None:
         """Keep the current images if this is one of the frame steps."""

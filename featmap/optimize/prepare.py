@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -16,11 +19,76 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from featmap.network.modules import copy_module, is_plain
 from featmap.network.unit import split_call
 
+FOLDED, UNTOUCHED = "folded", "untouched"
+"""Networks that descents use: the copy with folded batch norms and a rearranged first convolution, or a plain copy."""
 MAX_INPUT_CHANNELS = 4
 """Input channels up to which space-to-depth pays: libraries compute 8 or 16 at a time and leave the rest idle."""
 MAX_PADDING_RATIO = 1.5
 """Largest size of the padded kernel over the kernel's own. Measured on a CPU, the transform takes 0.6 of the time of a
 7 x 7 convolution of stride 2, and 1.5 of that of a 3 x 3 convolution of stride 2."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a network is prepared for some layers, and how the copy compares with it.
+
+    Parameters
+    ----------
+    layers : tuple of str
+        Names of the layers, sorted.
+    network : str
+        "folded" or "untouched".
+    output : float
+        Largest relative difference of a layer's output between folded copy and network, in float32; infinite where
+        the copy fails.
+    gradient : float
+        Relative difference of the gradient of a loss on all layers.
+    layout : torch.memory_format, default torch.channels_last
+        Memory format of the weights.
+    in_place : bool, default False
+        Whether descents use the module itself, because a plain copy computes something else too.
+    """
+
+    layers: tuple[str, ...]
+    network: str
+    output: float
+    gradient: float
+    layout: torch.memory_format = torch.channels_last
+    in_place: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Convert to plain JSON values for a manifest.
+
+        Returns
+        -------
+        dict
+            The layers, the network that descents use, and the differences to two digits; None for an infinite one.
+        """
+        output, gradient = (float(f"{v:.2g}") if np.isfinite(v) else None for v in (self.output, self.gradient))
+        return {"layers": list(self.layers), "network": self.network, "output": output, "gradient": gradient}
+
+    def __str__(self) -> str:
+        if not np.isfinite(self.output):
+            return f"{', '.join(self.layers)} (the copy fails)"
+        return f"{', '.join(self.layers)} (outputs by {self.output:.2g}, gradients by {self.gradient:.2g})"
+
+
+def copy_settings(kind: str, folds: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Choose the settings by which a copy of the network is prepared.
+
+    Parameters
+    ----------
+    kind : str
+        "folded" or "untouched".
+    folds : sequence of (str, str)
+        Pairs that can be folded.
+
+    Returns
+    -------
+    dict of str to Any
+        Arguments of `prepare`.
+    """
+    return {"folds": folds} if kind == FOLDED else {"folds": (), "space_to_depth": False}
 
 
 def prepare(

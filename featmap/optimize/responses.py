@@ -16,7 +16,11 @@ from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.modules import copy_module, place_module
 from featmap.network.unit import Unit
+from featmap.optimize.batch import BatchKind, choose_rows
 from featmap.optimize.objective import BatchLoss, Objective
+
+PASSES = 8.0
+"""Passes of one kind that a probe is expected to make: so many have to pay for the choice of the number of rows."""
 
 
 class _FloatTypes(TorchFunctionMode):
@@ -37,7 +41,7 @@ class Probe:
     """Measure the untouched network's responses to images.
 
     Images are taken `rows` at a time and the last batch is padded, so that a response depends on the image alone: a
-    batch of another size may round differently.
+    batch of another size may round differently. It is padded to fewer rows where these are shown to give the same bits.
 
     Parameters
     ----------
@@ -147,8 +151,9 @@ class Probe:
         """
         layouts, directions = self.network.find_layout, self.network.directions
         with torch.no_grad(), ActivationHooks(self.module, layers, (), layouts, directions) as hooks:
-            for batch, n in self._batches(images):
-                yield {k: v[:n].float() for k, v in hooks.run(batch).items()}
+            for first in range(0, len(images), self.rows):
+                batch = images[first : first + self.rows].float()
+                yield {k: v[: len(batch)].float() for k, v in self._run(hooks, batch).items()}
 
     def _measure(self, images: Tensor, layers: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Yield, batch by batch, layers' outputs and their means over the grid."""
@@ -332,14 +337,22 @@ class Probe:
         _, means = BatchLoss([*objectives, *padding], shapes, "l1", 0.0, self.device)(padded)
         return weighted_activations(means, [*objectives, *padding])[:n].cpu().numpy()
 
-    def _batches(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Yield normalised batches of `rows` images, the last one padded, and their number of images."""
-        for first in range(0, len(images), self.rows):
-            batch = images[first : first + self.rows].float()
-            n = len(batch)
-            if n < self.rows:
-                batch = torch.cat([batch, batch[:1].expand(self.rows - n, -1, -1, -1)])
-            yield self.network.normalise(batch.to(self.device)), n
+    def _run(self, hooks: ActivationHooks, batch: Tensor) -> dict[str, Tensor]:
+        """Compute the outputs for a batch, padded to as many rows as it needs."""
+        count, full = len(batch), dict[str, Tensor]()
+
+        def compute(rows: int) -> list[Tensor]:
+            padded = torch.cat([batch, batch[:1].expand(rows - count, -1, -1, -1)]) if rows > count else batch
+            outputs = hooks.run(self.network.normalise(padded.to(self.device)))
+            if rows == self.rows:  # the full batch of a check is the answer, too
+                full.update(outputs)
+            return list(outputs.values())
+
+        kind = BatchKind(tuple(hooks.layers), count, self.rows, as_size(tuple(batch.shape[2:])), self.device)
+        rows = choose_rows(self.network, kind, compute, PASSES)
+        if not full:
+            full.update(zip(hooks.layers, compute(rows), strict=True))
+        return full
 
 
 def weighted_activations(means: Tensor, objectives: Sequence[Objective]) -> Tensor:

@@ -20,8 +20,8 @@ from featmap.network.directions import read_directions, stored_path
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize import limits
-from featmap.optimize.batch import Batches
-from featmap.optimize.comparison import UNTOUCHED
+from featmap.optimize.batch import Batches, list_chosen_rows
+from featmap.optimize.prepare import UNTOUCHED
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
 from featmap.runs.job import BaseJob
@@ -132,6 +132,8 @@ def carry_out(
     if count:
         timings = run.manifest.timings
         timings["descent_and_probe"] = round(timings.get("descent_and_probe", 0.0) + time.perf_counter() - start, 3)
+        rows = [r for r in list_chosen_rows(job.network, job.recipe) if r not in run.manifest.batch_rows]
+        run.manifest.batch_rows = [*run.manifest.batch_rows, *rows]
         run.manifest.status = RUNNING
         run.save()
     return count

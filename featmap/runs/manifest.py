@@ -52,7 +52,9 @@ class Manifest:
         Choices of the recipe that its source leaves open.
     preparation : list of dict
         For each set of layers, the network that descends ("folded" or "untouched") and how far the folded copy differs
-        from the network, see `featmap.optimize.comparison.Preparation`.
+        from the network, see `featmap.optimize.prepare.Preparation`.
+    batch_rows : list of dict
+        Rows of batches smaller than the recipe's, see `featmap.optimize.batch.list_chosen_rows`; of this process only.
     timings : dict of float
         Seconds of each stage.
     engines : list of dict
@@ -100,6 +102,7 @@ class Manifest:
     environment: dict[str, Any] = field(default_factory=dict)
     recipe_notes: list[str] = field(default_factory=list)
     preparation: list[dict[str, Any]] = field(default_factory=list)
+    batch_rows: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     engines: list[dict[str, Any]] = field(default_factory=list)
     later_environments: list[dict[str, Any]] = field(default_factory=list)
