@@ -1,4 +1,4 @@
-"""Hooks into a forward pass: read the outputs of layers, and let gradients pass where activations are flat."""
+"""Hooks into a pass: read layers' outputs, let gradients pass flat activations, collect elementwise operations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from featmap.errors import UnitError
@@ -20,6 +22,16 @@ from featmap.network.layouts import GRID, VECTOR, Layout, first_tensor, replace_
 from featmap.network.modules import REDUCED, freeze, modules_by_name
 from featmap.network.unit import split_call
 
+SAMPLES, SHORT = 1024, 15
+"""Values on which an elementwise operation is tried, and values of the short tensors: too few for a vector register."""
+UNTAGGED = frozenset(
+    f"{name}{end}"
+    for name in ("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish", "softplus", "_prelu_kernel")
+    for end in ("", "_backward")
+) | {"log_sigmoid_forward", "log_sigmoid_backward"}
+"""Elementwise operations that torch does not mark as such."""
+_TWO_WAYS: dict[Any, dict[int, Tensor]] = {}
+"""Values that elementwise operations round in two ways, as far as this process has tried."""
 RESCUE_SLOPE = 0.1
 """Factor of the gradient that passes an open gate where the activation is flat."""
 
@@ -307,3 +319,153 @@ class GatedActivations(TorchFunctionMode):
         if in_place and x._is_view():  # autograd does not let a custom function overwrite a view in place
             return x.copy_(gated(False))
         return gated(in_place)
+
+
+def has_bits_of(result: Tensor, expected: Tensor) -> bool:
+    """Compare two tensors bit by bit.
+
+    Parameters
+    ----------
+    result, expected : Tensor
+        Any tensors.
+
+    Returns
+    -------
+    bool
+        Whether shapes, types and all bits are equal; unlike values, NaN equals itself and 0 differs from -0.
+    """
+    same = result.shape == expected.shape and result.dtype == expected.dtype
+    return same and torch.equal(bits(result), bits(expected))
+
+
+def bits(values: Tensor) -> Tensor:
+    """View values as their bytes.
+
+    Parameters
+    ----------
+    values : Tensor
+        Any tensor, ... .
+
+    Returns
+    -------
+    Tensor
+        Bytes of each element, ... x bytes, uint8; those of a complex number are ... x 2 x bytes.
+    """
+    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    return values.contiguous()[..., None].view(torch.uint8)
+
+
+class ElementwiseCalls(TorchDispatchMode):
+    """Collect the elementwise operations on tensors of some number of rows.
+
+    Those of the backward pass too; operations of equal settings and shapes are collected once.
+
+    Parameters
+    ----------
+    rows : int
+        Number of rows.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.calls = rows, dict[Any, ElementwiseCall]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        # a clone copies bits, whatever its memory format
+        if (torch.Tag.pointwise in func.tags and name != "clone") or name.rstrip("_") in UNTAGGED:
+            leaves, tree = tree_flatten((args, kwargs or {}))
+            found = [(tuple(p.shape), p.stride(), p.dtype) if isinstance(p, Tensor) else p for p in leaves]
+            if any(isinstance(p, Tensor) and p.dim() and len(p) == self.rows for p in leaves):
+                self.calls.setdefault((func, *found), ElementwiseCall(func, tree, leaves, self.rows))
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch that nothing is compiled here: to switch off its compiler it would import it, for seconds."""
+        return False
+
+
+class ElementwiseCall:
+    """An elementwise operation with its settings and the shapes of its tensors.
+
+    Parameters
+    ----------
+    function : callable
+        The operation.
+    tree : object
+        Structure of its arguments.
+    leaves : sequence
+        The arguments.
+    rows : int
+        Number of rows of the tensors that have rows.
+    """
+
+    def __init__(self, function: Any, tree: Any, leaves: Sequence[Any], rows: int) -> None:
+        self.function, self.tree, self.rows = function, tree, rows
+        self.leaves = [p.to("meta") if isinstance(p, Tensor) else p for p in leaves]
+        self.device = next(p.device for p in leaves if isinstance(p, Tensor) and p.dim())
+
+    def rounds_alike(self, rows: int) -> bool:
+        """Check that each element is rounded as in a batch of another number of rows.
+
+        Parameters
+        ----------
+        rows : int
+            The other number, at least as large.
+
+        Returns
+        -------
+        bool
+            Whether it is, for values of any size.
+        """
+        values = self._two_ways()
+        if not values:
+            return True
+        # one value that rounds in two ways, at all places of tensors of the call's shapes, shows where it does so
+        own, other = (
+            bits(self._apply({k: self._filled(p, count, values[k]) for k, p in self._tensors()}))
+            for count in (self.rows, rows)
+        )
+        return torch.equal(own, other[: len(own)])
+
+    def _two_ways(self) -> dict[int, Tensor]:
+        """Find a value for each tensor so that the result rounds otherwise in a short tensor; none where none does."""
+        kinds = [(p.dtype, p.dim() > 0) if isinstance(p, Tensor) else p for p in self.leaves]
+        key = (self.function, *kinds, self.device, torch.get_num_threads())
+        if key not in _TWO_WAYS:
+            generator = torch.Generator().manual_seed(0)
+            values = {k: _sample(p, generator).to(self.device) for k, p in self._tensors()}
+            short = [self._apply({k: v[i : i + SHORT] for k, v in values.items()}) for i in range(0, SAMPLES, SHORT)]
+            differ = (bits(self._apply(values)) != bits(torch.cat(short))).flatten(1).any(1).nonzero()
+            _TWO_WAYS[key] = {k: v[int(differ[0])] for k, v in values.items()} if len(differ) else {}
+        return _TWO_WAYS[key]
+
+    def _tensors(self) -> list[tuple[int, Tensor]]:
+        """List the tensors that are not single numbers, with their places."""
+        return [(k, p) for k, p in enumerate(self.leaves) if isinstance(p, Tensor) and p.dim()]
+
+    def _filled(self, like: Tensor, rows: int, value: Tensor) -> Tensor:
+        """Make a tensor of one value and of the shape and memory order of another, with a number of rows."""
+        shape = (rows, *like.shape[1:]) if len(like) == self.rows else like.shape
+        own = [1 if stride == 0 else size for size, stride in zip(shape, like.stride(), strict=True)]
+        filled = torch.empty_strided(own, like.stride(), dtype=like.dtype, device=self.device)
+        return filled.fill_(value).expand(shape)
+
+    def _apply(self, tensors: dict[int, Tensor]) -> Tensor:
+        """Apply the operation to copies of tensors; single numbers of tensors are 0.7."""
+        single = {k: torch.tensor(0.7).to(p.dtype) for k, p in enumerate(self.leaves) if isinstance(p, Tensor)}
+        # cloned, because it may work in place; the strides stay
+        given = single | {k: t if 0 in t.stride() else t.clone() for k, t in tensors.items()}
+        args, kwargs = tree_unflatten([given.get(k, p) for k, p in enumerate(self.leaves)], self.tree)
+        result = self.function(*args, **kwargs)
+        return result if isinstance(result, Tensor) else next(p for p in result if isinstance(p, Tensor))
+
+
+def _sample(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw values of a tensor's type, half of them positive, on which an elementwise operation is tried."""
+    if not (like.is_floating_point() or like.is_complex()):
+        return torch.randint(0, 2, (SAMPLES,), generator=generator).to(like.dtype)
+    numbers = 3 * torch.randn(2, SAMPLES, generator=generator)
+    numbers[:, ::2] = numbers[:, ::2].abs()
+    return torch.complex(*numbers).to(like.dtype) if like.is_complex() else numbers[0].to(like.dtype)

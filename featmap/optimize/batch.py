@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as functional
@@ -17,21 +15,11 @@ from featmap.image_shape import Size, as_size, smallest
 from featmap.network.directions import Directions
 from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
-from featmap.optimize.comparison import (
-    ElementwiseCalls,
-    choose_preparation,
-    fixed_random_numbers,
-    has_bits_of,
-)
-from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, StepCallback, descend, try_steps
+from featmap.optimize.comparison import BatchKind, choose_preparation, choose_rows, chosen_rows
+from featmap.optimize.descent import REDUCED_PRECISIONS, Descent, DescentNetwork, PaddedBatch, StepCallback, descend
 from featmap.optimize.objective import BatchLoss, Objective, Repulsion
 from featmap.optimize.prepare import Preparation, copy_settings, prepare
-from featmap.optimize.recipe import MIN_ROWS, Recipe
-
-CHECK_SHARE = 0.25
-"""Largest cost of a check as a share of what it saves."""
-_CHOICES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
-"""Rows that this process chose for a network's batches, by kind of batch, rows tried, layout and threads."""
+from featmap.optimize.recipe import Recipe
 
 
 class Batches:
@@ -217,9 +205,10 @@ class Batches:
         start: Tensor | None = None,
         repulsion: Repulsion | None = None,
     ) -> int:
-        """Find the least number of rows that gives objectives the images of a full batch, to the bit.
+        """Find the least number of rows that gives the images of a full batch.
 
-        One step at each size of the recipe is computed and compared, where this pays; see `find_least_rows`.
+        One step at each size of the recipe is computed and compared, where this pays; see
+        `featmap.optimize.comparison.find_least_rows`.
 
         Parameters
         ----------
@@ -240,9 +229,7 @@ class Batches:
 
         def compute(rows: int) -> list[Tensor]:
             few = replace(step, rows=rows)
-            return try_steps(
-                self._prepared(layers, recipe), objectives, few, seed=seed, start=start, repulsion=repulsion
-            )
+            return PaddedBatch(self._prepared(layers, recipe), objectives, few, seed, start, repulsion).try_steps()
 
         settings = _Descents(
             step, max(len(o.terms) for o in objectives), None if repulsion is None else repulsion.layer
@@ -325,66 +312,6 @@ class Batches:
         return torch.cat(gradients)
 
 
-@dataclass(frozen=True)
-class BatchKind:
-    """Everything that the kernels of a batch depend on, besides the network.
-
-    Parameters
-    ----------
-    layers : tuple of str
-        Names of the layers.
-    images : int
-        Number of images, or objectives.
-    rows : int
-        Number of rows of a full batch.
-    settings : hashable
-        Of a descent its recipe, with one step at each size, and the number of terms; of a forward pass its shape.
-    device : torch.device
-        Where the batch is computed.
-    """
-
-    layers: tuple[str, ...]
-    images: int
-    rows: int
-    settings: Hashable
-    device: torch.device
-
-
-def choose_rows(
-    network: Network, kind: BatchKind, compute: Callable[[int], Sequence[Tensor]], savings: float = math.inf
-) -> int:
-    """Choose the least number of rows that a batch needs, once in a process for each kind of batch.
-
-    Parameters
-    ----------
-    network : Network
-        The network that is computed, or a copy of it.
-    kind : BatchKind
-        The batch.
-    compute : callable
-        See `find_least_rows`.
-    savings : float, default inf
-        Passes that are computed with the result for every pass of the check; where they do not pay for it, the batch
-        stays full.
-
-    Returns
-    -------
-    int
-        At least the number of images; all rows for a network whose passes may differ.
-    """
-    count, rows = kind.images, kind.rows
-    if count >= rows or network.allow_stochastic:
-        return rows
-    least = max(MIN_ROWS, count)
-    candidates = [n for n in (least, *(2**k for k in range(rows.bit_length()))) if least <= n < rows]
-    # a check computes the full batch once and each candidate twice
-    paid = tuple(n for n in dict.fromkeys(candidates) if rows + 2 * n <= CHECK_SHARE * savings * (rows - n))
-    choices, key = _CHOICES.setdefault(network.module, {}), (kind, paid, network.layout, torch.get_num_threads())
-    if paid and key not in choices:
-        choices[key] = find_least_rows(compute, paid, rows, kind.device)
-    return choices.get(key, rows)
-
-
 def list_chosen_rows(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """List the numbers of rows that this process chose for batches of a recipe.
 
@@ -402,7 +329,7 @@ def list_chosen_rows(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
         "probe". Full batches are not listed.
     """
     records = []
-    for (kind, *_), rows in _CHOICES.get(network.module, {}).items():
+    for (kind, *_), rows in chosen_rows(network).items():
         settings, is_descent = kind.settings, isinstance(kind.settings, _Descents)
         if settings.step == _one_step(recipe) if isinstance(settings, _Descents) else settings in recipe.sizes:
             what = "descent" if is_descent else "probe"
@@ -422,54 +349,6 @@ class _Descents:
 def _one_step(recipe: Recipe) -> Recipe:
     """Shorten a recipe to one step at each size: numbers of steps change no shapes."""
     return replace(recipe, octaves=tuple(replace(octave, steps=1) for octave in recipe.octaves))
-
-
-def find_least_rows(
-    compute: Callable[[int], Sequence[Tensor]], candidates: Sequence[int], rows: int, device: torch.device
-) -> int:
-    """Find the least number of rows of a batch whose results have the bits of a full batch.
-
-    Libraries select kernels by shapes, types and threads, not by values: what one step with values other than 0 shows
-    holds for all. The exception are elementwise operations: the last elements of a tensor, or of a thread's share of
-    it, do not fill a vector register, and exp and its like round there otherwise, for some values only. So each of
-    them is compared by where it rounds otherwise, too.
-
-    Parameters
-    ----------
-    compute : callable
-        Computes a batch of a number of rows: R x ... each, the first rows always the same.
-    candidates : sequence of int
-        Numbers of rows to try, ascending.
-    rows : int
-        Rows of the full batch.
-    device : torch.device
-        Where it is computed.
-
-    Returns
-    -------
-    int
-        The first candidate that has the bits, or `rows`; also where the network fails in a batch of another size.
-    """
-
-    def run(count: int) -> Sequence[Tensor]:
-        with fixed_random_numbers(device):
-            return compute(count)
-
-    try:
-        expected = run(rows) if candidates else ()
-        for fewer in candidates:
-            results = run(fewer)
-            if not all(has_bits_of(a, b[: len(a)]) for a, b in zip(results, expected, strict=True)):
-                continue
-            with ElementwiseCalls(fewer) as seen:
-                run(fewer)
-            if all(call.rounds_alike(rows) for call in seen.calls.values()):
-                return fewer
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception:  # noqa: BLE001 - a network of the user's own may raise anything; the full batch then says what
-        return rows
-    return rows
 
 
 def along_directions(gradients: Tensor, directions: Directions) -> Tensor:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from featmap import image_ops
 from featmap.errors import ModelError
 from featmap.image_shape import Size
-from featmap.network.hooks import ActivationHooks
+from featmap.network.hooks import ActivationHooks, ElementwiseCalls, has_bits_of
 from featmap.network.model import Network
 from featmap.network.modules import REDUCED, copy_module, place_module
 from featmap.optimize.prepare import FOLDED, UNTOUCHED, Preparation, copy_settings, prepare
+from featmap.optimize.recipe import MIN_ROWS
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest relative difference of outputs in float32; folding changes rounding, which grows with the depth. Chosen on
@@ -41,16 +43,10 @@ REPEATS = 8
 """Passes that are compared where a pass draws random numbers: one of stochastic depth often draws the same twice."""
 PINK_IMAGES = 2
 """Number of 1/f images on which networks are compared, beside one of noise as descents start from."""
-SAMPLES, SHORT = 1024, 15
-"""Values on which an elementwise operation is tried, and values of the short tensors: too few for a vector register."""
-UNTAGGED = frozenset(
-    f"{name}{end}"
-    for name in ("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish", "softplus", "_prelu_kernel")
-    for end in ("", "_backward")
-) | {"log_sigmoid_forward", "log_sigmoid_backward"}
-"""Elementwise operations that torch does not mark as such."""
-_TWO_WAYS: dict[Any, dict[int, Tensor]] = {}
-"""Values that elementwise operations round in two ways, as far as this process has tried."""
+CHECK_SHARE = 0.25
+"""Largest cost of a check as a share of what it saves."""
+_CHOICES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
+"""Rows that this process chose for a network's batches, by kind of batch, rows tried, layout and threads."""
 Measured = tuple[dict[str, Tensor], Tensor]
 """Outputs by layer, and the gradient with respect to the images."""
 
@@ -342,138 +338,127 @@ def _random_state(device: torch.device) -> tuple[object, ...]:
     return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), str(numbers)
 
 
-def has_bits_of(result: Tensor, expected: Tensor) -> bool:
-    """Compare two tensors bit by bit.
+@dataclass(frozen=True)
+class BatchKind:
+    """Everything that the kernels of a batch depend on, besides the network.
 
     Parameters
     ----------
-    result, expected : Tensor
-        Any tensors.
+    layers : tuple of str
+        Names of the layers.
+    images : int
+        Number of images, or objectives.
+    rows : int
+        Number of rows of a full batch.
+    settings : hashable
+        Of a descent its recipe, with one step at each size, and the number of terms; of a forward pass its shape.
+    device : torch.device
+        Where the batch is computed.
+    """
+
+    layers: tuple[str, ...]
+    images: int
+    rows: int
+    settings: Hashable
+    device: torch.device
+
+
+def choose_rows(
+    network: Network, kind: BatchKind, compute: Callable[[int], Sequence[Tensor]], savings: float = math.inf
+) -> int:
+    """Choose the least number of rows that a batch needs.
+
+    It is chosen once in a process for each kind of batch.
+
+    Parameters
+    ----------
+    network : Network
+        The network that is computed, or a copy of it.
+    kind : BatchKind
+        The batch.
+    compute : callable
+        See `find_least_rows`.
+    savings : float, default inf
+        Passes that are computed with the result for every pass of the check; where they do not pay for it, the batch
+        stays full.
 
     Returns
     -------
-    bool
-        Whether shapes, types and all bits are equal; unlike values, NaN equals itself and 0 differs from -0.
+    int
+        At least the number of images; all rows for a network whose passes may differ.
     """
-    same = result.shape == expected.shape and result.dtype == expected.dtype
-    return same and torch.equal(bits(result), bits(expected))
+    count, rows = kind.images, kind.rows
+    if count >= rows or network.allow_stochastic:
+        return rows
+    least = max(MIN_ROWS, count)
+    candidates = [n for n in (least, *(2**k for k in range(rows.bit_length()))) if least <= n < rows]
+    # a check computes the full batch once and each candidate twice
+    paid = tuple(n for n in dict.fromkeys(candidates) if rows + 2 * n <= CHECK_SHARE * savings * (rows - n))
+    choices, key = chosen_rows(network), (kind, paid, network.layout, torch.get_num_threads())
+    if paid and key not in choices:
+        choices[key] = find_least_rows(compute, paid, rows, kind.device)
+    return choices.get(key, rows)
 
 
-def bits(values: Tensor) -> Tensor:
-    """View values as whole numbers: the bits of each element, in a last dimension of its own."""
-    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    return values.contiguous()[..., None].view(torch.uint8)
-
-
-class ElementwiseCalls(TorchDispatchMode):
-    """Collect the elementwise operations on tensors of some number of rows, forward and backward, each once.
+def chosen_rows(network: Network) -> dict[tuple[Any, ...], int]:
+    """Get the rows that this process chose for a network's batches.
 
     Parameters
     ----------
-    rows : int
-        Number of rows.
+    network : Network
+        The network.
+
+    Returns
+    -------
+    dict
+        Rows by kind of batch, rows tried, layout and number of threads.
     """
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.rows, self.calls = rows, dict[Any, ElementwiseCall]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        # a clone copies bits, whatever its memory format
-        if (torch.Tag.pointwise in func.tags and name != "clone") or name.rstrip("_") in UNTAGGED:
-            leaves, tree = tree_flatten((args, kwargs or {}))
-            found = [(tuple(p.shape), p.stride(), p.dtype) if isinstance(p, Tensor) else p for p in leaves]
-            if any(isinstance(p, Tensor) and p.dim() and len(p) == self.rows for p in leaves):
-                self.calls.setdefault((func, *found), ElementwiseCall(func, tree, leaves, self.rows))
-        return func(*args, **(kwargs or {}))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Tell torch that nothing is compiled here: to switch off its compiler it would import it, for seconds."""
-        return False
+    return _CHOICES.setdefault(network.module, {})
 
 
-class ElementwiseCall:
-    """An elementwise operation with its settings and the shapes of its tensors.
+def find_least_rows(
+    compute: Callable[[int], Sequence[Tensor]], candidates: Sequence[int], rows: int, device: torch.device
+) -> int:
+    """Find the least number of rows that gives the bits of a full batch.
+
+    Libraries select kernels by shapes, types and threads, not by values: what one step with values other than 0 shows
+    holds for all. The exception are elementwise operations: the last elements of a tensor, or of a thread's share of
+    it, do not fill a vector register, and exp and its like round there otherwise, for some values only. So each of
+    them is compared by where it rounds otherwise, too.
 
     Parameters
     ----------
-    function : callable
-        The operation.
-    tree : object
-        Structure of its arguments.
-    leaves : sequence
-        The arguments.
+    compute : callable
+        Computes a batch of a number of rows: R x ... each, the first rows always the same.
+    candidates : sequence of int
+        Numbers of rows to try, ascending.
     rows : int
-        Number of rows of the tensors that have rows.
+        Rows of the full batch.
+    device : torch.device
+        Where it is computed.
+
+    Returns
+    -------
+    int
+        The first candidate that has the bits, or `rows`; also where the network fails in a batch of another size.
     """
 
-    def __init__(self, function: Any, tree: Any, leaves: Sequence[Any], rows: int) -> None:
-        self.function, self.tree, self.rows = function, tree, rows
-        self.leaves = [p.to("meta") if isinstance(p, Tensor) else p for p in leaves]
-        self.device = next(p.device for p in leaves if isinstance(p, Tensor) and p.dim())
+    def run(count: int) -> Sequence[Tensor]:
+        with fixed_random_numbers(device):
+            return compute(count)
 
-    def rounds_alike(self, rows: int) -> bool:
-        """Check that each element is rounded as in a batch of another number of rows.
-
-        Parameters
-        ----------
-        rows : int
-            The other number, at least as large.
-
-        Returns
-        -------
-        bool
-            Whether it is, for values of any size.
-        """
-        values = self._two_ways()
-        if not values:
-            return True
-        # one value that rounds in two ways, at all places of tensors of the call's shapes, shows where it does so
-        own, other = (
-            bits(self._apply({k: self._filled(p, count, values[k]) for k, p in self._tensors()}))
-            for count in (self.rows, rows)
-        )
-        return torch.equal(own, other[: len(own)])
-
-    def _two_ways(self) -> dict[int, Tensor]:
-        """Find a value for each tensor so that the result rounds otherwise in a short tensor; none where none does."""
-        kinds = [(p.dtype, p.dim() > 0) if isinstance(p, Tensor) else p for p in self.leaves]
-        key = (self.function, *kinds, self.device, torch.get_num_threads())
-        if key not in _TWO_WAYS:
-            generator = torch.Generator().manual_seed(0)
-            values = {k: _sample(p, generator).to(self.device) for k, p in self._tensors()}
-            short = [self._apply({k: v[i : i + SHORT] for k, v in values.items()}) for i in range(0, SAMPLES, SHORT)]
-            differ = (bits(self._apply(values)) != bits(torch.cat(short))).flatten(1).any(1).nonzero()
-            _TWO_WAYS[key] = {k: v[int(differ[0])] for k, v in values.items()} if len(differ) else {}
-        return _TWO_WAYS[key]
-
-    def _tensors(self) -> list[tuple[int, Tensor]]:
-        """List the tensors that are not single numbers, with their places."""
-        return [(k, p) for k, p in enumerate(self.leaves) if isinstance(p, Tensor) and p.dim()]
-
-    def _filled(self, like: Tensor, rows: int, value: Tensor) -> Tensor:
-        """Make a tensor of one value and of the shape and memory order of another, with a number of rows."""
-        shape = (rows, *like.shape[1:]) if len(like) == self.rows else like.shape
-        own = [1 if stride == 0 else size for size, stride in zip(shape, like.stride(), strict=True)]
-        filled = torch.empty_strided(own, like.stride(), dtype=like.dtype, device=self.device)
-        return filled.fill_(value).expand(shape)
-
-    def _apply(self, tensors: dict[int, Tensor]) -> Tensor:
-        """Apply the operation to copies of tensors; single numbers of tensors are 0.7."""
-        single = {k: torch.tensor(0.7).to(p.dtype) for k, p in enumerate(self.leaves) if isinstance(p, Tensor)}
-        # cloned, because it may work in place; the strides stay
-        given = single | {k: t if 0 in t.stride() else t.clone() for k, t in tensors.items()}
-        args, kwargs = tree_unflatten([given.get(k, p) for k, p in enumerate(self.leaves)], self.tree)
-        result = self.function(*args, **kwargs)
-        return result if isinstance(result, Tensor) else next(p for p in result if isinstance(p, Tensor))
-
-
-def _sample(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw values of a tensor's type, half of them positive, on which an elementwise operation is tried."""
-    if not (like.is_floating_point() or like.is_complex()):
-        return torch.randint(0, 2, (SAMPLES,), generator=generator).to(like.dtype)
-    numbers = 3 * torch.randn(2, SAMPLES, generator=generator)
-    numbers[:, ::2] = numbers[:, ::2].abs()
-    return torch.complex(*numbers).to(like.dtype) if like.is_complex() else numbers[0].to(like.dtype)
+    try:
+        expected = run(rows) if candidates else ()
+        for fewer in candidates:
+            results = run(fewer)
+            if not all(has_bits_of(a, b[: len(a)]) for a, b in zip(results, expected, strict=True)):
+                continue
+            with ElementwiseCalls(fewer) as seen:
+                run(fewer)
+            if all(call.rounds_alike(rows) for call in seen.calls.values()):
+                return fewer
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - a network of the user's own may raise anything; the full batch then says what
+        return rows
+    return rows

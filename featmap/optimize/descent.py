@@ -174,8 +174,9 @@ def descend(
     ----------
     The article, sections "Feature Visualization from First Principles" and "Layer and Neuron Interactions".
     """
-    batch = _Batch(network, objectives, recipe, seed, start, repulsion, on_step, frames)
+    batch = PaddedBatch(network, objectives, recipe, seed, start, repulsion)
     loop, image, count = batch.loop, batch.image, len(objectives)
+    loop.on_step, loop.every = on_step, frames
     with batch.hooks() as hooks:
         for octave in recipe.octaves:
             image = image_ops.resize(image, _size(octave))
@@ -190,45 +191,25 @@ def descend(
     )
 
 
-def try_steps(
-    network: DescentNetwork,
-    objectives: Sequence[Objective],
-    recipe: Recipe,
-    *,
-    seed: int | Sequence[int] = 0,
-    start: Tensor | None = None,
-    repulsion: Repulsion | None = None,
-) -> list[Tensor]:
-    """Compute one step at each size of the recipe, from the initial images, with all that lies between.
-
-    It serves to compare batches of different numbers of rows, see `featmap.optimize.comparison.find_least_rows`.
-
-    Parameters
-    ----------
-    network, objectives, recipe, seed, start, repulsion
-        See `descend`.
-
-    Returns
-    -------
-    list of Tensor
-        Outputs of the layers, losses, activations, gradients and images, R x ... each, with the padding.
-    """
-    batch, results = _Batch(network, objectives, recipe, seed, start, repulsion), list[Tensor]()
-    with batch.hooks() as hooks:
-        for octave in {_size(o): o for o in recipe.octaves}.values():
-            image = image_ops.resize(batch.image, _size(octave))
-            results += batch.loop.try_step(hooks, batch.loss(octave), image, octave)
-    return results
-
-
 def _size(octave: Octave) -> Size:
     """Get the size of an octave of a resolved recipe."""
     assert isinstance(octave.size, (int, tuple))
     return octave.size
 
 
-class _Batch:
-    """A batch of objectives, padded to the recipe's rows, with its loop and initial images."""
+class PaddedBatch:
+    """A batch padded to the recipe's rows, with its loop and initial images.
+
+    Parameters
+    ----------
+    network, objectives, recipe, seed, start, repulsion
+        See `descend`.
+
+    Raises
+    ------
+    RecipeError
+        If there are no objectives or more than `recipe.rows`.
+    """
 
     def __init__(
         self,
@@ -238,8 +219,6 @@ class _Batch:
         seed: int | Sequence[int],
         start: Tensor | None,
         repulsion: Repulsion | None,
-        on_step: StepCallback | None = None,
-        frames: int = 0,
     ) -> None:
         count, device = len(objectives), torch.device(network.device)
         if not 0 < count <= recipe.rows:
@@ -262,8 +241,6 @@ class _Batch:
             seeds + seeds[:1] * padding,
             torch.zeros(recipe.rows, dtype=torch.bool, device=device),
             torch.zeros(recipe.rows, dtype=torch.bool, device=device),
-            on_step=on_step,
-            every=frames,
             count=count,
             reads_device=device.type == "cpu",
             repulsion=None if repulsion is None else repulsion.rows(range(count), padding, device),
@@ -272,12 +249,29 @@ class _Batch:
         self.image = torch.cat([image, image[:1].expand(padding, -1, -1, -1)]).contiguous()
 
     def hooks(self) -> ActivationHooks:
-        """Make the hooks that read the batch's layers."""
+        """Make the hooks that read the batch's layers.
+
+        Returns
+        -------
+        ActivationHooks
+            They are open inside a `with` statement.
+        """
         network = self.network
         return ActivationHooks(network.module, self.layers, (), network.layouts, network.directions)
 
     def loss(self, octave: Octave) -> BatchLoss:
-        """Build the loss of the rows at the size of an octave."""
+        """Build the loss of the rows.
+
+        Parameters
+        ----------
+        octave : Octave
+            Part of the recipe, whose size counts.
+
+        Returns
+        -------
+        BatchLoss
+            Loss at the size of the octave.
+        """
         network, recipe = self.network, self.recipe
         return BatchLoss(
             self.objectives,
@@ -288,6 +282,23 @@ class _Batch:
             (recipe.contrast, recipe.spread),
             network.directions,
         )
+
+    def try_steps(self) -> list[Tensor]:
+        """Compute one step at each size of the recipe, from the initial images.
+
+        It serves to compare batches of different numbers of rows, see `featmap.optimize.comparison.find_least_rows`.
+
+        Returns
+        -------
+        list of Tensor
+            Outputs of the layers, losses, activations, gradients and images, R x ... each, with the padding.
+        """
+        results = list[Tensor]()
+        with self.hooks() as hooks:
+            for octave in {_size(o): o for o in self.recipe.octaves}.values():
+                image = image_ops.resize(self.image, _size(octave))
+                results += self.loop.try_step(hooks, self.loss(octave), image, octave)
+        return results
 
 
 def _initial_images(
@@ -312,7 +323,7 @@ class _Loop:
     seeds: list[int]
     rescued: Tensor
     had_gradient: Tensor
-    on_step: StepCallback | None
+    on_step: StepCallback | None = None
     every: int = 0
     count: int = 0
     """Rows of the batch that are not padding."""

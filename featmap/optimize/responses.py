@@ -16,7 +16,7 @@ from featmap.network.hooks import ActivationHooks
 from featmap.network.model import Network
 from featmap.network.modules import copy_module, place_module
 from featmap.network.unit import Unit
-from featmap.optimize.batch import BatchKind, choose_rows
+from featmap.optimize.comparison import BatchKind, choose_rows
 from featmap.optimize.objective import BatchLoss, Objective
 
 PASSES = 8.0

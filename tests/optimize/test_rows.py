@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from featmap.network.hooks import ElementwiseCalls, has_bits_of
 from featmap.network.loading import load
 from featmap.network.model import Network
-from featmap.optimize import batch
-from featmap.optimize.batch import Batches, BatchKind, choose_rows, find_least_rows, list_chosen_rows
-from featmap.optimize.comparison import ElementwiseCalls, has_bits_of
+from featmap.optimize import comparison
+from featmap.optimize.batch import Batches, list_chosen_rows
+from featmap.optimize.comparison import BatchKind, choose_rows, find_least_rows
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import RECIPES, Octave, Recipe
 from featmap.optimize.responses import Probe
@@ -30,19 +31,19 @@ UNITS = ["mixed:0", "mixed:3:1", "mixed:1 + 2 * mixed:2", "mixed:4", "mixed:5", 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     """The candidates of each check; a check is made whatever it saves."""
-    found, real = [], batch.find_least_rows
+    found, real = [], comparison.find_least_rows
 
     def noted(compute: Any, candidates: Any, rows: int, device: torch.device) -> int:
         found.append((*candidates, real(compute, candidates, rows, device)))
         return found[-1][-1]
 
-    monkeypatch.setattr(batch, "find_least_rows", noted)
-    monkeypatch.setattr(batch, "CHECK_SHARE", float("inf"))
+    monkeypatch.setattr(comparison, "find_least_rows", noted)
+    monkeypatch.setattr(comparison, "CHECK_SHARE", float("inf"))
     return found
 
 
 def full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "find_least_rows", lambda _, __, rows, ___: rows)
+    monkeypatch.setattr(comparison, "find_least_rows", lambda _, __, rows, ___: rows)
 
 
 def short(recipe: Recipe) -> Recipe:
@@ -73,7 +74,7 @@ def test_few_units_have_the_bits_of_a_full_batch(
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"gradients": "together"}, {"metric": "l2"}])
 def test_other_settings_have_the_bits_too(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(short(RECIPES["pixels"]), jitter=2, **changes)
-    monkeypatch.setattr(batch, "CHECK_SHARE", float("inf"))
+    monkeypatch.setattr(comparison, "CHECK_SHARE", float("inf"))
     units = ["norm:1 + mixed:5", *UNITS[:3]]
     found = maximised_images(load(networks.small_inception()), units, recipe)
     full_batches(monkeypatch)
@@ -125,7 +126,7 @@ def test_a_network_that_takes_full_batches_only_gets_them(tried: list[tuple[int,
 
 def test_no_check_is_made_where_it_costs_more_than_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[tuple[int, ...]] = []
-    monkeypatch.setattr(batch, "find_least_rows", lambda _, tried, rows, __: checks.append(tried) or rows)
+    monkeypatch.setattr(comparison, "find_least_rows", lambda _, tried, rows, __: checks.append(tried) or rows)
     network, kind = load(networks.small_inception()), BatchKind(("mixed",), 1, 16, "any", CPU)
     for savings, tried in ((2, []), (8, [(2, 4)]), (100, [(2, 4), (2, 4, 8)])):
         assert choose_rows(network, kind, lambda _: [], savings) == 16 and checks == tried
@@ -166,7 +167,7 @@ def test_a_sigmoid_that_rounds_by_its_place_is_found_by_any_values(columns: int,
 def test_smooth_activations_at_odd_sizes_keep_their_bits(
     activation: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "CHECK_SHARE", float("inf"))
+    monkeypatch.setattr(comparison, "CHECK_SHARE", float("inf"))
     octaves = (Octave(12, (0.05, 0.03), (1.0, 0.3), 17),)
     recipe = replace(RECIPES["pixels"], rows=16, clamp="never", octaves=octaves)
     made = []
