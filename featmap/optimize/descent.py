@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from featmap import image_ops
 from featmap.errors import ModelError, RecipeError
 from featmap.image_shape import Size
 from featmap.network.directions import Directions, split_name
-from featmap.network.hooks import ActivationHooks, Layouts
+from featmap.network.hooks import ActivationHooks, Gate, GatedActivations, Layouts
 from featmap.network.unit import Shape
 from featmap.optimize import parameterization
 from featmap.optimize.objective import BatchLoss, Objective, Repulsion
@@ -24,8 +21,6 @@ from featmap.optimize.recipe import Octave, Recipe
 from featmap.optimize.schedule import interpolate_schedule
 from featmap.optimize.transforms import apply_transform
 
-RESCUE_SLOPE = 0.1
-"""Factor of the gradient that a rescued row gets through activations where these are flat."""
 CANCELLATION_TOLERANCE = 1e-5
 """Ratio of the norm of a sum to the sum of its terms' norms, up to which the sum is rounding error and counts as 0. It
 is used for sums of gradients, and for the difference of two images' responses (`Repulsion.similarity`)."""
@@ -95,119 +90,6 @@ class DescentNetwork:
     layouts: Layouts | None = None
     directions: Mapping[str, Directions] | None = None
     channels: int = 3
-
-
-class Gate:
-    """Switch that, while open, lets damped gradients pass where activations are flat."""
-
-    def __init__(self) -> None:
-        self.open = False
-
-
-class _GatedReLU(torch.autograd.Function):
-    """A ReLU that allows two backward passes of one forward pass: as usual, and with the gate open."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Gate, in_place: bool) -> Tensor:
-        ctx.gate = gate
-        ctx.save_for_backward(x <= 0)  # False for NaN, so the gradient passes, as in torch
-        if in_place:
-            ctx.mark_dirty(x)
-            return x.relu_()
-        return x.relu()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (dead,) = ctx.saved_tensors
-        return torch.where(dead, RESCUE_SLOPE * grad if ctx.gate.open else torch.zeros_like(grad), grad), None, None
-
-
-@dataclass(frozen=True)
-class _Saturation:
-    """An activation of mobile networks that is flat below, above or both; value and derivative are torch's own."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-    is_flat: Callable[[Tensor], Tensor]
-
-
-def _saturation(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_Saturation, bool]:
-    """Read a call of `hardtanh`, `relu6`, `hardswish` or `hardsigmoid`: the activation, and whether it is in place."""
-    aten, names = torch.ops.aten, ("min_val", "max_val", "inplace") if name.startswith("hardtanh") else ("inplace",)
-    call = {"min_val": -1.0, "max_val": 1.0, "inplace": False} | dict(zip(names, args, strict=False)) | dict(kwargs)
-    in_place = bool(call["inplace"]) or name.endswith("_")
-    if name == "hardswish":
-        return _Saturation(aten.hardswish, aten.hardswish_backward, lambda x: x < -3), in_place
-    if name.startswith("hardsigmoid"):
-        return _Saturation(aten.hardsigmoid, aten.hardsigmoid_backward, lambda x: (x <= -3) | (x >= 3)), in_place
-    # nn.ReLU6 arrives as hardtanh, the function relu6 under its own name
-    low, high = (0.0, 6.0) if name == "relu6" else (call["min_val"], call["max_val"])
-    return (
-        _Saturation(
-            lambda x: aten.hardtanh(x, low, high),
-            lambda grad, x: aten.hardtanh_backward(grad, x, low, high),
-            lambda x: (x <= low) | (x >= high),
-        ),
-        in_place,
-    )
-
-
-class _GatedSaturation(torch.autograd.Function):
-    """The same for an activation that saturates."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Gate, saturation: _Saturation, in_place: bool) -> Tensor:
-        ctx.gate, ctx.saturation = gate, saturation
-        ctx.save_for_backward(x.clone() if in_place else x)  # its value is gone when the gradient is computed
-        if in_place:
-            ctx.mark_dirty(x)
-            return x.copy_(saturation.forward(x))
-        return saturation.forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,) = ctx.saved_tensors
-        usual = ctx.saturation.backward(grad, x)  # torch's own, so that bits do not change where no row is dead
-        passed = torch.where(ctx.saturation.is_flat(x), RESCUE_SLOPE * grad, usual) if ctx.gate.open else usual
-        return passed, None, None, None
-
-
-class GatedActivations(TorchFunctionMode):
-    """Give every activation with a flat part inside this context a gate.
-
-    ReLU, ReLU6, hardtanh, hardswish and hardsigmoid, as modules, functions and methods; values and gradients with the
-    gate shut are torch's, to the bit.
-
-    Parameters
-    ----------
-    gate : Gate
-        The gate of all of them.
-    """
-
-    RELUS = frozenset({"relu", "relu_"})  # nn.ReLU, functional.relu and the tensor's methods all arrive as these
-    SATURATIONS = frozenset({"relu6", "hardtanh", "hardtanh_", "hardswish", "hardsigmoid"})
-
-    def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self.gate = gate
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name not in self.RELUS and name not in self.SATURATIONS:
-            return func(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
-        if not x.requires_grad:  # no gradient flows back through this call
-            return func(*args, **kwargs)
-        if name in self.RELUS:
-            in_place = name == "relu_" or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
-            gated = partial(_GatedReLU.apply, x, self.gate)
-        else:
-            saturation, in_place = _saturation(name, args[1:], {k: v for k, v in kwargs.items() if k != "input"})
-            kept = x.clone() if in_place and x._is_view() else x  # the copy below overwrites x, the gradient reads it
-            gated = partial(_GatedSaturation.apply, kept, self.gate, saturation)
-        if in_place and x._is_view():  # autograd does not let a custom function overwrite a view in place
-            return x.copy_(gated(False))
-        return gated(in_place)
 
 
 def sum_gradients(gradients: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import featmap
 from featmap import channel, load
+from featmap.network.hooks import Gate, GatedActivations
 from featmap.optimize import descent
 from featmap.optimize.batch import Batches
-from featmap.optimize.descent import Gate, GatedActivations
 from featmap.optimize.parameterization import initial_image
 from featmap.optimize.recipe import FAST, PIXELS, Recipe
 from featmap.runs import device as devices
