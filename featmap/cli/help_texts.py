@@ -201,6 +201,11 @@ that hardly vary over these (by less than a twentieth of the median of their lay
 recipe interact takes linear steps only, so that a linear network scores zero; with Adam or clamped pixels even a
 linear network looks nonlinear, and the report says so. A confidence interval takes three seeds, a claim five.
 
+On a real network 15 to 68 % of a layer's features are silent on the noise. In the first quarter of the steps a unit
+without a gradient, alone or in a sum, gets one through its dead ReLUs, and in a sum at the length of the others'.
+Units that have gradients, and networks without such activations, are not touched. `--recipe interact-unrescued` leaves
+silent units silent: pairs of them are undefined (dead or unconverged partner).
+
 Screening: pairs are predicted from the solo runs (size of the responses, self-saturation, cross-talk, agreement of
 gradients, overlap of weights). The prediction is weak so far. Each screening judges it on --checks random pairs,
 compares it with the reliability of the measurement itself, and reports how much more nonlinear its top pairs are: read
@@ -395,15 +400,18 @@ RECIPES = """
   article             gradient descent as the article prints it
   article-normalised  the same, with the gradient divided by its RMS
   article-lowres      the article's first form
-  interact            linear steps, for measuring interaction
+  interact            linear steps, for measuring interaction; units that are
+                      silent on the noise are woken
+  interact-unrescued  the same without waking; called interact up to
+                      version 0.2
 
 fast, standard and natural maximise the response less what is typical of the layer: the mean and one standard deviation
 of the responses of all its features. So an image shows what is the feature's own. Responses, statuses and co-activation
 are those of the feature alone, as under every recipe. Their null image is noise with the spectrum of natural images.
 How often other networks recognise the images of each recipe is in analyses/benchmarks/README.md.
 
-A run folder of fast or standard of version 0.2 is resumed by `--recipe pixels` or `--recipe pixels-long` with its
-folder as `--out`.
+A run folder of fast, standard or interact of version 0.2 is resumed by `--recipe pixels`, `--recipe pixels-long` or
+`--recipe interact-unrescued` with its folder as `--out`.
 
 Size, steps, metric, C, precision, rows, seed and start can be changed on the command line; changes are part of the
 run's identity.
