@@ -195,11 +195,22 @@ The statistics, with the values of every seed (formulas: featmap/stats/interacti
                          responds, and the correlation of the two maps
   gradient agreement     mean cosine of the units' gradients along the joint
                          descent
+  kind                   additive, suppressive, synergistic, competing for
+                         place, or undecided (rules: see below)
 
 Responses are measured in units of each feature's own standard deviation over 64 images with a 1/f spectrum. Features
 that hardly vary over these (by less than a twentieth of the median of their layer) are left out and counted. The
 recipe interact takes linear steps only, so that a linear network scores zero; with Adam or clamped pixels even a
 linear network looks nonlinear, and the report says so. A confidence interval takes three seeds, a claim five.
+
+The kind is decided from the intervals over seeds, three at least. A pair is competing for place where a unit keeps less
+than 0.8 of what it would keep in a linear network of the same cross-talk and gradient agreement (additive retention),
+and the units divide the image: at 70 % of the responding positions only one responds, and the maps correlate
+negatively. It is suppressive where a unit keeps as little elsewhere, or where the response nonlinearity is above its
+floor and the second difference below 0: features respond to both by less than the sum (an OR, an XOR, a gate that one
+of them shuts). It is synergistic where both units reach more than alone, or with a second difference above 0 (an AND).
+It is additive where none of this holds and the nonlinearity is surely less than 0.1 above its floor. All rules and
+thresholds: featmap/interaction/kinds.py.
 
 On a real network 15 to 68 % of a layer's features are silent on the noise. In the first quarter of the steps a unit
 without a gradient, alone or in a sum, gets one through its dead ReLUs, and in a sum at the length of the others'.
