@@ -108,7 +108,7 @@ def make_job(context: Context) -> JointJob:
     return groups.pairs_job(
         (named, *random_pairs(context, named)),
         context.network,
-        resolved_recipe(context.network, "interact", size, steps),
+        resolved_recipe(context.network, "interact-unrescued", size, steps),
         groups.JointSettings(seeds=context.seeds, device=device.select_device(context.device)),
     )
 

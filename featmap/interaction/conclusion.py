@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featmap.interaction.kinds import describe_kind
 from featmap.optimize.recipe import Recipe
 
 SEEDS_FOR_CLAIM = 5
@@ -94,7 +95,8 @@ def state_conclusion(row: pd.Series, seeds: int) -> str:
     Returns
     -------
     str
-        One sentence: the response nonlinearity with its floor, ceiling and interval, or why it is undefined.
+        The kind of interaction in words, and the response nonlinearity with its floor, ceiling and interval; or why
+        they are undefined.
     """
     share = row.get("response_nonlinearity", np.nan)
     if not np.isfinite(share):
@@ -113,7 +115,8 @@ def state_conclusion(row: pd.Series, seeds: int) -> str:
     if np.isfinite(row["p"]):
         sentence += "; above its floor" if row["p"] < 0.05 else "; not above its floor"
         sentence += f" (p = {row['p']:.2g})"
-    return sentence + "."
+    kind = describe_kind(row)
+    return (f"{kind}. " if kind else "") + sentence + "."
 
 
 def list_notes(row: pd.Series, seeds: int, recipe: Recipe) -> list[str]:

@@ -110,6 +110,7 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         statistics[name] = {"mean": mean, "interval": interval, "seeds": values}
     return {
         "units": [str(u) for u in job.groups[0]],
+        "kind": row["kind"],
         "sentence": state_conclusion(row, len(job.seeds)),
         "notes": list_notes(row, len(job.seeds), job.recipe),
         "balance": job.balance,
@@ -171,7 +172,7 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
     maps = arrays.activation_maps(joint_row)
     legend = ", ".join(f"{c} = {n}" for c, n in zip(letters, names, strict=True))
     return interaction_panel.Panel(
-        title=" + ".join(names),
+        title=" + ".join(names) + (f": {row['kind']}" if "kind" in row else ""),
         units=names,
         images=tuple(images),
         maps=tuple(maps),

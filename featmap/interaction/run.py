@@ -139,11 +139,15 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
     ranking = report.rank_pairs(result.summary)
     counts = ", ".join(f"{n} {status}" for status, n in result.summary["status"].value_counts().items())
     significant = int((result.summary["q"] < 0.05).sum())
+    kinds = ", ".join(f"{n} {kind}" for kind, n in result.summary["kind"].value_counts().items())
     lines = [
         f"{len(job.groups)} pairs: {counts}",
+        f"kinds: {kinds}",
         f"{significant} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
     ]
-    lines += [f"{row['group']}: {describe_nonlinearity(row)}" for row in ranking.head(limit).to_dict("records")]
+    lines += [
+        f"{row['group']}: {row['kind']}; {describe_nonlinearity(row)}" for row in ranking.head(limit).to_dict("records")
+    ]
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featmap.interaction import kinds
 from featmap.interaction.job import MEMBERS, Group, JointJob
 from featmap.network.unit import Unit
 from featmap.runs import folder_layout
@@ -207,10 +208,11 @@ class JointArrays:
         """Names of all statistics, whether a descent has them or not."""
         letters = MEMBERS[: self.job.members]
         names = [f"solo_{c}" for c in letters]
-        names += [*NONLINEARITIES, "second_difference", "second_difference_at", "joint_gain", "gradient_agreement"]
+        names += [*NONLINEARITIES, "second_difference", "second_difference_sign", "second_difference_at"]
+        names += ["joint_gain", "gradient_agreement"]
         names += ["territory_divided", "territory_correlation"]
         for c in letters:
-            names += [f"joint_{c}", f"retention_{c}", f"self_saturation_{c}"]
+            names += [f"joint_{c}", f"retention_{c}", f"additive_retention_{c}", f"self_saturation_{c}"]
             names += [f"crosstalk_{c}_on_{other}" for other in letters if other != c]
         names += [f"{name}_floor_{kind}_{c}" for kind in FLOOR_KINDS for name in NONLINEARITIES for c in letters]
         return names + [f"{name}_{limit}" for limit in ("floor", "ceiling") for name in NONLINEARITIES]
@@ -256,6 +258,7 @@ class JointArrays:
             "response_nonlinearity": interaction.response_nonlinearity(r, parts),
             "image_nonlinearity": interaction.image_nonlinearity(d, images),
             "second_difference": second.size,
+            "second_difference_sign": second.sign,
             "second_difference_at": float("nan") if second.feature is None else float(second.feature),
             "joint_gain": interaction.joint_gain(joint, blends, small["joint_weight"][row], best),
             # steps at which a gradient vanishes have no cosine
@@ -271,6 +274,11 @@ class JointArrays:
                 if other != c:
                     on_other = self.solo_activation(unit, image_unit, seed)
                     result[f"crosstalk_{c}_on_{other}"] = interaction.crosstalk(on_other, best[k])
+        if self.job.balance == "solo" and self.job.recipe.linear:
+            gifts = [[result.get(f"crosstalk_{c}_on_{other}", 1.0) for other in letters] for c in letters]
+            lengths = np.sqrt(np.square(images).reshape(len(group), -1).mean(1))
+            without = interaction.additive_retentions(np.array(gifts), lengths, result["gradient_agreement"])
+            result |= {f"additive_retention_{c}": float(v) for c, v in zip(letters, without, strict=True)}
         return result | self._floors(group, seed, letters) | self._ceilings(group, seed, r, d)
 
     def _floors(self, group: Group, seed: int, letters: Sequence[str]) -> dict[str, float]:
@@ -370,7 +378,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         A row for each group: the mean of each statistic over the seeds that define it, and `status` ("ok" where any
         seed has statistics), `seeds` (their number), `low` and `high` (95 % t-interval of the response nonlinearity
         over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds), `p` (one-sided
-        t-test that the excess is above 0) and `q` (p adjusted for the false discovery rate over the groups);
+        t-test that the excess is above 0), `kind` (see `featmap.interaction.kinds`) and `q` (p adjusted for the false
+        discovery rate over the groups);
         `second_difference_at` is the feature that most seeds name.
     """
     rows = []
@@ -385,6 +394,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         excess = shares - seeds["response_nonlinearity_floor"]
         row["low"], row["high"] = correlation.t_interval(shares.tolist()) or (np.nan, np.nan)
         row |= {"excess": excess.mean(), "p": interaction.p_above_zero(excess.tolist())}
+        row["kind"] = kinds.classify(kinds.Evidence.of(ok))
         rows.append(row)
     summary = pd.DataFrame(rows)
     summary["q"] = interaction.q_values(summary["p"].to_numpy(dtype=float))

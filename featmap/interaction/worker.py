@@ -244,14 +244,23 @@ class JointWorker:
             "joint_blend": self._blends(rows, solos),
             "joint_curve": result.curve.numpy(),
             "joint_agreement": result.agreement.numpy(),
-            "joint_status": folder_layout.row_statuses(
-                measured,
-                result.had_gradient.numpy(),
-                result.rescued.numpy(),
-                partial(self.probe.exact_changes, nulls, result.images, targets),
-            ),
+            "joint_status": self._joint_status(measured, result, nulls, targets),
             **self._maps(rows, result.images),
         }
+
+    def _joint_status(
+        self, measured: dict[str, np.ndarray], result: Descent, nulls: Tensor, targets: Sequence[Objective]
+    ) -> np.ndarray:
+        """Classify joint descents: where only cancelling gradients count as dead.
+
+        The units are live alone. If they did not rise together although they were rescued, that is a finding about the
+        pair, and the descent has statistics.
+        """
+        exact = partial(self.probe.exact_changes, nulls, result.images, targets)
+        rescued = result.rescued.numpy()
+        status = folder_layout.row_statuses(measured, result.had_gradient.numpy(), np.zeros_like(rescued), exact)
+        live: np.ndarray = np.where(rescued & (status == folder_layout.LIVE), folder_layout.RESCUED, status)
+        return live.astype(np.uint8)
 
     def _blends(self, rows: Sequence[tuple[int, int]], solos: Tensor) -> np.ndarray:
         """Measure each unit's activation on the blends of its group's solo images, rows x points x members."""

@@ -42,10 +42,11 @@ class Descent:
     curve : Tensor
         Activation of each term's unit before every step, R x steps x terms; NaN where a row has fewer terms.
     agreement : Tensor
-        Mean cosine of the terms' gradients at each step, R x steps, in [-1, 1]; NaN where fewer than two terms have
-        a gradient, or where the gradient of the sum was taken in one pass.
+        Mean cosine of the terms' own gradients at each step, R x steps, in [-1, 1]; NaN where fewer than two terms have
+        one, or where the gradient of the sum was taken in one pass.
     rescued : Tensor
-        Whether the row ever got its gradient through dead ReLUs, R booleans.
+        Whether the row, or one of its terms under `Recipe.rescue_terms`, ever got its gradient through dead ReLUs,
+        R booleans.
     had_gradient : Tensor
         Whether the row ever had a gradient, R booleans.
     frames : tuple of Tensor, default ()
@@ -120,6 +121,22 @@ def sum_gradients(gradients: Tensor) -> tuple[Tensor, Tensor]:
     # 0 / 0 gives the NaN of a row without a pair
     agreement = torch.where(both, cosines.clamp(-1, 1), torch.zeros_like(cosines)).sum(0) / both.sum(0)
     return torch.where(remains.view(-1, *[1] * (total.dim() - 1)), total, torch.zeros_like(total)), agreement
+
+
+def _rescue(own: Tensor, through_relus: Tensor, alive: Tensor) -> Tensor:
+    """Give terms without a gradient the one through dead ReLUs, T x R x ...
+
+    In a row of several terms it gets the mean length of the others' own gradients, or of the longest one through ReLUs
+    where all terms are dead: how short it is says how many ReLUs are dead, not how much the term counts.
+    """
+    combined = torch.where(alive.view(*alive.shape, *[1] * (own.dim() - 2)), own, through_relus)
+    if len(own) == 1:
+        return combined
+    length = torch.linalg.vector_norm(combined.flatten(2), dim=2)
+    living = (length * alive).sum(0) / alive.sum(0)  # NaN where no term of the row is alive
+    target = torch.where(alive.any(0), living, length.amax(0))
+    factor = torch.where(alive | (length == 0), 1.0, target / length)
+    return combined * factor.view(*factor.shape, *[1] * (own.dim() - 2))
 
 
 def descend(
@@ -400,7 +417,7 @@ class _Loop:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the gradient, the agreement of its terms, and the terms' activations.
 
-        In the first steps a row without a gradient gets the one through dead ReLUs, by a second backward pass.
+        In the first steps a row or term without a gradient gets the one through dead ReLUs, by a second backward pass.
         """
         p, gate = parameters.detach().requires_grad_(True), Gate()
         rescues = step < self.recipe.rescue * self.recipe.steps
@@ -408,10 +425,13 @@ class _Loop:
         # dead at the last step mostly still is. A device that is not read back always takes both backward passes.
         gated = rescues and (self.any_dead or not self.reads_device)
         losses, means = self._losses(hooks, loss, p, step, gate if gated else None)
-        gradient, agreement = self._backward(losses, p, keep=gated)
+        terms = self._backward(losses, p, keep=gated)
+        gradient, agreement = sum_gradients(terms)
         if not rescues:
             return gradient, agreement, means
-        alive = gradient.flatten(1).any(1)
+        # what needs a gradient: each term of a row, or the row
+        parts = terms if self.recipe.rescue_terms else gradient[None]
+        alive = parts.flatten(2).any(2)
         if self.reads_device:
             self.any_dead = any_dead = not bool(alive.all())
             if not any_dead:
@@ -419,11 +439,14 @@ class _Loop:
         if not gated:
             losses, _ = self._losses(hooks, loss, p, step, gate)
         gate.open = True
-        through_relus, _ = self._backward(losses, p)
+        through_relus = self._backward(losses, p)
+        if not self.recipe.rescue_terms:
+            through_relus = sum_gradients(through_relus)[0][None]
+        combined = _rescue(parts, through_relus, alive)
+        self.rescued |= (~alive & combined.flatten(2).any(2)).any(0)
         # Living rows keep their own gradient to the bit: a row must not depend on whether its neighbours are dead.
-        combined = torch.where(alive.view(-1, *[1] * (gradient.dim() - 1)), gradient, through_relus)
-        self.rescued |= ~alive & combined.flatten(1).any(1)
-        return combined, agreement, means
+        all_alive = alive.all(0).view(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(all_alive, gradient, sum_gradients(combined)[0]), agreement, means
 
     def _repel(
         self, hooks: ActivationHooks, loss: BatchLoss, parameters: Tensor, gradient: Tensor, step: int
@@ -460,20 +483,16 @@ class _Loop:
             )
         return losses, means
 
-    def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
-        """Compute the gradient of the terms' losses (R x T) and the agreement of the terms; `keep` the graph."""
-        terms = losses.shape[1]
-        if self.recipe.gradients == "together":
-            (gradient,) = torch.autograd.grad(losses.sum(), p, retain_graph=keep)
-            return gradient, torch.full_like(losses[:, 0].detach(), float("nan"))
+    def _backward(self, losses: Tensor, p: Tensor, keep: bool = False) -> Tensor:
+        """Compute the gradient of each term's losses, T x R x ..., or of their sum, 1 x R x ...; `keep` the graph."""
         # The sum over rows gives each row its own gradient: no row's loss depends on another row's image.
-        return sum_gradients(
-            torch.stack(
-                [
-                    torch.autograd.grad(losses[:, k].sum(), p, retain_graph=keep or k < terms - 1)[0]
-                    for k in range(terms)
-                ]
-            )
+        if self.recipe.gradients == "together":
+            totals = [losses.sum()]
+        else:
+            totals = [losses[:, k].sum() for k in range(losses.shape[1])]
+        kept = [keep or k < len(totals) - 1 for k in range(len(totals))]
+        return torch.stack(
+            [torch.autograd.grad(t, p, retain_graph=again)[0] for t, again in zip(totals, kept, strict=True)]
         )
 
     def _outputs(self, hooks: ActivationHooks, loss: BatchLoss, images: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from featmap.errors import RecipeError
 from featmap.image_shape import Size, area, as_pair, format_size, largest, smallest, with_shorter
 from featmap.network.model import Network
-from featmap.optimize.recipe import MIN_ROWS, RECIPES, Recipe, require_integer
+from featmap.optimize.recipe import MIN_ROWS, RECIPES, Recipe
+from featmap.optimize.schedule import require_integer
 
 BACKWARD_MEMORY_FACTOR = 1.5
 """Bytes held for the backward pass over those of all layers' outputs, as measured on GoogLeNet."""

@@ -1,13 +1,41 @@
-"""Parts of a recipe: octaves with their schedules of step size and blur, and random transforms."""
+"""Parts of a recipe: its name, octaves with their schedules of step size and blur, and random transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from featmap.errors import RecipeError
 
 MAX_STEPS = 1_000_000
+RENAMED_RECIPES = {"fast": "pixels", "standard": "pixels-long", "interact": "interact-unrescued"}
+"""Recipes up to version 0.2 whose settings have another name now."""
+
+
+def require_integer(name: str, value: Any) -> int:
+    """Check that a setting is an integer.
+
+    Parameters
+    ----------
+    name : str
+        Name of the setting, for the message.
+    value : Any
+        Value to check; a bool is not an integer.
+
+    Returns
+    -------
+    int
+        The value itself.
+
+    Raises
+    ------
+    RecipeError
+        If `value` is not an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"{name} {value!r}: give a whole number")
+    return value
 
 
 @dataclass(frozen=True)
@@ -143,3 +171,20 @@ def share_steps(octaves: Sequence[Octave], steps: int) -> list[Octave]:
         shared[longest] = replace(shared[longest], steps=shared[longest].steps - 1)
         shared[-1] = replace(shared[-1], steps=1)
     return [o for o in shared if o.steps > 0]
+
+
+def renamed_recipe(settings: Mapping[str, Any]) -> str | None:
+    """Find the name that the recipe of an older run has now.
+
+    Parameters
+    ----------
+    settings : mapping
+        Settings of the recipe in the run's identity: `name`, `parameterisation` and `rescue` are read.
+
+    Returns
+    -------
+    str or None
+        The new name; None where the recipe is still called what the run says.
+    """
+    name, is_pixels = str(settings.get("name")), settings.get("parameterisation") == "pixels"
+    return RENAMED_RECIPES.get(name) if is_pixels and (name != "interact" or settings.get("rescue") == 0) else None

@@ -91,7 +91,11 @@ def _pairs(run: Run) -> Report:
     columns = [
         "a",
         "b",
-        *(c for c in ("response_nonlinearity_floor", "response_nonlinearity_ceiling", "p", "q") if c in ranking),
+        *(
+            c
+            for c in ("kind", "response_nonlinearity_floor", "response_nonlinearity_ceiling", "p", "q")
+            if c in ranking
+        ),
     ]
     ranked = [c for c in statistics if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
     table = ranking[[*columns[:2], *ranked, *columns[2:]]].head(MAX_RANKED)

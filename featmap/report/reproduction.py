@@ -11,7 +11,8 @@ from featmap.errors import FeatmapError
 from featmap.image_shape import as_size, format_size
 from featmap.network.directions import stored_path
 from featmap.optimize.recipe import Recipe
-from featmap.runs.manifest import RENAMED_RECIPES, Manifest
+from featmap.optimize.schedule import renamed_recipe
+from featmap.runs.manifest import Manifest
 
 COMMAND_LINE_SETTINGS = ("metric", "C", "rows", "precision")
 """Settings of a recipe that options can change, besides size and steps."""
@@ -33,8 +34,8 @@ class Reproduction:
     def __init__(self, manifest: Manifest) -> None:
         identity = manifest.identity
         self.recipe = Recipe.from_identity(identity["recipe"])
-        if self.recipe.parameterisation == "pixels" and self.recipe.name in RENAMED_RECIPES:
-            self.recipe = replace(self.recipe, name=RENAMED_RECIPES[self.recipe.name])
+        if renamed := renamed_recipe(identity["recipe"]):
+            self.recipe = replace(self.recipe, name=renamed)
         self.changes = _changes(self.recipe)
         self.seed, self.device = int(identity["seeds"][0]), str(identity.get("device", "cpu"))
         self.notes: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 from featmap.errors import FeatmapError, StoreError
 from featmap.files import write_atomically
+from featmap.optimize.schedule import renamed_recipe
 
 FORMAT = 2
 """Format 1, of earlier versions, had no checksums of the manifest itself and of the arrays' metadata."""
@@ -24,8 +25,6 @@ COMPLETE, RUNNING, PREPARING = "complete", "running", "laying"
 """Statuses of a run, as manifests write them."""
 MAXIMISE, SIMILARITY = "optimize", "similarity"
 """Commands, as identities name them; `maximise` was called `optimize` when the format was fixed."""
-RENAMED_RECIPES = {"fast": "pixels", "standard": "pixels-long"}
-"""Recipes up to version 0.2 whose settings have another name now."""
 
 
 @dataclass
@@ -470,8 +469,8 @@ def compare_identities(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         Three settings at most, with both values; empty where the identities are equal.
     """
     flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
-    is_pixels = flat_old.get("recipe.parameterisation") == "pixels"
-    renamed = RENAMED_RECIPES.get(str(flat_old.get("recipe.name"))) if is_pixels else None
+    recipe = old.get("recipe")
+    renamed = renamed_recipe(recipe) if isinstance(recipe, Mapping) else None
     if renamed is not None and flat_old | {"recipe.name": renamed} == flat_new:
         return ""
     keys = [k for k in (*flat_new, *flat_old) if flat_old.get(k) != flat_new.get(k)]

@@ -23,7 +23,8 @@ from featmap.network.unit import Unit
 from featmap.optimize import photographs
 from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
-from featmap.optimize.recipe import Recipe, require_integer
+from featmap.optimize.recipe import Recipe
+from featmap.optimize.schedule import require_integer
 from featmap.plotting.sheets import Sheet
 from featmap.runs import folder_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads

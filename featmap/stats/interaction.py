@@ -118,6 +118,41 @@ def retention(joint: float, solo: float) -> float:
     return quotient(joint, solo, 0.0)
 
 
+def additive_retentions(crosstalk: np.ndarray, lengths: np.ndarray, agreement: float) -> np.ndarray:
+    """Compute the retentions of units that do not interact.
+
+    In a linear network, under steps of one length and solo balance, a unit gets its own share of the joint gradient and
+    the others' cross-talk, and the sum is scaled to one step. A unit whose gradient is shortened by the blur has a
+    shorter solo image and therefore a larger weight.
+
+    Parameters
+    ----------
+    crosstalk : numpy.ndarray
+        Share of its own best response that each unit (row) gives to each unit's solo image (column), n x n; 1 on the
+        diagonal.
+    lengths : numpy.ndarray
+        Root mean square of each solo image less the null image, n.
+    agreement : float
+        Mean cosine of the units' gradients.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``sum_j crosstalk[i, j] q_j / sqrt(sum_j q_j^2 + agreement sum_(j != k) q_j q_k)`` with q = 1 / lengths, at most
+        1: ``1 / sqrt(2)`` for two units that have nothing in common, 1 for duplicates. It is exact in a linear network
+        whose gradients have one spectrum, and within some percent in others. NaN where an argument is undefined or the
+        gradients cancel.
+    """
+    n = len(lengths)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.min(lengths) / lengths
+        squared = np.square(q).sum() + agreement * (q.sum() ** 2 - np.square(q).sum())
+        # a cross-talk that a ReLU cuts off is too high, and with it the quotient
+        kept = np.minimum(crosstalk @ q / np.sqrt(squared), 1.0)
+    defined = np.isfinite(kept) & (squared > RANK_FLOOR * n)
+    return np.where(defined, kept, np.nan)
+
+
 def crosstalk(on_other: float, solo: float) -> float:
     """Compute the cross-talk of a unit: its share of response to another's solo image.
 
@@ -206,10 +241,15 @@ class SecondDifference:
         Its norm divided by that of r_ab, 0 or more; NaN where undefined.
     feature : int or None
         Position among all D probed features where it is largest; None where it is no more than rounding error.
+    sign : float
+        Share of its square in features that respond to all parts together by more than to each, less the share in those
+        that respond by less, in [-1, 1]: 1 for an AND of the parts, -1 for an OR or XOR. 0 where it is no more than
+        rounding error.
     """
 
     size: float
     feature: int | None
+    sign: float
 
 
 def second_difference(
@@ -239,8 +279,10 @@ def second_difference(
     largest = max(float(np.linalg.norm(part)) for part in fractions)
     size = quotient(float(np.linalg.norm(difference)), float(np.linalg.norm(joint)), largest)
     if not difference.size or not np.abs(difference).max() > DIFFERENCE_FLOOR * largest:  # rounding, or not finite
-        return SecondDifference(size, None)
-    return SecondDifference(size, int(np.flatnonzero(np.isfinite(deviation))[np.abs(difference).argmax()]))
+        return SecondDifference(size, None, 0.0)
+    feature = int(np.flatnonzero(np.isfinite(deviation))[np.abs(difference).argmax()])
+    scaled = difference / np.abs(difference).max()
+    return SecondDifference(size, feature, float((scaled * np.abs(scaled)).sum() / (scaled * scaled).sum()))
 
 
 def self_saturation(whole: np.ndarray, fraction: np.ndarray, parts: int) -> float:

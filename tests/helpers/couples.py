@@ -111,3 +111,47 @@ def counted() -> nn.Module:
         for k, tensor in enumerate(module.parameters()):
             tensor.copy_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(k)))
     return module
+
+
+AND_GATE, OR_GATE, XOR_GATE, BLOCKED_GATE, PLAIN_GATE = range(5)
+"""Features of `logic` in the layer `gates`."""
+
+
+def logic(*gates: int) -> nn.Module:
+    """Layers `colours` (red, green, blue, blue - red; linear) and `gates`: only the given ones read red and green.
+
+    With u and v, red and green above 0.5: AND is relu(u + v - 0.3), OR relu(u + v) less what exceeds 0.36, XOR |u - v|,
+    BLOCKED relu(u - 2 v), which green shuts for red; PLAIN and all that are not given read blue.
+    """
+    colours = torch.cat([torch.eye(3), torch.tensor([[-1.0, 0, 1]])])
+    rows = {  # weights of u and v, threshold, and the gate's weight
+        AND_GATE: [(1, 1, 0.3, 1.0)],
+        OR_GATE: [(1, 1, 0.0, 1.0), (1, 1, 0.36, -1.0)],
+        XOR_GATE: [(1, -1, 0.0, 1.0), (-1, 1, 0.0, 1.0)],
+        BLOCKED_GATE: [(1, -2, 0.0, 1.0)],
+    }
+    hidden = [(gate, row) for gate in gates for row in rows[gate]]
+    first, bias = torch.zeros(len(hidden) + 1, 4), torch.zeros(len(hidden) + 1)
+    second = torch.zeros(5, len(hidden) + 1)
+    first[-1, 2] = 1.0
+    second[[g for g in range(5) if g not in gates], -1] = 1.0
+    for k, (gate, (u, v, threshold, weight)) in enumerate(hidden):
+        first[k, :2], bias[k] = torch.tensor([u, v]).float(), -0.5 * (u + v) - threshold
+        second[gate, k] = weight
+    middle = nn.Sequential(
+        _convolution(first[:, :, None, None], bias), nn.ReLU(), _convolution(second[:, :, None, None])
+    )
+    return nn.Sequential(OrderedDict(colours=_convolution(colours[:, :, None, None]), gates=middle)).eval()
+
+
+def rivals(single: bool = False) -> nn.Module:
+    """Layer `out`: two features that inhibit each other, relu(r - 1.5 g + 0.35) and relu(g - 1.5 r + 0.35), and blue.
+
+    With `single` they read the image's mean colour, on a grid of one position.
+    """
+    weight = torch.tensor([[1.0, -1.5, 0], [-1.5, 1, 0], [0, 0, 1]])
+    mix = _convolution(weight[:, :, None, None], torch.tensor([0.35, 0.35, 0]))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(mix=mix, out=nn.ReLU())
+    if single:
+        layers = OrderedDict(pool=nn.AdaptiveAvgPool2d(1), **layers)
+    return nn.Sequential(layers).eval()

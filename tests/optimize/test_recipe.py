@@ -21,7 +21,7 @@ from featmap.optimize.recipe import (
     Octave,
     Recipe,
 )
-from featmap.optimize.schedule import interpolate_schedule
+from featmap.optimize.schedule import interpolate_schedule, renamed_recipe
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -89,7 +89,16 @@ def test_article_normalised_moves_a_pixel_by_hundredths() -> None:
 
 def test_interact_has_linear_steps_only() -> None:
     assert (INTERACT.optimiser, INTERACT.clamp, INTERACT.parameterisation) == ("rms", "never", "pixels")
-    assert (INTERACT.metric, INTERACT.rescue, INTERACT.jitter) == ("l1", 0, 0)
+    assert (INTERACT.metric, INTERACT.rescue, INTERACT.jitter) == ("l1", 0.25, 0)
+
+
+def test_the_earlier_interact_has_the_identity_that_its_runs_recorded() -> None:
+    # the settings of version 0.2, whose runs know no `rescue_terms`
+    identity = Recipe.named("interact-unrescued", size=96).identity()
+    assert "rescue_terms" not in identity and identity["rescue"] == 0
+    assert renamed_recipe(identity | {"name": "interact"}) == "interact-unrescued"
+    assert renamed_recipe(Recipe.named("interact", size=96).identity()) is None
+    assert renamed_recipe(Recipe.named("fast", size=96).identity()) is None
 
 
 def test_the_articles_schedule() -> None:
@@ -213,6 +222,7 @@ def test_which_recipes_are_linear() -> None:
         "article-lowres": True,
         "article-normalised": False,  # over its RMS, and at several sizes
         "interact": True,
+        "interact-unrescued": True,
         "pixels": False,
         "pixels-long": False,
         "large": False,
@@ -313,6 +323,7 @@ def test_identity_knows_what_it_does_not_know() -> None:
         {"mean": 0.4},
         {"std": 0.1},
         {"rescue": 0.0},
+        {"rescue_terms": True},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -158,7 +158,9 @@ def test_a_changed_byte_of_an_earlier_manifest_is_damage(folder: Path) -> None:
     assert integrity.inspect(folder).faults == []
 
 
-@pytest.mark.parametrize(("now", "then"), [("pixels", "fast"), ("pixels-long", "standard")])
+@pytest.mark.parametrize(
+    ("now", "then"), [("pixels", "fast"), ("pixels-long", "standard"), ("interact-unrescued", "interact")]
+)
 def test_a_run_of_a_renamed_recipe_is_resumed_by_its_new_name(now: str, then: str, tmp_path: Path) -> None:
     folder, named = tmp_path / "run", Recipe.named(now, 12, 3, rows=2)
     execution = featmap.Execution("cpu", engine=Engine(threads=1), out=folder)
@@ -169,7 +171,7 @@ def test_a_run_of_a_renamed_recipe_is_resumed_by_its_new_name(now: str, then: st
     xr.testing.assert_equal(again, data)
     run = Run.read(folder)
     assert run.manifest.is_complete and run.identity["recipe"]["name"] == then
-    assert Recipe.from_identity(run.identity["recipe"]) == replace(earlier, max_default_size=None)
+    assert Recipe.from_identity(run.identity["recipe"]) == replace(earlier, max_default_size=None, notes=())
 
 
 def test_a_recipe_of_an_old_name_and_new_settings_is_another_recipe(tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""Decide what kind of interaction a group of units has, by stated rules on its statistics.
+
+Rules, in this order; "surely" means that the 95 % t-interval over seeds excludes the other case, with the level shared
+out over the units (Bonferroni):
+
+undecided
+    Fewer than `MIN_SEEDS` seeds have statistics.
+competing for place, suppressive
+    A unit surely keeps less than `LOSS` of what it would keep without interaction, see `additive_retentions`. It is
+    competing for place where, on the joint image, at least `DIVIDED` of the responding positions have one unit alone,
+    and the activation maps correlate negatively; else it is suppressive.
+synergistic
+    Every unit surely reaches more on the joint image than on its own.
+synergistic, suppressive
+    The response nonlinearity surely exceeds its floor, and the signed second difference is surely above 0 (synergistic:
+    features respond to both parts together by more than to each) or below 0 (suppressive: by less).
+additive
+    The response nonlinearity surely exceeds its floor by no more than `RELEVANT`, each unit surely keeps `LOSS` of what
+    it would keep without interaction, and the second difference is at most `RELEVANT` above the units' own
+    (self-saturation).
+undecided
+    No rule is met.
+
+Retention is judged only for joint descents of linear steps under the balance "solo", for which it is known what a
+linear network would keep; without it no pair is additive or competing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featmap.stats import correlation, interaction
+
+ADDITIVE, SUPPRESSIVE, SYNERGISTIC = "additive", "suppressive", "synergistic"
+COMPETING, UNDECIDED, UNDEFINED = "competing for place", "undecided", "undefined"
+KINDS = (ADDITIVE, SUPPRESSIVE, SYNERGISTIC, COMPETING, UNDECIDED, UNDEFINED)
+"""All kinds; "undefined" are groups without statistics."""
+MIN_SEEDS = 3
+"""Seeds with statistics that a kind takes: an interval needs as many."""
+LOSS = 0.8
+"""Share of its retention without interaction below which a unit is suppressed, and from which on it is not."""
+DIVIDED = 0.7
+"""Share of responding positions with one unit alone from which on the units divide the image."""
+RELEVANT = 0.1
+"""Nonlinearity above the floor, or second difference above self-saturation, that an additive group may have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Statistics of one group that its kind depends on, with a value for each seed.
+
+    Parameters
+    ----------
+    excess : numpy.ndarray
+        Response nonlinearity less its floor, S seeds.
+    second_difference : numpy.ndarray
+        Size of the second difference times its sign, S, see `featmap.stats.interaction.SecondDifference`.
+    self_saturation : numpy.ndarray
+        Second difference of each unit with itself, S x U units.
+    retention : numpy.ndarray
+        Share of its solo response that each unit keeps, S x U.
+    additive : numpy.ndarray
+        Share that it would keep without interaction, S x U; NaN where unknown.
+    divided, correlation : numpy.ndarray
+        Territory: share of responding positions with one unit alone, and correlation of the maps, S each; NaN where
+        undefined.
+    """
+
+    excess: np.ndarray
+    second_difference: np.ndarray
+    self_saturation: np.ndarray
+    retention: np.ndarray
+    additive: np.ndarray
+    divided: np.ndarray
+    correlation: np.ndarray
+
+    @staticmethod
+    def of(seeds: pd.DataFrame) -> Evidence:
+        """Collect the evidence from the statistics of one group's seeds.
+
+        Parameters
+        ----------
+        seeds : pandas.DataFrame
+            Rows of `featmap.interaction.statistics.JointArrays.table`, those that have statistics.
+
+        Returns
+        -------
+        Evidence
+            The evidence; unknown retentions where the table has no column for them.
+        """
+        letters = [c.removeprefix("retention_") for c in seeds.columns if c.startswith("retention_")]
+
+        def each(name: str) -> np.ndarray:
+            return seeds.reindex(columns=[f"{name}_{c}" for c in letters]).to_numpy(dtype=float)
+
+        return Evidence(
+            (seeds["response_nonlinearity"] - seeds["response_nonlinearity_floor"]).to_numpy(dtype=float),
+            (seeds["second_difference"] * seeds["second_difference_sign"]).to_numpy(dtype=float),
+            each("self_saturation"),
+            each("retention"),
+            each("additive_retention"),
+            seeds["territory_divided"].to_numpy(dtype=float),
+            seeds["territory_correlation"].to_numpy(dtype=float),
+        )
+
+
+def classify(evidence: Evidence) -> str:
+    """Decide the kind of one group by the rules of this module.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Its statistics.
+
+    Returns
+    -------
+    str
+        One of `KINDS`; "undefined" where no seed has a response nonlinearity.
+    """
+    defined = int(np.isfinite(evidence.excess).sum())
+    if not len(evidence.excess) or not np.isfinite(evidence.excess).any():
+        return UNDEFINED
+    if defined < MIN_SEEDS:
+        return UNDECIDED
+    kept = _intervals(evidence.retention / np.where(evidence.additive > 0, evidence.additive, np.nan))
+    if any(high < LOSS for _, high in kept):
+        divides = _mean(evidence.divided) >= DIVIDED and _mean(evidence.correlation) < 0
+        return COMPETING if divides else SUPPRESSIVE
+    if all(low > 1 for low, _ in _intervals(evidence.retention)):
+        return SYNERGISTIC
+    low, high = _interval(evidence.excess)
+    if low > interaction.ROUNDING:
+        below, above = _interval(evidence.second_difference)
+        if below > 0 or above < 0:
+            return SYNERGISTIC if below > 0 else SUPPRESSIVE
+    size, own = abs(_mean(evidence.second_difference)), _mean(evidence.self_saturation)
+    if high <= RELEVANT and all(bottom >= LOSS for bottom, _ in kept) and size <= own + RELEVANT:
+        return ADDITIVE
+    return UNDECIDED
+
+
+def describe_kind(row: Mapping[str, Any]) -> str:
+    """Describe the kind of a group in plain words.
+
+    Parameters
+    ----------
+    row : mapping of str to Any
+        The group's row of the summary, with its `kind`.
+
+    Returns
+    -------
+    str
+        The kind, a colon and what was measured; "" where there is no kind.
+    """
+    kind = row.get("kind", UNDEFINED)
+    if kind == UNDEFINED:
+        return ""
+    letters = [str(c).removeprefix("retention_") for c in dict(row) if str(c).startswith("retention_")]
+    kept = [float(row[f"retention_{c}"]) for c in letters]
+    without = [float(row.get(f"additive_retention_{c}", np.nan)) for c in letters]
+    reaches = f"together they reach {_percents(kept)} of what each reaches alone"
+    expected = f", {_percents(without)} without interaction" if np.isfinite(without).all() else ""
+    if kind == COMPETING:
+        alone = f"at {100 * row['territory_divided']:.0f} % of the places where any responds, only one does"
+        return f"{kind}: {alone}; {reaches}{expected}"
+    lost = any(k < LOSS * w for k, w in zip(kept, without, strict=True))
+    where = row.get("second_difference_at", "")
+    drives = (
+        f"{kind}: together they drive {where or 'features'} by {{}} than the sum of each alone; {reaches}{expected}"
+    )
+    if kind == SYNERGISTIC and not min(kept, default=0.0) > 1:
+        return drives.format("more")
+    if kind == SUPPRESSIVE and not lost:
+        return drives.format("less")
+    if kind == UNDECIDED:
+        reason = "too few seeds" if row["seeds"] < MIN_SEEDS else "no rule is met by all of its interval"
+        return f"{kind} ({reason}): {reaches}{expected}"
+    return f"{kind}: {reaches}{expected}"
+
+
+def _percents(shares: list[float]) -> str:
+    """Format one share of each unit, such as "45 and 60 %"."""
+    texts = [f"{100 * share:.0f}" if np.isfinite(share) else "an undefined share" for share in shares]
+    if len(set(texts)) == 1:
+        return f"{texts[0]} %"
+    return f"{', '.join(texts[:-1])} and {texts[-1]} %"
+
+
+def _mean(values: np.ndarray) -> float:
+    """Average what is finite; NaN where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Compute the t-interval over seeds; it decides nothing (NaN) where there are too few."""
+    return correlation.t_interval(values.tolist(), level) or (float("nan"), float("nan"))
+
+
+def _intervals(values: np.ndarray) -> list[tuple[float, float]]:
+    """Compute the interval of each unit, S x U, with the level shared out over the units."""
+    return [_interval(column, 1 - 0.05 / values.shape[1]) for column in values.T]

@@ -1,0 +1,91 @@
+"""Networks that are linear from image to unit, generated from a seed, and the interaction of two of their units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from featmap.network.loading import load
+from featmap.network.unit import Unit
+from featmap.optimize.descent import DescentNetwork, descend
+from featmap.optimize.objective import Objective
+from featmap.optimize.parameterization import null_image
+from featmap.optimize.recipe import INTERACT
+from featmap.stats import interaction
+
+SIZE, STEPS = 12, 8
+
+
+def generated(seed: int) -> nn.Sequential:
+    """One to three convolutions with biases, of random widths, kernels, strides and scales; some are averaged.
+
+    Every layer has four features or more.
+    """
+    g = np.random.default_rng(seed)
+    layers: list[nn.Module] = []
+    channels = 3
+    for _ in range(g.integers(1, 4)):
+        width, kernel, stride = int(g.integers(4, 9)), int(g.choice([1, 3, 5])), int(g.choice([1, 1, 2]))
+        layer = nn.Conv2d(channels, width, kernel, stride, kernel // 2)
+        weights = g.normal(size=tuple(layer.weight.shape)) * 10 ** g.uniform(-2, 2)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weights))
+            layer.bias.copy_(torch.from_numpy(g.normal(size=width)))  # type: ignore[union-attr]
+        layers.append(layer)
+        if g.random() < 0.3:
+            layers.append(nn.AvgPool2d(3, 1, 1))
+        channels = width
+    return nn.Sequential(*layers).eval()
+
+
+def measure(seed: int) -> tuple[float, float, float] | None:
+    """Response nonlinearity, image nonlinearity and second difference of two units; None if their gradients cancel.
+
+    The two features are drawn from the layers of the generated network, under the default recipe with fewer steps.
+    """
+    network, g = load(generated(seed)), np.random.default_rng([seed, 1])
+    recipe = replace(INTERACT.resolved(SIZE, size=SIZE, steps=STEPS), rows=2)
+    last = len(network.module) - 1  # type: ignore[arg-type]
+    layers = [str(int(g.integers(last + 1))), str(last)]
+    shapes = {SIZE: {la: network.layer(la, SIZE).shape for la in layers}}
+    counts = [shapes[SIZE][la][0] for la in layers]
+    channels = [int(g.integers(n)) for n in counts]
+    if layers[0] == layers[1] and channels[0] == channels[1]:
+        channels[1] = (channels[1] + 1) % counts[1]
+    units = [Unit(la, c) for la, c in zip(layers, channels, strict=True)]
+    one = DescentNetwork(network.module, network.normalise, shapes)
+
+    def responses(image: torch.Tensor) -> np.ndarray:
+        """Mean activations of all features of both layers, in float64."""
+        found, x = [], image.double()[None]
+        with torch.no_grad():
+            for name, layer in network.module.double().named_children():
+                x = layer(x)
+                found += [x.mean((0, 2, 3)).numpy()] * layers.count(name)
+        network.module.float()
+        return np.concatenate(found)
+
+    null = null_image(recipe, seed).float()
+    base = responses(null)
+    d = [descend(one, [Objective(((1.0, u),))], recipe, seed=seed).images[0] - null for u in units]
+    r = [responses(null + part) - base for part in d]
+    columns = [channels[0], counts[0] + channels[1]]
+    sizes = [int(np.prod(shapes[SIZE][la][1:])) for la in layers]
+    weights = [1 / float(r[k][c]) / sizes[k] for k, c in enumerate(columns)]
+    target = Objective(tuple((w / sum(weights) * 2, u) for w, u in zip(weights, units, strict=True)))
+    joint = descend(one, [target], recipe, seed=seed)
+    if not joint.had_gradient[0]:
+        return None
+    d_ab = joint.images[0] - null
+    deviation = np.ones(len(base))
+    halves = np.stack([responses(null + part / 2) - base for part in d])
+    middle = responses(null + d[0] / 2 + d[1] / 2) - base
+    r_ab = responses(joint.images[0]) - base
+    return (
+        interaction.response_nonlinearity(r_ab, np.stack(r)),
+        interaction.image_nonlinearity(d_ab.numpy(), np.stack([part.numpy() for part in d])),
+        interaction.second_difference(middle, halves, r_ab, deviation).size,
+    )
