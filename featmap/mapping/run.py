@@ -11,8 +11,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from featmap.errors import UnitError
+from featmap.errors import FeatmapError, UnitError
 from featmap.mapping import analysis, cross_tables, flags, large, writing
+from featmap.mapping import photographs as photograph_jobs
+from featmap.mapping.photographs import AnyPhotographs, PhotographJob, Photographs, PhotographStimuli
 from featmap.mapping.result import LayerMaps, SimilarityMap
 from featmap.mapping.view import View
 from featmap.network import selection
@@ -21,14 +23,17 @@ from featmap.network.model import Network
 from featmap.network.unit import format_channels, parse_channels
 from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import channel
-from featmap.optimize.photographs import load_start_image
+from featmap.optimize.photograph_files import find_photographs
+from featmap.optimize.photograph_folder import PhotographFolder
+from featmap.optimize.photographs import check_photograph_channels, load_start_image
 from featmap.optimize.recipe import Recipe
-from featmap.runs import lifecycle
+from featmap.runs import lifecycle, probe
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job, Selection
-from featmap.runs.manifest import SIMILARITY
+from featmap.runs.manifest import SIMILARITY, is_run
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
-from featmap.runs.worker import Worker, checked
+from featmap.runs.worker import checked
 
 
 def similarity_job(
@@ -64,7 +69,8 @@ def similarity_job(
     Raises
     ------
     FeatmapError
-        If a layer does not exist, a channel is out of range, or the size is too small.
+        If a layer does not exist, a channel is out of range, the size is too small, or a setting does not go with
+        photographs alone.
     """
     view = view or View()
     mapped, probed = _split_layers(selection.select_layers(layers, network, recipe.size), view.probed())
@@ -75,9 +81,10 @@ def similarity_job(
         for name, text in view.channels(mapped).items()
     }
     stimuli = shown if view.stimuli == "shown" else {name: list(range(count)) for name, count in counts.items()}
+    maximised = [] if view.stimuli == photograph_jobs.STIMULI else [(name, c) for name in mapped for c in stimuli[name]]
     job = Job(
         network=network,
-        objectives=tuple(channel(name, c) for name in mapped for c in stimuli[name]),
+        objectives=tuple(channel(name, c) for name, c in maximised),
         recipe=recipe,
         seeds=seeds_of(seeds, recipe),
         responses=(*mapped, *probed),
@@ -87,7 +94,42 @@ def similarity_job(
         facets=view.facets,
         selection=Selection(tuple((name, format_channels(shown[name])) for name in mapped), view.stimuli),
     )
-    return checked(job)
+    return checked(job) if job.objectives else photograph_jobs.check_alone(job)
+
+
+def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> PhotographJob:
+    """Open photographs, and add them to a similarity job.
+
+    Parameters
+    ----------
+    job : Job
+        The checked job, see `similarity_job`.
+    photographs : path, Photographs or PhotographFolder
+        The photographs; every one that is not open yet is decoded once.
+    watcher : Watcher
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    PhotographJob
+        The job with the photographs at the size of the recipe's images.
+
+    Raises
+    ------
+    FeatmapError
+        If the network does not take photographs, there are none, some are broken and not skipped, or the limit is
+        below 1.
+    """
+    check_photograph_channels(job.network.channels)
+    limit = None
+    if not isinstance(photographs, PhotographFolder):
+        chosen = photographs if isinstance(photographs, Photographs) else Photographs(photographs)
+        if is_run(Path(chosen.folder)):
+            raise FeatmapError(f"photographs {str(chosen.folder)!r} is a run; give a folder or zip of photographs")
+        limit, files = chosen.limit, find_photographs(chosen.folder, "photographs").limited(chosen.limit)
+        photographs = probe.decode_photographs(files, chosen.skip_broken, watcher)
+    stimuli = PhotographStimuli(photographs.labels, photographs.digest, job.recipe.size, limit, photographs)
+    return photograph_jobs.with_photographs(job, stimuli)
 
 
 def _split_layers(layers: list[str], probed: list[str]) -> tuple[list[str], list[str]]:
@@ -111,6 +153,7 @@ def similarity(
     recipe: str | Recipe | None = ...,
     seeds: int | Iterable[int] = ...,
     start: str | Path | ArrayLike | None = ...,
+    photographs: AnyPhotographs | None = ...,
     execution: Execution | None = ...,
 ) -> SimilarityMap: ...
 @overload
@@ -122,6 +165,7 @@ def similarity(
     recipe: str | Recipe | None = ...,
     seeds: int | Iterable[int] = ...,
     start: str | Path | ArrayLike | None = ...,
+    photographs: AnyPhotographs | None = ...,
     execution: Execution | None = ...,
 ) -> LayerMaps: ...
 def similarity(
@@ -132,6 +176,7 @@ def similarity(
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
+    photographs: AnyPhotographs | None = None,
     execution: Execution | None = None,
 ) -> SimilarityMap | LayerMaps:
     """Map the similarity of the features of one layer, or within and between several.
@@ -154,6 +199,10 @@ def similarity(
         over seeds.
     start : path or array, optional
         A photograph, or C x H x W values in [0, 1], to start from instead of noise.
+    photographs : path, Photographs or PhotographFolder, optional
+        Photographs that make a second map, `SimilarityMap.photographs`, or the only one under
+        ``View(stimuli="photographs")``. A folder or zip, or `featmap.mapping.photographs.Photographs` to set a limit
+        or to skip broken ones. They are resized to the size of the recipe's images.
     execution : Execution, optional
         Device, engine, run folder and progress.
 
@@ -190,6 +239,10 @@ def similarity(
         start=start,
         device=device,
     )
+    if photographs is None:
+        photograph_jobs.require_images(job)
+    else:
+        job = add_photographs(job, photographs, execution.watcher)
     maps = carry_out(job, lifecycle.open_run(job, execution.out), view, execution)
     return maps.maps[layers] if isinstance(layers, str) and list(maps.maps) == [layers] else maps
 
@@ -216,7 +269,9 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
     execution = execution or Execution()
     watcher = execution.watcher
     with run.locked():
-        count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
+        if isinstance(job, PhotographJob) and job.photographs.source is not None:
+            lifecycle.record_photographs(run, job.photographs.source.record())
+        count = lifecycle.carry_out(job, run, photograph_jobs.worker_of(job), watcher, execution.engine)
         reliability = run.manifest.reliability
         record = view.record(reliability)
         if large.is_large(job):

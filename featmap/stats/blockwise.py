@@ -88,6 +88,23 @@ def memory_needed(features: int) -> int:
     return 4 * PANEL_BYTES + 8 * features * min(CHANCE_FEATURES, features) + 8 * 8 * SLICE_CELLS
 
 
+def similarity_memory(features: int) -> int:
+    """Estimate the memory that the similarity of one layer takes.
+
+    Parameters
+    ----------
+    features : int
+        Features of the layer.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    # S, and two arrays of its size in the neighbour graph; eight of a block
+    return 3 * 8 * features**2 + 8 * 8 * SLICE_CELLS
+
+
 @dataclass(frozen=True, eq=False)
 class SimilarityOverview:
     """Nearest features, best partners and chance level of F features of L layers.
