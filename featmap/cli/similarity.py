@@ -11,6 +11,7 @@ import typer
 
 from featmap.cli.options import (
     DryRun,
+    EmbedPhotographs,
     ExecutionOptions,
     NetworkOptions,
     RecipeOptions,
@@ -47,6 +48,8 @@ class ViewOptions:
         Largest number of photographs.
     skip_broken : bool, default False
         Go on without photographs that cannot be read.
+    embed_photographs : bool, default False
+        Show photographs in the atlas.
     """
 
     features: Annotated[
@@ -78,6 +81,7 @@ class ViewOptions:
         typer.Option(help="Largest number of photographs, evenly spaced in the order of their names. Default: all."),
     ] = None
     skip_broken: SkipBroken = False
+    embed_photographs: EmbedPhotographs = False
 
     def build_photographs(self) -> Photographs | None:
         """Build the settings of the photographs.
@@ -96,8 +100,10 @@ class ViewOptions:
 
         if self.photographs is not None:
             return Photographs(self.photographs, self.limit, self.skip_broken)
-        if self.limit is not None or self.skip_broken or self.stimuli == "photographs":
-            raise FeatmapError("--limit, --skip-broken and --stimuli photographs go with --photographs FOLDER")
+        if self.limit is not None or self.skip_broken or self.embed_photographs or self.stimuli == "photographs":
+            raise FeatmapError(
+                "--limit, --skip-broken, --embed-photographs and --stimuli photographs go with --photographs FOLDER"
+            )
         return None
 
     def build(self, probe_layers: list[str]) -> View:
@@ -241,7 +247,10 @@ def similarity(
     if atlas and maps.large_lines:
         console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}")
     elif atlas:
-        if not pages.is_current(run):
-            console.run_with_progress(lambda watcher: pages.atlas(run.folder, network=loaded, watcher=watcher))
+        embed = view.embed_photographs
+        if not pages.is_current(run, embed):
+            console.run_with_progress(
+                lambda watcher: pages.atlas(run.folder, network=loaded, embed_photographs=embed, watcher=watcher)
+            )
         files = [FILE_NAME, *files]
     console.out().print(f"result: {run.folder} ({', '.join([*files, 'arrays.zarr'])})")

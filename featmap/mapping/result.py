@@ -26,6 +26,8 @@ from featmap.stats.frames import plain_columns
 Pair = tuple[str, str]
 LAYER_TABLE = f"{tables.CROSS}/layers"
 """Path of the table of layers in a run folder, without its ending."""
+EXAMPLES, EXAMPLE_MAPS = "examples", "examples.nc"
+"""Table of the dataset examples in the folder of a layer, without its ending, and the file of their activation maps."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -100,6 +102,20 @@ class SimilarityMap:
     def dataset(self) -> xr.Dataset:
         """The run's arrays with their labels: images, A, curves, statuses."""
         return open_arrays(self.folder)
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """The photographs that excite each feature shown most, of a run with photographs.
+
+        One row an example, see `featmap.mapping.examples.LayerExamples`.
+        """
+        path = self.folder / f"{self.prefix}{EXAMPLES}.parquet"
+        if not path.is_file():
+            raise StoreError(
+                f"run {str(self.folder)!r} has no dataset examples, as it recorded no responses to photographs; "
+                "map the layer with photographs"
+            )
+        return store.read_frame(self.folder, self.prefix + EXAMPLES)
 
     def lines(self) -> list[str]:
         """Return the findings in words.
@@ -340,3 +356,49 @@ def order_features(layer_map: SimilarityMap) -> tuple[list[str], np.ndarray, pd.
     grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
     linkage, leaves = clustering.leaf_order(layer_map.measures["profile"].loc[nodes, nodes], grouping)
     return [nodes[i] for i in leaves], linkage, clusters
+
+
+def has_examples(run: Run, prefix: str = "") -> bool:
+    """Check whether a run has examples of a layer.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder.
+    prefix : str, default ""
+        Folder of the layer with a slash at the end.
+
+    Returns
+    -------
+    bool
+        False for a run without photographs, or one of an earlier version.
+    """
+    return {f"{prefix}{EXAMPLES}.parquet", prefix + EXAMPLE_MAPS} <= run.manifest.files.keys()
+
+
+def read_example_maps(folder: Path, prefix: str = "") -> xr.Dataset:
+    """Read the activation maps of the examples of a layer.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    prefix : str, default ""
+        Folder of the layer with a slash at the end.
+
+    Returns
+    -------
+    xarray.Dataset
+        See `featmap.mapping.examples.LayerExamples`.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing or damaged.
+    """
+    try:
+        return xr.load_dataset(folder / f"{prefix}{EXAMPLE_MAPS}", engine="scipy")
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"run {str(folder)!r}: {prefix}{EXAMPLE_MAPS} is missing or damaged; the run's own command writes it again"
+        ) from error

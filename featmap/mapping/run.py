@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -12,8 +13,9 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.mapping import analysis, cross_tables, flags, large, writing
+from featmap.mapping import analysis, cross_tables, example_files, flags, large, writing
 from featmap.mapping import photographs as photograph_jobs
+from featmap.mapping.examples import ExampleSource
 from featmap.mapping.photographs import AnyPhotographs, PhotographJob, Photographs, PhotographStimuli
 from featmap.mapping.result import LayerMaps, SimilarityMap
 from featmap.mapping.view import View
@@ -269,13 +271,17 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
     execution = execution or Execution()
     watcher = execution.watcher
     with run.locked():
+        source = None
         if isinstance(job, PhotographJob) and job.photographs.source is not None:
             lifecycle.record_photographs(run, job.photographs.source.record())
+            example_files.record_folder(run, job.photographs.source.path)
+            source = ExampleSource(job.network, job.photographs.source, job.photographs.size, job.device)
         count = lifecycle.carry_out(job, run, photograph_jobs.worker_of(job), watcher, execution.engine)
         reliability = run.manifest.reliability
         record = view.record(reliability)
         if large.is_large(job):
-            return large.carry_out(job, run, view, count, watcher)
+            also = partial(example_files.write_examples, run, source, earlier=run.manifest.files, watcher=watcher)
+            return large.carry_out(job, run, view, count, watcher, also)
         # without new work units, the stored clusters and tables belong to the present arrays
         finished = not count and run.is_complete()
         begun = time.perf_counter()
@@ -283,9 +289,10 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         for one in maps.maps.values():
             flags.add_reliability(one.features, reliability)
         if not finished or run.manifest.view != record:
-            run.manifest.files = {}  # all tables and figures are written again
+            earlier, run.manifest.files = run.manifest.files, {}  # all tables and figures are written again
             for one in maps.maps.values():
                 writing.write(run, one, view, watcher)
+                example_files.write_examples(run, source, one, earlier, watcher)
             cross_tables.write(run, maps, view, watcher)
             run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
             run.manifest.view, run.manifest.summary = record, maps.summary

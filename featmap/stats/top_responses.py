@@ -18,7 +18,7 @@ NONE = -1
 
 
 class TopResponses:
-    """The k largest responses of each feature, kept while responses to photographs arrive in parts.
+    """The k largest responses of each feature, kept while responses arrive in parts.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class TopResponses:
 
     @property
     def positions(self) -> np.ndarray:
-        """Positions of the photographs, F x k, the best first; `NONE` where there are fewer."""
+        """Positions of photographs, F x k, the best first; `NONE` beyond the last."""
         return self._positions.copy()
 
     @property
@@ -135,7 +135,9 @@ def at_percentiles(responses: np.ndarray, percentiles: Sequence[int] = PERCENTIL
 
 
 def equal_rows(parts: Iterable[np.ndarray]) -> list[list[int]]:
-    """Find photographs to which all features respond alike, to the bit: those with equal pixels are among them.
+    """Find photographs to which all features respond alike, to the bit.
+
+    Those with equal pixels are among them.
 
     Parameters
     ----------
