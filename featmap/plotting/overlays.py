@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from featmap.image_shape import to_8_bit
 
@@ -60,7 +60,10 @@ class Example:
         numpy.ndarray
             R x K in float64.
         """
-        return _weights(rows, self.y) @ self.grid.astype(np.float64) @ _weights(columns, self.x).T
+        upper, lower, down = _neighbours(rows, self.y)
+        left, right, across = _neighbours(columns, self.x)
+        lines = (1 - down[:, None]) * self.grid[upper] + down[:, None] * self.grid[lower]
+        return (1 - across) * lines[:, left] + across * lines[:, right]
 
     def draw(self, box: tuple[int, int, int, int], side: int) -> np.ndarray:
         """Draw a part of the photograph with the region that fires.
@@ -106,14 +109,16 @@ def firing_level(grid: np.ndarray) -> float:
     return SHARE * largest if 0 < largest < np.inf else np.inf
 
 
-def _weights(places: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Compute the weight of each centre in a linear interpolation, places x centres."""
-    return np.stack([np.interp(places, centres, row) for row in np.eye(len(centres))], axis=1)
+def _neighbours(places: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the centres before and after each place, and how far it is from the first to the second."""
+    steps = np.interp(places, centres, np.arange(len(centres)))
+    first = np.floor(steps).astype(np.int64)
+    return first, np.minimum(first + 1, len(centres) - 1), steps - first
 
 
 def _draw_region(pixels: np.ndarray, fires: np.ndarray, width: int) -> np.ndarray:
     """Fade what does not fire, and outline what does."""
-    gray = pixels @ np.array([0.299, 0.587, 0.114])
+    gray = 0.299 * pixels[:, :, 0] + 0.587 * pixels[:, :, 1] + 0.114 * pixels[:, :, 2]
     fires = fires & ~_shrink(~_shrink(fires, width), width)  # specks have no room inside their outline
     pale = PALE * pixels + (1 - PALE) * gray[:, :, None]
     shown = np.where(fires[:, :, None], pixels, (1 - FADED) * pale + FADED * VEIL)
@@ -125,8 +130,5 @@ def _draw_region(pixels: np.ndarray, fires: np.ndarray, width: int) -> np.ndarra
 
 def _shrink(region: np.ndarray, width: int) -> np.ndarray:
     """Remove the pixels of a region that are nearer than a width to one outside; the picture's edge is none."""
-    for axis in (0, 1):
-        padded = np.pad(region, [(width, width) if k == axis else (0, 0) for k in (0, 1)], mode="edge")
-        parts = [np.take(padded, np.arange(region.shape[axis]) + k, axis) for k in range(2 * width + 1)]
-        region = np.logical_and.reduce(parts)
-    return region
+    smallest = Image.fromarray(region.astype(np.uint8)).filter(ImageFilter.MinFilter(2 * width + 1))
+    return np.asarray(smallest).astype(bool)
