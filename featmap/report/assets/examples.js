@@ -2,7 +2,7 @@
 // Dataset examples on the card of a feature: the part of a photograph that its most active position sees, with the
 // region that fires as it is and the rest faded, as on the sheets of the run.
 
-FM.EXAMPLE_SIDE = 100;
+FM.EXAMPLE_SIDE = 138;
 FM.OUTLINE = 2;
 FM.FADE = { pale: 0.35, faded: 0.55, veil: 165, outline: [230, 0, 90], halo: [255, 255, 255] };
 
@@ -110,7 +110,7 @@ FM.example = (example, start) => {
   const kind = example.best ? `best photograph ${example.number}` : `photograph at percentile ${example.number}`;
   const text = `${kind}: ${name}, response ${FM.number(example.response)}, activation ${FM.number(example.activation)}, ${place}; ${example.crop}, rows ${first} to ${end - 1}, columns ${from} to ${to - 1}`;
   // twice as many pixels as are shown, for sharp displays
-  const canvas = FM.element("canvas", { width: 2 * width, height: 2 * height, style: `width:${width}px;height:${height}px`, role: "img", "aria-label": text, title: text });
+  const canvas = FM.element("canvas", { width: 2 * width, height: 2 * height, style: `width:${width}px`, role: "img", "aria-label": text, title: text });
   FM.whenImages(() => FM.drawExample(canvas, example, start));
   const label = FM.element("b", {}, example.best ? FM.number(example.response) : `${example.number} %: ${FM.number(example.response)}`);
   const file = link === null ? FM.element("span", {}, name) : FM.element("a", { href: link }, name);
