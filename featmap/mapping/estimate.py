@@ -72,4 +72,5 @@ def memory_needed(job: PhotographJob) -> int:
     pixels = 4 * int(np.prod(network.image_shape(size))) * UNIT_PHOTOGRAPHS
     unit = pixels + estimate_memory(network, job.recipe, job.responses, BATCH)
     widest = max(network.layer(layer, size).channels for layer in job.layers)
-    return max(unit, blockwise.similarity_memory(widest))
+    # S and two arrays of its size in the neighbour graph, and eight of a block
+    return max(unit, 8 * (3 * widest**2 + 8 * blockwise.SLICE_CELLS))
