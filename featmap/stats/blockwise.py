@@ -248,7 +248,7 @@ def correlate(rows: BlockReader, features: int, progress: Progress | None = None
         S[panel.stop :, panel] = S[panel, panel.stop :].T
     np.clip(S, -1.0, 1.0, out=S)
     S[np.arange(D), np.arange(D)] = np.where(np.isfinite(length), 1.0, np.nan)
-    if D < features:
+    if features > D:
         S, part = np.full((features, features), np.nan), S
         S[np.ix_(moments.used, moments.used)] = part
     return ColumnSimilarity(S, moments.images, moments.means, moments.deviations)
