@@ -204,7 +204,6 @@ def similarity(
     from featmap.cli import console
     from featmap.mapping import cross_tables
     from featmap.mapping import run as mapping
-    from featmap.mapping.estimate import estimate
     from featmap.mapping.photographs import PhotographJob
     from featmap.report import atlas as pages
     from featmap.report.atlas import FILE_NAME
@@ -223,16 +222,16 @@ def similarity(
         start=seed.start,
         device=settings.torch_device(),
     )
-    if [*job.layers] not in (layers, [layers]):  # a pattern: say which layers it matches
-        names = ", ".join(job.layers)
-        console.out().print(f"{len(job.layers)} layers, {len(job.objectives):,} features: {names}")
     if chosen is not None:
         job = console.run_with_progress(partial(mapping.add_photographs, job, chosen))
+    if [*job.layers] not in (layers, [layers]):  # a pattern: say which layers it matches
+        names, count = ", ".join(job.layers), len(job.objectives or job.columns)
+        console.out().print(f"{len(job.layers)} layers, {count:,} features: {names}")
     if dry_run:
         folder, words = settings.out or job.default_folder(), [console.describe_job(job)] if job.objectives else []
         if isinstance(job, PhotographJob):
             words.append(f"{len(job.photographs):,} photographs")
-        console.print_estimate(estimate(job, folder), ", ".join(words), folder)
+        console.print_estimate(mapping.estimate(job, folder), ", ".join(words), folder)
         return
     run = lifecycle.open_run(job, settings.out)
     if len(job.shown) < len(job.objectives):
@@ -246,7 +245,7 @@ def similarity(
     files = cross_tables.main_files(run, maps)
     if atlas and maps.large_lines:
         console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}")
-    elif atlas:
+    elif atlas and job.objectives:  # an atlas shows images
         embed = view.embed_photographs
         if not pages.is_current(run, embed):
             console.run_with_progress(

@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featmap.files import hash_file
-from featmap.mapping import analysis, cross_tables, flags, result, tables, writing
+from featmap.mapping import analysis, cross_tables, flags, layer_arrays, photograph_map, result, tables, writing
 from featmap.mapping.result import LayerMaps, LazyMapping, Pair, SimilarityMap
-from featmap.mapping.view import View
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, View
 from featmap.runs import folder_layout, lifecycle, output, store
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
@@ -142,7 +142,7 @@ def live_features(job: Job, run: Run) -> LiveFeatures:
     LiveFeatures
         Features that are live with every seed.
     """
-    status = result.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
+    status = layer_arrays.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
     row = {label: k for k, label in enumerate(job.labels)}
     column = {label: k for k, label in enumerate(job.columns)}
     names, ends = [], [0]
@@ -215,6 +215,8 @@ def _map_layers(job: Job, run: Run, view: View, watcher: Watcher, also: Callable
         data = store.open_arrays(run.folder)
         layer_map = analysis.map_layer(job, layer, data, view, watcher, run.folder)
         flags.add_reliability(layer_map.features, run.manifest.reliability)
+        if PHOTOGRAPH_RESPONSES in data:
+            photograph_map.add(layer_map, job, view, watcher)
         writing.write(run, layer_map, view, watcher)
         also(layer_map)
         written[layer] = layer_map.summary

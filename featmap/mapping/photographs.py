@@ -17,6 +17,7 @@ import xarray as xr
 from featmap.errors import FeatmapError
 from featmap.files import digest, safe_file_name
 from featmap.image_shape import Size, as_size, smallest
+from featmap.mapping.view import PHOTOGRAPH, PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.runs.engine import AnyUnit
@@ -26,10 +27,6 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 
-ARRAY, DIMENSION = "photograph_A", "photograph"
-"""Array of the responses, and the coordinate of the photographs' names."""
-STIMULI = "photographs"
-"""Name of these stimuli in a `View`."""
 UNIT_PHOTOGRAPHS, BATCH = 64, 16
 """Photographs of a work unit, which are in memory together, and of a batch, as in `featmap probe`."""
 
@@ -197,7 +194,7 @@ class PhotographJob(Job):
         if self.makes_images:
             return super().default_folder()
         name = safe_file_name("-".join([self.network.name, *self.name_parts]))
-        return Path("runs") / f"{name}-{STIMULI}-{digest(self.identity())}"
+        return Path("runs") / f"{name}-{PHOTOGRAPHS}-{digest(self.identity())}"
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Specify the arrays of the run folder.
@@ -208,8 +205,8 @@ class PhotographJob(Job):
             By name; a chunk holds the results of one work unit.
         """
         count, width = len(self.photographs), len(self.columns)
-        spec = ArraySpec((DIMENSION, "response"), (count, width), (min(count, UNIT_PHOTOGRAPHS), width))
-        return (super().arrays() if self.makes_images else {}) | {ARRAY: spec}
+        spec = ArraySpec((PHOTOGRAPH, "response"), (count, width), (min(count, UNIT_PHOTOGRAPHS), width))
+        return (super().arrays() if self.makes_images else {}) | {PHOTOGRAPH_RESPONSES: spec}
 
     def coords(self) -> dict[str, np.ndarray]:
         """Return the labels along the arrays' dimensions.
@@ -220,7 +217,7 @@ class PhotographJob(Job):
             By dimension.
         """
         own = super().coords() if self.makes_images else {"response": np.array(self.columns)}
-        return own | {DIMENSION: np.array(self.photographs.labels)}
+        return own | {PHOTOGRAPH: np.array(self.photographs.labels)}
 
     def waves(self) -> list[list[Any]]:
         """Return the work units: one wave, the photographs last.
@@ -289,8 +286,8 @@ class PhotographWorker(Worker):
             super().work(unit, store)
             return
         values = self.measure(unit)
-        store.land(unit.name, {ARRAY: ((slice(unit.first, unit.stop), slice(None)), values)})
-        self.watcher.stage(STIMULI, unit.stop, len(self.job.photographs))
+        store.land(unit.name, {PHOTOGRAPH_RESPONSES: ((slice(unit.first, unit.stop), slice(None)), values)})
+        self.watcher.stage(PHOTOGRAPHS, unit.stop, len(self.job.photographs))
 
     def measure(self, unit: PhotographUnit) -> np.ndarray:
         """Read the photographs of a unit and measure the responses to them.
@@ -354,7 +351,7 @@ def require_images(job: Job) -> None:
         If photographs are its only stimuli.
     """
     if not job.objectives:
-        raise FeatmapError(f"stimuli {STIMULI}: no photographs are given; give a folder or zip of photographs")
+        raise FeatmapError(f"stimuli {PHOTOGRAPHS}: no photographs are given; give a folder or zip of photographs")
 
 
 def with_photographs(job: Job, stimuli: PhotographStimuli) -> PhotographJob:
@@ -396,7 +393,7 @@ def with_stored_photographs(job: Job, identity: dict[str, Any], data: xr.Dataset
     if not stored:
         return job
     size = as_size(tuple(stored["size"])) if isinstance(stored["size"], list) else int(stored["size"])
-    labels = [str(name) for name in data[DIMENSION].values]
+    labels = [str(name) for name in data[PHOTOGRAPH].values]
     return with_photographs(job, PhotographStimuli(labels, stored["sha256"], size, stored["limit"]))
 
 

@@ -11,7 +11,10 @@ from featmap.files import digest
 from featmap.stats.facets import check_facets
 from featmap.stats.measures import MEASURES
 
-STIMULI = ("layer", "shown", "photographs")
+PHOTOGRAPHS = "photographs"
+STIMULI = ("layer", "shown", PHOTOGRAPHS)
+PHOTOGRAPH_RESPONSES, PHOTOGRAPH = "photograph_A", "photograph"
+"""Array of the responses to photographs, and its coordinate, their names."""
 DEFAULT_NEIGHBOURS = 10
 Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 

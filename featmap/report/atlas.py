@@ -11,6 +11,7 @@ from urllib.parse import quote
 from featmap.errors import FeatmapError, StoreError
 from featmap.files import digest, hash_file, translate_os_errors, write_atomically
 from featmap.mapping import result
+from featmap.mapping.view import PHOTOGRAPHS
 from featmap.network.model import Network
 from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
@@ -99,6 +100,11 @@ def _render_pages(
         raise StoreError(
             f"run {str(run.folder)!r} is a run of `featmap probe`, which makes no images; give a run of similarity, "
             "maximise or interact"
+        )
+    if run.identity.get("stimuli") == PHOTOGRAPHS:
+        raise StoreError(
+            f"run {str(run.folder)!r} has photographs as its only stimuli, and an atlas shows maximising images; "
+            "give a run that has both"
         )
     included = [report for folder in interactions for report in interaction.build_reports(Path(folder))]
     if command.startswith("interact"):

@@ -15,7 +15,8 @@ from matplotlib.colors import to_hex
 
 from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
-from featmap.mapping.result import SimilarityMap, worst_status
+from featmap.mapping.layer_arrays import worst_status
+from featmap.mapping.result import SimilarityMap
 from featmap.plotting import display, heatmaps, style
 from featmap.report import examples, graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image

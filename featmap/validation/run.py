@@ -19,8 +19,8 @@ from featmap.errors import FeatmapError, ModelError
 from featmap.files import digest
 from featmap.mapping import cluster_io, tables
 from featmap.mapping import run as mapping
-from featmap.mapping.photographs import STIMULI, with_stored_photographs, without_photographs
-from featmap.mapping.view import View
+from featmap.mapping.photographs import with_stored_photographs, without_photographs
+from featmap.mapping.view import PHOTOGRAPHS, View
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.limits import MAX_SEEDS
@@ -132,7 +132,7 @@ def _plan(
         raise FeatmapError(
             f"run {str(folder)!r} is not a complete similarity run; give the folder of one, or complete this one first"
         )
-    if run.identity.get("stimuli") == STIMULI:
+    if run.identity.get("stimuli") == PHOTOGRAPHS:
         raise FeatmapError(f"run {str(folder)!r} has photographs as its only stimuli; give one with maximising images")
     if run.identity.get("start") is not None:
         raise FeatmapError(

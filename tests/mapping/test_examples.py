@@ -17,7 +17,7 @@ from torch import nn
 
 from featmap.errors import FeatmapError, StoreError
 from featmap.mapping import examples, result
-from featmap.mapping.examples import ExampleSource, Place, find_examples, grid_centres
+from featmap.mapping.examples import ExampleSource, Place, find_examples
 from featmap.mapping.photographs import Photographs
 from featmap.mapping.run import similarity
 from featmap.mapping.view import View
@@ -197,13 +197,6 @@ def test_places_say_what_their_box_is() -> None:
     assert math.isnan(flat.y) and flat.activation == 1 and flat.crop == "whole image: activation flat"
     assert math.isnan(Place.find(np.full((2, 2), math.nan), field, size).activation)
     assert Place.find(np.ones((1, 1)), WHOLE_IMAGE, size).y == 0  # a single position is the largest
-
-
-def test_centres_are_the_middles_of_the_fields() -> None:
-    y, x = grid_centres(ReceptiveField((7, 5), (2, 4), (-3, 0)), (3, 2), (16, 16))
-    assert (y.tolist(), x.tolist()) == ([0, 2, 4], [2, 6])
-    y, x = grid_centres(WHOLE_IMAGE, (4, 1), (16, 9))
-    assert (y.tolist(), x.tolist()) == ([1.5, 5.5, 9.5, 13.5], [4])
 
 
 def test_examples_are_part_of_the_result_and_of_the_verified_files(run: Path, folder: Path, tmp_path: Path) -> None:
