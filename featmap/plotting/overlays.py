@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from featmap.image_shape import to_8_bit
 
@@ -88,7 +88,9 @@ class Example:
         pixels = np.asarray(part.resize((width, height), kind))
         rows = top - 0.5 + (np.arange(height) + 0.5) * (bottom - top) / height
         columns = left - 0.5 + (np.arange(width) + 0.5) * (right - left) / width
-        fires = self.interpolate(rows, columns) > firing_level(self.grid)
+        level = firing_level(self.grid)
+        # a map that is not finite cannot be interpolated
+        fires = self.interpolate(rows, columns) > level if level < np.inf else np.zeros((height, width), dtype=bool)
         return _draw_region(pixels, fires, max(1, round(side / 100)))
 
 
@@ -130,5 +132,7 @@ def _draw_region(pixels: np.ndarray, fires: np.ndarray, width: int) -> np.ndarra
 
 def _shrink(region: np.ndarray, width: int) -> np.ndarray:
     """Remove the pixels of a region that are nearer than a width to one outside; the picture's edge is none."""
-    smallest = Image.fromarray(region.astype(np.uint8)).filter(ImageFilter.MinFilter(2 * width + 1))
-    return np.asarray(smallest).astype(bool)
+    height, across = region.shape
+    padded = np.pad(region, width, mode="edge")
+    rows = np.logical_and.reduce([padded[k : k + height] for k in range(2 * width + 1)])
+    return np.logical_and.reduce([rows[:, k : k + across] for k in range(2 * width + 1)])

@@ -17,7 +17,7 @@ from torch import nn
 
 from featmap.errors import FeatmapError, StoreError
 from featmap.mapping import examples, result
-from featmap.mapping.examples import ExampleSource, Place, find_examples
+from featmap.mapping.examples import ExampleSource, Place, find_examples, write_examples
 from featmap.mapping.photographs import Photographs
 from featmap.mapping.run import similarity
 from featmap.mapping.view import View
@@ -25,7 +25,6 @@ from featmap.network.loading import load
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
 from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
 from featmap.runs import integrity
-from featmap.runs.engine import Execution
 from featmap.runs.progress import Silent
 from featmap.runs.store import Run
 from tests.helpers import planted_photographs as planted
@@ -148,9 +147,7 @@ def test_broken_photographs_are_skipped(folder: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     shutil.copytree(folder, pictures)
     (pictures / "00.png").write_bytes(b"no picture")
-    call = options(out=tmp_path / "run", **FAST)
-    similarity("relu", planted.network(), photographs=Photographs(pictures, skip_broken=True), **call)
-    table = pd.read_parquet(tmp_path / "run" / "examples.parquet").loc[[planted.DETECTOR]]
+    table = found(open_photographs(pictures, skip_broken=True)).table.loc[[planted.DETECTOR]]
     assert table["photograph"].tolist()[:9] == [n for n in planted.ranked_names() if n != "00.png"][:9]
 
 
@@ -200,11 +197,11 @@ def test_places_say_what_their_box_is() -> None:
 
 
 def test_examples_are_part_of_the_result_and_of_the_verified_files(run: Path, folder: Path, tmp_path: Path) -> None:
-    call = options(out=tmp_path / "run", **FAST)
-    view = View(shown="0-2")
-    mapped = similarity("relu", planted.network(), photographs=folder, **(call | {"view": view}))
+    mapped = similarity("relu", planted.network(), photographs=folder, **options(out=tmp_path / "again", **FAST))
     assert mapped.examples.index.unique().tolist() == ["relu:0", "relu:1", "relu:2"]
-    pd.testing.assert_frame_equal(mapped.examples, pd.read_parquet(tmp_path / "run" / "examples.parquet"))
+    pd.testing.assert_frame_equal(mapped.examples, pd.read_parquet(run / "examples.parquet"))
+    for name in ("examples.csv", "examples.nc", "examples.png", "examples.pdf", "example-crops.png"):
+        assert (run / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
     manifest = Run.read(run).manifest
     assert manifest.photograph_folder == str(folder.resolve())
     for name in ("examples.parquet", "examples.csv", "examples.nc", "examples.png", "example-crops.pdf"):
@@ -212,36 +209,36 @@ def test_examples_are_part_of_the_result_and_of_the_verified_files(run: Path, fo
     again = pd.read_csv(run / "examples.csv", index_col=0)
     pd.testing.assert_frame_equal(again, pd.read_parquet(run / "examples.parquet"), check_dtype=False, rtol=1e-6)
     assert integrity.inspect(run).faults == []
-    without = similarity("relu", planted.network(), **options(out=tmp_path / "other", **FAST))
+    (tmp_path / "again" / "examples.parquet").unlink()
     with pytest.raises(StoreError, match="has no dataset examples"):
-        _ = without.examples
-    assert not (tmp_path / "other" / "examples.png").exists()
+        _ = mapped.examples
 
 
-def test_two_runs_write_the_same_bytes(run: Path, folder: Path, tmp_path: Path) -> None:
-    similarity("relu", planted.network(), photographs=folder, **options(out=tmp_path / "again", **FAST))
-    for name in (
-        "examples.parquet",
-        "examples.csv",
-        "examples.nc",
-        "examples.png",
-        "examples.pdf",
-        "example-crops.png",
-    ):
-        assert (run / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+def test_examples_stay_where_the_photographs_are_not_at_hand(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    again = Run.read(copied)
+    layer_map = result.read_maps(copied)["relu"]
+    earlier, again.manifest.files = again.manifest.files, {}
+    write_examples(again, None, layer_map, earlier, Silent())
+    assert again.manifest.files.keys() == {name for name in earlier if name.startswith("example")}
+    (copied / "examples.nc").write_bytes(b"damaged")
+    again.manifest.files = {}
+    write_examples(again, None, layer_map, earlier, Silent())
+    assert again.manifest.files == {}
 
 
-def test_several_layers_have_examples_each(folder: Path, tmp_path: Path) -> None:
+def test_photographs_alone_have_examples_of_each_layer(folder: Path, tmp_path: Path) -> None:
     maps = similarity(
         ["conv", "relu"],
         planted.network(),
         photographs=Photographs(folder, limit=5),
-        execution=Execution("cpu", out=tmp_path / "run"),
-        **{k: v for k, v in options(**FAST).items() if k == "recipe"},
+        view=View(stimuli="photographs"),
+        **options(out=tmp_path / "run", **FAST),
     )
     for layer, one in maps.maps.items():
         assert {name.rpartition(":")[0] for name in one.examples.index} == {layer}
-        assert (tmp_path / "run" / one.prefix / "examples.nc").is_file()
+        assert {"examples.nc", "examples.pdf"} <= {p.name for p in (tmp_path / "run" / one.prefix).iterdir()}
 
 
 def test_a_photograph_that_is_gone_stops_the_search(folder: Path, tmp_path: Path) -> None:
