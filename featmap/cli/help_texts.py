@@ -5,7 +5,16 @@ A paragraph that begins with a backspace character keeps its line breaks, as cli
 
 from __future__ import annotations
 
-SIMILARITY = """
+PHOTOGRAPHS = """
+Photographs are all images that Pillow reads, in the folder or zip and its sub-folders: the first frame, turned as its
+EXIF data say, the shorter side resized and the centre cropped. 16-bit grey images are scaled to 8 bits, transparent
+ones are put on white. Links are followed, and each file is read once. What is left out (hidden files, other formats) is
+counted by reason, in the output and under "photographs" in manifest.json. Every file is opened before anything is
+written: all that are broken are named, and --skip-broken goes on without them.
+"""
+
+SIMILARITY = (
+    """
 How it works: every feature's maximising image is made by gradient descent from the same noise. A[i, j] is the mean
 activation of feature j on the image of feature i, measured in the unchanged network. Co-activation C, shown in the
 heatmap, is the share of its own best response that feature j gives to image i, both above the response to the null
@@ -34,6 +43,10 @@ Files of the run folder (tables as .parquet and .csv):
                              figures
   facets.csv, facets.png, facets.pdf, facets/
                              with --facets: images of each feature that differ
+  photographs_profile, photographs_features, photographs_clusters.json,
+  photographs_graph.graphml, photographs_heatmap (.png, .svg)
+                             with --photographs: the same from the responses
+                             to photographs
   atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which
                              a run is resumed
@@ -46,6 +59,15 @@ or one of rounding only, as where a normalisation over positions fixes its mean 
 response did not rise above that to the null image); not-finite. Similarities, clusters and averages take live features.
 Start: gradient, or rescued (it had none on the noise and got its first one through its dead ReLUs, as is normal for
 half of a real network's features).
+
+Photographs: --photographs FOLDER also records the responses of all recorded layers to photographs, in batches of their
+own (photograph_A in arrays.zarr), at the size of the images. They make a second map, which is another answer: two
+features may be excited by the same optimum and respond to different photographs, and the reverse. Its S, clusters,
+graph and neighbours have the same formulas with photographs in the place of images; where there are very many
+photographs, the null models are drawn from evenly spaced ones. --stimuli photographs makes this map alone, with files
+of plain names, and no images: co-activation, identity rate, statuses of descents, sheets and the atlas need images and
+are left out. --limit N takes N photographs, evenly spaced in the order of their names. Photographs and their names are
+part of what a run depends on: a folder with other files is another run.
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
@@ -94,6 +116,8 @@ What S does not say: it is measured on images made for the features of these lay
 have more structure than one common axis of variation; this does not prove separate groups, and two groups that are
 exact opposites may be missed. `featmap validate` tests what may be concluded from a map.
 """
+    + PHOTOGRAPHS
+)
 
 MAXIMISE = """
 Units, with layers named as `featmap layers` prints them and all indices counted from 0:
@@ -134,14 +158,6 @@ distance is one for this network: to another network the images may look more al
 
 An image shows what excites a unit most, not what it responds to in photographs: `featmap validate` measures how far
 the two agree.
-"""
-
-PHOTOGRAPHS = """
-Photographs are all images that Pillow reads, in the folder or zip and its sub-folders: the first frame, turned as its
-EXIF data say, the shorter side resized and the centre cropped. 16-bit grey images are scaled to 8 bits, transparent
-ones are put on white. Links are followed, and each file is read once. What is left out (hidden files, other formats) is
-counted by reason, in the output and under "photographs" in manifest.json. Every file is opened before anything is
-written: all that are broken are named, and --skip-broken goes on without them.
 """
 
 PROBE = (
@@ -219,7 +235,8 @@ Files of the run folder:
 
 NEIGHBOURS = """
 Similarity is S, the correlation of response profiles. Below the most similar features are the most opposed ones, with
-the lowest S. After `featmap validate` the table also says which features are unreliable, marked by "?".
+the lowest S. --stimuli photographs lists them in the map of photographs, of a run that has one. After `featmap
+validate` the table also says which features are unreliable, marked by "?".
 """
 
 ATLAS = """

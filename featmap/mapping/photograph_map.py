@@ -134,17 +134,19 @@ def tabulate(
     Returns
     -------
     pandas.DataFrame
-        One row a feature: channel, branch, status ("live" with a similarity, "constant" or "not-finite" without), mean
-        and deviation of its responses, then cluster, community, nearest_k and similarity_k as in
+        One row a feature: channel, branch, status ("live", "constant" or "not-finite"), mean and deviation of its
+        responses, then cluster, community, nearest_k and similarity_k as in
         `featmap.mapping.tables.feature_table`. Directions that have names get a column `name`.
     """
     channels = [int(n.rpartition(":")[2]) for n in names]
-    without = np.where(np.isfinite(mean), CONSTANT, folder_layout.STATUSES[folder_layout.NOT_FINITE])
-    live = np.isin(list(names), S.columns)
+    statuses = np.array([CONSTANT, folder_layout.STATUSES[folder_layout.LIVE]], dtype=object)[
+        (deviation > 0).astype(int)
+    ]
+    statuses[~np.isfinite(mean)] = folder_layout.STATUSES[folder_layout.NOT_FINITE]
     columns = {
         "channel": channels,
         "branch": [layer.branch(c) for c in channels],
-        "status": np.where(live, folder_layout.STATUSES[folder_layout.LIVE], without).astype(object),
+        "status": statuses,
         "mean": finite_column(mean),
         "deviation": finite_column(deviation),
     }

@@ -99,7 +99,8 @@ class ColumnSimilarity:
     images : int
         Number of images that it is computed from.
     mean, deviation : numpy.ndarray
-        Mean and population standard deviation of each feature's responses, F; NaN where a response is not finite.
+        Mean and population standard deviation of each feature's responses, F; NaN where a response is not finite. A
+        deviation that is rounding is 0.
     """
 
     similarity: np.ndarray
@@ -308,7 +309,8 @@ def _column_moments(rows: BlockReader, groups: Sequence[slice]) -> _Moments:
     # As in the dense formula, a column with a hole has no profile: pairs would else be taken over different images.
     used = np.flatnonzero(complete & (deviation > FLOOR))
     whole = complete & (count > 0)
-    means, deviations = (np.where(whole, v, np.nan) for v in (mean, np.sqrt(squares / max(count, 1))))
+    varying = np.where(deviation > FLOOR, np.sqrt(squares / max(count, 1)), 0.0)
+    means, deviations = (np.where(whole, v, np.nan) for v in (mean, varying))
     cuts = _cuts(used, groups)
     return _Moments(F, keep, used, scale[used], (mean / scale)[used], deviation[used], cuts, means, deviations)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -227,16 +226,16 @@ from featmap.runs.progress import Silent
 from featmap.runs.store import open_arrays
 
 torch.manual_seed(0)
-network = load(nn.Sequential(nn.Conv2d(3, 1000, 16), nn.ReLU()).eval())
+network = load(nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(3, 1000, 1)).eval())
 
 def grown(limit, out):
-    job = similarity_job("0", network, Recipe.named("pixels", 16, 1).resolved(16), view=View(stimuli="photographs"))
+    job = similarity_job("1", network, Recipe.named("pixels", 16, 1).resolved(16), view=View(stimuli="photographs"))
     job = add_photographs(job, Photographs(sys.argv[1], limit), Silent())
     run = lifecycle.open_run(job, Path(sys.argv[2]) / out)
     with run.locked():
         lifecycle.carry_out(job, run, PhotographWorker, Silent())
         lifecycle.complete(job, run)
-    found, S = correlate_photographs(photograph_responses(open_arrays(run.folder), "0"))
+    found, S = correlate_photographs(photograph_responses(open_arrays(run.folder), "1"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, found.images, S.shape
 
 before = grown(64, "few")[0]
@@ -248,13 +247,12 @@ print(after - before, images, *shape)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the largest size of a process is read in Linux's unit")
 def test_twenty_thousand_photographs_need_little_memory(tmp_path: Path) -> None:
-    assert resource.RUSAGE_SELF == 0
     source = zip_noise(tmp_path / "many.zip", 20_000, 16)
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, str(source), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=True,
     )
     growth, images, *shape = map(int, done.stdout.split())
