@@ -47,6 +47,13 @@ Files of the run folder (tables as .parquet and .csv):
   photographs_graph.graphml, photographs_heatmap (.png, .svg)
                              with --photographs: the same from the responses
                              to photographs
+  examples                   with --photographs, a row per example of each
+                             feature: photograph, response, place, box
+  examples.nc                activation maps of the examples, in the order of
+                             that table; xarray.open_dataset reads it
+  examples, example-crops (.png, .pdf)
+                             sheets: a row per feature, its image and its best
+                             photographs, whole and cropped to the place
   atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which
                              a run is resumed
@@ -68,6 +75,16 @@ photographs, the null models are drawn from evenly spaced ones. --stimuli photog
 of plain names, and no images: co-activation, identity rate, statuses of descents, sheets and the atlas need images and
 are left out. --limit N takes N photographs, evenly spaced in the order of their names. Photographs and their names are
 part of what a run depends on: a folder with other files is another run.
+
+Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
+at the 50th, 90th and 99th percentile of its responses. Photographs that have the same pixels at the run's size count
+once. y and x are the position of the largest activation in the layer's grid; top, bottom, left and right are the pixels
+that this position sees, its receptive field clipped at the border, in the photograph at the run's size; crop says so,
+or why the box is the whole image: the field covers it, is not known or lies in the padding, or the activation is the
+same everywhere. On sheets and cards the part with more than half of the largest activation is outlined, the rest faded.
+Features that respond to all photographs alike have no examples. The first 24 features are on the .png, 512 on pages.
+The atlas shows examples with --embed-photographs only, since a page is made to be shared: otherwise it holds neither
+names nor parts of photographs. Tables and sheets of the run folder hold both in any case.
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
@@ -262,6 +279,10 @@ interact or maximise gets a page of its reports or images. `featmap similarity` 
 
 Where the network cannot be loaded by its name (one that was passed in from Python), the card says so instead of
 showing where the feature responds; --model names the network, --no-maps does without it.
+
+--embed-photographs adds to each card the photographs that excite the feature most, cropped to the place that responds,
+and those at percentiles, with their file names and, where they are in a folder, relative links to the files. Without it
+nothing of the photographs is in the page. It reads the photographs again, where they were when the run was made.
 
 Numbers are computed from the stored A, so they are those of the tables, to the three digits shown. S is stored in the
 page, because its stimuli may be images that the page does not show. The same run gives the same bytes. 512 features
