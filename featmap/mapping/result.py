@@ -24,6 +24,7 @@ from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import plain_columns
+from featmap.stats.map_agreement import MapAgreement, compare
 
 Pair = tuple[str, str]
 LAYER_TABLE = f"{tables.CROSS}/layers"
@@ -159,6 +160,13 @@ class SimilarityMap:
     def photographs(self) -> PhotographMap | None:
         """Map of the photographs, read when it is first requested; None where the run has none."""
         return None if self.open_photographs is None else self.open_photographs()
+
+    @cached_property
+    def agreement(self) -> MapAgreement | None:
+        """Comparison of S over maximising images with S over photographs; None where the run lacks one of them."""
+        if self.photographs is None or not self.has_images:
+            return None
+        return compare(self.measures["profile"], self.photographs.similarity)
 
     @property
     def has_images(self) -> bool:
