@@ -142,7 +142,7 @@ def feature_table(
 
 
 def add_clusters(table: pd.DataFrame, S: pd.DataFrame, clusters: Clusters) -> None:
-    """Add the columns of clusters and nearest features to a table of features in place.
+    """Add columns of clusters and nearest features to a table in place.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ def compare(images: pd.DataFrame, photographs: pd.DataFrame, draws: int = DRAWS)
 
 
 def row_correlations(one: np.ndarray, two: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Correlate each row of one table with the same row of another, over weighted columns.
+    """Correlate the rows of two tables, over weighted columns.
 
     Parameters
     ----------
