@@ -21,13 +21,16 @@ from featmap.network.trace import Layer
 from featmap.runs import folder_layout
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
-from featmap.runs.store import open_arrays
-from featmap.stats import clustering, cross_layer, measures
+from featmap.runs.store import Run, open_arrays
+from featmap.stats import clustering, cross_layer, measures, rand_index
 from featmap.stats.clustering import Clusters
 from featmap.stats.frames import finite_column
+from featmap.stats.map_agreement import compare, distinct_disagreements
 
 CONSTANT = "constant"
 """Status of a feature that responds to all photographs alike."""
+LEAST_PHOTOGRAPHS = 8
+"""Fewest photographs that are split into halves."""
 NULL_CELLS = 2**22
 """Responses that a null model of the clusters is drawn from; of more, evenly spaced photographs are taken."""
 
@@ -92,6 +95,64 @@ def add(layer_map: SimilarityMap, job: Job, view: View, watcher: Watcher, reuse:
     found = build(job, layer, layer_map.folder, view, watcher, reuse)
     layer_map.open_photographs = lambda: found
     layer_map.summary[PHOTOGRAPHS] = found.summary
+    stored = Run.read(layer_map.folder).manifest.summary if reuse else {}
+    stored = stored.get("layers", {layer: stored})[layer] if stored else {}
+    agreement = stored.get(PHOTOGRAPHS, {}).get("agreement")
+    found.summary["agreement"] = agreement or summarise_agreement(layer_map, found, view.neighbours, watcher)
+
+
+def summarise_agreement(
+    layer_map: SimilarityMap, found: PhotographMap, neighbours: int, watcher: Watcher
+) -> dict[str, Any]:
+    """Summarise how far the maps of images and of photographs agree.
+
+    Parameters
+    ----------
+    layer_map : SimilarityMap
+        Map of the layer's maximising images.
+    found : PhotographMap
+        Its map of photographs.
+    neighbours : int
+        Nearest neighbours of each feature in the graphs.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    dict
+        Plain JSON values, None where undefined: correlation of S over pairs with low and high (bootstrap over
+        features), the median agreement of a feature, ari (of the communities of both maps, over the features that both
+        have), and correlation_of_halves and ari_of_halves, the same of two maps of every second photograph each.
+    """
+    agreement = layer_map.agreement
+    assert agreement is not None
+    communities = [one.clusters.communities.labels for one in (layer_map, found)]
+    halves, values = [], agreement.overall
+    if len(found.responses) >= LEAST_PHOTOGRAPHS:
+        for first in (0, 1):
+            watcher.stage("halves of the photographs", first, 2)
+            halves.append(correlate_photographs(found.responses.isel(photograph=slice(first, None, 2)))[1])
+        watcher.stage("halves of the photographs", 2, 2)
+    graphs = [clustering.communities(clustering.neighbour_graph(S, neighbours)).labels for S in halves]
+    numbers = {
+        "correlation": values.value,
+        "low": values.low,
+        "high": values.high,
+        "median": agreement.features["agreement"].median(),
+        "ari": _adjusted_rand(communities),
+        "correlation_of_halves": compare(halves[0], halves[1], 1).overall.value if halves else np.nan,
+        "ari_of_halves": _adjusted_rand(graphs),
+    }
+    pairs = distinct_disagreements(agreement.disagreements)
+    return {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()} | {"parted": pairs}
+
+
+def _adjusted_rand(labels: list[pd.Series]) -> float:
+    """Compute the adjusted Rand index of two partitions over the features that both have; NaN without any."""
+    if len(labels) < 2:
+        return float("nan")
+    common = [name for name in labels[0].index if name in labels[1].index]
+    return rand_index.adjusted_rand(*(one.loc[common].to_numpy() for one in labels)) if common else float("nan")
 
 
 def null_photographs(count: int, features: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import plain_columns
+from featmap.stats.map_agreement import MapAgreement, compare
 
 Pair = tuple[str, str]
 LAYER_TABLE = f"{tables.CROSS}/layers"
@@ -63,7 +64,7 @@ class LazyMapping(Mapping[_K, _V]):
 
 @dataclass(eq=False)
 class PhotographMap:
-    """The map of photographs of one layer: similarities of its features' responses to photographs.
+    """The map of photographs of one layer, as it is stored in the run folder.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ class PhotographMap:
 
     @property
     def responses(self) -> xr.DataArray:
-        """Responses of the layer's features to the photographs, photograph x response, read lazily."""
+        """Responses to the photographs, photograph x response, read lazily."""
         return photograph_responses(open_arrays(self.folder), self.layer)
 
     def lines(self) -> list[str]:
@@ -159,12 +160,19 @@ class SimilarityMap:
 
     @cached_property
     def photographs(self) -> PhotographMap | None:
-        """Map of the photographs, read when it is first requested; None where the run has none."""
+        """Map of photographs, read when first requested; None without any."""
         return None if self.open_photographs is None else self.open_photographs()
+
+    @cached_property
+    def agreement(self) -> MapAgreement | None:
+        """Comparison of S over images and over photographs; None without both."""
+        if self.photographs is None or not self.has_images:
+            return None
+        return compare(self.measures["profile"], self.photographs.similarity)
 
     @property
     def has_images(self) -> bool:
-        """Whether the map is one of maximising images; otherwise photographs are its only stimuli."""
+        """Whether the map is of images; otherwise photographs are its only stimuli."""
         return not self.activations.empty
 
     @property

@@ -142,7 +142,7 @@ def feature_table(
 
 
 def add_clusters(table: pd.DataFrame, S: pd.DataFrame, clusters: Clusters) -> None:
-    """Add the columns of clusters and nearest features to a table of features in place.
+    """Add columns of clusters and nearest features to a table in place.
 
     Parameters
     ----------
@@ -327,7 +327,22 @@ def photograph_lines(summary: dict[str, Any]) -> list[str]:
     lines = [f"{summary['features']} features: {statuses}", summary["clusters"]["sentence"] + drawn]
     pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in summary["most_similar"][:3])
     lines += [f"most similar pairs (each feature once): {pairs}"] if pairs else []
-    return [f"on {count:,} photographs: {line}" for line in lines]
+    return [f"on {count:,} photographs: {line}" for line in lines] + _agreement_lines(summary.get("agreement", {}))
+
+
+def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
+    """Describe in words how far the maps of images and of photographs agree."""
+    if not agreement:
+        return []
+    text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k != "parted"}
+    lines = [
+        f"S over images and over photographs correlate by {text['correlation']} [{text['low']}, {text['high']}] "
+        f"(interval: bootstrap over features; halves of the photographs {text['correlation_of_halves']}), a feature's "
+        f"row by {text['median']} in the median; ARI of the communities {text['ari']} (halves of the photographs "
+        f"{text['ari_of_halves']})"
+    ]
+    pairs = [f"{a} and {b} ({x:.2f} and {y:.2f})" for a, b, x, y in agreement["parted"]]
+    return lines + [f"part most (S over images and over photographs): {', '.join(pairs)}"] * bool(pairs)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -13,12 +13,13 @@ from featmap.mapping import cluster_io, flags
 from featmap.mapping.result import PhotographMap, SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs, tabulate_facets
 from featmap.mapping.view import View
-from featmap.plotting import heatmaps, sheets
+from featmap.plotting import heatmaps, scatter, sheets
 from featmap.runs.output import format_number, save_facets, save_figure, save_sheet, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
 from featmap.stats.frames import spell_flags
+from featmap.stats.map_agreement import MapAgreement, list_disagreements
 
 MAX_PAIRS = 24
 """Largest number of pairs in the figure of nearest neighbours."""
@@ -40,6 +41,8 @@ def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> N
     """
     if layer_map.photographs is not None:
         _write_photographs(run, layer_map.photographs, view, watcher)
+    if layer_map.photographs is not None and layer_map.agreement is not None:
+        _write_agreement(run, layer_map.photographs, layer_map.agreement)
     if not layer_map.has_images:
         return
     names = ("activations", "coactivation", "relative", "selective", "profile")
@@ -87,6 +90,22 @@ def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watc
         )
         save_figure(run, figure, f"{found.prefix}heatmap", ("png", "svg"))
     watcher.stage("tables and figures of photographs", 2, 2)
+
+
+def _write_agreement(run: Run, found: PhotographMap, agreement: MapAgreement) -> None:
+    """Write how far the maps of images and of photographs agree: by feature, by pair, and as a figure."""
+    shown = [f for f in found.shown if f in agreement.features.index]
+    write_frame(run, f"{found.prefix}agreement", agreement.features.loc[shown], "feature")
+    own = np.ix_(*[agreement.features.index.get_indexer(shown)] * 2)
+    pairs = list_disagreements(shown, agreement.first[own], agreement.second[own])
+    write_frame(run, f"{found.prefix}disagreements", pairs.set_index("feature"), "feature")
+    upper = np.triu_indices(len(agreement.first), 1)
+    x, y = agreement.first[upper], agreement.second[upper]
+    r = format_number(agreement.overall.value)
+    note = f"{np.isfinite(x + y).sum():,} pairs of {len(agreement.first)} features, correlation {r}"
+    cloud = scatter.PairCloud(x, y, "S over maximising images", "S over photographs", note)
+    figure = scatter.agreement_panels([cloud], [], f"{found.layer}: two kinds of stimuli")
+    save_figure(run, figure, f"{found.prefix}agreement", ("png", "svg"))
 
 
 NODE_ATTRIBUTES = {"channel": int, "branch": str, "status": str, "start": str, "activation": float, "community": int}

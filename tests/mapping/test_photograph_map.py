@@ -22,6 +22,7 @@ from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs.store import Run
 from featmap.stats.clustering import find_clusters
+from featmap.stats.rand_index import adjusted_rand
 from tests.helpers import pictures, tiny
 from tests.helpers.pictures import BLUE, BRIGHT_GREEN, GREEN, RED
 from tests.helpers.settings import options
@@ -89,8 +90,9 @@ def test_both_maps_are_read_from_their_files(both: SimilarityMap) -> None:
     written = pd.read_parquet(both.folder / "photographs_profile.parquet")
     np.testing.assert_array_equal(written.to_numpy(), both.photographs.similarity.to_numpy())
     names = [name for name in Run.read(both.folder).manifest.files if name.startswith("photographs_")]
-    tables = [f"photographs_{name}.{ending}" for name in ("profile", "features") for ending in ("csv", "parquet")]
-    drawn = ["photographs_heatmap.png", "photographs_heatmap.svg"]
+    kinds = ("profile", "features", "agreement", "disagreements")
+    tables = [f"photographs_{name}.{ending}" for name in kinds for ending in ("csv", "parquet")]
+    drawn = [f"photographs_{name}.{ending}" for name in ("heatmap", "agreement") for ending in ("png", "svg")]
     assert sorted(names) == sorted([*tables, *drawn, "photographs_clusters.json", "photographs_graph.graphml"])
     graph = nx.read_graphml(both.folder / "photographs_graph.graphml")
     assert set(graph) == set(both.photographs.similarity.columns) and graph.nodes["features:0"]["status"] == "live"
@@ -132,6 +134,27 @@ def test_several_layers_have_a_map_of_photographs_each(tmp_path: Path) -> None:
         np.testing.assert_allclose(one.measures["profile"].to_numpy(), by_hand(own.to_numpy()), atol=1e-9)
         assert (maps.folder / layer / "profile.csv").is_file()
     assert set(read_maps(maps.folder)["first"].measures["profile"]) == {f"first:{c}" for c in range(6)}
+
+
+def test_the_pairs_that_part_are_the_planted_ones(both: SimilarityMap) -> None:
+    """BRIGHT_GREEN sees nothing but blue in photographs, so it goes with RED and BLUE there, and with GREEN here."""
+    table = pd.read_parquet(both.folder / "photographs_disagreements.parquet").reset_index()
+    difference = {(a, b): d for a, b, d in table[["feature", "other", "difference"]].itertuples(index=False)}
+    assert difference["features:0", "features:1"] > 0.8 and difference["features:0", "features:3"] > 0.8
+    assert difference["features:2", "features:3"] < -0.8
+    agreement = pd.read_parquet(both.folder / "photographs_agreement.parquet")
+    assert both.agreement is not None and both.photographs is not None
+    S, P = both.measures["profile"].to_numpy(), both.photographs.similarity.to_numpy()
+    others = [k for k in range(7) if k != BRIGHT_GREEN]
+    expected = np.corrcoef(S[BRIGHT_GREEN, others], P[BRIGHT_GREEN, others])[0, 1]
+    assert agreement["agreement"].iloc[BRIGHT_GREEN] == pytest.approx(expected)
+    upper = np.triu_indices(7, 1)
+    summary = both.summary["photographs"]["agreement"]
+    assert summary["correlation"] == pytest.approx(np.corrcoef(S[upper], P[upper])[0, 1])
+    labels = both.clusters.communities.labels, both.photographs.clusters.communities.labels
+    assert summary["ari"] == pytest.approx(adjusted_rand(*labels)) and summary["ari_of_halves"] > 0.99
+    assert summary["correlation_of_halves"] > 0.95
+    assert any("correlate by" in line and "ARI of the communities" in line for line in both.lines())
 
 
 def test_clusters_are_those_of_all_responses_at_once(both: SimilarityMap) -> None:
