@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featmap.cli.options import RunNetworkOptions
+from featmap.cli.options import EmbedPhotographs, RunNetworkOptions
 
 
 def atlas(
@@ -22,6 +22,7 @@ def atlas(
             "--maps/--no-maps", help="Show where on its image each feature responds, which needs the network."
         ),
     ] = True,
+    embed_photographs: EmbedPhotographs = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the pages. Default: the run folder.")] = None,
 ) -> None:
     """Write the atlas of a finished run: pages to explore it in."""
@@ -31,7 +32,13 @@ def atlas(
     loaded = network.load()
     paths = console.run_with_progress(
         lambda watcher: pages.atlas(
-            run, interactions=interactions or (), activation_maps=maps, network=loaded, out=out, watcher=watcher
+            run,
+            interactions=interactions or (),
+            activation_maps=maps,
+            network=loaded,
+            out=out,
+            embed_photographs=embed_photographs,
+            watcher=watcher,
         )
     )
     more = f" and {len(paths) - 1} pages of layers" if len(paths) > 1 else ""

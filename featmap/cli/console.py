@@ -101,6 +101,7 @@ class ProgressBars:
         self.tasks: dict[str, TaskID] = {}
         self.total = self.done = self.from_store = 0
         self.start_time = self.report_time = time.monotonic()
+        self.stages: dict[str, tuple[float, int]] = {}  # when a stage was first reported, and how far it was then
 
     def __enter__(self) -> ProgressBars:
         self.progress.start()
@@ -164,7 +165,13 @@ class ProgressBars:
             self.tasks[name] = self.progress.add_task(name, total=total, detail="")
             if not self.live:
                 self.note(name)
+            self.stages[name] = time.monotonic(), done
         self.progress.update(self.tasks[name], completed=done)
+        (start, before), now = self.stages[name], time.monotonic()
+        if not self.live and before < done < total and now - max(start, self.report_time) > REPORT_INTERVAL:
+            self.report_time = now
+            left = (now - start) / (done - before) * (total - done)
+            self.note(f"{name} {100 * done / total:.0f} %, about {left / 60:.1f} minutes left")
 
     def note(self, text: str) -> None:
         """Print a line above the bars.
@@ -230,10 +237,25 @@ def print_dry_run(job: Job, folder: Path | None) -> None:
     """
     from featmap.runs.estimate import estimate
 
-    work = (
+    folder = folder or job.default_folder()
+    print_estimate(estimate(job, folder), describe_job(job), folder)
+
+
+def describe_job(job: Job) -> str:
+    """Say how many images a job makes, and of which kind.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    str
+        Number of images and seeds, steps, pixels and facets.
+    """
+    return (
         f"{len(job.objectives)} image{'s' * (len(job.objectives) != 1)} x {len(job.seeds)} seed(s), "
         f"{job.recipe.steps} steps, "
         f"{format_size(job.recipe.size)} pixels"
     ) + (f", {job.facets} facets of each" if job.facets else "")
-    folder = folder or job.default_folder()
-    print_estimate(estimate(job, folder), work, folder)

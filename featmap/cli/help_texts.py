@@ -5,7 +5,16 @@ A paragraph that begins with a backspace character keeps its line breaks, as cli
 
 from __future__ import annotations
 
-SIMILARITY = """
+PHOTOGRAPHS = """
+Photographs are all images that Pillow reads, in the folder or zip and its sub-folders: the first frame, turned as its
+EXIF data say, the shorter side resized and the centre cropped. 16-bit grey images are scaled to 8 bits, transparent
+ones are put on white. Links are followed, and each file is read once. What is left out (hidden files, other formats) is
+counted by reason, in the output and under "photographs" in manifest.json. Every file is opened before anything is
+written: all that are broken are named, and --skip-broken goes on without them.
+"""
+
+SIMILARITY = (
+    """
 How it works: every feature's maximising image is made by gradient descent from the same noise. A[i, j] is the mean
 activation of feature j on the image of feature i, measured in the unchanged network. Co-activation C, shown in the
 heatmap, is the share of its own best response that feature j gives to image i, both above the response to the null
@@ -34,6 +43,22 @@ Files of the run folder (tables as .parquet and .csv):
                              figures
   facets.csv, facets.png, facets.pdf, facets/
                              with --facets: images of each feature that differ
+  photographs_profile, photographs_features, photographs_clusters.json,
+  photographs_graph.graphml, photographs_heatmap (.png, .svg)
+                             with --photographs: the same from the responses
+                             to photographs
+  photographs_agreement, photographs_disagreements; photographs_agreement
+  (.png, .svg)               how far the two maps agree: for each feature the
+                             correlation of its two rows of S, with a bootstrap
+                             interval over the other features; the 50 pairs
+                             that part most in each direction; all pairs drawn
+  examples                   with --photographs, a row per example of each
+                             feature: photograph, response, place, box
+  examples.nc                activation maps of the examples, in the order of
+                             that table; xarray.open_dataset reads it
+  examples, example-crops (.png, .pdf)
+                             sheets: a row per feature, its image and its best
+                             photographs, whole and cropped to the place
   atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which
                              a run is resumed
@@ -46,6 +71,27 @@ or one of rounding only, as where a normalisation over positions fixes its mean 
 response did not rise above that to the null image); not-finite. Similarities, clusters and averages take live features.
 Start: gradient, or rescued (it had none on the noise and got its first one through its dead ReLUs, as is normal for
 half of a real network's features).
+
+Photographs: --photographs FOLDER also records the responses of all recorded layers to photographs, in batches of their
+own (photograph_A in arrays.zarr), at the size of the images. They make a second map, which is another answer: two
+features may be excited by the same optimum and respond to different photographs, and the reverse. Its S, clusters,
+graph and neighbours have the same formulas with photographs in the place of images; where there are very many
+photographs, the null models are drawn from evenly spaced ones. The output says how far the two maps agree: correlation
+of S over pairs, ARI of their communities, and the same of two maps of every second photograph each, which is what the
+choice of photographs allows. --stimuli photographs makes this map alone, with files of plain names, and no images:
+co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left out. --limit N takes N
+photographs, evenly spaced in the order of their names. Photographs and their names are part of what a run depends on: a
+folder with other files is another run.
+
+Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
+at the 50th, 90th and 99th percentile of its responses. Photographs that have the same pixels at the run's size count
+once. y and x are the position of the largest activation in the layer's grid; top, bottom, left and right are the pixels
+that this position sees, its receptive field clipped at the border, in the photograph at the run's size; crop says so,
+or why the box is the whole image: the field covers it, is not known or lies in the padding, or the activation is the
+same everywhere. On sheets and cards the part with more than half of the largest activation is outlined, the rest faded.
+Features that respond to all photographs alike have no examples. The first 24 features are on the .png, 512 on pages.
+The atlas shows examples with --embed-photographs only, since a page is made to be shared: otherwise it holds neither
+names nor parts of photographs. Tables and sheets of the run folder hold both in any case.
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
@@ -94,6 +140,8 @@ What S does not say: it is measured on images made for the features of these lay
 have more structure than one common axis of variation; this does not prove separate groups, and two groups that are
 exact opposites may be missed. `featmap validate` tests what may be concluded from a map.
 """
+    + PHOTOGRAPHS
+)
 
 MAXIMISE = """
 Units, with layers named as `featmap layers` prints them and all indices counted from 0:
@@ -134,14 +182,6 @@ distance is one for this network: to another network the images may look more al
 
 An image shows what excites a unit most, not what it responds to in photographs: `featmap validate` measures how far
 the two agree.
-"""
-
-PHOTOGRAPHS = """
-Photographs are all images that Pillow reads, in the folder or zip and its sub-folders: the first frame, turned as its
-EXIF data say, the shorter side resized and the centre cropped. 16-bit grey images are scaled to 8 bits, transparent
-ones are put on white. Links are followed, and each file is read once. What is left out (hidden files, other formats) is
-counted by reason, in the output and under "photographs" in manifest.json. Every file is opened before anything is
-written: all that are broken are named, and --skip-broken goes on without them.
 """
 
 PROBE = (
@@ -235,7 +275,8 @@ Files of the run folder:
 
 NEIGHBOURS = """
 Similarity is S, the correlation of response profiles. Below the most similar features are the most opposed ones, with
-the lowest S. After `featmap validate` the table also says which features are unreliable, marked by "?".
+the lowest S. --stimuli photographs lists them in the map of photographs, of a run that has one. After `featmap
+validate` the table also says which features are unreliable, marked by "?".
 """
 
 ATLAS = """
@@ -261,6 +302,10 @@ interact or maximise gets a page of its reports or images. `featmap similarity` 
 
 Where the network cannot be loaded by its name (one that was passed in from Python), the card says so instead of
 showing where the feature responds; --model names the network, --no-maps does without it.
+
+--embed-photographs adds to each card the photographs that excite the feature most, cropped to the place that responds,
+and those at percentiles, with their file names and, where they are in a folder, relative links to the files. Without it
+nothing of the photographs is in the page. It reads the photographs again, where they were when the run was made.
 
 Numbers are computed from the stored A, so they are those of the tables, to the three digits shown. S is stored in the
 page, because its stimuli may be images that the page does not show. The same run gives the same bytes. 512 features

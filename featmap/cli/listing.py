@@ -179,7 +179,7 @@ def recipe_lines(name: str | None) -> Iterator[str]:
             yield "  note: under l1 the distance to C is unsigned, so C has no effect"
 
 
-def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
+def neighbour_lines(unit: str, folder: Path, count: int, stimuli: str | None = None) -> Iterator[str]:
     """Format the features most similar to a feature, and those least similar.
 
     Parameters
@@ -190,6 +190,8 @@ def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
         Folder of a finished similarity run.
     count : int
         Number of features in each of the two tables.
+    stimuli : str, optional
+        Which map: images or photographs. None is that of images where there is one.
 
     Yields
     ------
@@ -207,16 +209,18 @@ def neighbour_lines(unit: str, folder: Path, count: int) -> Iterator[str]:
 
     if count < 1:
         raise FeatmapError(f"--count {count}: give 1 or more")
-    frame = finding.neighbour_frame(unit, folder)
+    frame = finding.neighbour_frame(unit, folder, stimuli)
     if frame.empty:
         raise UnitError(f"feature {unit!r} is the only one in this run; map more features")
     shown = frame.astype(object)
-    for column in ("S", "coactivation", "coactivated_by"):
+    for column in frame.columns.intersection(["S", "coactivation", "coactivated_by"]):
         shown[column] = ["undefined" if pd.isna(v) else f"{v:+.3f}" for v in frame[column]]
     if "reliable" in frame:
         shown["reliable"] = ["" if pd.isna(v) else "yes" if v else "no ?" for v in frame["reliable"]]
     shown["cluster"] = ["" if pd.isna(v) else str(int(v)) for v in frame["cluster"]]
-    name = f"{unit} (unreliable, marked ?)" if finding.is_unreliable(unit, folder) else unit
+    # a validation measures the reliability of features in the map of images
+    marked = "coactivation" in frame and finding.is_unreliable(unit, folder)
+    name = f"{unit} (unreliable, marked ?)" if marked else unit
     yield f"most like {name}"
     yield from table_lines(shown.columns, shown.head(count).to_numpy())
     yield f"most opposed to {name}"
@@ -257,9 +261,13 @@ def neighbours(
     unit: Annotated[str, typer.Argument(help="A feature, such as inception4a:17.")],
     run: Annotated[Path, typer.Argument(help="Folder of a finished similarity run.")],
     count: Annotated[int, typer.Option("--count", "-n", help="Number of features to list.")] = 10,
+    stimuli: Annotated[
+        str | None,
+        typer.Option(help="Which map: images or photographs. Default: that of images, where the run has one."),
+    ] = None,
 ) -> None:
     """List the features most and least similar to a feature."""
     from featmap.cli import console
 
-    for line in neighbour_lines(unit, run, count):
+    for line in neighbour_lines(unit, run, count, stimuli):
         console.out().print(line)

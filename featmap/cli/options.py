@@ -74,6 +74,14 @@ SkipBroken = Annotated[
         help="Go on without photographs that cannot be read. Otherwise the command names them and stops.",
     ),
 ]
+EmbedPhotographs = Annotated[
+    bool,
+    typer.Option(
+        "--embed-photographs",
+        help="Show in the atlas what excites each feature most: parts of photographs and their file names, which are "
+        "left out otherwise, so that the page can be shared.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Run folder; a folder with the same settings is resumed. Default: runs/NAME-OF-THE-SETTINGS."),

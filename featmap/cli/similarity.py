@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featmap.cli.options import (
     DryRun,
+    EmbedPhotographs,
     ExecutionOptions,
     NetworkOptions,
     RecipeOptions,
     SeedOptions,
+    SkipBroken,
 )
 from featmap.cli.parsing import parse_layers
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:
+    from featmap.mapping.photographs import Photographs
     from featmap.mapping.view import View
 
 
@@ -37,6 +42,14 @@ class ViewOptions:
         Nearest neighbours of each feature in the graph.
     facets : int, default 0
         Images of each feature that differ.
+    photographs : Path or None, default None
+        Folder or zip of photographs.
+    limit : int or None, default None
+        Largest number of photographs.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read.
+    embed_photographs : bool, default False
+        Show photographs in the atlas.
     """
 
     features: Annotated[
@@ -45,8 +58,8 @@ class ViewOptions:
     stimuli: Annotated[
         str,
         typer.Option(
-            help="Images that the similarity is computed from: layer (those of all its features) or shown (only those "
-            "of --features: quicker, but another similarity)."
+            help="Images that the similarity is computed from: layer (those of all its features), shown (only those "
+            "of --features: quicker, but another similarity), or photographs (only --photographs: no image is made)."
         ),
     ] = "layer"
     measure: Annotated[
@@ -56,6 +69,42 @@ class ViewOptions:
     facets: Annotated[
         int, typer.Option(help="Also make FACETS images of each feature, 2 to 16, that differ; 0 makes only its image.")
     ] = 0
+    photographs: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder, with its sub-folders, or zip of photographs. Responses to them are recorded too, and make "
+            "a map of their own."
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Largest number of photographs, evenly spaced in the order of their names. Default: all."),
+    ] = None
+    skip_broken: SkipBroken = False
+    embed_photographs: EmbedPhotographs = False
+
+    def build_photographs(self) -> Photographs | None:
+        """Build the settings of the photographs.
+
+        Returns
+        -------
+        Photographs or None
+            None where no folder is given.
+
+        Raises
+        ------
+        FeatmapError
+            If an option needs ``--photographs``.
+        """
+        from featmap.mapping.photographs import Photographs
+
+        if self.photographs is not None:
+            return Photographs(self.photographs, self.limit, self.skip_broken)
+        if self.limit is not None or self.skip_broken or self.embed_photographs or self.stimuli == "photographs":
+            raise FeatmapError(
+                "--limit, --skip-broken, --embed-photographs and --stimuli photographs go with --photographs FOLDER"
+            )
+        return None
 
     def build(self, probe_layers: list[str]) -> View:
         """Build the view.
@@ -155,11 +204,12 @@ def similarity(
     from featmap.cli import console
     from featmap.mapping import cross_tables
     from featmap.mapping import run as mapping
+    from featmap.mapping.photographs import PhotographJob
     from featmap.report import atlas as pages
     from featmap.report.atlas import FILE_NAME
     from featmap.runs import lifecycle
 
-    layers = layer.parse_layers()
+    layers, chosen = layer.parse_layers(), view.build_photographs()
     shown = view.build(layer.parse_probe_layers())
     settings = execution.build()
     loaded = network.load()
@@ -172,11 +222,16 @@ def similarity(
         start=seed.start,
         device=settings.torch_device(),
     )
+    if chosen is not None:
+        job = console.run_with_progress(partial(mapping.add_photographs, job, chosen))
     if [*job.layers] not in (layers, [layers]):  # a pattern: say which layers it matches
-        names = ", ".join(job.layers)
-        console.out().print(f"{len(job.layers)} layers, {len(job.objectives):,} features: {names}")
+        names, count = ", ".join(job.layers), len(job.objectives or job.columns)
+        console.out().print(f"{len(job.layers)} layers, {count:,} features: {names}")
     if dry_run:
-        console.print_dry_run(job, settings.out)
+        folder, words = settings.out or job.default_folder(), [console.describe_job(job)] if job.objectives else []
+        if isinstance(job, PhotographJob):
+            words.append(f"{len(job.photographs):,} photographs")
+        console.print_estimate(mapping.estimate(job, folder), ", ".join(words), folder)
         return
     run = lifecycle.open_run(job, settings.out)
     if len(job.shown) < len(job.objectives):
@@ -190,8 +245,11 @@ def similarity(
     files = cross_tables.main_files(run, maps)
     if atlas and maps.large_lines:
         console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}")
-    elif atlas:
-        if not pages.is_current(run):
-            console.run_with_progress(lambda watcher: pages.atlas(run.folder, network=loaded, watcher=watcher))
+    elif atlas and job.objectives:  # an atlas shows images
+        embed = view.embed_photographs
+        if not pages.is_current(run, embed):
+            console.run_with_progress(
+                lambda watcher: pages.atlas(run.folder, network=loaded, embed_photographs=embed, watcher=watcher)
+            )
         files = [FILE_NAME, *files]
     console.out().print(f"result: {run.folder} ({', '.join([*files, 'arrays.zarr'])})")

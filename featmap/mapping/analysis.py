@@ -11,7 +11,8 @@ import xarray as xr
 
 from featmap.errors import FeatmapError
 from featmap.mapping import cluster_io, result, tables
-from featmap.mapping.result import LayerArrays, LayerMaps, Pair, SimilarityMap
+from featmap.mapping.layer_arrays import LayerArrays
+from featmap.mapping.result import LayerMaps, Pair, SimilarityMap
 from featmap.mapping.view import View
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher

@@ -70,6 +70,7 @@ def main_files(run: Run, maps: LayerMaps) -> list[str]:
         wanted = [f"{folder}heatmap.png" for folder in tables.layer_folders(list(maps.maps)).values()]
     else:
         wanted = ["heatmap.png", "features.png", "neighbours.png", "features.csv", "graph.graphml"]
+        wanted += ["photographs_heatmap.png", "photographs_features.csv"]
     pairs = [f"{folder}heatmap.png" for folder in pair_folders(list(maps.crossings)).values()]
     wanted += [f"{LAYER_TABLE}.png", *(pairs if len(pairs) <= 2 else ())]
     written = [name for name in wanted if name in run.manifest.files]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featmap.files import hash_file
-from featmap.mapping import analysis, cross_tables, flags, result, tables, writing
-from featmap.mapping.result import LayerMaps, LazyMapping, Pair
-from featmap.mapping.view import View
+from featmap.mapping import analysis, cross_tables, flags, layer_arrays, photograph_map, result, tables, writing
+from featmap.mapping.result import LayerMaps, LazyMapping, Pair, SimilarityMap
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, View
 from featmap.runs import folder_layout, lifecycle, output, store
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
@@ -142,7 +142,7 @@ def live_features(job: Job, run: Run) -> LiveFeatures:
     LiveFeatures
         Features that are live with every seed.
     """
-    status = result.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
+    status = layer_arrays.worst_status(np.asarray(run.arrays["status"][...]).astype(int))
     row = {label: k for k, label in enumerate(job.labels)}
     column = {label: k for k, label in enumerate(job.columns)}
     names, ends = [], [0]
@@ -154,7 +154,9 @@ def live_features(job: Job, run: Run) -> LiveFeatures:
     return LiveFeatures(run, job.layers, names, folder_layout.starts(status[rows]), rows, columns, groups)
 
 
-def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) -> LayerMaps:
+def carry_out(
+    job: Job, run: Run, view: View, new_units: int, watcher: Watcher, also: Callable[[SimilarityMap], None]
+) -> LayerMaps:
     """Write the missing tables and figures of a large run, and open its maps.
 
     Parameters
@@ -170,6 +172,8 @@ def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) 
         again; if there are none, finished layers of an interrupted run stay as they are.
     watcher : Watcher
         Receives the progress.
+    also : callable
+        Called with the map of each layer after its files are written, to write more.
 
     Returns
     -------
@@ -182,7 +186,7 @@ def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) 
         if new_units or run.manifest.mapping != record:  # what is written belongs to other images or another view
             run.manifest.files, run.manifest.mapped, run.manifest.mapping = {}, {}, record
             run.save()
-        _map_layers(job, run, view, watcher)
+        _map_layers(job, run, view, watcher, also)
         live = live_features(job, run)
         overview = blockwise.compare(
             live.response_blocks,
@@ -200,7 +204,7 @@ def carry_out(job: Job, run: Run, view: View, new_units: int, watcher: Watcher) 
     return open_maps(job, run)
 
 
-def _map_layers(job: Job, run: Run, view: View, watcher: Watcher) -> None:
+def _map_layers(job: Job, run: Run, view: View, watcher: Watcher, also: Callable[[SimilarityMap], None]) -> None:
     """Write the maps of the layers that are not written yet: those without a summary in the manifest."""
     written: dict[str, Any] = run.manifest.mapped
     folders = tables.layer_folders(job.layers)
@@ -211,7 +215,10 @@ def _map_layers(job: Job, run: Run, view: View, watcher: Watcher) -> None:
         data = store.open_arrays(run.folder)
         layer_map = analysis.map_layer(job, layer, data, view, watcher, run.folder)
         flags.add_reliability(layer_map.features, run.manifest.reliability)
+        if PHOTOGRAPH_RESPONSES in data:
+            photograph_map.add(layer_map, job, view, watcher)
         writing.write(run, layer_map, view, watcher)
+        also(layer_map)
         written[layer] = layer_map.summary
         run.save()  # an interrupted run continues after this layer
 

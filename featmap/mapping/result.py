@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,17 +16,21 @@ import xarray as xr
 
 from featmap.errors import StoreError
 from featmap.mapping import cluster_io, tables
+from featmap.mapping.layer_arrays import LayerArrays, correlate_photographs, photograph_responses
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
 from featmap.runs import store
-from featmap.runs.folder_layout import LIVE_CODES
 from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import plain_columns
+from featmap.stats.map_agreement import MapAgreement, compare
 
 Pair = tuple[str, str]
 LAYER_TABLE = f"{tables.CROSS}/layers"
 """Path of the table of layers in a run folder, without its ending."""
+EXAMPLES, EXAMPLE_MAPS = "examples", "examples.nc"
+"""Table of the dataset examples in the folder of a layer, without its ending, and the file of their activation maps."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -58,6 +63,60 @@ class LazyMapping(Mapping[_K, _V]):
 
 
 @dataclass(eq=False)
+class PhotographMap:
+    """The map of photographs of one layer, as it is stored in the run folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    layer : str
+        Name of the layer.
+    measures : dict of str to pandas.DataFrame
+        `profile`, the similarity S over the photographs: features that respond differently to them, square.
+    clusters : Clusters
+        Consensus clusters of S, and their nulls.
+    features : pandas.DataFrame
+        One row a feature: status, mean and deviation of its responses, cluster, nearest neighbours.
+    shown : list of str
+        Features that tables and figures show.
+    summary : dict
+        Findings as plain JSON values.
+    prefix : str
+        Begins the paths of its tables and figures in the run folder, such as "photographs_".
+    """
+
+    folder: Path
+    layer: str
+    measures: dict[str, pd.DataFrame]
+    clusters: clustering.Clusters
+    features: pd.DataFrame
+    shown: list[str]
+    summary: dict[str, Any]
+    prefix: str
+
+    @property
+    def similarity(self) -> pd.DataFrame:
+        """Profile similarity S over the photographs."""
+        return self.measures["profile"]
+
+    @property
+    def responses(self) -> xr.DataArray:
+        """Responses to the photographs, photograph x response, read lazily."""
+        return photograph_responses(open_arrays(self.folder), self.layer)
+
+    def lines(self) -> list[str]:
+        """Return the findings in words.
+
+        Returns
+        -------
+        list of str
+            One finding a line.
+        """
+        return tables.photograph_lines(self.summary)
+
+
+@dataclass(eq=False)
 class SimilarityMap:
     """The similarity map of one layer, as it is stored in the run folder.
 
@@ -83,6 +142,8 @@ class SimilarityMap:
         Subfolder of its tables and figures with a slash at the end; "" for the run folder itself.
     crossings : dict of (str, str) to CrossLayerMap
         Cross-layer maps to the probed layers, by (layer, probed layer).
+    open_photographs : callable, optional
+        Reads the map of photographs; None where the run has none.
     """
 
     folder: Path
@@ -95,11 +156,43 @@ class SimilarityMap:
     summary: dict[str, Any]
     prefix: str = ""
     crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
+    open_photographs: Callable[[], PhotographMap] | None = None
+
+    @cached_property
+    def photographs(self) -> PhotographMap | None:
+        """Map of photographs, read when first requested; None without any."""
+        return None if self.open_photographs is None else self.open_photographs()
+
+    @cached_property
+    def agreement(self) -> MapAgreement | None:
+        """Comparison of S over images and over photographs; None without both."""
+        if self.photographs is None or not self.has_images:
+            return None
+        return compare(self.measures["profile"], self.photographs.similarity)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the map is of images; otherwise photographs are its only stimuli."""
+        return not self.activations.empty
 
     @property
     def dataset(self) -> xr.Dataset:
         """The run's arrays with their labels: images, A, curves, statuses."""
         return open_arrays(self.folder)
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """The photographs that excite each feature shown most, of a run with photographs.
+
+        One row an example, see `featmap.mapping.examples.LayerExamples`.
+        """
+        path = self.folder / f"{self.prefix}{EXAMPLES}.parquet"
+        if not path.is_file():
+            raise StoreError(
+                f"run {str(self.folder)!r} has no dataset examples, as it recorded no responses to photographs; "
+                "map the layer with photographs"
+            )
+        return store.read_frame(self.folder, self.prefix + EXAMPLES)
 
     def lines(self) -> list[str]:
         """Return the findings in words.
@@ -173,69 +266,70 @@ def _html(folder: Path, lines: list[str]) -> str:
     return f"<b>featmap similarity</b> {escape(str(folder))}<ul>{items}</ul>"
 
 
-@dataclass(frozen=True, eq=False)
-class LayerArrays:
-    """Arrays of a run restricted to the features of one layer and their own images.
+def photograph_prefix(folder: str, alone: bool) -> str:
+    """Name the beginning of the paths of a photographs' map.
 
     Parameters
     ----------
-    names : list of str
-        The N features, which label images and responses.
-    responses : numpy.ndarray
-        A of each seed, S x N x N in float64.
-    nulls : numpy.ndarray
-        Responses to the null image of each seed, S x N in float64.
-    activation : numpy.ndarray
-        Response of each feature to its own image, S x N.
-    status : numpy.ndarray
-        Worst status of each feature over the seeds, an index into `featmap.runs.folder_layout.STATUSES`.
+    folder : str
+        Subfolder of the layer with a slash at the end, or "", see `featmap.mapping.tables.layer_folders`.
+    alone : bool
+        Whether photographs are the only stimuli of the run: their files then have the plain names.
+
+    Returns
+    -------
+    str
+        Such as "photographs_" or "conv1/photographs_".
     """
+    return folder if alone else f"{folder}{PHOTOGRAPHS}_"
 
-    names: list[str]
-    responses: np.ndarray
-    nulls: np.ndarray
-    activation: np.ndarray
-    status: np.ndarray
 
-    @staticmethod
-    def read(data: xr.Dataset, names: list[str]) -> LayerArrays:
-        """Read the arrays of some features.
+def map_of_photographs(found: PhotographMap) -> SimilarityMap:
+    """Make the similarity map of a layer whose only stimuli are photographs.
 
-        Parameters
-        ----------
-        data : xarray.Dataset
-            Arrays of a run.
-        names : list of str
-            Features of one layer.
+    Parameters
+    ----------
+    found : PhotographMap
+        Map of the photographs.
 
-        Returns
-        -------
-        LayerArrays
-            In the order of `names`.
-        """
-        own = data.sel(image=names, response=names)
-        return LayerArrays(
-            names,
-            own["A"].values.astype(np.float64),
-            own["null"].values.astype(np.float64),
-            own["activation"].values,
-            worst_status(own["status"].values.astype(int)),
+    Returns
+    -------
+    SimilarityMap
+        Its S, clusters and features; there are no images, so that `activations` has no rows, the responses to the null
+        image are NaN, and `profile` is the only measure.
+    """
+    names = [str(name) for name in found.responses["response"].values]
+    return SimilarityMap(
+        found.folder,
+        pd.DataFrame(np.empty((0, len(names))), columns=names),
+        pd.Series(np.nan, index=names),
+        found.measures,
+        found.clusters,
+        found.features,
+        found.shown,
+        {PHOTOGRAPHS: found.summary},
+        found.prefix,
+        open_photographs=lambda: found,
+    )
+
+
+def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]) -> PhotographMap:
+    """Read the map of photographs of one layer of a finished run; S is computed from the responses again."""
+    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer))
+    features = store.read_frame(run.folder, f"{prefix}features")
+    clusters = _read_clusters(run, prefix, S)
+    shown = [str(name) for name in features.index]
+    return PhotographMap(run.folder, layer, {"profile": S}, clusters, features, shown, summary, prefix)
+
+
+def _read_clusters(run: Run, prefix: str, S: pd.DataFrame) -> clustering.Clusters:
+    """Read the stored clusters of a map of a finished run."""
+    clusters = cluster_io.read(run.folder / f"{prefix}{cluster_io.FILE_NAME}", S, int(run.manifest.view["neighbours"]))
+    if clusters is None:
+        raise StoreError(
+            f"run {str(run.folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
         )
-
-    @property
-    def live(self) -> list[str]:
-        """Features that have a maximising image."""
-        return [n for n, s in zip(self.names, self.status, strict=True) if s in LIVE_CODES]
-
-    @property
-    def A(self) -> pd.DataFrame:
-        """Responses averaged over seeds, N x N."""
-        return pd.DataFrame(self.responses.mean(0), index=self.names, columns=self.names)
-
-    @property
-    def null(self) -> pd.Series:
-        """Responses to the null image averaged over seeds, N."""
-        return pd.Series(self.nulls.mean(0), index=self.names)
+    return clusters
 
 
 def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[str, SimilarityMap]:
@@ -262,11 +356,15 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
     if run.identity.get("command") != SIMILARITY or not run.manifest.is_complete:
         raise StoreError(f"run {str(folder)!r} is not a finished similarity run; its own command finishes it")
     mapped = run.identity.get("layers") or [run.identity["layer"]]
-    data, neighbours = open_arrays(folder), int(run.manifest.view["neighbours"])
+    data, alone = open_arrays(folder), run.identity.get("stimuli") == PHOTOGRAPHS
     summaries = run.manifest.summary.get("layers") or {mapped[0]: run.manifest.summary}
     maps = {}
     for layer, prefix in tables.layer_folders(mapped).items():
         if layers is not None and layer not in layers:
+            continue
+        own = photograph_prefix(prefix, alone), summaries[layer].get(PHOTOGRAPHS, {})
+        if alone:
+            maps[layer] = map_of_photographs(_read_photographs(run, layer, *own))
             continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
         arrays = LayerArrays.read(data, names)
@@ -274,31 +372,14 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run warned already
             frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
-        clusters = cluster_io.read(run.folder / prefix / cluster_io.FILE_NAME, frames["profile"], neighbours)
-        if clusters is None:
-            raise StoreError(
-                f"run {str(folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
-            )
+        clusters = _read_clusters(run, prefix, frames["profile"])
         features = tables.split_status(store.read_frame(run.folder, f"{prefix}features"))
         shown = [str(name) for name in features.index]
-        maps[layer] = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], prefix)
+        one = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], prefix)
+        if PHOTOGRAPH_RESPONSES in data:
+            one.open_photographs = partial(_read_photographs, run, layer, *own)
+        maps[layer] = one
     return maps
-
-
-def worst_status(status: np.ndarray) -> np.ndarray:
-    """Find the worst status of each image over all seeds.
-
-    Parameters
-    ----------
-    status : numpy.ndarray
-        Indices into `featmap.runs.folder_layout.STATUSES`, which are ordered from good to bad: S seeds x N images.
-
-    Returns
-    -------
-    numpy.ndarray
-        N indices.
-    """
-    return status.max(axis=0)
 
 
 def read_layer_table(folder: Path) -> pd.DataFrame | None:
@@ -318,12 +399,12 @@ def read_layer_table(folder: Path) -> pd.DataFrame | None:
     return plain_columns(pd.read_parquet(path)).reset_index() if path.is_file() else None
 
 
-def order_features(layer_map: SimilarityMap) -> tuple[list[str], np.ndarray, pd.Series | None]:
+def order_features(layer_map: SimilarityMap | PhotographMap) -> tuple[list[str], np.ndarray, pd.Series | None]:
     """Order the live features shown by hierarchical clustering, as in the heatmap.
 
     Parameters
     ----------
-    layer_map : SimilarityMap
+    layer_map : SimilarityMap or PhotographMap
         Map of the layer.
 
     Returns
@@ -340,3 +421,49 @@ def order_features(layer_map: SimilarityMap) -> tuple[list[str], np.ndarray, pd.
     grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
     linkage, leaves = clustering.leaf_order(layer_map.measures["profile"].loc[nodes, nodes], grouping)
     return [nodes[i] for i in leaves], linkage, clusters
+
+
+def has_examples(run: Run, prefix: str = "") -> bool:
+    """Check whether a run has examples of a layer.
+
+    Parameters
+    ----------
+    run : Run
+        Run folder.
+    prefix : str, default ""
+        Folder of the layer with a slash at the end.
+
+    Returns
+    -------
+    bool
+        False for a run without photographs, or one of an earlier version.
+    """
+    return {f"{prefix}{EXAMPLES}.parquet", prefix + EXAMPLE_MAPS} <= run.manifest.files.keys()
+
+
+def read_example_maps(folder: Path, prefix: str = "") -> xr.Dataset:
+    """Read the activation maps of the examples of a layer.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    prefix : str, default ""
+        Folder of the layer with a slash at the end.
+
+    Returns
+    -------
+    xarray.Dataset
+        See `featmap.mapping.examples.LayerExamples`.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing or damaged.
+    """
+    try:
+        return xr.load_dataset(folder / f"{prefix}{EXAMPLE_MAPS}", engine="scipy")
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"run {str(folder)!r}: {prefix}{EXAMPLE_MAPS} is missing or damaged; the run's own command writes it again"
+        ) from error

@@ -4,31 +4,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+import psutil
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from featmap.errors import UnitError
-from featmap.mapping import analysis, cross_tables, flags, large, writing
+from featmap.errors import FeatmapError, UnitError
+from featmap.mapping import analysis, cross_tables, examples, flags, large, photograph_map, writing
+from featmap.mapping import photographs as photograph_jobs
+from featmap.mapping.examples import ExampleSource
+from featmap.mapping.photographs import (
+    BATCH,
+    UNIT_PHOTOGRAPHS,
+    AnyPhotographs,
+    PhotographJob,
+    Photographs,
+    PhotographStimuli,
+    PhotographUnit,
+    PhotographWorker,
+)
 from featmap.mapping.result import LayerMaps, SimilarityMap
-from featmap.mapping.view import View
+from featmap.mapping.view import PHOTOGRAPHS, View
 from featmap.network import selection
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import format_channels, parse_channels
-from featmap.optimize.limits import resolve_recipe, seeds_of
+from featmap.optimize.limits import estimate_memory, resolve_recipe, seeds_of
 from featmap.optimize.objective import channel
-from featmap.optimize.photographs import load_start_image
+from featmap.optimize.photograph_files import find_photographs
+from featmap.optimize.photograph_folder import PhotographFolder
+from featmap.optimize.photographs import check_photograph_channels, load_start_image
 from featmap.optimize.recipe import Recipe
-from featmap.runs import lifecycle
+from featmap.runs import estimate as estimates
+from featmap.runs import lifecycle, probe
+from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
+from featmap.runs.estimate import Estimate
 from featmap.runs.job import Job, Selection
-from featmap.runs.manifest import SIMILARITY
+from featmap.runs.manifest import SIMILARITY, is_run
+from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
-from featmap.runs.worker import Worker, checked
+from featmap.runs.worker import checked
+from featmap.stats import blockwise
 
 
 def similarity_job(
@@ -64,7 +87,8 @@ def similarity_job(
     Raises
     ------
     FeatmapError
-        If a layer does not exist, a channel is out of range, or the size is too small.
+        If a layer does not exist, a channel is out of range, the size is too small, or a setting does not go with
+        photographs alone.
     """
     view = view or View()
     mapped, probed = _split_layers(selection.select_layers(layers, network, recipe.size), view.probed())
@@ -75,9 +99,10 @@ def similarity_job(
         for name, text in view.channels(mapped).items()
     }
     stimuli = shown if view.stimuli == "shown" else {name: list(range(count)) for name, count in counts.items()}
+    maximised = [] if view.stimuli == PHOTOGRAPHS else [(name, c) for name in mapped for c in stimuli[name]]
     job = Job(
         network=network,
-        objectives=tuple(channel(name, c) for name in mapped for c in stimuli[name]),
+        objectives=tuple(channel(name, c) for name, c in maximised),
         recipe=recipe,
         seeds=seeds_of(seeds, recipe),
         responses=(*mapped, *probed),
@@ -87,7 +112,42 @@ def similarity_job(
         facets=view.facets,
         selection=Selection(tuple((name, format_channels(shown[name])) for name in mapped), view.stimuli),
     )
-    return checked(job)
+    return checked(job) if job.objectives else photograph_jobs.check_alone(job)
+
+
+def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> PhotographJob:
+    """Open photographs, and add them to a similarity job.
+
+    Parameters
+    ----------
+    job : Job
+        The checked job, see `similarity_job`.
+    photographs : path, Photographs or PhotographFolder
+        The photographs; every one that is not open yet is decoded once.
+    watcher : Watcher
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    PhotographJob
+        The job with the photographs at the size of the recipe's images.
+
+    Raises
+    ------
+    FeatmapError
+        If the network does not take photographs, there are none, some are broken and not skipped, or the limit is
+        below 1.
+    """
+    check_photograph_channels(job.network.channels)
+    limit = None
+    if not isinstance(photographs, PhotographFolder):
+        chosen = photographs if isinstance(photographs, Photographs) else Photographs(photographs)
+        if is_run(Path(chosen.folder)):
+            raise FeatmapError(f"photographs {str(chosen.folder)!r} is a run; give a folder or zip of photographs")
+        limit, files = chosen.limit, find_photographs(chosen.folder, "photographs").limited(chosen.limit)
+        photographs = probe.decode_photographs(files, chosen.skip_broken, watcher)
+    stimuli = PhotographStimuli(photographs.labels, photographs.digest, job.recipe.size, limit, photographs)
+    return photograph_jobs.with_photographs(job, stimuli)
 
 
 def _split_layers(layers: list[str], probed: list[str]) -> tuple[list[str], list[str]]:
@@ -111,6 +171,7 @@ def similarity(
     recipe: str | Recipe | None = ...,
     seeds: int | Iterable[int] = ...,
     start: str | Path | ArrayLike | None = ...,
+    photographs: AnyPhotographs | None = ...,
     execution: Execution | None = ...,
 ) -> SimilarityMap: ...
 @overload
@@ -122,6 +183,7 @@ def similarity(
     recipe: str | Recipe | None = ...,
     seeds: int | Iterable[int] = ...,
     start: str | Path | ArrayLike | None = ...,
+    photographs: AnyPhotographs | None = ...,
     execution: Execution | None = ...,
 ) -> LayerMaps: ...
 def similarity(
@@ -132,6 +194,7 @@ def similarity(
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] = 1,
     start: str | Path | ArrayLike | None = None,
+    photographs: AnyPhotographs | None = None,
     execution: Execution | None = None,
 ) -> SimilarityMap | LayerMaps:
     """Map the similarity of the features of one layer, or within and between several.
@@ -154,6 +217,10 @@ def similarity(
         over seeds.
     start : path or array, optional
         A photograph, or C x H x W values in [0, 1], to start from instead of noise.
+    photographs : path, Photographs or PhotographFolder, optional
+        Photographs that make a second map, `SimilarityMap.photographs`, or the only one under
+        ``View(stimuli="photographs")``. A folder or zip, or `featmap.mapping.photographs.Photographs` to set a limit
+        or to skip broken ones. They are resized to the size of the recipe's images.
     execution : Execution, optional
         Device, engine, run folder and progress.
 
@@ -190,6 +257,10 @@ def similarity(
         start=start,
         device=device,
     )
+    if photographs is None:
+        photograph_jobs.require_images(job)
+    else:
+        job = add_photographs(job, photographs, execution.watcher)
     maps = carry_out(job, lifecycle.open_run(job, execution.out), view, execution)
     return maps.maps[layers] if isinstance(layers, str) and list(maps.maps) == [layers] else maps
 
@@ -216,23 +287,90 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
     execution = execution or Execution()
     watcher = execution.watcher
     with run.locked():
-        count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
+        source = None
+        if isinstance(job, PhotographJob) and job.photographs.source is not None:
+            lifecycle.record_photographs(run, job.photographs.source.record())
+            examples.record_folder(run, job.photographs.source.path)
+            source = ExampleSource(job.network, job.photographs.source, job.photographs.size, job.device)
+        count = lifecycle.carry_out(job, run, photograph_jobs.worker_of(job), watcher, execution.engine)
         reliability = run.manifest.reliability
         record = view.record(reliability)
         if large.is_large(job):
-            return large.carry_out(job, run, view, count, watcher)
+            also = partial(examples.write_examples, run, source, earlier=run.manifest.files, watcher=watcher)
+            return large.carry_out(job, run, view, count, watcher, also)
         # without new work units, the stored clusters and tables belong to the present arrays
         finished = not count and run.is_complete()
         begun = time.perf_counter()
-        maps = analysis.analyse(job, run.folder, view, watcher, reuse=finished)
+        analyse = analysis.analyse if job.objectives else photograph_map.map_alone
+        maps = analyse(job, run.folder, view, watcher, reuse=finished)
         for one in maps.maps.values():
             flags.add_reliability(one.features, reliability)
+            if isinstance(job, PhotographJob) and job.objectives:
+                photograph_map.add(one, job, view, watcher, finished)
         if not finished or run.manifest.view != record:
-            run.manifest.files = {}  # all tables and figures are written again
+            earlier, run.manifest.files = run.manifest.files, {}  # all tables and figures are written again
             for one in maps.maps.values():
                 writing.write(run, one, view, watcher)
+                examples.write_examples(run, source, one, earlier, watcher)
             cross_tables.write(run, maps, view, watcher)
             run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
             run.manifest.view, run.manifest.summary = record, maps.summary
             lifecycle.complete(job, run)
         return maps
+
+
+def estimate(job: Job, folder: Path) -> Estimate:
+    """Estimate a similarity job, with its photographs.
+
+    One batch of photographs is read and measured, and extrapolated.
+
+    Parameters
+    ----------
+    job : Job
+        The checked job.
+    folder : Path
+        Run folder of the job; nothing is written.
+
+    Returns
+    -------
+    Estimate
+        Time, memory and disk.
+    """
+    if not isinstance(job, PhotographJob):
+        return estimates.estimate(job, folder)
+    of_images = (
+        estimates.estimate(job, folder)
+        if job.makes_images
+        else Estimate(0.0, psutil.Process().memory_info().rss, job.disk_needed, lifecycle.free_space(folder))
+    )
+    count = min(len(job.photographs), BATCH)
+    with deterministic_settings():
+        worker = PhotographWorker(job)
+        worker.measure(PhotographUnit(0, 1))  # the first pass warms up
+        start = time.perf_counter()
+        worker.measure(PhotographUnit(0, count))
+        # a batch is padded: a short one takes the time of a full one
+        seconds = (time.perf_counter() - start) / count * len(job.photographs)
+    memory = psutil.Process().memory_info().rss + memory_needed(job)
+    return replace(of_images, seconds=of_images.seconds + seconds, memory=max(of_images.memory, memory))
+
+
+def memory_needed(job: PhotographJob) -> int:
+    """Estimate the memory that photographs take beside what the process holds.
+
+    Parameters
+    ----------
+    job : PhotographJob
+        The job.
+
+    Returns
+    -------
+    int
+        Bytes: the larger one of a work unit's and of those that the widest layer's similarity takes.
+    """
+    network, size = job.network, job.recipe.size
+    pixels = 4 * int(np.prod(network.image_shape(size))) * UNIT_PHOTOGRAPHS
+    unit = pixels + estimate_memory(network, job.recipe, job.responses, BATCH)
+    widest = max(network.layer(layer, size).channels for layer in job.layers)
+    # S and two arrays of its size in the neighbour graph, and eight of a block
+    return max(unit, 8 * (3 * widest**2 + 8 * blockwise.SLICE_CELLS))

@@ -26,6 +26,7 @@ RESERVED = ("validation", "atlas.html")
 """Names that other commands use in a run folder."""
 NEAREST = 5
 """Most similar features that a table lists for each feature."""
+ALONE = "no maximising images: co-activation, identity rate, statuses of descents and sheets of images are left out"
 LABELS = {
     "coactivation": "co-activation (share of the feature's own best response)",
     "relative": "response relative to the image's own feature",
@@ -136,15 +137,30 @@ def feature_table(
     best = A.loc[live].max(axis=0) if live else A.max(axis=0)
     own = pd.Series(np.diag(A.to_numpy()), index=names)
     table["identity"] = np.where(table.index.isin(live), own >= best, np.nan)
+    add_clusters(table, frames["profile"], clusters)
+    return table
+
+
+def add_clusters(table: pd.DataFrame, S: pd.DataFrame, clusters: Clusters) -> None:
+    """Add columns of clusters and nearest features to a table in place.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table whose index are features.
+    S : pandas.DataFrame
+        Profile similarity.
+    clusters : Clusters
+        Clusters of the features of S; other features get NaN.
+    """
     for column, labels in (("cluster", clusters.labels), ("community", clusters.communities.labels)):
         valid = labels if column == "community" or clusters.allowed else labels.iloc[:0]
         table[column] = valid.astype("float64").reindex(table.index)
-    closest = nearest_features(frames["profile"], NEAREST)
+    closest = nearest_features(S, NEAREST)
     for rank in range(1, NEAREST + 1):
         ranked = closest[closest.groupby("feature", sort=False).cumcount() == rank - 1].set_index("feature")
         table[f"nearest_{rank}"] = ranked["other"].reindex(table.index)
         table[f"similarity_{rank}"] = ranked["similarity"].reindex(table.index)
-    return table
 
 
 def tabulate_facets(data: xr.Dataset, names: list[str]) -> tuple[pd.DataFrame, pd.Series]:
@@ -259,19 +275,74 @@ def summarise(
         "statuses": dict(Counter(table["status"])),
         "rescued": int((table["start"] == folder_layout.RESCUED_START).sum()),
         "identity_rate": rate,
-        "clusters": {
-            "allowed": bool(clusters.allowed),
-            "count": int(clusters.labels.nunique()) if clusters.allowed else 0,
-            "sizes": sorted(Counter(clusters.communities.labels).values(), reverse=True),
-            "modularity": float(clusters.communities.modularity),
-            "p_permuted": float(clusters.p_permuted),
-            "p_one_factor": float(clusters.p_factor),
-            "louvain_self_agreement": float(clusters.communities.self_agreement),
-            "sentence": clusters.summary(),
-        },
+        "clusters": summarise_clusters(clusters),
         "most_similar": [[r.feature, r.other, float(r.similarity)] for r in pairs.itertuples()],
         "undefined": undefined,
     }
+
+
+def summarise_clusters(clusters: Clusters) -> dict[str, Any]:
+    """Summarise clusters.
+
+    Parameters
+    ----------
+    clusters : Clusters
+        Clusters of one layer.
+
+    Returns
+    -------
+    dict
+        Plain JSON values: whether the nulls allow clusters, their number and sizes, modularity and p-values.
+    """
+    return {
+        "allowed": bool(clusters.allowed),
+        "count": int(clusters.labels.nunique()) if clusters.allowed else 0,
+        "sizes": sorted(Counter(clusters.communities.labels).values(), reverse=True),
+        "modularity": float(clusters.communities.modularity),
+        "p_permuted": float(clusters.p_permuted),
+        "p_one_factor": float(clusters.p_factor),
+        "louvain_self_agreement": float(clusters.communities.self_agreement),
+        "sentence": clusters.summary(),
+    }
+
+
+def photograph_lines(summary: dict[str, Any]) -> list[str]:
+    """Describe the summary of a photographs' map in words.
+
+    Parameters
+    ----------
+    summary : dict
+        See `featmap.mapping.photograph_map.summarise`.
+
+    Returns
+    -------
+    list of str
+        One finding a line; none for an empty summary.
+    """
+    if not summary:
+        return []
+    statuses = ", ".join(f"{count} {name}" for name, count in summary["statuses"].items())
+    count, nulls = summary["photographs"], summary["null_photographs"]
+    drawn = f" The nulls are drawn from {nulls:,} evenly spaced photographs." if nulls < count else ""
+    lines = [f"{summary['features']} features: {statuses}", summary["clusters"]["sentence"] + drawn]
+    pairs = ", ".join(f"{a} and {b} ({s:.3f})" for a, b, s in summary["most_similar"][:3])
+    lines += [f"most similar pairs (each feature once): {pairs}"] if pairs else []
+    return [f"on {count:,} photographs: {line}" for line in lines] + _agreement_lines(summary.get("agreement", {}))
+
+
+def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
+    """Describe in words how far the maps of images and of photographs agree."""
+    if not agreement:
+        return []
+    text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k != "parted"}
+    lines = [
+        f"S over images and over photographs correlate by {text['correlation']} [{text['low']}, {text['high']}] "
+        f"(interval: bootstrap over features; halves of the photographs {text['correlation_of_halves']}), a feature's "
+        f"row by {text['median']} in the median; ARI of the communities {text['ari']} (halves of the photographs "
+        f"{text['ari_of_halves']})"
+    ]
+    pairs = [f"{a} and {b} ({x:.2f} and {y:.2f})" for a, b, x, y in agreement["parted"]]
+    return lines + [f"part most (S over images and over photographs): {', '.join(pairs)}"] * bool(pairs)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -280,13 +351,16 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     Parameters
     ----------
     summary : dict
-        See `summarise`.
+        See `summarise`; of a run of photographs alone only the entry `photographs`, see
+        `featmap.mapping.photograph_map.summarise`.
 
     Returns
     -------
     list of str
         One finding a line.
     """
+    if "features" not in summary:
+        return [*photograph_lines(summary["photographs"]), ALONE]
     counts = folder_layout.count_statuses(summary["statuses"], summary.get("rescued", 0))
     shown = "" if summary["shown"] == summary["features"] else f"; {summary['shown']} shown"
     lines = [f"{summary['features']} features: {counts}{shown}"]
@@ -310,7 +384,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             f"single seeds {seeds['ari_of_clusters']:.2f} "
             f"(between Louvain runs on one graph {seeds['ari_of_louvain_with_itself']:.2f})"
         )
-    return lines
+    return lines + photograph_lines(summary.get("photographs", {}))
 
 
 def shown_measure(crossing: CrossLayerMap, measure: str) -> str:

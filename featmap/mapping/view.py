@@ -11,7 +11,10 @@ from featmap.files import digest
 from featmap.stats.facets import check_facets
 from featmap.stats.measures import MEASURES
 
-STIMULI = ("layer", "shown")
+PHOTOGRAPHS = "photographs"
+STIMULI = ("layer", "shown", PHOTOGRAPHS)
+PHOTOGRAPH_RESPONSES, PHOTOGRAPH = "photograph_A", "photograph"
+"""Array of the responses to photographs, and its coordinate, their names."""
 DEFAULT_NEIGHBOURS = 10
 Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 
@@ -26,7 +29,8 @@ class View:
         Channels that tables and figures show: "all", "0-15,42", ``[0, 1, 2]``, or any of these by layer.
     stimuli : str, default "layer"
         "layer": the maximising images of all features of the layer are the stimuli; "shown": only those of the
-        features shown, which takes less time and gives other similarities.
+        features shown, which takes less time and gives other similarities; "photographs": photographs alone, and no
+        image is made.
     measure : str, default "coactivation"
         Measure of the heatmap, a key of `featmap.stats.measures.MEASURES`.
     neighbours : int, default 10
@@ -52,7 +56,8 @@ class View:
     def __post_init__(self) -> None:
         if self.stimuli not in STIMULI:
             raise UnitError(
-                f"stimuli {self.stimuli!r} is unknown; allowed: layer (images of all its features) or shown"
+                f"stimuli {self.stimuli!r} is unknown; allowed: layer (images of all its features), shown, or "
+                "photographs"
             )
         if self.measure not in MEASURES:
             raise FeatmapError(

@@ -1,4 +1,4 @@
-"""Write tables, graph and figures of one layer's similarity map."""
+"""Write tables, graph and figures of one layer's similarity map, and of its map of photographs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pandas as pd
 
 from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
-from featmap.mapping.result import SimilarityMap, order_features
+from featmap.mapping.result import PhotographMap, SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs, tabulate_facets
 from featmap.mapping.view import View
-from featmap.plotting import heatmaps, sheets
+from featmap.plotting import heatmaps, scatter, sheets
 from featmap.runs.output import format_number, save_facets, save_figure, save_sheet, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
 from featmap.stats.frames import spell_flags
+from featmap.stats.map_agreement import MapAgreement, list_disagreements
 
 MAX_PAIRS = 24
 """Largest number of pairs in the figure of nearest neighbours."""
@@ -32,12 +33,18 @@ def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> N
     run : Run
         Run folder, held by this process.
     layer_map : SimilarityMap
-        Map of the layer.
+        Map of the layer; its map of photographs is written too.
     view : View
         Measure of the heatmap, and neighbours of the graph.
     watcher : Watcher
         Receives the progress.
     """
+    if layer_map.photographs is not None:
+        _write_photographs(run, layer_map.photographs, view, watcher)
+    if layer_map.photographs is not None and layer_map.agreement is not None:
+        _write_agreement(run, layer_map.photographs, layer_map.agreement)
+    if not layer_map.has_images:
+        return
     names = ("activations", "coactivation", "relative", "selective", "profile")
     total, prefix, shown = len(names) + 5, layer_map.prefix, layer_map.shown
     frames = {"activations": measures.raw(layer_map.activations, layer_map.null)} | layer_map.measures
@@ -47,22 +54,70 @@ def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> N
         rows, columns = ([f for f in shown if f in labels] for labels in (frame.index, frame.columns))
         write_frame(run, prefix + name, frame.loc[rows, columns])
     write_frame(run, f"{prefix}features", layer_map.features.loc[shown], "feature")
-    nodes = [f for f in shown if f in layer_map.clusters.graph]
-    clusters = cluster_io.to_json(layer_map.clusters, view.neighbours)
-    run.write(prefix + cluster_io.FILE_NAME, lambda p: p.write_text(clusters, encoding="utf-8"))
-    graph = build_graph(layer_map, nodes, view.neighbours)
-    run.write(f"{prefix}graph.graphml", lambda p: nx.write_graphml(graph, p))
+    nodes = _write_clusters(run, layer_map, view.neighbours)
     watcher.stage("tables and figures", len(names) + 2, total)
     draw(run, layer_map, view.measure, nodes)
     watcher.stage("tables and figures", total, total)
 
 
-def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> nx.Graph:
+def _write_clusters(run: Run, layer_map: SimilarityMap | PhotographMap, neighbours: int) -> list[str]:
+    """Write the clusters and the graph of a map; return the features of the graph that are shown."""
+    prefix, nodes = layer_map.prefix, [f for f in layer_map.shown if f in layer_map.clusters.graph]
+    clusters = cluster_io.to_json(layer_map.clusters, neighbours)
+    run.write(prefix + cluster_io.FILE_NAME, lambda p: p.write_text(clusters, encoding="utf-8"))
+    graph = build_graph(layer_map, nodes, neighbours)
+    run.write(f"{prefix}graph.graphml", lambda p: nx.write_graphml(graph, p))
+    return nodes
+
+
+def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watcher) -> None:
+    """Write the tables, the clusters, the graph and the heatmap of a map of photographs."""
+    watcher.stage("tables and figures of photographs", 0, 2)
+    shown = [f for f in found.shown if f in found.similarity.columns]
+    write_frame(run, f"{found.prefix}profile", found.similarity.loc[shown, shown], "feature")
+    write_frame(run, f"{found.prefix}features", found.features.loc[found.shown], "feature")
+    nodes = _write_clusters(run, found, view.neighbours)
+    watcher.stage("tables and figures of photographs", 1, 2)
+    if len(nodes) > 1:
+        _, linkage, clusters = order_features(found)
+        figure = heatmaps.heatmap(
+            found.similarity.loc[nodes, nodes],
+            linkage=linkage,
+            clusters=clusters,
+            title=f"{found.layer}: {len(nodes)} features, {found.summary['photographs']:,} photographs",
+            cbar_label=LABELS["profile"],
+            centre=0.0,
+        )
+        save_figure(run, figure, f"{found.prefix}heatmap", ("png", "svg"))
+    watcher.stage("tables and figures of photographs", 2, 2)
+
+
+def _write_agreement(run: Run, found: PhotographMap, agreement: MapAgreement) -> None:
+    """Write how far the maps of images and of photographs agree: by feature, by pair, and as a figure."""
+    shown = [f for f in found.shown if f in agreement.features.index]
+    write_frame(run, f"{found.prefix}agreement", agreement.features.loc[shown], "feature")
+    own = np.ix_(*[agreement.features.index.get_indexer(shown)] * 2)
+    pairs = list_disagreements(shown, agreement.first[own], agreement.second[own])
+    write_frame(run, f"{found.prefix}disagreements", pairs.set_index("feature"), "feature")
+    upper = np.triu_indices(len(agreement.first), 1)
+    x, y = agreement.first[upper], agreement.second[upper]
+    r = format_number(agreement.overall.value)
+    note = f"{np.isfinite(x + y).sum():,} pairs of {len(agreement.first)} features, correlation {r}"
+    cloud = scatter.PairCloud(x, y, "S over maximising images", "S over photographs", note)
+    figure = scatter.agreement_panels([cloud], [], f"{found.layer}: two kinds of stimuli")
+    save_figure(run, figure, f"{found.prefix}agreement", ("png", "svg"))
+
+
+NODE_ATTRIBUTES = {"channel": int, "branch": str, "status": str, "start": str, "activation": float, "community": int}
+"""Columns of the table of features that nodes of the graph have, and their types."""
+
+
+def build_graph(layer_map: SimilarityMap | PhotographMap, nodes: list[str], neighbours: int) -> nx.Graph:
     """Build the neighbour graph of the features shown, with node attributes.
 
     Parameters
     ----------
-    layer_map : SimilarityMap
+    layer_map : SimilarityMap or PhotographMap
         Map of the layer.
     nodes : list of str
         Live features to keep.
@@ -72,8 +127,8 @@ def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> 
     Returns
     -------
     networkx.Graph
-        Nodes have channel, branch, status, start, activation, community, and where known cluster and reliable; edges
-        have the profile similarity S as weight.
+        Nodes have channel, branch, status, start, activation, community, and where known cluster and reliable (those of
+        a map of photographs no start and activation); edges have the profile similarity S as weight.
     """
     # the subgraph of networkx lists a minority of nodes in the order of a set, another one in every process
     kept, whole = set(nodes), layer_map.clusters.graph
@@ -81,14 +136,7 @@ def build_graph(layer_map: SimilarityMap, nodes: list[str], neighbours: int) -> 
     graph.add_nodes_from((name, data) for name, data in whole.nodes(data=True) if name in kept)
     graph.add_edges_from(edge for edge in whole.edges(data=True) if kept.issuperset(edge[:2]))
     for name, row in layer_map.features.loc[nodes].iterrows():
-        graph.nodes[name].update(
-            channel=int(row["channel"]),
-            branch=str(row["branch"]),
-            status=str(row["status"]),
-            start=str(row["start"]),
-            activation=float(row["activation"]),
-            community=int(row["community"]),
-        )
+        graph.nodes[name].update({key: kind(row[key]) for key, kind in NODE_ATTRIBUTES.items() if key in row})
         if layer_map.clusters.allowed:
             graph.nodes[name]["cluster"] = int(row["cluster"])
         if "reliable" in row and not pd.isna(row["reliable"]):

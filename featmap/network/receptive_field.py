@@ -129,6 +129,33 @@ class ReceptiveField:
             slices.append(slice(min(max(first, 0), limit), min(max(first + self.size[k], 0), limit)))
         return slices[0], slices[1]
 
+    def centres(self, grid: Pair, size: Pair) -> tuple[list[float], list[float]]:
+        """Compute the pixels at the centres of the fields of a grid.
+
+        Parameters
+        ----------
+        grid : (int, int)
+            Height and width of the grid.
+        size : (int, int)
+            Height and width of the image in pixels.
+
+        Returns
+        -------
+        rows : list of float
+            Row of pixels of each row of the grid; in the padding it is none of the image's. Where every position sees
+            the whole image, as far as is known, the grid is spread evenly over the image.
+        columns : list of float
+            Column of pixels of each column of the grid.
+        """
+        found = []
+        for k in (0, 1):
+            first, step = self.start[k] + (self.size[k] - 1) / 2, float(self.jump[k])
+            if self.whole:
+                step = size[k] / grid[k]
+                first = (step - 1) / 2
+            found.append([first + step * index for index in range(grid[k])])
+        return found[0], found[1]
+
     def __str__(self) -> str:
         if self.whole:
             return "at most the whole image" if self.unknown else "whole image"

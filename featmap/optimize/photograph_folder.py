@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,6 +62,11 @@ class PhotographFolder:
     def __len__(self) -> int:
         """Count the photographs."""
         return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the names to another process, which lists the folder again and reads the same files."""
+        values = (self.path.resolve(), self.labels, self.digest, self.left_out, self.broken, self.remarks)
+        return _list_again, values
 
     @property
     def shown_name(self) -> str:
@@ -246,6 +252,21 @@ def check_photographs(
         broken,
         dict(Counter(remark for k in good for remark in checked[k].remarks)),
     )
+
+
+def _list_again(path: Path, labels: list[str], *about: Any) -> PhotographFolder:
+    """Return photographs that were decoded in another process; their folder is listed when the first one is read."""
+
+    @cache
+    def listed() -> tuple[PhotographFiles, dict[str, int]]:
+        files = find_photographs(path)
+        return files, {label: k for k, label in enumerate(files.labels)}
+
+    def open_file(k: int) -> BinaryIO:
+        files, position = listed()
+        return files.open_file(position[labels[k]])
+
+    return PhotographFolder(path, open_file, labels, *about)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import warnings
@@ -347,6 +348,22 @@ def explain_failure(error: Exception) -> str:
     if isinstance(error, zipfile.BadZipFile):
         return "it is damaged within the zip"
     return "it is truncated or not an image"
+
+
+def pixel_checksum(image: np.ndarray) -> str:
+    """Compute a checksum of a photograph as the network sees it.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        C x H x W.
+
+    Returns
+    -------
+    str
+        SHA-256 of the pixels, in hexadecimal.
+    """
+    return hashlib.sha256(np.ascontiguousarray(image, dtype=np.float32).tobytes()).hexdigest()
 
 
 def load_start_image(value: Any, size: Size, channels: int = 3) -> Tensor:

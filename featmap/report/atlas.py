@@ -11,9 +11,11 @@ from urllib.parse import quote
 from featmap.errors import FeatmapError, StoreError
 from featmap.files import digest, hash_file, translate_os_errors, write_atomically
 from featmap.mapping import result
+from featmap.mapping.view import PHOTOGRAPHS
 from featmap.network.model import Network
 from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
+from featmap.report.examples import ExamplePhotographs
 from featmap.report.page import Report
 from featmap.runs import integrity, lifecycle
 from featmap.runs.manifest import MAXIMISE, translate_read_errors
@@ -30,6 +32,7 @@ def atlas(
     activation_maps: bool = True,
     network: Network | None = None,
     out: str | Path | None = None,
+    embed_photographs: bool = False,
     watcher: Watcher | None = None,
 ) -> list[Path]:
     """Write the atlas of a finished run: HTML pages that open offline.
@@ -48,6 +51,9 @@ def atlas(
         Network of the run, where its folder does not say how to load it. Its weights must be those of the run.
     out : path, optional
         Folder of the pages. None takes the run folder.
+    embed_photographs : bool, default False
+        Show the dataset examples of a map made with photographs: parts of them, with their file names and links. They
+        are left out by default, because pages are shared.
     watcher : Watcher, optional
         Receives the progress.
 
@@ -59,7 +65,8 @@ def atlas(
     Raises
     ------
     FeatmapError
-        If a run is not finished or damaged, the command of the run makes no images, or the network has other weights.
+        If a run is not finished or damaged, the command of the run makes no images, the network has other weights, or
+        there are no photographs to embed, or they have changed.
     """
     watcher = watcher or Silent()
     for path in (folder, *interactions):
@@ -67,8 +74,10 @@ def atlas(
     inside = out is None or Path(out).resolve().is_relative_to(Path(folder).resolve())
     with Run.read(Path(folder)).locked() if inside else nullcontext(), translate_read_errors(Path(folder)):
         run = Run.read(Path(folder))  # read again: another process may have written before the lock was taken
-        pages = _render_pages(run, interactions, activation_maps, network, watcher)
-        return _write(run, Path(out) if out is not None else run.folder, pages)
+        place = Path(out) if out is not None else run.folder
+        photographs = ExamplePhotographs.open(run, place) if embed_photographs else None
+        pages = _render_pages(run, interactions, activation_maps, network, photographs, watcher)
+        return _write(run, place, pages, embed_photographs)
 
 
 def _check(folder: Path) -> None:
@@ -82,6 +91,7 @@ def _render_pages(
     interactions: Sequence[str | Path],
     activation_maps: bool,
     network: Network | None,
+    photographs: ExamplePhotographs | None,
     watcher: Watcher,
 ) -> Iterator[tuple[str, str]]:
     """Return an iterator over the pages of a run: path in the folder, and HTML."""
@@ -90,6 +100,11 @@ def _render_pages(
         raise StoreError(
             f"run {str(run.folder)!r} is a run of `featmap probe`, which makes no images; give a run of similarity, "
             "maximise or interact"
+        )
+    if run.identity.get("stimuli") == PHOTOGRAPHS:
+        raise StoreError(
+            f"run {str(run.folder)!r} has photographs as its only stimuli, and an atlas shows maximising images; "
+            "give a run that has both"
         )
     included = [report for folder in interactions for report in interaction.build_reports(Path(folder))]
     if command.startswith("interact"):
@@ -100,24 +115,26 @@ def _render_pages(
     if command == MAXIMISE:
         page = layer_data.build_image_page(run, probe, watcher)
         return iter([(FILE_NAME, html.render_layer_page(page, included, None))])
-    return _render_similarity(run, probe, included, watcher)
+    return _render_similarity(run, probe, photographs, included, watcher)
 
 
-def is_current(run: Run) -> bool:
+def is_current(run: Run, embed_photographs: bool = False) -> bool:
     """Check whether the atlas in a run folder shows its present tables.
 
     Parameters
     ----------
     run : Run
         Run folder.
+    embed_photographs : bool, default False
+        Whether it is to embed photographs.
 
     Returns
     -------
     bool
-        False if there is no atlas, or a page is damaged.
+        False if there is no atlas, a page is damaged, or it embeds photographs and should not, or the reverse.
     """
     recorded = run.manifest.atlas
-    if recorded.get("of") != _source_digest(run):
+    if recorded.get("of") != _source_digest(run) or recorded.get("photographs", False) != embed_photographs:
         return False
     return bool(recorded.get("pages")) and run.are_intact(recorded["pages"])
 
@@ -128,7 +145,7 @@ def _source_digest(run: Run) -> str:
     return digest({"files": run.manifest.files, "interactions": []})
 
 
-def _write(run: Run, folder: Path, pages: Iterator[tuple[str, str]]) -> list[Path]:
+def _write(run: Run, folder: Path, pages: Iterator[tuple[str, str]], embeds: bool) -> list[Path]:
     """Write each page before the next one is rendered: those of a whole network need not fit into memory together."""
     names = []
     for name, text in pages:
@@ -136,7 +153,9 @@ def _write(run: Run, folder: Path, pages: Iterator[tuple[str, str]]) -> list[Pat
             write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
         names.append(name)
     if folder.resolve() == run.folder.resolve():
-        run.manifest.atlas = {"of": _source_digest(run), "pages": {name: hash_file(folder / name) for name in names}}
+        pages_written = {name: hash_file(folder / name) for name in names}
+        run.manifest.atlas = {"of": _source_digest(run), "pages": pages_written}
+        run.manifest.atlas |= {"photographs": True} if embeds else {}
         run.save()
     elif folder.resolve().is_relative_to(run.folder.resolve()):
         for name in names:
@@ -163,12 +182,12 @@ def _open_probe(run: Run, network: Network | None) -> Probe | str:
 
 
 def _render_similarity(
-    run: Run, probe: Probe | str, reports: list[Report], watcher: Watcher
+    run: Run, probe: Probe | str, photographs: ExamplePhotographs | None, reports: list[Report], watcher: Watcher
 ) -> Iterator[tuple[str, str]]:
     """Yield the pages of a similarity run: that of its layer, or the index and those of all layers."""
     maps = result.read_maps(run.folder)
     if len(maps) == 1:
-        page = layer_data.build_map_page(next(iter(maps.values())), run, probe, {}, watcher)
+        page = layer_data.build_map_page(next(iter(maps.values())), run, probe, photographs, {}, watcher)
         yield FILE_NAME, html.render_layer_page(page, reports, None)
         return
     links = {layer: f"{quote(one.prefix)}{FILE_NAME}" for layer, one in maps.items()}
@@ -180,5 +199,5 @@ def _render_similarity(
     title = f"{len(maps)} layers of {run.identity['model']['name']}"
     yield FILE_NAME, html.render_index_page(title, str(run.manifest.network), entries, table, reports)
     for one in maps.values():
-        page = layer_data.build_map_page(one, run, probe, links_from_layers, watcher)
+        page = layer_data.build_map_page(one, run, probe, photographs, links_from_layers, watcher)
         yield f"{one.prefix}{FILE_NAME}", html.render_layer_page(page, [], f"../{FILE_NAME}")

@@ -21,7 +21,7 @@ from matplotlib.colors import to_hex
 
 from featmap.report.page import LayerPage, Report
 
-SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "lists.js", "atlas.js")
+SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "examples.js", "lists.js", "atlas.js")
 """Scripts of a layer's page, in the order in which they run."""
 
 
@@ -144,7 +144,9 @@ def render_layer_page(page: LayerPage, reports: list[Report], index: str | None)
         numbers=_json("data", page.data) + "".join(_blob(name, blob) for name, blob in first.items()),
         library=bokeh_scripts(),
         scripts="".join(map(_script, SCRIPTS)),
-        images="".join(_blob(name, blob) for name, blob in rest.items()) + _json("images", page.images),
+        images="".join(_blob(name, blob) for name, blob in rest.items())
+        + _json("images", page.images)
+        + _json("photographs", page.photographs),
     )
 
 

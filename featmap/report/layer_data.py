@@ -15,11 +15,13 @@ from matplotlib.colors import to_hex
 
 from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
-from featmap.mapping.result import SimilarityMap, worst_status
+from featmap.mapping.layer_arrays import worst_status
+from featmap.mapping.result import SimilarityMap
 from featmap.plotting import display, heatmaps, style
-from featmap.report import graph_layout
+from featmap.report import examples, graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
-from featmap.report.page import LayerPage
+from featmap.report.examples import ExamplePhotographs
+from featmap.report.page import LayerPage, page_budget
 from featmap.report.reproduction import Reproduction
 from featmap.runs import folder_layout, store
 from featmap.runs.progress import Watcher
@@ -35,12 +37,15 @@ MAX_STEPS, MAX_MAP_SIDE, STRONGEST = 160, 28, 5
 """Most points of a descent curve, rows or columns of an activation map, and features listed for another layer."""
 LIBRARY_BYTES = 1_500_000
 """Size of the plotting library in a page."""
-SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)
-"""Number of features and maximum bytes of two pages; the maximum is linear in between."""
 
 
 def build_map_page(
-    layer_map: SimilarityMap, run: Run, probe: Probe | str, links: dict[str, str], watcher: Watcher
+    layer_map: SimilarityMap,
+    run: Run,
+    probe: Probe | str,
+    photographs: ExamplePhotographs | None,
+    links: dict[str, str],
+    watcher: Watcher,
 ) -> LayerPage:
     """Collect the values of the page of a layer's map.
 
@@ -52,6 +57,8 @@ def build_map_page(
         Run folder.
     probe : Probe or str
         Probe of the run's network, for the activation maps; or the reason why there is none.
+    photographs : ExamplePhotographs or None
+        Photographs to embed; None leaves them out.
     links : dict of str to str
         Relative links to the pages of other layers, by layer.
     watcher : Watcher
@@ -88,6 +95,7 @@ def build_map_page(
         "notes": layer_map.lines(),
         "unreliable": flags.unreliable_features(run.manifest.reliability),
     }
+    examples.add_examples(page, run, layer_map.prefix, photographs, watcher)
     _add_rows(page, names, run, probe, watcher)
     return page
 
@@ -337,26 +345,9 @@ def _add_images(page: LayerPage, names: list[str], data: xr.Dataset, probe: Prob
         page.blobs["maps"] = np.concatenate([q.ravel() for q in quantised])
 
 
-def page_budget(count: int) -> int:
-    """Return the maximum size of a page.
-
-    Parameters
-    ----------
-    count : int
-        Number of features.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
-    (few, low), (many, high) = SMALL_PAGE, LARGE_PAGE
-    return int(low + max(0, count - few) * (high - low) / (many - few))
-
-
 def _other_bytes(page: LayerPage, count: int, sheet: ThumbnailSheet) -> int:
     """Estimate the bytes of a page apart from the images in full size."""
-    blobs = sum(-(-4 * blob.nbytes // 3) for blob in page.blobs.values())
+    blobs = sum(-(-4 * blob.nbytes // 3) for blob in page.blobs.values()) + sum(map(len, page.photographs))
     return LIBRARY_BYTES + blobs + len(json.dumps(page.data)) + count * (sheet.side**2 // 2 + MAX_MAP_SIDE**2 * 4 // 3)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)
+"""Number of features and maximum bytes of two pages; the maximum is linear in between."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -71,9 +74,29 @@ class LayerPage:
         Arrays by name, which the page holds as binary data.
     images : list of str
         Data URI of each feature's image.
+    photographs : list of str
+        Data URI of each embedded photograph, or part of one.
     """
 
     title: str
     data: dict[str, Any]
     blobs: dict[str, np.ndarray] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
+    photographs: list[str] = field(default_factory=list)
+
+
+def page_budget(count: int) -> int:
+    """Return the maximum size of a page.
+
+    Parameters
+    ----------
+    count : int
+        Number of features.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    (few, low), (many, high) = SMALL_PAGE, LARGE_PAGE
+    return int(low + max(0, count - few) * (high - low) / (many - few))

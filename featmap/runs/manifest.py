@@ -88,6 +88,8 @@ class Manifest:
         Of a validation: name of the folder of photographs.
     photographs : dict
         Of photographs that are probed: their folder and count, and what was left out, see `PhotographFolder.record`.
+    photograph_folder : str, optional
+        Of photographs that a page may embed: path of their folder or zip.
     other : dict
         Entries of unknown names; they are written back unchanged.
     """
@@ -120,6 +122,7 @@ class Manifest:
     null_seeds: list[int] = field(default_factory=list)
     images: str | None = None
     photographs: dict[str, Any] = field(default_factory=dict)
+    photograph_folder: str | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     @property

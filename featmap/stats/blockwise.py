@@ -89,6 +89,27 @@ def memory_needed(features: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class ColumnSimilarity:
+    """Profile similarity of the features of one layer, computed block by block.
+
+    Parameters
+    ----------
+    similarity : numpy.ndarray
+        S, F x F, exactly symmetric, in [-1, 1]; NaN where undefined.
+    images : int
+        Number of images that it is computed from.
+    mean, deviation : numpy.ndarray
+        Mean and population standard deviation of each feature's responses, F; NaN where a response is not finite. A
+        deviation that is rounding is 0.
+    """
+
+    similarity: np.ndarray
+    images: int
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class SimilarityOverview:
     """Nearest features, best partners and chance level of F features of L layers.
 
@@ -188,9 +209,55 @@ def compare(
     return _overview(best, level, profiles)
 
 
+def correlate(rows: BlockReader, features: int, progress: Progress | None = None) -> ColumnSimilarity:
+    """Compute the profile similarity of one layer's features in two passes over A.
+
+    The first pass takes the moments of the columns, the second sums the products of what centring by image leaves.
+
+    Parameters
+    ----------
+    rows : callable
+        Called for each pass over A; yields the same blocks each time, images x F, NaN where not finite.
+    features : int
+        Number F of columns.
+    progress : callable, optional
+        Called with (done, total) blocks of both passes.
+
+    Returns
+    -------
+    ColumnSimilarity
+        S as `featmap.stats.measures.profile` gives it for all rows and columns, but for the order of sums.
+    """
+    report, done = progress or (lambda done, total: None), 0
+    moments = _column_moments(rows, [slice(0, features)])
+    D, total = len(moments.used), 2 * len(moments.rows)
+    report(len(moments.rows), total)
+    width = max(1, SLICE_CELLS // max(D, 1))
+    panels = [slice(a, min(a + width, D)) for a in range(0, D, width)]
+    S = np.zeros((D, D))
+    for done, Z in enumerate(moments.centred_blocks(rows), 1):
+        # in panels, so that no product as large as S is held beside it; the columns' means are 0 already
+        for panel in panels:
+            S[panel, panel.start :] += Z[:, panel].T @ Z[:, panel.start :]
+        report(len(moments.rows) + done, total)
+    length = np.sqrt(S.diagonal())
+    length = np.where(length > FLOOR * np.sqrt(max(moments.images, 1)), length, np.nan)
+    for panel in panels:
+        S[panel, panel.start :] /= length[panel, None] * length[panel.start :]
+        upper = np.triu(S[panel, panel])
+        S[panel, panel] = upper + np.triu(upper, 1).T
+        S[panel.stop :, panel] = S[panel, panel.stop :].T
+    np.clip(S, -1.0, 1.0, out=S)
+    S[np.arange(D), np.arange(D)] = np.where(np.isfinite(length), 1.0, np.nan)
+    if features > D:
+        S, part = np.full((features, features), np.nan), S
+        S[np.ix_(moments.used, moments.used)] = part
+    return ColumnSimilarity(S, moments.images, moments.means, moments.deviations)
+
+
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Which rows of each block and which columns count, and what standardises these; `cuts` is each layer's range."""
+    """Which rows of each block and which columns count, what standardises these, and the moments of all columns."""
 
     features: int
     rows: list[np.ndarray]
@@ -199,6 +266,8 @@ class _Moments:
     mean: np.ndarray
     deviation: np.ndarray
     cuts: list[slice]
+    means: np.ndarray
+    deviations: np.ndarray
 
     @property
     def images(self) -> int:
@@ -239,7 +308,11 @@ def _column_moments(rows: BlockReader, groups: Sequence[slice]) -> _Moments:
     deviation = np.sqrt(squares / max(count, 1)) / scale
     # As in the dense formula, a column with a hole has no profile: pairs would else be taken over different images.
     used = np.flatnonzero(complete & (deviation > FLOOR))
-    return _Moments(F, keep, used, scale[used], (mean / scale)[used], deviation[used], _cuts(used, groups))
+    whole = complete & (count > 0)
+    varying = np.where(deviation > FLOOR, np.sqrt(squares / max(count, 1)), 0.0)
+    means, deviations = (np.where(whole, v, np.nan) for v in (mean, varying))
+    cuts = _cuts(used, groups)
+    return _Moments(F, keep, used, scale[used], (mean / scale)[used], deviation[used], cuts, means, deviations)
 
 
 def _cuts(positions: np.ndarray, groups: Sequence[slice]) -> list[slice]:

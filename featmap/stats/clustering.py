@@ -396,12 +396,35 @@ def find_clusters(
     FeatmapError
         For what `profile` rejects.
     """
+    return cluster_similarity(profile(A, null, live), select_stimuli(A, null, live), settings, progress)
+
+
+def cluster_similarity(
+    S: pd.DataFrame, stimuli: pd.DataFrame, settings: ClusterSettings | None = None, progress: Progress | None = None
+) -> Clusters:
+    """Find the clusters of a profile similarity as `find_clusters` does.
+
+    Parameters
+    ----------
+    S : pandas.DataFrame
+        Profile similarity, M x M.
+    stimuli : pandas.DataFrame
+        Responses that the null models are drawn from, N images x M features: those of S, or of a part of its images.
+    settings : ClusterSettings, optional
+        Neighbours, runs, draws, seed and level.
+    progress : callable, optional
+        Called with (done, total) after each draw.
+
+    Returns
+    -------
+    Clusters
+        Clusters, or the reason why there are none.
+    """
     settings = settings or ClusterSettings()
     k, draws, seed = settings.k, settings.draws, settings.seed
-    S = profile(A, null, live)
     graph = neighbour_graph(S, k)
     consensus = communities(graph, settings.runs, seed)
-    X = select_stimuli(A, null, live).loc[:, np.isfinite(symmetric_values(S).diagonal())]
+    X = stimuli.loc[:, np.isfinite(symmetric_values(S).diagonal())]
     # in natural order, so that the draws do not depend on the order in which features were given
     table = X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))]
     report = progress or (lambda done, total: None)

@@ -19,7 +19,8 @@ from featmap.errors import FeatmapError, ModelError
 from featmap.files import digest
 from featmap.mapping import cluster_io, tables
 from featmap.mapping import run as mapping
-from featmap.mapping.view import View
+from featmap.mapping.photographs import with_stored_photographs, without_photographs
+from featmap.mapping.view import PHOTOGRAPHS, View
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.limits import MAX_SEEDS
@@ -131,6 +132,8 @@ def _plan(
         raise FeatmapError(
             f"run {str(folder)!r} is not a complete similarity run; give the folder of one, or complete this one first"
         )
+    if run.identity.get("stimuli") == PHOTOGRAPHS:
+        raise FeatmapError(f"run {str(folder)!r} has photographs as its only stimuli; give one with maximising images")
     if run.identity.get("start") is not None:
         raise FeatmapError(
             f"run {str(folder)!r} starts from an image, so all its seeds give the same images and none can be added; "
@@ -201,7 +204,7 @@ def job_of(run: Run, network: Network) -> Job:
         selection=Selection.from_identity(identity),
         facets=identity.get("facets", 0),
     )
-    job = checked(job)
+    job = with_stored_photographs(checked(job), identity, data)
     if json.loads(json.dumps(job.identity())) != identity:
         raise FeatmapError(
             f"run {str(run.folder)!r} has settings that this version of featmap does not know; "
@@ -223,7 +226,7 @@ def similarity_jobs(plan: ValidationPlan) -> list[tuple[Job, Path]]:
     list of (Job, Path)
         Jobs of one seed each, with their folders: further seeds of the network, then those with random weights.
     """
-    job = replace(plan.job, responses=tuple(plan.job.layers), facets=0)
+    job = replace(without_photographs(plan.job), responses=tuple(plan.job.layers), facets=0)
     jobs = [(replace(job, seeds=(s,)), plan.folder / f"seed-{s}") for s in plan.seeds if s not in plan.job.seeds]
     if plan.random is not None:
         null = replace(job, network=plan.random)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from featmap.cli.app import main
-from featmap.plotting import style
+from featmap.plotting import examples, style
 from featmap.stats import clustering
 
 
@@ -67,6 +67,8 @@ def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int =
     """Cluster with few runs and draws, and draw small figures: neither is what these tests are about."""
     cluster_with_few_draws(monkeypatch, runs, draws)
     monkeypatch.setattr(style, "MAX_PIXELS", 200)
+    monkeypatch.setattr(examples, "FINEST", 24)
+    monkeypatch.setattr(examples, "COARSEST", 24)
 
 
 def files_of(folder: Path) -> list[Path]:

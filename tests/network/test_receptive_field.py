@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from featmap.network.hooks import ActivationHooks
-from featmap.network.receptive_field import ReceptiveField, join
+from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, join
 from featmap.network.trace import Layer, Trace, trace
 from tests.helpers import networks
 from tests.network.test_trace import Net, conv
@@ -371,3 +371,8 @@ def test_vit_has_a_grid_behind_its_patches_and_a_class_token() -> None:
 )
 def test_torchvisions_fields_against_gradients(name: str, size: int, layers: list[str], settings: dict) -> None:
     assert_fields_are_exact(hollow(name, **settings), size, layers, most=2)
+
+
+def test_centres_are_the_middles_of_the_fields() -> None:
+    assert ReceptiveField((7, 5), (2, 4), (-3, 0)).centres((3, 2), (16, 16)) == ([0, 2, 4], [2, 6])
+    assert WHOLE_IMAGE.centres((4, 1), (16, 9)) == ([1.5, 5.5, 9.5, 13.5], [4])

@@ -178,7 +178,7 @@ FM.card = (k) => {
   const shown = FM.element("figure", {}, FM.image(k, 210), FM.element("figcaption", {}, `seed ${FM.data.seed}; ${FM.data.coding}`, ...FM.displayed()));
   const images = FM.element("div", { class: "images" }, shown);
   const descent = document.getElementById("descent");
-  const children = [title, images, FM.definitions(k), descent];
+  const children = [title, images, ...FM.examples(k), FM.definitions(k), descent];
   if (ranked.length) {
     const half = Math.min(FM.LISTED, Math.ceil(ranked.length / 2)); // no feature is in both lists
     const opposed = ranked.slice(half).slice(-FM.LISTED).toReversed();

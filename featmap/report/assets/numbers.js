@@ -122,6 +122,8 @@ FM.readImages = () => {
   FM.curve = FM.blob("curve");
   FM.maps = FM.blob("maps");
   FM.images = FM.parse("images");
-  document.getElementById("images").remove();
+  FM.photographs = FM.parse("photographs");
+  FM.exampleMaps = FM.blob("examples");
+  for (const id of ["images", "photographs"]) document.getElementById(id).remove();
   for (const act of FM.waiting.splice(0)) act();
 };

@@ -1,0 +1,151 @@
+"""Arrays of a run restricted to one layer: responses to its own images, and to photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES
+from featmap.runs.folder_layout import LIVE_CODES
+from featmap.stats import blockwise
+from featmap.stats.frames import to_frame
+
+
+@dataclass(frozen=True, eq=False)
+class LayerArrays:
+    """Arrays of a run restricted to the features of one layer and their own images.
+
+    Parameters
+    ----------
+    names : list of str
+        The N features, which label images and responses.
+    responses : numpy.ndarray
+        A of each seed, S x N x N in float64.
+    nulls : numpy.ndarray
+        Responses to the null image of each seed, S x N in float64.
+    activation : numpy.ndarray
+        Response of each feature to its own image, S x N.
+    status : numpy.ndarray
+        Worst status of each feature over the seeds, an index into `featmap.runs.folder_layout.STATUSES`.
+    """
+
+    names: list[str]
+    responses: np.ndarray
+    nulls: np.ndarray
+    activation: np.ndarray
+    status: np.ndarray
+
+    @staticmethod
+    def read(data: xr.Dataset, names: list[str]) -> LayerArrays:
+        """Read the arrays of some features.
+
+        Parameters
+        ----------
+        data : xarray.Dataset
+            Arrays of a run.
+        names : list of str
+            Features of one layer.
+
+        Returns
+        -------
+        LayerArrays
+            In the order of `names`.
+        """
+        own = data.sel(image=names, response=names)
+        return LayerArrays(
+            names,
+            own["A"].values.astype(np.float64),
+            own["null"].values.astype(np.float64),
+            own["activation"].values,
+            worst_status(own["status"].values.astype(int)),
+        )
+
+    @property
+    def live(self) -> list[str]:
+        """Features that have a maximising image."""
+        return [n for n, s in zip(self.names, self.status, strict=True) if s in LIVE_CODES]
+
+    @property
+    def A(self) -> pd.DataFrame:
+        """Responses averaged over seeds, N x N."""
+        return pd.DataFrame(self.responses.mean(0), index=self.names, columns=self.names)
+
+    @property
+    def null(self) -> pd.Series:
+        """Responses to the null image averaged over seeds, N."""
+        return pd.Series(self.nulls.mean(0), index=self.names)
+
+
+def worst_status(status: np.ndarray) -> np.ndarray:
+    """Find the worst status of each image over all seeds.
+
+    Parameters
+    ----------
+    status : numpy.ndarray
+        Indices into `featmap.runs.folder_layout.STATUSES`, which are ordered from good to bad: S seeds x N images.
+
+    Returns
+    -------
+    numpy.ndarray
+        N indices.
+    """
+    return status.max(axis=0)
+
+
+def photograph_responses(data: xr.Dataset, layer: str) -> xr.DataArray:
+    """Select the responses of a layer's features to photographs.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Arrays of a run with photographs.
+    layer : str
+        Name of a recorded layer.
+
+    Returns
+    -------
+    xarray.DataArray
+        Photograph x response, float32, read lazily.
+    """
+    own = [k for k, n in enumerate(map(str, data["response"].values)) if n.rpartition(":")[0] == layer]
+    return data[PHOTOGRAPH_RESPONSES].isel(response=slice(own[0], own[-1] + 1))  # a layer's columns lie side by side
+
+
+def correlate_photographs(
+    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None
+) -> tuple[blockwise.ColumnSimilarity, pd.DataFrame]:
+    """Compute the similarity S of features over photographs, block by block.
+
+    Parameters
+    ----------
+    responses : xarray.DataArray
+        Responses of one layer, see `photograph_responses`.
+    progress : callable, optional
+        Called with (done, total) blocks.
+
+    Returns
+    -------
+    ColumnSimilarity
+        Similarities and moments of all features.
+    pandas.DataFrame
+        S of the features that have one.
+    """
+    count, width = responses.shape
+    # a stored chunk is as wide as all recorded layers
+    step = blockwise.block_rows(max(width, responses.encoding["chunks"][1]), responses.encoding["chunks"][0])
+
+    def blocks() -> Iterator[np.ndarray]:
+        for first in range(0, count, step):
+            block = responses[first : first + step].values.astype(np.float64)
+            block[~np.isfinite(block)] = np.nan
+            yield block
+
+    profiles = blockwise.correlate(blocks, width, progress)
+    defined = np.isfinite(profiles.similarity.diagonal())
+    names = pd.Index([str(name) for name in responses["response"].values[defined]])
+    S = profiles.similarity if defined.all() else profiles.similarity[np.ix_(defined, defined)]
+    return profiles, to_frame(S, names, names)

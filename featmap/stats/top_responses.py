@@ -1,0 +1,158 @@
+"""The photographs that a feature responds to most, and those at percentiles of its responses; none is counted twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from featmap.errors import FeatmapError
+
+BEST = 9
+"""Photographs that are kept for each feature."""
+PERCENTILES = (50, 90, 99)
+"""Percentiles of a feature's responses at which a photograph is kept too."""
+NONE = -1
+"""Position where there is no photograph."""
+
+
+class TopResponses:
+    """The k largest responses of each feature, kept while responses arrive in parts.
+
+    Parameters
+    ----------
+    features : int
+        Number F of features.
+    k : int, default `BEST`
+        Responses that are kept, 1 or more.
+
+    Raises
+    ------
+    FeatmapError
+        If `k` is below 1.
+    """
+
+    def __init__(self, features: int, k: int = BEST) -> None:
+        if k < 1:
+            raise FeatmapError(f"count {k}: give the number of photographs to keep for each feature, 1 or more")
+        self._values = np.full((features, k), -np.inf, dtype=np.float32)
+        self._positions = np.full((features, k), NONE, dtype=np.int64)
+        self._lowest, self._seen = np.full(features, np.inf, dtype=np.float32), NONE
+
+    def add(self, positions: np.ndarray, responses: np.ndarray) -> None:
+        """Take the responses to some photographs into account.
+
+        Parameters
+        ----------
+        positions : numpy.ndarray
+            Position of each photograph in the order of all, B integers; they rise, also from call to call.
+        responses : numpy.ndarray
+            B x F. Those that are not finite do not count.
+
+        Raises
+        ------
+        FeatmapError
+            If a position is not above all earlier ones.
+        """
+        if not len(positions):
+            return
+        if np.any(np.diff(positions) <= 0) or positions[0] <= self._seen:
+            raise FeatmapError("photographs out of order; add each once, in the order in which ties are broken")
+        self._seen = int(positions[-1])
+        values = np.asarray(responses, dtype=np.float32)
+        finite = np.isfinite(values)
+        self._lowest = np.minimum(self._lowest, np.where(finite, values, np.inf).min(axis=0))
+        # of equal responses the earlier one stays, so only larger ones get in
+        rows, columns = np.nonzero(finite & (values > self._values[:, -1]))
+        if not len(rows):
+            return
+        changed, k = np.unique(columns), self._values.shape[1]
+        column = np.concatenate([np.repeat(changed, k), columns])
+        value = np.concatenate([self._values[changed].ravel(), values[rows, columns]])
+        position = np.concatenate([self._positions[changed].ravel(), np.asarray(positions)[rows]])
+        order = np.lexsort((position, -value, column))
+        starts = np.searchsorted(column[order], changed)
+        first = order[starts[:, None] + np.arange(k)]
+        self._values[changed], self._positions[changed] = value[first], position[first]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Positions of photographs, F x k, the best first; `NONE` beyond the last."""
+        return self._positions.copy()
+
+    @property
+    def values(self) -> np.ndarray:
+        """Responses to them, F x k, float32; NaN where there are fewer."""
+        return np.where(self._positions == NONE, np.nan, self._values).astype(np.float32)
+
+    @property
+    def varies(self) -> np.ndarray:
+        """Whether a feature responds to some photographs more than to others, F booleans."""
+        return self._values[:, 0] > self._lowest
+
+
+def at_percentiles(responses: np.ndarray, percentiles: Sequence[int] = PERCENTILES) -> tuple[np.ndarray, np.ndarray]:
+    """Find the photographs at percentiles of each feature's responses.
+
+    The response at percentile q is the smallest one that at least q % of the finite responses do not exceed, so that a
+    photograph has it; of several photographs the first is taken.
+
+    Parameters
+    ----------
+    responses : numpy.ndarray
+        N photographs x F features. Those that are not finite do not count.
+    percentiles : sequence of int, default `PERCENTILES`
+        P percentiles, 1 to 100.
+
+    Returns
+    -------
+    rows : numpy.ndarray
+        Rows of `responses`, F x P integers; `NONE` for a feature without a finite response.
+    values : numpy.ndarray
+        The responses, F x P; NaN for such a feature.
+
+    References
+    ----------
+    Hyndman, R. J. and Fan, Y. (1996). Sample quantiles in statistical packages. The American Statistician 50(4),
+    361-365, definition 1. 10.1080/00031305.1996.10473566
+    """
+    values = np.ascontiguousarray(np.asarray(responses).T)
+    finite = np.isfinite(values)
+    counts = finite.sum(axis=1)
+    if not finite.all():
+        values = np.where(finite, values, np.inf)
+    ranked = np.sort(values, axis=1)
+    rows = np.full((len(values), len(percentiles)), NONE, dtype=np.int64)
+    found = np.full(rows.shape, np.nan, dtype=values.dtype)
+    known = np.flatnonzero(counts)
+    for k, percentile in enumerate(percentiles):
+        # in whole numbers: 0.99 * 100 need not be 99
+        ranks = np.maximum(-(-percentile * counts[known] // 100), 1) - 1
+        found[known, k] = ranked[known, ranks]
+        rows[known, k] = (values[known] == found[known, k][:, None]).argmax(axis=1)
+    return rows, found
+
+
+def equal_rows(parts: Iterable[np.ndarray]) -> list[list[int]]:
+    """Find photographs to which all features respond alike, to the bit.
+
+    Those with equal pixels are among them.
+
+    Parameters
+    ----------
+    parts : iterable of numpy.ndarray
+        Responses, B photographs x F features, part after part.
+
+    Returns
+    -------
+    list of list of int
+        Positions of two or more photographs each, in their order.
+    """
+    groups: dict[bytes, list[int]] = {}
+    position = 0
+    for part in parts:
+        for row in np.ascontiguousarray(part):
+            groups.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), []).append(position)
+            position += 1
+    return [group for group in groups.values() if len(group) > 1]
