@@ -165,7 +165,9 @@ by a factor of at most 4. Files in images/ and arrays.zarr hold the pixels as th
 
 --facets N makes N images of each unit. The first is its ordinary image. Each other one starts from noise of its own,
 and is pushed away from the earlier ones in all its steps, so that the layer's other features respond to it in another
-way. With --start there are no facets. facets.csv has a row for each:
+way. A facet that keeps less than 90 % of the unit's response is made again, with half and a quarter of the push, and
+then from the better one of two ordinary images; the attempt with the highest response stays. With --start there are no
+facets. facets.csv has a row for each:
 
 \b
   kept      share of the unit's response that the facet keeps, above the null

@@ -24,8 +24,6 @@ from featmap.optimize.transforms import apply_transform
 CANCELLATION_TOLERANCE = 1e-5
 """Ratio of the norm of a sum to the sum of its terms' norms, up to which the sum is rounding error and counts as 0. It
 is used for sums of gradients, and for the difference of two images' responses (`Repulsion.similarity`)."""
-REPULSION = 0.15
-"""Length of the gradient that pushes an image away from others, as a share of the objective's own gradient."""
 REDUCED_PRECISIONS = {"bfloat16": torch.bfloat16}
 """Precisions of a recipe in which the network computes in another type than the image's."""
 StepCallback = Callable[[int, Tensor], None]
@@ -460,7 +458,7 @@ class _Loop:
         one, two = (torch.linalg.vector_norm(g.flatten(1), dim=1) for g in (gradient, away))
         # where the responses are proportional to those of another image, the gradient of the cosine is rounding error
         pushed = (remainder > CANCELLATION_TOLERANCE) & (two > 0) & two.isfinite()
-        factor = torch.where(pushed, REPULSION * one / two, torch.zeros_like(one))
+        factor = torch.where(pushed, self.repulsion.strength * one / two, torch.zeros_like(one))
         return gradient + factor.view(-1, *[1] * (gradient.dim() - 1)) * torch.nan_to_num(away)
 
     def _shown(self, p: Tensor, step: int) -> Tensor:

@@ -18,6 +18,8 @@ from featmap.network.unit import Shape, Unit
 MAX_TERMS = 256
 LEAST_LENGTH = 1e-12
 """Smallest divisor of standardised responses: responses equal to their means then have a cosine of 0, not NaN."""
+REPULSION = 0.15
+"""Length of the gradient that pushes an image away from others, as a share of the objective's own gradient."""
 Loss = Callable[[Tensor, Tensor | None, float], Tensor]
 """A metric's loss: outputs (K x P x H x W), mask or None, and C, to one loss for each of the K units."""
 METRIC_LOSSES: dict[str, Loss] = {}
@@ -270,12 +272,15 @@ class Repulsion:
         Weight of each feature in each row, R x C.
     vectors : Tensor
         Unit vectors of the K other images of each row's unit, R x K x C.
+    strength : float, default 0.15
+        Length of the gradient that pushes the image away, as a share of the objective's own.
     """
 
     layer: str
     means: Tensor
     weights: Tensor
     vectors: Tensor
+    strength: float = REPULSION
 
     def rows(self, rows: Sequence[int], padding: int, device: torch.device) -> Repulsion:
         """Select rows, and pad them with copies of the first.
@@ -296,7 +301,8 @@ class Repulsion:
         """
         chosen = [*rows, *[rows[0]] * padding]
         parts = (self.means, self.weights[chosen], self.vectors[chosen])
-        return Repulsion(self.layer, *(part.float().to(device) for part in parts))
+        means, weights, vectors = (part.float().to(device) for part in parts)
+        return Repulsion(self.layer, means, weights, vectors, self.strength)
 
     def similarity(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the similarity of each row's image to the most similar of the others.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -30,7 +30,67 @@ from featmap.stats import facets
 
 PINK_IMAGES = 64
 """Reference images for the comparison of facets."""
+GENTLER = ((0.5, "noise"), (0.25, "noise"), (0.5, "ordinary"))
+"""Further attempts at a facet that keeps too little of its unit's response: share of the usual repulsion, and whether
+the descent starts from the facet's own noise again, or from the better one of the two ordinary images."""
 AnyJob = TypeVar("AnyJob", bound=BaseJob)
+
+
+@dataclass(frozen=True, eq=False)
+class _Facet:
+    """One image of each of R units: images R x C x H x W, unit vectors R x K of the responses, activations R."""
+
+    images: Tensor
+    vectors: np.ndarray
+    activation: np.ndarray
+
+    def improved(self, rows: np.ndarray, other: _Facet) -> _Facet:
+        """Take those rows of another attempt, made for `rows`, that excite their units more."""
+        better = other.activation > self.activation[rows]
+        images, vectors, activation = self.images.clone(), self.vectors.copy(), self.activation.copy()
+        images[rows[better]], vectors[rows[better]] = other.images[better], other.vectors[better]
+        activation[rows[better]] = other.activation[better]
+        return _Facet(images, vectors, activation)
+
+
+@dataclass(frozen=True, eq=False)
+class _FacetBatch:
+    """The descents of the facets of R objectives that are compared by one layer."""
+
+    objectives: list[Objective]
+    layer: str
+    seed: int
+    means: np.ndarray
+    weights: np.ndarray
+    probe: Probe
+    descend: Callable[..., Descent]
+
+    def make(
+        self,
+        number: int,
+        others: Repulsion | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+        start: Tensor | None = None,
+    ) -> _Facet:
+        """Make one facet of each objective, or of those of some rows; `start` holds images of all rows."""
+        if rows is None:
+            made = self.descend(self.objectives, seed=facets.facet_seed(self.seed, number), repulsion=others)
+            return self.measure(made.images, range(len(self.objectives)))
+        made = self.descend(
+            [self.objectives[row] for row in rows],
+            seed=facets.facet_seed(self.seed, number),
+            repulsion=None if others is None else others.rows(list(rows), 0, torch.device("cpu")),
+            start=None if start is None else start[rows],
+            on_step=None,  # progress counts the steps of whole batches
+        )
+        return self.measure(made.images, rows)
+
+    def measure(self, images: Tensor, rows: Iterable[int]) -> _Facet:
+        """Measure images made for the objectives of some rows."""
+        responses = self.probe.responses(images, [self.layer])[self.layer]
+        chosen = [self.objectives[row] for row in rows]
+        vectors = facets.unit_vectors(responses, self.means, self.weights[list(rows)])
+        return _Facet(images, vectors, self.probe.activations(images, chosen))
 
 
 class Worker:
@@ -193,7 +253,7 @@ class Worker:
             on_step = step_callback(self.watcher, self.job.device) if k == len(rows_by_layers) else None
             (layer, *_) = self.job.network.base_layers(layers)
             chosen = [objectives[row] for row in rows]
-            descend = partial(self.batches.descend, chosen, self.job.recipe, start=self.job.start, on_step=on_step)
+            descend = partial(self.batches.descend, recipe=self.job.recipe, on_step=on_step)
             compared = self._compare(chosen, layer, seed, images[rows], activation[rows], descend)
             for name, values in compared.items():
                 arrays.setdefault(name, np.empty((len(objectives), *values.shape[1:]), np.float32))[rows] = values
@@ -209,32 +269,34 @@ class Worker:
         descend: Callable[..., Descent],
     ) -> dict[str, np.ndarray]:
         """Make and compare the facets of objectives of the same layers by the responses of one layer."""
-        job, (means, deviations) = self.job, self._space(layer)
-        shape = job.network.layer(layer, job.recipe.size).shape
+        means, deviations = self._space(layer)
+        shape = self.job.network.layer(layer, self.job.recipe.size).shape
         own = [[c for _, u in o.terms if u.layer == layer for c in u.mask(shape)[0]] for o in objectives]
         weights = np.stack([facets.feature_weights(deviations, channels) for channels in own])
-
-        def make(number: int, others: Repulsion | None) -> tuple[Tensor, np.ndarray]:
-            facet = descend(seed=facets.facet_seed(seed, number), repulsion=others).images
-            return facet, facets.unit_vectors(self.probe.responses(facet, [layer])[layer], means, weights)
-
-        pictures, activations = [images], [activation]
-        vectors = [facets.unit_vectors(self.probe.responses(images, [layer])[layer], means, weights)]
-        again, repeated = make(0, None)
-        for number in range(1, job.facets):
-            earlier = torch.from_numpy(np.nan_to_num(np.stack(vectors, axis=1)))
-            picture, vector = make(
-                number, Repulsion(layer, torch.from_numpy(means), torch.from_numpy(weights), earlier)
-            )
-            pictures.append(picture)
-            vectors.append(vector)
-            activations.append(self.probe.activations(picture, objectives))
+        batch = _FacetBatch(list(objectives), layer, seed, means, weights, self.probe, descend)
+        ordinary, repeated = batch.measure(images, range(len(objectives))), batch.make(0)
+        ordinary = replace(ordinary, activation=activation)
+        repeated_is_better = torch.from_numpy(repeated.activation > activation)[:, None, None, None]
+        best = torch.where(repeated_is_better, repeated.images, images)
+        made, null = [ordinary], self.null_activation(seed, objectives)
+        for number in range(1, self.job.facets):
+            earlier = torch.from_numpy(np.nan_to_num(np.stack([m.vectors for m in made], axis=1)))
+            others = Repulsion(layer, torch.from_numpy(means), torch.from_numpy(weights), earlier)
+            facet = batch.make(number, others)
+            for share, start in GENTLER:
+                kept = facets.kept_share(np.stack([activation, facet.activation], 1), null, repeated.activation)[:, 1]
+                rows = np.flatnonzero(kept < facets.KEPT)
+                if not rows.size:
+                    break
+                weaker = replace(others, strength=share * others.strength)
+                facet = facet.improved(rows, batch.make(number, weaker, rows, best if start == "ordinary" else None))
+            made.append(facet)
         return {
-            "facets": torch.stack(pictures, dim=1).numpy(),
-            "facet_activation": np.stack(activations, axis=1),
-            "facet_distance": facets.distances(np.stack(vectors, axis=1)),
-            "facet_repeat": facets.distances(np.stack([vectors[0], repeated], axis=1))[:, 0, 1],
-            "facet_repeat_activation": self.probe.activations(again, objectives),
+            "facets": torch.stack([m.images for m in made], dim=1).numpy(),
+            "facet_activation": np.stack([m.activation for m in made], axis=1),
+            "facet_distance": facets.distances(np.stack([m.vectors for m in made], axis=1)),
+            "facet_repeat": facets.distances(np.stack([ordinary.vectors, repeated.vectors], axis=1))[:, 0, 1],
+            "facet_repeat_activation": repeated.activation,
         }
 
     def _batch(self, unit: WorkUnit) -> dict[str, np.ndarray]:

@@ -91,7 +91,8 @@ def count_passes(count: int) -> int:
     -------
     int
         1 without facets; else 1 for the ordinary image, 1 for the repeated one, and 2 for each other facet, each step
-        of which takes a pass for its unit and a pass that pushes it away from the facets before it.
+        of which takes a pass for its unit and a pass that pushes it away from the facets before it. Further attempts
+        at facets that lost too much of the response are not counted: how many there are is not known before.
     """
     return 2 * count if count else 1
 

@@ -20,6 +20,7 @@ from featmap.mapping.view import View
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.runs import estimate
+from featmap.runs import worker as worker_module
 from featmap.runs.engine import Execution
 from featmap.runs.job import Job
 from featmap.runs.maximise import Extras
@@ -126,7 +127,8 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("facets", [2, 4])
-def test_cost_and_progress_of_facets_are_those_of_the_work(facets: int) -> None:
+def test_cost_and_progress_of_facets_are_those_of_the_work(facets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "GENTLER", ())  # further attempts are not foreseen
     units = tuple(Objective.parse(f"{layer}:{k}") for layer in ("inner.first", "inner.second") for k in range(2))
     recipe, passes = Recipe.named("fast", size=16, steps=6, rows=4, rescue=0.0).resolved(16), []
     plain = checked(Job(network=featmap.load(Counted().eval()), objectives=units, recipe=recipe))
@@ -159,6 +161,24 @@ def test_repulsion_makes_facets_more_different_than_repeats() -> None:
     apart, repeated = data["facet_distance"].values[:, :, 0, 1], data["facet_repeat"].values
     assert np.median(apart) > 1.2 * np.median(repeated)
     np.testing.assert_allclose(data["facet_distance"].values, data["facet_distance"].values.swapaxes(2, 3), atol=1e-6)
+
+
+def test_facets_that_lose_too_much_of_the_response_are_made_again_more_gently(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, units = featmap.load(tiny.small()), [f"second:{k}" for k in range(6)]
+    after = featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=3))
+    monkeypatch.setattr(worker_module, "GENTLER", ())
+    before = featmap.maximise(units, network, recipe=RECIPE, extras=Extras(facets=3))
+    shares = []
+    for data in (before, after):
+        response, null = data["facet_activation"].values[0], data["null_activation"].values[0]
+        best = np.maximum(data["activation"].values[0], data["facet_repeat_activation"].values[0]) - null
+        shares.append((response - null[:, None]) / best[:, None])
+    low = shares[0][:, 1] < 0.9  # the second facet is pushed from the same image in both
+    assert 0 < low.sum() < len(units)
+    images = [data["facets"].values[0, :, 1] for data in (before, after)]
+    np.testing.assert_array_equal(images[0][~low], images[1][~low])
+    assert (shares[1][low, 1] > shares[0][low, 1]).all()
+    assert (shares[1][:, 1:] >= 0.9).mean() > (shares[0][:, 1:] >= 0.9).mean()
 
 
 def test_a_run_with_facets_resumes_to_the_same_bytes(tmp_path: Path) -> None:
