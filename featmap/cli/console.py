@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 REPORT_INTERVAL = 30.0
 """Seconds between two progress lines where there is no terminal to draw bars on."""
+MARK_INTERVAL = 1.0
+"""Seconds between two records of the progress, from which the speed is computed."""
 TABLE_WIDTH = 100_000
 """Characters that a line may have: the terminal wraps lines, the table never does."""
 
@@ -100,7 +102,8 @@ class ProgressBars:
         self.progress = Progress(*columns, console=self.console, disable=not self.live)
         self.tasks: dict[str, TaskID] = {}
         self.total = self.done = self.from_store = 0
-        self.start_time = self.report_time = time.monotonic()
+        self.report_time = time.monotonic()
+        self.marks = [(self.report_time, 0)]
         self.stages: dict[str, tuple[float, int]] = {}  # when a stage was first reported, and how far it was then
 
     def __enter__(self) -> ProgressBars:
@@ -121,7 +124,9 @@ class ProgressBars:
             Steps that are stored already.
         """
         self.total, self.done, self.from_store = total, done, done
-        self.start_time = self.report_time = time.monotonic()
+        self.report_time = time.monotonic()
+        # stored steps took no time in this process
+        self.marks = [(self.report_time, done)]
         if done and done < total:
             self.note(f"resuming: {100 * done / total:.0f} % of this run is stored in its folder")
         self.tasks["descent"] = self.progress.add_task("maximising", total=total or 1, completed=done, detail="")
@@ -142,10 +147,13 @@ class ProgressBars:
         detail = f"activation {activation:.3g}"
         self.progress.update(self.tasks["descent"], advance=count, detail=detail)
         now = time.monotonic()
+        if now - self.marks[-1][0] > MARK_INTERVAL:
+            self.marks.append((now, self.done))
         if not self.live and now - self.report_time > REPORT_INTERVAL:
             self.report_time = now
-            # stored steps took no time in this process, so they do not count for the speed
-            left = (now - self.start_time) / (self.done - self.from_store) * (self.total - self.done)
+            # the later half of the steps tells the speed: the first ones are slow, and other work comes and goes
+            then, done = next(m for m in reversed(self.marks) if m[1] <= (self.from_store + self.done) / 2)
+            left = (now - then) / (self.done - done) * (self.total - self.done)
             self.note(f"maximising {100 * self.done / self.total:.0f} %, {detail}, about {left / 60:.1f} minutes left")
 
     def landed(self) -> None:
@@ -218,7 +226,8 @@ def print_estimate(estimate: Estimate, work: str, folder: Path) -> None:
     folder : Path
         Run folder that it would be written to.
     """
-    minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.1f} minutes"
+    seconds = estimate.start + estimate.seconds
+    minutes = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
     out().print(
         f"{work}: about {minutes}, {estimate.memory / 1e9:.1f} GB of memory, {estimate.disk / 1e6:,.0f} MB on disk "
         f"({estimate.free / 1e9:,.1f} GB free); it would go to {folder}"
