@@ -30,7 +30,7 @@ from featmap.mapping.run import similarity_job
 from featmap.plotting import scatter, style
 from featmap.runs.device import deterministic_settings
 from featmap.runs.worker import Worker
-from featmap.stats import clustering, frames, measures, rand_index
+from featmap.stats import clustering, frames, measures, reliability
 from featmap.stats.agreement import extreme_activation_distance
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plant
 
@@ -79,7 +79,7 @@ def cluster_agreement(S: np.ndarray, groups: np.ndarray) -> float:
     np.fill_diagonal(full, 1.0)
     frame = frames.to_frame(full, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, NEIGHBOURS)).labels
-    return rand_index.adjusted_rand(groups, labels.to_numpy())
+    return reliability.adjusted_rand(groups, labels.to_numpy())
 
 
 def measure_recovery(structure: str, depth: str, noise: float, seed: int) -> list[dict[str, Any]]:

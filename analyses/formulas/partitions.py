@@ -15,8 +15,7 @@ import numpy as np
 
 from featmap.rng import generator
 from featmap.stats.correlation import TIE
-from featmap.stats.rand_index import adjusted_rand, count_pairs
-from featmap.stats.reliability import DRAWS, Interval, bootstrap_counts, percentile_interval
+from featmap.stats.reliability import DRAWS, Interval, adjusted_rand, bootstrap_counts, count_pairs, percentile_interval
 
 PERMUTATIONS = 1999
 Labels = Sequence[object] | np.ndarray

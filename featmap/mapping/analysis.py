@@ -17,7 +17,7 @@ from featmap.mapping.view import View
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import open_arrays
-from featmap.stats import clustering, cross_layer, measures, rand_index
+from featmap.stats import clustering, cross_layer, measures, reliability
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import seed_agreement
 
@@ -163,6 +163,6 @@ def _compare_seeds(arrays: LayerArrays, clusters: clustering.Clusters, neighbour
     return {
         "count": len(arrays.responses),
         "correlation_of_S": agreement,
-        "ari_of_clusters": float(np.mean([rand_index.adjusted_rand(partitions[i], partitions[j]) for i, j in pairs])),
+        "ari_of_clusters": float(np.mean([reliability.adjusted_rand(partitions[i], partitions[j]) for i, j in pairs])),
         "ari_of_louvain_with_itself": float(clusters.communities.self_agreement),
     }

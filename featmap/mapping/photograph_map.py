@@ -22,7 +22,7 @@ from featmap.runs import folder_layout
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
-from featmap.stats import clustering, cross_layer, measures, rand_index
+from featmap.stats import clustering, cross_layer, measures, reliability
 from featmap.stats.clustering import Clusters
 from featmap.stats.frames import finite_column
 from featmap.stats.map_agreement import compare, distinct_disagreements
@@ -152,7 +152,7 @@ def _adjusted_rand(labels: list[pd.Series]) -> float:
     if len(labels) < 2:
         return float("nan")
     common = [name for name in labels[0].index if name in labels[1].index]
-    return rand_index.adjusted_rand(*(one.loc[common].to_numpy() for one in labels)) if common else float("nan")
+    return reliability.adjusted_rand(*(one.loc[common].to_numpy() for one in labels)) if common else float("nan")
 
 
 def null_photographs(count: int, features: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, TIE
 from featmap.stats.frames import symmetric_values
 from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
-from featmap.stats.rand_index import adjusted_rand
+from featmap.stats.reliability import adjusted_rand
 
 ORDERED_LEAVES = 1200
 """Number of features up to which leaves are ordered optimally: the time grows with the cube of this number."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from featmap.mapping.flags import RELIABLE
-from featmap.stats import agreement, clustering, rand_index, reliability
+from featmap.stats import agreement, clustering, reliability
 from featmap.stats.clustering import Clusters
 from featmap.stats.frames import finite_column
 from featmap.stats.reliability import Interval
@@ -207,7 +207,7 @@ def _mean_ari(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval,
 
     Two trivial partitions (one cluster, or single features only) agree by definition; such pairs are left out.
     """
-    ari = [rand_index.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
+    ari = [reliability.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
     if not ari:
         return Interval(float("nan")), float("nan"), 0
     ends = (min(ari), max(ari)) if len(ari) > 1 else (float("nan"), float("nan"))

@@ -22,7 +22,7 @@ from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs.store import Run
 from featmap.stats.clustering import find_clusters
-from featmap.stats.rand_index import adjusted_rand
+from featmap.stats.reliability import adjusted_rand
 from tests.helpers import pictures, tiny
 from tests.helpers.pictures import BLUE, BRIGHT_GREEN, GREEN, RED
 from tests.helpers.settings import options

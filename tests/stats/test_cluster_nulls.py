@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 
 from featmap.stats import clustering
 from featmap.stats.clustering import ClusterSettings, find_clusters, leaf_order
-from featmap.stats.rand_index import adjusted_rand
+from featmap.stats.reliability import adjusted_rand
 from tests.helpers.frames import to_masked
 from tests.stats.test_clustering import frame, gaussian, labels, laws, planted, rng, similarity, zeros
 

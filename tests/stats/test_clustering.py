@@ -14,7 +14,7 @@ from featmap.errors import FeatmapError
 from featmap.stats import clustering
 from featmap.stats.clustering import ClusterSettings, communities, find_clusters, leaf_order, neighbour_graph
 from featmap.stats.measures import profile
-from featmap.stats.rand_index import adjusted_rand
+from featmap.stats.reliability import adjusted_rand
 from tests.helpers import oracles
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
-from featmap.stats import correlation, rand_index
+from featmap.stats import correlation, reliability
 from featmap.stats.correlation import DIFFERENCE_FLOOR, FLOOR, TIE, TINY, VARIANCE_FLOOR
 
 SEEDED = settings(max_examples=40, deadline=None, derandomize=True)
@@ -109,7 +109,7 @@ def test_pairs_are_counted_as_in_loops(seed: int, n: int) -> None:
     one, two = (rng.integers(0, 3, n) for _ in range(2))
     weights = rng.integers(0, 4, (2, n)).astype(float)
     for w, row in ((None, np.ones(n)), (weights, weights[1])):
-        found = [int(c[-1]) for c in rand_index.count_pairs(one, [f"name {k}" for k in two], w)]
+        found = [int(c[-1]) for c in reliability.count_pairs(one, [f"name {k}" for k in two], w)]
         expected = [0, 0, 0, 0]
         for j, k in combinations(range(n), 2):
             together = (one[j] == one[k] and two[j] == two[k], one[j] == one[k], two[j] == two[k], True)

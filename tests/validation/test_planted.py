@@ -12,7 +12,7 @@ from featmap.errors import FeatmapError
 from featmap.mapping.run import similarity_job
 from featmap.network.loading import load
 from featmap.runs.worker import Worker
-from featmap.stats import clustering, frames, measures, rand_index
+from featmap.stats import clustering, frames, measures, reliability
 from featmap.validation import planted
 from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, plant
 
@@ -60,7 +60,7 @@ def test_without_noise_order_and_clusters_are_recovered(structure: str, depth: s
     names = pd.Index([f"f:{k}" for k in range(len(S))])
     frame = frames.to_frame(S, names, names)
     labels = clustering.communities(clustering.neighbour_graph(frame, 5)).labels
-    assert rand_index.adjusted_rand(planted_network.structure.clusters, labels.to_numpy()) == 1.0
+    assert reliability.adjusted_rand(planted_network.structure.clusters, labels.to_numpy()) == 1.0
 
 
 def test_groups_smaller_than_the_neighbourhood_can_be_merged() -> None:
@@ -71,9 +71,9 @@ def test_groups_smaller_than_the_neighbourhood_can_be_merged() -> None:
         names = pd.Index([f"f:{k}" for k in range(len(S))])
         frame = frames.to_frame(S, names, names)
         labels = {k: clustering.communities(clustering.neighbour_graph(frame, k)).labels.to_numpy() for k in (5, 10)}
-        assert rand_index.adjusted_rand(planted_network.structure.clusters, labels[5]) == 1.0
+        assert reliability.adjusted_rand(planted_network.structure.clusters, labels[5]) == 1.0
         merged += (
-            rand_index.adjusted_rand(planted_network.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8
+            reliability.adjusted_rand(planted_network.structure.clusters, labels[10]) < 0.9 and labels[10].max() + 1 < 8
         )
     assert merged
 
