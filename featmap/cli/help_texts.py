@@ -49,9 +49,10 @@ Files of the run folder (tables as .parquet and .csv):
                              to photographs
   photographs_agreement, photographs_disagreements; photographs_agreement
   (.png, .svg)               how far the two maps agree: for each feature the
-                             correlation of its two rows of S, with a bootstrap
-                             interval over the other features; the 50 pairs
-                             that part most in each direction; all pairs drawn
+                             correlation of its two rows of S, and an interval
+                             by bootstrap over the other features; the 50
+                             pairs that part most in each direction; and all
+                             pairs as a figure
   atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which
                              a run is resumed
