@@ -22,8 +22,7 @@ from featmap.optimize.schedule import interpolate_schedule
 from featmap.optimize.transforms import apply_transform
 
 CANCELLATION_TOLERANCE = 1e-5
-"""Ratio of the norm of a sum to the sum of its terms' norms, up to which the sum is rounding error and counts as 0. It
-is used for sums of gradients, and for the difference of two images' responses (`Repulsion.similarity`)."""
+"""Ratio of the norm of a sum to the sum of its terms' norms, up to which the sum is rounding error and counts as 0."""
 REDUCED_PRECISIONS = {"bfloat16": torch.bfloat16}
 """Precisions of a recipe in which the network computes in another type than the image's."""
 StepCallback = Callable[[int, Tensor], None]
@@ -238,17 +237,16 @@ class PaddedBatch:
         count, device = len(objectives), torch.device(network.device)
         if not 0 < count <= recipe.rows:
             raise RecipeError(f"{count} objectives in a batch of {recipe.rows} rows; give 1 to {recipe.rows}")
-        # Another batch size may select other kernels, which round differently: the caller chooses the number of rows.
-        padding = recipe.rows - count
+        padding = recipe.rows - count  # the caller chooses the rows: kernels of another batch size may round differently
         self.network, self.recipe, self.device = network, recipe, device
         self.objectives = [*objectives, *[objectives[0]] * padding]
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
-        layers = list(dict.fromkeys(layer for o in self.objectives for layer in o.layers))
+        layers = [layer for o in self.objectives for layer in o.layers]
         if repulsion is not None:
-            layers = list(dict.fromkeys([*layers, repulsion.layer]))
+            layers.append(repulsion.layer)
         if recipe.contrast and network.directions:  # directions are contrasted with the channels of their layers
-            layers = list(dict.fromkeys([*layers, *(split_name(la)[0] for la in layers if la in network.directions)]))
-        self.layers = layers
+            layers += [split_name(la)[0] for la in layers if la in network.directions]
+        self.layers = list(dict.fromkeys(layers))
         self.loop = _Loop(
             network.normalise,
             parameterization.PARAMETERISATIONS[recipe.parameterisation](recipe),
