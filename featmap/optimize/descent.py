@@ -237,7 +237,7 @@ class PaddedBatch:
         count, device = len(objectives), torch.device(network.device)
         if not 0 < count <= recipe.rows:
             raise RecipeError(f"{count} objectives in a batch of {recipe.rows} rows; give 1 to {recipe.rows}")
-        padding = recipe.rows - count  # the caller chooses the rows: kernels of another batch size may round differently
+        padding = recipe.rows - count  # the caller chooses the rows: another batch size may round differently
         self.network, self.recipe, self.device = network, recipe, device
         self.objectives = [*objectives, *[objectives[0]] * padding]
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
