@@ -49,9 +49,10 @@ Files of the run folder (tables as .parquet and .csv):
                              to photographs
   photographs_agreement, photographs_disagreements; photographs_agreement
   (.png, .svg)               how far the two maps agree: for each feature the
-                             correlation of its two rows of S, with a bootstrap
-                             interval over the other features; the 50 pairs
-                             that part most in each direction; all pairs drawn
+                             correlation of its two rows of S, and an interval
+                             by bootstrap over the other features; the 50
+                             pairs that part most in each direction; and all
+                             pairs as a figure
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                activation maps of the examples, in the order of

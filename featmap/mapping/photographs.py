@@ -1,4 +1,4 @@
-"""Photographs as stimuli of a similarity run: how they are opened, and the job, work units and worker that probe them.
+"""Photographs as stimuli of a similarity run: their settings, and the job, work units and worker that probe them.
 
 Their responses are stored in the run folder beside those to the maximising images: the array `photograph_A`
 (photograph x response), a chunk for each work unit, labelled by the coordinate `photograph`.
