@@ -255,8 +255,8 @@ of them shuts). It is synergistic where both units reach more than alone, or wit
 It is additive where none of this holds and the nonlinearity is surely less than 0.1 above its floor. All rules and
 thresholds: featmap/interaction/kinds.py.
 
-On a real network 15 to 68 % of a layer's features are silent on the noise. In the first quarter of the steps a unit
-without a gradient, alone or in a sum, gets one through its dead ReLUs, and in a sum at the length of the others'.
+On a real network 15 to 68 % of a layer's features are silent on the noise. At every step a unit without a
+gradient, alone or in a sum, gets one through its dead ReLUs, and in a sum at the length of the others'.
 Units that have gradients, and networks without such activations, are not touched. `--recipe interact-unrescued` leaves
 silent units silent: pairs of them are undefined (dead or unconverged partner).
 

@@ -17,6 +17,7 @@ from featmap.interaction import report
 from featmap.interaction.conclusion import describe_nonlinearity, list_notes, state_conclusion
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, JointJob
+from featmap.interaction.power import state_power
 from featmap.interaction.statistics import JointArrays, summarise
 from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
@@ -135,7 +136,7 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
             for c, u in zip(MEMBERS, job.groups[0], strict=False)
             if f"joint_{c}" in row and pd.notna(row[f"joint_{c}"])
         ]
-        return [*result.sentences, *activations]
+        return [*result.sentences, *activations, str(state_power(result.statistics, len(job.seeds)))]
     ranking = report.rank_pairs(result.summary)
     counts = ", ".join(f"{n} {status}" for status, n in result.summary["status"].value_counts().items())
     significant = int((result.summary["q"] < 0.05).sum())
@@ -145,6 +146,7 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
         f"kinds: {kinds}",
         f"{significant} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
     ]
+    lines.append(str(state_power(result.statistics, len(job.seeds))))
     lines += [
         f"{row['group']}: {row['kind']}; {describe_nonlinearity(row)}" for row in ranking.head(limit).to_dict("records")
     ]

@@ -316,7 +316,7 @@ def assert_not_infinite(table: pd.DataFrame) -> None:
         (["relu:0", "relu:3"], tiny.sick, NOT_FINITE),
         (["relu:1", "relu:3"], tiny.sick, NOT_FINITE),
         (["relu:0", "relu:3"], networks.dead_network, NOT_FINITE),
-        (["relu:0", "relu:1"], networks.dead_network, DEAD_PARTNER),
+        (["relu:0", "relu:2"], networks.dead_network, DEAD_PARTNER),
     ],
 )
 def test_statuses_without_statistics(units: list[str], module: Any, status: str, compute: Any) -> None:

@@ -89,7 +89,7 @@ def test_article_normalised_moves_a_pixel_by_hundredths() -> None:
 
 def test_interact_has_linear_steps_only() -> None:
     assert (INTERACT.optimiser, INTERACT.clamp, INTERACT.parameterisation) == ("rms", "never", "pixels")
-    assert (INTERACT.metric, INTERACT.rescue, INTERACT.jitter) == ("l1", 0.25, 0)
+    assert (INTERACT.metric, INTERACT.rescue, INTERACT.jitter) == ("l1", 1.0, 0)
 
 
 def test_the_earlier_interact_has_the_identity_that_its_runs_recorded() -> None:

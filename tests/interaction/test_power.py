@@ -1,0 +1,65 @@
+"""The power of a run, beside the noncentral t-distribution and a plain simulation of the summary's own test."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from featmap.interaction.power import Power, smallest_effect, state_power
+from featmap.stats.interaction import p_above_zero
+from tests.helpers.interaction_oracles import benjamini_hochberg
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 12])
+def test_one_group_has_the_power_of_a_t_test(seeds: int) -> None:
+    critical = stats.t.ppf(0.95, seeds - 1)
+    reached = stats.nct.sf(critical, seeds - 1, smallest_effect(1, seeds) * math.sqrt(seeds))
+    assert reached == pytest.approx(0.8, abs=0.03)
+
+
+def test_pairs_have_the_power_that_the_summarys_test_has() -> None:
+    """40 pairs, four with an effect, five seeds, tested one by one and by the plain loops of the oracle."""
+    effect, generator, found = smallest_effect(40, 5), np.random.default_rng(5), []
+    for _ in range(60):
+        excess = generator.normal(size=(40, 5)) * 0.1
+        excess[:4] += 0.1 * effect
+        q = benjamini_hochberg([p_above_zero(list(row)) for row in excess])
+        found += [value < 0.05 for value in q[:4]]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.08)
+
+
+def test_more_seeds_find_smaller_effects_and_more_pairs_need_larger_ones() -> None:
+    by_seeds = [smallest_effect(64, n) for n in (3, 5, 10, 20)]
+    assert by_seeds == sorted(by_seeds, reverse=True) and by_seeds[0] > 5 * by_seeds[-1]
+    assert smallest_effect(1, 5) < smallest_effect(64, 5) == smallest_effect(64, 5)
+    assert math.isnan(smallest_effect(64, 2))
+
+
+def test_the_effect_is_in_units_of_the_spread_over_seeds() -> None:
+    generator = np.random.default_rng(1)
+    rows = [(f"pair {k}", v) for k in range(30) for v in k / 10 + 0.05 * generator.normal(size=5)]
+    table = pd.DataFrame(rows, columns=["group", "response_nonlinearity"]).assign(response_nonlinearity_floor=0.01)
+    found = state_power(table, 5)
+    assert found.pairs == 30 and found.deviation == pytest.approx(0.05, rel=0.2)
+    assert found.effect == pytest.approx(found.deviation * smallest_effect(30, 5))
+    assert f"with 5 seeds an excess over the floor of {found.effect:.2f} is found" in str(found)
+    assert "among 30 pairs" in str(found) and "false discovery rate of 5 %" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("power", "words"),
+    [
+        (
+            Power(1, 5, 0.12, 0.1),
+            "power: with 5 seeds an excess over the floor of 0.12 is found with 80 % power at p <",
+        ),
+        (Power(1, 1, math.nan, math.nan), "power: unknown with 1 seed; give 3 or more"),
+        (Power(9, 3, 1.4, 0.3), "no excess over the floor is found"),
+    ],
+)
+def test_power_in_words(power: Power, words: str) -> None:
+    assert words in str(power)
