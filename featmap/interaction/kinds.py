@@ -91,7 +91,7 @@ class Evidence:
         Returns
         -------
         Evidence
-            The evidence; unknown retentions where the table has no column for them.
+            The evidence; signs and retentions are unknown where the table, of an earlier version, lacks them.
         """
         letters = [c.removeprefix("retention_") for c in seeds.columns if c.startswith("retention_")]
 
@@ -100,7 +100,7 @@ class Evidence:
 
         return Evidence(
             (seeds["response_nonlinearity"] - seeds["response_nonlinearity_floor"]).to_numpy(dtype=float),
-            (seeds["second_difference"] * seeds["second_difference_sign"]).to_numpy(dtype=float),
+            (seeds["second_difference"] * seeds.get("second_difference_sign", np.nan)).to_numpy(dtype=float),
             each("self_saturation"),
             each("retention"),
             each("additive_retention"),

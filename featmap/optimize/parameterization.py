@@ -117,7 +117,9 @@ class Fourier:
         Tensor
             Real and imaginary parts, B x C x H x (W // 2 + 1) x 2.
         """
-        logit = self.gain * torch.logit(images.clamp(self.margin, 1 - self.margin))
+        # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
+        inside = images.clamp(self.margin, 1 - self.margin)
+        logit = self.gain * torch.stack([torch.logit(row.contiguous()) for row in inside])
         if images.shape[1] == 3:
             logit = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_COLOUR).to(images), logit)
         scale = self.scale(images.shape[2], images.shape[3], images.device)
@@ -142,8 +144,8 @@ class Fourier:
         if logits.shape[1] == 3:
             colours = image_ops.constant_tensor(_COLOURS, logits.device, logits.dtype)
             logits = torch.einsum("ij,bjhw->bihw", colours, logits)
-        # row by row: the last elements of a batch, which do not fill a vector register, are rounded differently
-        return torch.stack([torch.sigmoid(row) for row in logits])
+        # row by row, as above; the strides of a row depend on the size of the batch, and the last elements on these
+        return torch.stack([torch.sigmoid(row.contiguous()) for row in logits])
 
 
 class Spectrum(Fourier):

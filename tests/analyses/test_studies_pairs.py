@@ -35,7 +35,7 @@ def test_a_linear_network_has_no_interaction(tmp_path: Path, monkeypatch: pytest
     assert outcome.conclusion.startswith("conv2:7 + conv3:1: 0.0 %")  # channels 199 and 201 of 8 and 5, counted round
     pairs = outcome.rows.groupby(["a", "b"])["named"].first()
     assert len(pairs) == 3 and pairs.sum() == 1 and pairs["conv2:7", "conv3:1"]
-    assert [p.title for p in shown] == ["conv2:7 + conv3:1"]  # of three pairs in the run, its own seeds only
+    assert [p.title for p in shown] == ["conv2:7 + conv3:1: additive"]  # of three pairs in the run, its own seeds only
     assert {len(strip.values) for strip in shown[0].strips} == {3}
     used = [name for pair in pairs.index for name in pair]
     assert len(set(used)) == len(used)
@@ -49,7 +49,7 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 
 def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
     job = joint_pair.make_job(context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, full=True))
-    assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact")
+    assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact-unrescued")
 
 
 @pytest.mark.parametrize(

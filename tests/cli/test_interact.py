@@ -178,7 +178,7 @@ def test_class_logits_and_an_earlier_layer_are_compared(capsys: pytest.CaptureFi
 def test_pairs_of_layers_are_counted_and_ranked(capsys: pytest.CaptureFixture[str]) -> None:
     lines = succeed(capsys, *LAYERS, "--out", "run").splitlines()[1:]
     assert lines[0] == "4 pairs: 4 ok"
-    named = [line.split(": response")[0] for line in lines if ": response nonlinearity" in line]
+    named = [line.split(": ")[0] for line in lines if "; response nonlinearity" in line]
     assert len(named) == 4 and all(
         name in {f"second:{a} + first:{b}" for a in (0, 1) for b in (2, 4)} for name in named
     )
@@ -192,7 +192,8 @@ def test_dead_partners_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "interact", "--layers", "relu", "relu", "--features", "all", "all", *model, "--out", "all"
     )
     assert printed.splitlines()[1] == "3 pairs: 3 dead partner"
-    assert printed.splitlines()[2].startswith("0 of 0 are above their floor")
+    assert printed.splitlines()[2] == "kinds: 3 undefined"
+    assert printed.splitlines()[3].startswith("0 of 0 are above their floor")
 
 
 def test_a_recipe_without_linear_steps_is_noted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -323,8 +323,10 @@ def test_the_ranking_is_sorted_by_excess_and_controls_false_discoveries(layers: 
     assert (defined["q"] >= defined["p"]).all() and (defined["q"] <= 1).all()
     lines = interaction_run.describe(job_for(layers), layers)
     assert lines[0] == "12 pairs: 12 ok"
-    assert "of 12 are above their floor at a false discovery rate of 5 %" in lines[1]
-    assert lines[2].startswith(f"{ranking.loc[0, 'a']} + {ranking.loc[0, 'b']}: response nonlinearity 0.")
+    assert lines[1].startswith("kinds: ")
+    assert "of 12 are above their floor at a false discovery rate of 5 %" in lines[2]
+    first = f"{ranking.loc[0, 'a']} + {ranking.loc[0, 'b']}: {ranking.loc[0, 'kind']}; response nonlinearity 0."
+    assert lines[3].startswith("power: with 3 seeds ") and lines[4].startswith(first)
 
 
 def job_for(result: Interaction) -> JointJob:
@@ -374,7 +376,9 @@ def test_a_layer_with_itself_gives_each_pair_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", [tiny.asleep, tiny.sick, networks.dead_network])
 def test_pairs_without_statistics_are_listed_but_not_ranked(module: Any, tmp_path: Path) -> None:
     result = featmap.interact(
-        network=module(), layers=["relu", ("relu", "all")], **options("interact", out=tmp_path / "run", **SETTINGS)
+        network=module(),
+        layers=["relu", ("relu", "all")],
+        **options("interact-unrescued", out=tmp_path / "run", **SETTINGS),
     )
     assert not (result.summary["status"] == "ok").any()
     assert cells(result.folder / "ranking.csv") == []
