@@ -1,0 +1,299 @@
+"""Choose the step that stabilises the variance of responses before profile similarity S is computed.
+
+    python -m analyses.benchmarks.measures --photographs FOLDER --layers inception3a,inception3b,inception4a,inception4c
+    python -m analyses.benchmarks.measures --model mypackage.nets:mine --photographs FOLDER --layers layer1.2,layer2.3
+    python -m analyses.benchmarks.measures --check
+
+A maximising image drives its own feature to several times the response of the best photograph, so that a few large
+entries decide a correlation of plain responses. `STEPS` are what may be done to responses first. Of each layer some
+features are drawn, their images made from two seeds, and S is compared, for every step, with
+
+- *agreement*: S over photographs, computed with the same step; over halves of the photographs drawn at random, as is
+- *ceiling*: the same where each feature's image is replaced by its best photograph of the other half: no image made
+  for a feature by itself can be expected to agree better;
+- *agreement with plain responses*: S over photographs without any step;
+- *overlap*: the share of each feature's `NEAREST` nearest features that the two maps have in common, and its ceiling;
+- *repeatability*: correlation of S from one seed with S from another.
+
+The rule, stated before the numbers were seen: the step with the highest mean agreement over every second layer of each
+network (the tuned layers, beginning with the first), among those that do not lower the mean repeatability there; a step
+within 0.01 of the best wins over it if it acts on each response alone, so that S can be computed while responses
+stream. The other layers are the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+import featmap
+from analyses.benchmarks import records
+from analyses.benchmarks.image_records import short_name
+from analyses.benchmarks.image_ways import split_names
+from analyses.benchmarks.speed import draw_features
+from analyses.support.commands import run
+from featmap.cli import console
+from featmap.cli.app import expand_options
+from featmap.cli.options import NetworkOptions
+from featmap.errors import FeatmapError
+from featmap.optimize.photograph_folder import open_photographs
+from featmap.optimize.recipe import Recipe
+from featmap.rng import generator
+from featmap.runs.engine import Execution
+from featmap.stats.correlation import pearson
+from featmap.stats.image_quality import signed_roots
+from featmap.stats.measures import profile_correlations
+
+STORE, SECTION = records.FOLDER / "measures.json", "measures"
+NEAREST = 5
+"""Nearest features whose overlap is counted."""
+CLOSE = 0.01
+"""Agreements nearer than this to the best one count as equal."""
+Step = Callable[[np.ndarray], np.ndarray]
+
+
+def plain(responses: np.ndarray) -> np.ndarray:
+    """Return responses as they are, N x M."""
+    return responses
+
+
+def fourth_roots(responses: np.ndarray) -> np.ndarray:
+    """Take fourth roots of magnitudes and keep the signs, N x M."""
+    return signed_roots(signed_roots(responses))
+
+
+def logarithms(responses: np.ndarray) -> np.ndarray:
+    """Compute sign(x) log(1 + |x| / m), m the column's mean magnitude, N x M."""
+    scale = np.abs(responses).mean(axis=0)
+    return np.sign(responses) * np.log1p(np.abs(responses) / np.where(scale > 0, scale, 1.0))
+
+
+def ranks(responses: np.ndarray) -> np.ndarray:
+    """Replace each column's responses by their ranks, N x M."""
+    return pd.DataFrame(responses).rank().to_numpy()
+
+
+STEPS: dict[str, Step] = {
+    "none": plain,
+    "square roots": signed_roots,
+    "fourth roots": fourth_roots,
+    "logarithms": logarithms,
+    "ranks": ranks,
+}
+"""What may be done to responses before they are standardised, centred and correlated."""
+SINGLE = ("none", "square roots", "fourth roots")
+"""Steps that act on each response alone."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one step gives for one layer.
+
+    Parameters
+    ----------
+    source, layer, step : str
+        Network, layer and step.
+    tuned : bool
+        Whether the choice was made on this layer.
+    features, photographs : int
+        Numbers of features and photographs.
+    recipe : str
+        Recipe of the images.
+    agreement, ceiling, with_plain, overlap, overlap_ceiling, repeatability : float
+        See the head of the module.
+    """
+
+    source: str
+    layer: str
+    step: str
+    tuned: bool
+    features: int
+    photographs: int
+    recipe: str
+    agreement: float
+    ceiling: float
+    with_plain: float
+    overlap: float
+    overlap_ceiling: float
+    repeatability: float
+
+
+def similarity(responses: np.ndarray, step: Step) -> np.ndarray:
+    """Compute S of responses, N x M to M x M, after a step."""
+    return profile_correlations(step(responses))
+
+
+def overlap(one: np.ndarray, two: np.ndarray) -> float:
+    """Compute the mean share of nearest features that two similarities, M x M, have in common."""
+    tops = [np.argsort(-np.where(np.eye(len(S), dtype=bool), -np.inf, np.nan_to_num(S)), axis=1) for S in (one, two)]
+    shares = [len(set(a[:NEAREST]) & set(b[:NEAREST])) / NEAREST for a, b in zip(*tops, strict=True)]
+    return float(np.mean(shares))
+
+
+def agree(one: np.ndarray, two: np.ndarray) -> float:
+    """Correlate two similarities, M x M, over pairs of different features."""
+    upper = np.triu_indices(len(one), 1)
+    a, b = one[upper], two[upper]
+    both = np.isfinite(a) & np.isfinite(b)
+    return float(pearson(a[both], b[both]))
+
+
+def measure(images: list[np.ndarray], photographs: np.ndarray, step: Step) -> dict[str, float]:
+    """Compute all measures of one step.
+
+    Parameters
+    ----------
+    images : list of numpy.ndarray
+        Responses to the maximising images of each seed, M x M.
+    photographs : numpy.ndarray
+        Responses to photographs, P x M.
+    step : callable
+        One of `STEPS`.
+
+    Returns
+    -------
+    dict of float
+        By name, as in `Result`; means over seeds and over both halves of the photographs.
+    """
+    maps = [similarity(A, step) for A in images]
+    order = generator("halves of photographs", len(photographs)).permutation(len(photographs))
+    halves = [photographs[np.sort(part)] for part in np.array_split(order, 2)]
+    found: dict[str, list[float]] = {name: [] for name in ("agreement", "with_plain", "overlap", "ceiling", "top")}
+    for half, other in ((0, 1), (1, 0)):
+        yardstick = similarity(halves[half], step)
+        unchanged = similarity(halves[half], plain)
+        best = similarity(halves[other][halves[other].argmax(axis=0)], step)
+        for S in maps:
+            found["agreement"].append(agree(S, yardstick))
+            found["with_plain"].append(agree(S, unchanged))
+            found["overlap"].append(overlap(S, yardstick))
+        found["ceiling"].append(agree(best, yardstick))
+        found["top"].append(overlap(best, yardstick))
+    pairs = [agree(maps[i], maps[j]) for i in range(len(maps)) for j in range(i)]
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return {
+        "agreement": means["agreement"],
+        "ceiling": means["ceiling"],
+        "with_plain": means["with_plain"],
+        "overlap": means["overlap"],
+        "overlap_ceiling": means["top"],
+        "repeatability": float(np.mean(pairs)) if pairs else float("nan"),
+    }
+
+
+def choose(results: list[Result]) -> str:
+    """Apply the rule to the tuned layers.
+
+    Parameters
+    ----------
+    results : list of Result
+        Results of all steps on all layers.
+
+    Returns
+    -------
+    str
+        Name of the step.
+    """
+    table = pd.DataFrame([asdict(r) for r in results if r.tuned])
+    means = table.groupby("step")[["agreement", "repeatability"]].mean()
+    allowed = means[means["repeatability"] >= means.loc["none", "repeatability"]]
+    best = str(allowed["agreement"].idxmax())
+    if best in SINGLE:
+        return best
+    close = allowed[allowed["agreement"] >= allowed["agreement"].max() - CLOSE]
+    single = close[close.index.isin(SINGLE)]
+    return str(single["agreement"].idxmax()) if len(single) else best
+
+
+def read(store: Path) -> list[Result]:
+    """Read the results of a file; none where there is no file."""
+    return [Result(**r) for r in json.loads(store.read_text())["results"]] if store.exists() else []
+
+
+def format_page(results: list[Result]) -> str:
+    """Format the results as tables, for the README.
+
+    Parameters
+    ----------
+    results : list of Result
+        Results of all steps on all layers.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    table, columns = pd.DataFrame([asdict(r) for r in results]), list(Result.__dataclass_fields__)[7:]
+    lines = ["## Variance of responses, and profile similarity", "", f"By the rule: **{choose(results)}**.", ""]
+    heads = ["agreement", "its ceiling", "with plain responses", f"overlap of {NEAREST} nearest", "its ceiling"]
+    for tuned, words in ((True, "Layers that the choice was made on"), (False, "Other layers")):
+        part = table[table["tuned"] == tuned]
+        if part.empty:
+            continue
+        layers = part.groupby("source")["layer"].unique()
+        named = "; ".join(f"{source}: {', '.join(names)}" for source, names in layers.items())
+        lines += [f"{words} ({named}), means over layers:", ""]
+        lines += [f"| network | step | {' | '.join(heads)} | repeatability over seeds |", "|---" * 8 + "|"]
+        for source, rows in part.groupby("source", sort=False):
+            for step in STEPS:
+                means = rows[rows["step"] == step][columns].mean()
+                lines.append(f"| {source} | {step} | " + " | ".join(f"{v:.3f}" for v in means) + " |")
+        lines.append("")
+    counts = table.groupby("source")[["features", "photographs"]].first()
+    drawn = [f"{s}: {r.features} features of each layer, {r.photographs} photographs" for s, r in counts.iterrows()]
+    recipes = ", ".join(table["recipe"].unique())
+    lines.append(f"{'; '.join(drawn)}; recipe {recipes}. The columns are described at the beginning of the script.")
+    return "\n".join(lines)
+
+
+def main(
+    network: NetworkOptions,
+    photographs: Annotated[Path | None, typer.Option(help="A folder of photographs, about 1,000.")] = None,
+    layers: Annotated[str, typer.Option(help="Layers, joined by commas.")] = "inception4a",
+    features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = 48,
+    seeds: Annotated[int, typer.Option(help="Seeds of every image.")] = 2,
+    recipe: Annotated[str, typer.Option(help="Recipe of the images.")] = "fast",
+    out: Annotated[Path, typer.Option(help="Folder of images and responses.")] = Path("runs/measures"),
+    store: Annotated[Path, typer.Option(help="The values, as JSON.")] = STORE,
+    readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; check that table and values agree.")] = False,
+) -> None:
+    """Compare steps that stabilise the variance of responses before S is computed."""
+    if check:
+        if format_page(read(store)) not in readme.read_text():
+            raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")
+        return
+    if photographs is None:
+        raise FeatmapError("photographs are missing; give a folder or zip of about 1,000")
+    loaded, names = network.load(), split_names(layers)
+    source = short_name(loaded.name)
+    resolved = Recipe.named(recipe).resolved(loaded.input_size)
+    drawn = {layer: sorted(draw_features(loaded, layer, features, 0)) for layer in names}
+    kept = [r for r in read(store) if r.source != source]
+    with console.ProgressBars() as watcher:
+        place = Execution("cpu", out=out / source / "photographs", watcher=watcher)
+        natural = featmap.probe(open_photographs(photographs), names, loaded, execution=place)
+        for position, layer in enumerate(names):
+            units = [f"{layer}:{c}" for c in drawn[layer]]
+            place = Execution("cpu", out=out / source / layer, watcher=watcher)
+            made = featmap.maximise(units, loaded, recipe=resolved, seeds=seeds, execution=place)
+            responses = featmap.probe(place.out, [layer], loaded, execution=Execution("cpu", watcher=watcher))
+            A = responses.sel(response=units).values.astype(np.float64).reshape(made.sizes["seed"], len(units), -1)
+            P = natural.sel(response=units).values.astype(np.float64)
+            for step, function in STEPS.items():
+                values = measure(list(A), P, function)
+                kept.append(Result(source, layer, step, position % 2 == 0, len(units), len(P), resolved.name, **values))
+            records.write_json(store, {"results": [asdict(r) for r in kept]})
+    records.write_table(SECTION, format_page(kept), readme)
+    console.out().print(format_page(kept), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(expand_options(main))

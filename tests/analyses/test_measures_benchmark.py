@@ -1,0 +1,71 @@
+"""The benchmark that chooses what is done to responses before S is computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analyses.benchmarks import measures, records
+from analyses.benchmarks.measures import STEPS, Result
+
+RNG = np.random.default_rng(0)
+
+
+def result(step: str, agreement: float, repeatability: float, tuned: bool = True) -> Result:
+    return Result("net", "a", step, tuned, 8, 100, "fast", agreement, 0.8, 0.5, 0.4, 0.6, repeatability)
+
+
+def test_every_step_keeps_the_order_and_the_sign_of_responses() -> None:
+    values = np.sort(RNG.normal(size=(50, 3)), axis=0)
+    for name, step in STEPS.items():
+        assert (np.diff(step(values), axis=0) > 0).all(), name
+        if name != "ranks":
+            np.testing.assert_array_equal(np.sign(step(values)), np.sign(values))
+        np.testing.assert_allclose(
+            measures.similarity(values * [1.0, 7.0, 0.1], step), measures.similarity(values, step), atol=1e-9
+        )
+
+
+def test_roots_agree_better_where_own_images_drive_features_far() -> None:
+    """Two planted groups of features respond alike; each feature's own image drives it ten times as far."""
+    groups = np.repeat([0, 1], 8)
+    factors = RNG.exponential(size=(200, 2))
+    photographs = factors[:, groups] + 0.2 * RNG.exponential(size=(200, 16))
+    alike = (groups[:, None] == groups[None, :]).astype(float)
+    images = [alike + 0.2 * RNG.exponential(size=(16, 16)) + np.diag(RNG.uniform(5, 15, 16)) for _ in range(2)]
+    found = {name: measures.measure(images, photographs, step) for name, step in STEPS.items()}
+    assert found["square roots"]["agreement"] > found["none"]["agreement"] + 0.02
+    assert found["square roots"]["repeatability"] > found["none"]["repeatability"]
+    assert all(0 <= f["overlap"] <= 1 and f["ceiling"] <= 1 for f in found.values())
+    assert found["none"]["with_plain"] == found["none"]["agreement"]
+
+
+def test_overlap_is_the_share_of_common_nearest_features() -> None:
+    S = np.eye(12) + np.where(np.eye(12), 0, RNG.uniform(size=(12, 12)))
+    assert measures.overlap(S, S) == 1.0
+    assert measures.overlap(S, -S + 2 * np.eye(12)) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("agreements", "repeatabilities", "chosen"),
+    [
+        ((0.5, 0.60, 0.55, 0.61, 0.4), (0.9, 0.9, 0.9, 0.9, 0.9), "square roots"),  # near the best, and simpler
+        ((0.5, 0.58, 0.55, 0.61, 0.4), (0.9, 0.9, 0.9, 0.9, 0.9), "logarithms"),
+        ((0.5, 0.58, 0.55, 0.61, 0.4), (0.9, 0.9, 0.9, 0.8, 0.9), "square roots"),  # the best repeats less
+        ((0.7, 0.58, 0.55, 0.61, 0.4), (0.9, 0.9, 0.9, 0.9, 0.9), "none"),
+    ],
+)
+def test_the_rule_chooses_on_tuned_layers(
+    agreements: tuple[float, ...], repeatabilities: tuple[float, ...], chosen: str
+) -> None:
+    found = [result(s, a, r) for s, a, r in zip(STEPS, agreements, repeatabilities, strict=True)]
+    others = [replace(one, tuned=False, agreement=1 - one.agreement) for one in found]
+    assert measures.choose([*found, *others]) == chosen
+
+
+def test_the_table_in_the_readme_is_that_of_the_stored_values() -> None:
+    stored = measures.read(measures.STORE)
+    assert len(stored) % len(STEPS) == 0 and {r.step for r in stored} == set(STEPS)
+    assert measures.format_page(stored) in records.README.read_text(encoding="utf-8")
