@@ -35,7 +35,7 @@ from analyses.support.commands import run as run_command
 from featmap import Network, load
 from featmap.cli.console import err
 from featmap.errors import FeatmapError, describe_error
-from featmap.optimize.prepare import prepare
+from featmap.optimize.prepare import ChannelSumNorm, prepare
 from featmap.optimize.recipe import MIN_ROWS
 from featmap.runs.device import deterministic_settings, select_device
 
@@ -93,8 +93,10 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
     whole = copy.deepcopy(network.module).eval().requires_grad_(True).to(where)
     frozen = copy.deepcopy(network.module).eval().requires_grad_(False).to(where)
     folds = network.trace(size).folds
-    folded = prepare(network.module, folds, [layer], where, torch.contiguous_format)
-    last = prepare(network.module, folds, [layer], where, torch.channels_last, space_to_depth=False)
+    pooled = {"space_to_depth": False, "channel_sums": False}
+    folded = prepare(network.module, folds, [layer], where, torch.contiguous_format, **pooled)
+    last = prepare(network.module, folds, [layer], where, torch.channels_last, **pooled)
+    summed = prepare(network.module, folds, [layer], where, torch.channels_last, space_to_depth=False)
     grouped = prepare(network.module, folds, [layer], where, torch.channels_last, space_to_depth=True)
     half = prepare(network.module, folds, [layer], where, torch.channels_last, torch.bfloat16)
     nhwc = torch.channels_last
@@ -105,6 +107,10 @@ def variants(network: Network, layer: str, size: int, where: torch.device = CPU,
         Variant("batch norms folded", folded, True, 1),
         Variant("channels last", last, True, 1, nhwc),
         Variant(f"{rows} images at once", last, True, rows, nhwc),
+        *(
+            Variant("local response norms by sums over channels", summed, True, rows, nhwc)
+            for _ in [m for m in summed.modules() if isinstance(m, ChannelSumNorm)][:1]
+        ),
         Variant("first convolution regrouped", grouped, True, rows, nhwc, in_use=where.type == "cpu"),
         Variant("bfloat16", half, True, rows, nhwc, torch.bfloat16),
     ]

@@ -50,7 +50,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return (
         type(module) is kind
         and "forward" not in vars(module)
-        and "weight" in module._parameters
+        and ("weight" in module._parameters or not hasattr(module, "weight"))
         and not any(getattr(module, name, None) for name in HOOKS)
     )
 

@@ -109,7 +109,9 @@ def choose_preparation(
     with _watch_precision(untouched) as is_reduced:
         expected, weights = _measure(untouched, network, names, images)
     if not _is_finite(network.module):
-        plain = prepare(network.module, (), names, device, network.layout, space_to_depth=False)
+        plain = prepare(
+            network.module, layers=names, device=device, layout=network.layout, **copy_settings(UNTOUCHED, ())
+        )
         expected, _ = _measure(plain, network, names, images, weights)
     first = (float("inf"), float("inf"))
     layouts = dict.fromkeys((network.layout, torch.contiguous_format))
@@ -216,7 +218,8 @@ def _agrees_in_double(
     """Check a copy against the network in float64, where no unit flips by rounding."""
     try:
         source = copy_module(network.module).double()
-        plain = prepare(source, (), layers, images.device, torch.contiguous_format, space_to_depth=False)
+        settings = copy_settings(UNTOUCHED, ())
+        plain = prepare(source, layers=layers, device=images.device, layout=torch.contiguous_format, **settings)
         expected, weights = _measure(plain, network, layers, images.double())
         result, _ = _measure(build(source), network, layers, images.double(), weights)
     except (MemoryError, torch.OutOfMemoryError):
