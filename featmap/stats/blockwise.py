@@ -209,8 +209,8 @@ def compare(
     return _overview(best, level, profiles)
 
 
-def correlate(rows: BlockReader, features: int, progress: Progress | None = None) -> ColumnSimilarity:
-    """Compute the profile similarity of one layer's features in two passes over A.
+def correlate(rows: BlockReader, features: int | Sequence[slice], progress: Progress | None = None) -> ColumnSimilarity:
+    """Compute the profile similarity of features in two passes over A.
 
     The first pass takes the moments of the columns, the second sums the products of what centring by image leaves.
 
@@ -218,18 +218,19 @@ def correlate(rows: BlockReader, features: int, progress: Progress | None = None
     ----------
     rows : callable
         Called for each pass over A; yields the same blocks each time, images x F, NaN where not finite.
-    features : int
-        Number F of columns.
+    features : int or sequence of slice
+        Number F of columns of one layer, or the columns of each layer, one after another, all F of them.
     progress : callable, optional
         Called with (done, total) blocks of both passes.
 
     Returns
     -------
     ColumnSimilarity
-        S as `featmap.stats.measures.profile` gives it for all rows and columns, but for the order of sums.
+        S as `featmap.stats.measures.profile` gives it for all rows and columns, and between layers as
+        `featmap.stats.cross_layer.profile` does, but for the order of sums.
     """
     report, done = progress or (lambda done, total: None), 0
-    moments = _column_moments(rows, [slice(0, features)])
+    moments = _column_moments(rows, [slice(0, features)] if isinstance(features, int) else features)
     D, total = len(moments.used), 2 * len(moments.rows)
     report(len(moments.rows), total)
     width = max(1, SLICE_CELLS // max(D, 1))
@@ -249,8 +250,8 @@ def correlate(rows: BlockReader, features: int, progress: Progress | None = None
         S[panel.stop :, panel] = S[panel, panel.stop :].T
     np.clip(S, -1.0, 1.0, out=S)
     S[np.arange(D), np.arange(D)] = np.where(np.isfinite(length), 1.0, np.nan)
-    if features > D:
-        S, part = np.full((features, features), np.nan), S
+    if moments.features > D:
+        S, part = np.full((moments.features, moments.features), np.nan), S
         S[np.ix_(moments.used, moments.used)] = part
     return ColumnSimilarity(S, moments.images, moments.means, moments.deviations)
 
@@ -477,13 +478,12 @@ class _Chance:
 
 def _overview(best: _Best, chance: _Chance, profiles: _Profiles) -> SimilarityOverview:
     """Expand the similarities of profiles to the positions of all features."""
-    F, columns, layers = profiles.moments.features, profiles.columns, len(profiles.cuts)
+    F, columns, layers, k = profiles.moments.features, profiles.columns, len(profiles.cuts), best.nearest.shape[1]
     own = np.concatenate([np.full(c.stop - c.start, k) for k, c in enumerate(profiles.cuts)]).astype(np.intp)
     # The nearest features may be in the same layer; partners are features of other layers only.
     best.best[np.arange(len(own)), own] = -np.inf
     undefined = ~np.isfinite(best.best)
     positions = np.append(columns, -1)  # position -1 stays -1
-    k = best.nearest.shape[1]
     overview = SimilarityOverview(
         profiles.moments.images,
         np.isin(np.arange(F), columns),
