@@ -124,7 +124,7 @@ def compare(
 
 @dataclass(frozen=True)
 class CeilingShare:
-    """Agreement of a map with photographs, its ceiling, and the share of the ceiling that it reaches.
+    """Agreement of a map with photographs, its ceiling, and the share reached.
 
     All are means over both halves of the photographs, over the pairs that all maps define. Intervals are bootstraps
     over features: they cover which features were mapped, not which photographs were taken or how these were halved.
@@ -167,7 +167,7 @@ class CeilingShare:
 
 
 def share_of_ceiling(maps: Sequence[np.ndarray], halves: HalfMaps, draws: int = DRAWS) -> CeilingShare:
-    """Compute how far maps agree with photographs, and the share of what best photographs reach.
+    """Compute the agreement of maps with photographs as a share of its ceiling.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def neighbour_overlaps(one: np.ndarray, two: np.ndarray, count: int = NEAREST) -> np.ndarray:
-    """Compute the share of each feature's nearest features that two similarities have in common.
+    """Compute the share of nearest features that two similarities have in common.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ def neighbour_overlaps(one: np.ndarray, two: np.ndarray, count: int = NEAREST) -
 
 
 def row_ceilings(S: np.ndarray, halves: HalfMaps) -> dict[str, np.ndarray]:
-    """Compute the ceiling of each feature's agreement, and what it reaches of it.
+    """Compute the ceiling of each feature's agreement, and the share reached.
 
     Parameters
     ----------

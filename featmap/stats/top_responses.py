@@ -171,7 +171,7 @@ def equal_rows(parts: Iterable[np.ndarray]) -> list[list[int]]:
 
 @dataclass(frozen=True, eq=False)
 class HalfMaps:
-    """S over either half of the photographs, and over each feature's best photograph of the other half.
+    """S over halves of the photographs, and over best photographs.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def photograph_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def halve(responses: np.ndarray, similarity: Callable[[np.ndarray], np.ndarray] = profile_correlations) -> HalfMaps:
-    """Compute the maps of either half of the photographs from responses in memory.
+    """Compute the maps of either half from responses in memory.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def halve_blocks(
     compared: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
 ) -> HalfMaps:
-    """Compute the maps of either half of the photographs while responses are read block by block.
+    """Compute the maps of either half from responses that are read in blocks.
 
     Parameters
     ----------
