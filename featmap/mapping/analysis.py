@@ -52,7 +52,7 @@ def analyse(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool = 
         table = cross_layer.layer_table(
             list(crossings.values()), lambda done, total: watcher.stage("layer pairs and floors", done, total)
         )
-    pairs = tables.summarise_crossings(list(crossings.values()), table, view.measure)
+    pairs = cross_layer.summarise_crossings(list(crossings.values()), table, view.measure)
     if len(maps) > 1:
         summary = {"layers": {layer: one.summary for layer, one in maps.items()}, "crossings": pairs}
         return LayerMaps(folder, maps, crossings, table, summary)

@@ -16,7 +16,12 @@ import xarray as xr
 
 from featmap.errors import StoreError
 from featmap.mapping import cluster_io, tables
-from featmap.mapping.layer_arrays import LayerArrays, correlate_photographs, photograph_responses
+from featmap.mapping.layer_arrays import (
+    LayerArrays,
+    correlate_photographs,
+    halve_photographs,
+    photograph_responses,
+)
 from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
 from featmap.runs import store
 from featmap.runs.manifest import SIMILARITY
@@ -24,11 +29,11 @@ from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import plain_columns
-from featmap.stats.map_agreement import MapAgreement, compare
+from featmap.stats.map_agreement import MapAgreement, common_features, compare
 
 Pair = tuple[str, str]
-LAYER_TABLE = f"{tables.CROSS}/layers"
-"""Path of the table of layers in a run folder, without its ending."""
+LAYER_TABLE, PHOTOGRAPH_LAYER_TABLE = f"{tables.CROSS}/layers", f"{tables.CROSS}/{PHOTOGRAPHS}_layers"
+"""Paths of the tables of layers in a run folder, over images and over photographs beside these, without ending."""
 EXAMPLES, EXAMPLE_MAPS = "examples", "examples.nc"
 """Table of the dataset examples in the folder of a layer, without its ending, and the file of their activation maps."""
 
@@ -144,6 +149,8 @@ class SimilarityMap:
         Cross-layer maps to the probed layers, by (layer, probed layer).
     open_photographs : callable, optional
         Reads the map of photographs; None where the run has none.
+    photograph_crossings : mapping of (str, str) to CrossLayerMap
+        The same as `crossings` over photographs, see `LayerMaps`.
     """
 
     folder: Path
@@ -157,6 +164,7 @@ class SimilarityMap:
     prefix: str = ""
     crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
     open_photographs: Callable[[], PhotographMap] | None = None
+    photograph_crossings: Mapping[Pair, CrossLayerMap] = field(default_factory=dict)
 
     @cached_property
     def photographs(self) -> PhotographMap | None:
@@ -165,10 +173,11 @@ class SimilarityMap:
 
     @cached_property
     def agreement(self) -> MapAgreement | None:
-        """Comparison of S over images and over photographs; None without both."""
+        """Comparison of S over both kinds of stimuli, with ceiling; None without both."""
         if self.photographs is None or not self.has_images:
             return None
-        return compare(self.measures["profile"], self.photographs.similarity)
+        both = self.measures["profile"], self.photographs.similarity
+        return compare(*both, halves=halve_photographs(self.photographs.responses, common_features(*both)))
 
     @property
     def has_images(self) -> bool:
@@ -202,7 +211,7 @@ class SimilarityMap:
         list of str
             One finding a line.
         """
-        return tables.summary_lines(self.summary) + tables.crossing_lines(self.summary.get("crossings", []))
+        return tables.summary_lines(self.summary) + tables.all_crossing_lines(self.summary)
 
     def _repr_html_(self) -> str:
         head = self.features.head(20)._repr_html_()
@@ -228,6 +237,9 @@ class LayerMaps:
     large_lines : sequence of str, default ()
         Findings in words of a large run, whose maps and crossings are read each time that one is requested; empty for
         other runs.
+    photograph_crossings : mapping of (str, str) to CrossLayerMap
+        S over photographs between the features of two layers, computed when one is first requested; `profile` is the
+        only measure, and `activations` has no rows. Empty for a run without photographs.
     """
 
     folder: Path
@@ -236,6 +248,7 @@ class LayerMaps:
     layers: pd.DataFrame
     summary: dict[str, Any]
     large_lines: Sequence[str] = ()
+    photograph_crossings: Mapping[Pair, CrossLayerMap] = field(default_factory=dict)
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -255,7 +268,7 @@ class LayerMaps:
         if len(self.maps) == 1:
             return next(iter(self.maps.values())).lines()
         lines = [f"{layer}: {line}" for layer, one in self.maps.items() for line in one.lines()]
-        return lines + tables.crossing_lines(self.summary["crossings"])
+        return lines + tables.all_crossing_lines(self.summary)
 
     def _repr_html_(self) -> str:
         return _html(self.folder, self.lines()) + str(self.layers._repr_html_())
@@ -382,20 +395,22 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
     return maps
 
 
-def read_layer_table(folder: Path) -> pd.DataFrame | None:
-    """Read the table of layers from a run folder.
+def read_layer_table(folder: Path, name: str = LAYER_TABLE) -> pd.DataFrame | None:
+    """Read a table of layers from a run folder.
 
     Parameters
     ----------
     folder : Path
         Run folder.
+    name : str, optional
+        Its path without ending: `LAYER_TABLE` or `PHOTOGRAPH_LAYER_TABLE`.
 
     Returns
     -------
     pandas.DataFrame or None
         One row an ordered pair, see `featmap.stats.cross_layer.layer_table`; None if the folder has no such table.
     """
-    path = folder / f"{LAYER_TABLE}.parquet"
+    path = folder / f"{name}.parquet"
     return plain_columns(pd.read_parquet(path)).reset_index() if path.is_file() else None
 
 
