@@ -49,10 +49,10 @@ Files of the run folder (tables as .parquet and .csv):
                              to photographs
   photographs_agreement, photographs_disagreements; photographs_agreement
   (.png, .svg)               how far the two maps agree: for each feature the
-                             correlation of its two rows of S, and an interval
-                             by bootstrap over the other features; the 50
-                             pairs that part most in each direction; and all
-                             pairs as a figure
+                             correlation of its two rows of S, with interval,
+                             ceiling, and overlap of its 5 nearest features;
+                             the 50 pairs that part most in each direction;
+                             all pairs as a figure
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                activation maps of the examples, in the order of
@@ -78,11 +78,13 @@ own (photograph_A in arrays.zarr), at the size of the images. They make a second
 features may be excited by the same optimum and respond to different photographs, and the reverse. Its S, clusters,
 graph and neighbours have the same formulas with photographs in the place of images; where there are very many
 photographs, the null models are drawn from evenly spaced ones. The output says how far the two maps agree: correlation
-of S over pairs, ARI of their communities, and the same of two maps of every second photograph each, which is what the
-choice of photographs allows. --stimuli photographs makes this map alone, with files of plain names, and no images:
-co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left out. --limit N takes N
-photographs, evenly spaced in the order of their names. Photographs and their names are part of what a run depends on: a
-folder with other files is another run.
+of S over pairs, ARI of their communities, and the same of the maps of two random halves of the photographs, which is
+what the choice of photographs allows. Then the ceiling: how far S over one best photograph of each feature, chosen in
+one half, agrees with S over the other half, and the share of it that the images reach there; its interval covers which
+features were mapped, not which photographs were given. --stimuli photographs makes this map alone, with files of plain
+names, and no images: co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left
+out. --limit N takes N photographs, evenly spaced in the order of their names. Photographs and their names are part of
+what a run depends on: a folder with other files is another run.
 
 Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
 at the 50th, 90th and 99th percentile of its responses. Photographs that have the same pixels at the run's size count
