@@ -47,9 +47,10 @@ from featmap.optimize.photograph_folder import open_photographs
 from featmap.optimize.recipe import Recipe
 from featmap.rng import generator
 from featmap.runs.engine import Execution
-from featmap.stats.correlation import pearson
-from featmap.stats.image_quality import signed_roots
+from featmap.stats.correlation import signed_roots
+from featmap.stats.frames import largest_in_rows
 from featmap.stats.measures import profile_correlations
+from featmap.stats.reliability import pair_correlation
 
 STORE, SECTION = records.FOLDER / "measures.json", "measures"
 NEAREST = 5
@@ -127,22 +128,18 @@ class Result:
 
 def similarity(responses: np.ndarray, step: Step) -> np.ndarray:
     """Compute S of responses, N x M to M x M, after a step."""
-    return profile_correlations(step(responses))
+    return profile_correlations(step(responses), roots=False)
 
 
 def overlap(one: np.ndarray, two: np.ndarray) -> float:
     """Compute the mean share of nearest features that two similarities, M x M, have in common."""
-    tops = [np.argsort(-np.where(np.eye(len(S), dtype=bool), -np.inf, np.nan_to_num(S)), axis=1) for S in (one, two)]
-    shares = [len(set(a[:NEAREST]) & set(b[:NEAREST])) / NEAREST for a, b in zip(*tops, strict=True)]
-    return float(np.mean(shares))
+    tops = [largest_in_rows(np.where(np.eye(len(S), dtype=bool), np.nan, S), NEAREST) for S in (one, two)]
+    return float(np.mean([len(set(a) & set(b)) / NEAREST for a, b in zip(*tops, strict=True)]))
 
 
 def agree(one: np.ndarray, two: np.ndarray) -> float:
-    """Correlate two similarities, M x M, over pairs of different features."""
-    upper = np.triu_indices(len(one), 1)
-    a, b = one[upper], two[upper]
-    both = np.isfinite(a) & np.isfinite(b)
-    return float(pearson(a[both], b[both]))
+    """Correlate two similarities, M x M, over pairs of different features, as `map_agreement.compare` does."""
+    return float(pair_correlation(one, two)[0])
 
 
 def measure(images: list[np.ndarray], photographs: np.ndarray, step: Step) -> dict[str, float]:

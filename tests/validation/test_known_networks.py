@@ -98,7 +98,10 @@ def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Pa
     evaluation, null = result.trained["features"], result.random["features"]
     assert evaluation.value("repeatability") == pytest.approx(1, abs=1e-6)
     upper = np.triu_indices(32, 1)
-    closed = stats.pearsonr(network_with_blocks.closed_form()[upper], network_with_blocks.cosines[upper]).statistic
+    arrays = open_arrays(tmp_path / "run").isel(seed=0)
+    own, no_image = np.diag(arrays["A"].values).astype(float), arrays["null"].values.astype(float)
+    S = network_with_blocks.closed_form(no_image, own)
+    closed = stats.pearsonr(S[upper], network_with_blocks.cosines[upper]).statistic
     assert evaluation.value("incoming_weights") == pytest.approx(closed, abs=1e-5)
     assert evaluation.value("clusters") == 4 and evaluation.value("ari_of_seeds") == 1
     assert evaluation.p("incoming_weights") == 0.001
