@@ -11,7 +11,7 @@ import xarray as xr
 
 from featmap.mapping.view import PHOTOGRAPH_RESPONSES
 from featmap.runs.folder_layout import LIVE_CODES
-from featmap.stats import blockwise
+from featmap.stats import blockwise, measures
 from featmap.stats.frames import to_frame
 
 
@@ -79,6 +79,28 @@ class LayerArrays:
         """Responses to the null image averaged over seeds, N."""
         return pd.Series(self.nulls.mean(0), index=self.names)
 
+    def compute_measures(self, shown: str, formula: int = measures.FORMULA) -> dict[str, pd.DataFrame]:
+        """Compute the measures of a map.
+
+        Parameters
+        ----------
+        shown : str
+            Measure of the heatmap.
+        formula : int, default FORMULA
+            Formula of S, as `featmap.mapping.view.recorded_formula` reads it: a map of an earlier version is read with
+            the S that its clusters and tables were computed from.
+
+        Returns
+        -------
+        dict of str to pandas.DataFrame
+            By name: all but `raw`, which is A; `linear_profile` only where the heatmap shows it.
+        """
+        names = [n for n in measures.MEASURES if n not in ("raw", "linear_profile") or n == shown != "raw"]
+        frames = {name: measures.MEASURES[name](self.A, self.null, self.live) for name in names}
+        if formula == measures.LINEAR:
+            frames["profile"] = measures.linear_profile(self.A, self.null, self.live)
+        return frames
+
 
 def worst_status(status: np.ndarray) -> np.ndarray:
     """Find the worst status of each image over all seeds.
@@ -116,7 +138,7 @@ def photograph_responses(data: xr.Dataset, layer: str) -> xr.DataArray:
 
 
 def correlate_photographs(
-    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None
+    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None, formula: int = measures.FORMULA
 ) -> tuple[blockwise.ColumnSimilarity, pd.DataFrame]:
     """Compute the similarity S of features over photographs, block by block.
 
@@ -126,6 +148,8 @@ def correlate_photographs(
         Responses of one layer, see `photograph_responses`.
     progress : callable, optional
         Called with (done, total) blocks.
+    formula : int, default FORMULA
+        Formula of S, as in `LayerArrays.compute_measures`.
 
     Returns
     -------
@@ -144,7 +168,7 @@ def correlate_photographs(
             block[~np.isfinite(block)] = np.nan
             yield block
 
-    profiles = blockwise.correlate(blocks, width, progress)
+    profiles = blockwise.correlate(blocks, width, progress, roots=formula != measures.LINEAR)
     defined = np.isfinite(profiles.similarity.diagonal())
     names = pd.Index([str(name) for name in responses["response"].values[defined]])
     S = profiles.similarity if defined.all() else profiles.similarity[np.ix_(defined, defined)]

@@ -17,7 +17,7 @@ import xarray as xr
 from featmap.errors import StoreError
 from featmap.mapping import cluster_io, tables
 from featmap.mapping.layer_arrays import LayerArrays, correlate_photographs, photograph_responses
-from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS, View, recorded_formula
 from featmap.runs import store
 from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
@@ -129,7 +129,8 @@ class SimilarityMap:
     null : pandas.Series
         Responses to the null image, averaged over seeds.
     measures : dict of str to pandas.DataFrame
-        Measures by name: coactivation, relative, selective, profile; NaN where undefined.
+        Measures by name: coactivation, relative, selective, profile, and linear_profile where the view shows it; NaN
+        where undefined.
     clusters : Clusters
         Consensus clusters of the profile similarity, and their nulls.
     features : pandas.DataFrame
@@ -315,7 +316,8 @@ def map_of_photographs(found: PhotographMap) -> SimilarityMap:
 
 def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]) -> PhotographMap:
     """Read the map of photographs of one layer of a finished run; S is computed from the responses again."""
-    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer))
+    formula = recorded_formula(run.manifest.view)
+    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer), formula=formula)
     features = store.read_frame(run.folder, f"{prefix}features")
     clusters = _read_clusters(run, prefix, S)
     shown = [str(name) for name in features.index]
@@ -324,7 +326,8 @@ def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]
 
 def _read_clusters(run: Run, prefix: str, S: pd.DataFrame) -> clustering.Clusters:
     """Read the stored clusters of a map of a finished run."""
-    clusters = cluster_io.read(run.folder / f"{prefix}{cluster_io.FILE_NAME}", S, int(run.manifest.view["neighbours"]))
+    path, view = run.folder / f"{prefix}{cluster_io.FILE_NAME}", run.manifest.view
+    clusters = cluster_io.read(path, S, int(view["neighbours"]), recorded_formula(view))
     if clusters is None:
         raise StoreError(
             f"run {str(run.folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
@@ -345,7 +348,9 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
     Returns
     -------
     dict of str to SimilarityMap
-        By layer. `features` has only rows of the features shown, `crossings` is empty.
+        By layer. `features` has only rows of the features shown, `crossings` is empty. S of a run of an earlier version
+        is that of its clusters and tables, see `featmap.stats.measures.linear_profile`; the run's own command computes
+        it anew.
 
     Raises
     ------
@@ -368,10 +373,11 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
             continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
         arrays = LayerArrays.read(data, names)
-        A, null, live = arrays.A, arrays.null, arrays.live
+        A, null = arrays.A, arrays.null
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run warned already
-            frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
+            view = run.manifest.view
+            frames = arrays.compute_measures(View.from_record(view).measure, recorded_formula(view))
         clusters = _read_clusters(run, prefix, frames["profile"])
         features = tables.split_status(store.read_frame(run.folder, f"{prefix}features"))
         shown = [str(name) for name in features.index]
