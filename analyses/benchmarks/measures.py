@@ -18,7 +18,8 @@ features are drawn, their images made from two seeds, and S is compared, for eve
 The rule, stated before the numbers were seen: the step with the highest mean agreement over every second layer of each
 network (the tuned layers, beginning with the first), among those that do not lower the mean repeatability there; a step
 within 0.01 of the best wins over it if it acts on each response alone, so that S can be computed while responses
-stream. The other layers are the report.
+stream. The other layers are the report. Square roots were chosen: `featmap.stats.measures.profile` takes them of both
+kinds of responses, as *agreement* does here.
 """
 
 from __future__ import annotations

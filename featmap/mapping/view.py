@@ -111,7 +111,7 @@ class View:
         )
 
     def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
-        """Collect the settings that tables and figures depend on besides the arrays, and the formula of S.
+        """Collect what tables and figures depend on besides the arrays.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class View:
         Returns
         -------
         dict
-            Entry `view` of the manifest.
+            Entry `view` of the manifest: measure, neighbours, formula of S, and a digest of the reliability.
         """
         values: dict[str, Any] = {"measure": self.measure, "neighbours": self.neighbours, "formula": FORMULA}
         return values | ({"reliability": digest(dict(reliability))} if reliability else {})

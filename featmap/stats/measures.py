@@ -403,7 +403,9 @@ def profile(
 def linear_profile(
     A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None, method: Correlation = "pearson"
 ) -> pd.DataFrame:
-    """Compute the profile similarity of responses without roots: S of featmap up to version 0.2.
+    """Compute the profile similarity of responses without roots.
+
+    This was S in versions up to 0.2.
 
     Parameters
     ----------
