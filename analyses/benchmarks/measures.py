@@ -18,7 +18,8 @@ features are drawn, their images made from two seeds, and S is compared, for eve
 The rule, stated before the numbers were seen: the step with the highest mean agreement over every second layer of each
 network (the tuned layers, beginning with the first), among those that do not lower the mean repeatability there; a step
 within 0.01 of the best wins over it if it acts on each response alone, so that S can be computed while responses
-stream. The other layers are the report.
+stream. The other layers are the report. Square roots were chosen: `featmap.stats.measures.profile` takes them of both
+kinds of responses, as *agreement* does here.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from featmap.errors import FeatmapError
 from featmap.optimize.photograph_folder import open_photographs
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import Execution
-from featmap.stats.image_quality import signed_roots
+from featmap.stats.correlation import signed_roots
 from featmap.stats.map_agreement import NEAREST, share_of_ceiling
 from featmap.stats.measures import profile_correlations
 from featmap.stats.reliability import pair_correlation
@@ -126,7 +127,7 @@ class Result:
 
 def similarity(responses: np.ndarray, step: Step) -> np.ndarray:
     """Compute S of responses, N x M to M x M, after a step."""
-    return profile_correlations(step(responses))
+    return profile_correlations(step(responses), roots=False)
 
 
 def measure(images: list[np.ndarray], photographs: np.ndarray, step: Step) -> dict[str, float]:

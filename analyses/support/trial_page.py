@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.support import photograph_gap
+from analyses.support.settings import formula_note
 from featmap import FeatmapError
 from featmap.mapping.flags import RELIABLE
 from featmap.stats import reliability
@@ -128,6 +129,7 @@ def _intro(about: dict[str, Any]) -> str:
     return (
         f"`featmap validate` of one map of {len(about['layers'])} layers, and what its statistics allow to conclude; "
         f"{about['network']}. Features measured, whose own images are the layer's stimuli: {shares}."
+        + formula_note(about)
     )
 
 

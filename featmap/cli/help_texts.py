@@ -19,7 +19,10 @@ How it works: every feature's maximising image is made by gradient descent from 
 activation of feature j on the image of feature i, measured in the unchanged network. Co-activation C, shown in the
 heatmap, is the share of its own best response that feature j gives to image i, both above the response to the null
 image. Profile similarity S is the correlation of two features' responses over all images; neighbours and clusters
-are computed from S.
+are computed from S. Of each response the square root is taken first, with its sign, because a few very large responses
+would decide a correlation otherwise; then each feature is standardised and the mean of each image is subtracted. S
+without roots, which versions up to 0.2 computed, is the measure linear_profile. A run of such a version is read with
+its own S; repeating its command computes S, neighbours, clusters, tables and figures anew and keeps all images.
 
 Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
 
@@ -30,7 +33,8 @@ Files of the run folder (tables as .parquet and .csv):
                              xarray.open_zarr reads it
   activations, coactivation, relative, selective, profile
                              square tables, both axes labelled layer:channel;
-                             undefined: NaN, and empty in CSV
+                             undefined: NaN, and empty in CSV; linear_profile
+                             with --measure linear_profile
   features                   one row per feature: status, activation, branch,
                              cluster, nearest neighbours; with --facets how
                              many facets are clearly different (`featmap
@@ -108,11 +112,9 @@ images of layer l and responses of layer k:
                              most similar profile
   cross/layers               one row per pair of layers: mean S of the best
                              partners, and the same by chance; .png and .svg
-  cross/l-to-k/photographs_profile, photographs_heatmap,
-  photographs_partners; cross/photographs_layers
-                             with --photographs: the same over photographs
 
-A profile between layers is computed over the images of all mapped layers, or over all photographs.
+A profile between layers is computed over the images of all mapped layers. With --photographs, files in cross/ whose
+names begin with photographs_ hold the same over photographs: profile, heatmap, partners, layers, neighbours, graph.
 
 Whole networks: --layer all takes the blocks, the outermost modules that compute a grid by convolutions and are not
 plain containers: 12 of GoogLeNet (5,808 features), 16 of InceptionV3 (10,448), 17 of ResNet50 (its first convolution
@@ -127,8 +129,6 @@ they are read: result.crossings["conv1", "inception4a"]):
   cross/neighbours.parquet   for each feature its nearest ones, in any layer
   cross/partners.parquet     for each feature its best partner in each layer
   cross/graph.graphml        the graph of the nearest ones
-  cross/photographs_neighbours.parquet, photographs_partners.parquet,
-  photographs_graph.graphml  with --photographs: the same over photographs
 
 Several processes: --engine ray hands batches to workers, the largest first. Each loads the network once, takes a GPU
 or --threads cores, and writes to the run folder itself, so all machines must share that folder. A batch whose worker
@@ -284,16 +284,17 @@ Files of the run folder:
 """
 
 NEIGHBOURS = """
-Similarity is S, the correlation of response profiles. Below the most similar features are the most opposed ones, with
-the lowest S. --stimuli photographs lists them in the map of photographs, of a run that has one. After `featmap
-validate` the table also says which features are unreliable, marked by "?".
+Similarity is S, the correlation of response profiles (`featmap similarity --help` gives the formula). Below the most
+similar features are the most opposed ones, with the lowest S. --stimuli photographs lists them in the map of
+photographs, of a run that has one. After `featmap validate` the table also says which features are unreliable, marked
+by "?".
 """
 
 ATLAS = """
 The atlas is one file, atlas.html, that opens with a double click: it needs neither Python nor a connection.
 
 \b
-  Map       any of the five measures; hover over a pair for its two images and
+  Map       any of the measures; hover over a pair for its two images and
             all its numbers, click to keep it
   Graph     the neighbour graph with the images as nodes, by community; a
             slider sets the least similarity
@@ -394,8 +395,8 @@ The measures (formulas: featmap/stats/transfer.py, featmap/stats/image_quality.p
                  from those of photographs
   multiple of best photograph
                  response to the image over that to the best photograph
-  agreement      correlation of S over the images with S over photographs; of
-                 roots: with square roots of the responses to the images
+  agreement      correlation of S over the images with S over photographs;
+                 linear: without the square roots that S takes of responses
 
 Files of RUN/judge (tables as .parquet and .csv):
 

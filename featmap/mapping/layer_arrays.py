@@ -12,7 +12,7 @@ import xarray as xr
 
 from featmap.mapping.view import PHOTOGRAPH_RESPONSES
 from featmap.runs.folder_layout import LIVE_CODES
-from featmap.stats import blockwise
+from featmap.stats import blockwise, measures
 from featmap.stats.frames import to_frame
 from featmap.stats.top_responses import HalfMaps, halve_blocks
 
@@ -81,6 +81,28 @@ class LayerArrays:
         """Responses to the null image averaged over seeds, N."""
         return pd.Series(self.nulls.mean(0), index=self.names)
 
+    def compute_measures(self, shown: str, formula: int = measures.FORMULA) -> dict[str, pd.DataFrame]:
+        """Compute the measures of a map.
+
+        Parameters
+        ----------
+        shown : str
+            Measure of the heatmap.
+        formula : int, default FORMULA
+            Formula of S, as `featmap.mapping.view.recorded_formula` reads it: a map of an earlier version is read with
+            the S that its clusters and tables were computed from.
+
+        Returns
+        -------
+        dict of str to pandas.DataFrame
+            By name: all but `raw`, which is A; `linear_profile` only where the heatmap shows it.
+        """
+        names = [n for n in measures.MEASURES if n not in ("raw", "linear_profile") or n == shown != "raw"]
+        frames = {name: measures.MEASURES[name](self.A, self.null, self.live) for name in names}
+        if formula == measures.LINEAR:
+            frames["profile"] = measures.linear_profile(self.A, self.null, self.live)
+        return frames
+
 
 def worst_status(status: np.ndarray) -> np.ndarray:
     """Find the worst status of each image over all seeds.
@@ -118,7 +140,7 @@ def photograph_responses(data: xr.Dataset, layer: str) -> xr.DataArray:
 
 
 def correlate_photographs(
-    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None
+    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None, formula: int = measures.FORMULA
 ) -> tuple[blockwise.ColumnSimilarity, pd.DataFrame]:
     """Compute the similarity S of features over photographs, block by block.
 
@@ -128,6 +150,8 @@ def correlate_photographs(
         Responses of one layer, see `photograph_responses`.
     progress : callable, optional
         Called with (done, total) blocks.
+    formula : int, default FORMULA
+        Formula of S, as in `LayerArrays.compute_measures`.
 
     Returns
     -------
@@ -136,7 +160,8 @@ def correlate_photographs(
     pandas.DataFrame
         S of the features that have one.
     """
-    profiles = blockwise.correlate(block_reader(responses), responses.shape[1], progress)
+    roots = formula != measures.LINEAR
+    profiles = blockwise.correlate(block_reader(responses), responses.shape[1], progress, roots)
     defined = np.isfinite(profiles.similarity.diagonal())
     names = pd.Index([str(name) for name in responses["response"].values[defined]])
     S = profiles.similarity if defined.all() else profiles.similarity[np.ix_(defined, defined)]
@@ -169,9 +194,7 @@ def block_reader(responses: xr.DataArray) -> blockwise.BlockReader:
     return blocks
 
 
-def halve_photographs(
-    responses: xr.DataArray, compared: Sequence[str], progress: Callable[[int, int], None] | None = None
-) -> HalfMaps:
+def halve_photographs(responses: xr.DataArray, compared: Sequence[str], formula: int = measures.FORMULA) -> HalfMaps:
     """Compute the maps of halves of the photographs, and of best photographs.
 
     Parameters
@@ -180,8 +203,8 @@ def halve_photographs(
         Responses of one layer, see `photograph_responses`.
     compared : sequence of str
         The features that are compared.
-    progress : callable, optional
-        Called with (done, total) halves.
+    formula : int, default FORMULA
+        Formula of S, as in `LayerArrays.compute_measures`.
 
     Returns
     -------
@@ -189,7 +212,8 @@ def halve_photographs(
         Of the features compared.
     """
     at = pd.Index([str(name) for name in responses["response"].values]).get_indexer(list(compared))
-    return halve_blocks(block_reader(responses), (len(responses), responses.shape[1]), at, progress)
+    shape = len(responses), responses.shape[1]
+    return halve_blocks(block_reader(responses), shape, at, roots=formula != measures.LINEAR)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from featmap.mapping.layer_arrays import (
     halve_photographs,
     photograph_responses,
 )
-from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS, View, recorded_formula
 from featmap.runs import store
 from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
@@ -134,7 +134,8 @@ class SimilarityMap:
     null : pandas.Series
         Responses to the null image, averaged over seeds.
     measures : dict of str to pandas.DataFrame
-        Measures by name: coactivation, relative, selective, profile; NaN where undefined.
+        Measures by name: coactivation, relative, selective, profile, and linear_profile where the view shows it; NaN
+        where undefined.
     clusters : Clusters
         Consensus clusters of the profile similarity, and their nulls.
     features : pandas.DataFrame
@@ -151,6 +152,8 @@ class SimilarityMap:
         Reads the map of photographs; None where the run has none.
     photograph_crossings : mapping of (str, str) to CrossLayerMap
         The same as `crossings` over photographs, see `LayerMaps`.
+    formula : int, default FORMULA
+        Formula of S, see `featmap.stats.measures.FORMULA`.
     """
 
     folder: Path
@@ -165,6 +168,7 @@ class SimilarityMap:
     crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
     open_photographs: Callable[[], PhotographMap] | None = None
     photograph_crossings: Mapping[Pair, CrossLayerMap] = field(default_factory=dict)
+    formula: int = measures.FORMULA
 
     @cached_property
     def photographs(self) -> PhotographMap | None:
@@ -177,7 +181,8 @@ class SimilarityMap:
         if self.photographs is None or not self.has_images:
             return None
         both = self.measures["profile"], self.photographs.similarity
-        return compare(*both, halves=halve_photographs(self.photographs.responses, common_features(*both)))
+        names = common_features(*both)
+        return compare(*both, halves=halve_photographs(self.photographs.responses, names, self.formula))
 
     @property
     def has_images(self) -> bool:
@@ -328,7 +333,8 @@ def map_of_photographs(found: PhotographMap) -> SimilarityMap:
 
 def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]) -> PhotographMap:
     """Read the map of photographs of one layer of a finished run; S is computed from the responses again."""
-    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer))
+    formula = recorded_formula(run.manifest.view)
+    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer), formula=formula)
     features = store.read_frame(run.folder, f"{prefix}features")
     clusters = _read_clusters(run, prefix, S)
     shown = [str(name) for name in features.index]
@@ -337,7 +343,8 @@ def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]
 
 def _read_clusters(run: Run, prefix: str, S: pd.DataFrame) -> clustering.Clusters:
     """Read the stored clusters of a map of a finished run."""
-    clusters = cluster_io.read(run.folder / f"{prefix}{cluster_io.FILE_NAME}", S, int(run.manifest.view["neighbours"]))
+    path, view = run.folder / f"{prefix}{cluster_io.FILE_NAME}", run.manifest.view
+    clusters = cluster_io.read(path, S, int(view["neighbours"]), recorded_formula(view))
     if clusters is None:
         raise StoreError(
             f"run {str(run.folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
@@ -358,7 +365,9 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
     Returns
     -------
     dict of str to SimilarityMap
-        By layer. `features` has only rows of the features shown, `crossings` is empty.
+        By layer. `features` has only rows of the features shown, `crossings` is empty. S of a run of an earlier version
+        is that of its clusters and tables, see `featmap.stats.measures.linear_profile`; the run's own command computes
+        it anew.
 
     Raises
     ------
@@ -381,14 +390,16 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
             continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
         arrays = LayerArrays.read(data, names)
-        A, null, live = arrays.A, arrays.null, arrays.live
+        A, null = arrays.A, arrays.null
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run warned already
-            frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
+            view = run.manifest.view
+            frames = arrays.compute_measures(View.from_record(view).measure, recorded_formula(view))
         clusters = _read_clusters(run, prefix, frames["profile"])
         features = tables.split_status(store.read_frame(run.folder, f"{prefix}features"))
         shown = [str(name) for name in features.index]
         one = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], prefix)
+        one.formula = recorded_formula(view)
         if PHOTOGRAPH_RESPONSES in data:
             one.open_photographs = partial(_read_photographs, run, layer, *own)
         maps[layer] = one

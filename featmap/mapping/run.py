@@ -31,7 +31,7 @@ from featmap.mapping.photographs import (
     PhotographWorker,
 )
 from featmap.mapping.result import LayerMaps, SimilarityMap, photograph_prefix
-from featmap.mapping.view import PHOTOGRAPHS, View
+from featmap.mapping.view import PHOTOGRAPHS, View, recorded_formula
 from featmap.network import selection
 from featmap.network.loading import load
 from featmap.network.model import Network
@@ -53,6 +53,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import checked
 from featmap.stats import blockwise
+from featmap.stats.measures import FORMULA
 
 
 def similarity_job(
@@ -300,8 +301,9 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         if large.is_large(job):
             also = partial(examples.write_examples, run, source, earlier=run.manifest.files, watcher=watcher)
             return large.carry_out(job, run, view, count, watcher, also)
-        # without new work units, the stored clusters and tables belong to the present arrays
-        finished = not count and run.is_complete()
+        # without new work units, the stored clusters and tables belong to the present arrays; S of an earlier version
+        # had another formula
+        finished = not count and run.is_complete() and recorded_formula(run.manifest.view) == FORMULA
         begun = time.perf_counter()
         analyse = analysis.analyse if job.objectives else photograph_map.map_alone
         maps = analyse(job, run.folder, view, watcher, reuse=finished)

@@ -31,6 +31,7 @@ LABELS = {
     "relative": "response relative to the image's own feature",
     "selective": "response, standardised over images",
     "profile": "profile similarity S",
+    "linear_profile": "profile similarity of responses without roots",
     "raw": "average activation",
 }
 

@@ -181,11 +181,14 @@ def shared_responses(
     return pair[0][both], pair[1][both]
 
 
-def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pearson") -> pd.DataFrame:
+def profile(
+    first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pearson", roots: bool = True
+) -> pd.DataFrame:
     """Correlate the responses of two layers' features over the same images.
 
-    Each layer's block of responses is standardised by column and centred by row within itself, so that what an image
-    does to all features of one layer is not similarity; then the columns of one are correlated with those of the other.
+    The signed square roots of each layer's block of responses are standardised by column and centred by row within the
+    block, so that what an image does to all features of one layer is not similarity; then the columns of one are
+    correlated with those of the other.
 
     Parameters
     ----------
@@ -194,6 +197,8 @@ def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pe
         the live images of all the listed layers' features, or those of the one layer that is maximised.
     method : {"pearson", "spearman"}, default "pearson"
         Correlation of values or of ranks.
+    roots : bool, default True
+        False correlates the responses themselves, as `featmap.stats.measures.linear_profile` does.
 
     Returns
     -------
@@ -208,7 +213,7 @@ def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pe
     """
     if list(first.index) != list(second.index):
         raise FeatmapError("the profiles of two layers are correlated over the same images in the same order")
-    pair = [unit_profiles(to_floats(block, "A"), method) for block in (first, second)]
+    pair = [unit_profiles(to_floats(block, "A"), method, roots) for block in (first, second)]
     return to_frame(_products(pair[0], pair[1]), first.columns, second.columns)
 
 

@@ -238,6 +238,7 @@ def halve_blocks(
     shape: tuple[int, int],
     compared: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
+    roots: bool = True,
 ) -> HalfMaps:
     """Compute the maps of either half from responses that are read in blocks.
 
@@ -251,6 +252,8 @@ def halve_blocks(
         The D features that are compared, by position. The others take part in the centring only.
     progress : callable, optional
         Called with (done, total) halves.
+    roots : bool, default True
+        As in `featmap.stats.measures.unit_profiles`.
 
     Returns
     -------
@@ -264,12 +267,12 @@ def halve_blocks(
     parts, halves, best, own = photograph_halves(count), [], [], np.ix_(at, at)
     for k, (half, other) in enumerate((parts, parts[::-1])):
         report(k, 2)
-        S = blockwise.correlate(partial(_rows_of, rows, half), features)
+        S = blockwise.correlate(partial(_rows_of, rows, half), features, roots=roots)
         halves.append(S.similarity[own])
         chosen = _best_rows((block[:, at] for block in _rows_of(rows, other)), len(at))
         wanted, repeats = np.unique(other[chosen], return_inverse=True)
         stimuli = np.concatenate([*_rows_of(rows, wanted), np.empty((0, features))])
-        best.append(profile_correlations(stimuli[repeats])[own])
+        best.append(profile_correlations(stimuli[repeats], roots=roots)[own])
     report(2, 2)
     return HalfMaps(count, (halves[0], halves[1]), (best[0], best[1]))
 

