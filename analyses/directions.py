@@ -30,6 +30,7 @@ import typer
 import featmap
 from analyses.formulas.directions import channels_for_share, explained_share, most_similar_channels
 from analyses.support.commands import run
+from analyses.support.settings import formula_note
 from featmap import Execution, FeatmapError, Network, Recipe, View, load, rng
 from featmap.cli.console import err, out, run_with_progress
 from featmap.files import write_atomically
@@ -41,6 +42,7 @@ from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import encode_webp, house_style
 from featmap.runs.probe import ROWS, Source, open_source
 from featmap.runs.progress import Watcher
+from featmap.stats.measures import FORMULA
 
 LAYER, COUNT, POSITIONS = "inception4a", 16, 16
 """Layer, directions of each kind, and positions of each photograph that are read."""
@@ -218,6 +220,7 @@ def measure_all(plan: Plan, watcher: Watcher) -> dict[str, Any]:
         "explained": {k: explained_share(values, d.vectors, k == "pca") for k, d in sets.items()},
         "identity": {k: maps.maps[la].summary["identity_rate"] for k, la in zip(KINDS, layers, strict=True)},
         "sha256": {kind: directions.sha256 for kind, directions in sets.items()},
+        "formula": FORMULA,
     }
     return {"rows": pd.concat(rows), "about": about, "picture": encode_webp(draw_images(maps, layers), dpi=80)}
 
@@ -297,7 +300,7 @@ def build_page(results: Path, page: Path) -> str:
         f"Made by `python -m analyses.directions` from {about['photographs']:,} photographs "
         f"({about['activations']:,} activations of {width} channels; NMF takes negative ones, "
         f"{about['negative']:.0%} of them, for 0), with {about['network'].partition(';')[0]}. Images: recipe {name}, "
-        f"{size} pixels, {steps} steps.",
+        f"{size} pixels, {steps} steps.{formula_note(about)}",
         "",
         "| | " + " | ".join(kind.upper() for kind in KINDS) + " |",
         "|---|" + "---|" * len(KINDS),

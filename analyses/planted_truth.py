@@ -5,8 +5,8 @@
 Each network has 32 features (`featmap.validation.planted`): copies, scaled copies, blocks of cosine 0.6, or pairs of
 cosines from -0.9 to 0.9; as a linear layer, after a ReLU, or after two ReLUs with a layer of mixtures between. Noise
 is the share of a feature's squared weights that is its own. All measures are computed from the same A (one maximising
-image for each feature); DORA's distances are standardised over A's own rows, since there are no natural images for
-such a network.
+image for each feature); "linear profile" is S without square roots of the responses. DORA's distances are
+standardised over A's own rows, since there are no natural images for such a network.
 
 Written are `planted_truth.csv` (one row for each network and similarity), and `planted_truth.png` and `.svg` (means
 over draws; scaled copies behave as copies do and are not drawn). Order is Somers' d of the similarity given the
@@ -36,7 +36,7 @@ from featmap.validation.planted import DEPTHS, LINEAR, STRUCTURES, Planted, plan
 
 NOISE = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 NEIGHBOURS = 5
-SIMILARITIES = ("S (Pearson)", "S (Spearman)", "co-activation", "DORA, layer-wise", "DORA, pair-wise")
+SIMILARITIES = ("S (Pearson)", "S (Spearman)", "linear profile", "co-activation", "DORA, layer-wise", "DORA, pair-wise")
 
 
 def measure_responses(planted: Planted) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +60,7 @@ def compute_similarities(A: np.ndarray, null: np.ndarray) -> dict[str, np.ndarra
     return {
         "S (Pearson)": measures.profile_correlations(A),
         "S (Spearman)": measures.profile_correlations(A, "spearman"),
+        "linear profile": measures.profile_correlations(A, roots=False),
         "co-activation": (C + C.T) / 2,
         "DORA, layer-wise": 1 - extreme_activation_distance(A, mean, deviation, "layer"),
         "DORA, pair-wise": 1 - extreme_activation_distance(A, mean, deviation, "pair"),
@@ -92,7 +93,8 @@ def measure_recovery(structure: str, depth: str, noise: float, seed: int) -> lis
         row["order"] = rank_order(S, planted.structure.cosines)
         row["ari"] = None if planted.structure.clusters is None else cluster_agreement(S, planted.structure.clusters)
         exact = depth == "linear" and name == "S (Pearson)"
-        row["closed_form_error"] = float(np.abs(S - planted.closed_form()).max()) if exact else None
+        error = np.abs(S - planted.closed_form(null, np.diag(A))).max() if exact else None
+        row["closed_form_error"] = None if error is None else float(error)
         rows.append(row)
     return rows
 

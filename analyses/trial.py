@@ -39,7 +39,7 @@ from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import reliability
-from featmap.stats.measures import profile_correlations
+from featmap.stats.measures import FORMULA, profile_correlations
 from featmap.validation import verdict
 from featmap.validation.inputs import decode_photographs
 from featmap.validation.results import Evaluation, Validation
@@ -212,6 +212,7 @@ def _describe(plan: Plan, layer_maps: LayerMaps, validation: Validation) -> dict
         "size": recipe.size,
         "device": str(Run.read(layer_maps.folder).identity["device"]),
         "full": plan.full,
+        "formula": FORMULA,
         "verdicts": verdicts,
     }
 

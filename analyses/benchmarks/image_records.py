@@ -28,7 +28,12 @@ RECIPE, TOOL, PHOTOGRAPHS = "recipe", "tool", "photographs"
 """Kinds of ways of making images."""
 MEASURES = ("contrast_ratio", "slope_difference", "colour_distance", "coverage", "multiple_of_best_photograph")
 TRANSFER = ("rank", "percentile", "baseline", "among_images")
-AGREEMENT = ("agreement", "agreement_of_roots")
+AGREEMENT = {"linear_agreement": "agreement", "agreement": "agreement_of_S"}
+"""Name of a record's agreement by that of the judgement. Records from before S took roots have `agreement_of_roots`
+in place of `agreement_of_S`: roots of the responses to images, but not to photographs."""
+ROOTS = ("agreement_of_S", "agreement_of_roots")
+BOTH = "+"
+"""Marks agreements with roots of both."""
 DIGITS = 5
 Values = list[float | None]
 
@@ -114,7 +119,7 @@ class Record:
             self.transfer[short if shorter.count(short) == 1 else str(judge)] = values
         for s in judgement.results:
             if s.name in AGREEMENT:
-                self.agreement.setdefault(s.layer, {})[s.name] = _round(s.value)
+                self.agreement.setdefault(s.layer, {})[AGREEMENT[s.name]] = _round(s.value)
             elif s.network == PHOTOGRAPHS and s.name in ("contrast", "slope"):
                 self.photographs[s.name] = _round(s.value)
 
@@ -305,10 +310,17 @@ def _row(group: Sequence[Record], judges: Sequence[tuple[str, bool]]) -> list[st
     for name in ("coverage", "contrast_ratio", "slope_difference", "colour_distance"):
         cells.append(_median_cell(pool(group, "measures", name)))
     cells.append(_median_cell(_hidden(pool(group, "measures", "multiple_of_best_photograph"), first.classes)))
-    agreements = [[v.get(n) for r in group for la, v in r.agreement.items() if la != r.classes] for n in AGREEMENT]
-    known = [[v for v in values if v is not None] for values in agreements]
-    cells.append(" / ".join(f"{np.mean(v):.2f}" for v in known) if all(known) else "")
-    return cells
+    return [*cells, _agreement_cell(group)]
+
+
+def _agreement_cell(group: Sequence[Record]) -> str:
+    """Format the mean agreement of linear profiles and of roots; "" where one is not known."""
+    layers = [v for r in group for layer, v in r.agreement.items() if layer != r.classes]
+    roots = next((name for name in ROOTS if all(v.get(name) is not None for v in layers)), ROOTS[-1])
+    known = [[v[name] for v in layers if v.get(name) is not None] for name in ("agreement", roots)]
+    if not all(known):
+        return ""
+    return " / ".join(f"{np.mean(v):.2f}" for v in known) + BOTH * (roots == ROOTS[0])
 
 
 def format_source(rows: Sequence[Record]) -> str:
@@ -330,7 +342,8 @@ def format_source(rows: Sequence[Record]) -> str:
     for judge, ranked in named:
         head += [f"{judge}: top-1", "top-5", "median rank"] if ranked else []
         head += [f"{judge}: partner's percentile (of other images)", "among images"]
-    head += ["coverage", "contrast", "slope", "colour", "multiple of best photograph", "agreement of S / of roots"]
+    head += ["coverage", "contrast", "slope", "colour", "multiple of best photograph"]
+    head.append("agreement of S, linear / of roots")
     seeds = ", ".join(str(n) for n in sorted({r.seed for r in rows}))
     about = f"Weights with SHA-256 {rows[0].weights[:16]}; seed {seeds}."
     lines = [
@@ -354,8 +367,10 @@ networks judge them (`featmap judge --help`). Top-1 and top-5 are shares of the 
 the best median rank is 0. A hidden feature is judged by the percentile of its partner's response among photographs,
 with Student's 95 % interval over features, and by the share of the other features' images that excite the partner
 less. Contrast is a multiple of photographs', slope that of the power spectrum less photographs', colour the distance
-of the channels' correlations from theirs. Agreement of S is that of the few features drawn. Seconds are the
-processor's, of one core of a busy machine. `reference` is the bundled network, which has other classes."""
+of the channels' correlations from theirs. Agreement of S is that of the few features drawn: of the profiles of plain
+responses (`linear_profile`), and with square roots of the responses to the images, or of the responses to images and
+photographs (marked by +), as S is computed. Seconds are the processor's, of one core of a busy machine. `reference` is
+the bundled network, which has other classes."""
 ORDER = (PHOTOGRAPHS, RECIPE, TOOL)
 """Order of the rows."""
 

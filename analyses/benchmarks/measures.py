@@ -10,15 +10,16 @@ features are drawn, their images made from two seeds, and S is compared, for eve
 
 - *agreement*: S over photographs, computed with the same step; over halves of the photographs drawn at random, as is
 - *ceiling*: the same where each feature's image is replaced by its best photograph of the other half: no image made
-  for a feature by itself can be expected to agree better;
+  for a feature by itself can be expected to agree better (`featmap.stats.map_agreement.share_of_ceiling`);
 - *agreement with plain responses*: S over photographs without any step;
-- *overlap*: the share of each feature's `NEAREST` nearest features that the two maps have in common, and its ceiling;
+- *overlap*: the share of each feature's nearest features that the two maps have in common, and its ceiling;
 - *repeatability*: correlation of S from one seed with S from another.
 
 The rule, stated before the numbers were seen: the step with the highest mean agreement over every second layer of each
 network (the tuned layers, beginning with the first), among those that do not lower the mean repeatability there; a step
 within 0.01 of the best wins over it if it acts on each response alone, so that S can be computed while responses
-stream. The other layers are the report.
+stream. The other layers are the report. Square roots were chosen: `featmap.stats.measures.profile` takes them of both
+kinds of responses, as *agreement* does here.
 """
 
 from __future__ import annotations
@@ -45,15 +46,14 @@ from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError
 from featmap.optimize.photograph_folder import open_photographs
 from featmap.optimize.recipe import Recipe
-from featmap.rng import generator
 from featmap.runs.engine import Execution
-from featmap.stats.correlation import pearson
-from featmap.stats.image_quality import signed_roots
+from featmap.stats.correlation import signed_roots
+from featmap.stats.map_agreement import NEAREST, share_of_ceiling
 from featmap.stats.measures import profile_correlations
+from featmap.stats.reliability import pair_correlation
+from featmap.stats.top_responses import halve
 
 STORE, SECTION = records.FOLDER / "measures.json", "measures"
-NEAREST = 5
-"""Nearest features whose overlap is counted."""
 CLOSE = 0.01
 """Agreements nearer than this to the best one count as equal."""
 Step = Callable[[np.ndarray], np.ndarray]
@@ -127,22 +127,7 @@ class Result:
 
 def similarity(responses: np.ndarray, step: Step) -> np.ndarray:
     """Compute S of responses, N x M to M x M, after a step."""
-    return profile_correlations(step(responses))
-
-
-def overlap(one: np.ndarray, two: np.ndarray) -> float:
-    """Compute the mean share of nearest features that two similarities, M x M, have in common."""
-    tops = [np.argsort(-np.where(np.eye(len(S), dtype=bool), -np.inf, np.nan_to_num(S)), axis=1) for S in (one, two)]
-    shares = [len(set(a[:NEAREST]) & set(b[:NEAREST])) / NEAREST for a, b in zip(*tops, strict=True)]
-    return float(np.mean(shares))
-
-
-def agree(one: np.ndarray, two: np.ndarray) -> float:
-    """Correlate two similarities, M x M, over pairs of different features."""
-    upper = np.triu_indices(len(one), 1)
-    a, b = one[upper], two[upper]
-    both = np.isfinite(a) & np.isfinite(b)
-    return float(pearson(a[both], b[both]))
+    return profile_correlations(step(responses), roots=False)
 
 
 def measure(images: list[np.ndarray], photographs: np.ndarray, step: Step) -> dict[str, float]:
@@ -163,27 +148,15 @@ def measure(images: list[np.ndarray], photographs: np.ndarray, step: Step) -> di
         By name, as in `Result`; means over seeds and over both halves of the photographs.
     """
     maps = [similarity(A, step) for A in images]
-    order = generator("halves of photographs", len(photographs)).permutation(len(photographs))
-    halves = [photographs[np.sort(part)] for part in np.array_split(order, 2)]
-    found: dict[str, list[float]] = {name: [] for name in ("agreement", "with_plain", "overlap", "ceiling", "top")}
-    for half, other in ((0, 1), (1, 0)):
-        yardstick = similarity(halves[half], step)
-        unchanged = similarity(halves[half], plain)
-        best = similarity(halves[other][halves[other].argmax(axis=0)], step)
-        for S in maps:
-            found["agreement"].append(agree(S, yardstick))
-            found["with_plain"].append(agree(S, unchanged))
-            found["overlap"].append(overlap(S, yardstick))
-        found["ceiling"].append(agree(best, yardstick))
-        found["top"].append(overlap(best, yardstick))
-    pairs = [agree(maps[i], maps[j]) for i in range(len(maps)) for j in range(i)]
-    means = {name: float(np.mean(values)) for name, values in found.items()}
+    reached = share_of_ceiling(maps, halve(photographs, lambda responses: similarity(responses, step)), draws=0)
+    unchanged = halve(photographs, lambda responses: similarity(responses, plain)).halves
+    pairs = [float(pair_correlation(maps[i], maps[j])[0]) for i in range(len(maps)) for j in range(i)]
     return {
-        "agreement": means["agreement"],
-        "ceiling": means["ceiling"],
-        "with_plain": means["with_plain"],
-        "overlap": means["overlap"],
-        "overlap_ceiling": means["top"],
+        "agreement": reached.agreement.value,
+        "ceiling": reached.ceiling.value,
+        "with_plain": float(np.mean([pair_correlation(S, half)[0] for S in maps for half in unchanged])),
+        "overlap": reached.overlap.value,
+        "overlap_ceiling": reached.overlap_ceiling.value,
         "repeatability": float(np.mean(pairs)) if pairs else float("nan"),
     }
 

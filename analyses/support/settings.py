@@ -9,6 +9,13 @@ from featmap.network.model import Network
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import Execution
 from featmap.runs.maximise import Extras
+from featmap.stats.measures import FORMULA, LINEAR
+
+EARLIER_S = (
+    "The numbers that S enters were computed from S of versions up to 0.2, without square roots of responses "
+    "(`linear_profile`)."
+)
+"""Note on a page whose results were stored before S took roots."""
 
 CHANGES = (
     "metric",
@@ -117,3 +124,19 @@ def resolved_recipe(
     """
     base = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
     return base.resolved(network.input_size, size, steps, **changes)
+
+
+def formula_note(record: dict[str, Any]) -> str:
+    """Say by which formula of S results were computed, if it is an earlier one.
+
+    Parameters
+    ----------
+    record : dict
+        Stored settings of the results; results of earlier versions have no entry `formula`.
+
+    Returns
+    -------
+    str
+        A sentence with a space before it, or "".
+    """
+    return "" if record.get("formula", LINEAR) == FORMULA else f" {EARLIER_S}"

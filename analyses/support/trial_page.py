@@ -11,15 +11,20 @@ from typing import Any
 import pandas as pd
 
 from analyses.support import photograph_gap
+from analyses.support.settings import formula_note
 from featmap import FeatmapError
 from featmap.mapping.flags import RELIABLE
 from featmap.stats import reliability
 from featmap.stats.agreement import CORRECTABLE
+from featmap.stats.map_agreement import NEAREST
 from featmap.stats.reliability import Interval
 from featmap.validation.null import CLUSTER_DRAWS
 from featmap.validation.null import DRAWS as PERMUTATIONS
 from featmap.validation.statistics import TARGET_RELIABILITY
-from featmap.validation.verdict import HIGH_AGREEMENT, WHOLE_NUMBERS, format_interval, format_value
+from featmap.validation.verdict import WHOLE_NUMBERS, format_interval, format_value
+
+HIGH_AGREEMENT = 0.85
+"""Raw correlation with photographs below which the page explains what the rest is due to."""
 
 ROWS = {
     "repeatability": "S of one seed with S of another",
@@ -35,6 +40,13 @@ ROWS = {
     "photographs_spearman": "the same by ranks",
     "photographs_reliability": "split-half reliability of S over photographs",
     "photographs_corrected": f"corrected for attenuation (a dash: a reliability below {CORRECTABLE})",
+    "photographs_agreement": "S with S over half of the photographs (mean of both halves)",
+    "photographs_ceiling": "its ceiling: the same with one best photograph of each feature, chosen in the other half",
+    "photographs_share": "share of the ceiling that S reaches",
+    "photographs_halves": "S over the one half of the photographs with S over the other",
+    "photographs_overlap": f"share of the {NEAREST} nearest features in common with S over half of the photographs",
+    "photographs_overlap_ceiling": "its ceiling, with best photographs",
+    "photographs_overlap_share": "share of that ceiling, both above chance",
     "dora_layer_spearman": "DORA's distance, layer-wise, by ranks",
     "dora_pair_spearman": "DORA's distance, pair-wise, by ranks",
     "multiple": "response to the image divided by that to the best photograph (median; 90 % of features)",
@@ -117,6 +129,7 @@ def _intro(about: dict[str, Any]) -> str:
     return (
         f"`featmap validate` of one map of {len(about['layers'])} layers, and what its statistics allow to conclude; "
         f"{about['network']}. Features measured, whose own images are the layer's stimuli: {shares}."
+        + formula_note(about)
     )
 
 

@@ -19,7 +19,10 @@ How it works: every feature's maximising image is made by gradient descent from 
 activation of feature j on the image of feature i, measured in the unchanged network. Co-activation C, shown in the
 heatmap, is the share of its own best response that feature j gives to image i, both above the response to the null
 image. Profile similarity S is the correlation of two features' responses over all images; neighbours and clusters
-are computed from S.
+are computed from S. Of each response the square root is taken first, with its sign, because a few very large responses
+would decide a correlation otherwise; then each feature is standardised and the mean of each image is subtracted. S
+without roots, which versions up to 0.2 computed, is the measure linear_profile. A run of such a version is read with
+its own S; repeating its command computes S, neighbours, clusters, tables and figures anew and keeps all images.
 
 Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
 
@@ -30,7 +33,8 @@ Files of the run folder (tables as .parquet and .csv):
                              xarray.open_zarr reads it
   activations, coactivation, relative, selective, profile
                              square tables, both axes labelled layer:channel;
-                             undefined: NaN, and empty in CSV
+                             undefined: NaN, and empty in CSV; linear_profile
+                             with --measure linear_profile
   features                   one row per feature: status, activation, branch,
                              cluster, nearest neighbours; with --facets how
                              many facets are clearly different (`featmap
@@ -49,10 +53,10 @@ Files of the run folder (tables as .parquet and .csv):
                              to photographs
   photographs_agreement, photographs_disagreements; photographs_agreement
   (.png, .svg)               how far the two maps agree: for each feature the
-                             correlation of its two rows of S, and an interval
-                             by bootstrap over the other features; the 50
-                             pairs that part most in each direction; and all
-                             pairs as a figure
+                             correlation of its two rows of S, with interval,
+                             ceiling, and overlap of its 5 nearest features;
+                             the 50 pairs that part most in each direction;
+                             all pairs as a figure
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                activation maps of the examples, in the order of
@@ -78,11 +82,13 @@ own (photograph_A in arrays.zarr), at the size of the images. They make a second
 features may be excited by the same optimum and respond to different photographs, and the reverse. Its S, clusters,
 graph and neighbours have the same formulas with photographs in the place of images; where there are very many
 photographs, the null models are drawn from evenly spaced ones. The output says how far the two maps agree: correlation
-of S over pairs, ARI of their communities, and the same of two maps of every second photograph each, which is what the
-choice of photographs allows. --stimuli photographs makes this map alone, with files of plain names, and no images:
-co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left out. --limit N takes N
-photographs, evenly spaced in the order of their names. Photographs and their names are part of what a run depends on: a
-folder with other files is another run.
+of S over pairs, ARI of their communities, and the same of the maps of two random halves of the photographs, which is
+what the choice of photographs allows. Then the ceiling: how far S over one best photograph of each feature, chosen in
+one half, agrees with S over the other half, and the share of it that the images reach there; its interval covers which
+features were mapped, not which photographs were given. --stimuli photographs makes this map alone, with files of plain
+names, and no images: co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left
+out. --limit N takes N photographs, evenly spaced in the order of their names. Photographs and their names are part of
+what a run depends on: a folder with other files is another run.
 
 Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
 at the 50th, 90th and 99th percentile of its responses. Photographs that have the same pixels at the run's size count
@@ -107,7 +113,8 @@ images of layer l and responses of layer k:
   cross/layers               one row per pair of layers: mean S of the best
                              partners, and the same by chance; .png and .svg
 
-A profile between layers is computed over the images of all mapped layers.
+A profile between layers is computed over the images of all mapped layers. With --photographs, files in cross/ whose
+names begin with photographs_ hold the same over photographs: profile, heatmap, partners, layers, neighbours, graph.
 
 Whole networks: --layer all takes the blocks, the outermost modules that compute a grid by convolutions and are not
 plain containers: 12 of GoogLeNet (5,808 features), 16 of InceptionV3 (10,448), 17 of ResNet50 (its first convolution
@@ -277,16 +284,17 @@ Files of the run folder:
 """
 
 NEIGHBOURS = """
-Similarity is S, the correlation of response profiles. Below the most similar features are the most opposed ones, with
-the lowest S. --stimuli photographs lists them in the map of photographs, of a run that has one. After `featmap
-validate` the table also says which features are unreliable, marked by "?".
+Similarity is S, the correlation of response profiles (`featmap similarity --help` gives the formula). Below the most
+similar features are the most opposed ones, with the lowest S. --stimuli photographs lists them in the map of
+photographs, of a run that has one. After `featmap validate` the table also says which features are unreliable, marked
+by "?".
 """
 
 ATLAS = """
 The atlas is one file, atlas.html, that opens with a double click: it needs neither Python nor a connection.
 
 \b
-  Map       any of the five measures; hover over a pair for its two images and
+  Map       any of the measures; hover over a pair for its two images and
             all its numbers, click to keep it
   Graph     the neighbour graph with the images as nodes, by community; a
             slider sets the least similarity
@@ -387,8 +395,8 @@ The measures (formulas: featmap/stats/transfer.py, featmap/stats/image_quality.p
                  from those of photographs
   multiple of best photograph
                  response to the image over that to the best photograph
-  agreement      correlation of S over the images with S over photographs; of
-                 roots: with square roots of the responses to the images
+  agreement      correlation of S over the images with S over photographs;
+                 linear: without the square roots that S takes of responses
 
 Files of RUN/judge (tables as .parquet and .csv):
 

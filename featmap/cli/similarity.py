@@ -63,7 +63,8 @@ class ViewOptions:
         ),
     ] = "layer"
     measure: Annotated[
-        str, typer.Option(help="Measure of the heatmap: coactivation, raw, relative, selective or profile.")
+        str,
+        typer.Option(help="Measure of the heatmap: coactivation, raw, relative, selective, profile or linear_profile."),
     ] = "coactivation"
     neighbours: Annotated[int, typer.Option(help="Nearest neighbours of each feature in the graph.")] = 10
     facets: Annotated[

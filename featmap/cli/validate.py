@@ -28,6 +28,10 @@ def validate(
 
     Repeats the map with other seeds, compares it with photographs, with the network's weights and with nulls, and
     writes one page of verdicts.
+
+    The agreement with photographs is judged by the share of its ceiling that it reaches, which is what S over one best
+    photograph of each feature reaches: the photographs are chosen in one half and compared with S over the other half.
+    From 0.9 of the ceiling on, S may be read as similarity over photographs; up to 0.4 nothing is carried over.
     """
     from featmap.cli import console
     from featmap.validation import run as validation

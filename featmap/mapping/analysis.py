@@ -46,13 +46,13 @@ def analyse(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool = 
     """
     data = open_arrays(folder)
     maps = {layer: map_layer(job, layer, data, view, watcher, folder, reuse) for layer in job.layers}
-    crossings = _build_crossings(job, maps, data)
+    crossings = _build_crossings(job, maps, data, view.measure)
     table = result.read_layer_table(folder) if reuse and crossings else None
     if table is None:
         table = cross_layer.layer_table(
             list(crossings.values()), lambda done, total: watcher.stage("layer pairs and floors", done, total)
         )
-    pairs = tables.summarise_crossings(list(crossings.values()), table, view.measure)
+    pairs = cross_layer.summarise_crossings(list(crossings.values()), table, view.measure)
     if len(maps) > 1:
         summary = {"layers": {layer: one.summary for layer, one in maps.items()}, "crossings": pairs}
         return LayerMaps(folder, maps, crossings, table, summary)
@@ -92,7 +92,7 @@ def map_layer(
     names, prefix = job.features_of(layer), tables.layer_folders(job.layers)[layer]
     arrays = LayerArrays.read(data, names)
     A, null, live = arrays.A, arrays.null, arrays.live
-    frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
+    frames = arrays.compute_measures(view.measure)
     stored = folder / prefix / cluster_io.FILE_NAME
     clusters = cluster_io.read(stored, frames["profile"], view.neighbours) if reuse else None
     if clusters is None:
@@ -123,7 +123,9 @@ def map_layer(
     return SimilarityMap(folder, A, null, frames, clusters, features, shown, summary, prefix)
 
 
-def _build_crossings(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset) -> dict[Pair, CrossLayerMap]:
+def _build_crossings(
+    job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset, shown: str
+) -> dict[Pair, CrossLayerMap]:
     """Compute the cross-layer maps from every maximised layer to every other recorded layer."""
     pairs = [(one, other) for one in maps for other in job.responses if other != one]
     if not pairs:
@@ -144,6 +146,10 @@ def _build_crossings(job: Job, maps: dict[str, SimilarityMap], data: xr.Dataset)
         crossings[one, other] = cross_layer.build_map(
             A, null, (one, other), columns[one], columns[other], live, tables.NEAREST, S
         )
+        if shown == "linear_profile":
+            made = crossings[one, other]
+            linear = cross_layer.profile(made.first, made.second, roots=False)
+            made.measures[shown] = cross_layer.expand(linear, columns[one], columns[other])
     return crossings
 
 

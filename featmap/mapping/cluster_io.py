@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from featmap.stats.clustering import Clusters, Communities, neighbour_graph
+from featmap.stats.measures import FORMULA, LINEAR
 
 FILE_NAME = "clusters.json"
 
@@ -32,6 +33,7 @@ def to_json(clusters: Clusters, neighbours: int) -> str:
     communities = clusters.communities
     values: dict[str, Any] = {
         "neighbours": neighbours,
+        "formula": FORMULA,
         "allowed": bool(clusters.allowed),
         "reason": clusters.reason,
         "p_permuted": clusters.p_permuted,
@@ -51,7 +53,7 @@ def to_json(clusters: Clusters, neighbours: int) -> str:
     return json.dumps(values, indent=1) + "\n"
 
 
-def read(path: Path, profile: pd.DataFrame, neighbours: int) -> Clusters | None:
+def read(path: Path, profile: pd.DataFrame, neighbours: int, formula: int = FORMULA) -> Clusters | None:
     """Read the clusters that `to_json` wrote.
 
     Parameters
@@ -62,15 +64,19 @@ def read(path: Path, profile: pd.DataFrame, neighbours: int) -> Clusters | None:
         Profile similarity S of the layer. S and its graph are quick to compute and are not stored with the clusters.
     neighbours : int
         Nearest neighbours of each feature in the graph.
+    formula : int, default FORMULA
+        Formula of S, see `featmap.stats.measures.FORMULA`.
 
     Returns
     -------
     Clusters or None
-        None if the file is missing or damaged, or belongs to other features or another number of neighbours.
+        None if the file is missing or damaged, or belongs to other features, another number of neighbours or another
+        formula of S.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values["neighbours"] != neighbours or values["features"] != [str(f) for f in profile.columns]:
+        settings = values["neighbours"], values.get("formula", LINEAR)
+        if settings != (neighbours, formula) or values["features"] != [str(f) for f in profile.columns]:
             return None
         stored = values["communities"]
         names = pd.Index(values["features"])

@@ -5,7 +5,8 @@ pairs of layers. It writes instead
 
 - `cross/neighbours` and `cross/graph.graphml`: the most similar features of each feature, in any layer;
 - `cross/partners`: the most similar feature of each feature in each other layer;
-- `cross/layers`: the table of layers.
+- `cross/layers`: the table of layers;
+- with photographs, the same from S over photographs, in files whose names begin with `photographs_`.
 
 Only one layer's map is held in memory at a time.
 """
@@ -29,17 +30,19 @@ import pyarrow.parquet as pq
 
 from featmap.files import hash_file
 from featmap.mapping import analysis, cross_tables, flags, layer_arrays, photograph_map, result, tables, writing
+from featmap.mapping.layer_arrays import ComparedFeatures, PhotographLayers
 from featmap.mapping.result import LayerMaps, LazyMapping, Pair, SimilarityMap
-from featmap.mapping.view import PHOTOGRAPH_RESPONSES, View
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS, View
 from featmap.runs import folder_layout, lifecycle, output, store
 from featmap.runs.job import Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
-from featmap.stats import blockwise, cross_layer, frames, measures
+from featmap.stats import blockwise, cross_layer, measures
 from featmap.stats.blockwise import SimilarityOverview
 from featmap.stats.cross_layer import CrossLayerMap
 
 NEIGHBOURS, PARTNERS, GRAPH = f"{tables.CROSS}/neighbours", f"{tables.CROSS}/partners", f"{tables.CROSS}/graph.graphml"
+PHOTOGRAPH_FILES = tuple(f"{tables.CROSS}/{PHOTOGRAPHS}_{name}" for name in ("neighbours", "partners", "graph.graphml"))
 MAX_DRAWN_LAYERS = 40
 """Largest number of layers for which the layer grid is drawn."""
 STRONGEST = 5
@@ -93,9 +96,9 @@ class LiveFeatures:
     groups: list[slice]
 
     @property
-    def layer_numbers(self) -> np.ndarray:
-        """Number of each feature's layer, F integers."""
-        return np.repeat(np.arange(len(self.groups)), [g.stop - g.start for g in self.groups])
+    def compared(self) -> ComparedFeatures:
+        """The features, for tables and the graph."""
+        return ComparedFeatures(self.layers, self.names, self.groups, self.starts, self.run.manifest.reliability)
 
     def response_blocks(self) -> Iterator[np.ndarray]:
         """Yield the responses of the features to their images, block by block.
@@ -194,11 +197,16 @@ def carry_out(
             view.neighbours,
             progress=lambda done, total: watcher.stage("profiles over all layers", done, total),
         )
-        table = layer_table(live, overview)
-        _write(run, live, overview, table)
+        table = cross_tables.overview_table(live.layers, live.groups, overview)
+        _write(run, live.compared, overview, table)
         timings = run.manifest.timings
         timings["tables_and_figures"] = round(timings.get("tables_and_figures", 0.0) + time.perf_counter() - begun, 3)
-        summary = {"layers": run.manifest.mapped, "crossings": [], "network": summarise(live, overview, table)}
+        network = summarise(live.compared, overview, table)
+        summary = {"layers": run.manifest.mapped, "crossings": [], "network": network}
+        data = store.open_arrays(run.folder)
+        if PHOTOGRAPH_RESPONSES in data:
+            found = PhotographLayers.read(data, job.layers)
+            summary["photograph_network"] = write_photographs(run, found, view, f"{PHOTOGRAPHS}_", watcher)
         run.manifest.view, run.manifest.summary = record, summary
         lifecycle.complete(job, run)
     return open_maps(job, run)
@@ -229,47 +237,46 @@ def _is_intact(run: Run, folder: str) -> bool:
     return all((run.folder / name).is_file() and hash_file(run.folder / name) == sha for name, sha in files.items())
 
 
-def layer_table(live: LiveFeatures, overview: SimilarityOverview) -> pd.DataFrame:
-    """Tabulate the agreement of every ordered pair of layers.
+def write_photographs(run: Run, found: PhotographLayers, view: View, prefix: str, watcher: Watcher) -> dict[str, Any]:
+    """Compare features of all layers over photographs; write tables and graph.
 
     Parameters
     ----------
-    live : LiveFeatures
-        Live features of the run.
-    overview : SimilarityOverview
-        Comparison of all features.
+    run : Run
+        Run folder, held by this process.
+    found : PhotographLayers
+        Responses of the mapped layers.
+    view : View
+        Neighbours that are kept of each feature.
+    prefix : str
+        Begins the names of the files: "photographs_", or "" where photographs are the only stimuli.
+    watcher : Watcher
+        Receives the progress.
 
     Returns
     -------
-    pandas.DataFrame
-        One row a pair, with the columns of `featmap.stats.cross_layer.layer_table`. `floor` and `highest_floor` are
-        those of `featmap.stats.blockwise.compare`; NaN where undefined.
+    dict
+        See `summarise`.
     """
-    rows = []
-    for i, one in enumerate(live.layers):
-        best, defined = overview.best[live.groups[i]], int(overview.defined[live.groups[i]].sum())
-        for k, other in enumerate(live.layers):
-            if i != k:
-                similarities = best[:, k][np.isfinite(best[:, k])]
-                floors = overview.floors[:, i, k][np.isfinite(overview.floors[:, i, k])]
-                chance = (floors.mean(), floors.max()) if len(floors) else (np.nan, np.nan)
-                mean = similarities.mean() if len(similarities) else np.nan
-                rows.append((one, other, defined, overview.images, mean, *chance, len(overview.floors)))
-    names = ["layer", "other", "features", "images", "best", "floor", "highest_floor", "draws"]
-    table = pd.DataFrame(rows, columns=names)
-    for name in ("best", "floor", "highest_floor"):
-        table[name] = frames.finite_column(table[name].to_numpy(dtype=float))
-    return table
+    overview = found.overview(view.neighbours, lambda *at: watcher.stage("photographs over all layers", *at))
+    table = cross_tables.overview_table(found.layers, found.groups, overview)
+    compared = ComparedFeatures(found.layers, found.names, found.groups)
+    _write(run, compared, overview, table, prefix)
+    return summarise(compared, overview, table)
 
 
-def _write(run: Run, live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFrame) -> None:
+def _write(
+    run: Run, features: ComparedFeatures, overview: SimilarityOverview, table: pd.DataFrame, prefix: str = ""
+) -> None:
     """Write the table of layers, the neighbours, the partners and the graph."""
-    output.write_frame(run, result.LAYER_TABLE, table.set_index("layer"), "layer")
-    if len(live.layers) <= MAX_DRAWN_LAYERS:
-        cross_tables.draw_layers(run, live.layers, table)
-    run.write(f"{NEIGHBOURS}.parquet", partial(_write_parquet, parts=partial(_neighbours, live, overview)))
-    run.write(f"{PARTNERS}.parquet", partial(_write_parquet, parts=partial(_partners, live, overview)))
-    run.write(GRAPH, partial(_write_graph, live=live, overview=overview))
+    path = result.PHOTOGRAPH_LAYER_TABLE if prefix else result.LAYER_TABLE
+    neighbours, partners, graph = PHOTOGRAPH_FILES if prefix else (NEIGHBOURS, PARTNERS, GRAPH)
+    output.write_frame(run, path, table.set_index("layer"), "layer")
+    if len(features.layers) <= MAX_DRAWN_LAYERS:
+        cross_tables.draw_layers(run, features.layers, table, path)
+    run.write(f"{neighbours}.parquet", partial(_write_parquet, parts=partial(_neighbours, features, overview)))
+    run.write(f"{partners}.parquet", partial(_write_parquet, parts=partial(_partners, features, overview)))
+    run.write(graph, partial(_write_graph, features=features, overview=overview))
 
 
 def _write_parquet(path: Path, parts: Any) -> None:
@@ -285,7 +292,7 @@ def _write_parquet(path: Path, parts: Any) -> None:
             writer.close()
 
 
-def _neighbours(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd.DataFrame]:
+def _neighbours(live: ComparedFeatures, overview: SimilarityOverview) -> Iterator[pd.DataFrame]:
     """Yield the nearest features in any layer, layer by layer: feature, rank, neighbour, similarity."""
     names = np.array(live.names, dtype=object)
     for group in live.groups:
@@ -295,7 +302,7 @@ def _neighbours(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd
         yield _marked(live, pd.DataFrame(columns).astype({"feature": "string", "neighbour": "string"}), "neighbour")
 
 
-def _partners(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd.DataFrame]:
+def _partners(live: ComparedFeatures, overview: SimilarityOverview) -> Iterator[pd.DataFrame]:
     """Yield the most similar feature in each other layer, layer by layer: feature, layer, partner, similarity."""
     names, layers = np.array(live.names, dtype=object), np.array(live.layers, dtype=object)
     for group in live.groups:
@@ -306,12 +313,11 @@ def _partners(live: LiveFeatures, overview: SimilarityOverview) -> Iterator[pd.D
         yield _marked(live, frame, "partner")
 
 
-def _marked(live: LiveFeatures, frame: pd.DataFrame, other: str) -> pd.DataFrame:
+def _marked(live: ComparedFeatures, frame: pd.DataFrame, other: str) -> pd.DataFrame:
     """Add the columns `reliable` and OTHER_reliable to a table in place, after a validation; return it."""
-    reliability = live.run.manifest.reliability
-    if reliability:
-        frame["reliable"] = flags.reliable_column(reliability, frame["feature"])
-        frame[f"{other}_reliable"] = flags.reliable_column(reliability, frame[other])
+    if live.reliability:
+        frame["reliable"] = flags.reliable_column(live.reliability, frame["feature"])
+        frame[f"{other}_reliable"] = flags.reliable_column(live.reliability, frame[other])
     return frame
 
 
@@ -337,42 +343,45 @@ def graph_edges(overview: SimilarityOverview) -> Iterator[tuple[int, int, float]
                 yield min(i, int(j)), max(i, int(j)), float(S)
 
 
-def _write_graph(path: Path, live: LiveFeatures, overview: SimilarityOverview) -> None:
+def _write_graph(path: Path, features: ComparedFeatures, overview: SimilarityOverview) -> None:
     """Write the neighbour graph as GraphML, line by line: networkx would hold all of it in memory."""
-    reliability = live.run.manifest.reliability
+    reliability, starts, names = features.reliability, features.starts, features.names
     unreliable = set(flags.unreliable_features(reliability))
-    keys = [("layer", "node", "string"), ("status", "node", "string"), ("start", "node", "string")]
+    keys = [("layer", "node", "string"), ("status", "node", "string")]
+    keys += [("start", "node", "string")] if starts else []
     keys += [("weight", "edge", "double")]
     keys += [("reliable", "node", "boolean")] if reliability else []
-    layers = np.array(live.layers, dtype=object)[live.layer_numbers]
     with path.open("w", encoding="utf-8", newline="\n") as out:
         out.write('<?xml version="1.0" encoding="utf-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n')
         for name, element, kind in keys:
             out.write(f'<key id="{name}" for="{element}" attr.name="{name}" attr.type="{kind}"/>\n')
         out.write('<graph edgedefault="undirected">\n')
-        for name, layer, start in zip(live.names, layers, live.starts, strict=True):
-            data = f'<data key="layer">{escape(layer)}</data><data key="status">live</data>'
-            data += f'<data key="start">{start}</data>'
-            if name in reliability:
-                data += f'<data key="reliable">{str(name not in unreliable).lower()}</data>'
-            out.write(f"<node id={quoteattr(name)}>{data}</node>\n")
+        for layer, group in zip(features.layers, features.groups, strict=True):
+            for k in range(group.start, group.stop):
+                if starts is None and not overview.defined[k]:
+                    continue  # it responds to all photographs alike
+                data = f'<data key="layer">{escape(layer)}</data><data key="status">live</data>'
+                data += f'<data key="start">{starts[k]}</data>' if starts else ""
+                if names[k] in reliability:
+                    data += f'<data key="reliable">{str(names[k] not in unreliable).lower()}</data>'
+                out.write(f"<node id={quoteattr(names[k])}>{data}</node>\n")
         for i, j, S in graph_edges(overview):
-            ends = f"source={quoteattr(live.names[i])} target={quoteattr(live.names[j])}"
+            ends = f"source={quoteattr(names[i])} target={quoteattr(names[j])}"
             out.write(f'<edge {ends}><data key="weight">{S!r}</data></edge>\n')
         out.write("</graph>\n</graphml>\n")
 
 
-def summarise(live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFrame) -> dict[str, Any]:
+def summarise(live: ComparedFeatures, overview: SimilarityOverview, table: pd.DataFrame) -> dict[str, Any]:
     """Summarise the comparison of all layers.
 
     Parameters
     ----------
-    live : LiveFeatures
-        Live features of the run.
+    live : ComparedFeatures
+        The features: those that are live, or all over photographs.
     overview : SimilarityOverview
         Comparison of all features.
     table : pandas.DataFrame
-        Table of layers, see `layer_table`.
+        Table of layers, see `featmap.mapping.cross_tables.overview_table`.
 
     Returns
     -------
@@ -399,16 +408,8 @@ def summarise(live: LiveFeatures, overview: SimilarityOverview, table: pd.DataFr
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
     """Describe the findings in words: one line for each layer, then those over all layers."""
     lines = [f"{layer}: {tables.summary_lines(one)[0]}" for layer, one in summary["layers"].items()]
-    network = summary["network"]
-    between = network["edges_between_layers"] / network["edges"] if network["edges"] else 0.0
-    lines += [
-        f"{network['layers']} layers, {network['live']:,} live features, {network['profiles']:,} with a profile over "
-        f"{network['images']:,} images: {network['edges']:,} edges to the {network['neighbours']} nearest neighbours, "
-        f"{100 * between:.0f} % of them between layers"
-    ]
-    for one, other, best, floor in network["closest_layers"]:
-        lines.append(f"{one} to {other}: mean S of a feature's best partner {best:.3f} (by chance {floor:.3f})")
-    return lines
+    lines += tables.network_lines(summary["network"], "images")
+    return lines + tables.all_crossing_lines(summary)
 
 
 def open_maps(job: Job, run: Run) -> LayerMaps:
@@ -427,6 +428,7 @@ def open_maps(job: Job, run: Run) -> LayerMaps:
         The maps of layers and of pairs are read, or computed from A, each time that one is requested.
     """
     pairs = [(one, other) for one in job.layers for other in job.layers if one != other]
+    data = store.open_arrays(run.folder)
     table = result.read_layer_table(run.folder)
     assert table is not None
     summary = run.manifest.summary
@@ -437,6 +439,7 @@ def open_maps(job: Job, run: Run) -> LayerMaps:
         table,
         summary,
         _summary_lines(summary),
+        cross_tables.PhotographCrossings(data, pairs) if PHOTOGRAPH_RESPONSES in data else {},
     )
 
 

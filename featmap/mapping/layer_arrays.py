@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import xarray as xr
 
 from featmap.mapping.view import PHOTOGRAPH_RESPONSES
 from featmap.runs.folder_layout import LIVE_CODES
-from featmap.stats import blockwise
+from featmap.stats import blockwise, measures
 from featmap.stats.frames import to_frame
+from featmap.stats.top_responses import HalfMaps, halve_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,28 @@ class LayerArrays:
         """Responses to the null image averaged over seeds, N."""
         return pd.Series(self.nulls.mean(0), index=self.names)
 
+    def compute_measures(self, shown: str, formula: int = measures.FORMULA) -> dict[str, pd.DataFrame]:
+        """Compute the measures of a map.
+
+        Parameters
+        ----------
+        shown : str
+            Measure of the heatmap.
+        formula : int, default FORMULA
+            Formula of S, as `featmap.mapping.view.recorded_formula` reads it: a map of an earlier version is read with
+            the S that its clusters and tables were computed from.
+
+        Returns
+        -------
+        dict of str to pandas.DataFrame
+            By name: all but `raw`, which is A; `linear_profile` only where the heatmap shows it.
+        """
+        names = [n for n in measures.MEASURES if n not in ("raw", "linear_profile") or n == shown != "raw"]
+        frames = {name: measures.MEASURES[name](self.A, self.null, self.live) for name in names}
+        if formula == measures.LINEAR:
+            frames["profile"] = measures.linear_profile(self.A, self.null, self.live)
+        return frames
+
 
 def worst_status(status: np.ndarray) -> np.ndarray:
     """Find the worst status of each image over all seeds.
@@ -116,7 +140,7 @@ def photograph_responses(data: xr.Dataset, layer: str) -> xr.DataArray:
 
 
 def correlate_photographs(
-    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None
+    responses: xr.DataArray, progress: Callable[[int, int], None] | None = None, formula: int = measures.FORMULA
 ) -> tuple[blockwise.ColumnSimilarity, pd.DataFrame]:
     """Compute the similarity S of features over photographs, block by block.
 
@@ -126,6 +150,8 @@ def correlate_photographs(
         Responses of one layer, see `photograph_responses`.
     progress : callable, optional
         Called with (done, total) blocks.
+    formula : int, default FORMULA
+        Formula of S, as in `LayerArrays.compute_measures`.
 
     Returns
     -------
@@ -133,6 +159,27 @@ def correlate_photographs(
         Similarities and moments of all features.
     pandas.DataFrame
         S of the features that have one.
+    """
+    roots = formula != measures.LINEAR
+    profiles = blockwise.correlate(block_reader(responses), responses.shape[1], progress, roots)
+    defined = np.isfinite(profiles.similarity.diagonal())
+    names = pd.Index([str(name) for name in responses["response"].values[defined]])
+    S = profiles.similarity if defined.all() else profiles.similarity[np.ix_(defined, defined)]
+    return profiles, to_frame(S, names, names)
+
+
+def block_reader(responses: xr.DataArray) -> blockwise.BlockReader:
+    """Make the function that reads responses to photographs block by block.
+
+    Parameters
+    ----------
+    responses : xarray.DataArray
+        Photograph x response, read lazily.
+
+    Returns
+    -------
+    callable
+        Yields photographs x responses in float64, NaN where not finite, the same blocks in each pass.
     """
     count, width = responses.shape
     # a stored chunk is as wide as all recorded layers
@@ -144,8 +191,142 @@ def correlate_photographs(
             block[~np.isfinite(block)] = np.nan
             yield block
 
-    profiles = blockwise.correlate(blocks, width, progress)
-    defined = np.isfinite(profiles.similarity.diagonal())
-    names = pd.Index([str(name) for name in responses["response"].values[defined]])
-    S = profiles.similarity if defined.all() else profiles.similarity[np.ix_(defined, defined)]
-    return profiles, to_frame(S, names, names)
+    return blocks
+
+
+def halve_photographs(responses: xr.DataArray, compared: Sequence[str], formula: int = measures.FORMULA) -> HalfMaps:
+    """Compute the maps of halves of the photographs, and of best photographs.
+
+    Parameters
+    ----------
+    responses : xarray.DataArray
+        Responses of one layer, see `photograph_responses`.
+    compared : sequence of str
+        The features that are compared.
+    formula : int, default FORMULA
+        Formula of S, as in `LayerArrays.compute_measures`.
+
+    Returns
+    -------
+    HalfMaps
+        Of the features compared.
+    """
+    at = pd.Index([str(name) for name in responses["response"].values]).get_indexer(list(compared))
+    shape = len(responses), responses.shape[1]
+    return halve_blocks(block_reader(responses), shape, at, roots=formula != measures.LINEAR)
+
+
+@dataclass(frozen=True, eq=False)
+class PhotographLayers:
+    """Responses of several layers to the same photographs, read block by block.
+
+    Parameters
+    ----------
+    layers : list of str
+        The layers.
+    names : list of str
+        Their F features, layer after layer.
+    groups : list of slice
+        Range of each layer within `names`.
+    responses : xarray.DataArray
+        Photograph x F responses.
+    """
+
+    layers: list[str]
+    names: list[str]
+    groups: list[slice]
+    responses: xr.DataArray
+
+    @staticmethod
+    def read(data: xr.Dataset, layers: Sequence[str]) -> PhotographLayers:
+        """Select the responses of some recorded layers.
+
+        Parameters
+        ----------
+        data : xarray.Dataset
+            Arrays of a run with photographs.
+        layers : sequence of str
+            Names of recorded layers.
+
+        Returns
+        -------
+        PhotographLayers
+            In the order of `layers`.
+        """
+        own: dict[str, list[int]] = {layer: [] for layer in layers}
+        labels = [str(name) for name in data["response"].values]
+        for k, label in enumerate(labels):
+            if label.rpartition(":")[0] in own:
+                own[label.rpartition(":")[0]].append(k)
+        at = [k for columns in own.values() for k in columns]
+        ends = np.cumsum([0, *map(len, own.values())])
+        groups = [slice(int(a), int(b)) for a, b in pairwise(ends)]
+        names = [labels[k] for k in at]
+        return PhotographLayers(list(layers), names, groups, data[PHOTOGRAPH_RESPONSES].isel(response=at))
+
+    def similarity(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """Compute S of all features, within layers and between them.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with (done, total) blocks.
+
+        Returns
+        -------
+        numpy.ndarray
+            F x F, exactly symmetric, in [-1, 1]; NaN where undefined.
+        """
+        return blockwise.correlate(block_reader(self.responses), self.groups, progress).similarity
+
+    def overview(self, k: int, progress: Callable[[int, int], None] | None = None) -> blockwise.SimilarityOverview:
+        """Find nearest features, best partners, and how good a partner chance gives.
+
+        Parameters
+        ----------
+        k : int
+            Nearest features to keep.
+        progress : callable, optional
+            Called with (done, total) features.
+
+        Returns
+        -------
+        SimilarityOverview
+            Of the F features. Panels and samples shrink with the number of photographs, so that memory stays bounded.
+        """
+        count, features = len(self.responses), max(len(self.names), 1)
+        budget = blockwise.PANEL_BYTES * features // max(count, features)
+        sample = min(blockwise.CHANCE_FEATURES, max(blockwise.PANEL_BYTES // (8 * max(count, 1)), 1))
+        chance = blockwise.ChanceSettings(sample=sample)
+        reader = block_reader(self.responses)
+        return blockwise.compare(reader, self.groups, k, chance=chance, budget=budget, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedFeatures:
+    """Features of several layers that are compared with each other.
+
+    Parameters
+    ----------
+    layers : list of str
+        The L layers.
+    names : list of str
+        The F features, in the order of the layers.
+    groups : list of slice
+        Range of each layer within `names`.
+    starts : list of str, optional
+        How each feature's descent started; None without descents.
+    reliability : mapping, optional
+        Reliability by feature; empty before a validation, and over photographs.
+    """
+
+    layers: list[str]
+    names: list[str]
+    groups: list[slice]
+    starts: list[str | None] | None = None
+    reliability: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def layer_numbers(self) -> np.ndarray:
+        """Number of each feature's layer, F integers."""
+        return np.repeat(np.arange(len(self.groups)), [g.stop - g.start for g in self.groups])

@@ -25,12 +25,10 @@ from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, cross_layer, measures, reliability
 from featmap.stats.clustering import Clusters
 from featmap.stats.frames import finite_column
-from featmap.stats.map_agreement import compare, distinct_disagreements
+from featmap.stats.map_agreement import distinct_disagreements
 
 CONSTANT = "constant"
 """Status of a feature that responds to all photographs alike."""
-LEAST_PHOTOGRAPHS = 8
-"""Fewest photographs that are split into halves."""
 NULL_CELLS = 2**22
 """Responses that a null model of the clusters is drawn from; of more, evenly spaced photographs are taken."""
 
@@ -122,29 +120,41 @@ def summarise_agreement(
     dict
         Plain JSON values, None where undefined: correlation of S over pairs with low and high (bootstrap over
         features), the median agreement of a feature, ari (of the communities of both maps, over the features that both
-        have), and correlation_of_halves and ari_of_halves, the same of two maps of every second photograph each.
+        have), and correlation_of_halves and ari_of_halves, the same of the maps of two random halves of the
+        photographs, of the same features. Then with either half: half_correlation, ceiling and share, with _low and
+        _high, overlap, overlap_ceiling and overlap_share (see `featmap.stats.map_agreement.CeilingShare`), and in
+        words why a share is undefined.
     """
+    watcher.stage("agreement with photographs, and its ceiling", 0, 1)
     agreement = layer_map.agreement
-    assert agreement is not None
+    assert agreement is not None and agreement.halves is not None and agreement.attained is not None
+    watcher.stage("agreement with photographs, and its ceiling", 1, 1)
     communities = [one.clusters.communities.labels for one in (layer_map, found)]
-    halves, values = [], agreement.overall
-    if len(found.responses) >= LEAST_PHOTOGRAPHS:
-        for first in (0, 1):
-            watcher.stage("halves of the photographs", first, 2)
-            halves.append(correlate_photographs(found.responses.isel(photograph=slice(first, None, 2)))[1])
-        watcher.stage("halves of the photographs", 2, 2)
-    graphs = [clustering.communities(clustering.neighbour_graph(S, neighbours)).labels for S in halves]
+    values, attained, graphs = agreement.overall, agreement.attained, []
+    for half in agreement.halves.halves:
+        defined = np.isfinite(half.diagonal())
+        if not defined.any():
+            continue
+        names = agreement.features.index[defined]
+        S = pd.DataFrame(half[np.ix_(defined, defined)], index=names, columns=names)
+        graphs.append(clustering.communities(clustering.neighbour_graph(S, neighbours)).labels)
     numbers = {
         "correlation": values.value,
         "low": values.low,
         "high": values.high,
         "median": agreement.features["agreement"].median(),
         "ari": _adjusted_rand(communities),
-        "correlation_of_halves": compare(halves[0], halves[1], 1).overall.value if halves else np.nan,
+        "correlation_of_halves": attained.halves.value,
         "ari_of_halves": _adjusted_rand(graphs),
+        "half_correlation": attained.agreement.value,
     }
-    pairs = distinct_disagreements(agreement.disagreements)
-    return {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()} | {"parted": pairs}
+    for name, one in (("ceiling", attained.ceiling), ("share", attained.share)):
+        numbers |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    overlaps = (attained.overlap, attained.overlap_ceiling, attained.overlap_share)
+    for name, one in zip(("overlap", "overlap_ceiling", "overlap_share"), overlaps, strict=True):
+        numbers[name] = one.value
+    words = {"parted": distinct_disagreements(agreement.disagreements), "reason": attained.reason}
+    return {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()} | words
 
 
 def _adjusted_rand(labels: list[pd.Series]) -> float:
@@ -272,7 +282,7 @@ def map_alone(job: Job, folder: Path, view: View, watcher: Watcher, reuse: bool 
     Returns
     -------
     LayerMaps
-        Map of each layer, see `featmap.mapping.result.map_of_photographs`; there are no crossings.
+        Map of each layer, see `featmap.mapping.result.map_of_photographs`; there are no crossings over images.
     """
     maps: dict[str, SimilarityMap] = {}
     for layer in job.layers:

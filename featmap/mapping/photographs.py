@@ -26,6 +26,7 @@ from featmap.runs.job import TABLE_CELL, Job
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
+from featmap.stats import blockwise
 
 UNIT_PHOTOGRAPHS, BATCH = 64, 16
 """Photographs of a work unit, which are in memory together, and of a batch, as in `featmap probe`."""
@@ -249,7 +250,11 @@ class PhotographJob(Job):
     @property
     def disk_needed(self) -> int:
         """Bytes on disk: arrays before compression, tables and figures."""
-        cells = sum(self.network.layer(layer, self.recipe.size).channels ** 2 for layer in self.layers)
+        channels = {layer: self.network.layer(layer, self.recipe.size).channels for layer in self.responses}
+        mapped = [channels[layer] for layer in self.layers]
+        # a large run writes tables within layers only
+        columns = 0 if blockwise.is_large(mapped) else sum(channels.values())
+        cells = sum(max(columns, n) * n for n in mapped)
         return super().disk_needed + TABLE_CELL // 5 * cells  # one of the five tables is of photographs
 
 

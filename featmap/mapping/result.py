@@ -16,19 +16,24 @@ import xarray as xr
 
 from featmap.errors import StoreError
 from featmap.mapping import cluster_io, tables
-from featmap.mapping.layer_arrays import LayerArrays, correlate_photographs, photograph_responses
-from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
+from featmap.mapping.layer_arrays import (
+    LayerArrays,
+    correlate_photographs,
+    halve_photographs,
+    photograph_responses,
+)
+from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS, View, recorded_formula
 from featmap.runs import store
 from featmap.runs.manifest import SIMILARITY
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import plain_columns
-from featmap.stats.map_agreement import MapAgreement, compare
+from featmap.stats.map_agreement import MapAgreement, common_features, compare
 
 Pair = tuple[str, str]
-LAYER_TABLE = f"{tables.CROSS}/layers"
-"""Path of the table of layers in a run folder, without its ending."""
+LAYER_TABLE, PHOTOGRAPH_LAYER_TABLE = f"{tables.CROSS}/layers", f"{tables.CROSS}/{PHOTOGRAPHS}_layers"
+"""Paths of the tables of layers in a run folder, over images and over photographs beside these, without ending."""
 EXAMPLES, EXAMPLE_MAPS = "examples", "examples.nc"
 """Table of the dataset examples in the folder of a layer, without its ending, and the file of their activation maps."""
 
@@ -129,7 +134,8 @@ class SimilarityMap:
     null : pandas.Series
         Responses to the null image, averaged over seeds.
     measures : dict of str to pandas.DataFrame
-        Measures by name: coactivation, relative, selective, profile; NaN where undefined.
+        Measures by name: coactivation, relative, selective, profile, and linear_profile where the view shows it; NaN
+        where undefined.
     clusters : Clusters
         Consensus clusters of the profile similarity, and their nulls.
     features : pandas.DataFrame
@@ -144,6 +150,10 @@ class SimilarityMap:
         Cross-layer maps to the probed layers, by (layer, probed layer).
     open_photographs : callable, optional
         Reads the map of photographs; None where the run has none.
+    photograph_crossings : mapping of (str, str) to CrossLayerMap
+        The same as `crossings` over photographs, see `LayerMaps`.
+    formula : int, default FORMULA
+        Formula of S, see `featmap.stats.measures.FORMULA`.
     """
 
     folder: Path
@@ -157,6 +167,8 @@ class SimilarityMap:
     prefix: str = ""
     crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
     open_photographs: Callable[[], PhotographMap] | None = None
+    photograph_crossings: Mapping[Pair, CrossLayerMap] = field(default_factory=dict)
+    formula: int = measures.FORMULA
 
     @cached_property
     def photographs(self) -> PhotographMap | None:
@@ -165,10 +177,12 @@ class SimilarityMap:
 
     @cached_property
     def agreement(self) -> MapAgreement | None:
-        """Comparison of S over images and over photographs; None without both."""
+        """Comparison of S over both kinds of stimuli, with ceiling; None without both."""
         if self.photographs is None or not self.has_images:
             return None
-        return compare(self.measures["profile"], self.photographs.similarity)
+        both = self.measures["profile"], self.photographs.similarity
+        names = common_features(*both)
+        return compare(*both, halves=halve_photographs(self.photographs.responses, names, self.formula))
 
     @property
     def has_images(self) -> bool:
@@ -202,7 +216,7 @@ class SimilarityMap:
         list of str
             One finding a line.
         """
-        return tables.summary_lines(self.summary) + tables.crossing_lines(self.summary.get("crossings", []))
+        return tables.summary_lines(self.summary) + tables.all_crossing_lines(self.summary)
 
     def _repr_html_(self) -> str:
         head = self.features.head(20)._repr_html_()
@@ -228,6 +242,9 @@ class LayerMaps:
     large_lines : sequence of str, default ()
         Findings in words of a large run, whose maps and crossings are read each time that one is requested; empty for
         other runs.
+    photograph_crossings : mapping of (str, str) to CrossLayerMap
+        S over photographs between the features of two layers, computed when one is first requested; `profile` is the
+        only measure, and `activations` has no rows. Empty for a run without photographs.
     """
 
     folder: Path
@@ -236,6 +253,7 @@ class LayerMaps:
     layers: pd.DataFrame
     summary: dict[str, Any]
     large_lines: Sequence[str] = ()
+    photograph_crossings: Mapping[Pair, CrossLayerMap] = field(default_factory=dict)
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -255,7 +273,7 @@ class LayerMaps:
         if len(self.maps) == 1:
             return next(iter(self.maps.values())).lines()
         lines = [f"{layer}: {line}" for layer, one in self.maps.items() for line in one.lines()]
-        return lines + tables.crossing_lines(self.summary["crossings"])
+        return lines + tables.all_crossing_lines(self.summary)
 
     def _repr_html_(self) -> str:
         return _html(self.folder, self.lines()) + str(self.layers._repr_html_())
@@ -315,7 +333,8 @@ def map_of_photographs(found: PhotographMap) -> SimilarityMap:
 
 def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]) -> PhotographMap:
     """Read the map of photographs of one layer of a finished run; S is computed from the responses again."""
-    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer))
+    formula = recorded_formula(run.manifest.view)
+    _, S = correlate_photographs(photograph_responses(open_arrays(run.folder), layer), formula=formula)
     features = store.read_frame(run.folder, f"{prefix}features")
     clusters = _read_clusters(run, prefix, S)
     shown = [str(name) for name in features.index]
@@ -324,7 +343,8 @@ def _read_photographs(run: Run, layer: str, prefix: str, summary: dict[str, Any]
 
 def _read_clusters(run: Run, prefix: str, S: pd.DataFrame) -> clustering.Clusters:
     """Read the stored clusters of a map of a finished run."""
-    clusters = cluster_io.read(run.folder / f"{prefix}{cluster_io.FILE_NAME}", S, int(run.manifest.view["neighbours"]))
+    path, view = run.folder / f"{prefix}{cluster_io.FILE_NAME}", run.manifest.view
+    clusters = cluster_io.read(path, S, int(view["neighbours"]), recorded_formula(view))
     if clusters is None:
         raise StoreError(
             f"run {str(run.folder)!r} has lost {prefix}{cluster_io.FILE_NAME}; run its command again to repair it"
@@ -345,7 +365,9 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
     Returns
     -------
     dict of str to SimilarityMap
-        By layer. `features` has only rows of the features shown, `crossings` is empty.
+        By layer. `features` has only rows of the features shown, `crossings` is empty. S of a run of an earlier version
+        is that of its clusters and tables, see `featmap.stats.measures.linear_profile`; the run's own command computes
+        it anew.
 
     Raises
     ------
@@ -368,34 +390,38 @@ def read_maps(folder: str | Path, layers: Sequence[str] | None = None) -> dict[s
             continue
         names = [n for n in map(str, data["image"].values) if n.rpartition(":")[0] == layer]
         arrays = LayerArrays.read(data, names)
-        A, null, live = arrays.A, arrays.null, arrays.live
+        A, null = arrays.A, arrays.null
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the run warned already
-            frames = {name: measure(A, null, live) for name, measure in measures.MEASURES.items() if name != "raw"}
+            view = run.manifest.view
+            frames = arrays.compute_measures(View.from_record(view).measure, recorded_formula(view))
         clusters = _read_clusters(run, prefix, frames["profile"])
         features = tables.split_status(store.read_frame(run.folder, f"{prefix}features"))
         shown = [str(name) for name in features.index]
         one = SimilarityMap(run.folder, A, null, frames, clusters, features, shown, summaries[layer], prefix)
+        one.formula = recorded_formula(view)
         if PHOTOGRAPH_RESPONSES in data:
             one.open_photographs = partial(_read_photographs, run, layer, *own)
         maps[layer] = one
     return maps
 
 
-def read_layer_table(folder: Path) -> pd.DataFrame | None:
-    """Read the table of layers from a run folder.
+def read_layer_table(folder: Path, name: str = LAYER_TABLE) -> pd.DataFrame | None:
+    """Read a table of layers from a run folder.
 
     Parameters
     ----------
     folder : Path
         Run folder.
+    name : str, optional
+        Its path without ending: `LAYER_TABLE` or `PHOTOGRAPH_LAYER_TABLE`.
 
     Returns
     -------
     pandas.DataFrame or None
         One row an ordered pair, see `featmap.stats.cross_layer.layer_table`; None if the folder has no such table.
     """
-    path = folder / f"{LAYER_TABLE}.parquet"
+    path = folder / f"{name}.parquet"
     return plain_columns(pd.read_parquet(path)).reset_index() if path.is_file() else None
 
 

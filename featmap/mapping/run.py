@@ -19,6 +19,7 @@ from featmap.errors import FeatmapError, UnitError
 from featmap.mapping import analysis, cross_tables, examples, flags, large, photograph_map, writing
 from featmap.mapping import photographs as photograph_jobs
 from featmap.mapping.examples import ExampleSource
+from featmap.mapping.layer_arrays import PhotographLayers
 from featmap.mapping.photographs import (
     BATCH,
     UNIT_PHOTOGRAPHS,
@@ -29,8 +30,8 @@ from featmap.mapping.photographs import (
     PhotographUnit,
     PhotographWorker,
 )
-from featmap.mapping.result import LayerMaps, SimilarityMap
-from featmap.mapping.view import PHOTOGRAPHS, View
+from featmap.mapping.result import LayerMaps, SimilarityMap, photograph_prefix
+from featmap.mapping.view import PHOTOGRAPHS, View, recorded_formula
 from featmap.network import selection
 from featmap.network.loading import load
 from featmap.network.model import Network
@@ -49,9 +50,10 @@ from featmap.runs.estimate import Estimate
 from featmap.runs.job import Job, Selection
 from featmap.runs.manifest import SIMILARITY, is_run
 from featmap.runs.progress import Watcher
-from featmap.runs.store import Run
+from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import checked
 from featmap.stats import blockwise
+from featmap.stats.measures import FORMULA
 
 
 def similarity_job(
@@ -230,7 +232,8 @@ def similarity(
         For a single name, the map of the layer, with frames [N, N]; its `crossings`, by (layer, probed layer), hold
         the responses of the probed layer's features to its images, with frames [N, M]. For several layers: `maps` by
         layer, `crossings` by ordered pair (l, k), with frames [N_l, N_k]; from `featmap.stats.blockwise.LARGE` features
-        on, these are read each time that one is requested.
+        on, these are read each time that one is requested. With photographs, `photograph_crossings` hold S over
+        photographs of the same pairs.
 
     Raises
     ------
@@ -298,8 +301,9 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         if large.is_large(job):
             also = partial(examples.write_examples, run, source, earlier=run.manifest.files, watcher=watcher)
             return large.carry_out(job, run, view, count, watcher, also)
-        # without new work units, the stored clusters and tables belong to the present arrays
-        finished = not count and run.is_complete()
+        # without new work units, the stored clusters and tables belong to the present arrays; S of an earlier version
+        # had another formula
+        finished = not count and run.is_complete() and recorded_formula(run.manifest.view) == FORMULA
         begun = time.perf_counter()
         analyse = analysis.analyse if job.objectives else photograph_map.map_alone
         maps = analyse(job, run.folder, view, watcher, reuse=finished)
@@ -307,16 +311,54 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
             flags.add_reliability(one.features, reliability)
             if isinstance(job, PhotographJob) and job.objectives:
                 photograph_map.add(one, job, view, watcher, finished)
+        crossings = _photograph_crossings(job, run, maps)
+        if finished:  # not in runs of earlier versions
+            names = ("photograph_crossings", "photograph_network")
+            maps.summary |= {name: run.manifest.summary[name] for name in names if name in run.manifest.summary}
         if not finished or run.manifest.view != record:
             earlier, run.manifest.files = run.manifest.files, {}  # all tables and figures are written again
             for one in maps.maps.values():
                 writing.write(run, one, view, watcher)
                 examples.write_examples(run, source, one, earlier, watcher)
             cross_tables.write(run, maps, view, watcher)
+            if crossings:
+                _write_photograph_crossings(job, run, maps, crossings, view, watcher)
             run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
             run.manifest.view, run.manifest.summary = record, maps.summary
             lifecycle.complete(job, run)
         return maps
+
+
+def _photograph_crossings(job: Job, run: Run, maps: LayerMaps) -> cross_tables.PhotographCrossings | None:
+    """Open the maps over photographs between layers; None for a run without photographs or of a single layer."""
+    pairs = [(one, other) for one in job.layers for other in job.responses if other != one]
+    if not isinstance(job, PhotographJob) or not pairs:
+        return None
+    found = cross_tables.PhotographCrossings(open_arrays(run.folder), pairs)
+    maps.photograph_crossings = found
+    for one in maps.maps.values() if len(maps.maps) == 1 else ():
+        one.photograph_crossings = found
+    return found
+
+
+def _write_photograph_crossings(
+    job: Job,
+    run: Run,
+    maps: LayerMaps,
+    crossings: cross_tables.PhotographCrossings,
+    view: View,
+    watcher: Watcher,
+) -> None:
+    """Write the maps over photographs between layers, block by block where photographs alone map a whole network."""
+    prefix = photograph_prefix("", not job.objectives)
+    channels = [job.network.layer(layer, job.recipe.size).channels for layer in job.layers]
+    if blockwise.is_large(channels):
+        # of the mapped layers, as in a run with images
+        mapped = PhotographLayers.read(open_arrays(run.folder), job.layers)
+        maps.summary["photograph_network"] = large.write_photographs(run, mapped, view, prefix, watcher)
+    else:
+        entries = cross_tables.write_photographs(run, maps, crossings, prefix, watcher)
+        maps.summary["photograph_crossings"] = entries  # of a single layer this is the summary of its map, too
 
 
 def estimate(job: Job, folder: Path) -> Estimate:
@@ -366,11 +408,19 @@ def memory_needed(job: PhotographJob) -> int:
     Returns
     -------
     int
-        Bytes: the larger one of a work unit's and of those that the widest layer's similarity takes.
+        Bytes: the largest of a work unit's, of those that the widest layer's similarity and its agreement with that
+        over images take, and of those of the comparison of all layers.
     """
     network, size = job.network, job.recipe.size
     pixels = 4 * int(np.prod(network.image_shape(size))) * UNIT_PHOTOGRAPHS
     unit = pixels + estimate_memory(network, job.recipe, job.responses, BATCH)
     widest = max(network.layer(layer, size).channels for layer in job.layers)
-    # S and two arrays of its size in the neighbour graph, and eight of a block
-    return max(unit, 8 * (3 * widest**2 + 8 * blockwise.SLICE_CELLS))
+    # both S, those of two halves and of best photographs, two arrays in the work on them, and eight of a block
+    own = 8 * (8 * widest**2 + 8 * blockwise.SLICE_CELLS)
+    if len(job.responses) == 1:
+        return max(unit, own)
+    features, count = len(job.columns), len(job.photographs)
+    panel = min(blockwise.PANEL_BYTES, 8 * features * max(count, features))
+    sampled = 8 * count * min(features, blockwise.CHANCE_FEATURES)
+    kept = 8 * min(features, blockwise.LARGE) ** 2
+    return max(unit, own, 4 * panel + min(blockwise.PANEL_BYTES, sampled) + kept + 64 * blockwise.SLICE_CELLS)

@@ -17,7 +17,6 @@ from featmap.runs.folder_layout import ARRAYS
 from featmap.runs.manifest import MANIFEST, UNITS
 from featmap.stats import facets, measures
 from featmap.stats.clustering import Clusters
-from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import count_undefined, finite_column, most_similar_pairs, nearest_features
 
 CROSS = "cross"
@@ -32,6 +31,7 @@ LABELS = {
     "relative": "response relative to the image's own feature",
     "selective": "response, standardised over images",
     "profile": "profile similarity S",
+    "linear_profile": "profile similarity of responses without roots",
     "raw": "average activation",
 }
 
@@ -334,13 +334,22 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
     """Describe in words how far the maps of images and of photographs agree."""
     if not agreement:
         return []
-    text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k != "parted"}
+    text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k not in ("parted", "reason")}
     lines = [
         f"S over images and over photographs correlate by {text['correlation']} [{text['low']}, {text['high']}] "
         f"(interval: bootstrap over features; halves of the photographs {text['correlation_of_halves']}), a feature's "
         f"row by {text['median']} in the median; ARI of the communities {text['ari']} (halves of the photographs "
         f"{text['ari_of_halves']})"
     ]
+    if agreement.get("share") is not None:
+        lines.append(
+            f"that is {text['share']} [{text['share_low']}, {text['share_high']}] of the ceiling: S over half of the "
+            f"photographs correlates with S over images by {text['half_correlation']}, with S over each feature's best "
+            f"photograph of the other half by {text['ceiling']} [{text['ceiling_low']}, {text['ceiling_high']}]; "
+            f"overlap of nearest features {text['overlap']} and {text['overlap_ceiling']}"
+        )
+    elif "share" in agreement:  # not in older runs
+        lines.append(f"the share of the ceiling of that agreement is undefined: {agreement['reason']}")
     pairs = [f"{a} and {b} ({x:.2f} and {y:.2f})" for a, b, x, y in agreement["parted"]]
     return lines + [f"part most (S over images and over photographs): {', '.join(pairs)}"] * bool(pairs)
 
@@ -387,86 +396,13 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     return lines + photograph_lines(summary.get("photographs", {}))
 
 
-def shown_measure(crossing: CrossLayerMap, measure: str) -> str:
-    """Choose the measure that the heatmap of a pair of layers shows.
-
-    Parameters
-    ----------
-    crossing : CrossLayerMap
-        Map of the pair.
-    measure : str
-        Requested measure.
-
-    Returns
-    -------
-    str
-        The requested measure, or "selective" if the pair does not have it: `coactivation` of a probed layer.
-    """
-    return measure if measure == "raw" or measure in crossing.measures else "selective"
-
-
-def summarise_crossings(crossings: Sequence[CrossLayerMap], table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
-    """Summarise the maps between layers.
-
-    Parameters
-    ----------
-    crossings : sequence of CrossLayerMap
-        Maps of the ordered pairs.
-    table : pandas.DataFrame
-        Table of layers with a row for each of them, see `featmap.stats.cross_layer.layer_table`.
-    measure : str
-        Requested measure of the heatmaps.
-
-    Returns
-    -------
-    list of dict
-        Plain JSON values, one entry for each pair.
-    """
-    entries = []
-    for crossing, row in zip(crossings, table.to_dict("records"), strict=True):
-        pairs = distinct_partners(crossing.partners, 5)
-        entries.append(
-            {
-                "layer": crossing.layer,
-                "other": crossing.other,
-                "features": int(row["features"]),
-                "images": int(row["images"]),
-                **{k: None if pd.isna(row[k]) else float(row[k]) for k in ("best", "floor", "highest_floor")},
-                "strongest": [[r.feature, r.partner, float(r.similarity)] for r in pairs.itertuples()],
-                "undefined": {name: count_undefined(frame) for name, frame in crossing.measures.items()},
-                "requested": measure,
-                "heatmap": shown_measure(crossing, measure),
-            }
-        )
-    return entries
-
-
-def distinct_partners(partners: pd.DataFrame, n: int) -> pd.DataFrame:
-    """List the most similar pairs of a feature and its first partner.
-
-    Parameters
-    ----------
-    partners : pandas.DataFrame
-        Columns feature, rank, partner, similarity, see `featmap.stats.cross_layer.partners`.
-    n : int
-        Maximum number of pairs.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows of `partners`, by falling similarity; no feature of either layer is in two of them.
-    """
-    first = partners[partners["rank"] == 1].sort_values("similarity", ascending=False, kind="stable")
-    return first.drop_duplicates("partner").head(n)
-
-
 def crossing_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
     """Describe the summary of the maps between layers in words.
 
     Parameters
     ----------
     summary : sequence of dict
-        See `summarise_crossings`.
+        See `featmap.stats.cross_layer.summarise_crossings`.
 
     Returns
     -------
@@ -490,3 +426,52 @@ def crossing_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
                 f"map the layers {entry['layer']} and {entry['other']} to get co-activation"
             )
     return lines
+
+
+def all_crossing_lines(summary: dict[str, Any]) -> list[str]:
+    """Describe the maps between layers, over images and over photographs, in words.
+
+    Parameters
+    ----------
+    summary : dict
+        Summary of a run, with entries `crossings`, `photograph_crossings` and `photograph_network` where it has them.
+
+    Returns
+    -------
+    list of str
+        One pair a line.
+    """
+    network = summary.get("photograph_network")
+    lines = crossing_lines(summary.get("crossings", [])) + (network_lines(network, "photographs") if network else [])
+    found = summary.get("photograph_crossings", [])
+    over = [f"on {e['images']:,} photographs: {line}" for e in found for line in crossing_lines([e])]
+    return lines + over
+
+
+def network_lines(network: dict[str, Any], stimuli: str) -> list[str]:
+    """Describe the comparison of all layers of a large run in words.
+
+    Parameters
+    ----------
+    network : dict
+        See `featmap.mapping.large.summarise`.
+    stimuli : str
+        "images" or "photographs".
+
+    Returns
+    -------
+    list of str
+        The counts, then a pair of layers a line.
+    """
+    between = network["edges_between_layers"] / network["edges"] if network["edges"] else 0.0
+    counted = f"{network['live']:,} {'live ' if stimuli == 'images' else ''}features"
+    lines = [
+        f"{network['layers']} layers, {counted}, {network['profiles']:,} with a profile over "
+        f"{network['images']:,} {stimuli}: {network['edges']:,} edges to the {network['neighbours']} nearest "
+        f"neighbours, {100 * between:.0f} % of them between layers"
+    ]
+    over = "" if stimuli == "images" else f"on {network['images']:,} {stimuli}: "
+    return lines + [
+        f"{over}{one} to {other}: mean S of a feature's best partner {best:.3f} (by chance {floor:.3f})"
+        for one, other, best, floor in network["closest_layers"]
+    ]

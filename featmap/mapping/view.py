@@ -9,7 +9,7 @@ from typing import Any
 from featmap.errors import FeatmapError, UnitError, suggest
 from featmap.files import digest
 from featmap.stats.facets import check_facets
-from featmap.stats.measures import MEASURES
+from featmap.stats.measures import FORMULA, LINEAR, MEASURES
 
 PHOTOGRAPHS = "photographs"
 STIMULI = ("layer", "shown", PHOTOGRAPHS)
@@ -111,7 +111,7 @@ class View:
         )
 
     def record(self, reliability: Mapping[str, float | None]) -> dict[str, Any]:
-        """Collect the settings that tables and figures depend on besides the arrays.
+        """Collect what tables and figures depend on besides the arrays.
 
         Parameters
         ----------
@@ -121,9 +121,9 @@ class View:
         Returns
         -------
         dict
-            Entry `view` of the manifest.
+            Entry `view` of the manifest: measure, neighbours, formula of S, and a digest of the reliability.
         """
-        values: dict[str, Any] = {"measure": self.measure, "neighbours": self.neighbours}
+        values: dict[str, Any] = {"measure": self.measure, "neighbours": self.neighbours, "formula": FORMULA}
         return values | ({"reliability": digest(dict(reliability))} if reliability else {})
 
     @staticmethod
@@ -143,3 +143,19 @@ class View:
         return View(
             measure=values.get("measure", "coactivation"), neighbours=int(values.get("neighbours", DEFAULT_NEIGHBOURS))
         )
+
+
+def recorded_formula(values: Mapping[str, Any]) -> int:
+    """Read from a manifest by which formula S was computed.
+
+    Parameters
+    ----------
+    values : mapping
+        Entry `view`, see `View.record`.
+
+    Returns
+    -------
+    int
+        `featmap.stats.measures.FORMULA`, or `LINEAR` for records of versions that had no other.
+    """
+    return int(values.get("formula", LINEAR))

@@ -45,7 +45,7 @@ def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> N
         _write_agreement(run, layer_map.photographs, layer_map.agreement)
     if not layer_map.has_images:
         return
-    names = ("activations", "coactivation", "relative", "selective", "profile")
+    names = ["activations", *(name for name in measures.MEASURES if name in layer_map.measures)]
     total, prefix, shown = len(names) + 5, layer_map.prefix, layer_map.shown
     frames = {"activations": measures.raw(layer_map.activations, layer_map.null)} | layer_map.measures
     for k, name in enumerate(names):

@@ -129,7 +129,7 @@ def render_layer_page(page: LayerPage, reports: list[Report], index: str | None)
         HTML.
     """
     # values before scripts before images: the browser draws the map while it is still reading the images
-    first = {name: page.blobs[name] for name in ("A", "S") if name in page.blobs}
+    first = {name: page.blobs[name] for name in ("A", "S", "linear") if name in page.blobs}
     rest = {name: blob for name, blob in page.blobs.items() if name not in first}
     back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'
     return fill_template(

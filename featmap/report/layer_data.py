@@ -17,6 +17,7 @@ from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
 from featmap.mapping.layer_arrays import worst_status
 from featmap.mapping.result import SimilarityMap
+from featmap.mapping.view import recorded_formula
 from featmap.plotting import display, heatmaps, style
 from featmap.report import examples, graph_layout
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
@@ -37,6 +38,11 @@ MAX_STEPS, MAX_MAP_SIDE, STRONGEST = 160, 28, 5
 """Most points of a descent curve, rows or columns of an activation map, and features listed for another layer."""
 LIBRARY_BYTES = 1_500_000
 """Size of the plotting library in a page."""
+EARLIER_FORMULA = (
+    "S, neighbours and clusters of this run are those of an earlier version, which took no square roots of responses; "
+    "the run's own command computes them anew"
+)
+"""Note on the page of a run whose S has an earlier formula."""
 
 
 def build_map_page(
@@ -79,7 +85,14 @@ def build_map_page(
     # A of a single seed is float32 already; only a mean over seeds needs twice the bytes
     exact = np.array_equal(A, A.astype(np.float32).astype(np.float64), equal_nan=True)
     page = LayerPage(layer, {}, {"A": A.astype(np.float32 if exact else np.float64)})
-    page.blobs["S"] = S[np.triu_indices(len(order))].astype(np.float32)
+    upper = np.triu_indices(len(order))
+    page.blobs["S"] = S[upper].astype(np.float32)
+    if "linear_profile" in layer_map.measures:
+        linear = frames.symmetric_values(layer_map.measures["linear_profile"].loc[order, order])
+        page.blobs["linear"] = linear[upper].astype(np.float32)
+    notes = layer_map.lines()
+    if recorded_formula(run.manifest.view) != measures.FORMULA:
+        notes.append(EARLIER_FORMULA)
     page.data = {
         "layer": layer,
         "live": len(order),
@@ -92,7 +105,7 @@ def build_map_page(
         "graph": _graph(layer_map, order),
         "clusters": _clusters(layer_map, table, S, order),
         "cross": _crossings(run, names, links),
-        "notes": layer_map.lines(),
+        "notes": notes,
         "unreliable": flags.unreliable_features(run.manifest.reliability),
     }
     examples.add_examples(page, run, layer_map.prefix, photographs, watcher)
@@ -159,7 +172,7 @@ def _features(table: pd.DataFrame) -> dict[str, Any]:
 def _colour_limits(layer_map: SimilarityMap, order: list[str]) -> dict[str, float]:
     """Return the absolute value at the ends of each measure's colour scale, as in the run's heatmaps."""
     limits = {}
-    for name in measures.MEASURES:
+    for name in ("raw", *layer_map.measures):
         frame = layer_map.activations if name == "raw" else layer_map.measures[name]
         values = np.abs(frames.to_floats(frame.loc[order, order], name))
         eye = np.eye(len(order), dtype=bool)

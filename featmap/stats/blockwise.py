@@ -1,17 +1,12 @@
 """Profile similarity of a whole network, block by block: A is read a few rows at a time and S never held whole.
 
 S is that of `featmap.stats.cross_layer.profile`: every feature's responses to the same images (those of all layers'
-live features), standardised, centred by image within the feature's own layer, and correlated. Kept of it are each
-feature's nearest others, its best partner in each layer, and how good a partner chance gives.
+live features), as signed square roots, standardised, centred by image within the feature's own layer, and correlated.
+Kept of it are each feature's nearest others, its best partner in each layer, and how good a partner chance gives.
 
 A is stored in chunks of a batch of rows, each as wide as the network has features, so that no column can be read by
 itself. S is therefore computed in panels of as many of its rows as the budget takes, each by one pass over A; what a
 pass reads serves the whole panel. S is symmetric: a panel begins where the earlier ones end.
-
-References
-----------
-Moments of blocks are merged after Chan, Golub & LeVeque (1979), Updating formulae and a pairwise algorithm for
-computing sample variances, Stanford STAN-CS-79-773.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from featmap.stats.correlation import DIGITS, FLOOR, TINY
+from featmap.stats.correlation import DIGITS, FLOOR, TINY, RunningMoments, signed_roots
 
 LARGE = 3000
 """Total number of features, in two or more layers, from which they are compared block by block."""
@@ -99,8 +94,8 @@ class ColumnSimilarity:
     images : int
         Number of images that it is computed from.
     mean, deviation : numpy.ndarray
-        Mean and population standard deviation of each feature's responses, F; NaN where a response is not finite. A
-        deviation that is rounding is 0.
+        Mean and population standard deviation of each feature's responses (not of their roots), F; NaN where a response
+        is not finite. The deviation of a feature without a profile, whose responses vary by rounding only, is 0.
     """
 
     similarity: np.ndarray
@@ -209,8 +204,10 @@ def compare(
     return _overview(best, level, profiles)
 
 
-def correlate(rows: BlockReader, features: int, progress: Progress | None = None) -> ColumnSimilarity:
-    """Compute the profile similarity of one layer's features in two passes over A.
+def correlate(
+    rows: BlockReader, features: int | Sequence[slice], progress: Progress | None = None, roots: bool = True
+) -> ColumnSimilarity:
+    """Compute the profile similarity of features in two passes over A.
 
     The first pass takes the moments of the columns, the second sums the products of what centring by image leaves.
 
@@ -218,18 +215,21 @@ def correlate(rows: BlockReader, features: int, progress: Progress | None = None
     ----------
     rows : callable
         Called for each pass over A; yields the same blocks each time, images x F, NaN where not finite.
-    features : int
-        Number F of columns.
+    features : int or sequence of slice
+        Number F of columns of one layer, or the columns of each layer, one after another, all F of them.
     progress : callable, optional
         Called with (done, total) blocks of both passes.
+    roots : bool, default True
+        As in `featmap.stats.measures.unit_profiles`.
 
     Returns
     -------
     ColumnSimilarity
-        S as `featmap.stats.measures.profile` gives it for all rows and columns, but for the order of sums.
+        S as `featmap.stats.measures.profile` gives it for all rows and columns, and between layers as
+        `featmap.stats.cross_layer.profile` does, but for the order of sums.
     """
     report, done = progress or (lambda done, total: None), 0
-    moments = _column_moments(rows, [slice(0, features)])
+    moments = _column_moments(rows, [slice(0, features)] if isinstance(features, int) else features, roots)
     D, total = len(moments.used), 2 * len(moments.rows)
     report(len(moments.rows), total)
     width = max(1, SLICE_CELLS // max(D, 1))
@@ -249,17 +249,22 @@ def correlate(rows: BlockReader, features: int, progress: Progress | None = None
         S[panel.stop :, panel] = S[panel, panel.stop :].T
     np.clip(S, -1.0, 1.0, out=S)
     S[np.arange(D), np.arange(D)] = np.where(np.isfinite(length), 1.0, np.nan)
-    if features > D:
-        S, part = np.full((features, features), np.nan), S
+    if moments.features > D:
+        S, part = np.full((moments.features, moments.features), np.nan), S
         S[np.ix_(moments.used, moments.used)] = part
     return ColumnSimilarity(S, moments.images, moments.means, moments.deviations)
 
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Which rows of each block and which columns count, what standardises these, and the moments of all columns."""
+    """Which rows of each block and which columns count, what standardises these, and the moments of all columns.
+
+    `scale`, `mean` and `deviation` are those of the values that S is computed from (`roots`: of signed roots), for the
+    columns in use; `means` and `deviations` those of the responses, for all columns.
+    """
 
     features: int
+    roots: bool
     rows: list[np.ndarray]
     used: np.ndarray
     scale: np.ndarray
@@ -277,18 +282,19 @@ class _Moments:
     def centred_blocks(self, rows: BlockReader) -> Iterator[np.ndarray]:
         """Yield the standardised columns block by block, less each image's mean over a layer."""
         for X, keep in zip(rows(), self.rows, strict=True):
-            Z = (X[keep][:, self.used] / self.scale - self.mean) / self.deviation
+            values = X[keep][:, self.used]
+            values = signed_roots(values) if self.roots else values
+            Z = (values / self.scale - self.mean) / self.deviation
             # A row holds all layers, so centring by image needs no second pass over A.
             for cut in self.cuts:
                 Z[:, cut] -= Z[:, cut].sum(axis=1, keepdims=True) / max(cut.stop - cut.start, 1)
             yield Z
 
 
-def _column_moments(rows: BlockReader, groups: Sequence[slice]) -> _Moments:
+def _column_moments(rows: BlockReader, groups: Sequence[slice], roots: bool = True) -> _Moments:
     """Compute the moments of every column in one pass, merged from those of the blocks."""
-    F = groups[-1].stop
-    count, keep = 0, []
-    mean, squares, largest, complete = np.zeros(F), np.zeros(F), np.zeros(F), np.ones(F, dtype=bool)
+    F, keep = groups[-1].stop, []
+    plain, of_values, complete = RunningMoments(F), RunningMoments(F), np.ones(F, dtype=bool)
     for X in rows():
         finite = np.isfinite(X)
         good = np.all([finite[:, g].any(axis=1) for g in groups], axis=0)
@@ -297,22 +303,17 @@ def _column_moments(rows: BlockReader, groups: Sequence[slice]) -> _Moments:
             continue
         complete &= finite[good].all(axis=0)
         block = np.where(finite[good], X[good], 0.0).astype(np.float64)
-        n, centre = len(block), block.mean(axis=0)
-        # Sums of squares about each block's own mean are merged (Chan et al.): plain sums of squares would cancel in
-        # columns whose mean is large against their deviation.
-        squares += ((block - centre) ** 2).sum(axis=0) + (centre - mean) ** 2 * (count * n / (count + n))
-        mean += (centre - mean) * (n / (count + n))
-        largest = np.maximum(largest, np.abs(block).max(axis=0))
-        count += n
-    scale = np.where(largest > TINY, largest, np.nan)
-    deviation = np.sqrt(squares / max(count, 1)) / scale
+        plain.add(block)
+        of_values.add(signed_roots(block) if roots else block)
+    scale = np.where(of_values.largest > TINY, of_values.largest, np.nan)
+    deviation = of_values.deviation / scale
     # As in the dense formula, a column with a hole has no profile: pairs would else be taken over different images.
     used = np.flatnonzero(complete & (deviation > FLOOR))
-    whole = complete & (count > 0)
-    varying = np.where(deviation > FLOOR, np.sqrt(squares / max(count, 1)), 0.0)
-    means, deviations = (np.where(whole, v, np.nan) for v in (mean, varying))
-    cuts = _cuts(used, groups)
-    return _Moments(F, keep, used, scale[used], (mean / scale)[used], deviation[used], cuts, means, deviations)
+    whole = complete & (plain.count > 0)
+    varying = np.where(deviation > FLOOR, plain.deviation, 0.0)
+    means, deviations = (np.where(whole, v, np.nan) for v in (plain.mean, varying))
+    standard = scale[used], (of_values.mean / scale)[used], deviation[used]
+    return _Moments(F, roots, keep, used, *standard, _cuts(used, groups), means, deviations)
 
 
 def _cuts(positions: np.ndarray, groups: Sequence[slice]) -> list[slice]:
@@ -477,13 +478,12 @@ class _Chance:
 
 def _overview(best: _Best, chance: _Chance, profiles: _Profiles) -> SimilarityOverview:
     """Expand the similarities of profiles to the positions of all features."""
-    F, columns, layers = profiles.moments.features, profiles.columns, len(profiles.cuts)
+    F, columns, layers, k = profiles.moments.features, profiles.columns, len(profiles.cuts), best.nearest.shape[1]
     own = np.concatenate([np.full(c.stop - c.start, k) for k, c in enumerate(profiles.cuts)]).astype(np.intp)
     # The nearest features may be in the same layer; partners are features of other layers only.
     best.best[np.arange(len(own)), own] = -np.inf
     undefined = ~np.isfinite(best.best)
     positions = np.append(columns, -1)  # position -1 stays -1
-    k = best.nearest.shape[1]
     overview = SimilarityOverview(
         profiles.moments.images,
         np.isin(np.arange(F), columns),

@@ -23,7 +23,7 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf
 from scipy.spatial.distance import squareform
 
 from featmap.errors import FeatmapError
-from featmap.stats.correlation import DIGITS, TIE
+from featmap.stats.correlation import DIGITS, TIE, signed_roots
 from featmap.stats.frames import symmetric_values
 from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
 from featmap.stats.reliability import adjusted_rand
@@ -282,7 +282,7 @@ class Clusters:
 
 
 def _one_factor(X: np.ndarray) -> _Null:
-    """Build the Gaussian null model that keeps the leading factor of X and nothing else.
+    """Build the Gaussian null model that keeps the leading factor of X, roots of responses, and nothing else.
 
     Z, the column-standardised and row-centred X, is s u v' + E with s u v' its leading singular component. A
     draw is s u v' + N, N independent Gaussian with the population variance that E has in each column. The
@@ -298,7 +298,8 @@ def _one_factor(X: np.ndarray) -> _Null:
 def _draw(null: _Null, k: int, *key: int) -> float:
     """Compute the modularity of one Louvain run on the neighbour graph of one draw, seeded by `key`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key[0], spawn_key=key[1:])))
-    edges = _nearest_neighbours(profile_correlations(null(rng)), k)
+    # The null models draw what S correlates, roots of responses: no second root is taken.
+    edges = _nearest_neighbours(profile_correlations(null(rng), roots=False), k)
     return edges.modularity(edges.louvain([int(rng.integers(2**32))])[0])
 
 
@@ -367,10 +368,10 @@ def find_clusters(
     """Find clusters of the live features, and test their modularity against two nulls.
 
     The statistic is the modularity of a Louvain run on the neighbour graph: the mean over `runs` for the data, one run
-    for each draw of a null model. The first null model permutes the columns of A (live x live) independently; the
-    second is Gaussian with the data's leading factor, because features along a single continuous gradient are modular
-    too, without forming clusters. p = (1 + b) / (draws + 1), with b the number of draws that reach the data's
-    statistic.
+    for each draw of a null model. The null models are drawn from the signed roots of A (live x live), which S is
+    computed from: the first permutes the columns independently; the second is Gaussian with the leading factor of the
+    standardised and centred roots, because features along a single continuous gradient are modular too, without forming
+    clusters. p = (1 + b) / (draws + 1), with b the number of draws that reach the data's statistic.
 
     Parameters
     ----------
@@ -426,7 +427,7 @@ def cluster_similarity(
     consensus = communities(graph, settings.runs, seed)
     X = stimuli.loc[:, np.isfinite(symmetric_values(S).diagonal())]
     # in natural order, so that the draws do not depend on the order in which features were given
-    table = X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))]
+    table = signed_roots(X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))])
     report = progress or (lambda done, total: None)
     values, reason = np.empty((2, 0)), _too_little(table, graph)
     if not reason:

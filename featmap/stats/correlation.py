@@ -1,4 +1,4 @@
-"""Correlations, cosines, standardising, and the floors below which a denominator counts as rounding.
+"""Correlations, cosines, roots, standardising, and the floors below which a denominator counts as rounding.
 
 All statistics, in `featmap` and in `analyses`, take these from here, so that each has one definition and one rule for
 what is undefined. Undefined values are NaN.
@@ -103,6 +103,77 @@ def column_moments(values: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, np
     mean = np.where(use, scaled, 0.0).sum(axis=0) / count
     deviation = np.sqrt((np.where(use, scaled - mean, 0.0) ** 2).sum(axis=0) / count)
     return scale, mean, np.where(deviation > FLOOR, deviation, np.nan)
+
+
+def signed_roots(responses: np.ndarray) -> np.ndarray:
+    """Take square roots of magnitudes and keep the signs.
+
+    This is the step that stabilises the variance of responses before profile similarity S is computed: a maximising
+    image drives its own feature several times as strongly as other images do, and without it a few large responses
+    decide a correlation.
+
+    Parameters
+    ----------
+    responses : numpy.ndarray
+        Responses of any shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``sign(x) sqrt(|x|)`` in float64, NaN where `responses` is. A factor c > 0 on x becomes the factor sqrt(c).
+        Magnitudes up to `TINY` become 0, so that what counts as 0 among responses does among roots.
+    """
+    values = np.asarray(responses, dtype=np.float64)
+    magnitude = np.abs(values)
+    return np.copysign(np.where(magnitude <= TINY, 0.0, np.sqrt(magnitude)), values)
+
+
+class RunningMoments:
+    """Means and deviations of columns that arrive in blocks of rows.
+
+    Parameters
+    ----------
+    columns : int
+        Number M of columns.
+
+    Attributes
+    ----------
+    count : int
+        Number of rows so far.
+    mean, squares, largest : numpy.ndarray
+        Mean, sum of squares about it, and largest magnitude of each column so far, M each.
+
+    References
+    ----------
+    Chan, Golub & LeVeque (1979), Updating formulae and a pairwise algorithm for computing sample variances, Stanford
+    STAN-CS-79-773.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.count = 0
+        self.mean, self.squares, self.largest = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+
+    def add(self, block: np.ndarray) -> None:
+        """Add rows.
+
+        Parameters
+        ----------
+        block : numpy.ndarray
+            Finite values, one row or more, n x M in float64.
+        """
+        count, n, centre = self.count, len(block), block.mean(axis=0)
+        # Sums of squares about each block's own mean are merged: plain sums of squares would cancel in columns whose
+        # mean is large against their deviation.
+        self.squares += ((block - centre) ** 2).sum(axis=0) + (centre - self.mean) ** 2 * (count * n / (count + n))
+        self.mean += (centre - self.mean) * (n / (count + n))
+        self.largest = np.maximum(self.largest, np.abs(block).max(axis=0))
+        self.count += n
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Population standard deviation of each column, M; 0 without rows."""
+        deviation: np.ndarray = np.sqrt(self.squares / max(self.count, 1))
+        return deviation
 
 
 def standardise(values: np.ndarray, over: np.ndarray) -> np.ndarray:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.stats import measures
-from featmap.stats.frames import largest_in_rows, to_floats, to_frame
+from featmap.stats.frames import count_undefined, largest_in_rows, to_floats, to_frame
 from featmap.stats.measures import Correlation, unit_profiles
 
 DRAWS = 20
@@ -180,11 +181,14 @@ def shared_responses(
     return pair[0][both], pair[1][both]
 
 
-def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pearson") -> pd.DataFrame:
+def profile(
+    first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pearson", roots: bool = True
+) -> pd.DataFrame:
     """Correlate the responses of two layers' features over the same images.
 
-    Each layer's block of responses is standardised by column and centred by row within itself, so that what an image
-    does to all features of one layer is not similarity; then the columns of one are correlated with those of the other.
+    The signed square roots of each layer's block of responses are standardised by column and centred by row within the
+    block, so that what an image does to all features of one layer is not similarity; then the columns of one are
+    correlated with those of the other.
 
     Parameters
     ----------
@@ -193,6 +197,8 @@ def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pe
         the live images of all the listed layers' features, or those of the one layer that is maximised.
     method : {"pearson", "spearman"}, default "pearson"
         Correlation of values or of ranks.
+    roots : bool, default True
+        False correlates the responses themselves, as `featmap.stats.measures.linear_profile` does.
 
     Returns
     -------
@@ -207,7 +213,7 @@ def profile(first: pd.DataFrame, second: pd.DataFrame, method: Correlation = "pe
     """
     if list(first.index) != list(second.index):
         raise FeatmapError("the profiles of two layers are correlated over the same images in the same order")
-    pair = [unit_profiles(to_floats(block, "A"), method) for block in (first, second)]
+    pair = [unit_profiles(to_floats(block, "A"), method, roots) for block in (first, second)]
     return to_frame(_products(pair[0], pair[1]), first.columns, second.columns)
 
 
@@ -413,3 +419,76 @@ def layer_table(maps: Sequence[CrossLayerMap], progress: Progress | None = None)
             progress(done + 1, len(maps))
     names = ["layer", "other", "features", "images", "best", "floor", "highest_floor", "draws"]
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(("best", "floor", "highest_floor"), np.float64))
+
+
+def shown_measure(crossing: CrossLayerMap, measure: str) -> str:
+    """Choose the measure that the heatmap of a pair of layers shows.
+
+    Parameters
+    ----------
+    crossing : CrossLayerMap
+        Map of the pair.
+    measure : str
+        Requested measure.
+
+    Returns
+    -------
+    str
+        The requested measure, or "selective" if the pair does not have it: `coactivation` of a probed layer.
+    """
+    return measure if measure == "raw" or measure in crossing.measures else "selective"
+
+
+def summarise_crossings(crossings: Sequence[CrossLayerMap], table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
+    """Summarise the maps between layers.
+
+    Parameters
+    ----------
+    crossings : sequence of CrossLayerMap
+        Maps of the ordered pairs.
+    table : pandas.DataFrame
+        Table of layers with a row for each of them, see `layer_table`.
+    measure : str
+        Requested measure of the heatmaps.
+
+    Returns
+    -------
+    list of dict
+        Plain JSON values, one entry for each pair.
+    """
+    entries = []
+    for crossing, row in zip(crossings, table.to_dict("records"), strict=True):
+        pairs = distinct_partners(crossing.partners, 5)
+        entries.append(
+            {
+                "layer": crossing.layer,
+                "other": crossing.other,
+                "features": int(row["features"]),
+                "images": int(row["images"]),
+                **{k: None if pd.isna(row[k]) else float(row[k]) for k in ("best", "floor", "highest_floor")},
+                "strongest": [[r.feature, r.partner, float(r.similarity)] for r in pairs.itertuples()],
+                "undefined": {name: count_undefined(frame) for name, frame in crossing.measures.items()},
+                "requested": measure,
+                "heatmap": shown_measure(crossing, measure),
+            }
+        )
+    return entries
+
+
+def distinct_partners(partners: pd.DataFrame, n: int) -> pd.DataFrame:
+    """List the most similar pairs of a feature and its first partner.
+
+    Parameters
+    ----------
+    partners : pandas.DataFrame
+        Columns feature, rank, partner, similarity, see `partners`.
+    n : int
+        Maximum number of pairs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of `partners`, by falling similarity; no feature of either layer is in two of them.
+    """
+    first = partners[partners["rank"] == 1].sort_values("similarity", ascending=False, kind="stable")
+    return first.drop_duplicates("partner").head(n)

@@ -231,24 +231,7 @@ def coverages(maps: np.ndarray, share: float = FIRING_SHARE) -> np.ndarray:
     return np.where(np.isfinite(values).all((-2, -1)), covered, np.nan)
 
 
-def signed_roots(responses: np.ndarray) -> np.ndarray:
-    """Take square roots of magnitudes and keep the signs.
-
-    Parameters
-    ----------
-    responses : numpy.ndarray
-        Responses of any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``sign(x) sqrt(|x|)``.
-    """
-    values = np.asarray(responses, dtype=np.float64)
-    return np.sign(values) * np.sqrt(np.abs(values))
-
-
-def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: bool = False) -> Interval:
+def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: bool = True) -> Interval:
     """Correlate profile similarity over maximising images with that over photographs.
 
     S is computed from both tables by the formula of `featmap.stats.measures.profile`, and the two are correlated
@@ -260,9 +243,8 @@ def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: boo
         Responses of D features to their maximising images, D x D (or N x D).
     photographs : numpy.ndarray
         Their responses to P photographs, P x D.
-    roots : bool, default False
-        Take `signed_roots` of the responses to the images first (never of those to photographs): the images drive
-        features several times as strongly as photographs do, and a root keeps the few strongest from dominating.
+    roots : bool, default True
+        False compares the linear profiles of both (`featmap.stats.measures.linear_profile`).
 
     Returns
     -------
@@ -270,6 +252,5 @@ def similarity_agreement(images: np.ndarray, photographs: np.ndarray, roots: boo
         In [-1, 1], with its bootstrap interval over features: 1 where both kinds of stimuli give the same map. NaN
         below three pairs of features whose responses vary.
     """
-    stimuli = signed_roots(images) if roots else np.asarray(images, dtype=np.float64)
-    tables = profile_correlations(stimuli), profile_correlations(np.asarray(photographs, dtype=np.float64))
-    return mean_correlation([tables])
+    one, two = (profile_correlations(table, roots=roots) for table in (images, photographs))
+    return mean_correlation([(one, two)])

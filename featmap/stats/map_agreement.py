@@ -1,7 +1,14 @@
-"""Compare two similarity maps of the same features, such as S over maximising images and S over photographs."""
+"""Compare two similarity maps of the same features, such as S over maximising images and S over photographs.
+
+The two cannot be expected to agree fully: one image of each feature says less than many photographs. The *ceiling* of
+their agreement is what S reaches over one best photograph of each feature. These are chosen on one half of the
+photographs and compared with S over the other half, so that no photograph serves on both sides, and the same with the
+halves exchanged.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +17,23 @@ import pandas as pd
 
 from featmap.stats.correlation import DIGITS, VARIANCE_FLOOR
 from featmap.stats.frames import symmetric_values
-from featmap.stats.reliability import DRAWS, LEVEL, Interval, bootstrap_counts, mean_correlation
+from featmap.stats.reliability import (
+    DRAWS,
+    LEVEL,
+    Interval,
+    bootstrap_counts,
+    mean_correlation,
+    pair_correlation,
+    percentile_interval,
+)
+from featmap.stats.top_responses import LEAST_PHOTOGRAPHS, HalfMaps
 
 LISTED = 50
 """Pairs that are listed in each direction."""
+NEAREST = 5
+"""Nearest features of each feature whose overlap is counted."""
+LEAST_FEATURES = 4
+"""Fewest features that a share of the ceiling is computed from."""
 COLUMNS = ("images", "photographs")
 """Names of the two similarities in tables."""
 
@@ -34,6 +54,10 @@ class MapAgreement:
         (photographs less images), by falling magnitude of the difference.
     first, second : numpy.ndarray
         Both similarities, D x D, of the features that both maps have.
+    halves : HalfMaps, optional
+        Maps of either half of the photographs, which the ceiling is computed from.
+    attained : CeilingShare, optional
+        Agreement with either half of the photographs, its ceiling, and the share that is reached.
     """
 
     overall: Interval
@@ -41,9 +65,29 @@ class MapAgreement:
     disagreements: pd.DataFrame
     first: np.ndarray
     second: np.ndarray
+    halves: HalfMaps | None = None
+    attained: CeilingShare | None = None
 
 
-def compare(images: pd.DataFrame, photographs: pd.DataFrame, draws: int = DRAWS) -> MapAgreement:
+def common_features(images: pd.DataFrame, photographs: pd.DataFrame) -> list[str]:
+    """List the features that two similarities have in common.
+
+    Parameters
+    ----------
+    images, photographs : pandas.DataFrame
+        Both similarities, square.
+
+    Returns
+    -------
+    list of str
+        In the order of the first.
+    """
+    return [name for name in images.columns if name in photographs.columns]
+
+
+def compare(
+    images: pd.DataFrame, photographs: pd.DataFrame, draws: int = DRAWS, halves: HalfMaps | None = None
+) -> MapAgreement:
     """Compare S over maximising images with S over photographs.
 
     Parameters
@@ -52,21 +96,206 @@ def compare(images: pd.DataFrame, photographs: pd.DataFrame, draws: int = DRAWS)
         Both similarities, square, NaN where undefined. Features that one of them lacks are left out.
     draws : int, default 1000
         Bootstrap draws.
+    halves : HalfMaps, optional
+        Maps of either half of the photographs, of the `common_features`.
 
     Returns
     -------
     MapAgreement
-        Overall, for each feature, and the pairs that part most.
+        Overall, for each feature, and the pairs that part most. With halves, the ceiling too; the table of features
+        then has the columns ceiling (see `row_ceilings`), share, overlap and overlap_ceiling.
     """
-    names = [name for name in images.columns if name in photographs.columns]
+    names = common_features(images, photographs)
     one, two = (symmetric_values(S.loc[names, names]) for S in (images, photographs))
+    features = _row_agreements(names, one, two, draws)
+    attained = None if halves is None else share_of_ceiling([one], halves, draws)
+    if halves is not None:
+        features = features.assign(**row_ceilings(one, halves))
     return MapAgreement(
         mean_correlation([(one, two)], draws),
-        _row_agreements(names, one, two, draws),
+        features,
         list_disagreements(names, one, two),
         one,
         two,
+        halves,
+        attained,
     )
+
+
+@dataclass(frozen=True)
+class CeilingShare:
+    """Agreement of a map with photographs, its ceiling, and the share reached.
+
+    All are means over both halves of the photographs, over the pairs that all maps define. Intervals are bootstraps
+    over features: they cover which features were mapped, not which photographs were taken or how these were halved.
+
+    Parameters
+    ----------
+    agreement : Interval
+        Correlation of S with S over a half, in [-1, 1].
+    ceiling : Interval
+        The same of S over one best photograph of each feature, chosen in the other half.
+    share : Interval
+        Agreement over ceiling, both with the same features in each draw; above 1 where S agrees better than S over
+        best photographs. NaN where the ceiling is undefined or its interval reaches down to 0.
+    halves : Interval
+        Correlation of S over one half with S over the other.
+    overlap, overlap_ceiling : Interval
+        Mean share of a feature's `NEAREST` nearest features that are among the nearest over a half, in [0, 1], and the
+        same of S over best photographs.
+    chance : float
+        Overlap of unrelated maps.
+    overlap_share : Interval
+        What the overlap exceeds chance by, over what its ceiling does. NaN where the interval of the ceiling reaches
+        down to chance.
+    features : int
+        Number of features that have a pair that all maps define.
+    reason : str
+        Why there is no share, "" where there is one.
+    """
+
+    agreement: Interval
+    ceiling: Interval
+    share: Interval
+    halves: Interval
+    overlap: Interval
+    overlap_ceiling: Interval
+    chance: float
+    overlap_share: Interval
+    features: int
+    reason: str = ""
+
+
+def share_of_ceiling(maps: Sequence[np.ndarray], halves: HalfMaps, draws: int = DRAWS) -> CeilingShare:
+    """Compute the agreement of maps with photographs as a share of its ceiling.
+
+    Parameters
+    ----------
+    maps : sequence of numpy.ndarray
+        S over maximising images, D x D, of one seed or several; agreements are means over them.
+    halves : HalfMaps
+        Maps of the photographs, of the same features.
+    draws : int, default 1000
+        Bootstrap draws; 0 for no intervals.
+
+    Returns
+    -------
+    CeilingShare
+        NaN where undefined: below `LEAST_PHOTOGRAPHS` photographs, `LEAST_FEATURES` features (no share and no
+        interval) or three pairs.
+    """
+    tables = [*maps, *halves.halves, *halves.best]
+    defined = np.logical_and.reduce([np.isfinite(t) for t in tables]) & ~np.eye(len(tables[0]), dtype=bool)
+    keep = np.flatnonzero(defined.any(axis=1))
+    tables = [np.where(defined, t, np.nan)[np.ix_(keep, keep)] for t in tables]
+    own, half, best = tables[: len(maps)], tables[len(maps) : -2], tables[-2:]
+    D, weights = len(keep), np.ones((1, len(keep)))
+    if draws and D >= LEAST_FEATURES:
+        weights = np.concatenate([weights, bootstrap_counts(D, draws)])
+    of_maps, of_best = [(S, h) for S in own for h in half], list(zip(best, half, strict=True))
+    between = pair_correlation(half[0], half[1], weights)
+    agreement, ceiling = (np.mean([pair_correlation(*p, weights) for p in pairs], 0) for pairs in (of_maps, of_best))
+    overlap, highest = (
+        _weighted_mean(np.mean([neighbour_overlaps(*p) for p in pairs], 0), weights) for pairs in (of_maps, of_best)
+    )
+    others = np.isfinite(half[0]).sum(axis=1)
+    chance = float(np.mean(NEAREST / others[others > NEAREST])) if (others > NEAREST).any() else np.nan
+    share, reason = _share(agreement, ceiling, 0.0)
+    if halves.photographs < LEAST_PHOTOGRAPHS:
+        reason = f"{halves.photographs} photographs, of which {LEAST_PHOTOGRAPHS} or more are halved"
+    elif D < LEAST_FEATURES:
+        share, reason = Interval(np.nan), f"{D} features with S in all maps, fewer than {LEAST_FEATURES}"
+    return CeilingShare(
+        _interval(agreement),
+        _interval(ceiling),
+        share,
+        _interval(between),
+        _interval(overlap),
+        _interval(highest),
+        chance,
+        _share(overlap, highest, chance)[0],
+        D,
+        reason,
+    )
+
+
+def _interval(values: np.ndarray) -> Interval:
+    """Make an interval of the value, which comes first, and its bootstrap draws."""
+    return Interval(float(values[0]), *percentile_interval(values[1:] if np.isfinite(values[0]) else values[:0]))
+
+
+def _share(values: np.ndarray, ceilings: np.ndarray, level: float) -> tuple[Interval, str]:
+    """Divide what values and ceilings exceed a level by, draw by draw; and say why that is undefined."""
+    ceiling = _interval(ceilings)
+    if not np.isfinite(ceiling.value):
+        return Interval(np.nan), "too few features or pairs that vary over best photographs"
+    if ceiling.value <= level or ceiling.low <= level:
+        return Interval(np.nan), "the interval of the ceiling reaches down to 0"
+    above = np.where(ceilings > level, ceilings - level, np.nan)
+    return _interval((values - level) / above), ""
+
+
+def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average the defined ones of D values with W x D weights; NaN where none counts."""
+    finite = np.isfinite(values)
+    total = weights @ finite.astype(np.float64)
+    return np.where(total > 0, weights @ np.where(finite, values, 0.0) / np.maximum(total, 1), np.nan)
+
+
+def neighbour_overlaps(one: np.ndarray, two: np.ndarray, count: int = NEAREST) -> np.ndarray:
+    """Compute the share of nearest features that two similarities have in common.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        D x D, NaN where undefined; a pair counts where both are defined, the diagonal never does.
+    count : int, default 5
+        Nearest features; ties by position.
+
+    Returns
+    -------
+    numpy.ndarray
+        D values in [0, 1]; NaN for features with no more than `count` others.
+    """
+    defined = np.isfinite(one) & np.isfinite(two) & ~np.eye(len(one), dtype=bool)
+    rows = np.arange(len(one))[:, None]
+    nearest = []
+    for table in (one, two):
+        order = np.argsort(np.where(defined, -np.round(table, DIGITS), np.inf), axis=1, kind="stable")
+        is_near = np.zeros(table.shape, dtype=bool)
+        is_near[rows, order[:, :count]] = True
+        nearest.append(is_near)
+    return np.where(defined.sum(axis=1) > count, (nearest[0] & nearest[1]).sum(axis=1) / count, np.nan)
+
+
+def row_ceilings(S: np.ndarray, halves: HalfMaps) -> dict[str, np.ndarray]:
+    """Compute the ceiling of each feature's agreement, and the share reached.
+
+    Parameters
+    ----------
+    S : numpy.ndarray
+        S over maximising images, D x D.
+    halves : HalfMaps
+        Maps of the photographs, of the same features.
+
+    Returns
+    -------
+    dict of numpy.ndarray
+        D values each, means over both halves: ceiling, the correlation of the feature's row of S over best photographs
+        with that over a half; share, the correlation of its row of S with that over a half, over the ceiling; overlap
+        and overlap_ceiling, see `CeilingShare`. NaN where undefined; the share also where the ceiling is not above 0.
+    """
+    once = np.ones((1, len(S)))
+    own, ceiling = (
+        np.mean([row_correlations(t, half, once)[0] for t, half in zip(tables, halves.halves, strict=True)], 0)
+        for tables in ((S, S), halves.best)
+    )
+    overlaps = [
+        np.mean([neighbour_overlaps(t, half) for t, half in zip(tables, halves.halves, strict=True)], 0)
+        for tables in ((S, S), halves.best)
+    ]
+    share = own / np.where(ceiling > 0, ceiling, np.nan)
+    return {"ceiling": ceiling, "share": share, "overlap": overlaps[0], "overlap_ceiling": overlaps[1]}
 
 
 def row_correlations(one: np.ndarray, two: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -21,12 +21,16 @@ import pandas as pd
 
 from featmap.errors import FeatmapError, UnitError
 from featmap.stats import correlation
-from featmap.stats.correlation import DIGITS, FLOOR, floors, largest_magnitude, standardise
+from featmap.stats.correlation import DIGITS, FLOOR, floors, largest_magnitude, signed_roots, standardise
 from featmap.stats.frames import to_floats, to_frame
 
 FEW_STIMULI = 32
 """Number n of images below which a profile comes with a warning: chance correlations have a standard deviation of
 1 / sqrt(n - 1)."""
+
+FORMULA, LINEAR = 2, 1
+"""Versions of the formula of S in the records of run folders: since 2 signed square roots of responses are correlated
+(`profile`); 1 correlated the responses themselves (`linear_profile`)."""
 
 Correlation = Literal["pearson", "spearman"]
 
@@ -262,14 +266,14 @@ def warn_few_stimuli(images: int, stacklevel: int = 2) -> None:
 
 
 def standardise_and_centre(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardise responses by column, then centre by row.
+    """Standardise values by column, then centre by row.
 
     Centring removes what an image does to all features alike.
 
     Parameters
     ----------
     values : numpy.ndarray
-        N images x M features.
+        N images x M features: for S, the `signed_roots` of responses.
 
     Returns
     -------
@@ -284,7 +288,9 @@ def standardise_and_centre(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return Z - Z.sum(axis=1, keepdims=True) / max(Z.shape[1], 1), defined
 
 
-def unit_profiles(values: np.ndarray, method: Correlation = "pearson") -> tuple[np.ndarray, np.ndarray]:
+def unit_profiles(
+    values: np.ndarray, method: Correlation = "pearson", roots: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute profiles as unit vectors, whose products are correlations.
 
     Parameters
@@ -293,16 +299,19 @@ def unit_profiles(values: np.ndarray, method: Correlation = "pearson") -> tuple[
         Responses, N images x M features.
     method : {"pearson", "spearman"}, default "pearson"
         Whether values or ranks are correlated.
+    roots : bool, default True
+        Take the `signed_roots` of responses first, as S does. False for the linear profile, and for values that are no
+        responses: draws of a null model, cosines, roots that are taken already.
 
     Returns
     -------
     profiles : numpy.ndarray
-        N x D: the defined columns of `standardise_and_centre` (of their ranks for "spearman"), each less its mean and
-        of length 1; NaN where the column does not vary.
+        N x D: the defined columns of `standardise_and_centre` (their ranks for "spearman"), each less its mean and of
+        length 1; NaN where the column does not vary.
     defined : numpy.ndarray
         M booleans, which mark the D columns.
     """
-    Z, defined = standardise_and_centre(values)
+    Z, defined = standardise_and_centre(signed_roots(values) if roots else values)
     N = max(len(Z), 1)
     varies = np.sqrt((Z**2).sum(axis=0) / N) > FLOOR
     if method == "spearman" and Z.size:
@@ -311,10 +320,10 @@ def unit_profiles(values: np.ndarray, method: Correlation = "pearson") -> tuple[
     return correlation.unit_vectors(np.where(varies, Z, np.nan), axis=0, floor=0.0), defined
 
 
-def profile_correlations(values: np.ndarray, method: Correlation = "pearson") -> np.ndarray:
+def profile_correlations(values: np.ndarray, method: Correlation = "pearson", roots: bool = True) -> np.ndarray:
     """Compute the similarity S of the columns of an array of responses.
 
-    The formula is that of `profile`.
+    The formula is that of `profile`, or without roots that of `linear_profile`.
 
     Parameters
     ----------
@@ -322,13 +331,15 @@ def profile_correlations(values: np.ndarray, method: Correlation = "pearson") ->
         N images x M features.
     method : {"pearson", "spearman"}, default "pearson"
         As in `profile`.
+    roots : bool, default True
+        As in `unit_profiles`.
 
     Returns
     -------
     numpy.ndarray
         S, M x M, exactly symmetric, in [-1, 1]; NaN where undefined.
     """
-    Z, defined = unit_profiles(values, method)
+    Z, defined = unit_profiles(values, method, roots)
     S = np.clip(Z.T @ Z, -1.0, 1.0)
     S = (S + S.T) / 2
     np.fill_diagonal(S, np.where(np.isfinite(S.diagonal()), 1.0, np.nan))
@@ -343,9 +354,13 @@ def profile(
 ) -> pd.DataFrame:
     """Compute profile similarity S: correlate the columns of A over all live images.
 
-    The columns of A (live images x live features) are standardised, centred by row (see `standardise_and_centre`) and
-    correlated.
-    Constant columns are undefined and take no part in the centring.
+    The `signed_roots` of A (live images x live features) are standardised by column, centred by row (see
+    `standardise_and_centre`) and correlated. Constant columns are undefined and take no part in the centring. The same
+    formula holds for S over photographs, so that the two maps are compared like with like.
+
+    A positive factor on a feature's responses changes nothing, nor does the sign of all responses of all features. A
+    constant that is added to a feature's responses does change S, as it does not change `linear_profile`: 0 is where a
+    feature is silent.
 
     Parameters
     ----------
@@ -375,12 +390,46 @@ def profile(
     -----
     FewStimuliWarning
         Below `FEW_STIMULI` images.
+
+    References
+    ----------
+    Bartlett (1936), The square root transformation in analysis of variance, doi 10.2307/2983678; measured in
+    `analyses/benchmarks/README.md`, "Variance of responses, and profile similarity".
     """
+    return _profile(A, null, live, method, roots=True)
+
+
+@register("linear_profile")
+def linear_profile(
+    A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None, method: Correlation = "pearson"
+) -> pd.DataFrame:
+    """Compute the profile similarity of responses without roots.
+
+    This was S in versions up to 0.2.
+
+    Parameters
+    ----------
+    A, null, live, method
+        As in `profile`, which raises and warns alike.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Live x live, in [-1, 1], as in `profile`. Nothing is changed by a positive factor on a feature's responses, nor
+        by a constant that is added to them.
+    """
+    return _profile(A, null, live, method, roots=False)
+
+
+def _profile(
+    A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None, method: Correlation, roots: bool
+) -> pd.DataFrame:
+    """Compute `profile`, or `linear_profile` without roots."""
     if method not in ("pearson", "spearman"):
         raise FeatmapError(f"method {method!r} is unknown; allowed: pearson, spearman")
     X = select_stimuli(A, null, live)
-    warn_few_stimuli(len(X), stacklevel=3)
-    return to_frame(profile_correlations(X.to_numpy(), method), X.columns, X.columns)
+    warn_few_stimuli(len(X), stacklevel=4)
+    return to_frame(profile_correlations(X.to_numpy(), method, roots), X.columns, X.columns)
 
 
 def identity_rate(A: pd.DataFrame, live: Sequence[str] | None = None) -> float:

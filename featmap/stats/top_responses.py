@@ -1,13 +1,22 @@
-"""The photographs that a feature responds to most, and those at percentiles of its responses; none is counted twice."""
+"""The photographs that a feature responds to most, and those at percentiles of its responses; none is counted twice.
+
+Also S over one best photograph of each feature, chosen in one half of the photographs, and S over the other half.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from featmap.errors import FeatmapError
+from featmap.rng import generator
+from featmap.stats import blockwise
+from featmap.stats.blockwise import BlockReader
+from featmap.stats.measures import profile_correlations
 
 BEST = 9
 """Photographs that are kept for each feature."""
@@ -15,6 +24,8 @@ PERCENTILES = (50, 90, 99)
 """Percentiles of a feature's responses at which a photograph is kept too."""
 NONE = -1
 """Position where there is no photograph."""
+LEAST_PHOTOGRAPHS = 8
+"""Fewest photographs that are halved."""
 
 
 class TopResponses:
@@ -156,3 +167,136 @@ def equal_rows(parts: Iterable[np.ndarray]) -> list[list[int]]:
             groups.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), []).append(position)
             position += 1
     return [group for group in groups.values() if len(group) > 1]
+
+
+@dataclass(frozen=True, eq=False)
+class HalfMaps:
+    """S over halves of the photographs, and over best photographs.
+
+    Parameters
+    ----------
+    photographs : int
+        Number of photographs of both halves.
+    halves : (numpy.ndarray, numpy.ndarray)
+        S over each half, D x D; NaN where undefined.
+    best : (numpy.ndarray, numpy.ndarray)
+        S over one best photograph of each feature, D x D, chosen in the half that the one of the same position in
+        `halves` leaves out.
+    """
+
+    photographs: int
+    halves: tuple[np.ndarray, np.ndarray]
+    best: tuple[np.ndarray, np.ndarray]
+
+
+def photograph_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide photographs into halves at random.
+
+    Parameters
+    ----------
+    count : int
+        Number of photographs.
+
+    Returns
+    -------
+    one, two : numpy.ndarray
+        Positions of either half, in rising order; the first has one more where the number is odd.
+    """
+    order = generator("halves of photographs", count).permutation(count)
+    one, two = (np.sort(part) for part in np.array_split(order, 2))
+    return one, two
+
+
+def halve(responses: np.ndarray, similarity: Callable[[np.ndarray], np.ndarray] = profile_correlations) -> HalfMaps:
+    """Compute the maps of either half from responses in memory.
+
+    Parameters
+    ----------
+    responses : numpy.ndarray
+        Responses to N photographs, N x D, NaN or infinite where undefined.
+    similarity : callable, optional
+        Computes S from responses, stimuli x D to D x D; default: `featmap.stats.measures.profile_correlations`.
+
+    Returns
+    -------
+    HalfMaps
+        Equal responses are ranked by position. Features that respond to all photographs of a half alike have no best
+        one and add no stimulus. All NaN below `LEAST_PHOTOGRAPHS` photographs.
+    """
+    if len(responses) < LEAST_PHOTOGRAPHS:
+        return _no_halves(len(responses), responses.shape[1])
+    parts = [responses[positions] for positions in photograph_halves(len(responses))]
+    halves, best = [], []
+    for half, other in (parts, parts[::-1]):
+        halves.append(similarity(half))
+        best.append(similarity(other[_best_rows([other], other.shape[1])]))
+    return HalfMaps(len(responses), (halves[0], halves[1]), (best[0], best[1]))
+
+
+def halve_blocks(
+    rows: BlockReader,
+    shape: tuple[int, int],
+    compared: Sequence[int] | np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+    roots: bool = True,
+) -> HalfMaps:
+    """Compute the maps of either half from responses that are read in blocks.
+
+    Parameters
+    ----------
+    rows : callable
+        Called for each pass over the responses; yields blocks of photographs x features, NaN where not finite.
+    shape : (int, int)
+        Number of photographs and of features.
+    compared : sequence of int
+        The D features that are compared, by position. The others take part in the centring only.
+    progress : callable, optional
+        Called with (done, total) halves.
+    roots : bool, default True
+        As in `featmap.stats.measures.unit_profiles`.
+
+    Returns
+    -------
+    HalfMaps
+        As `halve` gives it, but for the order of sums, of the features compared.
+    """
+    report, (count, features) = progress or (lambda done, total: None), shape
+    at = np.asarray(compared, dtype=np.intp)
+    if count < LEAST_PHOTOGRAPHS:
+        return _no_halves(count, len(at))
+    parts, halves, best, own = photograph_halves(count), [], [], np.ix_(at, at)
+    for k, (half, other) in enumerate((parts, parts[::-1])):
+        report(k, 2)
+        S = blockwise.correlate(partial(_rows_of, rows, half), features, roots=roots)
+        halves.append(S.similarity[own])
+        chosen = _best_rows((block[:, at] for block in _rows_of(rows, other)), len(at))
+        wanted, repeats = np.unique(other[chosen], return_inverse=True)
+        stimuli = np.concatenate([*_rows_of(rows, wanted), np.empty((0, features))])
+        best.append(profile_correlations(stimuli[repeats], roots=roots)[own])
+    report(2, 2)
+    return HalfMaps(count, (halves[0], halves[1]), (best[0], best[1]))
+
+
+def _no_halves(photographs: int, features: int) -> HalfMaps:
+    """Return undefined maps."""
+    empty = np.full((features, features), np.nan)
+    return HalfMaps(photographs, (empty, empty), (empty, empty))
+
+
+def _rows_of(rows: BlockReader, positions: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows at some rising positions, block by block."""
+    first = 0
+    for block in rows():
+        last = first + len(block)
+        a, b = np.searchsorted(positions, (first, last))
+        yield block[positions[a:b] - first]
+        first = last
+
+
+def _best_rows(blocks: Iterable[np.ndarray], features: int) -> np.ndarray:
+    """Find the row of each feature's highest response, of features that respond to some rows more than to others."""
+    top, first = TopResponses(features, 1), 0
+    for block in blocks:
+        top.add(np.arange(first, first + len(block)), block)
+        first += len(block)
+    return top.positions[:, 0][top.varies]

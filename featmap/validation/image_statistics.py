@@ -246,7 +246,7 @@ def _add_agreement(
     A = np.stack([own.responses[images.feature == k][:, at].mean(axis=0) for k in at])
     is_few = len(at) < FEW_STIMULI
     note = f"over {len(at)} images only; below {FEW_STIMULI} chance correlations are large" if is_few else ""
-    for name, roots in (("agreement", False), ("agreement_of_roots", True)):
+    for name, roots in (("agreement", True), ("linear_agreement", False)):
         found = image_quality.similarity_agreement(A, photographs.responses[:, at], roots)
         collector.add(name, found, count=len(at), note=note)
 

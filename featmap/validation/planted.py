@@ -168,12 +168,18 @@ class Planted:
     depth: str
     size: int = SIDE * PATCHES
 
-    def closed_form(self) -> np.ndarray:
+    def closed_form(self, null: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Compute S of the linear network under the recipe `LINEAR`.
 
         The maximising image of feature i is the null image plus c w_i / |w_i| in each patch, so that A[i, j] =
-        n_j + c |w_j| cos(i, j). Standardising the columns removes both n_j and the factor c |w_j|: S is the profile
-        similarity of the cosines themselves.
+        n_j + c |w_j| cos(i, j), with c |w_j| = A[j, j] - n_j.
+
+        Parameters
+        ----------
+        null : numpy.ndarray
+            Response n_j of each feature to the null image, D.
+        own : numpy.ndarray
+            Response A[j, j] of each feature to its own image, D.
 
         Returns
         -------
@@ -187,7 +193,7 @@ class Planted:
         """
         if self.depth != "linear":
             raise FeatmapError(f"S of a {self.depth!r} network has no closed form; only that of a linear one has")
-        return profile_correlations(self.cosines)
+        return profile_correlations(null + (own - null) * self.cosines)
 
 
 def plant(

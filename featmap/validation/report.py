@@ -115,8 +115,12 @@ def compose_page(job: Job, validation: Validation, images: PhotographFolder | No
         "seeds by Spearman-Brown).",
         f"The processing path is measured on each feature's {BEST_PHOTOGRAPHS} best photographs. Nothing is corrected "
         f"for attenuation where a split-half reliability is below {agreement.CORRECTABLE}.",
-        "Formulas and sources: the docstrings of featmap/stats/reliability.py, featmap/stats/agreement.py and "
-        "featmap/validation/statistics.py.",
+        "The ceiling of the agreement with photographs is what S over one best photograph of each feature reaches. It "
+        "is chosen in one half of the photographs (drawn at random) and compared with S over the other half, as the "
+        "agreement is; both are means over the two halves. The interval of the share covers which features were "
+        "mapped, not which photographs were given.",
+        "Formulas and sources: the docstrings of featmap/stats/reliability.py, featmap/stats/agreement.py, "
+        "featmap/stats/map_agreement.py and featmap/validation/statistics.py.",
     ]
     for layer, evaluation in validation.trained.items():
         missing = [side for side in ("incoming", "outgoing") if f"{side}_weights" not in evaluation.statistics]
@@ -150,6 +154,8 @@ def _pair_clouds(evaluation: Evaluation) -> list[scatter.PairCloud]:
         P = photograph_similarity(evidence.photograph_responses, evidence.live)[upper]
         value = verdict.format_value(evaluation.value("photographs_pearson"))
         note = f"r {value}, over {len(evidence.photograph_responses):,} photographs"
+        if evaluation.value("photographs_share") is not None:
+            note += f"; share of the ceiling {verdict.format_value(evaluation.value('photographs_share'))}"
         clouds.append(scatter.PairCloud(S, P, "S, maximising images", "S, photographs", note))
     if evidence.incoming is not None:
         note = f"r {verdict.format_value(evaluation.value('incoming_weights'))}, within one convolution"

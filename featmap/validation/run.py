@@ -20,7 +20,7 @@ from featmap.files import digest
 from featmap.mapping import cluster_io, tables
 from featmap.mapping import run as mapping
 from featmap.mapping.photographs import with_stored_photographs, without_photographs
-from featmap.mapping.view import PHOTOGRAPHS, View
+from featmap.mapping.view import PHOTOGRAPHS, View, recorded_formula
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.limits import MAX_SEEDS
@@ -39,6 +39,7 @@ from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_ru
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
+from featmap.stats.measures import FORMULA
 from featmap.validation import report, verdict
 from featmap.validation.inputs import EvaluatedNetwork, decode_photographs, evaluate_layers, list_photographs
 from featmap.validation.null import permuted_statistics
@@ -351,6 +352,7 @@ def mark_reliability(plan: ValidationPlan, trained: dict[str, Evaluation], watch
             run.manifest.reliability = reliability
             run.save()
         is_drawn = view.get("reliability") == (digest(reliability) if reliability else None) and run.is_complete()
+        is_drawn &= recorded_formula(view) == FORMULA
     if changed or not is_drawn:
         mapping.carry_out(plan.job, run, View.from_record(view), Execution(watcher=watcher))
 

@@ -17,7 +17,9 @@ from featmap.mapping.flags import RELIABLE
 from featmap.stats import agreement, clustering, reliability
 from featmap.stats.clustering import Clusters
 from featmap.stats.frames import finite_column
+from featmap.stats.map_agreement import share_of_ceiling
 from featmap.stats.reliability import Interval
+from featmap.stats.top_responses import halve
 from featmap.validation.evidence import Evidence, layer_similarity, photograph_similarity
 from featmap.validation.results import BOOTSTRAP, FEATURE_RANGE, NULL_RANGE, RANGE, Evaluation, Statistic
 
@@ -249,8 +251,10 @@ def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collec
     of_map = collector.statistics["repeatability_of_map"].value
     corrected = agreement.disattenuate(pearson.r.value, np.nan if of_map is None else of_map, halves.value)
     collector.add("photographs_corrected", corrected, note=_why_uncorrected(of_map, halves.value))
+    block = np.ix_(live, live)
+    _add_ceiling(S[block], responses[:, live], collector)
 
-    mean, deviation, block = responses.mean(axis=0), responses.std(axis=0), np.ix_(live, live)
+    mean, deviation = responses.mean(axis=0), responses.std(axis=0)
     for kind in ("layer", "pair"):
         distance = np.full(S.shape, np.nan)
         A = evidence.mean_responses[block]
@@ -267,6 +271,23 @@ def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collec
     best = agreement.best_photographs(responses, min(BEST_PHOTOGRAPHS, len(responses)))
     table["best_photograph"] = np.where(live, best[:, 0], np.nan)
     return best
+
+
+def _add_ceiling(S: np.ndarray, responses: np.ndarray, collector: Collector) -> None:
+    """Add the agreement with either half of the photographs, its ceiling, and the share of the ceiling reached."""
+    found = share_of_ceiling([S], halve(responses))
+    values = {
+        "photographs_agreement": found.agreement,
+        "photographs_ceiling": found.ceiling,
+        "photographs_share": found.share,
+        "photographs_halves": found.halves,
+        "photographs_overlap": found.overlap,
+        "photographs_overlap_ceiling": found.overlap_ceiling,
+        "photographs_overlap_share": found.overlap_share,
+    }
+    for name, value in values.items():
+        is_share = name.endswith("share")
+        collector.add(name, value, count=found.features, note=found.reason if is_share else "")
 
 
 def _why_uncorrected(of_map: float | None, of_photographs: float) -> str:

@@ -8,13 +8,14 @@ from html import escape
 
 from featmap.mapping.flags import RELIABLE
 from featmap.stats.agreement import CORRECTABLE
+from featmap.stats.map_agreement import NEAREST
 from featmap.validation.results import Evaluation, Statistic, Validation
 from featmap.validation.statistics import TARGET_RELIABILITY
 
-HIGH_AGREEMENT = 0.85
-"""Raw correlation with photographs from which S may be read as similarity over photographs."""
-LOW_AGREEMENT = 0.3
-"""Raw correlation with photographs up to which no conclusion about photographs is drawn."""
+HIGH_SHARE = 0.9
+"""Share of the ceiling of the agreement with photographs from which S may be read as similarity over photographs."""
+LOW_SHARE = 0.4
+"""Share of that ceiling up to which no conclusion about photographs is drawn."""
 TYPICAL_PATH, ATYPICAL_PATH = 0.8, 0.5
 """Processing-path scores from which images count as typical preferred stimuli, and below which they do not at all."""
 MAX_OUTDONE = 0.25
@@ -41,6 +42,15 @@ SENTENCES = {
     "photographs_spearman": "The same in ranks: {value}.",
     "photographs_reliability": "S over these {count} photographs has a split-half reliability of {value}.",
     "photographs_corrected": "Corrected for attenuation, S correlates {value} with S over photographs.",
+    "photographs_agreement": "S correlates {value} with S over half of the photographs (mean of both halves).",
+    "photographs_ceiling": "The ceiling of that: with one best photograph of each feature, chosen in the other half, "
+    "in the place of its image, the correlation is {value}.",
+    "photographs_share": "S reaches {value} of the ceiling (1: as much as best photographs; {count} features).",
+    "photographs_halves": "S over the one half of the photographs correlates {value} with S over the other.",
+    "photographs_overlap": f"Of a feature's {NEAREST} nearest features {{value}} are among the nearest over half of "
+    "the photographs.",
+    "photographs_overlap_ceiling": "With best photographs in the place of the images it is {value}.",
+    "photographs_overlap_share": "Above the overlap of unrelated maps, that is {value} of the ceiling.",
     "dora_layer_spearman": "DORA's layer-wise extreme-activation distance, computed from the same A, has a rank "
     "correlation of {value} with S over photographs.",
     "dora_pair_spearman": "DORA's pair-wise extreme-activation distance, computed from the same A, has {value}.",
@@ -287,38 +297,47 @@ def _judge_clusters(evaluation: Evaluation, random: Evaluation | None, verdict: 
 
 
 def _judge_photographs(evaluation: Evaluation, random: Evaluation | None, verdict: Verdict) -> None:
-    """Judge what may be said of photographs by the agreement of S with S over photographs."""
-    name = "photographs_pearson"
+    """Judge what may be said of photographs by the share of the ceiling that the agreement with them reaches."""
+    name, share_name = "photographs_pearson", "photographs_share"
     r, p, low = evaluation.value(name), evaluation.p(name), evaluation.low(name)
     if name not in evaluation.statistics:
         verdict.may_not.append("conclude anything about photographs: none were given")
         return
-    of_photographs = evaluation.value("photographs_reliability")
-    corrected = evaluation.statistics.get("photographs_corrected")
-    values = f"raw r {_value_with_interval(evaluation, name)}, corrected "
-    values += "–" if corrected is None else format_value(corrected.value)
-    values += f" ({corrected.note})" if corrected is not None and corrected.note else ""
-    values += f", photographs' reliability {format_value(of_photographs)}"
-    if r is None or p is None or p > ALPHA or r < LOW_AGREEMENT:
+    share, least = evaluation.value(share_name), evaluation.low(share_name)
+    values = f"share {_value_with_interval(evaluation, share_name)}: agreement "
+    values += f"{_value_with_interval(evaluation, 'photographs_agreement')}, ceiling "
+    values += f"{_value_with_interval(evaluation, 'photographs_ceiling')}; halves of the photographs with each other "
+    values += f"{_value_with_interval(evaluation, 'photographs_halves')}; with all photographs raw r "
+    values += _value_with_interval(evaluation, name)
+    if r is None or p is None or p > ALPHA or (share is not None and share < LOW_SHARE):
         verdict.may_not.append(f"carry any of it over to photographs ({values})")
         return
-    if low is None or low <= LOW_AGREEMENT:
+    if share is None or least is None:
+        statistic = evaluation.statistics.get(share_name)
+        why = statistic.note if statistic is not None and statistic.note else "too few features or photographs"
+        verdict.may_not.append(f"carry any of it over to photographs: the ceiling is undefined ({why}; {values})")
+        return
+    if least <= LOW_SHARE:
         verdict.may_not.append(
-            f"carry any of it over to photographs: the interval reaches down to {LOW_AGREEMENT} ({values})"
+            f"carry any of it over to photographs: the interval reaches down to {LOW_SHARE} of the ceiling ({values})"
         )
         return
-    if r >= HIGH_AGREEMENT:
-        short = f"; the interval reaches below {HIGH_AGREEMENT}" if low < HIGH_AGREEMENT else ""
-        verdict.may.append(f"read S as similarity over photographs too ({values}{short})")
+    if share >= HIGH_SHARE:
+        short = f"; the interval reaches below {HIGH_SHARE}" if least < HIGH_SHARE else ""
+        verdict.may.append(
+            "read S as similarity over photographs too, as far as one stimulus for each feature can show it "
+            f"({values}{short})"
+        )
     else:
         verdict.may.append(f"expect features that are similar here to be similar over photographs as a rule ({values})")
         verdict.may_not.append(
-            f"carry single similarities over to photographs (this needs a raw r of {HIGH_AGREEMENT})"
+            f"carry single similarities over to photographs (this needs {HIGH_SHARE} of the ceiling)"
         )
+        of_photographs = evaluation.value("photographs_reliability")
         if of_photographs is not None and of_photographs < CORRECTABLE:
             verdict.remedies.append("more photographs: these are too few to measure S over photographs reliably")
     null = None if random is None else random.value(name)
-    if null is not None and null >= low:
+    if null is not None and low is not None and null >= low:
         verdict.may_not.append(
             f"credit training with the agreement with photographs: with random weights it is {format_value(null)}"
         )

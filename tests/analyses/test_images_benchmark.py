@@ -366,3 +366,17 @@ def test_the_committed_candidates_agree_with_their_table() -> None:
     begin, end = records.marks(image_candidates.SECTION)
     text = records.README.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
     assert text.strip() == image_candidates.format_candidates(records_of).strip()
+
+
+def test_agreements_of_earlier_and_present_records_are_told_apart() -> None:
+    """Earlier records took roots of the responses to images only."""
+    old, new = {"agreement": 0.5, "agreement_of_roots": 0.6}, {"agreement": 0.7, "agreement_of_S": 0.9}
+
+    def cell(*agreements: dict[str, float | None]) -> str:
+        group = [made(k, [0, 7], [0.5, 0.7, 0.9]) for k in range(len(agreements))]
+        layers = [{"l": values, "fc": {"agreement": 0.0}} for values in agreements]
+        return image_records._agreement_cell([replace(r, agreement=v) for r, v in zip(group, layers, strict=True)])
+
+    assert cell(old) == "0.50 / 0.60" and cell(new) == "0.70 / 0.90+"
+    assert cell(old, old | {"agreement": 0.7}) == "0.60 / 0.60"
+    assert cell() == cell({}) == cell({"agreement": 0.5}) == ""

@@ -39,13 +39,7 @@ def test_roots_agree_better_where_own_images_drive_features_far() -> None:
     assert found["square roots"]["agreement"] > found["none"]["agreement"] + 0.02
     assert found["square roots"]["repeatability"] > found["none"]["repeatability"]
     assert all(0 <= f["overlap"] <= 1 and f["ceiling"] <= 1 for f in found.values())
-    assert found["none"]["with_plain"] == found["none"]["agreement"]
-
-
-def test_overlap_is_the_share_of_common_nearest_features() -> None:
-    S = np.eye(12) + np.where(np.eye(12), 0, RNG.uniform(size=(12, 12)))
-    assert measures.overlap(S, S) == 1.0
-    assert measures.overlap(S, -S + 2 * np.eye(12)) < 0.2
+    assert found["none"]["with_plain"] == pytest.approx(found["none"]["agreement"])
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def profile(A: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], live: 
     images = [i for i in A.index if i in live]
     one, two = ([f for f in names if f in live] for names in (rows, columns))
     images = [i for i in images if all(any(math.isfinite(A.loc[i, f]) for f in names) for names in (one, two))]
+    A = oracles.roots(A)
     a, b = _centred(A.loc[images, one]), _centred(A.loc[images, two])
     found: Table = dict.fromkeys([(i, j) for i in rows for j in columns])
     for i, x in a.items():

@@ -84,7 +84,19 @@ def selective(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = Non
     return found
 
 
+def roots(A: pd.DataFrame) -> pd.DataFrame:
+    """Square roots of the magnitudes of all cells, each with the sign of its cell."""
+    rooted = {j: [(1 if v > 0 else -1) * math.sqrt(abs(v)) for v in map(float, A[j])] for j in A.columns}
+    return pd.DataFrame(rooted, index=A.index, columns=A.columns)
+
+
 def profile(A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None, method: str = "pearson") -> Table:
+    return linear_profile(roots(A), null, live, method)
+
+
+def linear_profile(
+    A: pd.DataFrame, null: pd.Series, live: Sequence[str] | None = None, method: str = "pearson"
+) -> Table:
     rows = [i for i in A.index if live is None or i in live]
     columns = [j for j in A.columns if live is None or j in live]
     cells = _cells(A)
@@ -119,6 +131,7 @@ MEASURES: dict[str, Callable[..., Table]] = {
     "relative": relative,
     "selective": selective,
     "profile": profile,
+    "linear_profile": linear_profile,
 }
 
 

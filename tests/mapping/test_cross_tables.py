@@ -182,13 +182,15 @@ def test_missing_coactivation_of_probed_layers_is_explained(probing: SimilarityM
     assert "copies to features" in paired._repr_html_()
 
 
-@pytest.mark.parametrize("measure", ["raw", "relative", "selective", "profile"])
+@pytest.mark.parametrize("measure", ["raw", "relative", "selective", "profile", "linear_profile"])
 def test_every_measure_can_be_drawn(measure: str, paired: LayerMaps, tmp_path: Path) -> None:
     result = similarity(
         LAYERS, tiny.paired(), **options(features="0-3", stimuli="shown", measure=measure, out=tmp_path / "run", **FAST)
     )
     label = cross_tables.LABELS[measure].split()[0].encode()
-    assert label in (tmp_path / "run" / "cross" / "features-to-copies" / "heatmap.svg").read_bytes()
+    folder = tmp_path / "run" / "cross" / "features-to-copies"
+    assert label in (folder / "heatmap.svg").read_bytes()
+    assert (folder / "linear_profile.csv").exists() == (measure == "linear_profile")
     assert result.crossings[BOTH[0]].activations.shape == (4, 4)
 
 

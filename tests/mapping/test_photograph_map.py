@@ -17,12 +17,14 @@ from featmap.mapping import photograph_map
 from featmap.mapping.neighbours import neighbour_frame
 from featmap.mapping.result import LayerMaps, SimilarityMap, read_maps
 from featmap.mapping.run import similarity
+from featmap.mapping.tables import photograph_lines
 from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs.store import Run
-from featmap.stats.clustering import find_clusters
+from featmap.stats.clustering import communities, find_clusters, neighbour_graph
 from featmap.stats.reliability import adjusted_rand
+from featmap.stats.top_responses import photograph_halves
 from tests.helpers import pictures, tiny
 from tests.helpers.pictures import BLUE, BRIGHT_GREEN, GREEN, RED
 from tests.helpers.settings import options
@@ -52,7 +54,8 @@ def alone(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Similarity
 
 
 def by_hand(responses: np.ndarray) -> np.ndarray:
-    Z = (responses - responses.mean(0)) / responses.std(0)
+    roots = np.sign(responses) * np.sqrt(np.abs(responses))
+    Z = (roots - roots.mean(0)) / roots.std(0)
     return np.corrcoef(Z - Z.mean(1, keepdims=True), rowvar=False)
 
 
@@ -152,9 +155,42 @@ def test_the_pairs_that_part_are_the_planted_ones(both: SimilarityMap) -> None:
     summary = both.summary["photographs"]["agreement"]
     assert summary["correlation"] == pytest.approx(np.corrcoef(S[upper], P[upper])[0, 1])
     labels = both.clusters.communities.labels, both.photographs.clusters.communities.labels
-    assert summary["ari"] == pytest.approx(adjusted_rand(*labels)) and summary["ari_of_halves"] > 0.99
-    assert summary["correlation_of_halves"] > 0.95
+    assert summary["ari"] == pytest.approx(adjusted_rand(*labels))
+    halves = [by_hand(both.photographs.responses.values[at]) for at in photograph_halves(60)]
+    names = list(both.measures["profile"])
+    frames = [pd.DataFrame(half, names, names) for half in halves]
+    partitions = [communities(neighbour_graph(frame, 10)).labels.to_numpy() for frame in frames]
+    assert summary["ari_of_halves"] == pytest.approx(adjusted_rand(*partitions))
+    between = np.corrcoef(halves[0][upper], halves[1][upper])[0, 1]
+    assert summary["correlation_of_halves"] == pytest.approx(between, abs=1e-6) and between > 0.8
+    check_ceiling(both, agreement)
     assert any("correlate by" in line and "ARI of the communities" in line for line in both.lines())
+
+
+def check_ceiling(both: SimilarityMap, table: pd.DataFrame) -> None:
+    """Ceiling and share follow from the stored responses."""
+    assert both.photographs is not None and both.agreement is not None
+    X, S = both.photographs.responses.values.astype(float), both.measures["profile"].to_numpy()
+    upper, summary = np.triu_indices(7, 1), both.summary["photographs"]["agreement"]
+    found = {"half_correlation": 0.0, "ceiling": 0.0}
+    one, two = photograph_halves(len(X))
+    for half, other in ((one, two), (two, one)):
+        yardstick = by_hand(X[half])
+        found["half_correlation"] += np.corrcoef(S[upper], yardstick[upper])[0, 1] / 2
+        found["ceiling"] += np.corrcoef(by_hand(X[other][X[other].argmax(0)])[upper], yardstick[upper])[0, 1] / 2
+    assert {name: summary[name] for name in found} == pytest.approx(found, abs=1e-6)
+    line = next(line for line in both.lines() if "of the ceiling" in line)
+    if summary["share"] is None:
+        assert summary["reason"] in line
+    else:
+        assert summary["share"] == pytest.approx(found["half_correlation"] / found["ceiling"], abs=1e-6)
+        assert f"by {found['ceiling']:.2f}" in line
+    assert {"ceiling", "share", "overlap", "overlap_ceiling"} < set(table)
+    assert both.agreement.attained is not None and both.agreement.attained.ceiling.value == summary["ceiling"]
+    older = {k: v for k, v in summary.items() if k in ("correlation", "low", "high", "median", "ari", "parted")}
+    older |= {"correlation_of_halves": 0.9, "ari_of_halves": None}
+    lines = photograph_lines(both.summary["photographs"] | {"agreement": older})
+    assert not any("ceiling" in text for text in lines) and any("correlate by" in text for text in lines)
 
 
 def test_clusters_are_those_of_all_responses_at_once(both: SimilarityMap) -> None:

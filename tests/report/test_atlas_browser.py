@@ -98,6 +98,19 @@ def test_all_values_of_the_page_match_the_tables(tab: Tab, run: Path) -> None:
         assert shown == pytest.approx(frame.ravel().tolist(), rel=1e-5, abs=1e-6)
 
 
+def test_a_run_that_shows_the_linear_profile_has_it_on_its_page(browser: Any, tmp_path: Path) -> None:
+    similarity("features", tiny.planted(), **options(measure="linear_profile", out=tmp_path / "run", **FAST))
+    (page,) = atlas(tmp_path / "run", activation_maps=False)
+    tab = Tab(browser, page)
+    tab.ready()
+    names, shown = (tab.page.evaluate(x) for x in ("FM.names", "Array.from(FM.map.values('linear_profile'))"))
+    frame = pd.read_parquet(tmp_path / "run" / "linear_profile.parquet").loc[names, names]
+    assert shown == pytest.approx(frame.to_numpy().ravel().tolist(), rel=1e-5, abs=1e-6)
+    assert tab.page.evaluate("[FM.measure, document.getElementById('measure').value]") == ["linear_profile"] * 2
+    assert tab.page.locator("#measured").text_content() == "profile similarity of responses without roots"
+    tab.close()
+
+
 def test_heatmap_colours_match_the_values(tab: Tab) -> None:
     """The colours lie where the pointer reads them: row i, column j, not the other way round or upside down."""
     tab.page.select_option("#measure", "raw")

@@ -28,7 +28,7 @@ def responses(seed: int, holes: bool = False, images: int = F) -> np.ndarray:
     A = rng.standard_normal((images, F)) + 3 * np.eye(images, F) + rng.standard_normal((images, 1))
     A = A * rng.uniform(0.01, 100, F) + rng.uniform(-5, 5, F)
     A[:, 20] = 3 * A[:, 2]  # a copy in another layer
-    A[:, 12], A[:, 13] = A[:, 11], 0.5 * A[:, 11] + 1  # copies within a layer: ties
+    A[:, 12], A[:, 13] = A[:, 11], 0.5 * A[:, 11]  # copies within a layer: ties
     if holes:
         A[:, 4] = 0.25  # constant
         A[3, 17], A[8, 26] = np.nan, np.inf
@@ -103,7 +103,7 @@ def test_floors_are_those_of_permuted_profiles(budget: int) -> None:
         in_blocks(A, 8), GROUPS, K, chance=blockwise.ChanceSettings(draws=draws, seed=seed), budget=budget
     )
     rows = np.where(np.isfinite(kept(A)), kept(A), np.nan)
-    W = np.full(rows.shape, np.nan)
+    rows, W = np.sign(rows) * np.sqrt(np.abs(rows)), np.full(rows.shape, np.nan)
     for g in GROUPS:
         block = rows[:, g]
         Z = (block - block.mean(0)) / np.where(block.std(0) > 1e-9, block.std(0), np.nan)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from scipy.cluster.hierarchy import is_monotonic, is_valid_linkage, leaves_list,
 from scipy.spatial.distance import squareform
 
 from featmap.stats import clustering
-from featmap.stats.clustering import ClusterSettings, find_clusters, leaf_order
+from featmap.stats.clustering import ClusterSettings, find_clusters, leaf_order, neighbour_graph
 from featmap.stats.reliability import adjusted_rand
 from tests.helpers.frames import to_masked
 from tests.stats.test_clustering import frame, gaussian, labels, laws, planted, rng, similarity, zeros
@@ -72,6 +73,32 @@ def test_factor_null_keeps_leading_factor_and_residual_variance() -> None:
     noise = np.stack([null(generator) for _ in range(400)]) - common
     assert np.abs(noise.mean(axis=0)).max() < 0.3
     assert noise.std(axis=(0, 1)) == pytest.approx((Z - common).std(axis=0), rel=0.05)
+
+
+def test_nulls_are_drawn_from_the_roots_that_s_is_computed_from() -> None:
+    """Both null models, step by step: they are drawn from the roots of A, and no root is taken of a draw."""
+    A, _ = planted([10, 10, 10])
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=2, draws=3))
+    roots = np.sign(A.to_numpy()) * np.sqrt(np.abs(A.to_numpy()))
+    Z = (roots - roots.mean(axis=0)) / roots.std(axis=0)
+    u, s, v = np.linalg.svd(Z - Z.mean(axis=1, keepdims=True), full_matrices=False)
+    common = s[0] * np.outer(u[:, 0], v[0])
+    deviation = (Z - Z.mean(axis=1, keepdims=True) - common).std(axis=0)
+
+    def modularity(draw: np.ndarray, generator: np.random.Generator) -> float:
+        z = (draw - draw.mean(axis=0)) / draw.std(axis=0)
+        S = pd.DataFrame(np.corrcoef(z - z.mean(axis=1, keepdims=True), rowvar=False), range(30), range(30))
+        graph = neighbour_graph(S)
+        parts = nx.community.louvain_communities(graph, seed=int(generator.integers(2**32)))
+        return float(nx.community.modularity(graph, parts))
+
+    for draw in range(3):
+        streams = [np.random.SeedSequence(0, spawn_key=(which, draw)) for which in (0, 1)]
+        one, two = (np.random.Generator(np.random.PCG64(stream)) for stream in streams)
+        expected = modularity(one.permuted(roots, axis=0), one)
+        assert found.permuted[draw] == pytest.approx(expected, abs=0.01)
+        expected = modularity(common + deviation * two.standard_normal(common.shape), two)
+        assert found.factor[draw] == pytest.approx(expected, abs=0.01)
 
 
 def test_p_counts_the_draws_that_reach_the_data() -> None:

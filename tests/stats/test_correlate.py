@@ -35,8 +35,8 @@ def at_once(values: np.ndarray) -> np.ndarray:
 
 
 def by_hand(values: np.ndarray) -> np.ndarray:
-    """Standardise, centre by row, correlate: each step as numpy has it."""
-    Z = values.astype(np.float64)
+    """Take roots, standardise, centre by row, correlate: each step as numpy has it."""
+    Z = np.sqrt(values.astype(np.float64))
     Z = (Z - Z.mean(0)) / Z.std(0)
     return np.corrcoef(Z - Z.mean(1, keepdims=True), rowvar=False)
 
@@ -86,6 +86,20 @@ def test_two_features_alone_are_opposite_and_one_has_no_similarity() -> None:
     values = responses(7, 40, 2)
     np.testing.assert_allclose(blockwise.correlate(lambda: in_blocks(values, 8), 2).similarity, [[1, -1], [-1, 1]])
     assert np.isnan(blockwise.correlate(lambda: in_blocks(values[:, :1], 8), 1).similarity).all()
+
+
+def test_without_roots_the_responses_themselves_are_correlated() -> None:
+    values = responses(9, 60, 12)
+    values[:, ::2] *= -1
+    found = blockwise.correlate(lambda: in_blocks(values, 13), 12, roots=False)
+    Z = (values - values.astype(np.float64).mean(0)) / values.astype(np.float64).std(0)
+    expected = np.corrcoef(Z - Z.mean(1, keepdims=True), rowvar=False)
+    np.testing.assert_allclose(found.similarity, expected, rtol=0, atol=1e-10)
+    rooted = blockwise.correlate(lambda: in_blocks(values, 13), 12)
+    np.testing.assert_allclose(rooted.similarity, at_once(values), rtol=0, atol=1e-10)
+    assert np.abs(rooted.similarity - expected).max() > 0.05
+    np.testing.assert_array_equal(rooted.mean, found.mean)
+    np.testing.assert_array_equal(rooted.deviation, found.deviation)
 
 
 def test_progress_counts_the_blocks_of_both_passes() -> None:

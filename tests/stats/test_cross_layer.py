@@ -84,7 +84,7 @@ def test_cross_layer_measures_equal_those_by_hand() -> None:
 def test_a_copy_of_a_layer_has_its_own_profiles() -> None:
     A, null = listed(5, n=6, m=6)
     factors = np.array([1.0, 3.0, 0.25, 10.0, 0.01, 7.0])
-    A[names("b", 6)] = A[names("a", 6)].to_numpy() * factors + 2.0
+    A[names("b", 6)] = A[names("a", 6)].to_numpy() * factors
     S = cross_layer.profile(A[names("a", 6)], A[names("b", 6)])
     own = measures.profile(A[names("a", 6)], null)
     np.testing.assert_allclose(S.to_numpy(float), own.to_numpy(float), atol=1e-12)
@@ -106,8 +106,13 @@ def test_laws_of_the_profile(seed: int, method: measures.Correlation) -> None:
     moved = cross_layer.profile(a.iloc[images, rows], b.iloc[images, columns], method)
     assert list(moved.index) == [A_NAMES[i] for i in rows]
     np.testing.assert_allclose(moved.to_numpy(float), S[np.ix_(rows, columns)], atol=1e-12)
-    scaled = cross_layer.profile(a * rng.uniform(0.1, 9, 7), b * rng.uniform(0.1, 9, 5) + 1, method)
+    factors = rng.uniform(0.1, 9, 7), rng.uniform(0.1, 9, 5)
+    scaled = cross_layer.profile(-a * factors[0], -b * factors[1], method)
     np.testing.assert_allclose(scaled.to_numpy(float), S, atol=1e-9)
+    linear = cross_layer.profile(a, b, method, roots=False).to_numpy(float)
+    moved = cross_layer.profile(a * factors[0], b * factors[1] + 1, method, roots=False)
+    np.testing.assert_allclose(moved.to_numpy(float), linear, atol=1e-9)
+    assert np.abs(linear - S).max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["coactivation", "selective"])
@@ -164,7 +169,7 @@ def test_the_floor_is_what_unrelated_layers_reach_and_copies_exceed() -> None:
     found, floor, highest = cross_layer.layer_agreement(a, b)
     assert found == pytest.approx(floor, abs=0.02)
     assert floor <= highest
-    copies, floor, highest = cross_layer.layer_agreement(a, (2 * a + 1).set_axis(names("b", 20), axis=1))
+    copies, floor, highest = cross_layer.layer_agreement(a, (2 * a).set_axis(names("b", 20), axis=1))
     assert copies == pytest.approx(1)
     assert highest < 0.2
     assert cross_layer.layer_agreement(a, b) == cross_layer.layer_agreement(a, b)

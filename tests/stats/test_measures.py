@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from featmap.stats.correlation import signed_roots
 from featmap.stats.frames import count_undefined
-from featmap.stats.measures import MEASURES, coactivation, profile, raw, relative, selective
+from featmap.stats.measures import MEASURES, Measure, coactivation, linear_profile, profile, raw, relative, selective
 from tests.helpers import oracles
 from tests.helpers.frames import to_masked
 
 pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
 laws = settings(deadline=None, derandomize=True, max_examples=25)
+PROFILES = ("profile", "linear_profile")
 
 
 def labels(n: int, layer: str = "inception4a") -> list[str]:
@@ -72,8 +76,9 @@ def same(found: pd.DataFrame, expected: oracles.Table) -> None:
 # --- the formulas ---------------------------------------------------------------------------------
 
 
-def test_the_registry_holds_the_five_measures() -> None:
-    assert list(MEASURES) == ["raw", "coactivation", "relative", "selective", "profile"] == list(oracles.MEASURES)
+def test_the_registry_holds_the_six_measures() -> None:
+    names = ["raw", "coactivation", "relative", "selective", "profile", "linear_profile"]
+    assert list(MEASURES) == names == list(oracles.MEASURES)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -81,7 +86,7 @@ def test_the_registry_holds_the_five_measures() -> None:
 @laws
 def test_measures_agree_with_plain_loops(name: str, data: tuple[pd.DataFrame, pd.Series, list[str]]) -> None:
     A, null, live = data
-    if name == "profile":
+    if name in PROFILES:
         columns = [j for j in A.columns if j in live]
         some = [i for i in A.index if i in live and np.isfinite(A.loc[i, columns].astype(float)).any()]
         assume(bool(some) or not columns)
@@ -101,6 +106,7 @@ def test_live_left_out_means_every_label(data: tuple[pd.DataFrame, pd.Series, li
 def test_spearman_profile_agrees_with_scipy(data: tuple[pd.DataFrame, pd.Series, list[str]]) -> None:
     A, null, _ = data
     same(profile(A, null, method="spearman"), oracles.profile(A, null, method="spearman"))
+    same(linear_profile(A, null, method="spearman"), oracles.linear_profile(A, null, method="spearman"))
 
 
 def test_measures_equal_those_by_hand() -> None:
@@ -122,16 +128,39 @@ def test_profile_has_a_closed_form_where_features_know_one_image(n: int) -> None
     assert np.allclose(S[~np.eye(n, dtype=bool)], -1 / (n - 1), rtol=0, atol=1e-12)
 
 
+def test_profile_equals_that_of_pandas() -> None:
+    A = gaussian(40) ** 3
+    Z = A.abs() ** 0.5 * np.sign(A)
+    for measure, values in ((profile, Z), (linear_profile, A)):
+        z = (values - values.mean()) / values.std()
+        expected = z.sub(z.mean(axis=1), axis=0).corr()
+        np.testing.assert_allclose(to_masked(measure(A, zeros(A))), expected, rtol=0, atol=1e-12)
+    assert np.abs(to_masked(profile(A, zeros(A))) - to_masked(linear_profile(A, zeros(A)))).max() > 0.1
+
+
+def test_signed_roots_keep_signs_zeros_and_holes() -> None:
+    values = np.array([-4.0, -0.25, 0.0, 9.0, np.nan, np.inf, -np.inf, 1e-39])
+    np.testing.assert_array_equal(signed_roots(values), [-2, -0.5, 0, 3, np.nan, np.inf, -np.inf, 0])
+    A = gaussian(40)
+    A["inception4a:7"] *= 1e-40  # subnormal in float32: all digits may be rounding
+    for measure in (profile, linear_profile):
+        undefined = measure(A, zeros(A)).isna()
+        assert undefined["inception4a:7"].all() and undefined.to_numpy().sum() == 2 * 40 - 1
+
+
 # --- laws -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("measure", [profile, linear_profile])
 @pytest.mark.parametrize("method", ["pearson", "spearman"])
 @given(data=responses(finite=False))
 @laws
-def test_profile_is_symmetric_and_in_range(method: str, data: tuple[pd.DataFrame, pd.Series, list[str]]) -> None:
+def test_profile_is_symmetric_and_in_range(
+    method: str, measure: Any, data: tuple[pd.DataFrame, pd.Series, list[str]]
+) -> None:
     A, null, _ = data
     assume(np.isfinite(A.to_numpy()).any())
-    S = to_masked(profile(A, null, method=method))
+    S = to_masked(measure(A, null, method=method))
     assert (S.data == S.data.T).all() and (S.mask == S.mask.T).all()
     assert (np.abs(S.data) <= 1.0).all()
     assert (S.diagonal().compressed() == 1.0).all()
@@ -154,7 +183,34 @@ def test_measures_follow_a_permutation(name: str, data: tuple[pd.DataFrame, pd.S
     assert np.allclose(to_masked(found), to_masked(MEASURES[name](A, null)), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["coactivation", "selective", "profile"])
+@pytest.mark.parametrize("name", PROFILES)
+@given(data=dense(), seed=st.integers(0, 99))
+@laws
+def test_order_of_images_does_not_matter(name: str, data: tuple[pd.DataFrame, pd.Series], seed: int) -> None:
+    A, null = data
+    images = A.sample(frac=1, random_state=seed)
+    assert np.allclose(to_masked(MEASURES[name](images, null)), to_masked(MEASURES[name](A, null)), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@given(data=dense())
+@laws
+def test_sign_of_all_responses_does_not_matter(name: str, data: tuple[pd.DataFrame, pd.Series]) -> None:
+    A, null = data
+    assert np.allclose(to_masked(MEASURES[name](-A, null)), to_masked(MEASURES[name](A, null)), rtol=0, atol=1e-12)
+
+
+@given(data=dense(), shift=st.floats(0.5, 50))
+@laws
+def test_an_added_constant_matters_to_roots_only(data: tuple[pd.DataFrame, pd.Series], shift: float) -> None:
+    A, null = data
+    moved = A.copy()
+    moved.iloc[:, 0] += shift
+    differences = [np.abs(to_masked(m(moved, null)) - to_masked(m(A, null))).max() for m in (linear_profile, profile)]
+    assert differences[0] < 1e-9 and differences[1] > 1e-6
+
+
+@pytest.mark.parametrize("name", ["coactivation", "selective", *PROFILES])
 @given(data=dense(), powers=st.lists(st.floats(-12, 12), min_size=9, max_size=9))
 @laws
 def test_scale_of_a_feature_does_not_matter(
@@ -178,12 +234,14 @@ def test_scale_of_an_image_does_not_matter_to_relative(data: tuple[pd.DataFrame,
     assert np.allclose(one[both], two[both], rtol=1e-9)
 
 
+@pytest.mark.parametrize(("measure", "responses"), [(profile, lambda x: x * np.abs(x)), (linear_profile, lambda x: x)])
 @given(data=dense(), seed=st.integers(0, 99), strength=st.floats(0, 100))
 @laws
 def test_what_is_common_to_an_image_is_no_similarity(
-    data: tuple[pd.DataFrame, pd.Series], seed: int, strength: float
+    measure: Measure, responses: Any, data: tuple[pd.DataFrame, pd.Series], seed: int, strength: float
 ) -> None:
-    # Columns of standard deviation 1 that keep it when the common part, made orthogonal to them, is added alike.
+    # Columns of standard deviation 1 that keep it when the common part, made orthogonal to them, is added alike: to
+    # responses, or to the roots of responses.
     A, null = data
     Z = to_masked(selective(A, null)).data
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -192,17 +250,19 @@ def test_what_is_common_to_an_image_is_no_similarity(
     common -= np.linalg.pinv(wide.T) @ (wide.T @ common)
     index = labels(len(wide), "image")
     X = pd.DataFrame(wide, index=index, columns=A.columns)
-    plain, with_common = (to_masked(profile(x, null)) for x in (X, X.add(common, axis=0)))
+    plain, with_common = (to_masked(measure(responses(x), null)) for x in (X, X.add(common, axis=0)))
     assert np.allclose(plain.data, with_common.data, rtol=0, atol=1e-7)
 
 
 def test_planted_copies_have_profile_one() -> None:
     A = gaussian(40)
     A["inception4a:1"] = A["inception4a:0"]
-    A["inception4a:2"] = 250.0 * A["inception4a:0"] + 3.0
-    S = profile(A, zeros(A))
-    assert np.allclose(to_masked(S.iloc[:3, :3]).data, 1.0, rtol=0, atol=1e-12)
-    assert (to_masked(S.iloc[:3, 3:]).data < 0.9).all()
+    A["inception4a:2"] = 250.0 * A["inception4a:0"]
+    A["inception4a:3"] = A["inception4a:0"] + 3.0
+    for measure, copies in ((profile, 3), (linear_profile, 4)):
+        S = measure(A, zeros(A))
+        assert np.allclose(to_masked(S.iloc[:copies, :copies]).data, 1.0, rtol=0, atol=1e-12)
+        assert (to_masked(S.iloc[:copies, 4:]).data < 0.9).all()
 
 
 def test_profile_uses_live_rows_and_columns_only() -> None:

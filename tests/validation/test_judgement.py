@@ -91,6 +91,8 @@ def test_activation_and_agreement_follow_from_the_responses(hidden: Judgement, p
     np.testing.assert_allclose(hidden.images["multiple_of_best_photograph"], multiples, rtol=1e-4)
     expected = image_quality.similarity_agreement(A.mean(0), responses)
     assert value(hidden, "features", "images", "agreement") == pytest.approx(expected.value, abs=1e-5)
+    expected = image_quality.similarity_agreement(A.mean(0), responses, roots=False)
+    assert value(hidden, "features", "images", "linear_agreement") == pytest.approx(expected.value, abs=1e-5)
     np.testing.assert_allclose(hidden.images["contrast"], images.flatten(0, 1).numpy().std((1, 2, 3)), rtol=1e-5)
     of_photographs = np.median(natural.numpy().std((1, 2, 3)))
     assert value(hidden, "all images", "photographs", "contrast") == pytest.approx(of_photographs, rel=1e-5)

@@ -93,28 +93,47 @@ def test_clusters_need_nulls_and_seeds(clusters: float, ari: float | None, itsel
     assert ("fewer than 11 features" in text) == (clusters > 0)  # k is 10
 
 
-def test_photographs_decide_what_may_be_carried_over() -> None:
-    for r, low, p, words in (
-        (0.9, 0.86, 0.001, "may: read S as similarity over photographs"),
-        (0.9, 0.5, 0.001, "the interval reaches below 0.85"),
-        (0.6, 0.5, 0.001, "may not: carry single similarities over"),
+def with_photographs(
+    share: float | None, low: float | None, r: tuple[float | None, ...] = (0.6, 0.5, 0.001)
+) -> Evaluation:
+    """An evaluation with photographs, whose agreement reaches a share of its ceiling."""
+    values: dict[str, tuple[float | None, ...]] = {"photographs_pearson": r, "photographs_reliability": (0.95,)}
+    return evaluate(values | {"photographs_share": (share, low), "photographs_ceiling": (0.7, 0.6)})
+
+
+def test_the_share_of_the_ceiling_decides_what_may_be_carried_over() -> None:
+    for share, low, p, words in (
+        (0.95, 0.91, 0.001, "may: read S as similarity over photographs"),
+        (0.95, 0.7, 0.001, "the interval reaches below 0.9"),
+        (1.05, 0.95, 0.001, "may: read S as similarity over photographs"),
+        (0.8, 0.7, 0.001, "may not: carry single similarities over"),
         (0.1, 0.05, 0.001, "may not: carry any of it over"),
-        (0.9, 0.5, 0.2, "may not: carry any of it over"),
-        (0.489, -0.376, 0.03, "may not: carry any of it over to photographs: the interval reaches down"),
-        (0.6, None, 0.03, "may not: carry any of it over"),
+        (0.95, 0.7, 0.2, "may not: carry any of it over"),
+        (0.6, -0.4, 0.03, "may not: carry any of it over to photographs: the interval reaches down to 0.4"),
+        (0.8, None, 0.03, "may not: carry any of it over to photographs: the ceiling is undefined"),
+        (None, None, 0.001, "may not: carry any of it over to photographs: the ceiling is undefined"),
         (None, None, None, "may not: carry any of it over"),
     ):
-        text = verdict_text(evaluate({"photographs_pearson": (r, low, p), "photographs_reliability": (0.95,)}))
+        text = verdict_text(with_photographs(share, low, (None if p is None else 0.6, 0.5, p)))
         assert words in text
-        assert ("as a rule" in text) == (low == 0.5 and r == 0.6)
-    assert "reaches below" not in verdict_text(evaluate({"photographs_pearson": (0.9, 0.86, 0.001)}))
-    one, null = (
-        evaluate({"photographs_pearson": (0.6, 0.5, 0.001)}),
-        evaluate({"photographs_pearson": (0.55, 0.5, 0.001)}),
-    )
+        assert ("as a rule" in text) == (low == 0.7 and share == 0.8)
+        assert ("may: read S" in text) == (p == 0.001 and share is not None and share > 0.9)
+    assert "reaches below" not in verdict_text(with_photographs(0.95, 0.91))
+    assert "ceiling 0.700" in verdict_text(with_photographs(0.95, 0.91))
+    one, null = with_photographs(0.8, 0.7), evaluate({"photographs_pearson": (0.55, 0.5, 0.001)})
     assert "may not: credit training" in verdict_text(one, null)
     assert "credit training" not in verdict_text(one, evaluate({"photographs_pearson": (0.2, 0.1, 0.01)}))
     assert "none were given" in verdict_text(evaluate({}))
+
+
+def test_a_ceiling_that_is_undefined_says_why() -> None:
+    one = with_photographs(None, None)
+    one.statistics["photographs_share"] = replace(one.statistics["photographs_share"], note="5 photographs")
+    assert "the ceiling is undefined (5 photographs; " in verdict_text(one)
+    text = format_page("T", "n", Validation(Path("x"), {"a": one}, {}, {"a": {}}), [])
+    assert "Undefined: 5 photographs." in text
+    del one.statistics["photographs_share"]  # a validation of an earlier version
+    assert "the ceiling is undefined" in verdict_text(one)
 
 
 def test_weight_claims_exceed_zero_and_random_weights() -> None:

@@ -27,6 +27,8 @@ FM.load = () => {
   FM.at = new Map(FM.names.map((name, k) => [name, k]));
   FM.A = FM.blob("A");
   FM.S = FM.blob("S");
+  const linear = FM.blob("linear"); // only of a run whose heatmap shows it
+  if (linear !== null) FM.measures.linear_profile = (i, j) => FM.symmetric(linear, i, j);
   FM.unreliable = new Set(data.unreliable || []); // according to a validation, of all layers of the run
   FM.scales = {};
   for (const [name, values] of Object.entries(data.scales || {})) FM.scales[name] = FM.floats(values);
@@ -42,11 +44,14 @@ FM.measures = {
   raw: FM.raw,
   relative: (i, j) => FM.raw(i, j) / FM.scales.own[i],
   selective: (i, j) => (FM.raw(i, j) - FM.scales.mean[j]) / FM.scales.deviation[j],
-  profile: (i, j) => {
-    const [a, b] = i < j ? [i, j] : [j, i];
-    if (b >= FM.live) return Number.NaN; // a dead feature has no profile
-    return FM.S[a * FM.live - (a * (a - 1)) / 2 + b - a];
-  },
+  profile: (i, j) => FM.symmetric(FM.S, i, j),
+};
+
+// A symmetric table of the live features is stored as its upper triangle, row by row.
+FM.symmetric = (triangle, i, j) => {
+  const [a, b] = i < j ? [i, j] : [j, i];
+  if (b >= FM.live) return Number.NaN; // a dead feature has no profile
+  return triangle[a * FM.live - (a * (a - 1)) / 2 + b - a];
 };
 
 FM.number = (value) => {
