@@ -108,11 +108,9 @@ images of layer l and responses of layer k:
                              most similar profile
   cross/layers               one row per pair of layers: mean S of the best
                              partners, and the same by chance; .png and .svg
-  cross/l-to-k/photographs_profile, photographs_heatmap,
-  photographs_partners; cross/photographs_layers
-                             with --photographs: the same over photographs
 
-A profile between layers is computed over the images of all mapped layers, or over all photographs.
+A profile between layers is computed over the images of all mapped layers. With --photographs, files in cross/ whose
+names begin with photographs_ hold the same over photographs: profile, heatmap, partners, layers, neighbours, graph.
 
 Whole networks: --layer all takes the blocks, the outermost modules that compute a grid by convolutions and are not
 plain containers: 12 of GoogLeNet (5,808 features), 16 of InceptionV3 (10,448), 17 of ResNet50 (its first convolution
@@ -127,8 +125,6 @@ they are read: result.crossings["conv1", "inception4a"]):
   cross/neighbours.parquet   for each feature its nearest ones, in any layer
   cross/partners.parquet     for each feature its best partner in each layer
   cross/graph.graphml        the graph of the nearest ones
-  cross/photographs_neighbours.parquet, photographs_partners.parquet,
-  photographs_graph.graphml  with --photographs: the same over photographs
 
 Several processes: --engine ray hands batches to workers, the largest first. Each loads the network once, takes a GPU
 or --threads cores, and writes to the run folder itself, so all machines must share that folder. A batch whose worker
