@@ -166,7 +166,8 @@ def test_best_photographs_that_give_the_photographs_own_map_make_a_ceiling_of_on
     found = share_of_ceiling([S], halve(placed(rows)))
     for interval in (found.ceiling, found.halves, found.overlap_ceiling):
         assert (interval.value, interval.low, interval.high) == pytest.approx((1, 1, 1))
-    assert found.share == found.agreement
+    share, agreement = found.share, found.agreement
+    assert (share.value, share.low, share.high) == pytest.approx((agreement.value, agreement.low, agreement.high))
     reached = share_of_ceiling([profile_correlations(rows)], halve(placed(rows)))
     assert (reached.share.value, reached.share.low, reached.share.high) == pytest.approx((1, 1, 1))
     assert reached.overlap_share.value == pytest.approx(1)
