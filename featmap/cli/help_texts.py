@@ -445,9 +445,9 @@ names may be given by them: inception4a/nmf:eyes, --features eyes,mouths.
 
 S is centred over the features of a layer, and so over the directions of a set: the S of a set of a few directions says
 little, that of a single one is undefined, and between a channel and its exact copy in a set, which are centred over
-different features, S is below 1 (0.93, for example), while co-activation does not depend on the others. For one S of
-channels and directions put both into one set: numpy.concatenate([numpy.eye(C), vectors]); copies then have S = 1. In
-Python: featmap.load().with_directions({"inception4a/nmf": array}).
+different features, S is below 1, while co-activation does not depend on the others. For one S of channels and
+directions put both into one set: numpy.concatenate([numpy.eye(C), vectors]); copies then have S = 1. In Python:
+featmap.load().with_directions({"inception4a/nmf": array}).
 `python -m analyses.directions --photographs FOLDER` makes NMF and PCA directions of a layer, in a checkout of featmap.
 """
 
