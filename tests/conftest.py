@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # other work beside the tests would slow them down severalfold
-# one process of the tests for each core: threads of several would wait for each other (tests of threads set their number)
+# each core has a process of the tests, whose threads would wait for each other; tests of threads set their number
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
