@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from analyses.benchmarks import records
@@ -104,6 +105,11 @@ def load_commands() -> None:
     """Import what the commands import when they run, so that forked children need not: it takes half of their time."""
     for name in ("mapping.run", "interaction.run", "runs.maximise", "runs.integrity", "report.atlas", "cli.console"):
         import_module(f"featmap.{name}")
+    for name in ("featmap.interaction.report", "pyarrow.dataset", "pyarrow.pandas_compat", "pandas.io.formats.csvs"):
+        import_module(name)
+    for name in ("agg", "svg"):
+        import_module(f"matplotlib.backends.backend_{name}")
+    Image.init()
 
 
 def fork_command(arguments: list[str], before: Callable[[], None] | None = None) -> int:

@@ -6,7 +6,8 @@ Everything is drawn from finished numbers; nothing is measured here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -134,6 +135,20 @@ def colour_reach(own: np.ndarray, other: np.ndarray) -> float:
     return float(max(top, most) if top <= 2.5 * most or most == 0 else most) or 1.0
 
 
+@contextmanager
+def _no_forced_draws() -> Iterator[None]:
+    """Keep seaborn from drawing the figure after each part to see whether tick labels overlap: there are none yet."""
+    draw = getattr(sns.matrix, "_draw_figure", None)
+    if draw is None:
+        yield
+        return
+    sns.matrix._draw_figure = lambda figure: None
+    try:
+        yield
+    finally:
+        sns.matrix._draw_figure = draw
+
+
 def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None, low: float, high: float) -> Any:
     """Draw seaborn's ClusterGrid without text, and take its figure out of pyplot's list of open figures."""
     n = len(table)
@@ -142,7 +157,7 @@ def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None
     # SciPy draws a dendrogram by recursion, and the tree may be one long chain as deep as there are features.
     sys.setrecursionlimit(max(limit, 1000 + 4 * n))
     try:
-        with plt.ioff():
+        with plt.ioff(), _no_forced_draws():
             return sns.clustermap(
                 pd.DataFrame(table),
                 mask=np.isnan(table),

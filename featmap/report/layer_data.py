@@ -305,7 +305,7 @@ def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, w
         "steps": (steps + 1).tolist(),
         "seed": reproduction.seed,
         "seeds": len(run.identity["seeds"]),
-        "palette": [to_hex(colormaps[style.COLOUR_MAP](k)) for k in range(256)],
+        "palette": [to_hex(shade) for shade in colormaps[style.COLOUR_MAP](np.arange(256))],
         "gray": style.GRAY,
         "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
         "command": [reproduction.command(name) for name in names],

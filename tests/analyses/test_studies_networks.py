@@ -10,21 +10,22 @@ import pytest
 
 from analyses import maximised_unit, metrics, neuron_growth, octaves
 from analyses.support.study import Context, save_outcome
-from featmap import load
+from featmap import Network, load
 from featmap.cli.console import ProgressBars
 
-NETWORKS = [("resnet18", ("layer2.0", "layer3.0"), 48)]
+LAYERS, SIZE = ("layer2.0", "layer3.0"), 48
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load("resnet18", "random")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", [octaves, metrics, maximised_unit, neuron_growth], ids=lambda m: m.STUDY.name)
-@pytest.mark.parametrize(("model", "layers", "size"), NETWORKS)
-def test_a_study_runs_on_any_network(
-    study: ModuleType, model: str, layers: tuple[str, ...], size: int, tmp_path: Path
-) -> None:
-    network = load(model, "random")
-    context = Context(study.STUDY, network, layers, False, 2, 1, "cpu", tmp_path / "runs", ProgressBars())
-    outcome = study.measure(context, size, 3)
+def test_a_study_runs_on_any_network(study: ModuleType, network: Network, tmp_path: Path) -> None:
+    context = Context(study.STUDY, network, LAYERS, False, 2, 1, "cpu", tmp_path / "runs", ProgressBars())
+    outcome = study.measure(context, SIZE, 3)
     assert outcome.verdict in ("holds", "holds in part", "does not hold", "not decided")
     assert np.isfinite(outcome.rows["value"].to_numpy(dtype=float)).all()
     assert all(f.value is None or np.isfinite(f.value) for f in outcome.findings)

@@ -133,15 +133,16 @@ def wide(side: int) -> nn.Module:
     return nn.Sequential(OrderedDict(conv=conv)).eval()
 
 
-def test_images_are_so_large_that_the_middle_neurons_fields_fit_into_them() -> None:
+def test_images_are_so_large_that_the_middle_neurons_fields_fit_into_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window of 31 every 4 pixels, centred on 4 m: in 32 pixels that on 16 sees 1 to 31, in 16 none fits."""
+    monkeypatch.setattr(neurons, "LARGEST_SIZE", 64)
     network = load(wide(31), input_size=16)
     layer, field = network.layer("conv", 32), network.trace(32).field("conv", 0)
     assert neurons.central_position(layer, [field], 32) == (4, 4)
     assert neurons.field_inside(field, (4, 4), 32) and not neurons.field_inside(field, (3, 4), 32)
     assert not neurons.field_inside(field, (4, 5), 32)
     assert neurons.fitting_size(network, ["conv"], 16) == 32
-    assert neurons.fitting_size(load(wide(201), input_size=16), ["conv"], 16) == 16, "none does up to the limit"
+    assert neurons.fitting_size(load(wide(67), input_size=16), ["conv"], 16) == 16, "none does up to the limit"
 
 
 def test_layers_with_fields_beyond_the_image_have_no_radius(tmp_path: Path) -> None:

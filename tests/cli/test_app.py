@@ -21,7 +21,7 @@ from featmap.errors import ModelError
 from featmap.network.weights import read_state
 from featmap.optimize.limits import resolve_recipe
 from featmap.optimize.recipe import RECIPES
-from tests.helpers import tiny
+from tests.helpers import run_kinds, tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--model", "tests.helpers.tiny:small", "--size", "16", "--steps", "3", "--rows", "4", "--device", "cpu"]
@@ -33,6 +33,7 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own; factories are imported from the repository."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(REPOSITORY)
+    run_kinds.make_runs_cheap(monkeypatch, runs=10, draws=19)
 
 
 def succeed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

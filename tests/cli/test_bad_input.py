@@ -144,7 +144,7 @@ def options(command: str) -> list[str]:
 def test_every_option_takes_or_refuses_every_value(
     command: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @settings(FEW, max_examples=25)
+    @settings(FEW, max_examples=15)
     @given(st.sampled_from(options(command) or ["--json"]), VALUES, st.booleans(), st.integers(0, 9))
     def give(option: str, value: str, joined: bool, at: int) -> None:
         words = [f"{option}={value}"] if joined and option.startswith("--") else [option, value]

@@ -76,8 +76,8 @@ def damage_and_repair(kind: str, place: Path, every: int) -> int:
     return len(names)
 
 
-SLOW = [("similarity", 2), ("several layers", 53), ("probe layer", 41), ("screening", 97), ("validate", 53)]
-QUICK = [("optimize", 1), ("probe", 1), ("judge", 2), ("interact", 13), ("atlas of interact", 41), ("pairs", 53)]
+SLOW = [("similarity", 3), ("several layers", 53), ("probe layer", 41), ("screening", 97), ("validate", 53)]
+QUICK = [("optimize", 1), ("probe", 1), ("judge", 3), ("interact", 13), ("atlas of interact", 41), ("pairs", 53)]
 
 
 @pytest.mark.parametrize(("kind", "every"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])

@@ -29,7 +29,7 @@ READERS = {
     "verify": ["verify", "run"],
 }
 FEW = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),

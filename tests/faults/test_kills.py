@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from analyses.benchmarks import faults, records
-from tests.helpers.kill_outcomes import kill_in_process, losses, needs_fork
+from tests.helpers.kill_outcomes import KILLS, kill_in_process, losses, needs_fork
 
 pytestmark = needs_fork
 
@@ -23,7 +23,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 @pytest.mark.parametrize("name", ["similarity", "interact"])
 def test_a_kill_at_any_moment_loses_nothing(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     kills = outcomes[name]
-    assert sum(o["killed"] for o in kills) == 8
+    assert sum(o["killed"] for o in kills) == KILLS
     assert losses(kills) == []
 
 

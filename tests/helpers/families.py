@@ -131,19 +131,17 @@ def assert_map_is_plain_pytorchs(network: Network, family: Family, folder: Path)
     assert all(torch.equal(v, state[k]) for k, v in network.module.state_dict().items()), "the network is as it was"
 
 
-def assert_fields_are_measured(network: Network, family: Family, part: str = "") -> None:
-    """Hold receptive fields by rule to the pixels that a gradient reaches; `part` alone is differentiated."""
-    names = [name for name in family.fields if name.startswith(part)]
-    layers = {name: network.layer(name) for name in names}
+def assert_fields_are_measured(network: Network, family: Family) -> None:
+    """Hold receptive fields by rule to the pixels that a gradient reaches."""
+    layers = {name: network.layer(name) for name in family.fields}
     assert not any(la.field.unknown for la in layers.values()), "each has a rule"
-    module, prefix = (network.module.get_submodule(part), len(part) + 1) if part else (network.module, 0)
     measured = measure_fields(
-        module,
-        {name[prefix:]: (la.height, la.width) for name, la in layers.items()},
+        network.module,
+        {name: (la.height, la.width) for name, la in layers.items()},
         network.trace().image,
-        lambda name, height, width: network.find_layout(f"{part}.{name}" if part else name, height, width),
+        network.find_layout,
     )
     for name, layer in layers.items():
         centre = layer.height // 2, layer.width // 2, network.input_size, network.input_size
-        found = measured[name[prefix:]]
+        found = measured[name]
         assert layer.field.bounds(*centre) == found.bounds(*centre), f"{name}: {layer.field}, measured {found}"

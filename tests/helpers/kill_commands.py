@@ -17,6 +17,7 @@ import torch
 
 from analyses.benchmarks import faults
 from tests.helpers import run_kinds
+from tests.helpers.kill_outcomes import KILLS
 
 
 def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[faults.Outcome]:
@@ -40,11 +41,11 @@ def main(place: Path, kind: str) -> None:
     for words in faults.RUNS.values():
         words[words.index("--steps") + 1] = "12"
     if kind == "random":
-        outcomes = {name: faults.kill_at_random(name, 8, 20, place / name) for name in ("similarity", "interact")}
+        outcomes = {name: faults.kill_at_random(name, KILLS, 20, place / name) for name in ("similarity", "interact")}
     else:
         outcomes = {
-            "optimize": kills_at_moves("optimize", 2, 14, place / "optimize"),
-            "similarity": kills_at_moves("similarity", 54, 9, place / "similarity"),
+            "optimize": kills_at_moves("optimize", 2, 24, place / "optimize"),
+            "similarity": kills_at_moves("similarity", 54, 17, place / "similarity"),
         }
     print(json.dumps({name: [asdict(o) for o in listed] for name, listed in outcomes.items()}))
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+KILLS = 5
+"""Kills of each command at random moments; `analyses.benchmarks.faults` makes two hundred."""
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from featmap.cli.app import main
-from featmap.plotting import examples, style
+from featmap.interaction import report
+from featmap.plotting import examples, labels, style
 from featmap.stats import clustering
 
 
@@ -64,8 +65,10 @@ def cluster_with_few_draws(monkeypatch: pytest.MonkeyPatch, runs: int, draws: in
 
 
 def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int = 5) -> None:
-    """Cluster with few runs and draws, and draw small figures: neither is what these tests are about."""
+    """Cluster with few runs and draws, and draw small and few figures: neither is what these tests are about."""
     cluster_with_few_draws(monkeypatch, runs, draws)
+    # of the many matrices of a run of pairs, which are drawn alike, the first ones
+    monkeypatch.setattr(report, "labelled_statistics", lambda columns: labels.labelled_statistics(columns)[:3])
     monkeypatch.setattr(style, "MAX_PIXELS", 200)
     monkeypatch.setattr(examples, "FINEST", 24)
     monkeypatch.setattr(examples, "COARSEST", 24)

@@ -30,7 +30,10 @@ from tests.helpers.pictures import BLUE, BRIGHT_GREEN, GREEN, RED
 from tests.helpers.settings import options
 from tests.helpers.tables import check_plain_tables
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("cheap_runs"),
+]
 FAST: dict[str, Any] = {"size": 16, "steps": 20, "rows": 4, "device": "cpu"}
 ALONE = View(stimuli="photographs")
 COLOURS = pictures.purple_and_green(60)

@@ -27,7 +27,10 @@ from tests.helpers import settings, tiny
 from tests.helpers.settings import options
 from tests.helpers.tables import check_plain_tables
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("few_draws"),
+]
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
 SQUARE = ("activations", "coactivation", "relative", "selective", "profile")
 NAMES = [f"features:{c}" for c in range(12)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from featmap.network.loading import load
+from featmap.network.model import Network
 from featmap.network.receptive_field import ReceptiveField
 from featmap.network.trace import Layer
 from featmap.optimize import comparison
@@ -225,6 +226,11 @@ def build(plan: Plan) -> nn.Module:
     return networks.randomised(nn.Sequential(*parts, ENDS[end]()), seed).eval()
 
 
+def loaded(net: nn.Module, size: int = SIZE) -> Network:
+    """Load at a size that is named: attention among the positions of an image of the default size takes seconds."""
+    return load(net, input_size=size)
+
+
 def images(seed: int, count: int = ROWS) -> Tensor:
     return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
@@ -266,7 +272,7 @@ def plain_responses(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @given(plans)
 def test_every_layer_has_the_responses_of_plain_pytorch(plan: Plan) -> None:
     net = build(plan)
-    network, x = load(net), images(plan[-1])
+    network, x = loaded(net), images(plan[-1])
     found = network.trace(SIZE)
     assert found.failure == ""
     expected = plain_responses(net, x)
@@ -287,7 +293,7 @@ def input_gradient(net: nn.Module, x: Tensor) -> Tensor:
 @given(plans)
 def test_the_prepared_copy_has_the_networks_gradients(plan: Plan) -> None:
     net = build(plan)
-    network, last, x = load(net), str(len(net) - 1), images(plan[-1])
+    network, last, x = loaded(net), str(len(net) - 1), images(plan[-1])
     state = {k: v.clone() for k, v in net.state_dict().items()}
     choice = choose_preparation(network, [last], SIZE, CPU)
     assert choice.network == FOLDED and not choice.in_place
@@ -312,7 +318,7 @@ def test_the_prepared_copy_has_the_networks_gradients(plan: Plan) -> None:
 @given(plans)
 def test_descending_on_the_copy_is_descending_on_the_network(plan: Plan) -> None:
     net = build(plan)
-    network, plain, last = load(net), load(copy.deepcopy(net)), str(len(net) - 1)
+    network, plain, last = loaded(net), loaded(copy.deepcopy(net)), str(len(net) - 1)
     recipe = RECIPES["interact"].resolved(SIZE, size=SIZE, steps=6, rows=2)  # linear steps: no sign of a tiny gradient
     plain.preparations[(last,), "cpu", plain.layout] = comparison.Preparation(
         (last,), UNTOUCHED, 0.0, 0.0, torch.contiguous_format, in_place=True
@@ -332,7 +338,7 @@ def bounds_of(layer: Layer, field: ReceptiveField, size: int) -> tuple[slice, sl
 @settings(laws, max_examples=60)
 @given(plans, st.integers(17, 24))
 def test_receptive_fields_by_rule_are_those_that_are_measured(plan: Plan, size: int) -> None:
-    network = load(build(plan))
+    network = loaded(build(plan), size)
     layers = network.trace(size).layers.values()
     by_rule = {la.name: la for la in layers if not la.field.unknown and not la.name.endswith("@cls")}
     measured = measure_fields(

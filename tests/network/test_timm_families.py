@@ -23,7 +23,7 @@ from tests.helpers.families import (
 
 timm = pytest.importorskip("timm")
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
 ]
 

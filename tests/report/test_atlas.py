@@ -110,11 +110,11 @@ def test_no_atlas_option_omits_the_atlas(capsys: pytest.CaptureFixture[str]) -> 
 def test_atlas_bytes_are_the_same_in_every_process(mapped_folder: Path) -> None:
     first = Path("run/atlas.html").read_bytes()
     repository = str(Path(__file__).resolve().parent.parent.parent)
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": repository}
-        code = "from featmap.cli.app import main; main(['atlas', 'run', '--out', 'again'])"
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
-        assert Path("again/atlas.html").read_bytes() == first
+    # strings hash by another seed there: this process's own is drawn at its start
+    environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": repository}
+    code = "from featmap.cli.app import main; main(['atlas', 'run', '--out', 'again'])"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
+    assert Path("again/atlas.html").read_bytes() == first
     assert not any(str(folder).encode() in first for folder in (mapped_folder.parent, Path.cwd()))
 
 

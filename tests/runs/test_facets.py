@@ -30,6 +30,7 @@ from featmap.runs.worker import Worker, checked
 from featmap.stats.facets import facet_seed
 from tests.helpers import networks, tiny
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RECIPE = Recipe.named("fast", size=16, steps=6, rows=4)
 NAMES = ("facets", "facet_activation", "facet_distance", "facet_repeat", "facet_repeat_activation")
 
@@ -227,7 +228,7 @@ def test_facets_from_a_start_image_are_refused_in_one_line(
 def test_maps_have_a_column_of_facets_and_the_same_facets(tmp_path: Path) -> None:
     folder, again = tmp_path / "map", tmp_path / "plain"
     words = ["similarity", "--model", "tests.helpers.networks:two_faced", "--layer", "features", "--device", "cpu"]
-    words += ["--size", "8", "--steps", "12", "--rows", "8", "--no-atlas"]
+    words += ["--size", "8", "--steps", "6", "--rows", "8", "--no-atlas"]
     assert run_command(*words, "--features", "28-30", "--facets", "3", "--out", str(folder)) == 0
     table = pd.read_csv(folder / "features.csv").set_index("feature")
     assert list(table.index) == ["features:28", "features:29", "features:30"]
@@ -235,7 +236,7 @@ def test_maps_have_a_column_of_facets_and_the_same_facets(tmp_path: Path) -> Non
     shown = pd.read_csv(folder / "facets.csv")
     assert len(shown) == 9 and (folder / "facets.pdf").is_file()
     units = [f"features:{k}" for k in range(31)]
-    recipe = Recipe.named("fast", size=8, steps=12, rows=8)
+    recipe = Recipe.named("fast", size=8, steps=6, rows=8)
     data = featmap.maximise(units, networks.two_faced(), recipe=recipe, extras=Extras(facets=3))
     np.testing.assert_array_equal(open_arrays(folder)["facets"].values, data["facets"].values)
     assert run_command(*words, "--features", "28-30", "--out", str(again)) == 0

@@ -90,7 +90,7 @@ class Killer(Silent):
 
 
 def test_a_killed_worker_changes_no_bit(network: Network, tmp_path: Path) -> None:
-    job, killer = job_of(network, steps=60), Killer(after=3)
+    job, killer = job_of(network, steps=20), Killer(after=3)
     run = lifecycle.open_run(job, tmp_path / "ray")
     assert lifecycle.carry_out(job, run, Worker, killer, TWO) == len(job.work_units()) == killer.landings == 16
     assert killer.killed >= 1, "of the two workers one may still be starting"
@@ -106,7 +106,7 @@ def test_units_that_always_fail_are_tried_three_times_and_named(network: Network
     deadly, failing = names[2], names[4]
     run = lifecycle.open_run(job, tmp_path / "ray")
     with pytest.raises(IncompleteError) as caught:
-        lifecycle.carry_out(job, run, faulty_worker(log, (deadly,), (failing,)), Silent(), TWO)
+        lifecycle.carry_out(job, run, faulty_worker(log, (deadly,), (failing,)), Silent(), ONE)
     printed = str(caught.value)
     assert printed.startswith("2 of 6 work units were left out after 3 tries each: ")
     assert f"{deadly} (its worker died)" in printed
