@@ -59,6 +59,13 @@ def test_slow_first_steps_and_held_up_ones_do_not_count(monkeypatch: pytest.Monk
     assert estimate.estimate_seconds(job, [(mixed, 1)]) == pytest.approx(2 * 100 * 0.25 * 2)
 
 
+@pytest.mark.parametrize(("age", "seconds"), [(7.0, 7.0), (-3.0, 0.0), (1000.0, 0.0)])
+def test_the_start_counts_in_a_young_process(age: float, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = estimate.psutil.Process().create_time()
+    monkeypatch.setattr(estimate.time, "time", lambda: created + age)
+    assert estimate.start_seconds() == pytest.approx(seconds)
+
+
 def test_the_time_left_is_that_of_the_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, text = Clock(), io.StringIO()
     monkeypatch.setattr(console.time, "monotonic", clock)
