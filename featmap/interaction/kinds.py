@@ -135,7 +135,7 @@ def classify(evidence: Evidence) -> str:
     if any(high < LOSS for _, high in kept):
         divides = _mean(evidence.divided) >= DIVIDED and _mean(evidence.correlation) < 0
         return COMPETING if divides else SUPPRESSIVE
-    if all(low > 1 for low, _ in _intervals(evidence.retention)):
+    if all(low > 1 + interaction.ROUNDING for low, _ in _intervals(evidence.retention)):
         return SYNERGISTIC
     low, high = _interval(evidence.excess)
     if low > interaction.ROUNDING:

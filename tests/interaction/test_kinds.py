@@ -112,6 +112,12 @@ def test_a_kind_takes_three_seeds_and_an_interval_that_decides() -> None:
     assert kinds.classify(scattered) == UNDECIDED
 
 
+def test_copies_that_keep_all_but_for_rounding_are_additive() -> None:
+    plain = evidence(additive=1.0)
+    kept = 1 + np.array([1.0, 1.2, 1.1, 1.0, 1.1])[:, None] * np.full(2, 2.0**-22)
+    assert kinds.classify(replace(plain, retention=kept, additive=np.ones((5, 2)))) == ADDITIVE
+
+
 ROW = {"status": "ok", "seeds": 5, "response_nonlinearity": 0.2, "response_nonlinearity_floor": 0.1, "low": 0.1}
 ROW |= {"response_nonlinearity_ceiling": 0.9, "high": 0.3, "p": 0.01, "second_difference_at": "y:7"}
 ROW |= {"territory_divided": 0.97, "retention_a": 0.5, "retention_b": 0.4, "additive_retention_a": 0.7}
