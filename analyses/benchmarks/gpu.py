@@ -1,6 +1,6 @@
 """Measure everything that a GPU decides, in one script of a few minutes.
 
-    python -m analyses.benchmarks.gpu                       # any CUDA device; at most 8 minutes
+    python -m analyses.benchmarks.gpu                       # any CUDA device; no part begins after 8 minutes
     python -m analyses.benchmarks.gpu --device cpu          # a small form without compilers: does it run to its end?
 
 In this order, most important first, each part written to the JSON file as soon as it is measured:

@@ -245,6 +245,10 @@ def main(
         return
     if photographs is None:
         raise FeatmapError("photographs are missing; give a folder or zip of about 1,000")
+    if seeds < 2:
+        raise FeatmapError(f"seeds {seeds}: repeatability compares the maps of two seeds; give 2 or more")
+    if features <= NEAREST:
+        raise FeatmapError(f"features {features}: give more than the {NEAREST} nearest ones that are counted")
     loaded, names = network.load(), split_names(layers)
     source = short_name(loaded.name)
     resolved = Recipe.named(recipe).resolved(loaded.input_size)

@@ -104,7 +104,8 @@ class ProgressBars:
         self.total = self.done = self.from_store = 0
         self.report_time = time.monotonic()
         self.marks = [(self.report_time, 0)]
-        self.stages: dict[str, tuple[float, int]] = {}  # when a stage was first reported, and how far it was then
+        # when a stage began, how far it was then, and how far it is
+        self.stages: dict[str, tuple[float, int, int]] = {}
 
     def __enter__(self) -> ProgressBars:
         self.progress.start()
@@ -173,9 +174,12 @@ class ProgressBars:
             self.tasks[name] = self.progress.add_task(name, total=total, detail="")
             if not self.live:
                 self.note(name)
-            self.stages[name] = time.monotonic(), done
-        self.progress.update(self.tasks[name], completed=done)
-        (start, before), now = self.stages[name], time.monotonic()
+        now = time.monotonic()
+        start, before, latest = self.stages.get(name, (now, done, done))
+        if done < latest:  # the stage begins again, as it does for each layer of a map
+            start, before = now, done
+        self.stages[name] = start, before, done
+        self.progress.update(self.tasks[name], completed=done, total=total)
         if not self.live and before < done < total and now - max(start, self.report_time) > REPORT_INTERVAL:
             self.report_time = now
             left = (now - start) / (done - before) * (total - done)

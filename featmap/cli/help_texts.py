@@ -259,13 +259,14 @@ and the units divide the image: at 70 % of the responding positions only one res
 negatively. It is suppressive where a unit keeps as little elsewhere, or where the response nonlinearity is above its
 floor and the second difference below 0: features respond to both by less than the sum (an OR, an XOR, a gate that one
 of them shuts). It is synergistic where both units reach more than alone, or with a second difference above 0 (an AND).
-It is additive where none of this holds and the nonlinearity is surely less than 0.1 above its floor. All rules and
-thresholds: featmap/interaction/kinds.py.
+It is additive where none of this holds, both units surely keep 0.8 of that, the nonlinearity is surely less than 0.1
+above its floor, and the second difference is no more than 0.1 above the units' own. Each pair is judged by itself: only
+the column q allows for the number of pairs. All rules and thresholds: featmap/interaction/kinds.py.
 
-On a real network 15 to 68 % of a layer's features are silent on the noise. At every step a unit without a
-gradient, alone or in a sum, gets one through its dead ReLUs, and in a sum at the length of the others'.
-Units that have gradients, and networks without such activations, are not touched. `--recipe interact-unrescued` leaves
-silent units silent: pairs of them are undefined (dead or unconverged partner).
+On a real network 15 to 68 % of a layer's features are silent on the noise. At every step a unit without a gradient,
+alone or in a sum, gets one through its dead ReLUs; in a sum it is made as long as the other units' gradients. Units
+that have gradients, and networks without such activations, are not touched. `--recipe interact-unrescued` leaves silent
+units silent: pairs of them are undefined (dead or unconverged partner).
 
 Screening: pairs are predicted from the solo runs (size of the responses, self-saturation, cross-talk, agreement of
 gradients, overlap of weights). The prediction is weak so far. Each screening judges it on --checks random pairs,

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featmap.interaction.job import JointJob
+from featmap.interaction.job import PINK_IMAGES, JointJob
 from featmap.optimize.objective import Objective
 from featmap.runs import lifecycle
-from featmap.runs.estimate import Estimate, estimate_process_memory, estimate_seconds
+from featmap.runs.estimate import (
+    Estimate,
+    estimate_process_memory,
+    estimate_seconds,
+    probe_seconds,
+    start_seconds,
+)
+from featmap.stats.interaction import simplex_lattice
+
+SOLO_PASSES, JOINT_PASSES = 4, 5
+"""Images that the untouched network is shown for each descent: the result, the null image and mixtures; those of the
+blends of solo images come on top."""
 
 
 def estimate_joint(job: JointJob, folder: Path) -> Estimate:
@@ -25,15 +36,18 @@ def estimate_joint(job: JointJob, folder: Path) -> Estimate:
     Estimate
         Time, memory and disk.
     """
-    rows = job.recipe.rows
+    rows, started = job.recipe.rows, start_seconds()
     solos: dict[str, list[Objective]] = {}
     for solo in job.solos:
         solos.setdefault(solo.unit.layer, []).append(Objective(((1.0, solo.unit),)))
     joints = [Objective(tuple((1.0, u) for u in job.groups[g])) for g, _ in job.joints]
     batches = [(objectives, -(-len(objectives) // rows)) for objectives in (*solos.values(), joints)]
+    shown = PINK_IMAGES + len(job.starts) + SOLO_PASSES * len(job.solos)
+    shown += (JOINT_PASSES + len(simplex_lattice(job.members))) * len(job.joints)
     return Estimate(
-        estimate_seconds(job, batches),
+        estimate_seconds(job, batches) + -(-shown // rows) * probe_seconds(job, rows),
         estimate_process_memory(job),
         int(1.1 * job.array_bytes),
         lifecycle.free_space(folder),
+        started,
     )

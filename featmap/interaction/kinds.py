@@ -59,7 +59,9 @@ class Evidence:
     excess : numpy.ndarray
         Response nonlinearity less its floor, S seeds.
     second_difference : numpy.ndarray
-        Size of the second difference times its sign, S, see `featmap.stats.interaction.SecondDifference`.
+        Size of the second difference, S, see `featmap.stats.interaction.SecondDifference`.
+    signed_difference : numpy.ndarray
+        The same times its sign, S; NaN where the sign is unknown.
     self_saturation : numpy.ndarray
         Second difference of each unit with itself, S x U units.
     retention : numpy.ndarray
@@ -73,6 +75,7 @@ class Evidence:
 
     excess: np.ndarray
     second_difference: np.ndarray
+    signed_difference: np.ndarray
     self_saturation: np.ndarray
     retention: np.ndarray
     additive: np.ndarray
@@ -100,6 +103,7 @@ class Evidence:
 
         return Evidence(
             (seeds["response_nonlinearity"] - seeds["response_nonlinearity_floor"]).to_numpy(dtype=float),
+            seeds["second_difference"].to_numpy(dtype=float),
             (seeds["second_difference"] * seeds.get("second_difference_sign", np.nan)).to_numpy(dtype=float),
             each("self_saturation"),
             each("retention"),
@@ -131,14 +135,15 @@ def classify(evidence: Evidence) -> str:
     if any(high < LOSS for _, high in kept):
         divides = _mean(evidence.divided) >= DIVIDED and _mean(evidence.correlation) < 0
         return COMPETING if divides else SUPPRESSIVE
-    if all(low > 1 for low, _ in _intervals(evidence.retention)):
+    if all(low > 1 + interaction.ROUNDING for low, _ in _intervals(evidence.retention)):
         return SYNERGISTIC
     low, high = _interval(evidence.excess)
     if low > interaction.ROUNDING:
-        below, above = _interval(evidence.second_difference)
+        below, above = _interval(evidence.signed_difference)
         if below > 0 or above < 0:
             return SYNERGISTIC if below > 0 else SUPPRESSIVE
-    size, own = abs(_mean(evidence.second_difference)), _mean(evidence.self_saturation)
+    # the size: features that respond by more and others that respond by less do not make up for each other
+    size, own = _mean(evidence.second_difference), _mean(evidence.self_saturation)
     if high <= RELEVANT and all(bottom >= LOSS for bottom, _ in kept) and size <= own + RELEVANT:
         return ADDITIVE
     return UNDECIDED
@@ -170,15 +175,16 @@ def describe_kind(row: Mapping[str, Any]) -> str:
         return f"{kind}: {alone}; {reaches}{expected}"
     lost = any(k < LOSS * w for k, w in zip(kept, without, strict=True))
     where = row.get("second_difference_at", "")
-    drives = (
-        f"{kind}: together they drive {where or 'features'} by {{}} than the sum of each alone; {reaches}{expected}"
-    )
-    if kind == SYNERGISTIC and not min(kept, default=0.0) > 1:
-        return drives.format("more")
-    if kind == SUPPRESSIVE and not lost:
-        return drives.format("less")
+    if (kind == SYNERGISTIC and not min(kept, default=0.0) > 1) or (kind == SUPPRESSIVE and not lost):
+        balance = "more" if kind == SYNERGISTIC else "less"
+        # the balance is that of all features: of the largest difference alone it may be the other one
+        most = f" (the largest difference is at {where})" if where else ""
+        response = (
+            f"features respond to a mixture of the solo images by {balance} than the sum of their responses to its"
+        )
+        return f"{kind}: {response} parts{most}; {reaches}{expected}"
     if kind == UNDECIDED:
-        reason = "too few seeds" if row["seeds"] < MIN_SEEDS else "no rule is met by all of its interval"
+        reason = "no rule is surely met" if np.isfinite(row["p"]) else "too few seeds"
         return f"{kind} ({reason}): {reaches}{expected}"
     return f"{kind}: {reaches}{expected}"
 

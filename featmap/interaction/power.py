@@ -10,6 +10,7 @@ from scipy import stats
 
 from featmap import rng
 from featmap.interaction.conclusion import format_number, format_seeds
+from featmap.stats import interaction
 
 POWER, LEVEL = 0.8, 0.05
 """Power that is asked for, and the false discovery rate (of one group: the p-value) up to which an effect counts."""
@@ -31,7 +32,7 @@ class Power:
         Number of groups and of seeds.
     effect : float
         Smallest excess of the response nonlinearity over its floor that is found with a power of `POWER` at a false
-        discovery rate of `LEVEL`; NaN where seeds are too few.
+        discovery rate of `LEVEL`; NaN where seeds are too few or undefined.
     deviation : float
         Standard deviation of the excess over seeds, pooled over the groups.
     """
@@ -43,10 +44,15 @@ class Power:
 
     def __str__(self) -> str:
         rate = "p < 0.05" if self.pairs == 1 else "a false discovery rate of 5 %"
-        among = "" if self.pairs == 1 else f" among {self.pairs:,} pairs, a tenth of which have one"
-        if not np.isfinite(self.effect):
+        planted = _count_planted(self.pairs)
+        have = f"{planted:,} of which {'has' if planted == 1 else 'have'} one"
+        among = "" if self.pairs == 1 else f" among {self.pairs:,} pairs, {have}"
+        if self.seeds < 3:
             return f"power: unknown with {format_seeds(self.seeds)}; give 3 or more"
-        found = f"an excess over the floor of {format_number(self.effect, 2)} is found with 80 % power at {rate}{among}"
+        if np.isnan(self.effect):
+            return "power: unknown, since no group has statistics of two seeds or more"
+        size = format_number(max(self.effect, 0.01), 2)  # a smaller one would be printed as 0.00
+        found = f"an excess over the floor of {size} is found with 80 % power at {rate}{among}"
         if self.effect >= 1:
             found = f"no excess over the floor is found with 80 % power at {rate}{among}; give more seeds"
         return f"power: with {format_seeds(self.seeds)} {found}"
@@ -55,9 +61,9 @@ class Power:
 def smallest_effect(pairs: int, seeds: int) -> float:
     """Compute the smallest effect that is found with a power of `POWER`.
 
-    Simulated runs of `pairs` pairs, a tenth of which have the effect, are tested as the summary tests its pairs: by a
-    one-sided t-test over seeds, and over pairs by the false discovery rate of Benjamini and Hochberg. The excess of
-    pairs without an effect is normal about 0, which is the hardest case.
+    Simulated runs of `pairs` pairs, a tenth of which (at least one) have the effect, are tested as the summary tests
+    its pairs: by a one-sided t-test over seeds, and over pairs by the false discovery rate of Benjamini and Hochberg.
+    The excess of pairs without an effect is normal about 0, which is the hardest case.
 
     Parameters
     ----------
@@ -74,7 +80,7 @@ def smallest_effect(pairs: int, seeds: int) -> float:
     """
     if seeds < 3:
         return float("nan")
-    planted = max(1, round(PLANTED_SHARE * pairs))
+    planted = _count_planted(pairs)
     runs = -(-PLANTED_PAIRS // planted)
     generator = rng.generator("power", pairs, seeds)
     # The same draws for every effect: power then grows with the effect, and bisection finds one crossing.
@@ -111,11 +117,18 @@ def state_power(table: pd.DataFrame, seeds: int) -> Power:
     Returns
     -------
     Power
-        Its effect is NaN where no group has two seeds with statistics.
+        Its effect is NaN where no group has two seeds with statistics, and at least the excess that counts as 0.
     """
     excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
     variances = excess.groupby(table["group"], sort=False).var(ddof=1).dropna()
     counts = excess.groupby(table["group"], sort=False).count()
     pairs = max(1, int((counts >= 3).sum()))
     deviation = float(np.sqrt(variances.mean())) if len(variances) else float("nan")
-    return Power(pairs, seeds, deviation * smallest_effect(pairs, seeds), deviation)
+    # without any spread, as in a linear network, the test still takes an excess of rounding error for 0
+    effect = float(np.maximum(deviation * smallest_effect(pairs, seeds), interaction.ROUNDING))
+    return Power(pairs, seeds, effect, deviation)
+
+
+def _count_planted(pairs: int) -> int:
+    """Count the pairs of a simulated run that have an effect."""
+    return max(1, round(PLANTED_SHARE * pairs))

@@ -150,6 +150,7 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
         max(part.memory for part in parts) + gradients,
         sum(part.disk for part in parts),
         solos.free,
+        solos.start,
     )
 
 

@@ -356,19 +356,14 @@ def bits(values: Tensor) -> Tensor:
 
 
 class ElementwiseCalls(TorchDispatchMode):
-    """Collect the elementwise operations on tensors of some number of rows.
+    """Collect the elementwise operations of a pass, those of the backward pass too.
 
-    Those of the backward pass too; operations of equal settings and shapes are collected once.
-
-    Parameters
-    ----------
-    rows : int
-        Number of rows.
+    Operations of equal settings and shapes are collected once, in the order of the pass.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rows, self.calls = rows, dict[Any, ElementwiseCall]()
+        self.calls = dict[Any, ElementwiseCall]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -376,14 +371,38 @@ class ElementwiseCalls(TorchDispatchMode):
         if (torch.Tag.pointwise in func.tags and name != "clone") or name.rstrip("_") in UNTAGGED:
             leaves, tree = tree_flatten((args, kwargs or {}))
             found = [(tuple(p.shape), p.stride(), p.dtype) if isinstance(p, Tensor) else p for p in leaves]
-            if any(isinstance(p, Tensor) and p.dim() and len(p) == self.rows for p in leaves):
-                self.calls.setdefault((func, *found), ElementwiseCall(func, tree, leaves, self.rows))
+            if any(isinstance(p, Tensor) and p.dim() for p in leaves):
+                self.calls.setdefault((func, *found), ElementwiseCall(func, tree, leaves))
         return func(*args, **(kwargs or {}))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Tell torch that nothing is compiled here: to switch off its compiler it would import it, for seconds."""
+        """Tell torch that nothing is compiled here: switching off its compiler would import it, for seconds."""
         return False
+
+    def round_alike(self, next_larger: ElementwiseCalls, added: int) -> bool:
+        """Check that each element is rounded as in a larger batch.
+
+        Shapes are extrapolated from two passes: networks may move rows, or merge them with frames or windows.
+
+        Parameters
+        ----------
+        next_larger : ElementwiseCalls
+            Operations of the same pass with one row more.
+        added : int
+            Rows that the larger batch has in addition to those of this pass.
+
+        Returns
+        -------
+        bool
+            Whether it is, for values of any size; False where the two passes have other operations.
+        """
+        # operations that both passes have, with the same shapes, do not depend on the number of rows
+        own, larger = (
+            [call for key, call in one.calls.items() if key not in other.calls]
+            for one, other in ((self, next_larger), (next_larger, self))
+        )
+        return len(own) == len(larger) and all(a.rounds_alike(b, added) for a, b in zip(own, larger, strict=True))
 
 
 class ElementwiseCall:
@@ -397,37 +416,43 @@ class ElementwiseCall:
         Structure of its arguments.
     leaves : sequence
         The arguments.
-    rows : int
-        Number of rows of the tensors that have rows.
     """
 
-    def __init__(self, function: Any, tree: Any, leaves: Sequence[Any], rows: int) -> None:
-        self.function, self.tree, self.rows = function, tree, rows
+    def __init__(self, function: Any, tree: Any, leaves: Sequence[Any]) -> None:
+        self.function, self.tree = function, tree
         self.leaves = [p.to("meta") if isinstance(p, Tensor) else p for p in leaves]
         self.device = next(p.device for p in leaves if isinstance(p, Tensor) and p.dim())
 
-    def rounds_alike(self, rows: int) -> bool:
-        """Check that each element is rounded as in a batch of another number of rows.
+    def rounds_alike(self, next_larger: ElementwiseCall, added: int) -> bool:
+        """Check that each element is rounded as in a larger batch.
 
         Parameters
         ----------
-        rows : int
-            The other number, at least as large.
+        next_larger : ElementwiseCall
+            The operation in a batch with one row more.
+        added : int
+            Rows that the larger batch has in addition.
 
         Returns
         -------
         bool
             Whether it is, for values of any size.
         """
+        if self.function is not next_larger.function or len(self.leaves) != len(next_larger.leaves):
+            return False
         values = self._two_ways()
         if not values:
             return True
         # one value that rounds in two ways, at all places of tensors of the call's shapes, shows where it does so
         own, other = (
-            bits(self._apply({k: self._filled(p, count, values[k]) for k, p in self._tensors()}))
-            for count in (self.rows, rows)
+            self._apply({k: self._filled(p, next_larger.leaves[k], more, values[k]) for k, p in self._tensors()})
+            for more in (0, added)
         )
-        return torch.equal(own, other[: len(own)])
+        if any(large - small > added for small, large in zip(own.shape, other.shape, strict=True)):
+            # rows are merged with something else, in an unknown order: then all places have to round alike
+            first = other[(slice(1),) * other.dim()]
+            return all(has_bits_of(each, first.expand_as(each)) for each in (own, other))
+        return has_bits_of(own, other[tuple(map(slice, own.shape))])
 
     def _two_ways(self) -> dict[int, Tensor]:
         """Find a value for each tensor so that the result rounds otherwise in a short tensor; none where none does."""
@@ -445,11 +470,14 @@ class ElementwiseCall:
         """List the tensors that are not single numbers, with their places."""
         return [(k, p) for k, p in enumerate(self.leaves) if isinstance(p, Tensor) and p.dim()]
 
-    def _filled(self, like: Tensor, rows: int, value: Tensor) -> Tensor:
-        """Make a tensor of one value and of the shape and memory order of another, with a number of rows."""
-        shape = (rows, *like.shape[1:]) if len(like) == self.rows else like.shape
-        own = [1 if stride == 0 else size for size, stride in zip(shape, like.stride(), strict=True)]
-        filled = torch.empty_strided(own, like.stride(), dtype=like.dtype, device=self.device)
+    def _filled(self, like: Tensor, next_larger: Tensor, added: int, value: Tensor) -> Tensor:
+        """Make a tensor of one value, of the shape and memory order that a tensor has with rows added."""
+        shape, strides = (
+            [size + added * (more - size) for size, more in zip(one, two, strict=True)]
+            for one, two in ((like.shape, next_larger.shape), (like.stride(), next_larger.stride()))
+        )
+        own = [1 if stride == 0 else size for size, stride in zip(shape, strides, strict=True)]
+        filled = torch.empty_strided(own, strides, dtype=like.dtype, device=self.device)
         return filled.fill_(value).expand(shape)
 
     def _apply(self, tensors: dict[int, Tensor]) -> Tensor:

@@ -312,8 +312,8 @@ class Batches:
         return torch.cat(gradients)
 
 
-def list_chosen_rows(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
-    """List the numbers of rows that this process chose for batches of a recipe.
+def list_chosen_rows(network: Network, recipe: Recipe, layers: Sequence[str]) -> list[dict[str, Any]]:
+    """List the numbers of rows that this process chose for batches of a run.
 
     Parameters
     ----------
@@ -321,19 +321,23 @@ def list_chosen_rows(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
         The network.
     recipe : Recipe
         The resolved recipe.
+    layers : sequence of str
+        Layers that the run maximises or measures; choices for others, made for another run, are left out.
 
     Returns
     -------
     list of dict
         Plain JSON values: `layers`, number of `images`, `rows` of their batch, and the `pass`, which is "descent" or
-        "probe". Full batches are not listed.
+        "probe"; each once. Batches that were not tried, full ones among them, are not listed.
     """
-    records = []
+    records, of_run = list[dict[str, Any]](), {*layers, *network.base_layers(layers)}
     for (kind, *_), rows in chosen_rows(network).items():
         settings, is_descent = kind.settings, isinstance(kind.settings, _Descents)
         if settings.step == _one_step(recipe) if isinstance(settings, _Descents) else settings in recipe.sizes:
             what = "descent" if is_descent else "probe"
-            records.append({"layers": list(kind.layers), "images": kind.images, "rows": rows, "pass": what})
+            record = {"layers": list(kind.layers), "images": kind.images, "rows": rows, "pass": what}
+            if of_run.issuperset(kind.layers) and record not in records:
+                records.append(record)
     return records
 
 

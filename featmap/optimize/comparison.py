@@ -395,8 +395,8 @@ def choose_rows(
         return rows
     least = max(MIN_ROWS, count)
     candidates = [n for n in (least, *(2**k for k in range(rows.bit_length()))) if least <= n < rows]
-    # a check computes the full batch once and each candidate twice
-    paid = tuple(n for n in dict.fromkeys(candidates) if rows + 2 * n <= CHECK_SHARE * savings * (rows - n))
+    # a check computes the full batch once and a candidate twice, and then a batch of one row more
+    paid = tuple(n for n in dict.fromkeys(candidates) if rows + 3 * n + 1 <= CHECK_SHARE * savings * (rows - n))
     choices, key = chosen_rows(network), (kind, paid, network.layout, torch.get_num_threads())
     if paid and key not in choices:
         choices[key] = find_least_rows(compute, paid, rows, kind.device)
@@ -456,9 +456,12 @@ def find_least_rows(
             results = run(fewer)
             if not all(has_bits_of(a, b[: len(a)]) for a, b in zip(results, expected, strict=True)):
                 continue
-            with ElementwiseCalls(fewer) as seen:
-                run(fewer)
-            if all(call.rounds_alike(rows) for call in seen.calls.values()):
+            passes = []
+            for count in (fewer, fewer + 1):
+                with ElementwiseCalls() as seen:
+                    run(count)
+                passes.append(seen)
+            if passes[0].round_alike(passes[1], rows - fewer):
                 return fewer
     except (MemoryError, torch.OutOfMemoryError):
         raise

@@ -306,10 +306,10 @@ class PaddedBatch:
         list of Tensor
             Outputs of the layers, losses, activations, gradients and images, R x ... each, with the padding.
         """
-        results = list[Tensor]()
+        results, image = list[Tensor](), self.image
         with self.hooks() as hooks:
             for octave in {_size(o): o for o in self.recipe.octaves}.values():
-                image = image_ops.resize(self.image, _size(octave))
+                image = image_ops.resize(image, _size(octave))  # from the size before, as in the descent
                 results += self.loop.try_step(hooks, self.loss(octave), image, octave)
         return results
 

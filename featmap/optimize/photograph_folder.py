@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -264,6 +265,8 @@ def _list_again(path: Path, labels: list[str], *about: Any) -> PhotographFolder:
 
     def open_file(k: int) -> BinaryIO:
         files, position = listed()
+        if labels[k] not in position:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), labels[k])
         return files.open_file(position[labels[k]])
 
     return PhotographFolder(path, open_file, labels, *about)

@@ -205,7 +205,7 @@ class Probe:
 
     def exact_changes(
         self, nulls: Tensor, images: Tensor, objectives: Sequence[Objective], rows: np.ndarray
-    ) -> np.ndarray | None:
+    ) -> np.ndarray:
         """Measure in float64 how far objectives rise from null images to images.
 
         Parameters
@@ -219,15 +219,15 @@ class Probe:
 
         Returns
         -------
-        ndarray or None
-            R differences, float64. None where the device has no float64, or the network's code insists on another type.
+        ndarray
+            R differences, float64; NaN where the device has no float64, or the network's code insists on another type
+            before the objective's layers.
         """
-        module, types = self._double(), _FloatTypes()
+        module, changes = self._double(), np.full(len(rows), np.nan)
         if module is None:
-            return None
-        changes = []
-        for row in rows:  # one at a time: little memory, and a row's difference depends on itself alone
-            layers = list(objectives[row].layers)
+            return changes
+        for k, row in enumerate(rows):  # one at a time: little memory, and a row's difference depends on itself alone
+            layers, types = list(objectives[row].layers), _FloatTypes()
             try:
                 alone = (each[row : row + 1].to(self.device).double() for each in (nulls, images))
                 pair = [self.network.normalise(image) for image in alone]
@@ -241,10 +241,11 @@ class Probe:
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception:  # noqa: BLE001 - a network of the user's own may raise anything
-                return None
-            changes.append(last - null)
-        # a module that computes in another type inside rounds like float32, and decides nothing
-        return None if types.found - {torch.float64} else np.concatenate(changes)
+                continue
+            # a module that computes in another type inside rounds like float32, and decides nothing
+            if types.found <= {torch.float64}:
+                changes[k] = (last - null)[0]
+        return changes
 
     def _double(self) -> nn.Module | None:
         """Copy the network in float64, once; None where its modules or the device do not allow it."""

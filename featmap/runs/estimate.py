@@ -73,7 +73,7 @@ def estimate(job: Job, folder: Path) -> Estimate:
     Estimate
         Time, memory and disk.
     """
-    start_seconds = _start_seconds()
+    started = start_seconds()
     groups: dict[tuple[str, ...], list[Objective]] = {}
     for objective in job.objectives:
         groups.setdefault(tuple(objective.layers), []).append(objective)
@@ -82,11 +82,12 @@ def estimate(job: Job, folder: Path) -> Estimate:
     batches = [(group, len(job.seeds) * -(-len(group) // job.recipe.rows)) for group in measured]
     seconds = share * estimate_seconds(job, batches, job.start) * facets.count_passes(job.facets)
     count = len(job.seeds) * -(-len(job.objectives) // job.recipe.rows)
-    seconds += count * _frame_seconds(job) + (count + len(job.seeds)) * _probe_seconds(job)
+    seconds += count * _frame_seconds(job)
+    seconds += (count + len(job.seeds)) * probe_seconds(job, min(job.recipe.rows, len(job.objectives)))
     memory = estimate_process_memory(job) + _frame_bytes(job)
     if blockwise.is_large([len(group) for group in groups.values()]):
         memory = max(memory, psutil.Process().memory_info().rss + blockwise.memory_needed(len(job.objectives)))
-    return Estimate(seconds, memory, job.disk_needed, lifecycle.free_space(folder), start_seconds)
+    return Estimate(seconds, memory, job.disk_needed, lifecycle.free_space(folder), started)
 
 
 def estimate_seconds(
@@ -182,16 +183,35 @@ def _frame_seconds(job: Job) -> float:
     return seconds
 
 
-def _start_seconds() -> float:
-    """Compute how long this command has taken until now; 0 in a process that has long run, such as a session's."""
+def start_seconds() -> float:
+    """Compute how long this command has taken until now.
+
+    Returns
+    -------
+    float
+        Seconds since the start of the process; 0 in one that has long run, such as a session's.
+    """
     seconds = time.time() - psutil.Process().create_time()
-    return seconds if seconds < LONGEST_START else 0.0
+    return seconds if 0 < seconds < LONGEST_START else 0.0  # a clock may have been set back
 
 
-def _probe_seconds(job: Job) -> float:
-    """Measure the seconds that the responses to a batch of images take."""
-    probe, rows = Probe(job.network, job.recipe.rows, job.device), min(job.recipe.rows, len(job.objectives))
-    images, took = torch.zeros(rows, *job.network.image_shape(job.recipe.size)), []
+def probe_seconds(job: BaseJob, rows: int) -> float:
+    """Measure the seconds that the responses to a batch of images take.
+
+    Parameters
+    ----------
+    job : BaseJob
+        The job.
+    rows : int
+        Number of images, 1 or more.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    probe, took = Probe(job.network, job.recipe.rows, job.device), []
+    images = torch.zeros(rows, *job.network.image_shape(job.recipe.size))
     for _ in range(2):  # the first pass allocates memory
         begun = time.perf_counter()
         probe.responses(images, list(dict.fromkeys([*job.responses, *job.layers])))

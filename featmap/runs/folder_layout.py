@@ -305,7 +305,7 @@ def row_statuses(
     arrays: dict[str, np.ndarray],
     had_gradient: np.ndarray,
     rescued: np.ndarray,
-    exact: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    exact: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Classify the rows of a batch by what their descents reached.
 
@@ -319,7 +319,7 @@ def row_statuses(
     rescued : numpy.ndarray
         Whether it had one only with the help of the rescue, bool, B.
     exact : callable or None, default None
-        Measures rises of rows in float64, where float32 shows next to none; None if the network cannot be computed so.
+        Measures rises of rows in float64, where float32 shows next to none; NaN where a row cannot be computed so.
 
     Returns
     -------
@@ -339,11 +339,11 @@ def row_statuses(
         is_constant = is_zero | (has_moved & ~rose & (difference <= ROUNDING))
     finite = np.isfinite(activation) & np.isfinite(arrays["images"]).all((1, 2, 3))
     doubtful = np.flatnonzero(finite & has_moved & ~is_zero & (difference <= 10 * ROUNDING))
-    if exact is not None and len(doubtful) and (changes := exact(doubtful)) is not None:
-        is_constant[doubtful] = ~(np.abs(changes) > EXACT * scale[doubtful])
+    if exact is not None and len(doubtful):
+        changes = np.abs(exact(doubtful))
+        is_constant[doubtful] = np.where(np.isnan(changes), is_constant[doubtful], changes <= EXACT * scale[doubtful])
     status = np.where(rose, np.where(rescued, RESCUED, LIVE), np.where(rescued | ~had_gradient, DEAD, UNCONVERGED))
-    status = np.where(is_constant, DEAD, status)
-    return np.where(finite, status, NOT_FINITE).astype(np.uint8)
+    return np.where(finite, np.where(is_constant, DEAD, status), NOT_FINITE).astype(np.uint8)
 
 
 LOCK, OWNER = ".lock", ".owner.json"

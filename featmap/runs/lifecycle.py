@@ -132,8 +132,9 @@ def carry_out(
     if count:
         timings = run.manifest.timings
         timings["descent_and_probe"] = round(timings.get("descent_and_probe", 0.0) + time.perf_counter() - start, 3)
-        rows = [r for r in list_chosen_rows(job.network, job.recipe) if r not in run.manifest.batch_rows]
-        run.manifest.batch_rows = [*run.manifest.batch_rows, *rows]
+        rows = list_chosen_rows(job.network, job.recipe, [*job.layers, *job.responses])
+        known = run.manifest.batch_rows
+        run.manifest.batch_rows = [*known, *(r for r in rows if r not in known)]
         run.manifest.status = RUNNING
         run.save()
     return count

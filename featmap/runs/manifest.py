@@ -53,7 +53,7 @@ class Manifest:
         For each set of layers, the network that descends ("folded" or "untouched") and how far the folded copy differs
         from the network, see `featmap.optimize.prepare.Preparation`.
     batch_rows : list of dict
-        Rows of batches smaller than the recipe's, see `featmap.optimize.batch.list_chosen_rows`; of this process only.
+        Rows of batches of fewer images, see `featmap.optimize.batch.list_chosen_rows`; not those of Ray's workers.
     timings : dict of float
         Seconds of each stage.
     engines : list of dict

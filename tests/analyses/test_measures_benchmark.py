@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analyses.benchmarks import measures, records
 from analyses.benchmarks.measures import STEPS, Result
+from featmap.cli.options import NetworkOptions
+from featmap.errors import FeatmapError
 
 RNG = np.random.default_rng(0)
 
@@ -57,6 +60,13 @@ def test_the_rule_chooses_on_tuned_layers(
     found = [result(s, a, r) for s, a, r in zip(STEPS, agreements, repeatabilities, strict=True)]
     others = [replace(one, tuned=False, agreement=1 - one.agreement) for one in found]
     assert measures.choose([*found, *others]) == chosen
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"seeds": 1}, "seeds 1"), ({"features": 5}, "features 5")])
+def test_settings_that_leave_a_measure_undefined_are_refused_at_once(settings: dict[str, int], words: str) -> None:
+    network = NetworkOptions(model="tests.helpers.tiny:small")
+    with pytest.raises(FeatmapError, match=words):
+        measures.main(network, Path("photographs"), **settings)
 
 
 def test_the_table_in_the_readme_is_that_of_the_stored_values() -> None:

@@ -61,6 +61,8 @@ def evidence(**changes: Any) -> kinds.Evidence:
     spread = np.array([-0.01, 0.01, 0.0, -0.005, 0.005])
     values: dict[str, Any] = {"excess": 0.0, "second_difference": 0.0, "self_saturation": 0.2, "retention": 0.7}
     values |= {"additive": 0.7, "divided": 0.2, "correlation": 0.3} | changes
+    values.setdefault("signed_difference", values["second_difference"])
+    values["second_difference"] = abs(values["second_difference"])
 
     def seeds(name: str) -> np.ndarray:
         given = np.atleast_1d(values[name]).astype(float)
@@ -79,6 +81,7 @@ def evidence(**changes: Any) -> kinds.Evidence:
         ({"excess": 0.1}, UNDECIDED),
         ({"second_difference": 0.25}, ADDITIVE),
         ({"second_difference": 0.35}, UNDECIDED),
+        ({"second_difference": 0.8, "signed_difference": 0.0}, UNDECIDED),  # half of it by more, half by less
         ({"retention": 0.56}, UNDECIDED),
         ({"retention": (0.7, 0.5)}, SUPPRESSIVE),
         ({"retention": (0.7, 0.5), "divided": 0.9}, SUPPRESSIVE),
@@ -109,6 +112,12 @@ def test_a_kind_takes_three_seeds_and_an_interval_that_decides() -> None:
     assert kinds.classify(scattered) == UNDECIDED
 
 
+def test_copies_that_keep_all_but_for_rounding_are_additive() -> None:
+    plain = evidence(additive=1.0)
+    kept = 1 + np.array([1.0, 1.2, 1.1, 1.0, 1.1])[:, None] * np.full(2, 2.0**-22)
+    assert kinds.classify(replace(plain, retention=kept, additive=np.ones((5, 2)))) == ADDITIVE
+
+
 ROW = {"status": "ok", "seeds": 5, "response_nonlinearity": 0.2, "response_nonlinearity_floor": 0.1, "low": 0.1}
 ROW |= {"response_nonlinearity_ceiling": 0.9, "high": 0.3, "p": 0.01, "second_difference_at": "y:7"}
 ROW |= {"territory_divided": 0.97, "retention_a": 0.5, "retention_b": 0.4, "additive_retention_a": 0.7}
@@ -119,14 +128,20 @@ ROW |= {"territory_divided": 0.97, "retention_a": 0.5, "retention_b": 0.4, "addi
     [
         ({"kind": ADDITIVE}, "additive: together they reach 50 and 40 % of what each reaches alone, 70 % without"),
         ({"kind": SUPPRESSIVE, "retention_b": 0.5}, "suppressive: together they reach 50 % of what each reaches alone"),
-        ({"kind": SUPPRESSIVE, "retention_a": 0.7, "retention_b": 0.7}, "together they drive y:7 by less than the sum"),
-        ({"kind": SYNERGISTIC}, "synergistic: together they drive y:7 by more than the sum of each alone; together"),
+        (
+            {"kind": SUPPRESSIVE, "retention_a": 0.7, "retention_b": 0.7},
+            "a mixture of the solo images by less than the sum of their",
+        ),
+        (
+            {"kind": SYNERGISTIC},
+            "by more than the sum of their responses to its parts (the largest difference is at y:7); together",
+        ),
         (
             {"kind": SYNERGISTIC, "retention_a": 1.2, "retention_b": 1.3},
             "synergistic: together they reach 120 and",
         ),
         ({"kind": COMPETING}, "competing for place: at 97 % of the places where any responds, only one does; together"),
-        ({"kind": UNDECIDED}, "undecided (no rule is met by all of its interval): together"),
+        ({"kind": UNDECIDED}, "undecided (no rule is surely met): together"),
         ({"kind": UNDECIDED, "seeds": 2, "p": math.nan, "low": math.nan}, "undecided (too few seeds): together"),
         ({"kind": COMPETING, "additive_retention_a": math.nan}, "of what each reaches alone. 20 % of the joint"),
     ],

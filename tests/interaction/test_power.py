@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from featmap.interaction.power import Power, smallest_effect, state_power
-from featmap.stats.interaction import p_above_zero
+from featmap.stats.interaction import ROUNDING, p_above_zero
 from tests.helpers.interaction_oracles import benjamini_hochberg
 
 
@@ -50,6 +50,12 @@ def test_the_effect_is_in_units_of_the_spread_over_seeds() -> None:
     assert "among 30 pairs" in str(found) and "false discovery rate of 5 %" in str(found)
 
 
+@pytest.mark.parametrize(("excess", "effect"), [(0.0, ROUNDING), (math.nan, math.nan)])
+def test_equal_seeds_find_what_exceeds_rounding_and_undefined_ones_nothing(excess: float, effect: float) -> None:
+    table = pd.DataFrame({"group": ["a"] * 5, "response_nonlinearity": excess, "response_nonlinearity_floor": 0.0})
+    assert state_power(table, 5).effect == pytest.approx(effect, nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("power", "words"),
     [
@@ -58,6 +64,10 @@ def test_the_effect_is_in_units_of_the_spread_over_seeds() -> None:
             "power: with 5 seeds an excess over the floor of 0.12 is found with 80 % power at p <",
         ),
         (Power(1, 1, math.nan, math.nan), "power: unknown with 1 seed; give 3 or more"),
+        (Power(1, 5, math.nan, math.nan), "power: unknown, since no group has statistics of two seeds or more"),
+        (Power(1, 5, 1e-4, 0.0), "an excess over the floor of 0.01 is found"),
+        (Power(4, 5, 0.12, 0.1), "among 4 pairs, 1 of which has one"),
+        (Power(30, 5, 0.12, 0.1), "among 30 pairs, 3 of which have one"),
         (Power(9, 3, 1.4, 0.3), "no excess over the floor is found"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -339,3 +340,13 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
 def test_what_holds_no_photographs_is_refused(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
     with pytest.raises(FeatmapError, match=words):
         open_photographs(make(tmp_path / "given"))
+
+
+def test_a_file_that_another_process_does_not_find_is_missing(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    there = copy.copy(open_photographs(tmp_path))  # as it is sent to a worker
+    (tmp_path / "b.png").unlink()
+    assert there.read([0], 8).shape == (1, 3, 8, 8)
+    with pytest.raises(FeatmapError, match=r"'b.png' of .* cannot be read any more \(there is no such file\)"):
+        there.read([1], 8)

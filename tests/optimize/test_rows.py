@@ -66,7 +66,8 @@ def test_few_units_have_the_bits_of_a_full_batch(
     for n in found:
         full = maximised_images(other, UNITS[:n], recipe)
         assert all(np.array_equal(found[n][k], full[k], equal_nan=True) for k in full), n
-    records = list_chosen_rows(network, recipe)
+    records = list_chosen_rows(network, recipe, ["mixed"])
+    assert list_chosen_rows(network, recipe, ["norm"]) == [], "choices of another run"
     assert {r["pass"] for r in records} == {"descent", "probe"}
     assert any(r["rows"] < recipe.rows for r in records), "or nothing was tried"
 
@@ -128,7 +129,7 @@ def test_no_check_is_made_where_it_costs_more_than_it_saves(monkeypatch: pytest.
     checks: list[tuple[int, ...]] = []
     monkeypatch.setattr(comparison, "find_least_rows", lambda _, tried, rows, __: checks.append(tried) or rows)
     network, kind = load(networks.small_inception()), BatchKind(("mixed",), 1, 16, "any", CPU)
-    for savings, tried in ((2, []), (8, [(2, 4)]), (100, [(2, 4), (2, 4, 8)])):
+    for savings, tried in ((2, []), (8, [(2,)]), (100, [(2,), (2, 4, 8)])):
         assert choose_rows(network, kind, lambda _: [], savings) == 16 and checks == tried
         choose_rows(network, kind, lambda _: [], savings)
         assert checks == tried, "one check in a process"
@@ -153,14 +154,41 @@ def test_a_sigmoid_that_rounds_by_its_place_is_found_by_any_values(columns: int,
     if not differing.any():
         pytest.skip("the sigmoid rounds alike everywhere on this machine")
     zeros = torch.zeros(1, columns)  # its value at 0 is 0.5, whoever computes it
-    with ElementwiseCalls(2) as seen:
+    with ElementwiseCalls() as seen:
         two = sigmoid_in_rows(2, columns, zeros)
+    with ElementwiseCalls() as larger:
+        sigmoid_in_rows(3, columns, zeros)
     assert has_bits_of(two, sigmoid_in_rows(16, columns, zeros)[:2])
-    assert all(call.rounds_alike(16) for call in seen.calls.values()) == alike
+    assert seen.round_alike(larger, 14) == alike
     assert find_least_rows(lambda n: [sigmoid_in_rows(n, columns, zeros)], [2], 16, CPU) == (2 if alike else 16)
     # where it is found, there are values that differ
     values = numbers[differing][:1].expand(1, columns)
     assert has_bits_of(sigmoid_in_rows(2, columns, values), sigmoid_in_rows(16, columns, values)[:2]) == alike
+
+
+def merged_with_frames(values: Tensor) -> Tensor:
+    return torch.sigmoid(values.flatten(0, 1)).view_as(values)
+
+
+def after_the_frames(values: Tensor) -> Tensor:
+    return torch.sigmoid(values.transpose(0, 1).contiguous()).transpose(0, 1).contiguous()
+
+
+def row_by_row(values: Tensor) -> Tensor:
+    return torch.stack([torch.sigmoid(row) for row in values])
+
+
+@pytest.mark.parametrize(
+    ("sigmoid", "depends"), [(merged_with_frames, True), (after_the_frames, True), (row_by_row, 0)]
+)
+def test_rows_are_found_wherever_a_network_moves_them(sigmoid: Any, depends: bool) -> None:
+    """Frames of a video, or a sequence whose second dimension is the batch."""
+    numbers = torch.randn(1024, generator=torch.Generator().manual_seed(0))
+    if torch.equal(torch.sigmoid(numbers), torch.cat([torch.sigmoid(part.clone()) for part in numbers.split(15)])):
+        pytest.skip("the sigmoid rounds alike everywhere on this machine")
+    for columns, alike in ((64, True), (37, not depends)):
+        chosen = find_least_rows(lambda n, c=columns: [sigmoid(torch.zeros(n, 3, c))], [2], 16, CPU)
+        assert chosen == (2 if alike else 16), columns
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.Hardswish(), nn.ELU(), nn.Softplus()])

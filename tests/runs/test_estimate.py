@@ -59,6 +59,13 @@ def test_slow_first_steps_and_held_up_ones_do_not_count(monkeypatch: pytest.Monk
     assert estimate.estimate_seconds(job, [(mixed, 1)]) == pytest.approx(2 * 100 * 0.25 * 2)
 
 
+@pytest.mark.parametrize(("age", "seconds"), [(7.0, 7.0), (-3.0, 0.0), (1000.0, 0.0)])
+def test_the_start_counts_in_a_young_process(age: float, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = estimate.psutil.Process().create_time()
+    monkeypatch.setattr(estimate.time, "time", lambda: created + age)
+    assert estimate.start_seconds() == pytest.approx(seconds)
+
+
 def test_the_time_left_is_that_of_the_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, text = Clock(), io.StringIO()
     monkeypatch.setattr(console.time, "monotonic", clock)
@@ -85,3 +92,16 @@ def test_steps_that_are_stored_already_took_no_time(monkeypatch: pytest.MonkeyPa
     (line,) = [line for line in text.getvalue().splitlines() if "minutes left" in line]
     done = next(n for n in count(1) if 2.0 * n > console.REPORT_INTERVAL)
     assert f"about {2.0 * (100 - done) / 60:.1f} minutes left" in line
+
+
+def test_a_stage_that_begins_again_is_timed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters are found for one layer after the other, under one name."""
+    clock, text = Clock(), io.StringIO()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    bars = console.ProgressBars(Console(file=text, width=200))
+    for _ in range(4):
+        for done in range(11):
+            clock.now += 10.0
+            bars.stage("clusters", done, 10)
+    left = [float(line.split("about ")[1].split()[0]) for line in text.getvalue().splitlines() if "about" in line]
+    assert left and max(left) <= 100 / 60

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from featmap.network.loading import load
+from featmap.optimize.objective import Objective
+from featmap.optimize.responses import Probe
 from featmap.runs import folder_layout, maximise
 from tests.helpers.settings import options
 
@@ -84,3 +86,14 @@ def test_means_fixed_by_a_norm_of_each_channel_are_not_live(norm: type[nn.GroupN
     assert not np.isin(status, folder_layout.LIVE_CODES).any()
     # what the norm computes in float32 cannot be decided in float64
     assert (status == folder_layout.DEAD).all() or norm is Float32Norm
+
+
+def test_what_float64_decides_for_a_row_does_not_depend_on_its_neighbours() -> None:
+    net = nn.Sequential(OrderedDict(norm=nn.GroupNorm(3, 3, affine=False), own=Float32Norm(3, 3, affine=False)))
+    probe = Probe(load(net.eval()))
+    nulls, images = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mixed = [Objective.parse(unit) for unit in ("norm:0", "own:0", "norm:1")]
+    probe.activations(images, mixed)  # the network is traced at this size
+    together = probe.exact_changes(nulls, images, mixed, np.arange(3))
+    assert np.isnan(together).tolist() == [False, True, False]
+    assert together[2] == probe.exact_changes(nulls, images, mixed, np.array([2]))[0]

@@ -1,0 +1,23 @@
+"""The estimate of joint descents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from featmap.interaction import estimate
+from tests.helpers import networks
+from tests.interaction.test_job import job_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_responses_and_the_start_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(["conv3:0", "conv3:1"], networks.linear_network(), size=16, steps=2, rows=4, seeds=2)
+    monkeypatch.setattr(estimate, "estimate_seconds", lambda *_: 100.0)
+    monkeypatch.setattr(estimate, "probe_seconds", lambda _, rows: 0.5 * rows)
+    monkeypatch.setattr(estimate, "start_seconds", lambda: 3.0)
+    found = estimate.estimate_joint(job, tmp_path)
+    # two joint images: each is shown, with 21 blends of the two solo images beside it
+    assert found.start == 3.0 and found.seconds > 100 + 0.5 * 2 * (1 + 21)
