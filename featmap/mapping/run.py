@@ -300,13 +300,15 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
             return large.carry_out(job, run, view, count, watcher, also)
         # without new work units, the stored clusters and tables belong to the present arrays
         finished = not count and run.is_complete()
+        # the agreement of both maps counts the communities of their graphs
+        same_graphs = finished and View.from_record(run.manifest.view).neighbours == view.neighbours
         begun = time.perf_counter()
         analyse = analysis.analyse if job.objectives else photograph_map.map_alone
         maps = analyse(job, run.folder, view, watcher, reuse=finished)
         for one in maps.maps.values():
             flags.add_reliability(one.features, reliability)
             if isinstance(job, PhotographJob) and job.objectives:
-                photograph_map.add(one, job, view, watcher, finished)
+                photograph_map.add(one, job, view, watcher, same_graphs)
         if not finished or run.manifest.view != record:
             earlier, run.manifest.files = run.manifest.files, {}  # all tables and figures are written again
             for one in maps.maps.values():
@@ -366,11 +368,11 @@ def memory_needed(job: PhotographJob) -> int:
     Returns
     -------
     int
-        Bytes: the larger one of a work unit's and of those that the widest layer's similarity takes.
+        Bytes: the larger one of a work unit's and of those that the layers' similarities take.
     """
     network, size = job.network, job.recipe.size
     pixels = 4 * int(np.prod(network.image_shape(size))) * UNIT_PHOTOGRAPHS
     unit = pixels + estimate_memory(network, job.recipe, job.responses, BATCH)
-    widest = max(network.layer(layer, size).channels for layer in job.layers)
-    # S and two arrays of its size in the neighbour graph, and eight of a block
-    return max(unit, 8 * (3 * widest**2 + 8 * blockwise.SLICE_CELLS))
+    cells = [network.layer(layer, size).channels ** 2 for layer in job.layers]
+    # S of all layers, two arrays of the size of the largest in the neighbour graph, and eight of a block
+    return max(unit, 8 * (sum(cells) + 2 * max(cells) + 8 * blockwise.SLICE_CELLS))
