@@ -189,6 +189,24 @@ def test_options_of_photographs_need_their_folder(capsys: pytest.CaptureFixture[
         assert end.value.code == 2 and "go with --photographs FOLDER" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--stimuli", "photographs"], ["--no-atlas"]])
+def test_photographs_are_not_embedded_where_there_is_no_atlas(
+    words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options_ = ["--photographs", str(folder), "--embed-photographs", *words]
+    with pytest.raises(SystemExit) as end:
+        app.main(["similarity", "--layer", "inception4a", *options_])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and words[0] in error and "--embed-photographs" in error
+
+
+def test_a_file_that_is_no_zip_is_refused_under_the_name_of_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png")
+    with pytest.raises(FeatmapError, match=r"^photographs .*list\.txt': that is a file, and no zip"):
+        fill(tmp_path / "list.txt", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_counts_photographs(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["--model", "tests.helpers.tiny:small", "--mean", "0,0,0", "--std", "1,1,1", "--input-size", "16"]
     words += ["--layer", "second", "--steps", "4", "--photographs", str(folder), "--out", str(tmp_path / "run")]
