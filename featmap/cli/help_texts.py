@@ -51,8 +51,8 @@ Files of the run folder (tables as .parquet and .csv):
   (.png, .svg)               how far the two maps agree: for each feature the
                              correlation of its two rows of S, and an interval
                              by bootstrap over the other features; the 50
-                             pairs that part most in each direction; and all
-                             pairs as a figure
+                             pairs whose S differs most in each direction; and
+                             all pairs as a figure
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                activation maps of the examples, in the order of
@@ -80,7 +80,7 @@ graph and neighbours have the same formulas with photographs in the place of ima
 photographs, the null models are drawn from evenly spaced ones. The output says how far the two maps agree: correlation
 of S over pairs, ARI of their communities, and the same of two maps of every second photograph each, which is what the
 choice of photographs allows. --stimuli photographs makes this map alone, with files of plain names, and no images:
-co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left out. --limit N takes N
+co-activation, identity rate, statuses of descents, sheets of images and the atlas are left out. --limit N takes N
 photographs, evenly spaced in the order of their names. Photographs and their names are part of what a run depends on: a
 folder with other files is another run.
 
@@ -92,7 +92,8 @@ or why the box is the whole image: the field covers it, is not known or lies in 
 same everywhere. On sheets and cards the part with more than half of the largest activation is outlined, the rest faded.
 Features that respond to all photographs alike have no examples. The first 24 features are on the .png, 512 on pages.
 The atlas shows examples with --embed-photographs only, since a page is made to be shared: otherwise it holds neither
-names nor parts of photographs. Tables and sheets of the run folder hold both in any case.
+names nor parts of photographs. Tables and sheets of the run folder hold both in any case, and manifest.json the path of
+the photographs.
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
