@@ -144,7 +144,9 @@ def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> 
         chosen = photographs if isinstance(photographs, Photographs) else Photographs(photographs)
         if is_run(Path(chosen.folder)):
             raise FeatmapError(f"photographs {str(chosen.folder)!r} is a run; give a folder or zip of photographs")
-        limit, files = chosen.limit, find_photographs(chosen.folder, "photographs").limited(chosen.limit)
+        found = find_photographs(chosen.folder, "photographs")
+        files = found.limited(chosen.limit)
+        limit = chosen.limit if len(files) < len(found) else None  # a limit that leaves none out makes no other run
         photographs = probe.decode_photographs(files, chosen.skip_broken, watcher)
     stimuli = PhotographStimuli(photographs.labels, photographs.digest, job.recipe.size, limit, photographs)
     return photograph_jobs.with_photographs(job, stimuli)
