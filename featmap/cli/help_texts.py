@@ -98,7 +98,8 @@ or why the box is the whole image: the field covers it, is not known or lies in 
 same everywhere. On sheets and cards the part with more than half of the largest activation is outlined, the rest faded.
 Features that respond to all photographs alike have no examples. The first 24 features are on the .png, 512 on pages.
 The atlas shows examples with --embed-photographs only, since a page is made to be shared: otherwise it holds neither
-names nor parts of photographs. Tables and sheets of the run folder hold both in any case.
+names nor parts of photographs. Tables and sheets of the run folder hold both in any case, and manifest.json the path of
+the photographs.
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:

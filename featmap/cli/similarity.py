@@ -95,11 +95,16 @@ class ViewOptions:
         Raises
         ------
         FeatmapError
-            If an option needs ``--photographs``.
+            If an option needs ``--photographs``, or photographs are to be embedded in an atlas of no images.
         """
         from featmap.mapping.photographs import Photographs
 
         if self.photographs is not None:
+            if self.embed_photographs and self.stimuli == "photographs":
+                raise FeatmapError(
+                    "--embed-photographs goes with an atlas, which shows maximising images; --stimuli photographs "
+                    "makes none (examples.pdf shows the photographs)"
+                )
             return Photographs(self.photographs, self.limit, self.skip_broken)
         if self.limit is not None or self.skip_broken or self.embed_photographs or self.stimuli == "photographs":
             raise FeatmapError(
@@ -211,6 +216,8 @@ def similarity(
     from featmap.runs import lifecycle
 
     layers, chosen = layer.parse_layers(), view.build_photographs()
+    if view.embed_photographs and not atlas:
+        raise FeatmapError("--embed-photographs and --no-atlas exclude each other: photographs are shown in the atlas")
     shown = view.build(layer.parse_probe_layers())
     settings = execution.build()
     loaded = network.load()
@@ -245,7 +252,8 @@ def similarity(
         console.out().print(line)
     files = cross_tables.main_files(run, maps)
     if atlas and maps.large_lines:
-        console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}")
+        more = " --embed-photographs" if view.embed_photographs else ""
+        console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}{more}")
     elif atlas and job.objectives:  # an atlas shows images
         embed = view.embed_photographs
         if not pages.is_current(run, embed):

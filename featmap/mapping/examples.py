@@ -17,8 +17,8 @@ from torch import Tensor
 from featmap.files import translate_os_errors
 from featmap.image_shape import Size, as_pair, colour_note
 from featmap.mapping import flags
+from featmap.mapping.layer_arrays import photograph_responses
 from featmap.mapping.result import EXAMPLE_MAPS, EXAMPLES, SimilarityMap, order_features
-from featmap.mapping.view import PHOTOGRAPH_RESPONSES
 from featmap.network.model import Network
 from featmap.network.receptive_field import ReceptiveField
 from featmap.optimize.measured_fields import find_fields
@@ -49,8 +49,8 @@ COVERED, UNKNOWN, FLAT, PADDING = (
 """What the box of an example is: the field of the position of the largest activation, or the whole image and why."""
 BATCH, STEP = 16, 64
 """Photographs in memory at a time, and whose responses are read at least: those of a work unit."""
-_BLOCK_BYTES = 1 << 27
-"""Largest block of responses that is read at a time, in bytes."""
+_BLOCK_BYTES = 1 << 25
+"""Largest block of responses that is read at a time, in bytes; ranking it takes about four times as much."""
 
 Box = tuple[int, int, int, int]
 """First row, end of the rows, first column and end of the columns, in pixels."""
@@ -184,7 +184,12 @@ class LayerExamples:
 
 
 def find_examples(
-    source: ExampleSource, responses: xr.DataArray, watcher: Watcher, draw: Drawing | None = None, k: int = BEST
+    source: ExampleSource,
+    responses: xr.DataArray,
+    watcher: Watcher,
+    draw: Drawing | None = None,
+    k: int = BEST,
+    shown: Sequence[str] | None = None,
 ) -> LayerExamples:
     """Find the examples of features in the stored responses of a run.
 
@@ -195,13 +200,16 @@ def find_examples(
     source : ExampleSource
         The photographs.
     responses : xarray.DataArray
-        Responses to the photographs, photograph x response, of one or more features of one layer.
+        Responses to the photographs, photograph x response, of features of one layer.
     watcher : Watcher
         Receives the progress.
     draw : callable, optional
         Called with each example while its photograph is at hand.
     k : int, default `BEST`
         Photographs of the largest responses.
+    shown : sequence of str, optional
+        Features whose examples are found. None takes all of `responses`; those of the others still tell photographs
+        apart, of which fewer are then read again.
 
     Returns
     -------
@@ -213,11 +221,13 @@ def find_examples(
     FeatmapError
         If a photograph cannot be read any more.
     """
-    reader, names = _Reader(source, responses, watcher), [str(name) for name in responses["response"].values]
-    distinct = reader.distinct()
+    whole = [str(name) for name in responses["response"].values]
+    names = whole if shown is None else list(shown)
+    reader = _Reader(source, responses if names == whole else responses.sel(response=names), watcher)
+    distinct = reader.distinct(responses)
     kept = np.flatnonzero(distinct)
     top = TopResponses(len(names), k)
-    for first, part in reader.parts():
+    for first, part in reader.parts(reader.stored):
         rows = np.flatnonzero(distinct[first : first + len(part)])
         top.add(first + rows, part[rows])
     at, values = reader.percentiles(kept)
@@ -255,19 +265,20 @@ class _Reader:
         self.source, self.stored, self.watcher = source, responses, watcher
         self.layer = str(responses["response"].values[0]).rpartition(":")[0]
 
-    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the responses in parts of whole chunks, with the position of the first photograph."""
-        count, width = self.stored.shape
+    def parts(self, responses: xr.DataArray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield responses in parts of whole chunks, with the position of the first photograph."""
+        count, width = responses.shape
         step = max(1, _BLOCK_BYTES // (4 * width) // STEP) * STEP
         for first in range(0, count, step):
-            yield first, self.stored[first : first + step].values
+            yield first, responses[first : first + step].values
             self.watcher.stage("responses to photographs", min(first + step, count), count)
 
-    def distinct(self) -> np.ndarray:
+    def distinct(self, responses: xr.DataArray) -> np.ndarray:
         """Mark the photographs whose pixels no earlier one has, N booleans."""
         distinct = np.ones(self.stored.shape[0], dtype=bool)
-        # equal pixels give equal responses, so only photographs of equal responses are read and compared
-        for group in equal_rows(part for _, part in self.parts()):
+        # equal pixels give equal responses, so only photographs of equal responses are read and compared; of one
+        # feature alone, which may be silent on most photographs, most would be
+        for group in equal_rows(part for _, part in self.parts(responses)):
             seen: set[str] = set()
             for indices, images in self.source.batches(group):
                 for index, image in zip(indices, images.numpy(), strict=True):
@@ -373,10 +384,11 @@ def record_folder(run: Run, folder: Path) -> None:
 def _find_and_write(run: Run, source: ExampleSource, layer_map: SimilarityMap, watcher: Watcher) -> None:
     """Find the examples of a layer in the stored responses, and write table, maps and sheets."""
     data, order = open_arrays(run.folder), order_features(layer_map)[0]
+    layer = layer_map.shown[0].rpartition(":")[0]
     order += [name for name in layer_map.shown if name not in set(order)]
     order, whole = order[:PAGE_ROWS], len(order)
     tiles = _Tiles(order)
-    found = find_examples(source, data[PHOTOGRAPH_RESPONSES].sel(response=layer_map.shown), watcher, tiles.draw)
+    found = find_examples(source, photograph_responses(data, layer), watcher, tiles.draw, shown=layer_map.shown)
     write_frame(run, layer_map.prefix + TABLE, found.table, "feature")
     run.write(layer_map.prefix + EXAMPLE_MAPS, partial(_write_maps, maps=found.maps))
     images = data["images"].isel(seed=0).sel(image=order).values if "images" in data else None
@@ -386,7 +398,7 @@ def _find_and_write(run: Run, source: ExampleSource, layer_map: SimilarityMap, w
         for k, name in enumerate(order)
     ]
     captions = {str(name): list(map(format_number, part["response"])) for name, part in found.table.groupby(level=0)}
-    for name, (title, note) in _texts(source, found, order[0].rpartition(":")[0]).items():
+    for name, (title, note) in _texts(source, found, layer).items():
         pictures = tiles.crops if name == CROPS else tiles.photographs
         if name == CROPS and not tiles.has_parts:
             continue

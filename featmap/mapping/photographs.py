@@ -7,6 +7,7 @@ Their responses are stored in the run folder beside those to the maximising imag
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 from featmap.stats import blockwise
+from featmap.stats.top_responses import BEST, PERCENTILES
 
 UNIT_PHOTOGRAPHS, BATCH = 64, 16
 """Photographs of a work unit, which are in memory together, and of a batch, as in `featmap probe`."""
@@ -69,7 +71,7 @@ class PhotographStimuli:
     size : int or (int, int)
         Size that they are resized to, in pixels.
     limit : int or None
-        Largest number of photographs, as it was set.
+        Largest number of photographs, as it was set; None where it leaves none out.
     source : PhotographFolder, optional
         Where they are read from; None for a finished run, which reads them no more.
     """
@@ -249,13 +251,16 @@ class PhotographJob(Job):
 
     @property
     def disk_needed(self) -> int:
-        """Bytes on disk: arrays before compression, tables and figures."""
-        channels = {layer: self.network.layer(layer, self.recipe.size).channels for layer in self.responses}
-        mapped = [channels[layer] for layer in self.layers]
+        """Bytes on disk: arrays before compression, tables, figures and activation maps of examples."""
+        layers = {name: self.network.layer(name, self.recipe.size) for name in self.responses}
+        mapped = [layers[name].channels for name in self.layers]
         # a large run writes tables within layers only
-        columns = 0 if blockwise.is_large(mapped) else sum(channels.values())
+        columns = 0 if blockwise.is_large(mapped) else sum(layer.channels for layer in layers.values())
         cells = sum(max(columns, n) * n for n in mapped)
-        return super().disk_needed + TABLE_CELL // 5 * cells  # one of the five tables is of photographs
+        shown = Counter(label.rpartition(":")[0] for label in self.shown)
+        maps = sum(shown[name] * layers[name].height * layers[name].width for name in self.layers)
+        # one of the five tables is of photographs
+        return super().disk_needed + TABLE_CELL // 5 * cells + 4 * (BEST + len(PERCENTILES)) * maps
 
 
 class PhotographWorker(Worker):

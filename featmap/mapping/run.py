@@ -146,7 +146,9 @@ def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> 
         chosen = photographs if isinstance(photographs, Photographs) else Photographs(photographs)
         if is_run(Path(chosen.folder)):
             raise FeatmapError(f"photographs {str(chosen.folder)!r} is a run; give a folder or zip of photographs")
-        limit, files = chosen.limit, find_photographs(chosen.folder, "photographs").limited(chosen.limit)
+        found = find_photographs(chosen.folder, "photographs")
+        files = found.limited(chosen.limit)
+        limit = chosen.limit if len(files) < len(found) else None  # a limit that leaves none out makes no other run
         photographs = probe.decode_photographs(files, chosen.skip_broken, watcher)
     stimuli = PhotographStimuli(photographs.labels, photographs.digest, job.recipe.size, limit, photographs)
     return photograph_jobs.with_photographs(job, stimuli)
@@ -304,13 +306,15 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         # without new work units, the stored clusters and tables belong to the present arrays; S of an earlier version
         # had another formula
         finished = not count and run.is_complete() and recorded_formula(run.manifest.view) == FORMULA
+        # the agreement of both maps counts the communities of their graphs
+        same_graphs = finished and View.from_record(run.manifest.view).neighbours == view.neighbours
         begun = time.perf_counter()
         analyse = analysis.analyse if job.objectives else photograph_map.map_alone
         maps = analyse(job, run.folder, view, watcher, reuse=finished)
         for one in maps.maps.values():
             flags.add_reliability(one.features, reliability)
             if isinstance(job, PhotographJob) and job.objectives:
-                photograph_map.add(one, job, view, watcher, finished)
+                photograph_map.add(one, job, view, watcher, same_graphs)
         crossings = _photograph_crossings(job, run, maps)
         if finished:  # not in runs of earlier versions
             names = ("photograph_crossings", "photograph_network")
@@ -408,15 +412,16 @@ def memory_needed(job: PhotographJob) -> int:
     Returns
     -------
     int
-        Bytes: the largest of a work unit's, of those that the widest layer's similarity and its agreement with that
-        over images take, and of those of the comparison of all layers.
+        Bytes: the largest of a work unit's, of those that the layers' similarities and the agreement with those over
+        images take, and of those of the comparison of all layers.
     """
     network, size = job.network, job.recipe.size
     pixels = 4 * int(np.prod(network.image_shape(size))) * UNIT_PHOTOGRAPHS
     unit = pixels + estimate_memory(network, job.recipe, job.responses, BATCH)
-    widest = max(network.layer(layer, size).channels for layer in job.layers)
-    # both S, those of two halves and of best photographs, two arrays in the work on them, and eight of a block
-    own = 8 * (8 * widest**2 + 8 * blockwise.SLICE_CELLS)
+    cells = [network.layer(layer, size).channels ** 2 for layer in job.layers]
+    # S of all layers; of the widest one, S of two halves and of best photographs, over images, and two arrays in the
+    # work on them; and eight of a block
+    own = 8 * (sum(cells) + 7 * max(cells) + 8 * blockwise.SLICE_CELLS)
     if len(job.responses) == 1:
         return max(unit, own)
     features, count = len(job.columns), len(job.photographs)

@@ -336,10 +336,10 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
         return []
     text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k not in ("parted", "reason")}
     lines = [
-        f"S over images and over photographs correlate by {text['correlation']} [{text['low']}, {text['high']}] "
-        f"(interval: bootstrap over features; halves of the photographs {text['correlation_of_halves']}), a feature's "
-        f"row by {text['median']} in the median; ARI of the communities {text['ari']} (halves of the photographs "
-        f"{text['ari_of_halves']})"
+        f"S over images and S over photographs correlate by {text['correlation']} [{text['low']}, {text['high']}] over "
+        "pairs of features (interval: bootstrap over features; S over two halves of the photographs: "
+        f"{text['correlation_of_halves']}); median correlation of a feature's row {text['median']}; ARI of the "
+        f"communities {text['ari']} (of the two halves: {text['ari_of_halves']})"
     ]
     if agreement.get("share") is not None:
         lines.append(
@@ -351,7 +351,7 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
     elif "share" in agreement:  # not in older runs
         lines.append(f"the share of the ceiling of that agreement is undefined: {agreement['reason']}")
     pairs = [f"{a} and {b} ({x:.2f} and {y:.2f})" for a, b, x, y in agreement["parted"]]
-    return lines + [f"part most (S over images and over photographs): {', '.join(pairs)}"] * bool(pairs)
+    return lines + [f"pairs that differ most (S over images and S over photographs): {', '.join(pairs)}"] * bool(pairs)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -125,7 +125,7 @@ def find_photographs(path: str | Path, setting: str = "images") -> PhotographFil
     """
     path = Path(path)
     if path.is_file():
-        found = _list_zip(path)
+        found = _list_zip(path, setting)
     elif path.is_dir():
         found = _FolderListing(path).files()
     else:
@@ -253,14 +253,14 @@ class _FolderListing:
             self.label_of[real] = label
 
 
-def _list_zip(path: Path) -> PhotographFiles:
+def _list_zip(path: Path, setting: str) -> PhotographFiles:
     """List the photographs of a zip, which is read in place."""
     if not zipfile.is_zipfile(path):
-        raise FeatmapError(f"images {str(path)!r}: that is a file, and no zip; give a folder or zip of photographs")
+        raise FeatmapError(f"{setting} {str(path)!r}: that is a file, and no zip; give a folder or zip of photographs")
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory of files is found in many ways
-        raise FeatmapError(f"images {str(path)!r}: the zip is damaged ({error}); give another copy of it") from error
+        raise FeatmapError(f"{setting} {str(path)!r}: the zip is damaged ({error}); give another copy of it") from error
     left_out: Counter[str] = Counter()
     members = {info.filename: info for info in archive.infolist() if not info.is_dir()}  # the last of a name counts
     left_out[REPLACED] = sum(not info.is_dir() for info in archive.infolist()) - len(members)

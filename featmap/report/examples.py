@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from featmap.runs.store import Run, read_frame
 SHARE = 3
 """Photographs take at most one part of a page's bytes in so many."""
 SAMPLE, BATCH = 8, 16
-"""Pictures that an encoding is tried on, and photographs that are read at once."""
+"""Pictures that an encoding is tried on, and photographs that are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,8 @@ class ExamplePhotographs:
         folder = run.manifest.photograph_folder
         if folder is None:
             raise FeatmapError(
-                f"run {str(run.folder)!r} has no photographs to embed; map the layer with photographs, or leave out "
-                "to embed them"
+                f"run {str(run.folder)!r} has no photographs to embed; map the layer with photographs, or make the "
+                "page without them"
             )
         return ExamplePhotographs(find_photographs(folder, "photographs"), pages)
 
@@ -246,19 +246,22 @@ def _encode(
     if not names:
         return [], ""
 
-    def cut(positions: Sequence[int]) -> list[np.ndarray]:
-        images = read([names[k] for k in positions])
-        return [
-            image[:, top:bottom, left:right]
-            for image, (top, bottom, left, right) in zip(images, frames[list(positions)], strict=True)
-        ]
+    def cut(positions: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        parts: dict[str, list[int]] = {}  # by photograph, which is read once for all of them
+        for k in positions:
+            parts.setdefault(names[k], []).append(k)
+        photographs = sorted(parts)
+        for first in range(0, len(photographs), BATCH):
+            group = photographs[first : first + BATCH]
+            for name, image in zip(group, read(group), strict=True):
+                for k in parts[name]:
+                    top, bottom, left, right = frames[k]
+                    yield k, image[:, top:bottom, left:right]
 
-    encoding = choose_encoding(cut(range(0, len(names), -(-len(names) // SAMPLE))), len(names), budget)
+    sample = dict(cut(range(0, len(names), -(-len(names) // SAMPLE))))
+    encoding = choose_encoding([sample[k] for k in sorted(sample)], len(names), budget)
     pictures: list[str] = [""] * len(names)
-    order = sorted(range(len(names)), key=lambda k: names[k])  # crops of a photograph one after the other
-    for first in range(0, len(order), BATCH):
-        positions = order[first : first + BATCH]
-        for k, image in zip(positions, cut(positions), strict=True):
-            pictures[k] = encode_image(image, encoding)
-        watcher.stage("photographs of the atlas", min(first + BATCH, len(order)), len(order))
+    for done, (k, image) in enumerate(cut(range(len(names))), 1):
+        pictures[k] = encode_image(image, encoding)
+        watcher.stage("photographs of the atlas", done, len(names))
     return pictures, str(encoding)

@@ -242,9 +242,9 @@ class SecondDifference:
     feature : int or None
         Position among all D probed features where it is largest; None where it is no more than rounding error.
     sign : float
-        Share of its square in features that respond to all parts together by more than to each, less the share in those
-        that respond by less, in [-1, 1]: 1 for an AND of the parts, -1 for an OR or XOR. 0 where it is no more than
-        rounding error.
+        Share of its square in features whose response to all parts together is above the sum of their responses to
+        each, less the share in those where it is below, in [-1, 1]: 1 for an AND of the parts, -1 for an OR or XOR. 0
+        where it is no more than rounding error.
     """
 
     size: float

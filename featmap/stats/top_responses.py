@@ -16,6 +16,7 @@ from featmap.errors import FeatmapError
 from featmap.rng import generator
 from featmap.stats import blockwise
 from featmap.stats.blockwise import BlockReader
+from featmap.stats.correlation import floors
 from featmap.stats.measures import profile_correlations
 
 BEST = 9
@@ -26,6 +27,8 @@ NONE = -1
 """Position where there is no photograph."""
 LEAST_PHOTOGRAPHS = 8
 """Fewest photographs that are halved."""
+SORTED_CELLS = 2**20
+"""Responses that are compared at once: before the first ones are kept, all of them are candidates and are sorted."""
 
 
 class TopResponses:
@@ -71,7 +74,13 @@ class TopResponses:
         if np.any(np.diff(positions) <= 0) or positions[0] <= self._seen:
             raise FeatmapError("photographs out of order; add each once, in the order in which ties are broken")
         self._seen = int(positions[-1])
-        values = np.asarray(responses, dtype=np.float32)
+        step = max(1, SORTED_CELLS // max(len(self._values), 1))
+        for first in range(0, len(positions), step):
+            self._add(np.asarray(positions[first : first + step]), np.asarray(responses[first : first + step]))
+
+    def _add(self, positions: np.ndarray, responses: np.ndarray) -> None:
+        """Take the responses to a few photographs into account."""
+        values = responses.astype(np.float32)
         finite = np.isfinite(values)
         self._lowest = np.minimum(self._lowest, np.where(finite, values, np.inf).min(axis=0))
         # of equal responses the earlier one stays, so only larger ones get in
@@ -81,7 +90,7 @@ class TopResponses:
         changed, k = np.unique(columns), self._values.shape[1]
         column = np.concatenate([np.repeat(changed, k), columns])
         value = np.concatenate([self._values[changed].ravel(), values[rows, columns]])
-        position = np.concatenate([self._positions[changed].ravel(), np.asarray(positions)[rows]])
+        position = np.concatenate([self._positions[changed].ravel(), positions[rows]])
         order = np.lexsort((position, -value, column))
         starts = np.searchsorted(column[order], changed)
         first = order[starts[:, None] + np.arange(k)]
@@ -99,8 +108,11 @@ class TopResponses:
 
     @property
     def varies(self) -> np.ndarray:
-        """Whether a feature responds to some photographs more than to others, F booleans."""
-        return self._values[:, 0] > self._lowest
+        """Whether a feature responds to some photographs more than to others, not by rounding alone: F booleans."""
+        highest = self._values[:, 0].astype(np.float64)
+        known = np.isfinite(highest)
+        spread = np.where(known, highest, 0) - np.where(known, self._lowest, 0)
+        return spread > floors(np.where(known, np.maximum(np.abs(highest), np.abs(self._lowest)), 0))
 
 
 def at_percentiles(responses: np.ndarray, percentiles: Sequence[int] = PERCENTILES) -> tuple[np.ndarray, np.ndarray]:

@@ -173,6 +173,21 @@ def test_only_the_photographs_that_are_examples_are_read_again(folder: Path, mon
     assert again == sorted({photographs.labels.index(name) for name in table["photograph"]}) and len(again) < 12
 
 
+def test_photographs_are_told_apart_by_features_that_are_not_shown(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feature that is silent on all photographs responds to all alike, but their pixels differ."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    layer_map = result.read_maps(copied)["relu"]
+    layer_map.shown = [planted.SILENT]
+    source = ExampleSource(load(planted.network()), open_photographs(folder), planted.SIZE, torch.device("cpu"))
+    again = list[int]()
+    monkeypatch.setattr(PhotographFolder, "read", lambda self, indices, *_: again.extend(indices))
+    write_examples(Run.read(copied), source, layer_map, {}, Silent())
+    assert again == [] and pd.read_parquet(copied / "examples.parquet").empty
+
+
 def test_places_say_what_their_box_is() -> None:
     grid = np.zeros((4, 4), dtype=np.float32)
     grid[3, 0] = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,22 @@ def check_ceiling(both: SimilarityMap, table: pd.DataFrame) -> None:
     older |= {"correlation_of_halves": 0.9, "ari_of_halves": None}
     lines = photograph_lines(both.summary["photographs"] | {"agreement": older})
     assert not any("ceiling" in text for text in lines) and any("correlate by" in text for text in lines)
+
+
+def test_the_agreement_is_that_of_the_present_graphs(both: SimilarityMap, colours: Path, tmp_path: Path) -> None:
+    """Neighbours are part of the view: a finished run with others is mapped again."""
+    shutil.copytree(both.folder, tmp_path / "run")
+    run = Run.read(tmp_path / "run")
+    run.manifest.summary["photographs"]["agreement"]["ari"] = -7.0
+    run.save()
+    settings = options(out=run.folder, **FAST)
+    same = similarity("features", pictures.parting(), photographs=colours, **settings)
+    assert same.summary["photographs"]["agreement"]["ari"] == -7
+    again = similarity("features", pictures.parting(), photographs=colours, view=View(neighbours=2), **settings)
+    assert again.photographs is not None
+    labels = again.clusters.communities.labels, again.photographs.clusters.communities.labels
+    assert again.summary["photographs"]["agreement"]["ari"] == pytest.approx(adjusted_rand(*labels))
+    assert Run.read(run.folder).manifest.summary == again.summary
 
 
 def test_clusters_are_those_of_all_responses_at_once(both: SimilarityMap) -> None:

@@ -137,6 +137,23 @@ def test_a_limit_takes_evenly_spaced_names_of_all_classes(folder: Path, tmp_path
         fill(Photographs(folder, limit=0), tmp_path / "none")
 
 
+def test_a_limit_above_the_number_of_photographs_makes_no_other_run(folder: Path) -> None:
+    network = load(tiny.small())
+    job = similarity_job("second", network, resolve(network, size=16, steps=4))
+    limits = (None, COUNT, COUNT + 5, COUNT - 5)
+    whole, *equal, fewer = (add_photographs(job, Photographs(folder, limit), Silent()).identity() for limit in limits)
+    assert equal == [whole, whole] and fewer["photographs"]["limit"] == COUNT - 5
+
+
+def test_the_disk_that_is_needed_counts_the_maps_of_examples(folder: Path) -> None:
+    network, opened = load(tiny.small()), open_photographs(folder, limit=8)
+    recipe = resolve(network, size=16, steps=4)
+    jobs = [similarity_job("first", network, recipe, view=View(shown)) for shown in ("0", "0-3")]
+    one, four = (add_photographs(job, opened, Silent()).disk_needed for job in jobs)
+    layer = network.layer("first", 16)
+    assert four - one == 3 * (9 + 3) * layer.height * layer.width * 4
+
+
 def test_the_manifest_counts_what_a_limit_leaves_out(folder: Path, tmp_path: Path) -> None:
     settings = options(out=tmp_path / "run", **FAST)
     similarity("first", tiny.small(), view=View("0-3", "photographs"), photographs=Photographs(folder, 6), **settings)
@@ -190,6 +207,24 @@ def test_options_of_photographs_need_their_folder(capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit) as end:
             app.main(["similarity", "--layer", "inception4a", *words])
         assert end.value.code == 2 and "go with --photographs FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--stimuli", "photographs"], ["--no-atlas"]])
+def test_photographs_are_not_embedded_where_there_is_no_atlas(
+    words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options_ = ["--photographs", str(folder), "--embed-photographs", *words]
+    with pytest.raises(SystemExit) as end:
+        app.main(["similarity", "--layer", "inception4a", *options_])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and words[0] in error and "--embed-photographs" in error
+
+
+def test_a_file_that_is_no_zip_is_refused_under_the_name_of_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png")
+    with pytest.raises(FeatmapError, match=r"^photographs .*list\.txt': that is a file, and no zip"):
+        fill(tmp_path / "list.txt", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_counts_photographs(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,8 +22,10 @@ from featmap.mapping.run import similarity
 from featmap.optimize.photograph_folder import open_photographs
 from featmap.plotting.overlays import FADED, PALE, VEIL, Example
 from featmap.report import atlas as pages
+from featmap.report import examples
 from featmap.report.atlas import atlas
 from featmap.runs import integrity
+from featmap.runs.progress import Silent
 from featmap.runs.store import Run, read_frame
 from tests.helpers import planted_photographs as planted
 from tests.helpers.browser import Tab, chromium, needs_chromium
@@ -157,6 +159,24 @@ def test_the_card_says_how_photographs_are_included(browser: Any, hidden: Path) 
 def test_the_script_fades_as_the_sheets_do() -> None:
     text = (Path(pages.__file__).parent / "assets" / "examples.js").read_text(encoding="utf-8")
     assert f"pale: {PALE}, faded: {FADED}, veil: {VEIL}" in text
+
+
+def test_each_photograph_is_read_once_for_all_its_parts() -> None:
+    names = [f"{k % 20:02d}.png" for k in range(90)]
+    frames = np.array([[0, 4, k % 4, 4 + k % 4] for k in range(90)])
+    images = {name: np.random.default_rng(k).random((3, 8, 8)) for k, name in enumerate(sorted(set(names)))}
+    read = list[str]()
+
+    def read_images(wanted: Sequence[str]) -> np.ndarray:
+        read.extend(wanted)
+        return np.stack([images[name] for name in wanted])
+
+    pictures, _ = examples._encode(names, frames, read_images, 10**6, Silent())
+    assert sorted(read[-20:]) == sorted(images) and len(read) <= 20 + examples.SAMPLE
+    for k, uri in enumerate(pictures):
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+            pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(pixels, images[names[k]][:, 0:4, k % 4 : 4 + k % 4], atol=1 / 255)
 
 
 def test_a_page_is_written_again_where_the_choice_differs(run: Path) -> None:
