@@ -80,9 +80,9 @@ graph and neighbours have the same formulas with photographs in the place of ima
 photographs, the null models are drawn from evenly spaced ones. The output says how far the two maps agree: correlation
 of S over pairs, ARI of their communities, and the same of two maps of every second photograph each, which is what the
 choice of photographs allows. --stimuli photographs makes this map alone, with files of plain names, and no images:
-co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left out. --limit N takes N
-photographs, evenly spaced in the order of their names. Photographs and their names are part of what a run depends on: a
-folder with other files is another run.
+co-activation, identity rate, statuses of descents and sheets of images are left out. --limit N takes N photographs,
+evenly spaced in the order of their names. Photographs and their names are part of what a run depends on: a folder with
+other files is another run.
 
 Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
 at the 50th, 90th and 99th percentile of its responses. Photographs that have the same pixels at the run's size count
@@ -295,9 +295,12 @@ The atlas is one file, atlas.html, that opens with a double click: it needs neit
             strongest responses in probed layers, and the command line and
             Python lines that make it again
   Clusters  a mosaic of each
+  Both maps of a run with photographs: all pairs by S over images and over
+            photographs; hover, click, and a list of those that part most
 
 / searches, arrow keys walk through neighbours, ? lists all keys; a link such as atlas.html#inception4a:17 opens a
-feature's card.
+feature's card. A run with photographs has a switch (or the key p) between its two maps, which heatmap, graph, clusters
+and neighbours follow; atlas.html#inception4a:17&map=photographs names the second. Of photographs alone there is one map.
 
 A run of several layers gets an index, atlas.html, over a page in each layer's folder: keep them together. A run of
 interact or maximise gets a page of its reports or images. `featmap similarity` writes the atlas at its end

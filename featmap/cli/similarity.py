@@ -245,7 +245,7 @@ def similarity(
     files = cross_tables.main_files(run, maps)
     if atlas and maps.large_lines:
         console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}")
-    elif atlas and job.objectives:  # an atlas shows images
+    elif atlas:
         embed = view.embed_photographs
         if not pages.is_current(run, embed):
             console.run_with_progress(
