@@ -300,7 +300,7 @@ The atlas is one file, atlas.html, that opens with a double click: it needs neit
 
 / searches, arrow keys walk through neighbours, ? lists all keys; a link such as atlas.html#inception4a:17 opens a
 feature's card. A run with photographs has a switch (or the key p) between its two maps, which heatmap, graph, clusters
-and neighbours follow; atlas.html#inception4a:17&map=photographs names the second. Of photographs alone there is one map.
+and neighbours follow; atlas.html#inception4a:17&map=photographs names the second. Photographs alone make one map.
 
 A run of several layers gets an index, atlas.html, over a page in each layer's folder: keep them together. A run of
 interact or maximise gets a page of its reports or images. `featmap similarity` writes the atlas at its end
