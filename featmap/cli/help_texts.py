@@ -21,8 +21,8 @@ heatmap, is the share of its own best response that feature j gives to image i, 
 image. Profile similarity S is the correlation of two features' responses over all images; neighbours and clusters
 are computed from S. Of each response the square root is taken first, with its sign, because a few very large responses
 would decide a correlation otherwise; then each feature is standardised and the mean of each image is subtracted. S
-without roots, which versions up to 0.2 computed, is the measure linear_profile. A run of such a version is read with
-its own S; repeating its command computes S, neighbours, clusters, tables and figures anew and keeps all images.
+without roots, as in versions up to 0.2, is the measure linear_profile. A run of such a version is read with its own S;
+its command computes S and all that follows from it anew, and keeps the images.
 
 Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
 
@@ -55,8 +55,7 @@ Files of the run folder (tables as .parquet and .csv):
   (.png, .svg)               how far the two maps agree: for each feature the
                              correlation of its two rows of S, with interval,
                              ceiling, and overlap of its 5 nearest features;
-                             the 50 pairs that part most in each direction;
-                             all pairs as a figure
+                             the 50 pairs that part most each way; a figure
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                activation maps of the examples, in the order of
@@ -85,21 +84,18 @@ photographs, the null models are drawn from evenly spaced ones. The output says 
 of S over pairs, ARI of their communities, and the same of the maps of two random halves of the photographs, which is
 what the choice of photographs allows. Then the ceiling: how far S over one best photograph of each feature, chosen in
 one half, agrees with S over the other half, and the share of it that the images reach there; its interval covers which
-features were mapped, not which photographs were given. --stimuli photographs makes this map alone, with files of plain
-names, and no images: co-activation, identity rate, statuses of descents, sheets and the atlas need images and are left
-out. --limit N takes N photographs, evenly spaced in the order of their names. Photographs and their names are part of
-what a run depends on: a folder with other files is another run.
+features were mapped, not which photographs were given. --stimuli photographs makes this map alone, without images, in
+files of plain names: no co-activation, identity rate, statuses or sheets of images. --limit N takes N photographs,
+evenly spaced in the order of their names. A folder with other files or names is another run.
 
 Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
-at the 50th, 90th and 99th percentile of its responses. Photographs that have the same pixels at the run's size count
-once. y and x are the position of the largest activation in the layer's grid; top, bottom, left and right are the pixels
-that this position sees, its receptive field clipped at the border, in the photograph at the run's size; crop says so,
-or why the box is the whole image: the field covers it, is not known or lies in the padding, or the activation is the
-same everywhere. On sheets and cards the part with more than half of the largest activation is outlined, the rest faded.
-Features that respond to all photographs alike have no examples. The first 24 features are on the .png, 512 on pages.
-The atlas shows examples with --embed-photographs only, since a page is made to be shared: otherwise it holds neither
-names nor parts of photographs. Tables and sheets of the run folder hold both in any case, and manifest.json the path of
-the photographs.
+at the 50th, 90th and 99th percentile. Photographs with the same pixels at the run's size count once. y and x are the
+position of the largest activation in the layer's grid; top, bottom, left and right are the pixels that it sees (its
+receptive field, clipped at the border) in the photograph at the run's size; crop says so, or why the box is the whole
+image: the field covers it, is not known or lies in the padding, or the activation is the same everywhere. On sheets and
+cards the part with more than half of the largest activation is outlined, the rest faded. The first 24 features are on
+the .png, 512 on pages. The atlas shows examples with --embed-photographs only, since a page is made to be shared:
+otherwise it holds neither names nor parts of photographs. Tables and sheets hold both, manifest.json the path.
 
 With several layers, the files of each layer are in a folder of its name. Several layers, and --probe-layer, add for
 images of layer l and responses of layer k:
@@ -305,9 +301,12 @@ The atlas is one file, atlas.html, that opens with a double click: it needs neit
             strongest responses in probed layers, and the command line and
             Python lines that make it again
   Clusters  a mosaic of each
+  Both maps of a run with photographs: all pairs by S over images and over
+            photographs; hover, click, and a list of those that part most
 
 / searches, arrow keys walk through neighbours, ? lists all keys; a link such as atlas.html#inception4a:17 opens a
-feature's card.
+feature's card. A run with photographs has a switch (or the key p) between its two maps, which heatmap, graph, clusters
+and neighbours follow; atlas.html#inception4a:17&map=photographs names the second. Photographs alone make one map.
 
 A run of several layers gets an index, atlas.html, over a page in each layer's folder: keep them together. A run of
 interact or maximise gets a page of its reports or images. `featmap similarity` writes the atlas at its end

@@ -254,7 +254,7 @@ def similarity(
     if atlas and maps.large_lines:
         more = " --embed-photographs" if view.embed_photographs else ""
         console.out().print(f"a run this large gets an atlas only on request: featmap atlas {run.folder}{more}")
-    elif atlas and job.objectives:  # an atlas shows images
+    elif atlas:
         embed = view.embed_photographs
         if not pages.is_current(run, embed):
             console.run_with_progress(

@@ -11,12 +11,13 @@ from urllib.parse import quote
 from featmap.errors import FeatmapError, StoreError
 from featmap.files import digest, hash_file, translate_os_errors, write_atomically
 from featmap.mapping import result
+from featmap.mapping.result import SimilarityMap
 from featmap.mapping.view import PHOTOGRAPHS
 from featmap.network.model import Network
 from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
 from featmap.report.examples import ExamplePhotographs
-from featmap.report.page import Report
+from featmap.report.page import LayerPage, Report
 from featmap.runs import integrity, lifecycle
 from featmap.runs.manifest import MAXIMISE, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
@@ -37,7 +38,8 @@ def atlas(
 ) -> list[Path]:
     """Write the atlas of a finished run: HTML pages that open offline.
 
-    A page needs neither Python nor other files. The same run gives the same bytes.
+    A page needs neither Python nor other files. The same run gives the same bytes. Of a run with photographs, the page
+    of a layer shows both maps; of a run whose only stimuli are photographs, its only one.
 
     Parameters
     ----------
@@ -101,17 +103,13 @@ def _render_pages(
             f"run {str(run.folder)!r} is a run of `featmap probe`, which makes no images; give a run of similarity, "
             "maximise or interact"
         )
-    if run.identity.get("stimuli") == PHOTOGRAPHS:
-        raise StoreError(
-            f"run {str(run.folder)!r} has photographs as its only stimuli, and an atlas shows maximising images; "
-            "give a run that has both"
-        )
     included = [report for folder in interactions for report in interaction.build_reports(Path(folder))]
     if command.startswith("interact"):
         own = interaction.build_reports(run.folder)
         text = html.render_report_page(own[0].title, str(run.manifest.network), [*own, *included])
         return iter([(FILE_NAME, text)])
-    probe = _open_probe(run, network) if activation_maps else "left out when this page was made"
+    alone = run.identity.get("stimuli") == PHOTOGRAPHS
+    probe = _open_probe(run, network) if activation_maps and not alone else "left out when this page was made"
     if command == MAXIMISE:
         page = layer_data.build_image_page(run, probe, watcher)
         return iter([(FILE_NAME, html.render_layer_page(page, included, None))])
@@ -186,18 +184,23 @@ def _render_similarity(
 ) -> Iterator[tuple[str, str]]:
     """Yield the pages of a similarity run: that of its layer, or the index and those of all layers."""
     maps = result.read_maps(run.folder)
+
+    def build(one: SimilarityMap, links: dict[str, str]) -> LayerPage:
+        if not one.has_images:
+            return layer_data.build_photograph_page(one, run, photographs, watcher)
+        return layer_data.build_map_page(one, run, probe, photographs, links, watcher)
+
     if len(maps) == 1:
-        page = layer_data.build_map_page(next(iter(maps.values())), run, probe, photographs, {}, watcher)
-        yield FILE_NAME, html.render_layer_page(page, reports, None)
+        yield FILE_NAME, html.render_layer_page(build(next(iter(maps.values())), {}), reports, None)
         return
     links = {layer: f"{quote(one.prefix)}{FILE_NAME}" for layer, one in maps.items()}
     links_from_layers = {layer: f"../{link}" for layer, link in links.items()}
     entries = {layer: (links[layer], len(one.shown), one.lines()) for layer, one in maps.items()}
     table = result.read_layer_table(run.folder)
-    if table is None:
+    if table is None and any(one.has_images for one in maps.values()):
         raise StoreError(f"run {str(run.folder)!r} has lost {result.LAYER_TABLE}.parquet; run its command again")
     title = f"{len(maps)} layers of {run.identity['model']['name']}"
     yield FILE_NAME, html.render_index_page(title, str(run.manifest.network), entries, table, reports)
     for one in maps.values():
-        page = layer_data.build_map_page(one, run, probe, photographs, links_from_layers, watcher)
+        page = build(one, links_from_layers)
         yield f"{one.prefix}{FILE_NAME}", html.render_layer_page(page, [], f"../{FILE_NAME}")

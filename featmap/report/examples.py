@@ -19,7 +19,7 @@ from featmap.optimize.photograph_files import PhotographFiles, find_photographs
 from featmap.optimize.photograph_folder import PhotographFolder
 from featmap.optimize.photographs import pixel_checksum
 from featmap.plotting import overlays
-from featmap.report.encode import choose_encoding, encode_image
+from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.page import LayerPage, page_budget
 from featmap.runs.manifest import translate_read_errors
 from featmap.runs.progress import Watcher
@@ -145,7 +145,12 @@ class ExamplePhotographs:
 
 
 def add_examples(
-    page: LayerPage, run: Run, prefix: str, photographs: ExamplePhotographs | None, watcher: Watcher
+    page: LayerPage,
+    run: Run,
+    prefix: str,
+    photographs: ExamplePhotographs | None,
+    watcher: Watcher,
+    sheet: ThumbnailSheet | None = None,
 ) -> None:
     """Add the examples of a layer's features to its page, or that there are some.
 
@@ -161,6 +166,8 @@ def add_examples(
         Photographs to embed; None leaves out all that is known of them.
     watcher : Watcher
         Receives the progress.
+    sheet : ThumbnailSheet, optional
+        Sheet onto which the place in each feature's best photograph is put, as its thumbnail.
     """
     if not result.has_examples(run, prefix):
         return
@@ -202,7 +209,9 @@ def add_examples(
     shown = list(table["photograph"]) if cropped else names
     checksums = dict(zip(table["photograph"], maps["pixels"].values, strict=True))
     read = partial(photographs.read, checksums=checksums, size=as_size(size), channels=int(maps.attrs["channels"]))
-    page.photographs, coding = _encode(shown, frames, read, page_budget(len(rows)) // SHARE, watcher)
+    page.photographs, coding = _encode(
+        shown, frames, read, page_budget(len(rows)) // SHARE, _putter(sheet, rows, frames), watcher
+    )
     page.data["examples"] = {
         "embedded": True,
         "coding": coding,
@@ -215,6 +224,26 @@ def add_examples(
         "note": overlays.NOTE,
     }
     page.blobs["examples"] = np.concatenate([np.zeros(0, dtype=np.uint8), *(v for own in parts.values() for v in own)])
+
+
+def _putter(
+    sheet: ThumbnailSheet | None, rows: Mapping[str, list[dict[str, Any]]], frames: np.ndarray
+) -> Callable[[int, np.ndarray], None]:
+    """Return a function of an embedded picture's number and pixels, which puts the best examples in it onto a sheet."""
+    places: dict[int, list[tuple[int, list[int]]]] = {}
+    for feature, own in enumerate(rows.values()):
+        for one in own:
+            if one["best"] and one["number"] == 1:
+                places.setdefault(one["picture"], []).append((feature, one["box"]))
+
+    def put(picture: int, image: np.ndarray) -> None:
+        if sheet is None:
+            return
+        above, _, before, _ = frames[picture]
+        for feature, (top, bottom, left, right) in places.get(picture, []):
+            sheet.put(feature, image[:, top - above : bottom - above, left - before : right - before])
+
+    return put
 
 
 def _number(value: float) -> float | None:
@@ -240,9 +269,10 @@ def _encode(
     frames: np.ndarray,
     read: Callable[[Sequence[str]], np.ndarray],
     budget: int,
+    put: Callable[[int, np.ndarray], None],
     watcher: Watcher,
 ) -> tuple[list[str], str]:
-    """Encode a part of each photograph within a budget; return data URIs, and the encoding in words."""
+    """Encode a part of each photograph within a budget, and pass it on; return data URIs, and the encoding in words."""
     if not names:
         return [], ""
 
@@ -263,5 +293,6 @@ def _encode(
     pictures: list[str] = [""] * len(names)
     for done, (k, image) in enumerate(cut(range(len(names))), 1):
         pictures[k] = encode_image(image, encoding)
+        put(k, image)
         watcher.stage("photographs of the atlas", done, len(names))
     return pictures, str(encoding)

@@ -19,10 +19,11 @@ from bokeh.resources import Resources
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from featmap.report.page import LayerPage, Report
+from featmap.report.page import PHOTOGRAPH_S, LayerPage, Report
 
-SCRIPTS = ("numbers.js", "map.js", "graph.js", "card.js", "examples.js", "lists.js", "atlas.js")
+SCRIPTS = ("numbers.js", "map.js", "graph.js", "scatter.js", "card.js", "examples.js", "lists.js", "atlas.js")
 """Scripts of a layer's page, in the order in which they run."""
+_ALONE = "<p>Not computed: layers are compared by their responses to maximising images, and this run has none.</p>"
 
 
 def read_asset(name: str) -> str:
@@ -129,7 +130,7 @@ def render_layer_page(page: LayerPage, reports: list[Report], index: str | None)
         HTML.
     """
     # values before scripts before images: the browser draws the map while it is still reading the images
-    first = {name: page.blobs[name] for name in ("A", "S", "linear") if name in page.blobs}
+    first = {name: page.blobs[name] for name in ("A", "S", PHOTOGRAPH_S, "linear") if name in page.blobs}
     rest = {name: blob for name, blob in page.blobs.items() if name not in first}
     back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'
     return fill_template(
@@ -154,7 +155,7 @@ def render_index_page(
     title: str,
     network: str,
     layers: dict[str, tuple[str, int, list[str]]],
-    table: pd.DataFrame,
+    table: pd.DataFrame | None,
     reports: list[Report],
 ) -> str:
     """Render the index page of a run of several layers.
@@ -167,8 +168,8 @@ def render_index_page(
         Line that names the network and its weights.
     layers : dict of str to (str, int, list of str)
         Relative link to the page, number of features shown, and findings in words, by layer.
-    table : pandas.DataFrame
-        One row an ordered pair, see `featmap.stats.cross_layer.layer_table`.
+    table : pandas.DataFrame or None
+        One row an ordered pair, see `featmap.stats.cross_layer.layer_table`; None for maps of photographs alone.
     reports : list of Report
         Interaction reports to include.
 
@@ -188,7 +189,7 @@ def render_index_page(
         heading=escape(title),
         network=escape(network),
         style=read_asset("atlas.css"),
-        grid=_grid(list(layers), {name: href for name, (href, _, _) in layers.items()}, table),
+        grid=_ALONE if table is None else _grid(list(layers), {k: href for k, (href, _, _) in layers.items()}, table),
         layers=cards,
         reports=render_reports(reports),
         data=_json("data", {name: href for name, (href, _, _) in layers.items()}),

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -17,11 +16,12 @@ from featmap.errors import FeatmapError
 from featmap.mapping import cross_tables, flags, result, tables
 from featmap.mapping.layer_arrays import worst_status
 from featmap.mapping.result import SimilarityMap
-from featmap.mapping.view import recorded_formula
-from featmap.plotting import display, heatmaps, style
-from featmap.report import examples, graph_layout
+from featmap.mapping.view import PHOTOGRAPHS, recorded_formula
+from featmap.plotting import display, style
+from featmap.report import examples, map_data
 from featmap.report.encode import ThumbnailSheet, choose_encoding, encode_image
 from featmap.report.examples import ExamplePhotographs
+from featmap.report.map_data import collect_structure, colour_limit, list_columns, pack, to_list
 from featmap.report.page import LayerPage, page_budget
 from featmap.report.reproduction import Reproduction
 from featmap.runs import folder_layout, store
@@ -85,31 +85,75 @@ def build_map_page(
     # A of a single seed is float32 already; only a mean over seeds needs twice the bytes
     exact = np.array_equal(A, A.astype(np.float32).astype(np.float64), equal_nan=True)
     page = LayerPage(layer, {}, {"A": A.astype(np.float32 if exact else np.float64)})
-    upper = np.triu_indices(len(order))
-    page.blobs["S"] = S[upper].astype(np.float32)
+    page.blobs["S"] = pack(S)
     if "linear_profile" in layer_map.measures:
-        linear = frames.symmetric_values(layer_map.measures["linear_profile"].loc[order, order])
-        page.blobs["linear"] = linear[upper].astype(np.float32)
-    notes = layer_map.lines()
-    if recorded_formula(run.manifest.view) != measures.FORMULA:
-        notes.append(EARLIER_FORMULA)
+        page.blobs["linear"] = pack(frames.symmetric_values(layer_map.measures["linear_profile"].loc[order, order]))
     page.data = {
         "layer": layer,
         "live": len(order),
         "features": _features(table),
-        "scales": {str(name): _list(column) for name, column in scales.items()},
+        "scales": {str(name): to_list(column) for name, column in scales.items()},
         "reach": _colour_limits(layer_map, order),
         "labels": {"raw": "average activation A"} | {k: v for k, v in tables.LABELS.items() if k != "raw"},
         "measure": run.manifest.view["measure"],
-        "tree": _tree(linkage, len(order)),
-        "graph": _graph(layer_map, order),
-        "clusters": _clusters(layer_map, table, S, order),
+        **collect_structure(layer_map, order, linkage, S),
         "cross": _crossings(run, names, links),
-        "notes": notes,
+        "notes": _notes(layer_map, run),
         "unreliable": flags.unreliable_features(run.manifest.reliability),
     }
+    if layer_map.photographs is not None:
+        map_data.add_photograph_map(page, layer_map.photographs, run)
     examples.add_examples(page, run, layer_map.prefix, photographs, watcher)
     _add_rows(page, names, run, probe, watcher)
+    return page
+
+
+def build_photograph_page(
+    layer_map: SimilarityMap, run: Run, photographs: ExamplePhotographs | None, watcher: Watcher
+) -> LayerPage:
+    """Collect the values of the page of a map whose only stimuli are photographs.
+
+    Parameters
+    ----------
+    layer_map : SimilarityMap
+        Map of the layer, see `featmap.mapping.result.map_of_photographs`.
+    run : Run
+        Run folder.
+    photographs : ExamplePhotographs or None
+        Photographs to embed; None leaves them out.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    LayerPage
+        Features that have a similarity come first, in the order of the dendrogram. There is neither A nor an image;
+        the thumbnails are parts of the best photographs, if these are embedded.
+    """
+    order, linkage, _ = result.order_features(layer_map)
+    names = order + [f for f in layer_map.shown if f not in set(order)]
+    S = frames.symmetric_values(layer_map.measures["profile"].loc[order, order])
+    layer = names[0].rpartition(":")[0]
+    page = LayerPage(layer, {}, {"S": pack(S)})
+    page.data = {
+        "stimuli": PHOTOGRAPHS,
+        "layer": layer,
+        "live": len(order),
+        "features": _features(layer_map.features.loc[names]),
+        "reach": {"profile": colour_limit(S)},
+        "labels": {"profile": tables.LABELS["profile"]},
+        "measure": "profile",
+        **collect_structure(layer_map, order, linkage, S),
+        "cross": [],
+        "notes": _notes(layer_map, run),
+        "network": str(run.manifest.network),
+        "thumbnails": None,
+        **_colours(),
+    }
+    sheet = None if photographs is None else ThumbnailSheet(len(names))
+    examples.add_examples(page, run, layer_map.prefix, photographs, watcher, sheet)
+    if sheet is not None:
+        page.data["thumbnails"] = sheet.as_json()
     return page
 
 
@@ -152,21 +196,9 @@ def build_image_page(run: Run, probe: Probe | str, watcher: Watcher) -> LayerPag
     return page
 
 
-def _list(values: Any) -> list[Any]:
-    """Return values for JSON, with None for undefined ones."""
-    return [None if pd.isna(v) else v for v in np.asarray(values, dtype=object).tolist()]
-
-
 def _features(table: pd.DataFrame) -> dict[str, Any]:
-    """Return the columns of a table of features that the page shows."""
-    names = (
-        *("status", "start", "activation", "null_activation", "branch"),
-        *("cluster", "community", "identity", "reliability"),
-    )
-    shown = frames.spell_flags(table[[c for c in names if c in table]])
-    shown = shown.astype({c: "Int64" for c in ("cluster", "community") if c in table})
-    columns = {str(c): _list(values.astype(object).where(values.notna(), None)) for c, values in shown.items()}
-    return {"name": [str(name) for name in table.index], **columns}
+    """Return the names of features, and the columns of their table that the page shows."""
+    return {"name": [str(name) for name in table.index], **list_columns(table)}
 
 
 def _colour_limits(layer_map: SimilarityMap, order: list[str]) -> dict[str, float]:
@@ -174,92 +206,8 @@ def _colour_limits(layer_map: SimilarityMap, order: list[str]) -> dict[str, floa
     limits = {}
     for name in ("raw", *layer_map.measures):
         frame = layer_map.activations if name == "raw" else layer_map.measures[name]
-        values = np.abs(frames.to_floats(frame.loc[order, order], name))
-        eye = np.eye(len(order), dtype=bool)
-        limits[name] = heatmaps.colour_reach(values[eye & np.isfinite(values)], values[~eye & np.isfinite(values)])
+        limits[name] = colour_limit(frames.to_floats(frame.loc[order, order], name))
     return limits
-
-
-def _tree(linkage: np.ndarray, count: int) -> list[list[float]]:
-    """Return the joins of a dendrogram: position and height of its left and right branch, height of the join."""
-    order = _leaves(linkage, count)
-    position, height = dict(zip(order, np.arange(count) + 0.5, strict=True)), dict.fromkeys(range(count), 0.0)
-    joins = []
-    for k, (one, two, top, _) in enumerate(linkage):
-        (a, b), new = sorted((int(one), int(two)), key=position.__getitem__), count + k
-        joins.append([round(float(v), 4) for v in (position[a], height[a], position[b], height[b], top)])
-        position[new], height[new] = (position[a] + position[b]) / 2, float(top)
-    return joins
-
-
-def _leaves(linkage: np.ndarray, count: int) -> list[int]:
-    """Return the leaves from left to right, without recursion: a tree may be as deep as it has leaves."""
-    if count < 2:
-        return list(range(count))
-    stack, leaves = [2 * count - 2], []
-    while stack:
-        node = stack.pop()
-        if node < count:
-            leaves.append(node)
-        else:
-            stack += [int(linkage[node - count, 1]), int(linkage[node - count, 0])]
-    return leaves
-
-
-def _graph(layer_map: SimilarityMap, order: list[str]) -> dict[str, Any]:
-    """Return the neighbour graph of the features shown: node coordinates, and edges by positions in the order."""
-    graph: nx.Graph = nx.Graph()
-    graph.add_nodes_from(order)
-    at = {name: k for k, name in enumerate(order)}
-    whole = layer_map.clusters.graph
-    inside = [(u, v) for u, v in whole.edges if u in at and v in at]
-    edges = sorted((min(at[u], at[v]), max(at[u], at[v]), round(float(whole[u][v]["weight"]), 6)) for u, v in inside)
-    graph.add_weighted_edges_from((order[i], order[j], w) for i, j, w in edges)
-    communities = {str(k): int(v) for k, v in layer_map.clusters.communities.labels.items()}
-    points = graph_layout.lay_out_graph(graph, communities)
-    return {
-        "k": int(whole.graph["k"]),
-        "x": np.round(points[:, 0], 3).tolist(),
-        "y": np.round(points[:, 1], 3).tolist(),
-        "head": [e[0] for e in edges],
-        "tail": [e[1] for e in edges],
-        "weight": [e[2] for e in edges],
-    }
-
-
-def _clusters(layer_map: SimilarityMap, table: pd.DataFrame, S: np.ndarray, order: list[str]) -> dict[str, Any]:
-    """Return the clusters with their members, as positions in the order, and the sentence about clusters."""
-    entries: list[dict[str, Any]] = []
-    labels = table["cluster"].iloc[: len(order)].to_numpy()
-    for number in sorted({int(c) for c in labels[np.isfinite(labels)]}):
-        inside = labels == number
-        members = np.flatnonzero(inside)
-        own = np.where(np.eye(len(members), dtype=bool), np.nan, S[np.ix_(members, members)])
-        central = members[int(np.argmax(np.nan_to_num(_means(own), nan=-2.0)))] if len(members) > 1 else members[0]
-        activation = table["activation"].iloc[members].to_numpy(dtype=float, na_value=np.nan)
-        entries.append(
-            {
-                "number": number,
-                "members": members.tolist(),
-                "within": _mean(own),
-                "outside": _mean(S[np.ix_(members, np.flatnonzero(~inside))]),
-                "central": int(central),
-                "activation": _mean(activation),
-            }
-        )
-    clusters = layer_map.clusters
-    return {"allowed": bool(clusters.allowed), "sentence": clusters.summary(), "list": entries}
-
-
-def _mean(values: np.ndarray) -> float | None:
-    """Return the mean of the finite values; None if there are none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
-
-
-def _means(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the finite values of each row; NaN if there are none."""
-    return np.array([np.nan if (m := _mean(row)) is None else m for row in values])
 
 
 def _crossings(run: Run, names: list[str], links: dict[str, str]) -> list[dict[str, Any]]:
@@ -293,6 +241,21 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _notes(layer_map: SimilarityMap, run: Run) -> list[str]:
+    """Return the findings in words, and what a reader has to know of an earlier version's S."""
+    earlier = recorded_formula(run.manifest.view) != measures.FORMULA
+    return layer_map.lines() + [EARLIER_FORMULA] * earlier
+
+
+def _colours() -> dict[str, Any]:
+    """Return the colours of heatmaps, of undefined values and of clusters."""
+    return {
+        "palette": [to_hex(shade) for shade in colormaps[style.COLOUR_MAP](np.arange(256))],
+        "gray": style.GRAY,
+        "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
+    }
+
+
 def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, watcher: Watcher) -> None:
     """Add each feature's image, thumbnail, descent curve, activation map and reproduction."""
     data = open_arrays(run.folder).isel(seed=0)
@@ -305,9 +268,7 @@ def _add_rows(page: LayerPage, names: list[str], run: Run, probe: Probe | str, w
         "steps": (steps + 1).tolist(),
         "seed": reproduction.seed,
         "seeds": len(run.identity["seeds"]),
-        "palette": [to_hex(shade) for shade in colormaps[style.COLOUR_MAP](np.arange(256))],
-        "gray": style.GRAY,
-        "colours": [to_hex(colour) for colour in style.cluster_colours(30)],
+        **_colours(),
         "command": [reproduction.command(name) for name in names],
         "python": [reproduction.python(name) for name in names],
         "reproduction_notes": reproduction.notes,

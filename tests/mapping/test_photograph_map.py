@@ -13,7 +13,7 @@ import pytest
 
 import featmap
 from featmap.cli import app
-from featmap.errors import FeatmapError, StoreError
+from featmap.errors import FeatmapError
 from featmap.mapping import photograph_map
 from featmap.mapping.neighbours import neighbour_frame
 from featmap.mapping.result import LayerMaps, SimilarityMap, read_maps
@@ -260,7 +260,5 @@ def test_commands_that_need_images_refuse_photographs_alone(alone: SimilarityMap
     network = load(pictures.parting())
     with pytest.raises(FeatmapError, match="has photographs as its only stimuli"):
         featmap.validate(alone.folder, network=network)
-    with pytest.raises(StoreError, match="has photographs as its only stimuli"):
-        featmap.atlas(alone.folder, network=network)
     with pytest.raises(FeatmapError, match="this run has no images to probe"):
         featmap.probe(alone.folder, "features", network)

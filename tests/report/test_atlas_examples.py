@@ -78,6 +78,7 @@ def test_a_page_without_photographs_has_no_name_and_no_picture_of_them(run: Path
     text = hidden.read_text(encoding="utf-8")
     data, pictures = element(hidden, "data"), element(shown, "photographs")
     assert data["examples"] == {"embedded": False} and element(hidden, "photographs") == []
+    assert data["photographs"]["order"] and 'id="blob-photograph_S"' in text  # the map of photographs names none either
     assert 'id="blob-examples"' not in text and len(pictures) > 0
     for name in (*planted.PLACES, "my #1 pictures", "onerror=alert"):
         assert name not in text and json.dumps(name)[1:-1] not in text

@@ -63,9 +63,10 @@ def test_index_links_to_features_and_other_layers(browser: Any, layers: Path) ->
     page.locator("a.back").click()
     page.wait_for_url("**/layers/atlas.html")
     tab.close()
-    linked = Tab(browser, layers / "atlas.html", "#second:4")
-    linked.page.wait_for_url("**/second/atlas.html#second:4")
-    linked.close()
+    for link in ("#second:4", "#second:4&map=photographs"):
+        linked = Tab(browser, layers / "atlas.html", link)
+        linked.page.wait_for_url(f"**/second/atlas.html{link}")
+        linked.close()
 
 
 @pytest.mark.parametrize("name", ["third:1", "third%"])

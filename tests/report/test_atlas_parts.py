@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.cluster.hierarchy import dendrogram
 
 from featmap.report import encode, graph_layout
-from featmap.report.layer_data import _tree
+from featmap.report.map_data import list_joins
 from featmap.stats import clustering, frames, measures
 
 
@@ -90,7 +90,7 @@ def test_dendrogram_matches_scipy() -> None:
     expected = sorted(
         (x[0] / 10, y[0], x[3] / 10, y[3], y[1]) for x, y in zip(tree["icoord"], tree["dcoord"], strict=True)
     )
-    assert np.allclose(sorted(map(tuple, _tree(linkage, 17))), expected, atol=1e-3)
+    assert np.allclose(sorted(map(tuple, list_joins(linkage, 17))), expected, atol=1e-3)
 
 
 def test_scales_give_the_measures_of_any_A() -> None:

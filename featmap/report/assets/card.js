@@ -11,19 +11,33 @@ FM.link = (k, ...children) => {
   return FM.element("a", { href: FM.hash(FM.names[k]), onclick: act }, ...children);
 };
 
-// Two features' images side by side with every measure of the pair, in one direction or in both.
-FM.pair = (i, j, both) => {
+// Rows of the table of a pair: name, label and value. With two maps, S over both kinds of stimuli.
+FM.rows = () => {
+  const measures = FM.choices().filter((name) => !FM.hasBoth || name !== "profile");
+  const rows = measures.map((name) => [name, name === "profile" ? "profile S" : name, FM.measures[name]]);
+  const other = FM.stimuli === "images" ? "photographs" : "images";
+  return FM.hasBoth ? [...rows, FM.rowOf(FM.stimuli), FM.rowOf(other)] : rows;
+};
+
+FM.rowOf = (stimuli) => [
+  stimuli === "images" ? "profile" : "photographs",
+  `profile S over ${FM.overStimuli(stimuli)}`,
+  (i, j) => FM.similarity(FM.maps[stimuli], i, j),
+];
+
+// Two features' images side by side with measures of the pair, in one direction or in both; S has no direction.
+FM.pair = (i, j, both, rows = FM.rows()) => {
   const [a, b] = [FM.names[i], FM.names[j]];
   const figure = (k) => FM.element("figure", {}, FM.image(k, 128), FM.element("figcaption", {}, FM.link(k, FM.marked(FM.names[k]))));
-  const head = FM.element("tr", {}, FM.element("th", {}, "measure"), FM.element("th", {}, "image of 1st, response of 2nd"));
-  if (both) head.append(FM.element("th", {}, "image of 2nd, response of 1st"));
-  const rows = Object.entries(FM.measures).map(([name, of]) => {
-    const row = FM.element("tr", { "data-measure": name }, FM.element("th", {}, name === "profile" ? "profile S" : name));
-    row.append(FM.element("td", {}, FM.number(of(i, j))));
-    if (both) row.append(FM.element("td", {}, FM.number(of(j, i))));
+  const directed = rows.some(([name]) => name === "coactivation");
+  const heads = directed ? ["image of 1st, response of 2nd", ...(both ? ["image of 2nd, response of 1st"] : [])] : ["value"];
+  const head = FM.element("tr", {}, ...["measure", ...heads].map((text) => FM.element("th", {}, text)));
+  const lines = rows.map(([name, label, of]) => {
+    const row = FM.element("tr", { "data-measure": name }, FM.element("th", {}, label), FM.element("td", {}, FM.number(of(i, j))));
+    if (both && directed) row.append(FM.element("td", {}, FM.number(of(j, i))));
     return row;
   });
-  const table = FM.element("table", { "aria-label": `measures of ${a} and ${b}` }, head, ...rows);
+  const table = FM.element("table", { "aria-label": `measures of ${a} and ${b}` }, head, ...lines);
   return FM.element("div", { class: "pair", "data-one": a, "data-two": b }, figure(i), figure(j), table);
 };
 
@@ -32,8 +46,8 @@ FM.single = (k) =>
 
 FM.facts = (k) => {
   const f = FM.data.features;
-  const cluster = f.cluster && f.cluster[k] !== null ? `, cluster ${f.cluster[k]}` : "";
-  return `activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
+  const reached = FM.data.stimuli ? `mean response ${FM.number(f.mean[k])}` : `activation ${FM.number(f.activation[k])}`;
+  return `${reached}, ${f.status[k]}${FM.clusterOf(k) === null ? "" : `, cluster ${FM.clusterOf(k)}`}`;
 };
 
 // After a validation only; features below the bound are marked wherever they are named.
@@ -43,19 +57,45 @@ FM.reliability = (k) => {
   return FM.unreliable.has(FM.names[k]) ? `${FM.number(values[k])}: unreliable, marked ?` : FM.number(values[k]);
 };
 
+// What is known of a feature's responses to photographs, of a run that has any.
+FM.onPhotographs = (k) => {
+  const map = FM.maps.photographs;
+  if (!map) return [];
+  const { mean, deviation, status } = map.features;
+  const { agreement } = FM.data.photographs || {};
+  const lines = [["responses to photographs", `mean ${FM.number(mean[k])}, standard deviation ${FM.number(deviation[k])}`]];
+  if (!FM.data.stimuli && status[k] !== "live") lines.push(["status on photographs", status[k]]);
+  if (agreement && agreement.agreement[k] !== null) {
+    const [value, low, high] = ["agreement", "low", "high"].map((name) => FM.number(agreement[name][k]));
+    lines.push(["agreement of the two maps", `${value}, from ${low} to ${high} by bootstrap`]);
+  }
+  return lines;
+};
+
+// What is known of a feature's maximising image.
+FM.onImage = (k) => {
+  const f = FM.data.features;
+  if (FM.data.stimuli) return [];
+  return [
+    ["activation reached", FM.number(f.activation[k])],
+    ["null image", FM.number(f.null_activation[k])],
+  ];
+};
+
 FM.definitions = (k) => {
   const f = FM.data.features;
   const textOrNull = (value) => (value === null || value === undefined || value === "" ? null : String(value));
-  const cluster = f.cluster && f.cluster[k] !== null ? f.cluster[k] : null;
+  const cluster = FM.clusterOf(k);
   const swatch = FM.element("i", { class: "swatch", style: `background:${FM.colour(cluster)}` });
+  const over = FM.hasBoth ? ` over ${FM.overStimuli(FM.stimuli)}` : "";
   const lines = [
-    ["activation reached", FM.number(f.activation[k])],
-    ["null image", FM.number(f.null_activation[k])],
+    ...FM.onImage(k),
     ["status", f.status[k]],
     ["start", f.start && f.start[k] === "rescued" ? "without a gradient, through dead ReLUs" : null],
     ["reliability over seeds", FM.reliability(k)],
     ["branch", textOrNull(f.branch && f.branch[k])],
-    ["community", textOrNull(f.community && f.community[k])],
+    ...FM.onPhotographs(k),
+    [`community${over}`, textOrNull(FM.communityOf(k))],
     ["own image is the best", f.identity && f.identity[k] !== null ? (f.identity[k] ? "yes" : "no") : null],
   ];
   const list = FM.element("dl", {});
@@ -63,9 +103,9 @@ FM.definitions = (k) => {
     if (value !== null) list.append(FM.element("dt", {}, term), FM.element("dd", {}, value));
   }
   if (FM.live > 0) {
-    const none = FM.data.clusters.allowed ? "none" : "none (not above the nulls)";
+    const none = FM.shown.clusters.allowed ? "none" : "none (not above the nulls)";
     const text = cluster === null ? FM.element("dd", {}, none) : FM.element("dd", {}, swatch, String(cluster));
-    list.append(FM.element("dt", {}, "cluster"), text);
+    list.append(FM.element("dt", {}, `cluster${over}`), text);
   }
   return list;
 };
@@ -76,7 +116,7 @@ FM.activationMap = (k) => {
   if (reason) return FM.element("p", { class: "absent" }, `No activation map: ${reason}`);
   const [height, width] = shape[k];
   const start = shape.slice(0, k).reduce((sum, [h, w]) => sum + h * w, 0);
-  const values = FM.maps.subarray(start, start + height * width);
+  const values = FM.activationMaps.subarray(start, start + height * width);
   // The map covers the picture, which is as large as it fits into a square.
   const [tall, wide] = FM.data.sides.map((n, _, both) => (100 * n) / Math.max(...both));
   const style = `width:${wide}%;height:${tall}%;left:${(100 - wide) / 2}%;top:${(100 - tall) / 2}%`;
@@ -170,28 +210,44 @@ FM.displayed = () => {
   return [FM.element("br"), note, FM.element("br"), button];
 };
 
+// Image, activation map and descent curve; of photographs alone there are none.
+FM.ownImage = (k) => {
+  if (FM.data.stimuli) return [];
+  const images = FM.element("div", { class: "images" });
+  images.append(FM.element("figure", {}, FM.image(k, 210), FM.element("figcaption", {}, `seed ${FM.data.seed}; ${FM.data.coding}`, ...FM.displayed())));
+  return [images, document.getElementById("descent")];
+};
+
+FM.neighbourLists = (k) => {
+  const ranked = FM.ranked(k);
+  const { status } = FM.stimuli === "images" ? FM.data.features : FM.shown.features;
+  if (ranked.length === 0) {
+    if (FM.live === 0) return [];
+    const why = FM.shown.place[k] >= 0 ? "Its similarity to others is undefined." : `It is ${status[k]}: it takes no part in map, graph and clusters.`;
+    return [FM.element("p", {}, why)];
+  }
+  const half = Math.min(FM.LISTED, Math.ceil(ranked.length / 2)); // no feature is in both lists
+  const opposed = ranked.slice(half).slice(-FM.LISTED).toReversed();
+  const of = `of ${FM.live} features, by profile similarity S`;
+  const over = FM.hasBoth ? ` over ${FM.overStimuli(FM.stimuli)}` : "";
+  return [
+    FM.element("h3", { title: of }, `Nearest${over}`),
+    FM.neighbours(ranked.slice(0, half)),
+    FM.element("h3", { title: of }, `Most opposed${over}`),
+    FM.neighbours(opposed),
+  ];
+};
+
 FM.card = (k) => {
   FM.shownOnCard = k;
-  const place = document.getElementById("card");
-  const ranked = FM.ranked(k);
   const title = FM.element("h2", {}, FM.element("a", { href: FM.hash(FM.names[k]), title: "permanent link" }, FM.marked(FM.names[k])));
-  const shown = FM.element("figure", {}, FM.image(k, 210), FM.element("figcaption", {}, `seed ${FM.data.seed}; ${FM.data.coding}`, ...FM.displayed()));
-  const images = FM.element("div", { class: "images" }, shown);
-  const descent = document.getElementById("descent");
-  const children = [title, images, ...FM.examples(k), FM.definitions(k), descent];
-  if (ranked.length) {
-    const half = Math.min(FM.LISTED, Math.ceil(ranked.length / 2)); // no feature is in both lists
-    const opposed = ranked.slice(half).slice(-FM.LISTED).toReversed();
-    const of = `of ${FM.live} features, by profile similarity S`;
-    children.push(FM.element("h3", { title: of }, "Nearest"), FM.neighbours(ranked.slice(0, half)));
-    children.push(FM.element("h3", { title: of }, "Most opposed"), FM.neighbours(opposed));
-  } else if (FM.live > 0) {
-    children.push(FM.element("p", {}, k < FM.live ? "Its similarity to others is undefined." : `It is ${FM.data.features.status[k]}: it takes no part in map, graph and clusters.`));
-  }
-  children.push(...FM.otherLayers(k), ...FM.reproduction(k));
-  place.replaceChildren(...children);
+  const [images = null, descent = null] = FM.ownImage(k);
+  const reproduction = FM.data.stimuli ? [] : FM.reproduction(k);
+  const children = [title, images, ...FM.examples(k), FM.definitions(k), descent, ...FM.neighbourLists(k), ...FM.otherLayers(k), ...reproduction];
+  document.getElementById("card").replaceChildren(...children.filter((child) => child !== null));
+  if (images === null) return;
   FM.whenImages(() => {
-    if (FM.shownOnCard !== k) return; // another feature was selected while the images were read
+    if (!images.isConnected) return; // the card was drawn again while the images were read
     images.append(FM.activationMap(k));
     descent.hidden = false;
     FM.curves.show(k);

@@ -100,32 +100,55 @@ FM.drawExample = async (canvas, example, start) => {
   canvas.dataset.drawn = "yes";
 };
 
+// An example drawn at most `side` pixels wide and high; `title` says what it is.
+FM.exampleCanvas = (example, start, side, title) => {
+  const [first, end, from, to] = example.box;
+  const scale = side / Math.max(end - first, to - from);
+  const [height, width] = [Math.max(1, Math.round((end - first) * scale)), Math.max(1, Math.round((to - from) * scale))];
+  // twice as many pixels as are shown, for sharp displays
+  const canvas = FM.element("canvas", { width: 2 * width, height: 2 * height, style: `width:${width}px`, role: "img", "aria-label": title, title });
+  FM.whenImages(() => FM.drawExample(canvas, example, start));
+  return canvas;
+};
+
+FM.exampleText = (example) => {
+  const [first, end, from, to] = example.box;
+  const place = example.position[0] === null ? "the same everywhere" : `largest at row ${example.position[0]}, column ${example.position[1]}`;
+  const kind = example.best ? `best photograph ${example.number}` : `photograph at percentile ${example.number}`;
+  return `${kind}: ${FM.data.examples.names[example.photograph]}, response ${FM.number(example.response)}, activation ${FM.number(example.activation)}, ${place}; ${example.crop}, rows ${first} to ${end - 1}, columns ${from} to ${to - 1}`;
+};
+
 FM.example = (example, start) => {
   const { names, links } = FM.data.examples;
   const [name, link] = [names[example.photograph], links[example.photograph]];
-  const [first, end, from, to] = example.box;
-  const scale = FM.EXAMPLE_SIDE / Math.max(end - first, to - from);
-  const [height, width] = [Math.max(1, Math.round((end - first) * scale)), Math.max(1, Math.round((to - from) * scale))];
-  const place = example.position[0] === null ? "the same everywhere" : `largest at row ${example.position[0]}, column ${example.position[1]}`;
-  const kind = example.best ? `best photograph ${example.number}` : `photograph at percentile ${example.number}`;
-  const text = `${kind}: ${name}, response ${FM.number(example.response)}, activation ${FM.number(example.activation)}, ${place}; ${example.crop}, rows ${first} to ${end - 1}, columns ${from} to ${to - 1}`;
-  // twice as many pixels as are shown, for sharp displays
-  const canvas = FM.element("canvas", { width: 2 * width, height: 2 * height, style: `width:${width}px`, role: "img", "aria-label": text, title: text });
-  FM.whenImages(() => FM.drawExample(canvas, example, start));
+  const canvas = FM.exampleCanvas(example, start, FM.EXAMPLE_SIDE, FM.exampleText(example));
   const label = FM.element("b", {}, example.best ? FM.number(example.response) : `${example.number} %: ${FM.number(example.response)}`);
   const file = link === null ? FM.element("span", {}, name) : FM.element("a", { href: link }, name);
   return FM.element("li", {}, FM.element("div", { class: "place" }, canvas), label, file);
 };
 
+FM.hasExample = (k) => Boolean(FM.data.examples?.embedded && FM.data.examples.rows[k].length > 0);
+
+FM.bestExample = (k, side) => {
+  FM.exampleAt ??= FM.exampleStarts();
+  const canvas = FM.exampleCanvas(FM.data.examples.rows[k][0], FM.exampleAt[k][0], side, FM.describe(k));
+  return FM.element("div", { class: "place", style: `width:${side}px;height:${side}px` }, canvas);
+};
+
+FM.LEFT_OUT = "The photographs that excite it most are left out, so that this page can be shared: featmap atlas RUN --embed-photographs includes them.";
+
 FM.examples = (k) => {
   const { examples } = FM.data;
-  if (!examples) return [];
-  if (!examples.embedded) {
-    return [FM.element("p", { class: "absent" }, "The photographs that excite it most are left out, so that this page can be shared: featmap atlas RUN --embed-photographs includes them.")];
+  const absent = (text) => [FM.element("p", { class: "absent" }, text)];
+  if (FM.data.stimuli && !examples?.embedded) {
+    const why = examples ? FM.LEFT_OUT : "The run recorded none that excite it most.";
+    return absent(`There is no maximising image: photographs are the only stimuli of this map. ${why}`);
   }
+  if (!examples) return [];
+  if (!examples.embedded) return absent(FM.LEFT_OUT);
   FM.exampleAt ??= FM.exampleStarts();
   const row = examples.rows[k];
-  if (row.length === 0) return [FM.element("p", { class: "absent" }, "It responds to all photographs alike: none excites it more than others.")];
+  if (row.length === 0) return absent("It responds to all photographs alike: none excites it more than others.");
   const list = (best) =>
     FM.element("ul", { class: "examples" }, ...row.map((one, at) => (one.best === best ? FM.example(one, FM.exampleAt[k][at]) : null)));
   const note = `${examples.note}; number: mean activation; ${examples.coding}`;

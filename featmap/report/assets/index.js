@@ -10,11 +10,11 @@ const target = (name) => {
   return cut < 0 ? pages[layer] : `${pages[layer]}#${encodeURIComponent(name).replaceAll("%3A", ":")}`;
 };
 
-const go = (name) => {
+const go = (name, more = "") => {
   const page = target(name.trim());
   const message = document.getElementById("message");
   message.textContent = page === null ? `No layer of this atlas contains ${name}.` : "";
-  if (page !== null) location.assign(page);
+  if (page !== null) location.assign(page.includes("#") ? page + more : page);
 };
 
 document.getElementById("find").addEventListener("submit", (event) => {
@@ -22,15 +22,17 @@ document.getElementById("find").addEventListener("submit", (event) => {
   go(document.getElementById("search").value);
 });
 
+// A link such as #inception4a:17&map=photographs also chooses the map of the page that it leads to.
 const follow = () => {
   if (location.hash.length <= 1) return;
-  let name = location.hash.slice(1);
+  const [text, stimuli] = location.hash.slice(1).split("&map=");
+  let name = text;
   try {
     name = decodeURIComponent(name);
   } catch {
     // not a link made by an atlas: the name is shown as it is
   }
-  go(name);
+  go(name, stimuli === undefined ? "" : `&map=${stimuli}`);
 };
 window.addEventListener("hashchange", follow);
 follow();

@@ -9,29 +9,31 @@ FM.mosaic = (members) =>
 
 FM.cluster = ({ number, members, within, outside, central, activation }) => {
   const swatch = FM.element("i", { class: "swatch", style: `background:${FM.colour(number)}` });
-  const statistics = `${members.length} features; mean S within ${FM.number(within)}, to the others ${FM.number(outside)}; mean activation ${FM.number(activation)}; most central: `;
+  const [of, k] = [FM.stimuli === "images" ? "activation" : "response", FM.shown.order[central]];
+  const statistics = `${members.length} features; mean S within ${FM.number(within)}, to the others ${FM.number(outside)}; mean ${of} ${FM.number(activation)}; most central: `;
   return FM.element(
     "section",
     { "data-cluster": number },
     FM.element("h3", {}, swatch, `Cluster ${number}`),
-    FM.element("p", {}, statistics, FM.link(central, FM.marked(FM.names[central]))),
-    FM.mosaic(members),
+    FM.element("p", {}, statistics, FM.link(k, FM.marked(FM.names[k]))),
+    FM.mosaic(members.map((at) => FM.shown.order[at])),
   );
 };
 
 FM.clusters = () => {
   const place = document.getElementById("clusters");
-  const { sentence, list } = FM.data.clusters;
-  const grouped = new Set(list.flatMap(({ members }) => members));
-  const rest = [...FM.names.keys()].filter((k) => !grouped.has(k));
-  const live = rest.filter((k) => k < FM.live);
-  const others = rest.filter((k) => k >= FM.live);
+  const { clusters, order, place: placeOf, walk } = FM.shown;
+  const { sentence, list } = clusters;
+  const grouped = new Set(list.flatMap(({ members }) => members.map((at) => order[at])));
+  const live = order.filter((k) => !grouped.has(k));
+  const others = walk.filter((k) => placeOf[k] < 0);
+  const outside = FM.stimuli === "images" ? "Dead, unconverged or not finite" : "Constant or not finite over photographs";
   const children = [FM.element("p", { class: "sentence" }, sentence), ...list.map(FM.cluster)];
   const more = (title, members) => {
     if (members.length) children.push(FM.element("section", {}, FM.element("h3", {}, title), FM.mosaic(members)));
   };
   more(list.length ? "In no cluster" : "All live features, in the order of the map", live);
-  more(FM.data.layer === "" ? "All units" : "Dead, unconverged or not finite: not in map, graph and clusters", others);
+  more(FM.data.layer === "" ? "All units" : `${outside}: not in map, graph and clusters`, others);
   place.replaceChildren(...children);
 };
 

@@ -18,21 +18,62 @@ FM.blob = (id) => {
 
 FM.floats = (values) => Float64Array.from(values, (v) => (v === null ? Number.NaN : v));
 
+// A map is S over one kind of stimuli: images or photographs. `order` lists its features as its dendrogram does, `place`
+// is where a feature is in that order (-1: it has no S), `walk` is all features of the page, those of the map first.
+FM.readMap = ({ tree, graph, clusters, reach, features }, order, blob) => {
+  const place = new Int32Array(FM.count).fill(-1);
+  for (const [at, k] of order.entries()) place[k] = at;
+  const rest = [...FM.names.keys()].filter((k) => place[k] < 0);
+  let S = null; // decoded when it is needed first
+  return {
+    tree,
+    graph,
+    clusters,
+    reach,
+    features,
+    order,
+    place,
+    walk: [...order, ...rest],
+    get S() {
+      S ??= FM.blob(blob);
+      return S;
+    },
+  };
+};
+
 FM.load = () => {
   const data = FM.parse("data");
   FM.data = data;
   FM.names = data.features.name;
   FM.count = FM.names.length;
-  FM.live = data.live; // these come first, in the order of the dendrogram
   FM.at = new Map(FM.names.map((name, k) => [name, k]));
   FM.A = FM.blob("A");
-  FM.S = FM.blob("S");
-  const linear = FM.blob("linear"); // only of a run whose heatmap shows it
-  if (linear !== null) FM.measures.linear_profile = (i, j) => FM.symmetric(linear, i, j);
   FM.unreliable = new Set(data.unreliable || []); // according to a validation, of all layers of the run
   FM.scales = {};
   for (const [name, values] of Object.entries(data.scales || {})) FM.scales[name] = FM.floats(values);
+  FM.stimuli = data.stimuli || "images";
+  // features that have S come first, in the order of the dendrogram
+  const own = { ...data, reach: data.reach && data.reach.profile };
+  FM.maps = { [FM.stimuli]: FM.readMap(own, Array.from({ length: data.live }, (_, k) => k), "S") };
+  if (data.photographs) FM.maps.photographs = FM.readMap(data.photographs, data.photographs.order, "photograph_S");
+  const linear = FM.blob("linear"); // only of a run whose heatmap shows it
+  if (linear !== null) {
+    const { order, place } = FM.maps.images;
+    const map = { S: linear, order, place };
+    FM.measures.linear_profile = (i, j) => FM.similarity(map, i, j);
+  }
+  FM.hasBoth = Object.keys(FM.maps).length > 1;
+  FM.use(FM.stimuli);
 };
+
+// Make a map the one that heatmap, graph, clusters, neighbours and numbers show.
+FM.use = (stimuli) => {
+  FM.stimuli = stimuli;
+  FM.shown = FM.maps[stimuli];
+  FM.live = FM.shown.order.length;
+};
+
+FM.overStimuli = (stimuli) => (stimuli === "images" ? "maximising images" : "photographs");
 
 FM.marked = (name) => (FM.unreliable.has(name) ? `${name} ?` : name);
 
@@ -44,26 +85,28 @@ FM.measures = {
   raw: FM.raw,
   relative: (i, j) => FM.raw(i, j) / FM.scales.own[i],
   selective: (i, j) => (FM.raw(i, j) - FM.scales.mean[j]) / FM.scales.deviation[j],
-  profile: (i, j) => FM.symmetric(FM.S, i, j),
+  profile: (i, j) => FM.similarity(FM.shown, i, j),
 };
 
-// A symmetric table of the live features is stored as its upper triangle, row by row.
-FM.symmetric = (triangle, i, j) => {
-  const [a, b] = i < j ? [i, j] : [j, i];
-  if (b >= FM.live) return Number.NaN; // a dead feature has no profile
-  return triangle[a * FM.live - (a * (a - 1)) / 2 + b - a];
+// S of two features in one of the maps; NaN where either has none.
+FM.similarity = ({ S, order, place }, i, j) => {
+  const [a, b] = place[i] < place[j] ? [place[i], place[j]] : [place[j], place[i]];
+  return a < 0 ? Number.NaN : S[a * order.length - (a * (a - 1)) / 2 + b - a];
 };
+
+// Measures that the map on display has: photographs have no A of features by features.
+FM.choices = () => (FM.stimuli === "images" ? Object.keys(FM.measures) : ["profile"]);
 
 FM.number = (value) => {
   if (value === null || value === undefined || !Number.isFinite(value)) return "undefined";
   return String(Number(value.toPrecision(3)));
 };
 
-// The other live features by similarity, the most similar first; undefined ones are left out.
+// The other features of the map by similarity, the most similar first; undefined ones are left out.
 FM.ranked = (k) => {
   const ranked = [];
-  if (k < FM.live) {
-    for (let j = 0; j < FM.live; j += 1) {
+  if (FM.shown.place[k] >= 0) {
+    for (const j of FM.shown.order) {
       const s = FM.measures.profile(k, j);
       if (j !== k && Number.isFinite(s)) ranked.push([j, s]);
     }
@@ -71,10 +114,18 @@ FM.ranked = (k) => {
   return ranked.toSorted((a, b) => b[1] - a[1] || a[0] - b[0]);
 };
 
+// Cluster and community of a feature in the map on display; null for none.
+FM.clusterOf = (k) => FM.shown.features.cluster?.[k] ?? null;
+FM.communityOf = (k) => FM.shown.features.community?.[k] ?? null;
+
 FM.describe = (k) => {
   const f = FM.data.features;
-  const cluster = f.cluster && f.cluster[k] !== null ? `, cluster ${f.cluster[k]}` : "";
-  return `maximising image of ${FM.marked(FM.names[k])}, activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
+  const cluster = FM.clusterOf(k) === null ? "" : `, cluster ${FM.clusterOf(k)}`;
+  const name = FM.marked(FM.names[k]);
+  if (FM.data.stimuli) {
+    return `${FM.hasExample(k) ? "best photograph of " : ""}${name}, mean activation ${FM.number(f.mean[k])}, ${f.status[k]}${cluster}`;
+  }
+  return `maximising image of ${name}, activation ${FM.number(f.activation[k])}, ${f.status[k]}${cluster}`;
 };
 
 FM.colour = (cluster) => {
@@ -102,6 +153,7 @@ FM.stretch = (k) => {
 };
 
 FM.image = (k, side) => {
+  if (FM.data.stimuli) return FM.hasExample(k) ? FM.bestExample(k, side) : FM.blank(k, side);
   const node = FM.element("img", { alt: FM.describe(k), class: "stretched", style: FM.stretch(k), width: side, height: side });
   FM.whenImages(() => {
     node.src = FM.images[k];
@@ -109,8 +161,17 @@ FM.image = (k, side) => {
   return node;
 };
 
+FM.BLANK = 44;
+
+// Stands for a feature without a picture: its name in the colour of its cluster.
+FM.blank = (k, side) => {
+  const style = `width:${side}px;height:${side}px;border-color:${FM.colour(FM.clusterOf(k))}`;
+  return FM.element("span", { class: "blank", role: "img", "aria-label": FM.describe(k), style }, FM.short(k));
+};
+
 // A thumbnail is a window on the sheet of all thumbnails.
 FM.thumbnail = (k) => {
+  if (FM.data.thumbnails === null || (FM.data.stimuli && !FM.hasExample(k))) return FM.blank(k, FM.data.thumbnails?.side ?? FM.BLANK);
   const { side, columns, uri } = FM.data.thumbnails;
   const style = `object-position:${-(k % columns) * side}px ${-Math.floor(k / columns) * side}px`;
   return FM.element("img", { class: "thumbnail", src: uri, alt: FM.describe(k), width: side, height: side, style });
@@ -125,7 +186,7 @@ FM.whenImages = (act) => {
 };
 FM.readImages = () => {
   FM.curve = FM.blob("curve");
-  FM.maps = FM.blob("maps");
+  FM.activationMaps = FM.blob("maps");
   FM.images = FM.parse("images");
   FM.photographs = FM.parse("photographs");
   FM.exampleMaps = FM.blob("examples");
