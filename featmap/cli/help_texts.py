@@ -42,9 +42,8 @@ Files of the run folder (tables as .parquet and .csv):
   clusters.json              clusters, modularity of each Louvain run, and all
                              draws of the nulls
   graph.graphml              nearest-neighbour graph of S with its communities
-  heatmap, features, neighbours (.png; the heatmap also .svg, features
-                             also .pdf, pages of A4)
-                             figures
+  heatmap, features, neighbours (.png), heatmap.svg, features.pdf
+                             figures; the PDF has pages of A4
   facets.csv, facets.png, facets.pdf, facets/
                              with --facets: images of each feature that differ
   photographs_profile, photographs_features, photographs_clusters.json,
