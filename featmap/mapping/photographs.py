@@ -250,7 +250,7 @@ class PhotographJob(Job):
 
     @property
     def disk_needed(self) -> int:
-        """Bytes on disk: arrays before compression, tables, figures and activation maps of examples."""
+        """Bytes on disk: arrays before compression, tables, figures, maps of examples."""
         layers = {name: self.network.layer(name, self.recipe.size) for name in self.layers}
         cells = sum(layer.channels**2 for layer in layers.values())
         shown = Counter(label.rpartition(":")[0] for label in self.shown)
