@@ -251,7 +251,7 @@ class PhotographJob(Job):
 
     @property
     def disk_needed(self) -> int:
-        """Bytes on disk: arrays before compression, tables, figures and activation maps of examples."""
+        """Bytes on disk: arrays before compression, tables, figures, maps of examples."""
         layers = {name: self.network.layer(name, self.recipe.size) for name in self.responses}
         mapped = [layers[name].channels for name in self.layers]
         # a large run writes tables within layers only

@@ -108,7 +108,7 @@ class TopResponses:
 
     @property
     def varies(self) -> np.ndarray:
-        """Whether a feature responds to some photographs more than to others, not by rounding alone: F booleans."""
+        """Whether a feature's responses differ by more than rounding, F booleans."""
         highest = self._values[:, 0].astype(np.float64)
         known = np.isfinite(highest)
         spread = np.where(known, highest, 0) - np.where(known, self._lowest, 0)
