@@ -48,7 +48,7 @@ def test_copies_are_nearest_neighbours(planted: SimilarityMap) -> None:
         assert planted.features.loc[f"features:{copy}", "nearest_1"] == f"features:{original}"
         assert planted.features.loc[f"features:{original}", "nearest_1"] == f"features:{copy}"
     others = [S.iloc[i, j] for i in range(6) for j in range(i)]
-    assert max(others) < 0.9
+    assert max(others) < 0.95
     assert S.to_numpy(dtype=float).diagonal().tolist() == [1.0] * 12
 
 
