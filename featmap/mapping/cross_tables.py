@@ -79,7 +79,7 @@ def main_files(run: Run, maps: LayerMaps) -> list[str]:
         wanted = [f"{folder}heatmap.png" for folder in tables.layer_folders(list(maps.maps)).values()]
     else:
         wanted = ["heatmap.png", "features.png", "neighbours.png", "features.csv", "graph.graphml"]
-        wanted += ["photographs_heatmap.png", "photographs_features.csv"]
+        wanted += ["photographs_heatmap.png", "photographs_features.csv", "examples.png"]
     crossed = maps.crossings or maps.photograph_crossings
     pairs = [f"{folder}heatmap.png" for folder in pair_folders(list(crossed)).values()]
     wanted += [f"{LAYER_TABLE}.png", f"{PHOTOGRAPH_LAYER_TABLE}.png", *(pairs if len(pairs) <= 2 else ())]

@@ -58,7 +58,7 @@ def build(job: Job, layer: str, folder: Path, view: View, watcher: Watcher, reus
     """
     responses = photograph_responses(open_arrays(folder), layer)
     profiles, S = correlate_photographs(responses, lambda *at: watcher.stage("S over photographs", *at))
-    measures.warn_few_stimuli(len(responses))
+    measures.warn_few_stimuli(profiles.images)
     prefix = result.photograph_prefix(tables.layer_folders(job.layers)[layer], alone=not job.objectives)
     clusters = cluster_io.read(folder / f"{prefix}{cluster_io.FILE_NAME}", S, view.neighbours) if reuse else None
     chosen = null_photographs(len(responses), S.shape[1])
@@ -75,7 +75,7 @@ def build(job: Job, layer: str, folder: Path, view: View, watcher: Watcher, reus
     features = tabulate(names, known, profiles.mean, profiles.deviation, S, clusters)
     own = set(names)
     shown = [f for f in job.shown if f in own]
-    summary = summarise(features, S, clusters, shown, (len(responses), len(chosen)))
+    summary = summarise(features, S, clusters, shown, (profiles.images, len(chosen)))
     return PhotographMap(folder, layer, {"profile": S}, clusters, features, shown, summary, prefix)
 
 

@@ -308,6 +308,9 @@ def _too_little(table: np.ndarray, graph: nx.Graph) -> str:
     for count, what in zip(table.shape, ("images", "live features with a profile"), strict=True):
         if count < 3:
             return f"{count} {what} where at least 3 are needed"
+    varying = int((table != table[:1]).any(axis=0).sum())  # features may vary only on images beyond those chosen
+    if varying < 3:
+        return f"{varying} features vary over the images of the null models, where at least 3 are needed"
     return "" if graph.number_of_edges() else "no two features have a similarity above 0"
 
 
@@ -425,7 +428,8 @@ def cluster_similarity(
     k, draws, seed = settings.k, settings.draws, settings.seed
     graph = neighbour_graph(S, k)
     consensus = communities(graph, settings.runs, seed)
-    X = stimuli.loc[:, np.isfinite(symmetric_values(S).diagonal())]
+    # as in S, images that no feature responds to finitely are left out
+    X = stimuli.loc[np.isfinite(stimuli.to_numpy()).any(axis=1), np.isfinite(symmetric_values(S).diagonal())]
     # in natural order, so that the draws do not depend on the order in which features were given
     table = signed_roots(X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))])
     report = progress or (lambda done, total: None)

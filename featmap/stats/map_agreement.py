@@ -373,7 +373,8 @@ def list_disagreements(names: list[str], one: np.ndarray, two: np.ndarray, count
     row, column = row[np.isfinite(difference)], column[np.isfinite(difference)]
     difference = difference[np.isfinite(difference)]
     order = np.argsort(-difference, kind="stable")
-    above, below = order[difference[order] > 0][:count], order[::-1][difference[order[::-1]] < 0][:count]
+    rising = np.argsort(difference, kind="stable")
+    above, below = order[difference[order] > 0][:count], rising[difference[rising] < 0][:count]
     chosen = np.concatenate([above, below])
     chosen = chosen[np.lexsort((chosen, -np.abs(difference[chosen])))]
     labels = np.array(names, dtype=object)

@@ -19,6 +19,7 @@ from scipy.spatial.distance import squareform
 
 from featmap.stats import clustering
 from featmap.stats.clustering import ClusterSettings, find_clusters, leaf_order, neighbour_graph
+from featmap.stats.measures import profile
 from featmap.stats.reliability import adjusted_rand
 from tests.helpers.frames import to_masked
 from tests.stats.test_clustering import frame, gaussian, labels, laws, planted, rng, similarity, zeros
@@ -152,6 +153,25 @@ def test_too_little_to_cluster_is_an_answer(n: int, live: int, reason: str) -> N
     found = find_clusters(A, zeros(A), labels(live), settings=ClusterSettings(runs=3, draws=5))
     assert not found.allowed and reason in found.reason and set(found.labels) <= {0}
     assert (found.p_permuted, found.p_factor, len(found.permuted)) == (1.0, 1.0, 0)
+
+
+def test_images_without_a_finite_response_change_nothing() -> None:
+    A, _ = planted([8, 8])
+    S = profile(A, zeros(A), list(A.columns))
+    broken = pd.concat([A, pd.DataFrame(np.nan, index=["black", "gray"], columns=A.columns)])
+    settings = ClusterSettings(runs=5, draws=6)
+    found, expected = (clustering.cluster_similarity(S, X, settings) for X in (broken, A))
+    assert found.labels.equals(expected.labels) and found.p_factor == expected.p_factor
+    assert np.array_equal(found.factor, expected.factor)
+
+
+def test_features_that_do_not_vary_over_the_images_of_the_nulls_are_an_answer() -> None:
+    A, _ = planted([8, 8])
+    S = profile(A, zeros(A), list(A.columns))
+    X = A.copy()
+    X.iloc[:, 2:] = 1.0
+    found = clustering.cluster_similarity(S, X, ClusterSettings(runs=5, draws=6))
+    assert not found.allowed and found.reason.startswith("2 features vary over the images of the null models")
 
 
 def test_progress_reaches_its_total() -> None:

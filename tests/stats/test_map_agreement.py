@@ -77,6 +77,14 @@ def test_disagreements_are_the_largest_differences_of_both_signs() -> None:
     assert found["difference"].abs().is_monotonic_decreasing
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_equal_differences_are_listed_in_the_order_of_the_names(sign: float) -> None:
+    names = list("abcd")
+    one, two = np.eye(4), np.full((4, 4), sign * 0.5)
+    found = list_disagreements(names, one, two, 2)
+    assert list(zip(found["feature"], found["other"], strict=True)) == [("a", "b"), ("a", "c")]
+
+
 def test_intervals_hold_the_value_and_are_undefined_with_it() -> None:
     one, two = similarity(8, 30), similarity(9, 30)
     mixed = 0.7 * one + 0.3 * two
