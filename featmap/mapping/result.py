@@ -30,6 +30,7 @@ from featmap.stats import clustering, measures
 from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import plain_columns
 from featmap.stats.map_agreement import MapAgreement, common_features, compare
+from featmap.stats.measures import FORMULA
 
 Pair = tuple[str, str]
 LAYER_TABLE, PHOTOGRAPH_LAYER_TABLE = f"{tables.CROSS}/layers", f"{tables.CROSS}/{PHOTOGRAPHS}_layers"
@@ -168,7 +169,7 @@ class SimilarityMap:
     crossings: dict[Pair, CrossLayerMap] = field(default_factory=dict)
     open_photographs: Callable[[], PhotographMap] | None = None
     photograph_crossings: Mapping[Pair, CrossLayerMap] = field(default_factory=dict)
-    formula: int = measures.FORMULA
+    formula: int = FORMULA
 
     @cached_property
     def photographs(self) -> PhotographMap | None:
