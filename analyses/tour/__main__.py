@@ -58,9 +58,8 @@ def execute(path: Path, folder: Path) -> NotebookNode:
     folder.mkdir(parents=True, exist_ok=True)
     # the kernel imports featmap from the checkout, whatever its folder is
     paths = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
-    client = NotebookClient(
-        notebook, timeout=LIMIT, record_timing=False, resources={"metadata": {"path": str(folder)}}, kernel_name="python3"
-    )
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=LIMIT, record_timing=False, resources=where, kernel_name="python3")
     try:
         client.execute(env=os.environ | {"PYTHONPATH": paths})
     except CellExecutionError as error:
@@ -72,7 +71,8 @@ def choose(names: Sequence[str]) -> list[Path]:
     """Find the notebooks whose names begin with one of those given; all of them for none."""
     chosen = [p for p in NOTEBOOKS if not names or p.name.startswith(tuple(names))]
     if not chosen:
-        raise FeatmapError(f"notebook {', '.join(names)}: there is none; allowed: {', '.join(p.stem for p in NOTEBOOKS)}")
+        allowed = ", ".join(p.stem for p in NOTEBOOKS)
+        raise FeatmapError(f"notebook {', '.join(names)}: there is none; allowed: {allowed}")
     return chosen
 
 
