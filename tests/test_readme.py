@@ -105,7 +105,7 @@ def test_the_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     # fewer steps and smaller images than a reader would take: the lines, not the numbers, are under test
     assert block.count("steps=20") == 2
-    block = block.replace("steps=20", "steps=2, size=48")
+    block = block.replace("steps=20", "steps=2, size=64")
     with pytest.warns(UserWarning, match="below 32"):
         exec(compile(block, "README.md", "exec"), scope := {})
     assert list(scope["result"].features.index) == [f"inception4a:{c}" for c in range(16)]
