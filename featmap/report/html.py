@@ -23,7 +23,7 @@ from featmap.report.page import PHOTOGRAPH_S, LayerPage, Report
 
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "scatter.js", "card.js", "examples.js", "lists.js", "atlas.js")
 """Scripts of a layer's page, in the order in which they run."""
-_ALONE = "<p>Not computed: layers are compared by their responses to maximising images, and this run has none.</p>"
+_EARLIER = "<p>Not computed: the run's version compared no layers over photographs; its own command does so now.</p>"
 
 
 def read_asset(name: str) -> str:
@@ -189,7 +189,7 @@ def render_index_page(
         heading=escape(title),
         network=escape(network),
         style=read_asset("atlas.css"),
-        grid=_ALONE if table is None else _grid(list(layers), {k: href for k, (href, _, _) in layers.items()}, table),
+        grid=_EARLIER if table is None else _grid(list(layers), {k: href for k, (href, _, _) in layers.items()}, table),
         layers=cards,
         reports=render_reports(reports),
         data=_json("data", {name: href for name, (href, _, _) in layers.items()}),

@@ -65,11 +65,11 @@ def responses(noise: Path) -> pd.DataFrame:
 
 
 def densely(responses: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """Correlate standardised and centred responses feature by feature."""
+    """Correlate standardised and centred roots of responses feature by feature."""
     blocks = []
     for layer in (one, other):
         own = responses[[name for name in responses if name.rpartition(":")[0] == layer]]
-        Z, defined = standardise_and_centre(own.to_numpy())
+        Z, defined = standardise_and_centre(np.sign(own.to_numpy()) * np.abs(own.to_numpy()) ** 0.5)
         assert defined.all()
         blocks.append((own.columns, Z))
     (rows, X), (columns, Y) = blocks

@@ -172,7 +172,9 @@ def test_each_photograph_is_read_once_for_all_its_parts() -> None:
         read.extend(wanted)
         return np.stack([images[name] for name in wanted])
 
-    pictures, _ = examples._encode(names, frames, read_images, 10**6, Silent())
+    passed_on = dict[int, np.ndarray]()
+    pictures, _ = examples._encode(names, frames, read_images, 10**6, passed_on.__setitem__, Silent())
+    assert sorted(passed_on) == list(range(90))
     assert sorted(read[-20:]) == sorted(images) and len(read) <= 20 + examples.SAMPLE
     for k, uri in enumerate(pictures):
         with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:

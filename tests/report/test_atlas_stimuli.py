@@ -15,6 +15,7 @@ import pytest
 from featmap.mapping.result import read_maps
 from featmap.mapping.run import similarity
 from featmap.mapping.view import View
+from featmap.report import html
 from featmap.report.atlas import atlas
 from featmap.runs import integrity
 from tests.helpers import pictures
@@ -124,7 +125,10 @@ def test_several_layers_of_photographs_alone_get_an_index(runs: Path) -> None:
     )
     index, *pages = atlas(runs / "layers")
     assert [page.parent.name for page in pages] == ["features", "parts"]
-    assert "this run has none" in index.read_text(encoding="utf-8")
+    table = pd.read_parquet(runs / "layers" / "cross" / "layers.parquet")
+    assert f"{table['best'].iloc[0]:.2f}" in index.read_text(encoding="utf-8")
+    assert "compared no layers" not in index.read_text(encoding="utf-8")
+    assert "compared no layers over photographs" in html.render_index_page("title", "network", {}, None, [])
     assert {data_of(page)["stimuli"] for page in pages} == {"photographs"}
     assert str(runs) not in index.read_text(encoding="utf-8")
 
