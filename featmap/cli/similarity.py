@@ -95,16 +95,11 @@ class ViewOptions:
         Raises
         ------
         FeatmapError
-            If an option needs ``--photographs``, or photographs are to be embedded in an atlas of no images.
+            If an option needs ``--photographs``.
         """
         from featmap.mapping.photographs import Photographs
 
         if self.photographs is not None:
-            if self.embed_photographs and self.stimuli == "photographs":
-                raise FeatmapError(
-                    "--embed-photographs goes with an atlas, which shows maximising images; --stimuli photographs "
-                    "makes none (examples.pdf shows the photographs)"
-                )
             return Photographs(self.photographs, self.limit, self.skip_broken)
         if self.limit is not None or self.skip_broken or self.embed_photographs or self.stimuli == "photographs":
             raise FeatmapError(

@@ -209,15 +209,12 @@ def test_options_of_photographs_need_their_folder(capsys: pytest.CaptureFixture[
         assert end.value.code == 2 and "go with --photographs FOLDER" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--stimuli", "photographs"], ["--no-atlas"]])
-def test_photographs_are_not_embedded_where_there_is_no_atlas(
-    words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options_ = ["--photographs", str(folder), "--embed-photographs", *words]
+def test_photographs_are_not_embedded_where_there_is_no_atlas(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options_ = ["--photographs", str(folder), "--embed-photographs", "--no-atlas"]
     with pytest.raises(SystemExit) as end:
         app.main(["similarity", "--layer", "inception4a", *options_])
     error = capsys.readouterr().err
-    assert end.value.code == 2 and words[0] in error and "--embed-photographs" in error
+    assert end.value.code == 2 and "--no-atlas" in error and "--embed-photographs" in error
 
 
 def test_a_file_that_is_no_zip_is_refused_under_the_name_of_its_setting(tmp_path: Path) -> None:
@@ -245,9 +242,9 @@ def test_a_validation_keeps_the_photographs_of_the_run(run: Path, folder: Path) 
     assert "photographs" not in json.loads((run / "validation" / "seed-1" / "manifest.json").read_text())["identity"]
 
 
-MEMORY_LIMIT = 190 * 2**20
-"""Bytes by which 8,000 photographs and 1,000 features may enlarge a process (160 MiB are needed); A in float64 alone is
-61 MiB, and the formula for all at once holds four arrays of that size."""
+MEMORY_LIMIT = 250 * 2**20
+"""Bytes by which 20,000 photographs and 1,000 features may enlarge a process; A in float64 alone is 160 MB, and the
+formula for all at once holds four arrays of that size."""
 GROWTH = """
 import resource, sys
 from pathlib import Path
@@ -285,7 +282,7 @@ print(after - before, images, *shape)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the largest size of a process is read in Linux's unit")
 def test_thousands_of_photographs_need_little_memory(tmp_path: Path) -> None:
-    source = zip_noise(tmp_path / "many.zip", 8_000, 16)
+    source = zip_noise(tmp_path / "many.zip", 20_000, 16)
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, str(source), str(tmp_path)],
         capture_output=True,
@@ -294,5 +291,5 @@ def test_thousands_of_photographs_need_little_memory(tmp_path: Path) -> None:
         check=True,
     )
     growth, images, *shape = map(int, done.stdout.split())
-    assert (images, shape) == (8_000, [1000, 1000])
+    assert (images, shape) == (20_000, [1000, 1000])
     assert growth < MEMORY_LIMIT, f"{growth / 2**20:.0f} MiB"
