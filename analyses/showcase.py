@@ -1,11 +1,15 @@
 """Make the pictures of the project's front page with the commands beside them.
 
     python -m analyses.showcase [--runs FOLDER] [--pictures analyses/pictures]    # some minutes on two cores
+    python -m analyses.showcase --imagenet "--model imagenet_nets:googlenet --mean 0.48,0.46,0.41 ..."
 
 Each picture is made by a user's command in a process of its own: the heatmap (`featmap similarity`), the maximising
 images (`featmap maximise`), the panel of two features (`featmap interact`). Chromium takes the screenshot of the atlas
 through Playwright (`pip install -e '.[test]'`); without it the old picture is kept, with a message. Runs in `--runs`
 are resumed. The commands print what the front page quotes. `pictures.json` records the weights and commands.
+
+`googlenet.png` is of a GoogLeNet trained on ImageNet, whose weights are not part of the project: it is made where
+`--imagenet` names such a network, and kept otherwise.
 """
 
 from __future__ import annotations
@@ -46,14 +50,16 @@ COMMANDS = {
     ),
 }
 """Pictures and the commands that make them; the front page quotes the first three."""
+IMAGENET = ("maximise", "--layer", "inception4c", "--features", "0-23", "--recipe", "natural")
+"""Command of `googlenet.png`, without the options that name the network."""
 PICTURES = {"heatmap": "heatmap.png", "features": "features.png", "interaction": "panel.png"}
 SELECTED, HOVERED = f"#{LAYER}:81", (30, 44)
 """Feature of the atlas whose card is shown, and row and column of the heatmap under the mouse."""
 WINDOW = {"width": 1280, "height": 900}
 
 
-def run_command(name: str, weights: str, runs: Path) -> Path:
-    """Run or resume one of the commands, and return its run folder.
+def run_command(name: str, command: tuple[str, ...], weights: str, runs: Path) -> Path:
+    """Run or resume the command of a picture, and return its run folder.
 
     The name of the folder depends on the SHA-256 of the weights.
 
@@ -62,18 +68,12 @@ def run_command(name: str, weights: str, runs: Path) -> Path:
     FeatmapError
         If it ends with a status other than 0.
     """
-    identity = {
-        "weights": weights,
-        "command": COMMANDS[name],
-        "recipes": [Recipe.named(n).identity() for n in RECIPES],
-    }
-    folder = runs / f"{name}-{digest(identity)}"
-    err().print(f"featmap {' '.join(COMMANDS[name])}")
-    done = subprocess.run([*COMMAND, *COMMANDS[name], "--out", str(folder)], stdout=sys.stderr, check=False)
+    identity = {"weights": weights, "command": command, "recipes": [Recipe.named(n).identity() for n in RECIPES]}
+    folder, words = runs / f"{name}-{digest(identity)}", f"featmap {shlex.join(command)}"
+    err().print(words)
+    done = subprocess.run([*COMMAND, *command, "--out", str(folder)], stdout=sys.stderr, check=False)
     if done.returncode:
-        raise FeatmapError(
-            f"featmap {' '.join(COMMANDS[name])} ended with status {done.returncode}; see its output above"
-        )
+        raise FeatmapError(f"{words} ended with status {done.returncode}; see its output above")
     return folder
 
 
@@ -111,21 +111,35 @@ def capture_atlas(page: Path, picture: Path, selected: str = SELECTED, hovered: 
 def main(
     runs: Annotated[Path, typer.Option(help="Folder of the runs, which are resumed.")] = Path("runs/showcase"),
     pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("analyses/pictures"),
+    imagenet: Annotated[
+        str | None, typer.Option(help="Options that name a GoogLeNet trained on ImageNet, such as '--model nets:make'.")
+    ] = None,
 ) -> None:
     """Make the front page's pictures."""
     pictures.mkdir(parents=True, exist_ok=True)
-    records, weights = dict[str, Any](), load().sha256
-    for name in COMMANDS:
-        folder = run_command(name, weights, runs)
+    store = pictures / "pictures.json"
+    records = dict[str, Any](json.loads(store.read_text(encoding="utf-8"))["pictures"] if store.is_file() else {})
+    weights = load().sha256
+    for name, command in COMMANDS.items():
+        folder = run_command(name, command, weights, runs)
         picture = pictures / f"{name}.png"
         if name in PICTURES:
             shutil.copyfile(folder / PICTURES[name], picture)
         elif not capture_atlas(folder / "atlas.html", picture):
             err().print(f"{picture} is kept: Chromium with Playwright is missing here; open {folder / 'atlas.html'}")
             continue
-        records[name] = {"command": f"featmap {shlex.join(COMMANDS[name])}", "sha256": hash_file(picture)}
+        records[name] = {"command": f"featmap {shlex.join(command)}", "sha256": hash_file(picture)}
+    if imagenet is not None:
+        folder, picture = (
+            run_command("googlenet", (*IMAGENET, *shlex.split(imagenet)), "", runs),
+            pictures / "googlenet.png",
+        )
+        shutil.copyfile(folder / "features.png", picture)
+        network = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["identity"]["model"]["sha256"]
+        words = f"featmap {shlex.join(IMAGENET)}"
+        records["googlenet"] = {"command": words, "sha256": hash_file(picture), "weights": network}
     text = json.dumps({"weights": weights, "pictures": records}, indent=1) + "\n"
-    write_atomically(pictures / "pictures.json", lambda p: p.write_text(text, encoding="utf-8"))
+    write_atomically(store, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

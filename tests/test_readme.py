@@ -43,7 +43,8 @@ def test_documented_commands_and_options_exist(line: str) -> None:
 def test_pictures_are_made_by_the_commands_beside_them() -> None:
     for command in showcase.COMMANDS.values():
         assert unknown_options(command) == set()
-    assert set(re.findall(r"analyses/pictures/(\w+)\.png", README)) == set(showcase.COMMANDS)
+    assert set(re.findall(r"analyses/pictures/(\w+)\.png", README)) == {*showcase.COMMANDS, "googlenet"}
+    assert unknown_options(showcase.IMAGENET) == set() and shlex.join(showcase.IMAGENET[1:]) in README
     for name in showcase.PICTURES:
         assert "featmap " + shlex.join(showcase.COMMANDS[name]) in README
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,30 @@ def test_without_a_browser_nothing_is_written(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(showcase.shutil, "which", lambda _: None)
     assert not showcase.capture_atlas(tmp_path / "atlas.html", tmp_path / "one.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_picture_of_a_network_that_is_not_part_of_the_project_is_kept_or_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[str, ...]]()
+
+    def run_command(name: str, command: tuple[str, ...], weights: str, runs: Path) -> Path:
+        asked.append(command)
+        folder = runs / f"{name}-{len(asked)}"
+        folder.mkdir(parents=True)
+        for picture in (*showcase.PICTURES.values(), "features.png"):
+            (folder / picture).write_bytes(f"{name} {len(asked)}".encode())
+        (folder / "manifest.json").write_text(json.dumps({"identity": {"model": {"sha256": "abc"}}}))
+        return folder
+
+    monkeypatch.setattr(showcase, "run_command", run_command)
+    monkeypatch.setattr(showcase, "capture_atlas", lambda page, picture: False)
+    showcase.main(tmp_path / "runs", tmp_path / "pictures", "--model 'my nets:make' --input-size 224")
+    assert asked[-1] == (*showcase.IMAGENET, "--model", "my nets:make", "--input-size", "224")
+    first = json.loads((tmp_path / "pictures" / "pictures.json").read_text())["pictures"]
+    assert (tmp_path / "pictures" / "googlenet.png").read_bytes() == b"googlenet 5"
+    assert first["googlenet"]["weights"] == "abc" and "my nets" not in first["googlenet"]["command"]
+    showcase.main(tmp_path / "runs", tmp_path / "pictures")
+    again = json.loads((tmp_path / "pictures" / "pictures.json").read_text())["pictures"]
+    assert again["googlenet"] == first["googlenet"] and again["heatmap"] != first["heatmap"]
+    assert (tmp_path / "pictures" / "googlenet.png").read_bytes() == b"googlenet 5"
