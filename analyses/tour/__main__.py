@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 LIMIT = 600
 """Seconds after which a cell is given up: a notebook takes a minute or two."""
+INLINE = "module://matplotlib_inline.backend_inline"
 
 
 def execute(path: Path, folder: Path) -> NotebookNode:
@@ -56,12 +57,13 @@ def execute(path: Path, folder: Path) -> NotebookNode:
 
     notebook = nbformat.read(path, as_version=4)
     folder.mkdir(parents=True, exist_ok=True)
-    # the kernel imports featmap from the checkout, whatever its folder is
+    # The kernel imports featmap from the checkout, whatever its folder is, and shows figures in the notebook, whatever
+    # the environment says.
     paths = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
     where = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=LIMIT, record_timing=False, resources=where, kernel_name="python3")
     try:
-        client.execute(env=os.environ | {"PYTHONPATH": paths})
+        client.execute(env=os.environ | {"PYTHONPATH": paths, "MPLBACKEND": INLINE})
     except CellExecutionError as error:
         raise FeatmapError(f"{path.name} fails: {error.ename}: {error.evalue}") from None
     return notebook
