@@ -24,7 +24,7 @@ from scipy.spatial.distance import squareform
 
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, TIE, signed_roots
-from featmap.stats.frames import symmetric_values
+from featmap.stats.frames import PANEL, symmetric_values
 from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
 from featmap.stats.reliability import adjusted_rand
 
@@ -83,7 +83,9 @@ def _nearest_neighbours(S: np.ndarray, k: int) -> _Edges:
     weight[~(weight > 0)] = 0.0
     np.fill_diagonal(weight, 0.0)
     is_neighbour = np.zeros(weight.shape, dtype=bool)
-    np.put_along_axis(is_neighbour, np.argsort(-weight, axis=1, kind="stable")[:, :k], True, axis=1)
+    for first in range(0, len(weight), PANEL):  # a sort of all rows at once takes three times the memory of S
+        rows = slice(first, first + PANEL)
+        np.put_along_axis(is_neighbour[rows], np.argsort(-weight[rows], axis=1, kind="stable")[:, :k], True, axis=1)
     head, tail = np.nonzero(np.triu((is_neighbour | is_neighbour.T) & (weight > 0)))
     return _Edges(len(weight), head, tail, weight[head, tail])
 
@@ -132,7 +134,10 @@ def _consensus(runs: np.ndarray) -> np.ndarray:
     """
     if runs.shape[1] < 2:
         return np.zeros(runs.shape[1], dtype=np.int64)
-    together = np.mean([labels[:, None] == labels for labels in runs], axis=0)
+    together = np.zeros((runs.shape[1], runs.shape[1]))
+    for labels in runs:  # one after the other: all tables at once would take R times the memory of S
+        together += labels[:, None] == labels
+    together /= len(runs)
     tree = linkage(squareform(1.0 - together, checks=False), method="average")
     return np.asarray(fcluster(tree, t=0.5, criterion="distance"), dtype=np.int64)
 

@@ -16,6 +16,8 @@ import pandas as pd
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, FLOOR
 
+PANEL = 1024
+"""Rows of a square table that are worked on at once where all of them would take several times its memory."""
 _FLAG = re.compile(r"identity|different|(.+_)?reliable")
 
 
@@ -153,7 +155,8 @@ def symmetric_values(S: pd.DataFrame) -> np.ndarray:
     values = to_floats(S, "the similarity frame")
     if list(S.index) != list(S.columns) or not S.columns.is_unique:
         raise FeatmapError("a similarity frame needs the same labels, each once, in its rows and columns")
-    if not np.allclose(values, values.T, rtol=0, atol=FLOOR, equal_nan=True):
+    panels = [slice(first, first + PANEL) for first in range(0, len(values), PANEL)]
+    if not all(np.allclose(values[p], values[:, p].T, rtol=0, atol=FLOOR, equal_nan=True) for p in panels):
         raise FeatmapError("this frame is not symmetric; take neighbours and clusters from `profile`")
     return values
 
