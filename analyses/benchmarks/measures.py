@@ -54,6 +54,8 @@ from featmap.stats.reliability import pair_correlation
 from featmap.stats.top_responses import halve
 
 STORE, SECTION = records.FOLDER / "measures.json", "measures"
+SHARE, REPEATABILITY = 0.9, 0.99
+"""What is aimed at: share of a ceiling, and repeatability over seeds."""
 CLOSE = 0.01
 """Agreements nearer than this to the best one count as equal."""
 Step = Callable[[np.ndarray], np.ndarray]
@@ -223,7 +225,34 @@ def format_page(results: list[Result]) -> str:
     drawn = [f"{s}: {r.features} features of each layer, {r.photographs} photographs" for s, r in counts.iterrows()]
     recipes = ", ".join(table["recipe"].unique())
     lines.append(f"{'; '.join(drawn)}; recipe {recipes}. The columns are described at the beginning of the script.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *state_aims(table[table["step"] == choose(results)])])
+
+
+def state_aims(table: pd.DataFrame) -> list[str]:
+    """State how far the map with the chosen step is from what is aimed at.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results of the chosen step, a row for each layer.
+
+    Returns
+    -------
+    list of str
+        Lines: for each network, range over its layers and how many reach the aim.
+    """
+    lines = [f"Aims, with {table['step'].iloc[0]}: {SHARE} of either ceiling, and {REPEATABILITY} over seeds.", ""]
+    for source, rows in table.groupby("source", sort=False):
+        parts = []
+        for words, values, aim in (
+            ("of the ceiling of the agreement", rows["agreement"] / rows["ceiling"], SHARE),
+            ("of that of the overlap", rows["overlap"] / rows["overlap_ceiling"], SHARE),
+            ("over seeds", rows["repeatability"], REPEATABILITY),
+        ):
+            reached = f"{int((values >= aim).sum())} of {len(values)} layers reach it"
+            parts.append(f"{values.min():.3f} to {values.max():.3f} {words} ({reached})")
+        lines.append(f"- {source}: {'; '.join(parts)}")
+    return lines
 
 
 def main(

@@ -130,6 +130,10 @@ def summarise_agreement(
     assert agreement is not None and agreement.halves is not None and agreement.attained is not None
     watcher.stage("agreement with photographs, and its ceiling", 1, 1)
     communities = [one.clusters.communities.labels for one in (layer_map, found)]
+    if len(layer_map.activations.columns) < len(found.features):  # only the features shown are compared
+        names = agreement.features.index
+        S = pd.DataFrame(agreement.second, index=names, columns=names)
+        communities[1] = clustering.communities(clustering.neighbour_graph(S, neighbours)).labels
     values, attained, graphs = agreement.overall, agreement.attained, []
     for half in agreement.halves.halves:
         defined = np.isfinite(half.diagonal())

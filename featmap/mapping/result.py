@@ -181,9 +181,12 @@ class SimilarityMap:
         """Comparison of S over both kinds of stimuli, with ceiling; None without both."""
         if self.photographs is None or not self.has_images:
             return None
-        both = self.measures["profile"], self.photographs.similarity
-        names = common_features(*both)
-        return compare(*both, halves=halve_photographs(self.photographs.responses, names, self.formula))
+        responses, S = self.photographs.responses, self.photographs.similarity
+        if len(self.activations.columns) < len(responses["response"]):  # stimuli "shown": centre the same features
+            responses = responses.sel(response=list(self.activations.columns))
+            S = correlate_photographs(responses, formula=self.formula)[1]
+        both = self.measures["profile"], S
+        return compare(*both, halves=halve_photographs(responses, common_features(*both), self.formula))
 
     @property
     def has_images(self) -> bool:

@@ -419,9 +419,9 @@ def memory_needed(job: PhotographJob) -> int:
     pixels = 4 * int(np.prod(network.image_shape(size))) * UNIT_PHOTOGRAPHS
     unit = pixels + estimate_memory(network, job.recipe, job.responses, BATCH)
     cells = [network.layer(layer, size).channels ** 2 for layer in job.layers]
-    # S of all layers; of the widest one, S of two halves and of best photographs, over images, and two arrays in the
-    # work on them; and eight of a block
-    own = 8 * (sum(cells) + 7 * max(cells) + 8 * blockwise.SLICE_CELLS)
+    # S of all layers; of the widest one what its graph takes, or the comparison with the map of images (measured: S of
+    # both, of two halves and of best photographs, and 12 arrays in the work on them); and eight of a block
+    own = 8 * (sum(cells) + (18 if job.objectives else 3) * max(cells) + 8 * blockwise.SLICE_CELLS)
     if len(job.responses) == 1:
         return max(unit, own)
     features, count = len(job.columns), len(job.photographs)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
+from featmap.mapping.layer_arrays import correlate_photographs
 from featmap.mapping.result import PhotographMap, SimilarityMap, order_features
 from featmap.mapping.tables import LABELS, distinct_pairs, tabulate_facets
 from featmap.mapping.view import View
@@ -75,6 +76,10 @@ def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watc
     watcher.stage("tables and figures of photographs", 0, 2)
     shown = [f for f in found.shown if f in found.similarity.columns]
     write_frame(run, f"{found.prefix}profile", found.similarity.loc[shown, shown], "feature")
+    if view.measure == "linear_profile":  # the heatmap of photographs shows S all the same
+        linear = correlate_photographs(found.responses, formula=measures.LINEAR)[1]
+        own = [f for f in shown if f in linear.columns]
+        write_frame(run, f"{found.prefix}linear_profile", linear.loc[own, own], "feature")
     write_frame(run, f"{found.prefix}features", found.features.loc[found.shown], "feature")
     nodes = _write_clusters(run, found, view.neighbours)
     watcher.stage("tables and figures of photographs", 1, 2)

@@ -2,7 +2,7 @@
 
 The two cannot be expected to agree fully: one image of each feature says less than many photographs. The *ceiling* of
 their agreement is what S reaches over one best photograph of each feature. These are chosen on one half of the
-photographs and compared with S over the other half, so that no photograph serves on both sides, and the same with the
+photographs and compared with S over the other half, so that no file serves on both sides, and the same with the
 halves exchanged.
 """
 

@@ -16,6 +16,8 @@ HIGH_SHARE = 0.9
 """Share of the ceiling of the agreement with photographs from which S may be read as similarity over photographs."""
 LOW_SHARE = 0.4
 """Share of that ceiling up to which no conclusion about photographs is drawn."""
+LOW_AGREEMENT = 0.3
+"""Correlation with S over photographs up to which none is drawn whatever the ceiling: a low ceiling is soon reached."""
 TYPICAL_PATH, ATYPICAL_PATH = 0.8, 0.5
 """Processing-path scores from which images count as typical preferred stimuli, and below which they do not at all."""
 MAX_OUTDONE = 0.25
@@ -309,7 +311,7 @@ def _judge_photographs(evaluation: Evaluation, random: Evaluation | None, verdic
     values += f"{_value_with_interval(evaluation, 'photographs_ceiling')}; halves of the photographs with each other "
     values += f"{_value_with_interval(evaluation, 'photographs_halves')}; with all photographs raw r "
     values += _value_with_interval(evaluation, name)
-    if r is None or p is None or p > ALPHA or (share is not None and share < LOW_SHARE):
+    if r is None or p is None or p > ALPHA or r < LOW_AGREEMENT or (share is not None and share < LOW_SHARE):
         verdict.may_not.append(f"carry any of it over to photographs ({values})")
         return
     if share is None or least is None:

@@ -88,6 +88,29 @@ def test_features_alike_at_the_optimum_differ_on_photographs(both: SimilarityMap
     assert abs(both.photographs.similarity.iloc[GREEN, BRIGHT_GREEN]) < 0.25
 
 
+def test_shown_stimuli_are_compared_over_the_same_features(colours: Path, tmp_path: Path) -> None:
+    """S over the images of four features is centred over these, and so is S over photographs that it is compared to."""
+    view = View("0-3", stimuli="shown", measure="linear_profile")
+    found = similarity(
+        "features", pictures.parting(), photographs=colours, view=view, **options(out=tmp_path / "run", **FAST)
+    )
+    responses = pictures.responses_to_colours(COLOURS)
+    assert found.agreement is not None and found.photographs is not None
+    assert found.photographs.similarity.shape == (7, 7)
+    own, upper = by_hand(responses[:, :4]), np.triu_indices(4, 1)
+    np.testing.assert_allclose(found.agreement.second, own, atol=1e-5)
+    expected = np.corrcoef(found.measures["profile"].to_numpy()[upper], own[upper])[0, 1]
+    assert found.summary["photographs"]["agreement"]["correlation"] == pytest.approx(expected, abs=1e-5)
+    (stored,) = read_maps(found.folder).values()
+    assert stored.agreement is not None
+    np.testing.assert_array_equal(stored.agreement.second, found.agreement.second)
+    # the earlier measure has a table over photographs too, of all features' responses, without roots
+    Z = (responses - responses.mean(0)) / responses.std(0)
+    linear = np.corrcoef(Z - Z.mean(1, keepdims=True), rowvar=False)[:4, :4]
+    written = pd.read_parquet(found.folder / "photographs_linear_profile.parquet")
+    np.testing.assert_allclose(written.to_numpy(dtype=float), linear, atol=1e-5)
+
+
 def test_both_maps_are_read_from_their_files(both: SimilarityMap) -> None:
     (stored,) = read_maps(both.folder).values()
     assert stored.photographs is not None and both.photographs is not None

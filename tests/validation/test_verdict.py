@@ -118,6 +118,7 @@ def test_the_share_of_the_ceiling_decides_what_may_be_carried_over() -> None:
         assert words in text
         assert ("as a rule" in text) == (low == 0.7 and share == 0.8)
         assert ("may: read S" in text) == (p == 0.001 and share is not None and share > 0.9)
+    assert "may not: carry any of it over" in verdict_text(with_photographs(0.95, 0.91, (0.12, 0.1, 0.001)))
     assert "reaches below" not in verdict_text(with_photographs(0.95, 0.91))
     assert "ceiling 0.700" in verdict_text(with_photographs(0.95, 0.91))
     one, null = with_photographs(0.8, 0.7), evaluate({"photographs_pearson": (0.55, 0.5, 0.001)})
