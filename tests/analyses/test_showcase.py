@@ -48,7 +48,7 @@ def test_the_picture_of_a_network_that_is_not_part_of_the_project_is_kept_or_mad
         folder = runs / f"{name}-{len(asked)}"
         folder.mkdir(parents=True)
         for picture in (*showcase.PICTURES.values(), "features.png"):
-            (folder / picture).write_bytes(f"{name} {len(asked)}".encode())
+            Image.new("RGB", (20, 10), (len(asked), 0, 0)).save(folder / picture)
         (folder / "manifest.json").write_text(json.dumps({"identity": {"model": {"sha256": "abc"}}}))
         return folder
 
@@ -57,9 +57,11 @@ def test_the_picture_of_a_network_that_is_not_part_of_the_project_is_kept_or_mad
     showcase.main(tmp_path / "runs", tmp_path / "pictures", "--model 'my nets:make' --input-size 224")
     assert asked[-1] == (*showcase.IMAGENET, "--model", "my nets:make", "--input-size", "224")
     first = json.loads((tmp_path / "pictures" / "pictures.json").read_text())["pictures"]
-    assert (tmp_path / "pictures" / "googlenet.png").read_bytes() == b"googlenet 5"
+    with Image.open(tmp_path / "pictures" / "googlenet.png") as picture:
+        assert picture.size == (18, 9) and picture.getpixel((9, 4)) == (5, 0, 0)
     assert first["googlenet"]["weights"] == "abc" and "my nets" not in first["googlenet"]["command"]
     showcase.main(tmp_path / "runs", tmp_path / "pictures")
     again = json.loads((tmp_path / "pictures" / "pictures.json").read_text())["pictures"]
     assert again["googlenet"] == first["googlenet"] and again["heatmap"] != first["heatmap"]
-    assert (tmp_path / "pictures" / "googlenet.png").read_bytes() == b"googlenet 5"
+    with Image.open(tmp_path / "pictures" / "googlenet.png") as picture:
+        assert picture.getpixel((9, 4)) == (5, 0, 0)
