@@ -27,8 +27,6 @@ from featmap.stats.cross_layer import CrossLayerMap
 from featmap.stats.frames import finite_column, to_floats, to_frame
 from featmap.stats.measures import profile_correlations
 
-PROFILES = ("profile", "linear_profile")
-"""Measures of pairs of features; the rows of others are images."""
 LABELS = tables.LABELS | {
     "coactivation": "co-activation (share of the responding feature's own best response)",
     "selective": "response, standardised over the images",
@@ -139,7 +137,7 @@ def _write_tables(
     """Write the measures of one ordered pair, restricted to the features shown, and its table of partners."""
     raw = measures.raw(crossing.activations, crossing.null)
     for name, frame in ({"activations": raw} | crossing.measures).items():
-        axis = "feature" if name in PROFILES else "image"
+        axis = "feature" if name in tables.PROFILES else "image"
         output.write_frame(run, folder + name, frame.loc[rows, columns], axis)
     partners = crossing.partners[crossing.partners["feature"].isin(rows)].set_index("feature")
     for name, table, labels in zip(
@@ -211,7 +209,7 @@ def draw_pair(
         None if clusters is None else [None if pd.isna(n) else int(n) for n in clusters.reindex(order)]
         for order, clusters in (rows, columns)
     ]
-    one, two, profile = crossing.layer, crossing.other, measure in PROFILES
+    one, two, profile = crossing.layer, crossing.other, measure in tables.PROFILES
     size = f"{len(rows[0])} x {len(columns[0])} features"
     title = f"{one} maximised, {two} probed: {size}"
     figure = heatmaps.cross_heatmap(

@@ -26,6 +26,8 @@ RESERVED = ("validation", "atlas.html")
 NEAREST = 5
 """Most similar features that a table lists for each feature."""
 ALONE = "no maximising images: co-activation, identity rate, statuses of descents and sheets of images are left out"
+PROFILES = ("profile", "linear_profile")
+"""Measures of pairs of features; the rows of others are images."""
 LABELS = {
     "coactivation": "co-activation (share of the feature's own best response)",
     "relative": "response relative to the image's own feature",

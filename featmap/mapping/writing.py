@@ -12,7 +12,7 @@ from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
 from featmap.mapping.layer_arrays import correlate_photographs
 from featmap.mapping.result import PhotographMap, SimilarityMap, order_features
-from featmap.mapping.tables import LABELS, distinct_pairs, tabulate_facets
+from featmap.mapping.tables import LABELS, PROFILES, distinct_pairs, tabulate_facets
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, scatter, sheets
 from featmap.runs.output import format_number, save_facets, save_figure, save_sheet, write_frame
@@ -92,6 +92,7 @@ def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watc
             title=f"{found.layer}: {len(nodes)} features, {found.summary['photographs']:,} photographs",
             cbar_label=LABELS["profile"],
             centre=0.0,
+            is_symmetric=True,
         )
         save_figure(run, figure, f"{found.prefix}heatmap", ("png", "svg"))
     watcher.stage("tables and figures of photographs", 2, 2)
@@ -176,6 +177,7 @@ def draw(run: Run, layer_map: SimilarityMap, measure: str, nodes: list[str]) -> 
             title=f"{layer}: {len(nodes)} features{flags.title_note(layer_map.features, nodes)}",
             cbar_label=LABELS[measure],
             centre=0.0,
+            is_symmetric=measure in PROFILES,
         )
         save_figure(run, figure, f"{layer_map.prefix}heatmap", ("png", "svg"))
     order += [f for f in layer_map.shown if f not in set(nodes)]

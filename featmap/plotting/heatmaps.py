@@ -53,6 +53,7 @@ def heatmap(
     title: str,
     cbar_label: str,
     centre: float = 0.0,
+    is_symmetric: bool = False,
 ) -> Figure:
     """Draw a square similarity matrix with dendrograms and bands of cluster colours.
 
@@ -74,6 +75,8 @@ def heatmap(
         Label of the colour bar.
     centre : float, default 0.0
         Value drawn in white; for co-activation 0 means "as on the null image".
+    is_symmetric : bool, default False
+        Whether rows are features like columns, as in S, and no maximising images.
 
     Returns
     -------
@@ -106,6 +109,8 @@ def heatmap(
     notes += [(GRAY, "in no cluster")] * (-1 in numbers)
     order = list(grid.dendrogram_row.reordered_ind) if n > 1 else [0]
     _arrange(grid, [names[i] for i in order], title, cbar_label, notes)
+    if is_symmetric:
+        grid.ax_heatmap.set(xlabel="feature", ylabel="feature")
     side = grid.ax_heatmap.get_position().height * grid.figure.get_figheight()
     for axes, upright in ((grid.ax_row_colors, True), (grid.ax_col_colors, False)):
         label_runs(axes, [numbers[i] for i in order if numbers], side, upright)

@@ -94,6 +94,8 @@ def test_heatmap_orders_both_axes_by_the_linkage(n: int) -> None:
     drawn = np.asarray(mesh_of(figure).get_array()).reshape(n, n)
     np.testing.assert_array_equal(drawn, values.to_numpy(float)[np.ix_(leaves, leaves)])
     assert {"a layer", "co-activation", "maximising image of feature"} <= set(words(figure))
+    similar = words(heat(n, is_symmetric=True))
+    assert similar.count("feature") == 2 and "maximising image of feature" not in similar
 
 
 @pytest.mark.parametrize("figure", [heat, sheet, pairs])
