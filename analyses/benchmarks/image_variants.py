@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analyses.benchmarks import image_records
-from analyses.benchmarks.image_ways import Task, TimedImages, copy_network
-from featmap import image_ops
+from analyses.benchmarks.image_ways import Task, TimedImages
+from featmap import Network, image_ops
 from featmap.errors import FeatmapError
 from featmap.files import write_atomically
 from featmap.image_shape import Size
 from featmap.network.hooks import ActivationHooks
+from featmap.optimize.batch import Batches
 from featmap.optimize.objective import BatchLoss, Objective
 from featmap.optimize.parameterization import Optimiser, Spectrum
 from featmap.optimize.recipe import Recipe
@@ -166,7 +167,8 @@ def descend(task: Task, layer: str, recipe: Recipe, change: Change, seed: int) -
     """
     if recipe.parameterisation != "spectrum":
         raise FeatmapError(f"recipe {recipe.name}: variants are made of recipes of a spectrum; name such a one")
-    network, channels = copy_network(task.network), task.drawn[layer]
+    network, channels = task.network, task.drawn[layer]
+    module = Batches(network, torch.device("cpu")).prepared_module((layer,), recipe.size)
     count = len(channels)
     spectrum = Spectrum(recipe)
     image = spectrum.noise_image(seed, recipe.sizes[0], network.channels).repeat(count, 1, 1, 1)
@@ -175,7 +177,7 @@ def descend(task: Task, layer: str, recipe: Recipe, change: Change, seed: int) -
         assert isinstance(octave.size, (int, tuple))
         size: Size = octave.size
         way: Spectrum | Phases = Phases(spectrum) if change.phases else spectrum
-        objective = _Shown(network, layer, channels, recipe, size, change)
+        objective = _Shown(network, module, layer, channels, recipe, size, change)
         parameters, optimiser = way.to_parameters(image_ops.resize(image, size)), Optimiser("adam", recipe.betas)
         for i in range(octave.steps):
             p = parameters.detach().requires_grad_(True)
@@ -199,9 +201,17 @@ class _Shown:
     """The objective of a batch at one size."""
 
     def __init__(
-        self, network: Any, layer: str, channels: list[int], recipe: Recipe, size: Size, change: Change
+        self,
+        network: Network,
+        module: nn.Module,
+        layer: str,
+        channels: list[int],
+        recipe: Recipe,
+        size: Size,
+        change: Change,
     ) -> None:
-        self._network, self._layer, self._recipe, self._size, self._change = network, layer, recipe, size, change
+        self._network, self._module, self._layer = network, module, layer
+        self._recipe, self._size, self._change = recipe, size, change
         self._channels = torch.tensor(channels)
         shapes = {layer: network.layer(layer, size).shape}
         objectives = [Objective.parse(f"{layer}:{c}") for c in channels]
@@ -211,7 +221,7 @@ class _Shown:
     def gradient(self, p: Tensor, made: Tensor, seed: int, step: int) -> Tensor:
         """Compute the gradient for the parameters, averaged over noisy copies."""
         change, count, total = self._change, len(made), made.new_zeros(())
-        with ActivationHooks(self._network.module, [self._layer], (), self._network.find_layout) as hooks:
+        with ActivationHooks(self._module, [self._layer], (), self._network.find_layout) as hooks:
             for copy in range(change.copies):
                 shown = apply_transform(made, [seed] * count, step, self._recipe.transform)
                 if change.noise:

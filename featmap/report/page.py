@@ -12,6 +12,8 @@ SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)
 """Number of features and maximum bytes of two pages; the maximum is linear in between."""
 PHOTOGRAPH_S = "photograph_S"
 """Name of S over photographs among the arrays of a page that also has S over images."""
+COMPARED_S = "compared_S"
+"""Name of S over photographs that is centred over the features whose images are the stimuli, where these are fewer."""
 
 
 @dataclass(frozen=True)
