@@ -276,6 +276,10 @@ def _section(report: Report) -> str:
     """Return a report as an HTML section."""
     paragraphs = "".join(f"<p>{escape(line)}</p>" for line in report.lines)
     tables = "".join(_table(caption, frame) for caption, frame in report.tables)
+    tables += "".join(
+        f"<details><summary>{escape(caption)}</summary>{_table('', frame)}</details>"
+        for caption, frame in report.folded
+    )
     figures = "".join(
         f'<figure><img src="{p.uri}" width="{p.width}" height="{p.height}" alt="{escape(p.alt)}" loading="lazy">'
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
@@ -292,10 +296,8 @@ def _table(caption: str, frame: pd.DataFrame) -> str:
     """Return a data frame without its index as an HTML table."""
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
     body = "".join(f"<tr>{''.join(_cell(v) for v in row)}</tr>" for row in frame.itertuples(index=False))
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: Any) -> str:

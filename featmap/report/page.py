@@ -51,6 +51,8 @@ class Report:
         Findings, a paragraph each.
     tables : list of (str, pandas.DataFrame)
         Captions and tables.
+    folded : list of (str, pandas.DataFrame)
+        Captions and tables of which a page shows the captions until they are opened.
     pictures : list of Picture
         Figures.
     command : str, default ""
@@ -60,6 +62,7 @@ class Report:
     title: str
     lines: list[str] = field(default_factory=list)
     tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
+    folded: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     command: str = ""
 

@@ -403,8 +403,8 @@ def test_a_variant_without_a_change_gives_the_images_of_its_recipe(tmp_path: Pat
         other = variant(**change).make(task, 1, watcher)
         assert not torch.allclose(other.images.read(0, 3), expected, atol=1e-3), change
         again = variant(**change).make(task, 1, watcher)
-        assert torch.equal(again.images.read(0, 3), other.images.read(0, 3)) and again.seconds == other.seconds
-    assert len(list(tmp_path.rglob("*.npz"))) == 6
+        assert torch.equal(again.images.read(0, 3), other.images.read(0, 3))
+    assert len(list(tmp_path.rglob("*.npy"))) == 6
     with pytest.raises(FeatmapError, match="recipe pixels: variants are made of recipes of a spectrum"):
         image_variants.descend(task, task.classes, Recipe.named("pixels", 16).resolved(16), plain.change, 0)
 
