@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,8 @@ import numpy as np
 import pandas as pd
 
 from featmap import rng
-from featmap.interaction.statistics import JointArrays
-from featmap.network.unit import Unit
-from featmap.runs.folder_layout import LIVE_CODES
-from featmap.stats import clustering, measures
+from featmap.stats import clustering
+from featmap.stats.correlation import TIE
 from featmap.stats.frames import finite_column
 
 LEVEL = 0.05
@@ -21,39 +20,12 @@ LEVEL = 0.05
 DRAWS, LOUVAIN_RUNS = 100, 20
 """Draws of the null model, and Louvain runs of each consensus."""
 NEIGHBOURS = 10
-
-
-def solo_profile(arrays: JointArrays, units: list[Unit]) -> pd.DataFrame:
-    """Compute the profile similarity of units over the solo images of all units of the run.
-
-    Parameters
-    ----------
-    arrays : JointArrays
-        Arrays of the run; responses are averaged over its seeds.
-    units : list of Unit
-        The units, of which those that are live with every seed are compared.
-
-    Returns
-    -------
-    pandas.DataFrame
-        S, in [-1, 1], of the live units; empty where fewer than two are live.
-    """
-    job, small = arrays.job, arrays.small_arrays
-    rows = np.array([[arrays.solo_rows[u, seed, False] for seed in job.seeds] for u in job.units])
-    live: np.ndarray = np.asarray(np.isin(small["solo_status"][rows], LIVE_CODES).all(axis=1))
-    alive = {u for u, is_live in zip(job.units, live, strict=True) if is_live}
-    own = [u for u in units if u in alive]
-    if len(own) < 2:
-        return pd.DataFrame()
-    names = [str(u) for u in own]
-    columns = [arrays.unit_columns[u] for u in own]
-    A = small["solo_units"][rows].astype(np.float64).mean(1)[:, columns]
-    return pd.DataFrame(measures.profile_correlations(A[live]), index=names, columns=names)
+Similarity = Callable[[Sequence[str]], pd.DataFrame]
 
 
 @dataclass(frozen=True, eq=False)
 class UnitGroups:
-    """Clusters of the units of each layer, and communities of units that interact across them.
+    """Clusters of each layer's units, and communities of interacting units.
 
     Parameters
     ----------
@@ -122,16 +94,16 @@ class UnitGroups:
         return [None if pd.isna(v) else int(v) for v in values]
 
 
-def find_groups(arrays: JointArrays, pairs: pd.DataFrame, progress: clustering.Progress | None = None) -> UnitGroups:
-    """Find the clusters of each layer's units and the communities of interacting units.
+def find_groups(similarity: Similarity, pairs: pd.DataFrame, progress: clustering.Progress | None = None) -> UnitGroups:
+    """Find clusters of each layer's units and communities of interacting ones.
 
     Two units interact where the response nonlinearity of their pair is above its floor at a false discovery rate of
     `LEVEL`; the weight of that edge is the excess.
 
     Parameters
     ----------
-    arrays : JointArrays
-        Arrays of a run of pairs.
+    similarity : callable
+        Computes the profile similarity S of those of some units, by name, that are live; empty for fewer than two.
     pairs : pandas.DataFrame
         Summary of all pairs, with columns `a`, `b`, `excess` and `q`.
     progress : callable, optional
@@ -142,13 +114,12 @@ def find_groups(arrays: JointArrays, pairs: pd.DataFrame, progress: clustering.P
     UnitGroups
         Clusters and communities.
     """
-    by_name = {str(u): u for u in arrays.job.units}
     sides = [list(dict.fromkeys(pairs[letter])) for letter in "ab"]
     shared = set(sides[0]) & set(sides[1])
     listed = [(sides[0], "a"), (sides[1], "b")] if not shared else [(list(dict.fromkeys(sides[0] + sides[1])), "ab")]
     tables = []
     for names, side in listed:
-        S = solo_profile(arrays, [by_name[n] for n in names])
+        S = similarity(names)
         order, clusters = list(S.columns), pd.Series(dtype="Int64")
         if len(order):
             found = clustering.communities(clustering.neighbour_graph(S, NEIGHBOURS), LOUVAIN_RUNS)
@@ -214,5 +185,5 @@ def compare_modularity(pairs: pd.DataFrame, value: float, progress: clustering.P
         order = rng.generator("communities of pairs", draw).permutation(len(defined))
         moved: dict[str, Any] = {c: defined[c].to_numpy()[order] for c in ("excess", "q")}
         graph = interacting_graph(defined.assign(**moved))
-        reached += clustering.communities(graph, 2).mean_modularity >= value - 1e-12
+        reached += clustering.communities(graph, 2).mean_modularity >= value - TIE
     return (1 + reached) / (1 + DRAWS)

@@ -21,7 +21,7 @@ from featmap.runs import output
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import correlation, interaction
-from featmap.stats.frames import finite_column
+from featmap.stats.frames import finite_column, plain_columns
 
 
 def to_finite(table: pd.DataFrame) -> pd.DataFrame:
@@ -363,8 +363,8 @@ def write_pairs_report(
     write_table(run, "pairs", pairs)
     ranking = rank_pairs(pairs)
     write_table(run, "ranking", ranking)
-    groups = find_groups(arrays, pairs, lambda done, total: watcher.stage("communities", done, total))
-    write_table(run, "units", groups.units.reset_index())
+    groups = find_groups(arrays.solo_similarity, pairs, lambda done, total: watcher.stage("communities", done, total))
+    write_table(run, "units", plain_columns(groups.units.reset_index()))
     run.write("interaction.graphml", lambda p: nx.write_graphml(build_graph(pairs, groups.units), p))
     _write_matrices(run, job, pairs, groups, watcher)
     _write_sheets(run, arrays, ranking)

@@ -171,7 +171,9 @@ def correlate_photographs(
 def select_compared(
     responses: xr.DataArray, S: pd.DataFrame, stimuli: pd.Index, formula: int
 ) -> tuple[xr.DataArray, pd.DataFrame]:
-    """Select what is compared with a map of images: both maps are centred over the same features.
+    """Select the features that a map of images is compared over.
+
+    Both maps are centred over the same ones.
 
     Parameters
     ----------

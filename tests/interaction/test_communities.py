@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,26 +48,20 @@ def planted(seed: int = 0, strength: float = 0.3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def arrays_of(kinds: int, status: int = 0) -> Any:
-    """Arrays of a run whose units, 12 of each of two layers, respond in one of some ways."""
-    units = [Unit(layer, k) for layer in ("first", "second") for k in range(12)]
-    rng = np.random.default_rng(1)
-    way = rng.normal(size=(kinds, len(units)))  # how each unit of a kind responds to all images
-    responses = np.stack([way[(u.channel or 0) % kinds] + 0.1 * rng.normal(size=len(units)) for u in units], axis=1)
-    small = {
-        "solo_units": responses.astype(np.float32),
-        "solo_status": np.full(len(units), status),
-    }
-    return SimpleNamespace(
-        job=SimpleNamespace(units=units, seeds=[0]),
-        small_arrays=small,
-        solo_rows={(u, 0, False): k for k, u in enumerate(units)},
-        unit_columns={u: k for k, u in enumerate(units)},
-    )
+def similarity_of(kinds: int, live: bool = True) -> communities.Similarity:
+    """S of units of some kinds: 0.9 within a kind and -0.3 between them; or of none that are live."""
+
+    def compute(names: Sequence[str]) -> pd.DataFrame:
+        kind = np.array([int(name.partition(":")[2]) % kinds for name in names])
+        S = np.where(kind[:, None] == kind, 0.9, -0.3)
+        np.fill_diagonal(S, 1.0)
+        return pd.DataFrame(S, index=list(names), columns=list(names)) if live else pd.DataFrame()
+
+    return compute
 
 
 def test_planted_communities_and_clusters_are_found() -> None:
-    found = find_groups(arrays_of(BLOCKS), planted())
+    found = find_groups(similarity_of(BLOCKS), planted())
     assert found.edges == 48 and found.sizes == [8, 8, 8]
     number = found.units["community"]
     for name, community in number.items():
@@ -88,14 +83,14 @@ def test_excesses_without_structure_are_no_communities() -> None:
     pairs = planted()
     rng = np.random.default_rng(5)
     pairs[["excess", "q"]] = pairs[["excess", "q"]].to_numpy()[rng.permutation(len(pairs))]
-    found = find_groups(arrays_of(BLOCKS), pairs)
+    found = find_groups(similarity_of(BLOCKS), pairs)
     assert found.edges == 48 and found.p > communities.LEVEL
     assert "no more than by chance" in str(found)
 
 
 def test_without_interacting_pairs_or_live_units_nothing_is_claimed() -> None:
     pairs = planted().assign(q=np.nan)
-    found = find_groups(arrays_of(BLOCKS, status=2), pairs)
+    found = find_groups(similarity_of(BLOCKS, live=False), pairs)
     assert found.edges == 0 and np.isnan(found.modularity) and np.isnan(found.p) and found.sizes == []
     assert str(found).startswith("communities: none, since no pair is above its floor")
     assert found.order("a") == [f"first:{k}" for k in range(12)] and found.clusters("a") == [None] * 12
@@ -105,7 +100,7 @@ def test_without_interacting_pairs_or_live_units_nothing_is_claimed() -> None:
 
 def test_the_order_of_the_pairs_changes_no_community() -> None:
     pairs = planted()
-    one, two = (find_groups(arrays_of(BLOCKS), p) for p in (pairs, pairs.iloc[::-1]))
+    one, two = (find_groups(similarity_of(BLOCKS), p) for p in (pairs, pairs.iloc[::-1]))
     names = [str(name) for name in one.units.index]
     assert one.units.loc[names, "partners"].tolist() == two.units.loc[names, "partners"].tolist()
     pairs_of_names = list(product(names, names))
@@ -132,7 +127,7 @@ def test_the_profile_of_units_is_that_of_their_solo_responses(layers: Interactio
     run = Run.read(layers.folder)
     arrays = JointArrays(job, run.arrays)
     units = [u for u in job.units if u.layer == "second"]
-    S = communities.solo_profile(arrays, units)
+    S = arrays.solo_similarity([str(u) for u in units])
     data = layers.dataset
     responses = np.asarray(data["solo_units"])  # by hand: mean over seeds, roots, both ways standardised
     rows = [[arrays.solo_rows[u, seed, False] for seed in job.seeds] for u in job.units]
@@ -159,7 +154,7 @@ def test_graph_table_and_matrices_hold_the_groups(layers: Interaction) -> None:
 
 
 def test_matrices_stand_in_the_order_of_the_clusters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = find_groups(arrays_of(BLOCKS), planted())
+    found = find_groups(similarity_of(BLOCKS), planted())
     drawn: list[tuple[pd.DataFrame, Any, Any]] = []
     monkeypatch.setattr(
         heatmaps, "cross_heatmap", lambda values, rows, columns, **_: drawn.append((values, rows, columns))
@@ -185,4 +180,4 @@ def test_categories_have_colours_and_counts() -> None:
     texts = [t.get_text() for axes in figure.axes for t in axes.texts]
     assert {"even (2)", "odd (3)", "undefined (1 cells)", "kind"} <= set(texts)
     assert not any("other" in t for t in texts)
-    assert isinstance(find_groups(arrays_of(2), planted()), UnitGroups)
+    assert isinstance(find_groups(similarity_of(2), planted()), UnitGroups)
