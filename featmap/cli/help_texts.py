@@ -274,7 +274,7 @@ Files of the run folder:
 \b
   of units      panel.png, panel.svg, interaction.json, interaction.csv,
                 figures.csv (the statistics of all seeds)
-  of pairs      pairs, figures, ranking (.parquet, .csv), matrices/,
+  of pairs      pairs, figures, ranking, units (.parquet, .csv), matrices/,
                 most-linear.png, least-linear.png, interaction.graphml
   of screening  predictors.csv, predicted.parquet, screening.png, and two
                 runs of pairs: check/ (random ones) and top/

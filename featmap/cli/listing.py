@@ -158,7 +158,9 @@ def recipe_lines(name: str | None) -> Iterator[str]:
     """
     from featmap.optimize.recipe import RECIPES, Recipe
 
-    chosen = list(RECIPES.values()) if name is None else [Recipe.named(name)]
+    # the defaults first, then in the order of registration: the article's, and those kept for earlier runs
+    every = {recipe: RECIPES[recipe] for recipe in ("fast", "standard", "natural", "interact")} | RECIPES
+    chosen = list(every.values()) if name is None else [Recipe.named(name)]
     for recipe in chosen:
         yield recipe.name + DEFAULTS.get(recipe.name, "")
         for setting in fields(recipe):

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from featmap.image_shape import colour_note, format_size
+from featmap.interaction.communities import UnitGroups, find_groups
 from featmap.interaction.conclusion import describe_nonlinearity, format_number, list_notes, state_conclusion
 from featmap.interaction.job import MEMBERS, JointJob
+from featmap.interaction.kinds import KINDS, UNDEFINED
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
@@ -19,7 +21,7 @@ from featmap.runs import output
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import correlation, interaction
-from featmap.stats.frames import finite_column
+from featmap.stats.frames import finite_column, plain_columns
 
 
 def to_finite(table: pd.DataFrame) -> pd.DataFrame:
@@ -280,19 +282,22 @@ def rank_pairs(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[summary["excess"].notna()].sort_values("excess", ascending=False, kind="stable")
 
 
-def build_graph(summary: pd.DataFrame) -> nx.Graph:
+def build_graph(summary: pd.DataFrame, units: pd.DataFrame | None = None) -> nx.Graph:
     """Build the graph of pairs.
 
     Parameters
     ----------
     summary : pandas.DataFrame
         Summary of all pairs, with columns `a` and `b`.
+    units : pandas.DataFrame, optional
+        Clusters and communities of the units, see `featmap.interaction.communities.UnitGroups`.
 
     Returns
     -------
     networkx.Graph
         Units are nodes; a pair's defined statistics are the attributes of its edge, `weight` is its `excess`. Nodes of
-        two layers have the attribute `bipartite`, 0 or 1.
+        two layers have the attribute `bipartite`, 0 or 1; with `units` those that have them have `cluster` and
+        `community`.
     """
     graph: nx.Graph = nx.Graph(weight="excess: response nonlinearity less its floor")
     disjoint = not set(summary["a"]) & set(summary["b"])  # a layer paired with itself has no two sides
@@ -304,6 +309,9 @@ def build_graph(summary: pd.DataFrame) -> nx.Graph:
         if np.isfinite(row.get("excess", np.nan)):
             defined["weight"] = float(row["excess"])
         graph.add_edge(row["a"], row["b"], **defined)
+    for column in () if units is None else ("cluster", "community"):
+        for name, value in units[column].dropna().items():  # type: ignore[index]
+            graph.nodes[name][column] = int(value)
     return graph
 
 
@@ -328,7 +336,7 @@ def pair_matrix(summary: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def write_pairs_report(
     run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame, watcher: Watcher
-) -> None:
+) -> UnitGroups:
     """Write the report of a run of pairs: tables, graph, matrices and image sheets.
 
     Parameters
@@ -343,6 +351,11 @@ def write_pairs_report(
         Their summary.
     watcher : Watcher
         Receives progress updates.
+
+    Returns
+    -------
+    UnitGroups
+        Clusters of the units, and communities of those that interact.
     """
     job = arrays.job
     pairs = add_unit_columns(summary, job)
@@ -350,23 +363,34 @@ def write_pairs_report(
     write_table(run, "pairs", pairs)
     ranking = rank_pairs(pairs)
     write_table(run, "ranking", ranking)
-    run.write("interaction.graphml", lambda p: nx.write_graphml(build_graph(pairs), p))
-    names = labelled_statistics(list(pairs.columns))
-    layers = [u.layer for u in job.groups[0]]
-    for k, name in enumerate(names):
+    groups = find_groups(arrays.solo_similarity, pairs, lambda done, total: watcher.stage("communities", done, total))
+    write_table(run, "units", plain_columns(groups.units.reset_index()))
+    run.write("interaction.graphml", lambda p: nx.write_graphml(build_graph(pairs, groups.units), p))
+    _write_matrices(run, job, pairs, groups, watcher)
+    _write_sheets(run, arrays, ranking)
+    return groups
+
+
+def _write_matrices(run: Run, job: JointJob, pairs: pd.DataFrame, groups: UnitGroups, watcher: Watcher) -> None:
+    """Write the matrices of all statistics and of the kinds, in the order of the clusters of each layer's units."""
+    names, layers = labelled_statistics(list(pairs.columns)), [u.layer for u in job.groups[0]]
+    rows, columns = (groups.order(side) for side in "ab")
+    shown = [kind for kind in KINDS if kind != UNDEFINED]
+    numbered = pairs.assign(kind=pairs["kind"].map({kind: k for k, kind in enumerate(shown)}))
+    for k, name in enumerate(["kind", *names]):
         watcher.stage("matrices", k, len(names) + 1)
-        values = pair_matrix(pairs, name)
+        values = pair_matrix(numbered, name).reindex(index=rows, columns=columns)
         # the few pairs that a screening selects among many units would leave a matrix almost empty
         if values.size <= 4 * len(pairs) and values.notna().to_numpy().any():
             figure = heatmaps.cross_heatmap(
                 values,
-                rows=heatmaps.Axis(f"a: unit of {layers[0]}"),
-                columns=heatmaps.Axis(f"b: unit of {layers[1]}"),
+                rows=heatmaps.Axis(f"a: unit of {layers[0]}", groups.clusters("a")),
+                columns=heatmaps.Axis(f"b: unit of {layers[1]}", groups.clusters("b")),
                 title=f"{layers[0]} with {layers[1]}, {len(pairs)} pairs, mean of {len(job.seeds)} seeds",
-                cbar_label=statistic_label(name),
+                cbar_label="kind of interaction" if name == "kind" else statistic_label(name),
+                categories=shown if name == "kind" else None,
             )
             output.save_figure(run, figure, f"matrices/{name}", ("png", "svg"))
-    _write_sheets(run, arrays, ranking)
     watcher.stage("matrices", len(names) + 1, len(names) + 1)
 
 

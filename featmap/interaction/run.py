@@ -102,12 +102,14 @@ def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> In
         if not finished:
             run.manifest.files = {}
             if job.is_pairs:
-                report.write_pairs_report(run, arrays, table, summary, watcher)
+                notes.append(str(report.write_pairs_report(run, arrays, table, summary, watcher)))
             else:
                 report.write_group_report(run, arrays, table, summary)
             run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
             run.manifest.summary = {"sentences": sentences[:20], "notes": notes}
             lifecycle.complete(job, run)
+        elif job.is_pairs:  # the communities are in the folder
+            notes = list(run.manifest.summary["notes"])
         return Interaction(run.folder, report.to_finite(table), report.to_finite(summary), sentences, notes)
 
 

@@ -18,6 +18,7 @@ from featmap.network.unit import Unit
 from featmap.runs import folder_layout
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats import correlation, interaction
+from featmap.stats.measures import profile_correlations
 
 OK, DEAD_PARTNER, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
 UNCONVERGED_PARTNER = "unconverged partner"
@@ -110,6 +111,30 @@ class JointArrays:
             One value for each probed feature that varies.
         """
         return self._standardise(self.small_arrays[array][self.solo_rows[unit, seed, perturbed]], seed, perturbed)
+
+    def solo_similarity(self, names: Sequence[str]) -> pd.DataFrame:
+        """Compute the profile similarity of units over the solo images of all units.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Names of units.
+
+        Returns
+        -------
+        pandas.DataFrame
+            S, in [-1, 1], of those that are live with every seed, over the images of all live units, averaged over
+            seeds; empty where fewer than two are live.
+        """
+        units, small = self.job.units, self.small_arrays
+        rows = np.array([[self.solo_rows[u, seed, False] for seed in self.job.seeds] for u in units])
+        live: np.ndarray = np.asarray(np.isin(small["solo_status"][rows], LIVE_CODES).all(axis=1))
+        alive = {str(u): self.unit_columns[u] for u, is_live in zip(units, live, strict=True) if is_live}
+        own = [name for name in names if name in alive]
+        if len(own) < 2:
+            return pd.DataFrame()
+        A = small["solo_units"][rows].astype(np.float64).mean(1)[live]
+        return pd.DataFrame(profile_correlations(A[:, [alive[name] for name in own]]), index=own, columns=own)
 
     def solo_difference(self, unit: Unit, seed: int, perturbed: bool = False) -> np.ndarray:
         """Compute d of a unit's solo image.

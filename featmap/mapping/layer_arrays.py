@@ -168,6 +168,37 @@ def correlate_photographs(
     return profiles, to_frame(S, names, names)
 
 
+def select_compared(
+    responses: xr.DataArray, S: pd.DataFrame, stimuli: pd.Index, formula: int
+) -> tuple[xr.DataArray, pd.DataFrame]:
+    """Select the features that a map of images is compared over.
+
+    Both maps are centred over the same ones.
+
+    Parameters
+    ----------
+    responses : xarray.DataArray
+        Responses of all features of a layer to photographs.
+    S : pandas.DataFrame
+        Profile similarity over them.
+    stimuli : pandas.Index
+        Features whose images are the stimuli of the other map.
+    formula : int
+        Formula of S, see `featmap.stats.measures.FORMULA`.
+
+    Returns
+    -------
+    responses : xarray.DataArray
+        Those of the features named; unchanged where these are all features of the layer.
+    S : pandas.DataFrame
+        Profile similarity over these responses.
+    """
+    if len(stimuli) == len(responses["response"]):
+        return responses, S
+    responses = responses.sel(response=list(stimuli))
+    return responses, correlate_photographs(responses, formula=formula)[1]
+
+
 def block_reader(responses: xr.DataArray) -> blockwise.BlockReader:
     """Make the function that reads responses to photographs block by block.
 

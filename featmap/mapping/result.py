@@ -21,6 +21,7 @@ from featmap.mapping.layer_arrays import (
     correlate_photographs,
     halve_photographs,
     photograph_responses,
+    select_compared,
 )
 from featmap.mapping.view import PHOTOGRAPH_RESPONSES, PHOTOGRAPHS, View, recorded_formula
 from featmap.runs import store
@@ -181,10 +182,8 @@ class SimilarityMap:
         """Comparison of S over both kinds of stimuli, with ceiling; None without both."""
         if self.photographs is None or not self.has_images:
             return None
-        responses, S = self.photographs.responses, self.photographs.similarity
-        if len(self.activations.columns) < len(responses["response"]):  # stimuli "shown": centre the same features
-            responses = responses.sel(response=list(self.activations.columns))
-            S = correlate_photographs(responses, formula=self.formula)[1]
+        found = self.photographs
+        responses, S = select_compared(found.responses, found.similarity, self.activations.columns, self.formula)
         both = self.measures["profile"], S
         return compare(*both, halves=halve_photographs(responses, common_features(*both), self.formula))
 

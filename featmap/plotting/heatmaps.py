@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from featmap.errors import FeatmapError
@@ -251,6 +252,7 @@ def cross_heatmap(
     title: str,
     cbar_label: str,
     centre: float = 0.0,
+    categories: Sequence[str] | None = None,
 ) -> Figure:
     """Draw a rectangular matrix in the given order, with bands of cluster colours.
 
@@ -270,6 +272,9 @@ def cross_heatmap(
         Label of the colour bar.
     centre : float, default 0.0
         Value drawn in white.
+    categories : sequence of str, optional
+        Names of categories that the values are numbers of, from 0: each has a colour of its own, and a list of those
+        that occur, under the label, takes the place of the colour bar.
 
     Returns
     -------
@@ -292,6 +297,13 @@ def cross_heatmap(
     notes: list[tuple[Any, str]] = [(GRAY, f"undefined ({np.isnan(table).sum():,} cells)")] * bool(finite.size < n * m)
     notes += [(GRAY, "in no cluster")] * any(-1 in clusters for clusters in numbers)
     notes += [(None, "clusters are each layer's own")] * bool(numbers[0] and numbers[1])
+    colours: dict[str, Any] = {"cmap": COLOUR_MAP, "vmin": centre - span, "vmax": centre + span}
+    if categories is not None:
+        shades = [plt.colormaps["Set2"](k) for k in range(len(categories))]
+        counts = [int((table == k).sum()) for k in range(len(categories))]
+        found = [(shades[k], f"{name} ({counts[k]:,})") for k, name in enumerate(categories) if counts[k]]
+        notes = [(None, cbar_label), *found, *notes]
+        colours = {"cmap": ListedColormap(shades), "vmin": -0.5, "vmax": len(categories) - 0.5}
 
     # Sizes of all parts in inches, from left to right and from top to bottom.
     figure = Figure()
@@ -304,8 +316,8 @@ def cross_heatmap(
     lengths = [max(map(text_width, name.splitlines())) * 9.5 for name in names]
     thick = [0.17 * len(name.splitlines()) for name in names]
     bar_at = left + max(wide + room[0] + thick[0] + 0.15, lengths[1]) + 0.25
-    bar = float(np.clip(0.45 * tall, 2, 4))
-    label = wrap_text(cbar_label, bar, 9)
+    bar = float(np.clip(0.45 * tall, 2, 4)) if categories is None else 0.0
+    label = wrap_text(cbar_label, max(bar, 2.0), 9)
     right = max([0.75 + 0.16 * len(label.splitlines()), *(text_width(note) * 8 + 0.4 for _, note in notes)])
     below = above + max(tall + room[1] + thick[1] + 0.15, lengths[0] + 0.1, bar + 0.4 + 0.2 * len(notes))
     page, top = add_page(figure, bar_at + right, below, title)
@@ -316,9 +328,7 @@ def cross_heatmap(
         return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
 
     axes = place(left, y, wide, tall)
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(table), cmap=COLOUR_MAP, vmin=centre - span, vmax=centre + span, rasterized=True
-    )
+    mesh = axes.pcolormesh(np.ma.masked_invalid(table), rasterized=True, **colours)
     axes.set(xlim=(0, m), ylim=(n, 0), facecolor=GRAY)
     axes.yaxis.tick_right()
     for axis, (at, size, lines), angle in zip((axes.yaxis, axes.xaxis), ticks, (0, 90), strict=True):
@@ -337,6 +347,9 @@ def cross_heatmap(
     if numbers[1]:
         _draw_band(place(left, y - 0.03 - BAND, wide, BAND), numbers[1], wide, upright=False)
         draw_text(page, left + wide + 0.06, y - 0.03 - BAND / 2, "cluster", 8, ha="left", va="center")
+    if categories is not None:
+        draw_notes(page, bar_at, y, notes)
+        return figure
     bar_axes = place(bar_at, y, 0.16, bar)
     figure.colorbar(mesh, cax=bar_axes, extend=_arrows(finite, centre - span, centre + span))
     bar_axes.tick_params(labelsize=8, width=0.6, length=3)

@@ -19,7 +19,7 @@ from bokeh.resources import Resources
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from featmap.report.page import PHOTOGRAPH_S, LayerPage, Report
+from featmap.report.page import COMPARED_S, PHOTOGRAPH_S, LayerPage, Report
 
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "scatter.js", "card.js", "examples.js", "lists.js", "atlas.js")
 """Scripts of a layer's page, in the order in which they run."""
@@ -130,7 +130,8 @@ def render_layer_page(page: LayerPage, reports: list[Report], index: str | None)
         HTML.
     """
     # values before scripts before images: the browser draws the map while it is still reading the images
-    first = {name: page.blobs[name] for name in ("A", "S", PHOTOGRAPH_S, "linear") if name in page.blobs}
+    early = ("A", "S", PHOTOGRAPH_S, COMPARED_S, "linear")
+    first = {name: page.blobs[name] for name in early if name in page.blobs}
     rest = {name: blob for name, blob in page.blobs.items() if name not in first}
     back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'
     return fill_template(
@@ -275,6 +276,10 @@ def _section(report: Report) -> str:
     """Return a report as an HTML section."""
     paragraphs = "".join(f"<p>{escape(line)}</p>" for line in report.lines)
     tables = "".join(_table(caption, frame) for caption, frame in report.tables)
+    tables += "".join(
+        f"<details><summary>{escape(caption)}</summary>{_table('', frame)}</details>"
+        for caption, frame in report.folded
+    )
     figures = "".join(
         f'<figure><img src="{p.uri}" width="{p.width}" height="{p.height}" alt="{escape(p.alt)}" loading="lazy">'
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
@@ -291,10 +296,8 @@ def _table(caption: str, frame: pd.DataFrame) -> str:
     """Return a data frame without its index as an HTML table."""
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
     body = "".join(f"<tr>{''.join(_cell(v) for v in row)}</tr>" for row in frame.itertuples(index=False))
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from featmap.errors import StoreError
+from featmap.interaction.kinds import KINDS
 from featmap.network.unit import format_channels
 from featmap.plotting.labels import labelled_statistics, statistic_label
 from featmap.report.encode import encode_figure
@@ -98,9 +99,21 @@ def _pairs(run: Run) -> Report:
         ),
     ]
     ranked = [c for c in statistics if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
-    table = ranking[[*columns[:2], *ranked, *columns[2:]]].head(MAX_RANKED)
-    table = table.rename(columns={c: statistic_label(c) for c in table.columns[2:]})
-    pictures = []
+    whole = ranking[[*columns[:2], *ranked, *columns[2:]]]
+    labelled = whole.rename(columns={c: statistic_label(c) for c in whole.columns[2:]})
+    table, folded = labelled.head(MAX_RANKED), []
+    for kind in KINDS if "kind" in ranking else ():
+        of_kind = labelled[ranking["kind"] == kind]
+        if len(of_kind):
+            most = f", the {MAX_RANKED} least linear" if len(of_kind) > MAX_RANKED else ""
+            count = f"{len(of_kind):,} {'pair' if len(of_kind) == 1 else 'pairs'}"
+            folded.append((f"{kind}: {count}{most}", of_kind.head(MAX_RANKED)))
+    values = pairs["kind"].value_counts() if "kind" in pairs else {}
+    lines = (
+        [f"Kinds: {', '.join(f'{values[kind]:,} {kind}' for kind in KINDS if kind in values)}"] if len(values) else []
+    )
+    lines += [note for note in run.manifest.summary.get("notes", []) if note.startswith("communities")]
+    pictures = _pictures(run.folder, [("matrices/kind.png", "Kinds of interaction")], "".join(lines))
     for name in statistics:
         values = pairs[name].astype("float64")
         count = values.notna().sum()
@@ -110,7 +123,9 @@ def _pairs(run: Run) -> Report:
     pictures += _pictures(run.folder, sheets, f"{len(ranking)} pairs are ranked")
     return Report(
         title=f"{layers[0]} with {layers[1]}: {len(pairs)} pairs",
+        lines=lines,
         tables=[(f"The {len(table)} least linear pairs", table)],
+        folded=folded,
         pictures=pictures,
         command=_grid_command(run, layers, [[str(u) for u in dict.fromkeys(pairs[side])] for side in "ab"], len(pairs)),
     )

@@ -102,7 +102,7 @@ def build_map_page(
         "unreliable": flags.unreliable_features(run.manifest.reliability),
     }
     if layer_map.photographs is not None:
-        map_data.add_photograph_map(page, layer_map.photographs, run)
+        map_data.add_photograph_map(page, layer_map, run)
     examples.add_examples(page, run, layer_map.prefix, photographs, watcher)
     _add_rows(page, names, run, probe, watcher)
     return page

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from featmap.mapping import result
+from featmap.mapping.layer_arrays import select_compared
 from featmap.mapping.result import PhotographMap, SimilarityMap
 from featmap.plotting import heatmaps
 from featmap.report import graph_layout
-from featmap.report.page import PHOTOGRAPH_S, LayerPage
+from featmap.report.page import COMPARED_S, PHOTOGRAPH_S, LayerPage
 from featmap.runs import store
 from featmap.runs.store import Run
 from featmap.stats import frames
@@ -62,24 +63,29 @@ def pack(S: np.ndarray) -> np.ndarray:
     return S[np.triu_indices(len(S))].astype(np.float32)
 
 
-def add_photograph_map(page: LayerPage, found: PhotographMap, run: Run) -> None:
+def add_photograph_map(page: LayerPage, layer_map: SimilarityMap, run: Run) -> None:
     """Add the map of photographs to the page of a map of images.
 
     Parameters
     ----------
     page : LayerPage
         Page of the layer; `data` has its features.
-    found : PhotographMap
-        Map of photographs of the same layer.
+    layer_map : SimilarityMap
+        Map of the layer, with a map of photographs.
     run : Run
         Run folder.
     """
-    names = page.data["features"]["name"]
+    found, names = layer_map.photographs, page.data["features"]["name"]
+    assert found is not None
     at = {name: k for k, name in enumerate(names)}
     found_order, linkage, _ = result.order_features(found)
     order = [name for name in found_order if name in at]
     S = frames.symmetric_values(found.similarity.loc[order, order])
     page.blobs[PHOTOGRAPH_S] = pack(S)
+    stimuli = layer_map.activations.columns
+    _, compared = select_compared(found.responses, found.similarity, stimuli, layer_map.formula)
+    if compared is not found.similarity:
+        page.blobs[COMPARED_S] = pack(frames.symmetric_values(compared.reindex(index=order, columns=order)))
     page.data["photographs"] = {
         "order": [at[name] for name in order],
         "features": list_columns(found.features.reindex(names)),

@@ -12,6 +12,8 @@ SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)
 """Number of features and maximum bytes of two pages; the maximum is linear in between."""
 PHOTOGRAPH_S = "photograph_S"
 """Name of S over photographs among the arrays of a page that also has S over images."""
+COMPARED_S = "compared_S"
+"""Name of S over photographs that is centred over the features whose images are the stimuli, where these are fewer."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Report:
         Findings, a paragraph each.
     tables : list of (str, pandas.DataFrame)
         Captions and tables.
+    folded : list of (str, pandas.DataFrame)
+        Captions and tables of which a page shows the captions until they are opened.
     pictures : list of Picture
         Figures.
     command : str, default ""
@@ -58,6 +62,7 @@ class Report:
     title: str
     lines: list[str] = field(default_factory=list)
     tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
+    folded: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     command: str = ""
 

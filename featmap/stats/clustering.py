@@ -30,6 +30,8 @@ from featmap.stats.reliability import adjusted_rand
 
 ORDERED_LEAVES = 1200
 """Number of features up to which leaves are ordered optimally: the time grows with the cube of this number."""
+MANY, DRAWS, DRAWS_OF_MANY = 4000, 100, 20
+"""Draws of each null model by default: fewer for more than `MANY` features, of which each draw takes half a minute."""
 
 Progress = Callable[[int, int], None]
 _Null = Callable[[np.random.Generator], np.ndarray]
@@ -340,8 +342,9 @@ class ClusterSettings:
         Neighbours, as in `neighbour_graph`.
     runs : int, default 50
         Louvain runs on the data.
-    draws : int, default 100
-        Draws of each null model. With fewer than 1 / alpha - 1 no null can be rejected.
+    draws : int or None, default None
+        Draws of each null model; None takes `DRAWS`, or `DRAWS_OF_MANY` for more than `MANY` features. With fewer than
+        1 / alpha - 1 no null can be rejected.
     seed : int, default 0
         Seed that all randomness derives from.
     alpha : float, default 0.05
@@ -355,12 +358,12 @@ class ClusterSettings:
 
     k: int = 10
     runs: int = 50
-    draws: int = 100
+    draws: int | None = None
     seed: int = 0
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or not 0 < self.alpha < 1:
+        if (self.draws is not None and self.draws < 1) or not 0 < self.alpha < 1:
             raise FeatmapError(
                 f"draws = {self.draws}, alpha = {self.alpha}; allowed: draws from 1, alpha between 0 and 1"
             )
@@ -430,7 +433,7 @@ def cluster_similarity(
         Clusters, or the reason why there are none.
     """
     settings = settings or ClusterSettings()
-    k, draws, seed = settings.k, settings.draws, settings.seed
+    k, seed, draws = settings.k, settings.seed, settings.draws or (DRAWS if len(S) <= MANY else DRAWS_OF_MANY)
     graph = neighbour_graph(S, k)
     consensus = communities(graph, settings.runs, seed)
     # as in S, images that no feature responds to finitely are left out

@@ -17,7 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analyses.benchmarks import image_candidates, image_records, image_strip, image_ways, images, opponents, records
+from analyses.benchmarks import (
+    image_candidates,
+    image_records,
+    image_strip,
+    image_variants,
+    image_ways,
+    images,
+    opponents,
+    records,
+)
 from analyses.benchmarks.image_records import Record, RecordFile
 from analyses.benchmarks.opponents import Opponent
 from featmap import Network
@@ -25,6 +34,10 @@ from featmap.cli.judge import JudgeOptions
 from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError
 from featmap.image_ops import pink_noise
+from featmap.optimize.parameterization import Spectrum
+from featmap.optimize.recipe import Recipe
+from featmap.optimize.schedule import Octave
+from featmap.runs.progress import Silent
 from featmap.validation.image_inputs import images_of_pixels
 from tests.helpers import judges, twofold
 
@@ -337,7 +350,9 @@ def test_values_of_horama_reach_the_network_in_zero_to_one(monkeypatch: pytest.M
 
 def test_candidates_differ_from_the_recipe_and_from_each_other() -> None:
     candidates = image_candidates.CANDIDATES
-    identities = {json.dumps(c.recipe.identity() | {"name": ""}, sort_keys=True) for c in candidates.values()}
+    identities = {
+        json.dumps([c.recipe.identity() | {"name": ""}, str(c.change)], sort_keys=True) for c in candidates.values()
+    }
     assert len(identities) == len(candidates) > 20
     assert {"base", "fast", "standard", "natural", "pixels"} <= set(candidates)
 
@@ -359,6 +374,65 @@ def test_candidates_are_judged_and_the_table_names_them(tmp_path: Path) -> None:
         assert row[2].startswith(f"{np.mean(values < 1):.2f} / {np.mean(values < 5):.2f} / {np.median(values):g}")
     with pytest.raises(FeatmapError, match="candidate 'none' is unknown"):
         image_candidates.main(network, by, only="none", **settings)
+
+
+def logit_task(folder: Path) -> image_ways.Task:
+    """Three logits of the classifier of colours."""
+    network = NetworkOptions("tests.helpers.judges:colours", input_size=judges.SIZE).load()
+    layer, drawn = images.draw_units(network, [], 3, 0, None, 0)
+    return image_ways.Task(network, layer, drawn, 0, folder)
+
+
+def variant(**change: Any) -> image_variants.VariantWay:
+    """A few steps of the candidates' base with a change."""
+    recipe = replace(image_candidates.BASE, octaves=(Octave(6, (0.1, 0.1)),), rows=3)
+    return image_variants.VariantWay(recipe.resolved(16, size=16), image_variants.Change(**change))
+
+
+def test_a_variant_without_a_change_gives_the_images_of_its_recipe(tmp_path: Path) -> None:
+    task, plain = logit_task(tmp_path), variant()
+    watcher = Silent()
+    made = plain.make(task, 1, watcher).images
+    own = image_ways.RecipeWay(plain.recipe).make(task, 1, watcher).images
+    assert made.labels == own.labels and made.size == own.size
+    expected = own.read(0, 3)
+    assert torch.allclose(made.read(0, 3), expected, atol=1e-4)
+    noisy = variant(noise=0.1, copies=2).make(task, 1, watcher)  # no gradient of a linear network depends on the image
+    assert torch.allclose(noisy.images.read(0, 3), expected, atol=1e-4)
+    for change in ({"variation": 0.5}, {"blur": 2.0}, {"phases": True}, {"log_probability": True}):
+        other = variant(**change).make(task, 1, watcher)
+        assert not torch.allclose(other.images.read(0, 3), expected, atol=1e-3), change
+        again = variant(**change).make(task, 1, watcher)
+        assert torch.equal(again.images.read(0, 3), other.images.read(0, 3))
+    assert len(list(tmp_path.rglob("*.npy"))) == 6
+    with pytest.raises(FeatmapError, match="recipe pixels: variants are made of recipes of a spectrum"):
+        image_variants.descend(task, task.classes, Recipe.named("pixels", 16).resolved(16), plain.change, 0)
+
+
+def test_variation_makes_smoother_images(tmp_path: Path) -> None:
+    task = logit_task(tmp_path)
+    some, more = (variant(**c).make(task, 1, Silent()).images.read(0, 3) for c in ({"noise": 1e-9}, {"variation": 3.0}))
+    assert image_variants.total_variation(more).mean() < 0.9 * image_variants.total_variation(some).mean()
+    stripes = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 3, 4, 4)  # each row the same: columns differ by 1
+    assert image_variants.total_variation(stripes).item() == 1
+    assert image_variants.total_variation(torch.stack([torch.full((3, 4, 4), 0.3)])).item() == 0
+
+
+def test_phases_keep_the_magnitudes_of_the_decay() -> None:
+    recipe = replace(image_candidates.BASE, decay=1.0).resolved(16, size=16)
+    spectrum = Spectrum(recipe)
+    way = image_variants.Phases(spectrum)
+    image = spectrum.noise_image(0, 16)[None]
+    phases = way.to_parameters(image)
+    made = way.to_images(phases)
+    assert made.std().item() == pytest.approx(image_variants.PHOTOGRAPHS_CONTRAST, rel=1e-3)
+    # colours undone by hand: logit, decorrelated, transformed; 16 pixels at frequency k cycles have factor 16 / k
+    colours = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
+    colours /= np.linalg.norm(colours, axis=0).max()
+    logits = np.log(made[0].numpy() / (1 - made[0].numpy())) * 4
+    magnitudes = np.abs(np.fft.rfft2(np.einsum("ij,jhw->ihw", np.linalg.inv(colours), logits), norm="ortho"))
+    ratio = magnitudes[:, 0, 1] / magnitudes[:, 0, 4]
+    assert np.allclose(ratio, 4, rtol=1e-3) and np.allclose(magnitudes[:, 3, 4], magnitudes[:, 0, 5], rtol=1e-3)
 
 
 def test_the_committed_candidates_agree_with_their_table() -> None:

@@ -335,7 +335,7 @@ def test_layers_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     assert "give a larger --size" in too_small
     assert "metric: l1" in succeed(capsys, "recipes", "article")
     listed = [line.split()[0] for line in succeed(capsys, "recipes").splitlines() if not line.startswith(" ")]
-    assert listed == list(RECIPES)
+    assert listed[:4] == ["fast", "standard", "natural", "interact"] and sorted(listed) == sorted(RECIPES)
 
 
 UNITS = [

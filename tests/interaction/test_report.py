@@ -293,9 +293,9 @@ LABEL = "cross-talk: share of its solo response that y:2 gives to the image of x
 def test_the_files_of_two_layers(layers: Interaction) -> None:
     names = {p.relative_to(layers.folder).as_posix() for p in layers.folder.rglob("*") if p.is_file()}
     names = {n for n in names if not n.startswith(("arrays.zarr", "units/", ".lock", ".copy"))}
-    tables = {f"{name}.{suffix}" for name in ("figures", "pairs", "ranking") for suffix in ("csv", "parquet")}
+    tables = {f"{name}.{suffix}" for name in ("figures", "pairs", "ranking", "units") for suffix in ("csv", "parquet")}
     shown = labels.labelled_statistics([c for c in layers.summary.columns if layers.summary[c].notna().any()])
-    heat = {f"matrices/{figure}.{suffix}" for figure in shown for suffix in ("png", "svg")}
+    heat = {f"matrices/{figure}.{suffix}" for figure in [*shown, "kind"] for suffix in ("png", "svg")}
     assert f"matrices/{HEADLINE}.png" in heat and "matrices/retention_b.svg" in heat
     assert names == tables | heat | {"manifest.json", "interaction.graphml", "least-linear.png", "most-linear.png"}
     assert_no_nan(layers.folder)

@@ -18,6 +18,7 @@ from featmap.mapping.view import View
 from featmap.report import html
 from featmap.report.atlas import atlas
 from featmap.runs import integrity
+from featmap.runs.store import open_arrays
 from tests.helpers import pictures
 from tests.helpers import planted_photographs as planted
 from tests.helpers.browser import Tab, chromium, needs_chromium, read_pair
@@ -43,10 +44,13 @@ def runs(cheap_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--model", "tests.helpers.pictures:parting", "--layer", "features", "--size", "16", "--device", "cpu"]
     words += ["--photographs", str(colours), "--stimuli", "photographs", "--out", str(out / "alone")]
     assert run_command("similarity", *words) == 0  # the command writes the atlas too
+    some = settings | {"features": "0-4", "stimuli": "shown"}
+    similarity("features", pictures.parting(), photographs=colours, **options(out=out / "some", **some))
     folder = planted.save_photographs(out / "folder-of-patterns")
     settings |= {"size": planted.SIZE, "out": out / "planted"}
     similarity("relu", planted.network(), photographs=folder, view=ALONE, **options(**settings))
     atlas(out / "both", activation_maps=False)
+    atlas(out / "some", activation_maps=False)
     atlas(out / "planted")
     atlas(out / "planted", embed_photographs=True, out=out / "embedded")
     return out
@@ -92,6 +96,40 @@ def test_a_page_with_both_maps_holds_their_stored_similarities(runs: Path) -> No
     assert own["agreement"]["agreement"] == pytest.approx(agreement["agreement"].tolist())
     assert "stimuli" not in data
     json.dumps(data, allow_nan=False)  # raises at a NaN
+
+
+def test_maps_of_fewer_stimuli_are_compared_over_the_same_features(runs: Path) -> None:
+    page = runs / "some" / "atlas.html"
+    data = data_of(page)
+    names = [data["features"]["name"][k] for k in data["photographs"]["order"]]
+    with open_arrays(runs / "some") as arrays:
+        responses = arrays["photograph_A"].sel(response=names).values.astype(np.float64)
+    roots = np.sign(responses) * np.sqrt(np.abs(responses))
+    Z = (roots - roots.mean(0)) / roots.std(0)
+    expected = np.corrcoef((Z - Z.mean(1, keepdims=True)).T)  # by hand: centred over five features, not over seven
+    upper = np.triu_indices(len(names))
+    np.testing.assert_allclose(blob_of(page, "compared_S"), expected[upper], atol=1e-5)
+    assert not np.allclose(blob_of(page, "photograph_S"), expected[upper], atol=0.01)
+    assert 'id="blob-compared_S"' not in (runs / "both" / "atlas.html").read_text(encoding="utf-8")
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_scatter_of_fewer_stimuli_has_the_correlation_of_the_run(browser: Any, runs: Path) -> None:
+    opened = Tab(browser, runs / "some" / "atlas.html")
+    page = opened.ready()
+    page.get_by_role("tab", name="Both maps").click()
+    opened.until("FM.scatter.view !== undefined")
+    summary = json.loads((runs / "some" / "manifest.json").read_text())["summary"]["photographs"]["agreement"]
+    text = str(page.locator("#paired").text_content())
+    assert text.startswith("10 pairs of 5 features") and text.endswith(" (both centred over these features)")
+    assert is_shown(text.removesuffix(" (both centred over these features)").rsplit(" ", 1)[1], summary["correlation"])
+    table = pd.read_parquet(runs / "some" / "photographs_disagreements.parquet").reset_index().iloc[0]
+    one, two = (page.evaluate(f"FM.at.get('{table[column]}')") for column in ("feature", "other"))
+    page.mouse.move(*page.evaluate(f"FM.scatter.pixel({one}, {two})"))
+    page.wait_for_selector("#tip:not([hidden])")
+    assert is_shown(read_pair(page.locator("#tip .pair"))["photographs"], table["photographs"])
+    opened.close()
 
 
 def test_a_page_of_photographs_alone_holds_that_map_and_no_image(runs: Path) -> None:

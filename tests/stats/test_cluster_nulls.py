@@ -37,6 +37,16 @@ def test_planted_blocks_are_found(sizes: list[int]) -> None:
     assert found.summary().startswith(f"{len(sizes)} clusters hold {len(block)} of {len(block)} features: modularity")
 
 
+def test_many_features_take_fewer_draws_of_which_none_may_reach_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    A, _ = planted([12, 12, 12])
+    monkeypatch.setattr(clustering, "MANY", 35)
+    found = find_clusters(A, zeros(A), settings=ClusterSettings(runs=2))
+    assert len(found.permuted) == len(found.factor) == 20 and found.allowed
+    assert found.p_permuted == pytest.approx(1 / 21)  # the least p that 20 draws can give is below the level
+    monkeypatch.setattr(clustering, "MANY", 36)
+    assert len(find_clusters(A, zeros(A), settings=ClusterSettings(runs=2)).permuted) == 100
+
+
 def test_scaled_copies_are_clusters() -> None:
     seeds = gaussian(40, 3).iloc[:, :8].to_numpy()
     A = frame(np.repeat(seeds, 5, axis=1) * rng(4).uniform(0.1, 10, 40))

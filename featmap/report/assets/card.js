@@ -19,10 +19,10 @@ FM.rows = () => {
   return FM.hasBoth ? [...rows, FM.rowOf(FM.stimuli), FM.rowOf(other)] : rows;
 };
 
-FM.rowOf = (stimuli) => [
+FM.rowOf = (stimuli, map = FM.maps[stimuli]) => [
   stimuli === "images" ? "profile" : "photographs",
   `profile S over ${FM.overStimuli(stimuli)}`,
-  (i, j) => FM.similarity(FM.maps[stimuli], i, j),
+  (i, j) => FM.similarity(map, i, j),
 ];
 
 // Two features' images side by side with measures of the pair, in one direction or in both; S has no direction.

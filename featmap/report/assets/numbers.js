@@ -62,6 +62,10 @@ FM.load = () => {
     const map = { S: linear, order, place };
     FM.measures.linear_profile = (i, j) => FM.similarity(map, i, j);
   }
+  // of a run in which fewer features are stimuli than the layer has: S over photographs of these alone, to compare
+  const compared = FM.blob("compared_S");
+  const { order: together, place: places } = FM.maps.photographs || {};
+  FM.compared = compared === null ? FM.maps.photographs : { S: compared, order: together, place: places };
   FM.hasBoth = Object.keys(FM.maps).length > 1;
   FM.use(FM.stimuli);
 };
