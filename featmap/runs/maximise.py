@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
-import xarray as xr
 from numpy.typing import ArrayLike
 from torch import nn
 
@@ -25,18 +24,20 @@ from featmap.optimize.limits import resolve_recipe, seeds_of
 from featmap.optimize.objective import Objective
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.schedule import require_integer
-from featmap.plotting.sheets import Sheet
 from featmap.runs import folder_layout, lifecycle
 from featmap.runs.device import deterministic_settings, use_threads
 from featmap.runs.engine import HERE, Execution
 from featmap.runs.job import Job
 from featmap.runs.manifest import MAXIMISE
-from featmap.runs.output import format_number, save_facets, save_sheet, to_picture
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.stats import facets
 from featmap.stats.frames import finite_column, spell_flags
+
+if TYPE_CHECKING:  # the first step is not to wait for what only reads and draws runs
+    import pandas as pd
+    import xarray as xr
 
 Target = str | Unit | Objective
 
@@ -229,6 +230,8 @@ def maximise(
 
 def _in_memory(job: Job, watcher: Watcher) -> xr.Dataset:
     """Compute all images of a job without a run folder."""
+    import xarray as xr
+
     specs, coords = job.arrays(), job.coords()
     arrays = {k: np.empty(s.shape, dtype=s.dtype) for k, s in specs.items()}
     worker = Worker(job, watcher)
@@ -255,6 +258,9 @@ def write_images(job: Job, run: Run, watcher: Watcher) -> None:
     watcher : Watcher
         Receives the progress.
     """
+    from featmap.plotting.sheets import Sheet
+    from featmap.runs.output import format_number, save_sheet, to_picture
+
     data = open_arrays(run.folder)
     frame = data[["activation", "null_activation", "status"]].to_dataframe().reset_index()
     for column in ("activation", "null_activation"):
@@ -302,6 +308,10 @@ def write_facets(job: Job, run: Run, data: xr.Dataset) -> pd.Series:
     pandas.Series
         Number of clearly different facets of each image, seed by seed, see `featmap.stats.facets.facet_table`.
     """
+    import pandas as pd
+
+    from featmap.runs.output import save_facets
+
     layers, tables, counts = [tuple(sorted(o.layers)) for o in job.objectives], [], []
     for k, seed in enumerate(job.seeds):
         values = [data[name].isel(seed=k).values for name in folder_layout.FACET_TABLE]
@@ -328,6 +338,8 @@ def summarise_images(folder: Path) -> str:
     str
         Number of images, in total and of each status, and the highest activation.
     """
+    import pandas as pd
+
     frame = pd.read_csv(folder / "images.csv")
     rescued = int((frame["start"] == folder_layout.RESCUED_START).sum()) if "start" in frame else 0
     counts = folder_layout.count_statuses(Counter(frame["status"]), rescued)

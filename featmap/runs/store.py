@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-import pandas as pd
-import xarray as xr
 import zarr
 
 from featmap.errors import FeatmapError, StoreError
@@ -23,7 +21,11 @@ from featmap.runs import folder_layout
 from featmap.runs import manifest as manifests
 from featmap.runs.folder_layout import ARRAYS, OWNER, ArraySpec, Inputs, region_chunks, write_layout
 from featmap.runs.manifest import PREPARING, RUNNING, UNITS, Manifest, translate_read_errors
-from featmap.stats.frames import plain_columns
+from featmap.stats.frames import read_table
+
+if TYPE_CHECKING:  # a descent starts without them
+    import pandas as pd
+    import xarray as xr
 
 _locks: dict[Path, filelock.BaseFileLock] = {}
 """Locks of this process by folder: all `Run` objects of a folder share one."""
@@ -400,8 +402,7 @@ class Run:
         bool
             False also for a run without tables and figures.
         """
-        files = self.manifest.files
-        return self.manifest.is_complete and bool(files) and self.are_intact(files)
+        return self.manifest.is_complete and bool(self.manifest.files) and self.are_intact(self.manifest.files)
 
     def check(self, names: Iterable[str]) -> None:
         """Check that files of the run are as they were written.
@@ -460,6 +461,8 @@ def open_arrays(folder: str | Path) -> xr.Dataset:
     StoreError
         If there is no run, or its manifest or metadata are damaged.
     """
+    import xarray as xr
+
     run = Run.read(Path(folder))
     with translate_read_errors(run.folder):
         # before zarr reads them: damaged metadata may describe another array that can be read as well
@@ -494,4 +497,4 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.is_file():
         raise FeatmapError(f"run {str(folder)!r} has no {path.name} yet; run its command again to finish it")
-    return plain_columns(pd.read_parquet(path))
+    return read_table(path)

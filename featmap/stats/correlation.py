@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 FLOOR = 1e-6
 """Share of the largest magnitude at or below which a denominator, a length or a standard deviation counts as 0.
@@ -289,6 +288,8 @@ def spearman(one: np.ndarray, two: np.ndarray) -> float:
     """
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(two) == 0:
         return float("nan")
+    from scipy import stats  # imported here: it takes longer to import than anything but torch
+
     return float(np.clip(np.corrcoef(stats.rankdata(one), stats.rankdata(two))[0, 1], -1, 1))
 
 
@@ -315,5 +316,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     finite = np.array([v for v in values if np.isfinite(v)])
     if len(finite) < 3:
         return None
+    from scipy import stats
+
     reach = stats.t.ppf((1 + level) / 2, len(finite) - 1) * finite.std(ddof=1) / np.sqrt(len(finite))
     return float(finite.mean() - reach), float(finite.mean() + reach)

@@ -7,14 +7,17 @@ standard deviation over these. The distance is one minus the cosine of two such 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.rng import generator
 from featmap.stats import correlation
 from featmap.stats.frames import finite_column
+
+if TYPE_CHECKING:  # a descent starts without pandas
+    import pandas as pd
 
 MAX_FACETS = 16
 KEPT = 0.9
@@ -291,6 +294,8 @@ def facet_table(
         Number of clearly different facets by unit, at least 1, float64; NaN where fewer than `MIN_NULL` units of the
         group have repeated images, or the unit's ordinary image does not exceed the null image.
     """
+    import pandas as pd
+
     kept, n = kept_share(activation, null, repeated), activation.shape[1]
     different = np.full((len(names), n), np.nan)
     for group in dict.fromkeys(groups):

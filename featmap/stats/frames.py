@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, FLOOR
+
+if TYPE_CHECKING:  # a descent starts without pandas
+    import pandas as pd
 
 PANEL = 1024
 """Rows of a square table that are worked on at once where all of them would take several times its memory."""
@@ -84,6 +88,24 @@ def plain_columns(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(dict.fromkeys(nullable, "float64"))
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a stored table.
+
+    Parameters
+    ----------
+    path : Path
+        A Parquet file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With the labels of its rows as index; see `plain_columns`.
+    """
+    import pandas as pd
+
+    return plain_columns(pd.read_parquet(path))
+
+
 def spell_flags(table: pd.DataFrame) -> pd.DataFrame:
     """Convert flags to True, False and missing, as CSV files and pages have them.
 
@@ -115,6 +137,8 @@ def to_frame(values: np.ndarray, rows: pd.Index, columns: pd.Index) -> pd.DataFr
     pandas.DataFrame
         float64, NaN for everything that is not finite.
     """
+    import pandas as pd
+
     return pd.DataFrame(finite_column(values), index=rows, columns=columns)
 
 
@@ -198,6 +222,8 @@ def seed_agreement(frames: Sequence[pd.DataFrame]) -> float:
 
 def _list_pairs(S: pd.DataFrame, values: np.ndarray, one: np.ndarray, two: np.ndarray) -> pd.DataFrame:
     """List the defined ones of the pairs at positions `one`, `two` as feature, other, similarity."""
+    import pandas as pd
+
     similarity = values[one, two]
     keep = np.isfinite(similarity)
     columns = {"feature": S.columns[one[keep]], "other": S.columns[two[keep]], "similarity": similarity[keep]}
