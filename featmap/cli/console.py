@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,19 @@ from rich.text import Text
 from featmap.image_shape import format_size
 
 if TYPE_CHECKING:
-    from featmap.runs.estimate import Estimate
+    from featmap.runs.estimate import Estimate, Part
     from featmap.runs.job import Job
 
 REPORT_INTERVAL = 30.0
 """Seconds between two progress lines where there is no terminal to draw bars on."""
+FIRST_REPORT = 3.0
+"""Seconds of measured work after which the first progress line says how long the whole run will take."""
+EARLY = 10.0
+"""Seconds of steps up to which all of them tell the speed, and not their later half alone."""
+PRIOR = 1.0
+"""Seconds that the pace measured beforehand weighs against the parts whose time is known."""
+DESCENTS = "maximising"
+"""Name of the descents, as `featmap.runs.progress` has it."""
 MARK_INTERVAL = 1.0
 """Seconds between two records of the progress, from which the speed is computed."""
 TABLE_WIDTH = 100_000
@@ -81,13 +91,18 @@ def table_lines(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> 
 class ProgressBars:
     """Watcher that shows progress bars, or plain lines where there is no terminal.
 
+    The time left is that of the whole run. Steps are timed while they run; what the parts after them take was foretold
+    (`featmap.runs.estimate.Part`), and is corrected by those that have ended.
+
     Parameters
     ----------
     console : rich.console.Console, optional
         Where to show them. None takes `err`.
+    parts : sequence of Part, default ()
+        Parts of the run, in their order; of parts that are not listed no time is foretold.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, parts: Sequence[Part] = ()) -> None:
         self.console = console or err()
         self.live = self.console.is_terminal
         columns = (
@@ -102,10 +117,11 @@ class ProgressBars:
         self.progress = Progress(*columns, console=self.console, disable=not self.live)
         self.tasks: dict[str, TaskID] = {}
         self.total = self.done = self.from_store = 0
-        self.report_time = time.monotonic()
+        self.report_time, self.reported = time.monotonic(), False
         self.marks = [(self.report_time, 0)]
         # when a stage began, how far it was then, and how far it is
         self.stages: dict[str, tuple[float, int, int]] = {}
+        self.plan, self.whole = _Plan(parts), ""
 
     def __enter__(self) -> ProgressBars:
         self.progress.start()
@@ -126,6 +142,7 @@ class ProgressBars:
         """
         self.total, self.done, self.from_store = total, done, done
         self.report_time = time.monotonic()
+        self.plan.enter(DESCENTS, self.report_time)
         # stored steps took no time in this process
         self.marks = [(self.report_time, done)]
         if done and done < total:
@@ -144,18 +161,39 @@ class ProgressBars:
         count : int, default 1
             Number of steps.
         """
+        now, detail = time.monotonic(), f"activation {activation:.3g}"
         self.done += count
-        detail = f"activation {activation:.3g}"
-        self.progress.update(self.tasks["descent"], advance=count, detail=detail)
-        now = time.monotonic()
-        if now - self.marks[-1][0] > MARK_INTERVAL:
+        self.plan.touch(now)
+        if self.done == self.from_store + count:
+            self.marks = [(now, self.done)]  # before the first step ends, the network is prepared
+        elif now - self.marks[-1][0] > MARK_INTERVAL:
             self.marks.append((now, self.done))
-        if not self.live and now - self.report_time > REPORT_INTERVAL:
-            self.report_time = now
-            # the later half of the steps tells the speed: the first ones are slow, and other work comes and goes
-            then, done = next(m for m in reversed(self.marks) if m[1] <= (self.from_store + self.done) / 2)
-            left = (now - then) / (self.done - done) * (self.total - self.done)
-            self.note(f"maximising {100 * self.done / self.total:.0f} %, {detail}, about {left / 60:.1f} minutes left")
+            if self.live and self.plan.parts:
+                self.whole = f", {format_seconds(self._steps_left(now) + self.plan.after())} left in all"
+        self.progress.update(self.tasks["descent"], advance=count, detail=detail + self.whole)
+        if not self.live and self.done > self.marks[0][1] and self._is_due(now, self.marks[0][0]):
+            left = format_seconds(self._steps_left(now) + self.plan.after())
+            self.note(f"maximising {100 * self.done / self.total:.0f} %, {detail}, about {left} left")
+
+    def _is_due(self, now: float, begun: float) -> bool:
+        """Decide whether it is time for a progress line, and note that one is printed."""
+        due = now - max(begun, self.report_time) > REPORT_INTERVAL or (
+            not self.reported and now - begun >= FIRST_REPORT
+        )
+        if due:
+            self.report_time, self.reported = now, True
+        return due
+
+    def _steps_left(self, now: float) -> float:
+        """Estimate the seconds of the steps that are left."""
+        first, at = self.marks[0], self.done
+        if now - first[0] > EARLY:
+            # the later half of the steps tells the speed: other work comes and goes
+            half = (self.from_store + self.done) / 2
+            first = next((m for m in reversed(self.marks) if m[1] <= half), first)
+        if at > first[1]:
+            self.plan.step_seconds = (now - first[0]) / (at - first[1])
+        return self.plan.step_seconds * (self.total - at)
 
     def landed(self) -> None:
         """Ignore a stored work unit: its steps have moved the bar already."""
@@ -170,20 +208,24 @@ class ProgressBars:
         done, total : int
             Finished parts, and all parts.
         """
+        now = time.monotonic()
+        start, before, latest = self.stages.get(name, (now, done, done))
+        if name not in self.stages or done < latest:  # the stage may begin again, as it does for each layer of a map
+            self.plan.enter(name, now, done / max(total, 1))
+            start, before = now, done
+        self.stages[name] = start, before, done
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, detail="")
             if not self.live:
-                self.note(name)
-        now = time.monotonic()
-        start, before, latest = self.stages.get(name, (now, done, done))
-        if done < latest:  # the stage begins again, as it does for each layer of a map
-            start, before = now, done
-        self.stages[name] = start, before, done
+                known = self.plan.is_at(name) and done < total
+                left = self.plan.left(now, 0.0) + self.plan.after() if known else 0.0
+                self.note(f"{name}, about {format_seconds(left)} left" if left >= 1 else name)
+                self.reported = self.reported or left >= 1
         self.progress.update(self.tasks[name], completed=done, total=total)
-        if not self.live and before < done < total and now - max(start, self.report_time) > REPORT_INTERVAL:
-            self.report_time = now
-            left = (now - start) / (done - before) * (total - done)
-            self.note(f"{name} {100 * done / total:.0f} %, about {left / 60:.1f} minutes left")
+        if not self.live and before < done < total and self._is_due(now, start):
+            own = (now - start) / (done - before) * (total - done)
+            left = (self.plan.left(now, own) if self.plan.is_at(name) else own) + self.plan.after()
+            self.note(f"{name} {100 * done / total:.0f} %, about {format_seconds(left)} left")
 
     def note(self, text: str) -> None:
         """Print a line above the bars.
@@ -196,13 +238,88 @@ class ProgressBars:
         self.console.print(text)
 
 
-def run_with_progress(work: Callable[[Any], Any]) -> Any:
+class _Plan:
+    """The parts of a run: which one is at work, and how long those after it will take."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts, self.at = tuple(parts), -1
+        self.step_seconds = 0.0
+        # when the present part began, and the last sign of life
+        self.begun = self.latest = time.monotonic()
+        # of the parts that have ended: seconds at pace 1, and those that they took
+        self.expected = self.took = 0.0
+        self._pace: float | None = None
+
+    def enter(self, name: str, now: float, share: float = 0.0) -> None:
+        """Go on to the next part of that name, of which a share is done; nothing happens where there is none."""
+        following = [k for k in range(self.at + 1, len(self.parts)) if self.parts[k].name == name]
+        if not following:
+            self.touch(now)
+            return
+        descended = self.at >= 0 and bool(self.parts[self.at].steps)
+        # parts without news of their own have passed meanwhile; those after descents began when the last step ended
+        passed = math.fsum(one.seconds for one in self.parts[self.at + descended : following[0]]) if self.at >= 0 else 0
+        begun, own = self.latest if descended else self.begun, share * self.parts[following[0]].seconds
+        ratio = (now - begun) / (passed + own) if passed + own else 0.0
+        self.expected += passed
+        self.took += ratio * passed
+        self.at, self.begun = following[0], now - ratio * own
+        self.touch(now)
+
+    def touch(self, now: float) -> None:
+        """Note a sign of life."""
+        self.latest = now
+
+    def is_at(self, name: str) -> bool:
+        """Check whether a part of known seconds is at work."""
+        return self.at >= 0 and self.parts[self.at].name == name and self.parts[self.at].seconds > 0
+
+    @property
+    def factor(self) -> float:
+        """Seconds of a part for each second at pace 1: as measured beforehand, then as the parts have taken."""
+        if self._pace is None:
+            from featmap.runs.estimate import measure_pace
+
+            self._pace = measure_pace()
+        return (self.took + PRIOR * self._pace) / (self.expected + PRIOR)
+
+    def left(self, now: float, own: float) -> float:
+        """Estimate what the present part will still take; `own` is what its own progress says."""
+        left = self.factor * self.parts[self.at].seconds - (now - self.begun)
+        return left if left > 0 else own
+
+    def after(self) -> float:
+        """Estimate the seconds of the parts after the present one."""
+        rest = self.parts[self.at + 1 :]
+        seconds = math.fsum(one.seconds for one in rest)
+        return self.step_seconds * sum(one.steps for one in rest) + (self.factor * seconds if seconds else 0.0)
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a length of time.
+
+    Parameters
+    ----------
+    seconds : float
+        Seconds, 0 or more.
+
+    Returns
+    -------
+    str
+        Seconds below two minutes, else minutes.
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
+def run_with_progress(work: Callable[[Any], Any], parts: Sequence[Part] = ()) -> Any:
     """Run a function with progress bars, and print the warnings it raises as notes.
 
     Parameters
     ----------
     work : callable
         Takes the watcher.
+    parts : sequence of Part, default ()
+        Parts of the run, for the time that is left.
 
     Returns
     -------
@@ -211,7 +328,7 @@ def run_with_progress(work: Callable[[Any], Any]) -> Any:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        with ProgressBars() as bars:
+        with ProgressBars(parts=parts) as bars:
             result = work(bars)
     for text in dict.fromkeys(str(w.message) for w in caught if w.category.__module__.startswith("featmap")):
         bars.note(f"note: {text}")
@@ -230,10 +347,9 @@ def print_estimate(estimate: Estimate, work: str, folder: Path) -> None:
     folder : Path
         Run folder that it would be written to.
     """
-    seconds = estimate.start + estimate.seconds
-    minutes = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+    seconds = format_seconds(estimate.start + estimate.seconds + estimate.later)
     out().print(
-        f"{work}: about {minutes}, {estimate.memory / 1e9:.1f} GB of memory, {estimate.disk / 1e6:,.0f} MB on disk "
+        f"{work}: about {seconds}, {estimate.memory / 1e9:.1f} GB of memory, {estimate.disk / 1e6:,.0f} MB on disk "
         f"({estimate.free / 1e9:,.1f} GB free); it would go to {folder}"
     )
 
@@ -248,10 +364,11 @@ def print_dry_run(job: Job, folder: Path | None) -> None:
     folder : Path or None
         Run folder. None is the job's own.
     """
-    from featmap.runs.estimate import estimate
+    from featmap.runs.estimate import estimate, image_parts, later_seconds
 
     folder = folder or job.default_folder()
-    print_estimate(estimate(job, folder), describe_job(job), folder)
+    found = estimate(job, folder)
+    print_estimate(replace(found, later=later_seconds(image_parts(job))), describe_job(job), folder)
 
 
 def describe_job(job: Job) -> str:

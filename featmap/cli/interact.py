@@ -219,7 +219,9 @@ def _screen(job: ScreeningJob, settings: Execution, dry_run: bool) -> None:
         console.print_estimate(screening.estimate_screening(job, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
-    result = console.run_with_progress(lambda watcher: screening.carry_out(job, run, settings.with_watcher(watcher)))
+    result = console.run_with_progress(
+        lambda watcher: screening.carry_out(job, run, settings.with_watcher(watcher)), screening.screening_parts(job)
+    )
     for line in result.lines():
         console.out().print(line)
     console.out().print(f"result: {run.folder} (screening.png, predictors.csv, predicted.parquet, check/, top/)")
@@ -229,7 +231,7 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
     """Carry out the joint descents of a job, or estimate them."""
     from featmap.cli import console
     from featmap.interaction import run as joint
-    from featmap.interaction.estimate import estimate_joint
+    from featmap.interaction.estimate import estimate_joint, joint_parts
     from featmap.runs import lifecycle
 
     if dry_run:
@@ -239,7 +241,9 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
         console.print_estimate(estimate_joint(job, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
-    result = console.run_with_progress(lambda watcher: joint.carry_out(job, run, settings.with_watcher(watcher)))
+    result = console.run_with_progress(
+        lambda watcher: joint.carry_out(job, run, settings.with_watcher(watcher)), joint_parts(job)
+    )
     for line in joint.describe(job, result):
         console.out().print(line)
     for note in result.notes:

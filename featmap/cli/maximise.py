@@ -99,6 +99,7 @@ def maximise(
     """Make maximising images of features, neurons, layers or sums."""
     from featmap.cli import console
     from featmap.runs import lifecycle
+    from featmap.runs.estimate import image_parts
     from featmap.runs.maximise import Extras, maximise_job, summarise_images, write_images
     from featmap.runs.worker import Worker
 
@@ -126,7 +127,7 @@ def maximise(
                 write_images(job, run, watcher)
                 lifecycle.complete(job, run)
 
-    console.run_with_progress(work)
+    console.run_with_progress(work, image_parts(job))
     console.out().print(summarise_images(run.folder))
     more = ["facets.png", "facets.pdf", "facets.csv", "facets/"] if facets else []
     files = ["features.png", "features.pdf", "images.csv", "images/", *more, "arrays.zarr"]

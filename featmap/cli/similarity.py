@@ -234,7 +234,7 @@ def similarity(
         folder, words = settings.out or job.default_folder(), [console.describe_job(job)] if job.objectives else []
         if isinstance(job, PhotographJob):
             words.append(f"{len(job.photographs):,} photographs")
-        console.print_estimate(mapping.estimate(job, folder), ", ".join(words), folder)
+        console.print_estimate(mapping.estimate(job, folder, atlas), ", ".join(words), folder)
         return
     run = lifecycle.open_run(job, settings.out)
     if len(job.shown) < len(job.objectives):
@@ -242,7 +242,10 @@ def similarity(
             f"note: {len(job.shown)} features are shown; the images of all {len(job.objectives)} of "
             f"{' and '.join(job.layers)} are stimuli (--stimuli shown: fewer images, quicker, another similarity)"
         )
-    maps = console.run_with_progress(lambda watcher: mapping.carry_out(job, run, shown, settings.with_watcher(watcher)))
+    maps = console.run_with_progress(
+        lambda watcher: mapping.carry_out(job, run, shown, settings.with_watcher(watcher)),
+        mapping.list_parts(job, atlas),
+    )
     for line in maps.lines():
         console.out().print(line)
     files = cross_tables.main_files(run, maps)

@@ -45,7 +45,7 @@ def validate(
         return
     if plan.reason and null_seeds:
         console.err().print(f"note: no null model with random weights: {plan.reason}")
-    result = console.run_with_progress(lambda watcher: validation.carry_out(plan, watcher))
+    result = console.run_with_progress(lambda watcher: validation.carry_out(plan, watcher), validation.list_parts(plan))
     for line in validation.describe(result):
         console.out().print(line)
     console.out().print(f"result: {plan.folder} (validation.md, figures.csv, features.csv, agreement.png)")

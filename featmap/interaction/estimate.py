@@ -9,8 +9,12 @@ from featmap.optimize.objective import Objective
 from featmap.runs import lifecycle
 from featmap.runs.estimate import (
     Estimate,
+    Part,
+    descents,
     estimate_process_memory,
     estimate_seconds,
+    later_seconds,
+    part,
     probe_seconds,
     start_seconds,
 )
@@ -19,6 +23,23 @@ from featmap.stats.interaction import simplex_lattice
 SOLO_PASSES, JOINT_PASSES = 4, 5
 """Images that the untouched network is shown for each descent: the result, the null image and mixtures; those of the
 blends of solo images come on top."""
+
+
+def joint_parts(job: JointJob) -> list[Part]:
+    """List the parts of a run of joint descents, in their order.
+
+    Parameters
+    ----------
+    job : JointJob
+        The checked job.
+
+    Returns
+    -------
+    list of Part
+        Descents, statistics, and the report of a group or of pairs.
+    """
+    report = part("matrices", len(job.groups)) if job.is_pairs else part("panel", job.members)
+    return [descents(job), part("statistics", len(job.joints)), report]
 
 
 def estimate_joint(job: JointJob, folder: Path) -> Estimate:
@@ -50,4 +71,5 @@ def estimate_joint(job: JointJob, folder: Path) -> Estimate:
         int(1.1 * job.array_bytes),
         lifecycle.free_space(folder),
         started,
+        later_seconds(joint_parts(job)),
     )

@@ -23,7 +23,7 @@ from featmap import image_ops
 from featmap.interaction import report
 from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
-from featmap.interaction.estimate import estimate_joint
+from featmap.interaction.estimate import estimate_joint, joint_parts
 from featmap.interaction.groups import LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
 from featmap.interaction.run import DEFAULT_RECIPE, Interaction
@@ -49,7 +49,7 @@ from featmap.plotting.scatter import predictor_scores
 from featmap.runs import lifecycle, output
 from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
-from featmap.runs.estimate import Estimate
+from featmap.runs.estimate import Estimate, Part, descents, later_seconds, part
 from featmap.runs.estimate import estimate as estimate_descents
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.runs.progress import Watcher
@@ -126,6 +126,23 @@ class Screening:
         return lines
 
 
+def screening_parts(job: ScreeningJob) -> list[Part]:
+    """List the parts of a screening, in their order.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        The checked job.
+
+    Returns
+    -------
+    list of Part
+        The solo runs, the random pairs, the predictors, the top pairs and the report.
+    """
+    check, top = (joint_parts(exact_job(job, pairs)) for pairs in representative_pairs(job))
+    return [descents(job), *check, part("gradients", len(job.objectives)), *top, part("screening", len(job.pairs))]
+
+
 def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
     """Estimate a screening: its solo runs, the random pairs and the top ones.
 
@@ -151,6 +168,7 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
         sum(part.disk for part in parts),
         solos.free,
         solos.start,
+        later_seconds(screening_parts(job)),
     )
 
 

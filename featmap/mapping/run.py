@@ -46,7 +46,7 @@ from featmap.runs import estimate as estimates
 from featmap.runs import lifecycle, probe
 from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
-from featmap.runs.estimate import Estimate
+from featmap.runs.estimate import ATLAS, CLUSTERS, TABLES, Estimate, Part, part
 from featmap.runs.job import Job, Selection
 from featmap.runs.manifest import SIMILARITY, is_run
 from featmap.runs.progress import Watcher
@@ -365,7 +365,51 @@ def _write_photograph_crossings(
         maps.summary["photograph_crossings"] = entries  # of a single layer this is the summary of its map, too
 
 
-def estimate(job: Job, folder: Path) -> Estimate:
+def list_parts(job: Job, atlas: bool = False) -> list[Part]:
+    """List the parts of a similarity run, in their order.
+
+    Parameters
+    ----------
+    job : Job
+        The checked job.
+    atlas : bool, default False
+        Whether an atlas is made.
+
+    Returns
+    -------
+    list of Part
+        Descents, analysis, tables and figures, and pages.
+    """
+    parts = [estimates.descents(job)] if job.objectives else []
+    has_photographs = isinstance(job, PhotographJob)
+    if has_photographs:
+        parts.append(Part(PHOTOGRAPHS))  # timed while it runs
+    if large.is_large(job):  # of whole networks nothing but descents and responses is foretold
+        return parts
+    shown = {layer: sum(f.rpartition(":")[0] == layer for f in job.shown) for layer in job.layers}
+    wide = {layer: job.network.layer(layer, job.recipe.size).channels for layer in job.layers}
+    images = {layer: len(job.features_of(layer)) for layer in job.layers if job.objectives}
+    parts += [part(CLUSTERS, count) for count in images.values()]
+    pairs = len(job.layers) * len(job.responses) - len(job.layers)
+    if pairs and job.objectives:
+        parts.append(part("layer pairs and floors", pairs))
+    for layer in job.layers if has_photographs else ():
+        parts.append(part("clusters and nulls of photographs", wide[layer]))
+        if images:
+            parts.append(part("agreement with photographs, and its ceiling", images[layer]))
+    for layer in job.layers:
+        if has_photographs:
+            parts.append(part("tables and figures of photographs", shown[layer]))
+        if images:
+            parts.append(part(TABLES, shown[layer]))
+        if has_photographs:
+            parts.append(part("examples", min(shown[layer], examples.PAGE_ROWS)))
+    if pairs:
+        parts.append(part("cross-layer tables and figures", pairs))
+    return [*parts, *(part(ATLAS, count) for count in shown.values() if atlas)]
+
+
+def estimate(job: Job, folder: Path, atlas: bool = False) -> Estimate:
     """Estimate a similarity job, with its photographs.
 
     One batch of photographs is read and measured, and extrapolated.
@@ -376,14 +420,17 @@ def estimate(job: Job, folder: Path) -> Estimate:
         The checked job.
     folder : Path
         Run folder of the job; nothing is written.
+    atlas : bool, default False
+        Whether an atlas is made.
 
     Returns
     -------
     Estimate
         Time, memory and disk.
     """
+    later = estimates.later_seconds(list_parts(job, atlas))
     if not isinstance(job, PhotographJob):
-        return estimates.estimate(job, folder)
+        return replace(estimates.estimate(job, folder), later=later)
     of_images = (
         estimates.estimate(job, folder)
         if job.makes_images
@@ -398,7 +445,10 @@ def estimate(job: Job, folder: Path) -> Estimate:
         # a batch is padded: a short one takes the time of a full one
         seconds = (time.perf_counter() - start) / count * len(job.photographs)
     memory = psutil.Process().memory_info().rss + memory_needed(job)
-    return replace(of_images, seconds=of_images.seconds + seconds, memory=max(of_images.memory, memory))
+    # the time of the start is that until the first estimate, which measures the descents
+    start = of_images.start if job.makes_images else estimates.start_seconds()
+    memory = max(of_images.memory, memory)
+    return replace(of_images, seconds=of_images.seconds + seconds, memory=memory, start=start, later=later)
 
 
 def memory_needed(job: PhotographJob) -> int:

@@ -1,14 +1,21 @@
-"""Estimate the time, memory and disk space of a job from a few measured steps."""
+"""Estimate the time, memory and disk space of a job: descents from a few measured steps, what follows from its size.
+
+Tables, figures and pages cannot be measured before there is anything to draw. What they take was measured once
+(`COSTS`), on a machine on which a small piece of similar work (`_rehearse`) was timed as well. That piece is done again
+when an estimate is made, so that a slower machine, or a busy one, is foretold longer times.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
+import numpy as np
 import psutil
 import torch
 
@@ -17,18 +24,202 @@ from featmap.optimize import limits
 from featmap.optimize.batch import Batches
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import frame_steps
+from featmap.optimize.recipe import Octave
 from featmap.optimize.responses import Probe
 from featmap.runs import lifecycle
 from featmap.runs.device import deterministic_settings
+from featmap.runs.engine import WorkUnit
 from featmap.runs.job import BaseJob, Job
+from featmap.runs.progress import DESCENTS, Silent
+from featmap.runs.worker import Worker
 from featmap.stats import blockwise, facets
 
 MAX_GROUPS = 6
 """Sets of layers that are measured; of more sets a sample is measured and extrapolated."""
-WARM_UP, MEASURED_STEPS = 2, 5
-"""Steps that are not timed, because the first ones allocate memory, and steps whose median is taken."""
+WARM_UP, MEASURED_STEPS, MOST_STEPS = 2, 5, 40
+"""Steps that are not timed, because the first ones allocate memory; the least and the largest number that are."""
+MEASURED_SECONDS = 0.5
+"""Seconds of steps that are timed, where `MOST_STEPS` take as long: in less, other processes may have come or gone."""
+SLOWEST = 0.1
+"""Share of the steps, at least one, that is left out as held up. Of the others the mean is taken, not the median: on a
+busy machine steps that share their core with another process are as common as those that do not."""
 LONGEST_START = 120.0
 """Seconds from the start of a process up to which they count as the start of the command, not of a session."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that a part of a run takes at pace 1, see `measure_pace`.
+
+    Parameters
+    ----------
+    fixed : float
+        Seconds whatever the size; imports among them.
+    each : float, default 0.0
+        Seconds for each item, such as a feature.
+    pair : float, default 0.0
+        Seconds for each pair of items.
+    """
+
+    fixed: float
+    each: float = 0.0
+    pair: float = 0.0
+
+    def seconds(self, count: int) -> float:
+        """Compute the seconds of a number of items.
+
+        Parameters
+        ----------
+        count : int
+            Number of items.
+
+        Returns
+        -------
+        float
+            Seconds at pace 1.
+        """
+        return self.fixed + count * (self.each + count * self.pair)
+
+
+REHEARSAL = 0.0065
+"""Seconds that `_rehearse` takes at pace 1."""
+PACE_SECONDS = 0.2
+"""Least seconds that the pace is measured for."""
+IMAGES, CLUSTERS, TABLES, ATLAS = "pictures", "clusters and nulls", "tables and figures", "atlas"
+"""Parts of several commands, by the names that watchers receive."""
+COSTS = {
+    IMAGES: Cost(1.56, 0.023),
+    CLUSTERS: Cost(0.455, 0.022, 6e-05),
+    TABLES: Cost(1.46, 0.018),
+    ATLAS: Cost(0.487, 0.0091),
+    "layer pairs and floors": Cost(0.13, 0.13),
+    "clusters and nulls of photographs": Cost(0.455, 0.022, 6e-05),
+    "agreement with photographs, and its ceiling": Cost(0.13, 0.0032),
+    "tables and figures of photographs": Cost(1.23, 0.018),
+    "examples": Cost(1.95, 0.83),
+    "cross-layer tables and figures": Cost(0.325, 0.33),
+    "statistics": Cost(0.013, 0.042),
+    "matrices": Cost(3.9, 0.065),
+    "panel": Cost(1.3),
+    "gradients": Cost(0.325, 0.019),
+    "screening": Cost(0.52),
+    "statistics with photographs": Cost(0.325, 0.0065),
+    "permuted": Cost(0.65, 0.0065),
+    "panels": Cost(0.325, 0.065),
+}
+"""Processor seconds of the parts that follow the descents, measured with `python -m analyses.benchmarks.parts`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run that is still to come.
+
+    Parameters
+    ----------
+    name : str
+        Name that watchers receive, see `featmap.runs.progress.Watcher.stage`.
+    seconds : float, default 0.0
+        Seconds that it takes at pace 1.
+    steps : int, default 0
+        Steps of descents; they are timed while they run.
+    """
+
+    name: str
+    seconds: float = 0.0
+    steps: int = 0
+
+
+def part(name: str, count: int, times: int = 1) -> Part:
+    """Estimate a part from the number of its items.
+
+    Parameters
+    ----------
+    name : str
+        One of `COSTS`.
+    count : int
+        Number of items.
+    times : int, default 1
+        Number of parts of this size that are done in one go.
+
+    Returns
+    -------
+    Part
+        With its seconds at pace 1.
+    """
+    return Part(name, times * COSTS[name].seconds(count))
+
+
+def descents(job: BaseJob, times: int = 1) -> Part:
+    """Count the steps of a job's descents.
+
+    Parameters
+    ----------
+    job : BaseJob
+        The job.
+    times : int, default 1
+        Number of such jobs.
+
+    Returns
+    -------
+    Part
+        With its steps, as watchers count them.
+    """
+    return Part(DESCENTS, steps=times * job.steps_per_unit * sum(1 for unit in job.work_units() if unit.last))
+
+
+def image_parts(job: Job) -> tuple[Part, ...]:
+    """List the parts of a run of `maximise`.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    tuple of Part
+        In their order.
+    """
+    return descents(job), part(IMAGES, len(job.objectives) * max(1, job.facets))
+
+
+def _rehearse() -> int:
+    """Do a small piece of what analysis, tables and figures consist of: the interpreter, arrays and compression."""
+    table = {k: (k % 7, str(k)) for k in range(4000)}
+    text = ",".join(f"{number + len(name):.3f}" for number, name in table.values())
+    values = np.sort(np.arange(60_000.0).reshape(200, 300) * 0.7 % 1.3, axis=1)
+    return len(zlib.compress(text.encode() + (values[::4] @ values[::4].T).tobytes()))
+
+
+def measure_pace() -> float:
+    """Measure how long work takes here and now, as a multiple of the seconds in `COSTS`.
+
+    Returns
+    -------
+    float
+        1 on the machine on which the costs were measured while nothing else ran; more on a slower or busier one.
+    """
+    begun, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - begun < PACE_SECONDS:
+        _rehearse()
+        rounds += 1
+    return (time.perf_counter() - begun) / rounds / REHEARSAL
+
+
+def later_seconds(parts: Sequence[Part]) -> float:
+    """Estimate what the parts take that are not measured.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        Parts of a run; those that have steps count for nothing.
+
+    Returns
+    -------
+    float
+        Seconds on this machine, as busy as it is.
+    """
+    return measure_pace() * math.fsum(one.seconds for one in parts)
 
 
 @dataclass(frozen=True)
@@ -47,6 +238,8 @@ class Estimate:
         Bytes that are free on the disk.
     start : float, default 0.0
         Seconds that the command takes before it computes.
+    later : float, default 0.0
+        Seconds of the analysis, tables, figures and pages that follow.
     """
 
     seconds: float
@@ -54,6 +247,7 @@ class Estimate:
     disk: int
     free: int
     start: float = 0.0
+    later: float = 0.0
 
 
 def estimate(job: Job, folder: Path) -> Estimate:
@@ -83,7 +277,7 @@ def estimate(job: Job, folder: Path) -> Estimate:
     seconds = share * estimate_seconds(job, batches, job.start) * facets.count_passes(job.facets)
     count = len(job.seeds) * -(-len(job.objectives) // job.recipe.rows)
     seconds += count * _frame_seconds(job)
-    seconds += (count + len(job.seeds)) * probe_seconds(job, min(job.recipe.rows, len(job.objectives)))
+    seconds += _rest_seconds(job, count)
     memory = estimate_process_memory(job) + _frame_bytes(job)
     if blockwise.is_large([len(group) for group in groups.values()]):
         memory = max(memory, psutil.Process().memory_info().rss + blockwise.memory_needed(len(job.objectives)))
@@ -138,17 +332,75 @@ def _batch_seconds(
     descender.prepared_module(layers, recipe.size, recipe.precision, smallest(recipe.sizes))
     once, each = time.perf_counter() - begun, 0.0
     for octave in recipe.octaves:
-        short = replace(recipe, octaves=(replace(octave, steps=WARM_UP + MEASURED_STEPS),), rows=rows)
-        stamps: list[float] = []
-
-        def stamp(_: int, means: torch.Tensor, into: list[float] = stamps) -> None:
-            means.cpu()  # a GPU has finished the step only when its result can be read
-            into.append(time.perf_counter())
-
-        descender.descend(objectives, short, job.seeds[0], start, stamp)
-        # the median: other work on the machine may hold up some of the steps
-        each += octave.steps * median(after - before for before, after in pairwise(stamps[WARM_UP - 1 :]))
+        count = MEASURED_STEPS
+        took = _time_steps(descender, job, objectives, (octave, rows, count), start)
+        if sum(took) < MEASURED_SECONDS:
+            count = min(MOST_STEPS, math.ceil(MEASURED_SECONDS / max(_mean(took), MEASURED_SECONDS / MOST_STEPS)))
+        if count > MEASURED_STEPS:
+            took = _time_steps(descender, job, objectives, (octave, rows, count), start)
+        each += octave.steps * _mean(took)
     return once, each
+
+
+def _time_steps(
+    descender: Batches,
+    job: BaseJob,
+    objectives: Sequence[Objective],
+    chosen: tuple[Octave, int, int],
+    start: torch.Tensor | None,
+) -> list[float]:
+    """Measure the seconds of steps of an octave, in a batch of some rows."""
+    octave, rows, count = chosen
+    short = replace(job.recipe, octaves=(replace(octave, steps=WARM_UP + count),), rows=rows)
+    stamps: list[float] = []
+
+    def stamp(_: int, means: torch.Tensor) -> None:
+        means.cpu()  # a GPU has finished the step only when its result can be read
+        stamps.append(time.perf_counter())
+
+    descender.descend(objectives, short, job.seeds[0], start, stamp)
+    return [after - before for before, after in pairwise(stamps[WARM_UP - 1 :])]
+
+
+def _mean(took: Sequence[float]) -> float:
+    """Compute the mean without the slowest steps."""
+    kept = sorted(took)[: max(1, len(took) - max(1, round(SLOWEST * len(took))))]
+    return math.fsum(kept) / len(kept)
+
+
+class _Stopwatch(Silent):
+    """Watcher that notes when steps end."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+
+    def step(self, activation: float, count: int = 1) -> None:
+        """Note the time.
+
+        Parameters
+        ----------
+        activation : float
+            Mean over the batch.
+        count : int, default 1
+            Steps since the last call.
+        """
+        self.stamps.append(time.perf_counter())
+
+
+def _rest_seconds(job: Job, count: int) -> float:
+    """Measure what batches take besides their steps: the noise, the responses, and the status of each image."""
+    (*_, last), steps = job.recipe.octaves, 3
+    short = replace(job.recipe, octaves=(replace(last, steps=steps),))
+    watch, rest = _Stopwatch(), list[float]()
+    with deterministic_settings():
+        worker = Worker(replace(job, recipe=short, frames=0, facets=0), watch)
+        unit = WorkUnit(job.seeds[0], 0, min(job.recipe.rows, len(job.objectives)))
+        for _ in range(min(count, 2)):  # the first batch allocates memory, and computes the null image's responses
+            watch.stamps, begun = [], time.perf_counter()
+            worker.make(unit)
+            step = (watch.stamps[-1] - watch.stamps[0]) / (len(watch.stamps) - 1) if len(watch.stamps) > 1 else 0.0
+            rest.append(max(0.0, time.perf_counter() - begun - steps * step))
+    return rest[0] + (count - 1) * rest[-1]
 
 
 def estimate_process_memory(job: BaseJob) -> int:

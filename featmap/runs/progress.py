@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+DESCENTS = "maximising"
+"""Name of the descents among the parts of a run."""
+
 
 class Watcher(Protocol):
     """Interface for progress callbacks."""

@@ -33,7 +33,7 @@ from featmap.report import atlas
 from featmap.runs import device, integrity, lifecycle
 from featmap.runs import estimate as estimates
 from featmap.runs.engine import HERE, Execution
-from featmap.runs.estimate import Estimate
+from featmap.runs.estimate import ATLAS, CLUSTERS, TABLES, Estimate, Part, descents, later_seconds, part
 from featmap.runs.job import Job, Selection
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, SIMILARITY, is_run, translate_read_errors
 from featmap.runs.progress import Watcher
@@ -148,8 +148,7 @@ def _plan(
             f"seeds {seeds}, null seeds {null_seeds}: give 2 seeds or more (the default is {SEEDS}) and 0 null seeds "
             f"or more, {MAX_SEEDS:,} at most"
         )
-    run_seeds = job.seeds
-    next_seed = max(run_seeds) + 1
+    run_seeds, next_seed = job.seeds, max(job.seeds) + 1
     listed = list_photographs(photographs)
     if listed is not None:
         check_photograph_channels(network.channels)
@@ -230,8 +229,8 @@ def similarity_jobs(plan: ValidationPlan) -> list[tuple[Job, Path]]:
     job = replace(without_photographs(plan.job), responses=tuple(plan.job.layers), facets=0)
     jobs = [(replace(job, seeds=(s,)), plan.folder / f"seed-{s}") for s in plan.seeds if s not in plan.job.seeds]
     if plan.random is not None:
-        null = replace(job, network=plan.random)
-        jobs += [(replace(null, seeds=(s,)), plan.folder / "random" / f"seed-{s}") for s in plan.null_seeds]
+        null, random = replace(job, network=plan.random), plan.folder / "random"
+        jobs += [(replace(null, seeds=(s,)), random / f"seed-{s}") for s in plan.null_seeds]
     return jobs
 
 
@@ -253,8 +252,7 @@ def carry_out(plan: ValidationPlan, watcher: Watcher) -> Validation:
     """
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
-    listed = plan.photographs
-    photographs = None if listed is None else decode_photographs(listed, plan.skip_broken, watcher)
+    photographs = None if plan.photographs is None else decode_photographs(plan.photographs, plan.skip_broken, watcher)
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
     with registered, Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
@@ -384,8 +382,33 @@ def describe(validation: Validation) -> list[str]:
     ]
 
 
+def list_parts(plan: ValidationPlan) -> list[Part]:
+    """List the parts of a validation, in their order.
+
+    Parameters
+    ----------
+    plan : ValidationPlan
+        The validation.
+
+    Returns
+    -------
+    list of Part
+        Descents that are missing, statistics of both networks, and what is drawn.
+    """
+    parts = [descents(job) for job, folder in similarity_jobs(plan) if not _is_complete(folder)]
+    counts = {layer: len(plan.job.features_of(layer)) for layer in plan.job.layers}
+    kind = "statistics" if plan.photographs is None else "statistics with photographs"
+    for network in ("trained", "random weights") if plan.random is not None else ("trained",):
+        for layer, count in counts.items():
+            nulls = part("permuted" if network == "trained" else CLUSTERS, count)
+            parts.append(Part(f"statistics of {layer}, {network}", part(kind, count).seconds + nulls.seconds))
+    shown = {layer: sum(f.rpartition(":")[0] == layer for f in plan.job.shown) for layer in counts}
+    drawn = ["panels"] * (plan.photographs is not None) + [TABLES] + [ATLAS] * bool(plan.run.manifest.atlas)
+    return [*parts, *(part(name, count) for name in drawn for count in shown.values())]
+
+
 def estimate_validation(plan: ValidationPlan) -> tuple[Estimate, str]:
-    """Estimate the descents that are missing of a validation.
+    """Estimate a validation: the descents that are missing, and what follows.
 
     Parameters
     ----------
@@ -399,11 +422,11 @@ def estimate_validation(plan: ValidationPlan) -> tuple[Estimate, str]:
     str
         Number of maps and their settings, in words.
     """
-    missing = [(job, folder) for job, folder in similarity_jobs(plan) if not _is_complete(folder)]
-    of_one = estimates.estimate(plan.job if not missing else missing[0][0], plan.folder)
-    count = len(missing)
+    missing = [job for job, folder in similarity_jobs(plan) if not _is_complete(folder)]
+    of_one, count = estimates.estimate(missing[0] if missing else plan.job, plan.folder), len(missing)
     words = f"{count} maps of {len(plan.job.objectives)} images to make, {plan.job.recipe.steps} steps"
-    return replace(of_one, seconds=of_one.seconds * count, disk=of_one.disk * count), words
+    seconds, later = of_one.seconds * count, later_seconds(list_parts(plan))
+    return replace(of_one, seconds=seconds, disk=of_one.disk * count, later=later), words
 
 
 def _is_complete(folder: Path) -> bool:
