@@ -397,7 +397,7 @@ def list_parts(plan: ValidationPlan) -> list[Part]:
     """
     parts = [descents(job) for job, folder in similarity_jobs(plan) if not _is_complete(folder)]
     counts = {layer: len(plan.job.features_of(layer)) for layer in plan.job.layers}
-    kind = "statistics" if plan.photographs is None else "statistics with photographs"
+    kind = "evidence" if plan.photographs is None else "evidence with photographs"
     for network in ("trained", "random weights") if plan.random is not None else ("trained",):
         for layer, count in counts.items():
             nulls = part("permuted" if network == "trained" else CLUSTERS, count)

@@ -149,7 +149,7 @@ def test_a_dry_run_counts_the_work_of_facets(tmp_path: Path, capsys: pytest.Capt
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "estimate_seconds", lambda *_: 1.0)
-        patch.setattr(estimate, "probe_seconds", lambda *_: 0.0)
+        patch.setattr(estimate, "_rest_seconds", lambda *_: 0.0)
         seconds = [estimate.estimate(replace(job, facets=n), tmp_path).seconds for n in (0, 2, 5)]
     assert seconds == [1, 4, 10]
     words = ["second:1", "--model", "tests.helpers.tiny:small", "--size", "16", "--steps", "2", "--dry-run"]
