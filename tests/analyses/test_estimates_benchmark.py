@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from analyses.benchmarks import estimates
+from analyses.benchmarks import estimates, parts
+from featmap.cli import console
 from featmap.errors import FeatmapError
+from featmap.runs import estimate
 
 PLAYED = """
 import sys, time
@@ -100,3 +102,28 @@ def test_a_validation_gets_the_run_that_it_validates(monkeypatch: pytest.MonkeyP
     estimates.measure_all(["validation"], None)
     (first, second) = made
     assert first[0] == "similarity" and second[:2] == ("validate", first[-1]) and "--out" not in second
+
+
+def test_parts_are_counted_in_rehearsals(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(parts.time, "process_time", lambda: now[0])
+
+    def wait(seconds: float) -> int:
+        now[0] += seconds
+        return 0
+
+    def command(_: Any) -> None:
+        with console.ProgressBars() as bars:
+            wait(3.0)
+            bars.begin(2, 0)
+            for k in range(4):
+                wait(2.0)
+                bars.stage("clusters", k + 1, 4)
+            wait(1.0)
+        raise SystemExit(0)
+
+    # twice as slow a machine as the one of the costs
+    monkeypatch.setattr(estimate, "_rehearse", lambda: wait(2 * estimate.REHEARSAL))
+    monkeypatch.setattr(parts.app, "main", command)
+    assert parts.measure([]).at_pace_one() == pytest.approx({"start": 1.5, "clusters": 4.0, "end": 0.5})
+    assert console.ProgressBars.__name__ == "ProgressBars"
