@@ -108,8 +108,8 @@ COSTS = {
     "permuted": Cost(1.43, 0.044, 0.00012),
     "panels": Cost(0.325, 0.065),
 }
-"""Processor seconds of the parts that follow the descents, fitted to what `python -m analyses.benchmarks.parts` measured
-of runs of 1 to 512 features; what is drawn for each photograph or pair is less well known than the rest."""
+"""Seconds of the parts that follow the descents, fitted to what `python -m analyses.benchmarks.parts` measures of runs of
+1 to 512 features; what is drawn for each photograph or pair is less well known than the rest."""
 
 
 @dataclass(frozen=True)
