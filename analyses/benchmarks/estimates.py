@@ -18,13 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import psutil
 import typer
 from PIL import Image
 
@@ -180,10 +179,8 @@ def make_photographs(folder: Path) -> Path:
     return folder
 
 
-def measure_all(names: Iterable[str], photographs: Path | None) -> dict[str, Any]:
-    """Measure commands one after the other, in folders that are removed afterwards."""
-    found: dict[str, Any] = {}
-    names = list(names)
+def measure_all(names: Sequence[str], photographs: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure commands one after the other, in folders that are removed afterwards; yield name and numbers of each."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         pictures = photographs or make_photographs(folder / "photographs")
@@ -195,8 +192,7 @@ def measure_all(names: Iterable[str], photographs: Path | None) -> dict[str, Any
             err().print(f"{name}: featmap {' '.join(arguments)}")
             # a validation belongs into its run
             out = () if name == "validation" else ("--out", str(folder / name))
-            found[name] = measure(arguments, out) | {"load": round(os.getloadavg()[0], 2)}
-    return found
+            yield name, measure(arguments, out) | {"load": round(os.getloadavg()[0], 2)}
 
 
 def holds(foretold: float | None, taken: float | None) -> bool | None:
@@ -271,10 +267,12 @@ def main(
         if name not in COMMANDS:
             raise FeatmapError(f"command {name!r} is unknown; allowed: {', '.join(COMMANDS)}")
     rounds = json.loads(out.read_text(encoding="utf-8"))["rounds"] if append and out.is_file() else []
-    commands = measure_all(names, photographs)
+    commands: dict[str, Any] = {}
     rounds.append({"threads": os.environ.get("OMP_NUM_THREADS", ""), "commands": commands})
-    numbers = {"machine": records.describe_machine(), "cores": psutil.cpu_count(), "rounds": rounds}
-    records.write_json(out, numbers)
+    numbers = {"machine": records.describe_machine(), "rounds": rounds}
+    for name, found in measure_all(names, photographs):
+        commands[name] = found
+        records.write_json(out, numbers)
     records.write_table("estimates", format_table(numbers), readme)
     print(format_table(numbers))
 

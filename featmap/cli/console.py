@@ -186,14 +186,15 @@ class ProgressBars:
 
     def _steps_left(self, now: float) -> float:
         """Estimate the seconds of the steps that are left."""
-        first, at = self.marks[0], self.done
+        first = self.marks[0]
         if now - first[0] > EARLY:
             # the later half of the steps tells the speed: other work comes and goes
             half = (self.from_store + self.done) / 2
             first = next((m for m in reversed(self.marks) if m[1] <= half), first)
-        if at > first[1]:
-            self.plan.step_seconds = (now - first[0]) / (at - first[1])
-        return self.plan.step_seconds * (self.total - at)
+        begun, done, whole = (self.plan.work_until(k, self.total) for k in (first[1], self.done, self.total))
+        if done > begun:
+            self.plan.work_seconds = (now - first[0]) / (done - begun)
+        return self.plan.work_seconds * (whole - done)
 
     def landed(self) -> None:
         """Ignore a stored work unit: its steps have moved the bar already."""
@@ -210,7 +211,8 @@ class ProgressBars:
         """
         now = time.monotonic()
         start, before, latest = self.stages.get(name, (now, done, done))
-        if name not in self.stages or done < latest:  # the stage may begin again, as it does for each layer of a map
+        # the stage may begin again, as it does for each layer of a map
+        if name not in self.stages or done < latest or latest >= total:
             self.plan.enter(name, now, done / max(total, 1))
             start, before = now, done
         self.stages[name] = start, before, done
@@ -243,7 +245,8 @@ class _Plan:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts, self.at = tuple(parts), -1
-        self.step_seconds = 0.0
+        # seconds of one unit of the measure of work, or of a step where no work is listed
+        self.work_seconds = 0.0
         # when the present part began, and the last sign of life
         self.begun = self.latest = time.monotonic()
         # of the parts that have ended: seconds at pace 1, and those that they took
@@ -256,7 +259,7 @@ class _Plan:
         if not following:
             self.touch(now)
             return
-        descended = self.at >= 0 and bool(self.parts[self.at].steps)
+        descended = self.at >= 0 and bool(self.parts[self.at].work)
         # parts without news of their own have passed meanwhile; those after descents began when the last step ended
         passed = math.fsum(one.seconds for one in self.parts[self.at + descended : following[0]]) if self.at >= 0 else 0
         begun, own = self.latest if descended else self.begun, share * self.parts[following[0]].seconds
@@ -265,6 +268,14 @@ class _Plan:
         self.took += ratio * passed
         self.at, self.begun = following[0], now - ratio * own
         self.touch(now)
+
+    def work_until(self, step: int, total: int) -> float:
+        """Compute the work of the first steps of the present descents, whose units have equally many steps each."""
+        work = self.parts[self.at].work if self.at >= 0 else ()
+        if not work or not total:
+            return float(step)
+        units, rest = divmod(step * len(work) / total, 1)
+        return math.fsum(work[: int(units)]) + (rest * work[int(units)] if rest else 0.0)
 
     def touch(self, now: float) -> None:
         """Note a sign of life."""
@@ -292,7 +303,8 @@ class _Plan:
         """Estimate the seconds of the parts after the present one."""
         rest = self.parts[self.at + 1 :]
         seconds = math.fsum(one.seconds for one in rest)
-        return self.step_seconds * sum(one.steps for one in rest) + (self.factor * seconds if seconds else 0.0)
+        work = math.fsum(math.fsum(one.work) for one in rest)
+        return self.work_seconds * work + (self.factor * seconds if seconds else 0.0)
 
 
 def format_seconds(seconds: float) -> str:

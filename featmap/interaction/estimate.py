@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featmap.interaction.job import PINK_IMAGES, JointJob
+from featmap.interaction.job import PINK_IMAGES, JointJob, JointUnit
 from featmap.optimize.objective import Objective
 from featmap.runs import lifecycle
+from featmap.runs.engine import AnyUnit
 from featmap.runs.estimate import (
     Estimate,
     Part,
@@ -38,8 +39,13 @@ def joint_parts(job: JointJob) -> list[Part]:
     list of Part
         Descents, statistics, and the report of a group or of pairs.
     """
+
+    def passes(unit: AnyUnit) -> float:
+        blends = len(simplex_lattice(job.members))
+        return JOINT_PASSES + blends if isinstance(unit, JointUnit) and unit.stage == "joint" else SOLO_PASSES
+
     report = part("matrices", len(job.groups)) if job.is_pairs else part("panel", job.members)
-    return [descents(job), part("statistics", len(job.joints)), report]
+    return [descents(job, passes), part("statistics", len(job.joints)), report]
 
 
 def estimate_joint(job: JointJob, folder: Path) -> Estimate:

@@ -404,8 +404,11 @@ def list_parts(job: Job, atlas: bool = False) -> list[Part]:
             parts.append(part(TABLES, shown[layer]))
         if has_photographs:
             parts.append(part("examples", min(shown[layer], examples.PAGE_ROWS)))
-    if pairs:
-        parts.append(part("cross-layer tables and figures", pairs))
+    cross = "cross-layer tables and figures"
+    if pairs and images:
+        parts.append(part(cross, pairs))
+    if pairs and has_photographs:
+        parts.append(Part(f"{cross} of photographs", part(cross, pairs).seconds))
     return [*parts, *(part(ATLAS, count) for count in shown.values() if atlas)]
 
 

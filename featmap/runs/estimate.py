@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from featmap.optimize.recipe import Octave
 from featmap.optimize.responses import Probe
 from featmap.runs import lifecycle
 from featmap.runs.device import deterministic_settings
-from featmap.runs.engine import WorkUnit
+from featmap.runs.engine import AnyUnit, WorkUnit
 from featmap.runs.job import BaseJob, Job
 from featmap.runs.progress import DESCENTS, Silent
 from featmap.runs.worker import Worker
@@ -108,8 +108,8 @@ COSTS = {
     "permuted": Cost(1.43, 0.044, 0.00012),
     "panels": Cost(0.325, 0.065),
 }
-"""Seconds of the parts that follow the descents, fitted to what `python -m analyses.benchmarks.parts` measures of runs of
-1 to 512 features; what is drawn for each photograph or pair is less well known than the rest."""
+"""Seconds of the parts that follow the descents, fitted to what `python -m analyses.benchmarks.parts` measures of runs
+of 1 to 512 features; what is drawn for each photograph or pair is less well known than the rest."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,14 @@ class Part:
         Name that watchers receive, see `featmap.runs.progress.Watcher.stage`.
     seconds : float, default 0.0
         Seconds that it takes at pace 1.
-    steps : int, default 0
-        Steps of descents; they are timed while they run.
+    work : tuple of float, default ()
+        Of descents: the work of each work unit, in a measure that all parts of the run share; they are timed while they
+        run.
     """
 
     name: str
     seconds: float = 0.0
-    steps: int = 0
+    work: tuple[float, ...] = ()
 
 
 def part(name: str, count: int, times: int = 1) -> Part:
@@ -151,22 +152,24 @@ def part(name: str, count: int, times: int = 1) -> Part:
     return Part(name, times * COSTS[name].seconds(count))
 
 
-def descents(job: BaseJob, times: int = 1) -> Part:
-    """Count the steps of a job's descents.
+def descents(job: BaseJob, passes: Callable[[AnyUnit], float] | None = None) -> Part:
+    """List the work of a job's descents.
 
     Parameters
     ----------
     job : BaseJob
         The job.
-    times : int, default 1
-        Number of such jobs.
+    passes : callable, optional
+        Returns the forward passes that a unit takes besides its steps, of which each takes three. None counts none.
 
     Returns
     -------
     Part
-        With its steps, as watchers count them.
+        With the work of each unit, as watchers count units.
     """
-    return Part(DESCENTS, steps=times * job.steps_per_unit * sum(1 for unit in job.work_units() if unit.last))
+    units = [unit for unit in job.work_units() if unit.last]
+    more = [0.0 if passes is None else passes(unit) / 3 for unit in units]
+    return Part(DESCENTS, work=tuple(job.cost(u) * (job.recipe.steps + m) for u, m in zip(units, more, strict=True)))
 
 
 def image_parts(job: Job) -> tuple[Part, ...]:
@@ -214,7 +217,7 @@ def later_seconds(parts: Sequence[Part]) -> float:
     Parameters
     ----------
     parts : sequence of Part
-        Parts of a run; those that have steps count for nothing.
+        Parts of a run; descents count for nothing.
 
     Returns
     -------

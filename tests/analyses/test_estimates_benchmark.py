@@ -90,7 +90,7 @@ def test_photographs_are_made_where_none_are_given(tmp_path: Path, monkeypatch: 
     assert [p.name for p in sorted(made.iterdir())] == ["000.png", "001.png", "002.png"]
     calls: list[list[str]] = []
     monkeypatch.setattr(estimates, "measure", lambda arguments, out: calls.append([*arguments, *out]) or row(1, 1))
-    estimates.measure_all(["photographs", "group"], made)
+    assert [name for name, _ in estimates.measure_all(["photographs", "group"], made)] == ["photographs", "group"]
     assert str(made) in calls[0] and "--out" in calls[0] and "PHOTOGRAPHS" not in calls[0]
 
 
@@ -99,7 +99,7 @@ def test_a_validation_gets_the_run_that_it_validates(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(estimates, "run_command", lambda arguments: made.append(tuple(arguments)) or (0.0, []))
     monkeypatch.setattr(estimates, "measure", lambda arguments, out: made.append((*arguments, *out)) or row(1, 1))
     monkeypatch.setattr(estimates, "make_photographs", lambda folder: folder)
-    estimates.measure_all(["validation"], None)
+    assert len(list(estimates.measure_all(["validation"], None))) == 1
     (first, second) = made
     assert first[0] == "similarity" and second[:2] == ("validate", first[-1]) and "--out" not in second
 

@@ -137,7 +137,7 @@ def test_the_pace_is_the_time_of_a_rehearsal_here_and_now(monkeypatch: pytest.Mo
     assert estimate.measure_pace() == pytest.approx(3.0, rel=0.1)
     assert sum(rounds) == pytest.approx(estimate.PACE_SECONDS, abs=5 * estimate.REHEARSAL)
     monkeypatch.setattr(estimate, "measure_pace", lambda: 3.0)
-    parts = [estimate.Part("a", 2.0), estimate.Part("b", 5.0), estimate.Part("maximising", steps=100)]
+    parts = [estimate.Part("a", 2.0), estimate.Part("b", 5.0), estimate.Part("maximising", work=(100.0,))]
     assert estimate.later_seconds(parts) == 3.0 * 7.0
     monkeypatch.setitem(estimate.COSTS, "b", estimate.Cost(1.0, 0.5, 0.25))
     assert estimate.part("b", 4, times=2) == estimate.Part("b", 2 * (1.0 + 4 * 0.5 + 16 * 0.25))
@@ -216,15 +216,15 @@ def test_the_time_left_is_that_of_the_whole_run_and_is_corrected(
     monkeypatch.setattr(console.time, "monotonic", clock)
     monkeypatch.setattr(estimate, "measure_pace", lambda: pace)
     parts = [
-        estimate.Part("maximising", steps=50),
+        estimate.Part("maximising", work=(10.0, 10.0, 10.0, 30.0, 10.0)),
         estimate.Part("clusters", 20.0),
         estimate.Part("silent", 6.0),
         estimate.Part("figures", 40.0),
-        estimate.Part("maximising", steps=30),
+        estimate.Part("maximising", work=(10.0, 10.0, 10.0)),
         estimate.Part("atlas", 10.0),
     ]
     took = pace * slower
-    whole = 80 * 2.0 + took * 76.0 + 5.0
+    whole = 100 * 2.0 + took * 76.0 + 5.0
     bars, ends = console.ProgressBars(Console(file=text, width=200), parts), []
 
     def note(line: str) -> None:
@@ -233,11 +233,12 @@ def test_the_time_left_is_that_of_the_whole_run_and_is_corrected(
 
     monkeypatch.setattr(bars, "note", note)
 
-    def descend(steps: int) -> None:
-        bars.begin(steps, 0)
-        for _ in range(steps):
-            clock.now += 2.0
-            bars.step(1.0)
+    def descend(*seconds: float) -> None:
+        bars.begin(10 * len(seconds), 0)
+        for each in seconds:
+            for _ in range(10):
+                clock.now += each
+                bars.step(1.0)
 
     def stage(name: str, seconds: float, count: int) -> None:
         for done in range(count):
@@ -245,11 +246,11 @@ def test_the_time_left_is_that_of_the_whole_run_and_is_corrected(
             bars.stage(name, done + 1, count)
 
     clock.now = 5.0
-    descend(50)
+    descend(2.0, 2.0, 2.0, 6.0, 2.0)  # a unit of two sets of layers takes longer
     stage("clusters", 20.0, 40)
     clock.now += took * 6.0
     stage("figures", 40.0, 8)
-    descend(30)
+    descend(2.0, 2.0, 2.0)
     stage("atlas", 10.0, 3)
     assert clock.now == pytest.approx(whole)
     printed = [
@@ -259,7 +260,7 @@ def test_the_time_left_is_that_of_the_whole_run_and_is_corrected(
     ]
     assert len(printed) >= 5
     foretold = printed[0][1]
-    assert foretold == pytest.approx(50 * 2.0 - 6.0 + 30 * 2.0 + pace * 76.0, abs=4.0)
+    assert foretold == pytest.approx(70 * 2.0 - 6.0 + 30 * 2.0 + pace * 76.0, abs=4.0)
     if slower == 1.0:
         assert all(f == pytest.approx(left, rel=0.3, abs=3.0) for _, f, left in printed)
     # what the clusters took corrects what is said of the figures
