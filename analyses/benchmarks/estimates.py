@@ -60,46 +60,39 @@ class Command:
     arguments: tuple[str, ...]
 
 
-_SMALL = ("--layer", "inception4a", "--features", "0-31", "--stimuli", "shown", "--size", "64", "--steps", "8")
+_QUICK = ("--size", "64", "--steps", "8")
+_UNITS = ("maximise", "--layer", "inception4a", "--features")
+_MAP = ("similarity", *_QUICK, "--stimuli", "shown", "--layer", "inception4a", "--features")
 _PICTURED = (
     "similarity",
+    *_QUICK,
     "--layer",
-    "inception3a",
+    "conv2",
     "--features",
-    "0-11",
-    "--size",
-    "64",
+    "0-7",
     "--photographs",
     "PHOTOGRAPHS",
+    "--stimuli",
 )
-_PAIRS = ("interact", "--layers", "inception4a", "inception4b", "--features")
+_PAIRS = ("interact", *_QUICK, "--seeds", "2", "--layers", "inception4a", "inception4b", "--features", "0-3", "0-3")
 COMMANDS = {
     "one unit": Command("`maximise`, one unit", ("maximise", "inception4a:17")),
-    "units": Command(
-        "`maximise`, 24 units", ("maximise", "--layer", "inception4a", "--features", "0-23", "--steps", "16")
-    ),
-    "facets": Command(
-        "`maximise`, 3 facets of 4 units",
-        ("maximise", "--layer", "inception4a", "--features", "0-3", "--facets", "3", "--size", "64", "--steps", "16"),
-    ),
-    MAP: Command("`similarity`, 32 features", ("similarity", *_SMALL)),
-    "large map": Command(
-        "`similarity`, 512 features",
-        ("similarity", "--layer", "inception4a", "--size", "64", "--steps", "8"),
-    ),
-    "both stimuli": Command(
-        "`similarity`, 12 features, with photographs", (*_PICTURED, "--stimuli", "shown", "--steps", "8")
-    ),
-    "photographs": Command("`similarity`, 12 features, photographs alone", (*_PICTURED, "--stimuli", "photographs")),
+    "units": Command("`maximise`, 24 units, 8 steps", (*_UNITS, "0-23", "--steps", "8")),
+    "facets": Command("`maximise`, 2 facets of 2 units", (*_UNITS, "0-1", "--facets", "2", *_QUICK)),
+    MAP: Command("`similarity`, 24 features", (*_MAP, "0-23")),
+    "large map": Command("`similarity`, 128 features", (*_MAP, "0-127")),
+    "both stimuli": Command("`similarity`, 8 features, with photographs", (*_PICTURED, "shown")),
+    "photographs": Command("`similarity`, 8 features, photographs alone", (*_PICTURED, "photographs")),
     "group": Command(
-        "`interact`, two units", ("interact", "inception4a:17", "inception4b:42", "--size", "64", "--steps", "30")
+        "`interact`, two units", ("interact", "inception4a:17", "inception4b:42", *_QUICK, "--seeds", "3")
     ),
-    "pairs": Command("`interact`, 4 x 4 pairs", (*_PAIRS, "0-3", "0-3", "--size", "64", "--steps", "20")),
+    "pairs": Command("`interact`, 4 x 4 pairs", _PAIRS),
     "screening": Command(
-        "`interact --screen`, 8 + 4 of 64 pairs",
-        (*_PAIRS, "0-7", "0-7", "--screen", "--checks", "8", "--top", "4", "--size", "64", "--steps", "12"),
+        "`interact --screen`, 4 + 2 of 16 pairs", (*_PAIRS, "--screen", "--checks", "4", "--top", "2")
     ),
-    "validation": Command("`validate`, the map of 32 features", ("validate", "RUN", "--seeds", "3")),
+    "validation": Command(
+        "`validate`, the map of 24 features", ("validate", "RUN", "--seeds", "2", "--null-seeds", "1")
+    ),
 }
 
 
@@ -183,15 +176,15 @@ def measure_all(names: Sequence[str], photographs: Path | None) -> Iterator[tupl
     """Measure commands one after the other, in folders that are removed afterwards; yield name and numbers of each."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        pictures = photographs or make_photographs(folder / "photographs")
+        pictures = photographs or make_photographs(folder / "pictures")
         if "validation" in names and MAP not in names:
-            run_command([*COMMANDS[MAP].arguments, "--out", str(folder / MAP)])
+            run_command([*COMMANDS[MAP].arguments, "--out", str(folder / f"run of {MAP}")])
         for name in names:
-            known = {"PHOTOGRAPHS": str(pictures), "RUN": str(folder / MAP)}
+            known = {"PHOTOGRAPHS": str(pictures), "RUN": str(folder / f"run of {MAP}")}
             arguments = [known.get(a, a) for a in COMMANDS[name].arguments]
             err().print(f"{name}: featmap {' '.join(arguments)}")
             # a validation belongs into its run
-            out = () if name == "validation" else ("--out", str(folder / name))
+            out = () if name == "validation" else ("--out", str(folder / f"run of {name}"))
             yield name, measure(arguments, out) | {"load": round(os.getloadavg()[0], 2)}
 
 
@@ -273,6 +266,7 @@ def main(
     for name, found in measure_all(names, photographs):
         commands[name] = found
         records.write_json(out, numbers)
+        err().print(", ".join(f"{key} {value}" for key, value in found.items()))
     records.write_table("estimates", format_table(numbers), readme)
     print(format_table(numbers))
 

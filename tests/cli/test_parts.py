@@ -71,6 +71,7 @@ def test_parts_are_those_that_are_reported(kind: str, commands: list[tuple[list[
     check(commands)
 
 
+@pytest.mark.slow
 def test_parts_with_photographs_and_of_a_validation(
     commands: list[tuple[list[Part], list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
