@@ -197,7 +197,7 @@ def _rehearse() -> int:
 
 
 def measure_pace() -> float:
-    """Measure how long work takes here and now, as a multiple of the seconds in `COSTS`.
+    """Measure how long work takes here and now, in multiples of `COSTS`.
 
     Returns
     -------
