@@ -431,9 +431,9 @@ def estimate(job: Job, folder: Path, atlas: bool = False) -> Estimate:
     Estimate
         Time, memory and disk.
     """
-    later = estimates.later_seconds(list_parts(job, atlas))
+    start, later = estimates.start_seconds(), estimates.later_seconds(list_parts(job, atlas))
     if not isinstance(job, PhotographJob):
-        return replace(estimates.estimate(job, folder), later=later)
+        return replace(estimates.estimate(job, folder), start=start, later=later)
     of_images = (
         estimates.estimate(job, folder)
         if job.makes_images
@@ -443,13 +443,11 @@ def estimate(job: Job, folder: Path, atlas: bool = False) -> Estimate:
     with deterministic_settings():
         worker = PhotographWorker(job)
         worker.measure(PhotographUnit(0, 1))  # the first pass warms up
-        start = time.perf_counter()
+        begun = time.perf_counter()
         worker.measure(PhotographUnit(0, count))
         # a batch is padded: a short one takes the time of a full one
-        seconds = (time.perf_counter() - start) / count * len(job.photographs)
+        seconds = (time.perf_counter() - begun) / count * len(job.photographs)
     memory = psutil.Process().memory_info().rss + memory_needed(job)
-    # the time of the start is that until the first estimate, which measures the descents
-    start = of_images.start if job.makes_images else estimates.start_seconds()
     memory = max(of_images.memory, memory)
     return replace(of_images, seconds=of_images.seconds + seconds, memory=memory, start=start, later=later)
 

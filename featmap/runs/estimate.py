@@ -132,7 +132,7 @@ class Part:
     work: tuple[float, ...] = ()
 
 
-def part(name: str, count: int, times: int = 1) -> Part:
+def part(name: str, count: int) -> Part:
     """Estimate a part from the number of its items.
 
     Parameters
@@ -141,15 +141,13 @@ def part(name: str, count: int, times: int = 1) -> Part:
         One of `COSTS`.
     count : int
         Number of items.
-    times : int, default 1
-        Number of parts of this size that are done in one go.
 
     Returns
     -------
     Part
         With its seconds at pace 1.
     """
-    return Part(name, times * COSTS[name].seconds(count))
+    return Part(name, COSTS[name].seconds(count))
 
 
 def descents(job: BaseJob, passes: Callable[[AnyUnit], float] | None = None) -> Part:
