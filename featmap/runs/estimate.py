@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -85,6 +86,8 @@ REHEARSAL = 0.0065
 """Seconds that `_rehearse` takes at pace 1."""
 PACE_SECONDS = 0.2
 """Least seconds that the pace is measured for."""
+PASSES = 7
+"""Forward passes that a batch takes besides its steps: rescuing rows, responses to images and null image, statuses."""
 IMAGES, CLUSTERS, TABLES, ATLAS = "pictures", "clusters and nulls", "tables and figures", "atlas"
 """Parts of several commands, by the names that watchers receive."""
 COSTS = {
@@ -158,16 +161,28 @@ def descents(job: BaseJob, passes: Callable[[AnyUnit], float] | None = None) -> 
     job : BaseJob
         The job.
     passes : callable, optional
-        Returns the forward passes that a unit takes besides its steps, of which each takes three. None counts none.
+        Returns the forward passes that a unit takes besides its steps, of which each takes three. None counts
+        `PASSES`.
 
     Returns
     -------
     Part
-        With the work of each unit, as watchers count units.
+        With the work of each unit, as watchers count units; with facets, of each of a unit's descents.
     """
-    units = [unit for unit in job.work_units() if unit.last]
-    more = [0.0 if passes is None else passes(unit) / 3 for unit in units]
-    return Part(DESCENTS, work=tuple(job.cost(u) * (job.recipe.steps + m) for u, m in zip(units, more, strict=True)))
+    work, steps = list[float](), job.recipe.steps
+    count = job.facets if isinstance(job, Job) else 0
+    for unit in job.work_units():
+        rest = (PASSES if passes is None else passes(unit)) / 3
+        if unit.last and count:
+            # the ordinary image, the repeated one, and the others, whose steps are pushed away from the earlier ones;
+            # before the first of these, a batch of fewer images is compared with a full one
+            images = max(2, (unit.last - 1) % job.recipe.rows + 1)
+            check = 2 * (job.recipe.rows + 3 * images + 1) / images if images < job.recipe.rows else 0.0
+            each = [steps, steps, 2 * steps + check, *([2 * steps] * (count - 2))]
+            work += [job.cost(unit) / facets.count_passes(count) * (one + rest) for one in each]
+        elif unit.last:
+            work.append(job.cost(unit) * (steps + rest))
+    return Part(DESCENTS, work=tuple(work))
 
 
 def image_parts(job: Job) -> tuple[Part, ...]:
@@ -396,13 +411,14 @@ def _rest_seconds(job: Job, count: int) -> float:
     short = replace(job.recipe, octaves=(replace(last, steps=steps),))
     watch, rest = _Stopwatch(), list[float]()
     with deterministic_settings():
-        worker = Worker(replace(job, recipe=short, frames=0, facets=0), watch)
+        worker = Worker(replace(job, recipe=short, frames=0), watch)
         unit = WorkUnit(job.seeds[0], 0, min(job.recipe.rows, len(job.objectives)))
         for _ in range(min(count, 2)):  # the first batch allocates memory, and computes the null image's responses
             watch.stamps, begun = [], time.perf_counter()
             worker.make(unit)
-            step = (watch.stamps[-1] - watch.stamps[0]) / (len(watch.stamps) - 1) if len(watch.stamps) > 1 else 0.0
-            rest.append(max(0.0, time.perf_counter() - begun - steps * step))
+            # the median: of facets, some of the steps follow descents that watchers hear nothing of
+            step = median(after - before for before, after in pairwise(watch.stamps))
+            rest.append(max(0.0, time.perf_counter() - begun - len(watch.stamps) * step))
     return rest[0] + (count - 1) * rest[-1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,22 @@ def test_a_batch_is_its_steps_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> N
     recipe = PIXELS.resolved(16, size=16, steps=100, rows=4)
     job = Job(network=load(networks.small_inception()), objectives=objectives, recipe=recipe, seeds=(0, 1))
     assert estimate.estimate(job, Path()).seconds == pytest.approx(1000.0 + 30.0 + 6 * (5.0 + 1.0))
+
+
+def test_work_is_listed_for_each_descent_of_a_unit() -> None:
+    recipe = PIXELS.resolved(16, size=16, steps=9, rows=4)
+    objectives = tuple(Objective.parse(f"mixed:{k}") for k in range(6))
+    job = Job(network=load(networks.small_inception()), objectives=objectives, recipe=recipe)
+    rest = estimate.PASSES / 3
+    plain = estimate.descents(job).work
+    assert len(plain) == 2 and plain[0] == plain[1] > 0
+    facets = replace(job, facets=3)
+    work = estimate.descents(facets).work
+    assert len(work) == len(plain) * facets.steps_per_unit / job.steps_per_unit == 8, "as the watcher counts steps"
+    one = plain[0] / (9 + rest)
+    assert work[:4] == pytest.approx([one * (9 + rest)] * 2 + [one * (18 + rest)] * 2)
+    # the two images of the last batch are compared: a full batch, two of theirs and one of a row more, in two passes
+    assert work[6] == pytest.approx(one * (18 + rest + 2 * (4 + 2 * 2 + 3) / 2))
 
 
 def test_the_pace_is_the_time_of_a_rehearsal_here_and_now(monkeypatch: pytest.MonkeyPatch) -> None:
