@@ -84,7 +84,7 @@ class Cost:
 
 REHEARSAL = 0.0065
 """Seconds that `_rehearse` takes at pace 1."""
-PACE_SECONDS = 0.2
+PACE_SECONDS = 0.5
 """Least seconds that the pace is measured for."""
 PASSES = 7
 """Forward passes that a batch takes besides its steps: rescuing rows, responses to images and null image, statuses."""
