@@ -51,10 +51,11 @@ class JointArrays:
         # Many groups share a unit, and neighbouring rows a chunk: neither is computed or read again for each group.
         self._unit_floor = lru_cache(maxsize=None)(self._compute_unit_floor)
         self._chunk = lru_cache(maxsize=32)(self._read_chunk)
+        self._array = lru_cache(maxsize=None)(arrays.__getitem__)  # zarr reads the metadata at each access
 
     def _read_chunk(self, name: str, chunk: int) -> np.ndarray:
         """Read one chunk of an array's rows."""
-        array = self.arrays[name]
+        array = self._array(name)
         rows = array.chunks[0]
         return np.asarray(array[chunk * rows : (chunk + 1) * rows])
 
@@ -73,7 +74,7 @@ class JointArrays:
         numpy.ndarray
             `C x H x W` for an image, `h x w` for an activation map.
         """
-        chunk, position = divmod(row, self.arrays[name].chunks[0])
+        chunk, position = divmod(row, self._array(name).chunks[0])
         values: np.ndarray = self._chunk(name, chunk)[position]
         return values
 

@@ -21,6 +21,7 @@ from featmap.interaction import worker as jointwork
 from featmap.interaction.precision import LEAST_SEEDS, AutoSeeds, GrowingJob, interval_width
 from featmap.interaction.run import Interaction
 from featmap.plotting import interaction_panel
+from featmap.report.interaction import build_reports
 from featmap.runs.store import Run, open_arrays
 from tests.cli.test_app import SMALL, at_home, fail, succeed
 from tests.helpers import networks, tiny
@@ -46,7 +47,7 @@ def _empty_figures() -> Iterator[None]:
 
 
 SETTINGS: dict[str, Any] = {"size": 12, "steps": 3, "rows": 12}
-SIDES = [("second", "0-2"), ("first", "1,4")]
+SIDES = [("second", "0-2"), ("first", "1")]
 T_975 = {2: 4.302653, 4: 2.776445, 9: 2.262157}
 """Quantiles of Student's t by degrees of freedom, from a printed table."""
 
@@ -151,7 +152,7 @@ def pair_run(folder: Path, seeds: Any) -> Interaction:
 
 
 def layers_run(folder: Path, seeds: Any) -> Interaction:
-    chosen = options("interact", out=folder, seeds=seeds, **SETTINGS)
+    chosen = options("interact", out=folder, seeds=seeds, **(SETTINGS | {"rows": 2}))  # each of three pairs is a chunk
     return featmap.interact(network=tiny.small(), layers=SIDES, **chosen)
 
 
@@ -224,7 +225,7 @@ def test_pairs_end_at_different_numbers_of_seeds(tmp_path: Path) -> None:
     width = float(np.nanmedian(widths))
     found = layers_run(tmp_path / "auto", AutoSeeds(width, 7))
     counts = found.statistics.groupby("group", sort=False)["seed"].count()
-    assert counts.min() == 5 < counts.max() <= 7 and len(counts) == 6
+    assert counts.min() == 5 < counts.max() <= 7 and len(counts) == 3
     fixed = {n: layers_run(tmp_path / str(n), n).statistics.set_index("group") for n in sorted(set(counts) - {5})}
     fixed[5] = first.statistics.set_index("group")
     for group, count in counts.items():
@@ -254,7 +255,10 @@ AUTO = ["interact", "second:3", "first:5", *FEW, "--seeds", "auto", "--width", "
 LAYERS = ["interact", "--layers", "second", "first", "--features", "0", "2,4", *FEW, *AUTO[-6:]]
 
 
-@pytest.mark.parametrize(("arguments", "stop"), [(AUTO, 4), (AUTO, -1), (LAYERS, -2)], ids=["early", "late", "layers"])
+CUTS = [pytest.param(AUTO, -2, id="pair"), pytest.param(LAYERS, -2, id="layers", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("arguments", "stop"), CUTS)
 def test_an_interrupted_run_is_resumed(
     arguments: list[str], stop: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +316,6 @@ def test_a_dry_run_estimates_the_range(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_page_repeats_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    succeed(capsys, *AUTO, "--out", "run")
-    succeed(capsys, "atlas", "run")
-    assert "--seeds auto --width 1e-05 --most-seeds 6" in Path("run/atlas.html").read_text(encoding="utf-8")
+def test_the_page_repeats_the_command(grown: dict[str, Interaction]) -> None:
+    assert build_reports(grown["auto"].folder)[0].command.endswith("--seeds auto --width 1e-06 --most-seeds 7")
+    assert build_reports(grown["five"].folder)[0].command.endswith("--seeds 5")
