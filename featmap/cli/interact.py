@@ -82,9 +82,9 @@ class PairOptions:
         float | None,
         typer.Option(
             help="With --seeds auto: after five seeds, add one at a time until the 95 % interval of the response "
-            "nonlinearity less its floor is at most this wide, from end to end. Of many pairs each ends by itself (full "
-            "batches go on). Only the width decides; of groups without interaction up to 7 % then have p < 0.05. "
-            "Default: 0.05."
+            "nonlinearity less its floor is at most this wide, from end to end. Of many pairs each ends by itself "
+            "(batches are filled up). Only the width decides; of groups without interaction up to 7 % then have "
+            "p < 0.05. Default: 0.05."
         ),
     ] = None
     most_seeds: Annotated[int | None, typer.Option(help="With --seeds auto: at most this many. Default: 20.")] = None
