@@ -55,7 +55,7 @@ class AutoSeeds:
 
     @staticmethod
     def parse(seeds: str | AutoSeeds) -> AutoSeeds:
-        """Read the setting `seeds` of a command that is neither seeds nor a number of them.
+        """Read a setting `seeds` that is neither seeds nor a number of them.
 
         Parameters
         ----------
@@ -331,7 +331,7 @@ class GrowingJob(JointJob):
 
     @cached_property
     def chunk_rows(self) -> dict[str, int]:
-        """Rows of a chunk of each stage's arrays: divisors of the rows of a seed, so that every seed begins a chunk."""
+        """Rows of a chunk of each stage's arrays: every seed begins a chunk."""
 
         def divisor(count: int) -> int:
             return max(d for d in range(1, self.recipe.rows + 1) if count % d == 0)
@@ -376,7 +376,7 @@ class GrowingJob(JointJob):
         return super(GrowingJob, self.most).disk_needed
 
     def grown(self, excess: np.ndarray) -> GrowingJob | None:
-        """Return this job with one more seed for the groups that are not known precisely enough.
+        """Add a seed for the groups that are not known precisely enough.
 
         Parameters
         ----------

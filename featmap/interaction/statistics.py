@@ -311,7 +311,7 @@ class JointArrays:
         return result | self._floors(g, seed, letters) | self._ceilings(group, seed, r, d)
 
     def excess(self) -> np.ndarray:
-        """Compute the excess of every group's response nonlinearity over its floor, and nothing else.
+        """Compute only the excess of each response nonlinearity over its floor.
 
         Returns
         -------

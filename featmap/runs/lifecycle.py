@@ -93,7 +93,9 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
 
 
 def extend(job: BaseJob, run: Run) -> None:
-    """Give the arrays of a run the shapes and labels of a job that has grown; chunks stay as they are.
+    """Give the arrays of a run the shapes and labels of a job that has grown.
+
+    Chunks stay as they are.
 
     Parameters
     ----------
