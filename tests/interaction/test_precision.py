@@ -22,6 +22,7 @@ from featmap.interaction.precision import LEAST_SEEDS, AutoSeeds, GrowingJob, in
 from featmap.interaction.run import Interaction
 from featmap.plotting import interaction_panel
 from featmap.report.interaction import build_reports
+from featmap.runs import folder_layout, lifecycle
 from featmap.runs.store import Run, open_arrays
 from tests.cli.test_app import SMALL, at_home, fail, succeed
 from tests.helpers import networks, tiny
@@ -217,6 +218,32 @@ def test_a_complete_run_is_read_again_and_left_as_it_is(grown: dict[str, Interac
     again = pair_run(folder, AutoSeeds(1e-6, 7))
     assert again.summary.equals(grown["auto"].summary) and again.notes == grown["auto"].notes
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_stop_while_the_arrays_grow_loses_nothing(
+    grown: dict[str, Interaction], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes are written before the manifest knows them: a stop in between is where the two differ."""
+    calls = list[int]()
+
+    def write_and_stop(*given: Any) -> dict[str, str]:
+        calls.append(1)
+        written = folder_layout.write_layout(*given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "write_layout", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            pair_run(tmp_path / "run", AutoSeeds(1e-6, 7))
+    stored = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/units").iterdir()}
+    assert len(stored) >= 15
+    pair_run(tmp_path / "run", AutoSeeds(1e-6, 7))
+    assert {p: p.stat().st_mtime_ns for p in stored} == stored
+    for path in grown["auto"].folder.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            assert path.read_bytes() == (tmp_path / "run" / path.relative_to(grown["auto"].folder)).read_bytes(), path
 
 
 def test_pairs_end_at_different_numbers_of_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
