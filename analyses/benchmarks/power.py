@@ -16,7 +16,7 @@ excess of the response nonlinearity over its floor, one value for each pair and 
   (`p_above_zero`, `q_values`). Beside it the share of false ones among what is found;
 - how `--seeds auto` ends on the same deviations without any excess: false positives, seeds, and intervals that miss 0;
 - *repeatability*: correlation, over pairs, of the nonlinearity from one seed with that from another, and of means of
-  three seeds; with and without the floor, and with a floor averaged over seeds.
+  three seeds; with and without the floor, with a floor averaged over seeds, and of logarithms.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from featmap.optimize.recipe import Recipe
 from featmap.runs import lifecycle
 from featmap.runs.engine import Execution
 from featmap.stats.correlation import pearson, t_interval
-from featmap.stats.interaction import p_above_zero, q_values
+from featmap.stats.interaction import ROUNDING, p_above_zero, q_values
 
 STORE, SECTION = records.FOLDER / "power.json", "power"
 FORMS = {"one group": 1, "16 features of one layer": 120, "16 x 16 features of two layers": 256}
@@ -302,13 +302,13 @@ def format_page(results: list[Measured]) -> str:
             lines.append(f"| {m.source} | {name} | {' | '.join(cells)} | {false} |")
     lines += ["", "Correlation over pairs of the response nonlinearity from one seed with that from another:", ""]
     lines += [
-        "| network | raw | less its floor | less the floor's mean over seeds | means of three seeds: raw | less its "
-        "floor | aim for one seed |",
-        "|---" * 7 + "|",
+        "| network | raw | less its floor | less the floor's mean over seeds | logarithm of raw | means of three seeds:"
+        " raw | less its floor | aim for one seed |",
+        "|---" * 8 + "|",
     ]
     for m in results:
         raw, floor = m.values()
-        kinds = (raw, raw - floor, raw - floor.mean(1, keepdims=True))
+        kinds = (raw, raw - floor, raw - floor.mean(1, keepdims=True), np.log(np.maximum(raw, ROUNDING)))
         each = [f"{repeatability(v):.2f}" for v in kinds] + [f"{repeatability(v, 3):.2f}" for v in kinds[:2]]
         aim = AIMS.get(m.source, AIM)
         each.append(f"{aim:g}: {'reached' if repeatability(raw) >= aim else 'not reached'}")

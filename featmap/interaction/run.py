@@ -28,6 +28,7 @@ from featmap.optimize.limits import resolve_recipe
 from featmap.optimize.recipe import Recipe
 from featmap.runs import lifecycle
 from featmap.runs.engine import Execution
+from featmap.runs.progress import SingleBeginning, Watcher
 from featmap.runs.store import Run, open_arrays
 
 DEFAULT_RECIPE = "interact"
@@ -124,10 +125,14 @@ def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, i
     The numbers of automatic seeds are recorded before any of them is computed, so that a run that is resumed, or
     complete, goes on from there.
     """
-    watcher, engine = execution.watcher, execution.engine
+    engine = execution.engine
+    watcher: Watcher = execution.watcher
     if not isinstance(job, GrowingJob):
         return job, lifecycle.carry_out(job, run, JointWorker, watcher, engine)
     count, growing = 0, job.with_recorded(run.manifest.summary.get(COUNTS))
+    if not run.manifest.is_complete:
+        steps = job.steps_per_unit * sum(unit.last > 0 for unit in job.most.work_units())
+        watcher = SingleBeginning(watcher, steps)
     while True:
         lifecycle.extend(growing, run)
         count += lifecycle.carry_out(growing, run, JointWorker, watcher, engine)
@@ -138,7 +143,8 @@ def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, i
         run.manifest.summary |= {COUNTS: list(growing.counts)}
         run.save()
         n = len(growing.seeds)
-        watcher.note(f"seed {n} of at most {growing.auto.most}, for {growing.counts.count(n)} of {len(job.groups)}")
+        which = f": {growing.counts.count(n)} of {len(job.groups)} pairs go on" if job.is_pairs else ""
+        watcher.note(f"seed {n} of at most {growing.auto.most}{which}")
 
 
 def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:

@@ -23,6 +23,7 @@ from featmap.interaction.run import Interaction
 from featmap.plotting import interaction_panel
 from featmap.report.interaction import build_reports
 from featmap.runs import folder_layout, lifecycle
+from featmap.runs.progress import Silent
 from featmap.runs.store import Run, open_arrays
 from tests.cli.test_app import SMALL, at_home, fail, succeed
 from tests.helpers import networks, tiny
@@ -147,6 +148,22 @@ def test_wrong_rules_are_refused_in_one_line(rule: Any, words: str) -> None:
 # ---------------------------------------------------------------- runs
 
 
+class Recorded(Silent):
+    """Watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.begun, self.steps, self.notes = list[tuple[int, int]](), 0, list[str]()
+
+    def begin(self, total: int, done: int) -> None:
+        self.begun.append((total, done))
+
+    def step(self, activation: float, count: int = 1) -> None:
+        self.steps += count
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def pair_run(folder: Path, seeds: Any) -> Interaction:
     units = ["second:3", "first:5"]
     return featmap.interact(units, tiny.small(), **options("interact", out=folder, seeds=seeds, **SETTINGS))
@@ -218,6 +235,15 @@ def test_a_complete_run_is_read_again_and_left_as_it_is(grown: dict[str, Interac
     again = pair_run(folder, AutoSeeds(1e-6, 7))
     assert again.summary.equals(grown["auto"].summary) and again.notes == grown["auto"].notes
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_progress_has_one_beginning_with_the_steps_of_the_most_seeds(tmp_path: Path) -> None:
+    watcher = Recorded()
+    chosen = options("interact", out=tmp_path / "run", seeds=AutoSeeds(1e-6, 6), watcher=watcher, **SETTINGS)
+    featmap.interact(["second:3", "first:5"], tiny.small(), **chosen)
+    ((total, done),) = watcher.begun
+    assert done == 0 and watcher.steps == total, "six seeds are the most"
+    assert "seed 6 of at most 6" in watcher.notes
 
 
 def test_a_stop_while_the_arrays_grow_loses_nothing(
