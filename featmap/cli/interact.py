@@ -14,7 +14,7 @@ from featmap.cli.options import (
     LinearRecipeOptions,
     NetworkOptions,
 )
-from featmap.cli.parsing import parse_layers, parse_seeds
+from featmap.cli.parsing import parse_count, parse_layers, parse_seeds
 from featmap.errors import FeatmapError
 from featmap.image_shape import format_size
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from featmap.interaction.groups import JointSettings, LayerChannels
     from featmap.interaction.job import JointJob
+    from featmap.interaction.precision import AutoSeeds
     from featmap.interaction.screening_job import ScreeningJob
     from featmap.network.model import Network
     from featmap.optimize.recipe import Recipe
@@ -49,6 +50,10 @@ class PairOptions:
         Weights of the units in the joint objective.
     probe_layers : str or None, default None
         Layers whose responses are compared, joined by commas.
+    width : float or None, default None
+        With automatic seeds: width of the interval that is asked for.
+    most_seeds : int or None, default None
+        With automatic seeds: their largest number.
     """
 
     layers: Annotated[
@@ -73,6 +78,16 @@ class PairOptions:
         str | None,
         typer.Option(help="Layers whose responses are compared, joined by commas. Default: those of the units."),
     ] = None
+    width: Annotated[
+        float | None,
+        typer.Option(
+            help="With --seeds auto: after five seeds, add one at a time until the 95 % interval of the response "
+            "nonlinearity less its floor is at most this wide, from end to end. Of many pairs each ends by itself "
+            "(batches are filled up). Only the width decides; of groups without interaction up to 7 % then have "
+            "p < 0.05. Default: 0.05."
+        ),
+    ] = None
+    most_seeds: Annotated[int | None, typer.Option(help="With --seeds auto: at most this many. Default: 20.")] = None
 
     def check(self, units: list[str] | None) -> None:
         """Check that the options go together.
@@ -91,6 +106,8 @@ class PairOptions:
             raise FeatmapError("give either units (inception4a:17 inception4b:201) or two --layers with --features")
         if self.screen and not self.layers:
             raise FeatmapError("--screen goes with --layers: --layers inception4a inception4b --screen")
+        if self.screen and (self.width is not None or self.most_seeds is not None):
+            raise FeatmapError("--width and --most-seeds go with --seeds auto, which --screen does not take")
         if self.layers and not self.features and not self.screen:
             raise FeatmapError("--layers takes --features, one list for each of the two: --features 0-15 0-15")
         if units and self.features:
@@ -116,12 +133,47 @@ class PairOptions:
         """
         return parse_layers(self.probe_layers, "--probe-layers") if self.probe_layers is not None else []
 
-    def settings(self, seeds: int | Iterable[int], device: torch.device) -> JointSettings:
+    def parse_joint_seeds(self, seed: int | None, seeds: str | None) -> int | range | AutoSeeds:
+        """Parse the seeds of joint descents.
+
+        Parameters
+        ----------
+        seed : int or None
+            First seed.
+        seeds : str or None
+            A number, "auto", or None for the default number.
+
+        Returns
+        -------
+        int, range or AutoSeeds
+            As `featmap.interact` takes them.
+
+        Raises
+        ------
+        FeatmapError
+            If a value is out of range, or a setting of automatic seeds is given without them.
+        """
+        from featmap.interaction import groups
+        from featmap.interaction.precision import AUTO, AutoSeeds
+
+        if seeds == AUTO:
+            width = AutoSeeds.width if self.width is None else self.width
+            most = AutoSeeds.most if self.most_seeds is None else self.most_seeds
+            rule = AutoSeeds(width, most, seed).checked()
+            parse_seeds(seed, rule.most)  # refuses a first seed that is out of range
+            return rule
+        for option, value in (("--width", self.width), ("--most-seeds", self.most_seeds)):
+            if value is not None:
+                raise FeatmapError(f"{option} {value} goes with automatic seeds: add --seeds {AUTO}")
+        default = groups.SEEDS_OF_PAIRS if self.layers else groups.SEEDS_OF_GROUP
+        return parse_seeds(seed, default if seeds is None else parse_count(seeds))
+
+    def settings(self, seeds: int | Iterable[int] | AutoSeeds, device: torch.device) -> JointSettings:
         """Build the settings of the joint descents.
 
         Parameters
         ----------
-        seeds : int or iterable of int
+        seeds : int, iterable of int or AutoSeeds
             As `featmap.interact` takes them.
         device : torch.device
             Where the network is computed.
@@ -146,7 +198,12 @@ def interact(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise that descents start from.")] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Number of seeds. Default: 5 for a group of units, 3 for pairs of layers.")
+        str | None,
+        typer.Option(
+            metavar="NUMBER|auto",
+            help="Number of seeds, or auto: as many as --width needs. Default: 5 for a group of units, 3 for pairs of "
+            "layers.",
+        ),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -169,13 +226,13 @@ def _screening_job(
     pair: PairOptions,
     network: Network,
     recipe: Recipe,
-    seeds: tuple[int | None, int | None],
+    seeds: tuple[int | None, str | None],
     settings: Execution,
 ) -> ScreeningJob:
     """Build the job of a screening; its solo descents take two seeds more than those of the pairs."""
     from featmap.interaction import screening_job
 
-    first, count = seeds[0], screening_job.SEEDS if seeds[1] is None else seeds[1]
+    first, count = seeds[0], screening_job.SEEDS if seeds[1] is None else parse_count(seeds[1])
     chosen = parse_seeds(first, count if first is None else screening_job.SOLO_SEEDS + count)
     return screening_job.screening_job(
         pair.parse_sides(),
@@ -193,15 +250,13 @@ def _joint_job(
     pair: PairOptions,
     network: Network,
     recipe: Recipe,
-    seeds: tuple[int | None, int | None],
+    seeds: tuple[int | None, str | None],
     settings: Execution,
 ) -> JointJob:
     """Build the job of a group of units, or of all pairs of two layers' features."""
     from featmap.interaction import groups
 
-    default = groups.SEEDS_OF_PAIRS if pair.layers else groups.SEEDS_OF_GROUP
-    first, count = seeds[0], default if seeds[1] is None else seeds[1]
-    joint = pair.settings(parse_seeds(first, count), settings.torch_device())
+    joint = pair.settings(pair.parse_joint_seeds(*seeds), settings.torch_device())
     if pair.layers:
         return groups.pairs_job(groups.pairs_of(pair.parse_sides(), network, recipe.size), network, recipe, joint)
     return groups.group_job(units or [], network, recipe, joint)
@@ -232,13 +287,15 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
     from featmap.cli import console
     from featmap.interaction import run as joint
     from featmap.interaction.estimate import estimate_joint, joint_parts
+    from featmap.interaction.precision import estimated_jobs
     from featmap.runs import lifecycle
 
     if dry_run:
         folder, recipe = settings.out or job.default_folder(), job.recipe
-        count = f"{len(job.solos)} solo and {len(job.joints)} joint descents"
-        work = f"{count}, {recipe.steps} steps, {format_size(recipe.size)} pixels"
-        console.print_estimate(estimate_joint(job, folder), work, folder)
+        for words, each in estimated_jobs(job):
+            count = f"{words}{len(each.solos)} solo and {len(each.joints)} joint descents"
+            work = f"{count}, {recipe.steps} steps, {format_size(recipe.size)} pixels"
+            console.print_estimate(estimate_joint(each, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
     result = console.run_with_progress(

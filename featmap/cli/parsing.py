@@ -59,6 +59,32 @@ def parse_layers(text: str, option: str) -> list[str]:
     return names
 
 
+def parse_count(text: str) -> int:
+    """Parse a number of seeds.
+
+    Parameters
+    ----------
+    text : str
+        The value of ``--seeds``.
+
+    Returns
+    -------
+    int
+        The number.
+
+    Raises
+    ------
+    FeatmapError
+        If it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise FeatmapError(
+            f"--seeds {text!r}: give a number, or auto where units or pairs are measured without --screen"
+        ) from None
+
+
 def parse_seeds(seed: int | None, seeds: int) -> int | range:
     """Parse ``--seed`` and ``--seeds``.
 

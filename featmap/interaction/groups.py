@@ -10,6 +10,7 @@ import torch
 from featmap.errors import UnitError
 from featmap.image_shape import Size
 from featmap.interaction.job import GROUP_COMMAND, LAYERS_COMMAND, Group, JointJob
+from featmap.interaction.precision import AutoSeeds, GrowingJob
 from featmap.network.model import Network
 from featmap.network.unit import Unit, parse_channels
 from featmap.optimize.limits import seeds_of
@@ -34,16 +35,16 @@ class JointSettings:
         "solo" divides each unit by its solo maximum; "none" is the plain sum.
     probe_layers : sequence of str, optional
         Layers whose features' responses are compared. Default: the layers of the units.
-    seeds : int or iterable of int, optional
-        Number of seeds, counted from the recipe's own, or the seeds themselves. None takes the default number of the
-        job.
+    seeds : int, iterable of int, "auto" or AutoSeeds, optional
+        Number of seeds, counted from the recipe's own, or the seeds themselves; "auto", or a rule, adds seeds until the
+        result is as precise as asked for. None takes the default number of the job.
     device : torch.device, default the CPU
         Where the network is computed.
     """
 
     balance: str = "solo"
     probe_layers: Sequence[str] = ()
-    seeds: int | Iterable[int] | None = None
+    seeds: int | Iterable[int] | str | AutoSeeds | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -219,14 +220,18 @@ def _joint_job(
     """Set up and check a job of one command."""
     layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
     default = SEEDS_OF_GROUP if command == GROUP_COMMAND else SEEDS_OF_PAIRS
+    rule, auto = settings.seeds, None
+    if isinstance(rule, (str, AutoSeeds)):
+        auto = AutoSeeds.parse(rule)
+        rule = auto.start(recipe)
     job = JointJob(
         network=network,
         groups=groups,
         recipe=recipe,
-        seeds=seeds_of(default if settings.seeds is None else settings.seeds, recipe),
+        seeds=seeds_of(default if rule is None else rule, recipe),
         responses=tuple(dict.fromkeys(settings.probe_layers or layers)),
         balance=settings.balance,
         device=settings.device,
         command=command,
     )
-    return checked(job)
+    return GrowingJob.of(checked(job), auto) if auto else checked(job)

@@ -69,7 +69,8 @@ class JointUnit:
     stage : str
         "ground" (the baseline: what needs no descent), "solo" or "joint".
     first, last : int, default 0
-        Rows of the stage, `last` exclusive.
+        Rows of the stage, `last` exclusive. Of the baseline `last` is 0, and `first` the first start of a job that
+        grows.
     """
 
     stage: str
@@ -79,7 +80,9 @@ class JointUnit:
     @property
     def name(self) -> str:
         """Name of the unit's record in the run folder."""
-        return f"{self.stage}-{self.first:06d}-{self.last:06d}" if self.last else self.stage
+        if self.stage == "ground":
+            return f"{self.stage}-{self.first:06d}" if self.first else self.stage
+        return f"{self.stage}-{self.first:06d}-{self.last:06d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +224,39 @@ class JointJob(BaseJob):
             return {self.seeds[0]: self.seeds[0] + 1}
         return dict(pairwise((*self.seeds, self.seeds[0])))
 
+    def seeds_of(self, group: int) -> tuple[int, ...]:
+        """Return the seeds of one group's joint descents.
+
+        Parameters
+        ----------
+        group : int
+            Index of the group.
+
+        Returns
+        -------
+        tuple of int
+            All seeds of the job.
+        """
+        return self.seeds
+
+    def floor_seed(self, group: int, seed: int) -> int:
+        """Return the seed that the floor of a group's seed compares it with.
+
+        Parameters
+        ----------
+        group : int
+            Index of the group.
+        seed : int
+            One of its seeds.
+
+        Returns
+        -------
+        int
+            The next of its seeds, cyclically: the same as in a job of these seeds alone.
+        """
+        seeds = self.seeds_of(group)
+        return self.floor_seeds[seed] if seeds == self.seeds or seed != seeds[-1] else seeds[0]
+
     @cached_property
     def starts(self) -> list[tuple[int, bool]]:
         """Starts of the descents, (seed, perturbed)."""
@@ -246,6 +282,11 @@ class JointJob(BaseJob):
         Each is (index of the group, seed).
         """
         return [(g, s) for s in self.seeds for g in range(len(self.groups))]
+
+    @cached_property
+    def chunk_rows(self) -> dict[str, int]:
+        """Rows of a chunk of each stage's arrays; all starts are one chunk."""
+        return {"start": len(self.starts), "solo": self.recipe.rows, "joint": self.recipe.rows}
 
     def identity(self) -> dict[str, Any]:
         """Collect everything that the run's numbers depend on.
@@ -282,6 +323,21 @@ class JointJob(BaseJob):
 
         return [[JointUnit("ground"), *batches("solo", len(self.solos))], batches("joint", len(self.joints))]
 
+    def ground_starts(self, unit: JointUnit) -> slice:
+        """Return the starts whose null images a unit of the baseline computes.
+
+        Parameters
+        ----------
+        unit : JointUnit
+            A work unit of the stage "ground".
+
+        Returns
+        -------
+        slice
+            Positions in `starts`.
+        """
+        return slice(unit.first, unit.first + self.chunk_rows["start"])
+
     def cost(self, unit: JointUnit) -> float:
         """Estimate the amount of work of a unit.
 
@@ -317,7 +373,7 @@ class JointJob(BaseJob):
             noises, `response` the probed features, `unit` the units of all groups, `member` those of one group,
             `point` the blends.
         """
-        rows, steps = self.recipe.rows, self.recipe.steps
+        steps, chunks = self.recipe.steps, self.chunk_rows
         columns, units, members = len(self.columns), len(self.units), self.members
         solos, joints, starts = len(self.solos), len(self.joints), len(self.starts)
         points = len(interaction.simplex_lattice(members))
@@ -329,36 +385,37 @@ class JointJob(BaseJob):
             return ArraySpec(names, shape, (min(chunk or shape[0], shape[0]), *shape[1:]), dtype)
 
         def status(stage: str, count: int) -> ArraySpec:
-            return ArraySpec((stage,), (count,), (min(rows, count),), "uint8", meanings)
+            return ArraySpec((stage,), (count,), (min(chunks[stage], count),), "uint8", meanings)
 
         image = self.network.image_shape(self.recipe.size)
         specs = {
-            "null_images": spec("start pixels", starts, *image),
-            "null": spec("start response", starts, columns),
-            "null_units": spec("start unit", starts, units),
+            "null_images": spec("start pixels", starts, *image, chunk=chunks["start"]),
+            "null": spec("start response", starts, columns, chunk=chunks["start"]),
+            "null_units": spec("start unit", starts, units, chunk=chunks["start"]),
             "pink_images": spec("pink pixels", PINK_IMAGES, *image),
             "deviation": spec("response", columns, dtype="float64"),
-            "solo_images": spec("solo pixels", solos, *image, chunk=rows),
-            "solo_A": spec("solo response", solos, columns, chunk=rows),
-            "solo_units": spec("solo unit", solos, units, chunk=rows),
-            "solo_fraction": spec("solo response", solos, columns, chunk=rows),
-            "solo_activation": spec("solo", solos, chunk=rows),
-            "solo_curve": spec("solo step", solos, steps, chunk=rows),
+            "solo_images": spec("solo pixels", solos, *image, chunk=chunks["solo"]),
+            "solo_A": spec("solo response", solos, columns, chunk=chunks["solo"]),
+            "solo_units": spec("solo unit", solos, units, chunk=chunks["solo"]),
+            "solo_fraction": spec("solo response", solos, columns, chunk=chunks["solo"]),
+            "solo_activation": spec("solo", solos, chunk=chunks["solo"]),
+            "solo_curve": spec("solo step", solos, steps, chunk=chunks["solo"]),
             "solo_status": status("solo", solos),
-            "joint_images": spec("joint pixels", joints, *image, chunk=rows),
-            "joint_A": spec("joint response", joints, columns, chunk=rows),
-            "joint_units": spec("joint unit", joints, units, chunk=rows),
-            "joint_middle": spec("joint response", joints, columns, chunk=rows),
-            "joint_weight": spec("joint member", joints, members, chunk=rows, dtype="float64"),
-            "joint_blend": spec("joint point member", joints, points, members, chunk=rows),
-            "joint_curve": spec("joint step member", joints, steps, members, chunk=rows),
-            "joint_agreement": spec("joint step", joints, steps, chunk=rows),
+            "joint_images": spec("joint pixels", joints, *image, chunk=chunks["joint"]),
+            "joint_A": spec("joint response", joints, columns, chunk=chunks["joint"]),
+            "joint_units": spec("joint unit", joints, units, chunk=chunks["joint"]),
+            "joint_middle": spec("joint response", joints, columns, chunk=chunks["joint"]),
+            "joint_weight": spec("joint member", joints, members, chunk=chunks["joint"], dtype="float64"),
+            "joint_blend": spec("joint point member", joints, points, members, chunk=chunks["joint"]),
+            "joint_curve": spec("joint step member", joints, steps, members, chunk=chunks["joint"]),
+            "joint_agreement": spec("joint step", joints, steps, chunk=chunks["joint"]),
             "joint_status": status("joint", joints),
         }
         for k, unit in enumerate(self.groups[0]):
             _, height, width = self.shape(unit.layer)
             letter = MEMBERS[k]
-            specs[f"joint_map_{letter}"] = spec(f"joint y_{letter} x_{letter}", joints, height, width, chunk=rows)
+            dims = f"joint y_{letter} x_{letter}"
+            specs[f"joint_map_{letter}"] = spec(dims, joints, height, width, chunk=chunks["joint"])
         return specs
 
     def coords(self) -> dict[str, np.ndarray]:

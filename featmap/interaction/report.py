@@ -14,6 +14,7 @@ from featmap.interaction.communities import UnitGroups, find_groups
 from featmap.interaction.conclusion import describe_nonlinearity, format_number, list_notes, state_conclusion
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.kinds import KINDS, UNDEFINED
+from featmap.interaction.precision import end_notes
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
@@ -114,7 +115,7 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         "units": [str(u) for u in job.groups[0]],
         "kind": row["kind"],
         "sentence": state_conclusion(row, len(job.seeds)),
-        "notes": list_notes(row, len(job.seeds), job.recipe),
+        "notes": [*end_notes(job, row.to_frame().T), *list_notes(row, len(job.seeds), job.recipe)],
         "balance": job.balance,
         "recipe": job.recipe.name,
         "linear_steps": job.recipe.linear,
@@ -187,6 +188,7 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
             f"{legend}; images of seed {seed}, with one contrast for all; balance {job.balance}, "
             f"recipe {job.recipe.name}, {format_size(job.recipe.size)} pixels{colour_note(job.network.channels)}; "
             f"probed: {', '.join(job.responses)}",
+            *end_notes(job, row.to_frame().T),
             *list_notes(row, len(job.seeds), job.recipe),
         ),
     )

@@ -18,6 +18,7 @@ from featmap.interaction.conclusion import describe_nonlinearity, list_notes, st
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.power import state_power
+from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
 from featmap.interaction.statistics import JointArrays, summarise
 from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
@@ -27,9 +28,12 @@ from featmap.optimize.limits import resolve_recipe
 from featmap.optimize.recipe import Recipe
 from featmap.runs import lifecycle
 from featmap.runs.engine import Execution
+from featmap.runs.progress import SingleBeginning, Watcher
 from featmap.runs.store import Run, open_arrays
 
 DEFAULT_RECIPE = "interact"
+COUNTS = "counts"
+"""Entry of the manifest's summary: the number of automatic seeds of each group."""
 
 
 @dataclass(eq=False)
@@ -90,15 +94,17 @@ def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> In
     execution = execution or Execution()
     watcher = execution.watcher
     with run.locked():
-        count = lifecycle.carry_out(job, run, JointWorker, watcher, execution.engine)
+        job, count = _compute(job, run, execution)
         arrays = JointArrays(job, run.arrays)
         finished = not count and run.is_complete()
         begun = time.perf_counter()
         table = arrays.table(lambda done, total: watcher.stage("statistics", done, total))
         summary = summarise(table)
         rows = [row for _, row in summary.iterrows()]
-        sentences = [state_conclusion(row, len(job.seeds)) for row in rows]
-        notes = list(dict.fromkeys(note for row in rows for note in list_notes(row, len(job.seeds), job.recipe)))
+        made = [len(job.seeds_of(g)) for g in range(len(job.groups))]
+        sentences = [state_conclusion(row, n) for row, n in zip(rows, made, strict=True)]
+        each = [note for row, n in zip(rows, made, strict=True) for note in list_notes(row, n, job.recipe)]
+        notes = list(dict.fromkeys([*end_notes(job, summary), *each]))
         if not finished:
             run.manifest.files = {}
             if job.is_pairs:
@@ -106,11 +112,39 @@ def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> In
             else:
                 report.write_group_report(run, arrays, table, summary)
             run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
-            run.manifest.summary = {"sentences": sentences[:20], "notes": notes}
+            run.manifest.summary |= {"sentences": sentences[:20], "notes": notes}
             lifecycle.complete(job, run)
         elif job.is_pairs:  # the communities are in the folder
             notes = list(run.manifest.summary["notes"])
         return Interaction(run.folder, report.to_finite(table), report.to_finite(summary), sentences, notes)
+
+
+def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, int]:
+    """Compute what is missing of a run, and let it grow; return the job that it has become, and the units computed.
+
+    The numbers of automatic seeds are recorded before any of them is computed, so that a run that is resumed, or
+    complete, goes on from there.
+    """
+    engine = execution.engine
+    watcher: Watcher = execution.watcher
+    if not isinstance(job, GrowingJob):
+        return job, lifecycle.carry_out(job, run, JointWorker, watcher, engine)
+    count, growing = 0, job.with_recorded(run.manifest.summary.get(COUNTS))
+    if not run.manifest.is_complete:
+        steps = job.steps_per_unit * sum(unit.last > 0 for unit in job.most.work_units())
+        watcher = SingleBeginning(watcher, steps)
+    while True:
+        lifecycle.extend(growing, run)
+        count += lifecycle.carry_out(growing, run, JointWorker, watcher, engine)
+        grown = growing.grown(JointArrays(growing, run.arrays).excess())
+        if grown is None:
+            return growing, count
+        growing = grown
+        run.manifest.summary |= {COUNTS: list(growing.counts)}
+        run.save()
+        n = len(growing.seeds)
+        which = f": {growing.counts.count(n)} of {len(job.groups)} pairs go on" if job.is_pairs else ""
+        watcher.note(f"seed {n} of at most {growing.auto.most}{which}")
 
 
 def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
@@ -138,7 +172,7 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
             for c, u in zip(MEMBERS, job.groups[0], strict=False)
             if f"joint_{c}" in row and pd.notna(row[f"joint_{c}"])
         ]
-        return [*result.sentences, *activations, str(state_power(result.statistics, len(job.seeds)))]
+        return [*result.sentences, *activations, str(state_power(result.statistics, _least_seeds(result)))]
     ranking = report.rank_pairs(result.summary)
     counts = ", ".join(f"{n} {status}" for status, n in result.summary["status"].value_counts().items())
     significant = int((result.summary["q"] < 0.05).sum())
@@ -148,11 +182,16 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
         f"kinds: {kinds}",
         f"{significant} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
     ]
-    lines.append(str(state_power(result.statistics, len(job.seeds))))
+    lines.append(str(state_power(result.statistics, _least_seeds(result))))
     lines += [
         f"{row['group']}: {row['kind']}; {describe_nonlinearity(row)}" for row in ranking.head(limit).to_dict("records")
     ]
     return lines
+
+
+def _least_seeds(result: Interaction) -> int:
+    """Return the number of seeds of the group that has fewest."""
+    return int(result.statistics.groupby("group")["seed"].count().min())
 
 
 def interact(
@@ -163,7 +202,7 @@ def interact(
     balance: str = "solo",
     probe_layers: str | Sequence[str] = (),
     recipe: str | Recipe | None = None,
-    seeds: int | Iterable[int] | None = None,
+    seeds: int | Iterable[int] | str | AutoSeeds | None = None,
     execution: Execution | None = None,
 ) -> Interaction:
     """Maximise units together and measure how far that is from the sum of its parts.
@@ -187,9 +226,10 @@ def interact(
     recipe : str or Recipe, optional
         Recipe of the descents. Default: "interact", whose steps are linear; with other recipes even a linear network
         looks nonlinear, and the report says so.
-    seeds : int or iterable of int, optional
+    seeds : int, iterable of int, "auto" or AutoSeeds, optional
         Number of seeds, counted from the recipe's own, or the seeds themselves. Default: 5 for a group, 3 for layers;
-        an interval needs 3, a claim 5.
+        an interval needs 3, a claim 5. "auto" adds seeds until the excess over the floor is known to plus or minus
+        0.025, 20 at most; `featmap.interaction.precision.AutoSeeds` sets both.
     execution : Execution, optional
         Device, engine, run folder and progress.
 

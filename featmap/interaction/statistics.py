@@ -51,10 +51,11 @@ class JointArrays:
         # Many groups share a unit, and neighbouring rows a chunk: neither is computed or read again for each group.
         self._unit_floor = lru_cache(maxsize=None)(self._compute_unit_floor)
         self._chunk = lru_cache(maxsize=32)(self._read_chunk)
+        self._array = lru_cache(maxsize=None)(arrays.__getitem__)  # zarr reads the metadata at each access
 
     def _read_chunk(self, name: str, chunk: int) -> np.ndarray:
         """Read one chunk of an array's rows."""
-        array = self.arrays[name]
+        array = self._array(name)
         rows = array.chunks[0]
         return np.asarray(array[chunk * rows : (chunk + 1) * rows])
 
@@ -73,7 +74,7 @@ class JointArrays:
         numpy.ndarray
             `C x H x W` for an image, `h x w` for an activation map.
         """
-        chunk, position = divmod(row, self.arrays[name].chunks[0])
+        chunk, position = divmod(row, self._array(name).chunks[0])
         values: np.ndarray = self._chunk(name, chunk)[position]
         return values
 
@@ -196,9 +197,12 @@ class JointArrays:
         """
         return int(self.small_arrays["solo_status"][self.solo_rows[unit, seed, perturbed]]) in LIVE_CODES
 
-    def _compute_unit_floor(self, unit: Unit, seed: int, kind: str) -> tuple[float, float]:
-        """Compute response and image nonlinearity of a unit against itself; NaN where one descent did not rise."""
-        other, perturbed = (seed, True) if kind == "perturbed" else (self.job.floor_seeds[seed], False)
+    def _compute_unit_floor(self, unit: Unit, seed: int, other: int) -> tuple[float, float]:
+        """Compute the nonlinearities of a unit against itself, from another seed or the same one's perturbed start.
+
+        NaN where one of the two descents did not rise.
+        """
+        perturbed = other == seed
         if not (self.is_live(unit, seed) and self.is_live(unit, other, perturbed)):
             return float("nan"), float("nan")
         r_again, r = self.solo_responses(unit, other, perturbed), self.solo_responses(unit, seed)
@@ -304,13 +308,33 @@ class JointArrays:
             lengths = np.sqrt(np.square(images).reshape(len(group), -1).mean(1))
             without = interaction.additive_retentions(np.array(gifts), lengths, result["gradient_agreement"])
             result |= {f"additive_retention_{c}": float(v) for c, v in zip(letters, without, strict=True)}
-        return result | self._floors(group, seed, letters) | self._ceilings(group, seed, r, d)
+        return result | self._floors(g, seed, letters) | self._ceilings(group, seed, r, d)
 
-    def _floors(self, group: Group, seed: int, letters: Sequence[str]) -> dict[str, float]:
+    def excess(self) -> np.ndarray:
+        """Compute only the excess of each response nonlinearity over its floor.
+
+        Returns
+        -------
+        numpy.ndarray
+            Groups x seeds, float64: the same bits as in `table`; NaN where undefined or not made.
+        """
+        found = np.full((len(self.job.groups), len(self.job.seeds)), np.nan)
+        positions = {seed: k for k, seed in enumerate(self.job.seeds)}
+        for row, (g, seed) in enumerate(self.job.joints):
+            if self.status(row) in (DEAD_PARTNER, UNCONVERGED_PARTNER, NOT_FINITE):
+                continue
+            r = self._standardise(self.small_arrays["joint_A"][row], seed)
+            parts = np.stack([self.solo_responses(u, seed) for u in self.job.groups[g]])
+            floor = self._floors(g, seed, MEMBERS[: self.job.members])["response_nonlinearity_floor"]
+            found[g, positions[seed]] = interaction.response_nonlinearity(r, parts) - floor
+        return found
+
+    def _floors(self, g: int, seed: int, letters: Sequence[str]) -> dict[str, float]:
         """Compute the floors of each unit and kind; the group's is the larger of the two kinds' means over units."""
         result: dict[str, float] = {}
         for kind in FLOOR_KINDS:
-            floors = np.array([self._unit_floor(u, seed, kind) for u in group])
+            other = seed if kind == "perturbed" else self.job.floor_seed(g, seed)
+            floors = np.array([self._unit_floor(u, seed, other) for u in self.job.groups[g]])
             for k, name in enumerate(NONLINEARITIES):
                 result |= {f"{name}_floor_{kind}_{c}": float(v) for c, v in zip(letters, floors[:, k], strict=True)}
         for name in NONLINEARITIES:
@@ -402,9 +426,9 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         A row for each group: the mean of each statistic over the seeds that define it, and `status` ("ok" where any
         seed has statistics), `seeds` (their number), `low` and `high` (95 % t-interval of the response nonlinearity
-        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds), `p` (one-sided
-        t-test that the excess is above 0), `kind` (see `featmap.interaction.kinds`) and `q` (p adjusted for the false
-        discovery rate over the groups);
+        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds) with its own
+        interval `excess_low` and `excess_high`, `p` (one-sided t-test that the excess is above 0), `kind` (see
+        `featmap.interaction.kinds`) and `q` (p adjusted for the false discovery rate over the groups);
         `second_difference_at` is the feature that most seeds name.
     """
     rows = []
@@ -418,7 +442,9 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         shares = seeds["response_nonlinearity"]
         excess = shares - seeds["response_nonlinearity_floor"]
         row["low"], row["high"] = correlation.t_interval(shares.tolist()) or (np.nan, np.nan)
-        row |= {"excess": excess.mean(), "p": interaction.p_above_zero(excess.tolist())}
+        low, high = correlation.t_interval(excess.tolist()) or (np.nan, np.nan)
+        row |= {"excess": excess.mean(), "excess_low": low, "excess_high": high}
+        row |= {"p": interaction.p_above_zero(excess.tolist())}
         row["kind"] = kinds.classify(kinds.Evidence.of(ok))
         rows.append(row)
     summary = pd.DataFrame(rows)

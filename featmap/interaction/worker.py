@@ -94,32 +94,44 @@ class JointWorker:
             The run folder; a joint unit reads the solo descents from it.
         """
         if unit.stage == "ground":
-            arrays = self.compute_baseline()
-            store.land(unit.name, {k: ((slice(None),) * v.ndim, v) for k, v in arrays.items()})
+            starts = self.job.ground_starts(unit)
+            arrays = self.compute_null_images(starts)
+            regions = {k: ((starts, *[slice(None)] * (v.ndim - 1)), v) for k, v in arrays.items()}
+            once = self.compute_deviations() if not unit.first else {}
+            store.land(unit.name, regions | {k: ((slice(None),) * v.ndim, v) for k, v in once.items()})
             return
         rows = slice(unit.first, unit.last)
         arrays = self.descend_solo(unit) if unit.stage == "solo" else self.descend_joint(unit, store)
         store.land(unit.name, {k: ((rows, *[slice(None)] * (v.ndim - 1)), v) for k, v in arrays.items()})
 
-    def compute_baseline(self) -> dict[str, np.ndarray]:
-        """Compute what needs no descent: null images and the deviations of responses.
+    def compute_null_images(self, starts: slice) -> dict[str, np.ndarray]:
+        """Compute null images and the responses to them.
+
+        Parameters
+        ----------
+        starts : slice
+            Positions of their starts among those of the job.
 
         Returns
         -------
         dict of numpy.ndarray
             By the names of the run's arrays.
         """
-        job = self.job
-        nulls = torch.stack([self.null_image(*start) for start in job.starts])
-        responses, units = self.probe.measure_units(nulls, job.responses, job.units)
-        pink = image_ops.pink_noise(PINK_IMAGES, job.recipe.size, job.network.channels)
-        return {
-            "null_images": nulls.numpy(),
-            "null": responses,
-            "null_units": units,
-            "pink_images": pink.numpy(),
-            "deviation": measure_response_deviations(self.probe, pink, job.responses),
-        }
+        nulls = torch.stack([self.null_image(*start) for start in self.job.starts[starts]])
+        responses, units = self.probe.measure_units(nulls, self.job.responses, self.job.units)
+        return {"null_images": nulls.numpy(), "null": responses, "null_units": units}
+
+    def compute_deviations(self) -> dict[str, np.ndarray]:
+        """Compute the deviations of responses, and the images that they are over.
+
+        Returns
+        -------
+        dict of numpy.ndarray
+            By the names of the run's arrays.
+        """
+        pink = image_ops.pink_noise(PINK_IMAGES, self.job.recipe.size, self.job.network.channels)
+        deviation = measure_response_deviations(self.probe, pink, self.job.responses)
+        return {"pink_images": pink.numpy(), "deviation": deviation}
 
     def _descend(self, objectives: Sequence[Objective], starts: Sequence[tuple[int, bool]]) -> Descent:
         """Compute a batch of descents, each from its own start."""

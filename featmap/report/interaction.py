@@ -145,8 +145,9 @@ def _grid_command(run: Run, layers: list[str], units: list[list[str]], count: in
 
 def _options(run: Run) -> list[str]:
     """Return the options of a run's network, recipe and seeds."""
-    seeds = run.identity["seeds"]
-    return [*Reproduction(run.manifest).options(), "--seeds", str(len(seeds))]
+    seeds, auto = run.identity["seeds"], run.identity.get("auto")
+    count = ["--seeds", "auto", "--width", f"{auto['width']:g}", "--most-seeds", str(auto["most"])] if auto else None
+    return [*Reproduction(run.manifest).options(), *(count or ["--seeds", str(len(seeds))])]
 
 
 def _screening(run: Run) -> Report:

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from featmap.errors import FeatmapError, StoreError
+from featmap.files import translate_os_errors
 from featmap.image_shape import smallest
 from featmap.network.directions import read_directions, stored_path
 from featmap.network.loading import load
@@ -24,6 +25,7 @@ from featmap.optimize.batch import Batches, list_chosen_rows
 from featmap.optimize.prepare import UNTOUCHED
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
+from featmap.runs.folder_layout import write_layout
 from featmap.runs.job import BaseJob
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, is_run, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
@@ -88,6 +90,25 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
         "recipe_notes": list(job.recipe.notes),
     }
     return Run(folder, job.identity()).open(job.arrays(), job.coords(), about, direction_files(job.network))
+
+
+def extend(job: BaseJob, run: Run) -> None:
+    """Give the arrays of a run the shapes and labels of a job that has grown.
+
+    Chunks stay as they are.
+
+    Parameters
+    ----------
+    job : BaseJob
+        The job: the rows that are stored are the first ones of its arrays, in chunks of the same shape.
+    run : Run
+        Its folder, locked by this process.
+    """
+    with translate_os_errors(f"run folder {str(run.folder)!r}"):
+        layout = write_layout(run.folder, job.arrays(), job.coords(), direction_files(job.network))
+    if layout != run.manifest.layout:
+        run.manifest.layout = layout
+        run.save()
 
 
 def carry_out(

@@ -81,7 +81,7 @@ class Manifest:
     reliability : dict of float
         Reliability of each feature, from a validation; None where it is undefined.
     summary : dict
-        Main results, as plain JSON values.
+        Main results, and numbers of automatic seeds.
     seeds, null_seeds : list of int
         Of a validation: seeds of the maps of the network, and of those of random weights.
     images : str, optional

@@ -108,6 +108,36 @@ class Silent:
         """
 
 
+class SingleBeginning:
+    """Watcher that passes everything on, but only the first of several beginnings.
+
+    Parameters
+    ----------
+    watcher : Watcher
+        Receives the progress of a run whose work is computed in several parts.
+    total : int
+        Steps of all parts; where their number is not known, the largest one.
+    """
+
+    def __init__(self, watcher: Watcher, total: int) -> None:
+        self.step, self.landed, self.stage, self.note = watcher.step, watcher.landed, watcher.stage, watcher.note
+        self._watcher, self._total, self._begun = watcher, total, False
+
+    def begin(self, total: int, done: int) -> None:
+        """Pass on the first beginning, with the steps of all parts.
+
+        Parameters
+        ----------
+        total : int
+            Steps of this part and those before it.
+        done : int
+            Steps that are stored already.
+        """
+        if not self._begun:
+            self._begun = True
+            self._watcher.begin(max(total, self._total), done)
+
+
 PAUSE = 0.25
 """Seconds between two readings of the activation on a GPU."""
 
