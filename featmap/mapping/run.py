@@ -203,8 +203,8 @@ def similarity(
         A photograph, or C x H x W values in [0, 1], to start from instead of noise.
     photographs : path, Photographs or PhotographFolder, optional
         Photographs that make a second map, `SimilarityMap.photographs`, or the only one under
-        ``View(stimuli="photographs")``. A folder or zip, or `featmap.optimize.photograph_folder.Photographs` to set a limit
-        or to skip broken ones. They are resized to the size of the recipe's images.
+        ``View(stimuli="photographs")``. A folder or zip, or `featmap.optimize.photograph_folder.Photographs` to set a
+        limit or to skip broken ones. They are resized to the size of the recipe's images.
     execution : Execution, optional
         Device, engine, run folder and progress.
 
