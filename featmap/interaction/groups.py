@@ -32,7 +32,7 @@ class JointSettings:
     ----------
     balance : str, default "solo"
         "solo" divides each unit by its solo maximum; "none" is the plain sum.
-    probe_layers : sequence of str, optional
+    probe_layers : str or sequence of str, optional
         Layers whose features' responses are compared. Default: the layers of the units.
     seeds : int or iterable of int, optional
         Number of seeds, counted from the recipe's own, or the seeds themselves. None takes the default number of the
@@ -42,7 +42,7 @@ class JointSettings:
     """
 
     balance: str = "solo"
-    probe_layers: Sequence[str] = ()
+    probe_layers: str | Sequence[str] = ()
     seeds: int | Iterable[int] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -218,13 +218,14 @@ def _joint_job(
 ) -> JointJob:
     """Set up and check a job of one command."""
     layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
+    probed = [settings.probe_layers] if isinstance(settings.probe_layers, str) else settings.probe_layers
     default = SEEDS_OF_GROUP if command == GROUP_COMMAND else SEEDS_OF_PAIRS
     job = JointJob(
         network=network,
         groups=groups,
         recipe=recipe,
         seeds=seeds_of(default if settings.seeds is None else settings.seeds, recipe),
-        responses=tuple(dict.fromkeys(settings.probe_layers or layers)),
+        responses=tuple(dict.fromkeys(probed or layers)),
         balance=settings.balance,
         device=settings.device,
         command=command,

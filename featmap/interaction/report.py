@@ -11,10 +11,17 @@ import pandas as pd
 
 from featmap.image_shape import colour_note, format_size
 from featmap.interaction.communities import UnitGroups, find_groups
-from featmap.interaction.conclusion import describe_nonlinearity, format_number, list_notes, state_conclusion
+from featmap.interaction.conclusion import (
+    describe_nonlinearity,
+    describe_photographs,
+    format_number,
+    list_notes,
+    photograph_values,
+    state_conclusion,
+)
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.kinds import KINDS, UNDEFINED
-from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
+from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays, compare_methods
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
 from featmap.runs import output
@@ -124,7 +131,7 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         "status": table["status"].tolist(),
         "second_difference_at": table["second_difference_at"].tolist(),
         "figures": statistics,
-    }
+    } | ({"photographs": photograph_values(row)} if "photographs" in row else {})
 
 
 def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_row: int) -> interaction_panel.Panel:
@@ -188,6 +195,7 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
             f"recipe {job.recipe.name}, {format_size(job.recipe.size)} pixels{colour_note(job.network.channels)}; "
             f"probed: {', '.join(job.responses)}",
             *list_notes(row, len(job.seeds), job.recipe),
+            *describe_photographs(row),
         ),
     )
 
@@ -363,6 +371,8 @@ def write_pairs_report(
     write_table(run, "pairs", pairs)
     ranking = rank_pairs(pairs)
     write_table(run, "ranking", ranking)
+    if "photographs" in summary:
+        write_table(run, "methods", compare_methods(summary))
     groups = find_groups(arrays.solo_similarity, pairs, lambda done, total: watcher.stage("communities", done, total))
     write_table(run, "units", plain_columns(groups.units.reset_index()))
     run.write("interaction.graphml", lambda p: nx.write_graphml(build_graph(pairs, groups.units), p))

@@ -340,7 +340,7 @@ class Association:
 
 @lru_cache(maxsize=2)
 def permute_photographs(count: int) -> np.ndarray:
-    """Draw permutations of photographs; every pair of features is compared under the same ones.
+    """Draw the permutations under which all pairs of features are compared.
 
     Parameters
     ----------
