@@ -1,7 +1,7 @@
 """What photographs say of a pair: whether both respond together, and whether their effects add up.
 
 Formulas of responding together are in `featmap.stats.top_responses`, of nonlinearity in `featmap.stats.interaction`.
-All columns are of a pair, not of a seed; what is undefined is NaN, and the column `photographs_note` says why.
+All columns are of a pair, not of a seed; what is undefined is NaN, and `photographs_note` says why.
 """
 
 from __future__ import annotations
@@ -209,14 +209,7 @@ class PhotographStatistics:
             **self._natural(sets, g),
             **self._direct(g),
         }
-        notes = []
-        if len(one) < LEAST_PAIRED:
-            notes.append(f"{len(one)} photographs, {LEAST_PAIRED} are needed")
-        elif sets.lack:
-            notes.append(sets.lack)
-        if not row["direct_images"]:
-            notes.append("a solo descent did not rise")
-        return row | {"photographs_note": "; ".join(notes)}
+        return row | {"photographs_note": _explain(row, sets, self.fires[a].shape[1])}
 
     def _natural(self, sets: PhotographSets, g: int) -> dict[str, float]:
         """Compute the natural nonlinearity of a pair with its limits."""
@@ -259,6 +252,23 @@ class PhotographStatistics:
                 row["direct_sign"] = float(np.sign(mean[largest]))
                 row["direct_at"] = self.job.columns[int(np.flatnonzero(varies)[largest])]
         return row
+
+
+def _explain(row: dict[str, Any], sets: PhotographSets, places: int) -> str:
+    """Say why statistics of a pair are undefined; "" where none is."""
+    few = row["photographs"] < LEAST_PAIRED
+    place = "there is one place only" if places < 2 else "no pairing of photographs has both fire at one place"
+    reasons = {
+        "photograph_correlation": "a unit's responses do not vary or are not finite",
+        "photograph_lift": f"a unit is nowhere above its {top_responses.STRONG}th percentile",
+        "place_lift": place,
+        "natural_nonlinearity": sets.lack or "the response to photographs of both is that to photographs of neither",
+        "direct": "the single effects cancel" if row["direct_images"] else "a solo descent did not rise",
+    }
+    if few:
+        together = ("photograph_correlation", "photograph_lift", "place_lift", "natural_nonlinearity")
+        reasons |= dict.fromkeys(together, f"{row['photographs']} photographs, {LEAST_PAIRED} are needed")
+    return "; ".join(dict.fromkeys(text for name, text in reasons.items() if np.isnan(row[name])))
 
 
 def _mean(values: list[float]) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from featmap.cli.app import main
 from featmap.interaction import worker as jointwork
+from featmap.report.interaction import build_reports
 from tests.cli.test_app import SMALL, at_home, fail, fail_with_run, succeed
 from tests.helpers import pictures, tiny
 from tests.helpers.tables import check_plain_tables
@@ -105,6 +106,9 @@ def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.Captu
         assert "methods.csv" in printed.splitlines()[-1] and check_plain_tables(Path("run"))
         with Path("run/pairs.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
+        (page,) = build_reports(Path("run"))
+        assert [len(table) for _, table in page.tables] == [4, 6] and "--photographs FOLDER --limit 24" in page.command
+        assert "mixed difference at photographs" in page.tables[1][1]["one"].tolist()
         assert len(rows) == 4 and all(r["direct"] and r["place_lift_p"] and r["direct_at"] for r in rows)
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["identity"]["photographs"]["count"] == manifest["photographs"]["count"] == 24

@@ -384,7 +384,14 @@ def test_what_is_undefined_has_a_reason(gray: Path, tmp_path: Path) -> None:
         row[["photograph_correlation", "photograph_lift", "place_lift", "natural_nonlinearity"]].astype(float)
     ).all()
     assert row["photographs_note"] == f"8 photographs, {LEAST_PAIRED} are needed" and row["direct_images"] == 8
+    gates = measure(["colours:0", "gates:0"], couples.gated(), gray, tmp_path / "gates").row
+    assert gates["photographs_note"].startswith(("both are", "only", "neither")), (
+        "enough photographs, too few of a kind"
+    )
+    single = measure(["out:0", "out:2"], couples.rivals(single=True), gray, tmp_path / "single").row
+    assert "there is one place only" in single["photographs_note"] and np.isnan(single["place_lift"])
     dead = measure(["relu:0", "relu:1"], tiny.sick(), gray, tmp_path / "dead").row
+    assert "a unit's responses do not vary" in dead["photographs_note"], "one is dead"
     assert dead["direct_images"] == 0 and np.isnan(dead["direct"]) and "did not rise" in dead["photographs_note"]
 
 
