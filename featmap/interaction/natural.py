@@ -171,7 +171,8 @@ class PhotographStatistics:
         self.deviation = np.asarray(arrays.arrays["deviation"][...])
         self.responses = np.asarray(arrays.arrays["photograph_A"][...])
         self.activations = np.asarray(arrays.arrays["photograph_units"][...])
-        self.alone, self.mixed, self.cross = (arrays.arrays[name] for name in ("alone_A", "mixed_A", "cross_A"))
+        self.alone = np.asarray(arrays.arrays["alone_A"][...])
+        self._rows = arrays.image  # keeps the chunk, which neighbouring groups share
         nothing = np.zeros(len(self.deviation))
         self.standardised = interaction.standardise_responses(self.responses, nothing, self.deviation)
         self.fires: list[np.ndarray] = []
@@ -218,8 +219,8 @@ class PhotographStatistics:
     def _direct(self, g: int) -> dict[str, Any]:
         """Compute the mixed differences of a pair over the photographs to which its solo images are added."""
         group: Group = self.job.groups[g]
-        one, two = (np.asarray(self.alone[self.columns[unit]]).astype(np.float64) for unit in group)
-        mixed, cross = (np.asarray(array[g]).astype(np.float64) for array in (self.mixed, self.cross))
+        one, two = (self.alone[self.columns[unit]].astype(np.float64) for unit in group)
+        mixed, cross = (self._rows(name, g).astype(np.float64) for name in ("mixed_A", "cross_A"))
         defined = [int(k) for k in np.flatnonzero(np.isfinite(mixed).all(axis=1))]
         deviation, varies = self.deviation, np.isfinite(self.deviation)
         sizes, curvatures, differences = [], [], []

@@ -341,7 +341,7 @@ class PhotographJointWorker(JointWorker):
 
 
 def require_pairs(job: JointJob) -> None:
-    """Check that a job is of pairs of units.
+    """Check that a job is of pairs of units, with a fixed number of seeds.
 
     Parameters
     ----------
@@ -351,8 +351,11 @@ def require_pairs(job: JointJob) -> None:
     Raises
     ------
     UnitError
-        If a group has more than two units.
+        If a group has more than two units, or the job is of another class, whose work the one with photographs would
+        not do.
     """
+    if type(job) is not JointJob:
+        raise UnitError("photographs: this job has photographs already, or more than joint descents; give another one")
     if job.members != 2:
         raise UnitError(
             f"photographs with {job.members} units: responding together is measured for two; give two units, or leave "
