@@ -1,4 +1,4 @@
-"""State what the statistics of one group of units say, in sentences."""
+"""State what the statistics of groups of units say, in sentences, and how far methods agree over pairs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from featmap.interaction.kinds import describe_kind
 from featmap.optimize.recipe import Recipe
+from featmap.stats import correlation, reliability
 
 SEEDS_FOR_CLAIM = 5
 """Number of seeds below which a group's response nonlinearity is reported with a note."""
@@ -24,6 +26,17 @@ PHOTOGRAPH_COLUMNS = (
     "photographs_note",
 )
 """Statistics of a pair over photographs."""
+METHODS = (
+    ("direct", "response_nonlinearity"),
+    ("direct_curvature", "response_nonlinearity"),
+    ("natural_nonlinearity", "response_nonlinearity"),
+    ("natural_excess", "excess"),
+    ("direct", "natural_nonlinearity"),
+    ("photograph_correlation", "response_nonlinearity"),
+)
+"""Statistics that should agree over pairs where they measure the same."""
+LEAST_PAIRS = 8
+"""Fewest pairs that give an interval."""
 
 
 def format_percent(share: float) -> str:
@@ -235,6 +248,55 @@ def _describe_together(row: Mapping[str, Any]) -> str:
     return text + "."
 
 
+def compare_methods(summary: pd.DataFrame) -> pd.DataFrame:
+    """Correlate statistics that measure interaction in different ways, over pairs.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        Result of `featmap.interaction.natural.add_columns`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each of `METHODS`: `one`, `other`, `pairs` (that define both), `spearman`, and `low` and `high`, its
+        95 % interval under a bootstrap of the units, which pairs share. NaN for fewer than three pairs; no interval for
+        fewer than `LEAST_PAIRS`.
+
+    References
+    ----------
+    Owen (2007), The pigeonhole bootstrap, doi 10.1214/07-AOAS122.
+    """
+    units = [label.split(" + ") for label in summary["group"]]
+    names = list(dict.fromkeys(name for pair in units for name in pair))
+    positions = np.array([[names.index(name) for name in pair] for pair in units])
+    counts = reliability.bootstrap_counts(len(names), key="units of pairs")
+    rows = []
+    for one, other in METHODS:
+        x, y = (summary[name].to_numpy(dtype=float) for name in (one, other))
+        defined = np.isfinite(x) & np.isfinite(y)
+        x, y = x[defined], y[defined]
+        rho, low, high = correlation.spearman(x, y), float("nan"), float("nan")
+        if np.isfinite(rho) and len(x) >= LEAST_PAIRS:
+            weights = counts[:, positions[defined, 0]] * counts[:, positions[defined, 1]]
+            drawn = _weighted_correlations(rankdata(x), rankdata(y), weights)
+            low, high = reliability.percentile_interval(drawn)
+        rows.append({"one": one, "other": other, "pairs": len(x), "spearman": rho, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def _weighted_correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute Pearson's correlation under each row of weights; NaN for draws of fewer than three pairs."""
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = weights / total
+        mean_x, mean_y = share @ x, share @ y
+        covariance = share @ (x * y) - mean_x * mean_y
+        spread = (share @ (x * x) - mean_x**2) * (share @ (y * y) - mean_y**2)
+        drawn: np.ndarray = covariance / np.sqrt(spread)
+    return np.where((weights > 0).sum(axis=1) < 3, np.nan, drawn)
+
+
 def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) -> list[str]:
     """Describe in sentences what photographs say of many pairs.
 
@@ -243,7 +305,7 @@ def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) 
     summary : pandas.DataFrame
         Summary of the run, see `featmap.interaction.natural.add_columns`.
     methods : pandas.DataFrame
-        Agreement of its statistics, see `featmap.interaction.statistics.compare_methods`.
+        Agreement of its statistics, see `compare_methods`.
 
     Returns
     -------

@@ -12,6 +12,7 @@ import pandas as pd
 from featmap.image_shape import colour_note, format_size
 from featmap.interaction.communities import UnitGroups, find_groups
 from featmap.interaction.conclusion import (
+    compare_methods,
     describe_nonlinearity,
     describe_photographs,
     format_number,
@@ -21,7 +22,7 @@ from featmap.interaction.conclusion import (
 )
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.kinds import KINDS, UNDEFINED
-from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays, compare_methods
+from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
 from featmap.runs import output

@@ -15,6 +15,7 @@ from torch import nn
 from featmap.errors import UnitError
 from featmap.interaction import natural, report
 from featmap.interaction.conclusion import (
+    compare_methods,
     describe_nonlinearity,
     describe_photographs,
     describe_photographs_of_pairs,
@@ -25,7 +26,7 @@ from featmap.interaction.groups import JointSettings, LayerChannels, group_job, 
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
 from featmap.interaction.power import state_power
-from featmap.interaction.statistics import JointArrays, compare_methods, summarise
+from featmap.interaction.statistics import JointArrays, summarise
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit

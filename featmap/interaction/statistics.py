@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from featmap.interaction import kinds
 from featmap.interaction.job import MEMBERS, Group, JointJob
 from featmap.network.unit import Unit
 from featmap.runs import folder_layout
 from featmap.runs.folder_layout import LIVE_CODES
-from featmap.stats import correlation, interaction, reliability
+from featmap.stats import correlation, interaction
 from featmap.stats.measures import profile_correlations
 
 OK, DEAD_PARTNER, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
@@ -28,17 +27,6 @@ NONLINEARITIES = ("response_nonlinearity", "image_nonlinearity")
 """Statistics that have floors and a ceiling."""
 FLOOR_KINDS = ("perturbed", "seed")
 """What a unit is compared with for a floor: itself from a perturbed start, and from the noise of another seed."""
-METHODS = (
-    ("direct", "response_nonlinearity"),
-    ("direct_curvature", "response_nonlinearity"),
-    ("natural_nonlinearity", "response_nonlinearity"),
-    ("natural_excess", "excess"),
-    ("direct", "natural_nonlinearity"),
-    ("photograph_correlation", "response_nonlinearity"),
-)
-"""Statistics that should agree over pairs where they measure the same."""
-LEAST_PAIRS = 8
-"""Fewest pairs that give an interval."""
 
 
 class JointArrays:
@@ -436,52 +424,3 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     summary = pd.DataFrame(rows)
     summary["q"] = interaction.q_values(summary["p"].to_numpy(dtype=float))
     return summary
-
-
-def compare_methods(summary: pd.DataFrame) -> pd.DataFrame:
-    """Correlate statistics that measure interaction in different ways, over pairs.
-
-    Parameters
-    ----------
-    summary : pandas.DataFrame
-        Result of `featmap.interaction.natural.add_columns`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each of `METHODS`: `one`, `other`, `pairs` (that define both), `spearman`, and `low` and `high`, its
-        95 % interval under a bootstrap of the units, which pairs share. NaN for fewer than three pairs; no interval for
-        fewer than `LEAST_PAIRS`.
-
-    References
-    ----------
-    Owen (2007), The pigeonhole bootstrap, doi 10.1214/07-AOAS122.
-    """
-    units = [label.split(" + ") for label in summary["group"]]
-    names = list(dict.fromkeys(name for pair in units for name in pair))
-    positions = np.array([[names.index(name) for name in pair] for pair in units])
-    counts = reliability.bootstrap_counts(len(names), key="units of pairs")
-    rows = []
-    for one, other in METHODS:
-        x, y = (summary[name].to_numpy(dtype=float) for name in (one, other))
-        defined = np.isfinite(x) & np.isfinite(y)
-        x, y = x[defined], y[defined]
-        rho, low, high = correlation.spearman(x, y), float("nan"), float("nan")
-        if np.isfinite(rho) and len(x) >= LEAST_PAIRS:
-            weights = counts[:, positions[defined, 0]] * counts[:, positions[defined, 1]]
-            drawn = _weighted_correlations(rankdata(x), rankdata(y), weights)
-            low, high = reliability.percentile_interval(drawn)
-        rows.append({"one": one, "other": other, "pairs": len(x), "spearman": rho, "low": low, "high": high})
-    return pd.DataFrame(rows)
-
-
-def _weighted_correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Compute Pearson's correlation under each row of weights; NaN for draws of fewer than three pairs."""
-    total = weights.sum(axis=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = weights / total
-        mean_x, mean_y = share @ x, share @ y
-        covariance = share @ (x * y) - mean_x * mean_y
-        spread = (share @ (x * x) - mean_x**2) * (share @ (y * y) - mean_y**2)
-        drawn: np.ndarray = covariance / np.sqrt(spread)
-    return np.where((weights > 0).sum(axis=1) < 3, np.nan, drawn)

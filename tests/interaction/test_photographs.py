@@ -18,8 +18,8 @@ from torch import nn
 
 import featmap
 from featmap.errors import FeatmapError
-from featmap.interaction import natural, statistics
-from featmap.interaction.conclusion import NATURAL, PHOTOGRAPH_COLUMNS, describe_photographs
+from featmap.interaction import natural
+from featmap.interaction.conclusion import METHODS, NATURAL, PHOTOGRAPH_COLUMNS, compare_methods, describe_photographs
 from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import (
@@ -317,8 +317,8 @@ def test_maps_are_compared_on_the_coarser_grid(noise: Path, tmp_path: Path) -> N
 def test_methods_are_compared_over_pairs(layers: Measured) -> None:
     pairs = layers.summary
     assert len(pairs) == 9 and set(PHOTOGRAPH_COLUMNS) | {"photograph_correlation_q"} <= set(pairs.columns)
-    methods = statistics.compare_methods(pairs)
-    assert methods[["one", "other"]].to_numpy().tolist() == [list(m) for m in statistics.METHODS]
+    methods = compare_methods(pairs)
+    assert methods[["one", "other"]].to_numpy().tolist() == [list(m) for m in METHODS]
     for row in methods.to_dict("records"):
         x, y = pairs[row["one"]], pairs[row["other"]]
         assert row["pairs"] == (x.notna() & y.notna()).sum()
@@ -333,9 +333,9 @@ def test_methods_that_agree_are_told_from_methods_that_do_not(noise_share: float
     rng = np.random.default_rng(0)
     groups = [f"a:{i} + b:{j}" for i in range(8) for j in range(8)]
     values = rng.random(64)
-    table = pd.DataFrame({name: rng.random(64) for pair in statistics.METHODS for name in pair})
+    table = pd.DataFrame({name: rng.random(64) for pair in METHODS for name in pair})
     table["direct"], table["response_nonlinearity"] = values, values**2 + noise_share * rng.random(64)
-    row = statistics.compare_methods(table.assign(group=groups)).iloc[0]
+    row = compare_methods(table.assign(group=groups)).iloc[0]
     if noise_share:
         assert row["low"] < 0 < row["high"] and abs(row["spearman"]) < 0.3
     else:
