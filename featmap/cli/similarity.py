@@ -22,8 +22,8 @@ from featmap.cli.parsing import parse_layers
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:
-    from featmap.mapping.photographs import Photographs
     from featmap.mapping.view import View
+    from featmap.optimize.photograph_folder import Photographs
 
 
 @dataclass
@@ -97,7 +97,7 @@ class ViewOptions:
         FeatmapError
             If an option needs ``--photographs``.
         """
-        from featmap.mapping.photographs import Photographs
+        from featmap.optimize.photograph_folder import Photographs
 
         if self.photographs is not None:
             return Photographs(self.photographs, self.limit, self.skip_broken)

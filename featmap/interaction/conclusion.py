@@ -1,4 +1,4 @@
-"""State what the statistics of one group of units say, in sentences."""
+"""State what the statistics of groups of units say, in sentences, and how far methods agree over pairs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from featmap.interaction.kinds import describe_kind
 from featmap.optimize.recipe import Recipe
+from featmap.stats import correlation, reliability
 
 SEEDS_FOR_CLAIM = 5
 """Number of seeds below which a group's response nonlinearity is reported with a note."""
+NATURAL = ("natural_nonlinearity", "natural_floor", "natural_floor_high", "natural_ceiling", "natural_excess")
+"""Statistics of `natural_nonlinearity`."""
+PHOTOGRAPH_COLUMNS = (
+    "photographs",
+    *("photograph_correlation", "photograph_correlation_p", "photograph_lift", "photograph_lift_p"),
+    *("place_lift", "place_lift_p", "photographs_both"),
+    *NATURAL,
+    *("direct", "direct_low", "direct_high", "direct_images", "direct_sign", "direct_at", "direct_curvature"),
+    "photographs_note",
+)
+"""Statistics of a pair over photographs."""
+METHODS = (
+    ("direct", "response_nonlinearity"),
+    ("direct_curvature", "response_nonlinearity"),
+    ("natural_nonlinearity", "response_nonlinearity"),
+    ("natural_excess", "excess"),
+    ("direct", "natural_nonlinearity"),
+    ("photograph_correlation", "response_nonlinearity"),
+)
+"""Statistics that should agree over pairs where they measure the same."""
+LEAST_PAIRS = 8
+"""Fewest pairs that give an interval."""
 
 
 def format_percent(share: float) -> str:
@@ -147,3 +171,156 @@ def list_notes(row: pd.Series, seeds: int, recipe: Recipe) -> list[str]:
         undefined = seeds - int(row["seeds"])
         notes.append(f"{undefined} of {seeds} seeds have no statistics (see the column status)")
     return notes
+
+
+def photograph_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what photographs say of one pair as plain JSON values.
+
+    Parameters
+    ----------
+    row : mapping of str to float, int or str
+        Its row of the summary, see `featmap.interaction.natural.add_columns`.
+
+    Returns
+    -------
+    dict
+        Sentences and statistics; None where undefined.
+    """
+    values = {name: row[name] for name in PHOTOGRAPH_COLUMNS}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+    plain = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
+    return {"sentences": describe_photographs(row), **plain}
+
+
+def describe_photographs(row: Mapping[str, Any]) -> list[str]:
+    """Describe in sentences what photographs say of one pair.
+
+    Parameters
+    ----------
+    row : mapping of str to float or str
+        Its row of the summary, see `featmap.interaction.natural.add_columns`.
+
+    Returns
+    -------
+    list of str
+        Up to four sentences; what is undefined is named with the reason. None for a run without photographs.
+    """
+    if "photographs" not in row:
+        return []
+    lines = [_describe_together(row)]
+    if np.isfinite(row["natural_nonlinearity"]):
+        shares = {k: format_percent(row[k]) for k in ("natural_nonlinearity", "natural_floor", "natural_ceiling")}
+        text = (
+            f"On the {row['photographs_both']} photographs where both are strong, {shares['natural_nonlinearity']} % "
+        )
+        text += f"of the response is not explained by photographs of one of them; floor {shares['natural_floor']} %, "
+        text += f"ceiling {shares['natural_ceiling']} %"
+        if np.isfinite(row["response_nonlinearity"]):
+            text += f" (joint images: {format_percent(row['response_nonlinearity'])} %)"
+        lines.append(text + ".")
+    if np.isfinite(row["direct"]):
+        sign = {1.0: f", most in {row['direct_at']}: more than the sum", -1.0: f", most in {row['direct_at']}: less"}
+        text = f"Added to {row['direct_images']} photographs, both solo images change the responses by "
+        text += f"{format_percent(row['direct'])} % other than the sum of each alone"
+        if np.isfinite(row["direct_low"]):
+            text += f" (interval {format_percent(max(row['direct_low'], 0))} to {format_percent(row['direct_high'])} %)"
+        lines.append(text + sign.get(row["direct_sign"], "") + ".")
+    if row["photographs_note"]:
+        lines.append(f"Undefined on photographs: {row['photographs_note']}.")
+    return lines
+
+
+def _describe_together(row: Mapping[str, Any]) -> str:
+    """Describe whether two features respond to the same photographs and at the same places."""
+    count, value, p = row["photographs"], row["photograph_correlation"], row["photograph_correlation_p"]
+    if not np.isfinite(value):
+        return f"On {count:,} photographs, responding together is undefined."
+    verdict = "independently"
+    if p < 0.05:
+        verdict = "together" if value > 0 else "to different ones"
+    text = f"To {count:,} photographs the two respond {verdict}: correlation {format_number(value, 2)} (p = {p:.2g})"
+    for name, words in (
+        ("photograph_lift", "strong on the same photograph"),
+        ("place_lift", "firing at the same place"),
+    ):
+        if np.isfinite(row[name]):
+            text += f", {words} {row[name]:.2g} times as often as by chance (p = {row[f'{name}_p']:.2g})"
+    return text + "."
+
+
+def compare_methods(summary: pd.DataFrame) -> pd.DataFrame:
+    """Correlate statistics that measure interaction in different ways, over pairs.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        Result of `featmap.interaction.natural.add_columns`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each of `METHODS`: `one`, `other`, `pairs` (that define both), `spearman`, and `low` and `high`, its
+        95 % interval under a bootstrap of the units, which pairs share. NaN for fewer than three pairs; no interval for
+        fewer than `LEAST_PAIRS`.
+
+    References
+    ----------
+    Owen (2007), The pigeonhole bootstrap, doi 10.1214/07-AOAS122.
+    """
+    units = [label.split(" + ") for label in summary["group"]]
+    names = list(dict.fromkeys(name for pair in units for name in pair))
+    positions = np.array([[names.index(name) for name in pair] for pair in units])
+    counts = reliability.bootstrap_counts(len(names), key="units of pairs")
+    rows = []
+    for one, other in METHODS:
+        x, y = (summary[name].to_numpy(dtype=float) for name in (one, other))
+        defined = np.isfinite(x) & np.isfinite(y)
+        x, y = x[defined], y[defined]
+        rho, low, high = correlation.spearman(x, y), float("nan"), float("nan")
+        if np.isfinite(rho) and len(x) >= LEAST_PAIRS:
+            weights = counts[:, positions[defined, 0]] * counts[:, positions[defined, 1]]
+            drawn = _weighted_correlations(rankdata(x), rankdata(y), weights)
+            low, high = reliability.percentile_interval(drawn)
+        rows.append({"one": one, "other": other, "pairs": len(x), "spearman": rho, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def _weighted_correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute Pearson's correlation under each row of weights; NaN for draws of fewer than three pairs."""
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = weights / total
+        mean_x, mean_y = share @ x, share @ y
+        covariance = share @ (x * y) - mean_x * mean_y
+        spread = (share @ (x * x) - mean_x**2) * (share @ (y * y) - mean_y**2)
+        drawn: np.ndarray = covariance / np.sqrt(spread)
+    return np.where((weights > 0).sum(axis=1) < 3, np.nan, drawn)
+
+
+def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) -> list[str]:
+    """Describe in sentences what photographs say of many pairs.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        Summary of the run, see `featmap.interaction.natural.add_columns`.
+    methods : pandas.DataFrame
+        Agreement of its statistics, see `compare_methods`.
+
+    Returns
+    -------
+    list of str
+        How many pairs respond together or apart, and how far the direct and the
+        natural statistic agree with the response nonlinearity of joint images.
+    """
+    count, r, q = summary["photographs"].max(), summary["photograph_correlation"], summary["photograph_correlation_q"]
+    together, apart = int(((q < 0.05) & (r > 0)).sum()), int(((q < 0.05) & (r < 0)).sum())
+    rate = "at a false discovery rate of 5 %"
+    lines = [f"on {count:,} photographs {together} of {len(summary)} pairs respond together, {apart} apart, {rate}"]
+    words = {"direct": "mixed difference at photographs", "natural_nonlinearity": "nonlinearity on photographs of both"}
+    for row in methods.to_dict("records"):
+        if row["one"] in words and row["other"] == "response_nonlinearity":
+            interval = f" ({row['low']:.2f} to {row['high']:.2f})" if np.isfinite(row["low"]) else ""
+            text = f"{format_number(row['spearman'], 2)}{interval}, {row['pairs']} pairs"
+            lines.append(f"{words[row['one']]} against response nonlinearity of joint images: Spearman {text}")
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featmap.interaction.job import PINK_IMAGES, JointJob, JointUnit
+from featmap.interaction.photographs import PhotographJointJob
 from featmap.optimize.objective import Objective
 from featmap.runs import lifecycle
 from featmap.runs.engine import AnyUnit
@@ -71,6 +72,7 @@ def estimate_joint(job: JointJob, folder: Path) -> Estimate:
     batches = [(objectives, -(-len(objectives) // rows)) for objectives in (*solos.values(), joints)]
     shown = PINK_IMAGES + len(job.starts) + SOLO_PASSES * len(job.solos)
     shown += (JOINT_PASSES + len(simplex_lattice(job.members))) * len(job.joints)
+    shown += job.shown_photographs if isinstance(job, PhotographJointJob) else 0
     return Estimate(
         estimate_seconds(job, batches) + -(-shown // rows) * probe_seconds(job, rows),
         estimate_process_memory(job),

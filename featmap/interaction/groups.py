@@ -33,7 +33,7 @@ class JointSettings:
     ----------
     balance : str, default "solo"
         "solo" divides each unit by its solo maximum; "none" is the plain sum.
-    probe_layers : sequence of str, optional
+    probe_layers : str or sequence of str, optional
         Layers whose features' responses are compared. Default: the layers of the units.
     seeds : int, iterable of int, "auto" or AutoSeeds, optional
         Number of seeds, counted from the recipe's own, or the seeds themselves; "auto", or a rule, adds seeds until the
@@ -43,7 +43,7 @@ class JointSettings:
     """
 
     balance: str = "solo"
-    probe_layers: Sequence[str] = ()
+    probe_layers: str | Sequence[str] = ()
     seeds: int | Iterable[int] | str | AutoSeeds | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -219,6 +219,7 @@ def _joint_job(
 ) -> JointJob:
     """Set up and check a job of one command."""
     layers = tuple(network.resolve_unit(u, recipe.size).layer for u in groups[0])
+    probed = [settings.probe_layers] if isinstance(settings.probe_layers, str) else settings.probe_layers
     default = SEEDS_OF_GROUP if command == GROUP_COMMAND else SEEDS_OF_PAIRS
     rule, auto = settings.seeds, None
     if isinstance(rule, (str, AutoSeeds)):
@@ -229,7 +230,7 @@ def _joint_job(
         groups=groups,
         recipe=recipe,
         seeds=seeds_of(default if rule is None else rule, recipe),
-        responses=tuple(dict.fromkeys(settings.probe_layers or layers)),
+        responses=tuple(dict.fromkeys(probed or layers)),
         balance=settings.balance,
         device=settings.device,
         command=command,

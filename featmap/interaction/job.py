@@ -34,6 +34,12 @@ MAX_CONTROLS = 4
 """Control groups whose mean is a group's ceiling."""
 PINK_IMAGES = 64
 """Images of 1/f noise over which a feature's standard deviation is taken."""
+BASES = 16
+"""Photographs, evenly spaced among all, to which solo images are added."""
+LENGTH = 0.1
+"""Root mean square over pixels and channels of what is added, in units of an image's range from 0 to 1."""
+SMALL = 0.25
+"""Share of `LENGTH` of the steps of the central mixed difference."""
 Group = tuple[Unit, ...]
 """Units that are maximised together."""
 

@@ -11,7 +11,15 @@ import pandas as pd
 
 from featmap.image_shape import colour_note, format_size
 from featmap.interaction.communities import UnitGroups, find_groups
-from featmap.interaction.conclusion import describe_nonlinearity, format_number, list_notes, state_conclusion
+from featmap.interaction.conclusion import (
+    compare_methods,
+    describe_nonlinearity,
+    describe_photographs,
+    format_number,
+    list_notes,
+    photograph_values,
+    state_conclusion,
+)
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.kinds import KINDS, UNDEFINED
 from featmap.interaction.precision import end_notes
@@ -125,7 +133,7 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         "status": table["status"].tolist(),
         "second_difference_at": table["second_difference_at"].tolist(),
         "figures": statistics,
-    }
+    } | ({"photographs": photograph_values(row)} if "photographs" in row else {})
 
 
 def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_row: int) -> interaction_panel.Panel:
@@ -190,6 +198,7 @@ def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_r
             f"probed: {', '.join(job.responses)}",
             *end_notes(job, row.to_frame().T),
             *list_notes(row, len(job.seeds), job.recipe),
+            *describe_photographs(row),
         ),
     )
 
@@ -365,6 +374,8 @@ def write_pairs_report(
     write_table(run, "pairs", pairs)
     ranking = rank_pairs(pairs)
     write_table(run, "ranking", ranking)
+    if "photographs" in summary:
+        write_table(run, "methods", compare_methods(summary))
     groups = find_groups(arrays.solo_similarity, pairs, lambda done, total: watcher.stage("communities", done, total))
     write_table(run, "units", plain_columns(groups.units.reset_index()))
     run.write("interaction.graphml", lambda p: nx.write_graphml(build_graph(pairs, groups.units), p))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -13,21 +13,30 @@ import xarray as xr
 from torch import nn
 
 from featmap.errors import UnitError
-from featmap.interaction import report
-from featmap.interaction.conclusion import describe_nonlinearity, list_notes, state_conclusion
+from featmap.interaction import natural, report
+from featmap.interaction.conclusion import (
+    compare_methods,
+    describe_nonlinearity,
+    describe_photographs,
+    describe_photographs_of_pairs,
+    list_notes,
+    state_conclusion,
+)
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, JointJob
+from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
 from featmap.interaction.power import state_power
 from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
 from featmap.interaction.statistics import JointArrays, summarise
-from featmap.interaction.worker import JointWorker
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.limits import resolve_recipe
+from featmap.optimize.photograph_folder import AnyPhotographs
 from featmap.optimize.recipe import Recipe
 from featmap.runs import lifecycle
 from featmap.runs.engine import Execution
+from featmap.runs.probe import open_stimuli
 from featmap.runs.progress import SingleBeginning, Watcher
 from featmap.runs.store import Run, open_arrays
 
@@ -100,6 +109,8 @@ def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> In
         begun = time.perf_counter()
         table = arrays.table(lambda done, total: watcher.stage("statistics", done, total))
         summary = summarise(table)
+        if isinstance(job, PhotographJointJob):
+            summary = natural.add_columns(summary, arrays, job.bases, lambda *of: watcher.stage("photographs", *of))
         rows = [row for _, row in summary.iterrows()]
         made = [len(job.seeds_of(g)) for g in range(len(job.groups))]
         sentences = [state_conclusion(row, n) for row, n in zip(rows, made, strict=True)]
@@ -127,15 +138,17 @@ def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, i
     """
     engine = execution.engine
     watcher: Watcher = execution.watcher
+    if isinstance(job, PhotographJointJob):
+        lifecycle.record_photographs(run, job.photographs.require_source().record())
     if not isinstance(job, GrowingJob):
-        return job, lifecycle.carry_out(job, run, JointWorker, watcher, engine)
+        return job, lifecycle.carry_out(job, run, worker_of(job), watcher, engine)
     count, growing = 0, job.with_recorded(run.manifest.summary.get(COUNTS))
     if not run.manifest.is_complete:
         steps = job.steps_per_unit * sum(unit.last > 0 for unit in job.most.work_units())
         watcher = SingleBeginning(watcher, steps)
     while True:
         lifecycle.extend(growing, run)
-        count += lifecycle.carry_out(growing, run, JointWorker, watcher, engine)
+        count += lifecycle.carry_out(growing, run, worker_of(growing), watcher, engine)
         grown = growing.grown(JointArrays(growing, run.arrays).excess())
         if grown is None:
             return growing, count
@@ -172,7 +185,8 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
             for c, u in zip(MEMBERS, job.groups[0], strict=False)
             if f"joint_{c}" in row and pd.notna(row[f"joint_{c}"])
         ]
-        return [*result.sentences, *activations, str(state_power(result.statistics, _least_seeds(result)))]
+        power = str(state_power(result.statistics, _least_seeds(result)))
+        return [*result.sentences, *activations, power, *describe_photographs(row)]
     ranking = report.rank_pairs(result.summary)
     counts = ", ".join(f"{n} {status}" for status, n in result.summary["status"].value_counts().items())
     significant = int((result.summary["q"] < 0.05).sum())
@@ -183,6 +197,8 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
         f"{significant} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
     ]
     lines.append(str(state_power(result.statistics, _least_seeds(result))))
+    if "photographs" in result.summary:
+        lines += describe_photographs_of_pairs(result.summary, compare_methods(result.summary))
     lines += [
         f"{row['group']}: {row['kind']}; {describe_nonlinearity(row)}" for row in ranking.head(limit).to_dict("records")
     ]
@@ -192,6 +208,31 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
 def _least_seeds(result: Interaction) -> int:
     """Return the number of seeds of the group that has fewest."""
     return int(result.statistics.groupby("group")["seed"].count().min())
+def add_photographs(job: JointJob, photographs: AnyPhotographs, watcher: Watcher | None = None) -> PhotographJointJob:
+    """Open photographs, and add them to a job of joint descents.
+
+    Parameters
+    ----------
+    job : JointJob
+        The checked job.
+    photographs : path, Photographs or PhotographFolder
+        The photographs; every one that is not open yet is decoded once.
+    watcher : Watcher, optional
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    PhotographJointJob
+        The job with the photographs at the size of the recipe's images.
+
+    Raises
+    ------
+    FeatmapError
+        If a group is not of two units, the network does not take photographs, there are none, or some are broken and
+        not skipped.
+    """
+    require_pairs(job)  # before all photographs are decoded
+    return with_photographs(job, open_stimuli(photographs, job.recipe.size, job.network.channels, watcher))
 
 
 def interact(
@@ -199,8 +240,8 @@ def interact(
     network: str | nn.Module | Network = "reference",
     *,
     layers: Sequence[LayerChannels] | None = None,
-    balance: str = "solo",
-    probe_layers: str | Sequence[str] = (),
+    photographs: AnyPhotographs | None = None,
+    settings: JointSettings | None = None,
     recipe: str | Recipe | None = None,
     seeds: int | Iterable[int] | str | AutoSeeds | None = None,
     execution: Execution | None = None,
@@ -218,11 +259,13 @@ def interact(
         ``[("inception4a", "0-15"), ("inception4b", range(16))]``. Every pair is measured, and the pairs are ranked
         under control of the false discovery rate; a solo descent serves all pairs of its unit. The same layer twice
         gives each pair of its features once.
-    balance : str, default "solo"
-        "solo" divides each unit by its solo maximum; "none" is the article's plain sum, which the unit of larger scale
-        dominates.
-    probe_layers : str or sequence of str, optional
-        Layers whose features' responses the statistics are computed from. Default: the layers of the units.
+    photographs : path, Photographs or PhotographFolder, optional
+        A folder or zip, or `featmap.optimize.photograph_folder.Photographs` to set a limit or to skip broken ones, at
+        the size of the recipe's images. Pairs are then measured on photographs, too: whether both units respond
+        together, whether the responses add up where they do, and whether the effects of the two solo images add up
+        where these are added to photographs; see `featmap.interaction.natural.add_columns`.
+    settings : JointSettings, optional
+        Balance of the units and probed layers; its seeds and device are those of the other arguments.
     recipe : str or Recipe, optional
         Recipe of the descents. Default: "interact", whose steps are linear; with other recipes even a linear network
         looks nonlinear, and the report says so.
@@ -253,10 +296,11 @@ def interact(
     execution = execution or Execution()
     loaded, device = load(network), execution.torch_device()
     resolved = resolve_recipe(recipe, loaded, device, DEFAULT_RECIPE)
-    probed = [probe_layers] if isinstance(probe_layers, str) else probe_layers
-    settings = JointSettings(balance, probed, seeds, device)
+    settings = replace(settings or JointSettings(), seeds=seeds, device=device)
     if units is not None:
         job = group_job(units, loaded, resolved, settings)
     else:
         job = pairs_job(pairs_of(layers or (), loaded, resolved.size), loaded, resolved, settings)
+    if photographs is not None:
+        job = add_photographs(job, photographs, execution.watcher)
     return carry_out(job, lifecycle.open_run(job, execution.out), execution)

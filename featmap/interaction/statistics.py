@@ -60,7 +60,7 @@ class JointArrays:
         return np.asarray(array[chunk * rows : (chunk + 1) * rows])
 
     def image(self, name: str, row: int) -> np.ndarray:
-        """Read one row of an array of images or activation maps.
+        """Read one row of an array, such as an image or an activation map.
 
         Parameters
         ----------

@@ -17,10 +17,10 @@ import xarray as xr
 
 from featmap.errors import FeatmapError
 from featmap.files import digest, safe_file_name
-from featmap.image_shape import Size, as_size, smallest
+from featmap.image_shape import as_size, smallest
 from featmap.mapping.view import PHOTOGRAPH, PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
 from featmap.optimize.comparison import check_repeatable
-from featmap.optimize.photograph_folder import PhotographFolder
+from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, PhotographStimuli
 from featmap.runs.engine import AnyUnit
 from featmap.runs.folder_layout import ArraySpec
 from featmap.runs.job import TABLE_CELL, Job
@@ -30,92 +30,8 @@ from featmap.runs.worker import Worker
 from featmap.stats import blockwise
 from featmap.stats.top_responses import BEST, PERCENTILES
 
-UNIT_PHOTOGRAPHS, BATCH = 64, 16
-"""Photographs of a work unit, which are in memory together, and of a batch, as in `featmap probe`."""
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Photographs to open, and how.
-
-    Parameters
-    ----------
-    folder : path
-        Folder, with its sub-folders (such as one for each class), or zip.
-    limit : int, optional
-        Largest number of photographs, which are evenly spaced in the order of their names: a data set is sorted by
-        class. None takes all.
-    skip_broken : bool, default False
-        Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
-    """
-
-    folder: str | Path
-    limit: int | None = None
-    skip_broken: bool = False
-
-
-AnyPhotographs = str | Path | Photographs | PhotographFolder
-"""What `featmap.similarity` takes as photographs."""
-
-
-@dataclass(frozen=True, eq=False)
-class PhotographStimuli:
-    """The photographs that a run probes.
-
-    Parameters
-    ----------
-    labels : list of str
-        Name of each photograph.
-    digest : str
-        SHA-256 of names and bytes.
-    size : int or (int, int)
-        Size that they are resized to, in pixels.
-    limit : int or None
-        Largest number of photographs, as it was set; None where it leaves none out.
-    source : PhotographFolder, optional
-        Where they are read from; None for a finished run, which reads them no more.
-    """
-
-    labels: list[str]
-    digest: str
-    size: Size
-    limit: int | None = None
-    source: PhotographFolder | None = None
-
-    def __len__(self) -> int:
-        """Count the photographs."""
-        return len(self.labels)
-
-    def identity(self) -> dict[str, Any]:
-        """Describe everything that the responses depend on besides the network.
-
-        Returns
-        -------
-        dict
-            Plain JSON values.
-        """
-        size = list(self.size) if isinstance(self.size, tuple) else self.size
-        return {"count": len(self), "sha256": self.digest, "limit": self.limit, "size": size}
-
-    def require_source(self) -> PhotographFolder:
-        """Return the photographs, to be read.
-
-        Returns
-        -------
-        PhotographFolder
-            Their folder or zip.
-
-        Raises
-        ------
-        FeatmapError
-            If it is not known.
-        """
-        if self.source is None:
-            raise FeatmapError(
-                "responses to photographs are missing or damaged, and the photographs are not at hand; repeat the "
-                "command of the run with its photographs"
-            )
-        return self.source
+BATCH = 16
+"""Photographs of a batch, as in `featmap probe`."""
 
 
 @dataclass(frozen=True)

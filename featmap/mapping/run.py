@@ -15,21 +15,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from featmap.errors import FeatmapError, UnitError
+from featmap.errors import UnitError
 from featmap.mapping import analysis, cross_tables, examples, flags, large, photograph_map, writing
 from featmap.mapping import photographs as photograph_jobs
 from featmap.mapping.examples import ExampleSource
 from featmap.mapping.layer_arrays import PhotographLayers
-from featmap.mapping.photographs import (
-    BATCH,
-    UNIT_PHOTOGRAPHS,
-    AnyPhotographs,
-    PhotographJob,
-    Photographs,
-    PhotographStimuli,
-    PhotographUnit,
-    PhotographWorker,
-)
+from featmap.mapping.photographs import BATCH, PhotographJob, PhotographUnit, PhotographWorker
 from featmap.mapping.result import LayerMaps, SimilarityMap, photograph_prefix
 from featmap.mapping.view import PHOTOGRAPHS, View, recorded_formula
 from featmap.network import selection
@@ -38,9 +29,8 @@ from featmap.network.model import Network
 from featmap.network.unit import format_channels, parse_channels
 from featmap.optimize.limits import estimate_memory, resolve_recipe, seeds_of
 from featmap.optimize.objective import channel
-from featmap.optimize.photograph_files import find_photographs
-from featmap.optimize.photograph_folder import PhotographFolder
-from featmap.optimize.photographs import check_photograph_channels, load_start_image
+from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, AnyPhotographs
+from featmap.optimize.photographs import load_start_image
 from featmap.optimize.recipe import Recipe
 from featmap.runs import estimate as estimates
 from featmap.runs import lifecycle, probe
@@ -48,7 +38,7 @@ from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
 from featmap.runs.estimate import ATLAS, CLUSTERS, TABLES, Estimate, Part, part
 from featmap.runs.job import Job, Selection
-from featmap.runs.manifest import SIMILARITY, is_run
+from featmap.runs.manifest import SIMILARITY
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import checked
@@ -140,17 +130,7 @@ def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> 
         If the network does not take photographs, there are none, some are broken and not skipped, or the limit is
         below 1.
     """
-    check_photograph_channels(job.network.channels)
-    limit = None
-    if not isinstance(photographs, PhotographFolder):
-        chosen = photographs if isinstance(photographs, Photographs) else Photographs(photographs)
-        if is_run(Path(chosen.folder)):
-            raise FeatmapError(f"photographs {str(chosen.folder)!r} is a run; give a folder or zip of photographs")
-        found = find_photographs(chosen.folder, "photographs")
-        files = found.limited(chosen.limit)
-        limit = chosen.limit if len(files) < len(found) else None  # a limit that leaves none out makes no other run
-        photographs = probe.decode_photographs(files, chosen.skip_broken, watcher)
-    stimuli = PhotographStimuli(photographs.labels, photographs.digest, job.recipe.size, limit, photographs)
+    stimuli = probe.open_stimuli(photographs, job.recipe.size, job.network.channels, watcher)
     return photograph_jobs.with_photographs(job, stimuli)
 
 
@@ -223,8 +203,8 @@ def similarity(
         A photograph, or C x H x W values in [0, 1], to start from instead of noise.
     photographs : path, Photographs or PhotographFolder, optional
         Photographs that make a second map, `SimilarityMap.photographs`, or the only one under
-        ``View(stimuli="photographs")``. A folder or zip, or `featmap.mapping.photographs.Photographs` to set a limit
-        or to skip broken ones. They are resized to the size of the recipe's images.
+        ``View(stimuli="photographs")``. A folder or zip, or `featmap.optimize.photograph_folder.Photographs` to set a
+        limit or to skip broken ones. They are resized to the size of the recipe's images.
     execution : Execution, optional
         Device, engine, run folder and progress.
 

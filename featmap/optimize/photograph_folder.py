@@ -25,6 +25,8 @@ SHOWN, MAX_RECORDED = 10, 1000
 """Broken files that a message names, and that a manifest does."""
 _THREADS, _CHUNK = min(8, os.cpu_count() or 1), 256
 """Threads that decode at a time, and files that they are given at a time."""
+UNIT_PHOTOGRAPHS = 64
+"""Photographs of a work unit, which are in memory together."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of files checked, and the number of all."""
@@ -179,6 +181,90 @@ class PhotographFolder:
             record["broken_count"] = len(self.broken)
             record["broken"] = dict(sorted(self.broken.items())[:MAX_RECORDED])
         return record
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs to open, and how.
+
+    Parameters
+    ----------
+    folder : path
+        Folder, with its sub-folders (such as one for each class), or zip.
+    limit : int, optional
+        Largest number of photographs, which are evenly spaced in the order of their names: a data set is sorted by
+        class. None takes all.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read; otherwise all of them are named and nothing is computed.
+    """
+
+    folder: str | Path
+    limit: int | None = None
+    skip_broken: bool = False
+
+
+AnyPhotographs = str | Path | Photographs | PhotographFolder
+"""What `featmap.similarity` and `featmap.interact` take as photographs."""
+
+
+@dataclass(frozen=True, eq=False)
+class PhotographStimuli:
+    """The photographs that a run probes.
+
+    Parameters
+    ----------
+    labels : list of str
+        Name of each photograph.
+    digest : str
+        SHA-256 of names and bytes.
+    size : int or (int, int)
+        Size that they are resized to, in pixels.
+    limit : int or None
+        Largest number of photographs, as it was set; None where it leaves none out.
+    source : PhotographFolder, optional
+        Where they are read from; None for a finished run, which reads them no more.
+    """
+
+    labels: list[str]
+    digest: str
+    size: Size
+    limit: int | None = None
+    source: PhotographFolder | None = None
+
+    def __len__(self) -> int:
+        """Count the photographs."""
+        return len(self.labels)
+
+    def identity(self) -> dict[str, Any]:
+        """Describe everything that the responses depend on besides the network.
+
+        Returns
+        -------
+        dict
+            Plain JSON values.
+        """
+        size = list(self.size) if isinstance(self.size, tuple) else self.size
+        return {"count": len(self), "sha256": self.digest, "limit": self.limit, "size": size}
+
+    def require_source(self) -> PhotographFolder:
+        """Return the photographs, to be read.
+
+        Returns
+        -------
+        PhotographFolder
+            Their folder or zip.
+
+        Raises
+        ------
+        FeatmapError
+            If it is not known.
+        """
+        if self.source is None:
+            raise FeatmapError(
+                "responses to photographs are missing or damaged, and the photographs are not at hand; repeat the "
+                "command of the run with its photographs"
+            )
+        return self.source
 
 
 def open_photographs(

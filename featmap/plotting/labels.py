@@ -16,6 +16,11 @@ STATISTIC_LABELS = {
     "gradient_agreement": "gradient agreement (mean cosine)",
     "territory_divided": "share of firing positions with one unit",
     "territory_correlation": "correlation of the activation maps",
+    "photograph_correlation": "correlation of the responses to photographs",
+    "photograph_lift": "strong on the same photograph, times chance",
+    "place_lift": "firing at the same place of photographs, times chance",
+    "natural_nonlinearity": "response nonlinearity on photographs of both",
+    "direct": "mixed difference at photographs",
 }
 
 

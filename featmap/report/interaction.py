@@ -75,6 +75,7 @@ def _group(run: Run) -> Report:
         rows.append(row | {f"seed {s}": v for s, v in zip(seeds, values["seeds"], strict=True)})
     lines = [content["sentence"], *content["notes"]]
     caption = f"Statistics over {len(seeds)} seed(s); low and high: bounds of the interval of the mean"
+    lines += content.get("photographs", {}).get("sentences", [])  # runs without photographs have none
     return Report(
         title=" + ".join(units),
         lines=lines,
@@ -124,11 +125,20 @@ def _pairs(run: Run) -> Report:
     return Report(
         title=f"{layers[0]} with {layers[1]}: {len(pairs)} pairs",
         lines=lines,
-        tables=[(f"The {len(table)} least linear pairs", table)],
+        tables=[(f"The {len(table)} least linear pairs", table), *_methods(run)],
         folded=folded,
         pictures=pictures,
         command=_grid_command(run, layers, [[str(u) for u in dict.fromkeys(pairs[side])] for side in "ab"], len(pairs)),
     )
+
+
+def _methods(run: Run) -> list[tuple[str, pd.DataFrame]]:
+    """Return the table of how far statistics agree over pairs, of a run with photographs."""
+    if not (run.folder / "methods.parquet").is_file():
+        return []
+    table = store.read_frame(run.folder, "methods")
+    names = {name: table[name].map(statistic_label) for name in ("one", "other")}
+    return [("Rank correlations of statistics over pairs, with intervals", table.assign(**names))]
 
 
 def _features(units: Sequence[Sequence[str]]) -> list[str]:
@@ -147,7 +157,10 @@ def _options(run: Run) -> list[str]:
     """Return the options of a run's network, recipe and seeds."""
     seeds, auto = run.identity["seeds"], run.identity.get("auto")
     count = ["--seeds", "auto", "--width", f"{auto['width']:g}", "--most-seeds", str(auto["most"])] if auto else None
-    return [*Reproduction(run.manifest).options(), *(count or ["--seeds", str(len(seeds))])]
+    photographs = run.identity.get("photographs") or {}  # a page says nothing of the reader's own
+    words = ["--photographs", "FOLDER"] if photographs else []
+    words += ["--limit", str(photographs["limit"])] if photographs.get("limit") else []
+    return [*Reproduction(run.manifest).options(), *(count or ["--seeds", str(len(seeds))]), *words]
 
 
 def _screening(run: Run) -> Report:

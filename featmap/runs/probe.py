@@ -19,7 +19,13 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.photograph_files import PhotographFiles, find_photographs
-from featmap.optimize.photograph_folder import PhotographFolder, check_photographs
+from featmap.optimize.photograph_folder import (
+    AnyPhotographs,
+    PhotographFolder,
+    Photographs,
+    PhotographStimuli,
+    check_photographs,
+)
 from featmap.optimize.photographs import check_photograph_channels
 from featmap.optimize.responses import Probe
 from featmap.runs import device, integrity, lifecycle
@@ -188,6 +194,46 @@ def decode_photographs(
     for line in photographs.lines():
         observer.note(line)
     return photographs
+
+
+def open_stimuli(
+    photographs: AnyPhotographs, size: Size, channels: int = 3, watcher: Watcher | None = None
+) -> PhotographStimuli:
+    """Open the photographs that a run shows beside its images.
+
+    Parameters
+    ----------
+    photographs : path, Photographs or PhotographFolder
+        The photographs; every one that is not open yet is decoded once.
+    size : int or (int, int)
+        Size of the run's images in pixels.
+    channels : int, default 3
+        Number of the network's input channels.
+    watcher : Watcher, optional
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    PhotographStimuli
+        The photographs at that size.
+
+    Raises
+    ------
+    FeatmapError
+        If the network does not take photographs, there are none, some are broken and not skipped, or the limit is
+        below 1.
+    """
+    check_photograph_channels(channels)
+    limit = None
+    if not isinstance(photographs, PhotographFolder):
+        chosen = photographs if isinstance(photographs, Photographs) else Photographs(photographs)
+        if is_run(Path(chosen.folder)):
+            raise FeatmapError(f"photographs {str(chosen.folder)!r} is a run; give a folder or zip of photographs")
+        found = find_photographs(chosen.folder, "photographs")
+        files = found.limited(chosen.limit)
+        limit = chosen.limit if len(files) < len(found) else None  # a limit that leaves none out makes no other run
+        photographs = decode_photographs(files, chosen.skip_broken, watcher)
+    return PhotographStimuli(photographs.labels, photographs.digest, size, limit, photographs)
 
 
 def _size_of(data: xr.Dataset) -> Size:

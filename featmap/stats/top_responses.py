@@ -1,6 +1,7 @@
 """The photographs that a feature responds to most, and those at percentiles of its responses; none is counted twice.
 
-Also S over one best photograph of each feature, chosen in one half of the photographs, and S over the other half.
+Also S over one best photograph of each feature, chosen in one half of the photographs, and S over the other half; and
+how often two features respond strongly to the same photographs, and at the same places of them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from featmap.errors import FeatmapError
 from featmap.rng import generator
 from featmap.stats import blockwise
 from featmap.stats.blockwise import BlockReader
-from featmap.stats.correlation import floors
+from featmap.stats.correlation import TIE, floors
 from featmap.stats.measures import profile_correlations
 
 BEST = 9
@@ -29,6 +30,12 @@ LEAST_PHOTOGRAPHS = 8
 """Fewest photographs that are halved."""
 SORTED_CELLS = 2**20
 """Responses that are compared at once: before the first ones are kept, all of them are candidates and are sorted."""
+LEAST_PAIRED = 20
+"""Fewest photographs over which two features are compared."""
+STRONG = 90
+"""Percentile of its responses above which a feature is strong, and of its activations above which it fires."""
+PERMUTATIONS = 999
+"""Permutations of the photographs that a null distribution consists of."""
 
 
 class TopResponses:
@@ -312,3 +319,144 @@ def _best_rows(blocks: Iterable[np.ndarray], features: int) -> np.ndarray:
         top.add(np.arange(first, first + len(block)), block)
         first += len(block)
     return top.positions[:, 0][top.varies]
+
+
+@dataclass(frozen=True)
+class Association:
+    """How far two features go together over photographs.
+
+    Parameters
+    ----------
+    value : float
+        The statistic; NaN where undefined.
+    p : float
+        Share of permutations of the photographs with a value as far out, on either side: twice the smaller of the two
+        one-sided shares, each ``(1 + count) / (permutations + 1)``, at most 1. NaN where the value is.
+    """
+
+    value: float = float("nan")
+    p: float = float("nan")
+
+
+@lru_cache(maxsize=2)
+def permute_photographs(count: int) -> np.ndarray:
+    """Draw the permutations under which all pairs of features are compared.
+
+    Parameters
+    ----------
+    count : int
+        Number of photographs N.
+
+    Returns
+    -------
+    numpy.ndarray
+        `PERMUTATIONS` x N positions, from a generator keyed by N.
+    """
+    rng = generator("photograph permutations", count)
+    return np.stack([rng.permutation(count).astype(np.int32) for _ in range(PERMUTATIONS)])
+
+
+def _associate(observed: float, chance: float, drawn: np.ndarray) -> Association:
+    """Divide a sum by its mean over all permutations, and rank it among those of the drawn ones."""
+    tie = TIE * max(abs(observed), float(np.abs(drawn).max()))
+    counts = (drawn >= observed - tie).sum(), (drawn <= observed + tie).sum()
+    return Association(observed / chance, min(1.0, 2 * (1 + float(min(counts))) / (len(drawn) + 1)))
+
+
+def response_correlation(one: np.ndarray, two: np.ndarray) -> Association:
+    """Correlate the responses of two features over photographs.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        Responses (means over the grid) to N photographs.
+
+    Returns
+    -------
+    Association
+        Pearson's correlation, in [-1, 1], whose mean over permutations is 0. NaN for fewer than `LEAST_PAIRED`
+        photographs, responses that are not finite, and a feature that does not vary.
+    """
+    series = [np.asarray(values, dtype=np.float64) for values in (one, two)]
+    if len(one) < LEAST_PAIRED or not all(np.isfinite(values).all() for values in series):
+        return Association()
+    if any(values.std() <= floors(np.abs(values).max()) for values in series):
+        return Association()
+    first, second = ((values - values.mean()) / (values.std() * np.sqrt(len(values))) for values in series)
+    return _associate(float(first @ second), 1.0, second[permute_photographs(len(one))] @ first)
+
+
+def strong_lift(one: np.ndarray, two: np.ndarray) -> Association:
+    """Compare how often two features are strong on one photograph with chance.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        Responses to N photographs. A feature is strong above the `STRONG` percentile of its own.
+
+    Returns
+    -------
+    Association
+        ``N n_ab / (n_a n_b)``, 0 or more: the number of photographs on which both are strong over its mean under
+        permutation of the photographs. 1 by chance, about 10 where they are strong on the same photographs, 0 where
+        never together. NaN for fewer than `LEAST_PAIRED` photographs, responses that are not finite, and a feature
+        that is nowhere above that percentile.
+    """
+    if len(one) < LEAST_PAIRED or not (np.isfinite(one).all() and np.isfinite(two).all()):
+        return Association()
+    first, second = (np.asarray(values) > np.percentile(values, STRONG) for values in (one, two))
+    chance = first.sum() * second.sum() / len(one)
+    if not chance:
+        return Association()
+    drawn = second[permute_photographs(len(one))][:, first].sum(axis=1)
+    return _associate(float((first & second).sum()), float(chance), drawn)
+
+
+def firing_places(maps: np.ndarray) -> np.ndarray:
+    """Determine where a feature fires on photographs.
+
+    Parameters
+    ----------
+    maps : numpy.ndarray
+        Activation maps on N photographs, N x y x x.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x (y x): true where the activation is above the `STRONG` percentile of the feature's activations at all
+        places of all photographs; nowhere if one is not finite.
+    """
+    values = np.asarray(maps).reshape(len(maps), -1)
+    return values > np.percentile(values, STRONG) if np.isfinite(values).all() else np.zeros(values.shape, dtype=bool)
+
+
+def place_lift(one: np.ndarray, two: np.ndarray) -> Association:
+    """Compare how often two features fire at one place with chance.
+
+    Chance is the mean over all pairings of a photograph for one feature with a photograph for the other: the places
+    stay, so that a preference for the middle of the image, which both may have, is no co-activation.
+
+    Parameters
+    ----------
+    one, two : numpy.ndarray
+        Where they fire, N photographs x P places, from `firing_places` on one grid.
+
+    Returns
+    -------
+    Association
+        Number of places at which both fire over that mean, 0 or more; 1 by chance. NaN for fewer than `LEAST_PAIRED`
+        photographs, a single place, and features that no pairing of photographs makes fire at one place.
+    """
+    chance = float((one.sum(axis=0, dtype=float) * two.sum(axis=0, dtype=float)).sum()) / max(len(one), 1)
+    if len(one) < LEAST_PAIRED or one.shape[1] < 2 or not chance:
+        return Association()
+    first, second = (_pack(values) for values in (one, two))
+    # words of 64 places: sums over every permutation take milliseconds
+    drawn = [int(np.bitwise_count(first & second[order]).sum()) for order in permute_photographs(len(one))]
+    return _associate(float((one & two).sum()), chance, np.array(drawn))
+
+
+def _pack(fires: np.ndarray) -> np.ndarray:
+    """Pack booleans, N x P, into words of 64 bits."""
+    packed = np.packbits(fires, axis=1)
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)

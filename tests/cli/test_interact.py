@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 
 from featmap.cli.app import main
 from featmap.interaction import worker as jointwork
+from featmap.report.interaction import build_reports
 from tests.cli.test_app import SMALL, at_home, fail, fail_with_run, succeed
-from tests.helpers import tiny
+from tests.helpers import pictures, tiny
+from tests.helpers.tables import check_plain_tables
 
 assert at_home  # the fixture under which every test works in a folder of its own
 
@@ -44,6 +47,9 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("size 0", ["second:1", "second:2", "--size", "0"], "--size 0: an image has at least 1 pixel"),
     ("an unknown device", ["second:1", "second:2", "--device", "tpu9"], "allowed: auto"),
     ("class logits that there are not", ["class:1", "second:2"], "no layer of class logits"),
+    ("a limit of no photographs", ["second:1", "second:2", "--limit", "3"], "go with --photographs FOLDER"),
+    ("no such photographs", ["second:1", "second:2", "--photographs", "nowhere"], "--photographs 'nowhere'"),
+    ("a screening of photographs", ["--layers", "second", "first", "--screen", "--photographs", "p"], "exclude"),
 ]
 
 
@@ -82,6 +88,36 @@ def test_a_pair_is_summarised_and_repeating_it_changes_nothing(capsys: pytest.Ca
     assert succeed(capsys, *PAIR, "--out", "run") == printed
     assert files_of("run") == before
     assert json.loads(Path("run/manifest.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize("arguments", [PAIR, LAYERS], ids=["pair", "layers"])
+def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pictures.save_noise(Path("photographs"), 30)
+    more = ["--photographs", "photographs", "--limit", "24", "--out", "run"]
+    estimated = succeed(capsys, *arguments, *more, "--dry-run")
+    assert "joint descents" in estimated and not Path("run").exists()
+    printed = succeed(capsys, *arguments, *more)
+    if arguments is PAIR:
+        assert "To 24 photographs the two respond " in printed and "times as often as by chance" in printed
+        assert "Added to 16 photographs, both solo images change the responses by " in printed
+        assert "Undefined on photographs: both are strong on " in printed
+    else:
+        assert "on 24 photographs " in printed and "mixed difference at photographs against response" in printed
+        assert "methods.csv" in printed.splitlines()[-1] and check_plain_tables(Path("run"))
+        with Path("run/pairs.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        (page,) = build_reports(Path("run"))
+        assert [len(table) for _, table in page.tables] == [4, 6] and "--photographs FOLDER --limit 24" in page.command
+        assert "mixed difference at photographs" in page.tables[1][1]["one"].tolist()
+        assert len(rows) == 4 and all(r["direct"] and r["place_lift_p"] and r["direct_at"] for r in rows)
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["identity"]["photographs"]["count"] == manifest["photographs"]["count"] == 24
+    assert manifest["identity"]["photographs"]["limit"] == 24
+    before = files_of("run")
+    assert succeed(capsys, *arguments, *more) == printed and files_of("run") == before
+    assert "other settings" in fail_with_run(capsys, *arguments, "--out", "run")
+    three = ["interact", "second:1", "second:2", "first:0", *SMALL]
+    assert "photographs with 3 units" in fail(capsys, *three, "--photographs", "photographs")
 
 
 def test_every_file_named_in_the_last_line_exists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,3 +155,25 @@ def rivals(single: bool = False) -> nn.Module:
     if single:
         layers = OrderedDict(pool=nn.AdaptiveAvgPool2d(1), **layers)
     return nn.Sequential(layers).eval()
+
+
+class Product(nn.Module):
+    """A channel for each pair of channels (0, 1), (0, 2) and (1, 2): their product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0] * x[:, 1], x[:, 0] * x[:, 2], x[:, 1] * x[:, 2]], dim=1)
+
+
+def product() -> nn.Module:
+    """Layers `colours` (red, green, blue) and `products` of two of them at each pixel: a quadratic network."""
+    return nn.Sequential(OrderedDict(colours=_convolution(torch.eye(3)[:, :, None, None]), products=Product())).eval()
+
+
+def smooth() -> nn.Module:
+    """Layers `first` and `second`, a softplus between them: the second derivative is nowhere zero."""
+    layers = OrderedDict(
+        first=_convolution(0.3 * _random((6, 3, 3, 3), 5), padding=1),
+        act=nn.Softplus(),
+        second=_convolution(_random((5, 6, 3, 3), 6), padding=1),
+    )
+    return nn.Sequential(layers).eval()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import featmap
+from featmap.interaction.groups import JointSettings
 from featmap.interaction.run import Interaction
 from tests.helpers import interaction_oracles as oracles
 from tests.helpers import tiny
@@ -30,10 +31,11 @@ def run_result(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], Interaction]:
     case = dict(CASES[request.param])
-    units, probed = case.pop("units"), case.pop("probe_layers", ())
+    units = case.pop("units")
+    chosen = JointSettings(case.pop("balance", "solo"), case.pop("probe_layers", ()))
     settings = {"size": 12, "steps": 10, "rows": 4, "seeds": 3} | case
     keywords = options("interact", out=tmp_path_factory.mktemp("run") / "run", **settings)
-    return units, featmap.interact(units, tiny.small(), probe_layers=probed, **keywords)
+    return units, featmap.interact(units, tiny.small(), settings=chosen, **keywords)
 
 
 class Run:

@@ -18,12 +18,11 @@ from torch import nn
 from featmap.errors import FeatmapError, StoreError
 from featmap.mapping import examples, result
 from featmap.mapping.examples import ExampleSource, Place, find_examples, write_examples
-from featmap.mapping.photographs import Photographs
 from featmap.mapping.run import similarity
 from featmap.mapping.view import View
 from featmap.network.loading import load
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
-from featmap.optimize.photograph_folder import PhotographFolder, open_photographs
+from featmap.optimize.photograph_folder import PhotographFolder, Photographs, open_photographs
 from featmap.runs import integrity
 from featmap.runs.progress import Silent
 from featmap.runs.store import Run

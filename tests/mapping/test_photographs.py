@@ -15,11 +15,11 @@ import pytest
 import featmap
 from featmap.cli import app
 from featmap.errors import FeatmapError, StoreError
-from featmap.mapping.photographs import AnyPhotographs, Photographs, PhotographUnit, PhotographWorker
+from featmap.mapping.photographs import PhotographUnit, PhotographWorker
 from featmap.mapping.run import add_photographs, similarity, similarity_job
 from featmap.mapping.view import View
 from featmap.network.loading import load
-from featmap.optimize.photograph_folder import open_photographs
+from featmap.optimize.photograph_folder import AnyPhotographs, Photographs, open_photographs
 from featmap.runs import integrity, lifecycle
 from featmap.runs.progress import Silent
 from featmap.runs.store import Run, open_arrays
@@ -251,7 +251,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from featmap.mapping.layer_arrays import correlate_photographs, photograph_responses
-from featmap.mapping.photographs import PhotographWorker, Photographs
+from featmap.mapping.photographs import PhotographWorker
+from featmap.optimize.photograph_folder import Photographs
 from featmap.mapping.run import add_photographs, similarity_job
 from featmap.mapping.view import View
 from featmap.network.loading import load
