@@ -343,7 +343,6 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
     """Carry out the joint descents of a job, or estimate them."""
     from featmap.cli import console
     from featmap.interaction import run as joint
-    from featmap.interaction.estimate import estimate_joint, joint_parts
     from featmap.interaction.precision import estimated_jobs
     from featmap.runs import lifecycle
 
@@ -352,11 +351,11 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
         for words, each in estimated_jobs(job):
             count = f"{words}{len(each.solos)} solo and {len(each.joints)} joint descents"
             work = f"{count}, {recipe.steps} steps, {format_size(recipe.size)} pixels"
-            console.print_estimate(estimate_joint(each, folder), work, folder)
+            console.print_estimate(joint.estimate_joint(each, folder), work, folder)
         return
     run = lifecycle.open_run(job, settings.out)
     result = console.run_with_progress(
-        lambda watcher: joint.carry_out(job, run, settings.with_watcher(watcher)), joint_parts(job)
+        lambda watcher: joint.carry_out(job, run, settings.with_watcher(watcher)), joint.joint_parts(job)
     )
     for line in joint.describe(job, result):
         console.out().print(line)

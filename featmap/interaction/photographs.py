@@ -355,7 +355,9 @@ def require_pairs(job: JointJob) -> None:
         not do.
     """
     if type(job) is not JointJob:
-        raise UnitError("photographs: this job has photographs already, or more than joint descents; give another one")
+        raise UnitError(
+            "photographs go with a fixed number of seeds, and are added to a job once; give a number of seeds"
+        )
     if job.members != 2:
         raise UnitError(
             f"photographs with {job.members} units: responding together is measured for two; give two units, or leave "

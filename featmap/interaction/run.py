@@ -1,4 +1,4 @@
-"""Measure the interaction of one group of units, or of every pair of two layers' features, in one run folder."""
+"""Estimate and measure the interaction of a group of units, or of pairs of two layers, in one run folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featmap.interaction.conclusion import (
     state_conclusion,
 )
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
-from featmap.interaction.job import MEMBERS, JointJob
+from featmap.interaction.job import MEMBERS, PINK_IMAGES, JointJob, JointUnit
 from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
 from featmap.interaction.power import state_power
 from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
@@ -32,15 +32,31 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.limits import resolve_recipe
+from featmap.optimize.objective import Objective
 from featmap.optimize.photograph_folder import AnyPhotographs
 from featmap.optimize.recipe import Recipe
 from featmap.runs import lifecycle
-from featmap.runs.engine import Execution
+from featmap.runs.engine import AnyUnit, Execution
+from featmap.runs.estimate import (
+    Estimate,
+    Part,
+    descents,
+    estimate_process_memory,
+    estimate_seconds,
+    later_seconds,
+    part,
+    probe_seconds,
+    start_seconds,
+)
 from featmap.runs.probe import open_stimuli
 from featmap.runs.progress import SingleBeginning, Watcher
 from featmap.runs.store import Run, open_arrays
+from featmap.stats.interaction import simplex_lattice
 
 DEFAULT_RECIPE = "interact"
+SOLO_PASSES, JOINT_PASSES = 4, 5
+"""Images that the untouched network is shown for each descent: the result, the null image and mixtures; those of the
+blends of solo images come on top."""
 COUNTS = "counts"
 """Entry of the manifest's summary: the number of automatic seeds of each group."""
 
@@ -81,6 +97,62 @@ class Interaction:
         return (
             f"<b>featmap interact</b> {escape(str(self.folder))}<ul>{items}</ul>{self.summary.head(20)._repr_html_()}"
         )
+
+
+def joint_parts(job: JointJob) -> list[Part]:
+    """List the parts of a run of joint descents, in their order.
+
+    Parameters
+    ----------
+    job : JointJob
+        The checked job.
+
+    Returns
+    -------
+    list of Part
+        Descents, statistics, and the report of a group or of pairs.
+    """
+
+    def passes(unit: AnyUnit) -> float:
+        blends = len(simplex_lattice(job.members))
+        return JOINT_PASSES + blends if isinstance(unit, JointUnit) and unit.stage == "joint" else SOLO_PASSES
+
+    report = part("matrices", len(job.groups)) if job.is_pairs else part("panel", job.members)
+    return [descents(job, passes), part("statistics", len(job.joints)), report]
+
+
+def estimate_joint(job: JointJob, folder: Path) -> Estimate:
+    """Estimate a joint job from a few steps of its batches at each size.
+
+    Parameters
+    ----------
+    job : JointJob
+        The checked job.
+    folder : Path
+        Run folder that it would get; nothing is written.
+
+    Returns
+    -------
+    Estimate
+        Time, memory and disk.
+    """
+    rows, started = job.recipe.rows, start_seconds()
+    solos: dict[str, list[Objective]] = {}
+    for solo in job.solos:
+        solos.setdefault(solo.unit.layer, []).append(Objective(((1.0, solo.unit),)))
+    joints = [Objective(tuple((1.0, u) for u in job.groups[g])) for g, _ in job.joints]
+    batches = [(objectives, -(-len(objectives) // rows)) for objectives in (*solos.values(), joints)]
+    shown = PINK_IMAGES + len(job.starts) + SOLO_PASSES * len(job.solos)
+    shown += (JOINT_PASSES + len(simplex_lattice(job.members))) * len(job.joints)
+    shown += job.shown_photographs if isinstance(job, PhotographJointJob) else 0
+    return Estimate(
+        estimate_seconds(job, batches) + -(-shown // rows) * probe_seconds(job, rows),
+        estimate_process_memory(job),
+        int(1.1 * job.array_bytes),
+        lifecycle.free_space(folder),
+        started,
+        later_seconds(joint_parts(job)),
+    )
 
 
 def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> Interaction:
@@ -208,6 +280,8 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
 def _least_seeds(result: Interaction) -> int:
     """Return the number of seeds of the group that has fewest."""
     return int(result.statistics.groupby("group")["seed"].count().min())
+
+
 def add_photographs(job: JointJob, photographs: AnyPhotographs, watcher: Watcher | None = None) -> PhotographJointJob:
     """Open photographs, and add them to a job of joint descents.
 

@@ -23,10 +23,9 @@ from featmap import image_ops
 from featmap.interaction import report
 from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
-from featmap.interaction.estimate import estimate_joint, joint_parts
 from featmap.interaction.groups import LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
-from featmap.interaction.run import DEFAULT_RECIPE, Interaction
+from featmap.interaction.run import DEFAULT_RECIPE, Interaction, estimate_joint, joint_parts
 from featmap.interaction.screening_job import (
     SOLO_SEEDS,
     Budget,

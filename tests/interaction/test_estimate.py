@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featmap.interaction import estimate
+from featmap.interaction import run as estimate
 from tests.helpers import networks
 from tests.interaction.test_job import job_of
 
