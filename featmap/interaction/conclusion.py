@@ -219,12 +219,17 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
             text += f" (joint images: {format_percent(row['response_nonlinearity'])} %)"
         lines.append(text + ".")
     if np.isfinite(row["direct"]):
-        sign = {1.0: f", most in {row['direct_at']}: more than the sum", -1.0: f", most in {row['direct_at']}: less"}
-        text = f"Added to {row['direct_images']} photographs, both solo images change the responses by "
-        text += f"{format_percent(row['direct'])} % other than the sum of each alone"
+        text = (
+            f"Added to {row['direct_images']} photographs, the effect of both solo images differs from the sum of the "
+        )
+        text += f"effects of each by {format_percent(row['direct'])} % of that sum"
         if np.isfinite(row["direct_low"]):
             text += f" (interval {format_percent(max(row['direct_low'], 0))} to {format_percent(row['direct_high'])} %)"
-        lines.append(text + sign.get(row["direct_sign"], "") + ".")
+        if row["direct_sign"]:
+            text += (
+                f"; most in {row['direct_at']}, which gets {'more' if row['direct_sign'] > 0 else 'less'} than the sum"
+            )
+        lines.append(text + ".")
     if row["photographs_note"]:
         lines.append(f"Undefined on photographs: {row['photographs_note']}.")
     return lines

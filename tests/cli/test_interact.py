@@ -99,7 +99,9 @@ def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.Captu
     printed = succeed(capsys, *arguments, *more)
     if arguments is PAIR:
         assert "To 24 photographs the two respond " in printed and "times as often as by chance" in printed
-        assert "Added to 16 photographs, both solo images change the responses by " in printed
+        assert (
+            "Added to 16 photographs, the effect of both solo images differs from the sum of the effects of " in printed
+        )
         assert "Undefined on photographs: both are strong on " in printed
     else:
         assert "on 24 photographs " in printed and "mixed difference at photographs against response" in printed
