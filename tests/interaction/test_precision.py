@@ -288,6 +288,7 @@ def test_pairs_end_at_different_numbers_of_seeds(tmp_path: Path, monkeypatch: py
         assert one.equals(two), "a pair's statistics are those of a run with its number of seeds"
     assert f"5 to {counts.max()} seeds were made of each pair" in found.notes[0]
     assert_same_rows(tmp_path / "five", tmp_path / "auto")
+    assert found.notes[0] in build_reports(found.folder)[0].lines
 
 
 def test_a_job_that_grows_begins_with_the_same_work_units() -> None:
