@@ -190,9 +190,8 @@ class AutoSeeds:
             size = f"{what} is {widths[0]:.2g} wide" if np.isfinite(widths[0]) else f"{what} is undefined"
             reason = f"at most {self.width:g} was asked for" if narrow[0] else f"{self.width:g} was asked for"
             return f"{made}, {'' if narrow[0] else 'the largest number allowed: '}{size} ({reason})"
-        seeds = f"{min(counts)} seeds" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} seeds"
-        text = f"{seeds} were made of each pair: in {int(narrow.sum())} of {len(summary)} pairs {what} is at most "
-        text += f"{self.width:g} wide"
+        text = f"{_format_range(counts)} seeds were made of each pair: in {int(narrow.sum())} of {len(summary)} pairs "
+        text += f"{what} is at most {self.width:g} wide"
         parts = [
             (int((defined & ~narrow).sum()), f"wider after {self.most} seeds, the largest number allowed"),
             (int((~defined).sum()), "without statistics"),
@@ -409,6 +408,27 @@ def end_notes(job: JointJob, summary: pd.DataFrame) -> list[str]:
         One line, or none where the number of seeds was given.
     """
     return [job.auto.describe_end(job.counts, summary)] if isinstance(job, GrowingJob) else []
+
+
+def seed_range(job: JointJob) -> str:
+    """Format how many seeds the groups of a job have.
+
+    Parameters
+    ----------
+    job : JointJob
+        Job of any run.
+
+    Returns
+    -------
+    str
+        Such as "5" or "5 to 9".
+    """
+    return _format_range([len(job.seeds_of(g)) for g in range(len(job.groups))])
+
+
+def _format_range(counts: Sequence[int]) -> str:
+    """Format the smallest and the largest of some numbers."""
+    return " to ".join(str(n) for n in dict.fromkeys((min(counts), max(counts))))
 
 
 def estimated_jobs(job: JointJob) -> list[tuple[str, JointJob]]:

@@ -22,7 +22,7 @@ from featmap.interaction.conclusion import (
 )
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.kinds import KINDS, UNDEFINED
-from featmap.interaction.precision import end_notes
+from featmap.interaction.precision import end_notes, seed_range
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
 from featmap.plotting.labels import labelled_statistics, statistic_label
@@ -399,7 +399,7 @@ def _write_matrices(run: Run, job: JointJob, pairs: pd.DataFrame, groups: UnitGr
                 values,
                 rows=heatmaps.Axis(f"a: unit of {layers[0]}", groups.clusters("a")),
                 columns=heatmaps.Axis(f"b: unit of {layers[1]}", groups.clusters("b")),
-                title=f"{layers[0]} with {layers[1]}, {len(pairs)} pairs, mean of {len(job.seeds)} seeds",
+                title=f"{layers[0]} with {layers[1]}, {len(pairs)} pairs, mean of {seed_range(job)} seeds",
                 cbar_label="kind of interaction" if name == "kind" else statistic_label(name),
                 categories=shown if name == "kind" else None,
             )

@@ -115,6 +115,7 @@ def _pairs(run: Run) -> Report:
     )
     lines += [note for note in run.manifest.summary.get("notes", []) if note.startswith("communities")]
     pictures = _pictures(run.folder, [("matrices/kind.png", "Kinds of interaction")], "".join(lines))
+    lines += [note for note in run.manifest.summary.get("notes", []) if " seeds were made " in note]
     for name in statistics:
         values = pairs[name].astype("float64")
         count = values.notna().sum()

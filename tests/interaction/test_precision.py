@@ -18,7 +18,7 @@ from featmap.cli.app import main
 from featmap.errors import FeatmapError
 from featmap.interaction import report
 from featmap.interaction import worker as jointwork
-from featmap.interaction.precision import LEAST_SEEDS, AutoSeeds, GrowingJob, interval_width
+from featmap.interaction.precision import LEAST_SEEDS, AutoSeeds, GrowingJob, interval_width, seed_range
 from featmap.interaction.run import Interaction
 from featmap.plotting import interaction_panel
 from featmap.report.interaction import build_reports
@@ -288,6 +288,7 @@ def test_pairs_end_at_different_numbers_of_seeds(tmp_path: Path, monkeypatch: py
         assert one.equals(two), "a pair's statistics are those of a run with its number of seeds"
     assert f"5 to {counts.max()} seeds were made of each pair" in found.notes[0]
     assert_same_rows(tmp_path / "five", tmp_path / "auto")
+    assert found.notes[0] in build_reports(found.folder)[0].lines
 
 
 def test_a_job_that_grows_begins_with_the_same_work_units() -> None:
@@ -298,6 +299,7 @@ def test_a_job_that_grows_begins_with_the_same_work_units() -> None:
         assert {unit.name for unit in few} < {unit.name for unit in many}
     for name, spec in small.arrays().items():
         assert large.arrays()[name].chunks == spec.chunks, name
+    assert seed_range(large) == "9" and seed_range(job) == "5"
     assert small.identity() == large.identity() and small.disk_needed == large.disk_needed > 0
     others = [GrowingJob.of(job, AutoSeeds(0.06)), GrowingJob.of(job, AutoSeeds(most=21)), job]
     assert len({json.dumps(j.identity(), sort_keys=True) for j in [small, *others]}) == 4
