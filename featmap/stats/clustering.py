@@ -80,8 +80,8 @@ class _Edges:
 
 
 def _nearest_neighbours(S: np.ndarray, k: int) -> _Edges:
-    """Build the k-nearest-neighbour graph of symmetric similarities; ties go to the lower position."""
-    weight = np.round(S, DIGITS)
+    """Build the k-nearest-neighbour graph of symmetric similarities, overwriting S; ties go to the lower position."""
+    weight = np.round(S, DIGITS, out=S)
     weight[~(weight > 0)] = 0.0
     np.fill_diagonal(weight, 0.0)
     is_neighbour = np.zeros(weight.shape, dtype=bool)

@@ -22,7 +22,7 @@ import pandas as pd
 from featmap.errors import FeatmapError, UnitError
 from featmap.stats import correlation
 from featmap.stats.correlation import DIGITS, FLOOR, floors, largest_magnitude, signed_roots, standardise
-from featmap.stats.frames import to_floats, to_frame
+from featmap.stats.frames import symmetrise, to_floats, to_frame
 
 FEW_STIMULI = 32
 """Number n of images below which a profile comes with a warning: chance correlations have a standard deviation of
@@ -340,9 +340,11 @@ def profile_correlations(values: np.ndarray, method: Correlation = "pearson", ro
         S, M x M, exactly symmetric, in [-1, 1]; NaN where undefined.
     """
     Z, defined = unit_profiles(values, method, roots)
-    S = np.clip(Z.T @ Z, -1.0, 1.0)
-    S = (S + S.T) / 2
+    S = Z.T @ Z
+    symmetrise(np.clip(S, -1.0, 1.0, out=S))
     np.fill_diagonal(S, np.where(np.isfinite(S.diagonal()), 1.0, np.nan))
+    if defined.all():
+        return S
     full = np.full((len(defined), len(defined)), np.nan)
     full[np.ix_(defined, defined)] = S
     return full

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from featmap.stats import frames, measures
 from featmap.stats.correlation import signed_roots
 from featmap.stats.frames import count_undefined
 from featmap.stats.measures import MEASURES, Measure, coactivation, linear_profile, profile, raw, relative, selective
@@ -273,3 +274,15 @@ def test_profile_uses_live_rows_and_columns_only() -> None:
     A.loc[:, [x for x in A.columns if x not in live]] = np.nan
     pd.testing.assert_frame_equal(profile(A, zeros(A), live), before)
     assert list(before.columns) == list(before.index) == live
+
+
+def test_correlations_are_symmetrised_in_panels_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 23))
+    whole = measures.profile_correlations(values)
+    Z, _ = measures.unit_profiles(values)
+    product = np.clip(Z.T @ Z, -1.0, 1.0)
+    expected = (product + product.T) / 2  # all at once
+    np.fill_diagonal(expected, 1.0)
+    assert np.array_equal(whole, expected)
+    monkeypatch.setattr(frames, "PANEL", 5)
+    assert np.array_equal(measures.profile_correlations(values), expected)
