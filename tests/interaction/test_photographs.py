@@ -398,7 +398,7 @@ def test_what_is_undefined_has_a_reason(gray: Path, tmp_path: Path) -> None:
 def test_photographs_of_three_units_are_refused(gray: Path) -> None:
     with pytest.raises(FeatmapError, match="photographs with 3 units"):
         add_photographs(job_of(["second:1", "second:2", "first:0"], tiny.small()), gray)
-    with pytest.raises(FeatmapError, match="has photographs already"):
+    with pytest.raises(FeatmapError, match="photographs go with a fixed number of seeds"):
         add_photographs(add_photographs(job_of(["second:1", "second:2"], tiny.small()), gray), gray)
     with pytest.raises(FeatmapError, match="no such"):
         add_photographs(pairs_of(["0-1", "2"], tiny.small()), gray / "nowhere")
