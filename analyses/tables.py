@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import typer
 
 from analyses.support.commands import run
+from analyses.support.records import read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from featmap import FeatmapError
-from featmap.files import hash_file, write_atomically
+from featmap.files import write_atomically
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 ORDER = (
@@ -49,25 +50,6 @@ def load_study(name: str) -> Study:
     if not isinstance(study, Study) or study.name != name:
         raise FeatmapError(f"analyses/{name}.py contains no study of that name")
     return study
-
-
-def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
-    """Read the stored records of a study by network, those of the article first.
-
-    Raises
-    ------
-    FeatmapError
-        If the table beside a record is not the one stored with it (old records do not name theirs).
-    """
-    records = {}
-    for path in sorted((results / name).glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if table_changed(path, record):
-            raise FeatmapError(
-                f"{name}/{path.stem}.csv is not the table stored with {path.name}; run python -m analyses.{name}"
-            )
-        records[str(record["model"])] = record
-    return {m: records[m] for m in (*NETWORKS, *sorted(records)) if m in records}
 
 
 def restate(path: Path) -> tuple[Verdict, str]:
@@ -100,12 +82,6 @@ def rewrite_conclusions(results: Path = RESULTS) -> list[Path]:
             write_atomically(path, lambda p, text=text: p.write_text(text + "\n", encoding="utf-8"))  # type: ignore[misc]
             changed.append(path)
     return changed
-
-
-def table_changed(path: Path, record: dict[str, Any]) -> bool:
-    """Check whether the CSV beside a record is missing or another than stored with it."""
-    table, expected = path.with_suffix(".csv"), record.get("csv_sha256")
-    return expected is not None and not (table.is_file() and hash_file(table) == expected)
 
 
 def format_number(value: float | None) -> str:

@@ -123,6 +123,8 @@ def make_images(
         extras=Extras(responses=probe),
         execution=featmap.Execution(context.device, out=folder, watcher=context.watcher),
     )
+    if network is context.network:
+        context.count_images(data)
     return ImageSet(
         tuple(units),
         data["images"].values,

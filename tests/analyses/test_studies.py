@@ -24,7 +24,8 @@ from analyses import branches, coactivation, gradient_sum, joint_pair, natural_s
 from analyses.support import findings
 from analyses.support import study as studies
 from analyses.support.findings import Finding, mean_or_undefined, value_finding
-from analyses.support.study import Outcome, Study, save_outcome
+from analyses.support.records import save_outcome
+from analyses.support.study import Outcome, Study
 from analyses.support.study_command import check_options, run_study
 from featmap import FeatmapError, load
 from featmap.plotting import style

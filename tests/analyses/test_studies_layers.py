@@ -17,7 +17,8 @@ from torch import nn
 from analyses import architectures, layer_maps
 from analyses.architectures import Mean
 from analyses.support.findings import mean_finding, value_finding
-from analyses.support.study import Context, save_outcome
+from analyses.support.records import save_outcome
+from analyses.support.study import Context
 from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
