@@ -371,7 +371,7 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     position, extent, variety = (CLAIM_WORDS[part] for part in parts)
     same = ""
     if findings["field last"].value is None:
-        same = " There are not both interior and exterior branches."
+        same = " There are no interior and last branches to compare."
     elif not fields_differ(findings, "last"):
         same = " The last branch is not compared because its field is the same."
     fields = [format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last")]

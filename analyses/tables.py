@@ -17,8 +17,17 @@ from typing import Annotated, Any
 import typer
 
 from analyses.support.commands import run
-from analyses.support.records import read_stored
+from analyses.support.provenance import UNRECORDED, outdated
+from analyses.support.records import describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
+from analyses.support.verdicts import (
+    NOT_MEASURED,
+    describe_disagreement,
+    display_name,
+    filling_command,
+    measured_networks,
+    verdict_table,
+)
 from featmap import FeatmapError
 from featmap.files import write_atomically
 
@@ -35,7 +44,10 @@ anyone can run from a checkout: on the bundled network, on `--model googlenet`, 
 weights are available, or on any other network with `--layers`:
 
     python -m analyses.NAME
+    python -m analyses.NAME --model package.module:factory --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --input-size 112 \\
+        --layers FIRST,LAST --name COLUMN       # a network of one's own
     python -m analyses.tables       # writes this page from the stored results
+    python -m analyses.all --stale  # says which results, pictures and pages are older than what they rest on
 
 A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units.
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
@@ -108,14 +120,14 @@ def escape_cell(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def is_random(record: dict[str, Any]) -> bool:
-    """Check whether a record is of a network with random weights."""
-    return ", weights random" in record.get("network", "")
-
-
-def display_name(model: str, record: dict[str, Any]) -> str:
-    """Choose a network's name on the page."""
-    return f"{model} with random weights" if is_random(record) else model
+def notes_on(record: dict[str, Any]) -> list[str]:
+    """Write which images were left out, the command, and what has changed since."""
+    notes = [f"{escape_cell(sentence)}." for sentence in describe_left_out(record.get("images", {}))]
+    notes += [f"Made by `{record['command']}`."] if record.get("command") else []
+    older = outdated(record)
+    if older == [UNRECORDED]:
+        return [*notes, f"Code and recipes: {UNRECORDED}."]
+    return [*notes, f"Older than what it rests on: {', '.join(older)}."] if older else notes
 
 
 def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
@@ -128,27 +140,40 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         f"**Measured**: {study.measured}. With `--full`: {study.full}.",
         "",
     ]
+    disagreement = describe_disagreement(study.name, records)
+    lines += [disagreement, ""] if disagreement else []
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         lines += [f"**{display_name(model, record)}**: the claim {verdict}. {escape_cell(record['conclusion'])}", ""]
-        if record.get("rule"):
-            lines += [f"Rule: {escape_cell(record['rule'])}.", ""]
+    for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
+        lines += [f"Rule: {escape_cell(rule)}.", ""]
     lines += ["| network | finding | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:
-            cells = (display_name(model, record), escape_cell(finding["words"]), format_finding(finding))
+            cells = (
+                display_name(model, record).partition(" (")[0],
+                escape_cell(finding["words"]),
+                format_finding(finding),
+            )
             lines.append(f"| {' | '.join(cells)} | {finding['count']:,} |")
-    trained = {model for model, record in records.items() if not is_random(record)}
-    lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in trained]
+    trained = measured_networks(records)
+    lines += [
+        f"| {model} | {NOT_MEASURED}: `{filling_command(study, model)}` | | |"
+        for model in NETWORKS
+        if model not in trained
+    ]
     for model, record in records.items():
         settings = record["settings"]
         options = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
+        if settings.get("input_size"):
+            options += f"images of {settings['input_size']} pixels; "
         lines += [
             "",
             f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; "
             f"weights {record['weights_sha256'][:12]}; {options}--features {settings['features']} "
             f"--seeds {settings['seeds']}; torch {settings['torch']}, {settings['device']}, "
-            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
+            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv). "
+            + " ".join(notes_on(record)),
         ]
         for figure in record["figures"]:
             if figure.endswith((".png", ".webp")):
@@ -160,7 +185,10 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
 
 def build_page(results: Path = RESULTS) -> str:
     """Write the whole page."""
-    return "\n".join([HEAD, *(study_section(load_study(name), read_stored(name, results)) for name in ORDER)])
+    studies = [load_study(name) for name in ORDER]
+    records = {name: read_stored(name, results) for name in ORDER}
+    table = verdict_table(studies, records)
+    return "\n".join([HEAD, table, *(study_section(study, records[study.name]) for study in studies)])
 
 
 def main(

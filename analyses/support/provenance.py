@@ -184,13 +184,13 @@ def identities(study: str) -> dict[str, Any]:
     return {"code": code, "recipes": named_recipes(modules.values()), "formula": FORMULA}
 
 
-def changes(recorded: Mapping[str, Any] | None, today: Mapping[str, Any]) -> list[str]:
+def changes(recorded: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:
     """Name what changed since a result was stored.
 
     Parameters
     ----------
-    recorded : mapping or None
-        What was recorded with it, see `identities`; None: nothing.
+    recorded : mapping
+        What was recorded with it, see `identities`.
     today : mapping
         The same today.
 
@@ -199,8 +199,6 @@ def changes(recorded: Mapping[str, Any] | None, today: Mapping[str, Any]) -> lis
     list of str
         Such as "analyses.octaves changed"; empty where nothing did.
     """
-    if recorded is None:
-        return [UNRECORDED]
     found = []
     for kind, words in (("code", f"{HERE}."), ("recipes", "recipe ")):
         then, now = recorded[kind], today[kind]
@@ -242,9 +240,11 @@ def outdated(record: Mapping[str, Any], weights: str | None = None) -> list[str]
     Returns
     -------
     list of str
-        As for `changes`, and whether the weights changed; empty where nothing did.
+        As for `changes`, and whether the weights changed; `UNRECORDED` where nothing was recorded; empty where
+        nothing changed.
     """
-    found = changes(record.get("rests_on"), identities(str(record["study"])))
+    recorded = record.get("rests_on")
+    found = [UNRECORDED] if recorded is None else changes(recorded, identities(str(record["study"])))
     if weights is not None and record["weights_sha256"] != weights:
         found.insert(0, "the weights changed")
     return found
