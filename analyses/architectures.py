@@ -37,6 +37,8 @@ REFERENCE_IMAGES, PERMUTATIONS = 64, 4
 HEADLINE, P = "beyond", 0.05
 """Measure that networks are compared by, and the level of the test."""
 GOOGLENET, INCEPTION, RESNET = "googlenet", "inception_v3", "resnet50"
+COMPARES = True
+"""The verdict is about several networks, and may change when another one is measured."""
 
 STUDY = Study(
     "architectures",

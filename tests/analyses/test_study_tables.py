@@ -63,6 +63,14 @@ def test_conclusions_are_written_again_and_other_verdicts_refused(tmp_path: Path
         tables.rewrite_conclusions(tmp_path)
 
 
+def test_a_verdict_about_several_networks_is_written_again(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS / "architectures", tmp_path / "architectures")
+    path = tmp_path / "architectures" / "reference.json"
+    written = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(written) | {"verdict": "holds"}), encoding="utf-8")
+    assert tables.rewrite_conclusions(tmp_path) == [path] and path.read_text(encoding="utf-8") == written
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
     study = tables.load_study(name)
