@@ -18,7 +18,7 @@ import typer
 
 from analyses.support.commands import run
 from analyses.support.provenance import UNRECORDED, outdated
-from analyses.support.records import describe_left_out, read_stored
+from analyses.support.records import MANY_WORDS, describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from analyses.support.verdicts import (
     NOT_MEASURED,
@@ -123,8 +123,9 @@ def escape_cell(text: str) -> str:
 
 
 def notes_on(record: dict[str, Any]) -> list[str]:
-    """Write which images were left out, the command, and what has changed since."""
-    notes = [f"{escape_cell(sentence)}." for sentence in describe_left_out(record.get("images", {}))]
+    """Write which images were left out (many are named beside the verdict), the command, and what changed since."""
+    left_out = [text for text in describe_left_out(record.get("images", {})) if MANY_WORDS not in text]
+    notes = [f"{escape_cell(sentence)}." for sentence in left_out]
     notes += [f"Made by `{record['command']}`."] if record.get("command") else []
     older = outdated(record)
     if older == [UNRECORDED]:
@@ -146,7 +147,9 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     lines += [disagreement, ""] if disagreement else []
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
-        lines += [f"**{display_name(model, record)}**: the claim {verdict}. {escape_cell(record['conclusion'])}", ""]
+        many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)
+        text = escape_cell(record["conclusion"] + many)
+        lines += [f"**{display_name(model, record)}**: the claim {verdict}. {text}", ""]
     for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
         lines += [f"Rule: {escape_cell(rule)}.", ""]
     lines += ["| network | finding | value | n |", "|---|---|---|---|"]

@@ -29,6 +29,7 @@ WHY = {
     "not-finite": "that are not finite",
 }
 """Why an image is left out, by its status."""
+MANY_WORDS = "more than a third"
 
 
 def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path]:
@@ -114,7 +115,7 @@ def describe_left_out(images: Mapping[str, Mapping[str, int]]) -> list[str]:
         if live == total:
             continue
         why = ", ".join(f"{count} {WHY.get(status, status)}" for status, count in counts.items() if status != "live")
-        many = "more than a third, " if total - live > total / 3 else ""
+        many = f"{MANY_WORDS}, " if total - live > total / 3 else ""
         sentences.append(f"{total - live} of {total} images of {layer} are left out ({many}{why})")
     return sentences
 
