@@ -461,7 +461,8 @@ def _pictures(context: Context, grown: Growth, size: int, steps: int) -> dict[st
     total = layer.height * layer.width
     counts = np.unique(np.linspace(1, total, min(total, FRAMES)).round().astype(int)).tolist()
     recipe = plain_recipe(size, steps, sigma=BLUR)
-    image_set = make_images(context, [f"{weighted}:..{k}" for k in counts], recipe, grown.layer, "frames", seeds=1)
+    prefixes = [f"{weighted}:..{k}" for k in counts]
+    image_set = make_images(context, prefixes, recipe, grown.layer, "frames", seeds=1, network=context.network)
     seen = context.network.trace(size).field(grown.layer, channel)
     images = image_set.images[0]
     change = np.diff(images, axis=0, prepend=image_set.nulls)
