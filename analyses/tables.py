@@ -174,7 +174,7 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         settings = record["settings"]
         options = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         if settings.get("input_size"):
-            options += f"images of {settings['input_size']} pixels; "
+            options += f"--input-size {settings['input_size']}; "
         lines += [
             "",
             f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; "
