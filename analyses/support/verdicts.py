@@ -18,7 +18,7 @@ OPTIONS = {
 """Options that name each network, with the weights that torchvision publishes."""
 NOT_MEASURED = "not measured"
 REASONS = {
-    "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of the two "
+    "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of both "
     "features; whether runners-up respond to their targets' images is tested apart from that, see below.",
 }
 """Why networks disagree about a study's claim, where that is known; printed only where they do."""
