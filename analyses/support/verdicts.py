@@ -20,6 +20,7 @@ NOT_MEASURED = "not measured"
 REASONS = {
     "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of both "
     "features; whether runners-up respond to their targets' images is tested apart from that, see below.",
+    "natural_start": "Where only a 1/f image was tried, it holds in part at most; with a photograph it can hold.",
 }
 """Why networks disagree about a study's claim, where that is known; printed only where they do."""
 
