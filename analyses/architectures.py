@@ -21,9 +21,10 @@ from scipy import stats
 import featmap
 from analyses.formulas import coherence
 from analyses.support.findings import Finding, interval, mean_or_undefined, student_factor
+from analyses.support.records import read_stored
+from analyses.support.settings import changed_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
-from analyses.tables import read_stored
 from featmap import image_ops, rng
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
@@ -36,6 +37,8 @@ REFERENCE_IMAGES, PERMUTATIONS = 64, 4
 HEADLINE, P = "beyond", 0.05
 """Measure that networks are compared by, and the level of the test."""
 GOOGLENET, INCEPTION, RESNET = "googlenet", "inception_v3", "resnet50"
+COMPARES = True
+"""The verdict is about several networks, and may change when another one is measured."""
 
 STUDY = Study(
     "architectures",
@@ -55,6 +58,7 @@ STUDY = Study(
     layers={
         "reference": ("inception5a", "inception5b"),
         GOOGLENET: ("inception5a", "inception5b"),
+        "squeezenet": ("features.11", "features.12"),
         INCEPTION: ("Mixed_7b", "Mixed_7c"),
         RESNET: ("layer4.1", "layer4.2"),
     },
@@ -108,17 +112,19 @@ def maximise_features(context: Context) -> xr.Dataset:
     """Maximise the drawn features of all layers."""
     units = [u for layer in context.layers for u in context.draw_units(layer)]
     recipe = "article-normalised" if context.full else "pixels"
-    return featmap.maximise(
+    data = featmap.maximise(
         units,
         context.network,
-        recipe=recipe,
+        recipe=changed_recipe(recipe, **context.changes),
         seeds=context.seeds,
         execution=featmap.Execution(
             context.device,
-            out=context.folder("images", units=units, recipe=recipe, seeds=context.seeds),
+            out=context.folder("images", units=units, recipe=recipe, seeds=context.seeds, **context.changes),
             watcher=context.watcher,
         ),
     )
+    context.count_images(data)
+    return data
 
 
 def measure_coherence(context: Context, data: xr.Dataset) -> pd.DataFrame:
@@ -274,12 +280,14 @@ def headline_means(layers: Sequence[str], findings: Sequence[Finding] | Sequence
 def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -> Means:
     """Collect the headlines of every network.
 
-    These are the networks stored at the same sizes, without those with random weights, and the one just measured, of
-    which `own` are the headlines.
+    These are the networks stored at the same sizes and of the claim's layers, without those with random weights, and
+    the one just measured, of which `own` are the headlines.
     """
     means = {}
     for name, record in read_stored(STUDY.name, results).items():
-        if record["settings"]["full"] == full and ", weights random:" not in record["network"]:
+        settings = record["settings"]
+        claimed = settings["layers"] == list(STUDY.layers.get(name, settings["layers"]))
+        if settings["full"] == full and claimed and ", weights random:" not in record["network"]:
             means[name] = headline_means(record["settings"]["layers"], record["findings"])
     means.pop(model, None)
     means[model] = own
@@ -418,14 +426,14 @@ def measure(context: Context) -> Outcome:
     table = measure_coherence(context, maximise_features(context))
     findings = collect_findings(context, table)
     own = headline_means(context.layers, findings)
-    means = collect_means(context.results, context.full, context.network.name, own)
-    random = context.network.name if context.network.weights.startswith("random:") else None
+    means = collect_means(context.results, context.full, context.model, own)
+    random = context.model if context.network.weights.startswith("random:") else None
     verdict, why = judge(means, random)
     return Outcome(
         table,
         findings,
         verdict,
-        write_conclusion(context.network.name, context.layers, {f.name: f for f in findings}, why),
+        write_conclusion(context.model, context.layers, {f.name: f for f in findings}, why),
         {"": draw_figure(context, table, means)},
     )
 

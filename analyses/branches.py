@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,6 +52,7 @@ STUDY = Study(
     layers={
         "reference": LAYERS,
         "googlenet": LAYERS,
+        "squeezenet": ("features.6", "features.9"),
         "inception_v3": ("Mixed_5b", "Mixed_6b"),
         "resnet50": ("layer3.2", "layer4.2"),
     },
@@ -111,7 +113,7 @@ def choose_channels(context: Context, layer: Layer) -> list[int]:
     """
     if layer.channels <= WHOLE_LAYER or context.full:
         return list(range(layer.channels))
-    rng, first, channels = generator("branches", context.network.name, layer.name), 0, []
+    rng, first, channels = generator("branches", context.model, layer.name), 0, []
     for _, width in layer.branches:
         count = min(width, SHARE * context.features)
         channels += (first + np.sort(rng.choice(width, count, replace=False))).tolist()
@@ -122,11 +124,13 @@ def choose_channels(context: Context, layer: Layer) -> list[int]:
 def map_layer(context: Context, layer: Layer) -> SimilarityMap:
     """Map the chosen features of a layer over their own images."""
     natural = context.network.input_size
-    settings = {"recipe": "article-normalised"} if context.full else {"recipe": "pixels", "size": map_size(natural)}
+    settings: dict[str, Any] = {"recipe": "pixels", "size": map_size(natural)} | context.changes
+    if context.full:
+        settings = {"recipe": "article-normalised"} | context.changes
     channels = choose_channels(context, layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the number of features says so
-        return featmap.similarity(
+        result = featmap.similarity(
             layer.name,
             context.network,
             view=featmap.View(channels, stimuli="shown"),
@@ -138,6 +142,8 @@ def map_layer(context: Context, layer: Layer) -> SimilarityMap:
                 watcher=context.watcher,
             ),
         )
+    context.count_images(result.dataset.sel(image=[f"{layer.name}:{c}" for c in channels]))
+    return result
 
 
 def map_size(natural: int) -> int:

@@ -73,7 +73,8 @@ def measure(context: Context) -> Outcome:
 
     Each runner-up is compared with its response to its own image.
     """
-    settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "pixels", "seeds": context.seeds}
+    recipe = "article-normalised" if context.full else "pixels"
+    settings: dict[str, Any] = {"recipe": recipe, "seeds": context.seeds} | context.changes
     named_layer, named = context.layers[-1], int(context.feature or 0)
     context.log(f"following {named_layer}:{named}")
     steps = context.maximise([f"{named_layer}:{named}"], "named", frames=5 if context.full else 1, **settings)
@@ -268,8 +269,10 @@ def write_conclusion(
         first = of_named[0]
         text = (
             f"While {named} was maximised, feature {first.channel} reached {first.share:.2f} of its activation "
-            f"({first.before:.2f} on the null image) and {first.coactivation:.2f} of its own best"
+            f"({first.before:.2f} on the null image)"
         )
+        own = first.coactivation
+        text += f" and {own:.2f} of its own best" if np.isfinite(own) else "; its own descent did not rise"
     else:
         text = f"{named} did not rise"
     shares = [r.share for r in runners]

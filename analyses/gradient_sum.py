@@ -122,7 +122,7 @@ def measure(context: Context) -> Outcome:
     """Maximise every pair in both ways, and from a start that differs by one rounding."""
     pairs = draw_pairs(context)
     layers = (context.layers[0], context.layers[1])
-    settings: dict[str, Any] = {"recipe": "article-normalised", "frames": 20 if context.full else 4}
+    settings: dict[str, Any] = {"recipe": "article-normalised", "frames": 20 if context.full else 4} | context.changes
     if not context.full:
         settings |= {"size": smallest_size(context.network, layers), "steps": STEPS}
     settings["responses"] = list(dict.fromkeys(layers))

@@ -51,6 +51,7 @@ STUDY = Study(
     layers={
         "reference": LAYERS,
         "googlenet": LAYERS,
+        "squeezenet": ("features.9", "features.10"),
         "inception_v3": ("Mixed_6a", "Mixed_6b"),
         "resnet50": ("layer3.2", "layer3.3"),
     },
@@ -105,10 +106,11 @@ def make_job(context: Context) -> JointJob:
     """
     size, steps = (FULL_SIZE, FULL_STEPS) if context.full else (min(SIZE, context.network.input_size), None)
     named = article_pair(context)
+    recipe = "interact" if context.rescue else "interact-unrescued"
     return groups.pairs_job(
         (named, *random_pairs(context, named)),
         context.network,
-        resolved_recipe(context.network, "interact-unrescued", size, steps),
+        resolved_recipe(context.network, recipe, size, steps, **context.changes),
         groups.JointSettings(seeds=context.seeds, device=device.select_device(context.device)),
     )
 

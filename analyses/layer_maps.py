@@ -42,6 +42,7 @@ INCEPTION = (
     *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
     *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
 )
+SQUEEZENET = ("features.1", *(f"features.{k}" for k in (3, 4, 6, 7, 9, 10, 11, 12)))
 RESNET = ("relu", "layer1.0", "layer1.2", "layer2.0", "layer2.3", "layer3.0", "layer3.5", "layer4.0", "layer4.2")
 
 STUDY = Study(
@@ -62,7 +63,13 @@ STUDY = Study(
     features=SHOWN,
     full_features=FULL_SHOWN,
     full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
-    layers={"reference": GOOGLENET, "googlenet": GOOGLENET, "inception_v3": INCEPTION, "resnet50": RESNET},
+    layers={
+        "reference": GOOGLENET,
+        "googlenet": GOOGLENET,
+        "squeezenet": SQUEEZENET,
+        "inception_v3": INCEPTION,
+        "resnet50": RESNET,
+    },
 )
 MEASURES = {
     "flatness": "flatness of an image (1: a single colour, 0: a pattern around gray)",
@@ -150,6 +157,7 @@ class LayerColours:
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
     """Maximise units."""
     recipe = "article-normalised" if context.full else "pixels"
+    changes = context.changes | changes
     return featmap.maximise(
         units,
         context.network,
@@ -381,7 +389,7 @@ def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
         images=data["images"][0].values,
         labels=names,
         captions=odd if any(odd) else None,
-        title=f"{context.network.name}: the first {count} features of every main layer",
+        title=f"{context.model}: the first {count} features of every main layer",
         columns=count,
     )
     return sheets.contact_sheet(sheet)
@@ -459,6 +467,7 @@ def measure(context: Context) -> Outcome:
     """Map every main layer, and measure how its images change with depth."""
     units = first_features(context)
     data = maximise_features(context, units, "maps", context.seeds)
+    context.count_images(data)
     plain = maximise_features(context, units, "without-rescue", 1, rescue=0.0)
     size = int(data.sizes["y"])
     first = context.layers[0]

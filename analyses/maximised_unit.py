@@ -86,6 +86,7 @@ STUDY = Study(
     layers={
         "reference": ("inception3b", "inception4a"),
         "googlenet": ("inception3b", "inception4a"),
+        "squeezenet": ("features.6", "features.9"),
         "inception_v3": ("Mixed_5d", "Mixed_6b"),
         "resnet50": ("layer2.3", "layer3.2"),
     },
@@ -95,9 +96,10 @@ STUDY = Study(
 def measure(context: Context, size: int | None = None, steps: int = STEPS, starts: int = STARTS) -> Outcome:
     """Maximise neurons and measure position, extent and variety of the change."""
     size = size or fitting_size(context.network, context.layers, image_size(context))
-    recipe = INTERACT.resolved(FULL, size, steps, rescue=RESCUE)
+    changes = {"rescue": RESCUE} | context.changes
+    recipe = INTERACT.resolved(FULL, size, steps, **changes)
     if context.full:
-        recipe = INTERACT.resolved(FULL, FULL, FULL_STEPS, rescue=RESCUE)
+        recipe = INTERACT.resolved(FULL, FULL, FULL_STEPS, **changes)
     neurons = [_maximise_neurons(context, name, recipe, starts) for name in context.layers]
     rows = pd.concat(
         [part for n in neurons for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
@@ -367,7 +369,11 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     parts = (place, interior_wider(findings), (several.low or 0) > MANY)
     verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
     position, extent, variety = (CLAIM_WORDS[part] for part in parts)
-    same = "" if fields_differ(findings, "last") else " The last branch is not compared because its field is the same."
+    same = ""
+    if findings["field last"].value is None:
+        same = " There are no interior and last branches to compare."
+    elif not fields_differ(findings, "last"):
+        same = " The last branch is not compared because its field is the same."
     fields = [format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last")]
     return verdict, (
         f"That the image changes at the neuron's position {position}: the change is centred "

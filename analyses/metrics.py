@@ -97,7 +97,7 @@ FAR = f"image {label_of_C(FACTORS[0])}"
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Maximise features under every metric and C, and compare the images with L1's."""
     reduced = (size or image_size(context), steps)
-    base = ARTICLE_NORMALISED.resolved(FULL, *(() if context.full else reduced))
+    base = ARTICLE_NORMALISED.resolved(FULL, *(() if context.full else reduced), **context.changes)
     sets = {layer: _maximise_layer(context, layer, base) for layer in context.layers}
     rows = pd.concat([_image_rows(layer, by_metric) for layer, by_metric in sets.items()], ignore_index=True)
     findings = _collect_findings(rows, sets, base.C)

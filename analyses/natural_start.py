@@ -2,10 +2,11 @@
 
     python -m analyses.natural_start --image PHOTOGRAPH [--layers inception4a,inception5a]
 
-Without `--image` an image with the spectrum of natural images replaces the photograph: the project contains no
-photographs. Each feature is maximised from it and from noise; so are all drawn features of a layer as one sum, and the
-whole layer. A profile is the responses of all features of the layer, each divided by its standard deviation over 1/f
-images.
+Without `--image` an image with the spectrum of natural images replaces the photograph: the project brings no
+photographs of its own. Where a stored figure shows one, it is the portrait of Grace Hopper by the US Navy (public
+domain) that matplotlib brings as `sample_data/grace_hopper.jpg`. Each feature is maximised from it and from noise; so
+are all drawn features of a layer as one sum, and the whole layer. A profile is the responses of all features of the
+layer, each divided by its standard deviation over 1/f images.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ STUDY = Study(
 
 def measure(context: Context) -> Outcome:
     """Maximise features from the photograph and from noise, one by one and together."""
-    settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "pixels"}
+    settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "pixels"} | context.changes
     recipe = resolved_recipe(context.network, settings["recipe"])
     photograph = starting_image(context, recipe.sizes[0])
     single, together, pictures = [], [], []

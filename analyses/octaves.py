@@ -41,7 +41,13 @@ from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, 
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import encode_webp, house_style, thumbnail
 
-FIRST = {"reference": "conv1", "googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3", "resnet50": "relu"}
+FIRST = {
+    "reference": "conv1",
+    "googlenet": "conv1",
+    "squeezenet": "features.1",
+    "inception_v3": "Conv2d_1a_3x3",
+    "resnet50": "relu",
+}
 """First layer, with its ReLU; for other networks, the first layer of their trace."""
 STEPS = 45
 PLAIN, LOWRES, OCTAVES = "plain descent", "low resolution", "octaves"
@@ -88,12 +94,13 @@ ImageSets = dict[str, dict[str, ImageSet]]
 
 def first_layer_name(context: Context) -> str:
     """Find the network's first layer."""
-    return FIRST.get(context.network.name) or next(iter(context.network.trace().layers))
+    return FIRST.get(context.model) or next(iter(context.network.trace().layers))
 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Maximise features under the three recipes and compare the images."""
     chosen = make_recipes(None, None) if context.full else make_recipes(size or image_size(context), steps)
+    chosen = {label: replace(recipe, **context.changes) for label, recipe in chosen.items()}
     first = first_layer_name(context)
     sets: ImageSets = {}
     for layer in dict.fromkeys((*context.layers, first)):

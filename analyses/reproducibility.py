@@ -105,6 +105,7 @@ class FeatureDivergence:
 def measure(context: Context) -> Outcome:
     """Compare bits, then follow one rounding."""
     settings: dict[str, Any] = {"recipe": "article-normalised", "rows": max(2, min(16, context.features))}
+    settings |= context.changes
     if not context.full:
         settings |= {"size": smallest_size(context.network, context.layers), "steps": STEPS}
     comparisons = compare_bits(context, settings)

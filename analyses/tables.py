@@ -17,9 +17,19 @@ from typing import Annotated, Any
 import typer
 
 from analyses.support.commands import run
+from analyses.support.provenance import UNRECORDED, outdated
+from analyses.support.records import MANY_WORDS, describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
+from analyses.support.verdicts import (
+    NOT_MEASURED,
+    describe_disagreement,
+    display_name,
+    filling_command,
+    measured_networks,
+    verdict_table,
+)
 from featmap import FeatmapError
-from featmap.files import hash_file, write_atomically
+from featmap.files import write_atomically
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 ORDER = (
@@ -34,12 +44,18 @@ anyone can run from a checkout: on the bundled network, on `--model googlenet`, 
 weights are available, or on any other network with `--layers`:
 
     python -m analyses.NAME
+    python -m analyses.NAME --model package.module:factory --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --input-size 112 \\
+        --layers FIRST,LAST --name COLUMN       # a network of one's own
     python -m analyses.tables       # writes this page from the stored results
+    python -m analyses.all --stale  # says which results, pictures and pages are older than what they rest on
 
 A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units.
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
 our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
-was trained on small images, those of the article on ImageNet.
+was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer
+features, fewer seeds or smaller images than by default: the line with the link to the table says so. Many features of a
+network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a recipe does
+not do so itself, and what is left out all the same is counted beside the result.
 """
 
 
@@ -49,25 +65,6 @@ def load_study(name: str) -> Study:
     if not isinstance(study, Study) or study.name != name:
         raise FeatmapError(f"analyses/{name}.py contains no study of that name")
     return study
-
-
-def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
-    """Read the stored records of a study by network, those of the article first.
-
-    Raises
-    ------
-    FeatmapError
-        If the table beside a record is not the one stored with it (old records do not name theirs).
-    """
-    records = {}
-    for path in sorted((results / name).glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if table_changed(path, record):
-            raise FeatmapError(
-                f"{name}/{path.stem}.csv is not the table stored with {path.name}; run python -m analyses.{name}"
-            )
-        records[str(record["model"])] = record
-    return {m: records[m] for m in (*NETWORKS, *sorted(records)) if m in records}
 
 
 def restate(path: Path) -> tuple[Verdict, str]:
@@ -84,28 +81,24 @@ def rewrite_conclusions(results: Path = RESULTS) -> list[Path]:
     Raises
     ------
     FeatmapError
-        If a verdict would be another one: then the study has to be run again.
+        If a verdict would be another one: then the study has to be run again, unless it compares networks.
     """
     changed = []
     for path in (p for name in ORDER for p in sorted((results / name).glob("*.json"))):
         record = json.loads(path.read_text(encoding="utf-8"))
         verdict, conclusion = restate(path)
-        if verdict != record["verdict"]:
+        changing = getattr(import_module(f"analyses.{path.parent.name}"), "COMPARES", False)
+        if verdict != record["verdict"] and not changing:
             raise FeatmapError(
                 f"{path.parent.name}/{path.name}: the stored verdict is {record['verdict']!r}, today's {verdict!r}; "
                 f"run python -m analyses.{path.parent.name}"
             )
-        if conclusion != record["conclusion"]:
-            text = json.dumps(record | {"conclusion": conclusion}, indent=1, ensure_ascii=False, allow_nan=False)
+        if (verdict, conclusion) != (record["verdict"], record["conclusion"]):
+            written = record | {"verdict": verdict, "conclusion": conclusion}
+            text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False)
             write_atomically(path, lambda p, text=text: p.write_text(text + "\n", encoding="utf-8"))  # type: ignore[misc]
             changed.append(path)
     return changed
-
-
-def table_changed(path: Path, record: dict[str, Any]) -> bool:
-    """Check whether the CSV beside a record is missing or another than stored with it."""
-    table, expected = path.with_suffix(".csv"), record.get("csv_sha256")
-    return expected is not None and not (table.is_file() and hash_file(table) == expected)
 
 
 def format_number(value: float | None) -> str:
@@ -132,14 +125,15 @@ def escape_cell(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def is_random(record: dict[str, Any]) -> bool:
-    """Check whether a record is of a network with random weights."""
-    return ", weights random" in record.get("network", "")
-
-
-def display_name(model: str, record: dict[str, Any]) -> str:
-    """Choose a network's name on the page."""
-    return f"{model} with random weights" if is_random(record) else model
+def notes_on(record: dict[str, Any]) -> list[str]:
+    """Write which images were left out (many are named beside the verdict), the command, and what changed since."""
+    left_out = [text for text in describe_left_out(record.get("images", {})) if MANY_WORDS not in text]
+    notes = [f"{escape_cell(sentence)}." for sentence in left_out]
+    notes += [f"Made by `{record['command']}`."] if record.get("command") else []
+    older = outdated(record)
+    if older == [UNRECORDED]:
+        return [*notes, f"Code and recipes: {UNRECORDED}."]
+    return [*notes, f"Older than what it rests on: {', '.join(older)}."] if older else notes
 
 
 def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
@@ -152,27 +146,42 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         f"**Measured**: {study.measured}. With `--full`: {study.full}.",
         "",
     ]
+    disagreement = describe_disagreement(study.name, records)
+    lines += [disagreement, ""] if disagreement else []
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
-        lines += [f"**{display_name(model, record)}**: the claim {verdict}. {escape_cell(record['conclusion'])}", ""]
-        if record.get("rule"):
-            lines += [f"Rule: {escape_cell(record['rule'])}.", ""]
+        many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)
+        text = escape_cell(record["conclusion"] + many)
+        lines += [f"**{display_name(model, record)}**: the claim {verdict}. {text}", ""]
+    for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
+        lines += [f"Rule: {escape_cell(rule)}.", ""]
     lines += ["| network | finding | value | n |", "|---|---|---|---|"]
     for model, record in records.items():
         for finding in record["findings"]:
-            cells = (display_name(model, record), escape_cell(finding["words"]), format_finding(finding))
+            cells = (
+                display_name(model, record).partition(" (")[0],
+                escape_cell(finding["words"]),
+                format_finding(finding),
+            )
             lines.append(f"| {' | '.join(cells)} | {finding['count']:,} |")
-    trained = {model for model, record in records.items() if not is_random(record)}
-    lines += [f"| {model} | not measured | | |" for model in NETWORKS if model not in trained]
+    trained = measured_networks(records)
+    lines += [
+        f"| {model} | {NOT_MEASURED}: `{filling_command(study, model)}` | | |"
+        for model in NETWORKS
+        if model not in trained
+    ]
     for model, record in records.items():
         settings = record["settings"]
         options = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
+        if settings.get("input_size"):
+            options += f"--input-size {settings['input_size']}; "
         lines += [
             "",
             f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; "
             f"weights {record['weights_sha256'][:12]}; {options}--features {settings['features']} "
             f"--seeds {settings['seeds']}; torch {settings['torch']}, {settings['device']}, "
-            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv).",
+            f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv). "
+            + " ".join(notes_on(record)),
         ]
         for figure in record["figures"]:
             if figure.endswith((".png", ".webp")):
@@ -184,7 +193,10 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
 
 def build_page(results: Path = RESULTS) -> str:
     """Write the whole page."""
-    return "\n".join([HEAD, *(study_section(load_study(name), read_stored(name, results)) for name in ORDER)])
+    studies = [load_study(name) for name in ORDER]
+    records = {name: read_stored(name, results) for name in ORDER}
+    table = verdict_table(studies, records)
+    return "\n".join([HEAD, table, *(study_section(study, records[study.name]) for study in studies)])
 
 
 def main(

@@ -28,6 +28,8 @@ class _Linear(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in ACTIVATIONS:
             return args[0] if args else kwargs["input"]
+        if name == "local_response_norm":
+            return args[0] if args else kwargs["input"]
         if name == "max_pool2d":
             return _means(*args, **kwargs)
         if name == "adaptive_max_pool2d":
@@ -58,9 +60,10 @@ def _adaptive_means(input: Tensor, output_size: Any, return_indices: bool = Fals
 def linear_twin(network: Network) -> Network:
     """Copy a network as one that is affine from the image to every unit.
 
-    The weights stay; every ReLU or similar activation function becomes the identity, and every maximum over a window
-    becomes the mean over it. Layers, units and receptive fields stay the same. Products of activations (attention,
-    squeeze and excitation) are left as they are: the twin of such a network is not affine.
+    The weights stay; every ReLU or similar activation function and every local response normalisation becomes the
+    identity, and every maximum over a window becomes the mean over it. Layers, units and receptive fields stay the
+    same. Products of activations (attention, squeeze and excitation) are left as they are: the twin of such a network
+    is not affine.
 
     Parameters
     ----------
@@ -73,6 +76,10 @@ def linear_twin(network: Network) -> Network:
         The copy, with "-linear" added to its name.
     """
     twin = copy.deepcopy(network.module)
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LocalResponseNorm):  # descents compute it by other functions
+                setattr(module, name, nn.Identity())
     kind = type(twin)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

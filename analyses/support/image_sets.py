@@ -106,13 +106,15 @@ def make_images(
     seeds : int, default None
         Number of seeds; None: those of the study.
     network : Network, default None
-        Network; None: that of the study.
+        Network; None: that of the study. Images of a network that is given are not counted as left out: the study
+        says itself which of them it leaves out.
 
     Returns
     -------
     ImageSet
         The images.
     """
+    named = network is not None
     network, count = network or context.network, seeds or context.seeds
     folder = context.folder(*parts, units=list(units), recipe=recipe.identity(), seeds=count, network=network.name)
     data = featmap.maximise(
@@ -123,6 +125,8 @@ def make_images(
         extras=Extras(responses=probe),
         execution=featmap.Execution(context.device, out=folder, watcher=context.watcher),
     )
+    if not named:
+        context.count_images(data)
     return ImageSet(
         tuple(units),
         data["images"].values,

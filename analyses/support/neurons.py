@@ -94,7 +94,7 @@ def draw_by_branch(context: Context, layer: Layer) -> list[int]:
         return context.draw_channels(layer.name)
     each, first, chosen = max(1, context.features // len(layer.branches)), 0, []
     for branch, width in layer.branches:
-        rng = generator("study", context.network.name, layer.name, branch)
+        rng = generator("study", context.model, layer.name, branch)
         chosen += (first + rng.choice(width, min(each, width), replace=False)).tolist()
         first += width
     return sorted(chosen)

@@ -7,9 +7,7 @@ can change without its descents.
 `analyses.support.study_command` runs it from the command line. Descents run in the library with `context.folder(...)`
 as their run folder, so that an interrupted study resumes where it stopped.
 
-Results are stored in `--results` (default: analyses/results), under the study's name, for each network: MODEL.json
-(findings, settings and the SHA-256 of the rows), MODEL.csv (tidy rows), MODEL*.png (figures). `python -m
-analyses.tables` writes analyses/README.md from them.
+`analyses.support.records` stores the results, and `python -m analyses.tables` writes analyses/README.md from them.
 """
 
 from __future__ import annotations
@@ -17,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,27 +31,30 @@ from analyses.support.findings import Finding
 from analyses.support.settings import library_keywords, resolved_recipe
 from featmap import Network, image_ops, maximise, probe
 from featmap.cli.console import ProgressBars, err
-from featmap.files import digest, hash_file, write_atomically
+from featmap.files import digest
 from featmap.optimize.parameterization import initial_image
-from featmap.plotting import style
 from featmap.rng import generator
 from featmap.runs.engine import Execution
+from featmap.runs.folder_layout import status_names
 from featmap.stats import interaction
 from featmap.stats.reliability import Interval
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 FEATURES, SEEDS = 16, 3
 """Features of each layer and seeds of the noise, unless a study says otherwise."""
+LAYER_OF_UNIT = re.compile(r"([A-Za-z_][\w./]*):")
+"""Layers in the name of a unit or of a sum of units."""
 REFERENCE_IMAGES = 64
 """Number of 1/f images that responses are standardised with."""
-NETWORKS = ("reference", "googlenet", "inception_v3", "resnet50")
+NETWORKS = ("reference", "googlenet", "squeezenet", "inception_v3", "resnet50")
 LATE = {
     "reference": ("inception4a", "inception5a"),
     "googlenet": ("inception4a", "inception5a"),
+    "squeezenet": ("features.9", "features.12"),
     "inception_v3": ("Mixed_6b", "Mixed_7a"),
     "resnet50": ("layer3.2", "layer4.2"),
 }
-"""A middle and a late layer of each network of the article."""
+"""A middle and a late layer of each network of the article, and of a small one."""
 
 Verdict = Literal["holds", "holds in part", "does not hold", "not decided"]
 
@@ -211,6 +213,28 @@ class StoredResult:
 
 
 @dataclass(frozen=True)
+class Given:
+    """How the command line named the network.
+
+    Parameters
+    ----------
+    name : str, default ""
+        Name of the network's column in the tables; "" takes the network's own.
+    origin : str, default ""
+        Where its weights come from, in words.
+    command : str, default ""
+        The command, without folders.
+    rests_on : dict, optional
+        What the result rests on, see `analyses.support.provenance`, when the command began.
+    """
+
+    name: str = ""
+    origin: str = ""
+    command: str = ""
+    rests_on: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Context:
     """Everything that a study works with.
 
@@ -240,6 +264,13 @@ class Context:
         Folder of the results, also those of other networks to compare with.
     feature : int, default None
         Channel that the claim names, or the one chosen in its place.
+    given : Given, default Given()
+        How the network was named, and the command.
+    rescue : float, default None
+        Share of the steps in which features without a gradient are rescued, for recipes without rescue; None: the
+        recipe's own.
+    images : dict, default {}
+        Numbers of images by layer and status, which `count_images` fills.
     """
 
     study: Study
@@ -254,6 +285,31 @@ class Context:
     image: Path | None = None
     results: Path = RESULTS
     feature: int | None = None
+    given: Given = field(default_factory=Given)
+    rescue: float | None = None
+    images: dict[str, Counter[str]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """Name of the network in tables and pictures, and of its stored results."""
+        return self.given.name or self.network.name
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Settings of the command line that change the recipe, as `maximise` takes them."""
+        return {} if self.rescue is None else {"rescue": self.rescue}
+
+    def count_images(self, data: xr.Dataset) -> None:
+        """Count the images of a descent that are left out, by layer and status.
+
+        Parameters
+        ----------
+        data : xarray.Dataset
+            Result of `featmap.maximise`.
+        """
+        for name, codes in zip(data["image"].values, data["status"].values.T, strict=True):
+            layers = dict.fromkeys(LAYER_OF_UNIT.findall(str(name)))
+            self.images.setdefault(" + ".join(layers), Counter()).update(status_names(codes))
 
     def draw_channels(self, layer: str, count: int | None = None) -> list[int]:
         """Draw channels of a layer at random, always the same.
@@ -272,7 +328,7 @@ class Context:
         """
         channels = self.network.layer(layer, self.network.input_size).channels
         number = min(count or self.features, channels)
-        rng = generator("study", self.network.name, layer)
+        rng = generator("study", self.model, layer)
         return sorted(rng.choice(channels, number, replace=False).tolist())
 
     def draw_units(self, layer: str, count: int | None = None) -> list[str]:
@@ -300,7 +356,7 @@ class Context:
         *parts : Any
             Parts of the name.
         **settings : Any
-            Settings; a hash of them and of the weights ends the name.
+            Settings; a hash of them, of the weights and of the network's input ends the name.
 
         Returns
         -------
@@ -308,7 +364,9 @@ class Context:
             The folder.
         """
         identity = {"sha256": self.network.sha256, "parts": parts, "settings": settings, "full": self.full}
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(map(str, (self.network.name, *parts))))
+        named = {k: self.network.arguments.get(k) for k in ("mean", "std", "input_size")}
+        identity |= {k: v for k, v in named.items() if v is not None}
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(map(str, (self.model, *parts))))
         return (
             self.runs
             / self.study.name
@@ -334,7 +392,9 @@ class Context:
         """
         folder = self.folder(*parts, units=list(units), **settings)
         keywords = library_keywords(device=self.device, out=folder, watcher=self.watcher, **settings)
-        return maximise(units, self.network, **keywords)
+        data = maximise(units, self.network, **keywords)
+        self.count_images(data)
+        return data
 
     def log(self, text: str) -> None:
         """Print what is being done.
@@ -425,61 +485,3 @@ def _identifying_text(value: Any) -> str:
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
     return str(value)
-
-
-def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path]:
-    """Store the outcome of a study.
-
-    Parameters
-    ----------
-    context : Context
-        The study.
-    outcome : Outcome
-        Its outcome.
-    results : Path
-        Folder of the results.
-
-    Returns
-    -------
-    list of Path
-        The record and the table.
-    """
-    folder = results / context.study.name
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", context.network.name)
-    record = {
-        "study": context.study.name,
-        "network": str(context.network),
-        "model": context.network.name,
-        "stem": name,
-        "weights_sha256": context.network.sha256,
-        "settings": {
-            "layers": list(context.layers),
-            "features": context.features,
-            "seeds": context.seeds,
-            "full": context.full,
-            **({"image": context.image.name} if context.image else {}),
-            **({"feature": context.feature} if context.feature is not None else {}),
-            "device": context.device,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__.partition("+")[0],
-        },
-        "verdict": outcome.verdict,
-        **({"rule": context.study.rule} if context.study.rule else {}),
-        "conclusion": outcome.conclusion,
-        "findings": [asdict(f) for f in outcome.findings],
-        "figures": [f"{name}{s}" + (".png" if isinstance(f, Figure) else "") for s, f in outcome.figures.items()],
-    }
-    json.dumps(record, allow_nan=False)  # raise before any file is written, not after half of them
-    frame = outcome.rows
-    table = folder / f"{name}.csv"
-    write_atomically(table, lambda p: frame.to_csv(p, index=False, float_format="%.6g", lineterminator="\n"))
-    record["csv_sha256"] = hash_file(table)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    for suffix, figure in outcome.figures.items():
-        if isinstance(figure, Figure):
-            style.save(figure, folder / f"{name}{suffix}", ("png",), dpi=100)
-        else:
-            write_atomically(folder / f"{name}{suffix}", lambda p, data=figure: p.write_bytes(data))  # type: ignore[misc]
-    path = folder / f"{name}.json"
-    write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
-    return [path, table]

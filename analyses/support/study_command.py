@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from analyses.support import provenance
 from analyses.support.commands import run
-from analyses.support.study import RESULTS, Context, Outcome, Study, save_outcome
+from analyses.support.records import describe_left_out, save_outcome
+from analyses.support.study import RESULTS, Context, Given, Outcome, Study
 from featmap import FeatmapError, Network, load
 from featmap.cli.console import ProgressBars, out
-from featmap.image_shape import format_size
+from featmap.cli.options import InputSize, Mean, Std
+from featmap.cli.parsing import parse_numbers
+from featmap.image_shape import format_size, parse_size
 from featmap.optimize.photographs import read_photograph
 from featmap.runs.device import select_device
 
@@ -86,6 +92,88 @@ def make_writable(option: str, folder: Path) -> None:
         ) from error
 
 
+def check_name(name: str | None, model: str, rescue: float | None) -> None:
+    """Check the name of a network's column, and the share of rescued steps.
+
+    Parameters
+    ----------
+    name : str or None
+        Name of the column.
+    model : str
+        The network as it was named.
+    rescue : float or None
+        Share of the steps.
+
+    Raises
+    ------
+    FeatmapError
+        If the name cannot be that of a file, or is that of another network, or if the share is none.
+    """
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise FeatmapError(f"--name {name!r}: give letters, digits, dots, hyphens and underscores")
+    if name == "reference" and model != "reference":
+        raise FeatmapError(f"--name reference is the bundled network, not {model!r}; give another name")
+    if rescue is not None and not 0 <= rescue <= 1:
+        raise FeatmapError(f"--rescue {rescue:g}: give a share of the steps, from 0 to 1")
+
+
+def load_network(model: str, weights: str | None, mean: str | None, std: str | None, input_size: str | None) -> Network:
+    """Load the network that the options name.
+
+    Parameters
+    ----------
+    model, weights : str or None
+        The network and its weights.
+    mean, std : str or None
+        Normalisation: a number for each channel, joined by commas.
+    input_size : str or None
+        Size of the images in pixels.
+
+    Returns
+    -------
+    Network
+        The network.
+    """
+    return load(
+        model,
+        weights,
+        mean=parse_numbers(mean, "--mean"),
+        std=parse_numbers(std, "--std"),
+        input_size=parse_size(input_size, "input size"),
+    )
+
+
+def command_line(study: str, options: Mapping[str, Any]) -> str:
+    """Write the command of a study as anyone would give it.
+
+    Folders are left out; of an import path, the module is called ``package.module``.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study.
+    options : mapping of str to Any
+        Options and their values; those that were not given are None, False or empty.
+
+    Returns
+    -------
+    str
+        The command.
+    """
+    words = ["python", "-m", f"analyses.{study}"]
+    for option, value in options.items():
+        if value in (None, False, "") or (option, value) == ("model", "reference"):
+            continue
+        if option == "model" and ":" in str(value) and not str(value).startswith("timm:"):
+            value = f"package.module:{str(value).rpartition(':')[2]}"
+        elif option in ("weights", "image"):
+            value = Path(str(value)).name
+        elif isinstance(value, float):
+            value = f"{value:g}"
+        words += [f"--{option}"] if value is True else [f"--{option}", str(value)]
+    return shlex.join(words)
+
+
 def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callable[..., Outcome]:
     """Build the command-line function of a study.
 
@@ -103,16 +191,31 @@ def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callab
     """
 
     def main(
-        model: Annotated[str, typer.Option(help="reference, googlenet, inception_v3, resnet50 or another.")] = (
-            "reference"
-        ),
+        model: Annotated[
+            str, typer.Option(help="reference, googlenet, inception_v3, resnet50, package.module:factory or another.")
+        ] = "reference",
         weights: Annotated[str | None, typer.Option(help="As for `featmap similarity`.")] = None,
+        mean: Mean = None,
+        std: Std = None,
+        input_size: InputSize = None,
+        name: Annotated[
+            str | None,
+            typer.Option(help="Column of the results, whose layers are taken too; by default the model's name."),
+        ] = None,
+        origin: Annotated[str, typer.Option(help="Where the weights come from, in words, for the tables.")] = "",
         layers: Annotated[str | None, typer.Option(help="Layers instead of the study's own, joined by commas.")] = None,
         features: Annotated[
             int | None, typer.Option(help="Features drawn of each layer; by default the study's own number.")
         ] = None,
         seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = study.seeds,
         feature: Annotated[int | None, typer.Option(help="Channel instead of the one that the claim names.")] = None,
+        rescue: Annotated[
+            float | None,
+            typer.Option(
+                help="Share of the steps in which features without a gradient get one through dead ReLUs, from 0 to 1; "
+                "by default that of the recipe, which may have none."
+            ),
+        ] = None,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         image: Annotated[Path | None, typer.Option(help="A photograph, for a study that starts from one.")] = None,
@@ -127,19 +230,29 @@ def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callab
             raise FeatmapError(f"study {study.name} starts from noise only; leave out --image")
         if feature is not None and study.feature is None:
             raise FeatmapError(f"the claim of study {study.name} names no feature; leave out --feature")
-        network = load(model, weights)
-        chosen = tuple(n.strip() for n in layers.split(",") if n.strip()) if layers else study.layers.get(model, ())
+        check_name(name, model, rescue)
+        network = load_network(model, weights, mean, std, input_size)
+        listed = study.layers.get(name or model, ())
+        chosen = tuple(n.strip() for n in layers.split(",") if n.strip()) if layers else listed
         if not chosen:
             raise FeatmapError(
-                f"study {study.name}: no layers are known for {model!r}; give --layers, as `featmap layers` prints them"
+                f"study {study.name}: no layers are known for {name or model!r}; give --layers, as `featmap layers` "
+                "prints them"
             )
         named = study.feature if feature is None else feature
         check_options(study, network, chosen, named, device, image)
         for option, folder in (("runs", runs), ("results", results)):
             make_writable(option, folder / study.name)
+        options = {"model": model, "weights": weights, "mean": mean, "std": std, "input-size": input_size}
+        options |= {"name": name, "origin": origin, "layers": layers, "features": features, "seeds": seeds}
+        options |= {"feature": feature, "rescue": rescue, "full": full, "image": image}
+        given = Given(name or "", origin, command_line(study.name, options), provenance.identities(study.name))
         with ProgressBars() as bars:
-            context = Context(study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
+            settings = (study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
+            context = Context(*settings, given, rescue)
             outcome = measure(context)
+        for sentence in describe_left_out(context.images):
+            context.log(sentence)
         for path in save_outcome(context, outcome, results):
             context.log(str(path))
         out().print(outcome.conclusion)

@@ -99,7 +99,23 @@ class Functional(nn.Module):
         return nn.functional.adaptive_max_pool2d(self.six(self.two(x)), 2)
 
 
-@pytest.mark.parametrize("module", [Functional().eval(), small_inception()], ids=["functional", "inception"])
+class Normalised(nn.Module):
+    """Convolutions of large responses with a local response normalisation as a module, and as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
+        self.norm, self.pool = nn.LocalResponseNorm(3, alpha=1.0), nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.pool(self.one(x)))
+        return nn.functional.local_response_norm(torch.relu(self.two(10 * x)), 3, alpha=1.0)
+
+
+NETWORKS = {"functional": Functional().eval(), "inception": small_inception(), "normalised": Normalised().eval()}
+
+
+@pytest.mark.parametrize("module", NETWORKS.values(), ids=NETWORKS)
 def test_the_linear_twin_is_affine_and_the_network_untouched(module: nn.Module) -> None:
     network = load(module, input_size=24)
     twin = linear_twin(network)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
@@ -24,9 +25,11 @@ from analyses import branches, coactivation, gradient_sum, joint_pair, natural_s
 from analyses.support import findings
 from analyses.support import study as studies
 from analyses.support.findings import Finding, mean_or_undefined, value_finding
-from analyses.support.study import Outcome, Study, save_outcome
+from analyses.support.records import describe_left_out, save_outcome
+from analyses.support.study import Outcome, Study
 from analyses.support.study_command import check_options, run_study
 from featmap import FeatmapError, load
+from featmap.cli.console import ProgressBars
 from featmap.plotting import style
 from tests.helpers import networks
 from tests.helpers.studying import context_of
@@ -176,6 +179,11 @@ RANDOM = ["--weights", "random"]
         (["--image", "x.png"], "starts from noise only; leave out --image"),
         (["--weights", "nothing.safetensors"], "nothing.safetensors"),
         (["--colour", "red"], "--colour"),
+        (["--name", "../other"], "--name '../other': give letters, digits"),
+        (["--model", "alexnet", "--name", "reference"], "--name reference is the bundled network, not 'alexnet'"),
+        (["--rescue", "2"], "--rescue 2: give a share of the steps, from 0 to 1"),
+        (["--input-size", "big"], "--input-size"),
+        (["--mean", "0.5,0.5,0.5"], "--mean"),
     ],
 )
 def test_bad_input_ends_in_one_line(
@@ -237,6 +245,62 @@ def test_a_study_prints_its_sentence_and_stores_what_it_found(
     assert (code, out) == (0, "It is [bold]0.5[/bold].\n")
     record = tmp_path / "results" / "branches" / "reference.json"
     assert str(record) in err and json.loads(record.read_text(encoding="utf-8"))["verdict"] == "holds"
+
+
+def linear_factory() -> nn.Module:
+    """A network of one's own, as `--model package.module:factory` names it."""
+    return networks.linear_network()
+
+
+def test_a_network_of_ones_own_has_a_column_and_a_command_without_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    seen: list[studies.Context] = []
+
+    def measure(context: studies.Context) -> Outcome:
+        seen.append(context)
+        data = context.maximise(["conv2:0", "conv2:1"], "some", size=16, steps=2, **context.changes)
+        assert data.sizes["image"] == 2
+        return Outcome(pd.DataFrame({"x": [1]}), [], "holds", "It is 0.5.", {"": Figure(figsize=(1, 1))})
+
+    own = replace(STUDY, layers={"mine": ("conv2",)})
+    named = ["--model", f"{__name__}:linear_factory", "--name", "mine", "--origin", "a drawn one"]
+    values = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--input-size", "16", "--rescue", "1"]
+    folders = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    assert run([*named, *values, *folders], monkeypatch, capsys, measure, own)[0] == 0
+    (context,) = seen
+    assert context.layers == ("conv2",) and context.network.input_size == 16 and context.changes == {"rescue": 1.0}
+    assert context.model == "mine" and context.network.std == (0.25,) * 3
+    held = json.loads((tmp_path / "results" / "some" / "mine.json").read_text(encoding="utf-8"))
+    assert held["command"] == (
+        "python -m analyses.some --model package.module:linear_factory --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 "
+        "--input-size 16 --name mine --origin 'a drawn one' --features 16 --seeds 3 --rescue 1"
+    )
+    assert (held["model"], held["stem"], held["origin"]) == ("mine", "mine", "a drawn one")
+    assert held["figures"] == ["mine.png"] and held["settings"]["input_size"] == 16 and held["settings"]["rescue"] == 1
+    assert held["weights_sha256"] == context.network.sha256 and held["network"].startswith("network mine, weights ")
+    assert held["images"] == {"conv2": {"live": 2}} and held["rests_on"]["formula"] == 2
+    assert str(tmp_path) not in json.dumps(held) and __name__ not in json.dumps(held)
+
+
+def test_folders_depend_on_the_size_and_the_normalisation_that_were_given(tmp_path: Path) -> None:
+    def folder(**settings: Any) -> Path:
+        network = load(networks.linear_network(), **settings)
+        return studies.Context(STUDY, network, ("conv2",), False, 4, 1, "cpu", tmp_path, ProgressBars()).folder("a")
+
+    grey: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    assert len({folder(), folder(input_size=16), folder(input_size=24), folder(input_size=24, **grey)}) == 4
+
+
+def test_images_are_counted_by_layer_and_status(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    codes = np.array([[0, 2, 1], [3, 2, 0]], dtype=np.uint8)
+    names = ["0.5 * conv2:1", "conv2:..4", "conv1:2 + conv2:3"]
+    given.count_images(xr.Dataset({"status": (("seed", "image"), codes)}, coords={"image": names}))
+    assert given.images == {"conv2": {"live": 1, "unconverged": 1, "dead": 2}, "conv1 + conv2": {"live": 2}}
+    assert describe_left_out(given.images) == [
+        "3 of 4 images of conv2 are left out (more than a third, 1 whose response did not rise, 2 without a gradient)"
+    ]
 
 
 def test_a_study_may_have_seeds_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import nn
 from analyses import architectures, layer_maps
 from analyses.architectures import Mean
 from analyses.support.findings import mean_finding, value_finding
-from analyses.support.study import Context, save_outcome
+from analyses.support.records import save_outcome
+from analyses.support.study import Context
 from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -243,8 +245,10 @@ def stored(context: Context, name: str, value: float, weights: str = "published"
     save_outcome(context, outcome, context.results)
 
 
-def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
+def test_other_networks_are_read_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "results"
+    claimed = {"googlenet": ("features",), "inception_v3": ("features",), "squeezenet": ("later",)}
+    monkeypatch.setattr(architectures, "STUDY", replace(architectures.STUDY, layers=claimed))
 
     def context(**settings: Any) -> Context:
         return context_of(architectures.STUDY, rivals(), ("features",), tmp_path, results=results, **settings)
@@ -253,6 +257,7 @@ def test_other_networks_are_read_from_the_results(tmp_path: Path) -> None:
     stored(context(), "inception_v3", 0.4)
     stored(context(), "resnet50", 0.3, "random:0")
     stored(context(full=True), "vgg", 0.3)
+    stored(context(), "squeezenet", 0.3)  # of another layer than the claim's
     own = architectures.headline_means(["features"], [mean_finding("features:beyond", [0.4, 0.6], "")])
     known = architectures.collect_means(results, False, "Sequential", own)
     assert {name: round(m["features"].value, 6) for name, m in known.items()} == {

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from analyses import maximised_unit, metrics, neuron_growth, octaves
-from analyses.support.study import Context, save_outcome
+from analyses.support.records import save_outcome
+from analyses.support.study import Context
 from featmap import Network, load
 from featmap.cli.console import ProgressBars
 

@@ -199,6 +199,27 @@ def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path
     assert all((f.high or 0) <= 1 for f in shares if not f.name.startswith("elsewhere"))
 
 
+def half_asleep(channels: int = 12) -> nn.Module:
+    """A convolution whose every third channel alone responds to the noise that descents start from, and a ReLU."""
+    conv = nn.Conv2d(3, channels, 3)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(0)) / 9)
+        conv.bias.copy_(torch.where(torch.arange(channels) % 3 == 0, 5.0, -50.0))
+    return nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU())).eval()
+
+
+def test_further_features_are_drawn_where_many_have_no_gradient(tmp_path: Path) -> None:
+    context = context_of(neuron_growth.STUDY, half_asleep(), ("relu",), tmp_path, size=12, features=4)
+    drawn, scales = neuron_growth.draw_with_gradient(context, context.network, "relu", 4, 12)
+    first = context.draw_channels("relu")
+    assert drawn[:4] == first and sum(c % 3 == 0 for c in first) < 3, "otherwise the drawn features suffice"
+    assert len(scales) == 4 and set(scales) == {c for c in drawn if c % 3 == 0} and len(set(drawn)) == len(drawn)
+    assert (drawn, scales) == neuron_growth.draw_with_gradient(context, context.network, "relu", 4, 12)
+    rows = neuron_growth._gradient_rows("relu", drawn, scales, neuron_growth.NETWORK)
+    counted = neuron_growth._count_phrase(rows, "relu", "outside the field")
+    assert f"; of {len(drawn)} drawn ({len(drawn) - 4} without a gradient on noise" in counted
+
+
 def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(neuron_growth, "contact_sheet", lambda sheet: drawn.extend(sheet.captions))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,8 @@ import torch
 import torchvision
 
 from analyses import showcase, tables
+from analyses.support import provenance, verdicts
+from analyses.support.records import read_stored, table_changed
 from analyses.support.study import NETWORKS, RESULTS, Study, Verdict
 from featmap import FeatmapError, load
 from featmap.network.loading import find_data_folder
@@ -27,7 +30,7 @@ HEADINGS = {
 }
 """Of the article's sections, those that make claims."""
 HEADS = {"aux_logits": False, "init_weights": False}
-MODELS: dict[str, dict[str, bool]] = {"googlenet": HEADS, "inception_v3": HEADS, "resnet50": {}}
+MODELS: dict[str, dict[str, bool]] = {"googlenet": HEADS, "squeezenet": {}, "inception_v3": HEADS, "resnet50": {}}
 STORED = sorted(p for p in RESULTS.glob("*/*.json") if p.parent.name not in ("directions", "trial"))
 FILES = sorted(p.stem for p in tables.PAGE.parent.glob("*.py") if "\nSTUDY = Study(" in p.read_text(encoding="utf-8"))
 
@@ -60,6 +63,14 @@ def test_conclusions_are_written_again_and_other_verdicts_refused(tmp_path: Path
         tables.rewrite_conclusions(tmp_path)
 
 
+def test_a_verdict_about_several_networks_is_written_again(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS / "architectures", tmp_path / "architectures")
+    path = tmp_path / "architectures" / "reference.json"
+    written = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(written) | {"verdict": "holds"}), encoding="utf-8")
+    assert tables.rewrite_conclusions(tmp_path) == [path] and path.read_text(encoding="utf-8") == written
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
     study = tables.load_study(name)
@@ -72,7 +83,8 @@ def test_a_study_says_what_it_claims_and_measures(name: str) -> None:
 @pytest.mark.parametrize(("model", "extra"), MODELS.items())
 def test_layers_of_the_studies_exist(model: str, extra: dict[str, bool]) -> None:
     with torch.random.fork_rng():
-        network = load(torchvision.models.get_model(model, weights=None, **extra).eval(), input_size=128)
+        architecture = {"squeezenet": "squeezenet1_1"}.get(model, model)
+        network = load(torchvision.models.get_model(architecture, weights=None, **extra).eval(), input_size=128)
     known = network.trace(128).layers
     named = {name: [la for la in tables.load_study(name).layers[model] if la not in known] for name in FILES}
     assert not any(named.values()), named
@@ -86,7 +98,7 @@ def faults(path: Path) -> list[str]:
     found += [f"{p.name} is large" for p in files if p.is_file() and p.stat().st_size > 500_000]
     if (record["study"], record["stem"]) != (path.parent.name, path.stem) or record["verdict"] not in get_args(Verdict):
         found.append("name or verdict")
-    if tables.table_changed(path, record):
+    if table_changed(path, record):
         found.append(f"{path.stem}.csv is another table")
     if not any(c.isdigit() for c in record["conclusion"]) or not record["conclusion"].endswith("."):
         found.append("a sentence with a number")
@@ -209,7 +221,9 @@ def test_networks_that_were_not_measured_are_named() -> None:
     lines = tables.study_section(STUDY, {"googlenet": record("googlenet")}).splitlines()
     assert "| googlenet | a thing | 0.5 [0.25, 0.75] | 16 |" in lines
     assert [line for line in lines if "not measured" in line] == [
-        f"| {model} | not measured | | |" for model in NETWORKS if model != "googlenet"
+        f"| {model} | not measured: `python -m analyses.some{options}` | | |"
+        for model, options in verdicts.OPTIONS.items()
+        if model != "googlenet"
     ]
     assert "**googlenet**: the claim holds. It is 0.5." in lines
     assert '**Claim** (section "A section"): Claims.' in lines
@@ -238,7 +252,66 @@ def test_random_weights_are_named_so_and_measure_no_published_network() -> None:
     lines = tables.study_section(STUDY, {"resnet50": drawn}).splitlines()
     assert "**resnet50 with random weights**: the claim holds. It is 0.5." in lines
     assert "| resnet50 with random weights | a thing | 0.5 [0.25, 0.75] | 16 |" in lines
-    assert "| resnet50 | not measured | | |" in lines
+    assert "| resnet50 | not measured: `python -m analyses.some --model resnet50` | | |" in lines
+
+
+def test_the_table_of_verdicts_has_a_row_for_each_study_and_a_column_for_each_network() -> None:
+    other = replace(STUDY, name="other")
+    records = {
+        "some": {"reference": record("reference"), "own": record("own", verdict="does not hold", origin="a zoo | <b>")},
+        "other": {"resnet50": record("resnet50") | {"network": "network resnet50, weights random:0"}},
+    }
+    text = verdicts.verdict_table([STUDY, other], records)
+    assert text.splitlines()[2:6] == [
+        f"| study | {' | '.join(NETWORKS)} | own |",
+        f"|---|{'---|' * 6}",
+        f"| [some](#some) | holds |{' not measured |' * 4} does not hold |",
+        f"| [other](#other) |{' not measured |' * 6}",
+    ]
+    assert text.splitlines()[-1] == (
+        "`own`: a zoo | &lt;b> (weights 0123456789ab). These weights are not part of the project."
+    )
+
+
+def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {"reference": record("reference"), "own": record("own")}
+    assert verdicts.describe_disagreement("some", records) == ""
+    records["own"]["verdict"] = "not decided"
+    assert verdicts.describe_disagreement("some", records) == "", "undecided is no disagreement"
+    records |= {"third": record("third", verdict="does not hold"), "fourth": record("fourth")}
+    expected = (
+        "The networks disagree about the claim: it holds on reference and fourth, it is not decided on own, "
+        "it does not hold on third."
+    )
+    assert verdicts.describe_disagreement("some", records) == expected
+    assert expected in tables.study_section(STUDY, records).splitlines()
+    monkeypatch.setitem(verdicts.REASONS, "some", "Its layers are small.")
+    assert verdicts.describe_disagreement("some", records) == f"{expected} Its layers are small."
+
+
+def test_the_command_that_fills_a_gap_names_network_and_photograph() -> None:
+    assert verdicts.filling_command(STUDY, "squeezenet").endswith("some --model squeezenet1_1 --name squeezenet")
+    starting = replace(STUDY, takes_image=True)
+    assert verdicts.filling_command(starting, "reference") == "python -m analyses.some --image PHOTOGRAPH"
+    assert verdicts.OPTIONS.keys() == set(NETWORKS)
+
+
+def test_a_result_says_its_command_what_was_left_out_and_what_changed_since() -> None:
+    images = {"one": {"live": 9, "dead": 3}, "two": {"live": 4, "dead": 1, "unconverged": 2}, "three": {"live": 5}}
+    made = record("own", command="python -m analyses.some --name own", images=images, origin="a zoo")
+    text = tables.study_section(STUDY, {"own": made})
+    assert "**own (a zoo)**: the claim holds." in text and "| own | a thing |" in text
+    assert "3 of 12 images of one are left out (3 without a gradient)." in text
+    many = "3 of 7 images of two are left out (more than a third, 1 without a gradient, 2 whose response did not rise)."
+    assert f"**own (a zoo)**: the claim holds. It is 0.5. {many}" in text.splitlines() and text.count(many) == 1
+    assert "of three" not in text and "Made by `python -m analyses.some --name own`." in text
+    assert f"Code and recipes: {provenance.UNRECORDED}." in text
+    rests = provenance.identities("octaves")
+    assert tables.notes_on(record("own", study="octaves", rests_on=rests)) == []
+    older = json.loads(json.dumps(rests))
+    older["formula"] = 0
+    (note,) = tables.notes_on(record("own", study="octaves", rests_on=older))
+    assert note == "Older than what it rests on: the formula of S changed."
 
 
 def test_hostile_words_stay_in_their_row() -> None:
@@ -252,8 +325,8 @@ def test_stored_results_come_in_the_articles_order(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     for model in ("vgg", "resnet50", "reference", "alexnet"):
         (tmp_path / "some" / f"{model}.json").write_text(json.dumps(record(model)), encoding="utf-8")
-    assert list(tables.read_stored("some", tmp_path)) == ["reference", "resnet50", "alexnet", "vgg"]
-    assert tables.read_stored("other", tmp_path) == {}
+    assert list(read_stored("some", tmp_path)) == ["reference", "resnet50", "alexnet", "vgg"]
+    assert read_stored("other", tmp_path) == {}
 
 
 def test_a_table_that_was_changed_or_lost_makes_no_page(tmp_path: Path) -> None:
@@ -261,13 +334,13 @@ def test_a_table_that_was_changed_or_lost_makes_no_page(tmp_path: Path) -> None:
     table, path = (tmp_path / "some" / f"own.{suffix}" for suffix in ("csv", "json"))
     path.write_text(json.dumps(record("own", csv_sha256=hashlib.sha256(b"x\n1\n").hexdigest())), encoding="utf-8")
     table.write_bytes(b"x\n1\n")
-    assert list(tables.read_stored("some", tmp_path)) == ["own"]
+    assert list(read_stored("some", tmp_path)) == ["own"]
     table.write_bytes(b"x\n2\n")
     with pytest.raises(FeatmapError, match=r"own\.csv is not the table stored .*run python -m analyses\.some"):
-        tables.read_stored("some", tmp_path)
+        read_stored("some", tmp_path)
     table.unlink()
     with pytest.raises(FeatmapError, match="is not the table"):
-        tables.read_stored("some", tmp_path)
+        read_stored("some", tmp_path)
 
 
 def test_a_changed_result_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -1,0 +1,159 @@
+"""The table of verdicts: which claim holds on which network, where networks disagree, and what fills a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analyses.support.study import NETWORKS, Study
+
+Record = Mapping[str, Any]
+OPTIONS = {
+    "reference": "",
+    "googlenet": " --model googlenet",
+    "squeezenet": " --model squeezenet1_1 --name squeezenet",
+    "inception_v3": " --model inception_v3",
+    "resnet50": " --model resnet50",
+}
+"""Options that name each network, with the weights that torchvision publishes."""
+NOT_MEASURED = "not measured"
+REASONS = {
+    "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of both "
+    "features; whether runners-up respond to their targets' images is tested apart from that, see below.",
+    "natural_start": "Where only a 1/f image was tried, it holds in part at most; with a photograph it can hold.",
+}
+"""Why networks disagree about a study's claim, where that is known; printed only where they do."""
+
+
+def is_random(record: Record) -> bool:
+    """Check whether a record is of a network with random weights.
+
+    Parameters
+    ----------
+    record : mapping
+        A stored record.
+
+    Returns
+    -------
+    bool
+        True if it is.
+    """
+    return ", weights random" in record.get("network", "")
+
+
+def display_name(model: str, record: Record) -> str:
+    """Choose a network's name on the page.
+
+    Parameters
+    ----------
+    model : str
+        Name of its column.
+    record : mapping
+        A stored record.
+
+    Returns
+    -------
+    str
+        The name, with the origin of the weights in brackets where it is known.
+    """
+    if is_random(record):
+        return f"{model} with random weights"
+    return f"{model} ({record['origin'].replace('<', '&lt;')})" if record.get("origin") else model
+
+
+def filling_command(study: Study, model: str) -> str:
+    """Write the command that measures a study on a network.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    model : str
+        Name of the network's column.
+
+    Returns
+    -------
+    str
+        The command.
+    """
+    image = " --image PHOTOGRAPH" if study.takes_image else ""
+    return f"python -m analyses.{study.name}{OPTIONS.get(model, f' --model {model}')}{image}"
+
+
+def measured_networks(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Leave out the records of networks with random weights.
+
+    Parameters
+    ----------
+    records : mapping of str to mapping
+        Records of one study by network.
+
+    Returns
+    -------
+    dict of str to mapping
+        The others.
+    """
+    return {model: record for model, record in records.items() if not is_random(record)}
+
+
+def describe_disagreement(study: str, records: Mapping[str, Record]) -> str:
+    """Say on which networks a claim holds, where they disagree.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study.
+    records : mapping of str to mapping
+        Its records by network.
+
+    Returns
+    -------
+    str
+        A sentence, and another one where the reason is known; "" where the decided verdicts are the same.
+    """
+    networks: dict[str, list[str]] = {}
+    for model, record in measured_networks(records).items():
+        networks.setdefault(record["verdict"], []).append(model)
+    decided = [verdict for verdict in networks if verdict != "not decided"]
+    if len(decided) < 2:
+        return ""
+    words = {"not decided": "is not decided"}
+    parts = [f"it {words.get(v, v)} on {' and '.join(models)}" for v, models in networks.items()]
+    reason = f" {REASONS[study]}" if study in REASONS else ""
+    return f"The networks disagree about the claim: {', '.join(parts)}.{reason}"
+
+
+def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, Record]]) -> str:
+    """Write the table of verdicts, one row for each study and one column for each network.
+
+    Parameters
+    ----------
+    studies : sequence of Study
+        The studies in the order of the page.
+    records : mapping of str to mapping
+        Records by study and network.
+
+    Returns
+    -------
+    str
+        A table in Markdown, followed by a line on each network whose weights have a stated origin.
+    """
+    measured = {study.name: measured_networks(records[study.name]) for study in studies}
+    further = {model for by_model in measured.values() for model in by_model} - set(NETWORKS)
+    models = (*NETWORKS, *sorted(further))
+    lines = ["## Verdicts", "", f"| study | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
+    for study in studies:
+        of_study = measured[study.name]
+        cells = [of_study[m]["verdict"] if m in of_study else NOT_MEASURED for m in models]
+        lines.append(f"| [{study.name}](#{study.name}) | {' | '.join(cells)} |")
+    lines += ["", "Each section gives the command that fills a gap, and says where networks disagree."]
+    for model in models:
+        origins = {
+            f"{record['origin'].replace('<', '&lt;')} (weights {record['weights_sha256'][:12]})": None
+            for by_model in measured.values()
+            for name, record in by_model.items()
+            if name == model and record.get("origin")
+        }
+        words = f"`{model}`: {' and '.join(origins)}. These weights are not part of the project."
+        lines += ["", words] if origins else []
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,116 @@
+"""What a result rests on: digests of code, the modules that count, recipes, and what is older than they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analyses import tables
+from analyses.support import ledger, provenance
+from analyses.support.study import RESULTS
+from featmap.optimize.recipe import RECIPES
+
+CODE = '"""Text."""\nSIZE = 3\n"""Pixels."""\n\ndef area(side):\n    """Square."""\n    return side * side  # exact\n'
+STORED = sorted(p for p in RESULTS.glob("*/*.json") if p.parent.name in tables.ORDER)
+
+
+def digest_of(text: str, folder: Path) -> str:
+    path = folder / "module.py"
+    path.write_text(text, encoding="utf-8")
+    return provenance.code_digest(path)
+
+
+def test_comments_and_docstrings_do_not_count_and_code_does(tmp_path: Path) -> None:
+    plain = "SIZE = 3\n\n\ndef area(side):\n    return side * side\n"
+    assert digest_of(CODE, tmp_path) == digest_of(plain, tmp_path)
+    assert digest_of(plain.replace("side * side", "(side\n        * side)"), tmp_path) == digest_of(plain, tmp_path)
+    assert len({digest_of(t, tmp_path) for t in (plain, plain.replace("3", "4"), plain.replace("*", "+"))}) == 3
+    assert digest_of('def f():\n    """Only this."""\n', tmp_path) == digest_of("def f():\n    pass\n", tmp_path)
+
+
+def checkout(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / "analyses" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_modules_of_this_folder_count_with_what_they_import(tmp_path: Path) -> None:
+    root = checkout(
+        tmp_path,
+        a="import numpy\nfrom analyses import b\nfrom featmap import load\n",
+        b="def f():\n    from analyses.c import g\n",
+        c="import analyses.a\n",
+        d="",
+    )
+    assert list(provenance.modules_of("analyses.a", root=root)) == ["analyses.a", "analyses.b", "analyses.c"]
+    assert list(provenance.modules_of("analyses.d", root=root)) == ["analyses.d"]
+
+
+def test_modules_that_no_number_depends_on_do_not_count() -> None:
+    found = provenance.identities("octaves")
+    assert {"octaves", "formulas.spectra", "support.image_sets", "support.study"} <= found["code"].keys()
+    assert not found["code"].keys() & {"tables", "support.records", "support.study_command", "support.provenance"}
+
+
+def test_recipes_count_that_a_module_names(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text('from featmap.optimize.recipe import INTERACT\nNAME = "pixels"\n', encoding="utf-8")
+    assert provenance.named_recipes([path]) == {name: RECIPES[name].digest for name in ("interact", "pixels")}
+
+
+def test_what_changed_is_named() -> None:
+    then = {"code": {"a": "1", "b": "2"}, "recipes": {"fast": "3"}, "formula": 1}
+    assert provenance.changes(then, then) == []
+    now = {"code": {"a": "9", "c": "2"}, "recipes": {"fast": "4"}, "formula": 2}
+    assert provenance.changes(then, now) == [
+        "analyses.a changed",
+        "analyses.b is gone",
+        "analyses.c is new",
+        "recipe fast changed",
+        "the formula of S changed",
+    ]
+
+
+def test_a_result_is_compared_with_its_study_and_with_weights_that_are_at_hand() -> None:
+    record = {"study": "octaves", "weights_sha256": "one", "rests_on": provenance.identities("octaves")}
+    assert provenance.outdated(record) == provenance.outdated(record, "one") == []
+    assert provenance.outdated(record, "two") == ["the weights changed"]
+    assert provenance.outdated({"study": "octaves", "weights_sha256": "one"}) == [provenance.UNRECORDED]
+    older = json.loads(json.dumps(record))
+    older["rests_on"]["code"]["octaves"] = "0" * 12
+    assert provenance.outdated(older, "two") == ["the weights changed", "analyses.octaves changed"]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_the_page_names_results_that_are_older_than_what_they_rest_on(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    older = [note for note in tables.notes_on(record) if "older" in note.lower() or provenance.UNRECORDED in note]
+    page = tables.PAGE.read_text(encoding="utf-8")
+    line = next(x for x in page.splitlines() if f"](results/{path.parent.name}/{path.stem}.csv)" in x)
+    said = (
+        f"{' and '.join(older)} Run python -m analyses.{path.parent.name} again, or python -m analyses.tables to say so"
+    )
+    assert all(note in line for note in older), said
+    assert older or "lder than what it rests on" not in line, "run python -m analyses.tables"
+
+
+def test_a_ledger_remembers_code_weights_and_files(tmp_path: Path) -> None:
+    made, book = tmp_path / "picture.png", tmp_path / "made.json"
+    assert ledger.changes_of("showcase", [made], "w", book) == ["picture.png is missing"]
+    made.write_bytes(b"1")
+    assert ledger.changes_of("showcase", [made], "w", book) == [provenance.UNRECORDED]
+    ledger.remember("showcase", [made], "w", book)
+    ledger.remember("tour", [], "w", book)
+    assert ledger.changes_of("showcase", [made], "w", book) == [] and list(ledger.read_ledger(book)) == [
+        "showcase",
+        "tour",
+    ]
+    assert ledger.changes_of("showcase", [made], "v", book) == ["the weights changed"]
+    made.write_bytes(b"2")
+    assert ledger.changes_of("showcase", [made], "w", book) == [
+        "picture.png was changed by hand, or by its own command"
+    ]
