@@ -147,7 +147,8 @@ def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
     assert value_of(outcome, "features:permuted") == 1 and value_of(outcome, "features:beyond") == 0  # one flat colour
     assert value_of(outcome, "features:positions") > 0.99 and value_of(outcome, "features:positions_across") > 0.99
     assert 1 <= value_of(outcome, "features:classes") <= 3
-    assert outcome.verdict == "not decided" and "googlenet and inception_v3" in outcome.conclusion
+    assert outcome.verdict == "not decided"
+    assert "inception_v3 not measured with published weights" in outcome.conclusion  # googlenet has a stored result
 
 
 def test_rivals_are_excited_alone(tmp_path: Path) -> None:

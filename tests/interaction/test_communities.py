@@ -161,7 +161,7 @@ def test_matrices_stand_in_the_order_of_the_clusters(monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr(report.output, "save_figure", lambda *_: None)
     pairs = planted().assign(kind="additive", response_nonlinearity=0.1)
-    job = SimpleNamespace(groups=[[Unit("first", 0), Unit("second", 0)]], seeds=[0])
+    job = SimpleNamespace(groups=[[Unit("first", 0), Unit("second", 0)]], seeds_of=lambda group: (0,))
     watcher: Any = SimpleNamespace(stage=lambda *_: None)
     run: Any = None
     report._write_matrices(run, job, pairs, found, watcher)  # type: ignore[arg-type]
