@@ -345,10 +345,11 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
     ]
     if agreement.get("share") is not None:
         lines.append(
-            f"that is {text['share']} [{text['share_low']}, {text['share_high']}] of the ceiling: S over half of the "
-            f"photographs correlates with S over images by {text['half_correlation']}, with S over each feature's best "
-            f"photograph of the other half by {text['ceiling']} [{text['ceiling_low']}, {text['ceiling_high']}]; "
-            f"overlap of nearest features {text['overlap']} and {text['overlap_ceiling']}"
+            f"over half of the photographs S correlates by {text['half_correlation']} with S over images, by "
+            f"{text['ceiling']} [{text['ceiling_low']}, {text['ceiling_high']}] with S over each feature's best "
+            f"photograph of the other half, the ceiling: share {text['share']} [{text['share_low']}, "
+            f"{text['share_high']}] (too large with few photographs); shared nearest features "
+            f"{text['overlap']} with images, {text['overlap_ceiling']} with best photographs"
         )
     elif "share" in agreement:  # not in older runs
         lines.append(f"the share of the ceiling of that agreement is undefined: {agreement['reason']}")

@@ -94,17 +94,20 @@ def test_clusters_need_nulls_and_seeds(clusters: float, ari: float | None, itsel
 
 
 def with_photographs(
-    share: float | None, low: float | None, r: tuple[float | None, ...] = (0.6, 0.5, 0.001)
+    share: float | None,
+    low: float | None,
+    r: tuple[float | None, ...] = (0.6, 0.5, 0.001),
+    reliability: float | None = 0.95,
 ) -> Evaluation:
     """An evaluation with photographs, whose agreement reaches a share of its ceiling."""
-    values: dict[str, tuple[float | None, ...]] = {"photographs_pearson": r, "photographs_reliability": (0.95,)}
+    values: dict[str, tuple[float | None, ...]] = {"photographs_pearson": r, "photographs_reliability": (reliability,)}
     return evaluate(values | {"photographs_share": (share, low), "photographs_ceiling": (0.7, 0.6)})
 
 
 def test_the_share_of_the_ceiling_decides_what_may_be_carried_over() -> None:
     for share, low, p, words in (
         (0.95, 0.91, 0.001, "may: read S as similarity over photographs"),
-        (0.95, 0.7, 0.001, "the interval reaches below 0.9"),
+        (0.95, 0.7, 0.001, "may not: carry single similarities over to photographs (this needs the lower end"),
         (1.05, 0.95, 0.001, "may: read S as similarity over photographs"),
         (0.8, 0.7, 0.001, "may not: carry single similarities over"),
         (0.1, 0.05, 0.001, "may not: carry any of it over"),
@@ -116,10 +119,14 @@ def test_the_share_of_the_ceiling_decides_what_may_be_carried_over() -> None:
     ):
         text = verdict_text(with_photographs(share, low, (None if p is None else 0.6, 0.5, p)))
         assert words in text
-        assert ("as a rule" in text) == (low == 0.7 and share == 0.8)
-        assert ("may: read S" in text) == (p == 0.001 and share is not None and share > 0.9)
+        assert ("as a rule" in text) == (low == 0.7 and p == 0.001)
+        assert ("may: read S" in text) == (p == 0.001 and low is not None and low > 0.9)
     assert "may not: carry any of it over" in verdict_text(with_photographs(0.95, 0.91, (0.12, 0.1, 0.001)))
-    assert "reaches below" not in verdict_text(with_photographs(0.95, 0.91))
+    for reliability in (0.9, None):  # with few photographs the share is too large: it decides nothing
+        few = verdict_text(with_photographs(1.12, 0.95, reliability=reliability))
+        assert "may: read S" not in few and "as a rule" in few and "remedy: more photographs" in few.lower()
+        assert "photographs of a reliability of 0.95" in few
+    assert "more photographs" not in verdict_text(with_photographs(0.95, 0.7))
     assert "ceiling 0.700" in verdict_text(with_photographs(0.95, 0.91))
     one, null = with_photographs(0.8, 0.7), evaluate({"photographs_pearson": (0.55, 0.5, 0.001)})
     assert "may not: credit training" in verdict_text(one, null)
