@@ -16,12 +16,14 @@ FM.rows = () => {
   const measures = FM.choices().filter((name) => !FM.hasBoth || name !== "profile");
   const rows = measures.map((name) => [name, name === "profile" ? "profile S" : name, FM.measures[name]]);
   const other = FM.stimuli === "images" ? "photographs" : "images";
-  return FM.hasBoth ? [...rows, FM.rowOf(FM.stimuli), FM.rowOf(other)] : rows;
+  if (!FM.hasBoth) return rows;
+  const both = [FM.rowOf(FM.stimuli), FM.rowOf(other)];
+  return FM.compared === FM.maps.photographs ? [...rows, ...both] : [...rows, ...both, FM.rowOf("photographs", FM.compared)];
 };
 
 FM.rowOf = (stimuli, map = FM.maps[stimuli]) => [
-  stimuli === "images" ? "profile" : "photographs",
-  `profile S over ${FM.overStimuli(stimuli)}`,
+  map === FM.maps[stimuli] ? (stimuli === "images" ? "profile" : "photographs") : "compared",
+  `profile S over ${FM.overStimuli(stimuli)}${map === FM.maps[stimuli] ? "" : ", centred over these features"}`,
   (i, j) => FM.similarity(map, i, j),
 ];
 
