@@ -225,7 +225,7 @@ def format_page(results: list[Result]) -> str:
     drawn = [f"{s}: {r.features} features of each layer, {r.photographs} photographs" for s, r in counts.iterrows()]
     recipes = ", ".join(table["recipe"].unique())
     lines.append(f"{'; '.join(drawn)}; recipe {recipes}. The columns are described at the beginning of the script.")
-    return "\n".join([*lines, "", *state_aims(table[table["step"] == choose(results)])])
+    return "\n".join([*lines, "", *state_aims(table[table["step"] == choose(results)]), "", compare_shares(table)])
 
 
 def state_aims(table: pd.DataFrame) -> list[str]:
@@ -253,6 +253,30 @@ def state_aims(table: pd.DataFrame) -> list[str]:
             parts.append(f"{values.min():.3f} to {values.max():.3f} {words} ({reached})")
         lines.append(f"- {source}: {'; '.join(parts)}")
     return lines
+
+
+def compare_shares(table: pd.DataFrame) -> str:
+    """Compare all steps by the shares of both ceilings, which rise with what is divided by them.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results of all steps, a row for each layer and step.
+
+    Returns
+    -------
+    str
+        One sentence, with means over the layers of every network.
+    """
+    shares = table.assign(
+        of_agreement=table["agreement"] / table["ceiling"], of_overlap=table["overlap"] / table["overlap_ceiling"]
+    )
+    means = shares.groupby("step", sort=False)[["of_agreement", "of_overlap"]].mean()
+    parts = [f"{step} {row.of_agreement:.3f} and {row.of_overlap:.3f}" for step, row in means.iterrows()]
+    return (
+        "The rule looks at agreement and repeatability alone; the ceilings change with the step, too. Shares of the "
+        f"ceilings of agreement and overlap, means over all layers: {'; '.join(parts)}."
+    )
 
 
 def main(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analyses.benchmarks import measures, records
-from analyses.benchmarks.measures import STEPS, Result
+from analyses.benchmarks.measures import STEPS, Result, compare_shares
 from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError
 
@@ -67,6 +68,12 @@ def test_settings_that_leave_a_measure_undefined_are_refused_at_once(settings: d
     network = NetworkOptions(model="tests.helpers.tiny:small")
     with pytest.raises(FeatmapError, match=words):
         measures.main(network, Path("photographs"), **settings)
+
+
+def test_the_shares_of_the_ceilings_are_those_of_every_step() -> None:
+    plain, roots = result("none", 0.4, 0.9), result("square roots", 0.6, 0.9)  # ceilings 0.8, overlap 0.4 of 0.6
+    text = compare_shares(pd.DataFrame([asdict(r) for r in (plain, plain, roots)]))
+    assert text.endswith("means over all layers: none 0.500 and 0.667; square roots 0.750 and 0.667.")
 
 
 def test_the_table_in_the_readme_is_that_of_the_stored_values() -> None:
