@@ -66,6 +66,12 @@ PERMUTED_ROWS = (
 )
 HEADINGS = {"may": "You may", "may_not": "You may not", "mend": "Remedy"}
 
+EARLIER_RULE = (
+    " The verdicts follow the rules of these versions too: agreement with photographs was judged by its raw "
+    "correlation, not by the share of a ceiling."
+)
+"""Note on a page whose verdicts were stored before the ceiling decided."""
+
 
 def build_page(results: Path) -> str:
     """Write the page from the results in a folder.
@@ -130,6 +136,7 @@ def _intro(about: dict[str, Any]) -> str:
         f"`featmap validate` of one map of {len(about['layers'])} layers, and what its statistics allow to conclude; "
         f"{about['network']}. Features measured, whose own images are the layer's stimuli: {shares}."
         + formula_note(about)
+        + (EARLIER_RULE if formula_note(about) else "")
     )
 
 
