@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list
 
 from featmap.errors import FeatmapError
 from featmap.plotting.sheets import cluster_numbers
@@ -39,6 +40,8 @@ from featmap.plotting.style import (
     wrap_text,
 )
 
+MAX_CELLS = 2500
+"""Most rows of a square heatmap; of more features, neighbours in its order share a row: there is no room for each."""
 SAME_COLOUR = 1e-6
 """Range of the values on a diagonal below which one note stands for all of them."""
 BAND, EDGE = 0.19, 0.15
@@ -59,7 +62,8 @@ def heatmap(
     """Draw a square similarity matrix with dendrograms and bands of cluster colours.
 
     The colours extend equally far on both sides of `centre`, see `colour_reach`; arrows on the colour bar stand for
-    cells beyond it. Where the diagonal lies beyond, a note states its value.
+    cells beyond it. Where the diagonal lies beyond, a note states its value. Of more than `MAX_CELLS` features, cells
+    are means over blocks of features that lie side by side, and there are no dendrograms.
 
     Parameters
     ----------
@@ -96,19 +100,26 @@ def heatmap(
         )
     if n > 1 and np.shape(linkage) != (n - 1, 4):
         raise FeatmapError(f"the linkage of {n} features must have the shape {(n - 1, 4)}, not {np.shape(linkage)}")
-    table = values.to_numpy(dtype=float, na_value=np.nan)
-    table, eye = np.where(np.isfinite(table), table, np.nan), np.eye(n, dtype=bool)
-    own, middle = table[eye & np.isfinite(table)], float(centre)
-    span = colour_reach(np.abs(own - middle), np.abs(table[~eye & np.isfinite(table)] - middle))
     numbers = _cluster_numbers(None if clusters is None else clusters.reindex(names).to_list(), n, "features")
-    grid = _cluster_grid(table, linkage, [colour(c) for c in numbers] or None, middle - span, middle + span)
-    diagonal_beyond = own.size > 0 and np.ptp(own) < SAME_COLOUR and own[0] > middle + span
+    table = values.to_numpy(dtype=float, na_value=np.nan)
     notes: list[tuple[Any, str]] = []
+    step = -(-n // MAX_CELLS)
+    if step > 1:
+        leaves = leaves_list(linkage)
+        table, firsts = block_means(table, leaves, step), leaves[::step]
+        names, numbers = [names[k] for k in firsts], [numbers[k] for k in firsts if numbers]
+        notes.append((None, f"cells: means over {step} × {step} pairs"))
+    table, eye = np.where(np.isfinite(table), table, np.nan), np.eye(len(table), dtype=bool)
+    own, middle = table[eye & np.isfinite(table) & (step == 1)], float(centre)
+    span = colour_reach(np.abs(own - middle), np.abs(table[~eye & np.isfinite(table)] - middle))
+    shown = linkage if step == 1 and n > 1 else None
+    grid = _cluster_grid(table, shown, [colour(c) for c in numbers] or None, middle - span, middle + span)
+    diagonal_beyond = own.size > 0 and np.ptp(own) < SAME_COLOUR and own[0] > middle + span
     if diagonal_beyond:
         notes.append((plt.colormaps[COLOUR_MAP](1.0), f"diagonal: {own[0]:.3g}"))
     notes += [(GRAY, f"undefined ({np.isnan(table).sum():,} cells)")] * bool(np.isnan(table).any())
     notes += [(GRAY, "in no cluster")] * (-1 in numbers)
-    order = list(grid.dendrogram_row.reordered_ind) if n > 1 else [0]
+    order = list(range(len(names))) if shown is None else list(grid.dendrogram_row.reordered_ind)
     _arrange(grid, [names[i] for i in order], title, cbar_label, notes)
     if is_symmetric:
         grid.ax_heatmap.set(xlabel="feature", ylabel="feature")
@@ -116,6 +127,33 @@ def heatmap(
     for axes, upright in ((grid.ax_row_colors, True), (grid.ax_col_colors, False)):
         label_runs(axes, [numbers[i] for i in order if numbers], side, upright)
     return grid.figure
+
+
+def block_means(table: np.ndarray, order: np.ndarray, step: int) -> np.ndarray:
+    """Average a square table over blocks of rows and columns that lie side by side in an order.
+
+    Parameters
+    ----------
+    table : numpy.ndarray
+        n x n; what is not finite is undefined.
+    order : numpy.ndarray
+        The n positions in their order.
+    step : int
+        Side of a block; the last ones may be shorter.
+
+    Returns
+    -------
+    numpy.ndarray
+        b x b, with b = ceil(n / step): means over the defined cells of each block, NaN where none is.
+    """
+    starts = np.arange(0, len(order), step)
+    sums, counts = np.empty((2, len(starts), len(starts)))
+    for k, first in enumerate(starts):
+        rows = table[order[first : first + step]][:, order]
+        finite = np.isfinite(rows)
+        sums[k] = np.add.reduceat(np.where(finite, rows, 0.0).sum(axis=0), starts)
+        counts[k] = np.add.reduceat(finite.sum(axis=0), starts)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def colour_reach(own: np.ndarray, other: np.ndarray) -> float:
@@ -155,10 +193,13 @@ def _no_forced_draws() -> Iterator[None]:
         sns.matrix._draw_figure = draw
 
 
-def _cluster_grid(table: np.ndarray, linkage: np.ndarray, band: list[Any] | None, low: float, high: float) -> Any:
+def _cluster_grid(
+    table: np.ndarray, linkage: np.ndarray | None, band: list[Any] | None, low: float, high: float
+) -> Any:
     """Draw seaborn's ClusterGrid without text, and take its figure out of pyplot's list of open figures."""
     n = len(table)
-    for_both_axes = {"linkage": np.asarray(linkage, dtype=float) if n > 1 else None, "cluster": n > 1, "colors": band}
+    tree = None if linkage is None else np.asarray(linkage, dtype=float)
+    for_both_axes = {"linkage": tree, "cluster": tree is not None, "colors": band}
     limit, open_figures = sys.getrecursionlimit(), set(plt.get_fignums())
     # SciPy draws a dendrogram by recursion, and the tree may be one long chain as deep as there are features.
     sys.setrecursionlimit(max(limit, 1000 + 4 * n))
@@ -186,7 +227,7 @@ def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: li
     step = label_step(len(names))
     size, lines = fit_text(names[::step], 2.2, min(9.0, 58 * cell * step))
     room = max(map(text_width, lines)) * size + 0.08
-    tree = float(np.clip(0.11 * side, 0.6, 1.0))
+    tree = float(np.clip(0.11 * side, 0.6, 1.0)) if grid.dendrogram_row is not None else 0.0
     before = tree + (0 if grid.ax_row_colors is None else BAND + 0.03)
     left, bar_at, bar = EDGE + before, EDGE + before + side + room + 0.42, float(np.clip(0.45 * side, 2, 4))
     width = bar_at + max([1.3, *(text_width(note) * 8 + 0.4 for _, note in notes)])
@@ -202,6 +243,7 @@ def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: li
     ):
         if axes is not None:
             axes.set_position((x / width, 1 - (y + h) / height, w / width, h / height))
+            axes.set_visible(w > 0 and h > 0)
     for axis, angle in ((mesh.xaxis, 90), (mesh.yaxis, 0)):
         axis.set_ticks(np.arange(0, len(names), step) + 0.5, lines, rotation=angle, fontsize=size, parse_math=False)
     mesh.tick_params(length=2, width=0.6, pad=2)

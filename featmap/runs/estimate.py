@@ -111,8 +111,7 @@ COSTS = {
     "permuted": Cost(1.43, 0.044, 0.00012),
     "panels": Cost(0.325, 0.065),
 }
-"""Seconds of the parts that follow the descents, fitted to what `python -m analyses.benchmarks.parts` measures of runs
-of 1 to 512 features; what is drawn for each photograph or pair is less well known than the rest."""
+"""Seconds of what follows the descents, by `python -m analyses.benchmarks.parts` on runs of 1 to 512 features."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +142,19 @@ def part(name: str, count: int) -> Part:
     name : str
         One of `COSTS`.
     count : int
-        Number of items.
+        Items.
 
     Returns
     -------
     Part
         With its seconds at pace 1.
     """
-    return Part(name, COSTS[name].seconds(count))
+    seconds = COSTS[name].seconds(count)
+    if name.startswith(CLUSTERS):
+        from featmap.stats.clustering import DRAWS, default_draws  # not for descents alone: it imports networkx
+
+        seconds *= default_draws(count) / DRAWS
+    return Part(name, seconds)
 
 
 def descents(job: BaseJob, passes: Callable[[AnyUnit], float] | None = None) -> Part:

@@ -250,8 +250,7 @@ class Clusters:
     reason : str
         Why clusters are allowed, or why not.
     p_permuted, p_factor : float
-        p-values of the two null models, (1 + b) / (draws + 1) with b the number of draws whose modularity reaches the
-        data's; low where the data are more modular; 1 without draws.
+        p-values of both nulls, (1 + b) / (draws + 1) with b the draws that reach the data's modularity; 1 without any.
     permuted, factor : numpy.ndarray
         Modularity of each null model's draws, to be compared to `communities.mean_modularity`.
     communities : Communities
@@ -332,6 +331,11 @@ def _decide(consensus: Communities, p: list[float], alpha: float) -> tuple[bool,
     return True, f"{Q}, p = {p[0]:.3g} against permuted columns and {p[1]:.3g} against one common factor"
 
 
+def default_draws(features: int) -> int:
+    """Return the number of draws of each null model: `DRAWS`, or `DRAWS_OF_MANY` above `MANY` features."""
+    return DRAWS if features <= MANY else DRAWS_OF_MANY
+
+
 @dataclass(frozen=True)
 class ClusterSettings:
     """Settings of `find_clusters`.
@@ -343,8 +347,7 @@ class ClusterSettings:
     runs : int, default 50
         Louvain runs on the data.
     draws : int or None, default None
-        Draws of each null model; None takes `DRAWS`, or `DRAWS_OF_MANY` for more than `MANY` features. With fewer than
-        1 / alpha - 1 no null can be rejected.
+        Draws of each null model; None takes `default_draws`. Fewer than 1 / alpha - 1 can reject no null.
     seed : int, default 0
         Seed that all randomness derives from.
     alpha : float, default 0.05
@@ -364,9 +367,8 @@ class ClusterSettings:
 
     def __post_init__(self) -> None:
         if (self.draws is not None and self.draws < 1) or not 0 < self.alpha < 1:
-            raise FeatmapError(
-                f"draws = {self.draws}, alpha = {self.alpha}; allowed: draws from 1, alpha between 0 and 1"
-            )
+            given = f"draws = {self.draws}, alpha = {self.alpha}"
+            raise FeatmapError(f"{given}; allowed: draws from 1, alpha between 0 and 1")
 
 
 def find_clusters(
@@ -433,7 +435,7 @@ def cluster_similarity(
         Clusters, or the reason why there are none.
     """
     settings = settings or ClusterSettings()
-    k, seed, draws = settings.k, settings.seed, settings.draws or (DRAWS if len(S) <= MANY else DRAWS_OF_MANY)
+    k, seed, draws = settings.k, settings.seed, settings.draws or default_draws(len(S))
     graph = neighbour_graph(S, k)
     consensus = communities(graph, settings.runs, seed)
     # as in S, images that no feature responds to finitely are left out
@@ -482,17 +484,17 @@ def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.n
     FeatmapError
         For labels that miss a feature, or if S is not square and symmetric.
     """
-    distance = np.sqrt(np.clip(2.0 - 2.0 * np.nan_to_num(symmetric_values(S)), 0.0, None))
-    np.fill_diagonal(distance, 0.0)
+    values, M = symmetric_values(S), len(S)
     cluster = np.asarray(labels.reindex(S.columns) if isinstance(labels, pd.Series) else labels)
-    if len(cluster) != len(distance) or pd.isna(cluster).any():
-        raise FeatmapError(f"the labels do not name a cluster for each of the {len(distance)} features")
-    if len(distance) < 2:
-        return np.zeros((0, 4)), np.arange(len(distance))
+    if len(cluster) != M or pd.isna(cluster).any():
+        raise FeatmapError(f"the labels do not name a cluster for each of the {M} features")
+    if M < 2:
+        return np.zeros((0, 4)), np.arange(M)
+    distance = squareform(values, checks=False)  # changed in place: S may take 0.8 GB
+    np.sqrt(np.clip(2.0 - 2.0 * np.nan_to_num(distance, copy=False), 0.0, None), out=distance)
     # No distance exceeds 2: set 4 further apart, clusters are joined only when each is complete.
-    apart = distance + 4.0 * (cluster[:, None] != cluster)
-    tree = linkage(squareform(apart, checks=False), method="average")
+    tree = linkage(distance + 4.0 * squareform(cluster[:, None] != cluster, checks=False), method="average")
     tree[:, 2] = np.maximum.accumulate(np.where(tree[:, 2] >= 4.0, tree[:, 2] - 4.0, tree[:, 2]))
-    if len(distance) <= ORDERED_LEAVES:
-        tree = optimal_leaf_ordering(tree, squareform(distance, checks=False))
+    if M <= ORDERED_LEAVES:
+        tree = optimal_leaf_ordering(tree, distance)
     return tree, np.asarray(leaves_list(tree), dtype=np.intp)

@@ -98,6 +98,22 @@ def test_heatmap_orders_both_axes_by_the_linkage(n: int) -> None:
     assert similar.count("feature") == 2 and "maximising image of feature" not in similar
 
 
+@pytest.mark.parametrize("n", [9, 10, 11])
+def test_cells_of_many_features_are_means_over_blocks(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heatmaps, "MAX_CELLS", 4)
+    values, linkage, _ = planted(n)
+    values.iloc[0, 1] = np.nan
+    figure, order = heat(n, values=values), hierarchy.leaves_list(linkage)
+    ordered = values.iloc[order, order].to_numpy()
+    blocks = [np.nanmean(ordered[r : r + 3, c : c + 3]) for r in range(0, n, 3) for c in range(0, n, 3)]
+    np.testing.assert_allclose(np.asarray(mesh_of(figure).get_array()).ravel(), blocks, rtol=1e-12)
+    firsts = [values.index[k] for k in order[::3]]
+    assert ticks(figure) == (firsts, firsts) and "cells: means over 3 × 3 pairs" in words(figure)
+    whole = heat(n, values=values)
+    monkeypatch.undo()
+    assert len(figure.axes) == len(whole.axes) and "cells: means over 3 × 3 pairs" not in words(heat(n))
+
+
 @pytest.mark.parametrize("figure", [heat, sheet, pairs])
 def test_same_data_same_bytes(figure, tmp_path: Path) -> None:
     drawn = figure()

@@ -158,6 +158,9 @@ def test_the_pace_is_the_time_of_a_rehearsal_here_and_now(monkeypatch: pytest.Mo
     assert estimate.later_seconds(parts) == 3.0 * 7.0
     monkeypatch.setitem(estimate.COSTS, "b", estimate.Cost(1.0, 0.5, 0.25))
     assert estimate.part("b", 4) == estimate.Part("b", 1.0 + 4 * 0.5 + 16 * 0.25)
+    # of more than 4,000 features a fifth of the draws of the null models is made
+    many, few = (estimate.part(name, 5000).seconds for name in (estimate.CLUSTERS, "clusters and nulls of photographs"))
+    assert many == few == pytest.approx(estimate.COSTS[estimate.CLUSTERS].seconds(5000) / 5)
     assert console.DESCENTS == estimate.DESCENTS, "the console does not load torch, and so has the name a second time"
 
 

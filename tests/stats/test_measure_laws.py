@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+from itertools import combinations
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featmap.errors import FeatmapError, UnitError
-from featmap.stats import measures
-from featmap.stats.frames import count_undefined, most_similar_pairs, nearest_features, seed_agreement
+from featmap.stats import frames, measures
+from featmap.stats.frames import count_undefined, distinct_pairs, nearest_features, seed_agreement
 from featmap.stats.measures import (
     MEASURES,
     FewStimuliWarning,
@@ -85,7 +87,7 @@ def test_rows_and_columns_of_different_layers() -> None:
 def test_nothing_live_gives_an_empty_profile() -> None:
     S = profile(gaussian(4), zeros(gaussian(4)), [])
     assert S.shape == (0, 0)
-    assert count_undefined(S) == 0 and nearest_features(S).empty and most_similar_pairs(S, 3).empty
+    assert count_undefined(S) == 0 and nearest_features(S).empty and distinct_pairs(S, 3).empty
 
 
 def test_an_image_without_finite_responses_is_left_out() -> None:
@@ -161,11 +163,25 @@ def test_nearest_and_top_pairs_agree_with_plain_loops() -> None:
         assert list(rows["other"]) == others
         assert list(rows["similarity"]) == [S.loc[feature, x] for x in others]
     assert list(found["feature"].unique()) == list(S.columns)
-    pairs = [(a, b) for i, a in enumerate(S.columns) for b in S.columns[i + 1 :]]
-    best = sorted(pairs, key=lambda p: -S.loc[p])[:7]
-    top = most_similar_pairs(S, 7)
-    assert list(top.columns) == ["feature", "other", "similarity"]
-    assert list(zip(top["feature"], top["other"], strict=True)) == best
+
+
+@given(seed=st.integers(0, 10**6), size=st.integers(0, 12), panel=st.integers(1, 5), n=st.integers(0, 8))
+def test_distinct_pairs_are_those_of_a_sort_of_all_pairs(seed: int, size: int, panel: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 6, (size, size)) / 5  # with ties
+    values = np.triu(np.where(rng.random((size, size)) < 0.2, np.nan, values), 1)
+    S = frame(values + values.T)
+    pairs = sorted((p for p in combinations(S.columns, 2) if np.isfinite(S.loc[p])), key=lambda p: -S.loc[p])
+    taken: set[str] = set()
+    expected = []
+    for one, two in pairs:
+        if len(expected) < n and not {one, two} & taken:
+            taken |= {one, two}
+            expected.append((one, two, S.loc[one, two]))
+    with mock.patch.object(frames, "PANEL", panel):
+        found = distinct_pairs(S, n)
+    assert list(found.columns) == ["feature", "other", "similarity"]
+    assert list(found.itertuples(index=False, name=None)) == expected
 
 
 def test_ties_go_by_the_order_of_columns_and_undefined_ones_are_left_out() -> None:
@@ -174,10 +190,10 @@ def test_ties_go_by_the_order_of_columns_and_undefined_ones_are_left_out() -> No
     )
     S = frame(values).convert_dtypes()
     assert list(nearest_features(S, 1)["other"]) == [f"inception4a:{i}" for i in (1, 0, 0, 1)]
-    assert len(nearest_features(S, 99)) == 10 and len(most_similar_pairs(S, 99)) == 5
+    assert len(nearest_features(S, 99)) == 10 and len(distinct_pairs(S, 99)) == 2
     turned = S.iloc[::-1, ::-1]
     assert list(nearest_features(turned, 1)["other"]) == [f"inception4a:{i}" for i in (2, 1, 2, 2)]
-    assert list(most_similar_pairs(turned, 1).iloc[0, :2]) == ["inception4a:2", "inception4a:1"]
+    assert list(distinct_pairs(turned, 1).iloc[0, :2]) == ["inception4a:2", "inception4a:1"]
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -207,7 +223,7 @@ def test_unknown_correlations_and_other_frames_are_refused() -> None:
     with pytest.raises(FeatmapError, match="not symmetric"):
         nearest_features(A)
     with pytest.raises(FeatmapError, match="same labels"):
-        most_similar_pairs(A.iloc[:2], 1)
+        distinct_pairs(A.iloc[:2], 1)
 
 
 @pytest.mark.parametrize("path", sorted(Path(inspect.getfile(measures)).parent.glob("*.py")), ids=lambda p: p.stem)
