@@ -13,6 +13,7 @@ from featmap.cli.options import (
     DryRun,
     EmbedPhotographs,
     ExecutionOptions,
+    Limit,
     NetworkOptions,
     RecipeOptions,
     SeedOptions,
@@ -44,6 +45,8 @@ class ViewOptions:
         Images of each feature that differ.
     photographs : Path or None, default None
         Folder or zip of photographs.
+    examples : int, default 9
+        Photographs that excite a feature most.
     limit : int or None, default None
         Largest number of photographs.
     skip_broken : bool, default False
@@ -77,10 +80,10 @@ class ViewOptions:
             "a map of their own."
         ),
     ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Largest number of photographs, evenly spaced in the order of their names. Default: all."),
-    ] = None
+    examples: Annotated[
+        int, typer.Option(help="Photographs that excite a feature most, 1 to 36, shown on sheets and in the atlas.")
+    ] = 9
+    limit: Limit = None
     skip_broken: SkipBroken = False
     embed_photographs: EmbedPhotographs = False
 
@@ -101,9 +104,16 @@ class ViewOptions:
 
         if self.photographs is not None:
             return Photographs(self.photographs, self.limit, self.skip_broken)
-        if self.limit is not None or self.skip_broken or self.embed_photographs or self.stimuli == "photographs":
+        if (
+            self.limit is not None
+            or self.examples != ViewOptions.examples
+            or self.skip_broken
+            or self.embed_photographs
+            or self.stimuli == "photographs"
+        ):
             raise FeatmapError(
-                "--limit, --skip-broken, --embed-photographs and --stimuli photographs go with --photographs FOLDER"
+                "--limit, --examples, --skip-broken, --embed-photographs and --stimuli photographs go with "
+                "--photographs FOLDER"
             )
         return None
 
@@ -122,7 +132,9 @@ class ViewOptions:
         """
         from featmap.mapping.view import View
 
-        return View(self.features, self.stimuli, self.measure, self.neighbours, self.facets, probe_layers)
+        return View(
+            self.features, self.stimuli, self.measure, self.neighbours, self.facets, self.examples, probe_layers
+        )
 
 
 @dataclass

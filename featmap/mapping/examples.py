@@ -19,6 +19,7 @@ from featmap.image_shape import Size, as_pair, colour_note
 from featmap.mapping import flags
 from featmap.mapping.layer_arrays import photograph_responses
 from featmap.mapping.result import EXAMPLE_MAPS, EXAMPLES, SimilarityMap, order_features
+from featmap.mapping.view import DEFAULT_EXAMPLES
 from featmap.network.model import Network
 from featmap.network.receptive_field import ReceptiveField
 from featmap.optimize.measured_fields import find_fields
@@ -33,7 +34,7 @@ from featmap.runs.device import deterministic_settings
 from featmap.runs.output import format_number, save_figure, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
-from featmap.stats.top_responses import BEST, NONE, PERCENTILES, TopResponses, at_percentiles, equal_rows
+from featmap.stats.top_responses import NONE, PERCENTILES, TopResponses, at_percentiles, equal_rows
 
 TABLE, CROPS = EXAMPLES, "example-crops"
 """Table and sheets of photographs, and sheets of crops, in the folder of a layer."""
@@ -188,7 +189,7 @@ def find_examples(
     responses: xr.DataArray,
     watcher: Watcher,
     draw: Drawing | None = None,
-    k: int = BEST,
+    k: int = DEFAULT_EXAMPLES,
     shown: Sequence[str] | None = None,
 ) -> LayerExamples:
     """Find the examples of features in the stored responses of a run.
@@ -205,7 +206,7 @@ def find_examples(
         Receives the progress.
     draw : callable, optional
         Called with each example while its photograph is at hand.
-    k : int, default `BEST`
+    k : int, default `DEFAULT_EXAMPLES`
         Photographs of the largest responses.
     shown : sequence of str, optional
         Features whose examples are found. None takes all of `responses`; those of the others still tell photographs
@@ -336,6 +337,7 @@ def write_examples(
     layer_map: SimilarityMap,
     earlier: Mapping[str, str],
     watcher: Watcher,
+    k: int = DEFAULT_EXAMPLES,
 ) -> None:
     """Find the examples of the features of a layer that are shown, and write them.
 
@@ -351,9 +353,11 @@ def write_examples(
         SHA-256 of the files that the run had before, by name.
     watcher : Watcher
         Receives the progress.
+    k : int, default `DEFAULT_EXAMPLES`
+        Photographs of the largest responses.
     """
     if source is not None:
-        _find_and_write(run, source, layer_map, watcher)
+        _find_and_write(run, source, layer_map, watcher, k)
         return
     own = {name: earlier[name] for name in _file_names(layer_map.prefix) if name in earlier}
     run.manifest.files |= own if run.are_intact(own) else {}
@@ -381,40 +385,40 @@ def record_folder(run: Run, folder: Path) -> None:
         run.save()
 
 
-def _find_and_write(run: Run, source: ExampleSource, layer_map: SimilarityMap, watcher: Watcher) -> None:
+def _find_and_write(run: Run, source: ExampleSource, layer_map: SimilarityMap, watcher: Watcher, k: int) -> None:
     """Find the examples of a layer in the stored responses, and write table, maps and sheets."""
     data, order = open_arrays(run.folder), order_features(layer_map)[0]
     layer = layer_map.shown[0].rpartition(":")[0]
     order += [name for name in layer_map.shown if name not in set(order)]
     order, whole = order[:PAGE_ROWS], len(order)
-    tiles = _Tiles(order)
-    found = find_examples(source, photograph_responses(data, layer), watcher, tiles.draw, shown=layer_map.shown)
+    tiles = _Tiles(order, k)
+    found = find_examples(source, photograph_responses(data, layer), watcher, tiles.draw, k, layer_map.shown)
     write_frame(run, layer_map.prefix + TABLE, found.table, "feature")
     run.write(layer_map.prefix + EXAMPLE_MAPS, partial(_write_maps, maps=found.maps))
     images = data["images"].isel(seed=0).sel(image=order).values if "images" in data else None
     marked = flags.marked_names(layer_map.features, order)
     rows = [
-        ExampleRow(marked[k], _describe(layer_map.features, name), None if images is None else images[k], [], [])
-        for k, name in enumerate(order)
+        ExampleRow(marked[at], _describe(layer_map.features, name), None if images is None else images[at], [], [])
+        for at, name in enumerate(order)
     ]
     captions = {str(name): list(map(format_number, part["response"])) for name, part in found.table.groupby(level=0)}
-    for name, (title, note) in _texts(source, found, layer).items():
+    for name, (title, note) in _texts(source, found, layer, k).items():
         pictures = tiles.crops if name == CROPS else tiles.photographs
         if name == CROPS and not tiles.has_parts:
             continue
-        sheet = ExampleSheet(title, note, marked, BEST, images is not None)
+        sheet = ExampleSheet(title, note, marked, k, images is not None)
         drawn = []
         for name_, row in zip(order, rows, strict=True):
-            own = [pictures[name_, k] for k in range(BEST) if (name_, k) in pictures]
+            own = [pictures[name_, at] for at in range(k) if (name_, at) in pictures]
             drawn.append(replace(row, tiles=own, captions=captions.get(name_, [])[: len(own)]))
         _save_sheets(run, layer_map.prefix + name, sheet, drawn, whole)
 
 
-def _texts(source: ExampleSource, found: LayerExamples, layer: str) -> dict[str, tuple[str, str]]:
+def _texts(source: ExampleSource, found: LayerExamples, layer: str, k: int) -> dict[str, tuple[str, str]]:
     """Write title and note of each sheet."""
     count, colours = len(source.photographs) - found.duplicates, colour_note(source.network.channels)
     doubles = f"; {found.duplicates:,} with the pixels of another one are left out" if found.duplicates else ""
-    best = f"the {min(BEST, count)} of {count:,} photographs"
+    best = f"the {min(k, count)} of {count:,} photographs"
     return {
         TABLE: (
             f"{layer}: {best} that excite each feature most{colours}",
@@ -438,15 +442,15 @@ def _describe(features: pd.DataFrame, name: str) -> str:
 class _Tiles:
     """The best photographs of some features as they are drawn on sheets: whole, and cropped to their boxes."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], k: int) -> None:
         self.photographs: dict[tuple[str, int], np.ndarray] = {}
         self.crops: dict[tuple[str, int], np.ndarray] = {}
         self.has_parts = False
-        self._names, self._side = frozenset(names), sheets.tile_pixels(len(names), BEST)
+        self._names, self._count, self._side = frozenset(names), k, sheets.tile_pixels(len(names), k)
 
     def draw(self, feature: str, number: int, example: Example, box: Box) -> None:
         """Draw an example; those at percentiles are on no sheet."""
-        if number >= BEST or feature not in self._names:
+        if number >= self._count or feature not in self._names:
             return
         whole = (0, example.image.shape[1], 0, example.image.shape[2])
         self.photographs[feature, number] = example.draw(whole, self._side)

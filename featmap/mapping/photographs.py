@@ -18,7 +18,7 @@ import xarray as xr
 from featmap.errors import FeatmapError
 from featmap.files import digest, safe_file_name
 from featmap.image_shape import as_size, smallest
-from featmap.mapping.view import PHOTOGRAPH, PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
+from featmap.mapping.view import DEFAULT_EXAMPLES, PHOTOGRAPH, PHOTOGRAPH_RESPONSES, PHOTOGRAPHS
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, PhotographStimuli
 from featmap.runs.engine import AnyUnit
@@ -28,7 +28,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 from featmap.stats import blockwise
-from featmap.stats.top_responses import BEST, PERCENTILES
+from featmap.stats.top_responses import PERCENTILES
 
 BATCH = 16
 """Photographs of a batch, as in `featmap probe`."""
@@ -176,7 +176,7 @@ class PhotographJob(Job):
         shown = Counter(label.rpartition(":")[0] for label in self.shown)
         maps = sum(shown[name] * layers[name].height * layers[name].width for name in self.layers)
         # one of the five tables is of photographs
-        return super().disk_needed + TABLE_CELL // 5 * cells + 4 * (BEST + len(PERCENTILES)) * maps
+        return super().disk_needed + TABLE_CELL // 5 * cells + 4 * (DEFAULT_EXAMPLES + len(PERCENTILES)) * maps
 
 
 class PhotographWorker(Worker):

@@ -281,7 +281,8 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
         reliability = run.manifest.reliability
         record = view.record(reliability)
         if large.is_large(job):
-            also = partial(examples.write_examples, run, source, earlier=run.manifest.files, watcher=watcher)
+            earlier = run.manifest.files
+            also = partial(examples.write_examples, run, source, earlier=earlier, watcher=watcher, k=view.examples)
             return large.carry_out(job, run, view, count, watcher, also)
         # without new work units, the stored clusters and tables belong to the present arrays; S of an earlier version
         # had another formula
@@ -303,7 +304,7 @@ def carry_out(job: Job, run: Run, view: View, execution: Execution | None = None
             earlier, run.manifest.files = run.manifest.files, {}  # all tables and figures are written again
             for one in maps.maps.values():
                 writing.write(run, one, view, watcher)
-                examples.write_examples(run, source, one, earlier, watcher)
+                examples.write_examples(run, source, one, earlier, watcher, view.examples)
             cross_tables.write(run, maps, view, watcher)
             if crossings:
                 _write_photograph_crossings(job, run, maps, crossings, view, watcher)

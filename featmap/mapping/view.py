@@ -15,7 +15,9 @@ PHOTOGRAPHS = "photographs"
 STIMULI = ("layer", "shown", PHOTOGRAPHS)
 PHOTOGRAPH_RESPONSES, PHOTOGRAPH = "photograph_A", "photograph"
 """Array of the responses to photographs, and its coordinate, their names."""
-DEFAULT_NEIGHBOURS = 10
+DEFAULT_NEIGHBOURS, DEFAULT_EXAMPLES = 10, 9
+MOST_EXAMPLES = 36
+"""Most photographs of a feature that a row of a sheet has room for."""
 Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 
 
@@ -37,6 +39,8 @@ class View:
         Nearest neighbours of each feature in the graph, 1 or more.
     facets : int, default 0
         Images of each feature that differ, 2 to 16, its ordinary one included; 0 makes no others. They are no stimuli.
+    examples : int, default 9
+        Photographs that excite a feature most, 1 to `MOST_EXAMPLES`, of a run with photographs.
     probe_layers : str or sequence of str, optional
         Of a map of a single layer: other layers, whose responses to its images are recorded in the same forward passes.
 
@@ -51,6 +55,7 @@ class View:
     measure: str = "coactivation"
     neighbours: int = DEFAULT_NEIGHBOURS
     facets: int = 0
+    examples: int = DEFAULT_EXAMPLES
     probe_layers: str | Sequence[str] | None = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +69,8 @@ class View:
                 f"measure {self.measure!r} is unknown{suggest(self.measure, MEASURES)}; allowed: {', '.join(MEASURES)}"
             )
         check_facets(self.facets)
+        if not 1 <= self.examples <= MOST_EXAMPLES:
+            raise FeatmapError(f"examples {self.examples}: give a number of photographs from 1 to {MOST_EXAMPLES}")
         if self.neighbours < 1:
             raise FeatmapError(
                 f"neighbours {self.neighbours}: a neighbour graph takes 1 or more; {DEFAULT_NEIGHBOURS} is the default"
@@ -121,9 +128,11 @@ class View:
         Returns
         -------
         dict
-            Entry `view` of the manifest: measure, neighbours, formula of S, and a digest of the reliability.
+            Entry `view` of the manifest: measure, neighbours, formula of S, the number of examples where it is not the
+            usual one, and a digest of the reliability.
         """
         values: dict[str, Any] = {"measure": self.measure, "neighbours": self.neighbours, "formula": FORMULA}
+        values |= {"examples": self.examples} if self.examples != DEFAULT_EXAMPLES else {}
         return values | ({"reliability": digest(dict(reliability))} if reliability else {})
 
     @staticmethod
@@ -138,10 +147,12 @@ class View:
         Returns
         -------
         View
-            Its measure and neighbours; the other fields are not recorded and take their defaults.
+            Its measure, neighbours and examples; the other fields are not recorded and take their defaults.
         """
         return View(
-            measure=values.get("measure", "coactivation"), neighbours=int(values.get("neighbours", DEFAULT_NEIGHBOURS))
+            measure=values.get("measure", "coactivation"),
+            neighbours=int(values.get("neighbours", DEFAULT_NEIGHBOURS)),
+            examples=int(values.get("examples", DEFAULT_EXAMPLES)),
         )
 
 

@@ -20,8 +20,6 @@ from featmap.stats.blockwise import BlockReader
 from featmap.stats.correlation import TIE, floors
 from featmap.stats.measures import profile_correlations
 
-BEST = 9
-"""Photographs that are kept for each feature."""
 PERCENTILES = (50, 90, 99)
 """Percentiles of a feature's responses at which a photograph is kept too."""
 NONE = -1
@@ -45,7 +43,7 @@ class TopResponses:
     ----------
     features : int
         Number F of features.
-    k : int, default `BEST`
+    k : int
         Responses that are kept, 1 or more.
 
     Raises
@@ -54,7 +52,7 @@ class TopResponses:
         If `k` is below 1.
     """
 
-    def __init__(self, features: int, k: int = BEST) -> None:
+    def __init__(self, features: int, k: int) -> None:
         if k < 1:
             raise FeatmapError(f"count {k}: give the number of photographs to keep for each feature, 1 or more")
         self._values = np.full((features, k), -np.inf, dtype=np.float32)

@@ -6,6 +6,7 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -74,6 +75,20 @@ def test_crops_are_the_planted_places(run: Path) -> None:
     assert table["response"].is_monotonic_decreasing
     # one position fires, so that the mean over the grid is its share of the largest activation
     np.testing.assert_allclose(table["response"] * (planted.SIZE // 2) ** 2, table["activation"], rtol=1e-5)
+
+
+def test_the_number_of_examples_is_that_asked_for(run: Path, folder: Path, tmp_path: Path) -> None:
+    settings_ = options(out=tmp_path / "few", **FAST)
+    with mock.patch.object(examples.sheets, "example_figure", wraps=examples.sheets.example_figure) as drawn:
+        few = similarity("relu", planted.network(), photographs=folder, view=View(examples=3), **settings_)
+    assert drawn.call_count and {len(row.tiles) for call in drawn.call_args_list for row in call.args[1]} <= {0, 3}
+    table, whole = few.examples, pd.read_parquet(run / "examples.parquet")
+    pd.testing.assert_frame_equal(table, whole[~(whole["rank"] > 3)])
+    assert View.from_record(Run.read(few.folder).manifest.view).examples == 3
+    assert "examples" not in Run.read(run).manifest.view
+    for count in (0, 37):
+        with pytest.raises(FeatmapError, match=f"examples {count}: give a number of photographs from 1 to 36"):
+            View(examples=count)
 
 
 def test_maps_are_those_of_the_network_at_each_example(run: Path, folder: Path) -> None:

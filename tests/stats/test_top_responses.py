@@ -76,7 +76,7 @@ def test_features_that_vary_by_rounding_alone_do_not_vary() -> None:
 def test_many_responses_at_once_are_not_sorted_at_once() -> None:
     """Before any is kept, every response is a candidate: 80 MB of them would take ten times that."""
     responses = np.random.default_rng(0).random((20_000, 1000), dtype=np.float32)
-    top = TopResponses(1000)
+    top = TopResponses(1000, 9)
     tracemalloc.start()
     top.add(np.arange(len(responses)), responses)
     peak = tracemalloc.get_traced_memory()[1]
@@ -86,7 +86,7 @@ def test_many_responses_at_once_are_not_sorted_at_once() -> None:
 
 
 def test_photographs_out_of_order_are_refused() -> None:
-    top = TopResponses(2)
+    top = TopResponses(2, 9)
     top.add(np.array([0, 3]), np.zeros((2, 2)))
     top.add(np.array([], dtype=int), np.zeros((0, 2)))
     for positions in ([3], [5, 5]):
