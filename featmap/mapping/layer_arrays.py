@@ -169,7 +169,7 @@ def correlate_photographs(
 
 
 def select_compared(
-    responses: xr.DataArray, S: pd.DataFrame, stimuli: pd.Index, formula: int
+    responses: xr.DataArray, S: pd.DataFrame, live: pd.Index, formula: int
 ) -> tuple[xr.DataArray, pd.DataFrame]:
     """Select the features that a map of images is compared over.
 
@@ -181,21 +181,22 @@ def select_compared(
         Responses of all features of a layer to photographs.
     S : pandas.DataFrame
         Profile similarity over them.
-    stimuli : pandas.Index
-        Features whose images are the stimuli of the other map.
+    live : pandas.Index
+        Features that the other map is computed from.
     formula : int
         Formula of S, see `featmap.stats.measures.FORMULA`.
 
     Returns
     -------
     responses : xarray.DataArray
-        Those of the features named; unchanged where these are all features of the layer.
+        Those of the features that both maps have; unchanged where these are all of S.
     S : pandas.DataFrame
         Profile similarity over these responses.
     """
-    if len(stimuli) == len(responses["response"]):
+    both = [name for name in live if name in S.columns]
+    if len(both) == len(S.columns):
         return responses, S
-    responses = responses.sel(response=list(stimuli))
+    responses = responses.sel(response=both)
     return responses, correlate_photographs(responses, formula=formula)[1]
 
 

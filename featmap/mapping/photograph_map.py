@@ -24,7 +24,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.stats import clustering, cross_layer, measures, reliability
 from featmap.stats.clustering import Clusters
-from featmap.stats.frames import finite_column
+from featmap.stats.frames import distinct_pairs, finite_column
 from featmap.stats.map_agreement import distinct_disagreements
 
 CONSTANT = "constant"
@@ -123,14 +123,14 @@ def summarise_agreement(
         have), and correlation_of_halves and ari_of_halves, the same of the maps of two random halves of the
         photographs, of the same features. Then with either half: half_correlation, ceiling and share, with _low and
         _high, overlap, overlap_ceiling and overlap_share (see `featmap.stats.map_agreement.CeilingShare`), and in
-        words why a share is undefined.
+        words why a share is undefined, reason and overlap_reason.
     """
     watcher.stage("agreement with photographs, and its ceiling", 0, 1)
     agreement = layer_map.agreement
     assert agreement is not None and agreement.halves is not None and agreement.attained is not None
     watcher.stage("agreement with photographs, and its ceiling", 1, 1)
     communities = [one.clusters.communities.labels for one in (layer_map, found)]
-    if len(layer_map.activations.columns) < len(found.features):  # only the features shown are compared
+    if len(agreement.features) < len(found.similarity):  # S of the features compared differs from that of all
         names = agreement.features.index
         S = pd.DataFrame(agreement.second, index=names, columns=names)
         communities[1] = clustering.communities(clustering.neighbour_graph(S, neighbours)).labels
@@ -157,7 +157,8 @@ def summarise_agreement(
     overlaps = (attained.overlap, attained.overlap_ceiling, attained.overlap_share)
     for name, one in zip(("overlap", "overlap_ceiling", "overlap_share"), overlaps, strict=True):
         numbers[name] = one.value
-    words = {"parted": distinct_disagreements(agreement.disagreements), "reason": attained.reason}
+    words: dict[str, Any] = {"parted": distinct_disagreements(agreement.disagreements), "reason": attained.reason}
+    words["overlap_reason"] = attained.overlap_reason
     return {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()} | words
 
 
@@ -255,7 +256,7 @@ def summarise(
     dict
         Plain JSON values.
     """
-    pairs = tables.distinct_pairs(S, 5)
+    pairs = distinct_pairs(S, 5)
     return {
         "photographs": counts[0],
         "null_photographs": counts[1],

@@ -183,7 +183,7 @@ class SimilarityMap:
         if self.photographs is None or not self.has_images:
             return None
         found = self.photographs
-        responses, S = select_compared(found.responses, found.similarity, self.activations.columns, self.formula)
+        responses, S = select_compared(found.responses, found.similarity, self.clusters.labels.index, self.formula)
         both = self.measures["profile"], S
         return compare(*both, halves=halve_photographs(responses, common_features(*both), self.formula))
 
@@ -448,7 +448,8 @@ def order_features(layer_map: SimilarityMap | PhotographMap) -> tuple[list[str],
     nodes = [f for f in layer_map.shown if f in layer_map.clusters.graph]
     clusters = layer_map.clusters.labels.loc[nodes] if layer_map.clusters.allowed else None
     grouping = clusters if clusters is not None else pd.Series(0, index=nodes)
-    linkage, leaves = clustering.leaf_order(layer_map.measures["profile"].loc[nodes, nodes], grouping)
+    S = layer_map.measures["profile"]
+    linkage, leaves = clustering.leaf_order(S if nodes == list(S.columns) else S.loc[nodes, nodes], grouping)
     return [nodes[i] for i in leaves], linkage, clusters
 
 

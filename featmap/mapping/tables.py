@@ -17,7 +17,7 @@ from featmap.runs.folder_layout import ARRAYS
 from featmap.runs.manifest import MANIFEST, UNITS
 from featmap.stats import facets, measures
 from featmap.stats.clustering import Clusters
-from featmap.stats.frames import count_undefined, finite_column, most_similar_pairs, nearest_features
+from featmap.stats.frames import count_undefined, distinct_pairs, finite_column, nearest_features
 
 CROSS = "cross"
 """Subfolder of a run folder for tables and figures of pairs of layers."""
@@ -26,6 +26,8 @@ RESERVED = ("validation", "atlas.html")
 NEAREST = 5
 """Most similar features that a table lists for each feature."""
 ALONE = "no maximising images: co-activation, identity rate, statuses of descents and sheets of images are left out"
+WORDS = ("parted", "reason", "overlap_reason")
+"""Entries of a summary of agreement that are no numbers."""
 PROFILES = ("profile", "linear_profile")
 """Measures of pairs of features; the rows of others are images."""
 LABELS = {
@@ -208,35 +210,6 @@ def split_status(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def distinct_pairs(S: pd.DataFrame, n: int) -> pd.DataFrame:
-    """List the most similar pairs of features, each feature in at most one pair.
-
-    Otherwise a group of near copies would fill the list.
-
-    Parameters
-    ----------
-    S : pandas.DataFrame
-        Symmetric similarity, M x M.
-    n : int
-        Maximum number of pairs.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns feature, other, similarity, by falling similarity.
-    """
-    taken: set[str] = set()
-    rows: list[tuple[str, str, float]] = []
-    count = len(S.columns)
-    for pair in most_similar_pairs(S, count * (count - 1) // 2).itertuples():
-        if len(rows) == n:
-            break
-        if pair.feature not in taken and pair.other not in taken:
-            taken |= {pair.feature, pair.other}
-            rows.append((str(pair.feature), str(pair.other), float(pair.similarity)))
-    return pd.DataFrame(rows, columns=["feature", "other", "similarity"])
-
-
 def summarise(
     table: pd.DataFrame,
     A: pd.DataFrame,
@@ -336,7 +309,7 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
     """Describe in words how far the maps of images and of photographs agree."""
     if not agreement:
         return []
-    text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k not in ("parted", "reason")}
+    text = {k: "undefined" if v is None else f"{v:.2f}" for k, v in agreement.items() if k not in WORDS}
     lines = [
         f"S over images and S over photographs correlate by {text['correlation']} [{text['low']}, {text['high']}] over "
         "pairs of features (interval: bootstrap over features; S over two halves of the photographs: "
@@ -350,6 +323,7 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
             f"photograph of the other half, the ceiling: share {text['share']} [{text['share_low']}, "
             f"{text['share_high']}] (too large with few photographs); shared nearest features "
             f"{text['overlap']} with images, {text['overlap_ceiling']} with best photographs"
+            + (f" (share above chance {text['overlap_share']})" if agreement.get("overlap_share") is not None else "")
         )
     elif "share" in agreement:  # not in older runs
         lines.append(f"the share of the ceiling of that agreement is undefined: {agreement['reason']}")

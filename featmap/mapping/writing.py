@@ -12,14 +12,14 @@ from featmap.image_shape import colour_note
 from featmap.mapping import cluster_io, flags
 from featmap.mapping.layer_arrays import correlate_photographs
 from featmap.mapping.result import PhotographMap, SimilarityMap, order_features
-from featmap.mapping.tables import LABELS, PROFILES, distinct_pairs, tabulate_facets
+from featmap.mapping.tables import LABELS, PROFILES, tabulate_facets
 from featmap.mapping.view import View
 from featmap.plotting import heatmaps, scatter, sheets
 from featmap.runs.output import format_number, save_facets, save_figure, save_sheet, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.stats import measures
-from featmap.stats.frames import spell_flags
+from featmap.stats.frames import distinct_pairs, spell_flags
 from featmap.stats.map_agreement import MapAgreement, list_disagreements
 
 MAX_PAIRS = 24
@@ -75,7 +75,7 @@ def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watc
     """Write the tables, the clusters, the graph and the heatmap of a map of photographs."""
     watcher.stage("tables and figures of photographs", 0, 2)
     shown = [f for f in found.shown if f in found.similarity.columns]
-    write_frame(run, f"{found.prefix}profile", found.similarity.loc[shown, shown], "feature")
+    write_frame(run, f"{found.prefix}profile", _among(found.similarity, shown), "feature")
     if view.measure == "linear_profile":  # the heatmap of photographs shows S all the same
         linear = correlate_photographs(found.responses, formula=measures.LINEAR)[1]
         own = [f for f in shown if f in linear.columns]
@@ -86,7 +86,7 @@ def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watc
     if len(nodes) > 1:
         _, linkage, clusters = order_features(found)
         figure = heatmaps.heatmap(
-            found.similarity.loc[nodes, nodes],
+            _among(found.similarity, nodes),
             linkage=linkage,
             clusters=clusters,
             title=f"{found.layer}: {len(nodes)} features, {found.summary['photographs']:,} photographs",
@@ -98,11 +98,19 @@ def _write_photographs(run: Run, found: PhotographMap, view: View, watcher: Watc
     watcher.stage("tables and figures of photographs", 2, 2)
 
 
+def _among(S: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Select rows and columns of a similarity; all of them are not copied, as they may take most of the memory."""
+    return S if names == list(S.columns) else S.loc[names, names]
+
+
 def _write_agreement(run: Run, found: PhotographMap, agreement: MapAgreement) -> None:
     """Write how far the maps of images and of photographs agree: by feature, by pair, and as a figure."""
     shown = [f for f in found.shown if f in agreement.features.index]
     write_frame(run, f"{found.prefix}agreement", agreement.features.loc[shown], "feature")
     own = np.ix_(*[agreement.features.index.get_indexer(shown)] * 2)
+    if len(agreement.features) < len(found.similarity):
+        compared = pd.DataFrame(agreement.second[own], index=shown, columns=shown)
+        write_frame(run, f"{found.prefix}compared_profile", compared, "feature")
     pairs = list_disagreements(shown, agreement.first[own], agreement.second[own])
     write_frame(run, f"{found.prefix}disagreements", pairs.set_index("feature"), "feature")
     upper = np.triu_indices(len(agreement.first), 1)

@@ -82,8 +82,8 @@ def add_photograph_map(page: LayerPage, layer_map: SimilarityMap, run: Run) -> N
     order = [name for name in found_order if name in at]
     S = frames.symmetric_values(found.similarity.loc[order, order])
     page.blobs[PHOTOGRAPH_S] = pack(S)
-    stimuli = layer_map.activations.columns
-    _, compared = select_compared(found.responses, found.similarity, stimuli, layer_map.formula)
+    live = layer_map.clusters.labels.index
+    _, compared = select_compared(found.responses, found.similarity, live, layer_map.formula)
     if compared is not found.similarity:
         page.blobs[COMPARED_S] = pack(frames.symmetric_values(compared.reindex(index=order, columns=order)))
     page.data["photographs"] = {

@@ -3,7 +3,7 @@
 The two cannot be expected to agree fully: one image of each feature says less than many photographs. The *ceiling* of
 their agreement is what S reaches over one best photograph of each feature. These are chosen on one half of the
 photographs and compared with S over the other half, so that no file serves on both sides, and the same with the
-halves exchanged.
+halves exchanged. Copies of a photograph count as photographs of their own: a set with many should be cleaned first.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ NEAREST = 5
 """Nearest features of each feature whose overlap is counted."""
 LEAST_FEATURES = 4
 """Fewest features that a share of the ceiling is computed from."""
+CHANCE_ERRORS = 1.96
+"""Standard errors of the correlation of unrelated rows, 1 / sqrt(n - 1), that a feature's ceiling must exceed."""
 COLUMNS = ("images", "photographs")
 """Names of the two similarities in tables."""
 
@@ -150,8 +152,8 @@ class CeilingShare:
         down to chance.
     features : int
         Number of features that have a pair that all maps define.
-    reason : str
-        Why there is no share, "" where there is one.
+    reason, overlap_reason : str
+        Why there is no share, of agreement and of overlap, "" where there is one.
     """
 
     agreement: Interval
@@ -164,6 +166,7 @@ class CeilingShare:
     overlap_share: Interval
     features: int
     reason: str = ""
+    overlap_reason: str = ""
 
 
 def share_of_ceiling(maps: Sequence[np.ndarray], halves: HalfMaps, draws: int = DRAWS) -> CeilingShare:
@@ -200,11 +203,13 @@ def share_of_ceiling(maps: Sequence[np.ndarray], halves: HalfMaps, draws: int = 
     )
     others = np.isfinite(half[0]).sum(axis=1)
     chance = float(np.mean(NEAREST / others[others > NEAREST])) if (others > NEAREST).any() else np.nan
-    share, reason = _share(agreement, ceiling, 0.0)
+    share, reason = _share(agreement, ceiling, 0.0, "0")
+    overlap_share, overlap_reason = _share(overlap, highest, chance, "chance")
     if halves.photographs < LEAST_PHOTOGRAPHS:
-        reason = f"{halves.photographs} photographs, of which {LEAST_PHOTOGRAPHS} or more are halved"
+        reason = overlap_reason = f"{halves.photographs} photographs, of which {LEAST_PHOTOGRAPHS} or more are halved"
     elif D < LEAST_FEATURES:
         share, reason = Interval(np.nan), f"{D} features with S in all maps, fewer than {LEAST_FEATURES}"
+        overlap_share, overlap_reason = share, reason
     return CeilingShare(
         _interval(agreement),
         _interval(ceiling),
@@ -213,9 +218,10 @@ def share_of_ceiling(maps: Sequence[np.ndarray], halves: HalfMaps, draws: int = 
         _interval(overlap),
         _interval(highest),
         chance,
-        _share(overlap, highest, chance)[0],
+        overlap_share,
         D,
         reason,
+        overlap_reason,
     )
 
 
@@ -224,13 +230,13 @@ def _interval(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), *percentile_interval(values[1:] if np.isfinite(values[0]) else values[:0]))
 
 
-def _share(values: np.ndarray, ceilings: np.ndarray, level: float) -> tuple[Interval, str]:
+def _share(values: np.ndarray, ceilings: np.ndarray, level: float, name: str) -> tuple[Interval, str]:
     """Divide what values and ceilings exceed a level by, draw by draw; and say why that is undefined."""
     ceiling = _interval(ceilings)
     if not np.isfinite(ceiling.value):
         return Interval(np.nan), "too few features or pairs that vary over best photographs"
     if ceiling.value <= level or ceiling.low <= level:
-        return Interval(np.nan), "the interval of the ceiling reaches down to 0"
+        return Interval(np.nan), f"the interval of the ceiling reaches down to {name}"
     above = np.where(ceilings > level, ceilings - level, np.nan)
     return _interval((values - level) / above), ""
 
@@ -283,7 +289,8 @@ def row_ceilings(S: np.ndarray, halves: HalfMaps) -> dict[str, np.ndarray]:
     dict of numpy.ndarray
         D values each, means over both halves: ceiling, the correlation of the feature's row of S over best photographs
         with that over a half; share, the correlation of its row of S with that over a half, over the ceiling; overlap
-        and overlap_ceiling, see `CeilingShare`. NaN where undefined; the share also where the ceiling is not above 0.
+        and overlap_ceiling, see `CeilingShare`. NaN where undefined; the share also where the ceiling is not above
+        what unrelated rows reach in 2.5 % of cases, `CHANCE_ERRORS` standard errors.
     """
     once = np.ones((1, len(S)))
     own, ceiling = (
@@ -294,7 +301,9 @@ def row_ceilings(S: np.ndarray, halves: HalfMaps) -> dict[str, np.ndarray]:
         np.mean([neighbour_overlaps(t, half) for t, half in zip(tables, halves.halves, strict=True)], 0)
         for tables in ((S, S), halves.best)
     ]
-    share = own / np.where(ceiling > 0, ceiling, np.nan)
+    others = np.isfinite(halves.halves[0]).sum(axis=1) - 1
+    floor = CHANCE_ERRORS / np.sqrt(np.maximum(others - 1, 1))
+    share = own / np.where(ceiling > floor, ceiling, np.nan)
     return {"ceiling": ceiling, "share": share, "overlap": overlaps[0], "overlap_ceiling": overlaps[1]}
 
 

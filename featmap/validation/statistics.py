@@ -286,8 +286,8 @@ def _add_ceiling(S: np.ndarray, responses: np.ndarray, collector: Collector) -> 
         "photographs_overlap_share": found.overlap_share,
     }
     for name, value in values.items():
-        is_share = name.endswith("share")
-        collector.add(name, value, count=found.features, note=found.reason if is_share else "")
+        notes = {"photographs_share": found.reason, "photographs_overlap_share": found.overlap_reason}
+        collector.add(name, value, count=found.features, note=notes.get(name, ""))
 
 
 def _why_uncorrected(of_map: float | None, of_photographs: float) -> str:

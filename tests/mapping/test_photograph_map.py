@@ -15,6 +15,7 @@ import featmap
 from featmap.cli import app
 from featmap.errors import FeatmapError
 from featmap.mapping import photograph_map
+from featmap.mapping.layer_arrays import select_compared
 from featmap.mapping.neighbours import neighbour_frame
 from featmap.mapping.result import LayerMaps, SimilarityMap, read_maps
 from featmap.mapping.run import similarity
@@ -24,6 +25,7 @@ from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs.store import Run
 from featmap.stats.clustering import communities, find_clusters, neighbour_graph
+from featmap.stats.measures import FORMULA
 from featmap.stats.reliability import adjusted_rand
 from featmap.stats.top_responses import photograph_halves
 from tests.helpers import pictures, tiny
@@ -101,6 +103,9 @@ def test_shown_stimuli_are_compared_over_the_same_features(colours: Path, tmp_pa
     np.testing.assert_allclose(found.agreement.second, own, atol=1e-5)
     expected = np.corrcoef(found.measures["profile"].to_numpy()[upper], own[upper])[0, 1]
     assert found.summary["photographs"]["agreement"]["correlation"] == pytest.approx(expected, abs=1e-5)
+    table = pd.read_parquet(found.folder / "photographs_compared_profile.parquet")
+    np.testing.assert_allclose(table.to_numpy(), own, atol=1e-5)
+    assert list(table.columns) == [f"features:{k}" for k in range(4)]
     (stored,) = read_maps(found.folder).values()
     assert stored.agreement is not None
     np.testing.assert_array_equal(stored.agreement.second, found.agreement.second)
@@ -109,6 +114,17 @@ def test_shown_stimuli_are_compared_over_the_same_features(colours: Path, tmp_pa
     linear = np.corrcoef(Z - Z.mean(1, keepdims=True), rowvar=False)[:4, :4]
     written = pd.read_parquet(found.folder / "photographs_linear_profile.parquet")
     np.testing.assert_allclose(written.to_numpy(dtype=float), linear, atol=1e-5)
+
+
+def test_a_feature_that_one_map_lacks_does_not_enter_the_other(both: SimilarityMap) -> None:
+    """S over images is centred over the live features, so S over photographs is compared when centred over these."""
+    assert both.photographs is not None
+    found, live = both.photographs, both.clusters.labels.index.delete(2)
+    same = select_compared(found.responses, found.similarity, both.clusters.labels.index, FORMULA)
+    assert same[1] is found.similarity
+    responses, S = select_compared(found.responses, found.similarity, live, FORMULA)
+    assert list(S.columns) == list(live) == [str(name) for name in responses["response"].values]
+    np.testing.assert_allclose(S, by_hand(np.delete(pictures.responses_to_colours(COLOURS), 2, axis=1)), atol=1e-5)
 
 
 def test_both_maps_are_read_from_their_files(both: SimilarityMap) -> None:

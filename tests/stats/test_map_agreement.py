@@ -13,6 +13,7 @@ from featmap.stats.map_agreement import (
     compare,
     list_disagreements,
     neighbour_overlaps,
+    row_ceilings,
     row_correlations,
     share_of_ceiling,
 )
@@ -206,7 +207,8 @@ def test_random_maps_reach_no_share_and_random_photographs_have_no_ceiling() -> 
     assert unrelated.overlap_share.low < 0 < unrelated.overlap_share.high
     structureless = share_of_ceiling([profile_correlations(in_groups(9))], halve(rng.normal(size=(200, 16))))
     assert np.isnan(structureless.share.value) and "reaches down to 0" in structureless.reason
-    assert np.isnan(structureless.overlap_share.value)
+    assert np.isnan(structureless.overlap_share.value) and "reaches down to chance" in structureless.overlap_reason
+    assert unrelated.reason == unrelated.overlap_reason == ""
 
 
 def undefined(found: CeilingShare) -> bool:
@@ -280,6 +282,22 @@ def test_each_feature_has_a_ceiling_of_its_own() -> None:
     plain = compare(S, P, 20)
     assert plain.attained is None and "ceiling" not in plain.features
     pd.testing.assert_frame_equal(table[list(plain.features)], plain.features)
+
+
+def test_a_feature_whose_ceiling_chance_could_give_has_no_share() -> None:
+    """Of 402 features, rows of S correlate by chance with a standard error of 1 / 20: the floor is 0.098."""
+    rng, D = np.random.default_rng(3), 402
+    axes = np.linalg.qr(np.column_stack([np.ones(D), rng.normal(size=(D, 2))]))[0]
+    common, noise = axes[:, 1], axes[:, 2]  # unrelated, both with a mean of 0
+    half, r = np.outer(common, common), np.linspace(0.02, 0.2, D)
+    best = r * common[:, None] + np.sqrt(1 - r**2) * noise[:, None]
+    found = row_ceilings(half, HalfMaps(100, (half, half), (best, best)))
+    floor = 1.96 / 20
+    ceiling, share = found["ceiling"], found["share"]
+    assert (ceiling > floor).any() and (ceiling < floor).any()
+    np.testing.assert_array_equal(np.isfinite(share), ceiling > floor)
+    np.testing.assert_allclose(share[ceiling > floor], 1 / ceiling[ceiling > floor], rtol=1e-9)
+    np.testing.assert_allclose(np.abs(ceiling), r, atol=0.02)
 
 
 def test_overlap_is_that_of_nearest_features() -> None:
