@@ -52,6 +52,8 @@ class PhotographFolder:
         Files that cannot be read, with the reason.
     remarks : dict of int
         Number of files that are read and of which the reader of a result should know, by what this is.
+    checksums : list of str, optional
+        SHA-256 of each file when it was checked; none are compared without them.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class PhotographFolder:
     left_out: dict[str, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, int] = field(default_factory=dict)
+    checksums: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Count the photographs."""
@@ -68,8 +71,8 @@ class PhotographFolder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the names to another process, which lists the folder again and reads the same files."""
-        values = (self.path.resolve(), self.labels, self.digest, self.left_out, self.broken, self.remarks)
-        return _list_again, values
+        about = (self.digest, self.left_out, self.broken, self.remarks, self.checksums)
+        return _list_again, (self.path.resolve(), self.labels, *about)
 
     @property
     def shown_name(self) -> str:
@@ -96,7 +99,7 @@ class PhotographFolder:
         Raises
         ------
         FeatmapError
-            If a file has changed since it was checked, and cannot be read.
+            If a file has changed since it was checked, or cannot be read any more.
         """
         with without_decoder_warnings(), ThreadPoolExecutor(_THREADS) as pool:
             return torch.stack(list(pool.map(lambda k: self._read(k, size, channels), indices)))
@@ -105,12 +108,18 @@ class PhotographFolder:
         """Read one photograph."""
         try:
             with self.open_file(k) as file:
-                return fit_image(file, size, channels)
+                image = fit_image(file, size, channels)
+                has_changed = bool(self.checksums) and _checksum(file) != self.checksums[k]
         except Exception as error:
             raise FeatmapError(
                 f"image {self.labels[k]!r} of {str(self.path)!r} cannot be read any more ({explain_failure(error)}); "
                 "put it back, and repeat the call"
             ) from error
+        if has_changed:
+            raise FeatmapError(
+                f"image {self.labels[k]!r} of {str(self.path)!r} has changed since it was checked; repeat the call"
+            )
+        return image
 
     def batches(self, size: Size, rows: int, channels: int = 3) -> Iterator[Tensor]:
         """Generate all photographs in batches, of which one is in memory at a time.
@@ -338,7 +347,16 @@ def check_photographs(
         files.left_out,
         broken,
         dict(Counter(remark for k in good for remark in checked[k].remarks)),
+        [checked[k].sha256 for k in good],
     )
+
+
+def _checksum(file: BinaryIO) -> str:
+    """Compute the SHA-256 of a file, and return to its start."""
+    file.seek(0)
+    value = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return value
 
 
 def _list_again(path: Path, labels: list[str], *about: Any) -> PhotographFolder:
@@ -375,8 +393,7 @@ def _decode_all(files: PhotographFiles, progress: Progress | None) -> Iterator[_
         try:
             with files.open_file(k) as file:
                 remarks = decode(file)[1]
-                file.seek(0)
-                return _Checked(hashlib.file_digest(file, "sha256").hexdigest(), remarks=remarks)  # type: ignore[arg-type]
+                return _Checked(_checksum(file), remarks=remarks)
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises on a damaged file
             return _Checked(problem=explain_failure(error))
 

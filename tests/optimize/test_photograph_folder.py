@@ -228,6 +228,17 @@ def test_a_file_that_is_damaged_later_is_named(folder: Path) -> None:
         found.read([4], 8)
 
 
+def test_a_photograph_that_is_replaced_later_is_not_taken_for_the_first_one(folder: Path) -> None:
+    """Responses to it would be recorded under the checksum of the earlier pixels."""
+    found = open_photographs(folder)
+    sent = copy.copy(found)  # as it is sent to a worker
+    Image.new("RGB", (8, 8), "red").save(folder / "top.png")
+    for one in (found, sent):
+        assert one.read([0, 1], 8).shape == (2, 3, 8, 8)
+        with pytest.raises(FeatmapError, match=r"'top.png' of .* has changed since it was checked; repeat the call"):
+            one.read([4], 8)
+
+
 def test_names_that_are_no_utf8_are_escaped(folder: Path) -> None:
     content = (folder / "top.png").read_bytes()
     try:
