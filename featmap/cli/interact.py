@@ -13,6 +13,7 @@ import typer
 from featmap.cli.options import (
     DryRun,
     ExecutionOptions,
+    Limit,
     LinearRecipeOptions,
     NetworkOptions,
     SkipBroken,
@@ -106,10 +107,7 @@ class PairOptions:
             "same ones, and whether responses add up there."
         ),
     ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Largest number of photographs, evenly spaced in the order of their names. Default: all."),
-    ] = None
+    limit: Limit = None
     skip_broken: SkipBroken = False
 
     def check(self, units: list[str] | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featmap.cli.options import Device, RunNetworkOptions, SkipBroken, load_network
+from featmap.cli.options import Device, Limit, RunNetworkOptions, SkipBroken, load_network
 from featmap.cli.parsing import parse_numbers
 from featmap.errors import FeatmapError
 from featmap.image_shape import as_pair, parse_size
@@ -102,6 +102,7 @@ def judge(
             help="A folder or zip of photographs to compare with and to match features on; a thousand are good."
         ),
     ] = None,
+    limit: Limit = None,
     skip_broken: SkipBroken = False,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/judge.")] = None,
@@ -111,11 +112,12 @@ def judge(
     from featmap.runs.engine import Execution
     from featmap.validation import judgement
     from featmap.validation.image_statistics import summary_rows
+    from featmap.validation.inputs import list_photographs
 
     plan = judgement.plan_judgement(
         run,
         judges.load(),
-        photographs=photographs,
+        photographs=list_photographs(photographs, limit),
         skip_broken=skip_broken,
         network=network.load(),
         execution=Execution(device, out=out),

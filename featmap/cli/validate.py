@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from featmap.cli.options import DryRun, RunNetworkOptions, SkipBroken
+from featmap.cli.options import DryRun, Limit, RunNetworkOptions, SkipBroken
 
 
 def validate(
@@ -18,6 +18,7 @@ def validate(
         Path | None,
         typer.Option(help="A folder or zip of photographs to compare the map with; a thousand are a good number."),
     ] = None,
+    limit: Limit = None,
     skip_broken: SkipBroken = False,
     seeds: Annotated[int, typer.Option(help="Number of seeds, including those of the run.")] = 5,
     null_seeds: Annotated[int, typer.Option(help="Number of maps with random weights, as a null; 0 for none.")] = 2,
@@ -35,9 +36,10 @@ def validate(
     """
     from featmap.cli import console
     from featmap.validation import run as validation
+    from featmap.validation.inputs import list_photographs
 
-    loaded = network.load()
-    plan = validation.plan_validation(run, photographs=photographs, seeds=seeds, null_seeds=null_seeds, network=loaded)
+    loaded, listed = network.load(), list_photographs(photographs, limit)
+    plan = validation.plan_validation(run, photographs=listed, seeds=seeds, null_seeds=null_seeds, network=loaded)
     plan = replace(plan, skip_broken=skip_broken, folder=out or plan.folder)
     if dry_run:
         estimate, work = validation.estimate_validation(plan)

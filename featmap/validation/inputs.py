@@ -32,17 +32,22 @@ from featmap.validation.results import Evaluation
 from featmap.validation.statistics import evaluate_layer
 
 FEWEST_PHOTOGRAPHS = 32
+GivenPhotographs = str | Path | PhotographFiles | PhotographFolder
 MAX_PATH_LAYERS = 8
 """Outermost layers on the processing path that are measured, and as many of those inside them."""
 
 
-def list_photographs(photographs: str | Path | PhotographFolder | None) -> PhotographFiles | PhotographFolder | None:
+def list_photographs(
+    photographs: GivenPhotographs | None, limit: int | None = None
+) -> PhotographFiles | PhotographFolder | None:
     """List the photographs of a path, without decoding them.
 
     Parameters
     ----------
-    photographs : path, PhotographFolder or None
-        Folder or zip, or photographs that are decoded already.
+    photographs : path, PhotographFiles, PhotographFolder or None
+        Folder or zip, or photographs that are listed or decoded already.
+    limit : int, optional
+        Largest number of photographs of a path, evenly spaced in the order of their names. None lists all.
 
     Returns
     -------
@@ -58,7 +63,10 @@ def list_photographs(photographs: str | Path | PhotographFolder | None) -> Photo
         return None
     if isinstance(photographs, (str, Path)) and is_run(Path(photographs)):
         raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")
-    listed = find_photographs(photographs, "photographs") if isinstance(photographs, (str, Path)) else photographs
+    if isinstance(photographs, (str, Path)):
+        listed: PhotographFiles | PhotographFolder = find_photographs(photographs, "photographs").limited(limit)
+    else:
+        listed = photographs
     _require_enough(listed)
     return listed
 

@@ -39,7 +39,7 @@ from featmap.validation.image_inputs import (
     images_of_run,
     measure_own,
 )
-from featmap.validation.inputs import decode_photographs, list_photographs
+from featmap.validation.inputs import GivenPhotographs, decode_photographs, list_photographs
 from featmap.validation.results import Statistic, statistics_frame, statistics_records
 
 FOLDER = "judge"
@@ -117,7 +117,7 @@ def plan_judgement(
     folder: str | Path,
     by: By | Sequence[By],
     *,
-    photographs: str | Path | PhotographFolder | None = None,
+    photographs: GivenPhotographs | None = None,
     skip_broken: bool = False,
     network: Network | None = None,
     execution: Execution | None = None,
@@ -339,7 +339,7 @@ def judge(
     run: str | Path,
     by: By | Sequence[By],
     *,
-    photographs: str | Path | PhotographFolder | None = None,
+    photographs: GivenPhotographs | None = None,
     skip_broken: bool = False,
     network: str | nn.Module | Network | None = None,
     execution: Execution | None = None,

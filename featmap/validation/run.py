@@ -40,8 +40,7 @@ from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
 from featmap.runs.worker import Worker, checked
 from featmap.stats.measures import FORMULA
-from featmap.validation import report, verdict
-from featmap.validation.inputs import EvaluatedNetwork, decode_photographs, evaluate_layers, list_photographs
+from featmap.validation import inputs, report, verdict
 from featmap.validation.null import permuted_statistics
 from featmap.validation.random_weights import randomise_weights
 from featmap.validation.results import Evaluation, Validation
@@ -89,7 +88,7 @@ class ValidationPlan:
 def plan_validation(
     folder: str | Path,
     *,
-    photographs: str | Path | PhotographFolder | None = None,
+    photographs: inputs.GivenPhotographs | None = None,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,
     network: Network | None = None,
@@ -125,7 +124,7 @@ def plan_validation(
 
 
 def _plan(
-    run: Run, photographs: str | Path | PhotographFolder | None, seeds: int, null_seeds: int, network: Network | None
+    run: Run, photographs: inputs.GivenPhotographs | None, seeds: int, null_seeds: int, network: Network | None
 ) -> ValidationPlan:
     """Check the settings of a validation of a run that could be read."""
     folder = run.folder
@@ -149,7 +148,7 @@ def _plan(
             f"or more, {MAX_SEEDS:,} at most"
         )
     run_seeds, next_seed = job.seeds, max(job.seeds) + 1
-    listed = list_photographs(photographs)
+    listed = inputs.list_photographs(photographs)
     if listed is not None:
         check_photograph_channels(network.channels)
     random, reason = None, "null seeds 0"
@@ -252,7 +251,8 @@ def carry_out(plan: ValidationPlan, watcher: Watcher) -> Validation:
     """
     identity = {"command": "validate", "run": digest(plan.run.identity)}
     about = {"network": str(plan.job.network), "environment": device.describe_environment(plan.job.device)}
-    photographs = None if plan.photographs is None else decode_photographs(plan.photographs, plan.skip_broken, watcher)
+    files, skip = plan.photographs, plan.skip_broken
+    photographs = None if files is None else inputs.decode_photographs(files, skip, watcher)
     registered = lifecycle.registered_inside(plan.run.folder, plan.folder)
     with registered, Run(plan.folder, identity).open({}, {}, about).locked() as store:
         store.manifest.status = RUNNING
@@ -271,7 +271,7 @@ def _evaluate(plan: ValidationPlan, photographs: PhotographFolder | None, store:
     layer_folders = tables.layer_folders(plan.job.layers)
     neighbours = View.from_record(plan.run.manifest.view).neighbours
     further = [plan.folder / f"seed-{s}" for s in plan.seeds if s not in plan.job.seeds]
-    trained_network = EvaluatedNetwork(
+    trained_network = inputs.EvaluatedNetwork(
         "trained",
         plan.job.network,
         [open_arrays(folder) for folder in (plan.run.folder, *further)],
@@ -280,11 +280,11 @@ def _evaluate(plan: ValidationPlan, photographs: PhotographFolder | None, store:
         plan.folder,
         {layer: plan.run.folder / name / cluster_io.FILE_NAME for layer, name in layer_folders.items()},
     )
-    trained = evaluate_layers(plan.job, trained_network, photographs, neighbours, watcher)
+    trained = inputs.evaluate_layers(plan.job, trained_network, photographs, neighbours, watcher)
     random: dict[str, Evaluation] = {}
     if plan.random is not None:
         random_folder = plan.folder / "random"
-        random_network = EvaluatedNetwork(
+        random_network = inputs.EvaluatedNetwork(
             "random weights",
             plan.random,
             [open_arrays(random_folder / f"seed-{s}") for s in plan.null_seeds],
@@ -293,7 +293,7 @@ def _evaluate(plan: ValidationPlan, photographs: PhotographFolder | None, store:
             random_folder,
             {layer: random_folder / name / cluster_io.FILE_NAME for layer, name in layer_folders.items()},
         )
-        random = evaluate_layers(plan.job, random_network, photographs, neighbours, watcher)
+        random = inputs.evaluate_layers(plan.job, random_network, photographs, neighbours, watcher)
     permuted = {layer: permuted_statistics(evaluation.evidence) for layer, evaluation in trained.items()}
     validation = Validation(plan.folder, trained, random, permuted, plan.reason)
     report.write_report(store, plan.job, validation, photographs, watcher)
@@ -437,7 +437,7 @@ def _is_complete(folder: Path) -> bool:
 def validate(
     run: str | Path,
     *,
-    photographs: str | Path | PhotographFolder | None = None,
+    photographs: inputs.GivenPhotographs | None = None,
     skip_broken: bool = False,
     seeds: int = SEEDS,
     null_seeds: int = NULL_SEEDS,

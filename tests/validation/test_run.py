@@ -245,6 +245,11 @@ def test_the_command_line_ends_in_verdicts_or_one_line(
     status, out, _ = run("--seeds", "6", "--dry-run")
     assert status == 0 and "4 maps of 30 images to make" in out
     assert not (validated / "validation" / "seed-5").exists()
-    for arguments, words in ((["--seeds", "1"], "2 seeds or more"), (["--mean", "0,0,0"], "go with --model")):
+    few = ["--photographs", str(photographs), "--limit", "5"]
+    for arguments, words in (
+        (["--seeds", "1"], "2 seeds or more"),
+        (["--mean", "0,0,0"], "go with --model"),
+        (few, "5 photographs; give 32 or more"),
+    ):
         status, out, err = run(*arguments)
         assert status == 2 and words in err and len(err.splitlines()) == 1
