@@ -2,6 +2,7 @@
 
     python -m analyses.benchmarks.measures --photographs FOLDER --layers inception3a,inception3b,inception4a,inception4c
     python -m analyses.benchmarks.measures --model mypackage.nets:mine --photographs FOLDER --layers layer1.2,layer2.3
+    python -m analyses.benchmarks.measures --photographs FOLDER --layers inception4a --features 0
     python -m analyses.benchmarks.measures --check
 
 A maximising image drives its own feature to several times the response of the best photograph, so that a few large
@@ -20,6 +21,9 @@ network (the tuned layers, beginning with the first), among those that do not lo
 within 0.01 of the best wins over it if it acts on each response alone, so that S can be computed while responses
 stream. The other layers are the report. Square roots were chosen: `featmap.stats.measures.profile` takes them of both
 kinds of responses, as *agreement* does here.
+
+With `--features 0` the images of all features of a layer are the stimuli, as in `featmap similarity`. No choice rests
+on such layers; they have a table of their own.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from featmap.errors import FeatmapError
 from featmap.optimize.photograph_folder import open_photographs
 from featmap.optimize.recipe import Recipe
 from featmap.runs.engine import Execution
+from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats.correlation import signed_roots
 from featmap.stats.map_agreement import NEAREST, share_of_ceiling
 from featmap.stats.measures import profile_correlations
@@ -110,6 +115,8 @@ class Result:
         Recipe of the images.
     agreement, ceiling, with_plain, overlap, overlap_ceiling, repeatability : float
         See the head of the module.
+    whole : bool, default False
+        Whether these are all live features of the layer.
     """
 
     source: str
@@ -125,6 +132,7 @@ class Result:
     overlap: float
     overlap_ceiling: float
     repeatability: float
+    whole: bool = False
 
 
 def similarity(responses: np.ndarray, step: Step) -> np.ndarray:
@@ -205,7 +213,8 @@ def format_page(results: list[Result]) -> str:
     str
         Markdown.
     """
-    table, columns = pd.DataFrame([asdict(r) for r in results]), list(Result.__dataclass_fields__)[7:]
+    everything, columns = pd.DataFrame([asdict(r) for r in results]), list(Result.__dataclass_fields__)[7:-1]
+    table = everything[~everything["whole"]]
     lines = ["## Variance of responses, and profile similarity", "", f"By the rule: **{choose(results)}**.", ""]
     heads = ["agreement", "its ceiling", "with plain responses", f"overlap of {NEAREST} nearest", "its ceiling"]
     for tuned, words in ((True, "Layers that the choice was made on"), (False, "Other layers")):
@@ -225,7 +234,42 @@ def format_page(results: list[Result]) -> str:
     drawn = [f"{s}: {r.features} features of each layer, {r.photographs} photographs" for s, r in counts.iterrows()]
     recipes = ", ".join(table["recipe"].unique())
     lines.append(f"{'; '.join(drawn)}; recipe {recipes}. The columns are described at the beginning of the script.")
-    return "\n".join([*lines, "", *state_aims(table[table["step"] == choose(results)]), "", compare_shares(table)])
+    lines += ["", *state_aims(table[table["step"] == choose(results)]), "", compare_shares(table)]
+    return "\n".join(
+        [*lines, *tabulate_whole(everything[everything["whole"] & (everything["step"] == choose(results))])]
+    )
+
+
+def tabulate_whole(table: pd.DataFrame) -> list[str]:
+    """Tabulate layers of which all features were mapped.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results of the chosen step, a row for each layer.
+
+    Returns
+    -------
+    list of str
+        Lines; none without such layers.
+    """
+    if table.empty:
+        return []
+    head = f"agreement | its ceiling | share | overlap of {NEAREST} nearest | its ceiling | share | repeatability"
+    lines = [
+        "",
+        f"Whole layers, as `featmap similarity` maps them (all features are stimuli; {table['step'].iloc[0]}):",
+        "",
+        f"| network | layer | features | {head} |",
+        "|---" * 10 + "|",
+    ]
+    for r in table.itertuples():
+        values = (
+            *(r.agreement, r.ceiling, r.agreement / r.ceiling),
+            *(r.overlap, r.overlap_ceiling, r.overlap / r.overlap_ceiling, r.repeatability),
+        )
+        lines.append(f"| {r.source} | {r.layer} | {r.features} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    return lines
 
 
 def state_aims(table: pd.DataFrame) -> list[str]:
@@ -283,7 +327,7 @@ def main(
     network: NetworkOptions,
     photographs: Annotated[Path | None, typer.Option(help="A folder of photographs, about 1,000.")] = None,
     layers: Annotated[str, typer.Option(help="Layers, joined by commas.")] = "inception4a",
-    features: Annotated[int, typer.Option(help="Features drawn of each layer.")] = 48,
+    features: Annotated[int, typer.Option(help="Features drawn of each layer; 0 takes all.")] = 48,
     seeds: Annotated[int, typer.Option(help="Seeds of every image.")] = 2,
     recipe: Annotated[str, typer.Option(help="Recipe of the images.")] = "fast",
     out: Annotated[Path, typer.Option(help="Folder of images and responses.")] = Path("runs/measures"),
@@ -300,13 +344,14 @@ def main(
         raise FeatmapError("photographs are missing; give a folder or zip of about 1,000")
     if seeds < 2:
         raise FeatmapError(f"seeds {seeds}: repeatability compares the maps of two seeds; give 2 or more")
-    if features <= NEAREST:
-        raise FeatmapError(f"features {features}: give more than the {NEAREST} nearest ones that are counted")
+    if features and features <= NEAREST:
+        raise FeatmapError(f"features {features}: give more than the {NEAREST} nearest ones that are counted, or 0")
     loaded, names = network.load(), split_names(layers)
     source = short_name(loaded.name)
     resolved = Recipe.named(recipe).resolved(loaded.input_size)
-    drawn = {layer: sorted(draw_features(loaded, layer, features, 0)) for layer in names}
-    kept = [r for r in read(store) if r.source != source]
+    counts = {layer: features or loaded.layer(layer, loaded.input_size).channels for layer in names}
+    drawn = {layer: draw_features(loaded, layer, count, 0) for layer, count in counts.items()}
+    kept = [r for r in read(store) if r.source != source or r.whole == bool(features)]
     with console.ProgressBars() as watcher:
         place = Execution("cpu", out=out / source / "photographs", watcher=watcher)
         natural = featmap.probe(open_photographs(photographs), names, loaded, execution=place)
@@ -315,11 +360,19 @@ def main(
             place = Execution("cpu", out=out / source / layer, watcher=watcher)
             made = featmap.maximise(units, loaded, recipe=resolved, seeds=seeds, execution=place)
             responses = featmap.probe(place.out, [layer], loaded, execution=Execution("cpu", watcher=watcher))
+            if not features:  # as in a map, features without an image are left out
+                live = np.isin(made["status"].values, LIVE_CODES).all(axis=0)
+                units, made = [u for u, is_live in zip(units, live, strict=True) if is_live], made.isel(image=live)
+                responses = responses.isel(image=np.tile(live, made.sizes["seed"]))
             A = responses.sel(response=units).values.astype(np.float64).reshape(made.sizes["seed"], len(units), -1)
             P = natural.sel(response=units).values.astype(np.float64)
             for step, function in STEPS.items():
                 values = measure(list(A), P, function)
-                kept.append(Result(source, layer, step, position % 2 == 0, len(units), len(P), resolved.name, **values))
+                tuned = bool(features) and position % 2 == 0
+                one = Result(
+                    source, layer, step, tuned, len(units), len(P), resolved.name, **values, whole=not features
+                )
+                kept.append(one)
             records.write_json(store, {"results": [asdict(r) for r in kept]})
     records.write_table(SECTION, format_page(kept), readme)
     console.out().print(format_page(kept), soft_wrap=True)

@@ -70,6 +70,15 @@ def test_settings_that_leave_a_measure_undefined_are_refused_at_once(settings: d
         measures.main(network, Path("photographs"), **settings)
 
 
+def test_whole_layers_have_a_table_of_their_own() -> None:
+    drawn = [result(step, 0.6, 0.9) for step in STEPS]
+    whole = [replace(one, layer="second", agreement=0.72, features=512, tuned=False, whole=True) for one in drawn]
+    page, without = measures.format_page([*drawn, *whole]), measures.format_page(drawn)
+    assert page.startswith(without) and "Whole layers" not in without  # no choice and no mean takes them into account
+    (row,) = [line for line in page.splitlines() if "| second | 512 |" in line]
+    assert "| 0.720 | 0.800 | 0.900 |" in row
+
+
 def test_the_shares_of_the_ceilings_are_those_of_every_step() -> None:
     plain, roots = result("none", 0.4, 0.9), result("square roots", 0.6, 0.9)  # ceilings 0.8, overlap 0.4 of 0.6
     text = compare_shares(pd.DataFrame([asdict(r) for r in (plain, plain, roots)]))
