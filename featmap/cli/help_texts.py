@@ -26,7 +26,7 @@ its command computes S and all that follows from it anew, and keeps the images.
 
 Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
 
-Files of the run folder (tables as .parquet and .csv):
+Files of the run folder (tables as .parquet and, of up to 4,096 columns, as .csv):
 
 \b
   arrays.zarr                images, A, descent curves, statuses, with labels;
@@ -36,11 +36,10 @@ Files of the run folder (tables as .parquet and .csv):
                              undefined: NaN, and empty in CSV; linear_profile
                              with --measure linear_profile
   features                   one row per feature: status, activation, branch,
-                             cluster, nearest neighbours; with --facets how
-                             many facets are clearly different (`featmap
-                             maximise --help` explains facets)
+                             cluster, nearest neighbours; number of clearly
+                             different facets (see `featmap maximise --help`)
   clusters.json              clusters, modularity of each Louvain run, and all
-                             draws of the nulls
+                             draws of the nulls: 100, and 20 above 4,000 features
   graph.graphml              nearest-neighbour graph of S with its communities
   heatmap, features, neighbours (.png), heatmap.svg, features.pdf
                              figures; the PDF has pages of A4
@@ -48,17 +47,18 @@ Files of the run folder (tables as .parquet and .csv):
                              with --facets: images of each feature that differ
   photographs_profile, photographs_features, photographs_clusters.json,
   photographs_graph.graphml, photographs_heatmap (.png, .svg)
-                             with --photographs: the same from the responses
-                             to photographs
-  photographs_agreement, photographs_disagreements; photographs_agreement
-  (.png, .svg)               how far the two maps agree: for each feature the
+                             with --photographs: the same for photographs
+  photographs_agreement, photographs_disagreements; a figure of the former
+                             how far the two maps agree: for each feature the
                              correlation of its two rows of S, with interval,
                              ceiling, and overlap of its 5 nearest features;
-                             the 50 pairs that part most each way; a figure
+                             the 50 pairs that part most each way
+  photographs_compared_profile
+                             S over photographs of the features compared, where
+                             these are not all (it is centred over them)
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
-  examples.nc                activation maps of the examples, in the order of
-                             that table; xarray.open_dataset reads it
+  examples.nc                their activation maps (xarray.open_dataset)
   examples, example-crops (.png, .pdf)
                              sheets: a row per feature, its image and its best
                              photographs, whole and cropped to the place
