@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from featmap.stats.correlation import DIGITS, FLOOR, TINY, RunningMoments, signed_roots
+from featmap.stats.correlation import DIGITS, FLOOR, TINY, ColumnSimilarity, RunningMoments, signed_roots
 
 LARGE = 3000
 """Total number of features, in two or more layers, from which they are compared block by block."""
@@ -81,27 +81,6 @@ def memory_needed(features: int) -> int:
     """
     # panel, its S, a permuted copy and a product; the sampled profiles; eight arrays of the size of a sorted slice
     return 4 * PANEL_BYTES + 8 * features * min(CHANCE_FEATURES, features) + 8 * 8 * SLICE_CELLS
-
-
-@dataclass(frozen=True, eq=False)
-class ColumnSimilarity:
-    """Profile similarity of the features of one layer, computed block by block.
-
-    Parameters
-    ----------
-    similarity : numpy.ndarray
-        S, F x F, exactly symmetric, in [-1, 1]; NaN where undefined.
-    images : int
-        Number of images that it is computed from.
-    mean, deviation : numpy.ndarray
-        Mean and population standard deviation of each feature's responses (not of their roots), F; NaN where a response
-        is not finite. The deviation of a feature without a profile, whose responses vary by rounding only, is 0.
-    """
-
-    similarity: np.ndarray
-    images: int
-    mean: np.ndarray
-    deviation: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,10 +228,7 @@ def correlate(
         S[panel.stop :, panel] = S[panel, panel.stop :].T
     np.clip(S, -1.0, 1.0, out=S)
     S[np.arange(D), np.arange(D)] = np.where(np.isfinite(length), 1.0, np.nan)
-    if moments.features > D:
-        S, part = np.full((moments.features, moments.features), np.nan), S
-        S[np.ix_(moments.used, moments.used)] = part
-    return ColumnSimilarity(S, moments.images, moments.means, moments.deviations)
+    return ColumnSimilarity(moments.used, S, moments.images, moments.means, moments.deviations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ References
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,11 +19,10 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
 
 from featmap.errors import FeatmapError
 from featmap.stats.correlation import DIGITS, TIE, signed_roots
-from featmap.stats.frames import PANEL, symmetric_values
+from featmap.stats.frames import PANEL, natural_order, symmetric_values
 from featmap.stats.measures import profile, profile_correlations, select_stimuli, standardise_and_centre
 from featmap.stats.reliability import adjusted_rand
 
@@ -35,13 +33,6 @@ MANY, DRAWS, DRAWS_OF_MANY = 4000, 100, 20
 
 Progress = Callable[[int, int], None]
 _Null = Callable[[np.random.Generator], np.ndarray]
-
-
-def _natural_order(labels: Iterable[object]) -> np.ndarray:
-    """Find the positions that sort labels with numbers read as numbers ("a:9" before "a:10")."""
-    texts = [str(label) for label in labels]
-    keys = [([int(p) if i % 2 else p for i, p in enumerate(re.split(r"([0-9]+)", t))], t) for t in texts]
-    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +110,7 @@ def neighbour_graph(S: pd.DataFrame, k: int = 10) -> nx.Graph:
     """
     if k < 1:
         raise FeatmapError(f"k = {k} neighbours; at least 1 is needed")
-    labels, order = list(S.columns), _natural_order(S.columns)
+    labels, order = list(S.columns), natural_order(S.columns)
     edges = _nearest_neighbours(symmetric_values(S)[np.ix_(order, order)], k)
     one, two = np.sort([order[edges.head], order[edges.tail]], axis=0)
     graph: nx.Graph = nx.Graph(k=k)
@@ -140,7 +131,7 @@ def _consensus(runs: np.ndarray) -> np.ndarray:
     for labels in runs:  # one after the other: all tables at once would take R times the memory of S
         together += labels[:, None] == labels
     together /= len(runs)
-    tree = linkage(squareform(1.0 - together, checks=False), method="average")
+    tree = linkage(1.0 - _condense(together), method="average")
     return np.asarray(fcluster(tree, t=0.5, criterion="distance"), dtype=np.int64)
 
 
@@ -210,7 +201,7 @@ def communities(graph: nx.Graph, runs: int = 50, seed: int = 0) -> Communities:
     if runs < 2 or seed < 0:
         raise FeatmapError(f"runs = {runs}, seed = {seed}; allowed: runs from 2, seeds from 0")
     nodes = list(graph)
-    position = np.argsort(_natural_order(nodes))
+    position = np.argsort(natural_order(nodes))
     at = dict(zip(nodes, position.tolist(), strict=True))
     ends = sorted((*sorted((at[u], at[v])), w) for u, v, w in graph.edges(data="weight", default=1.0))
     head, tail, weight = np.array(ends, dtype=float).reshape(-1, 3).T
@@ -441,7 +432,7 @@ def cluster_similarity(
     # as in S, images that no feature responds to finitely are left out
     X = stimuli.loc[np.isfinite(stimuli.to_numpy()).any(axis=1), np.isfinite(symmetric_values(S).diagonal())]
     # in natural order, so that the draws do not depend on the order in which features were given
-    table = signed_roots(X.to_numpy()[np.ix_(_natural_order(X.index), _natural_order(X.columns))])
+    table = signed_roots(X.to_numpy()[np.ix_(natural_order(X.index), natural_order(X.columns))])
     report = progress or (lambda done, total: None)
     values, reason = np.empty((2, 0)), _too_little(table, graph)
     if not reason:
@@ -456,6 +447,11 @@ def cluster_similarity(
     allowed, reason = (False, reason) if reason else _decide(consensus, p, settings.alpha)
     labels = consensus.labels if allowed else consensus.labels * 0
     return Clusters(labels, allowed, reason, p[0], p[1], values[0], values[1], consensus, S, graph)
+
+
+def _condense(table: np.ndarray) -> np.ndarray:
+    """Return the part of a square table above its diagonal, row by row."""
+    return np.concatenate([row[k:] for k, row in enumerate(table, 1)]) if len(table) else table.ravel()
 
 
 def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -484,16 +480,18 @@ def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.n
     FeatmapError
         For labels that miss a feature, or if S is not square and symmetric.
     """
-    values, M = symmetric_values(S), len(S)
+    # condensed as in SciPy and in place: each square table takes as much memory as S
+    distance, M = _condense(symmetric_values(S)), len(S)
     cluster = np.asarray(labels.reindex(S.columns) if isinstance(labels, pd.Series) else labels)
     if len(cluster) != M or pd.isna(cluster).any():
         raise FeatmapError(f"the labels do not name a cluster for each of the {M} features")
     if M < 2:
         return np.zeros((0, 4)), np.arange(M)
-    distance = squareform(values, checks=False)  # changed in place: S may take 0.8 GB
-    np.sqrt(np.clip(2.0 - 2.0 * np.nan_to_num(distance, copy=False), 0.0, None), out=distance)
+    np.subtract(2.0, np.multiply(np.nan_to_num(distance, copy=False), 2.0, out=distance), out=distance)
+    apart = np.sqrt(np.maximum(distance, 0.0, out=distance), out=distance).copy()
     # No distance exceeds 2: set 4 further apart, clusters are joined only when each is complete.
-    tree = linkage(distance + 4.0 * squareform(cluster[:, None] != cluster, checks=False), method="average")
+    apart[_condense(cluster[:, None] != cluster)] += 4.0
+    tree = linkage(apart, method="average")
     tree[:, 2] = np.maximum.accumulate(np.where(tree[:, 2] >= 4.0, tree[:, 2] - 4.0, tree[:, 2]))
     if M <= ORDERED_LEAVES:
         tree = optimal_leaf_ordering(tree, distance)

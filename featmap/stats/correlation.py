@@ -7,6 +7,7 @@ what is undefined. Undefined values are NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -320,3 +321,34 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
     reach = stats.t.ppf((1 + level) / 2, len(finite) - 1) * finite.std(ddof=1) / np.sqrt(len(finite))
     return float(finite.mean() - reach), float(finite.mean() + reach)
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSimilarity:
+    """Profile similarity of the features of one layer, computed block by block.
+
+    Parameters
+    ----------
+    used : numpy.ndarray
+        Positions of the D features whose responses are all finite and not constant.
+    among_used : numpy.ndarray
+        S of these, D x D, exactly symmetric, in [-1, 1]; NaN where undefined.
+    images : int
+        Number of images that it is computed from.
+    mean, deviation : numpy.ndarray
+        Mean and population standard deviation of each feature's responses (not of their roots), F; NaN where a response
+        is not finite. The deviation of a feature without a profile, whose responses vary by rounding only, is 0.
+    """
+
+    used: np.ndarray
+    among_used: np.ndarray
+    images: int
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """S of all features, F x F; NaN where undefined."""
+        S = np.full((len(self.mean), len(self.mean)), np.nan)
+        S[np.ix_(self.used, self.used)] = self.among_used
+        return S
