@@ -13,6 +13,7 @@ import xarray as xr
 from featmap.mapping.view import PHOTOGRAPH_RESPONSES
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats import blockwise, measures
+from featmap.stats.correlation import ColumnSimilarity
 from featmap.stats.frames import to_frame
 from featmap.stats.top_responses import HalfMaps, halve_blocks
 
@@ -141,7 +142,7 @@ def photograph_responses(data: xr.Dataset, layer: str) -> xr.DataArray:
 
 def correlate_photographs(
     responses: xr.DataArray, progress: Callable[[int, int], None] | None = None, formula: int = measures.FORMULA
-) -> tuple[blockwise.ColumnSimilarity, pd.DataFrame]:
+) -> tuple[ColumnSimilarity, pd.DataFrame]:
     """Compute the similarity S of features over photographs, block by block.
 
     Parameters
@@ -162,9 +163,10 @@ def correlate_photographs(
     """
     roots = formula != measures.LINEAR
     profiles = blockwise.correlate(block_reader(responses), responses.shape[1], progress, roots)
-    defined = np.isfinite(profiles.similarity.diagonal())
-    names = pd.Index([str(name) for name in responses["response"].values[defined]])
-    S = profiles.similarity if defined.all() else profiles.similarity[np.ix_(defined, defined)]
+    S = profiles.among_used  # not copied, as it may take most of the memory
+    defined = np.isfinite(S.diagonal())
+    names = pd.Index([str(name) for name in responses["response"].values[profiles.used[defined]]])
+    S = S if defined.all() else S[np.ix_(defined, defined)]
     return profiles, to_frame(S, names, names)
 
 
@@ -189,12 +191,12 @@ def select_compared(
     Returns
     -------
     responses : xarray.DataArray
-        Those of the features that both maps have; unchanged where these are all of S.
+        Those of the features that both maps have; unchanged where these are all of S, or none.
     S : pandas.DataFrame
         Profile similarity over these responses.
     """
     both = [name for name in live if name in S.columns]
-    if len(both) == len(S.columns):
+    if not both or len(both) == len(S.columns):
         return responses, S
     responses = responses.sel(response=both)
     return responses, correlate_photographs(responses, formula=formula)[1]

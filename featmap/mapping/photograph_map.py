@@ -130,7 +130,7 @@ def summarise_agreement(
     assert agreement is not None and agreement.halves is not None and agreement.attained is not None
     watcher.stage("agreement with photographs, and its ceiling", 1, 1)
     communities = [one.clusters.communities.labels for one in (layer_map, found)]
-    if len(agreement.features) < len(found.similarity):  # S of the features compared differs from that of all
+    if 0 < len(agreement.features) < len(found.similarity):  # S of the features compared differs from that of all
         names = agreement.features.index
         S = pd.DataFrame(agreement.second, index=names, columns=names)
         communities[1] = clustering.communities(clustering.neighbour_graph(S, neighbours)).labels

@@ -108,7 +108,7 @@ def _write_agreement(run: Run, found: PhotographMap, agreement: MapAgreement) ->
     shown = [f for f in found.shown if f in agreement.features.index]
     write_frame(run, f"{found.prefix}agreement", agreement.features.loc[shown], "feature")
     own = np.ix_(*[agreement.features.index.get_indexer(shown)] * 2)
-    if len(agreement.features) < len(found.similarity):
+    if 0 < len(agreement.features) < len(found.similarity):
         compared = pd.DataFrame(agreement.second[own], index=shown, columns=shown)
         write_frame(run, f"{found.prefix}compared_profile", compared, "feature")
     pairs = list_disagreements(shown, agreement.first[own], agreement.second[own])

@@ -127,6 +127,21 @@ def test_a_feature_that_one_map_lacks_does_not_enter_the_other(both: SimilarityM
     np.testing.assert_allclose(S, by_hand(np.delete(pictures.responses_to_colours(COLOURS), 2, axis=1)), atol=1e-5)
 
 
+@pytest.mark.parametrize(("layer", "factory"), [("relu", tiny.asleep), ("level", tiny.level)])
+def test_maps_with_few_live_features_or_none_have_photographs(
+    layer: str, factory: Any, colours: Path, tmp_path: Path
+) -> None:
+    found = similarity(layer, factory(), photographs=colours, **options(out=tmp_path / "run", **FAST))
+    assert found.photographs is not None and found.agreement is not None
+    live = list(found.clusters.labels.index)
+    assert len(live) < len(found.features)
+    # one feature alone has no similarity to centre
+    assert live in ([], ["level:2"]) and found.agreement.features.empty
+    assert (found.folder / "photographs_compared_profile.parquet").is_file() == bool(len(found.agreement.features))
+    (stored,) = read_maps(found.folder).values()
+    assert stored.lines() == found.lines()
+
+
 def test_both_maps_are_read_from_their_files(both: SimilarityMap) -> None:
     (stored,) = read_maps(both.folder).values()
     assert stored.photographs is not None and both.photographs is not None
