@@ -1,12 +1,15 @@
 """Compare variants of one recipe, from which the settings of `fast` were chosen.
 
     python -m analyses.benchmarks.image_candidates --model mypackage.nets:mine --by mypackage.nets:other
+    python -m analyses.benchmarks.image_candidates --model mypackage.nets:mine --by mypackage.nets:other \
+        --photographs FOLDER --layers layer2.3 --only base,spread,statistics-1
 
 Most candidates differ from `base` in what their description says and in nothing else; the last ones are variants of
 `fast` at about its cost, and the recipes themselves. All make images of the same class logits, of `--draw`, which other
 networks judge by top-1, top-5 and median rank; `analyses.benchmarks.images` reports the winners on classes of another
 draw. The values go to a JSON file after each candidate, and from there to the README: a call for each network adds its
-columns.
+columns. With `--layers` the images are of hidden features, and a table of their own says how well S over them agrees
+with S over photographs.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ import numpy as np
 import typer
 
 from analyses.benchmarks import records
-from analyses.benchmarks.image_records import Record, RecordFile
+from analyses.benchmarks.image_records import ROOTS, Record, RecordFile
 from analyses.benchmarks.image_variants import Change, VariantWay
-from analyses.benchmarks.image_ways import RecipeWay, Task, split_names
+from analyses.benchmarks.image_ways import RecipeWay, StoredPhotographs, Task, split_names
 from analyses.benchmarks.images import CLASSES, Comparison, draw_units
 from analyses.support.commands import run
 from featmap.cli import console
@@ -29,11 +32,14 @@ from featmap.cli.app import expand_options
 from featmap.cli.judge import JudgeOptions
 from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError
+from featmap.optimize.photograph_folder import open_photographs
 from featmap.optimize.recipe import FAST, NATURAL, PIXELS, STANDARD, Octave, Recipe
 from featmap.optimize.schedule import Transform
 from featmap.validation.judgement import load_judges
 
 STORE, SECTION = records.FOLDER / "image_candidates.json", "image-candidates"
+HIDDEN_STORE, HIDDEN = records.FOLDER / "hidden_candidates.json", "hidden-candidates"
+"""File of the records, and name of the table, of hidden features."""
 MIDDLE = Transform(rotation=10.0, scale=(0.85, 1.2), shift=0.1, flip=True)
 WIDE = Transform(rotation=15.0, scale=(0.6, 1.15), shift=0.1, flip=True)
 ZOOM = Transform(rotation=15.0, scale=(0.85, 1.67), shift=0.1, flip=True)
@@ -129,6 +135,18 @@ CANDIDATES = {
         _changed("mean-gradient", "the same, mean of 4 copies", noise=0.1, copies=4),
         _changed("phases", "MACO: fixed magnitudes, steps of 0.1", phases=True),
         _changed("long-phases", "the same, steps of 0.5", 0.5, phases=True),
+        _changed("weak-statistics", "statistics of layers as photographs', 0.3 of the gradient", statistics=0.3),
+        _changed("statistics", "the same, as long as the gradient", statistics=1.0),
+        _changed("strong-statistics", "the same, 3 times as long", statistics=3.0),
+        *(
+            Candidate(
+                replace(BASE, name=f"{word}-statistics-spread", transform=NARROW, spread=1.0),
+                f"spread (below), and statistics of layers as photographs', {share} of the gradient",
+                None,
+                Change(statistics=share),
+            )
+            for word, share in (("faint", 0.1), ("weak", 0.3))
+        ),
         _changed("log-probability", "the logarithm of the class's probability", log_probability=True),
         Candidate(PIXELS, "pixels with blur, 24 steps"),
         Candidate(replace(PIXELS, name="pixels-transformed", transform=MIDDLE), "the same, transformed"),
@@ -190,6 +208,55 @@ def format_candidates(every: list[Record]) -> str:
     return "\n".join(["## How the recipes were chosen", "", about, "", *lines])
 
 
+def format_hidden(every: list[Record]) -> str:
+    """Write the table of all candidates on hidden features, with columns for each network.
+
+    Parameters
+    ----------
+    every : list of Record
+        All records.
+
+    Returns
+    -------
+    str
+        Markdown; candidates in the order of `CANDIDATES`.
+    """
+    sources = {r.source: r for r in every}
+    heading = ["candidate", "what is different"]
+    for source, record in sources.items():
+        heading += [
+            f"{source}: S linear / of roots",
+            *(f"percentile by {judge}" for judge in record.transfer),
+            "multiple",
+        ]
+    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
+    for name, candidate in CANDIDATES.items():
+        rows = {r.source: r for r in every if r.way == name}
+        cells = [f"**{name}**" if candidate.recipe in (FAST, STANDARD, NATURAL) else name, candidate.description]
+        for source, first in sources.items():
+            cells += _hidden_cells(rows[source]) if source in rows else [""] * (2 + len(first.transfer))
+        if rows:
+            lines.append(f"| {' | '.join(cells)} |")
+    layers = "; ".join(f"{s}: {len(r.units)} of {', '.join(r.agreement)}" for s, r in sources.items())
+    first = every[0]
+    about = (
+        f"The same candidates on hidden features ({layers}; draw {first.draw}, seed {first.seed}, {first.size} px "
+        "unless another size is named): agreement of S over their images with S over photographs (linear profiles, and "
+        "with square roots of both), mean percentile of the partner in another network, and median multiple of the "
+        "response to the best photograph."
+    )
+    return "\n".join(["### Hidden features", "", about, "", *lines])
+
+
+def _hidden_cells(record: Record) -> list[str]:
+    """Format agreement, percentiles and activation of one candidate."""
+    found = list(record.agreement.values())
+    mean = [np.mean([v[n] for v in found if v.get(n) is not None]) for n in ("agreement", ROOTS[0])]
+    percentiles = [np.mean([v for v in t["percentile"] if v is not None]) for t in record.transfer.values()]
+    multiples = [v for v in record.measures["multiple_of_best_photograph"] if v is not None]
+    return [f"{mean[0]:.3f} / {mean[1]:.3f}", *(f"{v:.2f}" for v in percentiles), f"{np.median(multiples):.1f}"]
+
+
 def _transfer(record: Record, judge: str) -> str:
     """Format top-1, top-5 and median rank of the classes."""
     ranks = np.array([r for r in record.transfer[judge].get("rank", []) if r is not None], dtype=float)
@@ -200,12 +267,17 @@ def main(
     network: NetworkOptions,
     judges: JudgeOptions,
     only: Annotated[str, typer.Option(help="Names of candidates, joined by commas; default: all.")] = "",
+    photographs: Annotated[
+        Path | None, typer.Option(help="A folder of photographs, for candidates with their statistics.")
+    ] = None,
+    layers: Annotated[str, typer.Option(help="Hidden features of these layers instead, joined by commas.")] = "",
+    features: Annotated[int, typer.Option(help="Hidden features drawn of each layer.")] = 48,
     classes: Annotated[int, typer.Option(help="Class logits drawn.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Image size in pixels.")] = 128,
     draw: Annotated[int, typer.Option(help="Number of the draw of classes.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of every image.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of images.")] = Path("runs/images"),
-    store: Annotated[Path, typer.Option(help="The values, as JSON.")] = STORE,
+    store: Annotated[Path | None, typer.Option(help="The values, as JSON.")] = None,
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
 ) -> None:
     """Compare variants of one recipe by how far other networks recognise their images."""
@@ -214,15 +286,25 @@ def main(
     if unknown:
         raise FeatmapError(f"candidate {unknown[0]!r} is unknown; allowed: {', '.join(CANDIDATES)}")
     loaded, by = network.load(), load_judges(judges.load())
-    layer, drawn = draw_units(loaded, [], classes, 0, None, draw)
-    comparison = Comparison(Task(loaded, layer, drawn, draw, out), by, None, RecordFile(store))
+    hidden = split_names(layers)
+    if hidden and photographs is None:
+        raise FeatmapError("photographs are missing: hidden features are compared with them; give a folder or zip")
+    layer, drawn = draw_units(loaded, hidden, 0 if hidden else classes, features, None, draw)
+    task, natural = (
+        Task(loaded, layer, drawn, draw, out),
+        None if photographs is None else open_photographs(photographs),
+    )
+    store = store or (HIDDEN_STORE if hidden else STORE)
+    section, format_table = (HIDDEN, format_hidden) if hidden else (SECTION, format_candidates)
     with console.ProgressBars() as watcher:
+        evidence = StoredPhotographs(natural, task, watcher) if natural is not None and hidden else None
+        comparison = Comparison(task, by, evidence, RecordFile(store))
         for name in chosen:
             candidate = CANDIDATES[name]
             recipe = candidate.recipe.resolved(loaded.input_size, size=candidate.size or size)
-            way = RecipeWay(recipe) if candidate.change is None else VariantWay(recipe, candidate.change)
+            way = RecipeWay(recipe) if candidate.change is None else VariantWay(recipe, candidate.change, natural)
             comparison.record(way, seed, watcher)
-            records.write_table(SECTION, format_candidates(comparison.store.read()), readme)
+            records.write_table(section, format_table(comparison.store.read()), readme)
     console.out().print(f"result: {store} and {readme}")
 
 

@@ -34,12 +34,14 @@ from featmap.cli.judge import JudgeOptions
 from featmap.cli.options import NetworkOptions
 from featmap.errors import FeatmapError
 from featmap.image_ops import pink_noise
+from featmap.network.hooks import ActivationHooks
+from featmap.network.loading import load
 from featmap.optimize.parameterization import Spectrum
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.schedule import Octave
 from featmap.runs.progress import Silent
 from featmap.validation.image_inputs import images_of_pixels
-from tests.helpers import judges, twofold
+from tests.helpers import judges, tiny, twofold
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
@@ -416,6 +418,71 @@ def test_variation_makes_smoother_images(tmp_path: Path) -> None:
     stripes = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 3, 4, 4)  # each row the same: columns differ by 1
     assert image_variants.total_variation(stripes).item() == 1
     assert image_variants.total_variation(torch.stack([torch.full((3, 4, 4), 0.3)])).item() == 0
+
+
+def test_statistics_of_layers_are_those_of_numpy_and_have_a_distance(tmp_path: Path) -> None:
+    network = load(tiny.small(), input_size=16)
+    photographs = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = image_variants.LayerStatistics.measure(network, ["first", "second"], photographs)
+    with torch.no_grad(), ActivationHooks(network.module, ["first", "second"]) as hooks:
+        outputs = hooks.run(network.normalise(photographs))
+    expected = []
+    for layer, output in outputs.items():
+        values = output.numpy().reshape(40, output.shape[1], -1).astype(float)
+        moments = np.stack([values.mean(2), values.std(2)], axis=1)
+        spread = np.where(moments.std(0, ddof=1) > 0, moments.std(0, ddof=1), 1)
+        np.testing.assert_allclose(found.mean[layer], moments.mean(0), atol=1e-5)
+        expected.append((((moments - moments.mean(0)) / spread) ** 2).mean((1, 2)))
+    np.testing.assert_allclose(found.distance(outputs), np.mean(expected, axis=0), rtol=1e-2)
+
+
+def test_statistics_as_photographs_come_nearer_to_theirs(tmp_path: Path) -> None:
+    network = load(tiny.small(), input_size=16)
+    task = image_ways.Task(network, "", {"second": [0, 1, 2]}, 0, tmp_path)
+    photographs = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    layers = image_variants.list_layers(network, "second", 16)
+    assert layers == ["first", "second"]
+    statistics = image_variants.LayerStatistics.measure(network, layers, photographs)
+    distances = []
+    for share in (0.0, 3.0):
+        way = variant(statistics=share)
+        made = image_variants.descend(task, "second", way.recipe, way.change, 0, photographs)
+        with torch.no_grad(), ActivationHooks(network.module, layers) as hooks:
+            distances.append(statistics.distance(hooks.run(network.normalise(made))).mean().item())
+    assert distances[1] < 0.8 * distances[0]
+    way = variant(statistics=1.0)
+    with pytest.raises(FeatmapError, match="statistics are those of photographs; give a folder"):
+        image_variants.descend(task, "second", way.recipe, way.change, 0)
+
+
+def test_an_added_gradient_has_its_share_of_the_length() -> None:
+    one, two = torch.eye(4).reshape(2, 2, 4), torch.full((2, 2, 4), 3.0)
+    added = image_variants.lengthen(one, two, 0.5) - one
+    lengths = torch.linalg.vector_norm(added.flatten(1), dim=1) / torch.linalg.vector_norm(one.flatten(1), dim=1)
+    assert torch.allclose(lengths, torch.tensor([0.5, 0.5]))
+    assert torch.equal(image_variants.lengthen(one, torch.zeros_like(two), 0.5), one)
+
+
+def test_candidates_of_hidden_features_have_a_table_of_their_own(tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(24):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(photographs / f"{k:02}.png")
+    place = {"out": tmp_path / "runs", "store": tmp_path / "hidden.json", "readme": tmp_path / "README.md"}
+    network = NetworkOptions("tests.helpers.judges:colours", input_size=judges.SIZE)
+    by = JudgeOptions(["tests.helpers.judges:same_colours"], by_input_size=[str(judges.SIZE)])
+    hidden = {"layers": "features", "features": 3, "size": 16, "only": "narrow,statistics"}
+    image_candidates.main(network, by, photographs=photographs, **hidden, **place)
+    page = place["readme"].read_text()
+    assert "<!-- hidden-candidates" in page and "### Hidden features" in page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| narrow", "| statistics"))]
+    stored = json.loads(place["store"].read_text())["records"]
+    for row, record in zip(rows, stored, strict=True):
+        (found,) = record["agreement"].values()
+        assert row[2] == f"{found['agreement']:.3f} / {found['agreement_of_S']:.3f}"
+    with pytest.raises(FeatmapError, match="photographs are missing"):
+        image_candidates.main(network, by, **hidden, **place)
 
 
 def test_phases_keep_the_magnitudes_of_the_decay() -> None:
