@@ -220,13 +220,10 @@ def main(
         evidence = None if natural is None else StoredPhotographs(natural, task, watcher)
         comparison = Comparison(task, by, evidence, RecordFile(store))
         numbers = range(seed, seed + seeds)
-        done = [
-            r
-            for number in numbers
-            for way in ways
-            if (number == seed or not isinstance(way, ClassPhotographs))
-            and (r := comparison.record(way, number, watcher)) is not None
-        ]
+        # photographs have no seed
+        made = [(way, 0) for way in ways if isinstance(way, ClassPhotographs)]
+        made += [(way, number) for number in numbers for way in ways if not isinstance(way, ClassPhotographs)]
+        done = [r for way, number in made if (r := comparison.record(way, number, watcher)) is not None]
         if not done:
             raise FeatmapError("no recipe and no tool made any image; give recipes, such as fast,standard")
         records.write_table(SECTION, format_page(comparison.store.read()), readme)
