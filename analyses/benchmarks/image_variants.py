@@ -34,6 +34,8 @@ from featmap.optimize.transforms import apply_transform
 from featmap.runs.progress import Watcher
 from featmap.validation.image_inputs import images_of_pixels
 
+SILENT = 1e-12
+"""Added to a channel's variance, so that its root has a finite gradient where the channel is silent."""
 STATISTICS_PHOTOGRAPHS = 256
 """Photographs that statistics of layers are measured on."""
 PHOTOGRAPHS_CONTRAST = 0.22
@@ -220,7 +222,7 @@ class LayerStatistics:
 def channel_moments(output: Tensor) -> Tensor:
     """Compute mean and standard deviation over positions, B x channels x h x w to B x 2 x channels."""
     values = output.flatten(2)
-    deviation = (values.var(2, correction=0) + 1e-12).sqrt()  # its gradient is finite where a channel is silent
+    deviation = (values.var(2, correction=0) + SILENT).sqrt()
     return torch.stack([values.mean(2), deviation], dim=1)
 
 

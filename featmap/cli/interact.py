@@ -13,12 +13,10 @@ import typer
 from featmap.cli.options import (
     DryRun,
     ExecutionOptions,
-    Limit,
     LinearRecipeOptions,
     NetworkOptions,
-    SkipBroken,
 )
-from featmap.cli.parsing import parse_count, parse_layers, parse_seeds
+from featmap.cli.parsing import Limit, SkipBroken, parse_count, parse_layers, parse_seeds
 from featmap.errors import FeatmapError
 from featmap.image_shape import format_size
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featmap.cli.options import Device, Limit, RunNetworkOptions, SkipBroken, load_network
-from featmap.cli.parsing import parse_numbers
+from featmap.cli.options import Device, RunNetworkOptions, load_network
+from featmap.cli.parsing import PhotographOptions, parse_numbers
 from featmap.errors import FeatmapError
 from featmap.image_shape import as_pair, parse_size
 
@@ -96,14 +96,7 @@ def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of maximise or similarity.")],
     judges: JudgeOptions,
     network: RunNetworkOptions,
-    photographs: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder or zip of photographs to compare with and to match features on; a thousand are good."
-        ),
-    ] = None,
-    limit: Limit = None,
-    skip_broken: SkipBroken = False,
+    photographs: PhotographOptions,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/judge.")] = None,
 ) -> None:
@@ -117,8 +110,8 @@ def judge(
     plan = judgement.plan_judgement(
         run,
         judges.load(),
-        photographs=list_photographs(photographs, limit),
-        skip_broken=skip_broken,
+        photographs=list_photographs(photographs.photographs, photographs.limit),
+        skip_broken=photographs.skip_broken,
         network=network.load(),
         execution=Execution(device, out=out),
     )

@@ -19,10 +19,9 @@ from featmap.cli.options import (
     RecipeOptions,
     RunNetworkOptions,
     SeedOptions,
-    SkipBroken,
     load_network,
 )
-from featmap.cli.parsing import parse_layers
+from featmap.cli.parsing import SkipBroken, parse_layers
 from featmap.errors import FeatmapError
 from featmap.image_shape import Size, parse_size
 

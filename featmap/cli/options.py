@@ -67,17 +67,6 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Time a few steps, print the time, memory and disk space needed, and stop."),
 ]
-Limit = Annotated[
-    int | None,
-    typer.Option(help="Largest number of photographs, evenly spaced in the order of their names. Default: all."),
-]
-SkipBroken = Annotated[
-    bool,
-    typer.Option(
-        "--skip-broken",
-        help="Go on without photographs that cannot be read. Otherwise the command names them and stops.",
-    ),
-]
 EmbedPhotographs = Annotated[
     bool,
     typer.Option(

@@ -1,8 +1,26 @@
-"""Parse the values of options: numbers, layers and seeds."""
+"""Parse the values of options: numbers, layers, seeds and photographs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from featmap.errors import FeatmapError
+
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Largest number of photographs, evenly spaced in the order of their names. Default: all."),
+]
+SkipBroken = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken",
+        help="Go on without photographs that cannot be read. Otherwise the command names them and stops.",
+    ),
+]
 
 
 def parse_numbers(text: str | None, option: str) -> list[float] | None:
@@ -114,3 +132,25 @@ def parse_seeds(seed: int | None, seeds: int) -> int | range:
     if not 0 <= seed < 2**31:
         raise FeatmapError(f"--seed {seed}: give --seed 0 or more, 2147483647 at most")
     return range(seed, seed + seeds)
+
+
+@dataclass
+class PhotographOptions:
+    """Options of the photographs that a finished run is compared with.
+
+    Parameters
+    ----------
+    photographs : Path or None, default None
+        Folder or zip of photographs.
+    limit : int or None, default None
+        Largest number of photographs.
+    skip_broken : bool, default False
+        Go on without photographs that cannot be read.
+    """
+
+    photographs: Annotated[
+        Path | None,
+        typer.Option(help="A folder or zip of photographs to compare the run with; a thousand are a good number."),
+    ] = None
+    limit: Limit = None
+    skip_broken: SkipBroken = False

@@ -13,13 +13,11 @@ from featmap.cli.options import (
     DryRun,
     EmbedPhotographs,
     ExecutionOptions,
-    Limit,
     NetworkOptions,
     RecipeOptions,
     SeedOptions,
-    SkipBroken,
 )
-from featmap.cli.parsing import parse_layers
+from featmap.cli.parsing import Limit, SkipBroken, parse_layers
 from featmap.errors import FeatmapError
 
 if TYPE_CHECKING:

@@ -8,18 +8,14 @@ from typing import Annotated
 
 import typer
 
-from featmap.cli.options import DryRun, Limit, RunNetworkOptions, SkipBroken
+from featmap.cli.options import DryRun, RunNetworkOptions
+from featmap.cli.parsing import PhotographOptions
 
 
 def validate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished similarity run.")],
     network: RunNetworkOptions,
-    photographs: Annotated[
-        Path | None,
-        typer.Option(help="A folder or zip of photographs to compare the map with; a thousand are a good number."),
-    ] = None,
-    limit: Limit = None,
-    skip_broken: SkipBroken = False,
+    photographs: PhotographOptions,
     seeds: Annotated[int, typer.Option(help="Number of seeds, including those of the run.")] = 5,
     null_seeds: Annotated[int, typer.Option(help="Number of maps with random weights, as a null; 0 for none.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/validation.")] = None,
@@ -35,12 +31,12 @@ def validate(
     From 0.9 of the ceiling on, S may be read as similarity over photographs; up to 0.4 nothing is carried over.
     """
     from featmap.cli import console
+    from featmap.validation import inputs
     from featmap.validation import run as validation
-    from featmap.validation.inputs import list_photographs
 
-    loaded, listed = network.load(), list_photographs(photographs, limit)
+    loaded, listed = network.load(), inputs.list_photographs(photographs.photographs, photographs.limit)
     plan = validation.plan_validation(run, photographs=listed, seeds=seeds, null_seeds=null_seeds, network=loaded)
-    plan = replace(plan, skip_broken=skip_broken, folder=out or plan.folder)
+    plan = replace(plan, skip_broken=photographs.skip_broken, folder=out or plan.folder)
     if dry_run:
         estimate, work = validation.estimate_validation(plan)
         console.print_estimate(estimate, work, plan.folder)

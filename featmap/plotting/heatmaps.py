@@ -130,7 +130,7 @@ def heatmap(
 
 
 def block_means(table: np.ndarray, order: np.ndarray, step: int) -> np.ndarray:
-    """Average a square table over blocks of rows and columns that lie side by side in an order.
+    """Average a square table over blocks of neighbours in an order.
 
     Parameters
     ----------

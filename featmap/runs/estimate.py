@@ -151,9 +151,9 @@ def part(name: str, count: int) -> Part:
     """
     seconds = COSTS[name].seconds(count)
     if name.startswith(CLUSTERS):
-        from featmap.stats.clustering import DRAWS, default_draws  # not for descents alone: it imports networkx
+        from featmap.stats import clustering as nulls  # not for descents alone: it imports networkx
 
-        seconds *= default_draws(count) / DRAWS
+        seconds *= nulls.DRAWS_OF_MANY / nulls.DRAWS if count > nulls.MANY else 1
     return Part(name, seconds)
 
 

@@ -322,11 +322,6 @@ def _decide(consensus: Communities, p: list[float], alpha: float) -> tuple[bool,
     return True, f"{Q}, p = {p[0]:.3g} against permuted columns and {p[1]:.3g} against one common factor"
 
 
-def default_draws(features: int) -> int:
-    """Return the number of draws of each null model: `DRAWS`, or `DRAWS_OF_MANY` above `MANY` features."""
-    return DRAWS if features <= MANY else DRAWS_OF_MANY
-
-
 @dataclass(frozen=True)
 class ClusterSettings:
     """Settings of `find_clusters`.
@@ -338,7 +333,8 @@ class ClusterSettings:
     runs : int, default 50
         Louvain runs on the data.
     draws : int or None, default None
-        Draws of each null model; None takes `default_draws`. Fewer than 1 / alpha - 1 can reject no null.
+        Draws of each null model; None takes `DRAWS`, or `DRAWS_OF_MANY` above `MANY` features. Fewer than
+        1 / alpha - 1 can reject no null.
     seed : int, default 0
         Seed that all randomness derives from.
     alpha : float, default 0.05
@@ -426,7 +422,7 @@ def cluster_similarity(
         Clusters, or the reason why there are none.
     """
     settings = settings or ClusterSettings()
-    k, seed, draws = settings.k, settings.seed, settings.draws or default_draws(len(S))
+    k, seed, draws = settings.k, settings.seed, settings.draws or (DRAWS if len(S) <= MANY else DRAWS_OF_MANY)
     graph = neighbour_graph(S, k)
     consensus = communities(graph, settings.runs, seed)
     # as in S, images that no feature responds to finitely are left out

@@ -57,9 +57,11 @@ def list_photographs(
     Raises
     ------
     FeatmapError
-        If the path is that of a run, or there are fewer than `FEWEST_PHOTOGRAPHS`.
+        If the path is that of a run, there are fewer than `FEWEST_PHOTOGRAPHS`, or a limit is given without any.
     """
     if photographs is None:
+        if limit is not None:
+            raise FeatmapError(f"limit {limit} of no photographs; give a folder or zip of photographs, too")
         return None
     if isinstance(photographs, (str, Path)) and is_run(Path(photographs)):
         raise FeatmapError(f"photographs {str(photographs)!r} is a run; give a folder of photographs")

@@ -250,6 +250,7 @@ def test_the_command_line_ends_in_verdicts_or_one_line(
         (["--seeds", "1"], "2 seeds or more"),
         (["--mean", "0,0,0"], "go with --model"),
         (few, "5 photographs; give 32 or more"),
+        (["--limit", "5"], "limit 5 of no photographs"),
     ):
         status, out, err = run(*arguments)
         assert status == 2 and words in err and len(err.splitlines()) == 1
