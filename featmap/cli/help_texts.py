@@ -26,7 +26,7 @@ its command computes S and all that follows from it anew, and keeps the images.
 
 Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
 
-Files of the run folder (tables as .parquet and, of up to 4,096 columns, as .csv):
+Files of the run folder (tables: .parquet, up to 4,096 columns also .csv):
 
 \b
   arrays.zarr                images, A, descent curves, statuses, with labels;
@@ -39,7 +39,7 @@ Files of the run folder (tables as .parquet and, of up to 4,096 columns, as .csv
                              cluster, nearest neighbours; number of clearly
                              different facets (see `featmap maximise --help`)
   clusters.json              clusters, modularity of each Louvain run, and all
-                             draws of the nulls: 100, and 20 above 4,000 features
+                             draws of the nulls (20 above 4,000 features)
   graph.graphml              nearest-neighbour graph of S with its communities
   heatmap, features, neighbours (.png), heatmap.svg, features.pdf
                              figures; the PDF has pages of A4
