@@ -167,7 +167,8 @@ def correlate_photographs(
     defined = np.isfinite(S.diagonal())
     names = pd.Index([str(name) for name in responses["response"].values[profiles.used[defined]]])
     S = S if defined.all() else S[np.ix_(defined, defined)]
-    return profiles, to_frame(S, names, names)
+    # S is symmetric; of its transpose the columns lie side by side, which Parquet writes without a copy
+    return profiles, to_frame(S.T, names, names)
 
 
 def select_compared(
