@@ -54,8 +54,8 @@ Files of the run folder (tables: .parquet, up to 4,096 columns also .csv):
                              ceiling, and overlap of its 5 nearest features;
                              the 50 pairs that part most each way
   photographs_compared_profile
-                             S over photographs of the features compared, where
-                             these are not all (it is centred over them)
+                             S over photographs of the features compared,
+                             where not all are (it is centred over these)
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                their activation maps (xarray.open_dataset)
