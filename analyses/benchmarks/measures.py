@@ -64,11 +64,11 @@ SHARE, REPEATABILITY = 0.9, 0.99
 CLOSE = 0.01
 """Agreements nearer than this to the best one count as equal."""
 TRIED = (
-    "What was tried to come nearer to the ceilings: these steps; the recipes of the tables of images, which agree "
-    "about equally; and, in the table of hidden features, contrast with the layer's mean and spread, which the recipes "
-    "have, and statistics of layers as photographs'. On the one layer measured, weak statistics raise the agreement as "
-    "far as the contrast does, and both together further, but their images excite the partner in another network less; "
-    "they need photographs, and no recipe has them yet."
+    "What was tried to come nearer to the ceilings: these steps; the recipes fast, standard and natural, which agree "
+    "about equally (the tables of images); and, in the table of hidden features, contrast with the layer's mean and "
+    "spread, which these recipes have, and statistics of layers as photographs'. On the one layer measured, weak "
+    "statistics raise the agreement as far as the contrast does, and both together further, but their images excite "
+    "the partner in another network less; they need photographs, and no recipe has them yet."
 )
 Step = Callable[[np.ndarray], np.ndarray]
 
@@ -292,7 +292,8 @@ def state_aims(table: pd.DataFrame) -> list[str]:
     list of str
         Lines: for each network, range over its layers and how many reach the aim.
     """
-    lines = [f"Aims, with {table['step'].iloc[0]}: {SHARE} of either ceiling, and {REPEATABILITY} over seeds.", ""]
+    aims = f"Aims, with {table['step'].iloc[0]}, on the drawn features: {SHARE} of either ceiling, and {REPEATABILITY}"
+    lines = [f"{aims} over seeds.", ""]
     for source, rows in table.groupby("source", sort=False):
         parts = []
         for words, values, aim in (

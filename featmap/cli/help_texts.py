@@ -26,7 +26,7 @@ its command computes S and all that follows from it anew, and keeps the images.
 
 Ctrl-C stops a run; the same command resumes it. Two processes never write to the same folder.
 
-Files of the run folder (tables: .parquet, up to 4,096 columns also .csv):
+Files of the run folder (tables: .parquet, up to 2^24 values also .csv):
 
 \b
   arrays.zarr                images, A, descent curves, statuses, with labels;
@@ -196,7 +196,7 @@ The source is the folder of a similarity or maximise run, or a folder or zip of 
 activations over the layer's grid in the unchanged network, in float32. To photographs, the responses of the bundled
 network are recorded unless --model names another.
 
-Files: responses.parquet and responses.csv (rows are images, columns responses), arrays.zarr.
+Files: responses.parquet, up to 2^24 values responses.csv (rows are images, columns responses), arrays.zarr.
 """
     + PHOTOGRAPHS
 )

@@ -188,4 +188,5 @@ def probe(
 
     folder, responses = console.run_with_progress(work)
     console.out().print(f"{responses.sizes['image']} images x {responses.sizes['response']} responses")
-    console.out().print(f"result: {folder} (responses.parquet, responses.csv, arrays.zarr)")
+    files = [name for name in ("responses.parquet", "responses.csv", "arrays.zarr") if (folder / name).exists()]
+    console.out().print(f"result: {folder} ({', '.join(files)})")

@@ -79,7 +79,7 @@ class ViewOptions:
         ),
     ] = None
     examples: Annotated[
-        int, typer.Option(help="Photographs that excite a feature most, 1 to 36, shown on sheets and in the atlas.")
+        int, typer.Option(help="Photographs that excite a feature most, 1 to 20, shown on sheets and in the atlas.")
     ] = 9
     limit: Limit = None
     skip_broken: SkipBroken = False
@@ -130,9 +130,8 @@ class ViewOptions:
         """
         from featmap.mapping.view import View
 
-        return View(
-            self.features, self.stimuli, self.measure, self.neighbours, self.facets, self.examples, probe_layers
-        )
+        shown = self.features, self.stimuli, self.measure, self.neighbours, self.facets
+        return View(*shown, probe_layers, self.examples)
 
 
 @dataclass

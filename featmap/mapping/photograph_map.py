@@ -96,7 +96,9 @@ def add(layer_map: SimilarityMap, job: Job, view: View, watcher: Watcher, reuse:
     stored = Run.read(layer_map.folder).manifest.summary if reuse else {}
     stored = stored.get("layers", {layer: stored})[layer] if stored else {}
     agreement = stored.get(PHOTOGRAPHS, {}).get("agreement")
-    found.summary["agreement"] = agreement or summarise_agreement(layer_map, found, view.neighbours, watcher)
+    if not agreement or "overlap_reason" not in agreement:  # else of an earlier version, over other features
+        agreement = summarise_agreement(layer_map, found, view.neighbours, watcher)
+    found.summary["agreement"] = agreement
 
 
 def summarise_agreement(

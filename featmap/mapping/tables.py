@@ -323,12 +323,18 @@ def _agreement_lines(agreement: dict[str, Any]) -> list[str]:
             f"photograph of the other half, the ceiling: share {text['share']} [{text['share_low']}, "
             f"{text['share_high']}] (too large with few photographs); shared nearest features "
             f"{text['overlap']} with images, {text['overlap_ceiling']} with best photographs"
-            + (f" (share above chance {text['overlap_share']})" if agreement.get("overlap_share") is not None else "")
+            + (f" (share above chance {_overlap_share(agreement)})" if "overlap_reason" in agreement else "")
         )
     elif "share" in agreement:  # not in older runs
         lines.append(f"the share of the ceiling of that agreement is undefined: {agreement['reason']}")
     pairs = [f"{a} and {b} ({x:.2f} and {y:.2f})" for a, b, x, y in agreement["parted"]]
     return lines + [f"pairs that differ most (S over images and S over photographs): {', '.join(pairs)}"] * bool(pairs)
+
+
+def _overlap_share(agreement: dict[str, Any]) -> str:
+    """Format the share of the overlap's ceiling, or say why it is undefined."""
+    share = agreement["overlap_share"]
+    return f"undefined: {agreement['overlap_reason']}" if share is None else f"{share:.2f}"
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ STIMULI = ("layer", "shown", PHOTOGRAPHS)
 PHOTOGRAPH_RESPONSES, PHOTOGRAPH = "photograph_A", "photograph"
 """Array of the responses to photographs, and its coordinate, their names."""
 DEFAULT_NEIGHBOURS, DEFAULT_EXAMPLES = 10, 9
-MOST_EXAMPLES = 36
+MOST_EXAMPLES = 20
 """Most photographs of a feature that a row of a sheet has room for."""
 Features = str | Sequence[int] | Mapping[str, str | Sequence[int]]
 
@@ -39,10 +39,10 @@ class View:
         Nearest neighbours of each feature in the graph, 1 or more.
     facets : int, default 0
         Images of each feature that differ, 2 to 16, its ordinary one included; 0 makes no others. They are no stimuli.
-    examples : int, default 9
-        Photographs that excite a feature most, 1 to `MOST_EXAMPLES`, of a run with photographs.
     probe_layers : str or sequence of str, optional
         Of a map of a single layer: other layers, whose responses to its images are recorded in the same forward passes.
+    examples : int, default 9
+        Photographs that excite a feature most, 1 to `MOST_EXAMPLES`, of a run with photographs.
 
     Raises
     ------
@@ -55,8 +55,8 @@ class View:
     measure: str = "coactivation"
     neighbours: int = DEFAULT_NEIGHBOURS
     facets: int = 0
-    examples: int = DEFAULT_EXAMPLES
     probe_layers: str | Sequence[str] | None = ()
+    examples: int = DEFAULT_EXAMPLES
 
     def __post_init__(self) -> None:
         if self.stimuli not in STIMULI:
@@ -69,7 +69,7 @@ class View:
                 f"measure {self.measure!r} is unknown{suggest(self.measure, MEASURES)}; allowed: {', '.join(MEASURES)}"
             )
         check_facets(self.facets)
-        if not 1 <= self.examples <= MOST_EXAMPLES:
+        if self.examples not in range(1, MOST_EXAMPLES + 1):
             raise FeatmapError(f"examples {self.examples}: give a number of photographs from 1 to {MOST_EXAMPLES}")
         if self.neighbours < 1:
             raise FeatmapError(

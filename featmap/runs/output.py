@@ -16,12 +16,12 @@ from featmap.plotting.sheets import Sheet
 from featmap.runs.store import Run
 from featmap.stats.frames import spell_flags
 
-CSV_COLUMNS = 4096
-"""Most columns of a table that is written as CSV too: of 10,000 it would take ten minutes and 1.2 GB."""
+CSV_CELLS = 2**24
+"""Most values of a table that is written as CSV too: S of 10,000 features would take ten minutes and 1.2 GB."""
 
 
 def write_frame(run: Run, name: str, frame: pd.DataFrame, rows: str = "image") -> None:
-    """Write a table as Parquet and, of up to `CSV_COLUMNS` columns, as CSV.
+    """Write a table as Parquet and, of up to `CSV_CELLS` values, as CSV.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def write_frame(run: Run, name: str, frame: pd.DataFrame, rows: str = "image") -
     """
     frame = frame.rename_axis(index=rows)
     run.write(f"{name}.parquet", frame.to_parquet)
-    if len(frame.columns) > CSV_COLUMNS:
+    if frame.size > CSV_CELLS:
         return
     run.write(f"{name}.csv", lambda p: spell_flags(frame).to_csv(p, float_format="%.9g", lineterminator="\n"))
 

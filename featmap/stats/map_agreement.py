@@ -301,7 +301,8 @@ def row_ceilings(S: np.ndarray, halves: HalfMaps) -> dict[str, np.ndarray]:
         np.mean([neighbour_overlaps(t, half) for t, half in zip(tables, halves.halves, strict=True)], 0)
         for tables in ((S, S), halves.best)
     ]
-    others = np.isfinite(halves.halves[0]).sum(axis=1) - 1
+    tables = [S, *halves.halves, *halves.best]
+    others = (np.logical_and.reduce([np.isfinite(t) for t in tables]) & ~np.eye(len(S), dtype=bool)).sum(axis=1)
     floor = CHANCE_ERRORS / np.sqrt(np.maximum(others - 1, 1))
     share = own / np.where(ceiling > floor, ceiling, np.nan)
     return {"ceiling": ceiling, "share": share, "overlap": overlaps[0], "overlap_ceiling": overlaps[1]}

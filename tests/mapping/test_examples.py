@@ -86,8 +86,8 @@ def test_the_number_of_examples_is_that_asked_for(run: Path, folder: Path, tmp_p
     pd.testing.assert_frame_equal(table, whole[~(whole["rank"] > 3)])
     assert View.from_record(Run.read(few.folder).manifest.view).examples == 3
     assert "examples" not in Run.read(run).manifest.view
-    for count in (0, 37):
-        with pytest.raises(FeatmapError, match=f"examples {count}: give a number of photographs from 1 to 36"):
+    for count in (0, 21, 2.5):
+        with pytest.raises(FeatmapError, match=f"examples {count}: give a number of photographs from 1 to 20"):
             View(examples=count)
 
 

@@ -186,7 +186,7 @@ def test_tables_open_as_plain_float64(planted: SimilarityMap, tmp_path: Path) ->
     output.write_frame(run, "table", frame)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), frame.rename_axis(index="image"))
     assert (tmp_path / "table.csv").read_text() == "image,a,b\na,0.25,\nb,,0.333333333\n"
-    with mock.patch.object(output, "CSV_COLUMNS", 1):
+    with mock.patch.object(output, "CSV_CELLS", 3):
         output.write_frame(run, "wide", frame)
     assert (tmp_path / "wide.parquet").is_file() and not (tmp_path / "wide.csv").exists()
     frame.astype("Float64").to_parquet(tmp_path / "older.parquet")
