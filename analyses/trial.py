@@ -31,7 +31,7 @@ from analyses.support.commands import run
 from analyses.support.settings import library_keywords
 from featmap import FeatmapError, Network, Recipe, image_ops, load, rng
 from featmap.cli.console import err, out, run_with_progress
-from featmap.cli.options import SkipBroken
+from featmap.cli.parsing import SkipBroken
 from featmap.files import digest, write_atomically
 from featmap.mapping.result import LayerMaps
 from featmap.optimize.photograph_files import find_photographs
