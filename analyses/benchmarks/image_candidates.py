@@ -14,6 +14,7 @@ with S over photographs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,6 +171,18 @@ CANDIDATES = {
 """Candidates by name."""
 
 
+def _tabulate(every: list[Record], heading: list[str], cells: Callable[[dict[str, Record]], list[str]]) -> list[str]:
+    """Write a row for each candidate that has records; `cells` makes its cells from its records by network."""
+    heading = ["candidate", "what is different", *heading]
+    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
+    for name, candidate in CANDIDATES.items():
+        rows = {r.source: r for r in every if r.way == name}
+        shown = f"**{name}**" if candidate.recipe in (FAST, STANDARD, NATURAL) else name
+        if rows:
+            lines.append(f"| {' | '.join([shown, candidate.description, *cells(rows)])} |")
+    return lines
+
+
 def format_candidates(every: list[Record]) -> str:
     """Write the table of all candidates, with columns for each network and judge.
 
@@ -184,19 +197,15 @@ def format_candidates(every: list[Record]) -> str:
         Markdown; candidates in the order of `CANDIDATES`.
     """
     pairs = list(dict.fromkeys((r.source, judge) for r in every for judge in r.transfer))
-    heading = ["candidate", "what is different", *(f"{source} by {judge}" for source, judge in pairs)]
-    heading += [f"s a class, {source}" for source in dict.fromkeys(source for source, _ in pairs)]
-    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
-    for name, candidate in CANDIDATES.items():
-        rows = {r.source: r for r in every if r.way == name}
-        cells = [f"**{name}**" if candidate.recipe in (FAST, STANDARD, NATURAL) else name, candidate.description]
-        cells += [_transfer(rows[source], judge) if source in rows else "" for source, judge in pairs]
-        cells += [
-            f"{rows[source].seconds:.2f}" if source in rows and rows[source].seconds is not None else ""
-            for source in dict.fromkeys(source for source, _ in pairs)
-        ]
-        if rows:
-            lines.append(f"| {' | '.join(cells)} |")
+    sources = dict.fromkeys(source for source, _ in pairs)
+    heading = [*(f"{source} by {judge}" for source, judge in pairs), *(f"s a class, {source}" for source in sources)]
+
+    def cells(rows: dict[str, Record]) -> list[str]:
+        seconds = [rows[source].seconds if source in rows else None for source in sources]
+        ranks = [_transfer(rows[source], judge) if source in rows else "" for source, judge in pairs]
+        return ranks + ["" if s is None else f"{s:.2f}" for s in seconds]
+
+    lines = _tabulate(every, heading, cells)
     count, size = len(every[0].units), every[0].size
     about = (
         f"`python -m analyses.benchmarks.image_candidates`: top-1 / top-5 / median rank of {count} class logits (draw "
@@ -222,21 +231,16 @@ def format_hidden(every: list[Record]) -> str:
         Markdown; candidates in the order of `CANDIDATES`.
     """
     sources = {r.source: r for r in every}
-    heading = ["candidate", "what is different"]
+    heading = []
     for source, record in sources.items():
-        heading += [
-            f"{source}: S linear / of roots",
-            *(f"percentile by {judge}" for judge in record.transfer),
-            "multiple",
-        ]
-    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
-    for name, candidate in CANDIDATES.items():
-        rows = {r.source: r for r in every if r.way == name}
-        cells = [f"**{name}**" if candidate.recipe in (FAST, STANDARD, NATURAL) else name, candidate.description]
-        for source, first in sources.items():
-            cells += _hidden_cells(rows[source]) if source in rows else [""] * (2 + len(first.transfer))
-        if rows:
-            lines.append(f"| {' | '.join(cells)} |")
+        judges = (f"percentile by {judge}" for judge in record.transfer)
+        heading += [f"{source}: S linear / of roots", *judges, "multiple"]
+
+    def cells(rows: dict[str, Record]) -> list[str]:
+        found = [_hidden_cells(rows[s]) if s in rows else [""] * (2 + len(one.transfer)) for s, one in sources.items()]
+        return [cell for part in found for cell in part]
+
+    lines = _tabulate(every, heading, cells)
     layers = "; ".join(f"{s}: {len(r.units)} of {', '.join(r.agreement)}" for s, r in sources.items())
     first = every[0]
     about = (

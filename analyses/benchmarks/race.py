@@ -90,6 +90,11 @@ def group_records(every: Sequence[Record], draw: int) -> dict[str, dict[str, lis
     return groups
 
 
+def judges_of(ways: dict[str, list[Record]]) -> list[str]:
+    """List the judges of a network's records, in their order."""
+    return list(dict.fromkeys(judge for group in ways.values() for record in group for judge in record.transfer))
+
+
 def is_recipe(way: str, group: Sequence[Record]) -> bool:
     """Check whether a way is a recipe of featmap's own; the article's are opponents."""
     return group[0].kind == RECIPE and not way.startswith("article")
@@ -144,7 +149,7 @@ def run_heats(every: Sequence[Record], draw: int) -> list[Heat]:
     """
     heats = []
     for source, ways in group_records(every, draw).items():
-        judges = dict.fromkeys(j for group in ways.values() for r in group for j in r.transfer)
+        judges = judges_of(ways)
         tools = [name for name, group in ways.items() if not is_recipe(name, group)]
         for judge in judges:
             for measure in ("top-1", "percentile"):
@@ -269,7 +274,7 @@ def draw_figure(every: Sequence[Record], draw: int) -> Figure:
     figure = Figure(figsize=(17, 3.3 * len(groups)), layout="constrained")
     panes: Any = figure.subplots(len(groups), 5, squeeze=False)
     for row, (source, ways) in zip(panes, groups.items(), strict=True):
-        judges = list(dict.fromkeys(j for group in ways.values() for r in group for j in r.transfer))
+        judges = judges_of(ways)
         judge = next((j for j in judges if any(values_of(g, j, "rank") for g in ways.values())), judges[0])
         for pane, (title, value) in zip(row, list_panels(judge).items(), strict=True):
             points = [(seconds_of(g), value(g), name, is_recipe(name, g)) for name, g in ways.items()]
