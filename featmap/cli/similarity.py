@@ -235,7 +235,7 @@ def similarity(
         device=settings.torch_device(),
     )
     if chosen is not None:
-        job = console.run_with_progress(partial(mapping.add_photographs, job, chosen))
+        job = console.run_with_progress(partial(mapping.add_photographs, job, chosen, examples=shown.examples))
     if [*job.layers] not in (layers, [layers]):  # a pattern: say which layers it matches
         names, count = ", ".join(job.layers), len(job.objectives or job.columns)
         console.out().print(f"{len(job.layers)} layers, {count:,} features: {names}")

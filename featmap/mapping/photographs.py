@@ -68,9 +68,12 @@ class PhotographJob(Job):
         See `featmap.runs.job.Job`. Without objectives, only the size of the recipe is used.
     photographs : PhotographStimuli
         The photographs.
+    examples : int, default 9
+        Best photographs of each feature that are shown; only `disk_needed` depends on it.
     """
 
     photographs: PhotographStimuli
+    examples: int = DEFAULT_EXAMPLES
 
     @property
     def layers(self) -> list[str]:
@@ -176,7 +179,7 @@ class PhotographJob(Job):
         shown = Counter(label.rpartition(":")[0] for label in self.shown)
         maps = sum(shown[name] * layers[name].height * layers[name].width for name in self.layers)
         # one of the five tables is of photographs
-        return super().disk_needed + TABLE_CELL // 5 * cells + 4 * (DEFAULT_EXAMPLES + len(PERCENTILES)) * maps
+        return super().disk_needed + TABLE_CELL // 5 * cells + 4 * (self.examples + len(PERCENTILES)) * maps
 
 
 class PhotographWorker(Worker):
@@ -280,7 +283,7 @@ def require_images(job: Job) -> None:
         raise FeatmapError(f"stimuli {PHOTOGRAPHS}: no photographs are given; give a folder or zip of photographs")
 
 
-def with_photographs(job: Job, stimuli: PhotographStimuli) -> PhotographJob:
+def with_photographs(job: Job, stimuli: PhotographStimuli, examples: int = DEFAULT_EXAMPLES) -> PhotographJob:
     """Make the job that also probes photographs.
 
     Parameters
@@ -289,13 +292,16 @@ def with_photographs(job: Job, stimuli: PhotographStimuli) -> PhotographJob:
         A similarity job.
     stimuli : PhotographStimuli
         The photographs.
+    examples : int, default 9
+        Best photographs of each feature that are shown.
 
     Returns
     -------
     PhotographJob
         Everything else stays.
     """
-    return PhotographJob(**{f.name: getattr(job, f.name) for f in fields(Job)}, photographs=stimuli)
+    own = {f.name: getattr(job, f.name) for f in fields(Job)}
+    return PhotographJob(**own, photographs=stimuli, examples=examples)
 
 
 def with_stored_photographs(job: Job, identity: dict[str, Any], data: xr.Dataset) -> Job:

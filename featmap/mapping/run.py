@@ -22,7 +22,7 @@ from featmap.mapping.examples import ExampleSource
 from featmap.mapping.layer_arrays import PhotographLayers
 from featmap.mapping.photographs import BATCH, PhotographJob, PhotographUnit, PhotographWorker
 from featmap.mapping.result import LayerMaps, SimilarityMap, photograph_prefix
-from featmap.mapping.view import PHOTOGRAPHS, View, recorded_formula
+from featmap.mapping.view import DEFAULT_EXAMPLES, PHOTOGRAPHS, View, recorded_formula
 from featmap.network import selection
 from featmap.network.loading import load
 from featmap.network.model import Network
@@ -107,7 +107,9 @@ def similarity_job(
     return checked(job) if job.objectives else photograph_jobs.check_alone(job)
 
 
-def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> PhotographJob:
+def add_photographs(
+    job: Job, photographs: AnyPhotographs, watcher: Watcher, examples: int = DEFAULT_EXAMPLES
+) -> PhotographJob:
     """Open photographs, and add them to a similarity job.
 
     Parameters
@@ -118,6 +120,8 @@ def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> 
         The photographs; every one that is not open yet is decoded once.
     watcher : Watcher
         Receives the progress, and what is left out.
+    examples : int, default 9
+        Best photographs of each feature that are shown.
 
     Returns
     -------
@@ -131,7 +135,7 @@ def add_photographs(job: Job, photographs: AnyPhotographs, watcher: Watcher) -> 
         below 1.
     """
     stimuli = probe.open_stimuli(photographs, job.recipe.size, job.network.channels, watcher)
-    return photograph_jobs.with_photographs(job, stimuli)
+    return photograph_jobs.with_photographs(job, stimuli, examples)
 
 
 def _split_layers(layers: list[str], probed: list[str]) -> tuple[list[str], list[str]]:
@@ -245,7 +249,7 @@ def similarity(
     if photographs is None:
         photograph_jobs.require_images(job)
     else:
-        job = add_photographs(job, photographs, execution.watcher)
+        job = add_photographs(job, photographs, execution.watcher, view.examples)
     maps = carry_out(job, lifecycle.open_run(job, execution.out), view, execution)
     return maps.maps[layers] if isinstance(layers, str) and list(maps.maps) == [layers] else maps
 

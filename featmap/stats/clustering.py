@@ -110,8 +110,10 @@ def neighbour_graph(S: pd.DataFrame, k: int = 10) -> nx.Graph:
     """
     if k < 1:
         raise FeatmapError(f"k = {k} neighbours; at least 1 is needed")
-    labels, order = list(S.columns), natural_order(S.columns)
-    edges = _nearest_neighbours(symmetric_values(S)[np.ix_(order, order)], k)
+    labels, order, values = list(S.columns), natural_order(S.columns), symmetric_values(S)
+    if (np.diff(order) != 1).any():  # else in order already: the copy would take as much memory as S
+        values = values[np.ix_(order, order)]
+    edges = _nearest_neighbours(values, k)
     one, two = np.sort([order[edges.head], order[edges.tail]], axis=0)
     graph: nx.Graph = nx.Graph(k=k)
     graph.add_nodes_from(labels)
@@ -127,11 +129,9 @@ def _consensus(runs: np.ndarray) -> np.ndarray:
     """
     if runs.shape[1] < 2:
         return np.zeros(runs.shape[1], dtype=np.int64)
-    together = np.zeros((runs.shape[1], runs.shape[1]))
-    for labels in runs:  # one after the other: all tables at once would take R times the memory of S
-        together += labels[:, None] == labels
-    together /= len(runs)
-    tree = linkage(1.0 - _condense(together), method="average")
+    # condensed as in SciPy, row by row: a square table takes as much memory as S
+    apart = np.concatenate([1.0 - (runs[:, k - 1 : k] == runs[:, k:]).mean(axis=0) for k in range(1, runs.shape[1])])
+    tree = linkage(apart, method="average")
     return np.asarray(fcluster(tree, t=0.5, criterion="distance"), dtype=np.int64)
 
 
@@ -484,7 +484,8 @@ def leaf_order(S: pd.DataFrame, labels: pd.Series | Sequence[int]) -> tuple[np.n
     if M < 2:
         return np.zeros((0, 4)), np.arange(M)
     np.subtract(2.0, np.multiply(np.nan_to_num(distance, copy=False), 2.0, out=distance), out=distance)
-    apart = np.sqrt(np.maximum(distance, 0.0, out=distance), out=distance).copy()
+    np.sqrt(np.maximum(distance, 0.0, out=distance), out=distance)
+    apart = distance.copy() if M <= ORDERED_LEAVES else distance
     # No distance exceeds 2: set 4 further apart, clusters are joined only when each is complete.
     apart[_condense(cluster[:, None] != cluster)] += 4.0
     tree = linkage(apart, method="average")

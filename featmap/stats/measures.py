@@ -340,13 +340,15 @@ def profile_correlations(values: np.ndarray, method: Correlation = "pearson", ro
         S, M x M, exactly symmetric, in [-1, 1]; NaN where undefined.
     """
     Z, defined = unit_profiles(values, method, roots)
-    S = Z.T @ Z
+    D, at = Z.shape[1], np.flatnonzero(defined)
+    full = np.full((len(defined), len(defined)), np.nan)
+    S = full.reshape(-1)[: D * D].reshape(D, D)  # at the front of the table that is returned, not beside it
+    np.matmul(Z.T, Z, out=S)
     symmetrise(np.clip(S, -1.0, 1.0, out=S))
     np.fill_diagonal(S, np.where(np.isfinite(S.diagonal()), 1.0, np.nan))
-    if defined.all():
-        return S
-    full = np.full((len(defined), len(defined)), np.nan)
-    full[np.ix_(defined, defined)] = S
+    for k in range(D - 1, -1, -1) if len(defined) > D else ():  # from the last row on: none is overwritten unread
+        row, S[k] = S[k].copy(), np.nan
+        full[at[k], at] = row
     return full
 
 

@@ -150,8 +150,11 @@ def test_the_disk_that_is_needed_counts_the_maps_of_examples(folder: Path) -> No
     recipe = resolve(network, size=16, steps=4)
     jobs = [similarity_job("first", network, recipe, view=View(shown)) for shown in ("0", "0-3")]
     one, four = (add_photographs(job, opened, Silent()).disk_needed for job in jobs)
+    more = add_photographs(jobs[0], opened, Silent(), 20)
     layer = network.layer("first", 16)
     assert four - one == 3 * (9 + 3) * layer.height * layer.width * 4
+    assert more.disk_needed - one == (20 - 9) * layer.height * layer.width * 4
+    assert more.identity() == add_photographs(jobs[0], opened, Silent()).identity()
 
 
 def test_the_manifest_counts_what_a_limit_leaves_out(folder: Path, tmp_path: Path) -> None:

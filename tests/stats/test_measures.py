@@ -286,3 +286,20 @@ def test_correlations_are_symmetrised_in_panels_to_the_same_bits(monkeypatch: py
     assert np.array_equal(whole, expected)
     monkeypatch.setattr(frames, "PANEL", 5)
     assert np.array_equal(measures.profile_correlations(values), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=30).map(np.array),
+    st.integers(0, 2**32 - 1),
+)
+def test_undefined_columns_are_spread_among_the_others(defined: np.ndarray, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(9, len(defined)))
+    values[:, ~defined] = 3.0  # constant
+    S = measures.profile_correlations(values)
+    expected = np.full((len(defined), len(defined)), np.nan)
+    Z, found = measures.unit_profiles(values)
+    product = np.clip(Z.T @ Z, -1.0, 1.0)
+    np.fill_diagonal(product, np.where(np.isfinite(product.diagonal()), 1.0, np.nan))
+    expected[np.ix_(defined, defined)] = (product + product.T) / 2
+    assert np.array_equal(found, defined) and np.array_equal(S, expected, equal_nan=True)
