@@ -1,0 +1,157 @@
+"""Count the pairs of features whose interaction is defined, in stored runs of `featmap interact --layers`.
+
+    featmap interact --layers inception4a inception4d --features 1,17,... 5,40,... --seeds 1 --size 112 --out RUN
+    python -m analyses.benchmarks.defined RUN ...
+    python -m analyses.benchmarks.defined --check
+
+A pair is undefined where a unit has no response of its own to share, or a descent ended in a silent network: its
+`status` in pairs.csv says so. Beside the number of defined pairs stands the least share that an exact one-sided test at
+5 % leaves (Clopper & Pearson 1934, 10.1093/biomet/26.4.404), and the medians of the response nonlinearity and of its
+floor. Results of another run of the same network and layers are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from scipy.stats import beta
+
+from analyses.benchmarks import records
+from analyses.benchmarks.image_records import short_name
+from analyses.support.commands import run
+from featmap.cli import console
+from featmap.errors import FeatmapError
+from featmap.runs.store import Run
+
+STORE, SECTION = records.FOLDER / "defined.json", "defined"
+AIM, LEVEL = 0.98, 0.05
+OK = "ok"
+
+
+def least_share(defined: int, pairs: int, level: float = LEVEL) -> float:
+    """Compute the lower bound of a share.
+
+    Parameters
+    ----------
+    defined, pairs : int
+        Number of defined pairs, and of all.
+    level : float, default 0.05
+        Level of the one-sided test.
+
+    Returns
+    -------
+    float
+        The share at or below which so many defined pairs have at most the probability `level`; in [0, 1].
+    """
+    return float(beta.ppf(level, defined, pairs - defined + 1)) if defined else 0.0
+
+
+def count(folder: Path) -> dict[str, Any]:
+    """Count the defined pairs of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of a finished run of `featmap interact --layers`.
+
+    Returns
+    -------
+    dict
+        Plain JSON values.
+
+    Raises
+    ------
+    FeatmapError
+        For a folder that is no such run.
+    """
+    identity = Run.read(folder).identity
+    table = folder / "pairs.csv"
+    if not table.is_file() or len(identity.get("responses", ())) != 2:
+        raise FeatmapError(f"{folder} is no finished run of featmap interact --layers A B; give such a run")
+    pairs = pd.read_csv(table)
+    ok = pairs[pairs["status"] == OK]
+    return {
+        "source": short_name(identity["model"]["name"]),
+        "weights": identity["model"]["sha256"],
+        "layers": list(identity["responses"]),
+        "size": identity["recipe"]["octaves"][-1]["size"],
+        "recipe": identity["recipe"]["name"],
+        "seeds": len(identity["seeds"]),
+        "pairs": len(pairs),
+        "statuses": dict(Counter(pairs["status"])),
+        "nonlinearity": _median(ok["response_nonlinearity"]),
+        "floor": _median(ok["response_nonlinearity_floor"]),
+        "above_floor": int((ok["response_nonlinearity"] > ok["response_nonlinearity_floor"]).sum()),
+    }
+
+
+def _median(values: pd.Series) -> float | None:
+    """Compute a median to four decimals; None without values."""
+    return round(float(values.median()), 4) if values.notna().any() else None
+
+
+def format_page(results: list[dict[str, Any]]) -> str:
+    """Write the section of the README.
+
+    Parameters
+    ----------
+    results : list of dict
+        Of each run, see `count`.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    lines = [
+        "## Pairs whose interaction is defined",
+        "",
+        f"Pairs of features drawn at random from two layers each, all descended with the recipe of `featmap interact`. "
+        f"The aim is {AIM:.0%}; the least share is the lower bound of an exact one-sided test at {LEVEL:.0%}. Above "
+        "the floor: pairs whose response nonlinearity exceeds its own floor; one seed makes no claim about a single pair.",
+        "",
+        "| network | layers | pixels | seeds | pairs | defined | least share | other statuses | median nonlinearity | "
+        "median floor | above the floor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in sorted(results, key=lambda r: (r["source"], r["layers"])):
+        defined = r["statuses"].get(OK, 0)
+        others = ", ".join(f"{name}: {n}" for name, n in sorted(r["statuses"].items()) if name != OK) or "none"
+        medians = ["undefined" if r[k] is None else f"{r[k]:.3f}" for k in ("nonlinearity", "floor")]
+        cells = [r["source"], " and ".join(r["layers"]), r["size"], r["seeds"], r["pairs"], defined]
+        cells += [f"{least_share(defined, r['pairs']):.3f}", others, *medians, r["above_floor"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def read(store: Path) -> list[dict[str, Any]]:
+    """Read the stored results; none without the file."""
+    return json.loads(store.read_text(encoding="utf-8"))["results"] if store.is_file() else []
+
+
+def main(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Runs of featmap interact --layers.")] = None,
+    store: Annotated[Path, typer.Option(help="The counts, as JSON.")] = STORE,
+    readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; check that table and counts agree.")] = False,
+) -> None:
+    """Count the pairs of features whose interaction is defined."""
+    if check:
+        if format_page(read(store)) not in readme.read_text(encoding="utf-8"):
+            raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")
+        return
+    found = [count(folder) for folder in runs or ()]
+    new = {(r["source"], *r["layers"]) for r in found}
+    kept = [r for r in read(store) if (r["source"], *r["layers"]) not in new] + found
+    records.write_json(store, {"results": kept})
+    records.write_table(SECTION, format_page(kept), readme)
+    console.out().print(format_page(kept), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main)
