@@ -111,9 +111,9 @@ def format_page(results: list[dict[str, Any]]) -> str:
     lines = [
         "## Pairs whose interaction is defined",
         "",
-        f"Pairs of features drawn at random from two layers each, all descended with the recipe of `featmap interact`. "
+        "Pairs of features drawn at random from two layers each, all descended with the recipe of `featmap interact`. "
         f"The aim is {AIM:.0%}; the least share is the lower bound of an exact one-sided test at {LEVEL:.0%}. Above "
-        "the floor: pairs whose response nonlinearity exceeds its own floor; one seed makes no claim about a single pair.",
+        "the floor: pairs whose response nonlinearity exceeds its own floor; with one seed no single pair is claimed.",
         "",
         "| network | layers | pixels | seeds | pairs | defined | least share | other statuses | median nonlinearity | "
         "median floor | above the floor |",
