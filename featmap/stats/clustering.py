@@ -129,8 +129,11 @@ def _consensus(runs: np.ndarray) -> np.ndarray:
     """
     if runs.shape[1] < 2:
         return np.zeros(runs.shape[1], dtype=np.int64)
-    # condensed as in SciPy, row by row: a square table takes as much memory as S
-    apart = np.concatenate([1.0 - (runs[:, k - 1 : k] == runs[:, k:]).mean(axis=0) for k in range(1, runs.shape[1])])
+    n, first = runs.shape[1], 0
+    apart = np.empty(n * (n - 1) // 2)  # condensed as in SciPy: a square table takes as much memory as S
+    for k in range(1, n):
+        apart[first : first + n - k] = 1.0 - (runs[:, k - 1 : k] == runs[:, k:]).mean(axis=0)
+        first += n - k
     tree = linkage(apart, method="average")
     return np.asarray(fcluster(tree, t=0.5, criterion="distance"), dtype=np.int64)
 
