@@ -5,9 +5,9 @@
     python -m analyses.benchmarks.defined --check
 
 A pair is undefined where a unit has no response of its own to share, or a descent ended in a silent network: its
-`status` in pairs.csv says so. Beside the number of defined pairs stands the least share that an exact one-sided test at
-5 % leaves (Clopper & Pearson 1934, 10.1093/biomet/26.4.404), and the medians of the response nonlinearity and of its
-floor. Results of another run of the same network and layers are replaced.
+`status` in pairs.csv says so. A run pairs every feature given of one layer with every one of the other: pairs share
+features, and the number of features is the sample's size. Beside the number of defined pairs stand the medians of the
+response nonlinearity and of its floor. Results of another run of the same network and layers are replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from scipy.stats import beta
 
 from analyses.benchmarks import records
 from analyses.benchmarks.image_records import short_name
@@ -29,26 +28,8 @@ from featmap.errors import FeatmapError
 from featmap.runs.store import Run
 
 STORE, SECTION = records.FOLDER / "defined.json", "defined"
-AIM, LEVEL = 0.98, 0.05
+AIM = 0.98
 OK = "ok"
-
-
-def least_share(defined: int, pairs: int, level: float = LEVEL) -> float:
-    """Compute the lower bound of a share.
-
-    Parameters
-    ----------
-    defined, pairs : int
-        Number of defined pairs, and of all.
-    level : float, default 0.05
-        Level of the one-sided test.
-
-    Returns
-    -------
-    float
-        The share at or below which so many defined pairs have at most the probability `level`; in [0, 1].
-    """
-    return float(beta.ppf(level, defined, pairs - defined + 1)) if defined else 0.0
 
 
 def count(folder: Path) -> dict[str, Any]:
@@ -82,6 +63,7 @@ def count(folder: Path) -> dict[str, Any]:
         "size": identity["recipe"]["octaves"][-1]["size"],
         "recipe": identity["recipe"]["name"],
         "seeds": len(identity["seeds"]),
+        "features": [sorted({int(u.rpartition(":")[2]) for u in pairs[side]}) for side in "ab"],
         "pairs": len(pairs),
         "statuses": dict(Counter(pairs["status"])),
         "nonlinearity": _median(ok["response_nonlinearity"]),
@@ -111,11 +93,12 @@ def format_page(results: list[dict[str, Any]]) -> str:
     lines = [
         "## Pairs whose interaction is defined",
         "",
-        "Pairs of features drawn at random from two layers each, all descended with the recipe of `featmap interact`. "
-        f"The aim is {AIM:.0%}; the least share is the lower bound of an exact one-sided test at {LEVEL:.0%}. Above "
-        "the floor: pairs whose response nonlinearity exceeds its own floor; with one seed no single pair is claimed.",
+        "Features drawn at random from all of two layers each, every one of the first with every one of the second, "
+        f"descended with the recipe of `featmap interact`. The aim is {AIM:.0%} of the pairs. Pairs share features: "
+        "256 of them say less than 256 drawn one by one. Above the floor: pairs whose response nonlinearity exceeds "
+        "its own floor; with one seed no single pair is claimed.",
         "",
-        "| network | layers | pixels | seeds | pairs | defined | least share | other statuses | median nonlinearity | "
+        "| network | layers | features | pixels | seeds | pairs | defined | other statuses | median nonlinearity | "
         "median floor | above the floor |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -123,8 +106,9 @@ def format_page(results: list[dict[str, Any]]) -> str:
         defined = r["statuses"].get(OK, 0)
         others = ", ".join(f"{name}: {n}" for name, n in sorted(r["statuses"].items()) if name != OK) or "none"
         medians = ["undefined" if r[k] is None else f"{r[k]:.3f}" for k in ("nonlinearity", "floor")]
-        cells = [r["source"], " and ".join(r["layers"]), r["size"], r["seeds"], r["pairs"], defined]
-        cells += [f"{least_share(defined, r['pairs']):.3f}", others, *medians, r["above_floor"]]
+        features = " x ".join(str(len(side)) for side in r["features"])
+        cells = [r["source"], " and ".join(r["layers"]), features, r["size"], r["seeds"], r["pairs"], defined]
+        cells += [others, *medians, r["above_floor"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

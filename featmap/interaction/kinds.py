@@ -10,7 +10,9 @@ competing for place, suppressive
     competing for place where, on the joint image, at least `DIVIDED` of the responding positions have one unit alone,
     and the activation maps correlate negatively; else it is suppressive.
 synergistic
-    Every unit surely reaches more on the joint image than on its own.
+    The response nonlinearity surely exceeds its floor, and every unit surely reaches more on the joint image than on
+    its own. The second alone is no sign of interaction: where a blur keeps each solo image from its optimum, units
+    that share what the blur leaves reach more together in a linear network too.
 synergistic, suppressive
     The response nonlinearity surely exceeds its floor, and the signed second difference is surely above 0 (synergistic:
     features respond to both parts together by more than to each) or below 0 (suppressive: by less).
@@ -135,10 +137,10 @@ def classify(evidence: Evidence) -> str:
     if any(high < LOSS for _, high in kept):
         divides = _mean(evidence.divided) >= DIVIDED and _mean(evidence.correlation) < 0
         return COMPETING if divides else SUPPRESSIVE
-    if all(low > 1 + interaction.ROUNDING for low, _ in _intervals(evidence.retention)):
-        return SYNERGISTIC
     low, high = _interval(evidence.excess)
     if low > interaction.ROUNDING:
+        if all(bottom > 1 + interaction.ROUNDING for bottom, _ in _intervals(evidence.retention)):
+            return SYNERGISTIC
         below, above = _interval(evidence.signed_difference)
         if below > 0 or above < 0:
             return SYNERGISTIC if below > 0 else SUPPRESSIVE

@@ -24,6 +24,7 @@ from featmap.interaction.conclusion import (
 )
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, PINK_IMAGES, JointJob, JointUnit
+from featmap.interaction.kinds import MIN_SEEDS
 from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
 from featmap.interaction.power import state_power
 from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
@@ -278,8 +279,12 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
 
 
 def _least_seeds(result: Interaction) -> int:
-    """Return the number of seeds of the group that has fewest."""
-    return int(result.statistics.groupby("group")["seed"].count().min())
+    """Return the number of seeds with statistics of that group which has fewest, of those that are tested if any is."""
+    table = result.statistics
+    excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
+    counts = excess.groupby(table["group"]).count()
+    tested = counts[counts >= MIN_SEEDS]
+    return int((tested if len(tested) else counts).min())
 
 
 def add_photographs(job: JointJob, photographs: AnyPhotographs, watcher: Watcher | None = None) -> PhotographJointJob:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from featmap.errors import StoreError
+from featmap.interaction.groups import JointSettings
 from featmap.interaction.kinds import KINDS
 from featmap.network.unit import format_channels
 from featmap.plotting.labels import labelled_statistics, statistic_label
@@ -81,7 +82,7 @@ def _group(run: Run) -> Report:
         lines=lines,
         tables=[(caption, pd.DataFrame(rows))],
         pictures=_pictures(run.folder, [("panel.png", "Panel of " + " + ".join(units))], content["sentence"]),
-        command=shlex.join(["featmap", "interact", *units, *_options(run)]),
+        command=_join(["featmap", "interact", *units], _options(run, units)),
     )
 
 
@@ -151,17 +152,33 @@ def _grid_command(run: Run, layers: list[str], units: list[list[str]], count: in
     """Return the command of a run of every pair; "" for the few pairs that a screening has chosen."""
     if count < len(units[0]) * len(units[1]):
         return ""
-    return shlex.join(["featmap", "interact", "--layers", *layers, *_features(units), *_options(run)])
+    return _join(["featmap", "interact", "--layers", *layers, *_features(units)], _options(run, layers))
 
 
-def _options(run: Run) -> list[str]:
-    """Return the options of a run's network, recipe and seeds."""
+def _join(words: list[str], options: list[str] | None) -> str:
+    """Join the words of a command; "" where no options give the run."""
+    return "" if options is None else shlex.join([*words, *options])
+
+
+def _joint_options(run: Run, own: Sequence[str]) -> list[str]:
+    """Return the options for balance and probed layers, where they are not the default; `own` has units or layers."""
+    balance, probed = run.identity.get("balance", JointSettings.balance), list(run.identity.get("responses", ()))
+    words = [] if balance == JointSettings.balance else ["--balance", balance]
+    is_default = not probed or probed == list(dict.fromkeys(name.rpartition(":")[0] or name for name in own))
+    return words if is_default else [*words, "--probe-layers", ",".join(probed)]
+
+
+def _options(run: Run, own: Sequence[str]) -> list[str] | None:
+    """Return the options of a run; None for seeds that do not count up, which no option gives."""
     seeds, auto = run.identity["seeds"], run.identity.get("auto")
+    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        return None
     count = ["--seeds", "auto", "--width", f"{auto['width']:g}", "--most-seeds", str(auto["most"])] if auto else None
     photographs = run.identity.get("photographs") or {}  # a page says nothing of the reader's own
     words = ["--photographs", "FOLDER"] if photographs else []
     words += ["--limit", str(photographs["limit"])] if photographs.get("limit") else []
-    return [*Reproduction(run.manifest).options(), *(count or ["--seeds", str(len(seeds))]), *words]
+    options = [*Reproduction(run.manifest).options(), *_joint_options(run, own)]
+    return [*options, *(count or ["--seeds", str(len(seeds))]), *words]
 
 
 def _screening(run: Run) -> Report:
@@ -174,6 +191,7 @@ def _screening(run: Run) -> Report:
     words = ["featmap", "interact", "--layers", *layers, *_features(list(units.values())), "--screen"]
     words += ["--top", str(run.identity["top"]), "--checks", str(run.identity["checks"])]
     words += ["--seeds", str(len(run.identity["fresh_seeds"])), *Reproduction(run.manifest).options()]
+    words += _joint_options(run, layers)
     return Report(
         title=f"Screening of {' with '.join(layers)}",
         tables=[("Predictors, evaluated on random pairs", frame)],

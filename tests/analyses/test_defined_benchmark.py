@@ -5,24 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scipy.stats import binom
 
 import featmap
 from analyses.benchmarks import defined, records
 from featmap.errors import FeatmapError
 from tests.helpers import tiny
 from tests.helpers.settings import options
-
-
-@pytest.mark.parametrize(("found", "pairs"), [(256, 256), (250, 256), (3, 4), (1, 9)])
-def test_the_least_share_makes_so_many_defined_pairs_just_unlikely(found: int, pairs: int) -> None:
-    share = defined.least_share(found, pairs)
-    assert binom.sf(found - 1, pairs, share) == pytest.approx(defined.LEVEL)
-    assert defined.least_share(0, pairs) == 0.0
-
-
-def test_all_of_256_pairs_show_the_aim() -> None:
-    assert defined.least_share(256, 256) == pytest.approx(0.05 ** (1 / 256)) and defined.AIM < 0.05 ** (1 / 256)
 
 
 def test_a_run_is_counted_by_status(tmp_path: Path) -> None:
@@ -35,12 +23,14 @@ def test_a_run_is_counted_by_status(tmp_path: Path) -> None:
     table = (tmp_path / "run" / "pairs.csv").read_text().splitlines()[1:]
     assert found["layers"] == ["second", "first"] and found["pairs"] == len(table) == 6
     assert found["statuses"].get("ok", 0) == sum(line.split(",")[2] == "ok" for line in table)
+    assert found["features"] == [[0, 1, 2], [0, 1]]
     assert found["size"] == 16 and found["seeds"] == 1 and found["recipe"] == "interact"
 
 
-def test_other_statuses_are_named_and_lower_the_least_share() -> None:
+def test_other_statuses_are_named() -> None:
     one = {
         "source": "net",
+        "features": [[0, 1], [4, 5]],
         "layers": ["a", "b"],
         "size": 8,
         "seeds": 1,
@@ -49,7 +39,7 @@ def test_other_statuses_are_named_and_lower_the_least_share() -> None:
         "floor": None,
     }
     page = defined.format_page([one | {"statuses": {"ok": 3, "dead partner": 1}, "above_floor": 0}])
-    assert "| 4 | 3 | 0.249 | dead partner: 1 | undefined | undefined | 0 |" in page
+    assert "| 2 x 2 | 8 | 1 | 4 | 3 | dead partner: 1 | undefined | undefined | 0 |" in page
 
 
 def test_the_table_is_made_from_the_stored_counts() -> None:

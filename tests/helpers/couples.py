@@ -177,3 +177,17 @@ def smooth() -> nn.Module:
         second=_convolution(_random((5, 6, 3, 3), 6), padding=1),
     )
     return nn.Sequential(layers).eval()
+
+
+def rough(side: int = 16) -> nn.Module:
+    """Two linear features of the whole image: one smooth part that they share, and each its own fine pattern.
+
+    A blur takes the fine patterns out of the images, so that both features reach more on the joint image than alone.
+    """
+    y, x = torch.meshgrid(torch.arange(float(side)), torch.arange(float(side)), indexing="ij")
+    centre = (side - 1) / 2
+    shared = torch.exp(-((x - centre) ** 2 + (y - centre) ** 2) / 32)
+    fine = [torch.where((x + y) % 2 == 0, 1.0, -1.0), torch.where(x % 2 == 0, 1.0, -1.0)]
+    weight = torch.stack([shared / shared.norm() + 2 * pattern / pattern.norm() for pattern in fine])
+    rest = _random((2, side, side), 0) / 20
+    return nn.Sequential(_convolution(torch.cat([weight, rest])[:, None].expand(-1, 3, -1, -1).contiguous())).eval()

@@ -56,6 +56,13 @@ def test_planted_kinds_are_found(
     assert sign is None or row["second_difference_sign"] == pytest.approx(sign, abs=0.1)
 
 
+def test_more_together_than_alone_is_no_synergy_in_a_linear_network(tmp_path: Any) -> None:
+    arrays = measured(tmp_path, couples.rough(), units=["0:0", "0:1"], steps=60)
+    row = summarise(arrays.table()).iloc[0]
+    assert min(row["retention_a"], row["retention_b"]) > 1.05 and row["response_nonlinearity"] < 1e-4
+    assert row["kind"] == ADDITIVE
+
+
 def evidence(**changes: Any) -> kinds.Evidence:
     """Evidence of an additive pair, five seeds; a number stands for that mean with a spread of 0.01."""
     spread = np.array([-0.01, 0.01, 0.0, -0.005, 0.005])
@@ -89,7 +96,8 @@ def evidence(**changes: Any) -> kinds.Evidence:
         ({"retention": (0.7, 0.5), "correlation": -0.3}, SUPPRESSIVE),
         ({"retention": (0.7, 0.5), "divided": 0.9, "correlation": math.nan}, SUPPRESSIVE),
         ({"divided": 0.9, "correlation": -0.3}, ADDITIVE),
-        ({"retention": 1.1}, SYNERGISTIC),
+        ({"retention": 1.1}, ADDITIVE),
+        ({"retention": 1.1, "excess": 0.2}, SYNERGISTIC),
         ({"retention": (1.1, 0.9)}, ADDITIVE),
         ({"excess": 0.2, "second_difference": 0.1}, SYNERGISTIC),
         ({"excess": 0.2, "second_difference": -0.1}, SUPPRESSIVE),

@@ -24,6 +24,7 @@ from featmap.interaction.job import JointJob
 from featmap.interaction.run import Interaction
 from featmap.interaction.statistics import summarise
 from featmap.plotting import interaction_panel, labels, style
+from featmap.report.interaction import build_reports
 from tests.helpers import couples, networks, settings, tiny
 from tests.helpers.settings import options
 from tests.helpers.tables import check_plain_tables
@@ -399,3 +400,17 @@ def test_one_pair_of_a_layer_too_small_for_a_ceiling(tmp_path: Path) -> None:
     assert re.search(r"floor 0\.\d+, ceiling undefined$", interaction_run.describe(job, result)[-1])
     assert cells(result.folder / "pairs.csv")[0][f"{HEADLINE}_ceiling"] == ""
     assert_no_nan(result.folder)
+
+
+def test_the_page_gives_the_command_of_its_own_run(tmp_path: Path) -> None:
+    units, changed = ["second:3", "first:5"], groups.JointSettings("none", ["first"])
+
+    def command(name: str, **changes: Any) -> str:
+        chosen = options("interact", out=tmp_path / name, **(SETTINGS | {"seeds": 2} | changes))
+        featmap.interact(units, tiny.small(), **chosen)
+        return build_reports(tmp_path / name)[0].command
+
+    assert "--balance" not in command("plain") and "--probe-layers" not in command("plain")
+    assert " --balance none --probe-layers first " in command("changed", settings=changed)
+    assert " --seed 4 " in (later := command("later", seeds=[4, 5])) and later.endswith("--seeds 2")
+    assert command("scattered", seeds=[3, 7]) == ""
