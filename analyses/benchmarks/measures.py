@@ -241,10 +241,10 @@ def format_page(results: list[Result]) -> str:
     drawn = [f"{s}: {r.features} features of each layer, {r.photographs} photographs" for s, r in counts.iterrows()]
     recipes = ", ".join(table["recipe"].unique())
     lines.append(f"{'; '.join(drawn)}; recipe {recipes}. The columns are described at the beginning of the script.")
-    lines += ["", *state_aims(table[table["step"] == choose(results)]), "", compare_shares(table), "", TRIED]
-    return "\n".join(
-        [*lines, *tabulate_whole(everything[everything["whole"] & (everything["step"] == choose(results))])]
-    )
+    chosen = everything[everything["step"] == choose(results)]
+    lines += state_aims(chosen[chosen["whole"]], whole=True) + state_aims(chosen[~chosen["whole"]], whole=False)
+    lines += ["", compare_shares(table), "", TRIED]
+    return "\n".join([*lines, *tabulate_whole(chosen[chosen["whole"]])])
 
 
 def tabulate_whole(table: pd.DataFrame) -> list[str]:
@@ -270,39 +270,63 @@ def tabulate_whole(table: pd.DataFrame) -> list[str]:
         f"| network | layer | features | {head} |",
         "|---" * 10 + "|",
     ]
-    for r in table.itertuples():
+    for r in add_shares(table).itertuples():
         values = (
             *(r.agreement, r.ceiling, r.agreement / r.ceiling),
-            *(r.overlap, r.overlap_ceiling, r.overlap / r.overlap_ceiling, r.repeatability),
+            *(r.overlap, r.overlap_ceiling, r.of_overlap, r.repeatability),
         )
         lines.append(f"| {r.source} | {r.layer} | {r.features} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
     return lines
 
 
-def state_aims(table: pd.DataFrame) -> list[str]:
+def add_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the shares of both ceilings, as `featmap.stats.map_agreement.CeilingShare` has them.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results, a row for each layer and step.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With the columns `of_agreement`, and `of_overlap`, both of whose terms are less the overlap of unrelated maps.
+    """
+    chance = NEAREST / (table["features"] - 1)
+    of_overlap = (table["overlap"] - chance) / (table["overlap_ceiling"] - chance)
+    return table.assign(of_agreement=table["agreement"] / table["ceiling"], of_overlap=of_overlap)
+
+
+def state_aims(table: pd.DataFrame, whole: bool) -> list[str]:
     """State how far the map with the chosen step is from what is aimed at.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Results of the chosen step, a row for each layer.
+    whole : bool
+        Whether these are whole layers, which is what `featmap similarity` maps unless it is told otherwise.
 
     Returns
     -------
     list of str
-        Lines: for each network, range over its layers and how many reach the aim.
+        Lines: for each network, range over its layers and how many reach the aim; none without layers.
     """
-    aims = f"Aims, with {table['step'].iloc[0]}, on the drawn features: {SHARE} of either ceiling, and {REPEATABILITY}"
-    lines = [f"{aims} over seeds.", ""]
-    for source, rows in table.groupby("source", sort=False):
+    if table.empty:
+        return []
+    features = "on whole layers, the default" if whole else "on the drawn features"
+    aims = f"Aims, with {table['step'].iloc[0]}, {features}: {SHARE} of either ceiling, and {REPEATABILITY}"
+    lines = ["", f"{aims} over seeds.", ""]
+    for source, rows in add_shares(table).groupby("source", sort=False):
         parts = []
         for words, values, aim in (
-            ("of the ceiling of the agreement", rows["agreement"] / rows["ceiling"], SHARE),
-            ("of that of the overlap", rows["overlap"] / rows["overlap_ceiling"], SHARE),
+            ("of the ceiling of the agreement", rows["of_agreement"], SHARE),
+            ("of that of the overlap above chance", rows["of_overlap"], SHARE),
             ("over seeds", rows["repeatability"], REPEATABILITY),
         ):
             reached = f"{int((values >= aim).sum())} of {len(values)} layers reach it"
-            parts.append(f"{values.min():.3f} to {values.max():.3f} {words} ({reached})")
+            span = f"{values.min():.3f} to {values.max():.3f}" if len(values) > 1 else f"{values.iloc[0]:.3f}"
+            parts.append(f"{span} {words} ({reached})")
         lines.append(f"- {source}: {'; '.join(parts)}")
     return lines
 
@@ -320,14 +344,11 @@ def compare_shares(table: pd.DataFrame) -> str:
     str
         One sentence, with means over the layers of every network.
     """
-    shares = table.assign(
-        of_agreement=table["agreement"] / table["ceiling"], of_overlap=table["overlap"] / table["overlap_ceiling"]
-    )
-    means = shares.groupby("step", sort=False)[["of_agreement", "of_overlap"]].mean()
+    means = add_shares(table).groupby("step", sort=False)[["of_agreement", "of_overlap"]].mean()
     parts = [f"{step} {row.of_agreement:.3f} and {row.of_overlap:.3f}" for step, row in means.iterrows()]
     return (
         "The rule looks at agreement and repeatability alone; the ceilings change with the step, too. Shares of the "
-        f"ceilings of agreement and overlap, means over all layers: {'; '.join(parts)}."
+        f"ceilings of agreement and of overlap above chance, means over all layers: {'; '.join(parts)}."
     )
 
 

@@ -53,9 +53,9 @@ Files of the run folder (tables: .parquet, up to 2^24 values also .csv):
                              correlation of its two rows of S, with interval,
                              ceiling, and overlap of its 5 nearest features;
                              the 50 pairs that part most each way
-  photographs_compared_profile
-                             S over photographs of the features compared,
-                             where not all are (it is centred over these)
+  photographs_compared_profile, photographs_compared_profile_of_images
+                             S of the features compared, where not all of
+                             that map are (it is centred over these)
   examples                   with --photographs, a row per example of each
                              feature: photograph, response, place, box
   examples.nc                their activation maps (xarray.open_dataset)

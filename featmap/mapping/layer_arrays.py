@@ -172,35 +172,46 @@ def correlate_photographs(
 
 
 def select_compared(
-    responses: xr.DataArray, S: pd.DataFrame, live: pd.Index, formula: int
-) -> tuple[xr.DataArray, pd.DataFrame]:
-    """Select the features that a map of images is compared over.
+    own: pd.DataFrame, stimuli: pd.DataFrame, responses: xr.DataArray, S: pd.DataFrame, formula: int
+) -> tuple[pd.DataFrame, xr.DataArray, pd.DataFrame]:
+    """Select the features that a map of images and one of photographs are compared over.
 
-    Both maps are centred over the same ones.
+    Those are the features that have S in both maps. Centring depends on the features that take part: each map that has
+    more of them is computed again over these.
 
     Parameters
     ----------
+    own : pandas.DataFrame
+        Profile similarity over the images.
+    stimuli : pandas.DataFrame
+        Responses that it is computed from, images x features, see `featmap.stats.measures.select_stimuli`.
     responses : xarray.DataArray
-        Responses of all features of a layer to photographs.
+        Responses of all features of the layer to photographs.
     S : pandas.DataFrame
         Profile similarity over them.
-    live : pandas.Index
-        Features that the other map is computed from.
     formula : int
         Formula of S, see `featmap.stats.measures.FORMULA`.
 
     Returns
     -------
+    own : pandas.DataFrame
+        Profile similarity over the images, of the features that both maps have.
     responses : xarray.DataArray
-        Those of the features that both maps have; unchanged where these are all of S, or none.
+        Responses to photographs that S is computed from; unchanged where these are all of S, or none.
     S : pandas.DataFrame
-        Profile similarity over these responses.
+        Profile similarity over the photographs.
     """
-    both = [name for name in live if name in S.columns]
-    if not both or len(both) == len(S.columns):
-        return responses, S
-    responses = responses.sel(response=both)
-    return responses, correlate_photographs(responses, formula=formula)[1]
+    defined = own.columns[np.isfinite(np.diag(own.to_numpy()))]
+    both = pd.Index([name for name in defined if name in S.columns])
+    if not len(both):
+        return own.loc[both, both], responses, S
+    if len(both) < len(defined):
+        again = measures.profile_correlations(stimuli[both].to_numpy(), roots=formula != measures.LINEAR)
+        own = to_frame(again, both, both)
+    if len(both) < len(S.columns):
+        responses = responses.sel(response=list(both))
+        S = correlate_photographs(responses, formula=formula)[1]
+    return own, responses, S
 
 
 def block_reader(responses: xr.DataArray) -> blockwise.BlockReader:

@@ -132,10 +132,11 @@ def summarise_agreement(
     assert agreement is not None and agreement.halves is not None and agreement.attained is not None
     watcher.stage("agreement with photographs, and its ceiling", 1, 1)
     communities = [one.clusters.communities.labels for one in (layer_map, found)]
-    if 0 < len(agreement.features) < len(found.similarity):  # S of the features compared differs from that of all
-        names = agreement.features.index
-        S = pd.DataFrame(agreement.second, index=names, columns=names)
-        communities[1] = clustering.communities(clustering.neighbour_graph(S, neighbours)).labels
+    names = agreement.features.index
+    for k, table in enumerate((agreement.first, agreement.second)):
+        if 0 < len(names) < len(communities[k]):  # S of the features compared differs from that of all
+            S = pd.DataFrame(table, index=names, columns=names)
+            communities[k] = clustering.communities(clustering.neighbour_graph(S, neighbours)).labels
     values, attained, graphs = agreement.overall, agreement.attained, []
     for half in agreement.halves.halves:
         defined = np.isfinite(half.diagonal())
@@ -165,11 +166,17 @@ def summarise_agreement(
 
 
 def _adjusted_rand(labels: list[pd.Series]) -> float:
-    """Compute the adjusted Rand index of two partitions over the features that both have; NaN without any."""
+    """Compute the adjusted Rand index of two partitions over the features that both have.
+
+    NaN without any, or where both partitions are trivial.
+    """
     if len(labels) < 2:
         return float("nan")
     common = [name for name in labels[0].index if name in labels[1].index]
-    return reliability.adjusted_rand(*(one.loc[common].to_numpy() for one in labels)) if common else float("nan")
+    one, two = (labels[k].loc[common].to_numpy() for k in (0, 1))
+    if not common or (reliability.is_trivial(one) and reliability.is_trivial(two)):
+        return float("nan")
+    return reliability.adjusted_rand(one, two)
 
 
 def null_photographs(count: int, features: int) -> np.ndarray:

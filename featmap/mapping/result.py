@@ -182,10 +182,16 @@ class SimilarityMap:
         """Comparison of S over both kinds of stimuli, with ceiling; None without both."""
         if self.photographs is None or not self.has_images:
             return None
+        own, responses, S = self.compared
+        return compare(own, S, halves=halve_photographs(responses, common_features(own, S), self.formula))
+
+    @property
+    def compared(self) -> tuple[pd.DataFrame, xr.DataArray, pd.DataFrame]:
+        """What `agreement` compares: S over images, responses to photographs, and S over these."""
+        assert self.photographs is not None
+        stimuli = measures.select_stimuli(self.activations, self.null, list(self.clusters.labels.index))
         found = self.photographs
-        responses, S = select_compared(found.responses, found.similarity, self.clusters.labels.index, self.formula)
-        both = self.measures["profile"], S
-        return compare(*both, halves=halve_photographs(responses, common_features(*both), self.formula))
+        return select_compared(self.measures["profile"], stimuli, found.responses, found.similarity, self.formula)
 
     @property
     def has_images(self) -> bool:
@@ -451,24 +457,6 @@ def order_features(layer_map: SimilarityMap | PhotographMap) -> tuple[list[str],
     S = layer_map.measures["profile"]
     linkage, leaves = clustering.leaf_order(S if nodes == list(S.columns) else S.loc[nodes, nodes], grouping)
     return [nodes[i] for i in leaves], linkage, clusters
-
-
-def has_examples(run: Run, prefix: str = "") -> bool:
-    """Check whether a run has examples of a layer.
-
-    Parameters
-    ----------
-    run : Run
-        Run folder.
-    prefix : str, default ""
-        Folder of the layer with a slash at the end.
-
-    Returns
-    -------
-    bool
-        False for a run without photographs, or one of an earlier version.
-    """
-    return {f"{prefix}{EXAMPLES}.parquet", prefix + EXAMPLE_MAPS} <= run.manifest.files.keys()
 
 
 def read_example_maps(folder: Path, prefix: str = "") -> xr.Dataset:

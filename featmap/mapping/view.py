@@ -69,6 +69,11 @@ class View:
                 f"measure {self.measure!r} is unknown{suggest(self.measure, MEASURES)}; allowed: {', '.join(MEASURES)}"
             )
         check_facets(self.facets)
+        if self.stimuli == PHOTOGRAPHS and self.measure not in (View.measure, "profile", "linear_profile"):
+            raise FeatmapError(
+                f"measure {self.measure!r}: over photographs alone there is profile similarity only; leave the measure "
+                "out, or map images too"
+            )
         if self.examples not in range(1, MOST_EXAMPLES + 1):
             raise FeatmapError(f"examples {self.examples}: give a number of photographs from 1 to {MOST_EXAMPLES}")
         if self.neighbours < 1:

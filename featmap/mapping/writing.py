@@ -43,7 +43,8 @@ def write(run: Run, layer_map: SimilarityMap, view: View, watcher: Watcher) -> N
     if layer_map.photographs is not None:
         _write_photographs(run, layer_map.photographs, view, watcher)
     if layer_map.photographs is not None and layer_map.agreement is not None:
-        _write_agreement(run, layer_map.photographs, layer_map.agreement)
+        own = int(np.isfinite(np.diag(layer_map.measures["profile"].to_numpy())).sum())
+        _write_agreement(run, layer_map.photographs, layer_map.agreement, own)
     if not layer_map.has_images:
         return
     names = ["activations", *(name for name in measures.MEASURES if name in layer_map.measures)]
@@ -103,14 +104,17 @@ def _among(S: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return S if names == list(S.columns) else S.loc[names, names]
 
 
-def _write_agreement(run: Run, found: PhotographMap, agreement: MapAgreement) -> None:
-    """Write how far the maps of images and of photographs agree: by feature, by pair, and as a figure."""
+def _write_agreement(run: Run, found: PhotographMap, agreement: MapAgreement, images: int) -> None:
+    """Write how far the maps agree: by feature, by pair, and as a figure; `images` features have S over images."""
     shown = [f for f in found.shown if f in agreement.features.index]
     write_frame(run, f"{found.prefix}agreement", agreement.features.loc[shown], "feature")
     own = np.ix_(*[agreement.features.index.get_indexer(shown)] * 2)
-    if 0 < len(agreement.features) < len(found.similarity):
-        compared = pd.DataFrame(agreement.second[own], index=shown, columns=shown)
-        write_frame(run, f"{found.prefix}compared_profile", compared, "feature")
+    for name, S, whole in (
+        ("compared_profile", agreement.second, len(found.similarity)),
+        ("compared_profile_of_images", agreement.first, images),
+    ):
+        if 0 < len(agreement.features) < whole:
+            write_frame(run, found.prefix + name, pd.DataFrame(S[own], index=shown, columns=shown), "feature")
     pairs = list_disagreements(shown, agreement.first[own], agreement.second[own])
     write_frame(run, f"{found.prefix}disagreements", pairs.set_index("feature"), "feature")
     upper = np.triu_indices(len(agreement.first), 1)

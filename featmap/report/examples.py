@@ -169,7 +169,7 @@ def add_examples(
     sheet : ThumbnailSheet, optional
         Sheet onto which the place in each feature's best photograph is put, as its thumbnail.
     """
-    if not result.has_examples(run, prefix):
+    if not {f"{prefix}{result.EXAMPLES}.parquet", prefix + result.EXAMPLE_MAPS} <= run.manifest.files.keys():
         return
     if photographs is None:
         page.data["examples"] = {"embedded": False}

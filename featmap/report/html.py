@@ -19,7 +19,7 @@ from bokeh.resources import Resources
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from featmap.report.page import COMPARED_S, PHOTOGRAPH_S, LayerPage, Report
+from featmap.report.page import COMPARED_IMAGES_S, COMPARED_S, PHOTOGRAPH_S, LayerPage, Report
 
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "scatter.js", "card.js", "examples.js", "lists.js", "atlas.js")
 """Scripts of a layer's page, in the order in which they run."""
@@ -130,7 +130,7 @@ def render_layer_page(page: LayerPage, reports: list[Report], index: str | None)
         HTML.
     """
     # values before scripts before images: the browser draws the map while it is still reading the images
-    early = ("A", "S", PHOTOGRAPH_S, COMPARED_S, "linear")
+    early = ("A", "S", PHOTOGRAPH_S, COMPARED_S, COMPARED_IMAGES_S, "linear")
     first = {name: page.blobs[name] for name in early if name in page.blobs}
     rest = {name: blob for name, blob in page.blobs.items() if name not in first}
     back = "" if index is None else f'<a class="back" href="{escape(index)}">all layers</a>'

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from featmap.mapping import result
-from featmap.mapping.layer_arrays import select_compared
 from featmap.mapping.result import PhotographMap, SimilarityMap
 from featmap.plotting import heatmaps
 from featmap.report import graph_layout
-from featmap.report.page import COMPARED_S, PHOTOGRAPH_S, LayerPage
+from featmap.report.page import COMPARED_IMAGES_S, COMPARED_S, PHOTOGRAPH_S, LayerPage
 from featmap.runs import store
 from featmap.runs.store import Run
 from featmap.stats import frames
@@ -82,10 +81,13 @@ def add_photograph_map(page: LayerPage, layer_map: SimilarityMap, run: Run) -> N
     order = [name for name in found_order if name in at]
     S = frames.symmetric_values(found.similarity.loc[order, order])
     page.blobs[PHOTOGRAPH_S] = pack(S)
-    live = layer_map.clusters.labels.index
-    _, compared = select_compared(found.responses, found.similarity, live, layer_map.formula)
-    if compared is not found.similarity:
-        page.blobs[COMPARED_S] = pack(frames.symmetric_values(compared.reindex(index=order, columns=order)))
+    own, _, compared = layer_map.compared
+    for name, S_compared, whole in (
+        (COMPARED_S, compared, found.similarity),
+        (COMPARED_IMAGES_S, own, layer_map.measures["profile"]),
+    ):
+        if S_compared is not whole:
+            page.blobs[name] = pack(frames.symmetric_values(S_compared.reindex(index=order, columns=order)))
     page.data["photographs"] = {
         "order": [at[name] for name in order],
         "features": list_columns(found.features.reindex(names)),

@@ -13,7 +13,9 @@ SMALL_PAGE, LARGE_PAGE = (512, 23_000_000), (2048, 76_000_000)
 PHOTOGRAPH_S = "photograph_S"
 """Name of S over photographs among the arrays of a page that also has S over images."""
 COMPARED_S = "compared_S"
-"""Name of S over photographs that is centred over the features whose images are the stimuli, where these are fewer."""
+"""Name of S over photographs that is centred over the features that both maps have, where these are fewer."""
+COMPARED_IMAGES_S = "compared_images_S"
+"""The same of S over images; both are in the order of the map of photographs."""
 
 
 @dataclass(frozen=True)

@@ -372,3 +372,21 @@ def adjusted_rand(one: Sequence[object] | np.ndarray, two: Sequence[object] | np
     # integers have no rounding, however many things there are
     chance = in_one * in_two / total
     return (both - chance) / ((in_one + in_two) / 2 - chance)
+
+
+def is_trivial(labels: Sequence[object] | np.ndarray) -> bool:
+    """Check whether a partition says nothing.
+
+    The adjusted Rand index of two such partitions is 1 by definition and no agreement.
+
+    Parameters
+    ----------
+    labels : sequence
+        A label for each thing.
+
+    Returns
+    -------
+    bool
+        True for one group of all things, and for groups of one thing each.
+    """
+    return len(np.unique(np.asarray(labels))) in (1, len(labels))

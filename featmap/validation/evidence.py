@@ -73,6 +73,24 @@ class Evidence:
         """Profile similarity of the run's map, D x D, NaN for features that are not live."""
         return layer_similarity(self.mean_responses, self.live)
 
+    def similarity_of(self, features: np.ndarray) -> np.ndarray:
+        """Compute the profile similarity of some features over the images of all live ones.
+
+        Parameters
+        ----------
+        features : numpy.ndarray
+            Live features that take part as responses, D booleans.
+
+        Returns
+        -------
+        numpy.ndarray
+            S, D x D, in [-1, 1], centred over these features; NaN for the others.
+        """
+        full = np.full(self.mean_responses.shape, np.nan)
+        values = self.mean_responses[np.ix_(self.live, features)].astype(np.float64)
+        full[np.ix_(features, features)] = profile_correlations(values)
+        return full
+
 
 def layer_similarity(A: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Compute the profile similarity of some features over their own images.

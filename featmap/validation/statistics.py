@@ -209,16 +209,15 @@ def _mean_ari(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Interval,
 
     Two trivial partitions (one cluster, or single features only) agree by definition; such pairs are left out.
     """
-    ari = [reliability.adjusted_rand(a, b) for a, b in pairs if not (_is_trivial(a) and _is_trivial(b))]
+    ari = [
+        reliability.adjusted_rand(a, b)
+        for a, b in pairs
+        if not (reliability.is_trivial(a) and reliability.is_trivial(b))
+    ]
     if not ari:
         return Interval(float("nan")), float("nan"), 0
     ends = (min(ari), max(ari)) if len(ari) > 1 else (float("nan"), float("nan"))
     return Interval(float(np.mean(ari)), *ends), float("nan"), len(ari)
-
-
-def _is_trivial(labels: np.ndarray) -> bool:
-    """Check whether a partition is one cluster or has single features only."""
-    return len(np.unique(labels)) in (1, len(labels))
 
 
 def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collector, table: pd.DataFrame) -> np.ndarray:
@@ -240,8 +239,11 @@ def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collec
     numpy.ndarray
         Indices of each feature's best photographs, D x `BEST_PHOTOGRAPHS`.
     """
-    S, live = evidence.S, evidence.live
+    live = evidence.live
     P = photograph_similarity(responses, live)
+    # both maps over the features that both have, as centring depends on the features that take part
+    compared = np.isfinite(P.diagonal()) & np.isfinite(evidence.S.diagonal())
+    S, P = evidence.similarity_of(compared), photograph_similarity(responses, compared)
     pearson = agreement.mantel(S, P)
     collector.add("photographs_pearson", pearson.r, pearson.p, pearson.pairs)
     spearman = agreement.mantel(S, P, method="spearman")
@@ -251,8 +253,8 @@ def add_photographs(evidence: Evidence, responses: np.ndarray, collector: Collec
     of_map = collector.statistics["repeatability_of_map"].value
     corrected = agreement.disattenuate(pearson.r.value, np.nan if of_map is None else of_map, halves.value)
     collector.add("photographs_corrected", corrected, note=_why_uncorrected(of_map, halves.value))
+    _add_ceiling(S[np.ix_(compared, compared)], responses[:, compared], collector)
     block = np.ix_(live, live)
-    _add_ceiling(S[block], responses[:, live], collector)
 
     mean, deviation = responses.mean(axis=0), responses.std(axis=0)
     for kind in ("layer", "pair"):

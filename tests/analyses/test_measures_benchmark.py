@@ -74,15 +74,21 @@ def test_whole_layers_have_a_table_of_their_own() -> None:
     drawn = [result(step, 0.6, 0.9) for step in STEPS]
     whole = [replace(one, layer="second", agreement=0.72, features=512, tuned=False, whole=True) for one in drawn]
     page, without = measures.format_page([*drawn, *whole]), measures.format_page(drawn)
-    assert page.startswith(without) and "Whole layers" not in without  # no choice and no mean takes them into account
+    assert "Whole layers" not in without and "on whole layers" not in without
+    # no choice and no mean takes them into account
+    assert [line for line in without.splitlines() if line not in page.splitlines()] == []
+    aims = page.index("on whole layers, the default: 0.9 of either ceiling"), page.index("on the drawn features: 0.9")
+    assert aims[0] < aims[1] and "- net: 0.900 of the ceiling of the agreement (" in page
     (row,) = [line for line in page.splitlines() if "| second | 512 |" in line]
     assert "| 0.720 | 0.800 | 0.900 |" in row
 
 
 def test_the_shares_of_the_ceilings_are_those_of_every_step() -> None:
-    plain, roots = result("none", 0.4, 0.9), result("square roots", 0.6, 0.9)  # ceilings 0.8, overlap 0.4 of 0.6
+    plain, roots = result("none", 0.4, 0.9), result("square roots", 0.6, 0.9)  # ceilings 0.8
+    # of 8 features unrelated maps share 5 of 7 nearest ones, which is more than overlap 0.4 and its ceiling 0.6
+    share = (0.4 - 5 / 7) / (0.6 - 5 / 7)
     text = compare_shares(pd.DataFrame([asdict(r) for r in (plain, plain, roots)]))
-    assert text.endswith("means over all layers: none 0.500 and 0.667; square roots 0.750 and 0.667.")
+    assert text.endswith(f"means over all layers: none 0.500 and {share:.3f}; square roots 0.750 and {share:.3f}.")
 
 
 def test_the_table_in_the_readme_is_that_of_the_stored_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from featmap.network.loading import load
 from featmap.runs import integrity
 from featmap.runs.store import Run
 from featmap.stats.clustering import communities, find_clusters, neighbour_graph
-from featmap.stats.measures import FORMULA
+from featmap.stats.measures import FORMULA, select_stimuli
 from featmap.stats.reliability import adjusted_rand
 from featmap.stats.top_responses import photograph_halves
 from tests.helpers import pictures, tiny
@@ -117,14 +118,40 @@ def test_shown_stimuli_are_compared_over_the_same_features(colours: Path, tmp_pa
 
 
 def test_a_feature_that_one_map_lacks_does_not_enter_the_other(both: SimilarityMap) -> None:
-    """S over images is centred over the live features, so S over photographs is compared when centred over these."""
+    """Each map is centred over its own features, so both are compared when centred over those that both have."""
     assert both.photographs is not None
-    found, live = both.photographs, both.clusters.labels.index.delete(2)
-    same = select_compared(found.responses, found.similarity, both.clusters.labels.index, FORMULA)
-    assert same[1] is found.similarity
-    responses, S = select_compared(found.responses, found.similarity, live, FORMULA)
-    assert list(S.columns) == list(live) == [str(name) for name in responses["response"].values]
+    found, own, live = both.photographs, both.measures["profile"], both.clusters.labels.index
+    stimuli = select_stimuli(both.activations, both.null, list(live))
+    same = select_compared(own, stimuli, found.responses, found.similarity, FORMULA)
+    assert same[0] is own and same[2] is found.similarity
+    fewer = live.delete(2)
+    # without an image
+    kept, responses, S = select_compared(
+        own.loc[fewer, fewer], stimuli[fewer], found.responses, found.similarity, FORMULA
+    )
+    assert list(S.columns) == list(fewer) == [str(name) for name in responses["response"].values]
     np.testing.assert_allclose(S, by_hand(np.delete(pictures.responses_to_colours(COLOURS), 2, axis=1)), atol=1e-5)
+    assert list(kept.columns) == list(fewer)
+    # without a response to photographs
+    again, _, S = select_compared(own, stimuli, found.responses, found.similarity.loc[fewer, fewer], FORMULA)
+    assert list(again.columns) == list(S.columns) == list(fewer)
+    np.testing.assert_allclose(again, by_hand(np.delete(stimuli.to_numpy(), 2, axis=1)), atol=1e-5)
+    assert abs(again - own.loc[fewer, fewer]).max().max() > 1e-3
+
+
+def test_two_partitions_that_say_nothing_have_no_index() -> None:
+    names = list("abcd")
+    one, each, halves = (pd.Series(labels, index=names) for labels in ([0] * 4, range(4), [0, 0, 1, 1]))
+    for pair in ([one, one], [each, each], [one, each]):
+        assert math.isnan(photograph_map._adjusted_rand(pair))
+    assert photograph_map._adjusted_rand([halves, halves]) == 1.0
+    assert photograph_map._adjusted_rand([halves, one]) == pytest.approx(0.0)
+
+
+def test_photographs_alone_have_profile_similarity_only() -> None:
+    with pytest.raises(FeatmapError, match="measure 'selective': over photographs alone"):
+        View(stimuli="photographs", measure="selective")
+    assert View(stimuli="photographs", measure="linear_profile").measure == "linear_profile"
 
 
 @pytest.mark.parametrize(("layer", "factory"), [("relu", tiny.asleep), ("level", tiny.level)])

@@ -128,11 +128,11 @@ def test_the_scatter_of_fewer_stimuli_has_the_correlation_of_the_run(browser: An
     one, two = (page.evaluate(f"FM.at.get('{table[column]}')") for column in ("feature", "other"))
     page.mouse.move(*page.evaluate(f"FM.scatter.pixel({one}, {two})"))
     page.wait_for_selector("#tip:not([hidden])")
-    assert is_shown(read_pair(page.locator("#tip .pair"))["compared"], table["photographs"])
+    assert is_shown(read_pair(page.locator("#tip .pair"))["compared-photographs"], table["photographs"])
     page.mouse.click(*page.evaluate(f"FM.scatter.pixel({one}, {two})"))
     pinned = read_pair(page.locator("#pinned .pair"))  # both maps as they are, and the S that the point stands for
     whole = matrix(runs / "some", "photographs_profile").loc[table["feature"], table["other"]]
-    assert is_shown(pinned["photographs"], whole) and is_shown(pinned["compared"], table["photographs"])
+    assert is_shown(pinned["photographs"], whole) and is_shown(pinned["compared-photographs"], table["photographs"])
     opened.close()
 
 

@@ -18,11 +18,12 @@ FM.rows = () => {
   const other = FM.stimuli === "images" ? "photographs" : "images";
   if (!FM.hasBoth) return rows;
   const both = [FM.rowOf(FM.stimuli), FM.rowOf(other)];
-  return FM.compared === FM.maps.photographs ? [...rows, ...both] : [...rows, ...both, FM.rowOf("photographs", FM.compared)];
+  const fewer = Object.keys(FM.compared).filter((stimuli) => FM.compared[stimuli] !== FM.maps[stimuli]);
+  return [...rows, ...both, ...fewer.map((stimuli) => FM.rowOf(stimuli, FM.compared[stimuli]))];
 };
 
 FM.rowOf = (stimuli, map = FM.maps[stimuli]) => [
-  map === FM.maps[stimuli] ? (stimuli === "images" ? "profile" : "photographs") : "compared",
+  map === FM.maps[stimuli] ? (stimuli === "images" ? "profile" : "photographs") : `compared-${stimuli}`,
   `profile S over ${FM.overStimuli(stimuli)}${map === FM.maps[stimuli] ? "" : ", centred over these features"}`,
   (i, j) => FM.similarity(map, i, j),
 ];

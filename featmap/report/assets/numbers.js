@@ -62,10 +62,13 @@ FM.load = () => {
     const map = { S: linear, order, place };
     FM.measures.linear_profile = (i, j) => FM.similarity(map, i, j);
   }
-  // of a run in which fewer features are stimuli than the layer has: S over photographs of these alone, to compare
-  const compared = FM.blob("compared_S");
+  // where one map has features that the other lacks: S of those that both have, centred over these, to compare
   const { order: together, place: places } = FM.maps.photographs || {};
-  FM.compared = compared === null ? FM.maps.photographs : { S: compared, order: together, place: places };
+  const over = (name, map) => {
+    const S = FM.blob(name);
+    return S === null ? map : { S, order: together, place: places };
+  };
+  FM.compared = { images: over("compared_images_S", FM.maps.images), photographs: over("compared_S", FM.maps.photographs) };
   FM.hasBoth = Object.keys(FM.maps).length > 1;
   FM.use(FM.stimuli);
 };

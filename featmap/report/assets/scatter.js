@@ -11,9 +11,8 @@ FM.scatter.PARTED = 10; // marked pairs in each direction
 
 // Pairs of which both similarities are defined: positions of both features in `common`, and coordinates.
 FM.scatter.read = () => {
-  const { images } = FM.maps;
-  const photographs = FM.compared;
-  const common = images.order.filter((k) => photographs.place[k] >= 0);
+  const { images, photographs } = FM.compared;
+  const common = FM.maps.images.order.filter((k) => photographs.place[k] >= 0);
   const most = (common.length * (common.length - 1)) / 2;
   const pairs = { common, count: 0, one: new Uint16Array(most), two: new Uint16Array(most), x: new Float32Array(most), y: new Float32Array(most) };
   for (let a = 0; a < common.length; a += 1) {
@@ -148,7 +147,7 @@ FM.scatter.build = async () => {
   for (const range of [figure.x_range, figure.y_range]) range.change.connect(again);
   const place = document.getElementById("scatter");
   own.view = FM.withoutOutline(await Bokeh.Plotting.show(figure, place));
-  const rows = [FM.rowOf("images"), FM.rowOf("photographs", FM.compared)];
+  const rows = ["images", "photographs"].map((stimuli) => FM.rowOf(stimuli, FM.compared[stimuli]));
   FM.listen(figure, place, own.find, (pair) => FM.pair(...pair, false, rows), FM.pinPair);
 };
 
@@ -226,7 +225,7 @@ FM.scatter.find = (event) => {
 FM.scatter.list = () => {
   const { pairs, marked } = FM.scatter;
   const text = `${pairs.count.toLocaleString("en")} pairs of ${pairs.common.length} features; their two similarities correlate by ${FM.number(FM.scatter.correlation(pairs))}`;
-  const fewer = FM.compared === FM.maps.photographs ? "" : " (both centred over these features)";
+  const fewer = Object.keys(FM.compared).every((stimuli) => FM.compared[stimuli] === FM.maps[stimuli]) ? "" : " (both centred over these features)";
   document.getElementById("paired").textContent = text + fewer;
   document.getElementById("scatter").setAttribute("aria-label", `${text}; the pairs that part most are listed below`);
   const line = (p) => {
