@@ -60,7 +60,7 @@ Files of the run folder (tables: .parquet, up to 2^24 values also .csv):
                              feature: photograph, response, place, box
   examples.nc                their activation maps (xarray.open_dataset)
   examples, example-crops (.png, .pdf)
-                             sheets: a row per feature, its image and its best
+                             sheets: a row per feature, its image and these
                              photographs, whole and cropped to the place
   atlas.html                 a page to explore all of it
   units/                     record of each batch with its SHA-256, by which

@@ -183,6 +183,23 @@ class LayerExamples:
     constant: list[str]
     duplicates: int
 
+    def keys(self, k: int) -> list[tuple[str, int]]:
+        """List feature and number of each example, numbered as `Drawing` does.
+
+        Parameters
+        ----------
+        k : int
+            Best photographs of each feature.
+
+        Returns
+        -------
+        list of (str, int)
+            In the order of the table.
+        """
+        of_percentiles = self.table["percentile"].map({p: k + at for at, p in enumerate(PERCENTILES)})
+        numbers = (self.table["rank"] - 1).fillna(of_percentiles).astype(int)
+        return list(zip(map(str, self.table.index), numbers, strict=True))
+
 
 def find_examples(
     source: ExampleSource,
@@ -398,19 +415,20 @@ def _find_and_write(run: Run, source: ExampleSource, layer_map: SimilarityMap, w
     images = data["images"].isel(seed=0).sel(image=order).values if "images" in data else None
     marked = flags.marked_names(layer_map.features, order)
     rows = [
-        ExampleRow(marked[at], _describe(layer_map.features, name), None if images is None else images[at], [], [])
+        ExampleRow(marked[at], _describe(layer_map.features, name), None if images is None else images[at], [], [], [])
         for at, name in enumerate(order)
     ]
-    captions = {str(name): list(map(format_number, part["response"])) for name, part in found.table.groupby(level=0)}
+    captions = {key: format_number(value) for key, value in zip(found.keys(k), found.table["response"], strict=True)}
     for name, (title, note) in _texts(source, found, layer, k).items():
         pictures = tiles.crops if name == CROPS else tiles.photographs
         if name == CROPS and not tiles.has_parts:
             continue
-        sheet = ExampleSheet(title, note, marked, k, images is not None)
+        sheet = ExampleSheet(title, note, marked, k, PERCENTILES, images is not None)
         drawn = []
         for name_, row in zip(order, rows, strict=True):
-            own = [pictures[name_, at] for at in range(k) if (name_, at) in pictures]
-            drawn.append(replace(row, tiles=own, captions=captions.get(name_, [])[: len(own)]))
+            columns = [at for at in range(k + len(PERCENTILES)) if (name_, at) in pictures]
+            own, texts = [pictures[name_, at] for at in columns], [captions[name_, at] for at in columns]
+            drawn.append(replace(row, tiles=own, captions=texts, columns=columns))
         _save_sheets(run, layer_map.prefix + name, sheet, drawn, whole)
 
 
@@ -418,16 +436,16 @@ def _texts(source: ExampleSource, found: LayerExamples, layer: str, k: int) -> d
     """Write title and note of each sheet."""
     count, colours = len(source.photographs) - found.duplicates, colour_note(source.network.channels)
     doubles = f"; {found.duplicates:,} with the pixels of another one are left out" if found.duplicates else ""
-    best = f"the {min(k, count)} of {count:,} photographs"
+    best, right = f"the {min(k, count)} of {count:,} photographs", "on the right: photographs at percentiles of all"
     return {
         TABLE: (
             f"{layer}: {best} that excite each feature most{colours}",
-            f"{overlays.NOTE}; below a photograph: mean activation over the grid{doubles}",
+            f"{overlays.NOTE}; below a photograph: mean activation over the grid; {right}{doubles}",
         ),
         CROPS: (
             f"{layer}: where each feature is most active in {best} that excite it most{colours}",
             "crops: receptive field of the position of the largest activation, clipped at the border, magnified to one "
-            f"size; {overlays.NOTE}{doubles}",
+            f"size; {overlays.NOTE}; {right}{doubles}",
         ),
     }
 
@@ -440,17 +458,17 @@ def _describe(features: pd.DataFrame, name: str) -> str:
 
 
 class _Tiles:
-    """The best photographs of some features as they are drawn on sheets: whole, and cropped to their boxes."""
+    """The examples of some features as they are drawn on sheets: whole, and cropped to their boxes."""
 
     def __init__(self, names: Sequence[str], k: int) -> None:
         self.photographs: dict[tuple[str, int], np.ndarray] = {}
         self.crops: dict[tuple[str, int], np.ndarray] = {}
         self.has_parts = False
-        self._names, self._count, self._side = frozenset(names), k, sheets.tile_pixels(len(names), k)
+        self._names, self._side = frozenset(names), sheets.tile_pixels(len(names), k + len(PERCENTILES))
 
     def draw(self, feature: str, number: int, example: Example, box: Box) -> None:
-        """Draw an example; those at percentiles are on no sheet."""
-        if number >= self._count or feature not in self._names:
+        """Draw an example."""
+        if feature not in self._names:
             return
         whole = (0, example.image.shape[1], 0, example.image.shape[2])
         self.photographs[feature, number] = example.draw(whole, self._side)

@@ -1,4 +1,7 @@
-"""Sheets of dataset examples: a row for each feature, its maximising image and the photographs that excite it most."""
+"""Sheets of dataset examples: a row for each feature, its maximising image and photographs that excite it.
+
+First come those that excite it most, then those at percentiles of all responses.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ from featmap.plotting.style import (
     title_height,
 )
 
-IMAGE, GAP, LEFT = 0.9, 0.035, 0.25
-"""Side of a maximising image, space between photographs and left margin, in inches."""
+IMAGE, GAP, APART, LEFT = 0.9, 0.035, 0.14, 0.25
+"""Side of a maximising image, space between photographs, more space before the first and before those at percentiles,
+and left margin, in inches."""
 HEAD, UNDER, BETWEEN = 0.2, 0.27, 0.06
 """Heights in inches: above the first row, of the texts of a row, and between rows."""
 FINEST, COARSEST, PIXELS = 200, 90, 40_000_000
@@ -71,6 +75,8 @@ class ExampleRow:
         The photographs, h x w x 3, uint8, see `featmap.plotting.overlays.Example.draw`; the best first. May be empty.
     captions : sequence of str
         Text below each photograph.
+    columns : sequence of int
+        Column of each photograph, from 0 on.
     """
 
     name: str
@@ -78,6 +84,7 @@ class ExampleRow:
     image: np.ndarray | None
     tiles: Sequence[np.ndarray]
     captions: Sequence[str]
+    columns: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,9 @@ class ExampleSheet:
     names : sequence of str
         Names of all features, for one font size.
     across : int
-        Photographs in a row.
+        Best photographs in a row.
+    percentiles : sequence of int
+        Percentiles whose photographs follow the best ones.
     with_images : bool, default True
         Whether rows begin with a maximising image.
     """
@@ -102,6 +111,7 @@ class ExampleSheet:
     note: str
     names: Sequence[str]
     across: int
+    percentiles: Sequence[int]
     with_images: bool = True
 
     @property
@@ -113,7 +123,24 @@ class ExampleSheet:
     @property
     def side(self) -> float:
         """Side of a photograph, in inches."""
-        return min(IMAGE, (WIDTH - 2 * LEFT - IMAGE) / self.across - GAP)
+        free = WIDTH - 2 * LEFT - IMAGE - 2 * APART
+        return min(IMAGE, free / (self.across + len(self.percentiles)) - GAP)
+
+    def left(self, column: int) -> float:
+        """Compute the left end of a photograph, in inches.
+
+        Parameters
+        ----------
+        column : int
+            Column of the photograph; those at percentiles stand apart.
+
+        Returns
+        -------
+        float
+            Distance from the left end of the page.
+        """
+        apart = APART * (1 + (column >= self.across))
+        return LEFT + IMAGE + apart + column * (self.side + GAP)
 
     @property
     def rise(self) -> float:
@@ -133,30 +160,35 @@ class ExampleSheet:
             The rows.
         """
         size, _ = fit_text(self.names, IMAGE + 0.06, 7.5)
-        first = LEFT + IMAGE + 0.14
         heads = [(LEFT + IMAGE / 2, "maximising image", "center")] if self.with_images else []
-        for x, text, place in [*heads, (first, "photographs, by falling response", "left")]:
+        heads.append((self.left(0), "photographs, by falling response", "left"))
+        if self.percentiles:
+            text = f"percentiles {', '.join(map(str, self.percentiles))}"
+            heads.append((self.left(self.across + len(self.percentiles)) - GAP, text, "right"))
+        for x, text, place in heads:
             draw_text(page, x, top + 0.02, text, 7, color=FAINT, ha=place)
         for k, row in enumerate(rows):
             y = top + HEAD + k * self.rise
-            self._draw_row(page, first, y, row)
+            self._draw_row(page, y, row)
             below = y + IMAGE + 0.03 if self.with_images else y + IMAGE / 2 - 0.12
             (name,) = fit_text([row.name], (IMAGE + 0.06) * 7.5 / size, 7.5)[1]
             draw_text(page, LEFT + IMAGE / 2, below, name, size)
             draw_text(page, LEFT + IMAGE / 2, below + 0.12, row.text, 6, color=FAINT)
 
-    def _draw_row(self, page: Axes, first: float, y: float, row: ExampleRow) -> None:
+    def _draw_row(self, page: Axes, y: float, row: ExampleRow) -> None:
         """Draw the pictures of a row."""
         if row.image is not None:
             draw_image(page, display.stretch(row.image), LEFT, y, IMAGE, 2 * DPI)
         drop = IMAGE - self.side  # photographs stand on the line of the maximising image
-        for k, (tile, caption) in enumerate(zip(row.tiles, row.captions, strict=True)):
-            x = first + k * (self.side + GAP)
+        for tile, caption, column in zip(row.tiles, row.captions, row.columns, strict=True):
+            x = self.left(column)
             wide, tall = fit_square(tile.shape[0], tile.shape[1], self.side)
             draw_picture(page, tile, x + (self.side - wide) / 2, y + drop + (self.side - tall) / 2, wide, tall)
             draw_text(page, x + self.side / 2, y + IMAGE + 0.03, caption, 6)
         if not row.tiles:
-            draw_text(page, first, y + IMAGE / 2 - 0.05, "responds to all photographs alike", 7, color=FAINT, ha="left")
+            draw_text(
+                page, self.left(0), y + IMAGE / 2 - 0.05, "responds to all photographs alike", 7, color=FAINT, ha="left"
+            )
 
 
 @house_style

@@ -25,6 +25,7 @@ from featmap.network.loading import load
 from featmap.network.receptive_field import WHOLE_IMAGE, ReceptiveField, unknown_field
 from featmap.optimize.photograph_folder import PhotographFolder, Photographs, open_photographs
 from featmap.runs import integrity
+from featmap.runs.output import format_number
 from featmap.runs.progress import Silent
 from featmap.runs.store import Run
 from tests.helpers import planted_photographs as planted
@@ -81,7 +82,12 @@ def test_the_number_of_examples_is_that_asked_for(run: Path, folder: Path, tmp_p
     settings_ = options(out=tmp_path / "few", **FAST)
     with mock.patch.object(examples.sheets, "example_figure", wraps=examples.sheets.example_figure) as drawn:
         few = similarity("relu", planted.network(), photographs=folder, view=View(examples=3), **settings_)
-    assert drawn.call_count and {len(row.tiles) for call in drawn.call_args_list for row in call.args[1]} <= {0, 3}
+    assert drawn.call_count and {len(row.tiles) for call in drawn.call_args_list for row in call.args[1]} <= {0, 6}
+    rows = {row.name: row for call in drawn.call_args_list for row in call.args[1]}
+    one = few.examples.loc[planted.DETECTOR]
+    shown = rows[next(name for name in rows if name.split()[0] == planted.DETECTOR)]
+    assert list(shown.columns) == [0, 1, 2, 3, 4, 5]
+    assert list(shown.captions) == [format_number(value) for value in one["response"]]  # best, then percentiles
     table, whole = few.examples, pd.read_parquet(run / "examples.parquet")
     pd.testing.assert_frame_equal(table, whole[~(whole["rank"] > 3)])
     assert View.from_record(Run.read(few.folder).manifest.view).examples == 3

@@ -74,14 +74,14 @@ def test_a_crop_is_magnified_and_shows_the_same_region() -> None:
 
 
 def row(name: str, count: int, image: bool = True) -> examples.ExampleRow:
-    tiles = [np.full((20, 20 - k, 3), 40 + k, np.uint8) for k in range(count)]
+    tiles = [np.full((20, 20 - k % 9, 3), 40 + k, np.uint8) for k in range(count)]
     pixels = np.random.default_rng(0).random((3, 16, 16)) if image else None
-    return examples.ExampleRow(name, "activation 1.5", pixels, tiles, [f"r{k}" for k in range(count)])
+    return examples.ExampleRow(name, "activation 1.5", pixels, tiles, [f"r{k}" for k in range(count)], range(count))
 
 
 def test_pages_hold_every_row_once(tmp_path: Path) -> None:
     names = [f"relu:{k}" for k in range(23)]
-    sheet = examples.ExampleSheet("Title", "a note", names, 9)
+    sheet = examples.ExampleSheet("Title", "a note", names, 9, ())
     figures = list(examples.example_pages(sheet, (row(name, 9 if name != "relu:4" else 0) for name in names)))
     texts = [t.get_text() for figure in figures for t in figure.findobj(Text)]
     assert len(figures) == 3 and [texts.count(name) for name in names] == [1] * 23
@@ -92,13 +92,26 @@ def test_pages_hold_every_row_once(tmp_path: Path) -> None:
 
 
 def test_a_sheet_without_maximising_images_says_nothing_of_them() -> None:
-    sheet = examples.ExampleSheet("Title", "a note", ["relu:0"], 2, with_images=False)
+    sheet = examples.ExampleSheet("Title", "a note", ["relu:0"], 2, (), with_images=False)
     figure = examples.example_figure(sheet, [row("relu:0", 2, image=False)])
     texts = " ".join(t.get_text() for t in figure.findobj(Text))
     assert "maximising" not in texts and "contrast" not in texts and "relu:0" in texts
-    assert "contrast" in examples.ExampleSheet("Title", "a note", ["relu:0"], 2).full_note
+    assert "contrast" in examples.ExampleSheet("Title", "a note", ["relu:0"], 2, ()).full_note
 
 
 @pytest.mark.parametrize(("rows", "pixels"), [(1, 200), (64, 200), (256, 131), (512, 93), (4096, 90)])
 def test_many_photographs_are_drawn_smaller(rows: int, pixels: int) -> None:
     assert examples.tile_pixels(rows, 9) == pixels
+
+
+@pytest.mark.parametrize("across", [1, 9, 20])
+def test_photographs_at_percentiles_stand_apart_and_on_the_page(across: int) -> None:
+    sheet = examples.ExampleSheet("Title", "a note", ["relu:0"], across, (50, 90, 99))
+    lefts = [sheet.left(column) for column in range(across + 3)]
+    steps = np.diff(lefts)
+    np.testing.assert_allclose(np.delete(steps, across - 1), sheet.side + examples.GAP)
+    assert steps[across - 1] == pytest.approx(sheet.side + examples.GAP + examples.APART)
+    assert lefts[-1] + sheet.side <= examples.WIDTH - examples.LEFT + 1e-9
+    figure = examples.example_figure(sheet, [row("relu:0", across + 3)])
+    texts = [t.get_text() for t in figure.findobj(Text)]
+    assert "percentiles 50, 90, 99" in texts and f"r{across + 2}" in texts
