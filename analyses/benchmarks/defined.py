@@ -52,14 +52,14 @@ def count(folder: Path) -> dict[str, Any]:
     """
     identity = Run.read(folder).identity
     table = folder / "pairs.csv"
-    if not table.is_file() or len(identity.get("responses", ())) != 2:
+    if not table.is_file() or identity.get("command") != "interact --layers":
         raise FeatmapError(f"{folder} is no finished run of featmap interact --layers A B; give such a run")
     pairs = pd.read_csv(table)
     ok = pairs[pairs["status"] == OK]
     return {
         "source": short_name(identity["model"]["name"]),
         "weights": identity["model"]["sha256"],
-        "layers": list(identity["responses"]),
+        "layers": [str(pairs[side].iloc[0]).partition(":")[0] for side in "ab"],
         "size": identity["recipe"]["octaves"][-1]["size"],
         "recipe": identity["recipe"]["name"],
         "seeds": len(identity["seeds"]),

@@ -290,10 +290,12 @@ def add_shares(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        With the columns `of_agreement`, and `of_overlap`, both of whose terms are less the overlap of unrelated maps.
+        With the columns `of_agreement`, and `of_overlap`, both of whose terms are less the overlap of unrelated maps;
+        NaN where the ceiling is not above that.
     """
     chance = NEAREST / (table["features"] - 1)
-    of_overlap = (table["overlap"] - chance) / (table["overlap_ceiling"] - chance)
+    above = table["overlap_ceiling"] - chance
+    of_overlap = (table["overlap"] - chance) / above.where(above > 0)
     return table.assign(of_agreement=table["agreement"] / table["ceiling"], of_overlap=of_overlap)
 
 

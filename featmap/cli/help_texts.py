@@ -87,7 +87,7 @@ features were mapped, not which photographs were given. --stimuli photographs ma
 files of plain names: no co-activation, identity rate, statuses or sheets of images. --limit N takes N photographs,
 evenly spaced in the order of their names. A folder with other files or names is another run.
 
-Examples: for each feature shown, the nine photographs of its largest responses (ties in the order of names) and those
+Examples: for each feature shown, the photographs of its largest responses (nine; ties in the order of names) and those
 at the 50th, 90th and 99th percentile. Photographs with the same pixels at the run's size count once. y and x are the
 position of the largest activation in the layer's grid; top, bottom, left and right are the pixels that it sees (its
 receptive field, clipped at the border) in the photograph at the run's size; crop says so, or why the box is the whole

@@ -29,7 +29,7 @@ class Power:
     Parameters
     ----------
     pairs, seeds : int
-        Number of groups and of seeds.
+        Number of groups, and of seeds that have statistics.
     effect : float
         Smallest excess of the response nonlinearity over its floor that is found with a power of `POWER` at a false
         discovery rate of `LEVEL`; NaN where seeds are too few or undefined.
@@ -48,7 +48,7 @@ class Power:
         have = f"{planted:,} of which {'has' if planted == 1 else 'have'} one"
         among = "" if self.pairs == 1 else f" among {self.pairs:,} pairs, {have}"
         if self.seeds < 3:
-            return f"power: unknown with {format_seeds(self.seeds)}; give 3 or more"
+            return f"power: unknown with statistics of {format_seeds(self.seeds)}; 3 seeds are needed"
         if np.isnan(self.effect):
             return "power: unknown, since no group has statistics of two seeds or more"
         size = format_number(max(self.effect, 0.01), 2)  # a smaller one would be printed as 0.00

@@ -279,12 +279,12 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
 
 
 def _least_seeds(result: Interaction) -> int:
-    """Return the number of seeds with statistics of that group which has fewest, of those that are tested if any is."""
+    """Return how many seeds with statistics the groups that are tested have at least; without any, all have at most."""
     table = result.statistics
     excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
     counts = excess.groupby(table["group"]).count()
     tested = counts[counts >= MIN_SEEDS]
-    return int((tested if len(tested) else counts).min())
+    return int(tested.min() if len(tested) else counts.max())
 
 
 def add_photographs(job: JointJob, photographs: AnyPhotographs, watcher: Watcher | None = None) -> PhotographJointJob:

@@ -27,6 +27,7 @@ from featmap.plotting.style import (
     fit_square,
     fit_text,
     house_style,
+    text_width,
     title_height,
 )
 
@@ -35,7 +36,7 @@ IMAGE, GAP, APART, LEFT = 0.9, 0.035, 0.14, 0.25
 and left margin, in inches."""
 HEAD, UNDER, BETWEEN = 0.2, 0.27, 0.06
 """Heights in inches: above the first row, of the texts of a row, and between rows."""
-FINEST, COARSEST, PIXELS = 200, 90, 40_000_000
+FINEST, COARSEST, PIXELS = 200, 80, 40_000_000
 """Longer side in pixels at which photographs are drawn, and how many pixels all of them may have in one file."""
 PICTURE_ROWS, PAGE_ROWS = 24, 512
 """Most features on a sheet that is a single picture, and on all pages."""
@@ -180,11 +181,13 @@ class ExampleSheet:
         if row.image is not None:
             draw_image(page, display.stretch(row.image), LEFT, y, IMAGE, 2 * DPI)
         drop = IMAGE - self.side  # photographs stand on the line of the maximising image
+        widest = max((text_width(caption) for caption in row.captions), default=0.0)
+        size = min(6.0, self.side / widest) if widest else 6.0  # numbers are shown whole, however small
         for tile, caption, column in zip(row.tiles, row.captions, row.columns, strict=True):
             x = self.left(column)
             wide, tall = fit_square(tile.shape[0], tile.shape[1], self.side)
             draw_picture(page, tile, x + (self.side - wide) / 2, y + drop + (self.side - tall) / 2, wide, tall)
-            draw_text(page, x + self.side / 2, y + IMAGE + 0.03, caption, 6)
+            draw_text(page, x + self.side / 2, y + IMAGE + 0.03, caption, size)
         if not row.tiles:
             draw_text(
                 page, self.left(0), y + IMAGE / 2 - 0.05, "responds to all photographs alike", 7, color=FAINT, ha="left"

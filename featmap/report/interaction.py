@@ -164,14 +164,19 @@ def _joint_options(run: Run, own: Sequence[str]) -> list[str]:
     """Return the options for balance and probed layers, where they are not the default; `own` has units or layers."""
     balance, probed = run.identity.get("balance", JointSettings.balance), list(run.identity.get("responses", ()))
     words = [] if balance == JointSettings.balance else ["--balance", balance]
-    is_default = not probed or probed == list(dict.fromkeys(name.rpartition(":")[0] or name for name in own))
+    is_default = not probed or probed == list(dict.fromkeys(name.partition(":")[0] for name in own))
     return words if is_default else [*words, "--probe-layers", ",".join(probed)]
+
+
+def _count_up(seeds: Sequence[int]) -> bool:
+    """Check whether seeds count up by one, as those of options do."""
+    return list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
 
 
 def _options(run: Run, own: Sequence[str]) -> list[str] | None:
     """Return the options of a run; None for seeds that do not count up, which no option gives."""
     seeds, auto = run.identity["seeds"], run.identity.get("auto")
-    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+    if not _count_up(seeds):
         return None
     count = ["--seeds", "auto", "--width", f"{auto['width']:g}", "--most-seeds", str(auto["most"])] if auto else None
     photographs = run.identity.get("photographs") or {}  # a page says nothing of the reader's own
@@ -190,12 +195,13 @@ def _screening(run: Run) -> Report:
     layers = list(units) if len(units) == 2 else [*units, *units]
     words = ["featmap", "interact", "--layers", *layers, *_features(list(units.values())), "--screen"]
     words += ["--top", str(run.identity["top"]), "--checks", str(run.identity["checks"])]
-    words += ["--seeds", str(len(run.identity["fresh_seeds"])), *Reproduction(run.manifest).options()]
+    solo, fresh = run.identity["seeds"], run.identity["fresh_seeds"]
+    words += ["--seeds", str(len(fresh)), *Reproduction(run.manifest).options()]
     words += _joint_options(run, layers)
     return Report(
         title=f"Screening of {' with '.join(layers)}",
         tables=[("Predictors, evaluated on random pairs", frame)],
         pictures=_pictures(run.folder, [("screening.png", "Predictors against measured values")], ""),
         # within one layer, the folder does not say which feature belongs to which of the two lists
-        command=shlex.join(words) if len(units) == 2 else "",
+        command=shlex.join(words) if len(units) == 2 and _count_up([*solo, *fresh]) else "",
     )

@@ -85,10 +85,15 @@ def test_whole_layers_have_a_table_of_their_own() -> None:
 
 def test_the_shares_of_the_ceilings_are_those_of_every_step() -> None:
     plain, roots = result("none", 0.4, 0.9), result("square roots", 0.6, 0.9)  # ceilings 0.8
-    # of 8 features unrelated maps share 5 of 7 nearest ones, which is more than overlap 0.4 and its ceiling 0.6
-    share = (0.4 - 5 / 7) / (0.6 - 5 / 7)
-    text = compare_shares(pd.DataFrame([asdict(r) for r in (plain, plain, roots)]))
+    share = (0.4 - 5 / 63) / (0.6 - 5 / 63)
+    text = compare_shares(pd.DataFrame([asdict(replace(r, features=64)) for r in (plain, plain, roots)]))
     assert text.endswith(f"means over all layers: none 0.500 and {share:.3f}; square roots 0.750 and {share:.3f}.")
+
+
+def test_a_ceiling_below_chance_has_no_share() -> None:
+    """Of 8 features unrelated maps share 5 of 7 nearest ones, which is more than an overlap of 0.4 and its ceiling."""
+    table = measures.add_shares(pd.DataFrame([asdict(result("none", 0.4, 0.9))]))
+    assert np.isnan(table["of_overlap"].item()) and table["of_agreement"].item() == pytest.approx(0.5)
 
 
 def test_the_table_in_the_readme_is_that_of_the_stored_values() -> None:

@@ -63,7 +63,7 @@ def test_equal_seeds_find_what_exceeds_rounding_and_undefined_ones_nothing(exces
             Power(1, 5, 0.12, 0.1),
             "power: with 5 seeds an excess over the floor of 0.12 is found with 80 % power at p <",
         ),
-        (Power(1, 1, math.nan, math.nan), "power: unknown with 1 seed; give 3 or more"),
+        (Power(1, 1, math.nan, math.nan), "power: unknown with statistics of 1 seed; 3 seeds are needed"),
         (Power(1, 5, math.nan, math.nan), "power: unknown, since no group has statistics of two seeds or more"),
         (Power(1, 5, 1e-4, 0.0), "an excess over the floor of 0.01 is found"),
         (Power(4, 5, 0.12, 0.1), "among 4 pairs, 1 of which has one"),

@@ -23,6 +23,7 @@ from featmap.mapping.run import similarity
 from featmap.mapping.tables import photograph_lines
 from featmap.mapping.view import View
 from featmap.network.loading import load
+from featmap.report.atlas import atlas
 from featmap.runs import integrity
 from featmap.runs.store import Run
 from featmap.stats.clustering import communities, find_clusters, neighbour_graph
@@ -137,6 +138,28 @@ def test_a_feature_that_one_map_lacks_does_not_enter_the_other(both: SimilarityM
     assert list(again.columns) == list(S.columns) == list(fewer)
     np.testing.assert_allclose(again, by_hand(np.delete(stimuli.to_numpy(), 2, axis=1)), atol=1e-5)
     assert abs(again - own.loc[fewer, fewer]).max().max() > 1e-3
+
+
+def test_a_feature_that_no_photograph_excites_is_left_out_of_both(tmp_path: Path) -> None:
+    """All photographs have the same red: RED has an image and no S over photographs."""
+    seen = np.array(COLOURS)
+    seen[:, 0] = 0.5
+    folder = pictures.save_colours(tmp_path / "colours", seen)
+    found = similarity("features", pictures.parting(), photographs=folder, **options(out=tmp_path / "run", **FAST))
+    assert found.photographs is not None and found.agreement is not None
+    kept = list(found.photographs.similarity.columns)
+    assert f"features:{RED}" not in kept and f"features:{RED}" in found.measures["profile"].columns
+    table = pd.read_parquet(found.folder / "photographs_compared_profile_of_images.parquet")
+    assert list(table.columns) == kept and not (found.folder / "photographs_compared_profile.parquet").exists()
+    at = [int(name.rpartition(":")[2]) for name in kept]
+    own = by_hand(found.activations.to_numpy()[:, at])
+    np.testing.assert_allclose(table.to_numpy(), own, atol=1e-5)
+    upper = np.triu_indices(len(kept), 1)
+    expected = np.corrcoef(own[upper], found.photographs.similarity.to_numpy()[upper])[0, 1]
+    assert found.summary["photographs"]["agreement"]["correlation"] == pytest.approx(expected, abs=1e-5)
+    atlas(found.folder)
+    page = (found.folder / "atlas.html").read_text(encoding="utf-8")
+    assert 'id="blob-compared_images_S"' in page and 'id="blob-compared_S"' not in page
 
 
 def test_two_partitions_that_say_nothing_have_no_index() -> None:

@@ -99,7 +99,7 @@ def test_a_sheet_without_maximising_images_says_nothing_of_them() -> None:
     assert "contrast" in examples.ExampleSheet("Title", "a note", ["relu:0"], 2, ()).full_note
 
 
-@pytest.mark.parametrize(("rows", "pixels"), [(1, 200), (64, 200), (256, 131), (512, 93), (4096, 90)])
+@pytest.mark.parametrize(("rows", "pixels"), [(1, 200), (64, 200), (256, 131), (512, 93), (4096, 80)])
 def test_many_photographs_are_drawn_smaller(rows: int, pixels: int) -> None:
     assert examples.tile_pixels(rows, 9) == pixels
 
@@ -113,5 +113,6 @@ def test_photographs_at_percentiles_stand_apart_and_on_the_page(across: int) -> 
     assert steps[across - 1] == pytest.approx(sheet.side + examples.GAP + examples.APART)
     assert lefts[-1] + sheet.side <= examples.WIDTH - examples.LEFT + 1e-9
     figure = examples.example_figure(sheet, [row("relu:0", across + 3)])
+    assert examples.tile_pixels(512, across + 3) ** 2 * 512 * (across + 3) <= examples.PIXELS or across == 20
     texts = [t.get_text() for t in figure.findobj(Text)]
     assert "percentiles 50, 90, 99" in texts and f"r{across + 2}" in texts
