@@ -30,7 +30,7 @@ from featmap.plotting import examples as sheets
 from featmap.plotting import overlays, pages
 from featmap.plotting.examples import PAGE_ROWS, PICTURE_ROWS, ExampleRow, ExampleSheet
 from featmap.plotting.overlays import Example
-from featmap.runs.device import deterministic_settings
+from featmap.runs.device import deterministic_settings, trim_heap
 from featmap.runs.output import format_number, save_figure, write_frame
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run, open_arrays
@@ -48,8 +48,9 @@ COVERED, UNKNOWN, FLAT, PADDING = (
     for reason in ("covered by the field", "field not known", "activation flat", "field in the padding")
 )
 """What the box of an example is: the field of the position of the largest activation, or the whole image and why."""
-BATCH, STEP = 16, 64
-"""Photographs in memory at a time, and whose responses are read at least: those of a work unit."""
+BATCH, STEP, TRIM = 16, 64, 512
+"""Photographs in memory at a time, whose responses are read at least (those of a work unit), and after which freed
+memory is returned."""
 _BLOCK_BYTES = 1 << 25
 """Largest block of responses that is read at a time, in bytes; ranking it takes about four times as much."""
 
@@ -342,6 +343,8 @@ class _Reader:
                         if draw is not None:
                             draw(*keys[row], Example(image, maps[row], y, x), places[row].box)
                 self.watcher.stage("examples", done := done + len(indices), len(rows))
+                if done // TRIM > (done - len(indices)) // TRIM:
+                    trim_heap()
         data = {"activation": (("example", "row", "column"), maps), "pixels": ("example", pixels)}
         coords = {"y": ("row", y), "x": ("column", x)}
         attrs = dict(zip(("height", "width"), as_pair(size), strict=True)) | {"channels": source.network.channels}
