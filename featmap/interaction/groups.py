@@ -16,6 +16,7 @@ from featmap.network.unit import Unit, parse_channels
 from featmap.optimize.limits import seeds_of
 from featmap.optimize.recipe import Recipe
 from featmap.runs.worker import checked
+from featmap.stats.interaction import BALANCE
 
 SEEDS_OF_GROUP, SEEDS_OF_PAIRS = 5, 3
 """Default numbers of seeds."""
@@ -42,7 +43,7 @@ class JointSettings:
         Where the network is computed.
     """
 
-    balance: str = "solo"
+    balance: str = BALANCE
     probe_layers: str | Sequence[str] = ()
     seeds: int | Iterable[int] | str | AutoSeeds | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

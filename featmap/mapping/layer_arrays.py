@@ -174,7 +174,7 @@ def correlate_photographs(
 def select_compared(
     own: pd.DataFrame, stimuli: pd.DataFrame, responses: xr.DataArray, S: pd.DataFrame, formula: int
 ) -> tuple[pd.DataFrame, xr.DataArray, pd.DataFrame]:
-    """Select the features that a map of images and one of photographs are compared over.
+    """Select the features that maps of images and photographs are compared over.
 
     Those are the features that have S in both maps. Centring depends on the features that take part: each map that has
     more of them is computed again over these.

@@ -187,7 +187,7 @@ class SimilarityMap:
 
     @property
     def compared(self) -> tuple[pd.DataFrame, xr.DataArray, pd.DataFrame]:
-        """What `agreement` compares: S over images, responses to photographs, and S over these."""
+        """S over images, responses to photographs and S over these, as compared."""
         assert self.photographs is not None
         stimuli = measures.select_stimuli(self.activations, self.null, list(self.clusters.labels.index))
         found = self.photographs

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from featmap.errors import StoreError
-from featmap.interaction.groups import JointSettings
 from featmap.interaction.kinds import KINDS
 from featmap.network.unit import format_channels
 from featmap.plotting.labels import labelled_statistics, statistic_label
@@ -20,6 +19,7 @@ from featmap.report.page import Picture, Report
 from featmap.report.reproduction import Reproduction
 from featmap.runs import integrity, store
 from featmap.runs.store import Run, open_arrays
+from featmap.stats.interaction import BALANCE
 
 MAX_RANKED = 60
 """Pairs that the table of a ranking lists."""
@@ -162,8 +162,8 @@ def _join(words: list[str], options: list[str] | None) -> str:
 
 def _joint_options(run: Run, own: Sequence[str]) -> list[str]:
     """Return the options for balance and probed layers, where they are not the default; `own` has units or layers."""
-    balance, probed = run.identity.get("balance", JointSettings.balance), list(run.identity.get("responses", ()))
-    words = [] if balance == JointSettings.balance else ["--balance", balance]
+    balance, probed = run.identity.get("balance", BALANCE), list(run.identity.get("responses", ()))
+    words = [] if balance == BALANCE else ["--balance", balance]
     is_default = not probed or probed == list(dict.fromkeys(name.partition(":")[0] for name in own))
     return words if is_default else [*words, "--probe-layers", ",".join(probed)]
 

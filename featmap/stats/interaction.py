@@ -21,6 +21,8 @@ from featmap.stats.correlation import DIFFERENCE_FLOOR, RANK_FLOOR, floors, pear
 
 FIRING_SHARE = 0.1
 """Share of its map's maximum above which a position fires."""
+BALANCE = "solo"
+"""Default balance of joint descents: each unit's activation is divided by that of its solo image."""
 ROUNDING = 1e-4
 """Excess of a statistic over its floor that a linear network may have by rounding."""
 WEAK_SHARE = 0.05

@@ -74,7 +74,7 @@ class Evidence:
         return layer_similarity(self.mean_responses, self.live)
 
     def similarity_of(self, features: np.ndarray) -> np.ndarray:
-        """Compute the profile similarity of some features over the images of all live ones.
+        """Compute the profile similarity of some features over all live images.
 
         Parameters
         ----------
