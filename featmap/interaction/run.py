@@ -279,7 +279,11 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
 
 
 def _least_seeds(result: Interaction) -> int:
-    """Return how many seeds with statistics the groups that are tested have at least; without any, all have at most."""
+    """Return the number of seeds that the stated power is for.
+
+    It is the smallest number of seeds with statistics among the groups that are tested, or the largest among all groups
+    where none is tested.
+    """
     table = result.statistics
     excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
     counts = excess.groupby(table["group"]).count()

@@ -71,7 +71,7 @@ class Evidence:
     @property
     def S(self) -> np.ndarray:
         """Profile similarity of the run's map, D x D, NaN for features that are not live."""
-        return layer_similarity(self.mean_responses, self.live)
+        return self.similarity_of(self.live)
 
     def similarity_of(self, features: np.ndarray) -> np.ndarray:
         """Compute the profile similarity of some features over all live images.
