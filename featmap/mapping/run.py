@@ -32,6 +32,7 @@ from featmap.optimize.objective import channel
 from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, AnyPhotographs
 from featmap.optimize.photographs import load_start_image
 from featmap.optimize.recipe import Recipe
+from featmap.plotting import heatmaps
 from featmap.runs import estimate as estimates
 from featmap.runs import lifecycle, probe
 from featmap.runs.device import deterministic_settings
@@ -394,7 +395,7 @@ def list_parts(job: Job, atlas: bool = False) -> list[Part]:
         parts.append(part(cross, pairs))
     if pairs and has_photographs:
         parts.append(Part(f"{cross} of photographs", part(cross, pairs).seconds))
-    return [*parts, *(part(ATLAS, count) for count in shown.values() if atlas)]
+    return [*parts, *(part(ATLAS, min(count, heatmaps.MAX_CELLS)) for count in shown.values() if atlas)]
 
 
 def estimate(job: Job, folder: Path, atlas: bool = False) -> Estimate:

@@ -17,6 +17,7 @@ from featmap.network.model import Network
 from featmap.optimize.responses import Probe
 from featmap.report import html, interaction, layer_data
 from featmap.report.examples import ExamplePhotographs
+from featmap.report.map_data import limit_shown
 from featmap.report.page import LayerPage, Report
 from featmap.runs import integrity, lifecycle
 from featmap.runs.manifest import MAXIMISE, translate_read_errors
@@ -39,7 +40,8 @@ def atlas(
     """Write the atlas of a finished run: HTML pages that open offline.
 
     A page needs neither Python nor other files. The same run gives the same bytes. Of a run with photographs, the page
-    of a layer shows both maps; of a run whose only stimuli are photographs, its only one.
+    of a layer shows both maps; of a run whose only stimuli are photographs, its only one. Of a layer with more than
+    2,500 features shown, a page has 2,500, evenly spaced by number, and says so.
 
     Parameters
     ----------
@@ -185,7 +187,8 @@ def _render_similarity(
     """Yield the pages of a similarity run: that of its layer, or the index and those of all layers."""
     maps = result.read_maps(run.folder)
 
-    def build(one: SimilarityMap, links: dict[str, str]) -> LayerPage:
+    def build(layer_map: SimilarityMap, links: dict[str, str]) -> LayerPage:
+        one = limit_shown(layer_map)
         if not one.has_images:
             return layer_data.build_photograph_page(one, run, photographs, watcher)
         return layer_data.build_map_page(one, run, probe, photographs, links, watcher)

@@ -177,6 +177,9 @@ def add_examples(
     with translate_read_errors(run.folder):
         table = read_frame(run.folder, prefix + result.EXAMPLES)
         maps = result.read_example_maps(run.folder, prefix)
+    on_page = table.index.isin(page.data["features"]["name"])
+    if not on_page.all():  # a page of a large layer shows some of its features
+        table, maps = table[on_page], maps.isel(example=np.flatnonzero(on_page))
     size = (int(maps.attrs["height"]), int(maps.attrs["width"]))
     names = [str(name) for name in dict.fromkeys(table["photograph"])]
     at = {name: k for k, name in enumerate(names)}

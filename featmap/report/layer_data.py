@@ -244,7 +244,11 @@ def _number(value: float) -> float | None:
 def _notes(layer_map: SimilarityMap, run: Run) -> list[str]:
     """Return the findings in words, and what a reader has to know of an earlier version's S."""
     earlier = recorded_formula(run.manifest.view) != measures.FORMULA
-    return layer_map.lines() + [EARLIER_FORMULA] * earlier
+    shown, rows = len(layer_map.shown), len(layer_map.features)
+    part = (
+        f"this page shows {shown:,} of {rows:,} features, evenly spaced by number; tables and arrays have all of them"
+    )
+    return layer_map.lines() + [EARLIER_FORMULA] * earlier + [part] * (shown < rows)
 
 
 def _colours() -> dict[str, Any]:

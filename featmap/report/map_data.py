@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -16,6 +17,33 @@ from featmap.report.page import COMPARED_IMAGES_S, COMPARED_S, PHOTOGRAPH_S, Lay
 from featmap.runs import store
 from featmap.runs.store import Run
 from featmap.stats import frames
+
+
+def limit_shown(layer_map: SimilarityMap) -> SimilarityMap:
+    """Limit the features that a page shows to as many as a heatmap resolves.
+
+    Parameters
+    ----------
+    layer_map : SimilarityMap
+        Map of the layer.
+
+    Returns
+    -------
+    SimilarityMap
+        The same map where it shows at most `featmap.plotting.heatmaps.MAX_CELLS` features; otherwise the map with so
+        many of them, evenly spaced by number. Nothing is computed anew: S, clusters and neighbours are those of all.
+    """
+    count = len(layer_map.shown)
+    if count <= heatmaps.MAX_CELLS:
+        return layer_map
+    places = np.linspace(0, count - 1, heatmaps.MAX_CELLS).round().astype(int)
+    shown = [layer_map.shown[k] for k in places]
+    limited = replace(layer_map, shown=shown)
+    if layer_map.photographs is not None:
+        kept, found = set(shown), layer_map.photographs
+        photographs = replace(found, shown=[name for name in found.shown if name in kept])
+        limited.open_photographs = lambda: photographs
+    return limited
 
 
 def collect_structure(

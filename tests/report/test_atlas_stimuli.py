@@ -15,6 +15,7 @@ import pytest
 from featmap.mapping.result import read_maps
 from featmap.mapping.run import similarity
 from featmap.mapping.view import View
+from featmap.plotting import heatmaps
 from featmap.report import html
 from featmap.report.atlas import atlas
 from featmap.runs import integrity
@@ -158,6 +159,28 @@ def test_pages_name_no_photograph_unless_they_embed_it(runs: Path) -> None:
         assert 'id="blob-examples"' not in text
     shown = data_of(runs / "embedded" / "atlas.html")
     assert planted.HOSTILE in shown["examples"]["names"] and shown["thumbnails"]["uri"].startswith("data:image/")
+
+
+def test_pages_of_large_layers_show_some_of_their_features(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run, embeds, shown in (("both", False, [0, 2, 4, 6]), ("planted", True, [0, 2, 3])):
+        monkeypatch.setattr(heatmaps, "MAX_CELLS", len(shown))
+        (page,) = atlas(runs / run, activation_maps=False, out=runs / f"part-of-{run}", embed_photographs=embeds)
+        data, features = data_of(page), pd.read_parquet(runs / run / "features.parquet").index
+        names = data["features"]["name"]
+        assert sorted(names) == sorted(features[shown])
+        for blob, table in (("S", "profile"), *([("photograph_S", "photographs_profile")] if run == "both" else [])):
+            order = [names[k] for k in data["photographs"]["order"]] if table != "profile" else names[: data["live"]]
+            assert len(order) >= 2
+            S = matrix(runs / run, table).loc[order, order].to_numpy()
+            np.testing.assert_allclose(blob_of(page, blob), S[np.triu_indices(len(order))], rtol=1e-6, atol=1e-7)
+        part = f"this page shows {len(shown)} of {len(features)} features, evenly spaced by number"
+        assert data["notes"][-1].startswith(part)
+        if embeds:
+            whole = data_of(runs / "embedded" / "atlas.html")
+            at = [whole["features"]["name"].index(name) for name in names]
+            numbers = [[(row["number"], row["response"]) for row in own] for own in data["examples"]["rows"]]
+            expected = [[(row["number"], row["response"]) for row in whole["examples"]["rows"][k]] for k in at]
+            assert numbers == expected and set(data["examples"]["names"]) <= set(whole["examples"]["names"])
 
 
 def test_several_layers_of_photographs_alone_get_an_index(runs: Path) -> None:
