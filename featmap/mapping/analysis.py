@@ -161,7 +161,8 @@ def _compare_seeds(arrays: LayerArrays, clusters: clustering.Clusters, neighbour
         S = measures.profile(A, pd.Series(nulls, index=arrays.names), arrays.live)
         frames.append(S)
         partitions.append(clustering.communities(clustering.neighbour_graph(S, neighbours)).labels.to_numpy())
-    pairs = [(i, j) for i in range(len(partitions)) for j in range(i)]
+    pairs = [(one, two) for k, one in enumerate(partitions) for two in partitions[:k]]
+    found = [reliability.adjusted_rand(*pair) for pair in pairs if not all(map(reliability.is_trivial, pair))]
     try:
         agreement: float | None = float(seed_agreement(frames))
     except FeatmapError:  # fewer than two similarities that vary: nothing to correlate
@@ -169,6 +170,6 @@ def _compare_seeds(arrays: LayerArrays, clusters: clustering.Clusters, neighbour
     return {
         "count": len(arrays.responses),
         "correlation_of_S": agreement,
-        "ari_of_clusters": float(np.mean([reliability.adjusted_rand(partitions[i], partitions[j]) for i, j in pairs])),
+        "ari_of_clusters": float(np.mean(found)) if found else None,  # one group each agrees by definition
         "ari_of_louvain_with_itself": float(clusters.communities.self_agreement),
     }

@@ -371,9 +371,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     if "seeds" in summary:
         seeds = summary["seeds"]
         agreement = "undefined" if seeds["correlation_of_S"] is None else f"{seeds['correlation_of_S']:.4f}"
+        ari = "undefined" if seeds["ari_of_clusters"] is None else f"{seeds['ari_of_clusters']:.2f}"
         lines.append(
             f"{seeds['count']} seeds: correlation of S between single seeds {agreement}; ARI of the clusters between "
-            f"single seeds {seeds['ari_of_clusters']:.2f} "
+            f"single seeds {ari} "
             f"(between Louvain runs on one graph {seeds['ari_of_louvain_with_itself']:.2f})"
         )
     return lines + photograph_lines(summary.get("photographs", {}))

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +25,7 @@ from featmap.mapping.run import similarity
 from featmap.mapping.writing import build_graph
 from featmap.network.loading import load
 from featmap.runs import integrity, lifecycle, output, store
+from featmap.stats import clustering
 from tests.helpers import settings, tiny
 from tests.helpers.settings import options
 from tests.helpers.tables import check_plain_tables
@@ -265,6 +267,16 @@ def test_seeds_are_averaged_and_their_agreement_reported(tmp_path: Path) -> None
     np.testing.assert_allclose(result.activations.to_numpy(), (A[0] + A[1]) / 2)
     assert any("2 seeds" in line for line in result.lines())
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["summary"]["seeds"] == seeds
+
+
+def test_single_communities_of_seeds_have_no_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = clustering.communities
+    monkeypatch.setattr(
+        clustering, "communities", lambda *given: replace(found(*given), labels=found(*given).labels * 0)
+    )
+    result = similarity("features", tiny.planted(), **options(seeds=2, out=tmp_path / "run", **FAST))
+    assert result.summary["seeds"]["ari_of_clusters"] is None
+    assert any("between single seeds undefined" in line for line in result.lines())
 
 
 def test_layer_of_dead_features_completes(tmp_path: Path) -> None:
