@@ -255,7 +255,7 @@ def gap_sentences(statistic: Callable[[str], Interval | None], target: float) ->
     statistic : callable
         Function from a name to its statistic; None where there is none.
     target : float
-        Raw correlation to reach.
+        Raw correlation to reach: what best photographs in place of images reach.
 
     Returns
     -------
@@ -274,7 +274,7 @@ def gap_sentences(statistic: Callable[[str], Interval | None], target: float) ->
     best = max(changed, key=lambda name: changed[name])
     sentences = []
     if changed[best] >= raw + 0.02:
-        reached = "enough" if changed[best] >= target else f"still below {target}"
+        reached = "enough" if changed[best] >= target else f"still below the {target:.3f} to reach"
         sentences.append(
             f"the largest gain is by {REMEDIES[best]}: {changed[best]:.3f} instead of {raw:.3f}, {reached}"
         )

@@ -23,9 +23,6 @@ from featmap.validation.null import DRAWS as PERMUTATIONS
 from featmap.validation.statistics import TARGET_RELIABILITY
 from featmap.validation.verdict import WHOLE_NUMBERS, format_interval, format_value
 
-HIGH_AGREEMENT = 0.85
-"""Raw correlation with photographs below which the page explains what the rest is due to."""
-
 ROWS = {
     "repeatability": "S of one seed with S of another",
     "stimuli_reliability": "reliability of S over the choice of stimuli, lower bound (split halves of the images)",
@@ -115,7 +112,9 @@ def build_page(results: Path) -> str:
     lines += [*_table(permuted, layers, {k: ROWS[k] for k in PERMUTED_ROWS}), ""]
     lines += [f"## Repeatability: layers below {TARGET_RELIABILITY}", "", *_repeatability(about, statistics), ""]
     lines += [
-        f"## Photographs: layers below {HIGH_AGREEMENT} raw, and why",
+        "## Photographs: what keeps layers below their ceiling",
+        "",
+        "The ceiling is what S over each feature's best photographs, in place of its images, reaches.",
         "",
         *_reasons(explained, layers),
         "",
@@ -228,9 +227,10 @@ def _reasons(explained: pd.DataFrame, layers: Sequence[str]) -> list[str]:
         rows = explained[(explained["layer"] == layer) & explained["value"].notna()]
         ends = zip(rows["value"], rows["low"], rows["high"], strict=True)
         statistics = {str(n): Interval(*map(float, e)) for n, e in zip(rows["name"], ends, strict=True)}
-        sentences = photograph_gap.gap_sentences(statistics.get, HIGH_AGREEMENT)
+        ceiling = statistics.get("favourites_with_P")
+        sentences = [] if ceiling is None else photograph_gap.gap_sentences(statistics.get, ceiling.value)
         lines += [f"- {layer}: {'; '.join(sentences)}."] if sentences else []
-    return lines or [f"None: all layers are at {HIGH_AGREEMENT} or above."]
+    return lines or ["None: all layers reach it, or it was not measured."]
 
 
 def _provenance(about: dict[str, Any]) -> list[str]:
