@@ -91,6 +91,7 @@ def build_map_page(
     page.data = {
         "layer": layer,
         "live": len(order),
+        "mapped": len(layer_map.clusters.graph),
         "features": _features(table),
         "scales": {str(name): to_list(column) for name, column in scales.items()},
         "reach": _colour_limits(layer_map, order),
@@ -139,6 +140,7 @@ def build_photograph_page(
         "stimuli": PHOTOGRAPHS,
         "layer": layer,
         "live": len(order),
+        "mapped": len(layer_map.clusters.graph),
         "features": _features(layer_map.features.loc[names]),
         "reach": {"profile": colour_limit(S)},
         "labels": {"profile": tables.LABELS["profile"]},

@@ -167,7 +167,7 @@ def test_pages_of_large_layers_show_some_of_their_features(runs: Path, monkeypat
         (page,) = atlas(runs / run, activation_maps=False, out=runs / f"part-of-{run}", embed_photographs=embeds)
         data, features = data_of(page), pd.read_parquet(runs / run / "features.parquet").index
         names = data["features"]["name"]
-        assert sorted(names) == sorted(features[shown])
+        assert sorted(names) == sorted(features[shown]) and data["live"] < data["mapped"] <= len(features)
         for blob, table in (("S", "profile"), *([("photograph_S", "photographs_profile")] if run == "both" else [])):
             order = [names[k] for k in data["photographs"]["order"]] if table != "profile" else names[: data["live"]]
             assert len(order) >= 2
@@ -196,6 +196,24 @@ def test_several_layers_of_photographs_alone_get_an_index(runs: Path) -> None:
     assert "compared no layers over photographs" in html.render_index_page("title", "network", {}, None, [])
     assert {data_of(page)["stimuli"] for page in pages} == {"photographs"}
     assert str(runs) not in index.read_text(encoding="utf-8")
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_card_says_that_its_neighbours_are_of_those_shown(
+    browser: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heatmaps, "MAX_CELLS", 5)
+    (page,) = atlas(runs / "both", activation_maps=False, out=runs / "five")
+    for path, among in ((page, " of those shown"), (runs / "both" / "atlas.html", "")):
+        opened = Tab(browser, path, "#" + data_of(page)["features"]["name"][0])
+        opened.ready()
+        opened.until("document.querySelectorAll('#card h3').length > 2")
+        headings = opened.page.locator("#card h3").all_text_contents()
+        assert {f"Nearest{among} over maximising images", f"Most opposed{among} over maximising images"} <= set(
+            headings
+        )
+        opened.close()
 
 
 @needs_chromium

@@ -232,11 +232,12 @@ FM.neighbourLists = (k) => {
   const half = Math.min(FM.LISTED, Math.ceil(ranked.length / 2)); // no feature is in both lists
   const opposed = ranked.slice(half).slice(-FM.LISTED).toReversed();
   const of = `of ${FM.live} features, by profile similarity S`;
+  const among = FM.live < FM.data.mapped ? " of those shown" : "";
   const over = FM.hasBoth ? ` over ${FM.overStimuli(FM.stimuli)}` : "";
   return [
-    FM.element("h3", { title: of }, `Nearest${over}`),
+    FM.element("h3", { title: of }, `Nearest${among}${over}`),
     FM.neighbours(ranked.slice(0, half)),
-    FM.element("h3", { title: of }, `Most opposed${over}`),
+    FM.element("h3", { title: of }, `Most opposed${among}${over}`),
     FM.neighbours(opposed),
   ];
 };
