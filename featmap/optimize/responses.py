@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from featmap.image_shape import as_size
@@ -21,6 +24,12 @@ from featmap.optimize.objective import BatchLoss, Objective
 
 PASSES = 8.0
 """Passes of one kind that a probe is expected to make: so many have to pay for the choice of the number of rows."""
+SMOOTH_WIDTH = 0.1
+"""Width of the softplus that second derivatives take a ReLU for, as a share of the root mean square of its input."""
+_NO_DERIVATIVE = re.compile("derivative|differentia")
+"""Messages of operations that torch cannot differentiate twice."""
+_DERIVATIVE_ROWS = 4
+"""Images whose second derivatives are computed at once: the graph of three passes is kept for each."""
 
 
 class _FloatTypes(TorchFunctionMode):
@@ -35,6 +44,44 @@ class _FloatTypes(TorchFunctionMode):
         if isinstance(result, Tensor) and result.is_floating_point():
             self.found.add(result.dtype)
         return result
+
+
+class _SmoothGates(TorchFunctionMode):
+    """Give every ReLU and hardtanh (ReLU6) inside this context the derivatives of a softplus; their values stay."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func not in _GATES:
+            return func(*args, **named)
+        given, options = (args[0], args[1:]) if args else (named["input"], ())
+        edges = _GATES[func]
+        if func is functional.hardtanh:
+            low, high = (*options[:2], *(-1.0, 1.0)[len(options) :])
+            edges, options = (named.get("min_val", low), named.get("max_val", high)), options[2:]
+        in_place = func in _IN_PLACE or named.get("inplace", False) or any(options)
+        z = given.clone() if in_place else given  # the graph keeps z, which must not be overwritten
+        smooth = _smooth_gate(z, edges)
+        return given.copy_(smooth) if in_place else smooth
+
+
+def _smooth_gate(z: Tensor, edges: tuple[float, ...]) -> Tensor:
+    """Clip z below the first edge, and above the second if there is one, with the derivatives of softplus functions."""
+    width = SMOOTH_WIDTH * z.detach().flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(z.dtype).tiny)
+    width = width.view(-1, *[1] * (z.dim() - 1))  # of each image alone
+    value = z.detach().clamp(*edges)
+    for sign, edge in zip((1, -1), edges, strict=False):
+        soft = functional.softplus((z - edge) / width) * width
+        value = value + sign * (soft - soft.detach())
+    return value
+
+
+_IN_PLACE = {torch.relu_, Tensor.relu_}
+_GATES: dict[Any, tuple[float, ...]] = {
+    **dict.fromkeys((functional.relu, torch.relu, Tensor.relu, *_IN_PLACE), (0.0,)),
+    functional.relu6: (0.0, 6.0),
+    functional.hardtanh: (-1.0, 1.0),
+}
+"""Functions that `_SmoothGates` replaces, with their kinks."""
 
 
 class Probe:
@@ -167,6 +214,75 @@ class Probe:
                 which, channels = zip(*copies[la], strict=True)
                 means[la][:, list(which)] = means[base][:, list(channels)]
             yield out, means
+
+    def mixed_derivatives(self, images: Tensor, one: Tensor, two: Tensor, layers: Sequence[str]) -> np.ndarray:
+        """Compute the second derivative of responses along two directions, at images.
+
+        That is u' H v with the Hessian H of each feature's response. The Hessian-vector product of a feature takes two
+        passes backward; of all features together it takes three: the second gives the product H v of a weighted sum
+        of the responses, which is linear in the weights, and the third its derivatives with respect to these.
+
+        It is exact for smooth networks. A network of ReLUs and max pooling is linear almost everywhere: its Hessian is
+        zero but for normalisations, softmax and the like, and says nothing of the kinks in which it computes. So ReLU,
+        ReLU6 and hardtanh keep their values but get the derivatives of a softplus, whose sharpness is 1 /
+        (`SMOOTH_WIDTH` times the root mean square of the gate's inputs, of each image). What is measured is then the
+        kinks near the activations at this image. Max pooling, hard sigmoids and leaky ReLUs stay piecewise linear and
+        add nothing: for these only a difference of finite steps measures the effect.
+
+        Parameters
+        ----------
+        images : Tensor
+            N x C x H x W in [0, 1].
+        one, two : Tensor
+            Directions at each image, of the same shape.
+        layers : sequence of str
+            Names of the layers whose features are measured.
+
+        Returns
+        -------
+        ndarray
+            N x D over all layers in their order, float32, in units of the responses; all NaN where an operation of the
+            network has no second derivative in torch.
+
+        References
+        ----------
+        Pearlmutter (1994), Fast exact multiplication by the Hessian, doi 10.1162/neco.1994.6.1.147; Dombrowski et al.
+        (2019), Explanations can be manipulated and geometry is to blame, arXiv 1906.07983 (softplus for ReLU).
+        """
+        layouts, directions, found = self.network.find_layout, self.network.directions, []
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # the other kernels for attention have one derivative
+            ActivationHooks(self.module, layers, (), layouts, directions) as hooks,
+        ):
+            for first in range(0, len(images), _DERIVATIVE_ROWS):
+                rows = (v[first : first + _DERIVATIVE_ROWS].to(self.device).float() for v in (images, one, two))
+                found.append(self._mixed_derivative(hooks, *rows).detach().cpu().numpy())
+        return np.concatenate(found)
+
+    def _mixed_derivative(self, hooks: ActivationHooks, images: Tensor, one: Tensor, two: Tensor) -> Tensor:
+        """Compute the second derivatives of a few images."""
+        x = images.detach().requires_grad_(True)
+        with _SmoothGates():
+            responses = torch.cat(
+                [out.float().mean((2, 3)) for out in hooks.run(self.network.normalise(x)).values()], 1
+            )
+        weights = torch.ones_like(responses).requires_grad_(True)
+        nothing = torch.zeros_like(responses)
+        try:
+            total: Tensor = (weights * responses).sum()
+            (slope,) = torch.autograd.grad(total, x, create_graph=True)
+            (product,) = torch.autograd.grad((slope * one).sum(), x, create_graph=True, allow_unused=True)
+            if product is None or not product.requires_grad:  # linear
+                return nothing
+            (mixed,) = torch.autograd.grad((product * two).sum(), weights, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not _NO_DERIVATIVE.search(str(error)):
+                raise
+            return torch.full_like(responses, torch.nan)
+        return nothing if mixed is None else mixed
 
     def activations(self, images: Tensor, objectives: Sequence[Objective]) -> np.ndarray:
         """Measure the activation J of each objective on its own image.

@@ -287,6 +287,36 @@ def second_difference(
     return SecondDifference(size, feature, float((scaled * np.abs(scaled)).sum() / (scaled * scaled).sum()))
 
 
+def curvature(mixed: np.ndarray, slopes: np.ndarray, noise: float = DIFFERENCE_FLOOR) -> float:
+    """Compute the size of the mixed second derivative along two directions.
+
+    For a function with a second derivative it is d_a' H d_b, the Hessian between the two directions, and the central
+    difference is the same but for the fourth order in the step. A network of ReLUs and max pooling is linear almost
+    everywhere and its Hessian zero; the central difference is the mean of the mixed derivative over the square of the
+    four points, in which the kinks between linear pieces count.
+
+    Parameters
+    ----------
+    mixed : numpy.ndarray
+        Mixed derivative of each feature, D, or its central difference over the squared step.
+    slopes : numpy.ndarray
+        Derivative, or central difference over the step, along each direction: 2 x D.
+    noise : float, default DIFFERENCE_FLOOR
+        Share of the larger slope's norm up to which a mixed derivative is rounding error.
+
+    Returns
+    -------
+    float
+        ``|mixed| / |slopes_a + slopes_b|``, 0 or more; 0 where no feature's derivative is above rounding error. NaN
+        where the slopes cancel.
+    """
+    if not (np.isfinite(mixed).all() and np.isfinite(slopes).all()) or not mixed.size:
+        return float("nan")
+    largest = max(float(np.linalg.norm(part)) for part in slopes)
+    size = quotient(float(np.linalg.norm(mixed)), float(np.linalg.norm(slopes.sum(0))), largest)
+    return size if np.abs(mixed).max() > noise * largest else 0.0 * size
+
+
 def self_saturation(whole: np.ndarray, fraction: np.ndarray, parts: int) -> float:
     """Compute the second difference of a unit with itself.
 
