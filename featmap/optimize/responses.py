@@ -26,8 +26,8 @@ PASSES = 8.0
 """Passes of one kind that a probe is expected to make: so many have to pay for the choice of the number of rows."""
 SMOOTH_WIDTH = 0.1
 """Width of the softplus that second derivatives take a ReLU for, as a share of the root mean square of its input."""
-_NO_DERIVATIVE = re.compile("derivative|differentia")
-"""Messages of operations that torch cannot differentiate twice."""
+_NO_DERIVATIVE, _WHOLE = re.compile("derivative|differentia"), 1e-3
+"""Messages of operations that torch cannot differentiate twice; share by which a sum may differ from the whole."""
 _DERIVATIVE_ROWS = 4
 """Images whose second derivatives are computed at once: the graph of three passes is kept for each."""
 
@@ -272,7 +272,12 @@ class Probe:
         try:
             total: Tensor = (weights * responses).sum()
             (slope,) = torch.autograd.grad(total, x, create_graph=True)
-            (product,) = torch.autograd.grad((slope * one).sum(), x, create_graph=True, allow_unused=True)
+            along = (slope * one).sum((1, 2, 3))
+            (each,) = torch.autograd.grad(along.sum(), weights, retain_graph=True, allow_unused=True)
+            # a backward pass without a derivative drops out of the graph silently: the sum is not the whole then
+            if each is None or not ((each.sum(1) - along).abs() <= _WHOLE * each.abs().sum(1)).all():
+                return torch.full_like(responses, torch.nan)
+            (product,) = torch.autograd.grad(along.sum(), x, create_graph=True, allow_unused=True)
             if product is None or not product.requires_grad:  # linear
                 return nothing
             (mixed,) = torch.autograd.grad((product * two).sum(), weights, allow_unused=True)
