@@ -17,21 +17,36 @@ SEEDS_FOR_CLAIM = 5
 """Number of seeds below which a group's response nonlinearity is reported with a note."""
 NATURAL = ("natural_nonlinearity", "natural_floor", "natural_floor_high", "natural_ceiling", "natural_excess")
 """Statistics of `natural_nonlinearity`."""
+JOINT_AGREEMENT = (
+    "joint_agreement",
+    *(f"joint_agreement_{end}" for end in ("low", "high", "p", "others", "features")),
+)
+"""How far features treat photographs of both as they treat the joint image."""
+DIFFERENCE = ("natural_difference", *(f"natural_difference_{end}" for end in ("floor", "p", "agreement")))
+"""Statistics of `natural_difference`."""
 PHOTOGRAPH_COLUMNS = (
     "photographs",
     *("photograph_correlation", "photograph_correlation_p", "photograph_lift", "photograph_lift_p"),
     *("place_lift", "place_lift_p", "photographs_both"),
     *NATURAL,
-    *("direct", "direct_low", "direct_high", "direct_images", "direct_sign", "direct_at", "direct_curvature"),
+    *JOINT_AGREEMENT,
+    *DIFFERENCE,
+    *("direct", "direct_low", "direct_high", "direct_images", "direct_sign", "direct_at"),
+    *("direct_balance", "direct_balance_low", "direct_balance_high", "direct_curvature"),
+    *("direct_hessian", "direct_hessian_images", "direct_agreement", "direct_features"),
     "photographs_note",
 )
 """Statistics of a pair over photographs."""
 METHODS = (
     ("direct", "response_nonlinearity"),
     ("direct_curvature", "response_nonlinearity"),
+    ("direct_hessian", "direct"),
+    ("direct_hessian", "response_nonlinearity"),
     ("natural_nonlinearity", "response_nonlinearity"),
     ("natural_excess", "excess"),
     ("direct", "natural_nonlinearity"),
+    ("natural_difference", "second_difference"),
+    ("natural_difference", "response_nonlinearity"),
     ("photograph_correlation", "response_nonlinearity"),
 )
 """Statistics that should agree over pairs where they measure the same."""
@@ -203,7 +218,7 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
     Returns
     -------
     list of str
-        Up to four sentences; what is undefined is named with the reason. None for a run without photographs.
+        Up to six sentences; what is undefined is named with the reason. None for a run without photographs.
     """
     if "photographs" not in row:
         return []
@@ -218,6 +233,7 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
         if np.isfinite(row["response_nonlinearity"]):
             text += f" (joint images: {format_percent(row['response_nonlinearity'])} %)"
         lines.append(text + ".")
+    lines += _describe_joint_photographs(row)
     if np.isfinite(row["direct"]):
         text = (
             f"Added to {row['direct_images']} photographs, the effect of both solo images differs from the sum of the "
@@ -229,9 +245,40 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
             text += (
                 f"; most in {row['direct_at']}, which gets {'more' if row['direct_sign'] > 0 else 'less'} than the sum"
             )
+        if np.isfinite(row["direct_hessian"]):
+            text += f"; by the second derivative {format_percent(row['direct_hessian'])} %"
+        if np.isfinite(row["direct_agreement"]):
+            text += f", and the two agree over {row['direct_features']} features with a rank correlation of "
+            text += format_number(row["direct_agreement"], 2)
         lines.append(text + ".")
     if row["photographs_note"]:
         lines.append(f"Undefined on photographs: {row['photographs_note']}.")
+    return lines
+
+
+def _describe_joint_photographs(row: Mapping[str, Any]) -> list[str]:
+    """Describe whether photographs of both are treated as the joint image is, and whether their effects add up."""
+    lines = []
+    if np.isfinite(row["joint_agreement"]):
+        surely = "as" if row["joint_agreement_p"] < 0.05 else "not surely as"
+        low, high = (format_number(row[f"joint_agreement_{end}"], 2) for end in ("low", "high"))
+        text = (
+            f"Compared with photographs of one, {row['joint_agreement_features']} features treat photographs of both "
+        )
+        text += f"{surely} they treat the joint image: rank correlation {format_number(row['joint_agreement'], 2)} "
+        text += f"(interval {low} to {high}; p = {row['joint_agreement_p']:.2g} against random photographs)"
+        if np.isfinite(row["joint_agreement_others"]):
+            text += f", {format_number(row['joint_agreement_others'], 2)} for photographs of other pairs"
+        lines.append(text + ".")
+    if np.isfinite(row["natural_difference"]):
+        text = f"The second difference on photographs is {format_percent(row['natural_difference'])} % of the response "
+        text += f"(floor {format_percent(row['natural_difference_floor'])} %, p = {row['natural_difference_p']:.2g})"
+        if np.isfinite(row["second_difference"]):
+            text += f"; that of the solo images is {format_percent(row['second_difference'])} %"
+        if np.isfinite(row["natural_difference_agreement"]):
+            agreement = format_number(row["natural_difference_agreement"], 2)
+            text += f", and the two agree over features with a rank correlation of {agreement}"
+        lines.append(text + ".")
     return lines
 
 
@@ -315,17 +362,32 @@ def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) 
     Returns
     -------
     list of str
-        How many pairs respond together or apart, and how far the direct and the
-        natural statistic agree with the response nonlinearity of joint images.
+        How many pairs respond together or apart, in how many photographs of both are treated as the joint image is,
+        and how far statistics agree over pairs.
     """
     count, r, q = summary["photographs"].max(), summary["photograph_correlation"], summary["photograph_correlation_q"]
     together, apart = int(((q < 0.05) & (r > 0)).sum()), int(((q < 0.05) & (r < 0)).sum())
     rate = "at a false discovery rate of 5 %"
     lines = [f"on {count:,} photographs {together} of {len(summary)} pairs respond together, {apart} apart, {rate}"]
-    words = {"direct": "mixed difference at photographs", "natural_nonlinearity": "nonlinearity on photographs of both"}
+    agreement = summary["joint_agreement"]
+    if agreement.notna().any():
+        above, defined = int((summary["joint_agreement_p"] < 0.05).sum()), int(agreement.notna().sum())
+        text = f"photographs of both are treated as the joint image is in {above} of {defined} pairs (p < 0.05): rank "
+        text += f"correlation {agreement.mean():.2f} on average, "
+        lines.append(
+            f"{text}{format_number(summary['joint_agreement_others'].mean(), 2)} with other pairs' photographs"
+        )
+    words = {
+        ("direct", "response_nonlinearity"): "mixed difference at photographs against response nonlinearity of joint "
+        "images",
+        ("direct_hessian", "direct"): "second derivative at photographs against mixed difference there",
+        ("natural_nonlinearity", "response_nonlinearity"): "nonlinearity on photographs of both against response "
+        "nonlinearity of joint images",
+        ("natural_difference", "second_difference"): "second difference on photographs against that of solo images",
+    }
     for row in methods.to_dict("records"):
-        if row["one"] in words and row["other"] == "response_nonlinearity":
+        if (row["one"], row["other"]) in words:
             interval = f" ({row['low']:.2f} to {row['high']:.2f})" if np.isfinite(row["low"]) else ""
             text = f"{format_number(row['spearman'], 2)}{interval}, {row['pairs']} pairs"
-            lines.append(f"{words[row['one']]} against response nonlinearity of joint images: Spearman {text}")
+            lines.append(f"{words[row['one'], row['other']]}: Spearman {text}")
     return lines

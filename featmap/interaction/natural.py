@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from featmap.interaction.conclusion import NATURAL, PHOTOGRAPH_COLUMNS
+from featmap.interaction.conclusion import DIFFERENCE, JOINT_AGREEMENT, NATURAL, PHOTOGRAPH_COLUMNS
 from featmap.interaction.job import SMALL, Group
 from featmap.interaction.statistics import JointArrays
 from featmap.rng import generator
-from featmap.stats import correlation, interaction, top_responses
+from featmap.stats import correlation, interaction, reliability, top_responses
 from featmap.stats.top_responses import LEAST_PAIRED
 
 STRONG, WEAK = 0.75, 0.5
@@ -26,7 +27,7 @@ STRONG, WEAK = 0.75, 0.5
 MOST, LEAST = 16, 8
 """Photographs whose mean response is taken, and fewest of them."""
 SPLITS = 99
-"""Random splits or draws over which floors are taken."""
+"""Random splits or draws over which floors are taken, and pairs of other features that a pair is compared with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,13 @@ class PhotographSets:
     neither: np.ndarray
 
     @property
+    def compared(self) -> list[np.ndarray]:
+        """Positions of both, of each alone, up to `MOST`, and of neither."""
+        return [self.both, *(alone[:MOST] for alone in self.alone), self.neither]
+
+    @property
     def lack(self) -> str:
-        """Why there is no natural nonlinearity; "" where there is one."""
+        """Why means over the sets say nothing; "" where they do."""
         names = ("both are strong", "only a is strong", "only b is strong", "neither is strong")
         for name, found in zip(names, (self.both, *self.alone, self.neither), strict=True):
             if len(found) < LEAST:
@@ -155,6 +161,59 @@ def natural_nonlinearity(responses: np.ndarray, sets: PhotographSets, key: str) 
     )
 
 
+def natural_difference(
+    responses: np.ndarray, activations: np.ndarray, sets: PhotographSets, image: np.ndarray, key: str
+) -> dict[str, float]:
+    """Compute the second difference of photographs: both, less one, less the other, plus neither.
+
+    With m the mean over photographs less that over photographs on which neither is strong, it is
+    ``m_both - s_a m_a - s_b m_b``. The scales s are those for which the two units' own activations add up, so that
+    a unit that is stronger on photographs of both than on its own leaves nothing in a network that adds; near 1.
+
+    Parameters
+    ----------
+    responses : numpy.ndarray
+        Responses of the probed features to N photographs over their deviations, N x D.
+    activations : numpy.ndarray
+        Activations of the two units, 2 x N.
+    sets : PhotographSets
+        Selected photographs of the pair.
+    image : numpy.ndarray
+        Second difference of the responses to the solo images, D.
+    key : str
+        Name of the pair, which seeds the generator of draws.
+
+    Returns
+    -------
+    dict of float
+        `natural_difference`: its norm over that of m_both, 0 or more. `natural_difference_floor`: the same of the
+        deviations of resampled means from their means, which photographs leave in a network that adds. The share of
+        draws with at least this norm is `natural_difference_p`, ``(1 + count) / (draws + 1)``.
+        `natural_difference_agreement`: Spearman's correlation over features with `image`. NaN where a set is too
+        small, or the activations do not tell the sets apart.
+    """
+    if sets.lack:
+        return dict.fromkeys(DIFFERENCE, float("nan"))
+    rows = sets.compared
+    levels = np.stack([activations[:, at].mean(axis=1) for at in rows])
+    sides = (levels[1:3] - levels[3]).T
+    if abs(np.linalg.det(sides)) <= correlation.DIFFERENCE_FLOOR * np.square(sides).max():
+        return dict.fromkeys(DIFFERENCE, float("nan"))
+    scales = np.linalg.solve(sides, levels[0] - levels[3])
+    weights = np.array([1, *-scales, scales.sum() - 1])
+    means, rng = [responses[at].mean(axis=0) for at in rows], generator("natural difference", key)
+    difference, joint = weights @ np.stack(means), float(np.linalg.norm(means[0] - means[3]))
+    value = interaction.quotient(float(np.linalg.norm(difference)), joint, float(np.linalg.norm(means[0])))
+    if not np.isfinite(value):
+        return dict.fromkeys(DIFFERENCE, float("nan"))
+    drawn = [reliability.resample_means(responses[at], rng) - mean for at, mean in zip(rows, means, strict=True)]
+    lengths = np.linalg.norm(np.tensordot(weights, np.stack(drawn), 1), axis=1)
+    above = int((lengths >= np.linalg.norm(difference) * (1 - correlation.FLOOR)).sum())
+    agreement = correlation.spearman(difference, image) if np.isfinite(image).all() else float("nan")
+    found = (value, float(lengths.mean()) / joint, (1 + above) / (len(lengths) + 1), agreement)
+    return dict(zip(DIFFERENCE, found, strict=True))
+
+
 class PhotographStatistics:
     """Statistics of pairs over photographs, computed from a finished run.
 
@@ -167,7 +226,7 @@ class PhotographStatistics:
     """
 
     def __init__(self, arrays: JointArrays, bases: Sequence[int]) -> None:
-        self.job, self.columns, self.bases = arrays.job, arrays.unit_columns, bases
+        self.job, self.columns, self.bases, self.joints = arrays.job, arrays.unit_columns, bases, arrays
         self.deviation = np.asarray(arrays.arrays["deviation"][...])
         self.responses = np.asarray(arrays.arrays["photograph_A"][...])
         self.activations = np.asarray(arrays.arrays["photograph_units"][...])
@@ -180,6 +239,20 @@ class PhotographStatistics:
         for first in range(0, places.shape[1], places.chunks[1]):  # all maps of a large run would not fit
             block = np.asarray(places[:, first : first + places.chunks[1]])
             self.fires += [top_responses.firing_places(block[:, k]) for k in range(block.shape[1])]
+
+    @cached_property
+    def others(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of probed features, K x 2, and photographs of both less those of one, K x D'."""
+        count, rng = self.standardised.shape[1], generator("other pairs of features", self.standardised.shape[1])
+        pairs, profiles = [], []
+        for _ in range(2 * SPLITS if count > 1 else 0):
+            pair = rng.choice(count, 2, replace=False)
+            sets = select_photographs(*self.standardised[:, pair].T)
+            if not sets.lack and len(pairs) < SPLITS:
+                both, *alone = (self.standardised[at].mean(axis=0) for at in sets.compared[:3])
+                pairs.append(pair)
+                profiles.append(both - np.mean(alone, axis=0))
+        return np.array(pairs, dtype=int).reshape(-1, 2), np.array(profiles).reshape(-1, count)
 
     def of_group(self, g: int) -> dict[str, Any]:
         """Compute all statistics of one pair.
@@ -208,6 +281,7 @@ class PhotographStatistics:
             "photographs": len(one),
             "photographs_both": len(sets.both),
             **self._natural(sets, g),
+            **self._together(sets, np.stack([one, two]), g),
             **self._direct(g),
         }
         return row | {"photographs_note": _explain(row, sets, self.fires[a].shape[1])}
@@ -216,34 +290,61 @@ class PhotographStatistics:
         """Compute the natural nonlinearity of a pair with its limits."""
         return natural_nonlinearity(self.standardised, sets, self.job.labels[g])
 
+    def _together(self, sets: PhotographSets, activations: np.ndarray, g: int) -> dict[str, float]:
+        """Compare photographs of both with the joint image over features that neither unit reads."""
+        job, label = self.job, self.job.labels[g]
+        own = {f"{u.layer}:{c}" for u in job.groups[g] for c in u.mask(job.shape(u.layer))[0]}
+        varying = [name for name, d in zip(job.columns, self.deviation, strict=True) if np.isfinite(d)]
+        kept = np.array([name not in own for name in varying], dtype=bool)
+        responses, seeds = self.standardised[:, kept], {job.base_seed(k) for k in range(len(self.bases))}
+        contrast, second = (profile[kept] for profile in self.joints.joint_profiles(g, sorted(seeds)))
+        found, unrelated = reliability.TestedInterval(float("nan")), float("nan")
+        if not sets.lack:
+            found = reliability.contrast_correlation(responses, sets.compared[:3], contrast, label)
+            pairs, profiles = self.others
+            foreign = kept[pairs].all(axis=1)
+            if np.isfinite(found.value):
+                unrelated = _mean(reliability.rank_correlations(profiles[foreign][:, kept], contrast).tolist())
+        agreement = (found.value, found.low, found.high, found.p, unrelated, int(kept.sum()))
+        difference = natural_difference(responses, activations, sets, second, label)
+        return dict(zip(JOINT_AGREEMENT, agreement, strict=True)) | difference
+
     def _direct(self, g: int) -> dict[str, Any]:
         """Compute the mixed differences of a pair over the photographs to which its solo images are added."""
         group: Group = self.job.groups[g]
         one, two = (self.alone[self.columns[unit]].astype(np.float64) for unit in group)
-        mixed, cross = (self._rows(name, g).astype(np.float64) for name in ("mixed_A", "cross_A"))
+        mixed, cross, second = (
+            self._rows(name, g).astype(np.float64) for name in ("mixed_A", "cross_A", "derivative_A")
+        )
         defined = [int(k) for k in np.flatnonzero(np.isfinite(mixed).all(axis=1))]
         deviation, varies = self.deviation, np.isfinite(self.deviation)
-        sizes, curvatures, differences = [], [], []
+        sizes, signs, differences, curvatures, hessians = [], [], [], [], []
         for k in defined:
             base = self.responses[self.bases[k]].astype(np.float64)
-            whole, first, second = (
+            whole, first, last = (
                 interaction.standardise_responses(r, base, deviation) for r in (mixed[k], one[k, 0], two[k, 0])
             )
-            singles = np.stack([first, second])
+            singles = np.stack([first, last])
             found = interaction.second_difference(whole, singles, singles.sum(0), deviation)
             sizes.append(found.size if found.feature is not None else 0.0 * found.size)
+            signs.append(found.sign)
             differences.append(whole - singles.sum(0))
             slopes = np.stack([(r[k, 1] - r[k, 2])[varies] / deviation[varies] / (2 * SMALL) for r in (one, two)])
-            curvatures.append(curvature(cross[k][varies] / deviation[varies] / (2 * SMALL) ** 2, slopes))
-        interval = correlation.t_interval(sizes) or (float("nan"), float("nan"))
+            central = cross[k][varies] / deviation[varies] / (2 * SMALL) ** 2
+            curvatures.append(interaction.curvature(central, slopes, correlation.DIFFERENCE_FLOOR / SMALL**2))
+            hessians.append(interaction.curvature(second[k][varies] / deviation[varies], slopes))
+        bent = [k for k, size in zip(defined, hessians, strict=True) if size > 0]
         row: dict[str, Any] = {
-            "direct": _mean(sizes),
-            "direct_low": interval[0],
-            "direct_high": interval[1],
+            **_interval("direct", sizes),
             "direct_images": len(defined),
             "direct_sign": float("nan"),
             "direct_at": "",
+            **_interval("direct_balance", signs),
             "direct_curvature": _mean(curvatures),
+            "direct_hessian": _mean(hessians) if bent else float("nan"),
+            "direct_hessian_images": len(bent),
+            "direct_agreement": float("nan"),
+            "direct_features": int(varies.sum()),
         }
         if np.isfinite(row["direct"]) and differences:
             row["direct_sign"] = 0.0
@@ -252,58 +353,48 @@ class PhotographStatistics:
                 largest = int(np.abs(mean).argmax())
                 row["direct_sign"] = float(np.sign(mean[largest]))
                 row["direct_at"] = self.job.columns[int(np.flatnonzero(varies)[largest])]
+                if bent:
+                    row["direct_agreement"] = correlation.spearman(
+                        mean, second[bent].mean(axis=0)[varies] / deviation[varies]
+                    )
         return row
 
 
 def _explain(row: dict[str, Any], sets: PhotographSets, places: int) -> str:
     """Say why statistics of a pair are undefined; "" where none is."""
     few = row["photographs"] < LEAST_PAIRED
+    direct = "the single effects cancel" if row["direct_images"] else "a solo descent did not rise"
     place = "there is one place only" if places < 2 else "no pairing of photographs has both fire at one place"
     reasons = {
         "photograph_correlation": "a unit's responses do not vary or are not finite",
         "photograph_lift": f"a unit is nowhere above its {top_responses.STRONG}th percentile",
         "place_lift": place,
         "natural_nonlinearity": sets.lack or "the response to photographs of both is that to photographs of neither",
-        "direct": "the single effects cancel" if row["direct_images"] else "a solo descent did not rise",
+        "joint_agreement": sets.lack or "no seed has statistics, or too few features that neither unit reads vary",
+        "natural_difference": sets.lack or "the units' activations on photographs of both, one and neither are alike",
+        "direct": direct,
+        "direct_hessian": "the second derivative is 0 on every photograph, or torch has none for an operation of the "
+        "network"
+        if np.isfinite(row["direct"])
+        else direct,
     }
     if few:
-        together = ("photograph_correlation", "photograph_lift", "place_lift", "natural_nonlinearity")
-        reasons |= dict.fromkeys(together, f"{row['photographs']} photographs, {LEAST_PAIRED} are needed")
+        together = ("photograph_correlation", "photograph_lift", "place_lift")
+        natural = ("natural_nonlinearity", "joint_agreement", "natural_difference")
+        reasons |= dict.fromkeys(together + natural, f"{row['photographs']} photographs, {LEAST_PAIRED} are needed")
     return "; ".join(dict.fromkeys(text for name, text in reasons.items() if np.isnan(row[name])))
+
+
+def _interval(name: str, values: list[float]) -> dict[str, float]:
+    """Average values over photographs, with the t-interval of the mean."""
+    low, high = correlation.t_interval(values) or (float("nan"), float("nan"))
+    return {name: _mean(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def _mean(values: list[float]) -> float:
     """Average the finite values; NaN without one."""
     finite = [v for v in values if np.isfinite(v)]
     return float(np.mean(finite)) if finite else float("nan")
-
-
-def curvature(cross: np.ndarray, slopes: np.ndarray) -> float:
-    """Compute the size of the mixed second derivative along two directions.
-
-    For a function with a second derivative the central difference is d_a' H d_b, the Hessian between the two
-    directions, but for the fourth order in the step. A network of ReLUs and max pooling is linear almost everywhere and
-    its Hessian zero; the central difference is the mean of the mixed derivative over the square of the four points, in
-    which the kinks between linear pieces count.
-
-    Parameters
-    ----------
-    cross : numpy.ndarray
-        Central mixed difference of each probed feature, over the squared step: D.
-    slopes : numpy.ndarray
-        Central difference along each direction, over the step: 2 x D.
-
-    Returns
-    -------
-    float
-        ``|cross| / |slopes_a + slopes_b|``, 0 or more; 0 where no feature's difference is above rounding error. NaN
-        where the slopes cancel.
-    """
-    if not (np.isfinite(cross).all() and np.isfinite(slopes).all()) or not cross.size:
-        return float("nan")
-    largest = max(float(np.linalg.norm(part)) for part in slopes)
-    size = interaction.quotient(float(np.linalg.norm(cross)), float(np.linalg.norm(slopes.sum(0))), largest)
-    return size if np.abs(cross).max() > correlation.DIFFERENCE_FLOOR / SMALL**2 * largest else 0.0 * size
 
 
 def add_columns(
@@ -332,11 +423,22 @@ def add_columns(
           `featmap.stats.top_responses`; and `photograph_correlation_q`, p adjusted for the false discovery rate;
         - `photographs_both` (photographs on which both are strong, at most `MOST`), and the values of
           `natural_nonlinearity`;
+        - `joint_agreement`: over probed features that neither unit reads, the rank correlation of their responses to
+          photographs of both, less those to photographs of either one, with their responses to the joint image, less
+          those to the solo images; with interval and p, see `featmap.stats.reliability.contrast_correlation`;
+          `joint_agreement_others`, the mean of the same for the photographs of other pairs of probed features, up to
+          `SPLITS`, which is what any pair would share; `joint_agreement_features`, their number;
+        - the values of `natural_difference`;
         - `direct`: ``|f(x + d_a + d_b) - f(x + d_a) - f(x + d_b) + f(x)|`` over the norm of the sum of the single
           effects f(x + d) - f(x), f the probed features' responses in standard deviations, x a photograph and d a solo
           image less its null image, of `LENGTH`; the mean over `direct_images` photographs, with the 95 % t-interval
           `direct_low` to `direct_high`. 0 where the effects add up. `direct_at` is the feature whose mean difference is
-          largest and `direct_sign` that difference's sign; `direct_curvature` the same ratio for `curvature`;
+          largest and `direct_sign` that difference's sign. `direct_balance`, with the t-interval over photographs: the
+          balance of more against less over all features, see `featmap.stats.interaction.SecondDifference`.
+          `direct_curvature`: the same ratio for the second derivative by central differences; `direct_hessian`: by
+          automatic differentiation, see `featmap.optimize.responses.Probe.mixed_derivatives`, undefined unless it is
+          above rounding error on a photograph, on `direct_hessian_images` of them. `direct_agreement`: the rank
+          correlation over all `direct_features` of the two methods, mean mixed difference and mean second derivative;
         - `photographs_note`: why something is undefined.
     """
     found, count = PhotographStatistics(arrays, bases), len(arrays.job.groups)

@@ -27,6 +27,8 @@ from featmap.runs.store import Run
 
 ALONE = (1.0, SMALL, -SMALL)
 """Shares of `LENGTH` of the steps along one solo image."""
+DERIVATIVE_PASSES = 12
+"""Images that take the time of one second derivative."""
 _UNITS, _GROUPS = 8, 16
 """Units and groups of a work unit."""
 
@@ -38,7 +40,8 @@ class MeasuringUnit:
     Parameters
     ----------
     stage : str
-        "photographs", "alone" (solo images added to photographs) or "mixed" (the solo images of two units).
+        "photographs", "alone" (solo images added to photographs), "mixed" (the solo images of two units) or
+        "derivative" (the second derivative along these).
     first, stop : int
         Photographs, units or groups of the job, `stop` exclusive.
     """
@@ -112,7 +115,8 @@ class PhotographJointJob(JointJob):
     @property
     def shown_photographs(self) -> int:
         """Number of images that the network is shown on account of the photographs."""
-        return 2 * len(self.photographs) + len(self.bases) * (len(ALONE) * len(self.units) + 5 * len(self.groups))
+        each = len(ALONE) * len(self.units) + (5 + DERIVATIVE_PASSES) * len(self.groups)
+        return 2 * len(self.photographs) + len(self.bases) * each
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Specify the arrays of the run folder.
@@ -122,8 +126,8 @@ class PhotographJointJob(JointJob):
         dict of ArraySpec
             Those of `JointJob`, and: `photograph_A` and `photograph_units` (responses), `photograph_places` (activation
             maps on the common grid), `alone_A` (responses to a photograph plus a share `ALONE` of a unit's solo image),
-            `mixed_A` (plus the solo images of both units) and `cross_A` (see `PhotographJointWorker.mix`); NaN where a
-            solo descent did not rise.
+            `mixed_A` (plus the solo images of both units), `cross_A` and `derivative_A` (see
+            `PhotographJointWorker.mix` and `PhotographJointWorker.derive`); NaN where a solo descent did not rise.
         """
         count, width, units, groups = len(self.photographs), len(self.columns), len(self.units), len(self.groups)
         rows, at, mixed = min(count, UNIT_PHOTOGRAPHS), min(units, _UNITS), min(groups, _GROUPS)
@@ -140,7 +144,7 @@ class PhotographJointJob(JointJob):
                 (at, bases, len(ALONE), width),
             ),
         }
-        for name in ("mixed_A", "cross_A"):
+        for name in ("mixed_A", "cross_A", "derivative_A"):
             own[name] = ArraySpec(("group", "base", "response"), (groups, bases, width), (mixed, bases, width))
         return super().arrays() | own
 
@@ -174,7 +178,12 @@ class PhotographJointJob(JointJob):
         solo, joint = super().waves()
         return [
             [*solo, *parts("photographs", len(self.photographs), UNIT_PHOTOGRAPHS)],
-            [*joint, *parts("alone", len(self.units), _UNITS), *parts("mixed", len(self.groups), _GROUPS)],
+            [
+                *joint,
+                *parts("alone", len(self.units), _UNITS),
+                *parts("mixed", len(self.groups), _GROUPS),
+                *parts("derivative", len(self.groups), _GROUPS),
+            ],
         ]
 
     def cost(self, unit: Any) -> float:
@@ -228,7 +237,8 @@ class PhotographJointWorker(JointWorker):
             arrays = self.measure_photographs(unit)
             self.watcher.stage("photographs", unit.stop, len(self.job.photographs))
         else:
-            arrays = self.add_alone(unit, store) if unit.stage == "alone" else self.mix(unit, store)
+            measure = {"alone": self.add_alone, "mixed": self.mix, "derivative": self.derive}[unit.stage]
+            arrays = measure(unit, store)
         rows = slice(unit.first, unit.stop)
         store.land(unit.name, {k: ((rows, *[slice(None)] * (v.ndim - 1)), v) for k, v in arrays.items()})
 
@@ -338,6 +348,34 @@ class PhotographJointWorker(JointWorker):
             mixed.append(found[:, 0])
             cross.append(found[:, 1] - found[:, 2] - found[:, 3] + found[:, 4])
         return {"mixed_A": np.stack(mixed).astype(np.float32), "cross_A": np.stack(cross).astype(np.float32)}
+
+    def derive(self, unit: MeasuringUnit, store: Run) -> dict[str, np.ndarray]:
+        """Compute second derivatives along the solo images of both units of a pair.
+
+        Parameters
+        ----------
+        unit : MeasuringUnit
+            A work unit of the stage "derivative".
+        store : Run
+            The run folder, in which the solo descents are complete.
+
+        Returns
+        -------
+        dict of numpy.ndarray
+            `derivative_A`: d_a' H d_b at each photograph, see `featmap.optimize.responses.Probe.mixed_derivatives`;
+            group x base x response.
+        """
+        job, width = self.job, len(self.job.columns)
+        found = np.full((unit.stop - unit.first, len(job.bases), width), np.nan, dtype=np.float32)
+        for row, (a, b) in enumerate(job.groups[unit.first : unit.stop]):
+            pairs = [[self._direction(u, job.base_seed(k), store) for u in (a, b)] for k in range(len(job.bases))]
+            live = [k for k, (one, two) in enumerate(pairs) if one is not None and two is not None]
+            if live:
+                one, two = (
+                    torch.stack([d for d in (pairs[k][side] for k in live) if d is not None]) for side in (0, 1)
+                )
+                found[row, live] = self.probe.mixed_derivatives(self._bases[live], one, two, job.responses)
+        return {"derivative_A": found}
 
 
 def require_pairs(job: JointJob) -> None:

@@ -5,7 +5,7 @@ The formulas are in `featmap.stats.interaction`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -48,6 +48,7 @@ class JointArrays:
         self.solo_rows = {(s.unit, s.seed, s.perturbed): k for k, s in enumerate(job.solos)}
         self.start_rows = {start: k for k, start in enumerate(job.starts)}
         self.unit_columns = {u: k for k, u in enumerate(job.units)}
+        self.joint_rows = {joint: k for k, joint in enumerate(job.joints)}
         # Many groups share a unit, and neighbouring rows a chunk: neither is computed or read again for each group.
         self._unit_floor = lru_cache(maxsize=None)(self._compute_unit_floor)
         self._chunk = lru_cache(maxsize=32)(self._read_chunk)
@@ -354,6 +355,38 @@ class JointArrays:
         ]
         means = np.mean(values, axis=0) if values else (float("nan"), float("nan"))
         return {f"{name}_ceiling": float(v) for name, v in zip(NONLINEARITIES, means, strict=True)}
+
+    def joint_profiles(self, g: int, seeds: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Average over seeds what probed features do on a group's joint images.
+
+        Parameters
+        ----------
+        g : int
+            Position of the group in the job.
+        seeds : collection of int
+            The seeds; those whose joint descent has no statistics are left out.
+
+        Returns
+        -------
+        contrast : numpy.ndarray
+            r of the joint image less the mean of those of the solo images, one value for each probed feature that
+            varies; all NaN without a seed.
+        second : numpy.ndarray
+            Second difference, see `featmap.stats.interaction.second_difference`.
+        """
+        group, small = self.job.groups[g], self.small_arrays
+        found = []
+        for row, seed in ((self.joint_rows[g, s], s) for s in seeds if (g, s) in self.joint_rows):
+            if self.status(row) == OK:
+                parts, fractions = (
+                    np.stack([self.solo_responses(u, seed, array=name) for u in group])
+                    for name in ("solo_A", "solo_fraction")
+                )
+                joint, middle = (self._standardise(small[name][row], seed) for name in ("joint_A", "joint_middle"))
+                found.append((joint - parts.mean(0), middle - fractions.sum(0)))
+        nothing = np.full((2, int(np.isfinite(small["deviation"]).sum())), np.nan)
+        contrast, second = np.mean(found, axis=0) if found else nothing
+        return contrast, second
 
     def joint_difference(self, row: int) -> np.ndarray:
         """Compute d of a joint image.

@@ -20,7 +20,10 @@ STATISTIC_LABELS = {
     "photograph_lift": "strong on the same photograph, times chance",
     "place_lift": "firing at the same place of photographs, times chance",
     "natural_nonlinearity": "response nonlinearity on photographs of both",
+    "natural_difference": "second difference on photographs",
+    "joint_agreement": "photographs of both against the joint image, rank correlation over features",
     "direct": "mixed difference at photographs",
+    "direct_hessian": "second derivative at photographs",
 }
 
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil
+from math import ceil, nan
 
 import numpy as np
 from scipy import stats
 
 from featmap.errors import FeatmapError
 from featmap.rng import generator
-from featmap.stats.correlation import DIGITS, FLOOR, TIE, VARIANCE_FLOOR, pearson, spearman
+from featmap.stats.correlation import DIGITS, FLOOR, TIE, VARIANCE_FLOOR, pearson, spearman, unit_deviations
 
 DRAWS = 1000
 """Bootstrap draws."""
 LEVEL = 0.95
 """Confidence of intervals."""
+ROW_DRAWS = 199
+"""Draws of rows, such as photographs, of which a null distribution consists."""
 LEAST_PLACES = 5
 """Fewest places (depths of layers) for which a trend gets an interval."""
 
@@ -196,6 +198,112 @@ def repeatability(tables: Sequence[np.ndarray], draws: int = DRAWS) -> Interval:
         `mean_correlation` over pairs of seeds: in [-1, 1], 1 where every seed gives the same S.
     """
     return mean_correlation(list(combinations(tables, 2)), draws)
+
+
+@dataclass(frozen=True)
+class TestedInterval(Interval):
+    """A statistic with its interval and its test against random rows.
+
+    Parameters
+    ----------
+    value, low, high : float
+        See `Interval`.
+    p : float, default NaN
+        Share of random draws with a value as high, ``(1 + count) / (draws + 1)``; NaN where the value is.
+    """
+
+    p: float = nan
+
+
+def resample_means(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw means of rows that are taken with replacement.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        N x D, one row at least.
+    rng : numpy.random.Generator
+        Generator of the draws.
+
+    Returns
+    -------
+    numpy.ndarray
+        Means of N rows, `ROW_DRAWS` x D.
+    """
+    n = len(rows)
+    means: np.ndarray = rng.multinomial(n, np.full(n, 1 / n), size=ROW_DRAWS) @ rows / n
+    return means
+
+
+def rank_correlations(profiles: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """Compute Spearman's correlation of every profile with one.
+
+    Parameters
+    ----------
+    profiles : numpy.ndarray
+        N x D, finite.
+    one : numpy.ndarray
+        D finite values.
+
+    Returns
+    -------
+    numpy.ndarray
+        N values in [-1, 1]; NaN for constant profiles and fewer than three values.
+    """
+    if not len(profiles) or len(one) < 3:
+        return np.full(len(profiles), np.nan)
+    ranks = [unit_deviations(stats.rankdata(values, axis=1)) for values in (profiles, one[None])]
+    found: np.ndarray = ranks[0] @ ranks[1][0]
+    return found
+
+
+def contrast_correlation(
+    responses: np.ndarray, sets: Sequence[np.ndarray], profile: np.ndarray, key: str
+) -> TestedInterval:
+    """Correlate a contrast of the means of some rows with a profile.
+
+    The contrast is the mean of the rows in the first set, less the mean of the means of the other sets.
+
+    Parameters
+    ----------
+    responses : numpy.ndarray
+        Responses of D features to N stimuli, N x D, finite.
+    sets : sequence of numpy.ndarray
+        Positions of the stimuli of two or more sets of two or more, none in two of them.
+    profile : numpy.ndarray
+        A value for each feature, D.
+    key : str
+        Seeds the generator of draws.
+
+    Returns
+    -------
+    TestedInterval
+        Spearman's correlation over features, in [-1, 1], with its 95 % t-interval over stimuli, in Fisher's z, from a
+        jackknife: a bootstrap of few stimuli would add noise that narrows it. p is taken over draws of random stimuli
+        in sets of the same sizes. NaN where a series is constant or not finite.
+    """
+    (whole, *parts), profile = sets, np.asarray(profile, dtype=np.float64)
+    contrast = responses[whole].mean(axis=0) - np.mean([responses[at].mean(axis=0) for at in parts], axis=0)
+    value = spearman(contrast, profile) if np.isfinite(profile).all() and np.isfinite(contrast).all() else nan
+    if not np.isfinite(value):
+        return TestedInterval(nan)
+    shares, variance = [1.0, *[-1 / len(parts)] * len(parts)], 0.0
+    for share, rows in zip(shares, (responses[at] for at in sets), strict=True):
+        n = len(rows)
+        left = contrast + share * (rows.mean(axis=0) - rows) / (n - 1)
+        z = np.arctanh(np.clip(rank_correlations(left, profile), -1 + TIE, 1 - TIE))
+        variance += (n - 1) / n * float(np.square(z - z.mean()).sum())
+    middle, least = np.arctanh(np.clip(value, -1 + TIE, 1 - TIE)), min(len(at) for at in sets)
+    reach = stats.t.ppf((1 + LEVEL) / 2, least - 1) * np.sqrt(variance)
+    rng = generator("contrast of rows", key)
+    ends, null = np.cumsum([len(at) for at in sets]), []
+    for _ in range(ROW_DRAWS):
+        order = rng.permutation(len(responses))[: ends[-1]]
+        means = [responses[part].mean(axis=0) for part in np.split(order, ends[:-1])]
+        null.append(means[0] - np.mean(means[1:], axis=0))
+    above = (rank_correlations(np.stack(null), profile) >= value - TIE).sum()
+    low, high = np.tanh([middle - reach, middle + reach])
+    return TestedInterval(value, float(low), float(high), float((1 + above) / (ROW_DRAWS + 1)))
 
 
 def spearman_brown(r: float, k: float) -> float:

@@ -144,6 +144,30 @@ def logic(*gates: int) -> nn.Module:
     return nn.Sequential(OrderedDict(colours=_convolution(colours[:, :, None, None]), gates=middle)).eval()
 
 
+class Turning(nn.Module):
+    """Values up to 0.5; from there on they fall by four times their excess."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 5 * torch.relu(x - 0.5)
+
+
+def conjunctions(kind: str) -> nn.Module:
+    """Layers `colours` (red, green, blue) and `next`: twelve features that read red, green, blue and one value more.
+
+    With "and" that value is relu(red + green - 1.2), which is above 0 where both are high; with "sum" it is blue again,
+    and so it is with "turning", where colours turn over above 0.5.
+    """
+    is_and = kind == "and"
+    middle = torch.cat([torch.eye(3), torch.tensor([[1.0, 1, 0] if is_and else [0.0, 0, 1]])])
+    bias = torch.tensor([9.0, 9, 9, -1.2 if is_and else 9])
+    weight = _random((12, 4, 1, 1), 7) * torch.tensor([1.0, 1, 1, 4 if is_and else 1]).view(4, 1, 1)
+    last = _convolution(weight, -9 * weight[:, : 3 if is_and else 4].sum((1, 2, 3)))
+    parts = [_convolution(middle[:, :, None, None], bias), nn.ReLU(), last]
+    first = [Turning()] if kind == "turning" else []
+    layers = OrderedDict(colours=_convolution(torch.eye(3)[:, :, None, None]), next=nn.Sequential(*first, *parts))
+    return nn.Sequential(layers).eval()
+
+
 def rivals(single: bool = False) -> nn.Module:
     """Layer `out`: two features that inhibit each other, relu(r - 1.5 g + 0.35) and relu(g - 1.5 r + 0.35), and blue.
 

@@ -211,6 +211,7 @@ def test_a_quadratic_network_has_its_closed_form(gray: Path, tmp_path: Path) -> 
         means.append(mixed)
         cross = data["cross_A"].values[0, k] / (4 * SMALL**2)
         np.testing.assert_allclose(cross[3:], closed, rtol=2e-3, atol=2e-5)
+        np.testing.assert_allclose(data["derivative_A"].values[0, k], [0, 0, 0, *closed], rtol=1e-5, atol=1e-7)
     assert row["direct"] == pytest.approx(np.mean(ratios), rel=1e-3) and row["direct"] > 0.01
     assert row["direct_curvature"] == pytest.approx(row["direct"], rel=0.05)  # the slopes differ by the own curvature
     low, high = stats.ttest_1samp(ratios, 0).confidence_interval(0.95)
@@ -220,7 +221,12 @@ def test_a_quadratic_network_has_its_closed_form(gray: Path, tmp_path: Path) -> 
         row["direct_at"] == ["colours:0", "colours:1", "colours:2", "products:0", "products:1", "products:2"][largest]
     )
     assert row["direct_sign"] == np.sign(np.mean(means, axis=0)[largest]) == 1
-    assert row["direct_images"] == BASES
+    assert row["direct_images"] == row["direct_hessian_images"] == BASES
+    assert row["direct_hessian"] == pytest.approx(row["direct_curvature"], rel=1e-3)
+    exact = data["derivative_A"].values[0].mean(0) / deviation
+    # mixed differences of the three colours are rounding error, second derivatives 0
+    assert row["direct_agreement"] == pytest.approx(stats.spearmanr(exact, np.mean(means, axis=0))[0], abs=0.5)
+    assert row["direct_features"] == 6
 
 
 @pytest.mark.parametrize(("module", "units"), [(couples.halves, "out"), (couples.twins, "features")])
@@ -228,6 +234,9 @@ def test_a_linear_network_has_none(module: Any, units: str, gray: Path, tmp_path
     row = measure([f"{units}:0", f"{units}:2"], module(), gray, tmp_path / "run", size=32).row
     assert row["direct"] == row["direct_curvature"] == 0 and row["direct_sign"] == 0 and row["direct_at"] == ""
     assert row["direct_low"] == row["direct_high"] == 0 and row["direct_images"] == BASES
+    assert row["direct_balance"] == row["direct_balance_low"] == row["direct_balance_high"] == 0
+    assert np.isnan(row["direct_hessian"]) and row["direct_hessian_images"] == 0 and np.isnan(row["direct_agreement"])
+    assert "the second derivative is 0 on every photograph" in row["photographs_note"]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +249,9 @@ def test_gates_have_their_sign(gate: int, sign: int, gray: Path, tmp_path: Path)
     assert row["direct_sign"] == sign
     assert row["direct_at"] == (f"gates:{gate}" if sign else "")
     assert (row["direct"] > 0.05) == bool(sign)
+    assert row["direct_balance"] == pytest.approx(sign, abs=0.3)
+    assert row["direct_balance_low"] <= row["direct_balance"] <= row["direct_balance_high"]
+    assert (row["direct_balance_low"] > 0 or row["direct_balance_high"] < 0) == bool(sign)
 
 
 def test_the_curvature_is_the_hessian_of_a_smooth_network(gray: Path, tmp_path: Path) -> None:
@@ -259,7 +271,11 @@ def test_the_curvature_is_the_hessian_of_a_smooth_network(gray: Path, tmp_path: 
             expected.append(float((product * torch.tensor(two[k])).sum()))
         found = data["cross_A"].values[0, k] / (4 * SMALL**2)
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.01 * np.abs(expected).max())
+        derived = data["derivative_A"].values[0, k]
+        np.testing.assert_allclose(derived, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert result.row["direct_curvature"] > 0.01
+    assert result.row["direct_hessian"] == pytest.approx(result.row["direct_curvature"], rel=0.02)
+    assert result.row["direct_agreement"] > 0.9
 
 
 # ---------------------------------------------------------------- runs and their files
@@ -365,10 +381,10 @@ def test_a_run_with_photographs_resumes_and_is_another_run(noise: Path, tmp_path
     run = lifecycle.open_run(job, tmp_path / "run")
     assert lifecycle.carry_out(job, run, PhotographJointWorker) == len(job.work_units())
     copies = {name: np.asarray(run.arrays[name]) for name in job.arrays()}
-    for name in ("photograph_A", "alone_A", "mixed_A"):
+    for name in ("photograph_A", "alone_A", "mixed_A", "derivative_A"):
         (next(p for p in (tmp_path / "run" / "arrays.zarr" / name).rglob("*.0") if p.is_file())).write_bytes(b"rubbish")
     again = lifecycle.open_run(job, tmp_path / "run")
-    assert lifecycle.carry_out(job, again, PhotographJointWorker) == 3
+    assert lifecycle.carry_out(job, again, PhotographJointWorker) == 4
     for name, values in copies.items():
         assert values.tobytes() == np.asarray(again.arrays[name]).tobytes(), name
     without = lifecycle.open_run(plain, tmp_path / "plain")

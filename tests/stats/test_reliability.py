@@ -116,3 +116,82 @@ def test_a_features_reliability_is_that_of_its_row_without_itself() -> None:
     assert found.argmin() == 4
     assert np.isnan(reliability.feature_reliability(tables[:1])).all()
     assert np.isnan(reliability.feature_reliability([np.full((4, 4), 0.2)] * 2)).all()
+
+
+# ---------------------------------------------------------------- contrasts of rows
+
+
+def contrasted(strength: float, seed: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Responses to 60 photographs of which the first ten have a profile, and that profile."""
+    rng = np.random.default_rng(seed)
+    profile, responses = rng.normal(size=50), rng.normal(size=(60, 50))
+    responses[:10] += strength * profile
+    return responses, [np.arange(10), np.arange(10, 20), np.arange(20, 35)], profile
+
+
+def test_a_contrast_is_correlated_as_scipy_does() -> None:
+    responses, sets, profile = contrasted(0.3, 0)
+    found = reliability.contrast_correlation(responses, sets, profile, "key")
+    contrast = responses[:10].mean(0) - (responses[10:20].mean(0) + responses[20:35].mean(0)) / 2
+    assert found.value == pytest.approx(stats.spearmanr(contrast, profile).statistic)
+    assert -1 < found.low < found.value < found.high < 1
+    assert found == reliability.contrast_correlation(responses, sets, profile, "key")
+    table = np.random.default_rng(1).integers(0, 9, (4, 50)).astype(float)
+    expected = [stats.spearmanr(row, profile).statistic for row in table]
+    np.testing.assert_allclose(reliability.rank_correlations(table, profile), expected)
+
+
+def test_a_planted_contrast_is_found_and_others_have_even_p() -> None:
+    planted = [reliability.contrast_correlation(*contrasted(1.0, k), str(k)) for k in range(20)]
+    assert all(found.p == pytest.approx(1 / 200) and found.low > 0.5 for found in planted)
+    chance = [reliability.contrast_correlation(*contrasted(0.0, k), str(k)) for k in range(60)]
+    assert stats.kstest([found.p for found in chance], "uniform").pvalue > 0.01
+    opposite = reliability.contrast_correlation(*contrasted(-1.0, 0), "0")
+    assert opposite.p == 1 and opposite.high < -0.5
+
+
+def test_the_interval_of_a_contrast_covers_what_other_photographs_find() -> None:
+    """The difference of two draws of photographs has twice the variance of one."""
+    held = 0
+    for seed in range(60):
+        responses, sets, profile = contrasted(0.3, seed)
+        found = reliability.contrast_correlation(responses, sets, profile, str(seed))
+        other = np.random.default_rng(10**6 + seed).normal(size=responses.shape)
+        other[:10] += 0.3 * profile
+        fresh = stats.spearmanr(other[:10].mean(0) - (other[10:20].mean(0) + other[20:35].mean(0)) / 2, profile)
+        z = [np.arctanh(v) for v in (found.low, found.value, found.high, fresh.statistic)]
+        held += abs(z[3] - z[1]) < math.sqrt(2) * (z[2] - z[0]) / 2
+    assert 52 <= held <= 60
+    assert held < 60, "as wide as that it would say nothing"
+
+
+def test_the_interval_of_a_contrast_is_the_jackknifes() -> None:
+    responses, sets, profile = contrasted(0.5, 3)
+    found = reliability.contrast_correlation(responses, sets, profile, "key")
+    variance = 0.0
+    for k, at in enumerate(sets):
+        z = []
+        for left in at:
+            means = [responses[[i for i in s if not (j == k and i == left)]].mean(0) for j, s in enumerate(sets)]
+            z.append(np.arctanh(stats.spearmanr(means[0] - (means[1] + means[2]) / 2, profile).statistic))
+        variance += (len(at) - 1) ** 2 / len(at) * np.var(z, ddof=1)
+    reach = stats.t.ppf(0.975, 9) * math.sqrt(variance)
+    expected = [np.tanh(np.arctanh(found.value) + side * reach) for side in (-1, 1)]
+    assert [found.low, found.high] == pytest.approx(expected)
+
+
+def test_a_contrast_without_variation_is_undefined() -> None:
+    responses, sets, profile = contrasted(1.0, 0)
+    for values, other in ((responses, np.ones(50)), (np.ones((60, 50)), profile), (responses, np.full(50, np.nan))):
+        found = reliability.contrast_correlation(values, sets, other, "key")
+        assert all(math.isnan(v) for v in (found.value, found.low, found.high, found.p))
+    assert np.isnan(reliability.rank_correlations(np.ones((2, 50)), profile)).all()
+    assert len(reliability.rank_correlations(np.empty((0, 50)), profile)) == 0
+
+
+def test_means_are_drawn_from_the_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(12, 3))
+    means = reliability.resample_means(rows, np.random.default_rng(1))
+    assert means.shape == (reliability.ROW_DRAWS, 3)
+    np.testing.assert_allclose(means.mean(0), rows.mean(0), atol=0.1)
+    np.testing.assert_allclose(means.std(0), rows.std(0) / np.sqrt(12), rtol=0.2)

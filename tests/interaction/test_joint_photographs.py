@@ -1,0 +1,220 @@
+"""Photographs of both features against the joint image: planted profiles, sums, products and gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from featmap.interaction import natural
+from featmap.interaction import run as joint
+from featmap.interaction.conclusion import (
+    DIFFERENCE,
+    JOINT_AGREEMENT,
+    PHOTOGRAPH_COLUMNS,
+    compare_methods,
+    describe_photographs,
+    describe_photographs_of_pairs,
+)
+from featmap.interaction.natural import PhotographSets
+from featmap.interaction.photographs import PhotographJointWorker
+from featmap.interaction.run import add_photographs
+from featmap.runs import lifecycle
+from tests.helpers import couples
+from tests.helpers.pictures import save_colours
+from tests.interaction.test_job import job_of
+from tests.interaction.test_photographs import Measured, measure
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+COUNT, FEATURES = 600, 40
+UNITS, PROBED = ["colours:0", "colours:1"], ["colours", "next"]
+
+
+def planted(gate: float, noise: float, seed: int = 0, bend: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Responses r = u p + v q + gate u v s, the activations u and v, and the second difference of joint images."""
+    rng = np.random.default_rng(seed)
+    u, v = rng.gamma(1.0, 1.0, (2, COUNT))
+    p, q, s = (x / np.linalg.norm(x) for x in rng.normal(size=(3, FEATURES)))
+    r = np.outer(u, p) + np.outer(v, q) + gate * np.outer(u * v, s) + noise * rng.normal(size=(COUNT, FEATURES))
+    return r, np.stack([u, v]), bend * s
+
+
+def difference(gate: float, noise: float, seed: int = 0) -> dict[str, float]:
+    r, units, second = planted(gate, noise, seed)
+    return natural.natural_difference(r, units, natural.select_photographs(*units), second, "a + b")
+
+
+# ---------------------------------------------------------------- the second difference on photographs
+
+
+def test_the_second_difference_is_that_of_a_plain_computation() -> None:
+    r, units, second = planted(0.5, 0.3)
+    sets = natural.select_photographs(*units)
+    found = natural.natural_difference(r, units, sets, second, "a + b")
+    m = [r[at].mean(0) - r[sets.neither].mean(0) for at in (sets.both, sets.alone[0][:16], sets.alone[1][:16])]
+    both, *alone = (
+        units[:, at].mean(1) - units[:, sets.neither].mean(1) for at in (sets.both, *(a[:16] for a in sets.alone))
+    )
+    (a1, b1), (a2, b2) = alone  # Cramer's rule: both = s alone_1 + t alone_2
+    s, t = (both[0] * b2 - both[1] * a2) / (a1 * b2 - a2 * b1), (a1 * both[1] - b1 * both[0]) / (a1 * b2 - a2 * b1)
+    expected = m[0] - s * m[1] - t * m[2]
+    assert found["natural_difference"] == pytest.approx(np.linalg.norm(expected) / np.linalg.norm(m[0]))
+    assert found["natural_difference_agreement"] == pytest.approx(stats.spearmanr(expected, second)[0])
+    spread = sum(w**2 * r[at].var(0).sum() / len(at) for w, at in zip([1, s, t, s + t - 1], sets.compared, strict=True))
+    assert found["natural_difference_floor"] == pytest.approx(np.sqrt(spread) / np.linalg.norm(m[0]), rel=0.05)
+    assert natural.natural_difference(r, units, sets, second, "a + b") == found
+
+
+def test_a_sum_has_none_whatever_the_levels() -> None:
+    """Photographs of both are stronger than those of one, so that the plain difference of four means is not 0."""
+    r, units, second = planted(0.0, 0.0)
+    sets = natural.select_photographs(*units)
+    both, one, two, neither = (r[at].mean(0) for at in sets.compared)
+    assert np.linalg.norm(both - one - two + neither) > 0.05 * np.linalg.norm(both - neither)
+    assert natural.natural_difference(r, units, sets, second, "a + b")["natural_difference"] < 1e-12
+
+
+def test_a_product_is_above_its_floor_and_a_sum_is_at_it() -> None:
+    p = []
+    for seed in range(20):
+        of_sum, of_product = difference(0.0, 0.3, seed), difference(1.0, 0.3, seed)
+        p.append(of_sum["natural_difference_p"])
+        assert of_sum["natural_difference"] < 1.5 * of_sum["natural_difference_floor"]
+        assert of_product["natural_difference"] > 2 * of_product["natural_difference_floor"]
+        assert of_product["natural_difference_p"] == pytest.approx(1 / 200)
+        assert of_product["natural_difference_agreement"] > 0.8
+        assert difference(-1.0, 0.3, seed)["natural_difference_agreement"] < -0.8
+    assert np.sum(np.array(p) < 0.05) <= 4
+
+
+def test_a_lack_of_photographs_leaves_it_undefined() -> None:
+    r, units, second = planted(1.0, 0.1)
+    nothing = np.empty(0, dtype=int)
+    empty = PhotographSets(nothing, (nothing, nothing), nothing)
+    assert np.isnan(list(natural.natural_difference(r, units, empty, second, "a + b").values())).all()
+    sets = natural.select_photographs(*units)
+    level = natural.natural_difference(r, np.ones_like(units), sets, second, "a + b")
+    assert list(level) == list(DIFFERENCE) and np.isnan(list(level.values())).all()
+    without = natural.natural_difference(r, units, sets, np.full(FEATURES, np.nan), "a + b")
+    assert np.isfinite(without["natural_difference"]) and np.isnan(without["natural_difference_agreement"])
+
+
+# ---------------------------------------------------------------- planted networks
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of independent colours."""
+    values = np.random.default_rng(1).integers(0, 256, (200, 3))
+    return save_colours(tmp_path_factory.mktemp("photographs") / "colours", values)
+
+
+def treated(kind: str, colours: Path, out: Path) -> Measured:
+    return measure(UNITS, couples.conjunctions(kind), colours, out, steps=6, probe_layers=PROBED)
+
+
+@pytest.fixture(scope="module")
+def conjunctions(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    return treated("and", colours, tmp_path_factory.mktemp("conjunctions") / "run")
+
+
+def test_a_next_layer_of_conjunctions_treats_photographs_as_joint_images(conjunctions: Measured) -> None:
+    row = conjunctions.row
+    assert row["joint_agreement"] > 0.8 and row["joint_agreement_p"] < 0.05
+    assert row["joint_agreement_low"] < row["joint_agreement"] < row["joint_agreement_high"] <= 1
+    assert row["joint_agreement_others"] < row["joint_agreement"] - 0.2
+    assert row["joint_agreement_features"] == np.isfinite(conjunctions.data["deviation"].values).sum() - 2
+    assert row["natural_difference"] > 0.2 and row["natural_difference_p"] < 0.01
+    assert row["natural_difference_agreement"] > 0.8 and row["second_difference"] > 0.1
+    lines = describe_photographs(row)
+    assert any("treat photographs of both as they treat the joint image" in line for line in lines)
+    assert any(line.startswith("The second difference on photographs is") for line in lines)
+
+
+def test_a_next_layer_that_adds_has_no_second_difference(tmp_path: Path) -> None:
+    """Photographs that differ in red and green only, so that no other colour is told apart by chance."""
+    values = np.random.default_rng(1).integers(0, 256, (200, 3))
+    values[:, 2] = 128
+    row = treated("sum", save_colours(tmp_path / "photographs", values), tmp_path / "run").row
+    assert row["natural_difference"] < 1e-4 and row["second_difference"] < 1e-3
+    assert row["joint_agreement"] > 0.8
+
+
+def test_a_network_that_turns_beyond_the_photographs_treats_joint_images_otherwise(tmp_path: Path) -> None:
+    dark = np.random.default_rng(1).integers(0, 128, (200, 3))
+    row = treated("turning", save_colours(tmp_path / "photographs", dark), tmp_path / "run").row
+    assert row["joint_agreement"] < -0.5 and row["joint_agreement_p"] > 0.5
+    assert any("not surely as they treat the joint image" in line for line in describe_photographs(row))
+
+
+def test_photographs_and_profiles_are_those_of_the_arrays(conjunctions: Measured) -> None:
+    """The columns of a run against a plain computation from its labelled arrays."""
+    data, row = conjunctions.data, conjunctions.row
+    deviation, names = data["deviation"].values, data["response"].values.tolist()
+    kept = [k for k, d in enumerate(deviation) if np.isfinite(d) and names[k] not in ("colours:0", "colours:1")]
+    photographs = (data["photograph_A"].values.astype(float) / deviation)[:, kept]
+    sets = natural.select_photographs(*data["photograph_units"].values.T.astype(float))
+    solos, contrasts = data["solo"].values.tolist(), []
+    for k, label in enumerate(data["joint"].values.tolist()):
+        seed = label.rpartition(" ")[2]
+        one, two = (data["solo_A"].values[solos.index(f"colours:{c} {seed}")].astype(float) for c in (0, 1))
+        contrasts.append((data["joint_A"].values[k].astype(float) - (one + two) / 2) / deviation)
+    both, first, second = (photographs[at].mean(0) for at in sets.compared[:3])
+    expected = stats.spearmanr(both - (first + second) / 2, np.mean(contrasts, axis=0)[kept])[0]
+    assert row["joint_agreement"] == pytest.approx(expected)
+
+
+def test_pairs_say_how_many_are_treated_alike() -> None:
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.random(9) for name in (*PHOTOGRAPH_COLUMNS, "response_nonlinearity", "excess")}
+    numbers |= {"second_difference": rng.random(9), "photograph_correlation_q": np.ones(9)}
+    numbers |= {"photographs": np.full(9, 100), "joint_agreement": np.full(9, 0.5)}
+    numbers |= {"joint_agreement_p": np.repeat([0.01, 0.2], [6, 3]), "joint_agreement_others": np.full(9, 0.1)}
+    summary = pd.DataFrame(numbers).assign(group=[f"a:{k // 3} + b:{k % 3}" for k in range(9)])
+    lines = describe_photographs_of_pairs(summary, compare_methods(summary))
+    assert "photographs of both are treated as the joint image is in 6 of 9 pairs (p < 0.05)" in lines[1]
+    assert "0.50 on average, 0.10 with other pairs' photographs" in lines[1]
+    assert any(line.startswith("second derivative at photographs against mixed difference there") for line in lines)
+    none = summary.assign(joint_agreement=np.nan)
+    assert len(describe_photographs_of_pairs(none, compare_methods(none))) == len(lines) - 1
+
+
+def test_too_few_photographs_of_both_have_a_reason(tmp_path: Path) -> None:
+    red = np.arange(60) * 4
+    folder = save_colours(tmp_path / "photographs", np.stack([red, 255 - red, red], axis=1))
+    row = measure(UNITS, couples.conjunctions("and"), folder, tmp_path / "run").row
+    assert np.isnan(row[[*JOINT_AGREEMENT[:-1], *DIFFERENCE]].astype(float)).all()
+    assert "both are strong on 0 photographs, 8 are needed" in row["photographs_note"]
+
+
+# ---------------------------------------------------------------- runs of earlier versions
+
+
+def test_a_run_without_second_derivatives_gets_them(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A complete run of a version that had no such array is completed; nothing else is computed again."""
+    job = add_photographs(job_of(UNITS, couples.conjunctions("and"), probe_layers=PROBED), colours)
+    kind = type(job)
+    arrays, waves = kind.arrays, kind.waves
+    with monkeypatch.context() as earlier:
+        earlier.setattr(kind, "arrays", lambda self: {k: v for k, v in arrays(self).items() if k != "derivative_A"})
+        earlier.setattr(kind, "waves", lambda self: [[u for u in w if u.stage != "derivative"] for w in waves(self)])
+        run = lifecycle.open_run(job, tmp_path / "run")
+        lifecycle.carry_out(job, run, PhotographJointWorker)
+        lifecycle.complete(job, run)
+        run.unlock()
+        kept = {name: np.asarray(run.arrays[name]).tobytes() for name in job.arrays()}
+        assert "derivative_A" not in kept
+    records = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}
+    again = lifecycle.open_run(job, tmp_path / "run")
+    result = joint.carry_out(job, again)
+    assert result.summary["direct_hessian"].notna().all()
+    for name, values in kept.items():
+        assert np.asarray(again.arrays[name]).tobytes() == values, name
+    later = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}
+    assert set(later) - set(records) == {"derivative-000000-000001.json"} and records.items() <= later.items()
