@@ -261,6 +261,7 @@ def _describe_joint_photographs(row: Mapping[str, Any]) -> list[str]:
     lines = []
     if np.isfinite(row["joint_agreement"]):
         surely = "as" if row["joint_agreement_p"] < 0.05 else "not surely as"
+        surely = "otherwise than" if row["joint_agreement_high"] < 0 else surely
         low, high = (format_number(row[f"joint_agreement_{end}"], 2) for end in ("low", "high"))
         text = (
             f"Compared with photographs of one, {row['joint_agreement_features']} features treat photographs of both "

@@ -332,7 +332,7 @@ class PhotographStatistics:
             slopes = np.stack([(r[k, 1] - r[k, 2])[varies] / deviation[varies] / (2 * SMALL) for r in (one, two)])
             central = cross[k][varies] / deviation[varies] / (2 * SMALL) ** 2
             curvatures.append(interaction.curvature(central, slopes, correlation.DIFFERENCE_FLOOR / SMALL**2))
-            hessians.append(interaction.curvature(second[k][varies] / deviation[varies], slopes))
+            hessians.append(interaction.curvature(second[k][varies] / deviation[varies], singles))
         bent = [k for k, size in zip(defined, hessians, strict=True) if size > 0]
         row: dict[str, Any] = {
             **_interval("direct", sizes),
@@ -435,10 +435,12 @@ def add_columns(
           `direct_low` to `direct_high`. 0 where the effects add up. `direct_at` is the feature whose mean difference is
           largest and `direct_sign` that difference's sign. `direct_balance`, with the t-interval over photographs: the
           balance of more against less over all features, see `featmap.stats.interaction.SecondDifference`.
-          `direct_curvature`: the same ratio for the second derivative by central differences; `direct_hessian`: by
-          automatic differentiation, see `featmap.optimize.responses.Probe.mixed_derivatives`, undefined unless it is
-          above rounding error on a photograph, on `direct_hessian_images` of them. `direct_agreement`: the rank
-          correlation over all `direct_features` of the two methods, mean mixed difference and mean second derivative;
+          `direct_curvature`: the second derivative at x by central differences, over the derivatives along both.
+          `direct_hessian`: the same as `direct` with the second derivative by automatic differentiation, at
+          x + (d_a + d_b) / 2, in the place of the difference, see
+          `featmap.optimize.responses.Probe.mixed_derivatives`; equal where responses are quadratic, undefined unless
+          it is above rounding error on a photograph (on `direct_hessian_images`). `direct_agreement`: the rank
+          correlation of the two, means over photographs, over all `direct_features`;
         - `photographs_note`: why something is undefined.
     """
     found, count = PhotographStatistics(arrays, bases), len(arrays.job.groups)

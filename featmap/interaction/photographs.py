@@ -362,8 +362,9 @@ class PhotographJointWorker(JointWorker):
         Returns
         -------
         dict of numpy.ndarray
-            `derivative_A`: d_a' H d_b at each photograph, see `featmap.optimize.responses.Probe.mixed_derivatives`;
-            group x base x response.
+            `derivative_A`: d_a' H d_b at each photograph plus half of both, the middle of the four points of the mixed
+            difference, which it equals where the responses are quadratic; group x base x response. See
+            `featmap.optimize.responses.Probe.mixed_derivatives`.
         """
         job, width = self.job, len(self.job.columns)
         found = np.full((unit.stop - unit.first, len(job.bases), width), np.nan, dtype=np.float32)
@@ -374,7 +375,8 @@ class PhotographJointWorker(JointWorker):
                 one, two = (
                     torch.stack([d for d in (pairs[k][side] for k in live) if d is not None]) for side in (0, 1)
                 )
-                found[row, live] = self.probe.mixed_derivatives(self._bases[live], one, two, job.responses)
+                middles = self._bases[live] + (one + two) / 2
+                found[row, live] = self.probe.mixed_derivatives(middles, one, two, job.responses)
         return {"derivative_A": found}
 
 

@@ -24,7 +24,7 @@ from featmap.optimize.objective import BatchLoss, Objective
 
 PASSES = 8.0
 """Passes of one kind that a probe is expected to make: so many have to pay for the choice of the number of rows."""
-SMOOTH_WIDTH = 0.1
+SMOOTH_WIDTH = 0.3
 """Width of the softplus that second derivatives take a ReLU for, as a share of the root mean square of its input."""
 _NO_DERIVATIVE, _WHOLE = re.compile("derivative|differentia"), 1e-3
 """Messages of operations that torch cannot differentiate twice; share by which a sum may differ from the whole."""
