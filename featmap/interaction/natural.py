@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from featmap.interaction.statistics import JointArrays
 from featmap.rng import generator
 from featmap.stats import correlation, interaction, reliability, top_responses
 from featmap.stats.top_responses import LEAST_PAIRED
+
+if TYPE_CHECKING:
+    from featmap.interaction.photographs import PhotographJointJob
 
 STRONG, WEAK = 0.75, 0.5
 """Ranks, as shares of all photographs, above which a feature is strong on a photograph and up to which it is weak."""
@@ -226,7 +229,8 @@ class PhotographStatistics:
     """
 
     def __init__(self, arrays: JointArrays, bases: Sequence[int]) -> None:
-        self.job, self.columns, self.bases, self.joints = arrays.job, arrays.unit_columns, bases, arrays
+        self.job = cast("PhotographJointJob", arrays.job)
+        self.columns, self.bases, self.joints = arrays.unit_columns, bases, arrays
         self.deviation = np.asarray(arrays.arrays["deviation"][...])
         self.responses = np.asarray(arrays.arrays["photograph_A"][...])
         self.activations = np.asarray(arrays.arrays["photograph_units"][...])
@@ -318,6 +322,7 @@ class PhotographStatistics:
         )
         defined = [int(k) for k in np.flatnonzero(np.isfinite(mixed).all(axis=1))]
         deviation, varies = self.deviation, np.isfinite(self.deviation)
+        middles, derived = self.job.middles, dict[int, np.ndarray]()
         sizes, signs, differences, curvatures, hessians = [], [], [], [], []
         for k in defined:
             base = self.responses[self.bases[k]].astype(np.float64)
@@ -332,8 +337,10 @@ class PhotographStatistics:
             slopes = np.stack([(r[k, 1] - r[k, 2])[varies] / deviation[varies] / (2 * SMALL) for r in (one, two)])
             central = cross[k][varies] / deviation[varies] / (2 * SMALL) ** 2
             curvatures.append(interaction.curvature(central, slopes, correlation.DIFFERENCE_FLOOR / SMALL**2))
-            hessians.append(interaction.curvature(second[k][varies] / deviation[varies], singles))
-        bent = [k for k, size in zip(defined, hessians, strict=True) if size > 0]
+            if k in middles:
+                derived[k] = second[middles.index(k)][varies] / deviation[varies]
+                hessians.append(interaction.curvature(derived[k], singles))
+        bent = [k for k, size in zip(derived, hessians, strict=True) if size > 0]
         row: dict[str, Any] = {
             **_interval("direct", sizes),
             "direct_images": len(defined),
@@ -354,9 +361,8 @@ class PhotographStatistics:
                 row["direct_sign"] = float(np.sign(mean[largest]))
                 row["direct_at"] = self.job.columns[int(np.flatnonzero(varies)[largest])]
                 if bent:
-                    row["direct_agreement"] = correlation.spearman(
-                        mean, second[bent].mean(axis=0)[varies] / deviation[varies]
-                    )
+                    exact = np.mean([derived[k] for k in bent], axis=0)
+                    row["direct_agreement"] = correlation.spearman(mean, exact)
         return row
 
 
@@ -436,11 +442,11 @@ def add_columns(
           largest and `direct_sign` that difference's sign. `direct_balance`, with the t-interval over photographs: the
           balance of more against less over all features, see `featmap.stats.interaction.SecondDifference`.
           `direct_curvature`: the second derivative at x by central differences, over the derivatives along both.
-          `direct_hessian`: the same as `direct` with the second derivative by automatic differentiation, at
+          `direct_hessian`: as `direct`, with the second derivative by automatic differentiation, at
           x + (d_a + d_b) / 2, in the place of the difference, see
-          `featmap.optimize.responses.Probe.mixed_derivatives`; equal where responses are quadratic, undefined unless
-          it is above rounding error on a photograph (on `direct_hessian_images`). `direct_agreement`: the rank
-          correlation of the two, means over photographs, over all `direct_features`;
+          `featmap.optimize.responses.Probe.mixed_derivatives`; equal where responses are quadratic. Undefined unless
+          it is above rounding error on a photograph (on `direct_hessian_images` of half of them).
+          `direct_agreement`: the rank correlation of the two, means over photographs, over all `direct_features`;
         - `photographs_note`: why something is undefined.
     """
     found, count = PhotographStatistics(arrays, bases), len(arrays.job.groups)

@@ -27,7 +27,7 @@ from featmap.runs.store import Run
 
 ALONE = (1.0, SMALL, -SMALL)
 """Shares of `LENGTH` of the steps along one solo image."""
-DERIVATIVE_PASSES = 12
+DERIVATIVE_PASSES = 15
 """Images that take the time of one second derivative."""
 _UNITS, _GROUPS = 8, 16
 """Units and groups of a work unit."""
@@ -106,6 +106,13 @@ class PhotographJointJob(JointJob):
         """
         return self.seeds[k % len(self.seeds)]
 
+    @cached_property
+    def middles(self) -> list[int]:
+        """Positions in `bases` of the photographs at which second derivatives are taken: of each seed, every other."""
+        bases = range(len(self.bases))
+        turn = len({self.base_seed(k) for k in bases})
+        return [k for k in bases if k // turn % 2 == 0]
+
     @property
     def place_grid(self) -> tuple[int, int]:
         """Height and width of the grid of places: the smaller ones of the units' layers."""
@@ -115,8 +122,8 @@ class PhotographJointJob(JointJob):
     @property
     def shown_photographs(self) -> int:
         """Number of images that the network is shown on account of the photographs."""
-        each = len(ALONE) * len(self.units) + (5 + DERIVATIVE_PASSES) * len(self.groups)
-        return 2 * len(self.photographs) + len(self.bases) * each
+        added = len(self.bases) * (len(ALONE) * len(self.units) + 5 * len(self.groups))
+        return 2 * len(self.photographs) + added + DERIVATIVE_PASSES * len(self.middles) * len(self.groups)
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Specify the arrays of the run folder.
@@ -144,8 +151,9 @@ class PhotographJointJob(JointJob):
                 (at, bases, len(ALONE), width),
             ),
         }
-        for name in ("mixed_A", "cross_A", "derivative_A"):
-            own[name] = ArraySpec(("group", "base", "response"), (groups, bases, width), (mixed, bases, width))
+        for name, of in (("mixed_A", "base"), ("cross_A", "base"), ("derivative_A", "middle")):
+            count = bases if of == "base" else len(self.middles)
+            own[name] = ArraySpec(("group", of, "response"), (groups, count, width), (mixed, count, width))
         return super().arrays() | own
 
     def coords(self) -> dict[str, np.ndarray]:
@@ -159,6 +167,7 @@ class PhotographJointJob(JointJob):
         return super().coords() | {
             "photograph": np.array(self.photographs.labels),
             "base": np.array([self.photographs.labels[k] for k in self.bases]),
+            "middle": np.array([self.photographs.labels[self.bases[k]] for k in self.middles]),
             "share": np.array(ALONE),
             "group": np.array(self.labels),
         }
@@ -362,20 +371,20 @@ class PhotographJointWorker(JointWorker):
         Returns
         -------
         dict of numpy.ndarray
-            `derivative_A`: d_a' H d_b at each photograph plus half of both, the middle of the four points of the mixed
-            difference, which it equals where the responses are quadratic; group x base x response. See
-            `featmap.optimize.responses.Probe.mixed_derivatives`.
+            `derivative_A`: d_a' H d_b at a photograph of `PhotographJointJob.middles` plus half of both, the middle of
+            the four points of the mixed difference, which it equals where responses are quadratic; group x middle x
+            response. See `featmap.optimize.responses.Probe.mixed_derivatives`.
         """
-        job, width = self.job, len(self.job.columns)
-        found = np.full((unit.stop - unit.first, len(job.bases), width), np.nan, dtype=np.float32)
+        job, at = self.job, self.job.middles
+        found = np.full((unit.stop - unit.first, len(at), len(job.columns)), np.nan, dtype=np.float32)
         for row, (a, b) in enumerate(job.groups[unit.first : unit.stop]):
-            pairs = [[self._direction(u, job.base_seed(k), store) for u in (a, b)] for k in range(len(job.bases))]
+            pairs = [[self._direction(u, job.base_seed(k), store) for u in (a, b)] for k in at]
             live = [k for k, (one, two) in enumerate(pairs) if one is not None and two is not None]
             if live:
                 one, two = (
                     torch.stack([d for d in (pairs[k][side] for k in live) if d is not None]) for side in (0, 1)
                 )
-                middles = self._bases[live] + (one + two) / 2
+                middles = self._bases[[at[k] for k in live]] + (one + two) / 2
                 found[row, live] = self.probe.mixed_derivatives(middles, one, two, job.responses)
         return {"derivative_A": found}
 

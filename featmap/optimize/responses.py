@@ -28,8 +28,7 @@ SMOOTH_WIDTH = 0.3
 """Width of the softplus that second derivatives take a ReLU for, as a share of the root mean square of its input."""
 _NO_DERIVATIVE, _WHOLE = re.compile("derivative|differentia"), 1e-3
 """Messages of operations that torch cannot differentiate twice; share by which a sum may differ from the whole."""
-_DERIVATIVE_ROWS = 4
-"""Images whose second derivatives are computed at once: the graph of three passes is kept for each."""
+_DERIVATIVE_ROWS = 4  # of which the graphs of three passes are kept
 
 
 class _FloatTypes(TorchFunctionMode):
@@ -59,20 +58,23 @@ class _SmoothGates(TorchFunctionMode):
             low, high = (*options[:2], *(-1.0, 1.0)[len(options) :])
             edges, options = (named.get("min_val", low), named.get("max_val", high)), options[2:]
         in_place = func in _IN_PLACE or named.get("inplace", False) or any(options)
-        z = given.clone() if in_place else given  # the graph keeps z, which must not be overwritten
-        smooth = _smooth_gate(z, edges)
+        smooth = _smooth_gate(given.clone() if in_place else given, edges)  # what the graph keeps is not overwritten
         return given.copy_(smooth) if in_place else smooth
 
 
 def _smooth_gate(z: Tensor, edges: tuple[float, ...]) -> Tensor:
-    """Clip z below the first edge, and above the second if there is one, with the derivatives of softplus functions."""
-    width = SMOOTH_WIDTH * z.detach().flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(z.dtype).tiny)
-    width = width.view(-1, *[1] * (z.dim() - 1))  # of each image alone
-    value = z.detach().clamp(*edges)
+    """Clip z below the first edge, and above the second if there is one, with the derivatives of softplus functions.
+
+    Only two derivatives are taken, so a parabola around z has them.
+    """
+    value, shift = z.detach(), z - z.detach()
+    rms = value.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (z.dim() - 1))  # of each image alone
+    sharpness = torch.where(rms > 0, 1 / (SMOOTH_WIDTH * rms), 0)
+    slope, bend = torch.zeros_like(value), torch.zeros_like(value)
     for sign, edge in zip((1, -1), edges, strict=False):
-        soft = functional.softplus((z - edge) / width) * width
-        value = value + sign * (soft - soft.detach())
-    return value
+        share = torch.sigmoid((value - edge) * sharpness)
+        slope, bend = slope + sign * share, bend + sign * share * (1 - share) * sharpness
+    return value.clamp(*edges) + shift * (slope + shift * (bend / 2))
 
 
 _IN_PLACE = {torch.relu_, Tensor.relu_}
@@ -224,10 +226,10 @@ class Probe:
 
         It is exact for smooth networks. A network of ReLUs and max pooling is linear almost everywhere: its Hessian is
         zero but for normalisations, softmax and the like, and says nothing of the kinks in which it computes. So ReLU,
-        ReLU6 and hardtanh keep their values but get the derivatives of a softplus, whose sharpness is 1 /
-        (`SMOOTH_WIDTH` times the root mean square of the gate's inputs, of each image). What is measured is then the
-        kinks near the activations at this image. Max pooling, hard sigmoids and leaky ReLUs stay piecewise linear and
-        add nothing: for these only a difference of finite steps measures the effect.
+        ReLU6 and hardtanh keep their values but get the derivatives of a softplus, of sharpness 1 / (`SMOOTH_WIDTH`
+        times the root mean square of the gate's inputs, of each image): kinks near this image's activations count. Max
+        pooling, hard sigmoids and leaky ReLUs stay piecewise linear and add nothing: for these only a difference of
+        finite steps measures the effect, and it is the measure for networks of ReLUs, too.
 
         Parameters
         ----------

@@ -61,6 +61,11 @@ class Measured:
     seeds: list[int]
 
     @property
+    def middles(self) -> list[int]:
+        """Positions of the photographs at which second derivatives are taken among those that are added to."""
+        return [self.data["base"].values.tolist().index(name) for name in self.data["middle"].values]
+
+    @property
     def row(self) -> pd.Series:
         """The first pair."""
         return self.summary.iloc[0]
@@ -196,7 +201,7 @@ def test_a_quadratic_network_has_its_closed_form(gray: Path, tmp_path: Path) -> 
     positions, (one, two) = directions(result, units)
     assert len(positions) == BASES and len(set(positions)) == BASES
     deviation = data["deviation"].values
-    ratios, means = [], []
+    ratios, means, exact = [], [], []
     for k, at in enumerate(positions):
         x = np.broadcast_to((data["photograph_A"].values[at, :3].astype(float))[:, None, None], one[k].shape)
 
@@ -211,7 +216,9 @@ def test_a_quadratic_network_has_its_closed_form(gray: Path, tmp_path: Path) -> 
         means.append(mixed)
         cross = data["cross_A"].values[0, k] / (4 * SMALL**2)
         np.testing.assert_allclose(cross[3:], closed, rtol=2e-3, atol=2e-5)
-        np.testing.assert_allclose(data["derivative_A"].values[0, k], [0, 0, 0, *closed], rtol=1e-5, atol=1e-7)
+        if data["base"].values[k] in data["middle"].values:
+            exact.append(data["derivative_A"].values[0, len(exact)])
+            np.testing.assert_allclose(exact[-1], [0, 0, 0, *closed], rtol=1e-5, atol=1e-7)
     assert row["direct"] == pytest.approx(np.mean(ratios), rel=1e-3) and row["direct"] > 0.01
     assert row["direct_curvature"] == pytest.approx(row["direct"], rel=0.05)  # the slopes differ by the own curvature
     low, high = stats.ttest_1samp(ratios, 0).confidence_interval(0.95)
@@ -221,12 +228,11 @@ def test_a_quadratic_network_has_its_closed_form(gray: Path, tmp_path: Path) -> 
         row["direct_at"] == ["colours:0", "colours:1", "colours:2", "products:0", "products:1", "products:2"][largest]
     )
     assert row["direct_sign"] == np.sign(np.mean(means, axis=0)[largest]) == 1
-    assert row["direct_images"] == row["direct_hessian_images"] == BASES
-    assert row["direct_hessian"] == pytest.approx(row["direct"], rel=1e-3)
-    exact = data["derivative_A"].values[0].mean(0) / deviation
-    # mixed differences of the three colours are rounding error, second derivatives 0
-    assert row["direct_agreement"] == pytest.approx(stats.spearmanr(exact, np.mean(means, axis=0))[0], abs=0.5)
-    assert row["direct_features"] == 6
+    assert row["direct_images"] == BASES and row["direct_hessian_images"] == len(exact) == BASES // 2
+    assert row["direct_hessian"] == pytest.approx(np.mean([ratios[k] for k in result.middles]), rel=1e-3)
+    # mixed differences of the three colours are rounding error, which has ranks, too
+    rho = stats.spearmanr(np.mean(exact, axis=0) / deviation, np.mean(means, axis=0))[0]
+    assert row["direct_agreement"] == pytest.approx(rho, abs=0.3) and row["direct_features"] == 6
 
 
 @pytest.mark.parametrize(("module", "units"), [(couples.halves, "out"), (couples.twins, "features")])
@@ -271,16 +277,27 @@ def test_the_curvature_is_the_hessian_of_a_smooth_network(gray: Path, tmp_path: 
     data, exact = result.data, couples.smooth().double()
     positions, (one, two) = directions(result, units)
     images = open_photographs(gray).read(positions.tolist(), 10).double()
-    for k in (0, 7):
+    for k in (0, 5):
         expected = twice(exact, images[k], one[k], two[k])
         found = data["cross_A"].values[0, k] / (4 * SMALL**2)
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.01 * np.abs(expected).max())
         middle = images[k] + torch.tensor(one[k] + two[k]) / 2
-        derived, expected = data["derivative_A"].values[0, k], twice(exact, middle, one[k], two[k])
+        derived, expected = (
+            data["derivative_A"].values[0, result.middles.index(k)],
+            twice(exact, middle, one[k], two[k]),
+        )
         np.testing.assert_allclose(derived, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert result.row["direct_curvature"] > 0.01
-    assert result.row["direct_hessian"] == pytest.approx(result.row["direct"], rel=0.02)
+    assert result.row["direct_hessian"] == pytest.approx(result.row["direct"], rel=0.1)
     assert result.row["direct_agreement"] > 0.9
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5, 16, 20])
+def test_second_derivatives_take_every_seed_as_often(seeds: int, gray: Path) -> None:
+    job = add_photographs(job_of(["second:3", "second:5"], tiny.small(), seeds=seeds), gray)
+    counts = np.bincount([job.base_seed(k) for k in job.middles], minlength=min(seeds, BASES))
+    assert len(job.middles) == len(set(job.middles)) and np.ptp(counts) <= 1
+    assert 7 <= len(job.middles) <= (10 if seeds < 16 else BASES)
 
 
 # ---------------------------------------------------------------- runs and their files
