@@ -384,12 +384,38 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            halves of the photographs of one unit, its
                            ceiling that of random photographs of neither as
                            the parts
+  joint_agreement          whether features (all probed ones that neither unit
+                           reads) treat photographs of both as they treat
+                           the joint image: rank correlation of the response
+                           to photographs of both less that to photographs
+                           of either, with the response to the joint image
+                           less that to the solo images; with the interval
+                           over photographs, p against random photographs,
+                           and the level of other pairs' photographs
+                           (joint_agreement_others)
+  natural_difference       the second difference of the same photographs:
+                           both, less one, less the other, plus neither,
+                           over the response to both, at levels where a sum
+                           leaves nothing; its floor is what a sum leaves by
+                           chance. natural_difference_agreement: rank
+                           correlation with that of the solo images
   direct                   both solo images added to a photograph, with a
                            root mean square of 0.1: the change of the
                            responses less the changes by each alone, over
                            the size of their sum; mean of 16 photographs,
                            interval over these, and the sign at the feature
-                           where it is largest
+                           where it is largest. direct_balance: more less
+                           than less over all features, from -1 to 1, with
+                           interval
+  direct_hessian           the second derivative along both by automatic
+                           differentiation in the place of that difference,
+                           on half of the photographs, in the middle between
+                           the four images. ReLUs have none but at their
+                           kinks: they get that of a softplus, which is 0.3
+                           of their inputs' root mean square wide. Undefined
+                           where it is 0. direct_agreement: rank correlation
+                           of the two over features. Of networks of ReLUs
+                           expect 0.5 at best; the difference is the measure
   direct_curvature         the same from central differences of a quarter of
                            that step: the second derivative along both
                            images. A network of ReLUs has none between its

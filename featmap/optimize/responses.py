@@ -63,10 +63,7 @@ class _SmoothGates(TorchFunctionMode):
 
 
 def _smooth_gate(z: Tensor, edges: tuple[float, ...]) -> Tensor:
-    """Clip z below the first edge, and above the second if there is one, with the derivatives of softplus functions.
-
-    Only two derivatives are taken, so a parabola around z has them.
-    """
+    """Clip z below the first edge, and above the second, as a parabola at z with the derivatives of softplus functions."""
     value, shift = z.detach(), z - z.detach()
     rms = value.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (z.dim() - 1))  # of each image alone
     sharpness = torch.where(rms > 0, 1 / (SMOOTH_WIDTH * rms), 0)
