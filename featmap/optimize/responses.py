@@ -63,7 +63,7 @@ class _SmoothGates(TorchFunctionMode):
 
 
 def _smooth_gate(z: Tensor, edges: tuple[float, ...]) -> Tensor:
-    """Clip z below the first edge, and above the second, as a parabola at z with the derivatives of softplus functions."""
+    """Clip z below the first edge and above the second, as a parabola at z with the derivatives of softplus."""
     value, shift = z.detach(), z - z.detach()
     rms = value.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (z.dim() - 1))  # of each image alone
     sharpness = torch.where(rms > 0, 1 / (SMOOTH_WIDTH * rms), 0)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from featmap.errors import StoreError
+from featmap.interaction.conclusion import describe_photographs_of_pairs
 from featmap.interaction.kinds import KINDS
 from featmap.network.unit import format_channels
 from featmap.plotting.labels import labelled_statistics, statistic_label
@@ -117,6 +118,8 @@ def _pairs(run: Run) -> Report:
     lines += [note for note in run.manifest.summary.get("notes", []) if note.startswith("communities")]
     pictures = _pictures(run.folder, [("matrices/kind.png", "Kinds of interaction")], "".join(lines))
     lines += [note for note in run.manifest.summary.get("notes", []) if " seeds were made " in note]
+    if "joint_agreement" in pairs:  # runs of earlier versions do not have it
+        lines += describe_photographs_of_pairs(pairs, store.read_frame(run.folder, "methods"))
     for name in statistics:
         values = pairs[name].astype("float64")
         count = values.notna().sum()

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 from scipy import stats
 
+import featmap
 from featmap.interaction import natural
 from featmap.interaction import run as joint
 from featmap.interaction.conclusion import (
@@ -19,12 +21,18 @@ from featmap.interaction.conclusion import (
     describe_photographs,
     describe_photographs_of_pairs,
 )
+from featmap.interaction.groups import JointSettings
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import PhotographJointWorker
 from featmap.interaction.run import add_photographs
-from featmap.runs import lifecycle
+from featmap.optimize.photograph_folder import Photographs
+from featmap.plotting import heatmaps, sheets
+from featmap.plotting.labels import statistic_label
+from featmap.report.interaction import build_reports
+from featmap.runs import lifecycle, store
 from tests.helpers import couples
 from tests.helpers.pictures import save_colours
+from tests.helpers.settings import options
 from tests.interaction.test_job import job_of
 from tests.interaction.test_photographs import Measured, measure
 
@@ -148,7 +156,7 @@ def test_a_network_that_turns_beyond_the_photographs_treats_joint_images_otherwi
     dark = np.random.default_rng(1).integers(0, 128, (200, 3))
     row = treated("turning", save_colours(tmp_path / "photographs", dark), tmp_path / "run").row
     assert row["joint_agreement"] < -0.5 and row["joint_agreement_p"] > 0.5
-    assert any("not surely as they treat the joint image" in line for line in describe_photographs(row))
+    assert any("otherwise than they treat the joint image" in line for line in describe_photographs(row))
 
 
 def test_photographs_and_profiles_are_those_of_the_arrays(conjunctions: Measured) -> None:
@@ -181,6 +189,30 @@ def test_pairs_say_how_many_are_treated_alike() -> None:
     assert any(line.startswith("second derivative at photographs against mixed difference there") for line in lines)
     none = summary.assign(joint_agreement=np.nan)
     assert len(describe_photographs_of_pairs(none, compare_methods(none))) == len(lines) - 1
+
+
+def test_the_page_of_pairs_states_it(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, figure in ((heatmaps, "cross_heatmap"), (sheets, "card_sheet")):
+        monkeypatch.setattr(module, figure, lambda *_, **__: pyplot.figure(figsize=(1, 1)))
+    kept = {"size": 12, "steps": 3, "rows": 4, "seeds": 1, "out": tmp_path / "run"}
+    settings = JointSettings(probe_layers=PROBED)
+    network, sides = couples.conjunctions("and"), [("colours", "0"), ("colours", "1-2")]
+    result = featmap.interact(
+        network=network,
+        layers=sides,
+        photographs=Photographs(colours, 200),
+        settings=settings,
+        **options("interact", **kept),
+    )
+    (page,) = build_reports(tmp_path / "run")
+    methods = compare_methods(result.summary)
+    assert set(describe_photographs_of_pairs(result.summary, methods)) < set(page.lines)
+    captions = {picture.caption for picture in page.pictures}
+    assert {statistic_label(name) for name in ("joint_agreement", "natural_difference", "direct_hessian")} <= captions
+    read = store.read_frame
+    earlier = {"columns": list(JOINT_AGREEMENT), "errors": "ignore"}
+    monkeypatch.setattr(store, "read_frame", lambda folder, name: read(folder, name).drop(**earlier))
+    assert not any("joint image" in line for line in build_reports(tmp_path / "run")[0].lines)
 
 
 def test_too_few_photographs_of_both_have_a_reason(tmp_path: Path) -> None:
