@@ -248,7 +248,7 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
         if np.isfinite(row["direct_hessian"]):
             text += f"; by the second derivative {format_percent(row['direct_hessian'])} %"
         if np.isfinite(row["direct_agreement"]):
-            text += f", and the two agree over {row['direct_features']} features with a rank correlation of "
+            text += f", whose rank correlation with the difference over {row['direct_features']} features is "
             text += format_number(row["direct_agreement"], 2)
         lines.append(text + ".")
     if row["photographs_note"]:
@@ -277,8 +277,8 @@ def _describe_joint_photographs(row: Mapping[str, Any]) -> list[str]:
         if np.isfinite(row["second_difference"]):
             text += f"; that of the solo images is {format_percent(row['second_difference'])} %"
         if np.isfinite(row["natural_difference_agreement"]):
-            agreement = format_number(row["natural_difference_agreement"], 2)
-            text += f", and the two agree over features with a rank correlation of {agreement}"
+            text += ", and their rank correlation over features is "
+            text += format_number(row["natural_difference_agreement"], 2)
         lines.append(text + ".")
     return lines
 
