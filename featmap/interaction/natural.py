@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,6 @@ from featmap.interaction.statistics import JointArrays
 from featmap.rng import generator
 from featmap.stats import correlation, interaction, reliability, top_responses
 from featmap.stats.top_responses import LEAST_PAIRED
-
-if TYPE_CHECKING:
-    from featmap.interaction.photographs import PhotographJointJob
 
 STRONG, WEAK = 0.75, 0.5
 """Ranks, as shares of all photographs, above which a feature is strong on a photograph and up to which it is weak."""
@@ -217,6 +214,17 @@ def natural_difference(
     return dict(zip(DIFFERENCE, found, strict=True))
 
 
+class _AddedTo(Protocol):
+    """The part of `featmap.interaction.photographs.PhotographJointJob` that is needed here."""
+
+    @property
+    def middles(self) -> list[int]:
+        """Positions of the photographs with second derivatives among those that solo images are added to."""
+
+    def base_seed(self, k: int) -> int:
+        """Return the seed of the solo images that are added to a photograph."""
+
+
 class PhotographStatistics:
     """Statistics of pairs over photographs, computed from a finished run.
 
@@ -229,7 +237,7 @@ class PhotographStatistics:
     """
 
     def __init__(self, arrays: JointArrays, bases: Sequence[int]) -> None:
-        self.job = cast("PhotographJointJob", arrays.job)
+        self.job, self.added = arrays.job, cast(_AddedTo, arrays.job)
         self.columns, self.bases, self.joints = arrays.unit_columns, bases, arrays
         self.deviation = np.asarray(arrays.arrays["deviation"][...])
         self.responses = np.asarray(arrays.arrays["photograph_A"][...])
@@ -300,7 +308,7 @@ class PhotographStatistics:
         own = {f"{u.layer}:{c}" for u in job.groups[g] for c in u.mask(job.shape(u.layer))[0]}
         varying = [name for name, d in zip(job.columns, self.deviation, strict=True) if np.isfinite(d)]
         kept = np.array([name not in own for name in varying], dtype=bool)
-        responses, seeds = self.standardised[:, kept], {job.base_seed(k) for k in range(len(self.bases))}
+        responses, seeds = self.standardised[:, kept], {self.added.base_seed(k) for k in range(len(self.bases))}
         contrast, second = (profile[kept] for profile in self.joints.joint_profiles(g, sorted(seeds)))
         found, unrelated = reliability.TestedInterval(float("nan")), float("nan")
         if not sets.lack:
@@ -322,7 +330,7 @@ class PhotographStatistics:
         )
         defined = [int(k) for k in np.flatnonzero(np.isfinite(mixed).all(axis=1))]
         deviation, varies = self.deviation, np.isfinite(self.deviation)
-        middles, derived = self.job.middles, dict[int, np.ndarray]()
+        middles, derived = self.added.middles, dict[int, np.ndarray]()
         sizes, signs, differences, curvatures, hessians = [], [], [], [], []
         for k in defined:
             base = self.responses[self.bases[k]].astype(np.float64)
