@@ -164,7 +164,7 @@ def natural_nonlinearity(responses: np.ndarray, sets: PhotographSets, key: str) 
 def natural_difference(
     responses: np.ndarray, activations: np.ndarray, sets: PhotographSets, image: np.ndarray, key: str
 ) -> dict[str, float]:
-    """Compute the second difference of photographs: both, less one, less the other, plus neither.
+    """Compute the second difference of photographs of both, of either and of neither.
 
     With m the mean over photographs less that over photographs on which neither is strong, it is
     ``m_both - s_a m_a - s_b m_b``. The scales s are those for which the two units' own activations add up, so that
@@ -254,7 +254,7 @@ class PhotographStatistics:
 
     @cached_property
     def others(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of probed features, K x 2, and photographs of both less those of one, K x D'."""
+        """Pairs of probed features, K x 2, and their photographs' contrasts, K x D'."""
         count, rng = self.standardised.shape[1], generator("other pairs of features", self.standardised.shape[1])
         pairs, profiles = [], []
         for _ in range(2 * SPLITS if count > 1 else 0):

@@ -108,7 +108,7 @@ class PhotographJointJob(JointJob):
 
     @cached_property
     def middles(self) -> list[int]:
-        """Positions in `bases` of the photographs at which second derivatives are taken: of each seed, every other."""
+        """Positions in `bases` where second derivatives are taken: every other per seed."""
         bases = range(len(self.bases))
         turn = len({self.base_seed(k) for k in bases})
         return [k for k in bases if k // turn % 2 == 0]
