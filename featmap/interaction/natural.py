@@ -256,7 +256,7 @@ class PhotographStatistics:
     def others(self) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of probed features, K x 2, and their photographs' contrasts, K x D'."""
         count, rng = self.standardised.shape[1], generator("other pairs of features", self.standardised.shape[1])
-        pairs, profiles = [], []
+        pairs, profiles = list[np.ndarray](), list[np.ndarray]()
         for _ in range(2 * SPLITS if count > 1 else 0):
             pair = rng.choice(count, 2, replace=False)
             sets = select_photographs(*self.standardised[:, pair].T)

@@ -52,11 +52,11 @@ class _SmoothGates(TorchFunctionMode):
         named = kwargs or {}
         if func not in _GATES:
             return func(*args, **named)
-        given, options = (args[0], args[1:]) if args else (named["input"], ())
+        given, options = (args[0], tuple(args[1:])) if args else (named["input"], ())
         edges = _GATES[func]
         if func is functional.hardtanh:
-            low, high = (*options[:2], *(-1.0, 1.0)[len(options) :])
-            edges, options = (named.get("min_val", low), named.get("max_val", high)), options[2:]
+            bounds: list[Any] = list(options[:2]) + list(edges[len(options) :])
+            edges, options = (named.get("min_val", bounds[0]), named.get("max_val", bounds[1])), options[2:]
         in_place = func in _IN_PLACE or named.get("inplace", False) or any(options)
         smooth = _smooth_gate(given.clone() if in_place else given, edges)  # what the graph keeps is not overwritten
         return given.copy_(smooth) if in_place else smooth
