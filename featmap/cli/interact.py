@@ -414,8 +414,9 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            kinks: they get that of a softplus, which is 0.3
                            of their inputs' root mean square wide. Undefined
                            where it is 0. direct_agreement: rank correlation
-                           of the two over features. Of networks of ReLUs
-                           expect 0.5 at best; the difference is the measure
+                           of the two over features. In networks of ReLUs
+                           (0.3 to 0.7 in SqueezeNet) the difference is the
+                           measure
   direct_curvature         the same from central differences of a quarter of
                            that step: the second derivative along both
                            images. A network of ReLUs has none between its
