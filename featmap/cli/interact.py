@@ -407,6 +407,11 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            where it is largest. direct_balance: more less
                            than less over all features, from -1 to 1, with
                            interval
+  direct_curvature         the same from central differences of a quarter of
+                           that step: the second derivative along both
+                           images. A network of ReLUs has none between its
+                           kinks; what is measured is its mean over the
+                           step, kinks included
   direct_hessian           the second derivative along both by automatic
                            differentiation in the place of that difference,
                            on half of the photographs, in the middle between
@@ -417,11 +422,6 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            of the two over features. In networks of ReLUs
                            (0.3 to 0.7 in SqueezeNet) the difference is the
                            measure
-  direct_curvature         the same from central differences of a quarter of
-                           that step: the second derivative along both
-                           images. A network of ReLUs has none between its
-                           kinks; what is measured is its mean over the
-                           step, kinks included
 
 The p-values of the first three are two-sided, from 999 permutations of the photographs between the two units; below 20
 photographs these are undefined. The natural nonlinearity needs 8 photographs of each kind; photographs_note says what
