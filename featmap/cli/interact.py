@@ -412,8 +412,9 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            images. A network of ReLUs has none between its
                            kinks; what is measured is its mean over the
                            step, kinks included
-  direct_hessian           the second derivative along both by automatic
-                           differentiation in the place of that difference,
+  direct_hessian           as direct, with the second derivative along both
+                           by automatic differentiation in the place of the
+                           difference of responses,
                            on half of the photographs, in the middle between
                            the four images. ReLUs have none but at their
                            kinks: they get that of a softplus, which is 0.3
