@@ -426,7 +426,8 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
 
 The p-values of the first three are two-sided, from 999 permutations of the photographs between the two units; below 20
 photographs these are undefined. The natural nonlinearity needs 8 photographs of each kind; photographs_note says what
-is missing. All of this adds about two fifths to the time of the descents of 30 pairs with 1,000 photographs.
+is missing. All of this adds about two fifths to the time of the descents of 30 pairs with 1,000 photographs. With
+--seeds auto the photographs are measured once, with the solo images of the five seeds that every pair gets.
 interaction.json holds it under "photographs"; of pairs, the columns of pairs.csv and ranking.csv, and methods.csv: the
 rank correlations, over pairs, of statistics that measure interaction in different ways, with intervals from a bootstrap
 of the units. They need not agree: read these before a claim from one of them.

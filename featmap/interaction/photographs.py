@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from featmap.errors import UnitError
 from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob, Solo
+from featmap.interaction.precision import LEAST_SEEDS, GrowingJob
 from featmap.interaction.worker import JointWorker
 from featmap.network.unit import Unit
 from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, PhotographStimuli
@@ -91,6 +92,11 @@ class PhotographJointJob(JointJob):
         count = len(self.photographs)
         return [int(k) for k in np.unique(np.linspace(0, count - 1, min(BASES, count)).round())]
 
+    @property
+    def base_seeds(self) -> tuple[int, ...]:
+        """Seeds of the solo images that are added to photographs."""
+        return self.seeds
+
     def base_seed(self, k: int) -> int:
         """Return the seed of the solo images that are added to a photograph.
 
@@ -102,9 +108,9 @@ class PhotographJointJob(JointJob):
         Returns
         -------
         int
-            The seeds of the run take turns, so that an interval over photographs covers the seeds, too.
+            The base seeds take turns, so that an interval over photographs covers the seeds, too.
         """
-        return self.seeds[k % len(self.seeds)]
+        return self.base_seeds[k % len(self.base_seeds)]
 
     @cached_property
     def middles(self) -> list[int]:
@@ -209,6 +215,27 @@ class PhotographJointJob(JointJob):
             Elements computed in its forward passes.
         """
         return self.pass_cost([self.responses]) if isinstance(unit, MeasuringUnit) else super().cost(unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingPhotographJob(PhotographJointJob, GrowingJob):
+    """A job of pairs whose seeds are added one by one, and that also measures them on photographs.
+
+    Photographs are measured once, whatever the number of seeds: what is added to them are the solo images of the seeds
+    that every group gets, as in a job of these seeds alone.
+
+    Parameters
+    ----------
+    network, recipe, seeds, responses, device, command, groups, balance, auto, counts
+        See `featmap.interaction.precision.GrowingJob`.
+    photographs : PhotographStimuli
+        The photographs, at the size of the recipe's images.
+    """
+
+    @property
+    def base_seeds(self) -> tuple[int, ...]:
+        """Seeds of the solo images that are added to photographs: they stay as they are when the job grows."""
+        return self.seeds[:LEAST_SEEDS]
 
 
 class PhotographJointWorker(JointWorker):
@@ -390,7 +417,7 @@ class PhotographJointWorker(JointWorker):
 
 
 def require_pairs(job: JointJob) -> None:
-    """Check that a job is of pairs of units, with a fixed number of seeds.
+    """Check that a job is of pairs of units, and has no photographs yet.
 
     Parameters
     ----------
@@ -403,10 +430,8 @@ def require_pairs(job: JointJob) -> None:
         If a group has more than two units, or the job is of another class, whose work the one with photographs would
         not do.
     """
-    if type(job) is not JointJob:
-        raise UnitError(
-            "photographs go with a fixed number of seeds, and are added to a job once; give a number of seeds"
-        )
+    if type(job) not in (JointJob, GrowingJob):
+        raise UnitError(f"photographs are added once, to a job of joint descents; this is a {type(job).__name__}")
     if job.members != 2:
         raise UnitError(
             f"photographs with {job.members} units: responding together is measured for two; give two units, or leave "
@@ -420,7 +445,7 @@ def with_photographs(job: JointJob, stimuli: PhotographStimuli) -> PhotographJoi
     Parameters
     ----------
     job : JointJob
-        A job of joint descents of pairs.
+        A job of joint descents of pairs, with a fixed number of seeds or one that grows.
     stimuli : PhotographStimuli
         The photographs, at the size of the recipe's images.
 
@@ -429,7 +454,8 @@ def with_photographs(job: JointJob, stimuli: PhotographStimuli) -> PhotographJoi
     PhotographJointJob
         Everything else stays.
     """
-    return PhotographJointJob(**{f.name: getattr(job, f.name) for f in fields(JointJob)}, photographs=stimuli)
+    kind = GrowingPhotographJob if isinstance(job, GrowingJob) else PhotographJointJob
+    return kind(**{f.name: getattr(job, f.name) for f in fields(job)}, photographs=stimuli)
 
 
 def worker_of(job: JointJob) -> type[JointWorker]:

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as pyplot
 import pytest
 
 from featmap.cli.app import main
 from featmap.interaction import worker as jointwork
+from featmap.plotting import interaction_panel
 from featmap.report.interaction import build_reports
 from tests.cli.test_app import SMALL, at_home, fail, fail_with_run, succeed
 from tests.helpers import pictures, tiny
@@ -120,6 +122,24 @@ def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.Captu
     assert "other settings" in fail_with_run(capsys, *arguments, "--out", "run")
     three = ["interact", "second:1", "second:2", "first:0", *SMALL]
     assert "photographs with 3 units" in fail(capsys, *three, "--photographs", "photographs")
+
+
+def test_photographs_go_with_automatic_seeds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interaction_panel, "panel", lambda *_: pyplot.figure(figsize=(1, 1)))
+    pictures.save_noise(Path("photographs"), 24)
+    auto = ["--seeds", "auto", "--width", "0.00001", "--most-seeds", "6"]
+    command = ["interact", "second:3", "first:5", *SMALL, *auto, "--photographs", "photographs"]
+    estimated = succeed(capsys, *command, "--dry-run")
+    assert "at least 5 seeds" in estimated and "at most 6 seeds" in estimated and not Path("run").exists()
+    printed = succeed(capsys, *command, "--out", "run")
+    assert "To 24 photographs the two respond " in printed and "note: 6 seeds were made" in printed
+    known = json.loads(Path("run/interaction.json").read_text())
+    assert known["seeds"] == list(range(6)) and known["photographs"]["photographs"] == 24
+    before = files_of("run")
+    assert succeed(capsys, *command, "--out", "run") == printed and files_of("run") == before
+    assert "other settings" in fail_with_run(capsys, *command[:-2], "--out", "run")
 
 
 def test_every_file_named_in_the_last_line_exists(capsys: pytest.CaptureFixture[str]) -> None:

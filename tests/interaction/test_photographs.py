@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as pyplot
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,13 +24,17 @@ from featmap.interaction.conclusion import METHODS, NATURAL, PHOTOGRAPH_COLUMNS,
 from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import (
+    GrowingPhotographJob,
+    MeasuringUnit,
     PhotographJointJob,
     PhotographJointWorker,
     worker_of,
 )
-from featmap.interaction.run import add_photographs
+from featmap.interaction.precision import AutoSeeds, GrowingJob
+from featmap.interaction.run import Interaction, add_photographs
 from featmap.interaction.statistics import JointArrays, summarise
 from featmap.optimize.photograph_folder import Photographs, open_photographs
+from featmap.plotting import heatmaps, sheets
 from featmap.report.interaction import build_reports
 from featmap.runs import lifecycle
 from featmap.runs.store import open_arrays
@@ -41,6 +46,8 @@ from tests.interaction.test_job import job_of, pairs_of
 
 pytestmark = pytest.mark.usefixtures("threads")
 
+MEASURED = ("photographs-", "alone-", "mixed-")
+"""Beginnings of the names of work units that measure photographs."""
 GRAY = 140
 """Level of photographs just above 0.5, where the gates of `couples.logic` begin."""
 
@@ -415,6 +422,50 @@ def test_a_run_with_photographs_resumes_and_is_another_run(noise: Path, tmp_path
         assert copies[name].tobytes() == np.asarray(without.arrays[name]).tobytes(), name
 
 
+def test_automatic_seeds_measure_photographs_once(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs see the solo images of the seeds that every group gets: the numbers are those of five seeds."""
+    for module, figure in ((heatmaps, "cross_heatmap"), (sheets, "card_sheet")):
+        monkeypatch.setattr(module, figure, lambda *_, **__: pyplot.figure(figsize=(1, 1)))
+    photographs, kept = Photographs(noise, 24), {"size": 12, "steps": 3, "rows": 4}
+    sides, widest = [("second", "0-1"), ("first", "5")], AutoSeeds(1e-6, 6)
+
+    def measured(name: str, seeds: Any, with_photographs: bool = True) -> Interaction:
+        chosen = options("interact", out=tmp_path / name, seeds=seeds, **kept)
+        own = {"photographs": photographs} if with_photographs else {}
+        return featmap.interact(network=tiny.small(), layers=sides, **own, **chosen)
+
+    auto, five = measured("auto", widest), measured("five", 5)
+    assert auto.statistics.groupby("group")["seed"].count().tolist() == [6, 6]
+    columns = [*PHOTOGRAPH_COLUMNS, "photograph_correlation_q"]
+    pd.testing.assert_frame_equal(auto.summary[columns], five.summary[columns])
+    records = [p.name for p in (tmp_path / "auto" / "units").iterdir() if p.name.startswith(MEASURED)]
+    assert sorted(records) == sorted(p.name for p in (tmp_path / "five" / "units").iterdir() if p.name in records)
+    for name in ("photograph_A", "photograph_places", "alone_A", "mixed_A", "cross_A"):
+        one, two = (open_arrays(tmp_path / run)[name].values for run in ("auto", "five"))
+        assert one.tobytes() == two.tobytes(), name
+    plain = measured("plain", widest, with_photographs=False)
+    pd.testing.assert_frame_equal(auto.statistics, plain.statistics)
+    page = build_reports(tmp_path / "auto")[0]
+    ends = "--seeds auto --width 1e-06 --most-seeds 6 --photographs FOLDER --limit 24"
+    assert page.command.endswith(ends) and any("seeds were made of each pair" in line for line in page.lines)
+
+
+def test_a_job_that_grows_keeps_its_work_on_photographs(noise: Path) -> None:
+    plain = job_of(["second:3", "second:5"], tiny.small(), seeds=5)
+    small = add_photographs(GrowingJob.of(plain, AutoSeeds()), noise)
+    assert isinstance(small, GrowingPhotographJob) and isinstance(small, GrowingJob)
+    large = small.with_counts((9,))
+    for few, many in zip(small.waves(), large.waves(), strict=True):
+        measuring = [[unit.name for unit in wave if isinstance(unit, MeasuringUnit)] for wave in (few, many)]
+        assert measuring[0] == measuring[1] and {unit.name for unit in few} < {unit.name for unit in many}
+    assert small.base_seeds == large.base_seeds == tuple(range(5)) and len(large.seeds) == 9
+    assert {large.base_seed(k) for k in range(BASES)} == set(range(5))
+    assert small.identity() == large.identity() and small.identity()["auto"] and small.identity()["photographs"]
+    assert set(small.arrays()) == set(large.arrays()) and worker_of(large) is PhotographJointWorker
+    fixed = add_photographs(plain, noise)
+    assert fixed.base_seeds == small.base_seeds and fixed.identity() != small.identity()
+
+
 def test_what_is_undefined_has_a_reason(gray: Path, tmp_path: Path) -> None:
     few = measure(["second:3", "first:5"], tiny.small(), Photographs(gray, 8), tmp_path / "few")
     row = few.row
@@ -436,7 +487,7 @@ def test_what_is_undefined_has_a_reason(gray: Path, tmp_path: Path) -> None:
 def test_photographs_of_three_units_are_refused(gray: Path) -> None:
     with pytest.raises(FeatmapError, match="photographs with 3 units"):
         add_photographs(job_of(["second:1", "second:2", "first:0"], tiny.small()), gray)
-    with pytest.raises(FeatmapError, match="photographs go with a fixed number of seeds"):
+    with pytest.raises(FeatmapError, match="photographs are added once"):
         add_photographs(add_photographs(job_of(["second:1", "second:2"], tiny.small()), gray), gray)
     with pytest.raises(FeatmapError, match="no such"):
         add_photographs(pairs_of(["0-1", "2"], tiny.small()), gray / "nowhere")
