@@ -13,7 +13,7 @@ import typer
 
 from featmap.cli import entry, help_texts
 from featmap.cli.atlas import atlas
-from featmap.cli.interact import PHOTOGRAPH_HELP, interact
+from featmap.cli.interact import PHOTOGRAPH_HELP, RESULTS_HELP, interact
 from featmap.cli.judge import judge
 from featmap.cli.listing import layers, neighbours, recipes
 from featmap.cli.maximise import maximise, probe
@@ -78,7 +78,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     similarity: help_texts.SIMILARITY,
     maximise: help_texts.MAXIMISE,
     probe: help_texts.PROBE,
-    interact: help_texts.INTERACT + PHOTOGRAPH_HELP + help_texts.PHOTOGRAPHS,
+    interact: help_texts.INTERACT + RESULTS_HELP + PHOTOGRAPH_HELP + help_texts.PHOTOGRAPHS,
     neighbours: help_texts.NEIGHBOURS,
     atlas: help_texts.ATLAS,
     validate: help_texts.VALIDATE,

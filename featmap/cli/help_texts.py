@@ -268,16 +268,6 @@ Screening: pairs are predicted from the solo runs (size of the responses, self-s
 gradients, overlap of weights). The prediction is weak so far. Each screening judges it on --checks random pairs,
 compares it with the reliability of the measurement itself, and reports how much more nonlinear its top pairs are: read
 that before the ranking.
-
-Files of the run folder:
-
-\b
-  of units      panel.png, panel.svg, interaction.json, interaction.csv,
-                figures.csv (the statistics of all seeds)
-  of pairs      pairs, figures, ranking, units (.parquet, .csv), matrices/,
-                most-linear.png, least-linear.png, interaction.graphml
-  of screening  predictors.csv, predicted.parquet, screening.png, and two
-                runs of pairs: check/ (random ones) and top/
 """
 
 NEIGHBOURS = """

@@ -363,6 +363,30 @@ def _measure(job: JointJob, settings: Execution, dry_run: bool) -> None:
     console.out().print(f"result: {run.folder} ({', '.join([*files, 'arrays.zarr'])})")
 
 
+RESULTS_HELP = """
+Power: what a run could have found. Runs of as many pairs are simulated, a tenth of which (one at least) have an excess
+of the response nonlinearity over its floor, with the standard deviation between seeds that the run's own pairs have;
+the smallest excess that the summary's test finds in 80 % of them, at a false discovery rate of 5 % (of one group: at p
+< 0.05), is printed, shown on the page, and stored under "power" in interaction.json: excess (null where none up to 1 is
+found, or it is unknown), power, rate, pairs and planted ones, seeds, and under deviations the network, the number of
+groups, and their degrees of freedom: few leave the power itself uncertain. Where pairs have different numbers of seeds,
+as with --seeds auto, it is stated for the fewest and, under median, for their median. A screening states it for its
+random and for its top pairs (screening.json); of the top pairs more than a tenth may interact, which makes it easier to
+find them. Measured on two networks: analyses/benchmarks/README.md.
+
+Files of the run folder:
+
+\b
+  of units      panel.png, panel.svg, interaction.json, interaction.csv,
+                figures.csv (the statistics of all seeds)
+  of pairs      pairs, figures, ranking, units (.parquet, .csv), matrices/,
+                most-linear.png, least-linear.png, interaction.graphml,
+                interaction.json (settings, kinds, communities, power)
+  of screening  predictors.csv, predicted.parquet, screening.png,
+                screening.json, and two runs of pairs: check/ (random ones)
+                and top/
+"""
+
 PHOTOGRAPH_HELP = """
 With --photographs FOLDER, pairs (two units, or --layers) are also measured on photographs, at the size of the images:
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from scipy import stats
 
 from featmap import rng
 from featmap.interaction.conclusion import format_number, format_seeds
+from featmap.interaction.kinds import MIN_SEEDS
 from featmap.stats import interaction
 
 POWER, LEVEL = 0.8, 0.05
@@ -24,7 +27,7 @@ MAX_EFFECT, TOLERANCE = 1000.0, 1e-3
 
 @dataclass(frozen=True)
 class Power:
-    """What a run could find.
+    """What a run could find with one number of seeds.
 
     Parameters
     ----------
@@ -42,22 +45,114 @@ class Power:
     effect: float
     deviation: float
 
+    @property
+    def size(self) -> str:
+        """The excess in words; one below 0.01 would be printed as 0.00."""
+        return "none" if self.effect >= 1 else format_number(max(self.effect, 0.01), 2)
+
     def __str__(self) -> str:
+        return f"power: {self.describe(format_seeds(self.seeds))}"
+
+    def describe(self, seeds: str) -> str:
+        """Describe what is found.
+
+        Parameters
+        ----------
+        seeds : str
+            The number of seeds in words.
+
+        Returns
+        -------
+        str
+            Part of a sentence.
+        """
         rate = "p < 0.05" if self.pairs == 1 else "a false discovery rate of 5 %"
         planted = _count_planted(self.pairs)
         have = f"{planted:,} of which {'has' if planted == 1 else 'have'} one"
         among = "" if self.pairs == 1 else f" among {self.pairs:,} pairs, {have}"
-        if self.seeds < 3:
-            return f"power: unknown with statistics of {format_seeds(self.seeds)}; 3 seeds are needed"
+        if self.seeds < MIN_SEEDS:
+            return f"unknown with statistics of {seeds}; {MIN_SEEDS} seeds are needed"
         if np.isnan(self.effect):
-            return "power: unknown, since no group has statistics of two seeds or more"
-        size = format_number(max(self.effect, 0.01), 2)  # a smaller one would be printed as 0.00
-        found = f"an excess over the floor of {size} is found with 80 % power at {rate}{among}"
+            return "unknown, since no group has statistics of two seeds or more"
         if self.effect >= 1:
-            found = f"no excess over the floor is found with 80 % power at {rate}{among}; give more seeds"
-        return f"power: with {format_seeds(self.seeds)} {found}"
+            return f"with {seeds} no excess over the floor is found with 80 % power at {rate}{among}; give more seeds"
+        return f"with {seeds} an excess over the floor of {self.size} is found with 80 % power at {rate}{among}"
 
 
+@dataclass(frozen=True)
+class RunPower:
+    """What a run could find with the seeds that its groups have, and what that rests on.
+
+    Parameters
+    ----------
+    least, median : Power
+        With the smallest and the median number of seeds with statistics, among the groups that are tested; of a run
+        with a fixed number of seeds both are the same unless statistics are undefined. With the largest number among
+        all groups where none is tested.
+    network : str
+        Name of the network.
+    groups, freedom : int
+        Number of groups whose deviations over seeds are pooled, and their degrees of freedom: seeds less one, summed
+        over groups.
+    """
+
+    least: Power
+    median: Power
+    network: str
+    groups: int
+    freedom: int
+
+    def __str__(self) -> str:
+        if self.median.seeds == self.least.seeds:
+            return str(self.least)
+        least = self.least.describe(f"{format_seeds(self.least.seeds)}, the fewest of a pair,")
+        return f"power: {least}; with {format_seeds(self.median.seeds)}, the median, {self.median.size}"
+
+    @property
+    def basis(self) -> str:
+        """The deviations that the power rests on, in a sentence; "" where there are none."""
+        if not self.groups:
+            return ""
+        own = "this group alone" if self.groups == 1 else f"this run's {self.groups:,} groups"
+        deviation = f"{self.least.deviation:.2g}"
+        return (
+            f"It rests on the seeds of {own} on network {self.network}: the excess deviates by {deviation} between "
+            f"them ({self.freedom:,} degrees of freedom)."
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Collect the power as plain JSON values.
+
+        Returns
+        -------
+        dict
+            `sentence` and `basis` in words; `excess`, the smallest that is found with `power` at a false discovery rate
+            of `rate` (of one group: p below it), None where none up to 1 is found or it is unknown; `pairs`, of which
+            `planted` have the excess; `seeds`, their least number; `median` with `seeds` and `excess` at the median;
+            and `deviations`: the `network`, the number of `groups` of this run, their `degrees_of_freedom` and the
+            standard deviation over seeds (`size`).
+        """
+        size = self.least.deviation
+        return {
+            "sentence": str(self),
+            "basis": self.basis,
+            "excess": _plain(self.least.effect),
+            "power": POWER,
+            "rate": LEVEL,
+            "pairs": self.least.pairs,
+            "planted": _count_planted(self.least.pairs),
+            "seeds": self.least.seeds,
+            "median": {"seeds": self.median.seeds, "excess": _plain(self.median.effect)},
+            "deviations": {
+                "network": self.network,
+                "groups": self.groups,
+                "degrees_of_freedom": self.freedom,
+                "size": float(size) if np.isfinite(size) else None,
+            },
+        }
+
+
+@lru_cache(maxsize=64)
 def smallest_effect(pairs: int, seeds: int) -> float:
     """Compute the smallest effect that is found with a power of `POWER`.
 
@@ -104,29 +199,43 @@ def smallest_effect(pairs: int, seeds: int) -> float:
     return high
 
 
-def state_power(table: pd.DataFrame, seeds: int) -> Power:
+def state_power(table: pd.DataFrame, network: str = "") -> RunPower:
     """State what a run could find, from how much its statistics differ between seeds.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Statistics of every group and seed, see `featmap.interaction.statistics.JointArrays.table`.
-    seeds : int
-        Number of seeds of the run.
+    network : str, default ""
+        Name of the network.
 
     Returns
     -------
-    Power
-        Its effect is NaN where no group has two seeds with statistics, and at least the excess that counts as 0.
+    RunPower
+        Effects are NaN where no group has two seeds with statistics, and at least the excess that counts as 0. Of
+        automatic seeds, groups with few are those that differ little between them: for these the power with the least
+        number, which is that of all groups' pooled deviation, is a lower limit.
     """
-    excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
-    variances = excess.groupby(table["group"], sort=False).var(ddof=1).dropna()
-    counts = excess.groupby(table["group"], sort=False).count()
-    pairs = max(1, int((counts >= 3).sum()))
+    excess = (table["response_nonlinearity"] - table["response_nonlinearity_floor"]).groupby(table["group"], sort=False)
+    variances, counts = excess.var(ddof=1).dropna(), excess.count()
+    tested = counts[counts >= MIN_SEEDS]
+    seeds = (int(tested.min()), int(tested.median())) if len(tested) else (int(counts.max()),) * 2
+    pairs = max(1, len(tested))
     deviation = float(np.sqrt(variances.mean())) if len(variances) else float("nan")
-    # without any spread, as in a linear network, the test still takes an excess of rounding error for 0
-    effect = float(np.maximum(deviation * smallest_effect(pairs, seeds), interaction.ROUNDING))
-    return Power(pairs, seeds, effect, deviation)
+
+    def power(n: int) -> Power:
+        # without any spread, as in a linear network, the test still takes an excess of rounding error for 0
+        return Power(
+            pairs, n, float(np.maximum(deviation * smallest_effect(pairs, n), interaction.ROUNDING)), deviation
+        )
+
+    freedom = int((counts[variances.index] - 1).sum())
+    return RunPower(power(seeds[0]), power(seeds[1]), network, len(variances), freedom)
+
+
+def _plain(effect: float) -> float | None:
+    """Return an excess that can occur, and None for any other."""
+    return float(effect) if effect < 1 else None
 
 
 def _count_planted(pairs: int) -> int:

@@ -22,6 +22,7 @@ from featmap.interaction.conclusion import (
 )
 from featmap.interaction.job import MEMBERS, JointJob
 from featmap.interaction.kinds import KINDS, UNDEFINED
+from featmap.interaction.power import RunPower
 from featmap.interaction.precision import end_notes, seed_range
 from featmap.interaction.statistics import NONLINEARITIES, OK, JointArrays
 from featmap.plotting import heatmaps, interaction_panel, sheets
@@ -70,7 +71,9 @@ def write_table(run: Run, name: str, table: pd.DataFrame) -> None:
 # ---------------------------------------------------------------- one group
 
 
-def write_group_report(run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame) -> None:
+def write_group_report(
+    run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame, power: RunPower
+) -> None:
     """Write the report of a run of one group: tables, JSON and the panel.
 
     Parameters
@@ -83,18 +86,25 @@ def write_group_report(run: Run, arrays: JointArrays, table: pd.DataFrame, summa
         Statistics of every seed.
     summary : pandas.DataFrame
         Their summary, one row.
+    power : RunPower
+        What the run could find.
     """
     job, row = arrays.job, summary.iloc[0]
     write_table(run, "figures", table)
     write_table(run, "interaction", summary)
-    text = json.dumps(to_json(arrays, table, row), indent=1, ensure_ascii=False, allow_nan=False)
-    run.write("interaction.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    _write_json(run, to_json(arrays, table, row, power))
     defined = [k for k in range(len(job.joints)) if arrays.status(k) == OK]
     content = make_panel(arrays, table, row, (defined or [0])[0])
     output.save_figure(run, interaction_panel.panel(content), "panel", ("png", "svg"))
 
 
-def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[str, Any]:
+def _write_json(run: Run, values: dict[str, Any]) -> None:
+    """Write the results of a run as JSON."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    run.write("interaction.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, power: RunPower) -> dict[str, Any]:
     """Collect the results of one group as plain JSON values.
 
     Parameters
@@ -105,12 +115,14 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         Statistics of every seed.
     row : pandas.Series
         The group's row of the summary.
+    power : RunPower
+        What the run could find.
 
     Returns
     -------
     dict
-        Settings, conclusion and notes, and under "figures" each statistic with its mean, interval and the values of all
-        seeds; None where undefined.
+        Settings, conclusion and notes, under "power" what `RunPower.record` says, and under "figures" each statistic
+        with its mean, interval and the values of all seeds; None where undefined.
     """
     job = arrays.job
     statistics: dict[str, Any] = {}
@@ -124,16 +136,25 @@ def to_json(arrays: JointArrays, table: pd.DataFrame, row: pd.Series) -> dict[st
         "kind": row["kind"],
         "sentence": state_conclusion(row, len(job.seeds)),
         "notes": [*end_notes(job, row.to_frame().T), *list_notes(row, len(job.seeds), job.recipe)],
+        **_settings(arrays),
+        "power": power.record(),
+        "status": table["status"].tolist(),
+        "second_difference_at": table["second_difference_at"].tolist(),
+        "figures": statistics,
+    } | ({"photographs": photograph_values(row)} if "photographs" in row else {})
+
+
+def _settings(arrays: JointArrays) -> dict[str, Any]:
+    """Collect the settings of a run as plain JSON values, and how many features are left out."""
+    job = arrays.job
+    return {
         "balance": job.balance,
         "recipe": job.recipe.name,
         "linear_steps": job.recipe.linear,
         "probed_layers": list(job.responses),
         "features_dropped": int(np.isnan(arrays.small_arrays["deviation"]).sum()),
         "seeds": list(job.seeds),
-        "status": table["status"].tolist(),
-        "second_difference_at": table["second_difference_at"].tolist(),
-        "figures": statistics,
-    } | ({"photographs": photograph_values(row)} if "photographs" in row else {})
+    }
 
 
 def make_panel(arrays: JointArrays, table: pd.DataFrame, row: pd.Series, joint_row: int) -> interaction_panel.Panel:
@@ -345,10 +366,43 @@ def pair_matrix(summary: pd.DataFrame, name: str) -> pd.DataFrame:
     return summary.pivot(index="a", columns="b", values=name).reindex(index=rows, columns=columns)
 
 
+def pairs_to_json(arrays: JointArrays, pairs: pd.DataFrame, groups: UnitGroups, power: RunPower) -> dict[str, Any]:
+    """Collect what is concluded from all pairs as plain JSON values.
+
+    Parameters
+    ----------
+    arrays : JointArrays
+        Arrays of the run.
+    pairs : pandas.DataFrame
+        Summary of all pairs.
+    groups : UnitGroups
+        Clusters and communities of the units.
+    power : RunPower
+        What the run could find.
+
+    Returns
+    -------
+    dict
+        Layers, settings, number of pairs by status and by kind; under "communities" their `sizes`, the number of
+        interacting `pairs`, `modularity` and `p`, None where undefined; under "power" what `RunPower.record` says.
+    """
+    structure = {"modularity": groups.modularity, "p": groups.p}
+    return {
+        "layers": [u.layer for u in arrays.job.groups[0]],
+        **_settings(arrays),
+        "pairs": len(pairs),
+        "statuses": {str(k): int(n) for k, n in pairs["status"].value_counts().items()},
+        "kinds": {str(k): int(n) for k, n in pairs["kind"].value_counts().items()},
+        "communities": {"sentence": str(groups), "sizes": groups.sizes, "pairs": groups.edges}
+        | {name: float(v) if np.isfinite(v) else None for name, v in structure.items()},
+        "power": power.record(),
+    }
+
+
 def write_pairs_report(
-    run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame, watcher: Watcher
+    run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame, power: RunPower, watcher: Watcher
 ) -> UnitGroups:
-    """Write the report of a run of pairs: tables, graph, matrices and image sheets.
+    """Write the report of a run of pairs: tables, JSON, graph, matrices and image sheets.
 
     Parameters
     ----------
@@ -360,6 +414,8 @@ def write_pairs_report(
         Statistics of every pair and seed.
     summary : pandas.DataFrame
         Their summary.
+    power : RunPower
+        What the run could find.
     watcher : Watcher
         Receives progress updates.
 
@@ -378,6 +434,7 @@ def write_pairs_report(
         write_table(run, "methods", compare_methods(summary))
     groups = find_groups(arrays.solo_similarity, pairs, lambda done, total: watcher.stage("communities", done, total))
     write_table(run, "units", plain_columns(groups.units.reset_index()))
+    _write_json(run, pairs_to_json(arrays, pairs, groups, power))
     run.write("interaction.graphml", lambda p: nx.write_graphml(build_graph(pairs, groups.units), p))
     _write_matrices(run, job, pairs, groups, watcher)
     _write_sheets(run, arrays, ranking)

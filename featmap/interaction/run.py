@@ -24,9 +24,8 @@ from featmap.interaction.conclusion import (
 )
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, PINK_IMAGES, JointJob, JointUnit
-from featmap.interaction.kinds import MIN_SEEDS
 from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
-from featmap.interaction.power import state_power
+from featmap.interaction.power import RunPower, state_power
 from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
 from featmap.interaction.statistics import JointArrays, summarise
 from featmap.network.loading import load
@@ -79,6 +78,8 @@ class Interaction:
         Conclusion about each group.
     notes : list of str
         Limits of the conclusions that a reader has to know.
+    power : RunPower
+        What the run could find with its seeds.
     """
 
     folder: Path
@@ -86,6 +87,7 @@ class Interaction:
     summary: pd.DataFrame
     sentences: list[str]
     notes: list[str]
+    power: RunPower
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -189,18 +191,19 @@ def carry_out(job: JointJob, run: Run, execution: Execution | None = None) -> In
         sentences = [state_conclusion(row, n) for row, n in zip(rows, made, strict=True)]
         each = [note for row, n in zip(rows, made, strict=True) for note in list_notes(row, n, job.recipe)]
         notes = list(dict.fromkeys([*end_notes(job, summary), *each]))
+        power = state_power(table, job.network.name)
         if not finished:
             run.manifest.files = {}
             if job.is_pairs:
-                notes.append(str(report.write_pairs_report(run, arrays, table, summary, watcher)))
+                notes.append(str(report.write_pairs_report(run, arrays, table, summary, power, watcher)))
             else:
-                report.write_group_report(run, arrays, table, summary)
+                report.write_group_report(run, arrays, table, summary, power)
             run.manifest.timings["tables_and_figures"] = round(time.perf_counter() - begun, 3)
             run.manifest.summary |= {"sentences": sentences[:20], "notes": notes}
             lifecycle.complete(job, run)
         elif job.is_pairs:  # the communities are in the folder
             notes = list(run.manifest.summary["notes"])
-        return Interaction(run.folder, report.to_finite(table), report.to_finite(summary), sentences, notes)
+        return Interaction(run.folder, report.to_finite(table), report.to_finite(summary), sentences, notes, power)
 
 
 def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, int]:
@@ -259,8 +262,7 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
             for c, u in zip(MEMBERS, job.groups[0], strict=False)
             if f"joint_{c}" in row and pd.notna(row[f"joint_{c}"])
         ]
-        power = str(state_power(result.statistics, _least_seeds(result)))
-        return [*result.sentences, *activations, power, *describe_photographs(row)]
+        return [*result.sentences, *activations, str(result.power), *describe_photographs(row)]
     ranking = report.rank_pairs(result.summary)
     counts = ", ".join(f"{n} {status}" for status, n in result.summary["status"].value_counts().items())
     significant = int((result.summary["q"] < 0.05).sum())
@@ -270,26 +272,13 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
         f"kinds: {kinds}",
         f"{significant} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
     ]
-    lines.append(str(state_power(result.statistics, _least_seeds(result))))
+    lines.append(str(result.power))
     if "photographs" in result.summary:
         lines += describe_photographs_of_pairs(result.summary, compare_methods(result.summary))
     lines += [
         f"{row['group']}: {row['kind']}; {describe_nonlinearity(row)}" for row in ranking.head(limit).to_dict("records")
     ]
     return lines
-
-
-def _least_seeds(result: Interaction) -> int:
-    """Return the number of seeds that the stated power is for.
-
-    It is the smallest number of seeds with statistics among the groups that are tested, or the largest among all groups
-    where none is tested.
-    """
-    table = result.statistics
-    excess = table["response_nonlinearity"] - table["response_nonlinearity_floor"]
-    counts = excess.groupby(table["group"]).count()
-    tested = counts[counts >= MIN_SEEDS]
-    return int(tested.min() if len(tested) else counts.max())
 
 
 def add_photographs(job: JointJob, photographs: AnyPhotographs, watcher: Watcher | None = None) -> PhotographJointJob:

@@ -95,8 +95,8 @@ class Screening:
         Returns
         -------
         list of str
-            A line for each predictor that could be evaluated, then the reliability of the exact statistic and the means
-            of the top and of the random pairs.
+            A line for each predictor that could be evaluated, then the reliability of the exact statistic, the means of
+            the top and of the random pairs, and what the runs of both could find.
         """
         lines = [
             f"{row['predictor']}: rank correlation {row['spearman']:.2f} (standard error {row['error']:.2f}, "
@@ -122,7 +122,8 @@ class Screening:
             f"selected by {self.best}; response nonlinearity less its floor (means): {top} in the "
             f"{len(self.top.summary)} top pairs, {random} in {len(self.check.summary)} random pairs"
         )
-        return lines
+        both = (("top", self.top), ("random", self.check))
+        return lines + [f"{name} pairs: {result.power}" for name, result in both]
 
 
 def screening_parts(job: ScreeningJob) -> list[Part]:
@@ -215,7 +216,8 @@ def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -
             run.manifest.files = {}
             run.write("predicted.parquet", lambda p: report.to_finite(predicted).to_parquet(p, index=False))
             report.write_table(run, "predictors", table)
-            text = json.dumps({"best": best, "lines": result.lines()}, indent=1, ensure_ascii=False)
+            power = {"check": check.power.record(), "top": top.power.record()}
+            text = json.dumps({"best": best, "lines": result.lines(), "power": power}, indent=1, ensure_ascii=False)
             run.write("screening.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
             scatter = predicted.merge(check.summary[["a", "b", "excess"]], on=["a", "b"])
             figure = predictor_scores(table, scatter[best], scatter["excess"], best)

@@ -22,6 +22,7 @@ from featmap.runs import integrity, store
 from featmap.runs.store import Run, open_arrays
 from featmap.stats.interaction import BALANCE
 
+JSON_FILE = "interaction.json"
 MAX_RANKED = 60
 """Pairs that the table of a ranking lists."""
 
@@ -45,10 +46,10 @@ def build_reports(folder: Path) -> list[Report]:
         If the run is of another command or not finished.
     """
     run = integrity.read_finished(folder)
-    if (folder / "interaction.json").is_file():
-        return [_group(run)]
     if (folder / "pairs.parquet").is_file():
         return [_pairs(run)]
+    if (folder / JSON_FILE).is_file():
+        return [_group(run)]
     if (folder / "predictors.csv").is_file():
         return [_screening(run), *(r for part in ("top", "check") for r in build_reports(folder / part))]
     raise StoreError(f"run {str(folder)!r} is not an interaction run; give a run folder of `featmap interact`")
@@ -65,9 +66,22 @@ def _pictures(folder: Path, captions: list[tuple[str, str]], description: str) -
     return [_picture(folder / name, caption, description) for name, caption in captions if (folder / name).is_file()]
 
 
+def _read_json(folder: Path) -> dict[str, Any]:
+    """Read the results of a run as JSON; of a run of pairs of an earlier version there are none."""
+    path = folder / JSON_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _power(content: dict[str, Any]) -> list[str]:
+    """Say in a line what the run could find; an earlier version did not store it."""
+    power = content.get("power", {"sentence": "", "basis": ""})
+    sentence, basis = power["sentence"], power["basis"]
+    return [f"{sentence[:1].upper()}{sentence[1:]}{'. ' if basis else ''}{basis}"] if sentence else []
+
+
 def _group(run: Run) -> Report:
     """Return the report of one group of units."""
-    content = json.loads((run.folder / "interaction.json").read_text(encoding="utf-8"))
+    content = _read_json(run.folder)
     units, seeds = content["units"], content["seeds"]
     rows: list[dict[str, Any]] = []
     for name in labelled_statistics(list(content["figures"])):
@@ -75,7 +89,7 @@ def _group(run: Run) -> Report:
         low, high = values["interval"] or (None, None)
         row = {"statistic": statistic_label(name, units), "mean": values["mean"], "low": low, "high": high}
         rows.append(row | {f"seed {s}": v for s, v in zip(seeds, values["seeds"], strict=True)})
-    lines = [content["sentence"], *content["notes"]]
+    lines = [content["sentence"], *content["notes"], *_power(content)]
     caption = f"Statistics over {len(seeds)} seed(s); low and high: bounds of the interval of the mean"
     lines += content.get("photographs", {}).get("sentences", [])  # runs without photographs have none
     return Report(
@@ -117,6 +131,7 @@ def _pairs(run: Run) -> Report:
     )
     lines += [note for note in run.manifest.summary.get("notes", []) if note.startswith("communities")]
     pictures = _pictures(run.folder, [("matrices/kind.png", "Kinds of interaction")], "".join(lines))
+    lines += _power(_read_json(run.folder))
     lines += [note for note in run.manifest.summary.get("notes", []) if " seeds were made " in note]
     if "joint_agreement" in pairs:  # runs of earlier versions do not have it
         lines += describe_photographs_of_pairs(pairs, store.read_frame(run.folder, "methods"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from featmap.interaction.power import Power, smallest_effect, state_power
+from featmap.interaction.power import Power, RunPower, smallest_effect, state_power
 from featmap.stats.interaction import ROUNDING, p_above_zero
 from tests.helpers.interaction_oracles import benjamini_hochberg
 
@@ -39,21 +40,58 @@ def test_more_seeds_find_smaller_effects_and_more_pairs_need_larger_ones() -> No
     assert math.isnan(smallest_effect(64, 2))
 
 
-def test_the_effect_is_in_units_of_the_spread_over_seeds() -> None:
+def seeds_of(counts: dict[int, int], deviation: float = 0.05) -> pd.DataFrame:
+    """Statistics of groups: how many have which number of seeds."""
     generator = np.random.default_rng(1)
-    rows = [(f"pair {k}", v) for k in range(30) for v in k / 10 + 0.05 * generator.normal(size=5)]
-    table = pd.DataFrame(rows, columns=["group", "response_nonlinearity"]).assign(response_nonlinearity_floor=0.01)
-    found = state_power(table, 5)
-    assert found.pairs == 30 and found.deviation == pytest.approx(0.05, rel=0.2)
-    assert found.effect == pytest.approx(found.deviation * smallest_effect(30, 5))
-    assert f"with 5 seeds an excess over the floor of {found.effect:.2f} is found" in str(found)
+    sizes = [seeds for seeds, groups in counts.items() for _ in range(groups)]
+    rows = [(f"pair {k}", k / 10 + deviation * generator.normal()) for k, n in enumerate(sizes) for _ in range(n)]
+    return pd.DataFrame(rows, columns=["group", "response_nonlinearity"]).assign(response_nonlinearity_floor=0.01)
+
+
+def test_the_effect_is_in_units_of_the_spread_over_seeds() -> None:
+    found = state_power(seeds_of({5: 30}), "net")
+    power = found.least
+    assert found.median == power and power.pairs == found.groups == 30 and found.freedom == 30 * 4
+    assert power.deviation == pytest.approx(0.05, rel=0.2)
+    assert power.effect == pytest.approx(power.deviation * smallest_effect(30, 5))
+    assert f"with 5 seeds an excess over the floor of {power.effect:.2f} is found" in str(found)
     assert "among 30 pairs" in str(found) and "false discovery rate of 5 %" in str(found)
+    assert "this run's 30 groups on network net" in found.basis and "120 degrees of freedom" in found.basis
+
+
+def test_different_numbers_of_seeds_are_stated_at_the_least_and_at_the_median() -> None:
+    found = state_power(seeds_of({2: 3, 5: 4, 12: 3, 20: 3}), "net")
+    assert (found.least.seeds, found.median.seeds) == (5, 12) and found.least.pairs == 10, "two seeds are not tested"
+    assert found.groups == 13 and found.freedom == 3 + 4 * 4 + 3 * 11 + 3 * 19
+    for power in (found.least, found.median):
+        assert power.effect == pytest.approx(power.deviation * smallest_effect(10, power.seeds))
+    least, median = (f"{power.effect:.2f}" for power in (found.least, found.median))
+    assert f"with 5 seeds, the fewest of a pair, an excess over the floor of {least} is found" in str(found)
+    assert str(found).endswith(f"1 of which has one; with 12 seeds, the median, {median}") and median < least
+    untested = state_power(seeds_of({1: 2, 2: 3}))
+    assert untested.least.seeds == untested.median.seeds == 2 and math.isnan(untested.least.effect)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 5.0])
+def test_the_record_holds_plain_numbers_or_none(deviation: float) -> None:
+    found = state_power(seeds_of({5: 4, 9: 4}, deviation), "net")
+    known = json.loads(json.dumps(found.record(), allow_nan=False))
+    assert (known["power"], known["rate"], known["pairs"], known["planted"], known["seeds"]) == (0.8, 0.05, 8, 1, 5)
+    large = deviation > 1
+    assert known["excess"] == (None if large else found.least.effect), "no excess is above 1"
+    assert known["median"] == {"seeds": 7, "excess": None if large else found.median.effect}
+    deviations = {"network": "net", "groups": 8, "degrees_of_freedom": 4 * 4 + 4 * 8, "size": found.least.deviation}
+    assert known["deviations"] == deviations
+    assert known["sentence"] == str(found) and known["basis"] == found.basis
+    assert ("no excess over the floor is found" in known["sentence"]) == large
+    nothing = state_power(seeds_of({1: 2})).record()
+    assert nothing["excess"] is nothing["deviations"]["size"] is None and nothing["basis"] == ""
 
 
 @pytest.mark.parametrize(("excess", "effect"), [(0.0, ROUNDING), (math.nan, math.nan)])
 def test_equal_seeds_find_what_exceeds_rounding_and_undefined_ones_nothing(excess: float, effect: float) -> None:
     table = pd.DataFrame({"group": ["a"] * 5, "response_nonlinearity": excess, "response_nonlinearity_floor": 0.0})
-    assert state_power(table, 5).effect == pytest.approx(effect, nan_ok=True)
+    assert state_power(table).least.effect == pytest.approx(effect, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +110,4 @@ def test_equal_seeds_find_what_exceeds_rounding_and_undefined_ones_nothing(exces
     ],
 )
 def test_power_in_words(power: Power, words: str) -> None:
-    assert words in str(power)
+    assert words in str(power) and words in str(RunPower(power, power, "net", power.pairs, 4))

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_the_json_has_every_statistic_with_all_seeds_and_limits(pair: Interactio
         assert (figure["interval"] is None) == (len(defined) < 3)
     for kind in ("floor", "floor_perturbed_a", "floor_seed_b", "ceiling"):
         assert f"{HEADLINE}_{kind}" in content["figures"]
+    assert content["power"] == pair.power.record() and content["power"]["pairs"] == 1
+    assert content["power"]["seeds"] == 3 and content["power"]["deviations"]["network"] == "Sequential"
+
+
+def test_the_page_says_what_a_run_could_find(pair: Interaction, layers: Interaction, tmp_path: Path) -> None:
+    for name, run in (("pair", pair), ("layers", layers)):
+        (line,) = [text for text in build_reports(run.folder)[0].lines if text.startswith("Power: ")]
+        known = strict(run.folder / "interaction.json")["power"]
+        assert known == run.power.record() and known["basis"] and line == f"P{known['sentence'][1:]}. {known['basis']}"
+        earlier = tmp_path / name  # versions so far stored no power, and of pairs no JSON
+        shutil.copytree(run.folder, earlier)
+        if name == "pair":
+            content = {k: v for k, v in strict(earlier / "interaction.json").items() if k != "power"}
+            (earlier / "interaction.json").write_text(json.dumps(content))
+        else:
+            (earlier / "interaction.json").unlink()
+        (report,) = build_reports(earlier)
+        assert report.lines and not any("ower" in text for text in report.lines) and report.tables
 
 
 def test_undefined_values_are_null_in_json_and_empty_in_csv(undefined: Interaction) -> None:
@@ -298,8 +317,20 @@ def test_the_files_of_two_layers(layers: Interaction) -> None:
     shown = labels.labelled_statistics([c for c in layers.summary.columns if layers.summary[c].notna().any()])
     heat = {f"matrices/{figure}.{suffix}" for figure in [*shown, "kind"] for suffix in ("png", "svg")}
     assert f"matrices/{HEADLINE}.png" in heat and "matrices/retention_b.svg" in heat
-    assert names == tables | heat | {"manifest.json", "interaction.graphml", "least-linear.png", "most-linear.png"}
+    others = {"manifest.json", "interaction.json", "interaction.graphml", "least-linear.png", "most-linear.png"}
+    assert names == tables | heat | others
     assert_no_nan(layers.folder)
+
+
+def test_the_json_of_two_layers_counts_statuses_kinds_and_communities(layers: Interaction) -> None:
+    content = strict(layers.folder / "interaction.json")
+    assert content["layers"] == ["second", "first"] and content["pairs"] == 12 and content["seeds"] == [0, 1, 2]
+    assert content["statuses"] == {"ok": 12} == layers.summary["status"].value_counts().to_dict()
+    assert content["kinds"] == layers.summary["kind"].value_counts().to_dict()
+    found = content["communities"]
+    assert found["sentence"] in layers.notes and found["pairs"] == (layers.summary["q"] < 0.05).sum()
+    assert (found["p"] is None) == (found["pairs"] == 0) and len(found["sizes"]) <= found["pairs"]
+    assert content["power"]["pairs"] == 12 and content["power"]["deviations"]["groups"] == 12
 
 
 def test_the_tidy_table_and_the_pairs_agree(layers: Interaction) -> None:

@@ -110,6 +110,11 @@ def test_a_repeated_screening_computes_nothing_again(job: ScreeningJob, result: 
     pd.testing.assert_frame_equal(again.predictors, result.predictors)
     stored = json.loads((result.folder / "screening.json").read_text())
     assert again.best == result.best and stored["best"] == result.best
+    for name, part in (("check", result.check), ("top", result.top)):
+        own = json.loads((result.folder / name / "interaction.json").read_text())["power"]
+        assert stored["power"][name] == own == part.power.record()
+        assert own["pairs"] == (part.summary["seeds"] >= 3).sum() > 1
+    assert result.lines()[-2:] == [f"top pairs: {result.top.power}", f"random pairs: {result.check.power}"]
 
 
 def test_an_interrupted_screening_is_resumed(
@@ -179,7 +184,7 @@ def test_screen_keeps_the_callers_threads(tmp_path: Path) -> None:
         budget=Budget(top=2, checks=11, seeds=1),
         **options("interact", size=16, steps=2, rows=4, out=tmp_path / "run"),
     )
-    assert result.lines()[-1].startswith("selected by ") and torch.get_num_threads() == 1
+    assert result.lines()[-3].startswith("selected by ") and torch.get_num_threads() == 1
 
 
 def test_reliability_is_the_mean_correlation_between_single_seeds() -> None:
@@ -199,7 +204,7 @@ def test_reliability_is_the_mean_correlation_between_single_seeds() -> None:
 
 def test_lines_give_the_ceiling_of_rank_correlations_or_none() -> None:
     measured = SimpleNamespace(
-        statistics=pd.DataFrame({"seed": [1, 2, 3]}), summary=pd.DataFrame({"excess": [0.1, 0.3]})
+        statistics=pd.DataFrame({"seed": [1, 2, 3]}), summary=pd.DataFrame({"excess": [0.1, 0.3]}), power="power: x"
     )
     table = pd.DataFrame(columns=["predictor", "spearman", "error", "spearman_with_floor", "pairs"])
 
@@ -207,6 +212,7 @@ def test_lines_give_the_ceiling_of_rank_correlations_or_none() -> None:
         check = cast(Any, measured)
         return "\n".join(Screening(Path(), table, "crosstalk", reliability, check, check).lines())
 
+    assert lines(0.5).endswith("top pairs: power: x\nrandom pairs: power: x")
     assert "one of 0.75: no predictor can reach a rank correlation above 0.87" in lines(0.5)
     for undefined in (math.nan, -0.6):  # below -1/2, three seeds' mean would have a reliability above 1 or below 0
         assert "no predictor can reach" not in lines(undefined)
