@@ -90,7 +90,26 @@ class UnitGroups:
         list of int or None
             Cluster of each unit.
         """
-        values = self.units["cluster"][self.units["side"].str.contains(side)]
+        return self._numbers("cluster", side)
+
+    def communities(self, side: str) -> list[int | None] | None:
+        """List the communities of a side's units, in the order of their clusters; None for none.
+
+        Parameters
+        ----------
+        side : str
+            "a" or "b".
+
+        Returns
+        -------
+        list of int or None, or None
+            Community of each unit; None without an interacting pair.
+        """
+        return self._numbers("community", side) if self.edges else None
+
+    def _numbers(self, column: str, side: str) -> list[int | None]:
+        """List the numbers of a side's units in one of the columns."""
+        values = self.units[column][self.units["side"].str.contains(side)]
         return [None if pd.isna(v) else int(v) for v in values]
 
 

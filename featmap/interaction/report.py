@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from featmap.image_shape import colour_note, format_size
-from featmap.interaction.communities import UnitGroups, find_groups
+from featmap.interaction.communities import UnitGroups, find_groups, interacting_graph
 from featmap.interaction.conclusion import (
     compare_methods,
     describe_nonlinearity,
@@ -327,10 +327,11 @@ def build_graph(summary: pd.DataFrame, units: pd.DataFrame | None = None) -> nx.
     Returns
     -------
     networkx.Graph
-        Units are nodes; a pair's defined statistics are the attributes of its edge, `weight` is its `excess`. Nodes of
-        two layers have the attribute `bipartite`, 0 or 1; with `units` those that have them have `cluster` and
-        `community`.
+        Units are nodes; a pair's defined statistics are the attributes of its edge, `weight` is its `excess`, and
+        `interacting` says whether it is one of the edges that communities are made of. Nodes of two layers have the
+        attribute `bipartite`, 0 or 1; with `units` those that have them have `cluster` and `community`.
     """
+    interacting = interacting_graph(summary)
     graph: nx.Graph = nx.Graph(weight="excess: response nonlinearity less its floor")
     disjoint = not set(summary["a"]) & set(summary["b"])  # a layer paired with itself has no two sides
     for k, letter in enumerate("ab"):
@@ -340,7 +341,7 @@ def build_graph(summary: pd.DataFrame, units: pd.DataFrame | None = None) -> nx.
         defined = {k: v for k, v in row.items() if k not in ("a", "b") and not (isinstance(v, float) and np.isnan(v))}
         if np.isfinite(row.get("excess", np.nan)):
             defined["weight"] = float(row["excess"])
-        graph.add_edge(row["a"], row["b"], **defined)
+        graph.add_edge(row["a"], row["b"], interacting=interacting.has_edge(row["a"], row["b"]), **defined)
     for column in () if units is None else ("cluster", "community"):
         for name, value in units[column].dropna().items():  # type: ignore[index]
             graph.nodes[name][column] = int(value)
@@ -454,8 +455,8 @@ def _write_matrices(run: Run, job: JointJob, pairs: pd.DataFrame, groups: UnitGr
         if values.size <= 4 * len(pairs) and values.notna().to_numpy().any():
             figure = heatmaps.cross_heatmap(
                 values,
-                rows=heatmaps.Axis(f"a: unit of {layers[0]}", groups.clusters("a")),
-                columns=heatmaps.Axis(f"b: unit of {layers[1]}", groups.clusters("b")),
+                rows=heatmaps.Axis(f"a: unit of {layers[0]}", groups.clusters("a"), groups.communities("a")),
+                columns=heatmaps.Axis(f"b: unit of {layers[1]}", groups.clusters("b"), groups.communities("b")),
                 title=f"{layers[0]} with {layers[1]}, {len(pairs)} pairs, mean of {seed_range(job)} seeds",
                 cbar_label="kind of interaction" if name == "kind" else statistic_label(name),
                 categories=shown if name == "kind" else None,

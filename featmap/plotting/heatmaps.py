@@ -8,8 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list
 
 from featmap.errors import FeatmapError
-from featmap.plotting.sheets import cluster_numbers
+from featmap.plotting.bands import BAND, GAP, Axis, draw_band, list_notes, number_groups
 from featmap.plotting.style import (
     COLOUR_MAP,
     FAINT,
@@ -44,8 +42,8 @@ MAX_CELLS = 2500
 """Most rows of a square heatmap; of more features, neighbours in its order share a row: there is no room for each."""
 SAME_COLOUR = 1e-6
 """Range of the values on a diagonal below which one note stands for all of them."""
-BAND, EDGE = 0.19, 0.15
-"""Thickness of a band of cluster colours, and the margin of a figure, in inches."""
+EDGE = 0.15
+"""Margin of a figure, in inches."""
 
 
 @house_style
@@ -100,7 +98,7 @@ def heatmap(
         )
     if n > 1 and np.shape(linkage) != (n - 1, 4):
         raise FeatmapError(f"the linkage of {n} features must have the shape {(n - 1, 4)}, not {np.shape(linkage)}")
-    numbers = _cluster_numbers(None if clusters is None else clusters.reindex(names).to_list(), n, "features")
+    numbers = number_groups(None if clusters is None else clusters.reindex(names).to_list(), n, "features")
     table = values.to_numpy(dtype=float, na_value=np.nan)
     notes: list[tuple[Any, str]] = []
     step = -(-n // MAX_CELLS)
@@ -257,32 +255,25 @@ def _arrange(grid: Any, names: list[str], title: str, cbar_label: str, notes: li
     draw_notes(page, bar_at, top + bar + 0.3, notes)
 
 
-def _cluster_numbers(clusters: Sequence[int | None] | None, n: int, axis: str) -> list[int]:
-    """Convert the cluster numbers of an axis, and check that there are as many as rows or columns."""
-    if clusters is not None and len(clusters) != n:
-        raise FeatmapError(f"a heatmap of {n} {axis} needs as many clusters, not {len(clusters)}")
-    return cluster_numbers(clusters)
-
-
 def _arrows(table: np.ndarray, low: float, high: float) -> str:
     """Name the ends of the colour bar that get an arrow, because cells lie beyond them."""
     return ("neither", "min", "max", "both")[int(np.any(table < low)) + 2 * int(np.any(table > high))]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a rectangular heatmap.
+def category_colours(count: int) -> list[tuple[float, float, float, float]]:
+    """Choose the colours of categories, the same in every figure.
 
     Parameters
     ----------
-    name : str
-        Label of the axis.
-    clusters : sequence of int or None, optional
-        Cluster number of every row or column; None or negative: in no cluster. None for the whole draws no band.
-    """
+    count : int
+        Number of categories, 8 at most.
 
-    name: str
-    clusters: Sequence[int | None] | None = None
+    Returns
+    -------
+    list of tuple of float
+        RGBA in [0, 1], one for each.
+    """
+    return [plt.colormaps["Set2"](k) for k in range(count)]
 
 
 @house_style
@@ -296,7 +287,7 @@ def cross_heatmap(
     centre: float = 0.0,
     categories: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw a rectangular matrix in the given order, with bands of cluster colours.
+    """Draw a rectangular matrix in the given order, with bands of the colours of groups.
 
     The colours extend equally far on both sides of `centre`, to the distance within which 99 % of the cells lie; arrows
     on the colour bar stand for cells beyond it.
@@ -307,7 +298,7 @@ def cross_heatmap(
         Values, `n x m`. Its labels are written on the axes, all of them for up to 64. Missing and non-finite cells are
         undefined: gray, and counted in a note.
     rows, columns : Axis
-        Names of the axes and clusters of what stands on them.
+        Names of the axes, and clusters and communities of what stands on them.
     title : str
         Title of the figure.
     cbar_label : str
@@ -331,17 +322,16 @@ def cross_heatmap(
     n, m = values.shape
     if n == 0 or m == 0:
         raise FeatmapError(f"a heatmap needs rows and columns; the table is {values.shape}")
-    numbers = [_cluster_numbers(rows.clusters, n, "rows"), _cluster_numbers(columns.clusters, m, "columns")]
+    bands = rows.bands(n, "rows"), columns.bands(m, "columns")
     table = values.to_numpy(dtype=float, na_value=np.nan)
     table = np.where(np.isfinite(table), table, np.nan)
     finite = table[np.isfinite(table)]
     span = float(np.percentile(np.append(np.abs(finite - centre), 0), 99)) or 1.0
     notes: list[tuple[Any, str]] = [(GRAY, f"undefined ({np.isnan(table).sum():,} cells)")] * bool(finite.size < n * m)
-    notes += [(GRAY, "in no cluster")] * any(-1 in clusters for clusters in numbers)
-    notes += [(None, "clusters are each layer's own")] * bool(numbers[0] and numbers[1])
+    notes += list_notes(*bands)
     colours: dict[str, Any] = {"cmap": COLOUR_MAP, "vmin": centre - span, "vmax": centre + span}
     if categories is not None:
-        shades = [plt.colormaps["Set2"](k) for k in range(len(categories))]
+        shades = category_colours(len(categories))
         counts = [int((table == k).sum()) for k in range(len(categories))]
         found = [(shades[k], f"{name} ({counts[k]:,})") for k, name in enumerate(categories) if counts[k]]
         notes = [(None, cbar_label), *found, *notes]
@@ -353,7 +343,7 @@ def cross_heatmap(
     tall, wide = n * cells[0], m * cells[1]
     ticks = [_tick_labels(list(axis), cell) for axis, cell in zip((values.index, values.columns), cells, strict=True)]
     room = [max(map(text_width, lines)) * size + 0.08 for _, size, lines in ticks]
-    left, above = (EDGE + (BAND + 0.03 if clusters else 0) for clusters in numbers)
+    left, above = (EDGE + (BAND + GAP) * len(groups) for groups in bands)
     names = wrap_text(rows.name, max(tall, 2.0), 9.5), wrap_text(columns.name, max(wide, 2.0), 9.5)
     lengths = [max(map(text_width, name.splitlines())) * 9.5 for name in names]
     thick = [0.17 * len(name.splitlines()) for name in names]
@@ -361,7 +351,8 @@ def cross_heatmap(
     bar = float(np.clip(0.45 * tall, 2, 4)) if categories is None else 0.0
     label = wrap_text(cbar_label, max(bar, 2.0), 9)
     right = max([0.75 + 0.16 * len(label.splitlines()), *(text_width(note) * 8 + 0.4 for _, note in notes)])
-    below = above + max(tall + room[1] + thick[1] + 0.15, lengths[0] + 0.1, bar + 0.4 + 0.2 * len(notes))
+    words = max((text_width(word) * 8 + 0.12 for word in list(bands[0])[1:]), default=0.0)
+    below = above + max(tall + max(room[1] + thick[1] + 0.15, words), lengths[0] + 0.1, bar + 0.4 + 0.2 * len(notes))
     page, top = add_page(figure, bar_at + right, below, title)
     width, height = figure.get_size_inches()
     y = top + above
@@ -382,13 +373,15 @@ def cross_heatmap(
     draw_text(page, at, middle, names[0], 9.5, rotation=90, ha="left", va="center")
     middle = left + (wide / 2 if lengths[1] <= wide else lengths[1] / 2)
     draw_text(page, middle, y + tall + room[1] + 0.1, names[1], 9.5)
-    if numbers[0]:
-        _draw_band(place(left - 0.03 - BAND, y, BAND, tall), numbers[0], tall, upright=True)
+    for k, (word, numbers) in enumerate(bands[0].items()):
+        x = left - (k + 1) * (BAND + GAP)
+        draw_band(place(x, y, BAND, tall), numbers, tall, upright=True)
         # Beside the band's middle the word would touch the first column's label.
-        draw_text(page, left - BAND, y + tall + 0.06, "cluster", 8, rotation=90)
-    if numbers[1]:
-        _draw_band(place(left, y - 0.03 - BAND, wide, BAND), numbers[1], wide, upright=False)
-        draw_text(page, left + wide + 0.06, y - 0.03 - BAND / 2, "cluster", 8, ha="left", va="center")
+        draw_text(page, x + GAP, y + tall + 0.06, word, 8, rotation=90)
+    for k, (word, numbers) in enumerate(bands[1].items()):
+        x, upper = left + wide + 0.06, y - (k + 1) * (BAND + GAP)
+        draw_band(place(left, upper, wide, BAND), numbers, wide, upright=False)
+        draw_text(page, x, upper + BAND / 2, word, 8, ha="left", va="center")
     if categories is not None:
         draw_notes(page, bar_at, y, notes)
         return figure
@@ -405,19 +398,6 @@ def _tick_labels(names: list[Any], cell: float) -> tuple[np.ndarray, float, list
     step = label_step(len(names))
     size, lines = fit_text([str(name) for name in names[::step]], 2.2, min(9.0, 58 * cell * step))
     return np.arange(0, len(names), step), size, lines
-
-
-def _draw_band(axes: plt.Axes, numbers: list[int], inches: float, upright: bool) -> None:
-    """Fill a band with the colours of clusters and write their numbers on it."""
-    n, start = len(numbers), 0
-    axes.set(xlim=(0, 1) if upright else (0, n), ylim=(n, 0) if upright else (0, 1))
-    axes.set_axis_off()
-    for number, run in groupby(numbers):
-        length = len(list(run))
-        corner, sides = ((0, start), (1, length)) if upright else ((start, 0), (length, 1))
-        axes.add_patch(plt.Rectangle(corner, *sides, facecolor=colour(number), linewidth=0))
-        start += length
-    label_runs(axes, numbers, inches, upright)
 
 
 @house_style

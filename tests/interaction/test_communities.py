@@ -139,6 +139,17 @@ def test_the_profile_of_units_is_that_of_their_solo_responses(layers: Interactio
     np.testing.assert_allclose(S.to_numpy(dtype=float), np.corrcoef(Z.T), atol=1e-5)
 
 
+def test_the_graph_says_which_edges_communities_are_made_of() -> None:
+    pairs = planted()
+    found = find_groups(similarity_of(BLOCKS), pairs)
+    graph = report.build_graph(pairs, found.units)
+    marked = [(a, b) for a, b, is_one in graph.edges(data="interacting") if is_one]
+    assert len(marked) == found.edges == 48 and graph.number_of_edges() == len(pairs)
+    assert all(graph.nodes[a]["community"] == graph.nodes[b]["community"] for a, b in marked), "across both layers"
+    text = "\n".join(nx.generate_graphml(graph))
+    assert 'attr.name="interacting" attr.type="boolean"' in text and 'attr.name="community"' in text
+
+
 def test_graph_table_and_matrices_hold_the_groups(layers: Interaction) -> None:
     units = pd.read_parquet(layers.folder / "units.parquet").set_index("unit")
     assert list(units.columns) == ["side", "cluster", "community", "partners"]
@@ -168,6 +179,9 @@ def test_matrices_stand_in_the_order_of_the_clusters(monkeypatch: pytest.MonkeyP
     values, rows, columns = drawn[0]
     assert list(values.index) == found.order("a") and list(values.columns) == found.order("b")
     assert list(rows.clusters) == found.clusters("a") and list(columns.clusters) == found.clusters("b")
+    assert rows.communities == [int(found.units["community"][name]) for name in values.index]
+    assert columns.communities == [int(found.units["community"][name]) for name in values.columns]
+    assert find_groups(similarity_of(BLOCKS), planted().assign(q=0.5)).communities("a") is None, "no band without any"
     assert (values == 0).to_numpy().all()  # the first kind
 
 

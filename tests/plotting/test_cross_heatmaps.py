@@ -13,6 +13,7 @@ from featmap.errors import FeatmapError
 from featmap.plotting import heatmaps, style
 from tests.plotting.test_heatmaps import overlaps, words
 
+BANDS = ("clusters", "communities")
 LONG = "features.denseblock4.denselayer16.conv2.some.more"
 
 
@@ -28,7 +29,8 @@ def rectangle(n: int = 6, m: int = 9, layer: str = "inception4a", **given: objec
     }
     settings |= given
     for axis in ("row", "column"):
-        settings[f"{axis}s"] = heatmaps.Axis(settings.pop(f"{axis}_name"), settings.pop(f"{axis}_clusters"))  # type: ignore[arg-type]
+        groups = (settings.pop(f"{axis}_{word}", None) for word in ("clusters", "communities"))
+        settings[f"{axis}s"] = heatmaps.Axis(settings.pop(f"{axis}_name"), *groups)  # type: ignore[arg-type]
     return heatmaps.cross_heatmap(settings.pop("values", values), **settings)  # type: ignore[arg-type]
 
 
@@ -72,6 +74,27 @@ def test_bands_number_each_layers_own_clusters() -> None:
     assert words(figure).count("2") == 2  # the third row's name, and the columns' third cluster
     plain = rectangle(row_clusters=None, column_clusters=None)
     assert not [w for w in words(plain) if "cluster" in w]
+
+
+def test_communities_are_a_second_band_with_their_own_numbers() -> None:
+    shared = {"row_communities": [7, 7, 8, 8, None, None], "column_communities": [8] * 5 + [7] * 4}
+    figure, plain = rectangle(**shared), rectangle()
+    assert words(figure).count("community") == words(figure).count("cluster") == 2
+    assert words(figure).count("8") == 2 and words(figure).count("7") == 2, "rows and columns share the numbers"
+    assert {"in no community", "communities have units of both"} <= set(words(figure))
+    assert "in no cluster" not in words(figure) and not any("communit" in word for word in words(plain))
+    bands = [axes for axes in figure.axes if axes.patches and not axes.collections and len(axes.patches) < 5]
+    colours = [[patch.get_facecolor()[:3] for patch in axes.patches] for axes in bands[-4:]]
+    assert [style.colour(k) for k in (7, 8, -1)] in colours and [style.colour(k) for k in (8, 7)] in colours
+    with pytest.raises(FeatmapError, match="9 columns needs as many clusters, not 2"):
+        rectangle(column_communities=[0, 1])
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 64), (24, 24), (70, 5)])
+def test_texts_beside_two_bands_keep_apart(n: int, m: int) -> None:
+    values = pd.DataFrame(np.eye(n, m), index=range(n), columns=range(m))
+    groups = {f"{axis}_{word}": [0] * size for axis, size in (("row", n), ("column", m)) for word in BANDS}
+    assert overlaps(rectangle(n, m, "c", values=values, **groups)) == []
 
 
 @pytest.mark.parametrize("clusters", [True, False])
