@@ -19,7 +19,16 @@ from bokeh.resources import Resources
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from featmap.report.page import COMPARED_IMAGES_S, COMPARED_S, PHOTOGRAPH_S, LayerPage, Report
+from featmap.plotting import style
+from featmap.report.page import (
+    COMPARED_IMAGES_S,
+    COMPARED_S,
+    PHOTOGRAPH_S,
+    LayerPage,
+    PairKinds,
+    Report,
+    UnitMark,
+)
 
 SCRIPTS = ("numbers.js", "map.js", "graph.js", "scatter.js", "card.js", "examples.js", "lists.js", "atlas.js")
 """Scripts of a layer's page, in the order in which they run."""
@@ -269,17 +278,14 @@ def render_reports(reports: list[Report]) -> str:
     str
         HTML.
     """
-    return "".join(_section(report) for report in reports)
+    return "".join(_section(report, k) for k, report in enumerate(reports))
 
 
-def _section(report: Report) -> str:
-    """Return a report as an HTML section."""
+def _section(report: Report, number: int) -> str:
+    """Return a report as an HTML section; its number makes the names of its controls unique."""
     paragraphs = "".join(f"<p>{escape(line)}</p>" for line in report.lines)
     tables = "".join(_table(caption, frame) for caption, frame in report.tables)
-    tables += "".join(
-        f"<details><summary>{escape(caption)}</summary>{_table('', frame)}</details>"
-        for caption, frame in report.folded
-    )
+    pairs = _pairs(report.pairs, number) if report.pairs else ""
     figures = "".join(
         f'<figure><img src="{p.uri}" width="{p.width}" height="{p.height}" alt="{escape(p.alt)}" loading="lazy">'
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
@@ -287,15 +293,76 @@ def _section(report: Report) -> str:
     )
     command = f"<pre>{escape(report.command)}</pre>" if report.command else ""
     return (
-        f'<section class="report"><h2>{escape(report.title)}</h2>{paragraphs}'
+        f'<section class="report"><h2>{escape(report.title)}</h2>{paragraphs}{pairs}'
         f'<div class="figures">{figures}</div>{tables}{command}</section>'
     )
 
 
-def _table(caption: str, frame: pd.DataFrame) -> str:
-    """Return a data frame without its index as an HTML table."""
+def _pairs(pairs: PairKinds, number: int) -> str:
+    """Return pairs by kind: a control, a map and a table.
+
+    The control needs no script, which pages of reports do not have: the style sheet asks which kind is checked.
+    """
+    total = sum(count for *_, count in pairs.kinds)
+    choices = [("all", "", f"all ({total:,})")]
+    choices += [
+        (str(k), f'<i class="swatch" style="background:{colour}"></i>', escape(f"{name} ({count:,})"))
+        for k, (name, colour, count) in enumerate(pairs.kinds)
+    ]
+    control = "".join(
+        f'<label><input type="radio" name="kind-{number}" value="{value}" autocomplete="off"'
+        f"{' checked' if value == 'all' else ''}>{swatch}{words}</label>"
+        for value, swatch, words in choices
+    )
+    classes = [
+        f"kind k{k}{' beyond' if beyond else ''}" for k, beyond in zip(pairs.kind_of_row, pairs.beyond, strict=True)
+    ]
+    return (
+        f'<div class="kinds"><fieldset><legend>Kind of interaction</legend>{control}</fieldset>'
+        f"{_pair_map(pairs) if pairs.cells else ''}{_table(pairs.caption, pairs.table, classes)}</div>"
+    )
+
+
+def _pair_map(pairs: PairKinds) -> str:
+    """Return the map of all pairs as a table, with the clusters and communities of its rows and columns."""
+    marks = [*pairs.rows, *pairs.columns]
+    bands = [word for word in ("cluster", "community") if any(getattr(mark, word) is not None for mark in marks)][::-1]
+
+    def band(mark: UnitMark, word: str) -> str:
+        group = getattr(mark, word)
+        label = f"{mark.name}: in no {word}" if group is None else f"{mark.name}: {word} {group}"
+        colour = to_hex(style.colour(-1 if group is None else group))
+        return f'<td class="band" style="background:{colour}" title="{escape(label)}"></td>'
+
+    corner = f'<td colspan="{len(bands)}"></td>' if bands else ""
+    head = "".join(
+        f'<tr class="band">{corner}<th scope="row">{word}</th>{"".join(band(m, word) for m in pairs.columns)}</tr>'
+        for word in bands
+    )
+    words = "".join(f'<th scope="col"><span>{word}</span></th>' for word in bands)
+    names = "".join(f'<th scope="col"><span>{escape(mark.name)}</span></th>' for mark in pairs.columns)
+    body = []
+    for i, row in enumerate(pairs.rows):
+        cells = []
+        for j in range(len(pairs.columns)):
+            kind, label = pairs.cells.get((i, j), (-1, ""))
+            colour = pairs.kinds[kind][1]
+            cell = f'<td class="kind k{kind}" style="background:{colour}" title="{escape(label)}"></td>'
+            cells.append(cell if label else "<td></td>")
+        name = f'<th scope="row">{escape(row.name)}</th>'
+        body.append(f"<tr>{''.join(band(row, word) for word in bands)}{name}{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll"><table class="pairs"><caption>All pairs; hover over a cell for its pair</caption>'
+        f"<thead>{head}<tr>{words}<td></td>{names}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _table(caption: str, frame: pd.DataFrame, classes: list[str] | None = None) -> str:
+    """Return a data frame without its index as an HTML table, its rows with classes where they are given."""
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
-    body = "".join(f"<tr>{''.join(_cell(v) for v in row)}</tr>" for row in frame.itertuples(index=False))
+    tags = ["<tr>"] * len(frame) if classes is None else [f'<tr class="{name}">' for name in classes]
+    rows = zip(tags, frame.itertuples(index=False), strict=True)
+    body = "".join(f"{tag}{''.join(_cell(v) for v in row)}</tr>" for tag, row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -17,14 +17,13 @@ from featmap.network.unit import format_channels
 from featmap.plotting.labels import labelled_statistics, statistic_label
 from featmap.report.encode import encode_figure
 from featmap.report.page import Picture, Report
+from featmap.report.pairs import MAX_LISTED, collect_pairs, list_communities, tabulate
 from featmap.report.reproduction import Reproduction
 from featmap.runs import integrity, store
 from featmap.runs.store import Run, open_arrays
 from featmap.stats.interaction import BALANCE
 
 JSON_FILE = "interaction.json"
-MAX_RANKED = 60
-"""Pairs that the table of a ranking lists."""
 
 
 def build_reports(folder: Path) -> list[Report]:
@@ -105,32 +104,19 @@ def _pairs(run: Run) -> Report:
     """Return the report of a run of many pairs."""
     pairs, ranking = store.read_frame(run.folder, "pairs"), store.read_frame(run.folder, "ranking")
     layers = [str(pairs[side].iloc[0]).partition(":")[0] for side in "ab"]
-    statistics = labelled_statistics(list(pairs.columns))
-    columns = [
-        "a",
-        "b",
-        *(
-            c
-            for c in ("kind", "response_nonlinearity_floor", "response_nonlinearity_ceiling", "p", "q")
-            if c in ranking
-        ),
-    ]
-    ranked = [c for c in statistics if c in ("response_nonlinearity", "excess") or c.startswith("retention")]
-    whole = ranking[[*columns[:2], *ranked, *columns[2:]]]
-    labelled = whole.rename(columns={c: statistic_label(c) for c in whole.columns[2:]})
-    table, folded = labelled.head(MAX_RANKED), []
-    for kind in KINDS if "kind" in ranking else ():
-        of_kind = labelled[ranking["kind"] == kind]
-        if len(of_kind):
-            most = f", the {MAX_RANKED} least linear" if len(of_kind) > MAX_RANKED else ""
-            count = f"{len(of_kind):,} {'pair' if len(of_kind) == 1 else 'pairs'}"
-            folded.append((f"{kind}: {count}{most}", of_kind.head(MAX_RANKED)))
+    statistics, kinds = labelled_statistics(list(pairs.columns)), collect_pairs(run.folder)
+    table = tabulate(ranking.head(MAX_LISTED))
+    tables = [] if kinds else [(f"The {len(table)} least linear pairs", table)]
+    communities = list_communities(run.folder)
+    if len(communities):
+        tables.append(("Communities of units that interact, at a false discovery rate of 5 %", communities))
     values = pairs["kind"].value_counts() if "kind" in pairs else {}
     lines = (
         [f"Kinds: {', '.join(f'{values[kind]:,} {kind}' for kind in KINDS if kind in values)}"] if len(values) else []
     )
     lines += [note for note in run.manifest.summary.get("notes", []) if note.startswith("communities")]
-    pictures = _pictures(run.folder, [("matrices/kind.png", "Kinds of interaction")], "".join(lines))
+    drawn = [] if kinds and kinds.cells else [("matrices/kind.png", "Kinds of interaction")]
+    pictures = _pictures(run.folder, drawn, "".join(lines))
     lines += _power(_read_json(run.folder))
     lines += [note for note in run.manifest.summary.get("notes", []) if " seeds were made " in note]
     if "joint_agreement" in pairs:  # runs of earlier versions do not have it
@@ -145,8 +131,8 @@ def _pairs(run: Run) -> Report:
     return Report(
         title=f"{layers[0]} with {layers[1]}: {len(pairs)} pairs",
         lines=lines,
-        tables=[(f"The {len(table)} least linear pairs", table), *_methods(run)],
-        folded=folded,
+        tables=[*tables, *_methods(run)],
+        pairs=kinds,
         pictures=pictures,
         command=_grid_command(run, layers, [[str(u) for u in dict.fromkeys(pairs[side])] for side in "ab"], len(pairs)),
     )

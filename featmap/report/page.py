@@ -41,6 +41,55 @@ class Picture:
     alt: str
 
 
+@dataclass(frozen=True)
+class UnitMark:
+    """A row or a column of a map of pairs.
+
+    Parameters
+    ----------
+    name : str
+        Name of the unit.
+    cluster, community : int or None
+        Numbers of its cluster and of its community; None for none.
+    """
+
+    name: str
+    cluster: int | None = None
+    community: int | None = None
+
+
+@dataclass
+class PairKinds:
+    """Pairs by their kind of interaction: a map of all pairs and a table, filtered by one control.
+
+    Parameters
+    ----------
+    kinds : list of (str, str, int)
+        Name, colour (hexadecimal) and number of pairs of each kind that occurs.
+    rows, columns : list of UnitMark
+        Units of the map, in the order of their clusters; empty for no map.
+    cells : dict of (int, int) to (int, str)
+        Position in `kinds`, and description, of the pair at a row and a column of the map.
+    caption : str
+        Caption of the table.
+    table : pandas.DataFrame
+        Pairs that are listed.
+    kind_of_row : list of int
+        Position in `kinds` of each row of the table.
+    beyond : list of bool
+        Whether a row of the table is shown only where its kind is chosen.
+    """
+
+    kinds: list[tuple[str, str, int]]
+    rows: list[UnitMark]
+    columns: list[UnitMark]
+    cells: dict[tuple[int, int], tuple[int, str]]
+    caption: str
+    table: pd.DataFrame
+    kind_of_row: list[int]
+    beyond: list[bool]
+
+
 @dataclass
 class Report:
     """An interaction report.
@@ -53,8 +102,8 @@ class Report:
         Findings, a paragraph each.
     tables : list of (str, pandas.DataFrame)
         Captions and tables.
-    folded : list of (str, pandas.DataFrame)
-        Captions and tables of which a page shows the captions until they are opened.
+    pairs : PairKinds, optional
+        Pairs by their kind.
     pictures : list of Picture
         Figures.
     command : str, default ""
@@ -64,7 +113,7 @@ class Report:
     title: str
     lines: list[str] = field(default_factory=list)
     tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
-    folded: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
+    pairs: PairKinds | None = None
     pictures: list[Picture] = field(default_factory=list)
     command: str = ""
 

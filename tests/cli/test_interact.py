@@ -111,8 +111,11 @@ def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.Captu
         with Path("run/pairs.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         (page,) = build_reports(Path("run"))
-        assert [len(table) for _, table in page.tables] == [4, 6] and "--photographs FOLDER --limit 24" in page.command
-        assert "mixed difference at photographs" in page.tables[1][1]["one"].tolist()
+        assert (
+            page.pairs is not None and len(page.pairs.table) == 4 and "--photographs FOLDER --limit 24" in page.command
+        )
+        methods = page.tables[-1][1]
+        assert len(methods) == 6 and "mixed difference at photographs" in methods["one"].tolist()
         assert len(rows) == 4 and all(r["direct"] and r["place_lift_p"] and r["direct_at"] for r in rows)
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["identity"]["photographs"]["count"] == manifest["photographs"]["count"] == 24
