@@ -93,7 +93,7 @@ class UnitGroups:
         return self._numbers("cluster", side)
 
     def communities(self, side: str) -> list[int | None] | None:
-        """List the communities of a side's units, in the order of their clusters; None for none.
+        """List the communities of a side's units, in the order of their clusters.
 
         Parameters
         ----------

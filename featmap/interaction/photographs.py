@@ -219,7 +219,7 @@ class PhotographJointJob(JointJob):
 
 @dataclass(frozen=True, kw_only=True)
 class GrowingPhotographJob(PhotographJointJob, GrowingJob):
-    """A job of pairs whose seeds are added one by one, and that also measures them on photographs.
+    """A job of pairs that grows by seeds, and also measures them on photographs.
 
     Photographs are measured once, whatever the number of seeds: what is added to them are the solo images of the seeds
     that every group gets, as in a job of these seeds alone.
@@ -234,7 +234,7 @@ class GrowingPhotographJob(PhotographJointJob, GrowingJob):
 
     @property
     def base_seeds(self) -> tuple[int, ...]:
-        """Seeds of the solo images that are added to photographs: they stay as they are when the job grows."""
+        """Seeds of the images added to photographs, which stay when the job grows."""
         return self.seeds[:LEAST_SEEDS]
 
 

@@ -81,7 +81,7 @@ class Power:
 
 @dataclass(frozen=True)
 class RunPower:
-    """What a run could find with the seeds that its groups have, and what that rests on.
+    """What a run could find with the seeds of its groups, and what that rests on.
 
     Parameters
     ----------

@@ -403,7 +403,7 @@ def pairs_to_json(arrays: JointArrays, pairs: pd.DataFrame, groups: UnitGroups, 
 def write_pairs_report(
     run: Run, arrays: JointArrays, table: pd.DataFrame, summary: pd.DataFrame, power: RunPower, watcher: Watcher
 ) -> UnitGroups:
-    """Write the report of a run of pairs: tables, JSON, graph, matrices and image sheets.
+    """Write the report of a run of pairs: tables, JSON, graph, matrices, sheets.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ class Axis:
 
 
 def number_groups(groups: Sequence[int | None] | None, n: int, what: str) -> list[int]:
-    """Convert the group numbers of an axis, and check that there are as many as rows or columns.
+    """Convert the group numbers of an axis, and check how many there are.
 
     Parameters
     ----------

@@ -287,7 +287,7 @@ def cross_heatmap(
     centre: float = 0.0,
     categories: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw a rectangular matrix in the given order, with bands of the colours of groups.
+    """Draw a rectangular matrix in the given order, with bands of its groups.
 
     The colours extend equally far on both sides of `centre`, to the distance within which 99 % of the cells lie; arrows
     on the colour bar stand for cells beyond it.

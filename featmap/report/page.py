@@ -60,7 +60,7 @@ class UnitMark:
 
 @dataclass
 class PairKinds:
-    """Pairs by their kind of interaction: a map of all pairs and a table, filtered by one control.
+    """Pairs by their kind of interaction: a map and a table with one control.
 
     Parameters
     ----------
