@@ -2,6 +2,7 @@
 
     python -m analyses.benchmarks.power
     python -m analyses.benchmarks.power --model mypackage.nets:mine --layers layer2.1,layer3.0
+    python -m analyses.benchmarks.power --restate
     python -m analyses.benchmarks.power --check
 
 Random pairs of two layers' features are measured with several seeds, as `featmap interact --layers` does. From the
@@ -13,7 +14,9 @@ excess of the response nonlinearity over its floor, one value for each pair and 
   `featmap.interaction.power.smallest_effect`; and *planted*, where runs are put together from the measured pairs: each
   pair has the spread of one of them and deviations drawn from all, so that pairs differ in spread and seeds are not
   normal; a tenth gets the excess added; and the summary's own test decides
-  (`p_above_zero`, `q_values`). Beside it the share of false ones among what is found;
+  (`p_above_zero`, `q_values`). Beside it the share of false ones among what is found. The numbers of pairs are those of
+  the forms of the command, a screening's random and top pairs among them. With `--seeds auto` each pair has the seeds
+  at which its own deviations end; *normal* is then stated for their median;
 - how `--seeds auto` ends on the same deviations without any excess: false positives, seeds, and intervals that miss 0;
 - *repeatability*: correlation, over pairs, of the nonlinearity from one seed with that from another, and of means of
   three seeds; with and without the floor, with a floor averaged over seeds, and of logarithms.
@@ -44,7 +47,7 @@ from featmap.errors import FeatmapError
 from featmap.interaction import groups
 from featmap.interaction import run as joint
 from featmap.interaction.power import LEVEL, PLANTED_SHARE, POWER, smallest_effect
-from featmap.interaction.precision import LEAST_SEEDS, AutoSeeds
+from featmap.interaction.precision import AUTO, LEAST_SEEDS, AutoSeeds
 from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.recipe import Recipe
@@ -54,7 +57,9 @@ from featmap.stats.correlation import pearson, t_interval
 from featmap.stats.interaction import ROUNDING, p_above_zero, q_values
 
 STORE, SECTION = records.FOLDER / "power.json", "power"
-FORMS = {"one group": 1, "16 features of one layer": 120, "16 x 16 features of two layers": 256}
+SCREENINGS = {"`--screen`, its top pairs": 50, "`--screen`, its random pairs": 200}
+"""Runs of a screening, whose number of seeds is given, and their numbers of pairs."""
+FORMS = {"one group": 1, "16 features of one layer": 120, "16 x 16 features of two layers": 256} | SCREENINGS
 """Forms of the command, and their numbers of pairs."""
 SEEDS = (3, 5, 10, 20)
 PLANTED = 300
@@ -82,7 +87,9 @@ class Measured:
     nonlinearity, floor : list of list of float
         Response nonlinearity and its floor, a row for each pair, a column for each seed; None where undefined.
     normal, planted, false : dict
-        Smallest excess by both simulations, and the share of false discoveries, by form and number of seeds.
+        Smallest excess by both simulations, and the share of false discoveries, by form and number of seeds or "auto".
+    auto_seeds : dict of float
+        Median number of automatic seeds, by form.
     auto : dict of float
         What `--seeds auto` does without any excess.
     """
@@ -96,6 +103,7 @@ class Measured:
     normal: dict[str, dict[str, float | None]] = field(default_factory=dict)
     planted: dict[str, dict[str, float | None]] = field(default_factory=dict)
     false: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    auto_seeds: dict[str, float] = field(default_factory=dict)
     auto: dict[str, float | None] = field(default_factory=dict)
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
@@ -153,42 +161,61 @@ def draw(residuals: np.ndarray, shape: tuple[int, int], seeds: int, generator: n
     return generator.choice(spreads, (*shape, 1)) * generator.choice(pool, (*shape, seeds))
 
 
-def plant(residuals: np.ndarray, pairs: int, seeds: int, planted: int = PLANTED) -> tuple[float, float]:
+def end_seeds(rule: AutoSeeds, excess: np.ndarray) -> np.ndarray:
+    """Count the seeds at which automatic seeds end, each group by itself, groups x `rule.most`."""
+    counts: tuple[int, ...] = (LEAST_SEEDS,) * len(excess)
+    made = np.arange(rule.most)
+    while (grown := rule.choose(counts, np.where(made < np.array(counts)[:, None], excess, np.nan), 1)) is not None:
+        counts = grown
+    return np.array(counts)
+
+
+def plant(
+    residuals: np.ndarray, pairs: int, seeds: int | AutoSeeds, planted: int = PLANTED
+) -> tuple[float, float, float]:
     """Find the smallest excess that the summary's test finds with a power of `POWER` in runs of measured deviations.
 
     Parameters
     ----------
     residuals : numpy.ndarray
         Result of `deviations`.
-    pairs, seeds : int
-        Number of pairs of a run, and of seeds.
+    pairs : int
+        Number of pairs of a run.
+    seeds : int or AutoSeeds
+        Number of seeds of each pair, or the rule by which they are added; it sees the deviations alone, since an excess
+        changes no width.
     planted : int, default 300
         Planted pairs, over repetitions of the run.
 
     Returns
     -------
     tuple of float
-        The excess, and the mean share of pairs without one among those found; inf and NaN where no excess up to 1 is
-        found.
+        The excess, the mean share of pairs without one among those found, and the median number of seeds; inf and NaN
+        for the first two where no excess up to 1 is found.
     """
     each = max(1, round(PLANTED_SHARE * pairs))
-    runs = -(-planted // each)
-    excess = draw(residuals, (runs, pairs), seeds, rng.generator("planted", pairs, seeds))
-    p = np.array([[p_above_zero(row) for row in one] for one in excess])
+    runs, most = -(-planted // each), seeds.most if isinstance(seeds, AutoSeeds) else seeds
+    key = ("auto",) if isinstance(seeds, AutoSeeds) else (seeds,)
+    excess = draw(residuals, (runs, pairs), most, rng.generator("planted", pairs, *key))
+    counts = np.full((runs, pairs), most)
+    if isinstance(seeds, AutoSeeds):
+        counts = end_seeds(seeds, excess.reshape(-1, most)).reshape(runs, pairs)
+    rows = [[row[:n] for row, n in zip(one, ends, strict=True)] for one, ends in zip(excess, counts, strict=True)]
+    p, median = np.array([[p_above_zero(row) for row in one] for one in rows]), float(np.median(counts))
 
     def found(size: float) -> np.ndarray:
-        p[:, :each] = [[p_above_zero(row + size) for row in one[:each]] for one in excess]
+        p[:, :each] = [[p_above_zero(row + size) for row in one[:each]] for one in rows]
         return np.array([q_values(row) for row in p]) < LEVEL
 
     low, high = 0.0, 1.0
     if found(high)[:, :each].mean() < POWER:
-        return float("inf"), float("nan")
+        return float("inf"), float("nan"), median
     while high - low > 0.004:
         middle = (low + high) / 2
         low, high = (low, middle) if found(middle)[:, :each].mean() >= POWER else (middle, high)
     hits = found(high)
     false = hits[:, each:].sum(1) / np.maximum(hits.sum(1), 1)
-    return high, float(false.mean()) if pairs > 1 else float("nan")
+    return high, float(false.mean()) if pairs > 1 else float("nan"), median
 
 
 def end_automatically(residuals: np.ndarray, groups_: int = 4000) -> dict[str, float]:
@@ -202,31 +229,31 @@ def end_automatically(residuals: np.ndarray, groups_: int = 4000) -> dict[str, f
     """
     rule = AutoSeeds()
     excess = draw(residuals, (groups_, 1), rule.most, rng.generator("auto"))[:, 0]
-    counts: tuple[int, ...] = (LEAST_SEEDS,) * groups_
-    made = np.arange(rule.most)
-    while (grown := rule.choose(counts, np.where(made < np.array(counts)[:, None], excess, np.nan), 1)) is not None:
-        counts = grown
+    counts = end_seeds(rule, excess)
     rows = [row[:n] for row, n in zip(excess, counts, strict=True)]
     intervals = [t_interval(list(row)) for row in rows]
     return {
         "positive": float(np.mean([p_above_zero(row) < LEVEL for row in rows])),
         "missed": float(np.mean([i is not None and not i[0] <= 0 <= i[1] for i in intervals])),
         "seeds": float(np.mean(counts)),
-        "limit": float(np.mean(np.array(counts) == rule.most)),
+        "limit": float(np.mean(counts == rule.most)),
     }
 
 
 def analyse(measured: Measured, planted: int = PLANTED) -> Measured:
     """Add everything that is simulated from what was measured."""
     residuals, normal, found, false = deviations(measured), {}, {}, {}
-    spread = float(np.sqrt((residuals**2).mean()))
+    spread, auto_seeds = float(np.sqrt((residuals**2).mean())), {}
     for name, pairs in FORMS.items():
-        results = {str(n): plant(residuals, pairs, n, planted) for n in SEEDS}
-        normal[name] = {str(n): _round(spread * smallest_effect(pairs, n)) for n in SEEDS}
-        found[name] = {n: _round(excess) for n, (excess, _) in results.items()}
-        false[name] = {n: _round(share) for n, (_, share) in results.items()}
+        rules: dict[str, int | AutoSeeds] = {str(n): n for n in SEEDS}
+        rules |= {} if name in SCREENINGS else {AUTO: AutoSeeds()}
+        results = {key: plant(residuals, pairs, rule, planted) for key, rule in rules.items()}
+        normal[name] = {n: _round(spread * smallest_effect(pairs, int(median))) for n, (*_, median) in results.items()}
+        found[name] = {n: _round(excess) for n, (excess, *_) in results.items()}
+        false[name] = {n: _round(share) for n, (_, share, _) in results.items()}
+        auto_seeds |= {name: results[AUTO][2]} if AUTO in results else {}
     auto = {name: _round(value) for name, value in end_automatically(residuals).items()}
-    return replace(measured, normal=normal, planted=found, false=false, auto=auto)
+    return replace(measured, normal=normal, planted=found, false=false, auto_seeds=auto_seeds, auto=auto)
 
 
 def _round(value: float) -> float | None:
@@ -288,14 +315,18 @@ def format_page(results: list[Measured]) -> str:
         "Smallest excess of the response nonlinearity over its floor that is found with 80 % power: of one group at "
         "p < 0.05, of many pairs at a false discovery rate of 5 %, a tenth of them with the excess. In each cell: from "
         "normal deviations of the pooled spread / planted into the measured deviations, tested as a run is; -: none up "
-        "to 1.",
+        "to 1. With `--seeds auto`, which a screening does not take, each pair has the seeds at which its own "
+        "deviations end; in brackets their median, for which the first number is.",
         "",
-        f"| network | command | {' | '.join(f'{n} seeds' for n in SEEDS)} | false among those found |",
-        "|---" * (len(SEEDS) + 3) + "|",
+        f"| network | command | {' | '.join(f'{n} seeds' for n in SEEDS)} | auto | false among those found |",
+        "|---" * (len(SEEDS) + 4) + "|",
     ]
     for m in results:
         for form, pairs in FORMS.items():
             cells = [f"{_size(m.normal[form][str(n)])} / {_size(m.planted[form][str(n)])}" for n in SEEDS]
+            ended = m.auto_seeds.get(form)
+            sizes = f"{_size(m.normal[form].get(AUTO))} / {_size(m.planted[form].get(AUTO))}"
+            cells.append("" if ended is None else f"{sizes} ({ended:g})")
             shares = [100 * v for v in m.false[form].values() if v is not None]
             false = f"{np.mean(shares):.0f} %" if shares else ""
             name = form if pairs == 1 else f"{form}: {pairs} pairs"
@@ -364,11 +395,17 @@ def main(
     store: Annotated[Path, typer.Option(help="The values, as JSON.")] = STORE,
     readme: Annotated[Path, typer.Option(help="The table is written between marks in this file.")] = records.README,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; check that table and values agree.")] = False,
+    restate: Annotated[
+        bool, typer.Option("--restate", help="Measure nothing: simulate again from the stored deviations.")
+    ] = False,
 ) -> None:
     """Measure the spread of interaction over seeds, and which nonlinearity a number of seeds finds."""
     if check:
         if format_page(read(store)) not in readme.read_text():
             raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")
+        return
+    if restate:
+        _write([analyse(m) for m in read(store)], store, readme)
         return
     names = split_names(layers)
     if len(names) != 2:
@@ -383,10 +420,14 @@ def main(
     with console.ProgressBars() as watcher:
         place = Execution("cpu", out=out / short_name(loaded.name), watcher=watcher)
         found = analyse(measure(loaded, drawn, recipe, seeds, place))
-    kept = [m for m in read(store) if m.source != found.source] + [found]
-    records.write_json(store, {"results": [asdict(m) for m in kept]})
-    records.write_table(SECTION, format_page(kept), readme)
-    console.out().print(format_page(kept), soft_wrap=True)
+    _write([*(m for m in read(store) if m.source != found.source), found], store, readme)
+
+
+def _write(results: list[Measured], store: Path, readme: Path) -> None:
+    """Store the results, and write and print their table."""
+    records.write_json(store, {"results": [asdict(m) for m in results]})
+    records.write_table(SECTION, format_page(results), readme)
+    console.out().print(format_page(results), soft_wrap=True)
 
 
 if __name__ == "__main__":
