@@ -103,7 +103,7 @@ def list_notes(*axes: dict[str, list[int]]) -> list[tuple[str | None, str]]:
     words = [word for word in (CLUSTER, COMMUNITY) if any(-1 in bands.get(word, []) for bands in axes)]
     notes: list[tuple[str | None, str]] = [(GRAY, f"in no {word}") for word in words]
     notes += [(None, "clusters are each layer's own")] * all(CLUSTER in bands for bands in axes)
-    return notes + [(None, "communities have units of both")] * all(COMMUNITY in bands for bands in axes)
+    return notes + [(None, "communities join rows and columns")] * all(COMMUNITY in bands for bands in axes)
 
 
 def draw_band(axes: plt.Axes, numbers: list[int], inches: float, upright: bool) -> None:

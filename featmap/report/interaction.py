@@ -75,7 +75,12 @@ def _power(content: dict[str, Any]) -> list[str]:
     """Say in a line what the run could find; an earlier version did not store it."""
     power = content.get("power", {"sentence": "", "basis": ""})
     sentence, basis = power["sentence"], power["basis"]
-    return [f"{sentence[:1].upper()}{sentence[1:]}{'. ' if basis else ''}{basis}"] if sentence else []
+    return [f"{_begin(sentence)}{'. ' if basis else ''}{basis}"] if sentence else []
+
+
+def _begin(text: str) -> str:
+    """Let a text begin with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def _group(run: Run) -> Report:
@@ -114,11 +119,12 @@ def _pairs(run: Run) -> Report:
     lines = (
         [f"Kinds: {', '.join(f'{values[kind]:,} {kind}' for kind in KINDS if kind in values)}"] if len(values) else []
     )
-    lines += [note for note in run.manifest.summary.get("notes", []) if note.startswith("communities")]
+    notes = run.manifest.summary.get("notes", [])
+    lines += [_begin(note) for note in notes if note.startswith("communities")]
     drawn = [] if kinds and kinds.cells else [("matrices/kind.png", "Kinds of interaction")]
     pictures = _pictures(run.folder, drawn, "".join(lines))
     lines += _power(_read_json(run.folder))
-    lines += [note for note in run.manifest.summary.get("notes", []) if " seeds were made " in note]
+    lines += [note for note in notes if " seeds were made " in note]
     if "joint_agreement" in pairs:  # runs of earlier versions do not have it
         lines += describe_photographs_of_pairs(pairs, store.read_frame(run.folder, "methods"))
     for name in statistics:

@@ -81,7 +81,7 @@ def test_communities_are_a_second_band_with_their_own_numbers() -> None:
     figure, plain = rectangle(**shared), rectangle()
     assert words(figure).count("community") == words(figure).count("cluster") == 2
     assert words(figure).count("8") == 2 and words(figure).count("7") == 2, "rows and columns share the numbers"
-    assert {"in no community", "communities have units of both"} <= set(words(figure))
+    assert {"in no community", "communities join rows and columns"} <= set(words(figure))
     assert "in no cluster" not in words(figure) and not any("communit" in word for word in words(plain))
     bands = [axes for axes in figure.axes if axes.patches and not axes.collections and len(axes.patches) < 5]
     colours = [[patch.get_facecolor()[:3] for patch in axes.patches] for axes in bands[-4:]]
