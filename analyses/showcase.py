@@ -1,6 +1,7 @@
 """Make the pictures of the project's front page with the commands beside them.
 
     python -m analyses.showcase [--runs FOLDER] [--pictures analyses/pictures]    # some minutes on two cores
+    python -m analyses.showcase --only interaction
     python -m analyses.showcase --imagenet "--model imagenet_nets:googlenet --mean 0.48,0.46,0.41 ..."
 
 Each picture is made by a user's command in a process of its own: the heatmap (`featmap similarity`), the maximising
@@ -115,13 +116,18 @@ def main(
     imagenet: Annotated[
         str | None, typer.Option(help="Options that name a GoogLeNet trained on ImageNet, such as '--model nets:make'.")
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help=f"Make one picture, and keep the others: {', '.join(COMMANDS)}.")
+    ] = None,
 ) -> None:
     """Make the front page's pictures."""
+    if only is not None and only not in COMMANDS:
+        raise FeatmapError(f"only {only!r}: there is no such picture; give one of {', '.join(COMMANDS)}")
     pictures.mkdir(parents=True, exist_ok=True)
     store = pictures / "pictures.json"
     records = dict[str, Any](json.loads(store.read_text(encoding="utf-8"))["pictures"] if store.is_file() else {})
     weights = load().sha256
-    for name, command in COMMANDS.items():
+    for name, command in COMMANDS.items() if only is None else ((only, COMMANDS[only]),):
         folder = run_command(name, command, weights, runs)
         picture = pictures / f"{name}.png"
         if name in PICTURES:

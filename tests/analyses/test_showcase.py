@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from analyses import showcase
+from featmap import FeatmapError
 from featmap.mapping.run import similarity
 from featmap.report.atlas import atlas
 from tests.helpers import tiny
@@ -65,3 +66,25 @@ def test_the_picture_of_a_network_that_is_not_part_of_the_project_is_kept_or_mad
     assert again["googlenet"] == first["googlenet"] and again["heatmap"] != first["heatmap"]
     with Image.open(tmp_path / "pictures" / "googlenet.png") as picture:
         assert picture.getpixel((9, 4)) == (5, 0, 0)
+
+
+def test_one_picture_is_made_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def run_command(name: str, command: tuple[str, ...], weights: str, runs: Path) -> Path:
+        asked.append(name)
+        runs.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10)).save(runs / "panel.png")
+        return runs
+
+    monkeypatch.setattr(showcase, "run_command", run_command)
+    kept = {"heatmap": {"command": "featmap similarity", "sha256": "abc"}}
+    (tmp_path / "pictures").mkdir()
+    store = tmp_path / "pictures" / "pictures.json"
+    store.write_text(json.dumps({"weights": "", "pictures": kept}))
+    showcase.main(tmp_path / "runs", tmp_path / "pictures", only="interaction")
+    known = json.loads(store.read_text())["pictures"]
+    assert asked == ["interaction"] and known["heatmap"] == kept["heatmap"] and set(known) == {"heatmap", "interaction"}
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"interaction.png", "pictures.json"}
+    with pytest.raises(FeatmapError, match="only 'panel': there is no such picture; give one of heatmap"):
+        showcase.main(tmp_path / "runs", tmp_path / "pictures", only="panel")
