@@ -134,7 +134,7 @@ def list_communities(folder: Path) -> pd.DataFrame:
     rows, columns = order_units(folder, pairs)
     community = {mark.name: mark.community for mark in [*rows, *columns] if mark.community is not None}
     kinds = dict(zip(zip(pairs["a"], pairs["b"], strict=True), pairs["kind"], strict=True)) if community else {}
-    edges = list(interacting_graph(pairs).edges(data="weight")) if community else []
+    edges: list[tuple[str, str, float]] = list(interacting_graph(pairs).edges(data="weight")) if community else []
     layers = dict.fromkeys(name.partition(":")[0] for name in [*pairs["a"], *pairs["b"]])
     found = []
     for number in sorted(set(community.values()))[:MAX_LISTED]:
