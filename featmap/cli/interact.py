@@ -370,9 +370,10 @@ the smallest excess that the summary's test finds in 80 % of them, at a false di
 < 0.05), is printed, shown on the page, and stored under "power" in interaction.json: excess (null where none up to 1 is
 found, or it is unknown), power, rate, pairs and planted ones, seeds, and under deviations the network, the number of
 groups, and their degrees of freedom: few leave the power itself uncertain. Where pairs have different numbers of seeds,
-as with --seeds auto, it is stated for the fewest and, under median, for their median. A screening states it for its
-random and for its top pairs (screening.json); of the top pairs more than a tenth may interact, which makes it easier to
-find them. Measured on two networks: analyses/benchmarks/README.md.
+as with --seeds auto, it is stated for the fewest and, under median, for their median. With automatic seeds the median
+is the better guide: pairs with few seeds are those whose seeds differ little, and the statement for the fewest is too
+cautious. A screening states it for its random and for its top pairs (screening.json); of the top pairs more than a
+tenth may interact, which makes it easier to find them. Measured on two networks: analyses/benchmarks/README.md.
 
 Files of the run folder:
 
