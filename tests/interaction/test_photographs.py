@@ -427,14 +427,13 @@ def test_automatic_seeds_measure_photographs_once(noise: Path, tmp_path: Path, m
     for module, figure in ((heatmaps, "cross_heatmap"), (sheets, "card_sheet")):
         monkeypatch.setattr(module, figure, lambda *_, **__: pyplot.figure(figsize=(1, 1)))
     photographs, kept = Photographs(noise, 24), {"size": 12, "steps": 3, "rows": 4}
-    sides, widest = [("second", "0-1"), ("first", "5")], AutoSeeds(1e-6, 6)
+    sides = [("second", "0-1"), ("first", "5")]
 
-    def measured(name: str, seeds: Any, with_photographs: bool = True) -> Interaction:
+    def measured(name: str, seeds: Any) -> Interaction:
         chosen = options("interact", out=tmp_path / name, seeds=seeds, **kept)
-        own = {"photographs": photographs} if with_photographs else {}
-        return featmap.interact(network=tiny.small(), layers=sides, **own, **chosen)
+        return featmap.interact(network=tiny.small(), layers=sides, photographs=photographs, **chosen)
 
-    auto, five = measured("auto", widest), measured("five", 5)
+    auto, five = measured("auto", AutoSeeds(1e-6, 6)), measured("five", 5)
     assert auto.statistics.groupby("group")["seed"].count().tolist() == [6, 6]
     columns = [*PHOTOGRAPH_COLUMNS, "photograph_correlation_q"]
     pd.testing.assert_frame_equal(auto.summary[columns], five.summary[columns])
@@ -443,8 +442,6 @@ def test_automatic_seeds_measure_photographs_once(noise: Path, tmp_path: Path, m
     for name in ("photograph_A", "photograph_places", "alone_A", "mixed_A", "cross_A"):
         one, two = (open_arrays(tmp_path / run)[name].values for run in ("auto", "five"))
         assert one.tobytes() == two.tobytes(), name
-    plain = measured("plain", widest, with_photographs=False)
-    pd.testing.assert_frame_equal(auto.statistics, plain.statistics)
     page = build_reports(tmp_path / "auto")[0]
     ends = "--seeds auto --width 1e-06 --most-seeds 6 --photographs FOLDER --limit 24"
     assert page.command.endswith(ends) and any("seeds were made of each pair" in line for line in page.lines)
