@@ -216,8 +216,9 @@ def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, i
     watcher: Watcher = execution.watcher
     if isinstance(job, PhotographJointJob):
         lifecycle.record_photographs(run, job.photographs.require_source().record())
-        lifecycle.extend(job, run)  # a run of an earlier version has no array of second derivatives
     if not isinstance(job, GrowingJob):
+        if isinstance(job, PhotographJointJob):
+            lifecycle.extend(job, run)  # a run of an earlier version has no array of second derivatives
         return job, lifecycle.carry_out(job, run, worker_of(job), watcher, engine)
     count, growing = 0, job.with_recorded(run.manifest.summary.get(COUNTS))
     if not run.manifest.is_complete:

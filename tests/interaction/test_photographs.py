@@ -46,7 +46,7 @@ from tests.interaction.test_job import job_of, pairs_of
 
 pytestmark = pytest.mark.usefixtures("threads")
 
-MEASURED = ("photographs-", "alone-", "mixed-")
+MEASURED = ("photographs-", "alone-", "mixed-", "derivative-")
 """Beginnings of the names of work units that measure photographs."""
 GRAY = 140
 """Level of photographs just above 0.5, where the gates of `couples.logic` begin."""
@@ -439,7 +439,7 @@ def test_automatic_seeds_measure_photographs_once(noise: Path, tmp_path: Path, m
     pd.testing.assert_frame_equal(auto.summary[columns], five.summary[columns])
     records = [p.name for p in (tmp_path / "auto" / "units").iterdir() if p.name.startswith(MEASURED)]
     assert sorted(records) == sorted(p.name for p in (tmp_path / "five" / "units").iterdir() if p.name in records)
-    for name in ("photograph_A", "photograph_places", "alone_A", "mixed_A", "cross_A"):
+    for name in ("photograph_A", "photograph_places", "alone_A", "mixed_A", "cross_A", "derivative_A"):
         one, two = (open_arrays(tmp_path / run)[name].values for run in ("auto", "five"))
         assert one.tobytes() == two.tobytes(), name
     page = build_reports(tmp_path / "auto")[0]
