@@ -115,7 +115,7 @@ def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.Captu
             page.pairs is not None and len(page.pairs.table) == 4 and "--photographs FOLDER --limit 24" in page.command
         )
         methods = page.tables[-1][1]
-        assert len(methods) == 6 and "mixed difference at photographs" in methods["one"].tolist()
+        assert len(methods) == 10 and "mixed difference at photographs" in methods["one"].tolist()
         assert len(rows) == 4 and all(r["direct"] and r["place_lift_p"] and r["direct_at"] for r in rows)
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["identity"]["photographs"]["count"] == manifest["photographs"]["count"] == 24
