@@ -298,6 +298,10 @@ def _width_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -
         more = field[INTERIOR].mean() - field[at].mean()
         count = len(field[INTERIOR]) + len(field[at])
         findings.append(value_finding(f"field {which}", more, count, "the same for the side of the analytic field"))
+    words = "the same radius: the last branch minus the first"
+    findings.append(difference_finding("wider outer", radius[LAST], radius[FIRST], words))
+    more, count = field[LAST].mean() - field[FIRST].mean(), len(field[LAST]) + len(field[FIRST])
+    findings.append(value_finding("field outer", more, count, "the same for the side of the analytic field"))
     short = [n.layer.name for n in neurons if not n.inside_image]
     words = f"layers whose central neurons see beyond the {size} pixels, not in this comparison"
     words += f" ({', '.join(short)})" if short else ""
@@ -369,23 +373,37 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     parts = (place, interior_wider(findings), (several.low or 0) > MANY)
     verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
     position, extent, variety = (CLAIM_WORDS[part] for part in parts)
+    return verdict, (
+        f"That the image changes at the neuron's position {position}: the change is centred "
+        f"{format_value(error.value, '.1f')} pixels from the centre of its field and "
+        f"{format_value(floor.value, '.1f')} from that of another position. The two centres correlate by "
+        f"{format_value(findings['follows'].value)}. That interior channels extend further {extent}: "
+        f"{extent_phrase(findings)} That one neuron responds to several patterns {variety}: "
+        f"{format_value(several.value, '.0%')} of the neurons have two or more clearly different images by response "
+        f"profile. By pixels it is {format_value(findings['several images'].value, '.0%')}."
+    )
+
+
+def extent_phrase(findings: Mapping[str, Finding]) -> str:
+    """Describe how far interior channels extend, or exterior ones where modules have no interior branch."""
+    first, last = (format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last"))
+    outer = findings.get("wider outer")
+    if findings["field first"].value is None and outer is not None and outer.value is not None:
+        return (
+            "the modules have two branches, so that no channel is interior. The radius of the last branch's change is "
+            f"larger than the first branch's by {format_interval(outer, '+.2f')} of their layer's mean, their field's "
+            f"side by {format_value(findings['field outer'].value, '+.2f')}."
+        )
     same = ""
     if findings["field last"].value is None:
         same = " There are no interior and last branches to compare."
     elif not fields_differ(findings, "last"):
         same = " The last branch is not compared because its field is the same."
-    fields = [format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last")]
-    return verdict, (
-        f"That the image changes at the neuron's position {position}: the change is centred "
-        f"{format_value(error.value, '.1f')} pixels from the centre of its field and "
-        f"{format_value(floor.value, '.1f')} from that of another position. The two centres correlate by "
-        f"{format_value(findings['follows'].value)}. That interior channels extend further {extent}: the radius of "
-        f"their change is larger than the first branch's by {format_interval(first, '+.2f')} of their layer's mean, "
-        f"their field's side by {fields[0]}. It is larger "
-        f"than the last branch's by {format_interval(findings['wider last'], '+.2f')}, their field's side by "
-        f"{fields[1]}.{same} That one neuron responds to several patterns {variety}: "
-        f"{format_value(several.value, '.0%')} of the neurons have two or more clearly different images by response "
-        f"profile. By pixels it is {format_value(findings['several images'].value, '.0%')}."
+    return (
+        "the radius of their change is larger than the first branch's by "
+        f"{format_interval(findings['wider first'], '+.2f')} of their layer's mean, their field's side by {first}. It "
+        f"is larger than the last branch's by {format_interval(findings['wider last'], '+.2f')}, their field's side by "
+        f"{last}.{same}"
     )
 
 

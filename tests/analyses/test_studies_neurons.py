@@ -149,7 +149,7 @@ def test_layers_with_fields_beyond_the_image_have_no_radius(tmp_path: Path) -> N
     context = context_of(maximised_unit.STUDY, wide(31), ("conv",), tmp_path, size=16, features=4)
     outcome = maximised_unit.measure(context, 16, 2, starts=1)
     assert value_of(outcome, "truncated") == 1
-    assert [f.value for f in outcome.findings if f.name.startswith(("wider", "field"))] == [None] * 4
+    assert [f.value for f in outcome.findings if f.name.startswith(("wider", "field"))] == [None] * 6
 
 
 def test_one_branch_cannot_carry_the_claim() -> None:
@@ -171,6 +171,34 @@ def test_one_branch_cannot_carry_the_claim() -> None:
     assert (
         maximised_unit.interior_wider(none) is None and "extend further is not decided" in maximised_unit.judge(none)[1]
     )
+
+
+class Expand(nn.Module):
+    """A module of two branches, as SqueezeNet's: means over windows of 1 and of 9 pixels a side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for k, side in enumerate((1, 9)):
+            conv = nn.Conv2d(3, 4, side, 4, side // 2, bias=False)
+            with torch.no_grad():
+                colours = torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(k))
+                conv.weight.copy_(colours.expand_as(conv.weight) / side**2)
+            self.add_module(f"branch{k}", conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch0(x), self.branch1(x)], 1)
+
+
+def test_modules_of_two_branches_have_no_interior_and_compare_the_two(tmp_path: Path) -> None:
+    module = nn.Sequential(OrderedDict(fire=Expand())).eval()
+    context = context_of(maximised_unit.STUDY, module, ("fire",), tmp_path, size=24, features=8)
+    outcome = maximised_unit.measure(context, 24, 2, starts=1)
+    assert [f.value for f in outcome.findings if f.name in ("wider first", "wider last")] == [None, None]
+    # Sides of 1 and 9 pixels, relative to their mean of 5: they differ by 8 / 5.
+    assert value_of(outcome, "field outer") == pytest.approx(1.6)
+    assert next(f.low for f in outcome.findings if f.name == "wider outer") > 0
+    assert "interior channels extend further is not decided: the modules have two branches" in outcome.conclusion
+    assert outcome.verdict != "holds"
 
 
 def test_a_radius_of_few_channels_has_no_interval_below_0(tmp_path: Path) -> None:
