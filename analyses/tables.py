@@ -21,10 +21,9 @@ from analyses.support.provenance import UNRECORDED, outdated
 from analyses.support.records import MANY_WORDS, describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from analyses.support.verdicts import (
-    NOT_MEASURED,
     describe_disagreement,
+    describe_gap,
     display_name,
-    filling_command,
     measured_networks,
     verdict_table,
 )
@@ -166,7 +165,7 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {' | '.join(cells)} | {finding['count']:,} |")
     trained = measured_networks(records)
     lines += [
-        f"| {model} | {NOT_MEASURED}: `{filling_command(study, model)}` | | |"
+        f"| {model} | {escape_cell(describe_gap(study, model))} | | |"
         for model in NETWORKS
         if model not in trained
     ]

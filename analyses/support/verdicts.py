@@ -23,6 +23,11 @@ REASONS = {
     "natural_start": "Where only a 1/f image was tried, it holds in part at most; with a photograph it can hold.",
 }
 """Why networks disagree about a study's claim, where that is known; printed only where they do."""
+GAPS = {
+    ("architectures", "inception_v3"): "the weights that were at hand for the other studies end at Mixed_7a, before "
+    "the two modules that the claim names",
+}
+"""Why a study was not measured on a network on which others were; printed only where it was not."""
 
 
 def is_random(record: Record) -> bool:
@@ -78,6 +83,25 @@ def filling_command(study: Study, model: str) -> str:
     """
     image = " --image PHOTOGRAPH" if study.takes_image else ""
     return f"python -m analyses.{study.name}{OPTIONS.get(model, f' --model {model}')}{image}"
+
+
+def describe_gap(study: Study, model: str) -> str:
+    """Say that a study was not measured on a network, how it can be, and why it was not where that is known.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    model : str
+        Name of the network's column.
+
+    Returns
+    -------
+    str
+        Text of a table cell.
+    """
+    reason = f" ({GAPS[study.name, model]})" if (study.name, model) in GAPS else ""
+    return f"{NOT_MEASURED}: `{filling_command(study, model)}`{reason}"
 
 
 def measured_networks(records: Mapping[str, Record]) -> dict[str, Record]:
