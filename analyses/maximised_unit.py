@@ -80,7 +80,8 @@ STUDY = Study(
     "of interior channels is above that of the first and of the last branch (branches with the same analytic field as "
     "interior ones, such as GoogLeNet's last, are not compared, nor are layers whose central neurons' fields do not "
     "fit into the image), and if more than one neuron in twenty has several different images by response profile; it "
-    "holds in part if one of these is true",
+    "holds in part if one of these is true, and does not hold if none is; a part is not decided where its interval "
+    "spans the limit (0; one neuron in twenty)",
     full="299 pixels and 300 steps; one size instead of octaves, since a neuron's position in the grid belongs to a "
     "size",
     layers={
@@ -370,8 +371,14 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Judge the claim by the rule of the study, and write the conclusion."""
     error, floor, first, several = (findings[k] for k in ("error", "floor", "wider first", "several profiles"))
     place = error.high is not None and floor.low is not None and error.high < floor.low
-    parts = (place, interior_wider(findings), (several.low or 0) > MANY)
-    verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
+    parts = (place, interior_wider(findings), exceeds(several, MANY))
+    verdict: Verdict = "not decided"
+    if all(parts):
+        verdict = "holds"
+    elif any(parts):
+        verdict = "holds in part"
+    elif False in parts:
+        verdict = "does not hold"
     position, extent, variety = (CLAIM_WORDS[part] for part in parts)
     return verdict, (
         f"That the image changes at the neuron's position {position}: the change is centred "
@@ -379,7 +386,7 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         f"{format_value(floor.value, '.1f')} from that of another position. The two centres correlate by "
         f"{format_value(findings['follows'].value)}. That interior channels extend further {extent}: "
         f"{extent_phrase(findings)} That one neuron responds to several patterns {variety}: "
-        f"{format_value(several.value, '.0%')} of the neurons have two or more clearly different images by response "
+        f"{format_interval(several, '.0%')} of the neurons have two or more clearly different images by response "
         f"profile. By pixels it is {format_value(findings['several images'].value, '.0%')}."
     )
 
@@ -416,10 +423,19 @@ def fields_differ(findings: Mapping[str, Finding], which: str) -> bool:
 def interior_wider(findings: Mapping[str, Finding]) -> bool | None:
     """Check whether interior channels extend further than each branch compared.
 
-    None where no branch is compared.
+    None where no branch is compared, or an interval spans 0 and none is below.
     """
-    chosen = [findings[f"wider {which}"] for which in ("first", "last") if fields_differ(findings, which)]
-    return all((f.low or 0) > 0 for f in chosen) if chosen else None
+    chosen = [exceeds(findings[f"wider {w}"], 0) for w in ("first", "last") if fields_differ(findings, w)]
+    if False in chosen:
+        return False
+    return True if chosen and all(chosen) else None
+
+
+def exceeds(finding: Finding, limit: float) -> bool | None:
+    """Check on which side of a limit an interval is; None where it spans the limit, or is undefined."""
+    if finding.low is None or finding.high is None:
+        return None
+    return True if finding.low > limit else False if finding.high <= limit else None
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

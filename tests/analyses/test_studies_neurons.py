@@ -161,12 +161,22 @@ def test_one_branch_cannot_carry_the_claim() -> None:
     for last, field, verdict in (
         ((0.1, 0.2), 0.5, "holds"),
         ((-0.1, 0.2), 0.5, "holds in part"),
+        ((-0.2, -0.1), 0.5, "holds in part"),
         ((-0.1, 0.2), 0.0, "holds"),  # the same analytic field: nothing to differ
     ):
         ends = good | {"wider last": last, "field last": (field, field)}
         given = {name: finding(name, *of) for name, of in ends.items()}
         assert maximised_unit.judge(given)[0] == verdict
         assert ("not compared" in maximised_unit.judge(given)[1]) == (field == 0)
+    spanning = good | {"wider last": (-0.1, 0.2), "field last": (0.5, 0.5), "several profiles": (0.01, 0.3)}
+    held = {name: finding(name, *of) for name, of in spanning.items()}
+    assert maximised_unit.interior_wider(held) is None, "an interval that spans 0 decides nothing"
+    assert "several patterns is not decided" in maximised_unit.judge(held)[1], "nor do few neurons"
+    below = held | {"wider last": finding("", -0.2, -0.1), "several profiles": finding("", 0.0, 0.04)}
+    assert maximised_unit.interior_wider(below) is False
+    assert "several patterns does not hold" in maximised_unit.judge(below)[1]
+    nowhere = below | {"error": finding("", 20, 40)}
+    assert maximised_unit.judge(nowhere)[0] == "does not hold"
     none = {name: finding(name, 0, 0) for name in (*good, "wider last")}
     assert (
         maximised_unit.interior_wider(none) is None and "extend further is not decided" in maximised_unit.judge(none)[1]
