@@ -75,7 +75,7 @@ def restate(path: Path) -> tuple[Verdict, str]:
 
 
 def rewrite_conclusions(results: Path = RESULTS) -> list[Path]:
-    """Write the conclusions of all records in the words of today.
+    """Write the conclusions of all records in the words of today, and the rule that today's verdicts follow.
 
     Raises
     ------
@@ -92,8 +92,9 @@ def rewrite_conclusions(results: Path = RESULTS) -> list[Path]:
                 f"{path.parent.name}/{path.name}: the stored verdict is {record['verdict']!r}, today's {verdict!r}; "
                 f"run python -m analyses.{path.parent.name}"
             )
-        if (verdict, conclusion) != (record["verdict"], record["conclusion"]):
-            written = record | {"verdict": verdict, "conclusion": conclusion}
+        rule = load_study(path.parent.name).rule
+        written = record | {"verdict": verdict, "conclusion": conclusion} | ({"rule": rule} if rule else {})
+        if written != record:
             text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False)
             write_atomically(path, lambda p, text=text: p.write_text(text + "\n", encoding="utf-8"))  # type: ignore[misc]
             changed.append(path)

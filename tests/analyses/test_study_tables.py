@@ -58,6 +58,9 @@ def test_conclusions_are_written_again_and_other_verdicts_refused(tmp_path: Path
     assert tables.rewrite_conclusions(tmp_path) == [path]
     assert path.read_text(encoding="utf-8") == written and tables.rewrite_conclusions(tmp_path) == []
     record = json.loads(written)
+    path.write_text(json.dumps(record | {"rule": "an earlier one"}), encoding="utf-8")
+    assert tables.rewrite_conclusions(tmp_path) == [path], "the rule is the one that today's verdict follows"
+    assert path.read_text(encoding="utf-8") == written
     path.write_text(json.dumps(record | {"verdict": "holds"}), encoding="utf-8")
     with pytest.raises(FeatmapError, match=r"the stored verdict is 'holds', today's '.*'; run python -m analyses"):
         tables.rewrite_conclusions(tmp_path)
