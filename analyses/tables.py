@@ -52,9 +52,9 @@ A study draws 16 features of each layer at random and uses three seeds of the no
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
 our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
 was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer
-features, fewer seeds or smaller images than by default: the line with the link to the table says so. Many features of a
-network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a recipe does
-not do so itself, and what is left out all the same is counted beside the result.
+layers, features or seeds, or smaller images, than by default: the line with the link to the table says so. Many
+features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a
+recipe does not do so itself, and what is left out all the same is counted beside the result.
 """
 
 
