@@ -62,7 +62,8 @@ STUDY = Study(
     rule=f"the claim holds if the named feature's runner-up rises above its null image and to {ALMOST:g} of the "
     "target's activation, and if in every layer fewer than half of the other drawn features' images drive a runner-up "
     "at least as high, on seeds that it was not chosen on (Wilcoxon's signed ranks over features, one-sided, "
-    f"p < {P:g}); it holds in part if one of these is true; it is not decided with one seed",
+    f"p < {P:g}); it holds in part if one of these is true; it is not decided with one seed, or with so few features "
+    "of a layer that this test cannot reach its level (fewer than five)",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     feature=5,
 )
@@ -222,10 +223,17 @@ def held_out_findings(layer: str, one: HeldOutRunnersUp) -> list[Finding]:
 def respond_to_targets(chosen: Mapping[str, HeldOutRunnersUp]) -> bool | None:
     """Check whether the runners-up respond to their targets' images.
 
-    This must be so in every layer, on seeds that they were not chosen on; None where it is undefined.
+    This must be so in every layer, on seeds that they were not chosen on; None where it is undefined, or where so few
+    features were drawn that the test cannot reach its level.
     """
     p = [one.p for one in chosen.values()]
-    return all(x < P for x in p) if p and np.isfinite(p).all() else None
+    if not p or not np.isfinite(p).all():
+        return None
+    # Of n signed ranks, the smallest p is that of n equal signs: 2 ** -n.
+    able = [2.0 ** -len(one.share) < P for one in chosen.values()]
+    if any(x >= P for x, enough in zip(p, able, strict=True) if enough):
+        return False
+    return True if all(able) else None
 
 
 def judge(of_named: Sequence[RunnerUp], chosen: Mapping[str, HeldOutRunnersUp]) -> Verdict:

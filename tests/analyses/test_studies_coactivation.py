@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from analyses import coactivation
 from analyses.coactivation import STUDY, measure, rank_others
 from analyses.formulas.held_out import evaluate_held_out
+from analyses.support.runners_up import RunnerUp
 from featmap.errors import FeatmapError
 from featmap.optimize.recipe import PIXELS
 from tests.helpers import networks, tiny
@@ -51,7 +53,7 @@ def test_features_that_have_nothing_in_common_do_not_rise_together(tmp_path: Pat
     assert value_of(outcome, "own:features") == pytest.approx(0, abs=1e-5)
     assert value_of(outcome, "floor:features") == pytest.approx(0, abs=1e-5)
     assert value_of(outcome, "almost:features") == 0
-    assert outcome.verdict == "does not hold"
+    assert outcome.verdict == "not decided", "three features cannot reach the level of the test"
 
 
 def test_the_floor_is_the_response_to_other_images(tmp_path: Path) -> None:
@@ -145,6 +147,20 @@ def test_one_seed_or_two_targets_decide_nothing() -> None:
             coactivation.respond_to_targets({"a": found}) is None and coactivation.held_out_sentence({"a": found}) == ""
         )
         assert coactivation.held_out_findings("a", found) == []
+
+
+def test_so_few_targets_that_the_test_cannot_reach_its_level_decide_nothing() -> None:
+    """Of n equal signs, Wilcoxon's p is 2 ** -n: 0.0625 for four targets, 0.031 for five."""
+    four, five = (evaluate_held_out(scattered(1.0)[:, :n], np.arange(n)) for n in (4, 5))
+    assert [four.p, five.p] == pytest.approx([1 / 16, 1 / 32])
+    assert coactivation.respond_to_targets({"a": four}) is None
+    assert coactivation.respond_to_targets({"a": five}) is True
+    assert coactivation.respond_to_targets({"a": five, "b": four}) is None
+    against = replace(five, p=0.5)
+    assert coactivation.respond_to_targets({"a": against, "b": four}) is False, "one layer is enough to refute it"
+    low = RunnerUp("a", 0, 4, *np.array([[0.2], [0.1], [1.0], [1.0], [0.1]]), rank=2.0)
+    cases = ((five, "holds in part"), (against, "does not hold"), (four, "not decided"))
+    assert [coactivation.judge([low], {"a": one}) for one, _ in cases] == [verdict for _, verdict in cases]
 
 
 def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:
