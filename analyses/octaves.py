@@ -68,7 +68,8 @@ STUDY = Study(
     rule="octaves are clearer if the high-frequency share of plain descent minus theirs (paired) is above 0; the "
     "patterns are the same if the agreement of plain descent and octaves is above 0 and its mean is at least half of "
     "that of two seeds of plain descent; a minority shows grids if the share of first-layer features with a grid is "
-    "below a half for plain descent, and lower with octaves; the claim holds if all three are true, in part if one is",
+    "below a half for plain descent, and lower with octaves (undecided where the interval of the first spans a half); "
+    "the claim holds if all three are true, in part if one is",
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
 )
@@ -206,17 +207,18 @@ def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
 def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
     """Judge the claim by the rule of the study, and write the conclusion.
 
-    Undefined parts count as not true.
+    Undefined parts count as not true; that a minority shows grids is undecided where the interval spans a half.
     """
     less, across, again = findings["less"], findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
-    plain, octaves = findings[f"grid {PLAIN}"].value, findings[f"grid {OCTAVES}"].value
     parts = [
         (less.low or 0) > 0,
         None not in (across.value, again.value) and (across.low or 0) > 0 and across.value >= again.value / 2,
-        plain is not None and octaves is not None and octaves < plain < 0.5,
+        minority_with_grids(findings[f"grid {PLAIN}"], findings[f"grid {OCTAVES}"]),
     ]
-    verdict: Verdict = "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
-    clearer, same, minority = (CLAIM_WORDS[bool(part)] for part in parts)
+    verdict: Verdict = "not decided" if None in parts else "does not hold"
+    if any(parts):
+        verdict = "holds" if all(parts) else "holds in part"
+    clearer, same, minority = (CLAIM_WORDS[part] for part in parts)
     high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, PLAIN)]
     grids = format_interval(findings[f"grid {PLAIN}"], ".0%")
     return verdict, (
@@ -224,9 +226,21 @@ def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
         f"{high[1]}. That the patterns are the same {same}: the two images of a feature agree by "
         f"{format_value(across.value)} more than images of different features do. Two seeds of plain descent agree by "
         f"{format_value(again.value)} more. That a minority of the first layer's features shows a grid without "
-        f"octaves, and fewer with them, {minority}: {grids} do with plain descent, {format_value(octaves, '.0%')} with "
-        f"octaves{low_resolution_phrase(findings)}."
+        f"octaves, and fewer with them, {minority}: {grids} do with plain descent, "
+        f"{format_value(findings[f'grid {OCTAVES}'].value, '.0%')} with octaves{low_resolution_phrase(findings)}."
     )
+
+
+def minority_with_grids(plain: Finding, octaves: Finding) -> bool | None:
+    """Check whether fewer than half of the features have a grid under plain descent, and fewer with octaves.
+
+    None where the interval of the first share spans a half.
+    """
+    if plain.value is None or octaves.value is None or octaves.value >= plain.value:
+        return False
+    if plain.low is None or plain.high is None or plain.low < 0.5 < plain.high:
+        return None
+    return plain.value < 0.5
 
 
 def low_resolution_phrase(findings: dict[str, Finding]) -> str:

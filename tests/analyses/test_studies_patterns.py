@@ -81,6 +81,28 @@ def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
     assert fit_text(drawn, 7 / 9, 7)[1] == drawn, "nine columns of seven inches"
 
 
+@pytest.mark.parametrize(
+    ("plain", "octave", "expected"),
+    [
+        ((0.2, 0.1, 0.4), 0.1, True),
+        ((0.2, 0.1, 0.6), 0.1, None),  # few features: the interval spans a half
+        ((0.67, 0.3, 0.9), 0.5, None),
+        ((0.7, 0.52, 0.84), 0.2, False),
+        ((0.2, 0.1, 0.4), 0.2, False),  # not fewer with octaves
+    ],
+)
+def test_few_features_do_not_decide_whether_a_minority_has_grids(
+    plain: tuple[float, float, float], octave: float, expected: bool | None
+) -> None:
+    assert octaves.minority_with_grids(finding(*plain), finding(octave)) is expected
+    held = {"less": finding(0, -1, 1), "less low": finding(0, -1, 1), f"grid {octaves.LOWRES}": finding(0.0)}
+    held |= {f"high {label}": finding(0.1) for label in octaves.LABELS}
+    held |= {f"{octaves.PLAIN}, {other}": finding(0, -1, 1) for other in (octaves.PLAIN, octaves.OCTAVES)}
+    held |= {f"grid {octaves.PLAIN}": finding(*plain), f"grid {octaves.OCTAVES}": finding(octave)}
+    verdicts = {True: "holds in part", None: "not decided", False: "does not hold"}
+    assert octaves.judge(held)[0] == verdicts[expected]
+
+
 def test_one_seed_and_two_features_suffice(tmp_path: Path) -> None:
     context = context_of(octaves.STUDY, linear(2), ("features",), tmp_path, size=24, features=2, seeds=1)
     outcome = octaves.measure(context, 24, 3)
