@@ -369,7 +369,7 @@ def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int)
 
 def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Judge the claim by the rule of the study, and write the conclusion."""
-    error, floor, first, several = (findings[k] for k in ("error", "floor", "wider first", "several profiles"))
+    error, floor, several = (findings[k] for k in ("error", "floor", "several profiles"))
     place = error.high is not None and floor.low is not None and error.high < floor.low
     parts = (place, interior_wider(findings), exceeds(several, MANY))
     verdict: Verdict = "not decided"

@@ -166,9 +166,7 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {' | '.join(cells)} | {finding['count']:,} |")
     trained = measured_networks(records)
     lines += [
-        f"| {model} | {escape_cell(describe_gap(study, model))} | | |"
-        for model in NETWORKS
-        if model not in trained
+        f"| {model} | {escape_cell(describe_gap(study, model))} | | |" for model in NETWORKS if model not in trained
     ]
     for model, record in records.items():
         settings = record["settings"]

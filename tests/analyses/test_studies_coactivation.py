@@ -156,6 +156,8 @@ def test_so_few_targets_that_the_test_cannot_reach_its_level_decide_nothing() ->
     assert coactivation.respond_to_targets({"a": four}) is None
     assert coactivation.respond_to_targets({"a": five}) is True
     assert coactivation.respond_to_targets({"a": five, "b": four}) is None
+    tied = replace(five, percentile=np.array([0, 0, 0, 0, 0.5]), p=1 / 16)
+    assert coactivation.respond_to_targets({"a": tied}) is None, "a tie has no rank"
     against = replace(five, p=0.5)
     assert coactivation.respond_to_targets({"a": against, "b": four}) is False, "one layer is enough to refute it"
     low = RunnerUp("a", 0, 4, *np.array([[0.2], [0.1], [1.0], [1.0], [0.1]]), rank=2.0)
