@@ -142,7 +142,10 @@ def describe_disagreement(study: str, records: Mapping[str, Record]) -> str:
     if len(decided) < 2:
         return ""
     words = {"not decided": "is not decided"}
-    parts = [f"it {words.get(v, v)} on {' and '.join(models)}" for v, models in networks.items()]
+    parts = [
+        f"it {words.get(v, v)} on {' and '.join(filter(None, (', '.join(models[:-1]), models[-1])))}"
+        for v, models in networks.items()
+    ]
     reason = f" {REASONS[study]}" if study in REASONS else ""
     return f"The networks disagree about the claim: {', '.join(parts)}.{reason}"
 

@@ -288,6 +288,8 @@ def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert verdicts.describe_disagreement("some", records) == expected
     assert expected in tables.study_section(STUDY, records).splitlines()
+    more = records | {"fifth": record("fifth")}
+    assert "it holds on reference, fourth and fifth, it" in verdicts.describe_disagreement("some", more)
     monkeypatch.setitem(verdicts.REASONS, "some", "Its layers are small.")
     assert verdicts.describe_disagreement("some", records) == f"{expected} Its layers are small."
 
