@@ -1,4 +1,9 @@
-"""Networks that are linear from image to unit, generated from a seed, and the interaction of two of their units."""
+"""Networks that are linear from image to unit, generated from a seed, and the interaction of two of their units.
+
+`measure` takes one network of any architecture. `measure_many` takes many networks of one architecture at once: they
+are the groups of grouped convolutions, which have no weight between them, so that each is a network of its own, and a
+step of all of them costs little more than a step of one.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,8 @@ from featmap.optimize.recipe import INTERACT
 from featmap.stats import interaction
 
 SIZE, STEPS = 12, 8
+SMALL, FEW = 8, 5
+"""Side of the images and steps where many networks are measured."""
 
 
 def generated(seed: int) -> nn.Sequential:
@@ -89,3 +96,84 @@ def measure(seed: int) -> tuple[float, float, float] | None:
         interaction.image_nonlinearity(d_ab.numpy(), np.stack([part.numpy() for part in d])),
         interaction.second_difference(middle, halves, r_ab, deviation).size,
     )
+
+
+def generated_groups(seed: int, count: int) -> nn.Sequential:
+    """Many networks of one random architecture, as groups of convolutions; weights, scales and biases are their own."""
+    g = np.random.default_rng([seed, 2])
+    layers: list[nn.Module] = []
+    channels, groups = 3, 1  # all of them see the same image
+    for _ in range(g.integers(1, 4)):
+        width, kernel, stride = int(g.integers(4, 9)), int(g.choice([1, 3, 5])), int(g.choice([1, 1, 2]))
+        layer = nn.Conv2d(channels, count * width, kernel, stride, kernel // 2, groups=groups)
+        scales = np.repeat(10 ** g.uniform(-2, 2, count), width)[:, None, None, None]
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(g.normal(size=tuple(layer.weight.shape)) * scales))
+            layer.bias.copy_(torch.from_numpy(g.normal(size=count * width)))  # type: ignore[union-attr]
+        layers.append(layer)
+        if g.random() < 0.3:
+            layers.append(nn.AvgPool2d(3, 1, 1))
+        channels, groups = count * width, count
+    return nn.Sequential(*layers).eval()
+
+
+def measure_many(seed: int, count: int) -> np.ndarray:
+    """Response nonlinearity, image nonlinearity and second difference of two units of each of `count` networks.
+
+    A row for each network, of NaN where the gradients of its units cancel. One architecture, and one pair of layers,
+    serve all; the features are drawn for each network.
+    """
+    module, g = generated_groups(seed, count), np.random.default_rng([seed, 3])
+    recipe = replace(INTERACT.resolved(SMALL, size=SMALL, steps=FEW), rows=count)
+    layers = [int(g.integers(len(module))), len(module) - 1]
+
+    def outputs(images: torch.Tensor) -> list[torch.Tensor]:
+        """Activations of both layers, each images x networks x features x height x width."""
+        values = [x := images] + [x := layer(x) for layer in module]
+        return [values[la + 1].unflatten(1, (count, -1)) for la in layers]
+
+    def responses(images: torch.Tensor) -> np.ndarray:
+        """Mean activations of both layers of each image's own network, in float64: images x features."""
+        module.double()
+        with torch.no_grad():
+            means = torch.cat([found.mean((3, 4)) for found in outputs(images.double())], 2)
+        module.float()
+        return means[range(count), range(count)].numpy()
+
+    with torch.no_grad():
+        shapes = [tuple(found.shape[2:]) for found in outputs(torch.zeros(1, 3, SMALL, SMALL))]
+    names = [str(la) for la in layers]
+    one = DescentNetwork(
+        module, lambda x: x, {SMALL: {name: (count * n, h, w) for name, (n, h, w) in zip(names, shapes, strict=True)}}
+    )
+    channels = [g.integers(n, size=count) for n, _, _ in shapes]
+    if layers[0] == layers[1]:
+        channels[1] = np.where(channels[0] == channels[1], (channels[1] + 1) % shapes[1][0], channels[1])
+    units = [
+        [Unit(name, k * n + int(c)) for k, c in enumerate(own)]
+        for name, own, (n, _, _) in zip(names, channels, shapes, strict=True)
+    ]
+    null = null_image(recipe, seed).float()
+    base = responses(null.expand(count, -1, -1, -1))
+    d = [descend(one, [Objective(((1.0, u),)) for u in own], recipe, seed=seed).images - null for own in units]
+    r = [responses(null + part) - base for part in d]
+    rows = np.arange(count)
+    best = np.stack([r[0][rows, channels[0]], r[1][rows, shapes[0][0] + channels[1]]])
+    weights = 1 / best / np.array([[h * w] for _, h, w in shapes])
+    weights /= weights.mean(0)
+    targets = [
+        Objective(((float(weights[0, k]), units[0][k]), (float(weights[1, k]), units[1][k]))) for k in range(count)
+    ]
+    joint = descend(one, targets, recipe, seed=seed)
+    d_ab, r_ab = joint.images - null, responses(joint.images) - base
+    halves = np.stack([responses(null + part / 2) - base for part in d], 1)
+    middle = responses(null + d[0] / 2 + d[1] / 2) - base
+    solos, parts = torch.stack(d, 1).numpy(), np.stack(r, 1)
+    found = np.full((count, 3), np.nan)
+    for k in np.flatnonzero(joint.had_gradient.numpy()):
+        found[k] = (
+            interaction.response_nonlinearity(r_ab[k], parts[k]),
+            interaction.image_nonlinearity(d_ab[k].numpy(), solos[k]),
+            interaction.second_difference(middle[k], halves[k], r_ab[k], np.ones(len(base[k]))).size,
+        )
+    return found
