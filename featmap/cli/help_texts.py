@@ -224,6 +224,11 @@ The statistics, with the values of every seed (formulas: featmap/stats/interacti
                          mean counts
   its ceiling            the same with the solo images of unrelated features
                          as the parts; mean of four draws
+  mixture nonlinearity   the same of the mean of the solo images, which needs
+                         no joint descent, beside the responses to half of
+                         each; it repeats better from seed to seed, and is
+                         another quantity: what the network makes of a
+                         mixture, not what a joint descent finds
   retention              the share of its solo response that a unit keeps on
                          the joint image
   cross-talk             the share of its solo response that a unit reaches on

@@ -25,6 +25,8 @@ UNCONVERGED_PARTNER = "unconverged partner"
 """Statuses of a joint descent; only those that are "ok" have all statistics."""
 NONLINEARITIES = ("response_nonlinearity", "image_nonlinearity")
 """Statistics that have floors and a ceiling."""
+MIXTURE = "mixture_nonlinearity"
+"""Nonlinearity of the mean of the solo images, which needs no joint descent; it has a floor of its own."""
 FLOOR_KINDS = ("perturbed", "seed")
 """What a unit is compared with for a floor: itself from a perturbed start, and from the noise of another seed."""
 
@@ -238,7 +240,8 @@ class JointArrays:
         """Names of all statistics, whether a descent has them or not."""
         letters = MEMBERS[: self.job.members]
         names = [f"solo_{c}" for c in letters]
-        names += [*NONLINEARITIES, "second_difference", "second_difference_sign", "second_difference_at"]
+        names += [*NONLINEARITIES, MIXTURE, f"{MIXTURE}_floor"]
+        names += ["second_difference", "second_difference_sign", "second_difference_at"]
         names += ["joint_gain", "gradient_agreement"]
         names += ["territory_divided", "territory_correlation"]
         for c in letters:
@@ -279,14 +282,18 @@ class JointArrays:
         )
         fractions = np.stack([self.solo_responses(u, seed, array="solo_fraction") for u in group])
         d, images = self.joint_difference(row), np.stack([self.solo_difference(u, seed) for u in group])
-        second = interaction.second_difference(
-            self._standardise(small["joint_middle"][row], seed), fractions, r, small["deviation"]
-        )
+        middle = self._standardise(small["joint_middle"][row], seed)
+        second = interaction.second_difference(middle, fractions, r, small["deviation"])
         cosines = small["joint_agreement"][row]
         territory = interaction.territory(self.activation_maps(row))
         result |= {
             "response_nonlinearity": interaction.response_nonlinearity(r, parts),
             "image_nonlinearity": interaction.image_nonlinearity(d, images),
+            MIXTURE: interaction.response_nonlinearity(middle, fractions),
+            # a unit mixed with itself is its solo image
+            f"{MIXTURE}_floor": float(
+                np.mean([interaction.response_nonlinearity(p, f[None]) for p, f in zip(parts, fractions, strict=True)])
+            ),
             "second_difference": second.size,
             "second_difference_sign": second.sign,
             "second_difference_at": float("nan") if second.feature is None else float(second.feature),

@@ -46,6 +46,8 @@ def assert_linear(table: pd.DataFrame) -> None:
     """A table without interaction: nonlinearities within 1e-4, second differences nothing but rounding."""
     assert (table["status"] == OK).all()
     assert (table[["response_nonlinearity", "image_nonlinearity"]].to_numpy(dtype=float) <= LINEAR).all()
+    mixed = table[["mixture_nonlinearity", "mixture_nonlinearity_floor"]].to_numpy(dtype=float)
+    assert not (mixed > LINEAR).any()  # undefined where the solo images cancel
     assert (table["second_difference"].to_numpy(dtype=float) < 1e-5).all()
     assert (table["second_difference_at"] == "").all()
     for c in ("a", "b"):
@@ -283,11 +285,13 @@ def test_the_second_difference_is_largest_at_the_planted_and(probed: list[str], 
     assert (table["second_difference_at"] == f"gates:{couples.AND}").all()
     assert (table["second_difference"] > 0.02).all()
     assert summarise(table).loc[0, "second_difference_at"] == f"gates:{couples.AND}"
+    assert (table["mixture_nonlinearity"] > table["mixture_nonlinearity_floor"] + 1e-3).all()
 
 
 def test_without_the_and_no_feature_computes_with_the_pair(compute: Any) -> None:
     table = compute(["colours:0", "colours:1"], couples.gated(), probe_layers=["colours"])
     assert (table["second_difference_at"] == "").all()
+    assert (table["mixture_nonlinearity"] <= LINEAR).all()
 
 
 def test_the_deviation_of_a_colour_difference_is_that_of_its_mean(tmp_path: Path) -> None:

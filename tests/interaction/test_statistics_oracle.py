@@ -102,6 +102,9 @@ def test_every_statistic_by_plain_loops(run_result: tuple[list[str], Interaction
         expected["image_nonlinearity"] = oracles.variance_share(d.tolist(), images)
         middle = run.r(run.at("joint_middle", joint=run.joint(seed)), run.start(seed))
         fractions = [run.solo_r(u, seed, array="solo_fraction") for u in units]
+        expected["mixture_nonlinearity"] = oracles.non_negative_share(middle, fractions)
+        alone = [oracles.non_negative_share(p, [f]) for p, f in zip(parts, fractions, strict=True)]
+        expected["mixture_nonlinearity_floor"] = sum(alone) / len(units)
         size, where = oracles.second_difference(middle, fractions, joint)
         expected["second_difference"] = size
         named = "" if size < 1e-5 else run.data["response"].values[run.varying[where]]  # `first` is linear: rounding
