@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from featmap.network.loading import load
-from featmap.network.unit import Unit
+from featmap.network.unit import Shape, Unit
 from featmap.optimize.descent import DescentNetwork, descend
 from featmap.optimize.objective import Objective
 from featmap.optimize.parameterization import null_image
@@ -118,7 +118,7 @@ def generated_groups(seed: int, count: int) -> nn.Sequential:
 
 
 def measure_many(seed: int, count: int) -> np.ndarray:
-    """Response nonlinearity, image nonlinearity and second difference of two units of each of `count` networks.
+    """Response, image and mixture nonlinearity and second difference of two units of each of `count` networks.
 
     A row for each network, of NaN where the gradients of its units cancel. One architecture, and one pair of layers,
     serve all; the features are drawn for each network.
@@ -143,9 +143,8 @@ def measure_many(seed: int, count: int) -> np.ndarray:
     with torch.no_grad():
         shapes = [tuple(found.shape[2:]) for found in outputs(torch.zeros(1, 3, SMALL, SMALL))]
     names = [str(la) for la in layers]
-    one = DescentNetwork(
-        module, lambda x: x, {SMALL: {name: (count * n, h, w) for name, (n, h, w) in zip(names, shapes, strict=True)}}
-    )
+    in_all: dict[str, Shape] = {name: (count * n, h, w) for name, (n, h, w) in zip(names, shapes, strict=True)}
+    one = DescentNetwork(module, lambda x: x, {SMALL: in_all})
     channels = [g.integers(n, size=count) for n, _, _ in shapes]
     if layers[0] == layers[1]:
         channels[1] = np.where(channels[0] == channels[1], (channels[1] + 1) % shapes[1][0], channels[1])
@@ -169,11 +168,12 @@ def measure_many(seed: int, count: int) -> np.ndarray:
     halves = np.stack([responses(null + part / 2) - base for part in d], 1)
     middle = responses(null + d[0] / 2 + d[1] / 2) - base
     solos, parts = torch.stack(d, 1).numpy(), np.stack(r, 1)
-    found = np.full((count, 3), np.nan)
+    found = np.full((count, 4), np.nan)
     for k in np.flatnonzero(joint.had_gradient.numpy()):
         found[k] = (
             interaction.response_nonlinearity(r_ab[k], parts[k]),
             interaction.image_nonlinearity(d_ab[k].numpy(), solos[k]),
+            interaction.response_nonlinearity(middle[k], halves[k]),
             interaction.second_difference(middle[k], halves[k], r_ab[k], np.ones(len(base[k]))).size,
         )
     return found

@@ -102,7 +102,7 @@ def test_a_thousand_generated_linear_networks_have_no_interaction() -> None:
     found = np.concatenate([linear_pairs.measure_many(seed, 10) for seed in range(100)])
     defined = found[np.isfinite(found).all(1)]
     assert len(found) == 1000 and len(defined) >= 950
-    assert defined[:, :2].max() <= 1e-4 and defined[:, 2].max() <= 1e-5
+    assert defined[:, :3].max() <= 1e-4 and defined[:, 3].max() <= 1e-5
 
 
 def test_networks_measured_together_are_measured_as_one_by_one() -> None:
