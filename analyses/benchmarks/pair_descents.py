@@ -58,6 +58,7 @@ class Descents:
         self.units = [*units[0], *units[1]]
         self.shape = len(units[0]), len(units[1])
         self.pairs = [(i, len(units[0]) + j) for i, j in product(*map(range, self.shape))]
+        self.repeated = [p for p, (_, b) in enumerate(self.pairs) if (b - len(units[0])) % 2 == 0]
         self.probe = Probe(network, recipe.rows, "cpu")
         self.batches = Batches(network, torch.device("cpu"))
 
@@ -129,22 +130,30 @@ class Descents:
         return self.kept(f"solo-{perturbed}", compute)
 
     def joints(self, perturbed: int, seeds: int) -> dict[str, np.ndarray]:
-        """Joint descents, seeds x pairs, each unit weighted by its solo response from the same start."""
+        """Joint descents, seeds x pairs, each unit weighted by its solo response from the same start.
+
+        From perturbed starts only the pairs of every second feature of the second layer are made; NaN elsewhere.
+        """
+        made = self.repeated if perturbed else list(range(len(self.pairs)))
 
         def compute() -> dict[str, np.ndarray]:
             reached, null = self.solos(perturbed)["units"], self.ground["units"][:, perturbed]
             neurons = [int(np.prod(self.network.layer(u.layer, self.recipe.size).shape[1:])) for u in self.units]
             rows = []
-            for seed, pair in product(range(seeds), self.pairs):
+            for seed, pair in product(range(seeds), [self.pairs[p] for p in made]):
                 best = [float(reached[u, seed, u] - null[seed, u]) for u in pair]
                 weights = np.array([1 / b / neurons[u] if b > 0 else 0.0 for b, u in zip(best, pair, strict=True)])
                 weights = weights / weights.mean() if weights.any() else weights
                 terms = tuple((float(w), self.units[u]) for w, u in zip(weights, pair, strict=True))
                 rows.append((Objective(terms), seed))
             found = self.descended(rows, perturbed)
-            return {k: v.reshape(seeds, len(self.pairs), *v.shape[1:]) for k, v in found.items()}
+            return {k: v.reshape(seeds, len(made), *v.shape[1:]) for k, v in found.items()}
 
-        return self.kept(f"joint-{perturbed}", compute)
+        found = {k: v for k, v in self.kept(f"joint-{perturbed}", compute).items() if k != "images"}
+        whole = {k: np.full((len(v), len(self.pairs), *v.shape[2:]), np.nan) for k, v in found.items()}
+        for key, values in found.items():
+            whole[key][:, made] = values
+        return whole
 
     def mixtures(self, perturbed: int) -> dict[str, np.ndarray]:
         """Responses to half of each solo image (seeds x units), and to halves of both (seeds x pairs)."""

@@ -83,8 +83,8 @@ class Way:
         Correlation over pairs of its mean over seeds with that of the response nonlinearity.
     mean : float
         Mean over pairs and seeds.
-    seeds : int
-        Seeds that were compared.
+    seeds, pairs : int
+        Seeds that were compared, and pairs that have the number with all of them.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Way:
     agreement: float
     mean: float
     seeds: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,11 @@ def repeat_joints(
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Measure the ways that need joint descents from the perturbed start too, see `measure_ways`."""
     perturbed, both = Yardstick(layers, starts=(1,), joint=1).measure(descents, again), "2 joints, 2 solos"
+    same = np.where(np.isfinite(perturbed), plain[:, :again], np.nan)
     return {
-        "the first seeds alone": ("1 joint, 1 solo", plain[:, :again]),
-        "the perturbed start of the first seeds": ("1 joint, 1 solo", perturbed),
-        "two joint images, mean of their statistics": (both, (plain[:, :again] + perturbed) / 2),
+        "of these pairs and seeds alone: one joint image": ("1 joint, 1 solo", same),
+        "the one from the perturbed start": ("1 joint, 1 solo", perturbed),
+        "two joint images, mean of their statistics": (both, (same + perturbed) / 2),
         "two joint images, mean of their responses": (both, average_joints(descents, layers, again)),
     }
 
@@ -260,14 +262,24 @@ def common_share(values: np.ndarray) -> float:
 
 
 def judge(values: dict[str, tuple[str, np.ndarray]], shape: tuple[int, int]) -> list[Way]:
-    """Compute the repeatability of all ways over the pairs that all of them define."""
-    defined = np.all([np.isfinite(v).all(1) for _, v in values.values()], axis=0)
+    """Compute the repeatability of each way over the pairs that it defines."""
     chosen, plain = split(shape), values[RAW][1].mean(1)
     ways = []
     for name, (cost, v) in values.items():
+        defined = np.isfinite(v).all(1) & np.isfinite(plain)
         parts = [round(repeatability(v[defined & rows]), 4) for rows in (chosen, ~chosen, np.ones_like(chosen))]
         agreement = float(np.corrcoef(v[defined].mean(1), plain[defined])[0, 1])
-        ways.append(Way(name, cost, *parts, round(agreement, 4), round(float(v[defined].mean()), 4), v.shape[1]))
+        ways.append(
+            Way(
+                name,
+                cost,
+                *parts,
+                round(agreement, 4),
+                round(float(v[defined].mean()), 4),
+                v.shape[1],
+                int(defined.sum()),
+            )
+        )
     return ways
 
 
@@ -330,12 +342,12 @@ def format_page(results: list[Result]) -> str:
             f"**{result.source}**, {' with '.join(result.layers)}: {len(a)} x {len(b)} features, {len(a) * len(b)} "
             f"pairs; {result.size} pixels, {result.steps} steps.",
             "",
-            "| way | cost | seeds | r, half for choosing | r, other half | r, all pairs | agreement | mean |",
+            "| way | cost | seeds, pairs | r, half for choosing | r, other half | r, all pairs | agreement | mean |",
             "|---" * 8 + "|",
         ]
         for w in (Way(**way) for way in result.ways):  # type: ignore[arg-type]
             numbers = [f"{v:.2f}" for v in (w.chosen, w.tested, w.whole, w.agreement)]
-            lines.append(f"| {w.name} | {w.cost} | {w.seeds} | {' | '.join(numbers)} | {w.mean:.3g} |")
+            lines.append(f"| {w.name} | {w.cost} | {w.seeds}, {w.pairs} | {' | '.join(numbers)} | {w.mean:.3g} |")
         lines.append("")
     lines += [
         "Shrinkage, with factors estimated on one half; on the other half the squared error of a single seed against "

@@ -228,7 +228,9 @@ The statistics, with the values of every seed (formulas: featmap/stats/interacti
                          no joint descent, beside the responses to half of
                          each; it repeats better from seed to seed, and is
                          another quantity: what the network makes of a
-                         mixture, not what a joint descent finds
+                         mixture, not what a joint descent finds; with the
+                         images from the perturbed start too, its mean
+                         (two_starts) repeats best
   retention              the share of its solo response that a unit keeps on
                          the joint image
   cross-talk             the share of its solo response that a unit reaches on

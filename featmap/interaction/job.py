@@ -411,6 +411,7 @@ class JointJob(BaseJob):
             "joint_A": spec("joint response", joints, columns, chunk=chunks["joint"]),
             "joint_units": spec("joint unit", joints, units, chunk=chunks["joint"]),
             "joint_middle": spec("joint response", joints, columns, chunk=chunks["joint"]),
+            "joint_middle_perturbed": spec("joint response", joints, columns, chunk=chunks["joint"]),
             "joint_weight": spec("joint member", joints, members, chunk=chunks["joint"], dtype="float64"),
             "joint_blend": spec("joint point member", joints, points, members, chunk=chunks["joint"]),
             "joint_curve": spec("joint step member", joints, steps, members, chunk=chunks["joint"]),

@@ -54,7 +54,7 @@ from featmap.runs.store import Run, open_arrays
 from featmap.stats.interaction import simplex_lattice
 
 DEFAULT_RECIPE = "interact"
-SOLO_PASSES, JOINT_PASSES = 4, 5
+SOLO_PASSES, JOINT_PASSES = 4, 6
 """Images that the untouched network is shown for each descent: the result, the null image and mixtures; those of the
 blends of solo images come on top."""
 COUNTS = "counts"

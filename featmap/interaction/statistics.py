@@ -27,6 +27,8 @@ NONLINEARITIES = ("response_nonlinearity", "image_nonlinearity")
 """Statistics that have floors and a ceiling."""
 MIXTURE = "mixture_nonlinearity"
 """Nonlinearity of the mean of the solo images, which needs no joint descent; it has a floor of its own."""
+TWO_MIXTURES = "mixture_nonlinearity_two_starts"
+"""Its mean with that of the solo images from the perturbed start."""
 FLOOR_KINDS = ("perturbed", "seed")
 """What a unit is compared with for a floor: itself from a perturbed start, and from the noise of another seed."""
 
@@ -88,6 +90,9 @@ class JointArrays:
         solo = ("A", "units", "fraction", "status")
         joint = ("A", "units", "middle", "weight", "blend", "agreement", "status")
         names = [*shared, *(f"solo_{n}" for n in solo), *(f"joint_{n}" for n in joint)]
+        names += [
+            name for name in ("joint_middle_perturbed",) if name in self.arrays
+        ]  # runs of an earlier version lack it
         return {name: np.asarray(self.arrays[name][...]) for name in names}
 
     def _standardise(self, responses: np.ndarray, seed: int, perturbed: bool = False) -> np.ndarray:
@@ -240,7 +245,7 @@ class JointArrays:
         """Names of all statistics, whether a descent has them or not."""
         letters = MEMBERS[: self.job.members]
         names = [f"solo_{c}" for c in letters]
-        names += [*NONLINEARITIES, MIXTURE, f"{MIXTURE}_floor"]
+        names += [*NONLINEARITIES, MIXTURE, f"{MIXTURE}_floor", TWO_MIXTURES]
         names += ["second_difference", "second_difference_sign", "second_difference_at"]
         names += ["joint_gain", "gradient_agreement"]
         names += ["territory_divided", "territory_correlation"]
@@ -311,12 +316,23 @@ class JointArrays:
                 if other != c:
                     on_other = self.solo_activation(unit, image_unit, seed)
                     result[f"crosstalk_{c}_on_{other}"] = interaction.crosstalk(on_other, best[k])
+        result[TWO_MIXTURES] = (result[MIXTURE] + self._perturbed_mixture(row)) / 2
         if self.job.balance == "solo" and self.job.recipe.linear:
             gifts = [[result.get(f"crosstalk_{c}_on_{other}", 1.0) for other in letters] for c in letters]
             lengths = np.sqrt(np.square(images).reshape(len(group), -1).mean(1))
             without = interaction.additive_retentions(np.array(gifts), lengths, result["gradient_agreement"])
             result |= {f"additive_retention_{c}": float(v) for c, v in zip(letters, without, strict=True)}
         return result | self._floors(g, seed, letters) | self._ceilings(group, seed, r, d)
+
+    def _perturbed_mixture(self, row: int) -> float:
+        """Compute the mixture nonlinearity of the solo images from perturbed starts; NaN where one did not rise."""
+        g, seed = self.job.joints[row]
+        group = self.job.groups[g]
+        if "joint_middle_perturbed" not in self.small_arrays or not all(self.is_live(u, seed, True) for u in group):
+            return float("nan")
+        middle = self._standardise(self.small_arrays["joint_middle_perturbed"][row], seed, perturbed=True)
+        fractions = [self.solo_responses(u, seed, perturbed=True, array="solo_fraction") for u in group]
+        return interaction.response_nonlinearity(middle, np.stack(fractions))
 
     def excess(self) -> np.ndarray:
         """Compute only the excess of each response nonlinearity over its floor.

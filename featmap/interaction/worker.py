@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -224,7 +224,8 @@ class JointWorker:
         rows = job.joints[unit.first : unit.last]
         arrays = store.arrays
         status, reached, null = arrays["solo_status"][:], arrays["solo_units"][:], arrays["null_units"][:]
-        weights, targets, images = [], [], []
+        weights, targets = [], []
+        images: dict[bool, list[Tensor]] = {False: [], True: []}
         for g, seed in rows:
             group = job.groups[g]
             own_rows, columns = [solo_rows[Solo(u, seed)] for u in group], [unit_columns[u] for u in group]
@@ -239,19 +240,21 @@ class JointWorker:
             scaled = w / counts
             scaled = scaled / scaled.mean() if scaled.any() else scaled
             targets.append(Objective(tuple((float(s), u) for s, u in zip(scaled, group, strict=True))))
-            images.append(torch.from_numpy(np.stack([arrays["solo_images"][k] for k in own_rows])))
+            for perturbed, found in images.items():
+                own_rows = [solo_rows[Solo(u, seed, perturbed)] for u in group]
+                found.append(torch.from_numpy(np.stack([arrays["solo_images"][k] for k in own_rows])))
         starts = [(seed, False) for _, seed in rows]
         result = self._descend(targets, starts)
-        solos, nulls = torch.stack(images), torch.stack([self.null_image(*start) for start in starts])
+        solos, nulls = torch.stack(images[False]), torch.stack([self.null_image(*start) for start in starts])
         responses, units = self.probe.measure_units(result.images, job.responses, job.units)
-        middles = nulls + (solos - nulls[:, None]).sum(1) / job.members
         measured = {"images": result.images.numpy(), **self.probe.activations_and_scales(result.images, targets)}
         measured |= {"null_images": nulls.numpy(), "null_activation": self.probe.activations(nulls, targets)}
         return {
             "joint_images": measured["images"],
             "joint_A": responses,
             "joint_units": units,
-            "joint_middle": self.probe.measure_units(middles, job.responses, ())[0],
+            "joint_middle": self._mix(solos, nulls),
+            **self._mix_perturbed(torch.stack(images[True]), rows, arrays),
             "joint_weight": np.stack(weights),
             "joint_blend": self._blends(rows, solos),
             "joint_curve": result.curve.numpy(),
@@ -259,6 +262,21 @@ class JointWorker:
             "joint_status": self._joint_status(measured, result, nulls, targets),
             **self._maps(rows, result.images),
         }
+
+    def _mix(self, solos: Tensor, nulls: Tensor) -> np.ndarray:
+        """Measure the responses to the mean of each group's solo images, rows x features."""
+        middles = nulls + (solos - nulls[:, None]).sum(1) / self.job.members
+        return self.probe.measure_units(middles, self.job.responses, ())[0]
+
+    def _mix_perturbed(self, solos: Tensor, rows: Sequence[tuple[int, int]], arrays: Any) -> dict[str, np.ndarray]:
+        """Measure the same of the solo images from perturbed starts, where the run folder has room for it.
+
+        A run that an earlier version began has no such array, and is finished without it.
+        """
+        if "joint_middle_perturbed" not in arrays:
+            return {}
+        nulls = torch.stack([self.null_image(seed, True) for _, seed in rows])
+        return {"joint_middle_perturbed": self._mix(solos, nulls)}
 
     def _joint_status(
         self, measured: dict[str, np.ndarray], result: Descent, nulls: Tensor, targets: Sequence[Objective]

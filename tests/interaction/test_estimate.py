@@ -27,7 +27,7 @@ def test_joint_batches_weigh_their_blends() -> None:
     job = job_of(["conv3:0", "conv3:1"], networks.linear_network(), size=16, steps=2, rows=4, seeds=2)
     descents, statistics, _ = estimate.joint_parts(job)
     solo, joint = descents.work[0], descents.work[-1]
-    # 4 passes beside two steps, or 5 and those of 21 blends; a step takes three passes
-    assert joint / solo == pytest.approx((2 + 26 / 3) / (2 + 4 / 3))
+    # 4 passes beside two steps, or 6 and those of 21 blends; a step takes three passes
+    assert joint / solo == pytest.approx((2 + 27 / 3) / (2 + 4 / 3))
     assert len(descents.work) == -(-len(job.solos) // 4) + 1 and set(descents.work) == {solo, joint}
     assert statistics.seconds > 0

@@ -16,6 +16,8 @@ from scipy.ndimage import correlate1d
 from torch import nn
 
 import featmap
+from featmap.interaction import statistics
+from featmap.interaction.job import JointJob
 from featmap.interaction.statistics import CANCELLED, DEAD_PARTNER, NOT_FINITE, OK, summarise
 from featmap.network.loading import load
 from featmap.network.unit import Unit
@@ -46,7 +48,8 @@ def assert_linear(table: pd.DataFrame) -> None:
     """A table without interaction: nonlinearities within 1e-4, second differences nothing but rounding."""
     assert (table["status"] == OK).all()
     assert (table[["response_nonlinearity", "image_nonlinearity"]].to_numpy(dtype=float) <= LINEAR).all()
-    mixed = table[["mixture_nonlinearity", "mixture_nonlinearity_floor"]].to_numpy(dtype=float)
+    mixed = table.filter(like="mixture_nonlinearity").to_numpy(dtype=float)
+    assert mixed.shape[1] == 3
     assert not (mixed > LINEAR).any()  # undefined where the solo images cancel
     assert (table["second_difference"].to_numpy(dtype=float) < 1e-5).all()
     assert (table["second_difference_at"] == "").all()
@@ -277,6 +280,23 @@ def test_a_feature_is_driven_down_by_its_larger_negative(compute: Any) -> None:
     np.testing.assert_allclose(table["retention_b"], 1, atol=1e-5)
     np.testing.assert_allclose(table["retention_a"], -1, atol=1e-5)
     assert_linear(table)
+
+
+def test_a_run_without_the_perturbed_mixture_is_finished_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that an earlier version began have no such array."""
+    job = job_of(["second:3", "first:5"], tiny.small(), size=12, steps=4, rows=4, seeds=2)
+    whole, arrays, column = carried_out(job, tmp_path / "whole").table(), JointJob.arrays, statistics.TWO_MIXTURES
+    assert whole[column].notna().all()
+
+    def earlier(self: JointJob) -> Any:
+        return {name: spec for name, spec in arrays(self).items() if name != "joint_middle_perturbed"}
+
+    monkeypatch.setattr(JointJob, "arrays", earlier)
+    without = carried_out(job, tmp_path / "without").table()
+    assert without[column].isna().all()
+    pd.testing.assert_frame_equal(without.drop(columns=column), whole.drop(columns=column))
 
 
 @pytest.mark.parametrize("probed", [["gates"], ["colours", "gates"], ["gates", "colours"]])

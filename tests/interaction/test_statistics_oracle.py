@@ -103,6 +103,10 @@ def test_every_statistic_by_plain_loops(run_result: tuple[list[str], Interaction
         middle = run.r(run.at("joint_middle", joint=run.joint(seed)), run.start(seed))
         fractions = [run.solo_r(u, seed, array="solo_fraction") for u in units]
         expected["mixture_nonlinearity"] = oracles.non_negative_share(middle, fractions)
+        again = run.r(run.at("joint_middle_perturbed", joint=run.joint(seed)), run.start(seed, True))
+        halves = [run.solo_r(u, seed, True, array="solo_fraction") for u in units]
+        both = expected["mixture_nonlinearity"], oracles.non_negative_share(again, halves)
+        expected["mixture_nonlinearity_two_starts"] = sum(both) / 2
         alone = [oracles.non_negative_share(p, [f]) for p, f in zip(parts, fractions, strict=True)]
         expected["mixture_nonlinearity_floor"] = sum(alone) / len(units)
         size, where = oracles.second_difference(middle, fractions, joint)
