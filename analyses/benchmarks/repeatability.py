@@ -63,6 +63,8 @@ STRONGEST = 0.2
 MARGIN = 0.05
 """Difference of repeatabilities that counts as better."""
 PROBED = "inception3a,inception3b,inception4a,inception4b,inception4c,inception4d,inception5b"
+SAME = "of these pairs and seeds alone: one joint image"
+"""Way that those with two joint images are compared with."""
 RAW, MIXTURE, TWO_MIXTURES = "response nonlinearity", "mixture", "mixture, mean of both starts"
 SHRUNK = (RAW, MIXTURE, TWO_MIXTURES)
 
@@ -184,7 +186,7 @@ def repeat_joints(
     perturbed, both = Yardstick(layers, starts=(1,), joint=1).measure(descents, again), "2 joints, 2 solos"
     same = np.where(np.isfinite(perturbed), plain[:, :again], np.nan)
     return {
-        "of these pairs and seeds alone: one joint image": ("1 joint, 1 solo", same),
+        SAME: ("1 joint, 1 solo", same),
         "the one from the perturbed start": ("1 joint, 1 solo", perturbed),
         "two joint images, mean of their statistics": (both, (same + perturbed) / 2),
         "two joint images, mean of their responses": (both, average_joints(descents, layers, again)),
@@ -374,7 +376,8 @@ def conclude(results: list[Result]) -> list[str]:
         raw = ways[RAW]
         predicted = ", ".join(f"{spearman_brown(raw.whole, k):.2f} of {k}" for k in (2, 3, 5))
         reached = [f"{w.name} ({w.tested:.2f})" for w in ways.values() if min(w.chosen, w.tested) >= aim]
-        helps = [f"{w.name} ({w.tested:.2f})" for w in ways.values() if is_better(w, raw)]
+        beside = {name: ways[SAME] if w.seeds < raw.seeds else raw for name, w in ways.items()}
+        helps = [f"{w.name} ({w.tested:.2f})" for name, w in ways.items() if is_better(w, beside[name])]
         lines += [
             f"- {result.source}: single seeds of the response nonlinearity repeat with {raw.whole:.2f}; the aim of "
             f"{aim:g} is {'reached' if raw.whole >= aim else f'missed by {aim - raw.whole:.2f}'}. By Spearman and "
