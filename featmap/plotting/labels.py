@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 STATISTIC_LABELS = {
     "response_nonlinearity": "response nonlinearity",
-    "mixture_nonlinearity": "nonlinearity of the mean of the solo images",
     "excess": "response nonlinearity less its floor",
     "image_nonlinearity": "image nonlinearity",
     "retention": "retention: share of its solo response that {0} keeps on the joint image",

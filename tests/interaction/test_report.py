@@ -298,7 +298,7 @@ def test_notes_state_the_limits_of_a_conclusion(job: JointJob) -> None:
 
 def test_every_statistic_has_a_label_of_its_own(pair: Interaction) -> None:
     shown = labels.labelled_statistics(list(pair.statistics.columns))
-    assert len(shown) == len(set(shown)) == 14
+    assert len(shown) == len(set(shown)) == 13
     texts = [labels.statistic_label(name, ["second:3", "first:5"]) for name in shown]
     assert len(set(texts)) == len(texts) and not any("{" in s or "_" in s for s in texts if "r_ab" not in s)
     assert labels.statistic_label("crosstalk_b_on_a", ["x:1", "y:2"]) == LABEL
