@@ -58,7 +58,7 @@ class Descents:
         self.units = [*units[0], *units[1]]
         self.shape = len(units[0]), len(units[1])
         self.pairs = [(i, len(units[0]) + j) for i, j in product(*map(range, self.shape))]
-        self.repeated = [p for p, (_, b) in enumerate(self.pairs) if (b - len(units[0])) % 2 == 0]
+        self.repeated = [p for p, (_, b) in enumerate(self.pairs) if (b - len(units[0])) % 3 == 0]
         self.probe = Probe(network, recipe.rows, "cpu")
         self.batches = Batches(network, torch.device("cpu"))
 
@@ -132,7 +132,7 @@ class Descents:
     def joints(self, perturbed: int, seeds: int) -> dict[str, np.ndarray]:
         """Joint descents, seeds x pairs, each unit weighted by its solo response from the same start.
 
-        From perturbed starts only the pairs of every second feature of the second layer are made; NaN elsewhere.
+        From perturbed starts only the pairs of every third feature of the second layer are made; NaN elsewhere.
         """
         made = self.repeated if perturbed else list(range(len(self.pairs)))
 
