@@ -149,6 +149,7 @@ def measure_ways(descents: Descents, seeds: int, again: int) -> dict[str, tuple[
     plain, floor = Yardstick(layers).measure(descents, seeds), measure_floors(descents, layers, seeds)
     both = Yardstick(layers, starts=(0, 1)).measure(descents, seeds)
     mixtures = [measure_mixtures(descents, layers, k, seeds) for k in (0, 1)]
+    solos, mean = "no joint, 2 solos", (mixtures[0] + mixtures[1]) / 2
     repeated = repeat_joints(descents, layers, plain, again) if again else {}
 
     def by(**changes: object) -> np.ndarray:
@@ -175,7 +176,9 @@ def measure_ways(descents: Descents, seeds: int, again: int) -> dict[str, tuple[
         "beside the solo images of both starts": (two, both),
         **repeated,
         MIXTURE: (none, mixtures[0]),
-        TWO_MIXTURES: ("no joint, 2 solos", (mixtures[0] + mixtures[1]) / 2),
+        TWO_MIXTURES: (solos, mean),
+        f"{TWO_MIXTURES}, its square root": (solos, np.sqrt(mean)),
+        f"{TWO_MIXTURES}, its logarithm": (solos, np.log(np.maximum(mean, interaction.ROUNDING))),
     }
 
 
