@@ -21,6 +21,7 @@ Descents are kept in the folder `--out`, so that a later call goes on from there
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -316,7 +317,8 @@ def count_seeds(r: float, aim: float) -> int:
     """
     if not r > 0:
         raise FeatmapError(f"repeatability {r:g}: no number of seeds raises one that is not above 0")
-    return max(1, int(np.ceil(aim * (1 - r) / (r * (1 - aim)) - 1e-9)))
+    # rounding must not ask for a seed more
+    return next(n for n in itertools.count(1) if spearman_brown(r, n) >= aim or np.isclose(spearman_brown(r, n), aim))
 
 
 def format_page(results: list[Result]) -> str:

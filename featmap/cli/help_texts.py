@@ -224,26 +224,19 @@ The statistics, with the values of every seed (formulas: featmap/stats/interacti
                          mean counts
   its ceiling            the same with the solo images of unrelated features
                          as the parts; mean of four draws
-  mixture nonlinearity   the same of the mean of the solo images, which needs
-                         no joint descent, beside the responses to half of
-                         each; it repeats better from seed to seed, and is
-                         another quantity: what the network makes of a
-                         mixture, not what a joint descent finds; with the
-                         images from the perturbed start too, its mean
-                         (two_starts) repeats best
+  mixture nonlinearity   the same of the mean of the solo images: no joint
+                         descent; repeats better, is another quantity
   retention              the share of its solo response that a unit keeps on
                          the joint image
   cross-talk             the share of its solo response that a unit reaches on
                          the other unit's image
   image nonlinearity     the share of the joint image's pixels that the solo
-                         images do not explain; its floors are as high, so
-                         that it supports no claim
+                         images do not explain; floors as high: no claim
   second difference      the response to half of both images minus the
                          responses to half of each, and the feature where it
                          is largest; also of each unit with itself
-  joint gain             what the joint descent reaches beyond the best blend
-                         of the solo images; above 0 also in a linear network,
-                         where two steps add up
+  joint gain             what the joint descent reaches beyond the best blend;
+                         above 0 also in a linear network: two steps add up
   territory              the share of responding positions where only one unit
                          responds, and the correlation of the two maps
   gradient agreement     mean cosine of the units' gradients along the joint
