@@ -20,7 +20,8 @@ from featmap.interaction import report as interaction_report
 from featmap.interaction import run as pairings
 from featmap.interaction.conclusion import format_percent, format_seeds, state_conclusion
 from featmap.interaction.job import Group, JointJob
-from featmap.interaction.statistics import OK, JointArrays, summarise
+from featmap.interaction.kinds import summarise
+from featmap.interaction.statistics import OK, JointArrays
 from featmap.network.unit import Unit
 from featmap.plotting import interaction_panel, style
 from featmap.runs import device, lifecycle

@@ -38,6 +38,8 @@ import pandas as pd
 
 from featmap.stats import correlation, interaction
 
+OK = "ok"
+"""Status of a joint descent that has all statistics."""
 ADDITIVE, SUPPRESSIVE, SYNERGISTIC = "additive", "suppressive", "synergistic"
 COMPETING, UNDECIDED, UNDEFINED = "competing for place", "undecided", "undefined"
 KINDS = (ADDITIVE, SUPPRESSIVE, SYNERGISTIC, COMPETING, UNDECIDED, UNDEFINED)
@@ -213,3 +215,42 @@ def _interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def _intervals(values: np.ndarray) -> list[tuple[float, float]]:
     """Compute the interval of each unit, S x U, with the level shared out over the units."""
     return [_interval(column, 1 - 0.05 / values.shape[1]) for column in values.T]
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Average each group's statistics over seeds and test them against the floor.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Result of `JointArrays.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each group: the mean of each statistic over the seeds that define it, and `status` ("ok" where any
+        seed has statistics), `seeds` (their number), `low` and `high` (95 % t-interval of the response nonlinearity
+        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds) with its own
+        interval `excess_low` and `excess_high`, `p` (one-sided t-test that the excess is above 0), `kind` (see
+        `classify`) and `q` (p adjusted for the false discovery rate over the groups);
+        `second_difference_at` is the feature that most seeds name.
+    """
+    rows = []
+    for label, seeds in table.groupby("group", sort=False):
+        ok = seeds[seeds["status"] == OK]
+        means = seeds.drop(columns=["group", "seed", "status", "second_difference_at"]).mean()
+        status = OK if len(ok) else str(seeds["status"].mode().iloc[0])
+        row: dict[str, Any] = {"group": label, "status": status, "seeds": len(ok)} | means.to_dict()
+        features = seeds["second_difference_at"][seeds["second_difference_at"] != ""].mode()
+        row["second_difference_at"] = str(features.iloc[0]) if len(features) else ""
+        shares = seeds["response_nonlinearity"]
+        excess = shares - seeds["response_nonlinearity_floor"]
+        row["low"], row["high"] = correlation.t_interval(shares.tolist()) or (np.nan, np.nan)
+        low, high = correlation.t_interval(excess.tolist()) or (np.nan, np.nan)
+        row |= {"excess": excess.mean(), "excess_low": low, "excess_high": high}
+        row |= {"p": interaction.p_above_zero(excess.tolist())}
+        row["kind"] = classify(Evidence.of(ok))
+        rows.append(row)
+    summary = pd.DataFrame(rows)
+    summary["q"] = interaction.q_values(summary["p"].to_numpy(dtype=float))
+    return summary

@@ -419,7 +419,7 @@ def add_columns(
     Parameters
     ----------
     summary : pandas.DataFrame
-        A row for each group, see `featmap.interaction.statistics.summarise`.
+        A row for each group, see `featmap.interaction.kinds.summarise`.
     arrays : JointArrays
         Arrays of the run.
     bases : sequence of int

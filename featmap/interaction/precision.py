@@ -172,7 +172,7 @@ class AutoSeeds:
         counts : sequence of int
             Number of seeds of each group.
         summary : pandas.DataFrame
-            A row for each group, see `featmap.interaction.statistics.summarise`.
+            A row for each group, see `featmap.interaction.kinds.summarise`.
 
         Returns
         -------

@@ -24,10 +24,11 @@ from featmap.interaction.conclusion import (
 )
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
 from featmap.interaction.job import MEMBERS, PINK_IMAGES, JointJob, JointUnit
+from featmap.interaction.kinds import summarise
 from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
 from featmap.interaction.power import RunPower, state_power
 from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
-from featmap.interaction.statistics import JointArrays, summarise
+from featmap.interaction.statistics import JointArrays
 from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.network.unit import Unit
@@ -73,7 +74,7 @@ class Interaction:
         A row for each group and seed: `group`, `seed`, `status`, and a column for each statistic; NaN where undefined.
     summary : pandas.DataFrame
         A row for each group: means over seeds, interval, floors, ceiling, excess, p and q; see
-        `featmap.interaction.statistics.summarise`.
+        `featmap.interaction.kinds.summarise`.
     sentences : list of str
         Conclusion about each group.
     notes : list of str

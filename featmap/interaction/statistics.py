@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featmap.interaction import kinds
 from featmap.interaction.job import MEMBERS, Group, JointJob
+from featmap.interaction.kinds import OK
 from featmap.network.unit import Unit
 from featmap.runs import folder_layout
 from featmap.runs.folder_layout import LIVE_CODES
-from featmap.stats import correlation, interaction
+from featmap.stats import interaction
 from featmap.stats.measures import profile_correlations
 
-OK, DEAD_PARTNER, CANCELLED, NOT_FINITE = "ok", "dead partner", "cancelled", "not-finite"
+DEAD_PARTNER, CANCELLED, NOT_FINITE = "dead partner", "cancelled", "not-finite"
 UNCONVERGED_PARTNER = "unconverged partner"
-"""Statuses of a joint descent; only those that are "ok" have all statistics."""
+"""Statuses of a joint descent that lacks statistics; others are `OK`."""
 NONLINEARITIES = ("response_nonlinearity", "image_nonlinearity")
 """Statistics that have floors and a ceiling."""
 MIXTURE = "mixture_nonlinearity"
@@ -467,42 +467,3 @@ class JointArrays:
             if progress is not None and row % 16 == 0:
                 progress(row, len(self.job.joints))
         return pd.DataFrame(records)
-
-
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Average each group's statistics over seeds and test them against the floor.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Result of `JointArrays.table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each group: the mean of each statistic over the seeds that define it, and `status` ("ok" where any
-        seed has statistics), `seeds` (their number), `low` and `high` (95 % t-interval of the response nonlinearity
-        over seeds; three or more), `excess` (response nonlinearity less its floor, mean over seeds) with its own
-        interval `excess_low` and `excess_high`, `p` (one-sided t-test that the excess is above 0), `kind` (see
-        `featmap.interaction.kinds`) and `q` (p adjusted for the false discovery rate over the groups);
-        `second_difference_at` is the feature that most seeds name.
-    """
-    rows = []
-    for label, seeds in table.groupby("group", sort=False):
-        ok = seeds[seeds["status"] == OK]
-        means = seeds.drop(columns=["group", "seed", "status", "second_difference_at"]).mean()
-        status = OK if len(ok) else str(seeds["status"].mode().iloc[0])
-        row: dict[str, Any] = {"group": label, "status": status, "seeds": len(ok)} | means.to_dict()
-        features = seeds["second_difference_at"][seeds["second_difference_at"] != ""].mode()
-        row["second_difference_at"] = str(features.iloc[0]) if len(features) else ""
-        shares = seeds["response_nonlinearity"]
-        excess = shares - seeds["response_nonlinearity_floor"]
-        row["low"], row["high"] = correlation.t_interval(shares.tolist()) or (np.nan, np.nan)
-        low, high = correlation.t_interval(excess.tolist()) or (np.nan, np.nan)
-        row |= {"excess": excess.mean(), "excess_low": low, "excess_high": high}
-        row |= {"p": interaction.p_above_zero(excess.tolist())}
-        row["kind"] = kinds.classify(kinds.Evidence.of(ok))
-        rows.append(row)
-    summary = pd.DataFrame(rows)
-    summary["q"] = interaction.q_values(summary["p"].to_numpy(dtype=float))
-    return summary

@@ -12,8 +12,8 @@ import pytest
 
 from featmap.interaction import kinds, report
 from featmap.interaction.conclusion import state_conclusion
-from featmap.interaction.kinds import ADDITIVE, COMPETING, SUPPRESSIVE, SYNERGISTIC, UNDECIDED, UNDEFINED
-from featmap.interaction.statistics import JointArrays, summarise
+from featmap.interaction.kinds import ADDITIVE, COMPETING, SUPPRESSIVE, SYNERGISTIC, UNDECIDED, UNDEFINED, summarise
+from featmap.interaction.statistics import JointArrays
 from featmap.plotting import interaction_panel
 from featmap.stats.interaction import additive_retentions, second_difference
 from tests.helpers import couples, networks

@@ -22,6 +22,7 @@ from featmap.errors import FeatmapError
 from featmap.interaction import natural
 from featmap.interaction.conclusion import METHODS, NATURAL, PHOTOGRAPH_COLUMNS, compare_methods, describe_photographs
 from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob
+from featmap.interaction.kinds import summarise
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import (
     GrowingPhotographJob,
@@ -32,7 +33,7 @@ from featmap.interaction.photographs import (
 )
 from featmap.interaction.precision import AutoSeeds, GrowingJob
 from featmap.interaction.run import Interaction, add_photographs
-from featmap.interaction.statistics import JointArrays, summarise
+from featmap.interaction.statistics import JointArrays
 from featmap.optimize.photograph_folder import Photographs, open_photographs
 from featmap.plotting import heatmaps, sheets
 from featmap.report.interaction import build_reports

@@ -22,8 +22,8 @@ from featmap.interaction import groups, report
 from featmap.interaction import run as interaction_run
 from featmap.interaction.conclusion import list_notes, state_conclusion
 from featmap.interaction.job import JointJob
+from featmap.interaction.kinds import summarise
 from featmap.interaction.run import Interaction
-from featmap.interaction.statistics import summarise
 from featmap.plotting import interaction_panel, labels, style
 from featmap.report.interaction import build_reports
 from tests.helpers import couples, networks, settings, tiny

@@ -18,7 +18,8 @@ from torch import nn
 import featmap
 from featmap.interaction import statistics
 from featmap.interaction.job import JointJob
-from featmap.interaction.statistics import CANCELLED, DEAD_PARTNER, NOT_FINITE, OK, summarise
+from featmap.interaction.kinds import summarise
+from featmap.interaction.statistics import CANCELLED, DEAD_PARTNER, NOT_FINITE, OK
 from featmap.network.loading import load
 from featmap.network.unit import Unit
 from featmap.optimize.recipe import INTERACT, RECIPES, Octave, Recipe
