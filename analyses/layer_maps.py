@@ -59,7 +59,8 @@ STUDY = Study(
     "gradient, with and without the recipe's rescue",
     rule="the claim holds if flatness falls and the number of waves rises with depth (intervals), if the palette has "
     "p < 0.05 and consists of cyan, magenta and green or yellow without red and blue, and if features without a "
-    "gradient, if any, are gray; it holds in part if one of these is true",
+    "gradient, if any, are gray; it holds in part if one of these is true, and is not decided where the first is not: "
+    "an interval spans 0 without one on the wrong side, or there are too few layers",
     features=SHOWN,
     full_features=FULL_SHOWN,
     full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
@@ -308,10 +309,10 @@ def collect_findings(
 
 
 def judge_parts(by_depth: Trends, fit: PaletteSummary, before: Count, gray: bool) -> dict[str, bool | None]:
-    """Judge the parts of the claim; None where there is nothing to judge."""
+    """Judge the parts of the claim; None where there is nothing to judge, or an interval of depth spans 0."""
     hues, flat, waves = set(fit.hues), by_depth["flatness"], by_depth["waves"]
     depth = None
-    if np.isfinite([flat.high, waves.low]).all():
+    if np.isfinite([flat.high, waves.low]).all() and (flat.high < 0 < waves.low or flat.low > 0 or waves.high < 0):
         depth = bool(flat.high < 0 < waves.low)
     palette = None
     if np.isfinite(fit.p):

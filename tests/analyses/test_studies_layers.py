@@ -120,6 +120,9 @@ def test_a_palette_with_red_fails_the_claim() -> None:
     assert "like CMYK does not hold" in conclusion
     assert "Not in such a palette: red. Of the 12 features' colours, 0 are gray" in conclusion
     assert layer_maps.judge_parts(by_depth, fit, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
+    for waves, depth in (((-0.5, 0.9), None), ((-0.9, -0.5), False), ((0.1, 0.9), True)):
+        trends = by_depth | {"waves": layer_maps.Interval(sum(waves) / 2, *waves)}
+        assert layer_maps.judge_parts(trends, fit, (0, 9), True)["depth"] is depth
     assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
     assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"
     assert layer_maps.judge({"depth": None, "palette": True, "gray": None}) == "not decided"
