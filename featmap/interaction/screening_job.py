@@ -16,6 +16,7 @@ from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.limits import seeds_of
 from featmap.optimize.objective import channel
+from featmap.optimize.photograph_folder import PhotographStimuli
 from featmap.optimize.recipe import Recipe
 from featmap.runs.job import Job
 from featmap.runs.worker import checked
@@ -70,12 +71,15 @@ class ScreeningJob(Job):
         Numbers of pairs that are measured exactly; no more than there are.
     fresh_seeds : tuple of int
         Seeds of the exact runs; none of them is one of the solo runs.
+    photographs : PhotographStimuli, optional
+        Photographs that pairs are predicted from too, at the size of the images.
     """
 
     sides: tuple[tuple[Unit, ...], tuple[Unit, ...]]
     balance: str = "solo"
     budget: Budget = Budget()
     fresh_seeds: tuple[int, ...] = ()
+    photographs: PhotographStimuli | None = None
 
     @property
     def name_parts(self) -> list[str]:
@@ -105,13 +109,15 @@ class ScreeningJob(Job):
         dict
             Plain JSON values.
         """
-        return super().identity() | {
+        own = {
             "balance": self.balance,
             "fresh_seeds": list(self.fresh_seeds),
             "top": self.budget.top,
             "checks": self.budget.checks,
             "sides": [len(side) for side in self.sides],
         }
+        shown = {} if self.photographs is None else {"photographs": self.photographs.identity()}
+        return super().identity() | own | shown
 
     @property
     def disk_needed(self) -> int:
