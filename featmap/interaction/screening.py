@@ -36,6 +36,7 @@ from featmap.interaction.screening_job import (
     representative_pairs,
     screening_job,
 )
+from featmap.interaction.second_order import SECOND_ORDER_PREDICTORS
 from featmap.interaction.worker import measure_response_deviations
 from featmap.network.loading import load
 from featmap.network.model import Network
@@ -261,8 +262,8 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors`, and with
-        photographs of `featmap.interaction.photograph_predictors`.
+        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors` and
+        `featmap.interaction.second_order`, and with photographs of `featmap.interaction.photograph_predictors`.
     """
     first, second = (_collect_side(job, run, *sides, watcher) for sides in (job.sides, job.sides[::-1]))
     pairs = np.array(job.pairs)
@@ -270,7 +271,8 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
         "a": [str(job.sides[0][i]) for i in pairs[:, 0]],
         "b": [str(job.sides[1][j]) for j in pairs[:, 1]],
     }
-    tables = {name: function(first, second) for name, function in PREDICTORS.items()}
+    from_solos = PREDICTORS | SECOND_ORDER_PREDICTORS
+    tables = {name: function(first, second) for name, function in from_solos.items()}
     if job.photographs is not None:
         with deterministic_settings():
             probe = Probe(job.network, job.recipe.rows, job.device)
