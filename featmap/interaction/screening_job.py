@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from featmap.runs.worker import checked
 
 SEEDS, SOLO_SEEDS = 3, 2
 """Default number of seeds of the exact runs, and seeds of the solo runs."""
+CHECK_FEATURES = 32
+"""Features of a layer that random pairs are drawn from: a feature costs two solo descents for each seed, a pair one.
+The pair decides the statistic rather than its features, so that pairs that share them say almost as much."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,14 @@ class ScreeningJob(Job):
         """Number of random pairs."""
         return min(self.budget.checks, len(self.pairs))
 
+    @property
+    def check_features(self) -> int:
+        """Largest number of features of a layer that random pairs are drawn from.
+
+        It leaves about twice as many pairs as are drawn, also within one layer.
+        """
+        return max(CHECK_FEATURES, math.ceil(2 * math.sqrt(self.checks)))
+
     def identity(self) -> dict[str, Any]:
         """Collect everything that the screening's numbers depend on.
 
@@ -116,6 +128,8 @@ class ScreeningJob(Job):
             "checks": self.budget.checks,
             "sides": [len(side) for side in self.sides],
         }
+        if any(len(side) > self.check_features for side in self.sides):  # otherwise as before there was a limit
+            own["check_features"] = self.check_features
         shown = {} if self.photographs is None else {"photographs": self.photographs.identity()}
         return super().identity() | own | shown
 
@@ -220,12 +234,21 @@ def random_pairs(job: ScreeningJob) -> tuple[Group, ...]:
     Returns
     -------
     tuple of (Unit, Unit)
-        `job.checks` pairs, in the order of all pairs.
+        `job.checks` pairs, in the order of all pairs: of `job.check_features` random features of each layer that has
+        more, as far as these make enough pairs.
     """
-    pairs = job.pairs
+    drawn = [_draw_features(side, job.check_features) for side in job.sides]
+    within = [(i, j) for i, j in job.pairs if i in drawn[0] and j in drawn[1]]
+    pairs = within if len(within) >= job.checks else job.pairs
     key = [f"{side[0].layer}:{len(side)}" for side in job.sides]
     sample = rng.generator("screen", *key, *job.fresh_seeds).choice(len(pairs), job.checks, replace=False)
     return tuple((job.sides[0][pairs[k][0]], job.sides[1][pairs[k][1]]) for k in sorted(sample))
+
+
+def _draw_features(side: Sequence[Unit], most: int) -> set[int]:
+    """Draw the features of a side that random pairs are made of, as indices; a layer's are the same on both sides."""
+    order = rng.generator("screen features", side[0].layer, len(side)).permutation(len(side))
+    return {int(k) for k in order[:most]}
 
 
 def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
