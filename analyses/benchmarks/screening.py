@@ -229,9 +229,10 @@ def repeated(one: Screened) -> float:
     That is what a pair's full measurement with another seed says of it.
     """
     values = np.array(one.excess, dtype=float)
+    if values.shape[1] < 2:
+        return float("nan")
     others = [np.delete(values, s, axis=1).mean(axis=1) for s in range(values.shape[1])]
-    found = [rank_correlation(values[:, s], mean)[0] for s, mean in enumerate(others)]
-    return float(np.mean(found)) if values.shape[1] > 1 else float("nan")
+    return float(np.mean([rank_correlation(values[:, s], mean)[0] for s, mean in enumerate(others)]))
 
 
 def predictors_of(results: Sequence[Screened]) -> list[str]:
@@ -320,7 +321,8 @@ def format_page(results: list[Screened]) -> str:
         shown = f"{one.photographs:,} photographs" if one.photographs else "no photographs"
         lines.append(
             f"- {one.source}: {' with '.join(one.layers)}, {one.features[0]} x {one.features[1]} features, "
-            f"{np.isfinite(one.exact).sum()} of {len(one.pairs)} random pairs measured, {len(one.excess[0])} seeds, "
+            f"{np.isfinite(one.exact).sum()} of {len(one.pairs)} random pairs measured, "
+            f"{len(one.excess[0])} {'seed' if len(one.excess[0]) == 1 else 'seeds'}, "
             f"{one.size} pixels, {one.steps} steps, {shown}"
         )
     return "\n".join([*lines, *(["", *state(results)] if len(results) > 1 else [])])
