@@ -32,8 +32,9 @@ from analyses.support.commands import run
 from featmap.cli import console
 from featmap.errors import FeatmapError
 from featmap.runs.store import Run
-from featmap.stats.predictors import fit_combined, rank_correlation, seed_reliability
-from featmap.stats.reliability import spearman_brown
+from featmap.stats.correlation import rank_correlation
+from featmap.stats.predictors import fit_combined
+from featmap.stats.reliability import seed_reliability, spearman_brown
 
 STORE, SECTION = records.FOLDER / "screening.json", "screening"
 AIM = 0.7

@@ -19,6 +19,7 @@ from featmap.interaction.job import SMALL, Group
 from featmap.interaction.statistics import JointArrays
 from featmap.rng import generator
 from featmap.stats import correlation, interaction, top_responses
+from featmap.stats.correlation import column_moments, cosines
 from featmap.stats.top_responses import LEAST_PAIRED
 
 STRONG, WEAK = 0.75, 0.5
@@ -350,3 +351,150 @@ def add_columns(
         columns["photograph_correlation_p"].to_numpy(dtype=float)
     )
     return pd.concat([summary, columns], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class PhotographResponses:
+    """Responses of two layers' features to P photographs.
+
+    Parameters
+    ----------
+    first, second : numpy.ndarray
+        Responses of the N features of the first and the M of the second layer, P x N and P x M.
+    places : numpy.ndarray
+        Correlation of the features' activation maps over all places of all photographs, N x M.
+    responses : numpy.ndarray
+        Responses of the probed features, P x D.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    places: np.ndarray
+    responses: np.ndarray
+
+
+PhotographPredictor = Callable[[PhotographResponses], np.ndarray]
+PHOTOGRAPH_PREDICTORS: dict[str, PhotographPredictor] = {}
+
+
+def register(name: str) -> Callable[[PhotographPredictor], PhotographPredictor]:
+    """Enter the decorated function into `PHOTOGRAPH_PREDICTORS`.
+
+    Parameters
+    ----------
+    name : str
+        Key of the entry, which names a column of the predictions.
+
+    Returns
+    -------
+    callable
+        Decorator that leaves the function as it is.
+    """
+
+    def enter(function: PhotographPredictor) -> PhotographPredictor:
+        PHOTOGRAPH_PREDICTORS[name] = function
+        return function
+
+    return enter
+
+
+def _z_scores(responses: np.ndarray) -> np.ndarray:
+    """Standardise responses over photographs; NaN for features that do not vary, and for all below `LEAST_PAIRED`."""
+    values = np.asarray(responses, dtype=np.float64)
+    if len(values) < LEAST_PAIRED:
+        return np.full(values.shape, np.nan)
+    scale, mean, deviation = column_moments(values, np.ones(len(values), dtype=bool))
+    with np.errstate(invalid="ignore"):  # infinite responses
+        z: np.ndarray = (values / scale - mean) / deviation
+    z[:, ~np.isfinite(values).all(axis=0)] = np.nan
+    return z
+
+
+def _best(responses: np.ndarray) -> np.ndarray:
+    """Mark the `MOST` photographs that each feature responds to most, P x N; of equal responses the earlier ones."""
+    order = np.argsort(-np.asarray(responses, dtype=np.float64), axis=0, kind="stable")[:MOST]
+    marked = np.zeros(responses.shape)
+    np.put_along_axis(marked, order, 1.0, axis=0)
+    return marked
+
+
+@register("photograph correlation")
+def photograph_correlation(found: PhotographResponses) -> np.ndarray:
+    """Correlate the features' responses over photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; NaN for features that do not vary, and for fewer than `LEAST_PAIRED` photographs.
+    """
+    one, two = _z_scores(found.first), _z_scores(found.second)
+    return np.clip(one.T @ two / max(len(one), 1), -1, 1)
+
+
+@register("place correlation")
+def place_correlation(found: PhotographResponses) -> np.ndarray:
+    """Correlate the features' activations over the places of photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; high where both fire at the same places. NaN for features that do not vary, and for fewer
+        than `LEAST_PAIRED` photographs.
+    """
+    return found.places if len(found.first) >= LEAST_PAIRED else np.full_like(found.places, np.nan)
+
+
+@register("response to the partner's photographs")
+def partner_response(found: PhotographResponses) -> np.ndarray:
+    """Average each feature's standardised response over the other's best photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in standard deviations, mean of both directions over the `MOST` best photographs; 0 by chance. NaN as in
+        `photograph_correlation`.
+    """
+    one, two = _z_scores(found.first), _z_scores(found.second)
+    return (_best(found.first).T @ two + (_best(found.second).T @ one).T) / (2 * min(MOST, max(len(one), 1)))
+
+
+@register("profile of the best photographs")
+def profile_agreement(found: PhotographResponses) -> np.ndarray:
+    """Compute the cosine of the probed features' responses to best photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1], of means over the `MOST` best photographs, in standard deviations. High where those of both
+        do the same to the layers. NaN as in `photograph_correlation`.
+    """
+    probed = _z_scores(found.responses)
+    probed = probed[:, np.isfinite(probed).all(axis=0)]
+    if not probed.shape[1]:
+        return np.full((found.first.shape[1], found.second.shape[1]), np.nan)
+    profiles = []
+    for side in (found.first, found.second):
+        defined = np.isfinite(_z_scores(side)).all(axis=0)
+        mean = _best(side).T @ probed / min(MOST, max(len(probed), 1))
+        profiles.append(np.where(defined[:, None], mean, np.nan))
+    return cosines(*profiles)

@@ -7,6 +7,7 @@ stored in arrays of its own, which a run without photographs does not have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,13 +19,18 @@ from torch.nn import functional
 
 from featmap.errors import UnitError
 from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob, Solo
+from featmap.interaction.natural import PhotographResponses
 from featmap.interaction.worker import JointWorker
 from featmap.network.unit import Unit
 from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, PhotographStimuli
+from featmap.optimize.responses import Probe
 from featmap.runs.folder_layout import LIVE_CODES, ArraySpec
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
+from featmap.stats.correlation import RunningCorrelation
 
+PLACES = 49
+"""Largest number of places at which features are compared: finer grids are averaged down to 7 x 7."""
 ALONE = (1.0, SMALL, -SMALL)
 """Shares of `LENGTH` of the steps along one solo image."""
 _UNITS, _GROUPS = 8, 16
@@ -397,3 +403,58 @@ def worker_of(job: JointJob) -> type[JointWorker]:
         `PhotographJointWorker` for a job with photographs.
     """
     return PhotographJointWorker if isinstance(job, PhotographJointJob) else JointWorker
+
+
+def measure_features(
+    probe: Probe,
+    layers: Sequence[str],
+    sides: Sequence[Sequence[Unit]],
+    photographs: PhotographStimuli,
+    watcher: Watcher,
+) -> PhotographResponses:
+    """Show photographs to the network.
+
+    Parameters
+    ----------
+    probe : Probe
+        Probe of the network.
+    layers : sequence of str
+        Layers whose features are probed.
+    sides : sequence of sequence of Unit
+        Features of the two layers.
+    photographs : PhotographStimuli
+        The photographs, at the size of the images.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    PhotographResponses
+        In one pass for each batch of `UNIT_PHOTOGRAPHS` photographs.
+    """
+    source, size, channels = photographs.require_source(), photographs.size, probe.network.channels
+    names = [side[0].layer for side in sides]
+    picks = [torch.tensor([u.channel or 0 for u in side]) for side in sides]
+    places = RunningCorrelation(len(sides[0]), len(sides[1]))
+    responses, units = list[torch.Tensor](), ([], [])  # type: tuple[list[torch.Tensor], list[torch.Tensor]]
+    for begin in range(0, len(photographs), UNIT_PHOTOGRAPHS):
+        stop = min(begin + UNIT_PHOTOGRAPHS, len(photographs))
+        images = source.read(range(begin, stop), size, channels)
+        for out in probe.outputs(images, list(dict.fromkeys([*layers, *names]))):
+            responses.append(torch.cat([out[la].mean((2, 3)) for la in layers], dim=1).cpu())
+            chosen = [out[la][:, pick.to(out[la].device)] for la, pick in zip(names, picks, strict=True)]
+            for k in (0, 1):
+                units[k].append(chosen[k].mean((2, 3)).cpu())
+            grid = _common_grid([tuple(maps.shape[2:]) for maps in chosen])
+            pooled = [functional.adaptive_avg_pool2d(maps, grid).cpu() for maps in chosen]
+            places.add(*(maps.permute(0, 2, 3, 1).flatten(0, 2).numpy() for maps in pooled))
+        watcher.stage("photographs", stop, len(photographs))
+    first, second = (torch.cat(side).numpy() for side in units)
+    return PhotographResponses(first, second, places.result(), torch.cat(responses).numpy())
+
+
+def _common_grid(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """Choose the grid on which maps are compared: the smaller one, with at most `PLACES` places."""
+    height, width = (min(shape[k] for shape in shapes) for k in (0, 1))
+    side = int(PLACES**0.5)
+    return min(height, side), min(width, side)

@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 from featmap import image_ops
-from featmap.interaction import photograph_predictors, report
+from featmap.interaction import report
 from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
 from featmap.interaction.groups import LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
-from featmap.interaction.photograph_predictors import PHOTOGRAPH_PREDICTORS
+from featmap.interaction.natural import PHOTOGRAPH_PREDICTORS
+from featmap.interaction.photographs import measure_features
 from featmap.interaction.run import DEFAULT_RECIPE, Interaction, estimate_joint, joint_parts
 from featmap.interaction.screening_job import (
     SOLO_SEEDS,
@@ -36,7 +37,6 @@ from featmap.interaction.screening_job import (
     representative_pairs,
     screening_job,
 )
-from featmap.interaction.second_order import SECOND_ORDER_PREDICTORS
 from featmap.interaction.worker import measure_response_deviations
 from featmap.network.loading import load
 from featmap.network.model import Network
@@ -61,8 +61,8 @@ from featmap.runs.worker import Worker
 from featmap.stats import interaction
 from featmap.stats import predictors as predicting
 from featmap.stats.frames import plain_columns
-from featmap.stats.predictors import PREDICTORS, evaluate, seed_reliability
-from featmap.stats.reliability import spearman_brown
+from featmap.stats.predictors import PREDICTORS, evaluate
+from featmap.stats.reliability import seed_reliability, spearman_brown
 
 
 @dataclass(eq=False)
@@ -262,8 +262,8 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors` and
-        `featmap.interaction.second_order`, and with photographs of `featmap.interaction.photograph_predictors`.
+        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors`, and with
+        photographs of `featmap.interaction.natural`.
     """
     first, second = (_collect_side(job, run, *sides, watcher) for sides in (job.sides, job.sides[::-1]))
     pairs = np.array(job.pairs)
@@ -271,12 +271,11 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
         "a": [str(job.sides[0][i]) for i in pairs[:, 0]],
         "b": [str(job.sides[1][j]) for j in pairs[:, 1]],
     }
-    from_solos = PREDICTORS | SECOND_ORDER_PREDICTORS
-    tables = {name: function(first, second) for name, function in from_solos.items()}
+    tables = {name: function(first, second) for name, function in PREDICTORS.items()}
     if job.photographs is not None:
         with deterministic_settings():
             probe = Probe(job.network, job.recipe.rows, job.device)
-            found = photograph_predictors.measure(probe, job.responses, job.sides, job.photographs, watcher)
+            found = measure_features(probe, job.responses, job.sides, job.photographs, watcher)
         tables |= {name: function(found) for name, function in PHOTOGRAPH_PREDICTORS.items()}
     return pd.DataFrame(columns | {name: table[pairs[:, 0], pairs[:, 1]] for name, table in tables.items()})
 

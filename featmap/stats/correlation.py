@@ -352,3 +352,83 @@ class ColumnSimilarity:
         S = np.full((len(self.mean), len(self.mean)), np.nan)
         S[np.ix_(self.used, self.used)] = self.among_used
         return S
+
+
+class RunningCorrelation:
+    """Correlations between two sets of columns that arrive in blocks of rows.
+
+    Parameters
+    ----------
+    first, second : int
+        Numbers N and M of columns of the two sets.
+    """
+
+    def __init__(self, first: int, second: int) -> None:
+        self._count = 0
+        self._sums = [np.zeros(first), np.zeros(second)]
+        self._squares = [np.zeros(first), np.zeros(second)]
+        self._products = np.zeros((first, second))
+
+    def add(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Take some rows into account.
+
+        Parameters
+        ----------
+        first, second : numpy.ndarray
+            The same rows of both sets, rows x N and rows x M.
+        """
+        maps = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+        self._count += len(maps[0])
+        for k, side in enumerate(maps):
+            self._sums[k] += side.sum(axis=0)
+            self._squares[k] += np.square(side).sum(axis=0)
+        self._products += maps[0].T @ maps[1]
+
+    def result(self) -> np.ndarray:
+        """Compute the correlations.
+
+        Returns
+        -------
+        numpy.ndarray
+            Pearson's correlation over all rows, N x M, in [-1, 1]; NaN for a column whose deviation is not above
+            `DIFFERENCE_FLOOR` times its root mean square.
+        """
+        n = max(self._count, 1)
+        means = [total / n for total in self._sums]
+        powers = [total / n for total in self._squares]
+        deviations = []
+        for mean, power in zip(means, powers, strict=True):
+            variance = power - np.square(mean)
+            varies = np.isfinite(variance) & (variance > DIFFERENCE_FLOOR**2 * power)
+            deviations.append(np.sqrt(np.where(varies, variance, np.nan)))
+        covariance = self._products / n - np.outer(*means)
+        return np.clip(covariance / np.outer(*deviations), -1, 1)
+
+
+def rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float, int]:
+    """Compute Spearman's correlation of predictions with measured values.
+
+    Parameters
+    ----------
+    predicted, measured : numpy.ndarray
+        Values of the same pairs, NaN where undefined.
+
+    Returns
+    -------
+    rho : float
+        Correlation over the pairs that have both, in [-1, 1]; NaN for fewer than 10 pairs or values that do not vary.
+    error : float
+        Standard error.
+    n : int
+        Number of pairs.
+
+    References
+    ----------
+    Standard error: Bonett & Wright (2000), doi 10.1007/BF02294183.
+    """
+    both = np.isfinite(predicted) & np.isfinite(measured)
+    n, x, y = int(both.sum()), predicted[both], measured[both]
+    if n < 10 or np.ptp(x) <= DIFFERENCE_FLOOR * np.abs(x).max() or np.ptp(y) <= TINY:
+        return float("nan"), float("nan"), n
+    rho = spearman(y, x)  # in this order the last digit is that of scipy.stats.spearmanr(x, y)
+    return rho, float((1 - rho**2) * np.sqrt((1 + rho**2 / 2) / (n - 3))), n

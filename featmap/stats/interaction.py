@@ -17,7 +17,7 @@ from math import comb
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-from featmap.stats.correlation import DIFFERENCE_FLOOR, RANK_FLOOR, floors, pearson
+from featmap.stats.correlation import DIFFERENCE_FLOOR, RANK_FLOOR, TINY_POWER, floors, pearson
 
 FIRING_SHARE = 0.1
 """Share of its map's maximum above which a position fires."""
@@ -201,6 +201,39 @@ def response_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:
     # Both sides are scaled to about 1: the solver's tolerance is absolute.
     _, residual = optimize.nnls(parts.T / (largest or 1.0), joint / size)
     return float(min(residual**2, 1.0))
+
+
+def unexplained_shares(
+    power: np.ndarray, products: tuple[np.ndarray, np.ndarray], gram: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Compute the response nonlinearity of many pairs from inner products.
+
+    Parameters
+    ----------
+    power : numpy.ndarray
+        ``|q|^2`` of the joint response q of each pair, of any shape.
+    products : tuple of numpy.ndarray
+        Inner products of q with the responses p_a and p_b to the parts.
+    gram : tuple of numpy.ndarray
+        ``|p_a|^2``, ``|p_b|^2`` and the inner product of p_a and p_b.
+
+    Returns
+    -------
+    numpy.ndarray
+        Share of ``|q|^2`` that no non-negative combination of p_a and p_b explains, in [0, 1], as in
+        `response_nonlinearity`; NaN where q is zero or an argument is not finite.
+    """
+    (one, two), (first, second, both) = products, gram
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        determinant = first * second - both**2
+        weights = (one * second - two * both) / determinant, (two * first - one * both) / determinant
+        inside = (determinant > RANK_FLOOR * first * second) & (weights[0] >= 0) & (weights[1] >= 0)
+        # of two parts, the best combination without negative weights has both, or the better one alone
+        alone = np.maximum(np.maximum(one, 0) ** 2 / first, np.maximum(two, 0) ** 2 / second)
+        explained = np.where(inside, weights[0] * one + weights[1] * two, alone)
+        defined = power > np.maximum(DIFFERENCE_FLOOR**2 * np.sqrt(first * second), TINY_POWER)
+        share: np.ndarray = np.clip(1 - explained / np.where(defined, power, np.nan), 0, 1)
+    return share
 
 
 def image_nonlinearity(joint: np.ndarray, parts: np.ndarray) -> float:

@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from featmap.errors import FeatmapError
 from featmap.rng import generator
-from featmap.stats.correlation import DIGITS, FLOOR, TIE, VARIANCE_FLOOR, pearson, spearman
+from featmap.stats.correlation import DIGITS, FLOOR, TIE, VARIANCE_FLOOR, pearson, rank_correlation, spearman
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DRAWS = 1000
 """Bootstrap draws."""
@@ -390,3 +394,24 @@ def is_trivial(labels: Sequence[object] | np.ndarray) -> bool:
         True for one group of all things, and for groups of one thing each.
     """
     return len(np.unique(np.asarray(labels))) in (1, len(labels))
+
+
+def seed_reliability(statistics: pd.DataFrame) -> float:
+    """Compute the mean rank correlation of measured excesses between seeds.
+
+    Parameters
+    ----------
+    statistics : pandas.DataFrame
+        Statistics of every pair and seed; columns group, seed, response_nonlinearity, response_nonlinearity_floor.
+
+    Returns
+    -------
+    float
+        Spearman's correlation of response nonlinearity less its floor, mean over pairs of seeds, in [-1, 1]; NaN for a
+        single seed.
+    """
+    excess = statistics["response_nonlinearity"] - statistics["response_nonlinearity_floor"]
+    wide = statistics.assign(excess=excess).pivot(index="group", columns="seed", values="excess")
+    values = wide.to_numpy(dtype=float)
+    each = [rank_correlation(values[:, i], values[:, j])[0] for i in range(values.shape[1]) for j in range(i)]
+    return float(np.mean(each)) if each else float("nan")

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import featmap
-from featmap.interaction import photograph_predictors as predictors
+from featmap.interaction import natural as predictors
 from featmap.interaction import screening
-from featmap.interaction.natural import MOST
-from featmap.interaction.photograph_predictors import PHOTOGRAPH_PREDICTORS, PhotographResponses, PlaceCorrelation
+from featmap.interaction.natural import MOST, PHOTOGRAPH_PREDICTORS, PhotographResponses
+from featmap.interaction.photographs import measure_features
 from featmap.interaction.screening_job import Budget, screening_job
 from featmap.network.loading import load
 from featmap.network.unit import Unit
@@ -26,6 +26,7 @@ from featmap.optimize.responses import Probe
 from featmap.report.interaction import build_reports
 from featmap.runs import lifecycle
 from featmap.runs.progress import Silent
+from featmap.stats.correlation import RunningCorrelation
 from featmap.stats.top_responses import LEAST_PAIRED, response_correlation
 from tests.helpers import networks
 from tests.helpers.pictures import save_noise
@@ -55,12 +56,6 @@ def test_predictors_equal_loops_over_pairs() -> None:
         for j in range(5):
             one, two = found.first[:, i], found.second[:, j]
             assert predictors.photograph_correlation(found)[i, j] == pytest.approx(response_correlation(one, two).value)
-            strong = (
-                {p for p in range(60) if one[p] > np.percentile(one, 90)},
-                {p for p in range(60) if two[p] > np.percentile(two, 90)},
-            )
-            share = len(strong[0] & strong[1]) / np.sqrt(len(strong[0]) * len(strong[1]))
-            assert predictors.photograph_coactivation(found)[i, j] == pytest.approx(share)
             best = sorted(range(60), key=lambda p: -one[p])[:MOST], sorted(range(60), key=lambda p: -two[p])[:MOST]
             both = (np.mean([z[1][p, j] for p in best[0]]) + np.mean([z[0][p, i] for p in best[1]])) / 2
             assert predictors.partner_response(found)[i, j] == pytest.approx(both)
@@ -112,7 +107,7 @@ def test_place_correlation_does_not_depend_on_the_batches() -> None:
     rng = np.random.default_rng(8)
     one, two = rng.normal(5, 1, size=(90, 3)).astype(np.float32), rng.normal(size=(90, 2)).astype(np.float32)
     two[:, 1] = 4.0  # constant
-    parts = PlaceCorrelation(3, 2)
+    parts = RunningCorrelation(3, 2)
     for begin in range(0, 90, 40):
         parts.add(one[begin : begin + 40], two[begin : begin + 40])
     expected = np.corrcoef(one[:, 2].astype(float), two[:, 0].astype(float))[0, 1]
@@ -124,7 +119,7 @@ def test_measured_responses_are_those_of_the_network(tmp_path: Path) -> None:
     folder = open_photographs(save_noise(tmp_path / "photographs", 5))
     stimuli = PhotographStimuli(folder.labels, folder.digest, 16, None, folder)
     sides = [[Unit("mixed", c) for c in (2, 0)], [Unit("narrow", c) for c in (1, 3, 4)]]
-    found = predictors.measure(Probe(network, 4), ("narrow",), sides, stimuli, Silent())
+    found = measure_features(Probe(network, 4), ("narrow",), sides, stimuli, Silent())
     images = folder.read(range(5), 16, 3)
     outputs = Probe(network, 4).activation_maps(images, ["mixed", "narrow"])
     np.testing.assert_allclose(found.first, outputs["mixed"][:, [2, 0]].mean((2, 3)), rtol=1e-5)

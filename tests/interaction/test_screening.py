@@ -26,7 +26,7 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.runs import integrity, lifecycle
 from featmap.runs.device import use_threads
-from featmap.stats.predictors import seed_reliability
+from featmap.stats.reliability import seed_reliability
 from tests.helpers import networks
 from tests.helpers.settings import options, resolve_linear
 from tests.helpers.tables import check_plain_tables
