@@ -334,12 +334,13 @@ def state(results: list[Screened]) -> list[str]:
     lines, ahead = [], 0
     for k, one in enumerate(results):
         j = judge(results, k)
-        ceiling = float(np.sqrt(max(one.reliability[1], 0)))
+        reliability = one.reliability[1]
+        ceiling = f"{max(reliability, 0) ** 0.5:.2f}" if np.isfinite(reliability) else "unknown, with one seed"
         ahead += j.learnt > j.best_value
         lines.append(
             f"- {one.source}: the combination that has not seen it reaches {j.learnt:.2f} (standard error "
             f"{j.error:.2f}), {j.chosen} (chosen on the other networks) {j.chosen_value:.2f}, the best single "
-            f"predictor here, {j.best}, {j.best_value:.2f}; the ceiling is {ceiling:.2f}; the aim of {AIM:g} is "
+            f"predictor here, {j.best}, {j.best_value:.2f}; the ceiling is {ceiling}; the aim of {AIM:g} is "
             f"{'reached' if j.learnt >= AIM else 'not reached'}"
         )
     total = len(results)
@@ -353,12 +354,6 @@ def read(store: Path) -> list[Screened]:
     """Read the stored results; none without the file."""
     stored = json.loads(store.read_text(encoding="utf-8"))["results"] if store.is_file() else []
     return [Screened(**r) for r in stored]
-
-
-def write(results: list[Screened], store: Path) -> None:
-    """Write the results, a line for each list of numbers."""
-    text = json.dumps({"results": [asdict(r) for r in results]}, ensure_ascii=False)
-    records.write_json(store, json.loads(text))
 
 
 def main(
@@ -375,7 +370,7 @@ def main(
     found = [collect(folder) for folder in runs or ()]
     new = {(r.source, *r.layers) for r in found}
     kept = [r for r in read(store) if (r.source, *r.layers) not in new] + found
-    write(kept, store)
+    records.write_json(store, {"results": [asdict(r) for r in kept]})
     records.write_table(SECTION, format_page(kept), readme)
     console.out().print(format_page(kept), soft_wrap=True)
 

