@@ -331,12 +331,13 @@ def format_page(results: list[Screened]) -> str:
 
 def state(results: list[Screened]) -> list[str]:
     """State, in words computed from the numbers, what the combination is worth and whether the aim is reached."""
-    lines, ahead = [], 0
+    lines, ahead, of_chosen = [], 0, 0
     for k, one in enumerate(results):
         j = judge(results, k)
         reliability = one.reliability[1]
         ceiling = f"{max(reliability, 0) ** 0.5:.2f}" if np.isfinite(reliability) else "unknown, with one seed"
         ahead += j.learnt > j.best_value
+        of_chosen += j.learnt > np.nan_to_num(j.chosen_value)
         lines.append(
             f"- {one.source}: the combination that has not seen it reaches {j.learnt:.2f} (standard error "
             f"{j.error:.2f}), {j.chosen} (chosen on the other networks) {j.chosen_value:.2f}, the best single "
@@ -344,8 +345,10 @@ def state(results: list[Screened]) -> list[str]:
             f"{'reached' if j.learnt >= AIM else 'not reached'}"
         )
     total = len(results)
+    choice = "could choose by it" if ahead == total else "goes on choosing by each run's own random pairs"
     lines.append(
-        f"- on {ahead} of {total} networks the combination beats the best single predictor of the network itself"
+        f"- the combination beats the best single predictor of the network itself on {ahead} of {total} networks, the one "
+        f"chosen on the other networks on {of_chosen}: `--screen` {choice}"
     )
     return lines
 
