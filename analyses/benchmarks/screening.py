@@ -347,8 +347,8 @@ def state(results: list[Screened]) -> list[str]:
     total = len(results)
     choice = "could choose by it" if ahead == total else "goes on choosing by each run's own random pairs"
     lines.append(
-        f"- the combination beats the best single predictor of the network itself on {ahead} of {total} networks, the one "
-        f"chosen on the other networks on {of_chosen}: `--screen` {choice}"
+        f"- the combination beats the best single predictor of the network itself on {ahead} of {total} networks, the "
+        f"one chosen on the other networks on {of_chosen}: `--screen` {choice}"
     )
     return lines
 
