@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from featmap.errors import UnitError
 from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob, Solo
-from featmap.interaction.natural import PhotographResponses
 from featmap.interaction.worker import JointWorker
 from featmap.network.unit import Unit
 from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, PhotographStimuli
@@ -411,7 +410,7 @@ def measure_features(
     sides: Sequence[Sequence[Unit]],
     photographs: PhotographStimuli,
     watcher: Watcher,
-) -> PhotographResponses:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Show photographs to the network.
 
     Parameters
@@ -429,14 +428,16 @@ def measure_features(
 
     Returns
     -------
-    PhotographResponses
-        In one pass for each batch of `UNIT_PHOTOGRAPHS` photographs.
+    tuple of numpy.ndarray
+        The fields of `featmap.interaction.natural.PhotographResponses`, in their order; one pass for each batch of
+        `UNIT_PHOTOGRAPHS` photographs.
     """
     source, size, channels = photographs.require_source(), photographs.size, probe.network.channels
     names = [side[0].layer for side in sides]
     picks = [torch.tensor([u.channel or 0 for u in side]) for side in sides]
     places = RunningCorrelation(len(sides[0]), len(sides[1]))
-    responses, units = list[torch.Tensor](), ([], [])  # type: tuple[list[torch.Tensor], list[torch.Tensor]]
+    responses: list[Tensor] = []
+    units: tuple[list[Tensor], list[Tensor]] = ([], [])
     for begin in range(0, len(photographs), UNIT_PHOTOGRAPHS):
         stop = min(begin + UNIT_PHOTOGRAPHS, len(photographs))
         images = source.read(range(begin, stop), size, channels)
@@ -450,7 +451,7 @@ def measure_features(
             places.add(*(maps.permute(0, 2, 3, 1).flatten(0, 2).numpy() for maps in pooled))
         watcher.stage("photographs", stop, len(photographs))
     first, second = (torch.cat(side).numpy() for side in units)
-    return PhotographResponses(first, second, places.result(), torch.cat(responses).numpy())
+    return first, second, places.result(), torch.cat(responses).numpy()
 
 
 def _common_grid(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:

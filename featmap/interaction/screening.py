@@ -25,7 +25,7 @@ from featmap.interaction import run as pairs_run
 from featmap.interaction.conclusion import format_number
 from featmap.interaction.groups import LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
-from featmap.interaction.natural import PHOTOGRAPH_PREDICTORS
+from featmap.interaction.natural import PHOTOGRAPH_PREDICTORS, PhotographResponses
 from featmap.interaction.photographs import measure_features
 from featmap.interaction.run import DEFAULT_RECIPE, Interaction, estimate_joint, joint_parts
 from featmap.interaction.screening_job import (
@@ -275,7 +275,7 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
     if job.photographs is not None:
         with deterministic_settings():
             probe = Probe(job.network, job.recipe.rows, job.device)
-            found = measure_features(probe, job.responses, job.sides, job.photographs, watcher)
+            found = PhotographResponses(*measure_features(probe, job.responses, job.sides, job.photographs, watcher))
         tables |= {name: function(found) for name, function in PHOTOGRAPH_PREDICTORS.items()}
     return pd.DataFrame(columns | {name: table[pairs[:, 0], pairs[:, 1]] for name, table in tables.items()})
 

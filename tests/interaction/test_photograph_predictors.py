@@ -119,7 +119,7 @@ def test_measured_responses_are_those_of_the_network(tmp_path: Path) -> None:
     folder = open_photographs(save_noise(tmp_path / "photographs", 5))
     stimuli = PhotographStimuli(folder.labels, folder.digest, 16, None, folder)
     sides = [[Unit("mixed", c) for c in (2, 0)], [Unit("narrow", c) for c in (1, 3, 4)]]
-    found = measure_features(Probe(network, 4), ("narrow",), sides, stimuli, Silent())
+    found = PhotographResponses(*measure_features(Probe(network, 4), ("narrow",), sides, stimuli, Silent()))
     images = folder.read(range(5), 16, 3)
     outputs = Probe(network, 4).activation_maps(images, ["mixed", "narrow"])
     np.testing.assert_allclose(found.first, outputs["mixed"][:, [2, 0]].mean((2, 3)), rtol=1e-5)
