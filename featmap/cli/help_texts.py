@@ -264,10 +264,10 @@ alone or in a sum, gets one through its dead ReLUs; in a sum it is made as long 
 that have gradients, and networks without such activations, are not touched. `--recipe interact-unrescued` leaves silent
 units silent: pairs of them are undefined (dead or unconverged partner).
 
-Screening: pairs are predicted from the solo runs (size of the responses, self-saturation, cross-talk, agreement of
-gradients, overlap of weights). The prediction is weak so far. Each screening judges it on --checks random pairs,
-compares it with the reliability of the measurement itself, and reports how much more nonlinear its top pairs are: read
-that before the ranking.
+Screening: pairs are predicted from the solo runs (agreement and product of the responses, cross-talk, agreement of
+gradients, overlap of weights) and from --photographs. The prediction is weak so far. Each screening judges it on
+--checks random pairs (of 32 features of each layer or more), compares it with the reliability of the measurement
+itself, and reports how much more nonlinear its top pairs are: read that before the ranking.
 """
 
 NEIGHBOURS = """

@@ -58,7 +58,7 @@ class PairOptions:
     most_seeds : int or None, default None
         With automatic seeds: their largest number.
     photographs : Path or None, default None
-        Folder or zip of photographs on which pairs are measured, too.
+        Folder or zip of photographs on which pairs are measured too, or from which a screening predicts.
     limit : int or None, default None
         Largest number of photographs.
     skip_broken : bool, default False
@@ -102,7 +102,7 @@ class PairOptions:
         Path | None,
         typer.Option(
             help="A folder, with its sub-folders, or zip of photographs: also measure whether two units respond to the "
-            "same ones, and whether responses add up there."
+            "same ones, and whether responses add up there. With --screen: predict from them, too."
         ),
     ] = None
     limit: Limit = None
@@ -198,7 +198,7 @@ class PairOptions:
         Raises
         ------
         FeatmapError
-            If an option needs ``--photographs``, or photographs are given to a screening.
+            If an option needs ``--photographs``.
         """
         from featmap.optimize.photograph_folder import Photographs
 
@@ -206,11 +206,6 @@ class PairOptions:
             if self.limit is not None or self.skip_broken:
                 raise FeatmapError("--limit and --skip-broken go with --photographs FOLDER")
             return None
-        if self.screen:
-            raise FeatmapError(
-                "--photographs and --screen exclude each other: screen first, then measure pairs of its ranking on "
-                "photographs, each as two units"
-            )
         return Photographs(self.photographs, self.limit, self.skip_broken)
 
     def settings(self, seeds: int | Iterable[int] | AutoSeeds, device: torch.device) -> JointSettings:
@@ -265,7 +260,12 @@ def interact(
     loaded = network.load()
     chosen = recipe.resolve(loaded, settings.device)
     if pair.screen:
-        _screen(_screening_job(pair, loaded, chosen, (seed, seeds), settings), settings, dry_run)
+        from featmap.interaction import screening
+
+        screened = _screening_job(pair, loaded, chosen, (seed, seeds), settings)
+        if photographs is not None:
+            screened = console.run_with_progress(partial(screening.add_photographs, screened, photographs))
+        _screen(screened, settings, dry_run)
     else:
         job = _joint_job(units, pair, loaded, chosen, (seed, seeds), settings)
         if photographs is not None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from featmap import image_ops
 from featmap.interaction import report
@@ -27,8 +28,10 @@ from featmap.interaction.groups import LayerChannels
 from featmap.interaction.job import PINK_IMAGES, Group
 from featmap.interaction.run import DEFAULT_RECIPE, Interaction, estimate_joint, joint_parts
 from featmap.interaction.screening_job import (
+    PHOTOGRAPH_PREDICTORS,
     SOLO_SEEDS,
     Budget,
+    PhotographResponses,
     ScreeningJob,
     exact_job,
     random_pairs,
@@ -42,23 +45,29 @@ from featmap.network.unit import Unit
 from featmap.optimize.batch import Batches
 from featmap.optimize.limits import resolve_recipe
 from featmap.optimize.objective import Objective
+from featmap.optimize.photograph_folder import UNIT_PHOTOGRAPHS, AnyPhotographs, PhotographStimuli
 from featmap.optimize.recipe import Recipe
 from featmap.optimize.responses import Probe
 from featmap.plotting.scatter import predictor_scores
 from featmap.runs import lifecycle, output
 from featmap.runs.device import deterministic_settings
 from featmap.runs.engine import Execution
-from featmap.runs.estimate import Estimate, Part, descents, later_seconds, part
+from featmap.runs.estimate import Estimate, Part, descents, later_seconds, part, probe_seconds
 from featmap.runs.estimate import estimate as estimate_descents
 from featmap.runs.folder_layout import LIVE_CODES
+from featmap.runs.probe import open_stimuli
 from featmap.runs.progress import Watcher
 from featmap.runs.store import Run
 from featmap.runs.worker import Worker
 from featmap.stats import interaction
 from featmap.stats import predictors as predicting
+from featmap.stats.correlation import RunningCorrelation, seed_reliability
 from featmap.stats.frames import plain_columns
-from featmap.stats.predictors import PREDICTORS, evaluate, seed_reliability
+from featmap.stats.predictors import PREDICTORS, evaluate
 from featmap.stats.reliability import spearman_brown
+
+PLACES = 49
+"""Largest number of places at which features are compared: finer grids are averaged down to 7 x 7."""
 
 
 @dataclass(eq=False)
@@ -162,8 +171,9 @@ def estimate_screening(job: ScreeningJob, folder: Path) -> Estimate:
     parts = [solos, *(estimate_joint(exact_job(job, pairs), folder) for pairs in representative_pairs(job))]
     # the predictors hold six float32 images of each unit
     gradients = 6 * 4 * math.prod(job.network.image_shape(job.recipe.size)) * len(job.objectives)
+    shown = len(job.photographs or ())
     return Estimate(
-        sum(part.seconds for part in parts),
+        sum(part.seconds for part in parts) + -(-shown // job.recipe.rows) * probe_seconds(job, job.recipe.rows),
         max(part.memory for part in parts) + gradients,
         sum(part.disk for part in parts),
         solos.free,
@@ -192,6 +202,8 @@ def carry_out(job: ScreeningJob, run: Run, execution: Execution | None = None) -
     execution = execution or Execution()
     watcher, folder = execution.watcher, run.folder
     with run.locked():
+        if job.photographs is not None:
+            lifecycle.record_photographs(run, job.photographs.require_source().record())
         watcher.note(f"1 of 3: {len(job.objectives)} solo runs, {SOLO_SEEDS} seeds")
         count = lifecycle.carry_out(job, run, Worker, watcher, execution.engine)
         # only now: a folder with parts is one that holds results, which a start that fails at its first unit does not
@@ -257,7 +269,8 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors`.
+        A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors`, and with
+        photographs of `featmap.interaction.natural`.
     """
     first, second = (_collect_side(job, run, *sides, watcher) for sides in (job.sides, job.sides[::-1]))
     pairs = np.array(job.pairs)
@@ -265,9 +278,13 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
         "a": [str(job.sides[0][i]) for i in pairs[:, 0]],
         "b": [str(job.sides[1][j]) for j in pairs[:, 1]],
     }
-    for name, function in PREDICTORS.items():
-        columns[name] = function(first, second)[pairs[:, 0], pairs[:, 1]]
-    return pd.DataFrame(columns)
+    tables = {name: function(first, second) for name, function in PREDICTORS.items()}
+    if job.photographs is not None:
+        with deterministic_settings():
+            probe = Probe(job.network, job.recipe.rows, job.device)
+            found = PhotographResponses(*measure_features(probe, job.responses, job.sides, job.photographs, watcher))
+        tables |= {name: function(found) for name, function in PHOTOGRAPH_PREDICTORS.items()}
+    return pd.DataFrame(columns | {name: table[pairs[:, 0], pairs[:, 1]] for name, table in tables.items()})
 
 
 def _collect_side(
@@ -323,10 +340,36 @@ def _all_units(job: ScreeningJob) -> list[Unit]:
     return list(dict.fromkeys([*job.sides[0], *job.sides[1]]))
 
 
+def add_photographs(job: ScreeningJob, photographs: AnyPhotographs, watcher: Watcher | None = None) -> ScreeningJob:
+    """Open photographs, and add them to a job of a screening.
+
+    Parameters
+    ----------
+    job : ScreeningJob
+        The checked job.
+    photographs : path, Photographs or PhotographFolder
+        The photographs; every one that is not open yet is decoded once.
+    watcher : Watcher, optional
+        Receives the progress, and what is left out.
+
+    Returns
+    -------
+    ScreeningJob
+        The job with the photographs at the size of the recipe's images.
+
+    Raises
+    ------
+    FeatmapError
+        If the network does not take photographs, there are none, or some are broken and not skipped.
+    """
+    return replace(job, photographs=open_stimuli(photographs, job.recipe.size, job.network.channels, watcher))
+
+
 def screen(
     layers: Sequence[LayerChannels],
     network: str | nn.Module | Network = "reference",
     *,
+    photographs: AnyPhotographs | None = None,
     budget: Budget | None = None,
     balance: str = "solo",
     probe_layers: str | Sequence[str] = (),
@@ -341,6 +384,9 @@ def screen(
         Two layers, each with the channels that take part; a name stands for all its features.
     network : str, torch.nn.Module or Network, default "reference"
         A name that `featmap.load` takes, a module that takes images in [0, 1], or a loaded network.
+    photographs : path, Photographs or PhotographFolder, optional
+        Photographs that pairs are predicted from too: whether both features respond to the same ones, and at the same
+        places of them.
     budget : Budget, optional
         Numbers of pairs that are measured exactly, and of their seeds. Default: 50 predicted pairs and 200 random
         ones, 3 seeds.
@@ -371,4 +417,63 @@ def screen(
         probe_layers=probed,
         device=device,
     )
+    if photographs is not None:
+        job = add_photographs(job, photographs, execution.watcher)
     return carry_out(job, lifecycle.open_run(job, execution.out), execution)
+
+
+def measure_features(
+    probe: Probe,
+    layers: Sequence[str],
+    sides: Sequence[Sequence[Unit]],
+    photographs: PhotographStimuli,
+    watcher: Watcher,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Show photographs to the network.
+
+    Parameters
+    ----------
+    probe : Probe
+        Probe of the network.
+    layers : sequence of str
+        Layers whose features are probed.
+    sides : sequence of sequence of Unit
+        Features of the two layers.
+    photographs : PhotographStimuli
+        The photographs, at the size of the images.
+    watcher : Watcher
+        Receives the progress.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        The fields of `featmap.interaction.screening_job.PhotographResponses`, in their order, from one pass
+        for each batch of `UNIT_PHOTOGRAPHS` photographs.
+    """
+    source, size, channels = photographs.require_source(), photographs.size, probe.network.channels
+    names = [side[0].layer for side in sides]
+    picks = [torch.tensor([u.channel or 0 for u in side]) for side in sides]
+    places = RunningCorrelation(len(sides[0]), len(sides[1]))
+    responses: list[Tensor] = []
+    units: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for begin in range(0, len(photographs), UNIT_PHOTOGRAPHS):
+        stop = min(begin + UNIT_PHOTOGRAPHS, len(photographs))
+        images = source.read(range(begin, stop), size, channels)
+        for out in probe.outputs(images, list(dict.fromkeys([*layers, *names]))):
+            responses.append(torch.cat([out[la].mean((2, 3)) for la in layers], dim=1).cpu())
+            chosen = [out[la][:, pick.to(out[la].device)] for la, pick in zip(names, picks, strict=True)]
+            for k in (0, 1):
+                units[k].append(chosen[k].mean((2, 3)).cpu())
+            grid = _common_grid([tuple(maps.shape[2:]) for maps in chosen])
+            pooled = [functional.adaptive_avg_pool2d(maps, grid).cpu() for maps in chosen]
+            places.add(*(maps.permute(0, 2, 3, 1).flatten(0, 2).numpy() for maps in pooled))
+        watcher.stage("photographs", stop, len(photographs))
+    first, second = (torch.cat(side).numpy() for side in units)
+    return first, second, places.result(), torch.cat(responses).numpy()
+
+
+def _common_grid(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """Choose the grid on which maps are compared: the smaller one, with at most `PLACES` places."""
+    height, width = (min(shape[k] for shape in shapes) for k in (0, 1))
+    side = int(PLACES**0.5)
+    return min(height, side), min(width, side)

@@ -1,27 +1,36 @@
-"""Job of a screening: its solo runs, and the pairs that are measured exactly."""
+"""Job of a screening: its solo runs, the pairs measured exactly, and what photographs predict of all pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from featmap import rng
 from featmap.errors import UnitError
 from featmap.interaction.groups import JointSettings, LayerChannels, pairs_job, select_two_layers
 from featmap.interaction.job import Group, JointJob
+from featmap.interaction.natural import MOST
 from featmap.network.model import Network
 from featmap.network.unit import Unit
 from featmap.optimize.limits import seeds_of
 from featmap.optimize.objective import channel
+from featmap.optimize.photograph_folder import PhotographStimuli
 from featmap.optimize.recipe import Recipe
 from featmap.runs.job import Job
 from featmap.runs.worker import checked
+from featmap.stats.correlation import column_moments, cosines
+from featmap.stats.top_responses import LEAST_PAIRED
 
 SEEDS, SOLO_SEEDS = 3, 2
 """Default number of seeds of the exact runs, and seeds of the solo runs."""
+CHECK_FEATURES = 32
+"""Features of a layer that random pairs are drawn from: a feature costs two solo descents for each seed, a pair one.
+The pair decides the statistic rather than its features, so that pairs that share them say almost as much."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +79,15 @@ class ScreeningJob(Job):
         Numbers of pairs that are measured exactly; no more than there are.
     fresh_seeds : tuple of int
         Seeds of the exact runs; none of them is one of the solo runs.
+    photographs : PhotographStimuli, optional
+        Photographs that pairs are predicted from too, at the size of the images.
     """
 
     sides: tuple[tuple[Unit, ...], tuple[Unit, ...]]
     balance: str = "solo"
     budget: Budget = Budget()
     fresh_seeds: tuple[int, ...] = ()
+    photographs: PhotographStimuli | None = None
 
     @property
     def name_parts(self) -> list[str]:
@@ -97,6 +109,14 @@ class ScreeningJob(Job):
         """Number of random pairs."""
         return min(self.budget.checks, len(self.pairs))
 
+    @property
+    def check_features(self) -> int:
+        """Largest number of features of a layer that random pairs are drawn from.
+
+        It leaves about twice as many pairs as are drawn, also within one layer.
+        """
+        return max(CHECK_FEATURES, math.ceil(2 * math.sqrt(self.checks)))
+
     def identity(self) -> dict[str, Any]:
         """Collect everything that the screening's numbers depend on.
 
@@ -105,13 +125,17 @@ class ScreeningJob(Job):
         dict
             Plain JSON values.
         """
-        return super().identity() | {
+        own = {
             "balance": self.balance,
             "fresh_seeds": list(self.fresh_seeds),
             "top": self.budget.top,
             "checks": self.budget.checks,
             "sides": [len(side) for side in self.sides],
         }
+        if any(len(side) > self.check_features for side in self.sides):  # otherwise as before there was a limit
+            own["check_features"] = self.check_features
+        shown = {} if self.photographs is None else {"photographs": self.photographs.identity()}
+        return super().identity() | own | shown
 
     @property
     def disk_needed(self) -> int:
@@ -214,12 +238,21 @@ def random_pairs(job: ScreeningJob) -> tuple[Group, ...]:
     Returns
     -------
     tuple of (Unit, Unit)
-        `job.checks` pairs, in the order of all pairs.
+        `job.checks` pairs, in the order of all pairs: of `job.check_features` random features of each layer that has
+        more, as far as these make enough pairs.
     """
-    pairs = job.pairs
+    drawn = [_draw_features(side, job.check_features) for side in job.sides]
+    within = [(i, j) for i, j in job.pairs if i in drawn[0] and j in drawn[1]]
+    pairs = within if len(within) >= job.checks else job.pairs
     key = [f"{side[0].layer}:{len(side)}" for side in job.sides]
     sample = rng.generator("screen", *key, *job.fresh_seeds).choice(len(pairs), job.checks, replace=False)
     return tuple((job.sides[0][pairs[k][0]], job.sides[1][pairs[k][1]]) for k in sorted(sample))
+
+
+def _draw_features(side: Sequence[Unit], most: int) -> set[int]:
+    """Draw the features of a side that random pairs are made of, as indices; a layer's are the same on both sides."""
+    order = rng.generator("screen features", side[0].layer, len(side)).permutation(len(side))
+    return {int(k) for k in order[:most]}
 
 
 def exact_job(job: ScreeningJob, groups: tuple[Group, ...]) -> JointJob:
@@ -262,3 +295,150 @@ def representative_pairs(job: ScreeningJob) -> list[tuple[Group, ...]]:
     step = max(1, len(pairs) // job.top)
     spaced = [(job.sides[0][i], job.sides[1][j]) for i, j in pairs[::step][: job.top]]
     return [random_pairs(job), tuple(spaced)]
+
+
+@dataclass(frozen=True, eq=False)
+class PhotographResponses:
+    """Responses of two layers' features to P photographs.
+
+    Parameters
+    ----------
+    first, second : numpy.ndarray
+        Responses of the N features of the first and the M of the second layer, P x N and P x M.
+    places : numpy.ndarray
+        Correlation of the features' activation maps over all places of all photographs, N x M.
+    responses : numpy.ndarray
+        Responses of the probed features, P x D.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    places: np.ndarray
+    responses: np.ndarray
+
+
+PhotographPredictor = Callable[[PhotographResponses], np.ndarray]
+PHOTOGRAPH_PREDICTORS: dict[str, PhotographPredictor] = {}
+
+
+def register(name: str) -> Callable[[PhotographPredictor], PhotographPredictor]:
+    """Enter the decorated function into `PHOTOGRAPH_PREDICTORS`.
+
+    Parameters
+    ----------
+    name : str
+        Key of the entry, which names a column of the predictions.
+
+    Returns
+    -------
+    callable
+        Decorator that leaves the function as it is.
+    """
+
+    def enter(function: PhotographPredictor) -> PhotographPredictor:
+        PHOTOGRAPH_PREDICTORS[name] = function
+        return function
+
+    return enter
+
+
+def _z_scores(responses: np.ndarray) -> np.ndarray:
+    """Standardise responses over photographs; NaN for features that do not vary, and for all below `LEAST_PAIRED`."""
+    values = np.asarray(responses, dtype=np.float64)
+    if len(values) < LEAST_PAIRED:
+        return np.full(values.shape, np.nan)
+    scale, mean, deviation = column_moments(values, np.ones(len(values), dtype=bool))
+    with np.errstate(invalid="ignore"):  # infinite responses
+        z: np.ndarray = (values / scale - mean) / deviation
+    z[:, ~np.isfinite(values).all(axis=0)] = np.nan
+    return z
+
+
+def _best(responses: np.ndarray) -> np.ndarray:
+    """Mark the `MOST` photographs that each feature responds to most, P x N; of equal responses the earlier ones."""
+    order = np.argsort(-np.asarray(responses, dtype=np.float64), axis=0, kind="stable")[:MOST]
+    marked = np.zeros(responses.shape)
+    np.put_along_axis(marked, order, 1.0, axis=0)
+    return marked
+
+
+@register("photograph correlation")
+def photograph_correlation(found: PhotographResponses) -> np.ndarray:
+    """Correlate the features' responses over photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; NaN for features that do not vary, and for fewer than `LEAST_PAIRED` photographs.
+    """
+    one, two = _z_scores(found.first), _z_scores(found.second)
+    return np.clip(one.T @ two / max(len(one), 1), -1, 1)
+
+
+@register("place correlation")
+def place_correlation(found: PhotographResponses) -> np.ndarray:
+    """Correlate the features' activations over the places of photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1]; high where both fire at the same places. NaN for features that do not vary, and for fewer
+        than `LEAST_PAIRED` photographs.
+    """
+    return found.places if len(found.first) >= LEAST_PAIRED else np.full_like(found.places, np.nan)
+
+
+@register("response to the partner's photographs")
+def partner_response(found: PhotographResponses) -> np.ndarray:
+    """Average each feature's standardised response over the other's best photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in standard deviations, mean of both directions over the `MOST` best photographs; 0 by chance. NaN as in
+        `photograph_correlation`.
+    """
+    one, two = _z_scores(found.first), _z_scores(found.second)
+    return (_best(found.first).T @ two + (_best(found.second).T @ one).T) / (2 * min(MOST, max(len(one), 1)))
+
+
+@register("profile of the best photographs")
+def profile_agreement(found: PhotographResponses) -> np.ndarray:
+    """Compute the cosine of the probed features' responses to best photographs.
+
+    Parameters
+    ----------
+    found : PhotographResponses
+        Responses to the photographs.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1], of means over the `MOST` best photographs, in standard deviations. High where those of both
+        do the same to the layers. NaN as in `photograph_correlation`.
+    """
+    probed = _z_scores(found.responses)
+    probed = probed[:, np.isfinite(probed).all(axis=0)]
+    if not probed.shape[1]:
+        return np.full((found.first.shape[1], found.second.shape[1]), np.nan)
+    profiles = []
+    for side in (found.first, found.second):
+        defined = np.isfinite(_z_scores(side)).all(axis=0)
+        mean = _best(side).T @ probed / min(MOST, max(len(probed), 1))
+        profiles.append(np.where(defined[:, None], mean, np.nan))
+    return cosines(*profiles)

@@ -189,11 +189,15 @@ def _options(run: Run, own: Sequence[str]) -> list[str] | None:
     if not _count_up(seeds):
         return None
     count = ["--seeds", "auto", "--width", f"{auto['width']:g}", "--most-seeds", str(auto["most"])] if auto else None
-    photographs = run.identity.get("photographs") or {}  # a page says nothing of the reader's own
-    words = ["--photographs", "FOLDER"] if photographs else []
-    words += ["--limit", str(photographs["limit"])] if photographs.get("limit") else []
     options = [*Reproduction(run.manifest).options(), *_joint_options(run, own)]
-    return [*options, *(count or ["--seeds", str(len(seeds))]), *words]
+    return [*options, *(count or ["--seeds", str(len(seeds))]), *_photograph_options(run)]
+
+
+def _photograph_options(run: Run) -> list[str]:
+    """Return the options of a run's photographs; a page says nothing of the reader's own folder."""
+    photographs = run.identity.get("photographs") or {}
+    words = ["--photographs", "FOLDER"] if photographs else []
+    return words + (["--limit", str(photographs["limit"])] if photographs.get("limit") else [])
 
 
 def _screening(run: Run) -> Report:
@@ -207,7 +211,7 @@ def _screening(run: Run) -> Report:
     words += ["--top", str(run.identity["top"]), "--checks", str(run.identity["checks"])]
     solo, fresh = run.identity["seeds"], run.identity["fresh_seeds"]
     words += ["--seeds", str(len(fresh)), *Reproduction(run.manifest).options()]
-    words += _joint_options(run, layers)
+    words += [*_joint_options(run, layers), *_photograph_options(run)]
     return Report(
         title=f"Screening of {' with '.join(layers)}",
         tables=[("Predictors, evaluated on random pairs", frame)],

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FLOOR = 1e-6
 """Share of the largest magnitude at or below which a denominator, a length or a standard deviation counts as 0.
@@ -352,3 +356,137 @@ class ColumnSimilarity:
         S = np.full((len(self.mean), len(self.mean)), np.nan)
         S[np.ix_(self.used, self.used)] = self.among_used
         return S
+
+
+class RunningCorrelation:
+    """Correlations between two sets of columns that arrive in blocks of rows.
+
+    Parameters
+    ----------
+    first, second : int
+        Numbers N and M of columns of the two sets.
+    """
+
+    def __init__(self, first: int, second: int) -> None:
+        self._count = 0
+        self._sums = [np.zeros(first), np.zeros(second)]
+        self._squares = [np.zeros(first), np.zeros(second)]
+        self._products = np.zeros((first, second))
+
+    def add(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Take some rows into account.
+
+        Parameters
+        ----------
+        first, second : numpy.ndarray
+            The same rows of both sets, rows x N and rows x M.
+        """
+        maps = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+        self._count += len(maps[0])
+        for k, side in enumerate(maps):
+            self._sums[k] += side.sum(axis=0)
+            self._squares[k] += np.square(side).sum(axis=0)
+        self._products += maps[0].T @ maps[1]
+
+    def result(self) -> np.ndarray:
+        """Compute the correlations.
+
+        Returns
+        -------
+        numpy.ndarray
+            Pearson's correlation over all rows, N x M, in [-1, 1]; NaN for a column whose deviation is not above
+            `DIFFERENCE_FLOOR` times its root mean square.
+        """
+        n = max(self._count, 1)
+        means = [total / n for total in self._sums]
+        powers = [total / n for total in self._squares]
+        deviations = []
+        for mean, power in zip(means, powers, strict=True):
+            variance = power - np.square(mean)
+            varies = np.isfinite(variance) & (variance > DIFFERENCE_FLOOR**2 * power)
+            deviations.append(np.sqrt(np.where(varies, variance, np.nan)))
+        covariance = self._products / n - np.outer(*means)
+        return np.clip(covariance / np.outer(*deviations), -1, 1)
+
+
+def rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float, int]:
+    """Compute Spearman's correlation of predictions with measured values.
+
+    Parameters
+    ----------
+    predicted, measured : numpy.ndarray
+        Values of the same pairs, NaN where undefined.
+
+    Returns
+    -------
+    rho : float
+        Correlation over the pairs that have both, in [-1, 1]; NaN for fewer than 10 pairs or values that do not vary.
+    error : float
+        Standard error.
+    n : int
+        Number of pairs.
+
+    References
+    ----------
+    Standard error: Bonett & Wright (2000), doi 10.1007/BF02294183.
+    """
+    both = np.isfinite(predicted) & np.isfinite(measured)
+    n, x, y = int(both.sum()), predicted[both], measured[both]
+    if n < 10 or np.ptp(x) <= DIFFERENCE_FLOOR * np.abs(x).max() or np.ptp(y) <= TINY:
+        return float("nan"), float("nan"), n
+    rho = spearman(y, x)  # in this order the last digit is that of scipy.stats.spearmanr(x, y)
+    return rho, float((1 - rho**2) * np.sqrt((1 + rho**2 / 2) / (n - 3))), n
+
+
+def seed_reliability(statistics: pd.DataFrame) -> float:
+    """Compute the mean rank correlation of measured excesses between seeds.
+
+    Parameters
+    ----------
+    statistics : pandas.DataFrame
+        Statistics of every pair and seed; columns group, seed, response_nonlinearity, response_nonlinearity_floor.
+
+    Returns
+    -------
+    float
+        Spearman's correlation of response nonlinearity less its floor, mean over pairs of seeds, in [-1, 1]; NaN for a
+        single seed.
+    """
+    excess = statistics["response_nonlinearity"] - statistics["response_nonlinearity_floor"]
+    wide = statistics.assign(excess=excess).pivot(index="group", columns="seed", values="excess")
+    values = wide.to_numpy(dtype=float)
+    each = [rank_correlation(values[:, i], values[:, j])[0] for i in range(values.shape[1]) for j in range(i)]
+    return float(np.mean(each)) if each else float("nan")
+
+
+def unexplained_shares(
+    power: np.ndarray, products: tuple[np.ndarray, np.ndarray], gram: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Compute the response nonlinearity of many pairs from inner products.
+
+    Parameters
+    ----------
+    power : numpy.ndarray
+        ``|q|^2`` of the joint response q of each pair, of any shape.
+    products : tuple of numpy.ndarray
+        Inner products of q with the responses p_a and p_b to the parts.
+    gram : tuple of numpy.ndarray
+        ``|p_a|^2``, ``|p_b|^2`` and the inner product of p_a and p_b.
+
+    Returns
+    -------
+    numpy.ndarray
+        Share of ``|q|^2`` that no non-negative combination of p_a and p_b explains, in [0, 1], as in
+        `response_nonlinearity`; NaN where q is zero or an argument is not finite.
+    """
+    (one, two), (first, second, both) = products, gram
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        determinant = first * second - both**2
+        weights = (one * second - two * both) / determinant, (two * first - one * both) / determinant
+        inside = (determinant > RANK_FLOOR * first * second) & (weights[0] >= 0) & (weights[1] >= 0)
+        # of two parts, the best combination without negative weights has both, or the better one alone
+        alone = np.maximum(np.maximum(one, 0) ** 2 / first, np.maximum(two, 0) ** 2 / second)
+        explained = np.where(inside, weights[0] * one + weights[1] * two, alone)
+        defined = power > np.maximum(DIFFERENCE_FLOOR**2 * np.sqrt(first * second), TINY_POWER)
+        share: np.ndarray = np.clip(1 - explained / np.where(defined, power, np.nan), 0, 1)
+    return share

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from featmap.stats.correlation import DIFFERENCE_FLOOR, TINY, cosines, spearman, unit_vectors
+from featmap.stats.correlation import TINY, cosines, rank_correlation, signed_roots, unexplained_shares, unit_vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,6 +366,52 @@ def seed_floor(a: Side, b: Side) -> np.ndarray:
     return _pair_mean(own(a), own(b))
 
 
+@register("agreement of root responses")
+def root_agreement(a: Side, b: Side) -> np.ndarray:
+    """Compute the cosine of the signed roots of r_a and r_b.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [-1, 1], of the means over seeds: the sum, over probed features, of the geometric means of r_a and
+        r_b, with the product's sign. High where both images drive the same features the same way.
+    """
+    return cosines(signed_roots(a.r.mean(axis=0)), signed_roots(b.r.mean(axis=0)))
+
+
+@register("nonlinearity of the product")
+def product_nonlinearity(a: Side, b: Side) -> np.ndarray:
+    """Compute the response nonlinearity of what both images have in common.
+
+    Parameters
+    ----------
+    a, b : Side
+        Units of the first and of the second layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        N x M, in [0, 1]: the joint response is taken to be the geometric mean of r_a and r_b (means over seeds) in
+        features where both have one sign, and 0 elsewhere. High where a conjunction of both images is far from their
+        mixtures; NaN where they have no sign in common.
+    """
+    sides = a.r.mean(axis=0), b.r.mean(axis=0)
+    parts = [[np.maximum(sign * r, 0.0) for sign in (1, -1)] for r in sides]
+
+    def products(one: float, two: float) -> np.ndarray:
+        total: np.ndarray = sum(first**one @ (second**two).T for first, second in zip(*parts, strict=True))
+        return total
+
+    squares = [np.square(r).sum(axis=1) for r in sides]
+    gram = (squares[0][:, None], squares[1][None, :], sides[0] @ sides[1].T)
+    return unexplained_shares(products(1.0, 1.0), (products(1.5, 0.5), products(0.5, 1.5)), gram)
+
+
 def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
     """Fit a ridge regression on the predictors' ranks to the measured pairs.
 
@@ -411,35 +457,6 @@ def fit_combined(X: np.ndarray, y: np.ndarray, folds: int = 10, ridge: float = 1
     return everywhere, left_out
 
 
-def rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float, int]:
-    """Compute Spearman's correlation of predictions with measured values.
-
-    Parameters
-    ----------
-    predicted, measured : numpy.ndarray
-        Values of the same pairs, NaN where undefined.
-
-    Returns
-    -------
-    rho : float
-        Correlation over the pairs that have both, in [-1, 1]; NaN for fewer than 10 pairs or values that do not vary.
-    error : float
-        Standard error.
-    n : int
-        Number of pairs.
-
-    References
-    ----------
-    Standard error: Bonett & Wright (2000), doi 10.1007/BF02294183.
-    """
-    both = np.isfinite(predicted) & np.isfinite(measured)
-    n, x, y = int(both.sum()), predicted[both], measured[both]
-    if n < 10 or np.ptp(x) <= DIFFERENCE_FLOOR * np.abs(x).max() or np.ptp(y) <= TINY:
-        return float("nan"), float("nan"), n
-    rho = spearman(y, x)  # in this order the last digit is that of scipy.stats.spearmanr(x, y)
-    return rho, float((1 - rho**2) * np.sqrt((1 + rho**2 / 2) / (n - 3))), n
-
-
 def evaluate(predicted: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rank the predictors by their correlation with measured pairs.
 
@@ -470,27 +487,6 @@ def evaluate(predicted: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataFr
     table = pd.DataFrame(rows)
     order = np.argsort(-np.nan_to_num(np.abs(table["spearman"].to_numpy(dtype=float)), nan=-1), kind="stable")
     return table.iloc[order].reset_index(drop=True), predicted.assign(combined=everywhere)
-
-
-def seed_reliability(statistics: pd.DataFrame) -> float:
-    """Compute the mean rank correlation of measured excesses between seeds.
-
-    Parameters
-    ----------
-    statistics : pandas.DataFrame
-        Statistics of every pair and seed; columns group, seed, response_nonlinearity, response_nonlinearity_floor.
-
-    Returns
-    -------
-    float
-        Spearman's correlation of response nonlinearity less its floor, mean over pairs of seeds, in [-1, 1]; NaN for a
-        single seed.
-    """
-    excess = statistics["response_nonlinearity"] - statistics["response_nonlinearity_floor"]
-    wide = statistics.assign(excess=excess).pivot(index="group", columns="seed", values="excess")
-    values = wide.to_numpy(dtype=float)
-    each = [rank_correlation(values[:, i], values[:, j])[0] for i in range(values.shape[1]) for j in range(i)]
-    return float(np.mean(each)) if each else float("nan")
 
 
 def _score(predicted: np.ndarray, excess: np.ndarray, predicted_whole: np.ndarray, whole: np.ndarray) -> dict[str, Any]:

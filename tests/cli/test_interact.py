@@ -21,6 +21,7 @@ assert at_home  # the fixture under which every test works in a folder of its ow
 PAIR = ["interact", "second:3", "first:5", *SMALL, "--seeds", "2"]
 LAYERS = ["interact", "--layers", "second", "first", "--features", "0-1", "2,4", *SMALL, "--seeds", "2"]
 
+SCREEN = ["--layers", "second", "first", "--screen"]
 WRONG: list[tuple[str, list[str], str]] = [
     ("neither units nor layers", [], "either units"),
     ("units and layers", ["second:1", "second:2", "--layers", "second", "first"], "either units"),
@@ -51,7 +52,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("class logits that there are not", ["class:1", "second:2"], "no layer of class logits"),
     ("a limit of no photographs", ["second:1", "second:2", "--limit", "3"], "go with --photographs FOLDER"),
     ("no such photographs", ["second:1", "second:2", "--photographs", "nowhere"], "--photographs 'nowhere'"),
-    ("a screening of photographs", ["--layers", "second", "first", "--screen", "--photographs", "p"], "exclude"),
+    ("a screening without its photographs", [*SCREEN, "--photographs", "nowhere"], "--photographs 'nowhere'"),
 ]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 import featmap
+from featmap import rng
 from featmap.errors import FeatmapError
 from featmap.interaction import groups, screening
 from featmap.interaction import run as interaction_run
+from featmap.interaction import screening_job as screening_jobs
 from featmap.interaction.groups import LayerChannels
 from featmap.interaction.screening import Screening
 from featmap.interaction.screening_job import Budget, ScreeningJob, random_pairs, screening_job
@@ -23,7 +26,7 @@ from featmap.network.loading import load
 from featmap.network.model import Network
 from featmap.runs import integrity, lifecycle
 from featmap.runs.device import use_threads
-from featmap.stats.predictors import seed_reliability
+from featmap.stats.correlation import seed_reliability
 from tests.helpers import networks
 from tests.helpers.settings import options, resolve_linear
 from tests.helpers.tables import check_plain_tables
@@ -144,6 +147,36 @@ def test_random_pairs_depend_on_the_settings_alone(network: Network) -> None:
     assert pairs[0] == pairs[1] != pairs[2]
     every = job_of(network, checks=10_000)
     assert len(set(random_pairs(every))) == every.checks == len(job_of(network).pairs)
+
+
+@pytest.mark.parametrize("layers", [LAYERS, ("mixed", "mixed")])
+def test_random_pairs_of_a_wide_layer_share_its_features(
+    network: Network, monkeypatch: pytest.MonkeyPatch, layers: Sequence[LayerChannels]
+) -> None:
+    """Every feature costs descents of its own, so few of them make the pairs."""
+    monkeypatch.setattr(screening_jobs, "CHECK_FEATURES", 3)
+    job = job_of(network, layers=layers, checks=4)
+    assert job.check_features == 4 < min(len(side) for side in job.sides)
+    pairs = random_pairs(job)
+    assert len(set(pairs)) == 4 and set(pairs) <= set(product(*job.sides))
+    assert all(len({pair[k] for pair in pairs}) <= 4 for k in (0, 1))
+    assert layers == LAYERS or len({unit for pair in pairs for unit in pair}) <= 4
+    assert job.identity()["check_features"] == 4
+
+
+def test_as_many_pairs_as_there_are_come_from_all_features(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening_jobs, "CHECK_FEATURES", 3)
+    job = job_of(network, checks=10_000)
+    assert set(random_pairs(job)) == set(product(*job.sides))
+
+
+def test_narrow_layers_keep_their_random_pairs_and_identity(network: Network) -> None:
+    job = job_of(network)
+    assert "check_features" not in job.identity()
+    key = [f"{side[0].layer}:{len(side)}" for side in job.sides]
+    chosen = rng.generator("screen", *key, *job.fresh_seeds).choice(len(job.pairs), job.checks, replace=False)
+    expected = [(job.sides[0][i], job.sides[1][j]) for i, j in (job.pairs[k] for k in sorted(chosen))]
+    assert list(random_pairs(job)) == expected
 
 
 @pytest.mark.parametrize(

@@ -306,3 +306,19 @@ def test_false_discovery_leaves_the_undefined_out() -> None:
     assert np.isnan(q).tolist() == [False, True, False, True]
     assert q[[0, 2]].tolist() == pytest.approx(oracles.benjamini_hochberg([0.01, 0.04]))
     assert np.isnan(interaction.q_values(np.full(3, np.nan))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["any", "opposed", "equal"]))
+def test_shares_of_many_pairs_are_those_of_non_negative_least_squares(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    joint, parts = rng.normal(size=5), rng.normal(size=(2, 5))
+    if kind != "any":
+        parts[1] = parts[0] if kind == "equal" else -parts[0] + 0.1 * parts[1]
+    inner = parts @ parts.T
+    found = correlation.unexplained_shares(
+        np.array(joint @ joint),
+        (np.array(parts[0] @ joint), np.array(parts[1] @ joint)),
+        (np.array(inner[0, 0]), np.array(inner[1, 1]), np.array(inner[0, 1])),
+    )
+    assert float(found) == pytest.approx(interaction.response_nonlinearity(joint, parts), abs=1e-7)

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from featmap.stats import predictors
+from featmap.stats.correlation import rank_correlation
+from featmap.stats.interaction import response_nonlinearity
 from featmap.stats.predictors import PREDICTORS, Side
 
 
 def side(n: int, others: int, seed: int, offset: int = 0, total: int = 9) -> Side:
     rng = np.random.default_rng(seed)
     return Side(
-        r=rng.normal(size=(2, n, 6)),
-        fraction=rng.normal(size=(n, 6)),
+        r=rng.normal(size=(2, n, 40)),  # so many that any two units drive some of them the same way
+        fraction=rng.normal(size=(n, 40)),
         d=rng.normal(size=(n, 12)),
         at_null=rng.normal(size=(n, 12)),
         at_solo=rng.normal(size=(n, 12)),
@@ -43,7 +45,7 @@ def test_every_predictor_has_a_finite_value_for_every_pair(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in PREDICTORS if n != "weight overlap"])
 def test_predictors_do_not_care_which_side_comes_first(name: str) -> None:
-    np.testing.assert_allclose(PREDICTORS[name](A, B), PREDICTORS[name](B, A).T, rtol=1e-12)
+    np.testing.assert_allclose(PREDICTORS[name](A, B), PREDICTORS[name](B, A).T, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -54,7 +56,7 @@ def test_predictors_follow_the_order_of_the_units(name: str) -> None:
         A.reads[order],
     )  # fmt: skip
     back = replace(B, reads=B.reads[:, order])
-    np.testing.assert_allclose(PREDICTORS[name](moved, back), PREDICTORS[name](A, B)[order], rtol=1e-12)
+    np.testing.assert_allclose(PREDICTORS[name](moved, back), PREDICTORS[name](A, B)[order], rtol=1e-9)
 
 
 def test_predictors_equal_loops_over_pairs() -> None:
@@ -73,10 +75,37 @@ def test_predictors_equal_loops_over_pairs() -> None:
             assert predictors.weight_overlap(A, B)[i, j] == pytest.approx(share)
 
 
+def test_products_of_responses_equal_loops_over_pairs() -> None:
+    for i in range(4):
+        for j in range(5):
+            one, two = (A.r[0, i] + A.r[1, i]) / 2, (B.r[0, j] + B.r[1, j]) / 2
+            roots = [np.array([math.copysign(math.sqrt(abs(v)), v) for v in r]) for r in (one, two)]
+            assert predictors.root_agreement(A, B)[i, j] == pytest.approx(cosine(*roots))
+            pairs = zip(one, two, strict=True)
+            product = np.array([math.copysign(math.sqrt(v * w), v) if v * w > 0 else 0.0 for v, w in pairs])
+            expected = response_nonlinearity(product, np.stack([one, two]))
+            assert predictors.product_nonlinearity(A, B)[i, j] == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_has_nothing_in_common_or_is_dead_has_no_product() -> None:
+    one, two = np.eye(40)[None, :2].repeat(2, 0), np.eye(40)[None, 2:4].repeat(2, 0)
+    nothing: list[Side] = [replace(A, r=one), replace(B, r=two)]
+    assert np.isnan(predictors.product_nonlinearity(*nothing)).all()
+    same = predictors.product_nonlinearity(replace(A, r=one), replace(B, r=one))
+    np.testing.assert_allclose(np.diag(same), 0, atol=1e-12)
+
+
 def test_a_dead_unit_has_no_prediction_from_responses() -> None:
     r = A.r.copy()
     r[:, 1] = np.nan
-    for name in ("response agreement", "floor", "response imbalance", "self-saturation", "concentration"):
+    for name in (
+        "response agreement",
+        "floor",
+        "response imbalance",
+        "self-saturation",
+        "concentration",
+        "agreement of root responses",
+    ):
         found = PREDICTORS[name](replace(A, r=r), B)
         assert np.isnan(found[1]).all() and np.isfinite(found[[0, 2, 3]]).all()
 
@@ -128,10 +157,10 @@ def test_rank_correlation() -> None:
     rng = np.random.default_rng(5)
     one = rng.normal(size=50)
     two = one + rng.normal(size=50)
-    rho, error, n = predictors.rank_correlation(one, two)
+    rho, error, n = rank_correlation(one, two)
     assert rho == pytest.approx(spearmanr(one, two).statistic) and n == 50
     assert error == pytest.approx((1 - rho**2) * math.sqrt((1 + rho**2 / 2) / 47))
     two[:5] = np.nan
-    assert predictors.rank_correlation(one, two)[2] == 45
-    assert math.isnan(predictors.rank_correlation(one[:9], two[:9])[0])
-    assert math.isnan(predictors.rank_correlation(np.ones(50), one)[0])
+    assert rank_correlation(one, two)[2] == 45
+    assert math.isnan(rank_correlation(one[:9], two[:9])[0])
+    assert math.isnan(rank_correlation(np.ones(50), one)[0])
