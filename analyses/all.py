@@ -8,8 +8,8 @@
 
 A study is carried out for every network that it has a stored result of, with the command stored there. Networks of
 one's own (`package.module:factory` in that command) need `--factories`, a module with factories of these names.
-Whatever needs photographs needs `--photographs` or `--image`. What is not given is named and skipped. The benchmarks
-`images` and `measures` judge networks by other networks, which only their user can name: they are not among the steps.
+Whatever needs photographs needs `--photographs` or `--image`. What is not given is named and skipped. Benchmarks with
+rows of networks that only their user can name are not among the steps, see `OTHER_BENCHMARKS`.
 
 An interrupted call is resumed by the same call: what was finished is no longer older, and runs in `runs/` are resumed.
 `analyses.support.provenance` says what counts as a change.
@@ -40,6 +40,19 @@ FACTORY, PHOTOGRAPH, PHOTOGRAPHS = "package.module:", "PHOTOGRAPH", "FOLDER"
 """Parts of a command that stand for what only its user has."""
 NEEDS = {FACTORY: "--factories", PHOTOGRAPH: "--image", PHOTOGRAPHS: "--photographs"}
 BENCHMARKS = ("speed", "search", "scaling", "whole", "faults")
+"""Benchmarks of the bundled network, which their command makes again."""
+OTHER_BENCHMARKS = {
+    "images": "judges networks by other networks",
+    "image_candidates": "judges networks by other networks",
+    "hidden_candidates": "judges networks by other networks",
+    "measures": "has rows of networks that only its user has",
+    "power": "has rows of networks that only its user has",
+    "repeatability": "has rows of networks that only its user has",
+    "screening": "reads runs that only its user has",
+    "defined": "has rows of networks that only its user has",
+    "estimates": "times commands beside each other, for an hour",
+}
+"""Benchmarks that are no step, and why: each is given by hand, as its section of the benchmarks' page says."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from analyses.support.provenance import UNRECORDED, outdated
 from analyses.support.records import MANY_WORDS, describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from analyses.support.verdicts import (
+    CAVEATS,
     describe_disagreement,
     describe_gap,
     display_name,
@@ -52,7 +53,10 @@ A study draws 16 features of each layer at random and uses three seeds of the no
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
 our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
 was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer
-layers, features or seeds, or smaller images, than by default: the line with the link to the table says so. Many
+layers, features or seeds, or smaller images, than by default: the line with the link to the table has the layers,
+features and seeds, and the command. Images may be smaller than the network's input size, which that line names: each
+study says above its rule at which size it measures. Where `--model` is `package.module:factory`, the factory returns
+the network with its weights loaded; `python -m analyses.all --factories MODULE` runs all those commands again. Many
 features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a
 recipe does not do so itself, and what is left out all the same is counted beside the result.
 """
@@ -151,7 +155,8 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)
-        text = escape_cell(record["conclusion"] + many)
+        caveat = f" {CAVEATS[study.name, model]}." if (study.name, model) in CAVEATS else ""
+        text = escape_cell(record["conclusion"] + many + caveat)
         lines += [f"**{display_name(model, record)}**: the claim {verdict}. {text}", ""]
     for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
         lines += [f"Rule: {escape_cell(rule)}.", ""]

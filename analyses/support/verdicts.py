@@ -29,6 +29,36 @@ GAPS = {
 }
 """Why a study was not measured on a network on which others were; printed only where it was not."""
 
+_ONE_RANDOM_PAIR = (
+    "One random pair was measured beside it: where the article's pair lies among others is not known here"
+)
+_DRAWN = "The features were drawn, and are not those that the article shows (654 and 415 of Mixed_6b, its first ones)"
+CAVEATS = {
+    ("joint_pair", "googlenet"): _ONE_RANDOM_PAIR,
+    ("joint_pair", "squeezenet"): _ONE_RANDOM_PAIR,
+    ("joint_pair", "inception_v3"): _ONE_RANDOM_PAIR,
+    ("maximised_unit", "inception_v3"): f"{_DRAWN}; with one neuron in each branch, means of branches have no interval",
+    ("maximised_unit", "googlenet"): "The last branch of these modules has the smaller field here, and is compared",
+    ("neuron_growth", "inception_v3"): _DRAWN,
+    ("neuron_growth", "googlenet"): "The shares are of 4 of the 8 drawn features: in the others the added neurons "
+    "change nothing, as more than half of all added neurons do",
+    ("octaves", "inception_v3"): _DRAWN,
+    ("metrics", "inception_v3"): _DRAWN,
+    ("metrics", "googlenet"): "C = 200 is 0.56 of the activation that l1 reaches here, so that l2 and linf aim at less "
+    "than l1: with C = 10 a, which is large, l2 agrees with l1 as l1 with itself (the last rows)",
+    ("coactivation", "inception_v3"): "Five features, one of them with a tie, cannot reach the level of the test; the "
+    "runner-up itself ends as high as on the other ImageNet networks",
+    ("gradient_sum", "squeezenet"): "The ratio is over 3 of 5 pairs: in the other two both ways gave the same images, "
+    "to the bit",
+    ("gradient_sum", "inception_v3"): "The ratio's mean and interval say nothing: in one of four pairs the rounding "
+    "did not grow, so that the ratio of that pair is very large",
+    ("layer_maps", "inception_v3"): "Two features of each layer were maximised, and 32 of the first one for the "
+    "palette, of which one without a gradient is left out",
+    ("reproducibility", "inception_v3"): "With two threads instead of one, neither image was the same: the number of "
+    "threads is reported, and does not count for the verdict",
+}
+"""What a reader of a network's result has to know beside its conclusion."""
+
 
 def is_random(record: Record) -> bool:
     """Check whether a record is of a network with random weights.

@@ -30,6 +30,12 @@ def test_every_study_page_picture_notebook_and_benchmark_is_a_step() -> None:
     assert all(provenance.path_of(f"analyses.{name}") for name in names)
 
 
+def test_every_stored_benchmark_is_a_step_or_has_a_reason() -> None:
+    stored = {path.stem for path in (everything.HERE / "benchmarks").glob("*.json")}
+    assert not set(everything.BENCHMARKS) & set(everything.OTHER_BENCHMARKS)
+    assert stored == {*everything.BENCHMARKS, *everything.OTHER_BENCHMARKS}
+
+
 def test_a_study_is_carried_out_on_each_network_with_the_stored_command(tmp_path: Path) -> None:
     assert everything.study_steps("octaves", tmp_path) == [everything.Step("octaves", "reference")]
     stored(tmp_path, "reference")
