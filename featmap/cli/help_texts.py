@@ -225,7 +225,7 @@ The statistics, with the values of every seed (formulas: featmap/stats/interacti
   its ceiling            the same with the solo images of unrelated features
                          as the parts; mean of four draws
   mixture nonlinearity   the same of the mean of the solo images: no joint
-                         descent; repeats better, is another quantity
+                         descent, and another quantity
   retention              the share of its solo response that a unit keeps on
                          the joint image
   cross-talk             the share of its solo response that a unit reaches on

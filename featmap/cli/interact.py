@@ -102,7 +102,7 @@ class PairOptions:
         Path | None,
         typer.Option(
             help="A folder, with its sub-folders, or zip of photographs: also measure whether two units respond to the "
-            "same ones, and whether responses add up there. With --screen: predict from them, too."
+            "same ones, and whether responses add up there. With --screen: only predict from them."
         ),
     ] = None
     limit: Limit = None
@@ -410,7 +410,8 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            ceiling that of random photographs of neither as
                            the parts
   joint_agreement          whether features (all probed ones that neither unit
-                           reads) treat photographs of both as they treat
+                           reads; --probe-layers adds those of the next
+                           layer) treat photographs of both as they treat
                            the joint image: rank correlation of the response
                            to photographs of both less that to photographs
                            of either, with the response to the joint image
@@ -422,8 +423,10 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            both, less one, less the other, plus neither,
                            over the response to both, at levels where a sum
                            leaves nothing; its floor is what a sum leaves by
-                           chance. natural_difference_agreement: rank
-                           correlation with that of the solo images
+                           chance. A small p is no proof of interaction:
+                           photographs of both may differ in other things.
+                           natural_difference_agreement: rank correlation
+                           with that of the solo images
   direct                   both solo images added to a photograph, with a
                            root mean square of 0.1: the change of the
                            responses less the changes by each alone, over

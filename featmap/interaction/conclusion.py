@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from featmap.interaction.kinds import describe_kind
 from featmap.optimize.recipe import Recipe
-from featmap.stats import correlation, reliability
+from featmap.stats import correlation, interaction, reliability
 
 SEEDS_FOR_CLAIM = 5
 """Number of seeds below which a group's response nonlinearity is reported with a note."""
@@ -246,7 +246,8 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
                 f"; most in {row['direct_at']}, which gets {'more' if row['direct_sign'] > 0 else 'less'} than the sum"
             )
         if np.isfinite(row["direct_hessian"]):
-            text += f"; by the second derivative {format_percent(row['direct_hessian'])} %"
+            text += f"; by the second derivative, with smoothed ReLUs, on {row['direct_hessian_images']} of them "
+            text += f"{format_percent(row['direct_hessian'])} %"
         if np.isfinite(row["direct_agreement"]):
             text += f", whose rank correlation with the difference over {row['direct_features']} features is "
             text += format_number(row["direct_agreement"], 2)
@@ -260,20 +261,27 @@ def _describe_joint_photographs(row: Mapping[str, Any]) -> list[str]:
     """Describe whether photographs of both are treated as the joint image is, and whether their effects add up."""
     lines = []
     if np.isfinite(row["joint_agreement"]):
-        surely = "as" if row["joint_agreement_p"] < 0.05 else "not surely as"
-        surely = "otherwise than" if row["joint_agreement_high"] < 0 else surely
+        others = row["joint_agreement_others"]
+        how = "not surely as they treat the joint image"
+        if row["joint_agreement_high"] < 0:
+            how = "otherwise than they treat the joint image"
+        elif row["joint_agreement_p"] < 0.05 and (np.isnan(others) or row["joint_agreement_low"] > others):
+            how = "as they treat the joint image"
+        elif row["joint_agreement_p"] < 0.05:
+            how = "more than random ones, but not surely more than those of other pairs, as they treat the joint image"
         low, high = (format_number(row[f"joint_agreement_{end}"], 2) for end in ("low", "high"))
         text = (
-            f"Compared with photographs of one, {row['joint_agreement_features']} features treat photographs of both "
+            f"Compared with photographs of one, {row['joint_agreement_features']} probed features treat photographs of "
         )
-        text += f"{surely} they treat the joint image: rank correlation {format_number(row['joint_agreement'], 2)} "
+        text += f"both {how}: rank correlation {format_number(row['joint_agreement'], 2)} "
         text += f"(interval {low} to {high}; p = {row['joint_agreement_p']:.2g} against random photographs)"
-        if np.isfinite(row["joint_agreement_others"]):
-            text += f", {format_number(row['joint_agreement_others'], 2)} for photographs of other pairs"
+        if np.isfinite(others):
+            text += f", {format_number(others, 2)} for photographs of other pairs"
         lines.append(text + ".")
     if np.isfinite(row["natural_difference"]):
         text = f"The second difference on photographs is {format_percent(row['natural_difference'])} % of the response "
-        text += f"(floor {format_percent(row['natural_difference_floor'])} %, p = {row['natural_difference_p']:.2g})"
+        text += f"(floor {format_percent(row['natural_difference_floor'])} %, p = {row['natural_difference_p']:.2g}; "
+        text += "photographs of both may differ in other things, too)"
         if np.isfinite(row["second_difference"]):
             text += f"; that of the solo images is {format_percent(row['second_difference'])} %"
         if np.isfinite(row["natural_difference_agreement"]):
@@ -372,9 +380,10 @@ def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) 
     lines = [f"on {count:,} photographs {together} of {len(summary)} pairs respond together, {apart} apart, {rate}"]
     agreement = summary["joint_agreement"]
     if agreement.notna().any():
-        above, defined = int((summary["joint_agreement_p"] < 0.05).sum()), int(agreement.notna().sum())
-        text = f"photographs of both are treated as the joint image is in {above} of {defined} pairs (p < 0.05): rank "
-        text += f"correlation {agreement.mean():.2f} on average, "
+        q = interaction.q_values(summary["joint_agreement_p"].to_numpy(dtype=float))
+        above, defined = int((q < 0.05).sum()), int(agreement.notna().sum())
+        text = f"photographs of both are treated more as the joint image is than random photographs in {above} of "
+        text += f"{defined} pairs, {rate}: rank correlation {agreement.mean():.2f} on average, "
         lines.append(
             f"{text}{format_number(summary['joint_agreement_others'].mean(), 2)} with other pairs' photographs"
         )

@@ -187,8 +187,10 @@ def natural_difference(
     -------
     dict of float
         `natural_difference`: its norm over that of m_both, 0 or more. `natural_difference_floor`: the same of the
-        deviations of resampled means from their means, which photographs leave in a network that adds. The share of
-        draws with at least this norm is `natural_difference_p`, ``(1 + count) / (draws + 1)``.
+        deviations of resampled means from their means, beside what follows the units' activations; photographs leave it
+        in a network that adds, where those of the four kinds differ in the two units alone. The share of draws with at
+        least this norm is `natural_difference_p`, ``(1 + count) / (draws + 1)``: photographs of both that differ in
+        something else, too, make it small without any interaction.
         `natural_difference_agreement`: Spearman's correlation over features with `image`. NaN where a set is too
         small, or the activations do not tell the sets apart.
     """
@@ -206,7 +208,13 @@ def natural_difference(
     value = interaction.quotient(float(np.linalg.norm(difference)), joint, float(np.linalg.norm(means[0])))
     if not np.isfinite(value):
         return dict.fromkeys(DIFFERENCE, float("nan"))
-    drawn = [reliability.resample_means(responses[at], rng) - mean for at, mean in zip(rows, means, strict=True)]
+    # what follows the units' own activations cancels by the scales, in draws as in the difference
+    slopes = np.linalg.solve(sides.T, np.stack([means[1] - means[3], means[2] - means[3]]))
+    drawn = []
+    for at in rows:
+        rest = responses[at] - activations[:, at].T @ slopes
+        # means of n rows drawn from n vary by (n - 1) / n of what means of n photographs do
+        drawn.append((reliability.resample_means(rest, rng) - rest.mean(axis=0)) * np.sqrt(len(at) / (len(at) - 1)))
     lengths = np.linalg.norm(np.tensordot(weights, np.stack(drawn), 1), axis=1)
     above = int((lengths >= np.linalg.norm(difference) * (1 - correlation.FLOOR)).sum())
     agreement = correlation.spearman(difference, image) if np.isfinite(image).all() else float("nan")
@@ -264,7 +272,7 @@ class PhotographStatistics:
                 both, *alone = (self.standardised[at].mean(axis=0) for at in sets.compared[:3])
                 pairs.append(pair)
                 profiles.append(both - np.mean(alone, axis=0))
-        return np.array(pairs, dtype=int).reshape(-1, 2), np.array(profiles).reshape(-1, count)
+        return np.array(pairs, dtype=int).reshape(-1, 2), np.array(profiles).reshape(len(pairs), count)
 
     def of_group(self, g: int) -> dict[str, Any]:
         """Compute all statistics of one pair.
@@ -331,7 +339,8 @@ class PhotographStatistics:
         defined = [int(k) for k in np.flatnonzero(np.isfinite(mixed).all(axis=1))]
         deviation, varies = self.deviation, np.isfinite(self.deviation)
         middles, derived = self.added.middles, dict[int, np.ndarray]()
-        sizes, signs, differences, curvatures, hessians = [], [], [], [], []
+        differences = dict[int, np.ndarray]()
+        sizes, signs, curvatures, hessians = [], [], [], []
         for k in defined:
             base = self.responses[self.bases[k]].astype(np.float64)
             whole, first, last = (
@@ -341,7 +350,7 @@ class PhotographStatistics:
             found = interaction.second_difference(whole, singles, singles.sum(0), deviation)
             sizes.append(found.size if found.feature is not None else 0.0 * found.size)
             signs.append(found.sign)
-            differences.append(whole - singles.sum(0))
+            differences[k] = whole - singles.sum(0)
             slopes = np.stack([(r[k, 1] - r[k, 2])[varies] / deviation[varies] / (2 * SMALL) for r in (one, two)])
             central = cross[k][varies] / deviation[varies] / (2 * SMALL) ** 2
             curvatures.append(interaction.curvature(central, slopes, correlation.DIFFERENCE_FLOOR / SMALL**2))
@@ -363,14 +372,14 @@ class PhotographStatistics:
         }
         if np.isfinite(row["direct"]) and differences:
             row["direct_sign"] = 0.0
-            mean = np.mean(differences, axis=0)
+            mean = np.mean(list(differences.values()), axis=0)
             if row["direct"] > 0:
                 largest = int(np.abs(mean).argmax())
                 row["direct_sign"] = float(np.sign(mean[largest]))
                 row["direct_at"] = self.job.columns[int(np.flatnonzero(varies)[largest])]
                 if bent:
-                    exact = np.mean([derived[k] for k in bent], axis=0)
-                    row["direct_agreement"] = correlation.spearman(mean, exact)
+                    same, exact = (np.mean([found[k] for k in bent], axis=0) for found in (differences, derived))
+                    row["direct_agreement"] = correlation.spearman(same, exact)
         return row
 
 

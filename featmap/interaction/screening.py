@@ -108,8 +108,8 @@ class Screening:
             the top and of the random pairs, and what the runs of both could find.
         """
         lines = [
-            f"{row['predictor']}: rank correlation {row['spearman']:.2f} (standard error {row['error']:.2f}, "
-            f"{row['pairs']} pairs) with response nonlinearity less its floor, "
+            f"{row['predictor']}: rank correlation {row['spearman']:.2f} (standard error {row['error']:.2f} "
+            f"or more, {row['pairs']} pairs that share features) with response nonlinearity less its floor, "
             f"{format_number(row['spearman_with_floor'], 2)} with response nonlinearity alone"
             for row in self.predictors.to_dict("records")
             if pd.notna(row["spearman"])
@@ -270,7 +270,7 @@ def predict(job: ScreeningJob, run: Run, watcher: Watcher) -> pd.DataFrame:
     -------
     pandas.DataFrame
         A row for each pair: columns `a`, `b` and one for each predictor of `featmap.stats.predictors`, and with
-        photographs of `featmap.interaction.natural`.
+        photographs of `featmap.interaction.screening_job`.
     """
     first, second = (_collect_side(job, run, *sides, watcher) for sides in (job.sides, job.sides[::-1]))
     pairs = np.array(job.pairs)

@@ -17,6 +17,7 @@ from featmap.interaction.conclusion import (
     DIFFERENCE,
     JOINT_AGREEMENT,
     PHOTOGRAPH_COLUMNS,
+    _describe_joint_photographs,
     compare_methods,
     describe_photographs,
     describe_photographs_of_pairs,
@@ -72,9 +73,54 @@ def test_the_second_difference_is_that_of_a_plain_computation() -> None:
     expected = m[0] - s * m[1] - t * m[2]
     assert found["natural_difference"] == pytest.approx(np.linalg.norm(expected) / np.linalg.norm(m[0]))
     assert found["natural_difference_agreement"] == pytest.approx(stats.spearmanr(expected, second)[0])
-    spread = sum(w**2 * r[at].var(0).sum() / len(at) for w, at in zip([1, s, t, s + t - 1], sets.compared, strict=True))
+    slopes = np.linalg.inv(np.stack(alone)) @ np.stack(m[1:])  # what a unit's activation does, from photographs of one
+    weights, rest = [1, -s, -t, s + t - 1], r - units.T @ slopes
+    spread = sum(w**2 * rest[at].var(0, ddof=1).sum() / len(at) for w, at in zip(weights, sets.compared, strict=True))
     assert found["natural_difference_floor"] == pytest.approx(np.sqrt(spread) / np.linalg.norm(m[0]), rel=0.05)
     assert natural.natural_difference(r, units, sets, second, "a + b") == found
+
+
+@pytest.mark.parametrize("count", [180, 600])  # 8 to 16, and 16 photographs of each kind
+def test_a_sum_is_found_above_its_floor_as_often_as_the_level_says(count: int) -> None:
+    rng, p = np.random.default_rng(1), []
+    for _ in range(150):
+        units = rng.gamma(1.0, 1.0, (2, count))
+        r = units.T @ rng.normal(size=(2, 200)) + rng.normal(size=(count, 200))
+        sets = natural.select_photographs(*units)
+        if not sets.lack:
+            p.append(natural.natural_difference(r, units, sets, np.ones(200), "a + b")["natural_difference_p"])
+    assert len(p) > 50 and 0.0 <= np.mean(np.array(p) < 0.05) < 0.12
+    assert 0.35 < np.mean(p) < 0.65
+
+
+def test_other_things_on_photographs_of_both_look_like_a_second_difference() -> None:
+    """A network that adds: the third colour is high only where both units are, which p cannot tell from interaction."""
+    r, units, second = planted(0.0, 0.1)
+    sets = natural.select_photographs(*units)
+    r[sets.both] += 1.0
+    found = natural.natural_difference(r, units, sets, second, "a + b")
+    row = pd.Series(dict.fromkeys(PHOTOGRAPH_COLUMNS, np.nan) | found | {"second_difference": 0.0})
+    (line,) = _describe_joint_photographs(row)
+    assert found["natural_difference_p"] < 0.01
+    assert "photographs of both may differ in other things, too" in line
+
+
+@pytest.mark.parametrize(
+    ("others", "p", "words"),
+    [
+        (0.1, 0.01, "treat photographs of both as they treat the joint image"),
+        (np.nan, 0.01, "treat photographs of both as they treat the joint image"),
+        (0.45, 0.01, "more than random ones, but not surely more than those of other pairs, as they treat the joint"),
+        (0.1, 0.2, "not surely as they treat the joint image"),
+    ],
+)
+def test_only_what_exceeds_other_pairs_photographs_is_said_to_be_treated_alike(
+    others: float, p: float, words: str
+) -> None:
+    row = dict.fromkeys(PHOTOGRAPH_COLUMNS, np.nan) | {"joint_agreement": 0.4, "joint_agreement_features": 9}
+    row |= {"joint_agreement_low": 0.3, "joint_agreement_high": 0.5, "joint_agreement_p": p}
+    (line,) = _describe_joint_photographs(pd.Series(row | {"joint_agreement_others": others}))
+    assert words in line
 
 
 def test_a_sum_has_none_whatever_the_levels() -> None:
@@ -97,6 +143,13 @@ def test_a_product_is_above_its_floor_and_a_sum_is_at_it() -> None:
         assert of_product["natural_difference_agreement"] > 0.8
         assert difference(-1.0, 0.3, seed)["natural_difference_agreement"] < -0.8
     assert np.sum(np.array(p) < 0.05) <= 4
+
+
+def test_without_probed_features_there_are_no_other_pairs() -> None:
+    found = object.__new__(natural.PhotographStatistics)
+    found.standardised = np.zeros((200, 0))
+    pairs, profiles = found.others
+    assert pairs.shape == (0, 2) and profiles.shape == (0, 0)
 
 
 def test_a_lack_of_photographs_leaves_it_undefined() -> None:
@@ -184,7 +237,8 @@ def test_pairs_say_how_many_are_treated_alike() -> None:
     numbers |= {"joint_agreement_p": np.repeat([0.01, 0.2], [6, 3]), "joint_agreement_others": np.full(9, 0.1)}
     summary = pd.DataFrame(numbers).assign(group=[f"a:{k // 3} + b:{k % 3}" for k in range(9)])
     lines = describe_photographs_of_pairs(summary, compare_methods(summary))
-    assert "photographs of both are treated as the joint image is in 6 of 9 pairs (p < 0.05)" in lines[1]
+    words = "photographs of both are treated more as the joint image is than random photographs in 6 of 9 pairs, at a"
+    assert f"{words} false discovery rate of 5 %" in lines[1]
     assert "0.50 on average, 0.10 with other pairs' photographs" in lines[1]
     assert any(line.startswith("second derivative at photographs against mixed difference there") for line in lines)
     none = summary.assign(joint_agreement=np.nan)
