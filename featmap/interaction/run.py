@@ -249,7 +249,7 @@ def _list_lacking(job: JointJob, run: Run) -> list[str]:
     Units that have landed are not computed again, so that such an array would stay unfinished for ever: the run goes
     without it, further seeds included.
     """
-    names = [unit.name for unit in job.work_units() if unit.stage == "joint"]
+    names = [unit.name for unit in job.work_units() if isinstance(unit, JointUnit) and unit.stage == "joint"]
     # the manifest comes first, as in an inspection: only it knows the records of a complete run
     records = [run.manifest.units.get(name) or read_record(run.folder / UNITS / f"{name}.json") for name in names]
     return [
