@@ -40,6 +40,8 @@ LENGTH = 0.1
 """Root mean square over pixels and channels of what is added, in units of an image's range from 0 to 1."""
 SMALL = 0.25
 """Share of `LENGTH` of the steps of the central mixed difference."""
+LATER_ARRAYS = ("joint_middle_perturbed",)
+"""Arrays of joint descents that runs of an earlier version lack, and are finished without."""
 Group = tuple[Unit, ...]
 """Units that are maximised together."""
 

@@ -23,7 +23,7 @@ from featmap.interaction.conclusion import (
     state_conclusion,
 )
 from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
-from featmap.interaction.job import MEMBERS, PINK_IMAGES, JointJob, JointUnit
+from featmap.interaction.job import LATER_ARRAYS, MEMBERS, PINK_IMAGES, JointJob, JointUnit
 from featmap.interaction.kinds import summarise
 from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
 from featmap.interaction.power import RunPower, state_power
@@ -49,6 +49,8 @@ from featmap.runs.estimate import (
     probe_seconds,
     start_seconds,
 )
+from featmap.runs.folder_layout import ARRAYS
+from featmap.runs.manifest import UNITS, read_record
 from featmap.runs.probe import open_stimuli
 from featmap.runs.progress import SingleBeginning, Watcher
 from featmap.runs.store import Run, open_arrays
@@ -218,15 +220,17 @@ def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, i
     if isinstance(job, PhotographJointJob):
         lifecycle.record_photographs(run, job.photographs.require_source().record())
     if not isinstance(job, GrowingJob):
-        if isinstance(job, PhotographJointJob):
-            lifecycle.extend(job, run)  # a run of an earlier version has no array of second derivatives
+        lacking = _list_lacking(job, run)
+        if lacking or isinstance(job, PhotographJointJob):
+            lifecycle.extend(job, run, lacking)  # a run of an earlier version has no array of second derivatives
         return job, lifecycle.carry_out(job, run, worker_of(job), watcher, engine)
     count, growing = 0, job.with_recorded(run.manifest.summary.get(COUNTS))
+    lacking = _list_lacking(growing, run)
     if not run.manifest.is_complete:
         steps = job.steps_per_unit * sum(unit.last > 0 for unit in job.most.work_units())
         watcher = SingleBeginning(watcher, steps)
     while True:
-        lifecycle.extend(growing, run)
+        lifecycle.extend(growing, run, lacking)
         count += lifecycle.carry_out(growing, run, worker_of(growing), watcher, engine)
         grown = growing.grown(JointArrays(growing, run.arrays).excess())
         if grown is None:
@@ -237,6 +241,22 @@ def _compute(job: JointJob, run: Run, execution: Execution) -> tuple[JointJob, i
         n = len(growing.seeds)
         which = f": {growing.counts.count(n)} of {len(job.groups)} pairs go on" if job.is_pairs else ""
         watcher.note(f"seed {n} of at most {growing.auto.most}{which}")
+
+
+def _list_lacking(job: JointJob, run: Run) -> list[str]:
+    """List the arrays of joint descents that an earlier version did not write, where it has begun the run.
+
+    Units that have landed are not computed again, so that such an array would stay unfinished for ever: the run goes
+    without it, further seeds included.
+    """
+    names = [unit.name for unit in job.work_units() if isinstance(unit, JointUnit) and unit.stage == "joint"]
+    # the manifest comes first, as in an inspection: only it knows the records of a complete run
+    records = [run.manifest.units.get(name) or read_record(run.folder / UNITS / f"{name}.json") for name in names]
+    return [
+        array
+        for array in LATER_ARRAYS
+        if any(record and not any(file.startswith(f"{ARRAYS}/{array}/") for file in record) for record in records)
+    ]
 
 
 def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featmap.interaction.job import MEMBERS, Group, JointJob
+from featmap.interaction.job import LATER_ARRAYS, MEMBERS, Group, JointJob
 from featmap.interaction.kinds import OK
 from featmap.network.unit import Unit
 from featmap.runs import folder_layout
@@ -90,9 +90,7 @@ class JointArrays:
         solo = ("A", "units", "fraction", "status")
         joint = ("A", "units", "middle", "weight", "blend", "agreement", "status")
         names = [*shared, *(f"solo_{n}" for n in solo), *(f"joint_{n}" for n in joint)]
-        names += [
-            name for name in ("joint_middle_perturbed",) if name in self.arrays
-        ]  # runs of an earlier version lack it
+        names += [name for name in LATER_ARRAYS if name in self.arrays]
         return {name: np.asarray(self.arrays[name][...]) for name in names}
 
     def _standardise(self, responses: np.ndarray, seed: int, perturbed: bool = False) -> np.ndarray:

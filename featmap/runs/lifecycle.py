@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from featmap.optimize.batch import Batches, list_chosen_rows
 from featmap.optimize.prepare import UNTOUCHED
 from featmap.runs import device, ray_engine
 from featmap.runs.engine import HERE, AnyUnit, Engine, Task, Worker, background_store, find_remaining, run_here
-from featmap.runs.folder_layout import write_layout
+from featmap.runs.folder_layout import ARRAYS, write_layout
 from featmap.runs.job import BaseJob
 from featmap.runs.manifest import COMPLETE, MANIFEST, RUNNING, UNITS, is_run, translate_read_errors
 from featmap.runs.progress import Silent, Watcher
@@ -92,10 +93,10 @@ def open_run(job: BaseJob, folder: str | Path | None = None) -> Run:
     return Run(folder, job.identity()).open(job.arrays(), job.coords(), about, direction_files(job.network))
 
 
-def extend(job: BaseJob, run: Run) -> None:
+def extend(job: BaseJob, run: Run, without: Collection[str] = ()) -> None:
     """Give the arrays of a run the shapes and labels of a job that has grown.
 
-    Chunks stay as they are.
+    Chunks of the job's arrays stay as they are.
 
     Parameters
     ----------
@@ -103,9 +104,15 @@ def extend(job: BaseJob, run: Run) -> None:
         The job: the rows that are stored are the first ones of its arrays, in chunks of the same shape.
     run : Run
         Its folder, locked by this process.
+    without : collection of str, default ()
+        Arrays of the job that the run does without; what the manifest has of them is removed.
     """
+    specs = {name: spec for name, spec in job.arrays().items() if name not in without}
     with translate_os_errors(f"run folder {str(run.folder)!r}"):
-        layout = write_layout(run.folder, job.arrays(), job.coords(), direction_files(job.network))
+        layout = write_layout(run.folder, specs, job.coords(), direction_files(job.network))
+        for name in without:
+            if f"{ARRAYS}/{name}/.zarray" in run.manifest.layout:
+                shutil.rmtree(run.folder / ARRAYS / name)
     if layout != run.manifest.layout:
         run.manifest.layout = layout
         run.save()

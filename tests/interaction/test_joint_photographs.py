@@ -26,11 +26,12 @@ from featmap.interaction.groups import JointSettings
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import PhotographJointWorker
 from featmap.interaction.run import add_photographs
+from featmap.interaction.statistics import TWO_MIXTURES
 from featmap.optimize.photograph_folder import Photographs
 from featmap.plotting import heatmaps, sheets
 from featmap.plotting.labels import statistic_label
 from featmap.report.interaction import build_reports
-from featmap.runs import lifecycle, store
+from featmap.runs import integrity, lifecycle, store
 from tests.helpers import couples
 from tests.helpers.pictures import save_colours
 from tests.helpers.settings import options
@@ -286,20 +287,22 @@ def test_a_run_without_second_derivatives_gets_them(
     """A complete run of a version that had no such array is completed; nothing else is computed again."""
     job = add_photographs(job_of(UNITS, couples.conjunctions("and"), probe_layers=PROBED), colours)
     kind = type(job)
-    arrays, waves = kind.arrays, kind.waves
+    arrays, waves, hidden = kind.arrays, kind.waves, {"derivative_A", "joint_middle_perturbed"}
     with monkeypatch.context() as earlier:
-        earlier.setattr(kind, "arrays", lambda self: {k: v for k, v in arrays(self).items() if k != "derivative_A"})
+        earlier.setattr(kind, "arrays", lambda self: {k: v for k, v in arrays(self).items() if k not in hidden})
         earlier.setattr(kind, "waves", lambda self: [[u for u in w if u.stage != "derivative"] for w in waves(self)])
         run = lifecycle.open_run(job, tmp_path / "run")
         lifecycle.carry_out(job, run, PhotographJointWorker)
         lifecycle.complete(job, run)
         run.unlock()
         kept = {name: np.asarray(run.arrays[name]).tobytes() for name in job.arrays()}
-        assert "derivative_A" not in kept
+        assert not hidden & set(kept)
     records = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}
     again = lifecycle.open_run(job, tmp_path / "run")
     result = joint.carry_out(job, again)
     assert result.summary["direct_hessian"].notna().all()
+    assert result.statistics[TWO_MIXTURES].isna().all()
+    assert integrity.inspect(tmp_path / "run").faults == []
     for name, values in kept.items():
         assert np.asarray(again.arrays[name]).tobytes() == values, name
     later = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}

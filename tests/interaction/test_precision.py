@@ -17,12 +17,16 @@ import featmap
 from featmap.cli.app import main
 from featmap.errors import FeatmapError
 from featmap.interaction import report
+from featmap.interaction import run as interaction_run
 from featmap.interaction import worker as jointwork
+from featmap.interaction.job import JointJob
 from featmap.interaction.precision import LEAST_SEEDS, AutoSeeds, GrowingJob, interval_width, seed_range
 from featmap.interaction.run import Interaction
+from featmap.interaction.statistics import TWO_MIXTURES
 from featmap.plotting import interaction_panel
 from featmap.report.interaction import build_reports
-from featmap.runs import folder_layout, lifecycle
+from featmap.runs import folder_layout, integrity, lifecycle
+from featmap.runs.folder_layout import ARRAYS
 from featmap.runs.progress import Silent
 from featmap.runs.store import Run, open_arrays
 from tests.cli.test_app import SMALL, at_home, fail, succeed
@@ -303,6 +307,65 @@ def test_a_job_that_grows_begins_with_the_same_work_units() -> None:
     assert small.identity() == large.identity() and small.disk_needed == large.disk_needed > 0
     others = [GrowingJob.of(job, AutoSeeds(0.06)), GrowingJob.of(job, AutoSeeds(most=21)), job]
     assert len({json.dumps(j.identity(), sort_keys=True) for j in [small, *others]}) == 4
+
+
+# ---------------------------------------------------------------- runs of earlier versions
+
+LATER = "joint_middle_perturbed"
+
+
+def earlier_run(folder: Path, seeds: Any, monkeypatch: pytest.MonkeyPatch) -> Interaction:
+    """A run of a version without the array of perturbed mixtures, which stops at the least number of seeds."""
+    arrays = JointJob.arrays
+    with monkeypatch.context() as earlier:
+        earlier.setattr(JointJob, "arrays", lambda self: {k: v for k, v in arrays(self).items() if k != LATER})
+        earlier.setattr(GrowingJob, "grown", lambda self, excess: None)
+        result = pair_run(folder, seeds)
+    assert integrity.inspect(folder).faults == [] and LATER not in open_arrays(folder)
+    return result
+
+
+@pytest.mark.parametrize("seeds", [5, AutoSeeds(1e-6, 5)], ids=["given", "auto"])
+def test_an_earlier_run_with_nothing_left_stays_as_it_is(
+    seeds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    earlier_run(folder, seeds, monkeypatch)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+    again = pair_run(folder, seeds)
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
+    assert again.statistics[TWO_MIXTURES].isna().all() and integrity.inspect(folder).faults == []
+    (folder / ARRAYS / "joint_middle" / ".zarray").unlink()
+    pair_run(folder, seeds)
+    assert {p for p in folder.rglob("*") if p.is_file()} == set(before)
+    assert integrity.inspect(folder).faults == [], "metadata are repaired without the array"
+
+
+def test_an_earlier_run_gets_further_seeds_without_the_array(
+    grown: dict[str, Interaction], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = tmp_path / "run", grown["auto"].statistics
+    assert len(earlier_run(folder, AutoSeeds(1e-6, 7), monkeypatch).statistics) == 5
+    again = pair_run(folder, AutoSeeds(1e-6, 7)).statistics
+    assert integrity.inspect(folder).faults == [] and LATER not in open_arrays(folder)
+    assert again[TWO_MIXTURES].isna().all() and whole[TWO_MIXTURES].notna().all()
+    assert again.drop(columns=TWO_MIXTURES).equals(whole.drop(columns=TWO_MIXTURES)) and len(again) == 7
+
+
+def test_an_array_of_which_only_later_seeds_are_there_is_removed(
+    grown: dict[str, Interaction], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The array was once added to earlier runs, and remained unfinished for ever."""
+    folder, rule = tmp_path / "run", AutoSeeds(1e-6, 7)
+    earlier_run(folder, rule, monkeypatch)
+    with monkeypatch.context() as once:
+        once.setattr(interaction_run, "_list_lacking", lambda *_: [])
+        pair_run(folder, rule)
+    assert [(f.kind, f.path) for f in integrity.inspect(folder).faults] == [("unfinished", f"{ARRAYS}/{LATER}")]
+    again = pair_run(folder, rule).statistics
+    assert integrity.inspect(folder).faults == [] and LATER not in open_arrays(folder)
+    whole = grown["auto"].statistics
+    assert again.drop(columns=TWO_MIXTURES).equals(whole.drop(columns=TWO_MIXTURES))
 
 
 # ---------------------------------------------------------------- commands
