@@ -24,6 +24,7 @@ from featmap.optimize.recipe import Recipe
 from featmap.runs.job import Job
 from featmap.runs.worker import checked
 from featmap.stats.correlation import column_moments, cosines
+from featmap.stats.predictors import register
 from featmap.stats.top_responses import LEAST_PAIRED
 
 SEEDS, SOLO_SEEDS = 3, 2
@@ -321,27 +322,6 @@ PhotographPredictor = Callable[[PhotographResponses], np.ndarray]
 PHOTOGRAPH_PREDICTORS: dict[str, PhotographPredictor] = {}
 
 
-def register(name: str) -> Callable[[PhotographPredictor], PhotographPredictor]:
-    """Enter the decorated function into `PHOTOGRAPH_PREDICTORS`.
-
-    Parameters
-    ----------
-    name : str
-        Key of the entry, which names a column of the predictions.
-
-    Returns
-    -------
-    callable
-        Decorator that leaves the function as it is.
-    """
-
-    def enter(function: PhotographPredictor) -> PhotographPredictor:
-        PHOTOGRAPH_PREDICTORS[name] = function
-        return function
-
-    return enter
-
-
 def _z_scores(responses: np.ndarray) -> np.ndarray:
     """Standardise responses over photographs; NaN for features that do not vary, and for all below `LEAST_PAIRED`."""
     values = np.asarray(responses, dtype=np.float64)
@@ -362,7 +342,7 @@ def _best(responses: np.ndarray) -> np.ndarray:
     return marked
 
 
-@register("photograph correlation")
+@register("photograph correlation", PHOTOGRAPH_PREDICTORS)
 def photograph_correlation(found: PhotographResponses) -> np.ndarray:
     """Correlate the features' responses over photographs.
 
@@ -380,7 +360,7 @@ def photograph_correlation(found: PhotographResponses) -> np.ndarray:
     return np.clip(one.T @ two / max(len(one), 1), -1, 1)
 
 
-@register("place correlation")
+@register("place correlation", PHOTOGRAPH_PREDICTORS)
 def place_correlation(found: PhotographResponses) -> np.ndarray:
     """Correlate the features' activations over the places of photographs.
 
@@ -398,7 +378,7 @@ def place_correlation(found: PhotographResponses) -> np.ndarray:
     return found.places if len(found.first) >= LEAST_PAIRED else np.full_like(found.places, np.nan)
 
 
-@register("response to the partner's photographs")
+@register("response to the partner's photographs", PHOTOGRAPH_PREDICTORS)
 def partner_response(found: PhotographResponses) -> np.ndarray:
     """Average each feature's standardised response over the other's best photographs.
 
@@ -417,7 +397,7 @@ def partner_response(found: PhotographResponses) -> np.ndarray:
     return (_best(found.first).T @ two + (_best(found.second).T @ one).T) / (2 * min(MOST, max(len(one), 1)))
 
 
-@register("profile of the best photographs")
+@register("profile of the best photographs", PHOTOGRAPH_PREDICTORS)
 def profile_agreement(found: PhotographResponses) -> np.ndarray:
     """Compute the cosine of the probed features' responses to best photographs.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -54,15 +54,18 @@ class Side:
 
 Predictor = Callable[[Side, Side], np.ndarray]
 PREDICTORS: dict[str, Predictor] = {}
+Function = TypeVar("Function", bound=Callable[..., np.ndarray])
 
 
-def register(name: str) -> Callable[[Predictor], Predictor]:
-    """Enter the decorated function into `PREDICTORS`.
+def register(name: str, entries: dict[str, Function]) -> Callable[[Function], Function]:
+    """Enter the decorated function into a table of predictors.
 
     Parameters
     ----------
     name : str
         Key of the entry, which names a column of the predictions.
+    entries : dict
+        The table, such as `PREDICTORS`.
 
     Returns
     -------
@@ -70,8 +73,8 @@ def register(name: str) -> Callable[[Predictor], Predictor]:
         Decorator that leaves the function as it is.
     """
 
-    def enter(function: Predictor) -> Predictor:
-        PREDICTORS[name] = function
+    def enter(function: Function) -> Function:
+        entries[name] = function
         return function
 
     return enter
@@ -88,7 +91,7 @@ def _norm_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return ratio
 
 
-@register("crosstalk")
+@register("crosstalk", PREDICTORS)
 def crosstalk(a: Side, b: Side) -> np.ndarray:
     """Average z_b(x_a) / beta and z_a(x_b) / alpha, which A holds.
 
@@ -107,7 +110,7 @@ def crosstalk(a: Side, b: Side) -> np.ndarray:
     return (a.z[:, b.own] / best_b[None] + (b.z[:, a.own] / best_a[None]).T) / 2
 
 
-@register("gradient agreement at the null image")
+@register("gradient agreement at the null image", PREDICTORS)
 def gradients_at_null(a: Side, b: Side) -> np.ndarray:
     """Compute the cosine of the units' gradients at the null image.
 
@@ -124,7 +127,7 @@ def gradients_at_null(a: Side, b: Side) -> np.ndarray:
     return cosines(a.at_null, b.at_null)
 
 
-@register("gradient agreement at the solo images")
+@register("gradient agreement at the solo images", PREDICTORS)
 def gradients_at_solo(a: Side, b: Side) -> np.ndarray:
     """Compute the cosine of each unit's gradient at its own solo image.
 
@@ -141,7 +144,7 @@ def gradients_at_solo(a: Side, b: Side) -> np.ndarray:
     return cosines(a.at_solo, b.at_solo)
 
 
-@register("first-order cross-talk")
+@register("first-order cross-talk", PREDICTORS)
 def first_order_crosstalk(a: Side, b: Side) -> np.ndarray:
     """Compute the mean cosine of one unit's gradient and the other unit's d.
 
@@ -158,7 +161,7 @@ def first_order_crosstalk(a: Side, b: Side) -> np.ndarray:
     return (cosines(a.at_solo, b.d) + cosines(a.d, b.at_solo)) / 2
 
 
-@register("image agreement")
+@register("image agreement", PREDICTORS)
 def image_agreement(a: Side, b: Side) -> np.ndarray:
     """Compute the cosine of d_a and d_b.
 
@@ -175,7 +178,7 @@ def image_agreement(a: Side, b: Side) -> np.ndarray:
     return cosines(a.d, b.d)
 
 
-@register("response agreement")
+@register("response agreement", PREDICTORS)
 def response_agreement(a: Side, b: Side) -> np.ndarray:
     """Compute the cosine of r_a and r_b, mean over seeds.
 
@@ -197,7 +200,7 @@ def _log_size(side: Side) -> np.ndarray:
     return np.log(np.maximum(np.linalg.norm(side.r[0], axis=1), TINY))
 
 
-@register("response imbalance")
+@register("response imbalance", PREDICTORS)
 def response_imbalance(a: Side, b: Side) -> np.ndarray:
     """Compute the absolute difference of ``log |r_a|`` and ``log |r_b|``.
 
@@ -214,7 +217,7 @@ def response_imbalance(a: Side, b: Side) -> np.ndarray:
     return np.abs(_log_size(a)[:, None] - _log_size(b)[None, :])
 
 
-@register("response size")
+@register("response size", PREDICTORS)
 def response_size(a: Side, b: Side) -> np.ndarray:
     """Compute the mean of ``log |r_a|`` and ``log |r_b|``.
 
@@ -231,7 +234,7 @@ def response_size(a: Side, b: Side) -> np.ndarray:
     return _pair_mean(_log_size(a), _log_size(b))
 
 
-@register("common response")
+@register("common response", PREDICTORS)
 def common_response(a: Side, b: Side) -> np.ndarray:
     """Compute the smaller cosine of the units' responses with their overall mean.
 
@@ -253,7 +256,7 @@ def common_response(a: Side, b: Side) -> np.ndarray:
     return np.minimum(one[:, None], two[None, :])
 
 
-@register("half-way response")
+@register("half-way response", PREDICTORS)
 def half_way_response(a: Side, b: Side) -> np.ndarray:
     """Compute the smaller cosine of r half-way to a solo image and r at it.
 
@@ -275,7 +278,7 @@ def half_way_response(a: Side, b: Side) -> np.ndarray:
     return np.minimum(own(a)[:, None], own(b)[None, :])
 
 
-@register("self-saturation")
+@register("self-saturation", PREDICTORS)
 def self_saturation(a: Side, b: Side) -> np.ndarray:
     """Compute the mean second difference of each unit with itself.
 
@@ -297,7 +300,7 @@ def self_saturation(a: Side, b: Side) -> np.ndarray:
     return _pair_mean(own(a), own(b))
 
 
-@register("concentration")
+@register("concentration", PREDICTORS)
 def concentration(a: Side, b: Side) -> np.ndarray:
     """Compute the mean share of ``|r|^2`` that the strongest feature has.
 
@@ -319,7 +322,7 @@ def concentration(a: Side, b: Side) -> np.ndarray:
     return _pair_mean(own(a), own(b))
 
 
-@register("weight overlap")
+@register("weight overlap", PREDICTORS)
 def weight_overlap(a: Side, b: Side) -> np.ndarray:
     """Compute how much of what one unit reads of the other's layer is the other unit.
 
@@ -342,7 +345,7 @@ def weight_overlap(a: Side, b: Side) -> np.ndarray:
     return np.full((len(a.r[0]), len(b.r[0])), np.nan)
 
 
-@register("floor")
+@register("floor", PREDICTORS)
 def seed_floor(a: Side, b: Side) -> np.ndarray:
     """Compute the mean share of r that changes with the seed.
 
@@ -366,7 +369,7 @@ def seed_floor(a: Side, b: Side) -> np.ndarray:
     return _pair_mean(own(a), own(b))
 
 
-@register("agreement of root responses")
+@register("agreement of root responses", PREDICTORS)
 def root_agreement(a: Side, b: Side) -> np.ndarray:
     """Compute the cosine of the signed roots of r_a and r_b.
 
@@ -384,7 +387,7 @@ def root_agreement(a: Side, b: Side) -> np.ndarray:
     return cosines(signed_roots(a.r.mean(axis=0)), signed_roots(b.r.mean(axis=0)))
 
 
-@register("nonlinearity of the product")
+@register("nonlinearity of the product", PREDICTORS)
 def product_nonlinearity(a: Side, b: Side) -> np.ndarray:
     """Compute the response nonlinearity of what both images have in common.
 
