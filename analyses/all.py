@@ -11,6 +11,10 @@ one's own (`package.module:factory` in that command) need `--factories`, a modul
 Whatever needs photographs needs `--photographs` or `--image`. What is not given is named and skipped. Benchmarks with
 rows of networks that only their user can name are not among the steps, see `OTHER_BENCHMARKS`.
 
+Each of these commands, whoever gives it, enters what it made in `analyses/made.json` when it ends
+(`analyses.support.ledger`); that file is committed with what was made. Records of studies hold this themselves, and
+their page is compared with them.
+
 An interrupted call is resumed by the same call: what was finished is no longer older, and runs in `runs/` are resumed.
 `analyses.support.provenance` says what counts as a change.
 """
@@ -39,8 +43,6 @@ HERE = Path(__file__).resolve().parent
 FACTORY, PHOTOGRAPH, PHOTOGRAPHS = "package.module:", "PHOTOGRAPH", "FOLDER"
 """Parts of a command that stand for what only its user has."""
 NEEDS = {FACTORY: "--factories", PHOTOGRAPH: "--image", PHOTOGRAPHS: "--photographs"}
-BENCHMARKS = ("speed", "search", "scaling", "whole", "faults")
-"""Benchmarks of the bundled network, which their command makes again."""
 OTHER_BENCHMARKS = {
     "images": "judges networks by other networks",
     "image_candidates": "judges networks by other networks",
@@ -154,23 +156,14 @@ def all_steps() -> list[Step]:
         Studies, their page, the other pages, pictures, notebooks and benchmarks.
     """
     photographs = ("--photographs", PHOTOGRAPHS)
-    pictures = tuple(sorted((HERE / "pictures").glob("*.png")))
-    notebooks = tuple(sorted((HERE / "tour").glob("*.ipynb")))
+    others = ("directions", "trial", "planted_truth", "showcase", "tour")
     steps = [step for name in tables.ORDER for step in study_steps(name)]
+    steps.append(Step("tables", files=(tables.PAGE,)))
     steps += [
-        Step("tables", files=(tables.PAGE,)),
-        Step("directions", options=photographs, files=(HERE / "directions.md", *_files("results/directions"))),
-        Step("trial", options=photographs, files=(HERE / "validation.md", *_files("results/trial"))),
-        Step("planted_truth", files=tuple(HERE / f"planted_truth.{kind}" for kind in ("csv", "png", "svg"))),
-        Step("showcase", files=(*pictures, HERE / "pictures" / "pictures.json")),
-        Step("tour", files=notebooks),
+        Step(name, options=photographs if name in ("directions", "trial") else (), files=ledger.files_of(name))
+        for name in (*others, *(f"benchmarks.{benchmark}" for benchmark in ledger.BENCHMARKS))
     ]
-    return steps + [Step(f"benchmarks.{name}", files=(HERE / "benchmarks" / f"{name}.json",)) for name in BENCHMARKS]
-
-
-def _files(folder: str) -> list[Path]:
-    """List the files of a folder below this one."""
-    return sorted(p for p in (HERE / folder).glob("*") if p.is_file())
+    return steps
 
 
 def choose(names: Sequence[str], steps: Sequence[Step]) -> list[Step]:
@@ -224,15 +217,13 @@ def fill_in(step: Step, factories: str | None, image: Path | None, photographs: 
     return replace(step, options=tuple(options))
 
 
-def carry_out(step: Step, weights: str) -> None:
-    """Run the command of a step, and remember what it rests on.
+def carry_out(step: Step) -> None:
+    """Run the command of a step, which enters in the ledger what it made.
 
     Parameters
     ----------
     step : Step
         The step.
-    weights : str
-        SHA-256 of the bundled weights.
 
     Raises
     ------
@@ -244,8 +235,6 @@ def carry_out(step: Step, weights: str) -> None:
     done = subprocess.run(words, cwd=HERE.parent, check=False)
     if done.returncode:
         raise FeatmapError(f"{step.command} ended with status {done.returncode}; see above, then repeat this call")
-    if not step.network and step.name != "tables":
-        ledger.remember(step.name, step.files, weights)
 
 
 def main(
@@ -271,7 +260,7 @@ def main(
         elif dry_run:
             out().print(step.command, markup=False)
         else:
-            carry_out(step, weights)
+            carry_out(step)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import typer
 from rich.progress import track
 from scipy import stats
 
+from analyses.support.commands import run
 from featmap import load
 from featmap.mapping.run import similarity_job
 from featmap.plotting import scatter, style
@@ -137,4 +138,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

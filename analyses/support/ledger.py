@@ -1,20 +1,54 @@
 """Remember what pictures, pages and benchmarks were made of: `analyses/made.json`.
 
 The records of studies hold this themselves; everything else that `python -m analyses.all` makes has an entry here, with
-the code, recipes and weights that it rests on (see `analyses.support.provenance`) and the SHA-256 of its files.
+the code, recipes and weights that it rests on (see `analyses.support.provenance`) and the SHA-256 of its files. A
+command enters itself when it ends (`analyses.support.commands.run`), whether `analyses.all` started it or its user. The
+file belongs to the checkout, and is committed with what was made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analyses.support import provenance
 from featmap.files import hash_file, write_atomically
 
-LEDGER = Path(__file__).resolve().parent.parent / "made.json"
+HERE = Path(__file__).resolve().parent.parent
+LEDGER = HERE / "made.json"
+BENCHMARKS = ("speed", "search", "scaling", "whole", "faults")
+"""Benchmarks of the bundled network, which their command makes again."""
+KEPT = {"showcase": ("googlenet.png",)}
+"""Files of a step that are of another network, and are kept where its user does not name it."""
+WHOLE = {"--photographs", "--imagenet", "--runs", "--debug"}
+"""Options of a command that leave it to make all of its files as by default."""
+
+
+def files_of(name: str) -> tuple[Path, ...]:
+    """List the files that a step writes.
+
+    Parameters
+    ----------
+    name : str
+        Its module below `analyses`.
+
+    Returns
+    -------
+    tuple of Path
+        The files; empty for a module that has no entry here.
+    """
+    if name.removeprefix("benchmarks.") in BENCHMARKS:
+        return (HERE / "benchmarks" / f"{name.removeprefix('benchmarks.')}.json",)
+    pages = {"directions": "directions.md", "trial": "validation.md"}
+    if name in pages:
+        return (HERE / pages[name], *sorted(p for p in (HERE / "results" / name).glob("*") if p.is_file()))
+    if name == "planted_truth":
+        return tuple(HERE / f"planted_truth.{kind}" for kind in ("csv", "png", "svg"))
+    if name == "showcase":
+        return (*sorted((HERE / "pictures").glob("*.png")), HERE / "pictures" / "pictures.json")
+    return tuple(sorted((HERE / "tour").glob("*.ipynb"))) if name == "tour" else ()
 
 
 def read_ledger(path: Path = LEDGER) -> dict[str, Any]:
@@ -46,8 +80,8 @@ def hash_files(files: Sequence[Path]) -> dict[str, str]:
     dict of str to str
         SHA-256 by path relative to `analyses`.
     """
-    folder = LEDGER.parent
-    return {f.relative_to(folder).as_posix() if f.is_relative_to(folder) else f.name: hash_file(f) for f in files}
+    there = [f for f in files if f.is_file()]
+    return {f.relative_to(HERE).as_posix() if f.is_relative_to(HERE) else f.name: hash_file(f) for f in there}
 
 
 def remember(name: str, files: Sequence[Path], weights: str, path: Path = LEDGER) -> None:
@@ -65,7 +99,60 @@ def remember(name: str, files: Sequence[Path], weights: str, path: Path = LEDGER
         The file.
     """
     entry = {"weights_sha256": weights, "rests_on": provenance.identities(name), "files": hash_files(files)}
-    text = json.dumps(dict(sorted((read_ledger(path) | {name: entry}).items())), indent=1)
+    _write(read_ledger(path) | {name: entry}, path)
+
+
+def times_of(files: Sequence[Path]) -> dict[Path, int]:
+    """Look up when files were written.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        The files.
+
+    Returns
+    -------
+    dict of Path to int
+        Nanoseconds, of those that exist.
+    """
+    return {f: f.stat().st_mtime_ns for f in files if f.is_file()}
+
+
+def enter(name: str, options: Sequence[str], before: Mapping[Path, int], weights: str, path: Path = LEDGER) -> None:
+    """Enter a command that has ended, if it wrote files of its step.
+
+    A command that made all of them with its default settings gets a new entry. One that made some of them, or with
+    other settings, changes the SHA-256 of what it wrote in an entry that is there already: what the whole rests on is
+    then still what it was.
+
+    Parameters
+    ----------
+    name : str
+        Its module below `analyses`.
+    options : sequence of str
+        Words of its command after the module.
+    before : mapping of Path to int
+        Result of `times_of` before the command.
+    weights : str
+        SHA-256 of the bundled weights.
+    path : Path, default LEDGER
+        The file.
+    """
+    files = files_of(name)
+    written = [f for f, time in times_of(files).items() if before.get(f) != time]
+    needed = {f for f in files if f.name not in KEPT.get(name, ())}
+    given = {word.partition("=")[0] for word in options if word.startswith("--")}
+    entries = read_ledger(path)
+    if written and needed <= set(written) and given <= WHOLE:
+        remember(name, files, weights, path)
+    elif written and name in entries:
+        entries[name]["files"] |= hash_files(written)
+        _write(entries, path)
+
+
+def _write(entries: Mapping[str, Any], path: Path) -> None:
+    """Write all entries, sorted by name."""
+    text = json.dumps(dict(sorted(entries.items())), indent=1)
     write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
 

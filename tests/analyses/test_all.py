@@ -12,7 +12,7 @@ import pytest
 
 from analyses import all as everything
 from analyses import tables
-from analyses.support import provenance
+from analyses.support import ledger, provenance
 from featmap import FeatmapError
 
 COMMAND = "python -m analyses.octaves --model package.module:mine --name mine --image photograph.jpg"
@@ -32,8 +32,18 @@ def test_every_study_page_picture_notebook_and_benchmark_is_a_step() -> None:
 
 def test_every_stored_benchmark_is_a_step_or_has_a_reason() -> None:
     stored = {path.stem for path in (everything.HERE / "benchmarks").glob("*.json")}
-    assert not set(everything.BENCHMARKS) & set(everything.OTHER_BENCHMARKS)
-    assert stored == {*everything.BENCHMARKS, *everything.OTHER_BENCHMARKS}
+    assert not set(ledger.BENCHMARKS) & set(everything.OTHER_BENCHMARKS)
+    assert stored == {*ledger.BENCHMARKS, *everything.OTHER_BENCHMARKS}
+
+
+def test_every_step_without_a_record_of_its_own_has_files_and_an_entry() -> None:
+    steps = [step for step in everything.all_steps() if not step.network and step.name != "tables"]
+    assert len(steps) == 10 and all(step.files == ledger.files_of(step.name) for step in steps)
+    for step in steps:
+        files = [f for f in step.files if f.suffix != ".log"]
+        assert files and all(f.is_file() for f in files), step.name
+        module = provenance.path_of(f"analyses.{step.name}")
+        assert module is not None and "run(main)" in module.read_text(encoding="utf-8"), "which enters the command"
 
 
 def test_a_study_is_carried_out_on_each_network_with_the_stored_command(tmp_path: Path) -> None:
@@ -57,13 +67,12 @@ class Steps:
     """Steps whose states a test sets, and the commands that were run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **changes: list[str]) -> None:
-        self.changes, self.run, self.remembered, self.status = changes, list[str](), list[str](), 0
+        self.changes, self.run, self.status = changes, list[str](), 0
         steps = [
             everything.Step(name, options=("--photographs", "FOLDER") if name == "third" else ()) for name in changes
         ]
         monkeypatch.setattr(everything, "all_steps", lambda: steps)
         monkeypatch.setattr(everything.Step, "changes", lambda step, weights: self.changes[step.name])
-        monkeypatch.setattr(everything.ledger, "remember", lambda name, files, weights: self.remembered.append(name))
         monkeypatch.setattr(subprocess, "run", self.command)
 
     def command(self, words: list[str], **settings: Any) -> SimpleNamespace:
@@ -88,21 +97,20 @@ def test_what_is_older_is_said_and_nothing_is_run(monkeypatch: pytest.MonkeyPatc
     assert steps.run == []
 
 
-def test_older_steps_are_run_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_older_steps_are_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = Steps(monkeypatch, first=["analyses.first changed"], second=[], third=["recipe fast changed"])
     everything.main(photographs=tmp_path)
     assert steps.run == ["-m analyses.first", f"-m analyses.third --photographs {tmp_path}"]
-    assert steps.remembered == ["first", "third"]
     everything.main(names=["second"])
     assert steps.run[2:] == ["-m analyses.second"], "a step that is named is carried out in any case"
 
 
-def test_a_failing_step_ends_the_call_and_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch, first=["analyses.first changed"], second=["analyses.second changed"])
     steps.status = 3
     with pytest.raises(FeatmapError, match=r"python -m analyses\.first ended with status 3; see above, then repeat"):
         everything.main()
-    assert steps.run == ["-m analyses.first"] and steps.remembered == []
+    assert steps.run == ["-m analyses.first"]
 
 
 def test_the_page_is_older_where_it_disagrees_with_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from analyses import tables
-from analyses.support import ledger, provenance
+from analyses.support import commands, ledger, provenance
 from analyses.support.study import RESULTS
 from featmap.optimize.recipe import RECIPES
 
@@ -114,3 +116,67 @@ def test_a_ledger_remembers_code_weights_and_files(tmp_path: Path) -> None:
     assert ledger.changes_of("showcase", [made], "w", book) == [
         "picture.png was changed by hand, or by its own command"
     ]
+
+
+class Pictures:
+    """A command of two pictures of its own and one of another network, and its ledger, in a folder of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files = tuple(folder / name for name in ("one.png", "two.png", "googlenet.png"))
+        self.book, self.time = folder / "made.json", 0
+        for file in self.files:
+            file.write_bytes(b"0")
+        monkeypatch.setattr(ledger, "files_of", lambda name: self.files if name == "showcase" else ())
+        self.enter = ledger.enter
+        monkeypatch.setattr(ledger, "enter", lambda *given: self.enter(*given, self.book))
+        monkeypatch.setattr(provenance, "weights_of", lambda: "w")
+
+    def give(self, monkeypatch: pytest.MonkeyPatch, *options: str, made: int = 2) -> list[str]:
+        """Give the command, and say what is older after it."""
+        monkeypatch.setattr(sys, "argv", ["showcase", *options])
+
+        def main(count: int) -> None:
+            for file in self.files[:count]:
+                self.time += 1
+                file.write_bytes(str(self.time).encode())
+                os.utime(file, (self.time, self.time))  # clocks of file systems are coarse
+
+        commands.entered(main, "showcase")(made)
+        return ledger.changes_of("showcase", self.files, "w", self.book)
+
+
+def test_a_command_enters_itself_when_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(tmp_path, monkeypatch)
+    assert pictures.give(monkeypatch, made=1) == [provenance.UNRECORDED], "one of them is not all"
+    assert pictures.give(monkeypatch, "--seeds", "1") == [provenance.UNRECORDED], "nor is another setting"
+    assert pictures.give(monkeypatch, made=0) == [provenance.UNRECORDED] and not pictures.book.exists()
+    assert pictures.give(monkeypatch, "--runs", "folder") == [], "the third is kept where its network is not named"
+    entry = ledger.read_ledger(pictures.book)["showcase"]
+    assert entry["rests_on"] == provenance.identities("showcase") and set(entry["files"]) == {
+        f.name for f in pictures.files
+    }
+    pictures.files[2].write_bytes(b"by hand")
+    assert pictures.give(monkeypatch) == [] and pictures.give(monkeypatch, "--imagenet=nets", made=3) == []
+
+
+def test_a_part_that_is_made_again_leaves_what_the_whole_rests_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = Pictures(tmp_path, monkeypatch)
+    pictures.give(monkeypatch)
+    older = ledger.read_ledger(pictures.book)
+    older["showcase"]["rests_on"]["code"]["showcase"] = "0" * 12
+    pictures.book.write_text(json.dumps(older), encoding="utf-8")
+    assert pictures.give(monkeypatch, "--only", "one", made=1) == ["analyses.showcase changed"]
+    assert pictures.give(monkeypatch) == []
+
+
+def test_a_command_that_fails_or_has_no_files_enters_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(tmp_path, monkeypatch)
+
+    def main() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        commands.entered(main, "showcase")()
+    assert commands.entered(main, "octaves") is main and not pictures.book.exists()
