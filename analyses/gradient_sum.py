@@ -10,7 +10,7 @@ seed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analyses.formulas.divergence import GRAY_LEVEL, growth_factor, rms_distances
+from analyses.formulas.divergence import GRAY_LEVEL, STILL, growth_factor, rms_distances
 from analyses.formulas.likeness import profile_agreement
 from analyses.support.findings import (
     CLAIM_WORDS,
@@ -29,18 +29,23 @@ from analyses.support.findings import (
     geometric_findings,
     interval,
     mean_finding,
-    positive_logs,
+    median_interval,
     share_finding,
+    value_finding,
 )
-from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict, initial_noise, smallest_size
+from analyses.support.inputs import initial_noise, smallest_size
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_findings
 from featmap import rng
 from featmap.plotting import style
 from featmap.runs import folder_layout
 
-STEPS = 100
+RECIPE, STEPS = "article-normalised", 100
 MARGIN = 1.25
 """Margin of equivalence, as usual for ratios: within this factor the two ways differ as one rounding does."""
+FEWEST, LARGE = 6, 1000
+"""Fewest pairs for an interval of the median; ratios from which on powers of ten are written."""
 PROFILE_MARGIN = 0.05
 """Margin of equivalence for the correlation of profiles under the two ways minus that after one rounding."""
 SHADES = {"ways": "#d62728", "rounding": "#0072b2", "seeds": "#9a9a9a"}
@@ -58,11 +63,14 @@ STUDY = Study(
     measured="root mean square difference of the two images at every fourth step and correlation of their response "
     "profiles at the end, over pairs of drawn features, compared with those of a start in which every pixel is raised "
     "by one rounding, and of two seeds; recipe `article-normalised`, 100 steps at a small size",
-    rule="the claim holds if the interval of the final difference is below one gray level (1/255); it holds in part if "
-    "the two ways differ no more than one rounding of the start makes them, in images or in profiles: if the interval "
-    f"of the ratio of the two differences is below {MARGIN}, or that of the correlation of profiles of the two ways "
-    f"minus that after one rounding (paired) is above -{PROFILE_MARGIN} (a margin set after the value was known); it "
-    "does not hold if both are beyond their margin",
+    rule="the claim holds if the interval of the mean final difference is below one gray level (1/255); otherwise it "
+    "holds in part if the two ways differ no more than one rounding of the start makes them, in images or in profiles: "
+    "if the interval of the median, over pairs, of the final difference of the two ways divided by that after one "
+    f"rounding is below {MARGIN}, or if the interval of the mean correlation of profiles of the two ways minus that "
+    f"after one rounding (paired) is above -{PROFILE_MARGIN} (a margin set after the value was known); it does not "
+    "hold if both intervals are beyond their margin, and is not decided otherwise. The median's interval is exact and "
+    "needs six pairs. It counts every pair in which anything differed: 0 where the two ways gave the same images, and "
+    "however large where the rounding did not grow; such pairs are named",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )
@@ -102,8 +110,18 @@ class PairDivergence:
 
     @property
     def ratio(self) -> float:
-        """Final difference of the two ways divided by that of one rounding."""
-        return float(self.ways[-1] / self.rounding[-1]) if self.rounding[-1] > 0 else float("nan")
+        """Final difference of the two ways divided by that of one rounding.
+
+        Infinite where only the rounding left no difference; NaN where neither way did.
+        """
+        if self.rounding[-1] > 0:
+            return float(self.ways[-1] / self.rounding[-1])
+        return float("inf") if self.ways[-1] > 0 else float("nan")
+
+    @property
+    def still(self) -> bool:
+        """Whether the rounding did not grow: it ends at no more than `STILL` times its first difference."""
+        return bool(self.rounding[-1] <= STILL * self.rounding[0])
 
     @property
     def lacking(self) -> float:
@@ -122,9 +140,9 @@ def measure(context: Context) -> Outcome:
     """Maximise every pair in both ways, and from a start that differs by one rounding."""
     pairs = draw_pairs(context)
     layers = (context.layers[0], context.layers[1])
-    settings: dict[str, Any] = {"recipe": "article-normalised", "frames": 20 if context.full else 4} | context.changes
+    settings: dict[str, Any] = {"recipe": RECIPE, "frames": 20 if context.full else 4} | context.changes
     if not context.full:
-        settings |= {"size": smallest_size(context.network, layers), "steps": STEPS}
+        settings |= {"size": smallest_size(context.network, layers, RECIPE), "steps": STEPS}
     settings["responses"] = list(dict.fromkeys(layers))
     runs = []
     for seed in range(context.seeds):
@@ -135,7 +153,10 @@ def measure(context: Context) -> Outcome:
         raised = np.nextafter(begin, np.float32(np.inf))
         runs.append((separate, together, context.maximise(pairs, "raised", start=raised, **settings)))
     divergences = measure_divergence(pairs, runs)
-    return build_outcome(runs[0][0]["frame"].values, divergences, len(pairs))
+    outcome = build_outcome(runs[0][0]["frame"].values, divergences, len(pairs))
+    words = "difference of the two ways divided by that of one rounding, of its pair"
+    ratios = {unit: [p.ratio] for p in divergences for unit in p.pair.split(" + ")}
+    return replace(outcome, findings=[*outcome.findings, *named_findings(context, "ratio", ratios, words)])
 
 
 def measure_divergence(
@@ -206,24 +227,39 @@ def collect_findings(steps: np.ndarray, divergences: Sequence[PairDivergence]) -
     findings += geometric_findings("first", [p.ways[1] for p in divergences], words)
     words = "factor per step by which one rounding grows while it grows "
     words += f"(mean over the {steps[1]} steps between two frames)"
-    findings += geometric_findings("growth", [p.grows for p in divergences], words)
-    words = "difference of the two ways divided by that of one rounding, at the end (geometric mean)"
-    return findings + geometric_findings("ratio", [p.ratio for p in divergences], words)
+    grown = [p for p in divergences if not p.still] or divergences
+    words += f"; {len(divergences) - len(grown)} pairs left out, in which it did not"
+    findings += geometric_findings("growth", [p.grows for p in grown], words)
+    return findings + ratio_findings(divergences)
+
+
+def ratio_findings(divergences: Sequence[PairDivergence]) -> list[Finding]:
+    """Compute the median ratio of the two differences, and name the pairs in which one of them is nothing."""
+    ratios = np.array([p.ratio for p in divergences], dtype=float)
+    words = "difference of the two ways divided by that of one rounding, at the end (median; interval exact, n pairs)"
+    median, *ends = median_interval(ratios)
+    ends = ends if np.isfinite(ends).all() else [np.nan, np.nan]
+    found = [value_finding("ratio", median, int((~np.isnan(ratios)).sum()), words, *ends)]
+    for name, chosen, what in (
+        ("still", [p.pair for p in divergences if p.still], "whose rounding did not grow: their ratio is large"),
+        ("equal", [p.pair for p in divergences if p.ways[-1] == 0], "whose two ways gave the same images: ratio 0"),
+        ("no ratio", [p.pair for p in divergences if np.isnan(p.ratio)], "with no difference at all, left out"),
+    ):
+        names = f" ({', '.join(chosen)})" if chosen else ""
+        found.append(value_finding(name, len(chosen), len(divergences), f"pairs {what}{names}"))
+    return found
 
 
 def within_rounding(divergences: Sequence[PairDivergence]) -> tuple[bool | None, bool | None]:
     """Check whether the two ways differ no more than one rounding makes them.
 
-    Images and profiles are checked separately. The intervals of the ratio and of the paired difference are compared
-    with `MARGIN` and `PROFILE_MARGIN`; None where one spans its margin.
+    Images and profiles are checked separately. The intervals of the median ratio and of the mean paired difference are
+    compared with `MARGIN` and `PROFILE_MARGIN`; None where one spans its margin, or is undefined.
     """
-    ratio, lacking = (
-        positive_logs([p.ratio for p in divergences]),
-        np.array([p.lacking for p in divergences], dtype=float),
-    )
+    lacking = np.array([p.lacking for p in divergences], dtype=float)
     images = profiles = None
-    if np.isfinite(ratio).sum() > 1:
-        low, high = np.exp(interval(ratio)[1:])
+    _, low, high = median_interval([p.ratio for p in divergences])
+    if not np.isnan([low, high]).any():
         images = True if high < MARGIN else False if low > MARGIN else None
     if np.isfinite(lacking).sum() > 1:
         _, low, high = interval(lacking)
@@ -287,11 +323,7 @@ def write_conclusion(
         f"level is {GRAY_LEVEL:.2g}"
     )
     text += f"; two seeds differ by {findings['seeds'].value:.2g}" if "seeds" in findings else ""
-    if "ratio" in findings:
-        text += (
-            f". That the two ways differ no more than after one rounding of the start {CLAIM_WORDS[images]}: "
-            f"{format_interval(findings['ratio'])} times as much (margin {MARGIN})"
-        )
+    text += ratio_sentences(divergences, images)
     if "lacking" in findings:
         text += (
             f". That profiles correlate as after one rounding {CLAIM_WORDS[profiles]}: r {findings['same'].value:.3f} "
@@ -302,6 +334,33 @@ def write_conclusion(
     if "growth" in findings:
         text += f". A rounding grows {format_interval(findings['growth'], '.1f')} times per step while it grows"
     return text + "."
+
+
+def ratio_sentences(divergences: Sequence[PairDivergence], images: bool | None) -> str:
+    """State the median ratio, of how many pairs it is, and in which pairs one of the differences is nothing."""
+    found = {f.name: f for f in ratio_findings(divergences)}
+    ratio, count = found["ratio"], len(divergences)
+    if not ratio.count:
+        return ". In no pair did the two ways, or one rounding, make a difference"
+    text = (
+        f". That the two ways differ no more than after one rounding of the start {CLAIM_WORDS[images]}: by the median "
+        f"of {ratio.count} pairs, {_format_ratio(ratio)} times as much (margin {MARGIN}"
+    )
+    text += ")" if ratio.count >= FEWEST else f"; {FEWEST} pairs are needed for an interval)"
+    for name, words in (
+        ("still", "the rounding did not grow"),
+        ("equal", "the two ways gave the same images, to the bit"),
+        ("no ratio", "nothing differed, and no ratio is defined"),
+    ):
+        if found[name].value:
+            text += f". In {found[name].value:.0f} of {count} {words} ({found[name].words.rpartition(' (')[2]}"
+    return text
+
+
+def _format_ratio(ratio: Finding) -> str:
+    """Format a median ratio that may be very large, or infinite."""
+    form = ".2f" if ratio.value is not None and ratio.value < LARGE else ".1e"
+    return "infinitely many" if ratio.value is None else format_interval(ratio, form)
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

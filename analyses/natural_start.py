@@ -31,17 +31,11 @@ from analyses.support.half_life import (
     half_life_sentence,
     mean_defined,
 )
+from analyses.support.inputs import REFERENCE_IMAGES, reference_statistics
 from analyses.support.settings import resolved_recipe
-from analyses.support.study import (
-    REFERENCE_IMAGES,
-    Context,
-    Outcome,
-    StoredResult,
-    Study,
-    Verdict,
-    reference_statistics,
-)
+from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_findings
 from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph
@@ -64,11 +58,13 @@ STUDY = Study(
     "noise-started image of the same feature; the half-life of the first; the same for all drawn features as one sum "
     "and for the whole layer. The image is the photograph that `--image` names; without it a 1/f image, not a "
     "photograph",
-    rule="the claim holds if from a photograph the drawn features (lower end of the interval) and every sum and whole "
-    f"layer reach {ENOUGH} of what they reach from noise; it holds in part if only one of these is true; without a "
-    "photograph it holds in part at most. A half-life within the first step is an upper bound: such features are "
-    "counted, and the profile departs faster than under the recipe's blur alone only if the interval of the paired "
-    "differences is above 0, a half-life within the first step counted as one step",
+    rule="the claim holds if from a photograph the drawn features (lower end of the interval of the mean) and every "
+    f"sum and whole layer that rose from noise reach {ENOUGH} of what they reach from noise; it holds in part if only "
+    "one of these is true, and does not hold if neither is. Without a photograph it holds in part at most, and is not "
+    "decided where neither is true; nor is it where no drawn feature rose from noise. A half-life within the first "
+    "step is an upper bound: such features are counted, and the profile departs faster than under the recipe's blur "
+    "alone only if the interval of the paired differences is above 0, a half-life within the first step counted as one "
+    "step",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
@@ -275,6 +271,8 @@ def build_outcome(
         for step, v in zip(r.steps, r.blurred, strict=True)
     ]
     findings = collect_findings(single, together, context.image is not None)
+    words = f"activation reached from {start_name(context.image is not None)} divided by that from noise"
+    findings += named_findings(context, "reached", {r.unit: [r.reached] for r in single}, words)
     verdict = judge(single, together, context.image is not None)
     text = write_conclusion(single, together, context.image is not None)
     table = pd.DataFrame(rows, columns=["layer", "unit", "part", "step", "value"])

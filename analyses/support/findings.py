@@ -131,6 +131,43 @@ def mean_finding(
     return Finding(name, mean, low, high, int(np.isfinite(array).sum()), words, unit)
 
 
+def median_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+    """Compute the median of independent values and its exact interval between two of them.
+
+    The interval holds whatever the distribution is, and infinite values count as any other: below the median of the
+    population lies each value with a chance of a half, and the two ends are the narrowest pair of ranks, symmetric,
+    between which it lies with at least this chance.
+
+    Parameters
+    ----------
+    values : array_like
+        Values; NaN is left out.
+    level : float, default LEVEL
+        Level of the interval.
+
+    Returns
+    -------
+    median, low, high : float
+        The median and the ends of its interval, which are NaN where the values are too few (at 95 %, below six); all
+        NaN without a value.
+
+    References
+    ----------
+    H. A. David and H. N. Nagaraja, "Order Statistics", 3rd edition, 2003, section 7.1.
+    """
+    ranked = np.sort(np.asarray(values, dtype=float))
+    ranked = ranked[~np.isnan(ranked)]
+    if not len(ranked):
+        return np.nan, np.nan, np.nan
+    middle = ranked[[(len(ranked) - 1) // 2, len(ranked) // 2]]
+    median = float(middle[0] if middle[0] == middle[1] else middle.mean())
+    outside = int(stats.binom.ppf((1 - level) / 2, len(ranked), 0.5))  # values beyond each end
+    outside -= stats.binom.cdf(outside, len(ranked), 0.5) > (1 - level) / 2
+    if outside < 0:
+        return median, np.nan, np.nan
+    return median, float(ranked[outside]), float(ranked[-1 - outside])
+
+
 def mean_or_undefined(
     name: str, values: Sequence[float] | np.ndarray, words: str, unit: str = "", within: tuple[float, float] = ANY
 ) -> Finding:

@@ -37,6 +37,8 @@ class ImageSet:
         Booleans, `S x N`: the descent found a gradient and the activation rose.
     A : numpy.ndarray, default None
         Responses of the layer's M features, `S x N x M`; None where they were not recorded.
+    null_A : numpy.ndarray, default None
+        Their responses to the null images, `S x M`; None where they were not recorded.
     """
 
     units: tuple[str, ...]
@@ -45,6 +47,7 @@ class ImageSet:
     activation: np.ndarray
     live: np.ndarray
     A: np.ndarray | None = None
+    null_A: np.ndarray | None = None
 
     def subset(self, at: slice) -> ImageSet:
         """Select some of the units.
@@ -60,13 +63,21 @@ class ImageSet:
             The images of these units.
         """
         A = None if self.A is None else self.A[:, at]
-        return ImageSet(self.units[at], self.images[:, at], self.nulls, self.activation[:, at], self.live[:, at], A)
+        of_units = (self.images[:, at], self.nulls, self.activation[:, at], self.live[:, at], A)
+        return ImageSet(self.units[at], *of_units, self.null_A)
 
     @property
     def responses(self) -> np.ndarray:
         """Recorded responses A, `S x N x M`."""
         assert self.A is not None
         return self.A
+
+    @property
+    def risen(self) -> np.ndarray:
+        """Recorded responses less those to the null image of the same seed, `S x N x M`."""
+        assert self.null_A is not None
+        difference: np.ndarray = self.responses - self.null_A[:, None]
+        return difference
 
     @property
     def clipped(self) -> np.ndarray:
@@ -125,6 +136,7 @@ def make_images(
         extras=Extras(responses=probe),
         execution=featmap.Execution(context.device, out=folder, watcher=context.watcher),
     )
+    context.note_recipe(recipe)
     if not named:
         context.count_images(data)
     return ImageSet(
@@ -134,6 +146,7 @@ def make_images(
         data["activation"].values.astype(np.float64),
         np.isin(data["status"].values, LIVE_CODES),
         None if probe is None else data["A"].values.astype(np.float64),
+        None if probe is None else data["null"].values.astype(np.float64),
     )
 
 

@@ -21,6 +21,7 @@ from analyses.support import provenance
 from analyses.support.study import NETWORKS, Context, Outcome
 from featmap import FeatmapError
 from featmap.files import hash_file, write_atomically
+from featmap.image_shape import format_size
 from featmap.plotting import style
 
 WHY = {
@@ -67,12 +68,14 @@ def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path
             **context.changes,
             **({"image": context.image.name} if context.image else {}),
             **({"feature": context.feature} if context.feature is not None else {}),
+            **({"units": list(context.units)} if context.units else {}),
             "device": context.device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__.partition("+")[0],
         },
         **({"command": context.given.command} if context.given.command else {}),
         "rests_on": context.given.rests_on or provenance.identities(context.study.name),
+        "descents": [{"recipe": name, "sizes": sizes, "steps": steps} for name, sizes, steps in context.descents],
         "images": {layer: dict(sorted(counts.items())) for layer, counts in context.images.items()},
         "verdict": outcome.verdict,
         **({"rule": context.study.rule} if context.study.rule else {}),
@@ -118,6 +121,27 @@ def describe_left_out(images: Mapping[str, Mapping[str, int]]) -> list[str]:
         many = f"{MANY_WORDS}, " if total - live > total / 3 else ""
         sentences.append(f"{total - live} of {total} images of {layer} are left out ({many}{why})")
     return sentences
+
+
+def describe_descents(record: Mapping[str, Any]) -> str:
+    """Say which recipes, image sizes and numbers of steps a result was made with.
+
+    Parameters
+    ----------
+    record : mapping
+        A stored record; earlier ones have no entry `descents`.
+
+    Returns
+    -------
+    str
+        Such as "article-normalised: octaves of 76, 86 and 96 pixels, 100 steps; "; "" where it was not recorded.
+    """
+    texts = []
+    for used in record.get("descents", []):
+        *most, last = map(format_size, used["sizes"])
+        sizes = f"octaves of {', '.join(most)} and {last}" if most else last
+        texts.append(f"{used['recipe']}: {sizes} pixels, {used['steps']} step{'s' * (used['steps'] != 1)}; ")
+    return "".join(texts)
 
 
 def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:

@@ -28,15 +28,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analyses.support.findings import Finding
-from analyses.support.settings import library_keywords, resolved_recipe
-from featmap import Network, image_ops, maximise, probe
+from analyses.support.settings import library_keywords
+from featmap import Network, maximise
 from featmap.cli.console import ProgressBars, err
 from featmap.files import digest
-from featmap.optimize.parameterization import initial_image
+from featmap.optimize.recipe import Recipe
 from featmap.rng import generator
-from featmap.runs.engine import Execution
 from featmap.runs.folder_layout import status_names
-from featmap.stats import interaction
 from featmap.stats.reliability import Interval
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -44,8 +42,8 @@ FEATURES, SEEDS = 16, 3
 """Features of each layer and seeds of the noise, unless a study says otherwise."""
 LAYER_OF_UNIT = re.compile(r"([A-Za-z_][\w./]*):")
 """Layers in the name of a unit or of a sum of units."""
-REFERENCE_IMAGES = 64
-"""Number of 1/f images that responses are standardised with."""
+FIRST = "first"
+"""In place of named features: the first ones of each layer, in order."""
 NETWORKS = ("reference", "googlenet", "squeezenet", "inception_v3", "resnet50")
 LATE = {
     "reference": ("inception4a", "inception5a"),
@@ -91,6 +89,10 @@ class Study:
         Whether the study takes exactly two layers.
     rule : str, default ""
         How the claim is judged, in words; stored with the verdict.
+    units : mapping of str to tuple of str, default {}
+        Features that the article names, by network, as for ``--units``: ``layer:channel``, or `FIRST`.
+    takes_units : bool, default True
+        Whether ``--units`` may name features; a study that does not draw features takes none.
     """
 
     name: str
@@ -106,6 +108,8 @@ class Study:
     feature: int | None = None
     pair: bool = False
     rule: str = ""
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    takes_units: bool = True
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,10 @@ class Context:
         recipe's own.
     images : dict, default {}
         Numbers of images by layer and status, which `count_images` fills.
+    units : tuple of str, default ()
+        Features that are measured before any is drawn: ``layer:channel``, or `FIRST`.
+    descents : dict, default {}
+        Name, sizes and steps of the recipes that were used, in their order, which `note_recipe` fills.
     """
 
     study: Study
@@ -288,6 +296,8 @@ class Context:
     given: Given = field(default_factory=Given)
     rescue: float | None = None
     images: dict[str, Counter[str]] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
+    descents: dict[tuple[str, tuple[Any, ...], int], None] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -311,28 +321,58 @@ class Context:
             layers = dict.fromkeys(LAYER_OF_UNIT.findall(str(name)))
             self.images.setdefault(" + ".join(layers), Counter()).update(status_names(codes))
 
+    def note_recipe(self, recipe: Recipe | str) -> None:
+        """Note with which recipe, sizes and number of steps images are made.
+
+        Parameters
+        ----------
+        recipe : Recipe or str
+            A recipe or its name; sizes that it leaves open are those of the network.
+        """
+        used = Recipe.named(recipe).resolved(self.network.input_size)
+        self.descents.setdefault((used.name, used.sizes, used.steps))
+
+    def named_channels(self, layer: str) -> list[int]:
+        """List the channels of a layer that `units` names, in their order.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        list of int
+            Channels; empty where none is named one by one.
+        """
+        named = [unit.rpartition(":") for unit in self.units if unit != FIRST]
+        return [int(channel) for of, _, channel in named if of == layer]
+
     def draw_channels(self, layer: str, count: int | None = None) -> list[int]:
-        """Draw channels of a layer at random, always the same.
+        """Choose channels of a layer: those that are named, and others drawn at random, always the same.
 
         Parameters
         ----------
         layer : str
             Name of the layer.
         count : int, default None
-            Number of channels; None: `features`. All where the layer has fewer.
+            Number of channels; None: `features`. All where the layer has fewer, and never fewer than are named.
 
         Returns
         -------
         list of int
-            Channels in order.
+            The named channels, then those drawn, in order; the first channels where `units` is `FIRST`.
         """
         channels = self.network.layer(layer, self.network.input_size).channels
         number = min(count or self.features, channels)
+        if FIRST in self.units:
+            return list(range(number))
         rng = generator("study", self.model, layer)
-        return sorted(rng.choice(channels, number, replace=False).tolist())
+        named, drawn = self.named_channels(layer), sorted(rng.choice(channels, number, replace=False).tolist())
+        return [*named, *(c for c in drawn if c not in named)][: max(number, len(named))]
 
     def draw_units(self, layer: str, count: int | None = None) -> list[str]:
-        """Draw features of a layer as units.
+        """Choose features of a layer as units, see `draw_channels`.
 
         Parameters
         ----------
@@ -392,6 +432,8 @@ class Context:
         """
         folder = self.folder(*parts, units=list(units), **settings)
         keywords = library_keywords(device=self.device, out=folder, watcher=self.watcher, **settings)
+        if "recipe" in keywords:
+            self.note_recipe(keywords["recipe"])
         data = maximise(units, self.network, **keywords)
         self.count_images(data)
         return data
@@ -405,79 +447,6 @@ class Context:
             One line.
         """
         err().print(f"{self.study.name}: {text}")
-
-
-def initial_noise(context: Context, settings: Mapping[str, Any], seed: int) -> np.ndarray:
-    """Compute the noise of a seed from which a descent starts.
-
-    Parameters
-    ----------
-    context : Context
-        The study.
-    settings : mapping of str to Any
-        Settings of the descent; recipe, size and steps matter.
-    seed : int
-        Seed.
-
-    Returns
-    -------
-    numpy.ndarray
-        `3 x H x H`.
-    """
-    chosen = {k: settings[k] for k in ("recipe", "size", "steps") if k in settings}
-    recipe = resolved_recipe(context.network, **chosen)
-    noise: np.ndarray = initial_image(recipe, seed).numpy()
-    return noise
-
-
-def smallest_size(network: Network, layers: Sequence[str], smallest: int = 64) -> int:
-    """Choose a small image size for many steps.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-    layers : sequence of str
-        Layers that must fit.
-    smallest : int, default 64
-        Smallest size, in pixels.
-
-    Returns
-    -------
-    int
-        The first of a few sizes from `smallest` that all the layers fit into; at most the network's input size, which
-        is the last resort.
-    """
-    sizes = [s for s in (smallest, 80, 96, 128, 160) if smallest <= s < network.input_size]
-    for size in sizes:
-        if all(layer in network.trace(size).layers for layer in layers):
-            return size
-    return network.input_size
-
-
-def reference_statistics(context: Context, layers: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute features' mean and standard deviation over 64 1/f images.
-
-    Parameters
-    ----------
-    context : Context
-        The study.
-    layers : sequence of str
-        Layers whose features are measured.
-    size : int
-        Size of the images, in pixels.
-
-    Returns
-    -------
-    mean, deviation : numpy.ndarray
-        One value for each feature of all layers; the deviation of a feature that does not vary is NaN, see
-        `featmap.stats.interaction.response_deviations`.
-    """
-    images = image_ops.pink_noise(REFERENCE_IMAGES, size)
-    responses = [probe(images, layer, context.network, execution=Execution(context.device)).values for layer in layers]
-    return np.concatenate([r.mean(0) for r in responses]), np.concatenate(
-        [interaction.response_deviations(r) for r in responses]
-    )
 
 
 def _identifying_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from analyses.support import provenance
 from analyses.support.commands import run
 from analyses.support.records import describe_left_out, save_outcome
 from analyses.support.study import RESULTS, Context, Given, Outcome, Study
+from analyses.support.units import choose_units
 from featmap import FeatmapError, Network, load
 from featmap.cli.console import ProgressBars, out
 from featmap.cli.options import InputSize, Mean, Std
@@ -209,6 +210,13 @@ def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callab
         ] = None,
         seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = study.seeds,
         feature: Annotated[int | None, typer.Option(help="Channel instead of the one that the claim names.")] = None,
+        units: Annotated[
+            str | None,
+            typer.Option(
+                help="Features to measure before any is drawn, LAYER:CHANNEL,...; first: the first ones of each layer; "
+                "drawn: none; by default those that the article names for the network."
+            ),
+        ] = None,
         rescue: Annotated[
             float | None,
             typer.Option(
@@ -241,15 +249,17 @@ def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callab
             )
         named = study.feature if feature is None else feature
         check_options(study, network, chosen, named, device, image)
+        first = choose_units(units, study, name or model, chosen, network)
         for option, folder in (("runs", runs), ("results", results)):
             make_writable(option, folder / study.name)
         options = {"model": model, "weights": weights, "mean": mean, "std": std, "input-size": input_size}
         options |= {"name": name, "origin": origin, "layers": layers, "features": features, "seeds": seeds}
-        options |= {"feature": feature, "rescue": rescue, "full": full, "image": image}
+        options |= {"feature": feature, "units": units or ",".join(first), "rescue": rescue, "full": full}
+        options |= {"image": image}
         given = Given(name or "", origin, command_line(study.name, options), provenance.identities(study.name))
         with ProgressBars() as bars:
             settings = (study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
-            context = Context(*settings, given, rescue)
+            context = Context(*settings, given, rescue, units=first)
             outcome = measure(context)
         for sentence in describe_left_out(context.images):
             context.log(sentence)

@@ -25,9 +25,10 @@ from analyses import branches, coactivation, gradient_sum, joint_pair, natural_s
 from analyses.support import findings
 from analyses.support import study as studies
 from analyses.support.findings import Finding, mean_or_undefined, value_finding
-from analyses.support.records import describe_left_out, save_outcome
+from analyses.support.records import describe_descents, describe_left_out, save_outcome
 from analyses.support.study import Outcome, Study
 from analyses.support.study_command import check_options, run_study
+from analyses.support.units import choose_units, named_rows
 from featmap import FeatmapError, load
 from featmap.cli.console import ProgressBars
 from featmap.plotting import style
@@ -61,6 +62,24 @@ def test_one_value_is_its_own_interval_and_none_is_an_error() -> None:
     assert findings.interval([0.3]) == (0.3, 0.3, 0.3)
     with pytest.raises(FeatmapError, match="no defined value to average; give other --layers or more --features"):
         findings.interval([math.nan])
+
+
+@pytest.mark.parametrize(("count", "low"), [(6, 1), (8, 1), (9, 2), (10, 2), (15, 4), (20, 6), (25, 8)])
+def test_the_interval_of_a_median_is_exact(count: int, low: int) -> None:
+    """Ranks of the sign test, as tables of it give them; the interval covers at least 95 %, the next one less."""
+    values = np.arange(1.0, count + 1)
+    assert findings.median_interval([*values[::-1], math.nan]) == ((count + 1) / 2, low, count + 1 - low)
+    below = sum(math.comb(count, k) for k in range(low)) / 2**count
+    assert 1 - 2 * below >= 0.95 > 1 - 2 * (below + math.comb(count, low) / 2**count)
+    values[-1], values[0] = math.inf, -math.inf
+    assert findings.median_interval(values)[0] == (count + 1) / 2
+
+
+def test_few_values_have_a_median_and_no_interval() -> None:
+    median, low, high = findings.median_interval([3.0, math.inf, 1.0, 2.0, 0.5])
+    assert median == 2 and math.isnan(low) and math.isnan(high)
+    assert np.isnan(findings.median_interval([math.nan])).all()
+    assert findings.median_interval([math.inf] * 6)[0] == math.inf
 
 
 def test_means_count_what_is_defined() -> None:
@@ -98,6 +117,69 @@ def test_the_same_features_are_drawn_every_time(tmp_path: Path) -> None:
         context(tmp_path).draw_channels("conv2", 6) != drawn and len(context(tmp_path).draw_channels("conv2", 6)) == 6
     )
     assert context(tmp_path).draw_units("conv2") == [f"conv2:{c}" for c in drawn]
+
+
+def test_named_features_come_first_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    drawn, everything = context(tmp_path).draw_channels("conv2"), set(range(8))
+    other = min(everything - set(drawn))
+    named = context(tmp_path, units=(f"conv2:{other}", f"conv2:{drawn[1]}", "conv3:0"))
+    chosen = named.draw_channels("conv2")
+    assert chosen[:2] == [other, drawn[1]] and chosen[2:] == [c for c in drawn if c != drawn[1]][:2]
+    assert named.draw_channels("conv2", 1) == [other, drawn[1]], "never fewer than are named"
+    assert named.draw_units("conv3")[0] == "conv3:0" and named.draw_channels("conv1") == context(
+        tmp_path
+    ).draw_channels("conv1")
+    first = context(tmp_path, units=(studies.FIRST,))
+    assert first.draw_channels("conv2") == [0, 1, 2, 3] and first.draw_channels("conv2", 99) == list(range(8))
+
+
+def test_units_are_checked_and_default_to_those_of_the_article() -> None:
+    network = load(networks.linear_network(), input_size=16)
+    own = replace(STUDY, units={"mine": ("conv2:3", "conv9:1", "conv2:99"), "other": (studies.FIRST,)})
+
+    def choose(text: str | None, study: Study = own, model: str = "mine") -> tuple[str, ...]:
+        return choose_units(text, study, model, ("conv2",), network)
+
+    assert choose(None) == ("conv2:3",), "of the layers and channels that there are"
+    assert choose(None, model="other") == choose("first") == (studies.FIRST,) and choose(None, model="third") == ()
+    assert choose("conv2:1, conv2:0,conv2:1") == ("conv2:1", "conv2:0") and choose("drawn") == ()
+    for text, message in (
+        ("conv3:1", r"--units 'conv3:1': give LAYER:CHANNEL,\.\.\. of conv2; or first, or drawn"),
+        ("conv2", "--units 'conv2'"),
+        ("conv2:-1", "--units 'conv2:-1'"),
+        ("conv2:8", "layer 'conv2' has 8 features; give 0 to 7"),
+        (" , ", "--units names no feature"),
+    ):
+        with pytest.raises(FeatmapError, match=message):
+            choose(text)
+    with pytest.raises(FeatmapError, match="study some draws no features; leave out --units"):
+        choose("conv2:1", replace(own, takes_units=False))
+
+
+def test_each_named_feature_has_a_row_of_its_own(tmp_path: Path) -> None:
+    named = context(tmp_path, units=("conv2:3", "conv2:5", studies.FIRST))
+    rows = pd.DataFrame({"feature": ["3:1:2", "3:4:4", "30:1:1", "3:1:1"], "value": [1.0, 3, 100, 50]})
+    rows = rows.assign(layer=["conv2"] * 3 + ["conv1"], measure="radius", recipe="r", against="")
+    one, other = named_rows(named, rows, [("radius", "r", "", "the radius", "pixels")])
+    assert one == Finding("radius r of conv2:3", 2.0, None, None, 2, "conv2:3, named: the radius", "pixels")
+    assert (other.value, other.count, other.words) == (None, 0, "conv2:5, named: the radius"), "dead, and not silent"
+
+
+def test_what_descents_really_used_is_stored_and_said(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    given.maximise(["conv2:0"], "some", recipe="article-normalised", size=38, steps=6)
+    given.maximise(["conv2:1"], "again", recipe="article-normalised", size=38, steps=6, seeds=2)
+    given.note_recipe("pixels-long")
+    outcome = Outcome(pd.DataFrame({"x": [1]}), [], "holds", "It is 0.5.", {})
+    held = json.loads(save_outcome(given, outcome, tmp_path / "results")[0].read_text(encoding="utf-8"))
+    assert held["descents"] == [
+        {"recipe": "article-normalised", "sizes": [30, 34, 38], "steps": 6},
+        {"recipe": "pixels-long", "sizes": [16], "steps": 60},
+    ], "a size that is left open is the network's"
+    assert describe_descents(held) == (
+        "article-normalised: octaves of 30, 34 and 38 pixels, 6 steps; pixels-long: 16 pixels, 60 steps; "
+    )
+    assert describe_descents({}) == "", "earlier records do not name them"
 
 
 def test_a_run_folder_is_named_by_all_that_its_runs_depend_on(tmp_path: Path) -> None:
@@ -182,6 +264,7 @@ RANDOM = ["--weights", "random"]
         (["--name", "../other"], "--name '../other': give letters, digits"),
         (["--model", "alexnet", "--name", "reference"], "--name reference is the bundled network, not 'alexnet'"),
         (["--rescue", "2"], "--rescue 2: give a share of the steps, from 0 to 1"),
+        (["--units", "inception3a:1"], "study branches draws no features; leave out --units"),
         (["--input-size", "big"], "--input-size"),
         (["--mean", "0.5,0.5,0.5"], "--mean"),
     ],

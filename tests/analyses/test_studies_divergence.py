@@ -54,7 +54,7 @@ def test_on_a_linear_network_both_ways_stay_one_rounding_apart(tmp_path: Path, m
 
 def test_two_ways_are_judged_by_their_intervals() -> None:
     def of(ways: float, rounding: float, spread: float = 1.0, lacking: float = np.nan) -> list[PairDivergence]:
-        factors = (1.0, 1.1 * spread, 0.9 / spread)
+        factors = (1.0, 1.1 * spread, 0.9 / spread, 1.05 * spread, 0.95 / spread, 1.0)
         return [
             PairDivergence(
                 f"p{k}", np.array([0, w * ways]), np.array([1e-8, rounding]), 0.2, 0.9, 0.0, 5.0, 0.9 + w * lacking
@@ -102,8 +102,42 @@ def test_identical_and_unrisen_pairs_are_counted() -> None:
         and "grows 50.0 [50.0, 50.0] times per step while it grows" in conclusion
     )
     assert "the difference is invisible does not hold" in conclusion
-    assert "than after one rounding of the start holds: 0.75 [0.75, 0.75] times as much" in conclusion
+    assert (
+        "than after one rounding of the start is not decided: by the median of 3 pairs, 0.75 times as much "
+        "(margin 1.25; 6 pairs are needed for an interval)" in conclusion
+    )
     assert "as after one rounding holds: r 0.900 compared with 0.920" in conclusion and "two seeds: 0.600" in conclusion
+
+
+def pairs_of(ends: list[tuple[float, float]]) -> list[PairDivergence]:
+    """Pairs a0 + b0, a1 + b1, ... whose two ways, and starts one rounding apart, differ so at the end."""
+    return [
+        PairDivergence(f"a{k} + b{k}", np.array([0, ways]), np.array([4e-8, rounding]), 0.1, 0.9, 0.0, 5.0, 0.9, 0.6)
+        for k, (ways, rounding) in enumerate(ends)
+    ]
+
+
+def test_pairs_of_which_one_difference_is_nothing_move_the_median_by_one_rank() -> None:
+    alike = [(0.04, 0.05), (0.045, 0.05), (0.05, 0.05), (0.055, 0.05), (0.04, 0.05), (0.05, 0.05), (0.045, 0.05)]
+    known = {f.name: f for f in gradient_sum.ratio_findings(pairs_of(alike))}
+    # of seven values, the exact interval of the median at 95 % ends at the smallest and the largest
+    assert (known["ratio"].value, known["ratio"].low, known["ratio"].high) == pytest.approx((0.9, 0.8, 1.1))
+    odd = pairs_of([*alike, (0.04, 1e-8), (0.0, 0.05), (0.0, 0.0), *alike])
+    found = {f.name: f for f in gradient_sum.ratio_findings(odd)}
+    assert found["ratio"].value == pytest.approx(0.9) and found["ratio"].count == 16
+    assert (found["ratio"].low, found["ratio"].high) == pytest.approx((0.8, 1.0)), "ranks 4 and 13 of 16"
+    assert gradient_sum.within_rounding(odd)[0] is True
+    assert [found[name].value for name in ("still", "equal", "no ratio")] == [2, 2, 1]
+    assert found["still"].words.endswith("(a7 + b7, a9 + b9)") and found["no ratio"].words.endswith("(a9 + b9)")
+    text = gradient_sum.ratio_sentences(odd, True)
+    assert "by the median of 16 pairs, 0.90 [0.80, 1.00] times as much (margin 1.25)" in text
+    assert "In 2 of 17 the rounding did not grow (a7 + b7, a9 + b9)" in text
+    assert "In 2 of 17 the two ways gave the same images, to the bit (a8 + b8, a9 + b9)" in text
+    few = pairs_of([(0.03, 1e-8), (0.04, 0.05), (0.03, 2e-8)])
+    assert gradient_sum.within_rounding(few)[0] is None and "1.5e+06 times as much" in gradient_sum.ratio_sentences(
+        few, None
+    )
+    assert "made a difference" not in text and "In no pair" in gradient_sum.ratio_sentences(pairs_of([(0, 0)]), None)
 
 
 def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> None:
@@ -194,6 +228,9 @@ def test_the_claim_fails_where_bits_do_not_repeat() -> None:
     assert reproducibility.rounding_effect(partings(4e-3)) == "is not shown to become visible"
     assert reproducibility.judge(checks(same=7), partings(0.1)) == "does not hold"
     assert reproducibility.judge(checks(), []) == "not decided"
+    text = reproducibility.write_conclusion(checks(threads=2), partings(0.1), np.array([0, 8]))
+    assert "6 of 8 images changed with the number of threads, which does not count here" in text
+    assert "which does not count" not in reproducibility.write_conclusion(checks(), partings(0.1), np.array([0, 8]))
 
 
 def test_raising_by_one_rounding() -> None:

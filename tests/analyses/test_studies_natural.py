@@ -12,8 +12,8 @@ from PIL import Image
 from analyses import natural_start
 from analyses.natural_start import STUDY, judge, measure, measure_departure, starting_image
 from analyses.support import half_life
-from analyses.support.study import REFERENCE_IMAGES, reference_statistics, smallest_size
-from featmap import image_ops
+from analyses.support.inputs import REFERENCE_IMAGES, reference_statistics, smallest_size
+from featmap import FeatmapError, image_ops
 from featmap.network.loading import load
 from featmap.optimize.parameterization import null_image
 from featmap.optimize.recipe import PIXELS, Octave
@@ -191,6 +191,18 @@ def test_reference_statistics_and_small_sizes(tmp_path: Path) -> None:
     np.testing.assert_allclose(mean[:11], plain.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(deviation[:11], plain.std(0), rtol=1e-3)
     assert mean.shape == (17,)
-    assert smallest_size(load(tiny.shrinking(), input_size=200), ["last"], 9) == 80, "9 is too small for it"
-    assert smallest_size(load(tiny.small(), input_size=200), ["second"]) == 64
-    assert smallest_size(load(tiny.small(), input_size=32), ["second"]) == 32
+    assert smallest_size(load(tiny.shrinking(), input_size=200), ["last"], "pixels", 9) == 80, "9 is too small for it"
+    assert smallest_size(load(tiny.small(), input_size=200), ["second"], "pixels") == 64
+    assert smallest_size(load(tiny.small(), input_size=32), ["second"], "article-normalised") == 32
+
+
+def test_layers_fit_into_the_smallest_octave_of_the_recipe() -> None:
+    """`last` takes images of 15 pixels: octaves begin at 299 / 380 of the size, at 13 of 16 and at 15 of 19."""
+    network = load(tiny.shrinking(), input_size=200)
+    assert smallest_size(network, ["last"], "pixels", 16) == 16
+    assert smallest_size(network, ["last"], "article-normalised", 16) == 80
+    assert smallest_size(network, ["last"], "article-normalised", 19) == 19
+    assert smallest_size(load(tiny.shrinking(), input_size=19), ["last"], "article-normalised") == 19
+    small = load(tiny.shrinking(), input_size=18)
+    with pytest.raises(FeatmapError, match=r"layer 'last' does not fit .* article-normalised, 14 pixels"):
+        smallest_size(small, ["first", "last"], "article-normalised")
