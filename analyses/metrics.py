@@ -3,7 +3,7 @@
     python -m analyses.metrics
 
 Every feature is maximised under each metric of its distance to a large constant C, and under L2 with C from far above
-the activation reached down to it.
+the activation reached down to it. C is 200, or so many times the activation reached that it is large in any network.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from analyses.support.findings import (
     value_finding,
 )
 from analyses.support.image_sets import (
+    COLUMNS,
     ImageSet,
     agreement_ceiling,
     agreement_rows,
@@ -44,8 +45,9 @@ from analyses.support.image_sets import (
     values_by_feature,
 )
 from analyses.support.plotting import draw_strips, panels
-from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
+from analyses.support.study import FIRST, Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_rows
 from featmap.optimize.recipe import ARTICLE_NORMALISED, METRICS, Recipe
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import FAINT, colour, encode_webp, house_style, thumbnail
@@ -53,6 +55,8 @@ from featmap.plotting.style import FAINT, colour, encode_webp, house_style, thum
 L1, L2, LINF, ELEMENT = METRICS
 OTHERS = (L2, LINF, ELEMENT)
 STEPS, FULL = 36, 299
+LARGE = 10.0
+"""C is at least so many times the largest a, the mean activation that the features of a layer reach under L1."""
 FACTORS = (1000.0, 10.0, 3.0, 1.0)
 """Values of C as multiples of the activation a that a layer's features reach under L1."""
 SHOWN, SIDE = 4, 96
@@ -65,6 +69,7 @@ CEILING = "ceiling (two seeds of l1, same features)"
 STUDY = Study(
     "metrics",
     section="Feature Maps are Metric Invariant",
+    units={"inception_v3": (FIRST,)},
     claim="L1, L2 and Linf between a feature's activations and a large constant give the same qualitative patterns; L1 "
     "leaves the least high-frequency noise.",
     measured="agreement of response profiles of the same feature (minus that of different features) between L1 and "
@@ -74,10 +79,13 @@ STUDY = Study(
     f"C) where the interval of the deficit is beyond {MARGIN}; high-frequency power (above half the Nyquist frequency, "
     "of the image clipped to [0, 1]) minus that of L1, paired; the gradient is divided by its RMS",
     rule="the patterns are the same if the profiles of l2 and of linf agree with l1's by more than half of the ceiling "
-    "(two seeds of l1) on the features that the metric moves: if the interval of agreement minus half the ceiling "
-    "(paired) is above 0; this margin is wide, so the deficit from the full ceiling is reported as well; l1 has the "
-    "least noise if the paired differences of the high-frequency shares of l2 and of linf are above 0; the claim holds "
-    "if both are true, in part if one is",
+    "(two seeds of l1) on the features that the metric moves: if for both the interval of agreement minus half the "
+    "ceiling (paired) is above 0, and not if for one of them it is below; this margin is wide, so the deficit from the "
+    "full ceiling is reported as well; l1 has the least noise if for both the interval of the paired difference of the "
+    "high-frequency shares is above 0, and not if for one of them it is below; whether linf over elements does either "
+    "does not count. The claim holds if both are true, in part if one is, does not hold if none is and one is false, "
+    f"and is not decided otherwise. C is the larger of 200 and {LARGE:g} a, a being the largest mean activation that "
+    "the features of a layer reach under l1, on which C has no effect",
     full="the article's sizes and steps: octaves of 299, 340 and 380 pixels, 300 steps",
 )
 
@@ -98,31 +106,55 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     """Maximise features under every metric and C, and compare the images with L1's."""
     reduced = (size or image_size(context), steps)
     base = ARTICLE_NORMALISED.resolved(FULL, *(() if context.full else reduced), **context.changes)
-    sets = {layer: _maximise_layer(context, layer, base) for layer in context.layers}
-    rows = pd.concat([_image_rows(layer, by_metric) for layer, by_metric in sets.items()], ignore_index=True)
-    findings = _collect_findings(rows, sets, base.C)
+    sets, C = maximise_layers(context, base)
+    parts = [_image_rows(layer, by_metric) for layer, by_metric in sets.items()]
+    rows = pd.concat([*parts, *(_constant_rows(layer, by_metric, C) for layer, by_metric in sets.items())])
+    rows = rows.reset_index(drop=True)
+    findings = _collect_findings(rows, sets, C)
+    named = [("same", m, L1, f"agreement of the profiles of {m} and l1", "") for m in OTHERS]
+    named += [("high share", m, "", f"high-frequency share of the power, {m}", "") for m in METRICS]
+    findings |= {f.name: f for f in named_rows(context, rows, named)}
     verdict, conclusion = judge(findings)
     figures: dict[str, Figure | bytes] = {
-        "": draw_figure(rows, labels_by_C(findings)),
+        "": draw_figure(rows, labels_by_C(findings), C),
         "-images.webp": encode_webp(draw_sheet(sets), dpi=100),
     }
     return Outcome(rows, list(findings.values()), verdict, conclusion, figures)
 
 
-def _maximise_layer(context: Context, layer: str, base: Recipe) -> dict[str, ImageSet]:
-    """Maximise the drawn features of a layer under every metric, and under L2 with every C."""
-    units = context.draw_units(layer)
-    context.log(f"{layer}: {len(units)} features, {len(METRICS)} metrics, {len(FACTORS)} other values of C")
+def maximise_layers(context: Context, base: Recipe) -> tuple[ImageSets, float]:
+    """Maximise the features of every layer under every metric, and under L2 with every C; also return the large C."""
+    units = {layer: context.draw_units(layer) for layer in context.layers}
 
-    def under(seeds: int, **settings: Any) -> ImageSet:
+    def under(layer: str, seeds: int, **settings: Any) -> ImageSet:
         recipe = base.resolved(FULL, None, None, **settings)
-        return make_images(context, units, recipe, layer, *settings.values(), probe=layer, seeds=seeds)
+        return make_images(context, units[layer], recipe, layer, *settings.values(), probe=layer, seeds=seeds)
 
-    by_metric = {metric: under(context.seeds, metric=metric) for metric in METRICS}
+    sets: ImageSets = {layer: {L1: under(layer, context.seeds, metric=L1)} for layer in context.layers}
+    reached = {layer: mean_reached(by_metric[L1]) for layer, by_metric in sets.items()}
+    C = choose_constant(base.C, list(reached.values()))
+    large = {} if C == base.C else {"C": C}  # named only where it is another: images under 200 are found again
+    for layer, by_metric in sets.items():
+        context.log(f"{layer}: {len(units[layer])} features, {len(METRICS)} metrics, {len(FACTORS)} other values of C")
+        by_metric |= {metric: under(layer, context.seeds, metric=metric, **large) for metric in OTHERS}
+        for factor in FACTORS if reached[layer] else ():
+            value = float(f"{factor * reached[layer]:.3g}")
+            by_metric[label_of_C(factor)] = under(layer, 1, metric=L2, C=value)
+    return sets, C
+
+
+def choose_constant(usual: float, reached: Sequence[float]) -> float:
+    """Choose a C that is large for every layer: the usual one, or `LARGE` times the largest activation reached."""
+    return max(usual, float(f"{LARGE * max(reached, default=0.0):.3g}"))
+
+
+def _constant_rows(layer: str, by_metric: Mapping[str, ImageSet], C: float) -> pd.DataFrame:
+    """Arrange the value of C under each metric as rows; L1, on which it has no effect, has none."""
     reached = mean_reached(by_metric[L1])
-    for factor in FACTORS if reached else ():
-        by_metric[label_of_C(factor)] = under(1, metric=L2, C=float(f"{factor * reached:.3g}"))
-    return by_metric
+    values = dict.fromkeys(OTHERS, C)
+    values |= {label_of_C(f): float(f"{f * reached:.3g}") for f in FACTORS if label_of_C(f) in by_metric}
+    rows = pd.DataFrame({"measure": "C", "layer": layer, "feature": "", "recipe": list(values), "against": ""})
+    return rows.assign(seed=pd.array([pd.NA] * len(values), dtype="Int64"), value=list(values.values()))[list(COLUMNS)]
 
 
 def mean_reached(image_set: ImageSet) -> float:
@@ -248,7 +280,9 @@ def _other_C_findings(rows: pd.DataFrame, sets: ImageSets, C: float) -> list[Fin
         findings.append(mean_or_undefined(f"image short {label}", deficit, words))
     times = [C / a for by_metric in sets.values() if (a := mean_reached(by_metric[L1]))]
     words = f"C = {C:g} divided by the activation a reached under l1 (mean of n layers)"
-    return [*findings, value_finding("C over a", float(np.mean(times)) if times else np.nan, len(times), words)]
+    findings.append(value_finding("C over a", float(np.mean(times)) if times else np.nan, len(times), words))
+    words = f"C of l2 and linf: the larger of 200 and {LARGE:g} times the largest a of n layers"
+    return [*findings, value_finding("C", C, len(times), words)]
 
 
 def same_patterns(findings: Mapping[str, Finding]) -> bool | None:
@@ -310,14 +344,14 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         verdict = "holds in part"
     elif False in halves:
         verdict = "does not hold"
-    more = {m: format_interval(findings[f"more {m}"], "+.4f") for m in OTHERS}
+    more, C = {m: format_interval(findings[f"more {m}"], "+.4f") for m in OTHERS}, used_C(findings)
     patterns, noise = (CLAIM_WORDS[half] for half in halves)
     return verdict, (
         f"That the patterns are the same {patterns} on the features that a metric moves. Measured is the agreement of "
         f"profiles with l1's beyond that of different features; the patterns are the same where it is more than half "
         f"of the ceiling (two seeds of l1). {' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has "
         f"the least high-frequency noise {noise}: the share of the power is {more[L2]} higher for l2 and {more[LINF]} "
-        f"higher for linf. {range_phrase(findings)} Here a is the activation reached; C = 200 is "
+        f"higher for linf. {range_phrase(findings)} Here a is the activation reached; C = {C:g} is "
         f"{format_value(findings['C over a'].value, '.0f')} a. With the largest C, l2's images correlate with l1's by "
         f"only {format_value(findings[FAR].value)} in pixels."
     )
@@ -338,20 +372,26 @@ def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
 
 def range_phrase(findings: Mapping[str, Finding]) -> str:
     """Describe down to which C the images under L2 are like those under L1."""
-    parts = []
+    parts, C = [], used_C(findings)
     for what, words in (
         ("short", "l2's profiles agree like two seeds of l1"),
         ("image short", "l2's images are as with the largest C"),
     ):
         at, left = ceiling_span(findings, what, labels_by_C(findings))
-        ends = "for no C" if at is None else f"down to C = {C_text(at)}"
-        parts.append(f"{words} {ends}" + (f" and no longer at {C_text(left)}." if left else "."))
+        ends = "for no C" if at is None else f"down to C = {C_text(at, C)}"
+        parts.append(f"{words} {ends}" + (f" and no longer at {C_text(left, C)}." if left else "."))
     return " ".join(parts)
 
 
-def C_text(label: str) -> str:
-    """Write a C without the metric."""
-    return "200" if label == L2 else label.rpartition("= ")[2]
+def C_text(label: str, C: float) -> str:
+    """Write a C without the metric; `C` is the large one."""
+    return f"{C:g}" if label == L2 else label.rpartition("= ")[2]
+
+
+def used_C(findings: Mapping[str, Finding]) -> float:
+    """Look up the large C; earlier results, which do not name it, have 200."""
+    found = findings.get("C")
+    return 200.0 if found is None or found.value is None else found.value
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
@@ -360,7 +400,7 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
 
 
 @house_style
-def draw_figure(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
+def draw_figure(rows: pd.DataFrame, labels: Sequence[str], C: float) -> Figure:
     """Draw agreements, high-frequency power and the effect of C on L2."""
     figure, (left, middle, right) = panels(
         (
@@ -383,14 +423,14 @@ def draw_figure(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
     groups = [(names[m], (values_by_feature(rows, "high share", m) - base).dropna()) for m in OTHERS]
     draw_strips(middle, groups, "difference", legend=False)
     middle.axhline(0, color=FAINT, linewidth=0.8)
-    _draw_by_C(right, rows, labels)
+    _draw_by_C(right, rows, labels, C)
     for axes in (left, middle, right):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), handletextpad=0.4)
     return figure
 
 
-def _draw_by_C(axes: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> None:
+def _draw_by_C(axes: Axes, rows: pd.DataFrame, labels: Sequence[str], C: float) -> None:
     """Draw the correlations with L1 by C."""
     lines = {
         "profile, with another seed of l1": ("same", L1),
@@ -412,7 +452,8 @@ def _draw_by_C(axes: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> None:
         mean, low, high = interval(floor)
         axes.axhline(mean, color=FAINT, linestyle="--", linewidth=1, label="l1's images, two seeds")
         axes.axhspan(low, high, color=FAINT, alpha=0.15, linewidth=0)
-    axes.set_xticks(range(len(labels)), [f"C = {C_text(la)}" if la == L2 else C_text(la) for la in labels], fontsize=8)
+    words = [f"C = {C:g}" if la == L2 else C_text(la, C) for la in labels]
+    axes.set_xticks(range(len(labels)), words, fontsize=8)
     axes.set_ylabel("correlation (raw), 95 % interval", fontsize=8)
     axes.set_ylim(top=1.05)
 

@@ -35,8 +35,10 @@ from analyses.support.image_sets import (
     values_by_feature,
 )
 from analyses.support.plotting import draw_bars, draw_strips, panels
+from analyses.support.study import FIRST as FIRST_FEATURES
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_rows
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import encode_webp, house_style, thumbnail
@@ -65,11 +67,14 @@ STUDY = Study(
     measured="high-frequency power (above half the Nyquist frequency), activation reached and agreement of response "
     "profiles of the same features under three recipes, all with the gradient divided by its RMS, and the share of "
     "first-layer features with a regular grid in the spectrum (spectra of the images as shown, clipped to [0, 1])",
-    rule="octaves are clearer if the high-frequency share of plain descent minus theirs (paired) is above 0; the "
-    "patterns are the same if the agreement of plain descent and octaves is above 0 and its mean is at least half of "
-    "that of two seeds of plain descent; a minority shows grids if the share of first-layer features with a grid is "
-    "below a half for plain descent, and lower with octaves (undecided where the interval of the first spans a half); "
-    "the claim holds if all three are true, in part if one is",
+    rule="octaves are clearer if the interval of the high-frequency share of plain descent minus theirs (paired) is "
+    "above 0; the patterns are the same if the interval of the agreement of plain descent and octaves is above 0 and "
+    "its mean is at least half of that of two seeds of plain descent; a minority shows grids if the share of "
+    "first-layer features with a grid in most seeds is below a half for plain descent, and lower with octaves "
+    "(undecided where it is lower with octaves and the interval of the first spans a half); what is undefined counts "
+    "as not true. The claim holds if all three are true, in part if one or two are; otherwise it is not decided where "
+    "the third is undecided, and does not hold where it is not",
+    units={"inception_v3": (FIRST_FEATURES,)},
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
 )
@@ -118,6 +123,9 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     )
     late = rows[rows["layer"].isin(context.layers)]
     findings = _collect_findings(late) | {f"grid {label}": _grid_share(rows, first, label) for label in chosen}
+    named = [("high share", label, "", f"high-frequency share of the power, {label}", "") for label in LABELS]
+    named.append(("same", PLAIN, OCTAVES, f"correlation of profiles, {PLAIN} and octaves", ""))
+    findings |= {f.name: f for f in named_rows(context, rows, named)}
     verdict, conclusion = judge(findings)
     figures: dict[str, Figure | bytes] = {
         "": draw_figure(late, findings),

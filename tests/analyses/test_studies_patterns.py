@@ -141,6 +141,34 @@ def test_metrics_of_a_linear_network_agree(tmp_path: Path) -> None:
     assert value_of(outcome, "more linf") == pytest.approx((wide["linf"] - wide["l1"]).mean(), abs=1e-12)
 
 
+def test_where_activations_are_high_a_larger_constant_is_taken(tmp_path: Path) -> None:
+    """A bias of 50 in every feature: 200 is less than 4 a there, and 10 a is taken."""
+    context = context_of(metrics.STUDY, linear(1, 4, 50.0), ("features",), tmp_path, size=16, features=4, seeds=1)
+    outcome = metrics.measure(context, 16, 3)
+    used, rows = value_of(outcome, "C"), outcome.rows
+    reached = rows[(rows["measure"] == "activation") & (rows["recipe"] == "l1")]["value"].mean()
+    assert reached > 50 and used == float(f"{10 * reached:.3g}")
+    assert value_of(outcome, "C over a") == pytest.approx(10, abs=0.05)
+    held = rows[rows["measure"] == "C"].set_index("recipe")["value"]
+    assert set(held[list(metrics.OTHERS)]) == {used} and "l1" not in held.index
+    assert held[metrics.label_of_C(3.0)] == pytest.approx(3 * reached, rel=0.01)
+    assert f"C = {used:g} is 10 a" in outcome.conclusion and "C = 200" not in outcome.conclusion
+    made = [p.name for p in (tmp_path / "metrics").iterdir()]
+    assert any(f"-l2-{used}" in name for name in made) and any("-features-l1-" in name for name in made)
+
+
+def test_the_usual_constant_stays_where_it_is_large_and_its_runs_are_found_again(tmp_path: Path) -> None:
+    assert metrics.choose_constant(200.0, []) == metrics.choose_constant(200.0, [0.0, 19.9]) == 200
+    assert metrics.choose_constant(200.0, [20.54, 1.0]) == 205 and metrics.choose_constant(200.0, [356.2]) == 3560
+    context = context_of(metrics.STUDY, linear(1, 3, 5.0), ("features",), tmp_path, size=16, features=3, seeds=1)
+    base = ARTICLE_NORMALISED.resolved(299, 16, 3)
+    _, C = metrics.maximise_layers(context, base)
+    recipe = base.resolved(299, None, None, metric="linf").identity()
+    units, name = context.draw_units("features"), context.network.name
+    assert C == 200
+    assert context.folder("features", "linf", units=units, recipe=recipe, seeds=1, network=name).is_dir()
+
+
 def test_the_deficit_from_the_ceiling_is_paired_by_feature() -> None:
     values = {"same": (0.8, 0.5, 0.3), "ceiling same": (0.9, 0.6, 0.6), "live": (1.0, 1.0, 1.0)}
     values |= {"different": (0.0, 0.1, 0.0), "ceiling different": (0.0, 0.0, 0.1)}
@@ -155,7 +183,7 @@ def test_the_deficit_from_the_ceiling_is_paired_by_feature() -> None:
 
 def test_image_correlations_are_numpys(tmp_path: Path) -> None:
     context = context_of(metrics.STUDY, linear(1, bias=5.0), ("features",), tmp_path, size=16, features=3, seeds=2)
-    sets = metrics._maximise_layer(context, "features", ARTICLE_NORMALISED.resolved(299, 16, 3))
+    sets = metrics.maximise_layers(context, ARTICLE_NORMALISED.resolved(299, 16, 3))[0]["features"]
     one, two = sets["linf"], sets["l1"]
     expected = [
         [np.corrcoef(one.changes[s, k].ravel(), two.changes[s, k].ravel())[0, 1] for k in range(3)] for s in range(2)
