@@ -17,7 +17,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.formulas import extents
-from analyses.formulas.likeness import correlation_clusters, pairwise_correlations
 from analyses.support.findings import (
     CLAIM_WORDS,
     POSITIVE,
@@ -30,13 +29,13 @@ from analyses.support.findings import (
     value_finding,
 )
 from analyses.support.image_sets import (
-    ImageSet,
     image_size,
     make_images,
     tidy_rows,
     values_by_channel,
     values_by_feature,
 )
+from analyses.support.kinds import count_kinds, good_starts, median_distance, standardised_profiles
 from analyses.support.neurons import (
     FIRST,
     INTERIOR,
@@ -51,15 +50,16 @@ from analyses.support.neurons import (
 from analyses.support.plotting import draw_strips, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_rows
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail
-from featmap.stats.correlation import FLOOR, standardise
+from featmap.stats.correlation import FLOOR
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6
-GOOD, HALF = 0.9, 0.5
-"""Share of a neuron's best activation that counts as reached, and of the distance between neurons that is clear."""
+HALF = 0.5
+"""Share of the distance between neurons that is clear."""
 MANY, ALIKE = 0.05, FLOOR
 """Least share of neurons with several patterns, and largest difference of fields that are the same."""
 RESCUE = 0.25
@@ -74,14 +74,20 @@ STUDY = Study(
     "patterns.",
     measured="distance of the centre of the change's energy from the centre of the analytic receptive field, the "
     "radius that holds 90 % of the energy by branch, and how many clearly different images of one neuron, from "
-    "different starts, reach 90 % of its best activation (clearly: further apart than half the median distance between "
-    "different neurons' images)",
-    rule="the claim holds if the two centres are nearer to each other than to those of other positions, if the radius "
-    "of interior channels is above that of the first and of the last branch (branches with the same analytic field as "
-    "interior ones, such as GoogLeNet's last, are not compared, nor are layers whose central neurons' fields do not "
-    "fit into the image), and if more than one neuron in twenty has several different images by response profile; it "
-    "holds in part if one of these is true, and does not hold if none is; a part is not decided where its interval "
-    "spans the limit (0; one neuron in twenty)",
+    "different starts, reach 90 % of its best activation (clearly: in clusters further apart, on average, than half "
+    "the median distance between different neurons' images from one start), by pixels and by response profile, both "
+    "less the null image's",
+    rule="position: the interval of the distance of the two centres is wholly below that of the distance to the fields "
+    "of the channel's other positions (not so if it is wholly above); extent: the interval of the radius, relative to "
+    "its layer's mean, of interior channels minus the first branch's is above 0, and so is that minus the last "
+    "branch's (not so if one of these intervals is at or below 0); a branch with the same analytic field as interior "
+    "channels is not compared, nor are layers whose central neurons' fields do not fit into the image, and in layers "
+    "without branches the first and the last quarter of the channels stand for the outer ones; variety: the interval "
+    "of the share of neurons with two or more clearly different images, by response profile, is above one in twenty "
+    "(not so if it is at or below that). A part is not decided where intervals overlap, span their limit or are "
+    "undefined. The claim holds if all three are true, in part if one or two are, does not hold if none is and one is "
+    "not so, and is not decided otherwise",
+    units={"inception_v3": ("Mixed_6b:654", "Mixed_6b:415")},
     full="299 pixels and 300 steps; one size instead of octaves, since a neuron's position in the grid belongs to a "
     "size",
     layers={
@@ -106,6 +112,13 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS, start
         [part for n in neurons for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
     )
     findings = _collect_findings(rows, neurons, recipe.size)
+    named = [
+        ("error", "interact", "", "distance of the two centres", "pixels"),
+        ("radius", "interact", "", "radius of 90 % of the change", "pixels"),
+        ("different profiles", "interact", "", "clearly different images, by response profile", ""),
+        ("different images", "interact", "", "clearly different images, by pixels", ""),
+    ]
+    findings |= {f.name: f for f in named_rows(context, rows, named)}
     verdict, conclusion = judge(findings)
     figures: dict[str, Figure | bytes] = {
         "": draw_figure(rows, neurons),
@@ -183,14 +196,11 @@ def _radius_rows(n: Neurons) -> list[pd.DataFrame]:
 def _variety_rows(n: Neurons) -> list[pd.DataFrame]:
     """Count the clearly different images that reach `GOOD` of each neuron's best.
 
-    They are compared by pixels and by response profile.
+    They are compared by pixels and by response profile, each less the null image of its start.
     """
-    A = n.central.responses
-    Z = standardise(A.reshape(-1, A.shape[2]), np.ones(A.shape[0] * A.shape[1], dtype=bool)).reshape(A.shape)
-    Z = Z[..., np.isfinite(Z).all((0, 1))]
     rows = []
-    for what, values in (("images", n.central.changes), ("profiles", Z)):
-        apart = _median_distance(values, n.central.live)
+    for what, values in (("images", n.central.changes), ("profiles", standardised_profiles(n.central))):
+        apart = median_distance(values, n.central.live)
         counts, own = count_kinds(values, n.central, 1 - HALF * apart)
         rows.append(tidy_rows(f"different {what}", n.layer.name, n.central, counts, "interact"))
         rows.append(tidy_rows(f"distance of {what} between starts", n.layer.name, n.central, own, "interact"))
@@ -202,55 +212,6 @@ def _variety_rows(n: Neurons) -> list[pd.DataFrame]:
         tidy_rows("good starts", n.layer.name, n.central, np.where(good.any(0), good.sum(0), np.nan), "interact")
     )
     return rows
-
-
-def _median_distance(values: np.ndarray, live: np.ndarray) -> float:
-    """Compute the median distance (1 - r) of different neurons' images from one start.
-
-    `values` is `S x N x ...`.
-    """
-    correlations = []
-    for one, alive in zip(values, live, strict=True):
-        r = pairwise_correlations(one[alive]) if alive.sum() > 1 else np.empty((0, 0))
-        correlations += r[np.triu_indices(len(r), 1)].tolist()
-    return float(1 - np.nanmedian(correlations)) if np.isfinite(correlations).any() else float("nan")
-
-
-def good_starts(image_set: ImageSet) -> np.ndarray:
-    """Find the starts that reach `GOOD` of their neuron's best activation, `S x N`."""
-    value = np.where(image_set.live, image_set.activation, -np.inf)
-    best = value.max(0)
-    return (value >= GOOD * best) & (best > 0) & image_set.live
-
-
-def count_kinds(values: np.ndarray, image_set: ImageSet, alike: float) -> tuple[np.ndarray, np.ndarray]:
-    """Count the kinds of images that reach `GOOD` of each neuron's best.
-
-    Images are of one kind if they correlate by more than `alike`.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        What is compared, `S x N x ...`.
-    image_set : ImageSet
-        Images of the neurons.
-    alike : float
-        Least correlation within a kind.
-
-    Returns
-    -------
-    counts, distance : numpy.ndarray
-        Number of kinds of each neuron, and mean distance of its images.
-    """
-    good = good_starts(image_set)
-    counts, apart = np.full(good.shape[1], np.nan), np.full(good.shape[1], np.nan)
-    for k in range(good.shape[1]):
-        if good[:, k].any() and np.isfinite(alike):
-            r = pairwise_correlations(values[good[:, k], k])
-            counts[k] = len(set(correlation_clusters(r, alike)) - {-1})
-            pairs = r[np.triu_indices(len(r), 1)]
-            apart[k] = 1 - np.nanmean(pairs) if np.isfinite(pairs).any() else np.nan
-    return counts, apart
 
 
 def _relative_by_branch(
@@ -312,7 +273,8 @@ def _width_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int) -
 def _radius_by_branch(rows: pd.DataFrame, n: Neurons) -> dict[str, pd.Series]:
     """Look up the radii of a layer's changes by branch."""
     radius, radii = values_by_feature(rows, "radius", "interact"), {}
-    for branch in dict.fromkeys(n.branches):
+    ordered = [b for b, _ in n.layer.branches if b in n.branches] or list(dict.fromkeys(n.branches))
+    for branch in ordered:
         units = {u.split(":", 1)[1] for u, b in zip(n.central.units, n.branches, strict=True) if b == branch}
         radii[branch] = radius[[la == n.layer.name and f in units for la, f in radius.index]]
     return radii
@@ -370,8 +332,7 @@ def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int)
 def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Judge the claim by the rule of the study, and write the conclusion."""
     error, floor, several = (findings[k] for k in ("error", "floor", "several profiles"))
-    place = error.high is not None and floor.low is not None and error.high < floor.low
-    parts = (place, interior_wider(findings), exceeds(several, MANY))
+    parts = (nearer(error, floor), interior_wider(findings), exceeds(several, MANY))
     verdict: Verdict = "not decided"
     if all(parts):
         verdict = "holds"
@@ -391,6 +352,20 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     )
 
 
+def nearer(error: Finding, floor: Finding) -> bool | None:
+    """Check whether one distance is below another; None where their intervals overlap, or one is undefined."""
+    if error.low is None or error.high is None or floor.low is None or floor.high is None:
+        return None
+    return True if error.high < floor.low else False if error.low > floor.high else None
+
+
+def beyond_phrase(findings: Mapping[str, Finding]) -> str:
+    """Name the layers whose fields do not fit into the image; "" for none."""
+    words, _, layers = findings["truncated"].words.partition(" (") if "truncated" in findings else ("", "", "")
+    size = words.partition("beyond the ")[2].partition(" pixels")[0]
+    return f" The radius is not compared in {layers[:-1]}: its neurons see beyond the {size} pixels." if layers else ""
+
+
 def extent_phrase(findings: Mapping[str, Finding]) -> str:
     """Describe how far interior channels extend, or exterior ones where modules have no interior branch."""
     first, last = (format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last"))
@@ -399,7 +374,7 @@ def extent_phrase(findings: Mapping[str, Finding]) -> str:
         return (
             "the modules have two branches, so that no channel is interior. The radius of the last branch's change is "
             f"larger than the first branch's by {format_interval(outer, '+.2f')} of their layer's mean, their field's "
-            f"side by {format_value(findings['field outer'].value, '+.2f')}."
+            f"side by {format_value(findings['field outer'].value, '+.2f')}.{beyond_phrase(findings)}"
         )
     same = ""
     if findings["field last"].value is None:
@@ -410,7 +385,7 @@ def extent_phrase(findings: Mapping[str, Finding]) -> str:
         "the radius of their change is larger than the first branch's by "
         f"{format_interval(findings['wider first'], '+.2f')} of their layer's mean, their field's side by {first}. It "
         f"is larger than the last branch's by {format_interval(findings['wider last'], '+.2f')}, their field's side by "
-        f"{last}.{same}"
+        f"{last}.{same}{beyond_phrase(findings)}"
     )
 
 

@@ -12,7 +12,7 @@ inside it what it changes alone. Such a network is measured as well: the linear 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -30,12 +30,13 @@ from analyses.support.findings import (
     mean_or_undefined,
     value_finding,
 )
-from analyses.support.image_sets import COLUMNS, ImageSet, image_size, make_images, tidy_rows, values_by_channel
+from analyses.support.growth import OWN_SHARE, Growth, movement_elsewhere, share_beyond_own
+from analyses.support.image_sets import COLUMNS, image_size, make_images, tidy_rows, values_by_channel
 from analyses.support.plotting import draw_layer_legend, draw_strips_by_layer, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_rows
 from featmap import Network
-from featmap.network.receptive_field import ReceptiveField
 from featmap.optimize.recipe import Octave, Recipe
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import FAINT, encode_webp, house_style, thumbnail
@@ -49,8 +50,8 @@ ADDED, TWINS = 2, 4
 """Neurons added to each feature; features of the linear twin."""
 ENOUGH, CANDIDATES = 2 / 3, 4
 """Least share of drawn features with a gradient; otherwise up to so many times as many are drawn."""
-LARGEST_COVERAGE, OWN_SHARE = 0.8, 0.95
-"""Most of the image that an added neuron's field may cover; share of its change alone in the neuron's own pixels."""
+LARGEST_COVERAGE = 0.8
+"""Most of the image that an added neuron's field may cover."""
 FRAMES, SHOWN, SIDE = 48, 6, 110
 
 STUDY = Study(
@@ -61,17 +62,21 @@ STUDY = Study(
     measured="the share of the energy of the change by one more neuron that is outside the neuron's receptive field, "
     "and outside the pixels that the neuron changes alone; the same for the difference of two seeds (everything "
     "changes) and for the network without ReLUs and maxima (nothing can); two neurons added to each feature, drawn at "
-    "random among those whose field leaves a fifth of the image free. Where over a third of the drawn features have no "
-    "gradient on noise, others are drawn",
-    rule="the claim holds if in every layer the share outside the field is above that without ReLUs and maxima and, "
-    "paired by feature, above half of that between two seeds (at least two are run); it holds in part if this is so in "
-    "one of the layers, or if the share is only above that without ReLUs and maxima",
+    "random among those whose field leaves a fifth of the image free, where any does. Where over a third of the drawn "
+    "features have no gradient on noise, others are drawn",
+    rule="in a layer the claim holds if the interval of the share outside the field (two features or more) is above "
+    "that without ReLUs and maxima and, paired by feature, above half of that between two seeds (at least two are "
+    "run); it holds in part if the share is only above that without ReLUs and maxima; it does not hold if the share is "
+    "not above that, and its interval, paired, is below half of that between two seeds; otherwise it is not decided. "
+    "The verdict is that of the layers if it is the same in all; if not, the claim holds in part if it does so in any "
+    "of them, and is not decided otherwise",
+    units={"inception_v3": ("Mixed_6b:654", "Mixed_6b:415")},
     full="299 pixels and 300 steps",
     layers={
         "reference": ("inception3b", "inception4a"),
         "googlenet": ("inception3b", "inception4a"),
         "squeezenet": ("features.4", "features.6"),
-        "inception_v3": ("Mixed_5b", "Mixed_5d"),
+        "inception_v3": ("Mixed_5b", "Mixed_6b"),
         "resnet50": ("layer2.0", "layer2.3"),
     },
 )
@@ -89,42 +94,6 @@ def plain_recipe(size: int, steps: int, rate: float = RATE, sigma: tuple[float, 
     """Build the recipe of plain steps: a constant times the gradient."""
     octave = Octave(steps, (rate, rate), sigma, size)
     return Recipe("plain", (octave,), optimiser="gradient", std=0.1, clamp="never", rescue=0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Growth:
-    """Effect of one more neuron, for N added neurons over S seeds.
-
-    Parameters
-    ----------
-    layer : str
-        Name of the layer.
-    before, after, alone : ImageSet
-        Images of the prefix without the neuron, with it, and of the neuron by itself.
-    fields : list of ReceptiveField
-        Receptive fields of the neurons' channels.
-    positions : list of (int, int)
-        Positions of the neurons in the grid.
-    """
-
-    layer: str
-    before: ImageSet
-    after: ImageSet
-    alone: ImageSet
-    fields: list[ReceptiveField]
-    positions: list[tuple[int, int]]
-
-    @property
-    def changes(self) -> np.ndarray:
-        """Change by the added neuron, `S x N x 3 x H x W`."""
-        difference: np.ndarray = self.after.images - self.before.images
-        return difference
-
-    @property
-    def bounds(self) -> list[tuple[slice, slice]]:
-        """Rows and columns in the field of each added neuron."""
-        size = self.after.images.shape[-1]
-        return [f.bounds(*at, size, size) for f, at in zip(self.fields, self.positions, strict=True)]
 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
@@ -150,6 +119,12 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
             grown += [one] if name == NETWORK else []
     rows = pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
     findings = _collect_findings(rows, context.layers)
+    named = [
+        ("outside the field", NETWORK, "", "share of the change outside the added neuron's field", ""),
+        ("beyond its own pixels", NETWORK, "", "share of the change outside the pixels that it changes alone", ""),
+        (GRADIENT, NETWORK, "", "has a gradient on noise (1: yes, 0: no)", ""),
+    ]
+    findings |= {f.name: f for f in named_rows(context, rows, named)}
     verdict, conclusion = judge(findings, context.layers)
     figures: dict[str, Figure | bytes] = {"": draw_figure(rows, context.layers)}
     if grown:
@@ -185,7 +160,8 @@ def draw_with_gradient(
     scales : dict of int to float
         RMS of the gradient of those that have one.
     """
-    drawn = context.draw_channels(layer)[:features]
+    drawn = context.draw_channels(layer)
+    drawn = drawn if features >= context.features else drawn[:features]
     scales = gradient_scales(context, network, layer, drawn, size)
     if len(scales) >= ENOUGH * len(drawn):
         return drawn, scales
@@ -277,12 +253,12 @@ def _growth_rows(grown: Growth, name: str) -> list[pd.DataFrame]:
     )
     outside = np.stack([extents.outside_share(c, grown.bounds) for c in grown.changes])
     outside[:, rest <= 0] = np.nan
-    beyond = np.stack([_share_beyond_own(c, own) for c, own in zip(grown.changes, grown.alone.changes, strict=True)])
+    beyond = np.stack([share_beyond_own(c, own) for c, own in zip(grown.changes, grown.alone.changes, strict=True)])
     moved = (extents.change_energy(grown.changes.reshape(-1, *grown.changes.shape[2:])).sum((1, 2)) > 0).astype(float)
     quantities = {
         "outside the field": outside,
         "beyond its own pixels": beyond,
-        "change elsewhere": _movement_elsewhere(grown, rest),
+        "change elsewhere": movement_elsewhere(grown, rest),
         "changes something": moved.reshape(outside.shape),
         "area outside the field": rest,
     }
@@ -292,32 +268,6 @@ def _growth_rows(grown: Growth, name: str) -> list[pd.DataFrame]:
         share[:, rest <= 0] = np.nan
         quantities["outside the field, two seeds"] = share
     return [tidy_rows(what, grown.layer, alone, values, name) for what, values in quantities.items()]
-
-
-def _share_beyond_own(changes: np.ndarray, alone: np.ndarray) -> np.ndarray:
-    """Compute the share of each change's energy outside the neuron's own pixels.
-
-    These hold `OWN_SHARE` of what the neuron changes alone.
-    """
-    energy = extents.change_energy(changes)
-    share = np.full(len(energy), np.nan)
-    for k, (one, own) in enumerate(zip(energy, alone, strict=True)):
-        region = extents.energy_region(own, OWN_SHARE)
-        if one.sum() > 0 and region.any():
-            share[k] = one[~region].sum() / one.sum()
-    return share
-
-
-def _movement_elsewhere(grown: Growth, rest: np.ndarray) -> np.ndarray:
-    """Compute the relative change of the image outside the field, as a root of energies."""
-    movement = np.full(grown.changes.shape[:2], np.nan)
-    for s, (change, before) in enumerate(zip(grown.changes, grown.before.changes, strict=True)):
-        now, then = (extents.change_energy(x) for x in (change, before))
-        for k, bounds in enumerate(grown.bounds):
-            total = then[k].sum() - then[k][bounds].sum()
-            if rest[k] > 0 and total > 0:
-                movement[s, k] = np.sqrt(max(0.0, now[k].sum() - now[k][bounds].sum()) / total)
-    return movement
 
 
 def _count_phrase(rows: pd.DataFrame, layer: str, what: str) -> str:
@@ -402,7 +352,21 @@ def judge(findings: Mapping[str, Finding], layers: Sequence[str]) -> tuple[Verdi
         f"between two seeds, they differ by {of('excess', '+.0%')}. Of the change, {of('beyond', '.0%')} are "
         f"outside the pixels that the neuron changes alone. Outside its field the image changes by "
         f"{of('elsewhere', '.0%')} of what it was."
+        f"{''.join(limits_of(findings, layer) for layer in layers)}"
     )
+
+
+def limits_of(findings: Mapping[str, Finding], layer: str) -> str:
+    """Say where a layer has no share outside the field, or where fields leave less of the image free than is aimed at.
+
+    "" where neither is so.
+    """
+    found, area = findings[f"outside:{layer}"], findings[f"area:{layer}"].value
+    if found.value is None:
+        return f" In {layer} no such share is defined: of {found.words.rpartition('; of ')[2]}."
+    if area is None or area >= 1 - LARGEST_COVERAGE:
+        return ""
+    return f" In {layer} the fields of the added neurons leave {area:.0%} of the image free, which is little."
 
 
 def _format(finding: Finding, form: str) -> str:

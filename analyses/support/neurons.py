@@ -9,6 +9,7 @@ import numpy as np
 
 from analyses.formulas import extents
 from analyses.support.image_sets import ImageSet
+from analyses.support.study import FIRST as FIRST_FEATURES
 from analyses.support.study import Context
 from featmap import Network
 from featmap.network.receptive_field import ReceptiveField
@@ -76,7 +77,7 @@ class Neurons:
 
 
 def draw_by_branch(context: Context, layer: Layer) -> list[int]:
-    """Draw channels at random, equally many of each branch.
+    """Choose channels: those that are named, and others at random, equally many of each branch.
 
     Parameters
     ----------
@@ -88,16 +89,20 @@ def draw_by_branch(context: Context, layer: Layer) -> list[int]:
     Returns
     -------
     list of int
-        Channels in order; those of `Context.draw_channels` where there are no branches.
+        The named channels, then those drawn, in order; those of `Context.draw_channels` where there are no branches,
+        or where the first channels are measured.
     """
-    if not layer.branches:
+    if not layer.branches or FIRST_FEATURES in context.units:
         return context.draw_channels(layer.name)
     each, first, chosen = max(1, context.features // len(layer.branches)), 0, []
+    named = context.named_channels(layer.name)
     for branch, width in layer.branches:
         rng = generator("study", context.model, layer.name, branch)
-        chosen += (first + rng.choice(width, min(each, width), replace=False)).tolist()
+        drawn = (first + rng.choice(width, min(each, width), replace=False)).tolist()
+        known = [c for c in named if first <= c < first + width]
+        chosen += [c for c in drawn if c not in named][: max(0, min(each, width) - len(known))]
         first += width
-    return sorted(chosen)
+    return [*named, *sorted(chosen)]
 
 
 def central_position(layer: Layer, fields: Sequence[ReceptiveField], size: int) -> tuple[int, int]:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from analyses import maximised_unit, neuron_growth
-from analyses.support import neurons
+from analyses.support import kinds, neurons
 from analyses.support.findings import Finding
+from analyses.support.image_sets import ImageSet, make_images
 from featmap.network.loading import load
+from featmap.optimize.recipe import INTERACT
 from tests.helpers.networks import linear_network, small_inception
 from tests.helpers.studying import context_of, value_of
 
@@ -110,6 +112,11 @@ def test_channels_are_drawn_of_every_branch() -> None:
     chosen = neurons.draw_by_branch(context, layer)
     assert [sum(layer.branch(c) == f"branch{k}" for c in chosen) for k in range(4)] == [2, 2, 2, 2]
     assert chosen == neurons.draw_by_branch(context, layer)
+    named = replace(context, units=("mixed:7", "mixed:0", "mixed:5"))
+    again = neurons.draw_by_branch(named, layer)
+    assert again[:3] == [7, 0, 5] and len(set(again)) == len(again) == 8
+    assert [sum(layer.branch(c) == f"branch{k}" for c in again) for k in range(4)] == [2, 2, 2, 2]
+    assert neurons.draw_by_branch(replace(context, units=("first",)), layer) == list(range(8))
     ends = [neurons.Neurons(layer, [], [], [], None, None, [], True).branch_position(c) for c in range(16)]  # type: ignore[arg-type]
     assert ends == [-1] * 4 + [0] * 8 + [1] * 4
 
@@ -176,12 +183,63 @@ def test_one_branch_cannot_carry_the_claim() -> None:
     below = held | {"wider last": finding("", -0.2, -0.1), "several profiles": finding("", 0.0, 0.04)}
     assert maximised_unit.interior_wider(below) is False
     assert "several patterns does not hold" in maximised_unit.judge(below)[1]
-    nowhere = below | {"error": finding("", 20, 40)}
-    assert maximised_unit.judge(nowhere)[0] == "does not hold"
+    overlapping, elsewhere = below | {"error": finding("", 20, 40)}, below | {"error": finding("", 31, 40)}
+    assert maximised_unit.judge(overlapping)[0] == maximised_unit.judge(elsewhere)[0] == "does not hold"
+    assert "neuron's position is not decided" in maximised_unit.judge(overlapping)[1]
+    assert "neuron's position does not hold" in maximised_unit.judge(elsewhere)[1]
+    undecided = held | {"error": finding("", 20, 40)}
+    assert maximised_unit.judge(undecided)[0] == "not decided", "no part is decided"
     none = {name: finding(name, 0, 0) for name in (*good, "wider last")}
     assert (
         maximised_unit.interior_wider(none) is None and "extend further is not decided" in maximised_unit.judge(none)[1]
     )
+
+
+def test_profiles_are_less_the_null_image_of_their_start() -> None:
+    """Two neurons from three starts; all responses follow the start as well, by an offset of its own."""
+    rng = np.random.default_rng(7)
+    own, offset = rng.normal(size=(2, 20)), 30 * rng.normal(size=(3, 20))
+    made = ImageSet(
+        ("a:0:0:0", "a:1:0:0"),
+        np.zeros((3, 2, 3, 4, 4)),
+        np.zeros((3, 3, 4, 4)),
+        np.ones((3, 2)),
+        np.ones((3, 2), dtype=bool),
+        own + offset[:, None],
+        offset,
+    )
+    Z = kinds.standardised_profiles(made)
+    assert np.ptp(Z, axis=0).max() < 1e-9, "what is left is the neuron's alone, whatever the start"
+    apart = kinds.median_distance(Z, made.live)
+    counts, between = kinds.count_kinds(Z, made, 1 - maximised_unit.HALF * apart)
+    assert counts.tolist() == [1, 1] and between == pytest.approx([0, 0], abs=1e-9) and apart > 1
+    with_null = kinds.standardised_profiles(replace(made, null_A=np.zeros((3, 20))))
+    apart = kinds.median_distance(with_null, made.live)
+    assert kinds.count_kinds(with_null, made, 1 - maximised_unit.HALF * apart)[0].tolist() == [3, 3]
+
+
+def test_neurons_keep_the_responses_of_their_null_images(tmp_path: Path) -> None:
+    context = context_of(maximised_unit.STUDY, either(), ("maximum",), tmp_path, size=16, seeds=2)
+    recipe = INTERACT.resolved(16, 16, 2)
+    made = make_images(context, ["maximum:0:3:3", "maximum:4:3:3"], recipe, "some", probe="maximum")
+    with torch.no_grad():
+        null = context.network.module(torch.from_numpy(made.nulls)).mean((2, 3)).numpy()
+    np.testing.assert_allclose(made.null_A, null, atol=1e-4)
+    assert made.subset(slice(1, 2)).risen.shape == (2, 1, 9)
+    np.testing.assert_allclose(made.risen[1, 0], made.responses[1, 0] - made.null_A[1])  # type: ignore[index]
+
+
+def test_layers_whose_fields_do_not_fit_are_named_and_named_neurons_reported(tmp_path: Path) -> None:
+    context = context_of(
+        maximised_unit.STUDY, wide(31), ("conv",), tmp_path, size=16, features=2, units=("conv:3", "conv:0")
+    )
+    outcome = maximised_unit.measure(context, 16, 2, starts=2)
+    assert "The radius is not compared in conv: its neurons see beyond the 16 pixels." in outcome.conclusion
+    named = {f.name: f for f in outcome.findings if ", named: " in f.words}
+    assert {name.rpartition(" of ")[2] for name in named} == {"conv:3", "conv:0"} and len(named) == 8
+    own = outcome.rows[(outcome.rows["measure"] == "radius") & (outcome.rows["feature"].str.split(":").str[0] == "3")]
+    assert named["radius interact of conv:3"].value == pytest.approx(own["value"].mean())
+    assert set(outcome.rows["feature"].str.split(":").str[0]) == {"0", "3"}
 
 
 class Expand(nn.Module):
@@ -257,6 +315,40 @@ def test_further_features_are_drawn_where_many_have_no_gradient(tmp_path: Path) 
     rows = neuron_growth._gradient_rows("relu", drawn, scales, neuron_growth.NETWORK)
     counted = neuron_growth._count_phrase(rows, "relu", "outside the field")
     assert f"; of {len(drawn)} drawn ({len(drawn) - 4} without a gradient on noise" in counted
+
+
+def test_named_features_are_reported_also_where_they_have_no_gradient(tmp_path: Path) -> None:
+    units = ("relu:1", "relu:3")
+    context = context_of(neuron_growth.STUDY, half_asleep(), ("relu",), tmp_path, size=12, features=2, units=units)
+    outcome = neuron_growth.measure(context, 12, 2)
+    found = {f.name: f for f in outcome.findings if ", named: " in f.words}
+    assert found["has a gradient network of relu:1"].value == 0 and found["has a gradient network of relu:3"].value == 1
+    assert found["outside the field network of relu:1"].value is None
+    assert found["outside the field network of relu:3"].value is not None
+
+
+def test_a_layer_without_a_share_is_named_with_its_reason() -> None:
+    rows = grown("b", 0.5)
+    rows.loc[rows["measure"] == "has a gradient", "value"] = 0.0
+    rows = rows[rows["measure"] == "has a gradient"]
+    held = neuron_growth._collect_findings(pd.concat([grown("a", 0.5), rows]), ("a", "b"))
+    conclusion = neuron_growth.judge(held, ("a", "b"))[1]
+    assert conclusion.endswith(
+        "what it was. In b no such share is defined: of 6 drawn (6 without a gradient on noise)."
+    )
+
+
+def test_fields_that_leave_little_of_the_image_free_are_named() -> None:
+    def said(area: float) -> str:
+        rows = pd.concat(
+            [grown("a", 0.5), grown("a", 0.5).tail(1).assign(measure="area outside the field", value=area)]
+        )
+        return neuron_growth.limits_of(neuron_growth._collect_findings(rows, ("a",)), "a")
+
+    assert (
+        said(0.2) == "" and neuron_growth.limits_of(neuron_growth._collect_findings(grown("a", 0.5), ("a",)), "a") == ""
+    )
+    assert said(0.12) == " In a the fields of the added neurons leave 12% of the image free, which is little."
 
 
 def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,4 +446,4 @@ def test_grids_of_one_neuron_are_undefined_and_no_error(tmp_path: Path) -> None:
     unit = context_of(maximised_unit.STUDY, network, ("conv",), tmp_path, size=8, features=2)
     alone = maximised_unit.measure(unit, 8, 2, starts=2)
     assert [f.value for f in alone.findings if f.name in ("error", "follows", "wider last")] == [None, None, None]
-    assert alone.verdict == "does not hold"
+    assert alone.verdict == "not decided", "one position, no branches and two neurons decide nothing"
