@@ -13,6 +13,7 @@ therefore tested on other seeds than the one it was chosen on, against the other
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,17 @@ from analyses.support.runners_up import (
     ranking_rows,
     risen_channels,
 )
-from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
+from analyses.support.study import FIRST, Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_findings
 from featmap.plotting import style
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats.correlation import TIE
 
 ALMOST, P = 0.8, 0.05
 """Share of the target's activation that is almost as active, and the level of the test."""
+FEWEST = 1 + int(np.log(1 / P) / np.log(2))
+"""Fewest features whose signed ranks can have a p below the level: of n equal signs it is 2 ** -n."""
 RANKED, PROFILE = 7, 512
 """Highest other features that are followed, and features whose final activations are stored."""
 RED, DARK, SHADES = "#d62728", "#222222", ("#0072b2", "#9a9a9a")
@@ -60,11 +64,15 @@ STUDY = Study(
     "each drawn feature is also chosen on the first seed and evaluated on the others: its activation there divided by "
     "the target's, the same minus its mean on the other drawn features' images, and the share of those images that "
     "drive it at least as high (0.5 by chance)",
-    rule=f"the claim holds if the named feature's runner-up rises above its null image and to {ALMOST:g} of the "
-    "target's activation, and if in every layer fewer than half of the other drawn features' images drive a runner-up "
-    "at least as high, on seeds that it was not chosen on (Wilcoxon's signed ranks over features, one-sided, "
-    f"p < {P:g}); it holds in part if one of these is true; it is not decided with one seed, or with so few features "
-    "of a layer that this test cannot reach its level (fewer than five, ties at 0.5 left out)",
+    rule="the claim holds if the named feature's runner-up rises above its null image from every seed and to "
+    f"{ALMOST:g} of the target's activation (mean over seeds), and if in every layer fewer than half of the other "
+    "drawn features' images drive a runner-up at least as high, on seeds that it was not chosen on (Wilcoxon's signed "
+    f"ranks over features, one-sided, p < {P:g}); it holds in part if one of these is true, and does not hold if "
+    "neither is. It is not decided where the named feature did not rise or the test is undefined (one seed; fewer than "
+    "three features of a layer that rose, or one whose response is not positive), nor where no layer refutes the "
+    "second part and one has so few features that the test cannot reach its level: the smallest p of n features, ties "
+    f"at 0.5 left out, is 2 to the power of -n, so that {FEWEST} are needed",
+    units={"inception_v3": (FIRST,)},
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     feature=5,
 )
@@ -101,7 +109,10 @@ def measure(context: Context) -> Outcome:
             )
     rankings = [row for la, data in datasets.items() for row in ranking_rows(la, data, best_responses(data, owns[la]))]
     rankings += [row for la, data in datasets.items() for row in held_out_rows(la, data, chosen[la])]
-    return build_outcome(steps, f"{named_layer}:{named}", of_named, runners, chosen, rankings)
+    outcome = build_outcome(steps, f"{named_layer}:{named}", of_named, runners, chosen, rankings)
+    shares = {f"{r.layer}:{r.target}": r.activation / np.where(r.reached > 0, r.reached, np.nan) for r in runners}
+    words = "runner-up's activation divided by the target's (n seeds)"
+    return replace(outcome, findings=[*outcome.findings, *named_findings(context, "share", shares, words)])
 
 
 def find_runner_up(data: xr.Dataset, target: int) -> int | None:
@@ -230,11 +241,35 @@ def respond_to_targets(chosen: Mapping[str, HeldOutRunnersUp]) -> bool | None:
     p = [one.p for one in chosen.values()]
     if not p or not np.isfinite(p).all():
         return None
-    # Of n signed ranks, the smallest p is that of n equal signs, 2 ** -n; a share of exactly a half has no rank.
-    able = [0.5 ** np.count_nonzero(np.abs(one.percentile - 0.5) > TIE) < P for one in chosen.values()]
+    able = [count_ranked(one) >= FEWEST for one in chosen.values()]
     if any(x >= P for x, enough in zip(p, able, strict=True) if enough):
         return False
     return True if all(able) else None
+
+
+def count_ranked(one: HeldOutRunnersUp) -> int:
+    """Count the features that have a signed rank: a share of exactly a half has none, nor has an undefined one."""
+    return int(np.count_nonzero(np.abs(one.percentile - 0.5) > TIE))
+
+
+def describe_too_few(chosen: Mapping[str, HeldOutRunnersUp], runners: Sequence[RunnerUp]) -> str:
+    """Say in which layers the test is undefined or cannot reach its level, and what would be needed."""
+    if all(len(r.activation) < 2 for r in runners):
+        return ". With one seed no runner-up can be measured on another: two seeds are needed" if runners else ""
+    text = ""
+    for layer, one in chosen.items():
+        drawn = sum(r.layer == layer for r in runners)
+        count = count_ranked(one) if np.isfinite(one.p) else drawn
+        if count >= FEWEST:
+            undefined = f". In {layer} the test is undefined: a feature's response to its own image is not positive"
+            text += "" if np.isfinite(one.p) else undefined
+            continue
+        tied = f" ({drawn - count} of {drawn} have a tie and no rank)" if count < drawn else ""
+        text += (
+            f". In {layer} the test cannot reach its level: its smallest p with {count} features{tied} is "
+            f"{0.5**count:.2g}. At least {FEWEST} with a rank are needed"
+        )
+    return text
 
 
 def judge(of_named: Sequence[RunnerUp], chosen: Mapping[str, HeldOutRunnersUp]) -> Verdict:
@@ -292,7 +327,7 @@ def write_conclusion(
             f"[{low:.2f}, {high:.2f}] of the target's activation"
         )
         text += held_out_sentence(chosen)
-    return text + "."
+    return text + describe_too_few(chosen, runners) + "."
 
 
 def held_out_sentence(chosen: Mapping[str, HeldOutRunnersUp]) -> str:

@@ -165,6 +165,36 @@ def test_so_few_targets_that_the_test_cannot_reach_its_level_decide_nothing() ->
     assert [coactivation.judge([low], {"a": one}) for one, _ in cases] == [verdict for _, verdict in cases]
 
 
+def test_too_few_features_for_the_test_are_named_with_the_number_needed() -> None:
+    def rows_of(layer: str, count: int, seeds: int = 3) -> list[RunnerUp]:
+        return [RunnerUp(layer, k, 40, *np.full((5, seeds), 0.5), rank=2.0) for k in range(count)]
+
+    four, five = (evaluate_held_out(scattered(1.0)[:, :n], np.arange(n)) for n in (4, 5))
+    say = coactivation.describe_too_few
+    assert say({"a": five}, rows_of("a", 5)) == ""
+    assert say({"a": five, "b": four}, [*rows_of("a", 5), *rows_of("b", 4)]) == (
+        ". In b the test cannot reach its level: its smallest p with 4 features is 0.062. At least 5 with a rank are "
+        "needed"
+    )
+    tied = replace(five, percentile=np.array([0, 0, 0, 0, 0.5]), p=1 / 16)
+    assert "smallest p with 4 features (1 of 5 have a tie and no rank) is 0.062" in say({"a": tied}, rows_of("a", 5))
+    two = evaluate_held_out(scattered(1.0)[:, :2], np.arange(2))
+    assert "smallest p with 2 features is 0.25" in say({"a": two}, rows_of("a", 2))
+    assert say({"a": two}, rows_of("a", 6)).endswith("a feature's response to its own image is not positive")
+    assert say({"a": two}, rows_of("a", 6, 1)).startswith(". With one seed") and say({}, []) == ""
+    assert coactivation.FEWEST == 5 and 0.5**5 < coactivation.P <= 0.5**4
+
+
+def test_named_features_are_targets_with_rows_of_their_own(tmp_path: Path) -> None:
+    context = context_of(
+        STUDY, networks.planted_1x1(), ("features",), tmp_path, features=2, feature=0, units=("features:2",)
+    )
+    outcome = measure(context)
+    assert value_of(outcome, "share of features:2") == pytest.approx(1.5 / 4.5, abs=1e-3), "feature 0 on its image"
+    assert 2 in set(outcome.rows[outcome.rows.part == "ranking: activation"].target.astype(int))
+    assert outcome.conclusion.endswith("With one seed no runner-up can be measured on another: two seeds are needed.")
+
+
 def test_a_named_feature_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FeatmapError, match="channel"):
         measure(context_of(STUDY, tiny.two(), ("features",), tmp_path, feature=5))
