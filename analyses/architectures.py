@@ -25,6 +25,7 @@ from analyses.support.records import read_stored
 from analyses.support.settings import changed_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.units import named_findings
 from featmap import image_ops, rng
 from featmap.optimize.responses import Probe
 from featmap.plotting import style
@@ -49,11 +50,13 @@ STUDY = Study(
     f"{REFERENCE_IMAGES} images with a 1/f spectrum, minus the same share for the image with its pixels permuted (mean "
     f"of {PERMUTATIONS} permutations), which is what its colours excite by chance; also the participation ratio of the "
     "responses, the similarity of two positions of an image, and the number of classes the network sees; layer by "
-    "layer. "
-    f"The claim holds if GoogLeNet's share minus chance is below InceptionV3's (p < {P}, Welch) both in the last "
-    "module and in the one before, and ResNet's is not outside the range of the two; it holds in part if this is so in "
-    f"one of the modules (p < {P / 2}); it is not decided until both networks are measured with their published "
-    "weights",
+    "layer",
+    rule=f"the claim holds if GoogLeNet's share minus chance is below InceptionV3's (p < {P}, Welch) both in the last "
+    f"module and in the one before, and ResNet's is in neither of them below GoogLeNet's or above InceptionV3's "
+    f"(p < {P}); it holds in part where ResNet's is, or is not measured, or if GoogLeNet's is below in one of the "
+    f"modules alone (p < {P / 2}); otherwise it does not hold if GoogLeNet's is above in one of them (p < {P / 2}), "
+    "and is not decided if it is not, or until both networks are measured at the same sizes, of these layers, with "
+    "their published weights. Networks other than these three are shown beside them, and do not count",
     full="the article's octaves, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": ("inception5a", "inception5b"),
@@ -112,6 +115,7 @@ def maximise_features(context: Context) -> xr.Dataset:
     """Maximise the drawn features of all layers."""
     units = [u for layer in context.layers for u in context.draw_units(layer)]
     recipe = "article-normalised" if context.full else "pixels"
+    context.note_recipe(changed_recipe(recipe, **context.changes))
     data = featmap.maximise(
         units,
         context.network,
@@ -429,6 +433,9 @@ def measure(context: Context) -> Outcome:
     means = collect_means(context.results, context.full, context.model, own)
     random = context.model if context.network.weights.startswith("random:") else None
     verdict, why = judge(means, random)
+    live = table[table["status"] == "live"]
+    values = {str(f): one.to_numpy(dtype=float) for f, one in live.groupby("feature")[HEADLINE]}
+    findings += named_findings(context, HEADLINE, values, MEASURES[HEADLINE])
     return Outcome(
         table,
         findings,

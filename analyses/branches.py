@@ -47,7 +47,10 @@ STUDY = Study(
     f"of a larger one; {SMALL} pixels ({LARGER} for networks of larger input)",
     rule=f"the claim holds if in every layer the ARI is above chance (p < {P}) and the lower end of its interval is "
     f"above {NOTICEABLE}; it holds in part if in any layer the ARI is above chance and that end is above 0; it does "
-    "not hold if neither the ARI nor the difference of S is above chance in any layer; otherwise it is not decided",
+    "not hold if neither the ARI nor the difference of S is above chance in any layer; otherwise, and where no layer "
+    "can be tested, it is not decided. Layers without branches, or with live features in fewer than two of them, are "
+    "not tested",
+    takes_units=False,
     full="all features of both layers, at 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": LAYERS,
@@ -142,6 +145,7 @@ def map_layer(context: Context, layer: Layer) -> SimilarityMap:
                 watcher=context.watcher,
             ),
         )
+    context.note_recipe(changed_recipe(**settings))
     context.count_images(result.dataset.sel(image=[f"{layer.name}:{c}" for c in channels]))
     return result
 

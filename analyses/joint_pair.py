@@ -6,6 +6,7 @@ The article's pair is compared with pairs drawn at random.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -46,8 +47,9 @@ STUDY = Study(
     "with pairs of the same layers drawn at random",
     rule="the claim holds if the response nonlinearity is above its floor (p < 0.05 over seeds) and nearer to its "
     "ceiling than to its floor; it holds in part if it is only above the floor, or if the joint image keeps less than "
-    f"{LOST:.0%} of the solo response of one of the two, so that it is hardly an image of both; it does not hold if "
-    f"the 95 % interval of the nonlinearity minus its floor ends below {MARGIN:g}; otherwise it is not decided",
+    f"{LOST:.0%} of the solo response of one of the two, so that it is hardly an image of both; it does not hold if it "
+    f"is not above the floor and the 95 % interval of the nonlinearity minus its floor ends below {MARGIN:g}; "
+    "otherwise it is not decided",
     full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps instead of {SIZE} and 60",
     layers={
         "reference": LAYERS,
@@ -75,13 +77,13 @@ STATISTICS = {
 
 
 def article_pair(context: Context) -> Group:
-    """Choose the article's pair.
+    """Choose the article's pair, or the feature of each layer that ``--units`` names first.
 
     In layers with fewer channels, the channel numbers are taken modulo their number.
     """
     size = context.network.input_size
     return tuple(
-        Unit(layer, channel % context.network.layer(layer, size).channels)
+        Unit(layer, next(iter(context.named_channels(layer)), channel % context.network.layer(layer, size).channels))
         for layer, channel in zip(context.layers, CHANNELS, strict=True)
     )
 
@@ -91,10 +93,11 @@ def random_pairs(context: Context, named: Group) -> list[Group]:
 
     No feature is in two pairs or in the named one; within one layer, a feature may be in two of them.
     """
-    count = max(1, context.features // 3)
+    count, unnamed = max(1, context.features // 3), replace(context, units=())
     drawn = []
     for k, unit in enumerate(named):
-        free = [c for c in context.draw_channels(unit.layer, count + 1) if c != unit.channel][:count]
+        named_here = {unit.channel, *context.named_channels(unit.layer)}
+        free = [c for c in unnamed.draw_channels(unit.layer, count + len(named_here)) if c not in named_here][:count]
         order = rng.generator("pairs", unit.layer, k).permutation(len(free))
         drawn.append([Unit(unit.layer, free[i]) for i in order])
     return [(a, b) for a, b in zip(*drawn, strict=False) if a != b]
@@ -251,6 +254,7 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
 def measure(context: Context) -> Outcome:
     """Measure the article's pair and random ones."""
     job = make_job(context)
+    context.note_recipe(job.recipe)
     folder = context.folder("pairs", recipe=job.recipe.digest, pairs=job.labels, seeds=job.seeds)
     run = lifecycle.open_run(job, folder)
     pairings.carry_out(job, run, Execution(watcher=context.watcher))

@@ -57,10 +57,12 @@ STUDY = Study(
     f"each, for {reliability.LEAST_PLACES} or more layers); clusters of the dominant colours of up to {COLOURS} "
     "features of the first layer in the opponent plane of OKLab, compared with one Gaussian cloud; features without a "
     "gradient, with and without the recipe's rescue",
-    rule="the claim holds if flatness falls and the number of waves rises with depth (intervals), if the palette has "
-    "p < 0.05 and consists of cyan, magenta and green or yellow without red and blue, and if features without a "
-    "gradient, if any, are gray; it holds in part if one of these is true, and is not decided where the first is not: "
-    "an interval spans 0 without one on the wrong side, or there are too few layers",
+    rule="the claim holds if flatness falls and the number of waves rises with depth (both intervals beyond 0), if the "
+    "palette has p < 0.05 and consists of cyan, magenta and green or yellow without red and blue, and if features "
+    "without a gradient are gray; it holds in part if one of these is true, and does not hold if none is; parts that "
+    "cannot be judged do not count. It is not decided where the first part is not: an interval spans 0 without one on "
+    "the wrong side, or there are too few layers",
+    takes_units=False,
     features=SHOWN,
     full_features=FULL_SHOWN,
     full=f"the first {FULL_SHOWN} features, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
@@ -159,6 +161,7 @@ def maximise_features(context: Context, units: list[str], part: str, seeds: int,
     """Maximise units."""
     recipe = "article-normalised" if context.full else "pixels"
     changes = context.changes | changes
+    context.note_recipe(changed_recipe(recipe, **changes))
     return featmap.maximise(
         units,
         context.network,
@@ -368,9 +371,8 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
     by_depth = {name: stored.interval(f"{name}_trend") for name in MEASURES}
     rows, features = stored.rows, stored.findings["palette"].count
     hues = stored.findings["palette"].words.rpartition("(")[2].rstrip(")")
-    gray = features - round(features * stored.value("hued")) if features else 0
-    count = len(hues.split(", ")) if hues else 0
-    fit = PaletteSummary(hues.split(", ") if hues else [], count, stored.value("palette_p"), features, gray)
+    gray, names = features - round(features * stored.value("hued")) if features else 0, hues.split(", ") if hues else []
+    fit = PaletteSummary(names, len(names), stored.value("palette_p"), features, gray)
     maps, without = (rows[rows["part"] == part] for part in ("maps", "without rescue"))
     before = count_dead(without)
     after = count_dead(maps[maps["seed"] == without["seed"].iloc[0]])

@@ -52,6 +52,16 @@ def test_the_articles_size_is_299_pixels_and_300_steps(tmp_path: Path) -> None:
     assert (job.recipe.size, job.recipe.steps, job.recipe.name) == (299, 300, "interact-unrescued")
 
 
+def test_a_pair_can_be_named_and_the_others_are_drawn_all_the_same(tmp_path: Path) -> None:
+    units = ("conv3:4", "conv2:0", "conv2:1")
+    context = context_of(
+        joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, features=9, seeds=2, units=units
+    )
+    (first, second), *random = joint_pair.make_job(context).groups
+    assert (str(first), str(second)) == ("conv2:0", "conv3:4")
+    assert len(random) == 3 and not {str(u) for pair in random for u in pair} & set(units)
+
+
 @pytest.mark.parametrize(
     ("p", "share", "upper", "expected"),
     [
