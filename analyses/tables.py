@@ -18,10 +18,10 @@ import typer
 
 from analyses.support.commands import run
 from analyses.support.provenance import UNRECORDED, outdated
-from analyses.support.records import MANY_WORDS, describe_left_out, read_stored
+from analyses.support.records import MANY_WORDS, describe_descents, describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from analyses.support.verdicts import (
-    CAVEATS,
+    describe_caveats,
     describe_disagreement,
     describe_gap,
     display_name,
@@ -49,13 +49,16 @@ weights are available, or on any other network with `--layers`:
     python -m analyses.tables       # writes this page from the stored results
     python -m analyses.all --stale  # says which results, pictures and pages are older than what they rest on
 
-A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units.
+A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units;
+`--units LAYER:CHANNEL,...` names features to measure before any is drawn, each with rows of its own. On InceptionV3
+those that the article names are measured so; where weights are not the article's, they are the same numbers, most
+likely of other features.
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
 our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
 was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer
 layers, features or seeds, or smaller images, than by default: the line with the link to the table has the layers,
-features and seeds, and the command. Images may be smaller than the network's input size, which that line names: each
-study says above its rule at which size it measures. Where `--model` is `package.module:factory`, the factory returns
+features and seeds, the recipes with their image sizes and numbers of steps, and the command. Images may be smaller than
+the network's input size. Where `--model` is `package.module:factory`, the factory returns
 the network with its weights loaded; `python -m analyses.all --factories MODULE` runs all those commands again. Many
 features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a
 recipe does not do so itself, and what is left out all the same is counted beside the result.
@@ -155,8 +158,8 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)
-        caveat = f" {CAVEATS[study.name, model]}." if (study.name, model) in CAVEATS else ""
-        text = escape_cell(record["conclusion"] + many + caveat)
+        caveats = "".join(f" {text}." for text in describe_caveats(study, model, record))
+        text = escape_cell(record["conclusion"] + many + caveats)
         lines += [f"**{display_name(model, record)}**: the claim {verdict}. {text}", ""]
     for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
         lines += [f"Rule: {escape_cell(rule)}.", ""]
@@ -178,11 +181,13 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         options = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         if settings.get("input_size"):
             options += f"--input-size {settings['input_size']}; "
+        if settings.get("units"):
+            options += f"--units {','.join(settings['units'])}; "
         lines += [
             "",
             f"{display_name(model, record)}: layers {', '.join(settings['layers'])}; "
             f"weights {record['weights_sha256'][:12]}; {options}--features {settings['features']} "
-            f"--seeds {settings['seeds']}; torch {settings['torch']}, {settings['device']}, "
+            f"--seeds {settings['seeds']}; {describe_descents(record)}torch {settings['torch']}, {settings['device']}, "
             f"{settings['threads']} threads; [table](results/{study.name}/{record['stem']}.csv). "
             + " ".join(notes_on(record)),
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analyses.support.study import NETWORKS, Study
+from analyses.support.study import FIRST, NETWORKS, Study
 
 Record = Mapping[str, Any]
 OPTIONS = {
@@ -29,33 +29,19 @@ GAPS = {
 }
 """Why a study was not measured on a network on which others were; printed only where it was not."""
 
-_DRAWN = "The features were drawn, and are not those that the article shows (654 and 415 of Mixed_6b, its first ones)"
-CAVEATS = {
-    (
-        "joint_pair",
-        "inception_v3",
-    ): "One random pair was measured beside it: where the article's pair lies among others is not known here",
-    ("maximised_unit", "inception_v3"): f"{_DRAWN}; with one neuron in each branch, means of branches have no interval",
-    ("maximised_unit", "googlenet"): "The last branch of these modules has the smaller field here, and is compared",
-    ("neuron_growth", "inception_v3"): _DRAWN,
-    ("neuron_growth", "googlenet"): "The shares are of 4 of the 8 drawn features: in the others the added neurons "
-    "change nothing, as more than half of all added neurons do",
-    ("octaves", "inception_v3"): _DRAWN,
-    ("metrics", "inception_v3"): _DRAWN,
-    ("metrics", "googlenet"): "C = 200 is 0.56 of the activation that l1 reaches here, so that l2 and linf aim at less "
-    "than l1: with C = 10 a, which is large, l2 agrees with l1 as l1 with itself (the last rows)",
-    ("coactivation", "inception_v3"): "Five features, one of them with a tie, cannot reach the level of the test; the "
-    "runner-up itself ends as high as on the other ImageNet networks",
-    ("gradient_sum", "squeezenet"): "The ratio is over 3 of 5 pairs: in the other two both ways gave the same images, "
-    "to the bit",
-    ("gradient_sum", "inception_v3"): "The ratio's mean and interval say nothing: in one of four pairs the rounding "
-    "did not grow, so that the ratio of that pair is very large",
-    ("layer_maps", "inception_v3"): "Two features of each layer were maximised, and 32 of the first one for the "
-    "palette, of which one without a gradient is left out",
-    ("reproducibility", "inception_v3"): "With two threads instead of one, neither image was the same: the number of "
-    "threads is reported, and does not count for the verdict",
+OTHER_FEATURES = {
+    "inception_v3": "these weights, TensorFlow's of 2015, most likely have other features under the same numbers"
 }
-"""What a reader of a network's result has to know beside its conclusion."""
+"""Why a feature of a number that the article names may not be the article's, by network."""
+_SAME_NUMBERS = f"have the numbers that the article names; {OTHER_FEATURES['inception_v3']}"
+CAVEATS = {
+    ("maximised_unit", "googlenet"): "The last branch of these modules has a smaller field than interior ones here",
+    ("joint_pair", "inception_v3"): f"The features of the pair {_SAME_NUMBERS}",
+    ("layer_maps", "inception_v3"): f"The first features of each layer {_SAME_NUMBERS}",
+}
+"""What a reader of a network's result has to know beside its conclusion, whatever was measured."""
+FEW_PAIRS, BRANCHES, MODULES = 10, 4, ("reference", "googlenet", "inception_v3")
+"""Random pairs among which a pair has no place yet; branches of a module of these networks."""
 
 
 def is_random(record: Record) -> bool:
@@ -92,6 +78,64 @@ def display_name(model: str, record: Record) -> str:
     if is_random(record):
         return f"{model} with random weights"
     return f"{model} ({record['origin'].replace('<', '&lt;')})" if record.get("origin") else model
+
+
+def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
+    """Say what a reader of a result has to know beside its conclusion.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    model : str
+        Name of the network's column.
+    record : mapping
+        Its stored record.
+
+    Returns
+    -------
+    list of str
+        Sentences without their full stops.
+    """
+    texts = [CAVEATS[study.name, model]] if (study.name, model) in CAVEATS else []
+    settings, findings = record["settings"], {f["name"]: f for f in record["findings"]}
+    texts += _describe_units(study, model, settings)
+    pairs = findings["random_excess"]["count"] if "random_excess" in findings else FEW_PAIRS
+    if pairs < FEW_PAIRS:
+        were = "random pair was" if pairs == 1 else "random pairs were"
+        texts.append(f"{pairs} {were} measured beside it: where the article's pair lies among others is not known here")
+    if study.name == "maximised_unit" and model in MODULES and settings["features"] < 2 * BRANCHES:
+        texts.append("With one neuron in each branch, means of branches have no interval")
+    if study.name == "neuron_growth":
+        shares = [(layer, findings.get(f"outside:{layer}")) for layer in settings["layers"]]
+        texts += [_describe_share(found, layer) for layer, found in shares if found is not None]
+    return [text for text in texts if text]
+
+
+def _describe_units(study: Study, model: str, settings: Mapping[str, Any]) -> list[str]:
+    """Say whether features are those that the article names, where it names some of this network."""
+    named = study.units.get(model, ())
+    if not named and not settings.get("units"):
+        return []
+    words = "the first ones of each layer" if FIRST in named else " and ".join(named)
+    if not settings.get("units"):
+        return [f"The features were drawn, and are not those that the article shows ({words})"]
+    measured = " and ".join(settings["units"]).replace(FIRST, "the first ones of each layer")
+    if not set(settings["units"]) & set(named):
+        return [f"Features that were named: {measured}; the others were drawn"]
+    missing = [unit for unit in named if unit not in settings["units"]]
+    text = f"The features have the numbers that the article names ({measured})"
+    text += f"; {' and '.join(missing)} were not measured" if missing else ""
+    return [text + (f"; {OTHER_FEATURES[model]}" if model in OTHER_FEATURES else "")]
+
+
+def _describe_share(finding: Mapping[str, Any], layer: str) -> str:
+    """Say of how few of a layer's drawn features a share is; "" where they are two thirds or more, or none."""
+    words, _, reasons = finding["words"].rpartition("; of ")
+    drawn, _, why = reasons.partition(" drawn")
+    if not words or not 0 < finding["count"] < 2 / 3 * int(drawn):
+        return ""
+    return f"The share outside the field in {layer} is of {finding['count']} of {drawn} drawn features{why}"
 
 
 def filling_command(study: Study, model: str) -> str:

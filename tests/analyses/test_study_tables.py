@@ -329,6 +329,60 @@ def test_a_result_says_its_command_what_was_left_out_and_what_changed_since() ->
     assert note == "Older than what it rests on: the formula of S changed."
 
 
+def test_recipes_sizes_and_steps_are_in_the_line_with_layers_and_features() -> None:
+    used = [{"recipe": "article-normalised", "sizes": [76, 86, 96], "steps": 100}]
+    settings = record("own")["settings"] | {"units": ["one:3", "two:0"]}
+    text = tables.study_section(STUDY, {"own": record("own", descents=used, settings=settings)})
+    assert (
+        "--units one:3,two:0; --features 4 --seeds 2; article-normalised: octaves of 76, 86 and 96 pixels, 100 steps; "
+        "torch 2.9" in text
+    )
+
+
+def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
+    named = replace(STUDY, units={"inception_v3": ("one:654", "one:415")})
+    drawn = record("inception_v3")
+
+    def say(study: Study, units: list[str] | None = None, **changes: Any) -> list[str]:
+        settings = drawn["settings"] | ({"units": units} if units else {})
+        return verdicts.describe_caveats(study, "inception_v3", drawn | {"settings": settings} | changes)
+
+    assert say(STUDY) == []
+    assert say(named) == ["The features were drawn, and are not those that the article shows (one:654 and one:415)"]
+    other = verdicts.OTHER_FEATURES["inception_v3"]
+    assert "the same numbers" in other and "most likely" in other
+    both = ["one:654", "one:415"]
+    assert say(named, both) == [f"The features have the numbers that the article names ({' and '.join(both)}); {other}"]
+    assert "; one:415 were not measured; " in say(named, ["one:654"])[0]
+    assert say(STUDY, ["one:7"]) == ["Features that were named: one:7; the others were drawn"]
+    first = replace(STUDY, units={"inception_v3": ("first",)})
+    assert say(first, ["first"]) == [
+        f"The features have the numbers that the article names (the first ones of each layer); {other}"
+    ]
+    pair = replace(STUDY, name="joint_pair")
+    assert say(pair, findings=[finding(name="random_excess", count=30)]) == []
+    (few,) = say(pair, findings=[finding(name="random_excess", count=1)])
+    assert few.startswith("1 random pair was measured beside it")
+    unit = replace(STUDY, name="maximised_unit")
+    assert say(unit) == ["With one neuron in each branch, means of branches have no interval"]
+    assert say(unit, settings=drawn["settings"] | {"features": 8}) == []
+    growth, words = replace(STUDY, name="neuron_growth"), "the share; of 8 drawn (4 not changed)"
+    shares = [finding(name="outside:one", words=words, count=4), finding(name="outside:two", words=words, count=6)]
+    assert say(growth, findings=shares) == [
+        "The share outside the field in one is of 4 of 8 drawn features (4 not changed)"
+    ]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_caveats_can_be_written_for_every_stored_result(path: Path) -> None:
+    held = json.loads(path.read_text(encoding="utf-8"))
+    study = tables.load_study(path.parent.name)
+    texts = verdicts.describe_caveats(study, path.stem, held)
+    assert all(text and not text.endswith(".") for text in texts)
+    drawn = study.units.get(path.stem) and "units" not in held["settings"]
+    assert any(text.startswith("The features were drawn") for text in texts) == bool(drawn)
+
+
 def test_hostile_words_stay_in_their_row() -> None:
     words = finding(words="a | b <img src=x>", value=None, low=None, high=None, count=12345)
     text = tables.study_section(STUDY, {"own": record("own", findings=[words], conclusion="1 <b>|\n| x |")})
