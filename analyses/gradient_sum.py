@@ -228,7 +228,8 @@ def collect_findings(steps: np.ndarray, divergences: Sequence[PairDivergence]) -
     words = "factor per step by which one rounding grows while it grows "
     words += f"(mean over the {steps[1]} steps between two frames)"
     grown = [p for p in divergences if not p.still] or divergences
-    words += f"; {len(divergences) - len(grown)} pairs left out, in which it did not"
+    left = len(divergences) - len(grown)
+    words += f"; without {left} pair{'s' * (left > 1)} in which it did not" if left else ""
     findings += geometric_findings("growth", [p.grows for p in grown], words)
     return findings + ratio_findings(divergences)
 
@@ -241,7 +242,11 @@ def ratio_findings(divergences: Sequence[PairDivergence]) -> list[Finding]:
     ends = ends if np.isfinite(ends).all() else [np.nan, np.nan]
     found = [value_finding("ratio", median, int((~np.isnan(ratios)).sum()), words, *ends)]
     for name, chosen, what in (
-        ("still", [p.pair for p in divergences if p.still], "whose rounding did not grow: their ratio is large"),
+        (
+            "still",
+            [p.pair for p in divergences if p.still],
+            "whose rounding did not grow, so that their ratio may be very large",
+        ),
         ("equal", [p.pair for p in divergences if p.ways[-1] == 0], "whose two ways gave the same images: ratio 0"),
         ("no ratio", [p.pair for p in divergences if np.isnan(p.ratio)], "with no difference at all, left out"),
     ):

@@ -133,6 +133,8 @@ def test_pairs_of_which_one_difference_is_nothing_move_the_median_by_one_rank() 
     assert "by the median of 16 pairs, 0.90 [0.80, 1.00] times as much (margin 1.25)" in text
     assert "In 2 of 17 the rounding did not grow (a7 + b7, a9 + b9)" in text
     assert "In 2 of 17 the two ways gave the same images, to the bit (a8 + b8, a9 + b9)" in text
+    growth = next(f for f in gradient_sum.collect_findings(np.array([0, 4]), odd) if f.name == "growth")
+    assert growth.count == 15 and growth.words.endswith("; without 2 pairs in which it did not")
     few = pairs_of([(0.03, 1e-8), (0.04, 0.05), (0.03, 2e-8)])
     assert gradient_sum.within_rounding(few)[0] is None and "1.5e+06 times as much" in gradient_sum.ratio_sentences(
         few, None

@@ -360,8 +360,9 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
         f"The features have the numbers that the article names (the first ones of each layer); {other}"
     ]
     pair = replace(STUDY, name="joint_pair")
-    assert say(pair, findings=[finding(name="random_excess", count=30)]) == []
-    (few,) = say(pair, findings=[finding(name="random_excess", count=1)])
+    (same,) = say(pair, findings=[finding(name="random_excess", count=30)])
+    assert same == f"The features of the pair have the numbers that the article names; {other}"
+    _, few = say(pair, findings=[finding(name="random_excess", count=1)])
     assert few.startswith("1 random pair was measured beside it")
     unit = replace(STUDY, name="maximised_unit")
     assert say(unit) == ["With one neuron in each branch, means of branches have no interval"]
