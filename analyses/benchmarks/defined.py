@@ -12,7 +12,6 @@ response nonlinearity and of its floor. Results of another run of the same netwo
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,11 +112,6 @@ def format_page(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def read(store: Path) -> list[dict[str, Any]]:
-    """Read the stored results; none without the file."""
-    return json.loads(store.read_text(encoding="utf-8"))["results"] if store.is_file() else []
-
-
 def main(
     runs: Annotated[list[Path] | None, typer.Argument(help="Runs of featmap interact --layers.")] = None,
     store: Annotated[Path, typer.Option(help="The counts, as JSON.")] = STORE,
@@ -125,13 +119,11 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; check that table and counts agree.")] = False,
 ) -> None:
     """Count the pairs of features whose interaction is defined."""
+    stored = records.read_results(store)
     if check:
-        if format_page(read(store)) not in readme.read_text(encoding="utf-8"):
-            raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")
+        records.check_section(format_page(stored), store, readme)
         return
-    found = [count(folder) for folder in runs or ()]
-    new = {(r["source"], *r["layers"]) for r in found}
-    kept = [r for r in read(store) if (r["source"], *r["layers"]) not in new] + found
+    kept = records.merge_results(stored, [count(folder) for folder in runs or ()])
     records.write_json(store, {"results": kept})
     records.write_table(SECTION, format_page(kept), readme)
     console.out().print(format_page(kept), soft_wrap=True)

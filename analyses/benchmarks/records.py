@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from featmap.errors import FeatmapError
 from featmap.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent
@@ -61,3 +62,26 @@ def write_table(name: str, text: str, readme: Path = README) -> None:
     head, _, rest = before.partition(begin)
     page = f"{head}{begin}\n{text.strip()}\n{end}{rest.partition(end)[2]}"
     write_atomically(readme, lambda p: p.write_text(page, encoding="utf-8"))
+
+
+def read_results(store: Path) -> list[dict[str, Any]]:
+    """Read the stored results of networks and layers; none without the file."""
+    return json.loads(store.read_text(encoding="utf-8"))["results"] if store.is_file() else []
+
+
+def merge_results(stored: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put new results in the place of those of the same network and layers."""
+    new = {(r["source"], *r["layers"]) for r in found}
+    return [r for r in stored if (r["source"], *r["layers"]) not in new] + found
+
+
+def check_section(page: str, store: Path, readme: Path) -> None:
+    """Check that the README holds a section as it is made from the stored results.
+
+    Raises
+    ------
+    FeatmapError
+        If it does not.
+    """
+    if page not in readme.read_text(encoding="utf-8"):
+        raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")

@@ -15,7 +15,6 @@ replaced.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -297,7 +296,7 @@ def format_page(results: list[Screened]) -> str:
         "Spearman's rank correlation, over random pairs, with the response nonlinearity less its floor, mean over "
         f"seeds. The aim is {AIM:g}. Random pairs of a run share features, so they say less than as many pairs drawn "
         "one by one. Predictors in the order of the mean of their correlations. How long all pairs of two layers of "
-        "512 features take has not been measured.",
+        "512 features take stands under \"Whole commands\".",
         "",
         f"| predictor | {' | '.join(heads)} |",
         "|---" * (len(heads) + 1) + "|",
@@ -356,8 +355,7 @@ def state(results: list[Screened]) -> list[str]:
 
 def read(store: Path) -> list[Screened]:
     """Read the stored results; none without the file."""
-    stored = json.loads(store.read_text(encoding="utf-8"))["results"] if store.is_file() else []
-    return [Screened(**r) for r in stored]
+    return [Screened(**r) for r in records.read_results(store)]
 
 
 def main(
@@ -368,13 +366,12 @@ def main(
 ) -> None:
     """Judge the predictors of a screening, and a combination on networks that it has not seen."""
     if check:
-        if format_page(read(store)) not in readme.read_text(encoding="utf-8"):
-            raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")
+        records.check_section(format_page(read(store)), store, readme)
         return
-    found = [collect(folder) for folder in runs or ()]
-    new = {(r.source, *r.layers) for r in found}
-    kept = [r for r in read(store) if (r.source, *r.layers) not in new] + found
-    records.write_json(store, {"results": [asdict(r) for r in kept]})
+    found = [asdict(collect(folder)) for folder in runs or ()]
+    stored = records.merge_results(records.read_results(store), found)
+    kept = [Screened(**r) for r in stored]
+    records.write_json(store, {"results": stored})
     records.write_table(SECTION, format_page(kept), readme)
     console.out().print(format_page(kept), soft_wrap=True)
 

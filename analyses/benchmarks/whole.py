@@ -44,17 +44,20 @@ class Job:
     words : str
         What it shows.
     arguments : tuple of str
-        Arguments of `featmap similarity`.
+        Arguments of the command.
     device : str
         Device that it is meant for.
     aim : str
         The aim in words.
+    command : str, default "similarity"
+        Command of `featmap`.
     """
 
     words: str
     arguments: tuple[str, ...]
     device: str
     aim: str
+    command: str = "similarity"
 
 
 JOBS = {
@@ -75,6 +78,13 @@ JOBS = {
         ("--layer", "inception*", "--recipe", "pixels-long", "--precision", "bfloat16", "--rows", "128"),
         "cuda",
         "under 60 seconds and 0.30 of the peak on an H100",
+    ),
+    "screening": Job(
+        "all 262,144 pairs of inception4a and inception4b predicted, 250 of them measured with three seeds",
+        ("--layers", "inception4a", "inception4b", "--screen", "--size", "64", "--steps", "40"),
+        "cpu",
+        "under 20 minutes on two cores",
+        "interact",
     ),
 }
 
@@ -98,14 +108,14 @@ def time_starts() -> dict[str, float]:
 
 
 def run_command(arguments: tuple[str, ...], device: str, folder: Path) -> tuple[float, float]:
-    """Run `featmap similarity`; return its seconds and peak resident memory in MB.
+    """Run a command of `featmap`; return its seconds and peak resident memory in MB.
 
     Raises
     ------
     FeatmapError
         If it ends with a status other than 0.
     """
-    command = [*COMMAND, "similarity", *arguments, "--device", device, "--out", str(folder)]
+    command = [*COMMAND, *arguments, "--device", device, "--out", str(folder)]
     start, peak = time.perf_counter(), 0
     with psutil.Popen(command, stdout=sys.stderr) as process:
         while process.poll() is None:
@@ -164,26 +174,25 @@ def measure(name: str, device: str | None = None) -> dict[str, Any]:
     where = select_device(device or job.device)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        seconds, memory = run_command(job.arguments, where.type, out)
+        seconds, memory = run_command((job.command, *job.arguments), where.type, out)
         manifest = Run.read(out).manifest
-        options = dict(zip(job.arguments[::2], job.arguments[1::2], strict=True))
-        network = load(options.get("--model", "reference"), options.get("--weights"))
-        descents = manifest.timings["descent_and_probe"]
-        recipe = Recipe.from_identity(manifest.identity["recipe"])
-        rate = count_operations(network, manifest.identity) / descents
-    top = peak_rate(where, recipe.precision)
-    return {
+    recipe = Recipe.from_identity(manifest.identity["recipe"])
+    found = {
         "machine": records.describe_machine("torchvision"),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "seconds": seconds,
-        "descents_s": descents,
+        "descents_s": manifest.timings["descent_and_probe"],
         "memory_MB": memory,
         "size": recipe.size,
         "steps": recipe.steps,
-        "gflops": rate / 1e9,
-        "peak_gflops": top / 1e9,
-        "sha256": network.sha256,
+        "sha256": manifest.identity["model"]["sha256"],
     }
+    if job.command != "similarity":  # the runs inside a screening have steps of their own
+        return found
+    options = dict(zip(job.arguments[::2], job.arguments[1::2], strict=True))
+    network = load(options.get("--model", "reference"), options.get("--weights"))
+    rate = count_operations(network, manifest.identity) / found["descents_s"]
+    return found | {"gflops": rate / 1e9, "peak_gflops": peak_rate(where, recipe.precision) / 1e9}
 
 
 def format_table(jobs: dict[str, Any]) -> str:
@@ -191,8 +200,9 @@ def format_table(jobs: dict[str, Any]) -> str:
     lines = [
         "## Whole commands",
         "",
-        "`python -m analyses.benchmarks.whole`: `featmap similarity` in a process of its own, from its start to its "
-        "page.",
+        "`python -m analyses.benchmarks.whole`: a command in a process of its own, from its start to its page. Of a "
+        "screening, the descents are the solo runs that predictions are made from; the rest is nearly all exact "
+        "measurements.",
         "",
         "| job | device | seconds | of these, descents and probe | peak memory, MB | share of the peak | aim |",
         "|---|---|---|---|---|---|---|",
@@ -205,10 +215,11 @@ def format_table(jobs: dict[str, Any]) -> str:
         device = stored["device"]
         if device == "cpu":
             device = f"{stored['machine']['processor']}, {stored['machine']['cores']} cores"
+        share = f"{stored['gflops'] / stored['peak_gflops']:.2f}" if "gflops" in stored else "-"
         lines.append(
             f"| {job.words}; {stored['size']} pixels, {stored['steps']} steps | {device} | {stored['seconds']:.0f} | "
             f"{stored['descents_s']:.0f} | {stored['memory_MB']:,.0f} | "
-            f"{stored['gflops'] / stored['peak_gflops']:.2f} | {job.aim} |"
+            f"{share} | {job.aim} |"
         )
     if "starts" in jobs:
         parts = [
@@ -231,7 +242,7 @@ def main(
     here = [name for name, j in JOBS.items() if torch.cuda.is_available() == (j.device == "cuda")]
     jobs = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     for name in job or here:
-        err().print(f"{name}: featmap similarity {' '.join(JOBS[name].arguments)}")
+        err().print(f"{name}: featmap {JOBS[name].command} {' '.join(JOBS[name].arguments)}")
         jobs[name] = measure(name, device)
         records.write_json(out, jobs)
     if not job:

@@ -43,7 +43,7 @@ def test_other_statuses_are_named() -> None:
 
 
 def test_the_table_is_made_from_the_stored_counts() -> None:
-    assert defined.format_page(defined.read(defined.STORE)) in records.README.read_text(encoding="utf-8")
+    assert defined.format_page(records.read_results(defined.STORE)) in records.README.read_text(encoding="utf-8")
 
 
 def test_another_kind_of_folder_is_refused(tmp_path: Path) -> None:

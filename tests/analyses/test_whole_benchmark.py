@@ -37,11 +37,11 @@ def test_operations_are_images_times_steps_times_those_of_a_step() -> None:
 def test_seconds_and_memory_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, time; block = b'x' * 300_000_000; time.sleep(0.4); sys.exit(int(len(sys.argv) < 7))"
     monkeypatch.setattr(whole, "COMMAND", (sys.executable, "-c", code))
-    seconds, memory = whole.run_command(("--layer", "x"), "cpu", tmp_path)
+    seconds, memory = whole.run_command(("similarity", "--layer", "x"), "cpu", tmp_path)
     assert seconds > 0.4 and 300 < memory < 500
     monkeypatch.setattr(whole, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(2)"))
-    with pytest.raises(FeatmapError, match="featmap --layer x ended with status 2"):
-        whole.run_command(("--layer", "x"), "cpu", tmp_path)
+    with pytest.raises(FeatmapError, match="featmap similarity --layer x ended with status 2"):
+        whole.run_command(("similarity", "--layer", "x"), "cpu", tmp_path)
 
 
 def test_the_peak_is_that_of_the_faster_of_product_and_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +76,21 @@ def test_a_job_is_measured_and_others_are_marked_not_measured(tmp_path: Path, mo
     rows = [
         line for line in page.read_text().splitlines() if line.startswith("| a small map") or "not measured" in line
     ]
-    assert len(rows) == 3 and rows[0].startswith("| a small map; 16 pixels, 2 steps |") and "soon" in rows[0]
-    assert "cuda | not measured" in rows[2]
-    with pytest.raises(FeatmapError, match="job 'x' is unknown; allowed: heatmap, wide, network"):
+    assert len(rows) == len(whole.JOBS) and rows[0].startswith("| a small map; 16 pixels, 2 steps |")
+    assert "soon" in rows[0] and "cuda | not measured" in rows[2]
+    with pytest.raises(FeatmapError, match="job 'x' is unknown; allowed: heatmap, wide, network, screening"):
         whole.main(job=["x"], out=numbers, readme=page)
+
+
+def test_a_job_of_another_command_has_no_share_of_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    layers = ("--layers", "second", "first", "--features", "0-1", "0-1", "--screen", "--top", "1", "--checks", "3")
+    small = ("--model", "tests.helpers.tiny:small", *layers, "--size", "16", "--steps", "2")
+    monkeypatch.setitem(whole.JOBS, "screening", whole.Job("a small screening", small, "cpu", "soon", "interact"))
+    found = whole.measure("screening")
+    assert found["seconds"] > found["descents_s"] > 0 and found["size"] == 16 and "gflops" not in found
+    assert "| a small screening; 16 pixels, 2 steps |" in (page := whole.format_table({"screening": found}))
+    assert page.rstrip().splitlines()[-1].endswith("| - | soon |")
 
 
 def test_starts_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
