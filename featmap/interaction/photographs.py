@@ -96,7 +96,7 @@ class PhotographJointJob(JointJob):
 
     @property
     def base_seeds(self) -> tuple[int, ...]:
-        """Seeds of the solo images that are added to photographs, and at which second derivatives are taken."""
+        """Seeds of solo images added to photographs and of second derivatives."""
         return self.seeds
 
     def base_seed(self, k: int) -> int:
@@ -418,7 +418,7 @@ class PhotographJointWorker(JointWorker):
         return {"derivative_A": np.stack(found)}
 
     def derive_images(self, unit: MeasuringUnit, store: Run) -> dict[str, np.ndarray]:
-        """Compute second derivatives along the halves of both solo images, between these and the null image.
+        """Compute second derivatives along the halves of both solo images.
 
         Parameters
         ----------

@@ -240,7 +240,10 @@ class JointArrays:
 
     @cached_property
     def statistic_names(self) -> list[str]:
-        """Names of all statistics, whether a descent has them or not; `second_derivative` only with photographs."""
+        """Names of all statistics, whether a descent has them or not.
+
+        `second_derivative` is one of them where its array was computed, in runs with photographs.
+        """
         letters = MEMBERS[: self.job.members]
         names = [f"solo_{c}" for c in letters]
         names += [*NONLINEARITIES, MIXTURE, f"{MIXTURE}_floor", TWO_MIXTURES]
