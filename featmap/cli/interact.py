@@ -459,7 +459,11 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            0 in linear networks. second_derivative_agreement:
                            rank correlation of the two over features, means
                            over seeds. Needs no photograph, but is measured
-                           only with --photographs
+                           only with --photographs. Between two layers of
+                           SqueezeNet, 16 pairs at 96 pixels, the softplus
+                           makes it 1.1 to 2.9 times as large as the
+                           difference; over pairs the two agree (0.83), over
+                           features less (0.15 to 0.68)
 
 The p-values of the first three are two-sided, from 999 permutations of the photographs between the two units; below 20
 photographs these are undefined. The natural nonlinearity needs 8 photographs of each kind; photographs_note says what
