@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from featmap.interaction.kinds import describe_kind
 from featmap.optimize.recipe import Recipe
 from featmap.stats import correlation, interaction, reliability
+from featmap.stats.top_responses import LEAST_PAIRED, STRONG
 
 SEEDS_FOR_CLAIM = 5
 """Number of seeds below which a group's response nonlinearity is reported with a note."""
@@ -34,14 +35,16 @@ PHOTOGRAPH_COLUMNS = (
     *("direct", "direct_low", "direct_high", "direct_images", "direct_sign", "direct_at"),
     *("direct_balance", "direct_balance_low", "direct_balance_high", "direct_curvature"),
     *("direct_hessian", "direct_hessian_images", "direct_agreement", "direct_features"),
+    "second_derivative_agreement",
     "photographs_note",
 )
-"""Statistics of a pair over photographs."""
+"""Statistics of a pair over photographs, and of what is measured beside them."""
 METHODS = (
     ("direct", "response_nonlinearity"),
     ("direct_curvature", "response_nonlinearity"),
     ("direct_hessian", "direct"),
     ("direct_hessian", "response_nonlinearity"),
+    ("second_derivative", "second_difference"),
     ("natural_nonlinearity", "response_nonlinearity"),
     ("natural_excess", "excess"),
     ("direct", "natural_nonlinearity"),
@@ -50,6 +53,8 @@ METHODS = (
     ("photograph_correlation", "response_nonlinearity"),
 )
 """Statistics that should agree over pairs where they measure the same."""
+AGREEMENTS = {"direct_hessian": "direct_agreement", "second_derivative": "second_derivative_agreement"}
+"""Columns of the rank correlations, over features, of second derivatives with differences."""
 LEAST_PAIRS = 8
 """Fewest pairs that give an interval."""
 
@@ -218,7 +223,7 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
     Returns
     -------
     list of str
-        Up to six sentences; what is undefined is named with the reason. None for a run without photographs.
+        Up to seven sentences; what is undefined is named with the reason. None for a run without photographs.
     """
     if "photographs" not in row:
         return []
@@ -252,9 +257,67 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
             text += f", whose rank correlation with the difference over {row['direct_features']} features is "
             text += format_number(row["direct_agreement"], 2)
         lines.append(text + ".")
+    lines += _describe_derivative(row)
     if row["photographs_note"]:
         lines.append(f"Undefined on photographs: {row['photographs_note']}.")
     return lines
+
+
+def explain_undefined(row: Mapping[str, Any], lack: str, places: int) -> str:
+    """Say why statistics of a pair over photographs are undefined.
+
+    Parameters
+    ----------
+    row : mapping of str to float or int
+        The statistics.
+    lack : str
+        Why there are too few photographs of a kind, see `featmap.interaction.natural.PhotographSets`; "" where there
+        are not.
+    places : int
+        Number of places in a photograph.
+
+    Returns
+    -------
+    str
+        Reasons, joined by semicolons; "" where nothing is undefined.
+    """
+    few = row["photographs"] < LEAST_PAIRED
+    direct = "the single effects cancel" if row["direct_images"] else "a solo descent did not rise"
+    place = "there is one place only" if places < 2 else "no pairing of photographs has both fire at one place"
+    reasons = {
+        "photograph_correlation": "a unit's responses do not vary or are not finite",
+        "photograph_lift": f"a unit is nowhere above its {STRONG}th percentile",
+        "place_lift": place,
+        "natural_nonlinearity": lack or "the response to photographs of both is that to photographs of neither",
+        "joint_agreement": lack or "no seed has statistics, or too few features that neither unit reads vary",
+        "natural_difference": lack or "the units' activations on photographs of both, one and neither are alike",
+        "direct": direct,
+        "direct_hessian": "the second derivative is 0 on every photograph, or torch has none for an operation of the "
+        "network"
+        if np.isfinite(row["direct"])
+        else direct,
+    }
+    if few:
+        together = ("photograph_correlation", "photograph_lift", "place_lift")
+        natural = ("natural_nonlinearity", "joint_agreement", "natural_difference")
+        reasons |= dict.fromkeys(together + natural, f"{row['photographs']} photographs, {LEAST_PAIRED} are needed")
+    return "; ".join(dict.fromkeys(text for name, text in reasons.items() if np.isnan(row[name])))
+
+
+def _describe_derivative(row: Mapping[str, Any]) -> list[str]:
+    """Describe the second derivative between images beside the second difference; nothing where there is neither."""
+    if not np.isfinite(row.get("second_difference", np.nan)) or "second_derivative" not in row:
+        return []
+    if not np.isfinite(row["second_derivative"]):
+        reason = "torch has none for an operation of the network, or the seeds that it is taken for have no statistics"
+        return [f"The second derivative at images is undefined: {reason}."]
+    text = "Along the halves of both solo images the second derivative, with smoothed ReLUs, is "
+    text += f"{format_percent(row['second_derivative'])} % of the response to the joint image, the second difference "
+    text += f"{format_percent(row['second_difference'])} %"
+    if np.isfinite(row["second_derivative_agreement"]):
+        text += f"; their rank correlation over {row['direct_features']} features is "
+        text += format_number(row["second_derivative_agreement"], 2)
+    return [text + "."]
 
 
 def _describe_joint_photographs(row: Mapping[str, Any]) -> list[str]:
@@ -391,6 +454,7 @@ def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) 
         ("direct", "response_nonlinearity"): "mixed difference at photographs against response nonlinearity of joint "
         "images",
         ("direct_hessian", "direct"): "second derivative at photographs against mixed difference there",
+        ("second_derivative", "second_difference"): "second derivative at images against second difference there",
         ("natural_nonlinearity", "response_nonlinearity"): "nonlinearity on photographs of both against response "
         "nonlinearity of joint images",
         ("natural_difference", "second_difference"): "second difference on photographs against that of solo images",
@@ -399,5 +463,8 @@ def describe_photographs_of_pairs(summary: pd.DataFrame, methods: pd.DataFrame) 
         if (row["one"], row["other"]) in words:
             interval = f" ({row['low']:.2f} to {row['high']:.2f})" if np.isfinite(row["low"]) else ""
             text = f"{format_number(row['spearman'], 2)}{interval}, {row['pairs']} pairs"
+            over_features = summary.get(AGREEMENTS.get(row["one"], ""))  # pairs of earlier versions lack it
+            if over_features is not None and over_features.notna().any():
+                text += f"; over features {over_features.mean():.2f} on average"
             lines.append(f"{words[row['one'], row['other']]}: Spearman {text}")
     return lines

@@ -237,3 +237,26 @@ def _joint_job(
         command=command,
     )
     return GrowingJob.of(checked(job), auto) if auto else checked(job)
+
+
+def require_pairs(job: JointJob) -> None:
+    """Check that a job is of pairs of units, and has no photographs yet.
+
+    Parameters
+    ----------
+    job : JointJob
+        A job of joint descents that is to measure photographs.
+
+    Raises
+    ------
+    UnitError
+        If a group has more than two units, or the job is of another class, whose work the one with photographs would
+        not do.
+    """
+    if type(job) not in (JointJob, GrowingJob):
+        raise UnitError(f"photographs are added once, to a job of joint descents; this is a {type(job).__name__}")
+    if job.members != 2:
+        raise UnitError(
+            f"photographs with {job.members} units: responding together is measured for two; give two units, or leave "
+            "the photographs out"
+        )

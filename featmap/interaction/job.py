@@ -42,6 +42,8 @@ SMALL = 0.25
 """Share of `LENGTH` of the steps of the central mixed difference."""
 LATER_ARRAYS = ("joint_middle_perturbed",)
 """Arrays of joint descents that runs of an earlier version lack, and are finished without."""
+IMAGE_DERIVATIVES = "image_derivative_A"
+"""Array of second derivatives at images, which runs with photographs have."""
 Group = tuple[Unit, ...]
 """Units that are maximised together."""
 

@@ -15,12 +15,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from featmap.interaction.conclusion import DIFFERENCE, JOINT_AGREEMENT, NATURAL, PHOTOGRAPH_COLUMNS
+from featmap.interaction.conclusion import (
+    DIFFERENCE,
+    JOINT_AGREEMENT,
+    NATURAL,
+    PHOTOGRAPH_COLUMNS,
+    explain_undefined,
+)
 from featmap.interaction.job import SMALL, Group
+from featmap.interaction.kinds import OK
 from featmap.interaction.statistics import JointArrays
 from featmap.rng import generator
 from featmap.stats import correlation, interaction, reliability, top_responses
-from featmap.stats.top_responses import LEAST_PAIRED
 
 STRONG, WEAK = 0.75, 0.5
 """Ranks, as shares of all photographs, above which a feature is strong on a photograph and up to which it is weak."""
@@ -229,6 +235,10 @@ class _AddedTo(Protocol):
     def middles(self) -> list[int]:
         """Positions of the photographs with second derivatives among those that solo images are added to."""
 
+    @property
+    def base_seeds(self) -> tuple[int, ...]:
+        """Seeds of the solo images that are added, and for which second derivatives are taken at images."""
+
     def base_seed(self, k: int) -> int:
         """Return the seed of the solo images that are added to a photograph."""
 
@@ -303,8 +313,9 @@ class PhotographStatistics:
             **self._natural(sets, g),
             **self._together(sets, np.stack([one, two]), g),
             **self._direct(g),
+            "second_derivative_agreement": self._agree_at_images(g),
         }
-        return row | {"photographs_note": _explain(row, sets, self.fires[a].shape[1])}
+        return row | {"photographs_note": explain_undefined(row, sets.lack, self.fires[a].shape[1])}
 
     def _natural(self, sets: PhotographSets, g: int) -> dict[str, float]:
         """Compute the natural nonlinearity of a pair with its limits."""
@@ -328,6 +339,21 @@ class PhotographStatistics:
         agreement = (found.value, found.low, found.high, found.p, unrelated, int(kept.sum()))
         difference = natural_difference(responses, activations, sets, second, label)
         return dict(zip(JOINT_AGREEMENT, agreement, strict=True)) | difference
+
+    def _agree_at_images(self, g: int) -> float:
+        """Correlate a pair's second derivative with its second difference over features: means over seeds with both."""
+        joints, bent = self.joints, dict[int, np.ndarray]()
+        for seed in self.added.base_seeds:
+            row = joints.joint_rows.get((g, seed))
+            if row is not None and joints.status(row) == OK:
+                parts = [joints.solo_responses(unit, seed, array="solo_fraction") for unit in self.job.groups[g]]
+                derived = joints.second_derivative(row)
+                if interaction.curvature(derived, np.stack(parts)) > 0:
+                    bent[seed] = derived
+        if not bent:
+            return float("nan")
+        _, difference = joints.joint_profiles(g, list(bent))
+        return correlation.spearman(difference, np.mean(list(bent.values()), axis=0))
 
     def _direct(self, g: int) -> dict[str, Any]:
         """Compute the mixed differences of a pair over the photographs to which its solo images are added."""
@@ -381,31 +407,6 @@ class PhotographStatistics:
                     same, exact = (np.mean([found[k] for k in bent], axis=0) for found in (differences, derived))
                     row["direct_agreement"] = correlation.spearman(same, exact)
         return row
-
-
-def _explain(row: dict[str, Any], sets: PhotographSets, places: int) -> str:
-    """Say why statistics of a pair are undefined; "" where none is."""
-    few = row["photographs"] < LEAST_PAIRED
-    direct = "the single effects cancel" if row["direct_images"] else "a solo descent did not rise"
-    place = "there is one place only" if places < 2 else "no pairing of photographs has both fire at one place"
-    reasons = {
-        "photograph_correlation": "a unit's responses do not vary or are not finite",
-        "photograph_lift": f"a unit is nowhere above its {top_responses.STRONG}th percentile",
-        "place_lift": place,
-        "natural_nonlinearity": sets.lack or "the response to photographs of both is that to photographs of neither",
-        "joint_agreement": sets.lack or "no seed has statistics, or too few features that neither unit reads vary",
-        "natural_difference": sets.lack or "the units' activations on photographs of both, one and neither are alike",
-        "direct": direct,
-        "direct_hessian": "the second derivative is 0 on every photograph, or torch has none for an operation of the "
-        "network"
-        if np.isfinite(row["direct"])
-        else direct,
-    }
-    if few:
-        together = ("photograph_correlation", "photograph_lift", "place_lift")
-        natural = ("natural_nonlinearity", "joint_agreement", "natural_difference")
-        reasons |= dict.fromkeys(together + natural, f"{row['photographs']} photographs, {LEAST_PAIRED} are needed")
-    return "; ".join(dict.fromkeys(text for name, text in reasons.items() if np.isnan(row[name])))
 
 
 def _interval(name: str, values: list[float]) -> dict[str, float]:
@@ -464,6 +465,10 @@ def add_columns(
           `featmap.optimize.responses.Probe.mixed_derivatives`; equal where responses are quadratic. Undefined unless
           it is above rounding error on a photograph (on `direct_hessian_images` of half of them).
           `direct_agreement`: the rank correlation of the two, means over photographs, over all `direct_features`;
+        - `second_derivative_agreement`: the same between images: the rank correlation, over all features, of the
+          second derivative with the second difference, means over the seeds with a second derivative above rounding
+          error. `second_derivative`, its norm over that of r_ab as that of the second difference, is a statistic of
+          each seed, see `featmap.interaction.statistics.JointArrays`;
         - `photographs_note`: why something is undefined.
     """
     found, count = PhotographStatistics(arrays, bases), len(arrays.job.groups)

@@ -1,8 +1,9 @@
-"""Photographs in an interaction run: responses to them, and mixed differences along two solo images.
+"""Photographs in an interaction run: responses to them, and second-order effects along two solo images.
 
 Photographs need no descent. Their responses, the units' activations and the places at which the units fire are measured
-beside the solo descents; what happens when solo images are added to photographs is measured after them. All of this is
-stored in arrays of its own, which a run without photographs does not have.
+beside the solo descents; what happens when solo images are added to photographs is measured after them, and so are
+second derivatives, at photographs and between the solo images themselves. All of this is stored in arrays of its own,
+which a run without photographs does not have.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featmap.errors import UnitError
-from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob, Solo
+from featmap.interaction.job import BASES, IMAGE_DERIVATIVES, LENGTH, SMALL, JointJob, Solo
 from featmap.interaction.precision import LEAST_SEEDS, GrowingJob
 from featmap.interaction.worker import JointWorker
 from featmap.network.unit import Unit
@@ -32,6 +32,8 @@ DERIVATIVE_PASSES = 15
 """Images that take the time of one second derivative."""
 _UNITS, _GROUPS = 8, 16
 """Units and groups of a work unit."""
+_OF_GROUPS = ("mixed", "derivative", "image_derivative")
+"""Stages whose work units are of groups."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class MeasuringUnit:
     Parameters
     ----------
     stage : str
-        "photographs", "alone" (solo images added to photographs), "mixed" (the solo images of two units) or
-        "derivative" (the second derivative along these).
+        "photographs", "alone" (solo images added to photographs), "mixed" (the solo images of two units),
+        "derivative" (the second derivative along these) or "image_derivative" (the same at images).
     first, stop : int
         Photographs, units or groups of the job, `stop` exclusive.
     """
@@ -94,7 +96,7 @@ class PhotographJointJob(JointJob):
 
     @property
     def base_seeds(self) -> tuple[int, ...]:
-        """Seeds of the solo images that are added to photographs."""
+        """Seeds of solo images added to photographs and of second derivatives."""
         return self.seeds
 
     def base_seed(self, k: int) -> int:
@@ -129,7 +131,8 @@ class PhotographJointJob(JointJob):
     def shown_photographs(self) -> int:
         """Number of images that the network is shown on account of the photographs."""
         added = len(self.bases) * (len(ALONE) * len(self.units) + 5 * len(self.groups))
-        return 2 * len(self.photographs) + added + DERIVATIVE_PASSES * len(self.middles) * len(self.groups)
+        derivatives = (len(self.middles) + len(self.base_seeds)) * len(self.groups)
+        return 2 * len(self.photographs) + added + DERIVATIVE_PASSES * derivatives
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Specify the arrays of the run folder.
@@ -139,8 +142,8 @@ class PhotographJointJob(JointJob):
         dict of ArraySpec
             Those of `JointJob`, and: `photograph_A` and `photograph_units` (responses), `photograph_places` (activation
             maps on the common grid), `alone_A` (responses to a photograph plus a share `ALONE` of a unit's solo image),
-            `mixed_A` (plus the solo images of both units), `cross_A` and `derivative_A` (see
-            `PhotographJointWorker.mix` and `PhotographJointWorker.derive`); NaN where a solo descent did not rise.
+            `mixed_A` (plus the solo images of both units), `cross_A`, `derivative_A` and `image_derivative_A` (see
+            `PhotographJointWorker`, `mix`, `derive` and `derive_images`); NaN where a solo descent did not rise.
         """
         count, width, units, groups = len(self.photographs), len(self.columns), len(self.units), len(self.groups)
         rows, at, mixed = min(count, UNIT_PHOTOGRAPHS), min(units, _UNITS), min(groups, _GROUPS)
@@ -157,9 +160,10 @@ class PhotographJointJob(JointJob):
                 (at, bases, len(ALONE), width),
             ),
         }
-        for name, of in (("mixed_A", "base"), ("cross_A", "base"), ("derivative_A", "middle")):
-            count = bases if of == "base" else len(self.middles)
-            own[name] = ArraySpec(("group", of, "response"), (groups, count, width), (mixed, count, width))
+        lengths = {"base": bases, "middle": len(self.middles), "seed": len(self.base_seeds)}
+        of_groups = {"mixed_A": "base", "cross_A": "base", "derivative_A": "middle", IMAGE_DERIVATIVES: "seed"}
+        for name, of in of_groups.items():
+            own[name] = ArraySpec(("group", of, "response"), (groups, lengths[of], width), (mixed, lengths[of], width))
         return super().arrays() | own
 
     def coords(self) -> dict[str, np.ndarray]:
@@ -174,6 +178,7 @@ class PhotographJointJob(JointJob):
             "photograph": np.array(self.photographs.labels),
             "base": np.array([self.photographs.labels[k] for k in self.bases]),
             "middle": np.array([self.photographs.labels[self.bases[k]] for k in self.middles]),
+            "seed": np.array(self.base_seeds, dtype=np.int64),
             "share": np.array(ALONE),
             "group": np.array(self.labels),
         }
@@ -196,8 +201,7 @@ class PhotographJointJob(JointJob):
             [
                 *joint,
                 *parts("alone", len(self.units), _UNITS),
-                *parts("mixed", len(self.groups), _GROUPS),
-                *parts("derivative", len(self.groups), _GROUPS),
+                *(unit for stage in _OF_GROUPS for unit in parts(stage, len(self.groups), _GROUPS)),
             ],
         ]
 
@@ -253,7 +257,7 @@ class PhotographJointWorker(JointWorker):
 
     def __init__(self, job: PhotographJointJob, watcher: Watcher | None = None) -> None:
         super().__init__(job, watcher)
-        self._direction = lru_cache(maxsize=256)(self._read_direction)
+        self._difference = lru_cache(maxsize=256)(self._read_difference)
         self._solo_rows = {solo: k for k, solo in enumerate(job.solos)}
 
     def work(self, unit: Any, store: Run) -> None:
@@ -273,8 +277,8 @@ class PhotographJointWorker(JointWorker):
             arrays = self.measure_photographs(unit)
             self.watcher.stage("photographs", unit.stop, len(self.job.photographs))
         else:
-            measure = {"alone": self.add_alone, "mixed": self.mix, "derivative": self.derive}[unit.stage]
-            arrays = measure(unit, store)
+            measures = (self.add_alone, self.mix, self.derive, self.derive_images)
+            arrays = dict(zip(("alone", *_OF_GROUPS), measures, strict=True))[unit.stage](unit, store)
         rows = slice(unit.first, unit.stop)
         store.land(unit.name, {k: ((rows, *[slice(None)] * (v.ndim - 1)), v) for k, v in arrays.items()})
 
@@ -312,14 +316,17 @@ class PhotographJointWorker(JointWorker):
         """Photographs to which solo images are added, B x C x H x W."""
         return self._read(self.job.bases)
 
-    def _read_direction(self, unit: Unit, seed: int, store: Run) -> Tensor | None:
-        """Read a solo image less its null image, scaled to `LENGTH`; None where the descent did not rise."""
+    def _read_difference(self, unit: Unit, seed: int, store: Run) -> Tensor | None:
+        """Read a solo image less its null image; None where the descent did not rise."""
         row = self._solo_rows[Solo(unit, seed)]
         if int(store.arrays["solo_status"][row]) not in LIVE_CODES:
             return None
-        image = torch.from_numpy(np.asarray(store.arrays["solo_images"][row]))
-        difference = image - self.null_image(seed, False)
-        return difference * (LENGTH / difference.square().mean().sqrt())
+        return torch.from_numpy(np.asarray(store.arrays["solo_images"][row])) - self.null_image(seed, False)
+
+    def _direction(self, unit: Unit, seed: int, store: Run) -> Tensor | None:
+        """Scale the same to `LENGTH`."""
+        difference = self._difference(unit, seed, store)
+        return None if difference is None else difference * (LENGTH / difference.square().mean().sqrt())
 
     def _respond(self, images: list[Tensor | None]) -> np.ndarray:
         """Measure the responses to images, N x D; NaN for those that there are not."""
@@ -402,41 +409,48 @@ class PhotographJointWorker(JointWorker):
             the four points of the mixed difference, which it equals where responses are quadratic; group x middle x
             response. See `featmap.optimize.responses.Probe.mixed_derivatives`.
         """
-        job, at = self.job, self.job.middles
-        found = np.full((unit.stop - unit.first, len(at), len(job.columns)), np.nan, dtype=np.float32)
-        for row, (a, b) in enumerate(job.groups[unit.first : unit.stop]):
-            pairs = [[self._direction(u, job.base_seed(k), store) for u in (a, b)] for k in at]
-            live = [k for k, (one, two) in enumerate(pairs) if one is not None and two is not None]
-            if live:
-                one, two = (
-                    torch.stack([d for d in (pairs[k][side] for k in live) if d is not None]) for side in (0, 1)
-                )
-                middles = self._bases[[at[k] for k in live]] + (one + two) / 2
-                found[row, live] = self.probe.mixed_derivatives(middles, one, two, job.responses)
-        return {"derivative_A": found}
+        job = self.job
+        origins = self._bases[job.middles]
+        found = [
+            self._derive(origins, [[self._direction(u, job.base_seed(k), store) for u in pair] for k in job.middles])
+            for pair in job.groups[unit.first : unit.stop]
+        ]
+        return {"derivative_A": np.stack(found)}
 
+    def derive_images(self, unit: MeasuringUnit, store: Run) -> dict[str, np.ndarray]:
+        """Compute second derivatives along the halves of both solo images.
 
-def require_pairs(job: JointJob) -> None:
-    """Check that a job is of pairs of units, and has no photographs yet.
+        Parameters
+        ----------
+        unit : MeasuringUnit
+            A work unit of the stage "image_derivative".
+        store : Run
+            The run folder, in which the solo descents are complete.
 
-    Parameters
-    ----------
-    job : JointJob
-        A job of joint descents that is to measure photographs.
+        Returns
+        -------
+        dict of numpy.ndarray
+            `image_derivative_A`: u' H v at the null image plus (u + v) / 2, with u and v half of each solo image's
+            difference from the null image: the middle of the four points of the second difference, which it equals
+            where responses are quadratic; group x seed x response.
+        """
+        seeds, found = self.job.base_seeds, []
+        origins = torch.stack([self.null_image(seed, False) for seed in seeds])
+        for pair in self.job.groups[unit.first : unit.stop]:
+            whole = [[self._difference(u, seed, store) for u in pair] for seed in seeds]
+            found.append(self._derive(origins, [[None if d is None else d / 2 for d in steps] for steps in whole]))
+        return {IMAGE_DERIVATIVES: np.stack(found)}
 
-    Raises
-    ------
-    UnitError
-        If a group has more than two units, or the job is of another class, whose work the one with photographs would
-        not do.
-    """
-    if type(job) not in (JointJob, GrowingJob):
-        raise UnitError(f"photographs are added once, to a job of joint descents; this is a {type(job).__name__}")
-    if job.members != 2:
-        raise UnitError(
-            f"photographs with {job.members} units: responding together is measured for two; give two units, or leave "
-            "the photographs out"
-        )
+    def _derive(self, origins: Tensor, steps: list[list[Tensor | None]]) -> np.ndarray:
+        """Compute u' H v at each origin plus half of both steps u and v, N x D; NaN where a step is missing."""
+        found = np.full((len(steps), len(self.job.columns)), np.nan, dtype=np.float32)
+        live = [k for k, pair in enumerate(steps) if all(step is not None for step in pair)]
+        if live:
+            one, two = (
+                torch.stack([d for d in side if d is not None]) for side in zip(*(steps[k] for k in live), strict=True)
+            )
+            found[live] = self.probe.mixed_derivatives(origins[live] + (one + two) / 2, one, two, self.job.responses)
+        return found
 
 
 def with_photographs(job: JointJob, stimuli: PhotographStimuli) -> PhotographJointJob:

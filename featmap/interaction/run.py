@@ -22,10 +22,10 @@ from featmap.interaction.conclusion import (
     list_notes,
     state_conclusion,
 )
-from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of
+from featmap.interaction.groups import JointSettings, LayerChannels, group_job, pairs_job, pairs_of, require_pairs
 from featmap.interaction.job import LATER_ARRAYS, MEMBERS, PINK_IMAGES, JointJob, JointUnit
 from featmap.interaction.kinds import summarise
-from featmap.interaction.photographs import PhotographJointJob, require_pairs, with_photographs, worker_of
+from featmap.interaction.photographs import PhotographJointJob, with_photographs, worker_of
 from featmap.interaction.power import RunPower, state_power
 from featmap.interaction.precision import AutoSeeds, GrowingJob, end_notes
 from featmap.interaction.statistics import JointArrays
@@ -358,7 +358,8 @@ def interact(
         A folder or zip, or `featmap.optimize.photograph_folder.Photographs` to set a limit or to skip broken ones, at
         the size of the recipe's images. Pairs are then measured on photographs, too: whether both units respond
         together, whether the responses add up where they do, and whether the effects of the two solo images add up
-        where these are added to photographs; see `featmap.interaction.natural.add_columns`.
+        where these are added to photographs; and by second derivatives along the solo images, at photographs and at
+        images; see `featmap.interaction.natural.add_columns`.
     settings : JointSettings, optional
         Balance of the units and probed layers; its seeds and device are those of the other arguments.
     recipe : str or Recipe, optional

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featmap.interaction.job import LATER_ARRAYS, MEMBERS, Group, JointJob
+from featmap.interaction.job import IMAGE_DERIVATIVES, LATER_ARRAYS, MEMBERS, Group, JointJob
 from featmap.interaction.kinds import OK
 from featmap.network.unit import Unit
 from featmap.runs import folder_layout
@@ -90,7 +90,7 @@ class JointArrays:
         solo = ("A", "units", "fraction", "status")
         joint = ("A", "units", "middle", "weight", "blend", "agreement", "status")
         names = [*shared, *(f"solo_{n}" for n in solo), *(f"joint_{n}" for n in joint)]
-        names += [name for name in LATER_ARRAYS if name in self.arrays]
+        names += [name for name in (*LATER_ARRAYS, IMAGE_DERIVATIVES) if name in self.arrays]
         return {name: np.asarray(self.arrays[name][...]) for name in names}
 
     def _standardise(self, responses: np.ndarray, seed: int, perturbed: bool = False) -> np.ndarray:
@@ -240,11 +240,15 @@ class JointArrays:
 
     @cached_property
     def statistic_names(self) -> list[str]:
-        """Names of all statistics, whether a descent has them or not."""
+        """Names of all statistics, whether a descent has them or not.
+
+        `second_derivative` is one of them where its array was computed, in runs with photographs.
+        """
         letters = MEMBERS[: self.job.members]
         names = [f"solo_{c}" for c in letters]
         names += [*NONLINEARITIES, MIXTURE, f"{MIXTURE}_floor", TWO_MIXTURES]
         names += ["second_difference", "second_difference_sign", "second_difference_at"]
+        names += ["second_derivative"] if IMAGE_DERIVATIVES in self.small_arrays else []
         names += ["joint_gain", "gradient_agreement"]
         names += ["territory_divided", "territory_correlation"]
         for c in letters:
@@ -315,12 +319,36 @@ class JointArrays:
                     on_other = self.solo_activation(unit, image_unit, seed)
                     result[f"crosstalk_{c}_on_{other}"] = interaction.crosstalk(on_other, best[k])
         result[TWO_MIXTURES] = (result[MIXTURE] + self._perturbed_mixture(row)) / 2
+        if "second_derivative" in result:
+            size, largest = float(np.linalg.norm(r)), float(np.linalg.norm(fractions, axis=1).max())
+            derived = float(np.linalg.norm(self.second_derivative(row)))
+            result["second_derivative"] = interaction.quotient(derived, size, largest)
         if self.job.balance == "solo" and self.job.recipe.linear:
             gifts = [[result.get(f"crosstalk_{c}_on_{other}", 1.0) for other in letters] for c in letters]
             lengths = np.sqrt(np.square(images).reshape(len(group), -1).mean(1))
             without = interaction.additive_retentions(np.array(gifts), lengths, result["gradient_agreement"])
             result |= {f"additive_retention_{c}": float(v) for c, v in zip(letters, without, strict=True)}
         return result | self._floors(g, seed, letters) | self._ceilings(group, seed, r, d)
+
+    def second_derivative(self, row: int) -> np.ndarray:
+        """Read the second derivative of responses along the halves of both solo images.
+
+        Parameters
+        ----------
+        row : int
+            Row of the joint arrays, of a run with photographs.
+
+        Returns
+        -------
+        numpy.ndarray
+            In standard deviations, one value for each probed feature that varies, see
+            `featmap.interaction.photographs.PhotographJointWorker.derive_images`; NaN where it has none, such as for
+            a seed that was added later.
+        """
+        (g, seed), deviation = self.job.joints[row], self.small_arrays["deviation"]
+        found, k = self.small_arrays[IMAGE_DERIVATIVES][g], self.job.seeds.index(seed)
+        nothing = np.zeros(len(deviation))
+        return interaction.standardise_responses(found[k] if k < len(found) else nothing + np.nan, nothing, deviation)
 
     def _perturbed_mixture(self, row: int) -> float:
         """Compute the mixture nonlinearity of the solo images from perturbed starts; NaN where one did not rise."""

@@ -11,6 +11,7 @@ STATISTIC_LABELS = {
     "retention": "retention: share of its solo response that {0} keeps on the joint image",
     "crosstalk": "cross-talk: share of its solo response that {0} gives to the image of {1}",
     "second_difference": "second difference over |r_ab|",
+    "second_derivative": "second derivative along the solo images over |r_ab|",
     "self_saturation": "second difference of {0} with itself",
     "joint_gain": "joint gain over the best blend",
     "gradient_agreement": "gradient agreement (mean cosine)",

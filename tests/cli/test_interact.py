@@ -116,8 +116,9 @@ def test_photographs_are_measured_too(arguments: list[str], capsys: pytest.Captu
             page.pairs is not None and len(page.pairs.table) == 4 and "--photographs FOLDER --limit 24" in page.command
         )
         methods = page.tables[-1][1]
-        assert len(methods) == 10 and "mixed difference at photographs" in methods["one"].tolist()
+        assert len(methods) == 11 and "mixed difference at photographs" in methods["one"].tolist()
         assert len(rows) == 4 and all(r["direct"] and r["place_lift_p"] and r["direct_at"] for r in rows)
+        assert all(r["second_derivative"] for r in rows) and "second derivative at images against" in printed
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["identity"]["photographs"]["count"] == manifest["photographs"]["count"] == 24
     assert manifest["identity"]["photographs"]["limit"] == 24

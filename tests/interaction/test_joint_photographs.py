@@ -23,6 +23,7 @@ from featmap.interaction.conclusion import (
     describe_photographs_of_pairs,
 )
 from featmap.interaction.groups import JointSettings
+from featmap.interaction.job import IMAGE_DERIVATIVES, LATER_ARRAYS
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import PhotographJointWorker
 from featmap.interaction.run import add_photographs
@@ -232,7 +233,9 @@ def test_photographs_and_profiles_are_those_of_the_arrays(conjunctions: Measured
 
 def test_pairs_say_how_many_are_treated_alike() -> None:
     rng = np.random.default_rng(0)
-    numbers = {name: rng.random(9) for name in (*PHOTOGRAPH_COLUMNS, "response_nonlinearity", "excess")}
+    numbers = {
+        name: rng.random(9) for name in (*PHOTOGRAPH_COLUMNS, "response_nonlinearity", "excess", "second_derivative")
+    }
     numbers |= {"second_difference": rng.random(9), "photograph_correlation_q": np.ones(9)}
     numbers |= {"photographs": np.full(9, 100), "joint_agreement": np.full(9, 0.5)}
     numbers |= {"joint_agreement_p": np.repeat([0.01, 0.2], [6, 3]), "joint_agreement_others": np.full(9, 0.1)}
@@ -287,10 +290,11 @@ def test_a_run_without_second_derivatives_gets_them(
     """A complete run of a version that had no such array is completed; nothing else is computed again."""
     job = add_photographs(job_of(UNITS, couples.conjunctions("and"), probe_layers=PROBED), colours)
     kind = type(job)
-    arrays, waves, hidden = kind.arrays, kind.waves, {"derivative_A", "joint_middle_perturbed"}
+    arrays, waves, hidden = kind.arrays, kind.waves, {"derivative_A", IMAGE_DERIVATIVES, LATER_ARRAYS[0]}
+    stages = ("derivative", "image_derivative")
     with monkeypatch.context() as earlier:
         earlier.setattr(kind, "arrays", lambda self: {k: v for k, v in arrays(self).items() if k not in hidden})
-        earlier.setattr(kind, "waves", lambda self: [[u for u in w if u.stage != "derivative"] for w in waves(self)])
+        earlier.setattr(kind, "waves", lambda self: [[u for u in w if u.stage not in stages] for w in waves(self)])
         run = lifecycle.open_run(job, tmp_path / "run")
         lifecycle.carry_out(job, run, PhotographJointWorker)
         lifecycle.complete(job, run)
@@ -306,4 +310,5 @@ def test_a_run_without_second_derivatives_gets_them(
     for name, values in kept.items():
         assert np.asarray(again.arrays[name]).tobytes() == values, name
     later = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}
-    assert set(later) - set(records) == {"derivative-000000-000001.json"} and records.items() <= later.items()
+    assert set(later) - set(records) == {f"{stage}-000000-000001.json" for stage in stages}
+    assert records.items() <= later.items()

@@ -21,7 +21,7 @@ import featmap
 from featmap.errors import FeatmapError
 from featmap.interaction import natural
 from featmap.interaction.conclusion import METHODS, NATURAL, PHOTOGRAPH_COLUMNS, compare_methods, describe_photographs
-from featmap.interaction.job import BASES, LENGTH, SMALL, JointJob
+from featmap.interaction.job import BASES, IMAGE_DERIVATIVES, LENGTH, SMALL, JointJob
 from featmap.interaction.kinds import summarise
 from featmap.interaction.natural import PhotographSets
 from featmap.interaction.photographs import (
@@ -47,7 +47,7 @@ from tests.interaction.test_job import job_of, pairs_of
 
 pytestmark = pytest.mark.usefixtures("threads")
 
-MEASURED = ("photographs-", "alone-", "mixed-", "derivative-")
+MEASURED = ("photographs-", "alone-", "mixed-", "derivative-", "image_derivative-")
 """Beginnings of the names of work units that measure photographs."""
 GRAY = 140
 """Level of photographs just above 0.5, where the gates of `couples.logic` begin."""
@@ -411,10 +411,10 @@ def test_a_run_with_photographs_resumes_and_is_another_run(noise: Path, tmp_path
     run = lifecycle.open_run(job, tmp_path / "run")
     assert lifecycle.carry_out(job, run, PhotographJointWorker) == len(job.work_units())
     copies = {name: np.asarray(run.arrays[name]) for name in job.arrays()}
-    for name in ("photograph_A", "alone_A", "mixed_A", "derivative_A"):
+    for name in ("photograph_A", "alone_A", "mixed_A", "derivative_A", IMAGE_DERIVATIVES):
         (next(p for p in (tmp_path / "run" / "arrays.zarr" / name).rglob("*.0") if p.is_file())).write_bytes(b"rubbish")
     again = lifecycle.open_run(job, tmp_path / "run")
-    assert lifecycle.carry_out(job, again, PhotographJointWorker) == 4
+    assert lifecycle.carry_out(job, again, PhotographJointWorker) == 5
     for name, values in copies.items():
         assert values.tobytes() == np.asarray(again.arrays[name]).tobytes(), name
     without = lifecycle.open_run(plain, tmp_path / "plain")
@@ -440,7 +440,8 @@ def test_automatic_seeds_measure_photographs_once(noise: Path, tmp_path: Path, m
     pd.testing.assert_frame_equal(auto.summary[columns], five.summary[columns])
     records = [p.name for p in (tmp_path / "auto" / "units").iterdir() if p.name.startswith(MEASURED)]
     assert sorted(records) == sorted(p.name for p in (tmp_path / "five" / "units").iterdir() if p.name in records)
-    for name in ("photograph_A", "photograph_places", "alone_A", "mixed_A", "cross_A", "derivative_A"):
+    once = ("photograph_A", "photograph_places", "alone_A", "mixed_A", "cross_A", "derivative_A", IMAGE_DERIVATIVES)
+    for name in once:
         one, two = (open_arrays(tmp_path / run)[name].values for run in ("auto", "five"))
         assert one.tobytes() == two.tobytes(), name
     page = build_reports(tmp_path / "auto")[0]
