@@ -250,14 +250,17 @@ recipe interact takes linear steps only, so that a linear network scores zero; w
 linear network looks nonlinear, and the report says so. A confidence interval takes three seeds, a claim five.
 
 The kind is decided from the intervals over seeds, three at least. A pair is competing for place where a unit keeps less
-than 0.8 of what it would keep in a linear network of the same cross-talk and gradient agreement (additive retention),
-and the units divide the image: at 70 % of the responding positions only one responds, and the maps correlate
-negatively. It is suppressive where a unit keeps as little elsewhere, or where the response nonlinearity is above its
-floor and the second difference below 0: features respond to both by less than the sum (an OR, an XOR, a gate that one
-of them shuts). It is synergistic above its floor where both units reach more than alone, or with a second difference
+than 0.8 of what it would keep without interaction (additive retention: that of a linear network of the same cross-talk
+and gradient agreement, to the power with which the unit responds to parts of its own image), and the units divide the
+image: at 70 % of the responding positions only one responds, and the maps correlate negatively. It is suppressive where
+a unit keeps as little elsewhere, or where the response nonlinearity is above its floor and features respond to both by
+less, in size, than the sum of their responses to each (an OR, an XOR, a gate that one of them shuts, and what reads
+these with a negative weight): a second difference of 0.1 or more that is surely below 0, with a balance of 0.2 or more
+of its size. It is synergistic above its floor where both units reach more than alone, or with such a second difference
 above 0 (an AND). It is additive where none of this holds, both units surely keep 0.8 of that, the nonlinearity is
 surely less than 0.1 above its floor, and the second difference is no more than 0.1 above the units' own. Each pair is
-judged by itself: only the column q allows for the number of pairs. All rules: featmap/interaction/kinds.py.
+judged by itself: only the column q allows for the number of pairs, so that pairs may be suppressive, by their
+retention, of which none is above its floor. All rules: featmap/interaction/kinds.py.
 
 On a real network 15 to 68 % of a layer's features are silent on the noise. At every step a unit without a gradient,
 alone or in a sum, gets one through its dead ReLUs; in a sum it is made as long as the other units' gradients. Units

@@ -127,6 +127,8 @@ class PairOptions:
             raise FeatmapError("give either units (inception4a:17 inception4b:201) or two --layers with --features")
         if self.screen and not self.layers:
             raise FeatmapError("--screen goes with --layers: --layers inception4a inception4b --screen")
+        if not self.screen and ((self.top, self.checks) != (type(self).top, type(self).checks)):
+            raise FeatmapError("--top and --checks go with --screen; leave them out, or screen two layers")
         if self.screen and (self.width is not None or self.most_seeds is not None):
             raise FeatmapError("--width and --most-seeds go with --seeds auto, which --screen does not take")
         if self.layers and not self.features and not self.screen:
@@ -450,9 +452,9 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            kinks: they get that of a softplus, which is 0.3
                            of their inputs' root mean square wide. Undefined
                            where it is 0. direct_agreement: rank correlation
-                           of the two over features. In networks of ReLUs
-                           (0.3 to 0.7 in SqueezeNet) the difference is the
-                           measure
+                           of the two over features: low where ReLUs
+                           matter, as in SqueezeNet (0.10 to 0.60, see
+                           below); there the difference is the measure
   second_derivative        the same at images, of each seed: the second
                            derivative along the halves of both solo images,
                            in the middle of the four images of the second
@@ -461,11 +463,12 @@ With --photographs FOLDER, pairs (two units, or --layers) are also measured on p
                            0 in linear networks. second_derivative_agreement:
                            rank correlation of the two over features, means
                            over seeds. Needs no photograph, but is measured
-                           only with --photographs. Between two layers of
-                           SqueezeNet, 16 pairs at 96 pixels, the softplus
-                           makes it 1.1 to 2.9 times as large as the
-                           difference; over pairs the two agree (0.83), over
-                           features less (0.15 to 0.68)
+                           only with --photographs. Between features.6 and
+                           features.9 of SqueezeNet (64 pairs, 3 seeds, 112
+                           pixels) it is 0.7 to 3.0 times as large as the
+                           difference; over pairs the two agree by 0.74
+                           (0.45 to 0.92), over the features of a pair by
+                           0.04 to 0.66
 
 The p-values of the first three are two-sided, from 999 permutations of the photographs between the two units; below 20
 photographs these are undefined. The natural nonlinearity needs 8 photographs of each kind; photographs_note says what

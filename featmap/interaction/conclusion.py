@@ -251,7 +251,7 @@ def describe_photographs(row: Mapping[str, Any]) -> list[str]:
                 f"; most in {row['direct_at']}, which gets {'more' if row['direct_sign'] > 0 else 'less'} than the sum"
             )
         if np.isfinite(row["direct_hessian"]):
-            text += f"; by the second derivative, with smoothed ReLUs, on {row['direct_hessian_images']} of them "
+            text += f"; by the second derivative, of softplus for ReLUs, on {row['direct_hessian_images']} of them "
             text += f"{format_percent(row['direct_hessian'])} %"
         if np.isfinite(row["direct_agreement"]):
             text += f", whose rank correlation with the difference over {row['direct_features']} features is "
@@ -311,7 +311,7 @@ def _describe_derivative(row: Mapping[str, Any]) -> list[str]:
     if not np.isfinite(row["second_derivative"]):
         reason = "torch has none for an operation of the network, or the seeds that it is taken for have no statistics"
         return [f"The second derivative at images is undefined: {reason}."]
-    text = "Along the halves of both solo images the second derivative, with smoothed ReLUs, is "
+    text = "Along the halves of both solo images the second derivative (of softplus where the network has ReLUs) is "
     text += f"{format_percent(row['second_derivative'])} % of the response to the joint image, the second difference "
     text += f"{format_percent(row['second_difference'])} %"
     if np.isfinite(row["second_derivative_agreement"]):

@@ -6,16 +6,18 @@ out over the units (Bonferroni):
 undecided
     Fewer than `MIN_SEEDS` seeds have statistics.
 competing for place, suppressive
-    A unit surely keeps less than `LOSS` of what it would keep without interaction, see `additive_retentions`. It is
-    competing for place where, on the joint image, at least `DIVIDED` of the responding positions have one unit alone,
-    and the activation maps correlate negatively; else it is suppressive.
+    A unit surely keeps less than `LOSS` of what it would keep without interaction, see `additive_retentions` and
+    `growth_exponents`. It is competing for place where, on the joint image, at least `DIVIDED` of the responding
+    positions have one unit alone, and the activation maps correlate negatively; else it is suppressive.
 synergistic
     The response nonlinearity surely exceeds its floor, and every unit surely reaches more on the joint image than on
     its own. The second alone is no sign of interaction: where a blur keeps each solo image from its optimum, units
     that share what the blur leaves reach more together in a linear network too.
 synergistic, suppressive
-    The response nonlinearity surely exceeds its floor, and the signed second difference is surely above 0 (synergistic:
-    features respond to both parts together by more than to each) or below 0 (suppressive: by less).
+    The response nonlinearity surely exceeds its floor, the second difference is at least `RELEVANT`, and its sign is
+    surely above 0 (synergistic: features respond to both parts together by more than the sum of their responses to
+    each, in size: an inhibition may be more than the sum, too) or below 0 (suppressive: by less), with a balance of
+    `BALANCE` or more.
 additive
     The response nonlinearity surely exceeds its floor by no more than `RELEVANT`, each unit surely keeps `LOSS` of what
     it would keep without interaction, and the second difference is at most `RELEVANT` above the units' own
@@ -29,7 +31,8 @@ linear network would keep; without it no pair is additive or competing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +54,13 @@ LOSS = 0.8
 DIVIDED = 0.7
 """Share of responding positions with one unit alone from which on the units divide the image."""
 RELEVANT = 0.1
-"""Nonlinearity above the floor, or second difference above self-saturation, that an additive group may have."""
+"""Nonlinearity above the floor, or second difference above self-saturation, that an additive group may have; and least
+second difference whose sign decides."""
+BALANCE = 0.2
+"""Least mean sign of a second difference: below it as many features respond by more as by less."""
+STEEPEST = 3.0
+"""Largest exponent of a unit's response along its solo image, and inverse of the smallest, at which its retention
+without interaction is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +153,52 @@ def classify(evidence: Evidence) -> str:
         if all(bottom > 1 + interaction.ROUNDING for bottom, _ in _intervals(evidence.retention)):
             return SYNERGISTIC
         below, above = _interval(evidence.signed_difference)
-        if below > 0 or above < 0:
+        size, signed = _mean(evidence.second_difference), _mean(evidence.signed_difference)
+        if (below > 0 or above < 0) and size >= RELEVANT and abs(signed) >= BALANCE * size:
             return SYNERGISTIC if below > 0 else SUPPRESSIVE
     # the size: features that respond by more and others that respond by less do not make up for each other
     size, own = _mean(evidence.second_difference), _mean(evidence.self_saturation)
     if high <= RELEVANT and all(bottom >= LOSS for bottom, _ in kept) and size <= own + RELEVANT:
         return ADDITIVE
     return UNDECIDED
+
+
+def growth_exponents(
+    arrays: Mapping[str, np.ndarray], start: int, probed: Sequence[tuple[int, int | None]]
+) -> np.ndarray:
+    """Compute with which powers of a dose units respond to parts of their own solo images.
+
+    A unit that responds to half of its solo image by a quarter loses more than half of its response where it gets half
+    of the image: its retention without interaction is that of a linear unit to this power.
+
+    Parameters
+    ----------
+    arrays : mapping of str to numpy.ndarray
+        Arrays `null`, `solo_A` and `solo_fraction` of the run.
+    start : int
+        Row of the start in `null`.
+    probed : sequence of (int, int or None)
+        For each of the n units its row in the solo arrays and its column among the probed features; None where its
+        layer is not probed, or it is no feature.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``-log(share) / log(n)`` for each unit, with its share of its whole response at 1/n of its solo image: 1 where
+        it responds linearly, and where it is not probed. NaN beyond `STEEPEST`, and where it does not respond to the
+        part or not to the whole.
+    """
+    found = []
+    for row, column in probed:
+        if column is None:
+            found.append(1.0)
+            continue
+        null = float(arrays["null"][start, column])
+        part, whole = (float(arrays[name][row, column]) for name in ("solo_fraction", "solo_A"))
+        share = interaction.quotient(part - null, whole - null, max(abs(whole), abs(null)))
+        power = -math.log(share) / math.log(len(probed)) if share > 0 else math.nan
+        found.append(power if 1 / STEEPEST <= power <= STEEPEST else math.nan)
+    return np.array(found)
 
 
 def describe_kind(row: Mapping[str, Any]) -> str:
@@ -188,7 +236,10 @@ def describe_kind(row: Mapping[str, Any]) -> str:
         )
         return f"{kind}: {response} parts{most}; {reaches}{expected}"
     if kind == UNDECIDED:
-        reason = "no rule is surely met" if np.isfinite(row["p"]) else "too few seeds"
+        reason = "no rule is surely met"
+        if not np.isfinite(row["p"]):
+            few = row.get("seeds", 0) < MIN_SEEDS
+            reason = "too few seeds" if few else f"fewer than {MIN_SEEDS} seeds have a floor"
         return f"{kind} ({reason}): {reaches}{expected}"
     return f"{kind}: {reaches}{expected}"
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from featmap import rng
-from featmap.interaction.conclusion import format_number, format_seeds
+from featmap.interaction.conclusion import SEEDS_FOR_CLAIM, format_number, format_seeds
 from featmap.interaction.kinds import MIN_SEEDS
 from featmap.stats import interaction
 
@@ -94,6 +94,8 @@ class RunPower:
     groups, freedom : int
         Number of groups whose deviations over seeds are pooled, and their degrees of freedom: seeds less one, summed
         over groups.
+    enough : Power, optional
+        With `SEEDS_FOR_CLAIM` seeds, of a run with fewer.
     """
 
     least: Power
@@ -101,10 +103,12 @@ class RunPower:
     network: str
     groups: int
     freedom: int
+    enough: Power | None = None
 
     def __str__(self) -> str:
         if self.median.seeds == self.least.seeds:
-            return str(self.least)
+            more = f"; with {format_seeds(SEEDS_FOR_CLAIM)} one of {self.enough.size}" if self.enough else ""
+            return f"{self.least}{more}"
         least = self.least.describe(f"{format_seeds(self.least.seeds)}, the fewest of a pair,")
         return f"power: {least}; with {format_seeds(self.median.seeds)}, the median, {self.median.size}"
 
@@ -128,7 +132,8 @@ class RunPower:
         dict
             `sentence` and `basis` in words; `excess`, the smallest that is found with `power` at a false discovery rate
             of `rate` (of one group: p below it), None where none up to 1 is found or it is unknown; `pairs`, of which
-            `planted` have the excess; `seeds`, their least number; `median` with `seeds` and `excess` at the median;
+            `planted` have the excess; `seeds`, their least number; `enough`, the excess with `SEEDS_FOR_CLAIM` seeds,
+            of a run with fewer; `median` with `seeds` and `excess` at the median;
             and `deviations`: the `network`, the number of `groups` of this run, their `degrees_of_freedom` and the
             standard deviation over seeds (`size`).
         """
@@ -142,6 +147,7 @@ class RunPower:
             "pairs": self.least.pairs,
             "planted": _count_planted(self.least.pairs),
             "seeds": self.least.seeds,
+            **({"enough": {"seeds": SEEDS_FOR_CLAIM, "excess": _plain(self.enough.effect)}} if self.enough else {}),
             "median": {"seeds": self.median.seeds, "excess": _plain(self.median.effect)},
             "deviations": {
                 "network": self.network,
@@ -230,7 +236,8 @@ def state_power(table: pd.DataFrame, network: str = "") -> RunPower:
         )
 
     freedom = int((counts[variances.index] - 1).sum())
-    return RunPower(power(seeds[0]), power(seeds[1]), network, len(variances), freedom)
+    enough = power(SEEDS_FOR_CLAIM) if MIN_SEEDS <= seeds[0] < SEEDS_FOR_CLAIM and np.isfinite(deviation) else None
+    return RunPower(power(seeds[0]), power(seeds[1]), network, len(variances), freedom, enough)
 
 
 def _plain(effect: float) -> float | None:

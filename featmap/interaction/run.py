@@ -289,10 +289,13 @@ def describe(job: JointJob, result: Interaction, limit: int = 5) -> list[str]:
     counts = ", ".join(f"{n} {status}" for status, n in result.summary["status"].value_counts().items())
     significant = int((result.summary["q"] < 0.05).sum())
     kinds = ", ".join(f"{n} {kind}" for kind, n in result.summary["kind"].value_counts().items())
+    tested = int(result.summary["q"].notna().sum())
+    lacking = f"; {len(ranking) - tested} are not tested, for want of three seeds with a floor" if tested else ""
     lines = [
         f"{len(job.groups)} pairs: {counts}",
-        f"kinds: {kinds}",
-        f"{significant} of {len(ranking)} are above their floor at a false discovery rate of 5 %",
+        f"kinds, each pair judged by itself: {kinds}",
+        f"{significant} of {tested or len(ranking)} are above their floor at a false discovery rate of 5 %"
+        + lacking * (tested < len(ranking)),
     ]
     lines.append(str(result.power))
     if "photographs" in result.summary:

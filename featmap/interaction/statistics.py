@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from featmap.interaction.job import IMAGE_DERIVATIVES, LATER_ARRAYS, MEMBERS, Group, JointJob
-from featmap.interaction.kinds import OK
+from featmap.interaction.kinds import OK, growth_exponents
 from featmap.network.unit import Unit
 from featmap.runs import folder_layout
 from featmap.runs.folder_layout import LIVE_CODES
@@ -52,6 +52,7 @@ class JointArrays:
         self.solo_rows = {(s.unit, s.seed, s.perturbed): k for k, s in enumerate(job.solos)}
         self.start_rows = {start: k for k, start in enumerate(job.starts)}
         self.unit_columns = {u: k for k, u in enumerate(job.units)}
+        self.response_columns = {name: k for k, name in enumerate(job.columns)}
         self.joint_rows = {joint: k for k, joint in enumerate(job.joints)}
         # Many groups share a unit, and neighbouring rows a chunk: neither is computed or read again for each group.
         self._unit_floor = lru_cache(maxsize=None)(self._compute_unit_floor)
@@ -327,6 +328,8 @@ class JointArrays:
             gifts = [[result.get(f"crosstalk_{c}_on_{other}", 1.0) for other in letters] for c in letters]
             lengths = np.sqrt(np.square(images).reshape(len(group), -1).mean(1))
             without = interaction.additive_retentions(np.array(gifts), lengths, result["gradient_agreement"])
+            probed = [(self.solo_rows[u, seed, False], self.response_columns.get(str(u))) for u in group]
+            without **= growth_exponents(small, self.start_rows[seed, False], probed)
             result |= {f"additive_retention_{c}": float(v) for c, v in zip(letters, without, strict=True)}
         return result | self._floors(g, seed, letters) | self._ceilings(group, seed, r, d)
 

@@ -23,7 +23,9 @@ STATISTIC_LABELS = {
     "natural_nonlinearity": "response nonlinearity on photographs of both",
     "natural_difference": "second difference on photographs",
     "joint_agreement": "photographs of both against the joint image, rank correlation over features",
+    "natural_excess": "response nonlinearity on photographs of both, less its floor",
     "direct": "mixed difference at photographs",
+    "direct_curvature": "second derivative at photographs, by differences",
     "direct_hessian": "second derivative at photographs",
 }
 

@@ -244,9 +244,10 @@ class SecondDifference:
     feature : int or None
         Position among all D probed features where it is largest; None where it is no more than rounding error.
     sign : float
-        Share of its square in features whose response to all parts together is above the sum of their responses to
-        each, less the share in those where it is below, in [-1, 1]: 1 for an AND of the parts, -1 for an OR or XOR. 0
-        where it is no more than rounding error.
+        Share of its square in features whose response to all parts together is larger than the sum of their responses
+        to each, less the share in those where it is smaller, in [-1, 1]: 1 for an AND of the parts, -1 for an OR or
+        XOR, and the same for the negatives of these: size counts, not direction. 0 where it is no more than rounding
+        error.
     """
 
     size: float
@@ -283,8 +284,9 @@ def second_difference(
     if not difference.size or not np.abs(difference).max() > DIFFERENCE_FLOOR * largest:  # rounding, or not finite
         return SecondDifference(size, None, 0.0)
     feature = int(np.flatnonzero(np.isfinite(deviation))[np.abs(difference).argmax()])
-    scaled = difference / np.abs(difference).max()
-    return SecondDifference(size, feature, float((scaled * np.abs(scaled)).sum() / (scaled * scaled).sum()))
+    squares = np.square(difference / np.abs(difference).max())
+    grows = np.sign(np.abs(middle) - np.abs(fractions.sum(0)))
+    return SecondDifference(size, feature, float((grows * squares).sum() / squares.sum()))
 
 
 def curvature(mixed: np.ndarray, slopes: np.ndarray, noise: float = DIFFERENCE_FLOOR) -> float:

@@ -255,7 +255,7 @@ def test_dead_partners_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "interact", "--layers", "relu", "relu", "--features", "all", "all", *model, "--out", "all"
     )
     assert printed.splitlines()[1] == "3 pairs: 3 dead partner"
-    assert printed.splitlines()[2] == "kinds: 3 undefined"
+    assert printed.splitlines()[2] == "kinds, each pair judged by itself: 3 undefined"
     assert printed.splitlines()[3].startswith("0 of 0 are above their floor")
 
 

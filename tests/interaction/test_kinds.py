@@ -12,7 +12,16 @@ import pytest
 
 from featmap.interaction import kinds, report
 from featmap.interaction.conclusion import state_conclusion
-from featmap.interaction.kinds import ADDITIVE, COMPETING, SUPPRESSIVE, SYNERGISTIC, UNDECIDED, UNDEFINED, summarise
+from featmap.interaction.kinds import (
+    ADDITIVE,
+    COMPETING,
+    SUPPRESSIVE,
+    SYNERGISTIC,
+    UNDECIDED,
+    UNDEFINED,
+    growth_exponents,
+    summarise,
+)
 from featmap.interaction.statistics import JointArrays
 from featmap.plotting import interaction_panel
 from featmap.stats.interaction import additive_retentions, second_difference
@@ -100,6 +109,10 @@ def evidence(**changes: Any) -> kinds.Evidence:
         ({"retention": 1.1, "excess": 0.2}, SYNERGISTIC),
         ({"retention": (1.1, 0.9)}, ADDITIVE),
         ({"excess": 0.2, "second_difference": 0.1}, SYNERGISTIC),
+        ({"excess": 0.2, "second_difference": 0.09}, UNDECIDED),  # sure, but too small to matter
+        ({"excess": 0.09, "second_difference": 0.09}, ADDITIVE),
+        ({"excess": 0.2, "second_difference": 0.8, "signed_difference": -0.15}, UNDECIDED),  # hardly a balance
+        ({"excess": 0.2, "second_difference": 0.8, "signed_difference": -0.17}, SUPPRESSIVE),
         ({"excess": 0.2, "second_difference": -0.1}, SUPPRESSIVE),
         ({"excess": 0.2}, UNDECIDED),
         ({"additive": math.nan}, UNDECIDED),
@@ -161,13 +174,32 @@ def test_the_conclusion_begins_with_the_kind(changes: dict[str, Any], words: str
     assert "20 % of the joint image's response is not explained" in sentence
 
 
-def test_the_sign_of_a_second_difference_is_the_balance_of_its_squares() -> None:
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_the_sign_of_a_second_difference_is_the_balance_of_its_squares(direction: float) -> None:
     deviation, joint = np.ones(3), np.array([1.0, 1.0, 1.0])
-    fractions = np.zeros((2, 3))
-    for middle, sign in (([1, 0, 0], 1.0), ([0, -2, 0], -1.0), ([1, -2, 0], (1 - 4) / 5), ([3, 1, -1], 9 / 11)):
-        found = second_difference(np.array(middle, dtype=float), fractions, joint, deviation)
+    fractions = np.full((2, 3), 0.5 * direction)  # their sum is 1, in size
+    for middle, sign in (
+        ([2, 1, 1], 1.0),  # an AND
+        ([1, 0, 1], -1.0),  # an XOR
+        ([2, 1, -0.5], (1 - 1.5**2) / (1 + 1.5**2)),  # beyond the other side of 0, but smaller
+        ([4, 2, 0], 9 / 11),
+    ):
+        found = second_difference(direction * np.array(middle, dtype=float), fractions, joint, deviation)
         assert found.sign == pytest.approx(sign)
-    assert second_difference(np.zeros(3), fractions, joint, deviation).sign == 0
+    assert second_difference(fractions.sum(0), fractions, joint, deviation).sign == 0
+
+
+def test_a_response_that_grows_as_a_power_keeps_that_power_of_a_share() -> None:
+    null, whole = 0.25, np.array([[2.25, 2.25, 2.25, 2.25, 0.25]])
+    parts = null + 2 * np.array([[0.5, 0.25, 2**-0.5, -0.1, 0.5]])
+    arrays = {"null": np.full((1, 5), null), "solo_A": whole, "solo_fraction": parts}
+    found = [growth_exponents(arrays, 0, [(0, k), (0, None)]).tolist() for k in range(5)]
+    np.testing.assert_allclose([a for a, _ in found], [1, 2, 0.5, np.nan, np.nan])
+    assert {b for _, b in found} == {1.0}, "not probed: taken for linear"
+    thirds = {"null": np.zeros((1, 1)), "solo_A": np.ones((1, 1)), "solo_fraction": np.full((1, 1), 1 / 9)}
+    assert growth_exponents(thirds, 0, [(0, 0)] * 3)[0] == pytest.approx(2)
+    steep = thirds | {"solo_fraction": np.full((1, 1), 0.01)}
+    assert np.isnan(growth_exponents(steep, 0, [(0, 0)] * 2)[0])
 
 
 def test_retentions_without_interaction_are_those_of_vectors() -> None:

@@ -94,6 +94,20 @@ def test_equal_seeds_find_what_exceeds_rounding_and_undefined_ones_nothing(exces
     assert state_power(table).least.effect == pytest.approx(effect, nan_ok=True)
 
 
+def test_a_run_with_few_seeds_says_what_five_would_find() -> None:
+    rng = np.random.default_rng(0)
+    excess = rng.normal(0, 0.1, (40, 3))
+    table = pd.DataFrame({"group": np.repeat(np.arange(40), 3), "response_nonlinearity": excess.ravel()})
+    found = state_power(table.assign(response_nonlinearity_floor=0.0))
+    assert found.enough is not None and found.enough.seeds == 5
+    assert found.enough.effect == pytest.approx(found.least.deviation * smallest_effect(40, 5))
+    assert str(found).endswith(f"4 of which have one; with 5 seeds one of {found.enough.effect:.2f}")
+    assert found.record()["enough"] == {"seeds": 5, "excess": found.enough.effect}
+    more = pd.DataFrame({"group": np.repeat(np.arange(24), 5), "response_nonlinearity": excess.ravel()})
+    five = state_power(more.assign(response_nonlinearity_floor=0.0))
+    assert five.enough is None and "enough" not in five.record()
+
+
 @pytest.mark.parametrize(
     ("power", "words"),
     [

@@ -355,7 +355,7 @@ def test_the_ranking_is_sorted_by_excess_and_controls_false_discoveries(layers: 
     assert (defined["q"] >= defined["p"]).all() and (defined["q"] <= 1).all()
     lines = interaction_run.describe(job_for(layers), layers)
     assert lines[0] == "12 pairs: 12 ok"
-    assert lines[1].startswith("kinds: ")
+    assert lines[1].startswith("kinds, each pair judged by itself: ")
     assert "of 12 are above their floor at a false discovery rate of 5 %" in lines[2]
     first = f"{ranking.loc[0, 'a']} + {ranking.loc[0, 'b']}: {ranking.loc[0, 'kind']}; response nonlinearity 0."
     assert lines[3].startswith("power: with 3 seeds ") and lines[4].startswith(first)

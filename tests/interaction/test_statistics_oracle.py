@@ -76,6 +76,16 @@ class Run:
         k = self.data["unit"].values.tolist().index(unit)
         return float(responses[k] - self.at("null_units", start=self.start(seed))[k])
 
+    def growth(self, unit: str, seed: int, parts: int) -> float:
+        """The exponent of a unit's own response to a part of its solo image; 1 where it is not probed."""
+        names = self.data["response"].values.tolist()
+        if unit not in names:
+            return 1.0
+        solo, null = self.solo(unit, seed), self.at("null", start=self.start(seed))[names.index(unit)]
+        part, whole = (self.at(a, solo=solo)[names.index(unit)] - null for a in ("solo_fraction", "solo_A"))
+        power = math.log(part / whole) / math.log(1 / parts) if part > 0 else math.nan
+        return power if 1 / 3 <= power <= 3 else math.nan
+
     def controls(self) -> list[list[str]]:
         """The other features, as many of each unit's layer, in the order of the rows."""
         others: dict[str, list[str]] = {}
@@ -114,7 +124,9 @@ def test_every_statistic_by_plain_loops(run_result: tuple[list[str], Interaction
         named = "" if size < 1e-5 else run.data["response"].values[run.varying[where]]  # `first` is linear: rounding
         assert row["second_difference_at"] == named
         steps = [m - sum(f[k] for f in fractions) for k, m in enumerate(middle)]
-        balance = math.fsum(x * abs(x) for x in steps) / math.fsum(x * x for x in steps)
+        apart = [sum(f[k] for f in fractions) for k in range(len(middle))]
+        signed = [x * x * math.copysign(1, abs(m) - abs(s)) for x, m, s in zip(steps, middle, apart, strict=True)]
+        balance = math.fsum(signed) / math.fsum(x * x for x in steps)
         expected["second_difference_sign"] = balance if named else 0.0
         reached = run.at("joint_units", joint=run.joint(seed))
         best = [run.z(u, run.at("solo_units", solo=run.solo(u, seed)), seed) for u in units]
@@ -142,9 +154,10 @@ def test_every_statistic_by_plain_loops(run_result: tuple[list[str], Interaction
         q = [1 / math.sqrt(oracles.dot(one, one) / len(one)) for one in images]
         both_ways = [q[i] * q[j] for i in range(len(q)) for j in range(len(q)) if i != j]
         step = math.sqrt(math.fsum(v * v for v in q) + expected["gradient_agreement"] * math.fsum(both_ways))
-        for c in letters:
+        for c, unit in zip(letters, units, strict=True):
             gifts = [1.0 if o == c else expected[f"crosstalk_{c}_on_{o}"] for o in letters]
             kept = min(1.0, math.fsum(g * v for g, v in zip(gifts, q, strict=True)) / step)
+            kept **= run.growth(unit, seed, len(units))
             expected[f"additive_retention_{c}"] = kept if is_solo(interaction) else math.nan
         following = run.seeds[(run.seeds.index(seed) + 1) % len(run.seeds)] if len(run.seeds) > 1 else seed + 1
         floors: dict[str, list[float]] = {"response": [], "image": []}
