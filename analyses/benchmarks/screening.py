@@ -296,7 +296,7 @@ def format_page(results: list[Screened]) -> str:
         "Spearman's rank correlation, over random pairs, with the response nonlinearity less its floor, mean over "
         f"seeds. The aim is {AIM:g}. Random pairs of a run share features, so they say less than as many pairs drawn "
         "one by one. Predictors in the order of the mean of their correlations. How long all pairs of two layers of "
-        "512 features take stands under \"Whole commands\".",
+        '512 features take stands under "Whole commands".',
         "",
         f"| predictor | {' | '.join(heads)} |",
         "|---" * (len(heads) + 1) + "|",

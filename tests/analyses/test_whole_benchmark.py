@@ -91,6 +91,9 @@ def test_a_job_of_another_command_has_no_share_of_the_peak(tmp_path: Path, monke
     assert found["seconds"] > found["descents_s"] > 0 and found["size"] == 16 and "gflops" not in found
     assert "| a small screening; 16 pixels, 2 steps |" in (page := whole.format_table({"screening": found}))
     assert page.rstrip().splitlines()[-1].endswith("| - | soon |")
+    late = whole.Job("a small screening", small, "cpu", "soon", "interact", found["seconds"] / 1.25)
+    monkeypatch.setitem(whole.JOBS, "screening", late)
+    assert whole.format_table({"screening": found}).rstrip().endswith("| - | soon: missed by 25% |")
 
 
 def test_starts_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
