@@ -329,7 +329,9 @@ class JointArrays:
             lengths = np.sqrt(np.square(images).reshape(len(group), -1).mean(1))
             without = interaction.additive_retentions(np.array(gifts), lengths, result["gradient_agreement"])
             probed = [(self.solo_rows[u, seed, False], self.response_columns.get(str(u))) for u in group]
-            without **= growth_exponents(small, self.start_rows[seed, False], probed)
+            without = np.sign(without) * np.abs(without) ** growth_exponents(
+                small, self.start_rows[seed, False], probed
+            )
             result |= {f"additive_retention_{c}": float(v) for c, v in zip(letters, without, strict=True)}
         return result | self._floors(g, seed, letters) | self._ceilings(group, seed, r, d)
 

@@ -157,7 +157,7 @@ def test_every_statistic_by_plain_loops(run_result: tuple[list[str], Interaction
         for c, unit in zip(letters, units, strict=True):
             gifts = [1.0 if o == c else expected[f"crosstalk_{c}_on_{o}"] for o in letters]
             kept = min(1.0, math.fsum(g * v for g, v in zip(gifts, q, strict=True)) / step)
-            kept **= run.growth(unit, seed, len(units))
+            kept = math.copysign(abs(kept) ** run.growth(unit, seed, len(units)), kept)
             expected[f"additive_retention_{c}"] = kept if is_solo(interaction) else math.nan
         following = run.seeds[(run.seeds.index(seed) + 1) % len(run.seeds)] if len(run.seeds) > 1 else seed + 1
         floors: dict[str, list[float]] = {"response": [], "image": []}
