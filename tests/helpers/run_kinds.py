@@ -11,6 +11,7 @@ import pytest
 from featmap.cli.app import main
 from featmap.interaction import report
 from featmap.plotting import examples, labels, style
+from featmap.runs import estimate
 from featmap.stats import clustering
 
 
@@ -65,8 +66,9 @@ def cluster_with_few_draws(monkeypatch: pytest.MonkeyPatch, runs: int, draws: in
 
 
 def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int = 5) -> None:
-    """Cluster with few runs and draws, and draw small and few figures: neither is what these tests are about."""
+    """Cluster with few runs and draws, foretell roughly, and draw small and few figures: these tests are of others."""
     cluster_with_few_draws(monkeypatch, runs, draws)
+    monkeypatch.setattr(estimate, "PACE_SECONDS", 0.0)
     # of the many matrices of a run of pairs, which are drawn alike, the first ones
     monkeypatch.setattr(report, "labelled_statistics", lambda columns: labels.labelled_statistics(columns)[:3])
     monkeypatch.setattr(style, "MAX_PIXELS", 200)
