@@ -84,10 +84,10 @@ def few_draws() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _the_pace_is_measured_briefly() -> None:
-    """Let commands measure the machine's pace in three rounds, not for half a second: they run for little longer."""
+def _estimates_are_rough() -> None:
+    """Let commands measure the machine's pace and their steps briefly, not for half a second each."""
     if (estimate := sys.modules.get("featmap.runs.estimate")) is not None:
-        estimate.PACE_SECONDS = 0.0  # type: ignore[attr-defined]
+        estimate.PACE_SECONDS = estimate.MEASURED_SECONDS = 0.0  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from functools import partial
+from contextlib import AbstractContextManager
+from functools import partial, wraps
 from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 import pytest
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
 from featmap.cli.app import main
 from featmap.interaction import report
-from featmap.plotting import examples, labels, style
+from featmap.plotting import examples, labels, pages, style
 from featmap.runs import estimate
 from featmap.stats import clustering
 
@@ -23,6 +27,7 @@ def _options(network: str, rows: int) -> list[str]:
 
 TWO = _options("two", 2)
 SMALL = _options("small", 4)
+PRINT_SVG = FigureCanvasSVG.print_svg
 MAP = ["similarity", "--layer", "second", *SMALL]
 KINDS: dict[str, list[list[str]]] = {
     "similarity": [["similarity", "--layer", "features", *TWO]],
@@ -60,6 +65,30 @@ def make_run(kind: str) -> None:
         assert run_command(*command) == 0, command
 
 
+@wraps(PRINT_SVG)
+def write_empty_svg(canvas: FigureCanvasSVG, target: str | IO[Any], **options: Any) -> None:
+    """Write a file of SVG that tells only the size of the figure; draw what goes elsewhere, such as into a page."""
+    if isinstance(target, str):
+        width, height = canvas.figure.get_size_inches()
+        Path(target).write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}in" height="{height}in"/>\n')
+    else:
+        PRINT_SVG(canvas, target, **options)
+
+
+class EmptyPages(AbstractContextManager["EmptyPages"]):
+    """`PdfPages` that draws nothing: a line for each page."""
+
+    def __init__(self, file: BinaryIO, metadata: dict[str, Any]) -> None:
+        self.file = file
+
+    def savefig(self, figure: Figure) -> None:
+        """Write a line with the size of the page."""
+        self.file.write(f"%PDF: a page of {figure.get_size_inches()}\n".encode())
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the file open, as `PdfPages` does."""
+
+
 def cluster_with_few_draws(monkeypatch: pytest.MonkeyPatch, runs: int, draws: int) -> None:
     """Cluster with few Louvain runs and draws of the nulls."""
     monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=runs, draws=draws))
@@ -69,6 +98,9 @@ def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int =
     """Cluster with few runs and draws, foretell roughly, and draw small and few figures: these tests are of others."""
     cluster_with_few_draws(monkeypatch, runs, draws)
     monkeypatch.setattr(estimate, "PACE_SECONDS", 0.0)
+    # figures are drawn once, as PNG; beside it lies an empty SVG, and a contact sheet's pages are empty
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_empty_svg)
+    monkeypatch.setattr(pages, "PdfPages", EmptyPages)
     # of the many matrices of a run of pairs, which are drawn alike, the first ones
     monkeypatch.setattr(report, "labelled_statistics", lambda columns: labels.labelled_statistics(columns)[:3])
     monkeypatch.setattr(style, "MAX_PIXELS", 200)

@@ -92,6 +92,7 @@ def test_steps_are_measured_as_the_machine_is(
 ) -> None:
     clock, found = Clock(), list[int]()
     monkeypatch.setattr(estimate.time, "perf_counter", clock)
+    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.5)
     monkeypatch.setattr(Batches, "descend", descents_of(clock, took, found))
     monkeypatch.setattr(Batches, "rows_needed", lambda *_: 2)
     job = Job(
