@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from contextlib import AbstractContextManager
 from functools import partial, wraps
+from html import escape
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import pytest
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from featmap.cli.app import main
 from featmap.interaction import report
@@ -66,11 +68,12 @@ def make_run(kind: str) -> None:
 
 
 @wraps(PRINT_SVG)
-def write_empty_svg(canvas: FigureCanvasSVG, target: str | IO[Any], **options: Any) -> None:
-    """Write a file of SVG that tells only the size of the figure; draw what goes elsewhere, such as into a page."""
+def write_texts_as_svg(canvas: FigureCanvasSVG, target: str | IO[Any], **options: Any) -> None:
+    """Write a file of SVG that tells only the texts of the figure; draw what goes elsewhere, such as into a page."""
     if isinstance(target, str):
-        width, height = canvas.figure.get_size_inches()
-        Path(target).write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}in" height="{height}in"/>\n')
+        texts = [f"<text>{escape(one.get_text())}</text>" for one in canvas.figure.findobj(Text)]
+        lines = ['<svg xmlns="http://www.w3.org/2000/svg">', *texts, "</svg>", ""]
+        Path(target).write_text("\n".join(lines), encoding="utf-8")
     else:
         PRINT_SVG(canvas, target, **options)
 
@@ -98,8 +101,8 @@ def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int =
     """Cluster with few runs and draws, foretell roughly, and draw small and few figures: these tests are of others."""
     cluster_with_few_draws(monkeypatch, runs, draws)
     monkeypatch.setattr(estimate, "PACE_SECONDS", 0.0)
-    # figures are drawn once, as PNG; beside it lies an empty SVG, and a contact sheet's pages are empty
-    monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_empty_svg)
+    # figures are drawn once, as PNG; the SVG beside it holds the texts alone, the pages nothing
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_texts_as_svg)
     monkeypatch.setattr(pages, "PdfPages", EmptyPages)
     # of the many matrices of a run of pairs, which are drawn alike, the first ones
     monkeypatch.setattr(report, "labelled_statistics", lambda columns: labels.labelled_statistics(columns)[:3])
