@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from featmap.cli.app import main
 from featmap.interaction import report
 from featmap.plotting import examples, labels, pages, style
 from featmap.runs import estimate
 from featmap.stats import clustering
+from featmap.validation import null
 
 
 def _options(network: str, rows: int) -> list[str]:
@@ -29,7 +30,9 @@ def _options(network: str, rows: int) -> list[str]:
 
 TWO = _options("two", 2)
 SMALL = _options("small", 4)
-PRINT_SVG = FigureCanvasSVG.print_svg
+PRINT_PNG, PRINT_SVG = FigureCanvasAgg.print_png, FigureCanvasSVG.print_svg
+TEXTS: list[str] = []
+"""Texts of the PNG that was drawn last while runs are cheap."""
 MAP = ["similarity", "--layer", "second", *SMALL]
 KINDS: dict[str, list[list[str]]] = {
     "similarity": [["similarity", "--layer", "features", *TWO]],
@@ -67,12 +70,23 @@ def make_run(kind: str) -> None:
         assert run_command(*command) == 0, command
 
 
+@wraps(PRINT_PNG)
+def print_png(canvas: FigureCanvasAgg, *arguments: Any, **options: Any) -> None:
+    """Draw a PNG, and keep only its own texts for the SVG that follows."""
+    TEXTS.clear()
+    PRINT_PNG(canvas, *arguments, **options)
+
+
+def note_text(renderer: RendererAgg, gc: Any, x: float, y: float, text: str, *_: Any, **__: Any) -> None:
+    """Note a text that has its place in a PNG, without drawing its glyphs."""
+    TEXTS.append(text)
+
+
 @wraps(PRINT_SVG)
 def write_texts_as_svg(canvas: FigureCanvasSVG, target: str | IO[Any], **options: Any) -> None:
-    """Write a file of SVG that tells only the texts of the figure; draw what goes elsewhere, such as into a page."""
+    """Write a file of SVG with the texts of the PNG before it; draw what goes elsewhere, such as into a page."""
     if isinstance(target, str):
-        texts = [f"<text>{escape(one.get_text())}</text>" for one in canvas.figure.findobj(Text)]
-        lines = ['<svg xmlns="http://www.w3.org/2000/svg">', *texts, "</svg>", ""]
+        lines = ['<svg xmlns="http://www.w3.org/2000/svg">', *(f"<text>{escape(t)}</text>" for t in TEXTS), "</svg>\n"]
         Path(target).write_text("\n".join(lines), encoding="utf-8")
     else:
         PRINT_SVG(canvas, target, **options)
@@ -101,7 +115,10 @@ def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int =
     """Cluster with few runs and draws, foretell roughly, and draw small and few figures: these tests are of others."""
     cluster_with_few_draws(monkeypatch, runs, draws)
     monkeypatch.setattr(estimate, "PACE_SECONDS", 0.0)
-    # figures are drawn once, as PNG; the SVG beside it holds the texts alone, the pages nothing
+    monkeypatch.setattr(null, "CLUSTER_NULL_DRAWS", draws)
+    # figures are drawn once, as PNG without glyphs; the SVG beside it holds the texts alone, the pages nothing
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_png)
+    monkeypatch.setattr(RendererAgg, "draw_text", note_text)
     monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_texts_as_svg)
     monkeypatch.setattr(pages, "PdfPages", EmptyPages)
     # of the many matrices of a run of pairs, which are drawn alike, the first ones
