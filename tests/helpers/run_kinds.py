@@ -123,7 +123,7 @@ def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int =
     monkeypatch.setattr(pages, "PdfPages", EmptyPages)
     # of the many matrices of a run of pairs, which are drawn alike, the first ones
     monkeypatch.setattr(report, "labelled_statistics", lambda columns: labels.labelled_statistics(columns)[:3])
-    monkeypatch.setattr(style, "MAX_PIXELS", 200)
+    monkeypatch.setattr(style, "MAX_PIXELS", 400)
     monkeypatch.setattr(examples, "FINEST", 24)
     monkeypatch.setattr(examples, "COARSEST", 24)
 
