@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import typer
@@ -46,7 +47,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
             stream.reconfigure(errors="backslashreplace")
     status: Any = 0
     try:
-        status = typer.main.get_command(app).main(args=words, prog_name=name, standalone_mode=False)
+        status = _build_command(app).main(args=words, prog_name=name, standalone_mode=False)
     except KeyboardInterrupt:
         _fail(name, INTERRUPTED, 130, debug)
     except IncompleteError as error:
@@ -61,6 +62,12 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     if status == 130:  # some versions of typer handle Ctrl-C themselves
         print(f"{name}: {INTERRUPTED}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@cache
+def _build_command(app: typer.Typer) -> Any:
+    """Build the parser of a command line, once in a process: hundreds of options take a while."""
+    return typer.main.get_command(app)
 
 
 def _skip_last_collection() -> None:

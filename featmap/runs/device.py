@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -142,14 +143,20 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     dict
         Versions of libraries, platform, processor, device and number of threads, as plain JSON values.
     """
-    names = ("featmap", "torch", "torchvision", "numpy", "scipy", "networkx", "zarr", "xarray")
     return {
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "versions": {"python": platform.python_version()} | _find_versions(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _find_versions() -> dict[str, str]:
+    """Look up the versions of libraries, once in a process: each is read from a file."""
+    names = ("featmap", "torch", "torchvision", "numpy", "scipy", "networkx", "zarr", "xarray")
+    return {name: version(name) for name in names}
 
 
 def trim_heap() -> None:

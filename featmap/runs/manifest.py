@@ -210,11 +210,11 @@ def signed_text(manifest: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        JSON whose last entry is the SHA-256 of the rest.
+        JSON whose last entry is the SHA-256 of the rest. The rest is formatted once: that takes a while.
     """
-    rest = {k: v for k, v in manifest.items() if k != CHECKSUM}
-    checksum = hashlib.sha256(_to_text(rest).encode()).hexdigest()
-    return _to_text(rest | {CHECKSUM: checksum}) + "\n"
+    text = _to_text({k: v for k, v in manifest.items() if k != CHECKSUM})
+    last = f'"{CHECKSUM}": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+    return text.removesuffix("}").removesuffix("\n") + ("\n " if text == "{}" else ",\n ") + last
 
 
 def _to_text(values: Mapping[str, Any]) -> str:

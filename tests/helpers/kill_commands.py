@@ -5,10 +5,12 @@ python -m tests.helpers.kill_commands FOLDER random|moves
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +39,10 @@ def kills_at_moves(name: str, first: int, step: int, place: Path) -> Iterator[fa
 def main(place: Path, kind: str) -> None:
     torch.set_num_threads(1)
     faults.load_commands()
-    run_kinds.make_runs_cheap(pytest.MonkeyPatch())  # forked children inherit it
+    # forked children inherit it, and the parser of the command line that a command has loaded
+    run_kinds.make_runs_cheap(pytest.MonkeyPatch())
+    with redirect_stdout(io.StringIO()):
+        assert run_kinds.run_command("recipes") == 0
     for words in faults.RUNS.values():
         words[words.index("--steps") + 1] = "12"
     if kind == "random":

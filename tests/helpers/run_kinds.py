@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
-from functools import partial
+from contextlib import AbstractContextManager
+from functools import partial, wraps
+from html import escape
 from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
 from featmap.cli.app import main
 from featmap.interaction import report
-from featmap.plotting import examples, labels, style
+from featmap.plotting import examples, labels, pages, style
+from featmap.runs import estimate
 from featmap.stats import clustering
+from featmap.validation import null
 
 
 def _options(network: str, rows: int) -> list[str]:
@@ -22,6 +30,9 @@ def _options(network: str, rows: int) -> list[str]:
 
 TWO = _options("two", 2)
 SMALL = _options("small", 4)
+PRINT_PNG, PRINT_SVG = FigureCanvasAgg.print_png, FigureCanvasSVG.print_svg
+TEXTS: list[str] = []
+"""Texts of the PNG that was drawn last while runs are cheap."""
 MAP = ["similarity", "--layer", "second", *SMALL]
 KINDS: dict[str, list[list[str]]] = {
     "similarity": [["similarity", "--layer", "features", *TWO]],
@@ -59,17 +70,60 @@ def make_run(kind: str) -> None:
         assert run_command(*command) == 0, command
 
 
+@wraps(PRINT_PNG)
+def print_png(canvas: FigureCanvasAgg, *arguments: Any, **options: Any) -> None:
+    """Draw a PNG, and keep only its own texts for the SVG that follows."""
+    TEXTS.clear()
+    PRINT_PNG(canvas, *arguments, **options)
+
+
+def note_text(renderer: RendererAgg, gc: Any, x: float, y: float, text: str, *_: Any, **__: Any) -> None:
+    """Note a text that has its place in a PNG, without drawing its glyphs."""
+    TEXTS.append(text)
+
+
+@wraps(PRINT_SVG)
+def write_texts_as_svg(canvas: FigureCanvasSVG, target: str | IO[Any], **options: Any) -> None:
+    """Write a file of SVG with the texts of the PNG before it; draw what goes elsewhere, such as into a page."""
+    if isinstance(target, str):
+        lines = ['<svg xmlns="http://www.w3.org/2000/svg">', *(f"<text>{escape(t)}</text>" for t in TEXTS), "</svg>\n"]
+        Path(target).write_text("\n".join(lines), encoding="utf-8")
+    else:
+        PRINT_SVG(canvas, target, **options)
+
+
+class EmptyPages(AbstractContextManager["EmptyPages"]):
+    """`PdfPages` that draws nothing: a line for each page."""
+
+    def __init__(self, file: BinaryIO, metadata: dict[str, Any]) -> None:
+        self.file = file
+
+    def savefig(self, figure: Figure) -> None:
+        """Write a line with the size of the page."""
+        self.file.write(f"%PDF: a page of {figure.get_size_inches()}\n".encode())
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the file open, as `PdfPages` does."""
+
+
 def cluster_with_few_draws(monkeypatch: pytest.MonkeyPatch, runs: int, draws: int) -> None:
     """Cluster with few Louvain runs and draws of the nulls."""
     monkeypatch.setattr(clustering, "ClusterSettings", partial(clustering.ClusterSettings, runs=runs, draws=draws))
 
 
 def make_runs_cheap(monkeypatch: pytest.MonkeyPatch, runs: int = 3, draws: int = 5) -> None:
-    """Cluster with few runs and draws, and draw small and few figures: neither is what these tests are about."""
+    """Cluster with few runs and draws, foretell roughly, and draw small and few figures: these tests are of others."""
     cluster_with_few_draws(monkeypatch, runs, draws)
+    monkeypatch.setattr(estimate, "PACE_SECONDS", 0.0)
+    monkeypatch.setattr(null, "CLUSTER_NULL_DRAWS", draws)
+    # figures are drawn once, as PNG without glyphs; the SVG beside it holds the texts alone, the pages nothing
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_png)
+    monkeypatch.setattr(RendererAgg, "draw_text", note_text)
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_texts_as_svg)
+    monkeypatch.setattr(pages, "PdfPages", EmptyPages)
     # of the many matrices of a run of pairs, which are drawn alike, the first ones
     monkeypatch.setattr(report, "labelled_statistics", lambda columns: labels.labelled_statistics(columns)[:3])
-    monkeypatch.setattr(style, "MAX_PIXELS", 200)
+    monkeypatch.setattr(style, "MAX_PIXELS", 400)
     monkeypatch.setattr(examples, "FINEST", 24)
     monkeypatch.setattr(examples, "COARSEST", 24)
 

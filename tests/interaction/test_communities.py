@@ -26,7 +26,7 @@ from tests.helpers import settings, tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
 ]
 BLOCKS = 3
 

@@ -28,7 +28,7 @@ from featmap.stats.interaction import additive_retentions, second_difference
 from tests.helpers import couples, networks
 from tests.interaction.test_job import carried_out, job_of
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "threads")
 
 SETTINGS: dict[str, Any] = {"size": 16, "steps": 12, "rows": 4, "seeds": 3}
 COLOURS = {"units": ["colours:0", "colours:1"], "probe_layers": ["colours", "gates"]}

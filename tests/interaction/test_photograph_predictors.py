@@ -32,7 +32,7 @@ from tests.helpers import networks
 from tests.helpers.pictures import save_noise
 from tests.helpers.settings import options, resolve_linear
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "threads")
 
 
 def drawn(photographs: int = 60, seed: int = 3) -> PhotographResponses:

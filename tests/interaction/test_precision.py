@@ -36,7 +36,7 @@ from tests.interaction.test_job import job_of
 
 assert at_home  # the fixture under which commands work in a folder of their own
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "threads")
 
 
 @pytest.fixture(autouse=True, scope="module")

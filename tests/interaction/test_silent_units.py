@@ -19,7 +19,7 @@ from tests.helpers import linear_pairs, networks
 from tests.helpers.settings import options
 from tests.optimize.test_descent import descended
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "threads")
 
 LIVE, ASLEEP, BURIED = (f"relu:{c}" for c in (networks.LIVE, networks.ASLEEP, networks.BURIED))
 

@@ -30,7 +30,7 @@ from tests.helpers import couples, tiny
 from tests.helpers.settings import options
 from tests.interaction.test_job import SMALL, carried_out, job_of, pairs_of
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "threads")
 
 
 # ---------------------------------------------------------------- images and responses

@@ -28,7 +28,7 @@ from tests.mapping.test_run import no_nan, unpickled
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("few_draws"),
+    pytest.mark.usefixtures("cheap_runs"),
 ]
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
 LAYERS = ["features", "copies"]

@@ -25,7 +25,10 @@ from featmap.stats import blockwise, clustering, measures
 from tests.helpers import pictures, tiny
 from tests.helpers.settings import options
 
-pytestmark = pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
+    pytest.mark.usefixtures("cheap_runs"),
+]
 FAST: dict[str, Any] = {"size": 16, "steps": 20, "rows": 4, "device": "cpu"}
 COLOURS = pictures.purple_and_green(60)
 

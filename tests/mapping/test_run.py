@@ -32,7 +32,7 @@ from tests.helpers.tables import check_plain_tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("few_draws"),
+    pytest.mark.usefixtures("cheap_runs"),
 ]
 FAST: dict[str, Any] = {"size": 16, "steps": 6, "rows": 4, "device": "cpu"}
 SQUARE = ("activations", "coactivation", "relative", "selective", "profile")

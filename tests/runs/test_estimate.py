@@ -92,6 +92,7 @@ def test_steps_are_measured_as_the_machine_is(
 ) -> None:
     clock, found = Clock(), list[int]()
     monkeypatch.setattr(estimate.time, "perf_counter", clock)
+    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.5)
     monkeypatch.setattr(Batches, "descend", descents_of(clock, took, found))
     monkeypatch.setattr(Batches, "rows_needed", lambda *_: 2)
     job = Job(
@@ -151,6 +152,7 @@ def test_the_pace_is_the_time_of_a_rehearsal_here_and_now(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(estimate.time, "perf_counter", clock)
     monkeypatch.setattr(estimate, "_rehearse", rehearse)
+    monkeypatch.setattr(estimate, "PACE_SECONDS", 0.5)
     assert estimate.measure_pace() == pytest.approx(3.0, rel=0.1)
     assert sum(rounds) == pytest.approx(estimate.PACE_SECONDS, abs=5 * estimate.REHEARSAL)
     monkeypatch.setattr(estimate, "measure_pace", lambda: 3.0)

@@ -30,7 +30,7 @@ from featmap.runs.worker import Worker, checked
 from featmap.stats.facets import facet_seed
 from tests.helpers import networks, tiny
 
-pytestmark = pytest.mark.usefixtures("few_draws")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 RECIPE = Recipe.named("fast", size=16, steps=6, rows=4)
 NAMES = ("facets", "facet_activation", "facet_distance", "facet_repeat", "facet_repeat_activation")
 

@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"size": 16, "steps": 8, "rows": 4, "device": "cpu"}
 OPTIONS = ["--size", "16", "--steps", "8", "--rows", "4", "--device", "cpu"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
 ]
 
 

@@ -30,7 +30,7 @@ from tests.helpers import networks
 from tests.helpers.settings import options
 
 UNITS = [f"mixed:{k}" for k in range(5)]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("cheap_runs", "one_thread")
 
 
 def make(folder: Path, threads: int = 1) -> Run:

@@ -27,7 +27,7 @@ from tests.helpers.tables import check_plain_tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::featmap.stats.measures.FewStimuliWarning"),
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("cheap_runs", "one_thread"),
 ]
 RECIPE = featmap.Recipe.named("pixels", size=judges.SIZE, steps=30, rows=4)
 
