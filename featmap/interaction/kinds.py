@@ -166,7 +166,7 @@ def classify(evidence: Evidence) -> str:
 def growth_exponents(
     arrays: Mapping[str, np.ndarray], start: int, probed: Sequence[tuple[int, int | None]]
 ) -> np.ndarray:
-    """Compute with which powers of a dose units respond to parts of their own solo images.
+    """Compute the powers with which units respond to parts of their own images.
 
     A unit that responds to half of its solo image by a quarter loses more than half of its response where it gets half
     of the image: its retention without interaction is that of a linear unit to this power.
