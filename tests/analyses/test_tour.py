@@ -23,30 +23,6 @@ def kinds(notebook: NotebookNode) -> list[list[str]]:
     ]
 
 
-CHEAP = """import pytest
-from tests.helpers import run_kinds
-run_kinds.make_runs_cheap(pytest.MonkeyPatch(), runs=10, draws=19)
-"""
-FEWER = {"size=96": "size=96, steps=4", "size=32)": "size=32, steps=8)", "range(200)": "range(20)"}
-FEWER |= {"steps=24": "steps=4", '"1-3"': '"1-2"', '"0-2"': '"0-1"'}
-"""Words of the notebooks' recipes and training, and those with fewer steps and pairs."""
-
-
-def shorten(path: Path, to: Path) -> Path:
-    """Copy a notebook with fewer steps, clusterings and figures: its cells, not their numbers, are under test."""
-    notebook = nbformat.read(path, as_version=4)
-    cells = code_cells(notebook)
-    changed = 0
-    for cell in cells:
-        for word, fewer in FEWER.items():
-            changed += cell.source.count(word)
-            cell.source = cell.source.replace(word, fewer)
-    assert changed, "a recipe of the notebook takes all its steps"
-    cells[0].source = CHEAP + cells[0].source
-    nbformat.write(notebook, to)
-    return to
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tour")
@@ -54,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_and_has_the_outputs_that_are_stored(path: Path, folder: Path, tmp_path: Path) -> None:
-    stored, made = nbformat.read(path, as_version=4), execute(shorten(path, tmp_path / path.name), folder)
+def test_a_notebook_runs_and_has_the_outputs_that_are_stored(path: Path, folder: Path) -> None:
+    stored, made = nbformat.read(path, as_version=4), execute(path, folder)
     assert kinds(made) == kinds(stored)
     assert not [o for cell in code_cells(made) for o in cell["outputs"] if o.get("name") == "stderr"]
 
