@@ -25,7 +25,6 @@ import typer
 from analyses.benchmarks import records
 from analyses.benchmarks.image_records import short_name
 from analyses.support.commands import run
-from featmap.cli import console
 from featmap.errors import FeatmapError
 from featmap.interaction.conclusion import METHODS, compare_methods
 from featmap.runs.store import Run
@@ -212,14 +211,7 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; check that table and values agree.")] = False,
 ) -> None:
     """Compare the ways of measuring interaction over pairs."""
-    stored = records.read_results(store)
-    if check:
-        records.check_section(format_page(stored), store, readme)
-        return
-    kept = records.merge_results(stored, [collect(folder) for folder in runs or ()])
-    records.write_json(store, {"results": kept})
-    records.write_table(SECTION, format_page(kept), readme)
-    console.out().print(format_page(kept), soft_wrap=True)
+    records.update_section(SECTION, [collect(folder) for folder in runs or ()], format_page, (store, readme), check)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from featmap.cli import console
 from featmap.errors import FeatmapError
 from featmap.files import write_atomically
 
@@ -85,3 +87,41 @@ def check_section(page: str, store: Path, readme: Path) -> None:
     """
     if page not in readme.read_text(encoding="utf-8"):
         raise FeatmapError(f"{readme.name} and {store.name} disagree; make the table again")
+
+
+def update_section(
+    name: str,
+    found: list[dict[str, Any]],
+    format_page: Callable[[list[dict[str, Any]]], str],
+    paths: tuple[Path, Path],
+    check: bool,
+) -> None:
+    """Store new results, and write and print the section of all; or only check that the section is that of the stored.
+
+    Parameters
+    ----------
+    name : str
+        Name of the section.
+    found : list of dict
+        New results of networks and layers.
+    format_page : callable
+        Writes the section from results.
+    paths : tuple of (Path, Path)
+        The stored results, and the README.
+    check : bool
+        Whether nothing is written.
+
+    Raises
+    ------
+    FeatmapError
+        With `check`, if section and stored results disagree.
+    """
+    store, readme = paths
+    stored = read_results(store)
+    if check:
+        check_section(format_page(stored), store, readme)
+        return
+    kept = merge_results(stored, found)
+    write_json(store, {"results": kept})
+    write_table(name, format_page(kept), readme)
+    console.out().print(format_page(kept), soft_wrap=True)

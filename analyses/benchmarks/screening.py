@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from scipy import stats
 from analyses.benchmarks import records
 from analyses.benchmarks.image_records import short_name
 from analyses.support.commands import run
-from featmap.cli import console
 from featmap.errors import FeatmapError
 from featmap.runs.store import Run
 from featmap.stats.correlation import rank_correlation, seed_reliability
@@ -358,6 +357,11 @@ def read(store: Path) -> list[Screened]:
     return [Screened(**r) for r in records.read_results(store)]
 
 
+def _format_stored(results: list[dict[str, Any]]) -> str:
+    """Write the section from stored results."""
+    return format_page([Screened(**r) for r in results])
+
+
 def main(
     runs: Annotated[list[Path] | None, typer.Argument(help="Runs of featmap interact --screen.")] = None,
     store: Annotated[Path, typer.Option(help="Predictions and measurements, as JSON.")] = STORE,
@@ -365,15 +369,9 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; check that table and values agree.")] = False,
 ) -> None:
     """Judge the predictors of a screening, and a combination on networks that it has not seen."""
-    if check:
-        records.check_section(format_page(read(store)), store, readme)
-        return
-    found = [asdict(collect(folder)) for folder in runs or ()]
-    stored = records.merge_results(records.read_results(store), found)
-    kept = [Screened(**r) for r in stored]
-    records.write_json(store, {"results": stored})
-    records.write_table(SECTION, format_page(kept), readme)
-    console.out().print(format_page(kept), soft_wrap=True)
+    records.update_section(
+        SECTION, [asdict(collect(folder)) for folder in runs or ()], _format_stored, (store, readme), check
+    )
 
 
 if __name__ == "__main__":
