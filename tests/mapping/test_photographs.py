@@ -245,7 +245,7 @@ def test_a_validation_keeps_the_photographs_of_the_run(run: Path, folder: Path) 
     assert "photographs" not in json.loads((run / "validation" / "seed-1" / "manifest.json").read_text())["identity"]
 
 
-MEMORY_LIMIT = 250 * 2**20
+MEMORY_LIMIT = 320 * 2**20
 """Bytes by which 20,000 photographs and 1,000 features may enlarge a process; A in float64 alone is 160 MB, and the
 formula for all at once holds four arrays of that size."""
 GROWTH = """
