@@ -115,15 +115,15 @@ def maximise_features(context: Context) -> xr.Dataset:
     """Maximise the drawn features of all layers."""
     units = [u for layer in context.layers for u in context.draw_units(layer)]
     recipe = "article-normalised" if context.full else "pixels"
-    context.note_recipe(changed_recipe(recipe, **context.changes))
+    context.note_recipe(changed_recipe(recipe, **context.sized_changes))
     data = featmap.maximise(
         units,
         context.network,
-        recipe=changed_recipe(recipe, **context.changes),
+        recipe=changed_recipe(recipe, **context.sized_changes),
         seeds=context.seeds,
         execution=featmap.Execution(
             context.device,
-            out=context.folder("images", units=units, recipe=recipe, seeds=context.seeds, **context.changes),
+            out=context.folder("images", units=units, recipe=recipe, seeds=context.seeds, **context.sized_changes),
             watcher=context.watcher,
         ),
     )
@@ -288,8 +288,8 @@ def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -
     the one just measured, of which `own` are the headlines.
     """
     means = {}
-    for name, record in read_stored(STUDY.name, results).items():
-        settings = record["settings"]
+    for record in read_stored(STUDY.name, results).values():
+        name, settings = str(record["model"]), record["settings"]
         claimed = settings["layers"] == list(STUDY.layers.get(name, settings["layers"]))
         if settings["full"] == full and claimed and ", weights random:" not in record["network"]:
             means[name] = headline_means(record["settings"]["layers"], record["findings"])

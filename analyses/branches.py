@@ -127,9 +127,9 @@ def choose_channels(context: Context, layer: Layer) -> list[int]:
 def map_layer(context: Context, layer: Layer) -> SimilarityMap:
     """Map the chosen features of a layer over their own images."""
     natural = context.network.input_size
-    settings: dict[str, Any] = {"recipe": "pixels", "size": map_size(natural)} | context.changes
+    settings: dict[str, Any] = {"recipe": "pixels", "size": map_size(natural)} | context.sized_changes
     if context.full:
-        settings = {"recipe": "article-normalised"} | context.changes
+        settings = {"recipe": "article-normalised"} | context.sized_changes
     channels = choose_channels(context, layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", measures.FewStimuliWarning)  # the number of features says so

@@ -84,7 +84,7 @@ def measure(context: Context) -> Outcome:
     Each runner-up is compared with its response to its own image.
     """
     recipe = "article-normalised" if context.full else "pixels"
-    settings: dict[str, Any] = {"recipe": recipe, "seeds": context.seeds} | context.changes
+    settings: dict[str, Any] = {"recipe": recipe, "seeds": context.seeds} | context.sized_changes
     named_layer, named = context.layers[-1], int(context.feature or 0)
     context.log(f"following {named_layer}:{named}")
     steps = context.maximise([f"{named_layer}:{named}"], "named", frames=5 if context.full else 1, **settings)

@@ -140,9 +140,9 @@ def measure(context: Context) -> Outcome:
     """Maximise every pair in both ways, and from a start that differs by one rounding."""
     pairs = draw_pairs(context)
     layers = (context.layers[0], context.layers[1])
-    settings: dict[str, Any] = {"recipe": RECIPE, "frames": 20 if context.full else 4} | context.changes
+    settings: dict[str, Any] = {"recipe": RECIPE, "frames": 20 if context.full else 4} | context.sized_changes
     if not context.full:
-        settings |= {"size": smallest_size(context.network, layers, RECIPE), "steps": STEPS}
+        settings |= {"size": context.size or smallest_size(context.network, layers, RECIPE), "steps": STEPS}
     settings["responses"] = list(dict.fromkeys(layers))
     runs = []
     for seed in range(context.seeds):

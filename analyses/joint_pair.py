@@ -114,7 +114,7 @@ def make_job(context: Context) -> JointJob:
     return groups.pairs_job(
         (named, *random_pairs(context, named)),
         context.network,
-        resolved_recipe(context.network, recipe, size, steps, **context.changes),
+        resolved_recipe(context.network, recipe, context.size or size, steps, **context.changes),
         groups.JointSettings(seeds=context.seeds, device=device.select_device(context.device)),
     )
 

@@ -160,7 +160,7 @@ class LayerColours:
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
     """Maximise units."""
     recipe = "article-normalised" if context.full else "pixels"
-    changes = context.changes | changes
+    changes = context.sized_changes | changes
     context.note_recipe(changed_recipe(recipe, **changes))
     return featmap.maximise(
         units,

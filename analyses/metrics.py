@@ -104,8 +104,8 @@ FAR = f"image {label_of_C(FACTORS[0])}"
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Maximise features under every metric and C, and compare the images with L1's."""
-    reduced = (size or image_size(context), steps)
-    base = ARTICLE_NORMALISED.resolved(FULL, *(() if context.full else reduced), **context.changes)
+    sized = (context.size, None) if context.full else (size or image_size(context), steps)
+    base = ARTICLE_NORMALISED.resolved(FULL, *sized, **context.changes)
     sets, C = maximise_layers(context, base)
     parts = [_image_rows(layer, by_metric) for layer, by_metric in sets.items()]
     rows = pd.concat([*parts, *(_constant_rows(layer, by_metric, C) for layer, by_metric in sets.items())])

@@ -72,8 +72,8 @@ STUDY = Study(
 
 def measure(context: Context) -> Outcome:
     """Maximise features from the photograph and from noise, one by one and together."""
-    settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "pixels"} | context.changes
-    recipe = resolved_recipe(context.network, settings["recipe"])
+    settings: dict[str, Any] = {"recipe": "article-normalised" if context.full else "pixels"} | context.sized_changes
+    recipe = resolved_recipe(context.network, **settings)
     photograph = starting_image(context, recipe.sizes[0])
     single, together, pictures = [], [], []
     for layer in context.layers:

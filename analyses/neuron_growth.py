@@ -98,7 +98,7 @@ def plain_recipe(size: int, steps: int, rate: float = RATE, sigma: tuple[float, 
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Add neurons to prefixes and measure where the image changes."""
-    size, steps = (FULL, FULL_STEPS) if context.full else (size or image_size(context), steps)
+    size, steps = (context.size or FULL, FULL_STEPS) if context.full else (size or image_size(context), steps)
     networks = (
         (NETWORK, context.network, context.features, max(2, context.seeds)),
         (TWIN, linear_twin(context.network), TWINS, 1),

@@ -105,7 +105,7 @@ def first_layer_name(context: Context) -> str:
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Outcome:
     """Maximise features under the three recipes and compare the images."""
-    chosen = make_recipes(None, None) if context.full else make_recipes(size or image_size(context), steps)
+    chosen = make_recipes(context.size, None) if context.full else make_recipes(size or image_size(context), steps)
     chosen = {label: replace(recipe, **context.changes) for label, recipe in chosen.items()}
     first = first_layer_name(context)
     sets: ImageSets = {}

@@ -112,9 +112,9 @@ class FeatureDivergence:
 def measure(context: Context) -> Outcome:
     """Compare bits, then follow one rounding."""
     settings: dict[str, Any] = {"recipe": RECIPE, "rows": max(2, min(16, context.features))}
-    settings |= context.changes
+    settings |= context.sized_changes
     if not context.full:
-        settings |= {"size": smallest_size(context.network, context.layers, RECIPE), "steps": STEPS}
+        settings |= {"size": context.size or smallest_size(context.network, context.layers, RECIPE), "steps": STEPS}
     comparisons = compare_bits(context, settings)
     divergences: list[FeatureDivergence] = []
     shown: list[tuple[str, np.ndarray]] = []

@@ -416,6 +416,6 @@ def image_size(context: Context) -> int:
     Returns
     -------
     int
-        The network's input size, at most 128 pixels.
+        That of the command line; otherwise the network's input size, at most 128 pixels.
     """
-    return min(context.network.input_size, 128)
+    return context.size or min(context.network.input_size, 128)

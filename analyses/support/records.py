@@ -2,7 +2,7 @@
 
 Under `--results` (default: analyses/results) and the study's name, each network has NAME.json (findings, settings, the
 SHA-256 of the rows, and what the result rests on, see `analyses.support.provenance`), NAME.csv (tidy rows) and
-NAME*.png (figures).
+NAME*.png (figures). A result with ``--full`` has NAME-full.* beside that without it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ WHY = {
 }
 """Why an image is left out, by its status."""
 MANY_WORDS = "more than a third"
+FULL_SUFFIX, IN_FULL = "-full", " in full"
+"""What follows a network's name in the files, and on the page, of a result with ``--full``."""
 
 
 def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path]:
@@ -51,7 +53,7 @@ def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path
         The record and the table.
     """
     folder = results / context.study.name
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", context.model)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", context.model) + FULL_SUFFIX * context.full
     record = {
         "study": context.study.name,
         "network": str(context.network).replace(f"network {context.network.name}", f"network {context.model}", 1),
@@ -65,7 +67,7 @@ def save_outcome(context: Context, outcome: Outcome, results: Path) -> list[Path
             "seeds": context.seeds,
             "full": context.full,
             **({"input_size": size} if (size := context.network.arguments.get("input_size")) else {}),
-            **context.changes,
+            **context.sized_changes,
             **({"image": context.image.name} if context.image else {}),
             **({"feature": context.feature} if context.feature is not None else {}),
             **({"units": list(context.units)} if context.units else {}),
@@ -147,6 +149,8 @@ def describe_descents(record: Mapping[str, Any]) -> str:
 def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
     """Read the stored records of a study by network, those of the article first.
 
+    A result with ``--full`` follows the one without it, as "NAME in full".
+
     Raises
     ------
     FeatmapError
@@ -159,8 +163,14 @@ def read_stored(name: str, results: Path) -> dict[str, dict[str, Any]]:
             raise FeatmapError(
                 f"{name}/{path.stem}.csv is not the table stored with {path.name}; run python -m analyses.{name}"
             )
-        records[str(record["model"])] = record
-    return {m: records[m] for m in (*NETWORKS, *sorted(records)) if m in records}
+        records[column_name(record)] = record
+    networks = (*NETWORKS, *sorted({str(record["model"]) for record in records.values()}))
+    return {key: records[key] for model in networks for key in (model, f"{model}{IN_FULL}") if key in records}
+
+
+def column_name(record: Mapping[str, Any]) -> str:
+    """Name a record on the page: its network, and whether it was measured with ``--full``."""
+    return f"{record['model']}{IN_FULL * bool(record['settings'].get('full'))}"
 
 
 def table_changed(path: Path, record: dict[str, Any]) -> bool:

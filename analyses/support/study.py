@@ -277,6 +277,8 @@ class Context:
         Numbers of images by layer and status, which `count_images` fills.
     units : tuple of str, default ()
         Features that are measured before any is drawn: ``layer:channel``, or `FIRST`.
+    size : int, default None
+        Side of the finished images in pixels; None: the study's own.
     descents : dict, default {}
         Name, sizes and steps of the recipes that were used, in their order, which `note_recipe` fills.
     """
@@ -297,6 +299,7 @@ class Context:
     rescue: float | None = None
     images: dict[str, Counter[str]] = field(default_factory=dict)
     units: tuple[str, ...] = ()
+    size: int | None = None
     descents: dict[tuple[str, tuple[Any, ...], int], None] = field(default_factory=dict)
 
     @property
@@ -308,6 +311,11 @@ class Context:
     def changes(self) -> dict[str, Any]:
         """Settings of the command line that change the recipe, as `maximise` takes them."""
         return {} if self.rescue is None else {"rescue": self.rescue}
+
+    @property
+    def sized_changes(self) -> dict[str, Any]:
+        """The same with the size of the images, where the command line gives one."""
+        return self.changes | ({} if self.size is None else {"size": self.size})
 
     def count_images(self, data: xr.Dataset) -> None:
         """Count the images of a descent that are left out, by layer and status.

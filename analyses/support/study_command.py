@@ -13,7 +13,7 @@ import typer
 
 from analyses.support import provenance
 from analyses.support.commands import run
-from analyses.support.records import describe_left_out, save_outcome
+from analyses.support.records import FULL_SUFFIX, describe_left_out, save_outcome
 from analyses.support.study import RESULTS, Context, Given, Outcome, Study
 from analyses.support.units import choose_units
 from featmap import FeatmapError, Network, load
@@ -26,7 +26,13 @@ from featmap.runs.device import select_device
 
 
 def check_options(
-    study: Study, network: Network, layers: Sequence[str], feature: int | None, device: str, image: Path | None
+    study: Study,
+    network: Network,
+    layers: Sequence[str],
+    feature: int | None,
+    device: str,
+    image: Path | None,
+    size: int | None = None,
 ) -> None:
     """Check a study's options before any work is done.
 
@@ -44,6 +50,8 @@ def check_options(
         Device of the descents.
     image : Path or None
         Photograph to start from.
+    size : int, default None
+        Side of the finished images in pixels.
 
     Raises
     ------
@@ -58,6 +66,10 @@ def check_options(
             "ones; give a network of a square size"
         )
     channels = [network.layer(layer, network.input_size).channels for layer in layers]
+    if size is not None and (lacking := [layer for layer in layers if layer not in network.trace(size).layers]):
+        raise FeatmapError(
+            f"--size {size}: layer {lacking[0]!r} does not fit into an image of that size; give a larger one"
+        )
     if feature is not None and not 0 <= feature < channels[-1]:
         raise FeatmapError(
             f"layer {layers[-1]!r} has {channels[-1]} features and none numbered {feature}; "
@@ -112,6 +124,8 @@ def check_name(name: str | None, model: str, rescue: float | None) -> None:
     """
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise FeatmapError(f"--name {name!r}: give letters, digits, dots, hyphens and underscores")
+    if name is not None and name.endswith(FULL_SUFFIX):
+        raise FeatmapError(f"--name {name!r} is how results with --full are stored; give another name")
     if name == "reference" and model != "reference":
         raise FeatmapError(f"--name reference is the bundled network, not {model!r}; give another name")
     if rescue is not None and not 0 <= rescue <= 1:
@@ -224,6 +238,14 @@ def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callab
                 "by default that of the recipe, which may have none."
             ),
         ] = None,
+        size: Annotated[
+            int | None,
+            typer.Option(
+                metavar="PIXELS",
+                min=1,
+                help="Side of the finished images instead of the study's own, also with --full.",
+            ),
+        ] = None,
         full: Annotated[bool, typer.Option("--full", help="The article's own sizes.")] = False,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         image: Annotated[Path | None, typer.Option(help="A photograph, for a study that starts from one.")] = None,
@@ -248,18 +270,18 @@ def study_command(study: Study, measure: Callable[[Context], Outcome]) -> Callab
                 "prints them"
             )
         named = study.feature if feature is None else feature
-        check_options(study, network, chosen, named, device, image)
+        check_options(study, network, chosen, named, device, image, size)
         first = choose_units(units, study, name or model, chosen, network)
         for option, folder in (("runs", runs), ("results", results)):
             make_writable(option, folder / study.name)
         options = {"model": model, "weights": weights, "mean": mean, "std": std, "input-size": input_size}
         options |= {"name": name, "origin": origin, "layers": layers, "features": features, "seeds": seeds}
-        options |= {"feature": feature, "units": units or ",".join(first), "rescue": rescue, "full": full}
-        options |= {"image": image}
+        options |= {"feature": feature, "units": units or ",".join(first), "rescue": rescue, "size": size}
+        options |= {"full": full, "image": image}
         given = Given(name or "", origin, command_line(study.name, options), provenance.identities(study.name))
         with ProgressBars() as bars:
             settings = (study, network, chosen, full, features, seeds, device, runs, bars, image, results, named)
-            context = Context(*settings, given, rescue, units=first)
+            context = Context(*settings, given, rescue, units=first, size=size)
             outcome = measure(context)
         for sentence in describe_left_out(context.images):
             context.log(sentence)
