@@ -158,7 +158,7 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)
-        caveats = "".join(f" {text}." for text in describe_caveats(study, model, record))
+        caveats = "".join(f" {text}." for text in describe_caveats(study, record["model"], record))
         text = escape_cell(record["conclusion"] + many + caveats)
         lines += [f"**{display_name(model, record)}**: the claim {verdict}. {text}", ""]
     for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
@@ -181,6 +181,8 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         options = "".join(f"--{option}; " for option in ("full", "image") if settings.get(option))
         if settings.get("input_size"):
             options += f"--input-size {settings['input_size']}; "
+        if settings.get("size"):
+            options += f"--size {settings['size']}; "
         if settings.get("units"):
             options += f"--units {','.join(settings['units'])}; "
         lines += [

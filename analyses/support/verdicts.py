@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analyses.support.records import IN_FULL
 from analyses.support.study import FIRST, NETWORKS, Study
 
 Record = Mapping[str, Any]
@@ -238,20 +239,24 @@ def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, R
         A table in Markdown, followed by a line on each network whose weights have a stated origin.
     """
     measured = {study.name: measured_networks(records[study.name]) for study in studies}
-    further = {model for by_model in measured.values() for model in by_model} - set(NETWORKS)
+    stored = [record for by_model in measured.values() for record in by_model.values()]
+    further = {str(record["model"]) for record in stored} - set(NETWORKS)
     models = (*NETWORKS, *sorted(further))
     lines = ["## Verdicts", "", f"| study | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
     for study in studies:
-        of_study = measured[study.name]
-        cells = [of_study[m]["verdict"] if m in of_study else NOT_MEASURED for m in models]
-        lines.append(f"| [{study.name}](#{study.name}) | {' | '.join(cells)} |")
+        for in_full in ("", IN_FULL):
+            of_study = {m: record for m in models if (record := measured[study.name].get(f"{m}{in_full}"))}
+            if of_study or not in_full:
+                cells = [of_study[m]["verdict"] if m in of_study else NOT_MEASURED for m in models]
+                lines.append(f"| [{study.name}](#{study.name}){in_full} | {' | '.join(cells)} |")
     lines += ["", "Each section gives the command that fills a gap, and says where networks disagree."]
+    if any(record["settings"].get("full") for record in stored):
+        lines += ["", '"In full": with `--full`, by the article\'s own recipes and numbers of steps.']
     for model in models:
         origins = {
             f"{record['origin'].replace('<', '&lt;')} (weights {record['weights_sha256'][:12]})": None
-            for by_model in measured.values()
-            for name, record in by_model.items()
-            if name == model and record.get("origin")
+            for record in stored
+            if record["model"] == model and record.get("origin")
         }
         words = f"`{model}`: {' and '.join(origins)}. These weights are not part of the project."
         lines += ["", words] if origins else []

@@ -263,6 +263,8 @@ RANDOM = ["--weights", "random"]
         (["--colour", "red"], "--colour"),
         (["--name", "../other"], "--name '../other': give letters, digits"),
         (["--model", "alexnet", "--name", "reference"], "--name reference is the bundled network, not 'alexnet'"),
+        (["--name", "own-full"], "--name 'own-full' is how results with --full are stored"),
+        (["--size", "0"], "--size"),
         (["--rescue", "2"], "--rescue 2: give a share of the steps, from 0 to 1"),
         (["--units", "inception3a:1"], "study branches draws no features; leave out --units"),
         (["--input-size", "big"], "--input-size"),
@@ -286,6 +288,7 @@ def test_bad_input_ends_in_one_line(
             ["--layers", "inception4a"],
             "needs two layers, not 1; give --layers FIRST,SECOND",
         ),
+        (coactivation, ["--size", "8"], "--size 8: layer 'inception4a' does not fit into an image of that size"),
         (joint_pair, ["--layers", "conv1,conv2,conv3"], "study joint_pair needs two layers, not 3"),
         (coactivation, ["--feature", "99999"], "none numbered 99999; give --feature 0 to "),
         (coactivation, ["--feature", "-1"], "none numbered -1"),
@@ -326,7 +329,7 @@ def test_a_study_prints_its_sentence_and_stores_what_it_found(
     given = ["--features", "2", "--full", "--layers", "conv1", *RANDOM, "--results", str(tmp_path / "results")]
     code, out, err = run(given, monkeypatch, capsys, measure)
     assert (code, out) == (0, "It is [bold]0.5[/bold].\n")
-    record = tmp_path / "results" / "branches" / "reference.json"
+    record = tmp_path / "results" / "branches" / "reference-full.json"
     assert str(record) in err and json.loads(record.read_text(encoding="utf-8"))["verdict"] == "holds"
 
 
@@ -348,19 +351,21 @@ def test_a_network_of_ones_own_has_a_column_and_a_command_without_folders(
 
     own = replace(STUDY, layers={"mine": ("conv2",)})
     named = ["--model", f"{__name__}:linear_factory", "--name", "mine", "--origin", "a drawn one"]
-    values = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--input-size", "16", "--rescue", "1"]
+    values = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--input-size", "16", "--rescue", "1", "--size", "24"]
     folders = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     assert run([*named, *values, *folders], monkeypatch, capsys, measure, own)[0] == 0
     (context,) = seen
     assert context.layers == ("conv2",) and context.network.input_size == 16 and context.changes == {"rescue": 1.0}
+    assert context.sized_changes == {"rescue": 1.0, "size": 24} and context.size == 24
     assert context.model == "mine" and context.network.std == (0.25,) * 3
     held = json.loads((tmp_path / "results" / "some" / "mine.json").read_text(encoding="utf-8"))
     assert held["command"] == (
         "python -m analyses.some --model package.module:linear_factory --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 "
-        "--input-size 16 --name mine --origin 'a drawn one' --features 16 --seeds 3 --rescue 1"
+        "--input-size 16 --name mine --origin 'a drawn one' --features 16 --seeds 3 --rescue 1 --size 24"
     )
     assert (held["model"], held["stem"], held["origin"]) == ("mine", "mine", "a drawn one")
     assert held["figures"] == ["mine.png"] and held["settings"]["input_size"] == 16 and held["settings"]["rescue"] == 1
+    assert held["settings"]["size"] == 24
     assert held["weights_sha256"] == context.network.sha256 and held["network"].startswith("network mine, weights ")
     assert held["images"] == {"conv2": {"live": 2}} and held["rests_on"]["formula"] == 2
     assert str(tmp_path) not in json.dumps(held) and __name__ not in json.dumps(held)
@@ -406,5 +411,5 @@ def test_a_study_may_have_more_features_where_it_is_full(
 
     asked = ["--layers", "conv1", *RANDOM, "--results", str(tmp_path), *given]
     assert run(asked, monkeypatch, capsys, measure, own)[0] == 0
-    (record,) = tmp_path.rglob("reference.json")
+    (record,) = tmp_path.rglob("reference*.json")
     assert seen == [expected] and json.loads(record.read_text(encoding="utf-8"))["settings"]["features"] == expected

@@ -276,6 +276,27 @@ def test_the_table_of_verdicts_has_a_row_for_each_study_and_a_column_for_each_ne
     )
 
 
+def test_a_result_in_full_has_a_row_of_its_own_in_the_columns_of_its_network(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    for model in ("googlenet", "own"):
+        (tmp_path / "some" / f"{model}.json").write_text(json.dumps(record(model)), encoding="utf-8")
+    settings = record("own")["settings"] | {"full": True, "size": 224}
+    full = record("googlenet", settings=settings, verdict="does not hold", stem="googlenet-full")
+    (tmp_path / "some" / "googlenet-full.json").write_text(json.dumps(full), encoding="utf-8")
+    records = read_stored("some", tmp_path)
+    assert list(records) == ["googlenet", "googlenet in full", "own"]
+    lines = verdicts.verdict_table([STUDY], {"some": records}).splitlines()
+    assert lines[2].endswith("| own |") and "in full" not in lines[2]
+    assert lines[4:6] == [
+        "| [some](#some) | not measured | holds | not measured | not measured | not measured | holds |",
+        "| [some](#some) in full | not measured | does not hold |" + " not measured |" * 4,
+    ]
+    text = tables.study_section(STUDY, records)
+    assert "**googlenet in full**: the claim does not hold. It is 0.5." in text
+    assert "--full; --size 224; --features" in text and "results/some/googlenet-full.csv" in text
+    assert "it holds on googlenet and own, it does not hold on googlenet in full" in text
+
+
 def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     records = {"reference": record("reference"), "own": record("own")}
     assert verdicts.describe_disagreement("some", records) == ""
